@@ -1,0 +1,1 @@
+"""The distillation stage: class statistics -> synthetic images."""

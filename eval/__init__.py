@@ -1,0 +1,1 @@
+"""The evaluation stage: synthetic images + class statistics -> accuracies."""

@@ -1,0 +1,34 @@
+"""What a running stage tells whoever started it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One sign of life of a running stage.
+
+    Attributes
+    ----------
+    stage : str
+        What is being done, in words, e.g. ``"features"`` or ``"distil"``.
+    done, total : int
+        Units finished and units in all; a stage ends with ``done == total``.
+    unit : str
+        What is counted: ``"images"``, ``"steps"``.
+    figures : dict of str to float
+        What to show next to the bar, e.g. ``{"loss": 0.31}``.
+    """
+
+    stage: str
+    done: int
+    total: int
+    unit: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+Listener = Callable[[Progress], None]
+
+
+def nobody(_: Progress) -> None:
+    """Listen to nothing."""
