@@ -1,0 +1,170 @@
+"""What an entry says about itself: the attributes of a run, and the commit that makes a run visible."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_MAJOR = 1
+SCHEMA_MINOR = 0
+
+
+class SchemaVersion(BaseModel):
+    """The schema a store or a commit was written with.
+
+    A reader refuses another major version and any requirement that it does not know; it reads a newer minor
+    version and ignores what it does not know.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    major: int = SCHEMA_MAJOR
+    minor: int = SCHEMA_MINOR
+    requires: list[str] = []
+
+
+class DatasetCard(BaseModel):
+    """Which images an entry's statistics are of.
+
+    Attributes
+    ----------
+    class_ids : list of str
+        Folder names, WordNet ids or label numbers; they order the class axis of every array.
+    class_names : list of str
+        Display names, in the same order; may repeat.
+    train_samples, test_samples : int
+        Images used, per split.
+    fingerprint : str
+        SHA-256 over per-class counts and sums of sample digests: the same images in another folder, or read
+        in another order, have the same fingerprint.
+    leaves : list of str
+        Fingerprints of the extractions that were merged; the fingerprint itself if none were.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    class_ids: list[str]
+    class_names: list[str]
+    train_samples: int
+    test_samples: int
+    fingerprint: str
+    leaves: list[str]
+    licence: str = "unknown"
+    source: str = "unknown"
+
+
+class ExtractionCard(BaseModel):
+    """How an entry was computed.
+
+    Attributes
+    ----------
+    options : dict
+        Everything besides backbone and data that shapes the arrays; its digest is part of the entry's key.
+    role : {"full", "tuning"}
+        A tuning entry holds statistics of a part of the training split and the rest of it as held-out data.
+    seconds, images_per_second : float
+        Wall time of the features pass, and its rate over all splits.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    options: dict[str, Any]
+    role: Literal["full", "tuning"]
+    versions: dict[str, str]
+    device: str
+    threads: int
+    seconds: float
+    images_per_second: float
+    skipped: list[str] = []
+
+
+class ClassifierCard(BaseModel):
+    """The linear classifier trained on all real training features.
+
+    Attributes
+    ----------
+    solver : str
+    l2 : float
+        Penalty ``l2 / 2 * |W|^2`` on the mean cross-entropy of standardised features.
+    converged : bool
+        Whether the solver met its tolerance before its iteration limit.
+    held_out_top1, held_out_top5 : float or None
+        Accuracy on the held-out features, as a fraction; None where it is undefined.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    solver: str
+    l2: float
+    iterations: int
+    converged: bool
+    held_out_top1: float | None
+    held_out_top5: float | None
+
+
+class Summary(BaseModel):
+    """One line of ``sfm store ls``.
+
+    Attributes
+    ----------
+    backbone, model : str
+        The spec that was asked for, and timm's name of the architecture behind it.
+    backbone_hash, fingerprint, options : str
+        The entry's key: SHA-256 digests, hexadecimal.
+    entry_digest : str
+        Digest of the entry's content; ``NAME@DIGEST`` pins it.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    dataset: str
+    backbone: str
+    model: str
+    backbone_hash: str
+    image_size: int
+    fingerprint: str
+    options: str
+    role: Literal["full", "tuning"]
+    classes: int
+    features: int
+    train_samples: int
+    test_samples: int
+    held_out_top1: float | None
+    entry_digest: str
+    generation: int
+    created: str
+
+    @property
+    def key(self) -> str:
+        """Path of the entry's commits below ``index/``."""
+        return f"{self.backbone_hash}/{self.fingerprint}/{self.options}"
+
+
+class ObjectRecord(BaseModel):
+    """Size in bytes and SHA-256 of one stored object."""
+
+    size: int
+    sha256: str
+
+
+class Commit(BaseModel):
+    """Makes a run visible as one generation of one key, or (tombstone) makes a key's entry disappear.
+
+    Attributes
+    ----------
+    run : str
+        Id of the run, the folder below ``runs/``; for a tombstone, of the writer.
+    arrays : dict of str to str
+        Digest of every array.
+    objects : dict of str to ObjectRecord
+        Every object of the run, by path below ``runs/<run>/``, metadata included.
+    """
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    schema_version: SchemaVersion = Field(default_factory=SchemaVersion, alias="schema")
+    kind: Literal["entry", "tombstone"]
+    run: str
+    summary: Summary | None = None
+    arrays: dict[str, str] = {}
+    objects: dict[str, ObjectRecord] = {}

@@ -1,0 +1,97 @@
+"""Schema 1.0: which arrays an entry holds, how they are named, chunked and encoded (design, section 4)."""
+
+import re
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import ObjectStore
+
+from sfm.errors import InputError
+from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
+from sfm.stats_store.digest import BLOCK_ROWS
+
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+
+CHUNK_BYTES = 4 * 2**20
+
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "train/count": ("class",),
+    "train/mean": ("class", "feature"),
+    "train/scatter_diagonal": ("class", "feature"),
+    "train/within_scatter": ("feature", "feature_b"),
+    "train/centre": ("class", "centre", "feature"),
+    "train/centre_count": ("class", "centre"),
+    "classifier/weight": ("class", "feature"),
+    "classifier/bias": ("class",),
+    "test/feature": ("sample", "feature"),
+    "test/label": ("sample",),
+    "train/feature": ("sample", "feature"),
+    "train/label": ("sample",),
+    "exemplar/image": ("class", "exemplar", "y", "x", "channel"),
+    "exemplar/role": ("class", "exemplar"),
+    "exemplar/sample": ("class", "exemplar"),
+}
+
+
+def dimensions(name: str) -> tuple[str, ...]:
+    """Return the dimension names of an array; ``train/centre_5`` has those of every ``train/centre_<K>``."""
+    return DIMENSIONS[re.sub(r"_\d+$", "", name)]
+
+
+def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """Return the chunk shape of an array: whole along every axis but the first.
+
+    Arrays over samples are chunked in blocks of ``BLOCK_ROWS``, so that no two partitions share a chunk; the
+    others in as many rows as fit ``CHUNK_BYTES``.
+    """
+    if dimensions(name)[0] == "sample":
+        return (min(BLOCK_ROWS, max(shape[0], 1)), *shape[1:])
+    row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+    return (min(max(shape[0], 1), max(1, CHUNK_BYTES // max(row_bytes, 1))), *shape[1:])
+
+
+def fill_value(dtype: np.dtype[Any]) -> float | int:
+    """Return what stands where nothing was written: NaN, -1, or 255 for bytes."""
+    if dtype.kind == "f":
+        return float("nan")
+    return 255 if dtype == np.uint8 else -1
+
+
+def create_array(
+    objects: ObjectStore[Any], run: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> "zarr.Array[Any]":
+    """Create an empty array of a run: Blosc-Zstd with bit shuffle, then CRC32C on every chunk."""
+    return zarr.create_array(
+        objects,
+        name=f"runs/{run}/{name}",
+        shape=shape,
+        chunks=chunk_shape(name, shape, dtype),
+        dtype=dtype,
+        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        fill_value=fill_value(dtype),
+        dimension_names=dimensions(name),
+        config={"write_empty_chunks": True},
+        zarr_format=3,
+    )
+
+
+def require_readable(schema: SchemaVersion, where: str) -> None:
+    """Refuse a schema that this version cannot read.
+
+    Raises
+    ------
+    InputError
+        If the major version is another one, or something unknown is required.
+    """
+    if schema.major != SCHEMA_MAJOR:
+        raise InputError(
+            f"{where} has schema {schema.major}.{schema.minor}; this version of sfm reads schema "
+            f"{SCHEMA_MAJOR}.x: upgrade sfm-distill"
+        )
+    unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
+    if unknown:
+        raise InputError(
+            f"{where} requires {', '.join(unknown)}, unknown to this version: upgrade sfm-distill"
+        )

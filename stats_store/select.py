@@ -1,0 +1,119 @@
+"""Find the entry that a name, a backbone and a size mean, or say what there is."""
+
+import difflib
+from collections.abc import Sequence
+
+from sfm.backbones.card import BackboneCard, differences
+from sfm.errors import InputError
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.store import Entry, Store
+
+
+def described(summary: Summary) -> str:
+    """Return an entry in a few words, pinned: what a user can type to get exactly this one."""
+    role = "" if summary.role == "full" else f" ({summary.role})"
+    return (
+        f"{summary.dataset}@{summary.entry_digest[:12]} {summary.backbone} {summary.image_size}px "
+        f"{summary.train_samples} images{role}"
+    )
+
+
+def listed(summaries: Sequence[Summary], most: int = 8) -> str:
+    """Return entries on one line."""
+    shown = "; ".join(described(s) for s in summaries[:most])
+    rest = f"; and {len(summaries) - most} more" if len(summaries) > most else ""
+    return shown + rest if summaries else "nothing"
+
+
+def named(summaries: Sequence[Summary], dataset: str) -> list[Summary]:
+    """Return the entries that ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning`` means.
+
+    Without a digest, entries of role ``tuning`` are left out; ``@tuning`` means them alone.
+
+    Raises
+    ------
+    InputError
+        If there is none; names close matches or what the store holds.
+    """
+    name, _, pin = dataset.partition("@")
+    of_name = [s for s in summaries if s.dataset == name]
+    if not of_name:
+        close = difflib.get_close_matches(name, {s.dataset for s in summaries})
+        hint = f"did you mean {' or '.join(close)}?" if close else f"the store holds {listed(summaries)}"
+        raise InputError(f"no dataset {name!r} in the store: {hint}")
+    if pin == "tuning":
+        found = [s for s in of_name if s.role == "tuning"]
+    elif pin:
+        found = [s for s in of_name if s.entry_digest.startswith(pin)]
+    else:
+        found = [s for s in of_name if s.role == "full"]
+    if not found:
+        raise InputError(f"no entry {dataset!r} in the store: it holds {listed(of_name)}")
+    return found
+
+
+def narrow(
+    summaries: Sequence[Summary],
+    *,
+    dataset: str,
+    model: str,
+    image_size: int | None = None,
+) -> list[Summary]:
+    """Return the entries of a dataset through an architecture, all of one image size.
+
+    Parameters
+    ----------
+    summaries : sequence of Summary
+        What the store holds.
+    dataset : str
+        ``NAME``, ``NAME@DIGEST`` (any unambiguous beginning of an entry digest) or ``NAME@tuning``.
+    model : str
+        timm's name of the architecture.
+    image_size : int, optional
+        Input size in pixels; may be left out where the store holds only one.
+
+    Raises
+    ------
+    InputError
+        If nothing fits (lists what the store does hold) or several sizes do (lists them).
+    """
+    of_dataset = named(summaries, dataset)
+    fitting = [s for s in of_dataset if s.model == model]
+    if not fitting:
+        raise InputError(f"no entry of {dataset} through {model} in the store: it holds {listed(of_dataset)}")
+    if image_size is not None:
+        sized = [s for s in fitting if s.image_size == image_size]
+        if not sized:
+            raise InputError(
+                f"no entry of {dataset} through {model} at {image_size} px: the store holds {listed(fitting)}"
+            )
+        return sized
+    if len({s.image_size for s in fitting}) > 1:
+        raise InputError(
+            f"{dataset} through {model} is stored at several sizes, choose one with --image-size: "
+            f"{listed(fitting)}"
+        )
+    return fitting
+
+
+def match(store: Store, candidates: Sequence[Summary], backbone: BackboneCard) -> Entry:
+    """Open the one candidate that was extracted with exactly this backbone.
+
+    Raises
+    ------
+    InputError
+        If none was (says whether architecture, weights or preprocessing differ), or several were (lists
+        the variants, each with the digest that pins it).
+    """
+    same = [s for s in candidates if s.backbone_hash == backbone.hash]
+    if not same:
+        other = store.open(candidates[0])
+        parts = " and ".join(differences(other.backbone, backbone))
+        raise InputError(
+            f"the backbone {backbone.spec} ({backbone.hash[:12]}) is not the one the entry "
+            f"{described(other.summary)} was extracted with ({other.summary.backbone_hash[:12]}): "
+            f"it differs in {parts}"
+        )
+    if len(same) > 1:
+        raise InputError(f"several entries fit, pin one as NAME@DIGEST: {listed(same)}")
+    return store.open(same[0])

@@ -1,0 +1,80 @@
+"""A read-only Zarr store that returns the published bytes or an error, never other bytes."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import ObjectStore, WrapperStore
+
+from sfm.errors import DamageError
+from sfm.stats_store.cards import ObjectRecord
+
+
+def require_published(path: str, data: bytes | memoryview, record: ObjectRecord) -> None:
+    """Compare an object with its record in the commit.
+
+    Raises
+    ------
+    DamageError
+        If size or SHA-256 differ; names the object.
+    """
+    if len(data) != record.size:
+        raise DamageError(f"damaged object {path}: {len(data)} bytes, {record.size} were published")
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise DamageError(f"damaged object {path}: its SHA-256 is not the published one")
+
+
+class VerifiedStore(WrapperStore[ObjectStore[Any]]):
+    """Checks every object it hands out against the commit of one run.
+
+    Objects are read whole, whatever range was asked for, since only whole objects have a digest. CRC32C in
+    the chunks protects plain Zarr readers; it cannot notice two chunks that were swapped, the digest does.
+
+    Parameters
+    ----------
+    store : zarr.storage.ObjectStore
+    records : mapping of str to ObjectRecord
+        By full path. An object that is not listed does not exist; one that is listed must.
+    """
+
+    def __init__(self, store: ObjectStore[Any], records: Mapping[str, ObjectRecord]) -> None:
+        super().__init__(store)
+        self._records = records
+
+    def _with_store(self, store: Store) -> "VerifiedStore":
+        assert isinstance(store, ObjectStore)
+        return VerifiedStore(store, self._records)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return an object, or the asked part of it, after comparing the whole with its record."""
+        record = self._records.get(key)
+        if record is None:
+            return None
+        whole = await self._store.get(key, prototype)
+        if whole is None:
+            raise DamageError(f"missing object {key}: it was published and is gone")
+        data = whole.to_bytes()
+        require_published(key, data, record)
+        return prototype.buffer.from_bytes(_part(data, byte_range))
+
+
+def _part(data: bytes, byte_range: ByteRequest | None) -> bytes:
+    match byte_range:
+        case None:
+            return data
+        case RangeByteRequest(start=start, end=end):
+            return data[start:end]
+        case OffsetByteRequest(offset=offset):
+            return data[offset:]
+        case SuffixByteRequest(suffix=suffix):
+            return data[-suffix:] if suffix else b""
