@@ -1,0 +1,254 @@
+"""Backbones ready to use: built, loaded, identified, frozen."""
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from sfm.backbones.card import BackboneCard, Preprocessing
+from sfm.backbones.checkpoint import packaged_file, read_tensors
+from sfm.backbones.fold import fold_batch_norms
+from sfm.backbones.identity import is_under, reaching, weights_digest
+from sfm.backbones.preprocess import preprocessing_of
+from sfm.backbones.spec import PROJECTED, Spec, parse_spec
+from sfm.errors import InputError
+
+
+class Trunk(nn.Module):
+    """A timm model up to the feature.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A timm classification model.
+    projected : bool
+        Whether the feature is the output of the model's last layer, or what enters it.
+    """
+
+    def __init__(self, model: nn.Module, *, projected: bool) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.projected = projected
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (batch, 3, side, side) to features (batch, feature)."""
+        hidden = self.model.forward_features(images)
+        feature: Tensor = self.model.forward_head(hidden, pre_logits=not self.projected)
+        return feature
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen feature extractor.
+
+    Attributes
+    ----------
+    card : BackboneCard
+        What identifies it.
+    model : nn.Module
+        Normalised images (batch, 3, side, side) to features (batch, feature); no parameter takes a gradient.
+    device : torch.device
+        Where it runs.
+    """
+
+    card: BackboneCard
+    model: nn.Module
+    device: torch.device
+    _mean: Tensor = field(repr=False)
+    _std: Tensor = field(repr=False)
+    _layout: torch.memory_format = field(repr=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Extract features.
+
+        Parameters
+        ----------
+        images : Tensor, shape (batch, 3, input_size, input_size)
+            Values in [0, 1], not normalised, on the backbone's device.
+
+        Returns
+        -------
+        Tensor, shape (batch, feature), float32
+            Differentiable with respect to `images`.
+
+        Raises
+        ------
+        ValueError
+            If the images are not of the backbone's input size.
+        """
+        size = self.card.preprocessing.input_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"images of shape {tuple(images.shape)}, expected (batch, 3, {size}, {size})")
+        normalised = (images - self._mean) / self._std
+        feature: Tensor = self.model(normalised.contiguous(memory_format=self._layout))
+        return feature.float()
+
+
+def load_backbone(spec: str, *, image_size: int | None = None, device: str = "auto") -> Backbone:
+    """Build a backbone, load its weights, and identify it.
+
+    The digest of the weights is taken at the resolution they were stored in; only then are position
+    embeddings resampled to the wanted size, and batch norms folded into convolutions.
+
+    Parameters
+    ----------
+    spec : str
+        See `sfm.backbones.spec.parse_spec`.
+    image_size : int, optional
+        Side of the input in pixels; else the spec's, else the one the weights were made for.
+    device : {"auto", "cpu", "cuda"}
+        "auto" is the GPU where there is one.
+
+    Returns
+    -------
+    Backbone
+
+    Raises
+    ------
+    InputError
+        If the spec names nothing known, its weights cannot be had, do not fit the architecture or are not
+        finite, if the model cannot take the image size, or if there is no such device.
+    """
+    parsed = parse_spec(spec)
+    place = _device(device)
+    model = _load(parsed)
+    unused = [] if parsed.rule == PROJECTED else _classifiers(model.pretrained_cfg)
+    try:
+        digest = weights_digest(reaching(model.state_dict(), unused))
+    except InputError as error:
+        raise InputError(f"backbone '{spec}': {error}") from error
+    size = image_size or parsed.image_size or int(model.pretrained_cfg["input_size"][-1])
+    preprocessing = preprocessing_of(model.pretrained_cfg, size)
+    trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
+    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = _fit(trunk, example, spec)
+    folded = fold_batch_norms(trunk, example).requires_grad_(False)
+    convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
+    layout = torch.channels_last if convolutional else torch.contiguous_format
+    card = BackboneCard(
+        spec=spec,
+        model=parsed.model,
+        rule=parsed.rule,
+        weights=digest,
+        preprocessing=preprocessing,
+        features=features,
+    )
+    folded = folded.to(device=place).to(memory_format=layout)
+    mean, std = _per_channel(preprocessing, place)
+    return Backbone(card, folded, place, mean, std, layout)
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device 'cuda' was asked for, and torch finds no GPU here: use 'auto' or 'cpu'")
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown device '{name}': use auto, cpu or cuda")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _per_channel(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (
+        torch.tensor(v, device=device).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std)
+    )
+    return mean, std
+
+
+def _classifiers(config: Mapping[str, object]) -> list[str]:
+    """Name the modules that turn the feature into class scores."""
+    named = config.get("classifier")
+    return [named] if isinstance(named, str) else list(named or ())  # type: ignore[call-overload]
+
+
+def _load(spec: Spec) -> Any:
+    """Build the model at the resolution of its weights, with them in."""
+    _check_known(spec)
+    path = spec.weights if spec.package is None else packaged_file(spec.package)
+    if path is None:
+        return timm.create_model(spec.timm_name, pretrained=True)
+    model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
+    state = read_tensors(path, spec.prefix)
+    if spec.package is not None:
+        state = _in_order(state, model, path.name)
+    unused = [] if spec.rule == PROJECTED else _classifiers(model.pretrained_cfg)
+    _take(model, state, unused, f"{path} does not fit {spec.model}")
+    return model
+
+
+def _check_known(spec: Spec) -> None:
+    if not timm.is_model(spec.model):
+        close = difflib.get_close_matches(spec.model, timm.list_models(), n=3)
+        guess = (
+            f"did you mean {' or '.join(f'timm/{name}' for name in close)}?"
+            if close
+            else "see timm.list_models()"
+        )
+        raise InputError(f"timm {timm.__version__} has no model '{spec.model}': {guess}")
+    # timm keeps old names that build a model of another name.
+    try:
+        get_pretrained_cfg(spec.timm_name)
+    except RuntimeError:
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{spec.model}.*")]
+        raise InputError(
+            f"timm has no weights '{spec.tag}' for {spec.model}; it has {', '.join(tags)}"
+        ) from None
+
+
+def _in_order(state: dict[str, Tensor], model: Any, name: str) -> dict[str, Tensor]:
+    """Give tensors their timm names where only their order says which is which."""
+    own = model.state_dict()
+    if [t.shape for t in state.values()] != [t.shape for t in own.values()]:
+        raise InputError(f"{name} does not hold the tensors of {type(model).__name__} in timm's order")
+    return dict(zip(own, state.values(), strict=True))
+
+
+def _take(model: Any, state: dict[str, Tensor], unused: Collection[str], complaint: str) -> None:
+    """Load a checkpoint whose classifier may be any or none."""
+    given = {name: tensor for name, tensor in state.items() if not is_under(name, unused)}
+    stored = given.get("pos_embed")
+    if stored is not None and hasattr(model, "set_input_size") and stored.shape != model.pos_embed.shape:
+        _match_grid(model, stored)
+    own = reaching(model.state_dict(), unused)
+    faults = [f"no {name}" for name in own if name not in given]
+    faults += [f"unknown {name}" for name in given if name not in model.state_dict()]
+    faults += [
+        f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(f"{complaint}: {', '.join(faults[:3])}{more}")
+    model.load_state_dict(given, strict=False)
+
+
+def _match_grid(model: Any, stored: Tensor) -> None:
+    """Give a vision transformer the input size that a stored position embedding was made for."""
+    rows, columns = model.patch_embed.grid_size
+    prefix = model.pos_embed.shape[1] - rows * columns
+    side = math.isqrt(stored.shape[1] - prefix)
+    model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
+
+
+def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:
+    """Set a model up for an input size and count its features."""
+    size = example.shape[-1]
+    try:
+        if hasattr(trunk.model, "set_input_size"):
+            trunk.model.set_input_size(img_size=size)
+        with torch.no_grad():
+            feature = trunk(example)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or ["it fails"])[0]
+        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {reason}") from error
+    if feature.ndim != 2:
+        raise InputError(
+            f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"
+        )
+    return int(feature.shape[1])

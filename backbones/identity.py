@@ -1,0 +1,70 @@
+"""What a backbone's weights are, whatever file they came in."""
+
+import hashlib
+import struct
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from sfm.errors import InputError
+
+
+def is_under(name: str, modules: Collection[str]) -> bool:
+    """Say whether a tensor belongs to one of the named modules."""
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def reaching(state: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, Tensor]:
+    """Keep the tensors that reach the feature.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        A model's persistent tensors under timm's names.
+    unused : collection of str
+        Modules behind the feature: the classifier, where the feature is what enters it.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Without the unused modules and without the counters of batch norms, which no output depends on.
+    """
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not is_under(name, unused) and not name.endswith("num_batches_tracked")
+    }
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest tensors by name, shape and value; the order they come in does not matter.
+
+    Each tensor, sorted by name, contributes the length of its name and the name (UTF-8), the number of its
+    dimensions and each of them, and its values as little-endian float32 in row-major order; all lengths are
+    unsigned 64-bit little-endian integers. So no two different sets of tensors are framed alike.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        At the resolution they were stored in.
+
+    Returns
+    -------
+    str
+        SHA-256, hexadecimal.
+
+    Raises
+    ------
+    InputError
+        If a value is infinite or not a number; the tensor is named.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().float()
+        if not values.isfinite().all():
+            raise InputError(f"weight {name} holds values that are infinite or not a number")
+        encoded = name.encode()
+        digest.update(struct.pack("<Q", len(encoded)) + encoded)
+        digest.update(struct.pack(f"<{1 + values.ndim}Q", values.ndim, *values.shape))
+        digest.update(values.contiguous().numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()

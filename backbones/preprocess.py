@@ -1,0 +1,100 @@
+"""From an image file's pixels to a backbone's input."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfm.backbones.card import Preprocessing
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def preprocessing_of(config: Mapping[str, Any], image_size: int) -> Preprocessing:
+    """Derive the preprocessing from timm's configuration of a set of weights.
+
+    Parameters
+    ----------
+    config : mapping
+        timm's pretrained configuration: ``crop_pct``, ``interpolation``, ``mean``, ``std``.
+    image_size : int
+        Side of the backbone's input, in pixels.
+
+    Returns
+    -------
+    Preprocessing
+        The crop keeps the share of the shorter side that the weights are evaluated with, rounded as in
+        timm.
+    """
+    return Preprocessing(
+        input_size=image_size,
+        resize=math.floor(image_size / config["crop_pct"]),
+        resampling=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+    )
+
+
+def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Resize the shorter side of an image, keeping the aspect, and cut out the centre.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode. Transparency is dropped, 16-bit grey is scaled to 8 bits.
+    preprocessing : Preprocessing
+
+    Returns
+    -------
+    ndarray of uint8, shape (input_size, input_size, 3)
+        Red, green, blue.
+    """
+    image = _rgb(image)
+    side, shorter = preprocessing.input_size, min(image.size)
+    resized = [preprocessing.resize * length // shorter for length in image.size]
+    # Only the part that the crop keeps is resampled; however long the image, memory stays that of the crop.
+    scale = [length / new for length, new in zip(image.size, resized, strict=True)]
+    inset = [round((new - side) / 2) for new in resized]
+    box = (
+        inset[0] * scale[0],
+        inset[1] * scale[1],
+        (inset[0] + side) * scale[0],
+        (inset[1] + side) * scale[1],
+    )
+    return np.asarray(image.resize((side, side), _FILTERS[preprocessing.resampling], box=box))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
+        grey = np.asarray(image).astype(np.float32) / 257
+        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Turn 8-bit pixels into a batch of images.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (batch, y, x, channel)
+
+    Returns
+    -------
+    Tensor, shape (batch, channel, y, x), float32 in [0, 1]
+        Channels last in memory, as convolutions like it.
+    """
+    return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)).permute(0, 3, 1, 2)

