@@ -2,8 +2,10 @@
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,8 +14,9 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones.card import BackboneCard, Preprocessing
-from sfm.backbones.checkpoint import packaged_file, read_tensors
+from sfm.backbones.checkpoint import first_line, packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
+from sfm.backbones.hub import hub_file
 from sfm.backbones.identity import is_under, reaching, weights_digest
 from sfm.backbones.preprocess import preprocessing_of
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
@@ -117,13 +120,15 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     """
     parsed = parse_spec(spec)
     place = _device(device)
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image size {image_size}: it is a number of pixels, at least 1")
     model = _load(parsed)
-    unused = [] if parsed.rule == PROJECTED else _classifiers(model.pretrained_cfg)
     try:
-        digest = weights_digest(reaching(model.state_dict(), unused))
+        digest = weights_digest(reaching(model.state_dict(), _unused(parsed, model)))
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
-    size = image_size or parsed.image_size or int(model.pretrained_cfg["input_size"][-1])
+    wanted = parsed.image_size if image_size is None else image_size
+    size = int(model.pretrained_cfg["input_size"][-1]) if wanted is None else wanted
     preprocessing = preprocessing_of(model.pretrained_cfg, size)
     trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -160,80 +165,108 @@ def _per_channel(preprocessing: Preprocessing, device: torch.device) -> tuple[Te
     return mean, std
 
 
-def _classifiers(config: Mapping[str, object]) -> list[str]:
-    """Name the modules that turn the feature into class scores."""
-    named = config.get("classifier")
-    return [named] if isinstance(named, str) else list(named or ())  # type: ignore[call-overload]
-
-
 def _load(spec: Spec) -> Any:
-    """Build the model at the resolution of its weights, with them in."""
+    """Build the timm model at the resolution of its weights, with them in."""
     _check_known(spec)
     path = spec.weights if spec.package is None else packaged_file(spec.package)
     if path is None:
-        return timm.create_model(spec.timm_name, pretrained=True)
+        return _pretrained(spec)
     model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
-    state = read_tensors(path, spec.prefix)
+    tensors = read_tensors(path, spec.prefix)
     if spec.package is not None:
-        state = _in_order(state, model, path.name)
-    unused = [] if spec.rule == PROJECTED else _classifiers(model.pretrained_cfg)
-    _take(model, state, unused, f"{path} does not fit {spec.model}")
+        tensors = _in_order(tensors, model, path)
+    _take(model, tensors, _unused(spec, model), f"{path} does not fit {spec.model}")
     return model
 
 
 def _check_known(spec: Spec) -> None:
-    if not timm.is_model(spec.model):
-        close = difflib.get_close_matches(spec.model, timm.list_models(), n=3)
-        guess = (
-            f"did you mean {' or '.join(f'timm/{name}' for name in close)}?"
-            if close
-            else "see timm.list_models()"
-        )
-        raise InputError(f"timm {timm.__version__} has no model '{spec.model}': {guess}")
-    # timm keeps old names that build a model of another name.
-    try:
-        get_pretrained_cfg(spec.timm_name)
-    except RuntimeError:
-        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{spec.model}.*")]
+    known = timm.list_models()
+    if spec.model not in known:
+        close = [f"timm/{name}" for name in difflib.get_close_matches(spec.model, known, n=3)]
+        guess = f": did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"unknown backbone 'timm/{spec.model}' (timm {timm.__version__}){guess}")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{spec.model}.*")]
+    if spec.tag is not None and spec.tag not in tags:
         raise InputError(
-            f"timm has no weights '{spec.tag}' for {spec.model}; it has {', '.join(tags)}"
-        ) from None
+            f"timm has no weights '{spec.tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
+        )
 
 
-def _in_order(state: dict[str, Tensor], model: Any, name: str) -> dict[str, Tensor]:
+def _pretrained(spec: Spec) -> Any:
+    """Have timm build a model with its own weights."""
+    config: Any = get_pretrained_cfg(spec.timm_name)
+    advice = f"or give a local file: {spec.text}@FILE"
+    if config is None or not config.has_weights:
+        raise InputError(f"timm has no weights for '{spec.text}': name a tag that has, {advice}")
+    try:
+        plain = config.hf_hub_id and not config.custom_load and not config.hf_hub_filename
+        path = hub_file(config.hf_hub_id) if plain else None
+        overlay = {} if path is None else {"file": str(path)}
+        return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (OSError, RuntimeError, InputError) as error:
+        raise InputError(
+            f"cannot get the weights of '{spec.text}' ({first_line(error)}): try again, {advice}"
+        ) from error
+
+
+def _unused(spec: Spec, model: Any) -> list[str]:
+    """Name the modules that turn the feature into class scores, where they come after the feature."""
+    named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
+    return [named] if isinstance(named, str) else list(named or ())
+
+
+def _in_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
     """Give tensors their timm names where only their order says which is which."""
     own = model.state_dict()
-    if [t.shape for t in state.values()] != [t.shape for t in own.values()]:
-        raise InputError(f"{name} does not hold the tensors of {type(model).__name__} in timm's order")
-    return dict(zip(own, state.values(), strict=True))
+    if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in own.values()]:
+        raise InputError(
+            f"{path} does not hold the tensors that timm {timm.__version__} expects, in its order"
+        )
+    return dict(zip(own, tensors.values(), strict=True))
 
 
-def _take(model: Any, state: dict[str, Tensor], unused: Collection[str], complaint: str) -> None:
+def _take(model: Any, tensors: dict[str, Tensor], unused: Collection[str], complaint: str) -> None:
     """Load a checkpoint whose classifier may be any or none."""
-    given = {name: tensor for name, tensor in state.items() if not is_under(name, unused)}
-    stored = given.get("pos_embed")
-    if stored is not None and hasattr(model, "set_input_size") and stored.shape != model.pos_embed.shape:
-        _match_grid(model, stored)
-    own = reaching(model.state_dict(), unused)
-    faults = [f"no {name}" for name in own if name not in given]
-    faults += [f"unknown {name}" for name in given if name not in model.state_dict()]
-    faults += [
-        f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
+    if "pos_embed" in tensors and hasattr(model, "set_input_size"):
+        _match_grid(model, tensors["pos_embed"])
+    faults = _faults(model, tensors, unused)
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise InputError(f"{complaint}: {', '.join(faults[:3])}{more}")
-    model.load_state_dict(given, strict=False)
+        # Models keep next to them how their first publisher's checkpoints translate to timm's names.
+        translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        try:
+            tensors = translate(tensors, model) if translate is not None else tensors
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{complaint}: {_few(faults)}") from error
+    if faults and _faults(model, tensors, unused):
+        raise InputError(f"{complaint}: {_few(faults)}")
+    model.load_state_dict({n: t for n, t in tensors.items() if not is_under(n, unused)}, strict=False)
 
 
 def _match_grid(model: Any, stored: Tensor) -> None:
     """Give a vision transformer the input size that a stored position embedding was made for."""
     rows, columns = model.patch_embed.grid_size
     prefix = model.pos_embed.shape[1] - rows * columns
-    side = math.isqrt(stored.shape[1] - prefix)
-    model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
+    side = math.isqrt(max(0, stored.shape[1] - prefix)) if stored.ndim == 3 else 0
+    if side and side != rows:
+        model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
+
+
+def _faults(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
+    """Say how a checkpoint's tensors, but for the unused ones, differ from those the model has."""
+    own = model.state_dict()
+    given = {name: tensor for name, tensor in tensors.items() if not is_under(name, unused)}
+    missing = [f"no {name}" for name in reaching(own, unused) if name not in given]
+    foreign = [f"unknown {name}" for name in given if name not in own]
+    misshapen = [
+        f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+        for name, tensor in given.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    return missing + foreign + misshapen
+
+
+def _few(faults: list[str]) -> str:
+    return ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
 def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:
@@ -245,8 +278,7 @@ def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:
         with torch.no_grad():
             feature = trunk(example)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = (str(error).splitlines() or ["it fails"])[0]
-        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {reason}") from error
+        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {first_line(error)}") from error
     if feature.ndim != 2:
         raise InputError(
             f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"

@@ -1,6 +1,7 @@
 """Weights from files: named tensors in, named tensors out, no code executed."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,20 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
+
+# What torch's unpickler raises on bytes that are no checkpoint depends on the bytes.
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -43,8 +58,8 @@ def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read weights from {path}: {_first_line(error)}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(f"cannot read weights from {path}: {first_line(error)}") from error
+    except _UNREADABLE as error:
         raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)") from error
     tensors = _tensors(loaded)
     if not tensors:
@@ -82,5 +97,6 @@ def _tensors(loaded: Any) -> dict[str, Tensor]:
     return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, cut to one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

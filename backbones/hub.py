@@ -1,0 +1,48 @@
+"""Pretrained weights from timm's hub, or from the cache that earlier downloads left."""
+
+import logging
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
+
+from sfm.errors import InputError
+
+
+def hub_file(repository: str) -> Path | None:
+    """Find the weights of a hub repository; what the local cache holds is taken without asking the hub.
+
+    Parameters
+    ----------
+    repository : str
+        ``owner/name`` on the hub.
+
+    Returns
+    -------
+    Path or None
+        A file in the cache; None if the repository keeps its weights under a name that only timm knows.
+
+    Raises
+    ------
+    InputError
+        If the weights are not in the cache, and the hub cannot be reached or does not give them.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(
+        logging.ERROR
+    )  # Each retry is a warning otherwise; what matters is how it ends.
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors"))
+    except LocalEntryNotFoundError as error:
+        raise InputError(f"{repository} is not in the local cache and the hub cannot be reached") from error
+    except EntryNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"the hub does not give {repository}: {type(error).__name__}") from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
