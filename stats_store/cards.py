@@ -75,6 +75,7 @@ class ExtractionCard(BaseModel):
     threads: int
     seconds: float
     images_per_second: float
+    listing: str = ""
     skipped: list[str] = []
 
 
@@ -111,6 +112,8 @@ class Summary(BaseModel):
         The spec that was asked for, and timm's name of the architecture behind it.
     backbone_hash, fingerprint, options : str
         The entry's key: SHA-256 digests, hexadecimal.
+    listing : str
+        Digest of the source's names, sizes and times: a repeat that sees the same listing reads no image.
     entry_digest : str
         Digest of the entry's content; ``NAME@DIGEST`` pins it.
     """
@@ -130,6 +133,7 @@ class Summary(BaseModel):
     train_samples: int
     test_samples: int
     held_out_top1: float | None
+    listing: str = ""
     entry_digest: str
     generation: int
     created: str

@@ -1,5 +1,6 @@
 """Where a store lives: a URL becomes an object store, and never tells its credentials."""
 
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -81,4 +82,7 @@ def delete_below(objects: ObjectStore, prefix: str) -> int:
     paths = [item["path"] for batch in obstore.list(objects, prefix=prefix) for item in batch]
     if paths:
         obstore.delete(objects, paths)
+    if isinstance(objects, LocalStore) and objects.prefix:
+        # Only a disk has folders; an empty one would look like a run to a person.
+        shutil.rmtree(Path(objects.prefix) / prefix, ignore_errors=True)
     return len(paths)

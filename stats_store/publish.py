@@ -168,6 +168,7 @@ def publish(
         train_samples=dataset.train_samples,
         test_samples=dataset.test_samples,
         held_out_top1=classifier.held_out_top1,
+        listing=extraction.listing,
         entry_digest=entry_digest(draft.digests, backbone.hash, dataset.fingerprint, options),
         generation=generation + 1,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,0 +1,114 @@
+"""Sub-class centres: k-means within each class."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from sfm.backbones.views import stream
+from sfm.pipeline.staging import Staged
+
+MOST_ROWS = 2048
+"""Samples per class that place the centres; all samples then define them."""
+
+GROUP_BYTES = 256 * 2**20
+
+
+def sub_class_centres(
+    train: Staged,
+    labels: npt.NDArray[np.int32],
+    classes: int,
+    features: int,
+    numbers: Sequence[int],
+    seed: int,
+) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Cluster every class into K sub-classes, for each K asked for.
+
+    k-means++ and Lloyd's iterations on at most ``MOST_ROWS`` random samples of a class place the centres;
+    then every sample is assigned to its nearest centre, and centres become the means of their samples.
+
+    Parameters
+    ----------
+    train : Staged
+    labels : ndarray of int32, shape (n,)
+        Labels of all rows of `train`.
+    numbers : sequence of int
+        The K.
+
+    Returns
+    -------
+    dict of int to (centre, count)
+        Per K: float32 (C, K, D) and int64 (C, K), largest first. Rows that a small class cannot fill are NaN
+        with count 0.
+    """
+    if not numbers:
+        return {}
+    placed = place_centres(train, labels, classes, features, numbers, seed)
+    sums = {k: np.zeros((classes, k, features)) for k in numbers}
+    counts = {k: np.zeros((classes, k), dtype=np.int64) for k in numbers}
+    for rows, block_labels in train:
+        for c in np.unique(block_labels):
+            own = rows[block_labels == c].astype(np.float64)
+            for k in numbers:
+                nearest = nearest_centre(own, placed[k][c])
+                sums[k][c] += (nearest == np.arange(k)[:, None]).astype(np.float64) @ own
+                counts[k][c] += np.bincount(nearest, minlength=k)
+    result = {}
+    for k in numbers:
+        order = np.argsort(-counts[k], axis=1, kind="stable")
+        count = np.take_along_axis(counts[k], order, axis=1)
+        total = np.take_along_axis(sums[k], order[:, :, None], axis=1)
+        centre = np.full(total.shape, np.nan)
+        np.divide(total, count[:, :, None], out=centre, where=count[:, :, None] > 0)
+        result[k] = (centre.astype(np.float32), count)
+    return result
+
+
+def nearest_centre(rows: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """Return the index of the centre nearest to each row; centres that are NaN are never nearest."""
+    distance = np.square(centres).sum(axis=1) - 2 * rows @ centres.T
+    nearest: npt.NDArray[np.intp] = np.argmin(np.where(np.isnan(distance), np.inf, distance), axis=1)
+    return nearest
+
+
+def place_centres(
+    train: Staged,
+    labels: npt.NDArray[np.int32],
+    classes: int,
+    features: int,
+    numbers: Sequence[int],
+    seed: int,
+) -> dict[int, npt.NDArray[np.float64]]:
+    """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples."""
+    placed = {k: np.full((classes, k, features), np.nan) for k in numbers}
+    group = max(1, GROUP_BYTES // (MOST_ROWS * features * 4))
+    for start in range(0, classes, group):
+        members = range(start, min(start + group, classes))
+        chosen = np.zeros(len(labels), dtype=bool)
+        for c in members:
+            own = np.flatnonzero(labels == c)
+            chosen[stream(seed, 1, c).permutation(own)[:MOST_ROWS]] = True
+        kept: dict[int, list[npt.NDArray[np.float32]]] = {c: [] for c in members}
+        for rows, block_labels in train.only(chosen):
+            for c in np.unique(block_labels):
+                kept[int(c)].append(rows[block_labels == c])
+        for c, parts in kept.items():
+            sample = np.concatenate(parts)
+            for k in numbers:
+                placed[k][c, : min(k, len(sample))] = k_means(sample, min(k, len(sample)), seed, c)
+    return placed
+
+
+def k_means(rows: npt.NDArray[np.float32], k: int, seed: int, c: int) -> npt.NDArray[np.float64]:
+    """Return the k centres of rows; one thread, since parallel sums differ from run to run."""
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        state = int(stream(seed, 2, c).integers(2**31))
+        model = KMeans(k, n_init=1, random_state=state, algorithm="lloyd").fit(rows.astype(np.float64))
+    centres: npt.NDArray[np.float64] = model.cluster_centers_
+    return centres

@@ -1,0 +1,78 @@
+"""What can be asked of ``sfm extract``."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class ExtractConfig(BaseModel):
+    """Configuration of one extraction; what the command line, the library and ``run.json`` hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        description="Where the images are: folder:PATH, idx:PATH or builtin:NAME.",
+        json_schema_extra={"argument": True, "metavar": "DATASET"},
+    )
+    store: str = Field(description="Store to publish to: a path, s3://, gs:// or az:// URL; made if need be.")
+    backbone: list[str] = Field(
+        min_length=1, description="Backbone to extract with; give it again for several in one pass."
+    )
+    name: str | None = Field(
+        default=None, min_length=1, description="Name of the dataset in the store; default: the source's own."
+    )
+    image_size: int | None = Field(
+        default=None, ge=1, description="Input size in pixels; default: each backbone's own."
+    )
+    limit_per_class: int | None = Field(
+        default=None, ge=1, description="Use at most this many images per class of each split."
+    )
+    sub_classes: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        default=(5, 10), description="Numbers of sub-class centres to store, e.g. 5,10; needed for --ipc > 1."
+    )
+    exemplars: int = Field(
+        default=0,
+        ge=0,
+        description="Real images to store per class: half nearest to the class mean, half random. "
+        "They leave with the store.",
+    )
+    keep_train_features: bool = Field(
+        default=False, description="Store the training features too, for exact merging of stores."
+    )
+    tune_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Also publish an entry of role tuning, with this share of the training split held out.",
+    )
+    replace: bool = Field(default=False, description="Publish the next generation of entries that exist.")
+    rehash: bool = Field(
+        default=False, description="Read the images even if the source's listing is that of a stored entry."
+    )
+    staging: str | None = Field(
+        default=None,
+        description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the backbones run.")
+    seed: int = Field(
+        default=0, ge=0, description="Seed of sub-class centres, exemplars and the tuning split."
+    )
+
+    @field_validator("sub_classes", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("sub_classes")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+    @field_validator("name")
+    @classmethod
+    def _no_pin(cls, value: str | None) -> str | None:
+        if value is not None and ("@" in value or value.strip() != value):
+            raise ValueError("must not contain @ or begin or end with a blank")
+        return value

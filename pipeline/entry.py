@@ -1,0 +1,201 @@
+"""Staged features of one backbone become one entry of the store."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfm.backbones.build import Backbone
+from sfm.events import Listener, Progress
+from sfm.pipeline.centres import sub_class_centres
+from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
+from sfm.pipeline.features import Pass
+from sfm.pipeline.moments import Moments, accumulate
+from sfm.pipeline.parts import Part, digests_of, options_of
+from sfm.pipeline.sources import Source
+from sfm.pipeline.staging import Staged, Staging
+from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.store import Store
+
+SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a tenth of the training split"
+FLOAT16_LIMIT = 6e4
+FLOAT16_SHIFT = 0.001
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all entries of one extraction share.
+
+    Attributes
+    ----------
+    listing : str
+        Digest of the source's listing.
+    features : Pass
+        What the pass over the images cost.
+    """
+
+    config: ExtractConfig
+    source: Source
+    store: Store
+    staging: Staging
+    listing: str
+    features: Pass
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the features of one backbone say about a dataset.
+
+    Attributes
+    ----------
+    centres : dict of int to (centre, count)
+        Sub-class centres, per number of sub-classes.
+    top1, top5 : float or None
+        Accuracy of the classifier on the held-out features, as fractions.
+    """
+
+    moments: Moments
+    classifier: Classifier
+    centres: dict[int, tuple[Any, Any]]
+    top1: float
+    top5: float | None
+
+
+def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) -> Published:
+    """Compute the statistics of one entry, write them as a run, and commit it; all or nothing."""
+    train = part.staged_train(job.staging, backbone.card.hash)
+    test = part.staged_test(job.staging, backbone.card.hash)
+    statistics = compute(job, backbone, part, train, test, progress)
+    draft = Draft(job.store)
+    try:
+        write_statistics(draft, statistics)
+        write_features(draft, "test", test, statistics.classifier)
+        if job.config.keep_train_features:
+            write_features(draft, "train", train, statistics.classifier)
+        if job.config.exemplars:
+            write_exemplars(draft, job, backbone, part, train, statistics.moments)
+        return publish(
+            draft,
+            backbone.card,
+            dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
+            extraction_card(job, backbone, part),
+            classifier_card(statistics),
+            replace=job.config.replace,
+        )
+    except BaseException:
+        draft.discard()
+        raise
+
+
+def compute(
+    job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: Listener
+) -> Statistics:
+    """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
+    classes, features = len(job.source.class_ids), backbone.card.features
+    stage = f"{'tuning ' if part.role == 'tuning' else ''}statistics of {backbone.card.spec}"
+    progress(Progress(stage, 0, 3, "parts"))
+    moments = accumulate(train, classes, features)
+    progress(Progress(stage, 1, 3, "parts"))
+    classifier = train_classifier(train, moments, backbone.device)
+    top1, top5 = accuracies(test, classifier)
+    progress(Progress(stage, 2, 3, "parts"))
+    numbers = job.config.sub_classes
+    centres = sub_class_centres(train, train.all_labels(), classes, features, numbers, job.config.seed)
+    progress(Progress(stage, 3, 3, "parts", {"top-1 %": 100 * top1}))
+    return Statistics(moments, classifier, centres, top1, top5)
+
+
+def write_statistics(draft: Draft, statistics: Statistics) -> None:
+    """Write the arrays that are not over samples."""
+    draft.write("train/count", statistics.moments.count)
+    draft.write("train/mean", statistics.moments.mean)
+    draft.write("train/scatter_diagonal", statistics.moments.scatter_diagonal)
+    draft.write("train/within_scatter", statistics.moments.within_scatter)
+    for k, (centre, count) in statistics.centres.items():
+        draft.write(f"train/centre_{k}", centre)
+        draft.write(f"train/centre_count_{k}", count)
+    draft.write("classifier/weight", statistics.classifier.weight)
+    draft.write("classifier/bias", statistics.classifier.bias)
+
+
+def write_features(draft: Draft, split: str, rows: Staged, classifier: Classifier) -> None:
+    """Write features and labels of a split."""
+    labels, dtype = rows.all_labels(), feature_dtype(rows, classifier)
+    shape = (len(labels), classifier.weight.shape[1])
+    draft.write_blocks(f"{split}/feature", rows.blocks(dtype), shape, dtype)
+    draft.write(f"{split}/label", labels)
+
+
+def feature_dtype(rows: Staged, classifier: Classifier) -> np.dtype[Any]:
+    """Return float16 where it loses nothing that matters, else float32.
+
+    That is: every value is finite and below 6e4, and the classifier's top-1 moves by at most 0.1 points.
+    """
+    if not all(np.abs(features).max() < FLOAT16_LIMIT for features, _ in rows):
+        return np.dtype(np.float32)
+    rounded = ((features.astype(np.float16).astype(np.float32), labels) for features, labels in rows)
+    shift = abs(accuracies(rounded, classifier)[0] - accuracies(rows, classifier)[0])
+    return np.dtype(np.float16 if shift <= FLOAT16_SHIFT else np.float32)
+
+
+def write_exemplars(
+    draft: Draft, job: Job, backbone: Backbone, part: Part, train: Staged, moments: Moments
+) -> None:
+    """Choose, read and write the arrays under ``exemplar/``."""
+    labels = train.all_labels()
+    choice = choose_exemplars(train, labels, moments.mean, job.config.exemplars, job.config.seed)
+    place = np.flatnonzero(part.train_rows)[choice.sample]
+    sample = np.where(choice.sample < 0, -1, np.concatenate([p.samples for p in part.train])[place])
+    digests = np.concatenate(list(digests_of(job.staging, part.train)))[place]
+    images = exemplar_images(job.source, sample, digests, backbone.card.preprocessing)
+    draft.write("exemplar/image", images)
+    draft.write("exemplar/role", choice.role)
+    draft.write("exemplar/sample", sample)
+
+
+def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
+    """Say which images the entry is of."""
+    return DatasetCard(
+        name=job.config.name or job.source.name,
+        class_ids=job.source.class_ids,
+        class_names=job.source.class_names,
+        train_samples=train,
+        test_samples=test,
+        fingerprint=part.fingerprint,
+        leaves=[part.fingerprint],
+        licence=job.source.licence,
+        source=job.source.spec,
+    )
+
+
+def extraction_card(job: Job, backbone: Backbone, part: Part) -> ExtractionCard:
+    """Say how the entry was computed."""
+    packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
+    return ExtractionCard(
+        options=options_of(job.config, part.role),
+        role=part.role,
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        device=str(backbone.device),
+        threads=torch.get_num_threads(),
+        seconds=job.features.seconds,
+        images_per_second=job.features.images_per_second,
+        listing=job.listing,
+    )
+
+
+def classifier_card(statistics: Statistics) -> ClassifierCard:
+    """Say how the classifier was trained and how good it is."""
+    return ClassifierCard(
+        solver=SOLVER,
+        l2=statistics.classifier.l2,
+        iterations=statistics.classifier.iterations,
+        converged=statistics.classifier.converged,
+        held_out_top1=statistics.top1,
+        held_out_top5=statistics.top5,
+    )

@@ -1,0 +1,98 @@
+"""A few real images per class, for the real-image baselines; stored only when asked for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.backbones.card import Preprocessing
+from sfm.backbones.preprocess import crop
+from sfm.backbones.views import stream
+from sfm.errors import InputError
+from sfm.pipeline.fingerprint import sample_digest
+from sfm.pipeline.sources import Source
+from sfm.pipeline.staging import Staged
+
+RANDOM, NEAREST, NONE = 0, 1, 255
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which samples are exemplars.
+
+    Attributes
+    ----------
+    sample : ndarray of int64, shape (C, E)
+        Positions among the rows chosen from; -1 where a class has too few.
+    role : ndarray of uint8, shape (C, E)
+        ``NEAREST`` to the class mean, nearest first, then ``RANDOM``; ``NONE`` where there is no sample.
+    """
+
+    sample: npt.NDArray[np.int64]
+    role: npt.NDArray[np.uint8]
+
+
+def choose_exemplars(
+    train: Staged, labels: npt.NDArray[np.int32], mean: npt.NDArray[np.float64], number: int, seed: int
+) -> Choice:
+    """Choose half of the exemplars of a class nearest to its mean (Euclidean), the rest at random.
+
+    The random ones depend on seed and data alone, so every backbone has the same.
+    """
+    classes = len(mean)
+    distance = np.empty(len(labels))
+    start = 0
+    for rows, block_labels in train:
+        deviation = rows - mean[block_labels]
+        distance[start : start + len(rows)] = np.square(deviation).sum(axis=1)
+        start += len(rows)
+    sample = np.full((classes, number), -1, dtype=np.int64)
+    role = np.full((classes, number), NONE, dtype=np.uint8)
+    nearest = (number + 1) // 2
+    for c in range(classes):
+        own = np.flatnonzero(labels == c)
+        near = own[np.argsort(distance[own], kind="stable")][:nearest]
+        random = stream(seed, 3, c).permutation(own)[: number - nearest]
+        sample[c, : len(near)], role[c, : len(near)] = near, NEAREST
+        sample[c, nearest : nearest + len(random)], role[c, nearest : nearest + len(random)] = random, RANDOM
+    return Choice(sample, role)
+
+
+def exemplar_images(
+    source: Source,
+    samples: npt.NDArray[np.int64],
+    digests: npt.NDArray[np.uint8],
+    preprocessing: Preprocessing,
+) -> npt.NDArray[np.uint8]:
+    """Read the chosen training images once more, as the backbone sees them.
+
+    Parameters
+    ----------
+    samples : ndarray of int64, shape (C, E)
+        Indices into the training split; -1 for none.
+    digests : ndarray of uint8, shape (C, E, 32)
+        Their digests during the pass.
+
+    Returns
+    -------
+    ndarray of uint8, shape (C, E, size, size, 3)
+        Zero where there is no sample.
+
+    Raises
+    ------
+    InputError
+        If an image has changed since it was extracted.
+    """
+    size = preprocessing.input_size
+    images = np.zeros((*samples.shape, size, size, 3), dtype=np.uint8)
+    # In the source's order: a gzip file is unpacked once, not once per image.
+    for flat in np.argsort(samples, axis=None, kind="stable"):
+        c, e = np.unravel_index(flat, samples.shape)
+        i = int(samples[c, e])
+        if i < 0:
+            continue
+        data = source.train.read(i)
+        if sample_digest(data) != digests[c, e].tobytes():
+            raise InputError(f"{source.train.where(i)} changed while it was extracted; run again")
+        images[c, e] = crop(source.decode(data), preprocessing)
+    return images

@@ -1,0 +1,106 @@
+"""``folder:PATH``: one folder per class under ``train/`` and under ``test/`` or ``val/``."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.source import Source, Split, digest_of
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a whole image file, upright: orientation tags are applied.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it is not a complete image, or so large that it must be a mistake or an attack.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(str(error)) from error
+    return ImageOps.exif_transpose(image)
+
+
+def folder_source(text: str) -> Source:
+    """Open a folder of class folders.
+
+    Parameters
+    ----------
+    text : str
+        Path of the folder that holds ``train/`` and ``test/`` or ``val/``.
+
+    Raises
+    ------
+    InputError
+        If a folder is missing, or the two splits hold different classes.
+    """
+    root = Path(text).expanduser()
+    if not root.is_dir():
+        raise InputError(f"no dataset at folder:{text}: {root} is not a folder")
+    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if not (root / "train").is_dir() or held_out is None:
+        raise InputError(
+            f"folder:{text} must hold train/ and test/ (or val/), each with one folder per class"
+        )
+    train_ids, test_ids = class_folders(root / "train"), class_folders(held_out)
+    if train_ids != test_ids:
+        odd = sorted(set(train_ids) ^ set(test_ids))
+        raise InputError(
+            f"train/ and {held_out.name}/ of folder:{text} hold different classes: "
+            f"{', '.join(odd[:5])}{' …' if len(odd) > 5 else ''} in one only"
+        )
+    return Source(
+        name=root.resolve().name,
+        spec=f"folder:{text}",
+        class_ids=train_ids,
+        class_names=train_ids,
+        train=folder_split(root / "train", train_ids),
+        test=folder_split(held_out, test_ids),
+        decode=decode_image,
+    )
+
+
+def class_folders(split: Path) -> list[str]:
+    """Return the sorted names of the class folders of a split; hidden ones are not classes."""
+    return sorted(
+        entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def folder_split(root: Path, class_ids: list[str]) -> Split:
+    """List the files of every class folder, with sizes and times of change, by class and name."""
+    names: list[str] = []
+    labels: list[int] = []
+    seen: list[str] = []
+    for label, class_id in enumerate(class_ids):
+        files = sorted(
+            (entry for entry in os.scandir(root / class_id) if entry.is_file() and entry.name[0] != "."),
+            key=lambda entry: entry.name,
+        )
+        for entry in files:
+            status = entry.stat()
+            names.append(f"{class_id}/{entry.name}")
+            labels.append(label)
+            seen.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
+
+    def read(i: int) -> bytes:
+        try:
+            return (root / names[i]).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{root / names[i]} vanished while the dataset was read; run again") from error
+
+    return Split(
+        labels=np.array(labels, dtype=np.int32),
+        read=read,
+        where=lambda i: str(root / names[i]),
+        listing=digest_of(str(root.resolve()), "\n".join(seen)),
+    )

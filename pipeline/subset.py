@@ -1,0 +1,53 @@
+"""Write a balanced, seeded subset of a dataset of idx files; how the embedded dataset was made.
+
+``python -m sfm.pipeline.subset /usr/share/datasets/fashion-mnist pipeline/data/fashion_mnist_6k``
+"""
+
+import gzip
+import struct
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from sfm.pipeline.sources.idx import idx_source
+
+
+def write_idx(path: Path, data: bytes, shape: tuple[int, ...]) -> None:
+    """Write unsigned bytes of a shape as a gzip idx file; equal content gives equal bytes."""
+    header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)
+    path.write_bytes(gzip.compress(header + data, compresslevel=9, mtime=0))
+
+
+def subset(
+    source: Annotated[str, typer.Argument(help="Folder of the full idx files.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    train: Annotated[int, typer.Option(help="Training images per class.")] = 500,
+    test: Annotated[int, typer.Option(help="Held-out images per class.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+) -> None:
+    """Choose images of every class at random and write them, shuffled, as four idx files."""
+    full = idx_source(source)
+    rng = np.random.default_rng(seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, split, count in (("train", full.train, train), ("t10k", full.test, test)):
+        chosen = np.concatenate(
+            [
+                rng.choice(np.flatnonzero(split.labels == c), count, replace=False)
+                for c in range(len(full.class_ids))
+            ]
+        )
+        place = rng.permutation(len(chosen))
+        images = [b""] * len(chosen)
+        for position in np.argsort(chosen):
+            images[place[position]] = split.read(int(chosen[position]))
+        labels = np.empty(len(chosen), dtype=np.uint8)
+        labels[place] = [int(full.class_ids[c]) for c in split.labels[chosen]]
+        height, width = full.decode(images[0]).size[::-1]
+        write_idx(out / f"{name}-images-idx3-ubyte.gz", b"".join(images), (len(images), height, width))
+        write_idx(out / f"{name}-labels-idx1-ubyte.gz", labels.tobytes(), (len(labels),))
+
+
+if __name__ == "__main__":
+    typer.run(subset)
