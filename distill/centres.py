@@ -1,0 +1,65 @@
+"""What the distillation needs of a store's entry: class means and sub-class centres."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.errors import InputError
+from sfm.stats_store.store import Entry
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Where the real data of every class lies in the backbone's feature space.
+
+    Attributes
+    ----------
+    means : ndarray of float64, shape (C, D)
+        Class means.
+    own : ndarray of float64, shape (C, K, D)
+        What each of the K images of a class stands for: sub-class centres, or the class mean where K = 1.
+    """
+
+    means: npt.NDArray[np.float64]
+    own: npt.NDArray[np.float64]
+
+
+def read_centres(entry: Entry, ipc: int) -> Centres:
+    """Read the centres that `ipc` images per class are matched to.
+
+    A class with fewer samples than centres has rows without a sample; its images get the class mean there.
+
+    Raises
+    ------
+    InputError
+        If the entry has fewer than two classes, no centres for `ipc`, or values that are not finite.
+    """
+    means = entry.read("train/mean").astype(np.float64)
+    if len(means) < 2:
+        raise InputError(f"{entry.dataset.name} has {len(means)} class: a flow needs at least two classes")
+    _require_finite(entry, "train/mean", means)
+    if ipc == 1:
+        return Centres(means, means[:, None])
+    name = f"train/centre_{ipc}"
+    if name not in entry:
+        found = (re.fullmatch(r"train/centre_(\d+)", array) for array in entry.names())
+        held = sorted(int(match[1]) for match in found if match)
+        raise InputError(
+            f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
+            f"{', '.join(map(str, [1, *held]))}, or extract with --sub-classes {ipc}"
+        )
+    sampled = entry.read(f"train/centre_count_{ipc}") > 0
+    own = np.where(sampled[:, :, None], entry.read(name).astype(np.float64), means[:, None])
+    _require_finite(entry, name, own)
+    return Centres(means, own)
+
+
+def _require_finite(entry: Entry, name: str, values: npt.NDArray[np.float64]) -> None:
+    wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if wrong.any():
+        raise InputError(
+            f"{name} of {entry.dataset.name} is not finite for {wrong.sum()} of {len(values)} classes "
+            f"(first: {entry.dataset.class_names[int(wrong.argmax())]}): extract the dataset again"
+        )

@@ -1,0 +1,145 @@
+"""Everything to resume a run exactly, as safetensors and JSON."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfm.distill.directory import whole_folder
+from sfm.distill.engine import Plan, State, adam
+from sfm.errors import DamageError, InputError
+
+KEPT = 2
+
+
+class Checkpoint(BaseModel):
+    """What is known about a saved state.
+
+    Attributes
+    ----------
+    recipe : dict
+        Everything that shapes the images, by the name of the option that sets it; a run is resumed only
+        with the same. ``backbone`` is a backbone hash, ``dataset`` an entry digest.
+    step : int
+        Steps done.
+    loss : float or None
+        Of the last of them.
+    seconds : float
+        Wall time of the steps so far.
+    sha256 : str
+        Of the file that holds the tensors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: dict[str, Any]
+    step: int
+    loss: float | None
+    seconds: float
+    sha256: str = ""
+
+
+def save(folder: Path, checkpoint: Checkpoint, state: State) -> None:
+    """Save a state as ``folder/step_<n>``: it is there whole or not at all. Older ones but the last go.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written; earlier checkpoints are untouched then.
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, level in enumerate(state.levels):
+        tensors[f"{index}/level"] = level.detach().contiguous()
+        for name, value in state.optimizer.state[level].items():
+            tensors[f"{index}/adam/{name}"] = value
+    with whole_folder(folder / f"step_{checkpoint.step:08d}") as partial:
+        save_file(tensors, partial / "state.safetensors")
+        card = checkpoint.model_copy(update={"sha256": _sha256(partial / "state.safetensors")})
+        (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
+    keep(folder, KEPT)
+
+
+def keep(folder: Path, count: int) -> None:
+    """Delete all but the last `count` checkpoints, and what a killed process left."""
+    saved = _saved(folder)
+    for path in folder.iterdir():
+        if path not in saved[:count]:
+            shutil.rmtree(path)
+
+
+def find(folder: Path) -> tuple[Path, Checkpoint] | None:
+    """Find the newest intact checkpoint; None if there is none at all.
+
+    A damaged one is passed over for the one before it, from which the same steps are done again.
+
+    Raises
+    ------
+    DamageError
+        If there are checkpoints and none is intact.
+    """
+    saved = _saved(folder)
+    for path in saved:
+        try:
+            checkpoint = Checkpoint.model_validate_json((path / "checkpoint.json").read_bytes())
+            if _sha256(path / "state.safetensors") == checkpoint.sha256:
+                return path, checkpoint
+        except (FileNotFoundError, ValidationError):
+            continue
+    if saved:
+        raise DamageError(f"no checkpoint in {folder} is intact: start the run again in another directory")
+    return None
+
+
+def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device) -> State:
+    """Load the state that :func:`find` found."""
+    tensors = load_file(path / "state.safetensors", device=str(device))
+    levels = [tensors[f"{index}/level"].requires_grad_() for index in range(_count(tensors))]
+    optimizer = adam(levels, plan)
+    for name, value in tensors.items():
+        index, _, moment = name.partition("/adam/")
+        if moment:
+            optimizer.state[levels[int(index)]][moment] = value
+    return State(checkpoint.step, levels, optimizer)
+
+
+def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
+    """Refuse to resume a run with another recipe.
+
+    Raises
+    ------
+    InputError
+        Names what differs.
+    """
+    changed = [
+        f"{name} was {_short(found.get(name))} and is {_short(asked[name])} now"
+        for name in asked
+        if found.get(name) != asked[name]
+    ]
+    if changed:
+        raise InputError(
+            f"cannot resume the run in {out}: {'; '.join(changed)}; "
+            "repeat its own options, or choose another --out"
+        )
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*"), reverse=True)
+
+
+def _count(tensors: dict[str, Tensor]) -> int:
+    return sum(name.endswith("/level") for name in tensors)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,46 @@
+"""What can be asked of the distillation stage. Knows no torch: the command line reads it at start-up."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DistillConfig(BaseModel):
+    """One run of ``sfm distill``; also the ``config`` of its ``run.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str = Field(description="The store of statistics: a path or a URL (s3://, gs://, az://).")
+    backbone: str = Field(description="The backbone whose statistics to match, e.g. lite0.")
+    image_size: int | None = Field(
+        default=None, ge=8, description="Input size of the backbone, where the store holds several."
+    )
+    dataset: str = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
+    out: Path = Field(description="Directory to write; must be new or empty, unless --resume.")
+    objective: Literal["sfm", "sfm-decoupled"] = Field(
+        default="sfm",
+        description="sfm: cosine of the flows; sfm-decoupled: squared error of own and other-class centres.",
+    )
+    alpha: float = Field(
+        default=1.0, ge=0, le=1, description="Weight of the own centres (sfm-decoupled only)."
+    )
+    ipc: int = Field(
+        default=1,
+        ge=1,
+        description="Images per class; above 1 the store must hold as many sub-class centres.",
+    )
+    views: int = Field(default=1, ge=1, description="Augmented views of every image in every step.")
+    steps: int = Field(default=1000, ge=1, description="Optimisation steps.")
+    learning_rate: float = Field(
+        default=1e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
+    )
+    grow_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between two levels of the pyramid (default: spread over half the run).",
+    )
+    checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
+    seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
+    resume: bool = Field(default=False, description="Go on from the last checkpoint in the directory.")

@@ -1,0 +1,126 @@
+"""One step of the distillation: decode the pyramids, look at the images, compare flows, move the levels."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.distill.augment import augment, draw_views
+from sfm.distill.pyramid import canvas_size, decode, grow, resolutions
+from sfm.errors import InputError
+
+Objective = Callable[[Tensor], Tensor]
+"""From features of shape (C, K, A, D) to a loss of shape ()."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What shapes a run, besides backbone and objective.
+
+    Attributes
+    ----------
+    classes, ipc, views : int
+        C, K and A: K images of each class, seen through A views in every step.
+    image_size : int
+        Side of the views, in pixels: the backbone's input.
+    grow_every : int
+        Steps between two levels of the pyramid.
+    """
+
+    classes: int
+    ipc: int
+    views: int
+    image_size: int
+    learning_rate: float
+    grow_every: int
+    seed: int
+
+    @property
+    def canvas(self) -> int:
+        """Side of the images, in pixels."""
+        return canvas_size(self.image_size)
+
+    def levels(self, step: int) -> int:
+        """Return how many levels the pyramid has in a step (the first is step 0)."""
+        return min(len(resolutions(self.canvas)), 1 + step // self.grow_every)
+
+
+def even_growth(steps: int, image_size: int) -> int:
+    """Steps between two levels such that L levels share the first half of a run: ``steps / (2 L)``.
+
+    The other half, and its own share, are left to the finest level: it has the most to learn, from nothing.
+    """
+    return max(1, steps // (2 * len(resolutions(canvas_size(image_size)))))
+
+
+@dataclass
+class State:
+    """Where a run stands; everything else follows from its plan.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    levels : list of Tensor, shapes (C * K, 3, r, r)
+        The pyramids of all images: those of the first class first.
+    optimizer : torch.optim.Adam
+        Of the levels.
+    """
+
+    step: int
+    levels: list[Tensor]
+    optimizer: torch.optim.Adam
+
+
+def adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
+    """Return a fresh optimizer of the levels."""
+    return torch.optim.Adam(levels, lr=plan.learning_rate, fused=True)
+
+
+def begin(plan: Plan, device: torch.device) -> State:
+    """Return the state before the first step: one level of N(0, 1)."""
+    levels = grown([], plan, device)
+    return State(0, levels, adam(levels, plan))
+
+
+def grown(levels: list[Tensor], plan: Plan, device: torch.device) -> list[Tensor]:
+    """Return the levels with the next finer one added."""
+    resolution = resolutions(plan.canvas)[len(levels)]
+    return grow(levels, resolution, plan.classes * plan.ipc, plan.seed, device)
+
+
+def advance(state: State, plan: Plan, backbone: Backbone, objective: Objective) -> float:
+    """Do one step: `state` moves on by one.
+
+    Returns
+    -------
+    float
+        The loss of the images as they were before the step.
+
+    Raises
+    ------
+    InputError
+        If the loss is not finite; the state is then still the one before the step.
+    """
+    if plan.levels(state.step) > len(state.levels):
+        state.levels = grown(state.levels, plan, backbone.device)
+        state.optimizer = adam(state.levels, plan)
+
+    images = decode(state.levels, plan.canvas)
+    views = draw_views(plan.seed, state.step, len(images) * plan.views, plan.canvas)
+    features = backbone.features(augment(images, views, plan.image_size))
+    loss = objective(features.view(plan.classes, plan.ipc, plan.views, -1))
+
+    value = loss.item()
+    if not math.isfinite(value):
+        raise InputError(
+            f"the loss is {value} in step {state.step + 1}: lower the learning rate ({plan.learning_rate:g})"
+        )
+    state.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    state.step += 1
+    return value

@@ -1,0 +1,101 @@
+"""The flow between classes, and the losses that match it. Pure functions on tensors.
+
+Shapes: C classes, K images (or sub-class centres) per class, A augmented views, D features.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def others(means: Tensor) -> Tensor:
+    """Mean of the means of the other classes, ``(1/(C-1)) * sum_{j != c} mu_j``.
+
+    Parameters
+    ----------
+    means : Tensor, shape (C, D)
+        Class means; at least two classes.
+
+    Returns
+    -------
+    Tensor, shape (C, D)
+    """
+    return (means.sum(dim=0) - means) / (len(means) - 1)
+
+
+def flow(own: Tensor, means: Tensor) -> Tensor:
+    """Return the flow from own centres to the mean of the other classes.
+
+    ``f_{c,k} = (1/(C-1)) * sum_{j != c} mu_j - m_{c,k}`` (arXiv 2602.05391, with the sub-class centres of
+    each class in the place of its mean). However many centres a class has, the others count as C-1 classes.
+
+    Parameters
+    ----------
+    own : Tensor, shape (C, D) or (C, K, D)
+        Where each flow starts: class means, or sub-class centres.
+    means : Tensor, shape (C, D)
+        Class means; at least two classes.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of `own`.
+    """
+    away = others(means)
+    return (away if own.ndim == 2 else away[:, None]) - own
+
+
+def centres(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centres of synthetic images: of every image over its views, of every class over its images.
+
+    Parameters
+    ----------
+    features : Tensor, shape (C, K, A, D)
+
+    Returns
+    -------
+    own : Tensor, shape (C, K, D)
+    means : Tensor, shape (C, D)
+    """
+    own = features.mean(dim=2)
+    return own, own.mean(dim=1)
+
+
+def sfm_loss(features: Tensor, target: Tensor) -> Tensor:
+    """Return ``1 - cos(vec(F_real), vec(F_syn))``: 0 for parallel flows, 2 for opposite ones.
+
+    Parameters
+    ----------
+    features : Tensor, shape (C, K, A, D)
+        Of the synthetic images; differentiable.
+    target : Tensor, shape (C, K, D), or (C, D) where K = 1
+        The flow of the real data, :func:`flow` of what the store holds.
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    return 1 - F.cosine_similarity(flow(*centres(features)).flatten(), target.flatten(), dim=0)
+
+
+def decoupled_loss(features: Tensor, own: Tensor, means: Tensor, alpha: float) -> Tensor:
+    """Return ``alpha * MSE(own centres) + (1 - alpha) * MSE(other-class centres)``.
+
+    Parameters
+    ----------
+    features : Tensor, shape (C, K, A, D)
+        Of the synthetic images; differentiable.
+    own : Tensor, shape (C, K, D)
+        Sub-class centres of the real data (the class means where K = 1).
+    means : Tensor, shape (C, D)
+        Class means of the real data.
+    alpha : float
+        Weight of the own centres, in [0, 1].
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    synthetic_own, synthetic_means = centres(features)
+    return alpha * F.mse_loss(synthetic_own, own) + (1 - alpha) * F.mse_loss(
+        others(synthetic_means), others(means)
+    )

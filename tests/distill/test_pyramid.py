@@ -1,0 +1,82 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfm.distill.pyramid import canvas_size, colour_matrix, decode, grow, resolutions
+
+CPU = torch.device("cpu")
+
+
+def pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
+    grown: list[torch.Tensor] = []
+    for resolution in resolutions(canvas)[:levels]:
+        grown = grow(grown, resolution, count, seed, CPU)
+    return grown
+
+
+@pytest.mark.parametrize(("input_size", "canvas"), [(224, 256), (96, 110), (32, 37), (48, 55)])
+def test_the_canvas_leaves_an_eighth_of_room_around_the_input(input_size: int, canvas: int) -> None:
+    assert canvas_size(input_size) == canvas
+
+
+def test_levels_double_up_to_the_canvas() -> None:
+    assert resolutions(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert resolutions(110) == (1, 2, 4, 8, 16, 32, 64, 110)
+
+
+def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
+    norms = colour_matrix().norm(dim=0)
+    assert norms.max() == pytest.approx(1.0)
+    assert (colour_matrix()[:, 0] > 0).all(), "the first component is brightness"
+
+
+@given(canvas=st.integers(9, 40), levels=st.integers(1, 7), scale=st.floats(0.01, 50))
+@settings(max_examples=25, deadline=None)
+def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
+    canvas: int, levels: int, scale: float
+) -> None:
+    stack = [scale * level.detach().double() for level in pyramid(canvas, 2, levels)]
+    upsampled = [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in stack]
+    mixed = torch.einsum("ij,njyx->niyx", colour_matrix().double(), torch.stack(upsampled).sum(0))
+    images = decode(stack, canvas)
+    torch.testing.assert_close(images, torch.sigmoid(2 * mixed), atol=1e-5, rtol=1e-5)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_every_level_receives_the_gradient_of_the_upsampling_it_went_through() -> None:
+    levels = pyramid(20, 2, 6)
+    images = decode(levels, 20)
+    got = torch.autograd.grad(images.square().sum(), levels)
+    total = sum(F.interpolate(level, size=(20, 20), mode="bilinear") for level in levels)
+    mixed = torch.einsum("ij,njyx->niyx", colour_matrix(), total)
+    expected = torch.autograd.grad(torch.sigmoid(2 * mixed).square().sum(), levels)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_an_untrained_pyramid_of_n_levels_has_standard_deviation_one_nth_in_each() -> None:
+    levels = pyramid(110, 20, 8)
+    for level in levels[3:]:
+        assert level.std().item() == pytest.approx(1 / 8, rel=0.1)
+
+
+def test_growing_keeps_the_layout_and_neither_saturates_nor_flattens_the_pictures() -> None:
+    before = pyramid(110, 20, 5)
+    after = grow(before, 32, 20, 0, CPU)
+    old, new = decode(before, 110).detach(), decode(after, 110).detach()
+    assert torch.corrcoef(torch.stack([old.flatten(), new.flatten()]))[0, 1] > 0.8
+    assert new.mean().item() == pytest.approx(0.5, abs=0.1)
+    assert 0.05 < new.std().item() < 0.3
+
+
+def test_levels_depend_on_the_seed_and_on_their_number_only() -> None:
+    torch.manual_seed(1)
+    first = pyramid(37, 3, 4)
+    torch.manual_seed(2)
+    again, other = pyramid(37, 3, 4), pyramid(37, 3, 4, seed=1)
+    for one, two, three in zip(first, again, other, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+        assert not torch.equal(one, three)

@@ -1,0 +1,386 @@
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from sfm.backbones.build import Backbone
+from sfm.distill.config import DistillConfig
+from sfm.distill.run import Interrupted, distill
+from sfm.errors import InputError
+from sfm.events import Progress
+
+
+def images(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob("images/*/*.png"))}
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def course(out: Path) -> list[tuple[str, ...]]:
+    """The history without its clock."""
+    return [tuple(value for name, value in row.items() if name != "seconds") for row in history(out)]
+
+
+class PulledPlugError(Exception):
+    pass
+
+
+def pull_the_plug_after(step: int) -> Callable[[Progress], None]:
+    def listen(event: Progress) -> None:
+        if event.stage == "distil" and event.done == step:
+            raise PulledPlugError
+
+    return listen
+
+
+def test_a_run_leaves_images_classes_record_history_and_preview(config: DistillConfig) -> None:
+    seen: list[Progress] = []
+    result = distill(config, seen.append)
+    out = config.out
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint",
+        "classes.json",
+        "history.csv",
+        "images",
+        "preview.png",
+        "run.json",
+    ]
+    assert json.loads((out / "classes.json").read_text())[1] == {
+        "index": 1,
+        "class_id": "class1",
+        "name": "sock, left",
+    }
+    record = json.loads((out / "run.json").read_text())
+    assert record == result.record
+    assert record["command"] == "distill"
+    assert DistillConfig.model_validate(record["config"]) == config
+    assert (record["image_size"], record["canvas"], record["ipc"]) == (32, 37, 1)
+    assert record["backbone"]["hash"]
+    assert record["peak_memory_bytes"] > 1e8
+    rows = history(out)
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [int(row["resolution"]) for row in rows] == [1, 2, 4, 8, 16, 32] + [37] * 6
+    assert float(rows[-1]["loss"]) == pytest.approx(record["loss"], rel=1e-6)
+    assert [(event.done, event.total) for event in seen] == [(step, 12) for step in range(13)]
+    with Image.open(out / "preview.png") as sheet:
+        assert min(sheet.size) > 100
+
+
+def test_image_folder_reads_the_images_in_the_order_of_the_classes(config: DistillConfig) -> None:
+    distill(config.model_copy(update={"ipc": 2, "steps": 2}))
+    dataset = ImageFolder(config.out / "images")
+    assert dataset.classes == ["0_t-shirt-top", "1_sock-left", "2_strasse", "3_class3"]
+    assert dataset.targets == [0, 0, 1, 1, 2, 2, 3, 3]
+    with Image.open(dataset.samples[0][0]) as image:
+        assert (image.size, image.mode, image.format) == ((37, 37), "RGB", "PNG")
+
+
+@pytest.mark.parametrize("objective", ["sfm", "sfm-decoupled"])
+def test_distilling_lowers_the_loss(config: DistillConfig, objective: str) -> None:
+    distill(
+        config.model_copy(update={"objective": objective, "steps": 60, "views": 2, "learning_rate": 0.03})
+    )
+    losses = [float(row["loss"]) for row in history(config.out)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_the_backbone_stays_frozen(config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Backbone] = []
+    from sfm.distill import run
+
+    original = run.load_backbone
+
+    def remember(*args: object, **options: object) -> Backbone:
+        loaded.append(original(*args, **options))  # type: ignore[arg-type]
+        return loaded[-1]
+
+    monkeypatch.setattr(run, "load_backbone", remember)
+    distill(config.model_copy(update={"steps": 2}))
+    parameters = list(loaded[0].model.parameters())
+    assert parameters
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in parameters)
+
+
+def test_the_images_of_a_class_differ_and_only_a_missing_centre_gives_way_to_the_mean(
+    config: DistillConfig,
+) -> None:
+    distill(config.model_copy(update={"ipc": 2}))
+    for folder in sorted((config.out / "images").iterdir()):
+        one, two = sorted(folder.iterdir())
+        assert one.read_bytes() != two.read_bytes()
+
+
+def test_equal_seeds_give_equal_images_and_others_do_not(config: DistillConfig, tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(runs))
+        distill(config.model_copy(update={"out": tmp_path / name, "seed": seed, "steps": 4}))
+        runs[name] = images(tmp_path / name)
+    assert runs["a"] == runs["b"]
+    assert set(runs["a"].values()).isdisjoint(runs["c"].values())
+
+
+@pytest.mark.parametrize("lost_after", [1, 5, 6, 9, 12])
+def test_a_run_that_died_and_is_resumed_ends_as_if_nothing_had_happened(
+    config: DistillConfig, tmp_path: Path, lost_after: int
+) -> None:
+    undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
+    every = {"checkpoint_every": 3, "views": 2}
+    distill(config.model_copy(update={"out": undisturbed, **every}))
+    with pytest.raises(PulledPlugError):
+        distill(config.model_copy(update={"out": broken, **every}), pull_the_plug_after(lost_after))
+    assert not (broken / "images").exists()
+    distill(config.model_copy(update={"out": broken, "resume": True, **every}))
+    assert images(broken) == images(undisturbed)
+    assert course(broken) == course(undisturbed)
+
+
+def test_checkpoints_are_bounded_in_number_and_one_is_left_in_the_end(config: DistillConfig) -> None:
+    config = config.model_copy(update={"checkpoint_every": 2})
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(9))
+    assert sorted(path.name for path in (config.out / "checkpoint").iterdir()) == [
+        "step_00000006",
+        "step_00000008",
+    ]
+    distill(config.model_copy(update={"resume": True}))
+    assert [path.name for path in (config.out / "checkpoint").iterdir()] == ["step_00000012"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(config: DistillConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"checkpoint_every": 4})
+    undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
+    distill(undisturbed)
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(10))
+    newest = config.out / "checkpoint" / "step_00000008" / "state.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    distill(config.model_copy(update={"resume": True}))
+    assert images(config.out) == images(undisturbed.out)
+
+
+def test_resuming_where_nothing_is_yet_starts_from_the_beginning(config: DistillConfig) -> None:
+    distill(config.model_copy(update={"resume": True, "steps": 2}))
+    assert len(history(config.out)) == 2
+
+
+def test_resuming_a_finished_run_gives_it_back_untouched(config: DistillConfig) -> None:
+    first = distill(config.model_copy(update={"steps": 3}))
+    before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
+    again = distill(config.model_copy(update={"steps": 3, "resume": True}))
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 1),
+        ("learning_rate", 0.5),
+        ("steps", 13),
+        ("views", 2),
+        ("ipc", 2),
+        ("objective", "sfm-decoupled"),
+        ("grow_every", 4),
+    ],
+)
+def test_a_run_is_not_resumed_as_another_one(config: DistillConfig, field: str, value: object) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(2))
+    with pytest.raises(InputError, match=rf"cannot resume .*: {field} was .* now"):
+        distill(config.model_copy(update={"resume": True, field: value}))
+
+
+def test_a_run_of_another_dataset_is_not_resumed(
+    config: DistillConfig, features: np.ndarray, publish_entry: Callable[..., str], tmp_path: Path
+) -> None:
+    publish_entry(tmp_path / "store", "patterns", {"train/mean": features.mean(1) * 2})
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(2))
+    with pytest.raises(InputError, match="dataset was"):
+        distill(config.model_copy(update={"resume": True, "store": str(tmp_path / "store")}))
+
+
+RUN = """
+import sys
+from sfm.distill.config import DistillConfig
+from sfm.distill.run import Interrupted, distill
+
+config = DistillConfig.model_validate_json(sys.argv[1])
+try:
+    distill(config, lambda event: print(event.done, flush=True))
+except Interrupted as stop:
+    print(stop)
+    sys.exit(130)
+"""
+
+
+def start(config: DistillConfig) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RUN, config.model_dump_json()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
+
+
+def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if line.strip() == str(step):
+            return
+    pytest.fail(f"ended before step {step}: {process.communicate()[1]}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_real_process_that_is_told_to_stop_can_be_resumed_bit_for_bit(
+    config: DistillConfig, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = config.model_copy(update={"steps": 40, "checkpoint_every": 7})
+    undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
+    distill(undisturbed)
+    process = start(config)
+    wait_for_step(process, 10)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert not (config.out / "images").exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, stderr
+        assert "of 40" in stdout
+        assert "--resume" in stdout
+        newest = max((config.out / "checkpoint").iterdir()).name
+        assert len(history(config.out)) == int(newest.removeprefix("step_")) < 40
+    distill(config.model_copy(update={"resume": True}))
+    assert images(config.out) == images(undisturbed.out)
+    assert course(config.out) == course(undisturbed.out)
+
+
+def test_previous_signal_handlers_are_back_after_a_run(config: DistillConfig) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupt(event: Progress) -> None:
+        if event.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stop:
+        distill(config, interrupt)
+    assert (stop.value.step, stop.value.total) == (3, 12)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_out_directory_that_holds_a_run_is_refused(config: DistillConfig) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(2))
+    with pytest.raises(InputError, match=r"saved at step 0.*--resume"):
+        distill(config)
+    distill(config.model_copy(update={"resume": True}))
+    with pytest.raises(InputError, match="a finished run"):
+        distill(config)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_out_directory_that_holds_something_else_is_refused_and_left_alone(
+    config: DistillConfig, resume: bool
+) -> None:
+    config.out.mkdir()
+    (config.out / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        distill(config.model_copy(update={"resume": resume}))
+    assert [path.name for path in config.out.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillConfig, tmp_path: Path) -> None:
+    config.out.mkdir()
+    distill(config.model_copy(update={"steps": 1}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        distill(config.model_copy(update={"out": tmp_path / "file"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "pattern"}, "did you mean patterns"),
+        ({"backbone": "lite1"}, "no entry of patterns through"),
+        ({"backbone": "lite9"}, "lite"),
+        ({"image_size": 48}, "at 48 px"),
+        ({"ipc": 3}, "choose --ipc from 1, 2, 8"),
+        ({"store": "/nowhere/at/all"}, "/nowhere/at/all"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
+    config: DistillConfig, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        distill(config.model_copy(update=change))
+    assert "\n" not in str(error.value)
+    assert not config.out.exists()
+
+
+def test_a_dataset_of_one_class_has_no_flow(
+    config: DistillConfig, features: np.ndarray, publish_entry: Callable[..., str], tmp_path: Path
+) -> None:
+    publish_entry(tmp_path / "store", "one", {"train/mean": features.mean(1)[:1]})
+    with pytest.raises(InputError, match="at least two classes"):
+        distill(config.model_copy(update={"store": str(tmp_path / "store"), "dataset": "one"}))
+
+
+def test_statistics_that_are_not_finite_are_refused_by_name(
+    config: DistillConfig, features: np.ndarray, publish_entry: Callable[..., str], tmp_path: Path
+) -> None:
+    means = features.mean(1)
+    bad = means.copy()
+    bad[1, 3] = np.nan
+    centres = np.stack([means, means], axis=1).astype(np.float32)
+    centres[2, 1] = np.nan
+    counts = np.full(centres.shape[:2], 4)
+    store = tmp_path / "store"
+    publish_entry(store, "bad-mean", {"train/mean": bad})
+    publish_entry(
+        store,
+        "bad-centre",
+        {"train/mean": means, "train/centre_2": centres, "train/centre_count_2": counts},
+    )
+    config = config.model_copy(update={"store": str(store)})
+    with pytest.raises(InputError, match=r"train/mean of bad-mean is not finite .*sock, left"):
+        distill(config.model_copy(update={"dataset": "bad-mean"}))
+    with pytest.raises(InputError, match=r"train/centre_2 of bad-centre is not finite .*Straße"):
+        distill(config.model_copy(update={"dataset": "bad-centre", "ipc": 2}))
+    assert not config.out.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(config: DistillConfig) -> None:
+    with pytest.raises(InputError, match=r"loss is nan in step \d+: lower the learning rate"):
+        distill(config.model_copy(update={"learning_rate": 1e38}))
+    assert not (config.out / "run.json").exists()
+
+
+def test_a_full_disk_leaves_a_run_that_can_be_resumed(config: DistillConfig, tmp_path: Path) -> None:
+    undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed", "checkpoint_every": 4})
+    distill(undisturbed)
+    config = config.model_copy(update={"checkpoint_every": 4})
+    largest = max(path.stat().st_size for path in undisturbed.out.rglob("*.safetensors"))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
+
+    command = [sys.executable, "-c", RUN, config.model_dump_json()]
+    ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert "InputError: cannot write" in ended.stderr
+    assert not [path for path in config.out.rglob("*") if path.name.startswith(".")]
+    distill(config.model_copy(update={"resume": True}))
+    assert images(config.out) == images(undisturbed.out)
