@@ -1,0 +1,219 @@
+"""The command line: ``sfm``. A stage is imported when its command runs, so that help is instant."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sfm import terminal
+from sfm.command import SHARED, add_command
+from sfm.distill.config import DistillConfig
+from sfm.eval.config import EvaluateConfig
+from sfm.pipeline.config import ExtractConfig
+
+app = typer.Typer(
+    name="sfm",
+    help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+store_app = typer.Typer(help="Look into a store of statistics.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED)]
+Url = Annotated[str, typer.Argument(metavar="URL", help="The store: a path, s3://, gs:// or az:// URL.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def front(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Distil a vision dataset into a few synthetic images per class, from class statistics alone."""
+    if show_version:
+        print(f"sfm-distill {version('sfm-distill')}")
+        raise typer.Exit
+
+
+def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
+    """Extract, then say what was published and what to do with it."""
+    with terminal.showing(quiet) as progress:
+        from sfm.pipeline.extract import extract
+
+        done = extract(config, progress)
+    if as_json:
+        entries = [{"outcome": p.outcome, **p.summary.model_dump(mode="json")} for p in done.published]
+        figures = {
+            "images_read": done.features.read,
+            "images_resumed": done.features.resumed,
+            "seconds": done.features.seconds,
+            "images_per_second": done.features.images_per_second,
+        }
+        terminal.print_json({"store": config.store, "entries": entries, **figures})
+        return
+    terminal.entry_table(
+        f"Store {config.store}", [p.summary for p in done.published], [p.outcome for p in done.published]
+    )
+    if done.features.read:
+        rate = f"{done.features.images_per_second:.0f} images/s"
+        print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
+    else:
+        print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+    first = done.published[0].summary
+    print(
+        f"Next: sfm distill --store {config.store} --backbone {first.backbone} --dataset {first.dataset} "
+        f"--image-size {first.image_size} --out {first.dataset}-distilled"
+    )
+
+
+def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
+    """Distil, then say where the images are."""
+    from sfm.distill.run import Interrupted, distill
+
+    try:
+        with terminal.showing(quiet) as progress:
+            done = distill(config, progress)
+    except Interrupted as stop:
+        raise terminal.fail(str(stop), terminal.INTERRUPTED) from None
+    if as_json:
+        terminal.print_json({"out": str(done.out), **done.record})
+        return
+    record = done.record
+    print(
+        f"{done.out}: {record['ipc']} image(s) per class of {record['dataset']}, "
+        f"loss {record['loss']:.4f}, {record['wall_seconds']:.0f} s, "
+        f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+    print(f"Look at {done.out / 'preview.png'}")
+    print(f"Next: sfm evaluate {done.out} --store {config.store}")
+
+
+def run_evaluate(config: EvaluateConfig, as_json: bool, quiet: bool) -> None:
+    """Evaluate, then print the table of accuracies."""
+    with terminal.showing(quiet) as progress:
+        from sfm.eval.run import evaluate
+
+        done = evaluate(config, progress)
+    if as_json:
+        terminal.print_json(done.record)
+        return
+    terminal.accuracy_table(done.record)
+    print(f"Written to {config.run / 'evaluation.json'}")
+
+
+add_command(
+    app,
+    "extract",
+    ExtractConfig,
+    run_extract,
+    summary="Stream a dataset once through backbones and publish its statistics to a store.",
+    examples=[
+        "sfm extract builtin:fashion-mnist-6k --store ./store --backbone lite0 --image-size 96",
+        "sfm extract folder:/data/birds --store s3://team/stats --backbone dinov2-vitb14 --exemplars 8",
+    ],
+)
+add_command(
+    app,
+    "distill",
+    DistillConfig,
+    run_distill,
+    summary="Distil a few synthetic images per class from the statistics in a store.",
+    examples=[
+        "sfm distill --store ./store --backbone lite0 --dataset fashion-mnist-6k --out ./distilled",
+        "sfm distill --config ./distilled/run.json --seed 1 --out ./distilled-1",
+    ],
+)
+add_command(
+    app,
+    "evaluate",
+    EvaluateConfig,
+    run_evaluate,
+    summary="Train on distilled images and measure accuracy on the held-out features of the store.",
+    examples=[
+        "sfm evaluate ./distilled --store ./store",
+        "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
+    ],
+)
+
+
+@store_app.command(
+    "ls", epilog="Examples:\n\n  $ sfm store ls ./store\n\n  $ sfm store ls s3://team/stats --json"
+)
+def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the entries of a store."""
+    with terminal.reporting():
+        from sfm.stats_store.store import open_store
+
+        entries = open_store(url).summaries()
+        if as_json:
+            terminal.print_json({"entries": [s.model_dump(mode="json") for s in entries]})
+        else:
+            terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
+
+
+@store_app.command("show", epilog="Examples:\n\n  $ sfm store show ./store fashion-mnist-6k --backbone lite0")
+def store_show(
+    url: Url,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="NAME, NAME@DIGEST or NAME@tuning.")],
+    backbone: Annotated[str | None, typer.Option(help="The backbone's spec, as `ls` shows it.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show one entry: backbone, dataset, classes, how it was extracted, and its arrays."""
+    with terminal.reporting():
+        from sfm.stats_store.select import only
+        from sfm.stats_store.store import open_store
+
+        store = open_store(url)
+        summary = only(store.summaries(), dataset=dataset, backbone=backbone, image_size=image_size)
+        document = terminal.entry_document(store.open(summary))
+        if as_json:
+            terminal.print_json(document)
+        else:
+            terminal.print_entry(document)
+
+
+@app.command(
+    "quickstart", epilog="Examples:\n\n  $ sfm quickstart\n\n  $ sfm quickstart --out /tmp/first-look"
+)
+def quickstart_command(
+    out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path(
+        "sfm-quickstart"
+    ),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
+    with terminal.reporting():
+        from sfm.distill.run import Interrupted
+        from sfm.quickstart import quickstart
+
+        try:
+            with terminal.showing(quiet) as progress:
+                record: dict[str, Any] = quickstart(out, progress)
+        except Interrupted as stop:
+            raise terminal.fail(
+                f"{stop.args[0].partition(':')[0]}: run `sfm quickstart --out {out}` again to go on",
+                terminal.INTERRUPTED,
+            ) from None
+    if as_json:
+        terminal.print_json(record)
+        return
+    terminal.accuracy_table(record["evaluation"])
+    print(f"Ten distilled images: {record['preview']}")
+    print(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""What a person sees: progress, tables, one line per error."""
+
+import errno
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from sfm.errors import DamageError, InputError
+from sfm.events import Listener, Progress, nobody
+
+PLAIN_SECONDS = 10.0
+INTERRUPTED = 130
+
+
+def fail(message: str, status: int) -> typer.Exit:
+    """Print one line on stderr and return the exit to raise."""
+    print(f"error: {message}", file=sys.stderr)
+    return typer.Exit(status)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn what went wrong into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
+    try:
+        yield
+    except InputError as error:
+        raise fail(str(error), 2) from None
+    except DamageError as error:
+        raise fail(str(error), 1) from None
+    except KeyboardInterrupt:
+        raise fail(
+            "interrupted; the same command goes on from the work that is complete", INTERRUPTED
+        ) from None
+    except Exception as error:
+        reason = space_or_permission(error)
+        if reason is None:
+            raise
+        raise fail(reason, 2) from None
+
+
+def space_or_permission(error: BaseException) -> str | None:
+    """Return a line for a full disk or a place that cannot be written; None for anything else.
+
+    Object stores report a full disk as an error of their own, with the system's words in it.
+    """
+    text = str(error).partition("\n")[0]
+    where = getattr(error, "filename", None)
+    at = f" at {where}" if where else ""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return f"no space left on the disk{at}: free some and run the same command again ({text})"
+    if isinstance(error, PermissionError) or "Permission denied" in text:
+        return f"permission denied{at}: {text}"
+    return None
+
+
+@contextmanager
+def showing(quiet: bool) -> Iterator[Listener]:
+    """Show progress on stderr: bars in a terminal, a line now and then elsewhere."""
+    if quiet:
+        yield nobody
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield plain_lines(console)
+        return
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(event: Progress) -> None:
+            if event.stage not in tasks:
+                tasks[event.stage] = bars.add_task(event.stage, total=event.total, figures="")
+            bars.update(
+                tasks[event.stage], completed=event.done, total=event.total, figures=figures(event, " ")
+            )
+
+        yield show
+
+
+def plain_lines(console: Console) -> Listener:
+    """Return a listener that prints a stage's first and last event, and one every few seconds between."""
+    began: dict[str, float] = {}
+    printed: dict[str, float] = {}
+
+    def show(event: Progress) -> None:
+        now = time.monotonic()
+        first = event.stage not in began
+        start = began.setdefault(event.stage, now)
+        last = event.done == event.total
+        if first or last or now - printed[event.stage] >= PLAIN_SECONDS:
+            printed[event.stage] = now
+            seconds = now - start
+            left = f", {seconds / event.done * (event.total - event.done):.0f} s left" if event.done else ""
+            tail = "" if first or last else left
+            line = f"{event.stage}: {event.done}/{event.total} {event.unit} {figures(event, ', ')}".rstrip()
+            console.print(f"{line}, {seconds:.0f} s{tail}", highlight=False, soft_wrap=True)
+
+    return show
+
+
+def figures(event: Progress, between: str) -> str:
+    """Return an event's figures as text."""
+    return between.join(f"{name} {value:.4g}" for name, value in event.figures.items())
+
+
+def print_json(document: Any) -> None:
+    """Print the one JSON document of a command."""
+    print(json.dumps(document, indent=1))
+
+
+def entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str] = ()) -> None:
+    """Print summaries of entries, with what became of them if they were just published."""
+    columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
+    rows = [
+        [
+            s.dataset,
+            s.entry_digest[:12],
+            s.backbone,
+            str(s.image_size),
+            s.role,
+            str(s.classes),
+            str(s.train_samples),
+            str(s.test_samples),
+            percent(s.held_out_top1),
+        ]
+        for s in entries
+    ]
+    if outcomes:
+        columns.append("outcome")
+        rows = [[*row, outcome] for row, outcome in zip(rows, outcomes, strict=True)]
+    table(title, columns, rows, right={"px", "classes", "train", "held out", "top-1 %"})
+
+
+def accuracy_table(record: dict[str, Any]) -> None:
+    """Print the rows of an evaluation."""
+    rows = [
+        [
+            row["images"],
+            row["backbone"],
+            row["mode"],
+            percent(row["top1_mean"], row["top1_std"]),
+            percent(row["top5_mean"], row["top5_std"]),
+            str(row["seeds"]),
+        ]
+        for row in record["rows"]
+    ]
+    rows += [
+        [row["images"], row["backbone"], row["mode"], percent(row["top1"]), percent(row["top5"]), "–"]
+        for row in record["full_data"]
+    ]
+    columns = ["images", "backbone", "mode", "top-1 %", "top-5 %", "seeds"]
+    table("Accuracy on held-out features", columns, rows, right={"top-1 %", "top-5 %", "seeds"})
+
+
+def entry_document(entry: Any) -> dict[str, Any]:
+    """Return all that ``sfm store show`` shows of an entry."""
+    stored = {
+        name: sum(record.size for path, record in entry.commit.objects.items() if path.startswith(f"{name}/"))
+        for name in entry.names()
+    }
+    arrays = {name: entry.array(name) for name in entry.names()}
+    counts = entry.read("train/count").tolist()
+    return {
+        "summary": entry.summary.model_dump(mode="json"),
+        "backbone": entry.backbone.model_dump(mode="json"),
+        "dataset": entry.dataset.model_dump(mode="json", exclude={"class_ids", "class_names"}),
+        "extraction": entry.extraction.model_dump(mode="json"),
+        "classifier": entry.classifier.model_dump(mode="json"),
+        "classes": [
+            {"class_id": class_id, "name": name, "train_samples": count}
+            for class_id, name, count in zip(
+                entry.dataset.class_ids, entry.dataset.class_names, counts, strict=True
+            )
+        ],
+        "arrays": {
+            name: {
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+                "bytes": int(array.nbytes),
+                "stored_bytes": stored[name],
+            }
+            for name, array in arrays.items()
+        },
+    }
+
+
+def print_entry(document: dict[str, Any], most: int = 30) -> None:
+    """Print an entry for a person: its cards, classes and arrays."""
+    summary = document["summary"]
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(f"[bold]{summary['dataset']}@{summary['entry_digest'][:12]}[/bold]")
+    for card in ("dataset", "backbone", "extraction", "classifier"):
+        console.print(f"[bold]{card}[/bold]")
+        for name, value in document[card].items():
+            console.print(f"  {name}: {value}", markup=False, soft_wrap=True)
+    classes = document["classes"]
+    table(
+        f"{len(classes)} classes" + (f" (the first {most})" if len(classes) > most else ""),
+        ["id", "name", "train"],
+        [[c["class_id"], c["name"], str(c["train_samples"])] for c in classes[:most]],
+        right={"train"},
+    )
+    table(
+        "arrays",
+        ["array", "shape", "dtype", "KiB", "stored KiB"],
+        [
+            [
+                name,
+                "x".join(map(str, a["shape"])),
+                a["dtype"],
+                f"{a['bytes'] / 1024:.0f}",
+                f"{a['stored_bytes'] / 1024:.0f}",
+            ]
+            for name, a in document["arrays"].items()
+        ],
+        right={"KiB", "stored KiB"},
+    )
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], right: set[str]) -> None:
+    """Print a table that a person can read; the columns in `right` are aligned so."""
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def percent(fraction: float | None, spread: float | None = None) -> str:
+    """Return a fraction in percent, with its deviation if there is one; a dash for None."""
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
