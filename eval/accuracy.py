@@ -1,0 +1,106 @@
+"""Top-1 and top-5 accuracy of linear classifiers on held-out features."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOP = 5
+SAMPLES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Linear classifiers of one feature space, one per seed: ``logits = features @ weight.T + bias``.
+
+    Attributes
+    ----------
+    weight : Tensor, shape (seed, class, feature)
+    bias : Tensor, shape (seed, class)
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of samples classified rightly, one figure per seed.
+
+    Attributes
+    ----------
+    top1 : list of float
+    top5 : list of float or None
+        None with fewer than five classes: the right class is then always among the first five.
+    """
+
+    top1: list[float]
+    top5: list[float] | None
+
+
+def ranks(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the place of each sample's right class among its logits; 0 is first.
+
+    Ties are not resolved in favour of the right class: an equal logit of another class comes first, so that
+    a classifier that says the same of every class is never right.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (..., sample, class)
+        Finite.
+    labels : Tensor of int64, shape (sample,)
+
+    Returns
+    -------
+    Tensor of int64, shape (..., sample)
+
+    Raises
+    ------
+    FloatingPointError
+        If a logit is not finite.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("logits are not finite: the classifier diverged or its features are not")
+    right = logits.gather(-1, labels.expand(logits.shape[:-1])[..., None])
+    return (logits >= right).sum(-1) - 1
+
+
+def accuracy(heads: Heads, features: Tensor, labels: Tensor) -> Accuracy:
+    """Classify features with every head.
+
+    Parameters
+    ----------
+    heads : Heads
+    features : Tensor, shape (sample, feature)
+    labels : Tensor of int64, shape (sample,)
+
+    Returns
+    -------
+    Accuracy
+    """
+    blocks = zip(torch.split(features, SAMPLES_AT_ONCE), torch.split(labels, SAMPLES_AT_ONCE), strict=True)
+    place = torch.cat(
+        [ranks(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y) for block, y in blocks], dim=1
+    )
+
+    def share(first: int) -> list[float]:
+        return (place < first).double().mean(1).tolist()
+
+    return Accuracy(share(1), share(TOP) if heads.weight.shape[1] >= TOP else None)
+
+
+def nearest_mean_head(means: Tensor) -> Heads:
+    """Write "the class whose mean is nearest" as a linear classifier.
+
+    ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
+
+    Parameters
+    ----------
+    means : Tensor, shape (class, feature)
+
+    Returns
+    -------
+    Heads
+        One.
+    """
+    return Heads(means[None], -means.square().sum(1)[None] / 2)

@@ -1,0 +1,59 @@
+"""Real images that stand beside the synthetic ones, where the store keeps exemplars."""
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.backbones.views import stream
+from sfm.eval.training import Purpose
+
+RANDOM, NEAREST = 0, 1
+
+
+def nearest_exemplars(role: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
+    """Choose the exemplars of every class that are nearest to its mean.
+
+    Parameters
+    ----------
+    role : ndarray of uint8, shape (class, exemplar)
+        ``exemplar/role`` of an entry; nearest ones are stored in order of distance.
+    count : int
+        Per class; every class must have as many, see :func:`fewest`.
+
+    Returns
+    -------
+    ndarray of int64, shape (class, count)
+        Places along the exemplar axis.
+    """
+    return np.argsort(role != NEAREST, axis=1, kind="stable")[:, :count]
+
+
+def random_exemplars(role: npt.NDArray[np.uint8], count: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw random exemplars of every class, several times.
+
+    Each class's random exemplars are shuffled once and dealt out in turn: draws share no image as long as
+    there are ``count * draws``, and no draw holds an image twice.
+
+    Parameters
+    ----------
+    role : ndarray of uint8, shape (class, exemplar)
+    count : int
+        Per class and draw; every class must have as many, see :func:`fewest`.
+    draws : int
+    seed : int
+        Of the run.
+
+    Returns
+    -------
+    ndarray of int64, shape (draw, class, count)
+        Places along the exemplar axis.
+    """
+    dealt = np.empty((draws, len(role), count), dtype=np.int64)
+    for c, roles in enumerate(role):
+        deck = stream(seed, Purpose.EXEMPLARS, c).permutation(np.flatnonzero(roles == RANDOM))
+        dealt[:, c] = deck[np.arange(draws * count).reshape(draws, count) % len(deck)]
+    return dealt
+
+
+def fewest(role: npt.NDArray[np.uint8], wanted: int) -> int:
+    """Return how many exemplars of a role the class has that has fewest."""
+    return int((role == wanted).sum(axis=1).min())

@@ -1,0 +1,97 @@
+"""Features of augmented views, computed once and used by every mode, seed and epoch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.preprocess import to_tensor
+from sfm.backbones.views import Crops, draw_crops, look, stream
+from sfm.eval.training import Purpose, Told, nobody_told
+
+VIEWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Square images with the index of their class.
+
+    Attributes
+    ----------
+    pixels : ndarray of uint8, shape (image, y, x, channel)
+    labels : ndarray of int64, shape (image,)
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+def draw_views(images: LabelledImages, views: int, seed: int) -> Crops:
+    """Draw flips and random resized crops, one random stream per image.
+
+    The boxes belong to the images and not to a backbone: backbones of different input sizes look at the same
+    piece of an image, and a view means the same to all of them.
+
+    Parameters
+    ----------
+    images : LabelledImages
+    views : int
+        Per image.
+    seed : int
+        Of the run.
+
+    Returns
+    -------
+    Crops
+        All views of the first image, then all of the second, and so on.
+    """
+    side = images.pixels.shape[1]
+    drawn = [draw_crops(stream(seed, Purpose.VIEWS, i), views, side) for i in range(len(images.pixels))]
+    return Crops(
+        np.concatenate([c.top for c in drawn]),
+        np.concatenate([c.left for c in drawn]),
+        np.concatenate([c.height for c in drawn]),
+        np.concatenate([c.width for c in drawn]),
+        np.concatenate([c.flip for c in drawn]),
+    )
+
+
+def features_of_views(
+    backbone: Backbone,
+    images: LabelledImages,
+    crops: Crops,
+    on_views: Told = nobody_told,
+) -> Tensor:
+    """Compute the feature of every view of every image.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    images : LabelledImages
+    crops : Crops
+        As :func:`draw_views` gives them.
+    on_views : callable, optional
+        Told the views done and how many there are.
+
+    Returns
+    -------
+    Tensor, shape (image, view, feature), float32
+        On the backbone's device.
+    """
+    size = backbone.card.preprocessing.input_size
+    pixels = to_tensor(images.pixels).to(backbone.device).contiguous()
+    count, total = len(pixels), len(crops.top)
+    features = torch.empty((total, backbone.card.features), device=backbone.device)
+    with torch.inference_mode():
+        for start in range(0, total, VIEWS_AT_ONCE):
+            some = slice(start, min(start + VIEWS_AT_ONCE, total))
+            boxes = Crops(
+                crops.top[some], crops.left[some], crops.height[some], crops.width[some], crops.flip[some]
+            )
+            image = torch.arange(some.start, some.stop, device=backbone.device) // (total // count)
+            features[some] = backbone.features(look(pixels[image], boxes, size))
+            on_views(some.stop, total)
+    return features.view(count, total // count, -1)
