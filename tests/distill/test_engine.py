@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.views import look
+from sfm.distill.augment import draw_views
+from sfm.distill.engine import Objective, Plan, advance, begin, even_growth
+from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.pyramid import canvas_size, decode, resolutions
+from sfm.errors import InputError
+
+PLAN = Plan(classes=3, ipc=2, views=2, image_size=32, learning_rate=1e-2, grow_every=4, seed=0)
+
+
+def objective(backbone: Backbone) -> Objective:
+    means = torch.randn(3, backbone.card.features, generator=torch.Generator().manual_seed(1))
+    target = flow(means[:, None].expand(3, 2, -1), means)
+    return lambda features: sfm_loss(features, target)
+
+
+def copied(levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [level.detach().clone() for level in levels]
+
+
+def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbone) -> None:
+    state = begin(PLAN, lite0.device)
+    images = decode(copied(state.levels), PLAN.canvas)
+    seen: list[torch.Tensor] = []
+    wanted = objective(lite0)
+    advance(state, PLAN, lite0, lambda features: wanted(seen.append(features.detach()) or features))
+
+    views = draw_views(PLAN.seed, 0, 12, PLAN.canvas)
+    quiet = [index for index in range(12) if not views.noisy[index]]
+    assert len(quiet) > 2
+    each = look(images.repeat_interleave(2, 0), views.crops, 32)
+    for index in quiet:
+        image, view = divmod(index, PLAN.views)
+        place = (*divmod(image, PLAN.ipc), view)
+        alone = lite0.features(each[index : index + 1])[0]
+        torch.testing.assert_close(seen[0][place], alone, atol=1e-4, rtol=1e-3)
+
+
+def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(lite0: Backbone) -> None:
+    state = begin(PLAN, lite0.device)
+    before = copied(state.levels)[0]
+    advance(state, PLAN, lite0, objective(lite0))
+    gradient = state.levels[0].grad
+    assert gradient is not None
+    torch.testing.assert_close(state.levels[0].detach(), before - 1e-2 * gradient.sign(), atol=1e-4, rtol=0)
+
+
+def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> None:
+    state, wanted = begin(PLAN, lite0.device), objective(lite0)
+    sides, ages = [], []
+    for _ in range(10):
+        advance(state, PLAN, lite0, wanted)
+        sides.append(state.levels[-1].shape[-1])
+        ages.append({int(moments["step"]) for moments in state.optimizer.state.values()})
+    assert sides == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4]
+    assert ages == [{1}, {2}, {3}, {4}, {1}, {2}, {3}, {4}, {1}, {2}]
+
+
+def test_a_pyramid_that_reached_the_canvas_stays_as_it_is() -> None:
+    assert PLAN.levels(10**6) == len(resolutions(PLAN.canvas))
+
+
+@given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
+def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
+    every = even_growth(steps, image_size)
+    count = len(resolutions(canvas_size(image_size)))
+    assert every >= 1
+    if steps >= 2 * count:
+        plan = replace(PLAN, image_size=image_size, grow_every=every)
+        assert plan.levels(steps // 2) == count
+
+
+def test_a_loss_that_is_not_finite_leaves_the_images_alone(lite0: Backbone) -> None:
+    state = begin(PLAN, lite0.device)
+    before = copied(state.levels)
+    with pytest.raises(InputError, match="loss is nan in step 1"):
+        advance(state, PLAN, lite0, lambda features: features.sum() * torch.nan)
+    assert state.step == 0
+    assert torch.equal(state.levels[0], before[0])
