@@ -1,0 +1,49 @@
+"""What every room's tests share: a small real store, and free loopback of the machine's threads."""
+
+from pathlib import Path
+
+import pytest
+
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def fashion_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with lite0 and lite1 entries (full and tuning) of 40 + 40 real images per class, at 32 px.
+
+    Shared by all tests: read it, never write to it.
+    """
+    url = str(tmp_path_factory.mktemp("fashion") / "store")
+    extract(
+        ExtractConfig(
+            source="builtin:fashion-mnist-6k",
+            store=url,
+            backbone=["lite0", "lite1"],
+            image_size=SIZE,
+            limit_per_class=40,
+            sub_classes=(2, 3),
+            exemplars=6,
+            tune_fraction=0.25,
+        )
+    )
+    return url
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder dataset of real images: three classes, twelve training and four held-out PNGs each."""
+    from sfm.pipeline.sources import open_source
+
+    source = open_source("builtin:fashion-mnist-6k")
+    root = tmp_path / "garments"
+    for name, split, count in (("train", source.train, 12), ("test", source.test, 4)):
+        for label, class_id in enumerate(("bag", "coat", "dress")):
+            folder = root / name / class_id
+            folder.mkdir(parents=True)
+            own = [i for i, y in enumerate(split.labels) if y == (8, 4, 3)[label]][:count]
+            for number, i in enumerate(own):
+                source.decode(split.read(i)).save(folder / f"{number:03d}.png")
+    return root

@@ -1,0 +1,79 @@
+"""Small entries of random numbers, published for real."""
+
+import numpy as np
+
+from sfm.backbones.card import BackboneCard, Preprocessing
+from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.publish import Draft, Published, publish
+
+CLASSES, FEATURES = 4, 6
+
+
+def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
+    """A card of a backbone that nobody needs to load."""
+    preprocessing = Preprocessing(
+        input_size=size, resize=size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    return BackboneCard(
+        spec=spec,
+        model=f"timm_{spec}",
+        rule="pre-logits",
+        weights=weights,
+        preprocessing=preprocessing,
+        features=FEATURES,
+    )
+
+
+def fill(draft: Draft, seed: int = 0) -> dict[str, np.ndarray]:
+    """Write a few arrays of random numbers and return them."""
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "train/count": rng.integers(1, 9, CLASSES),
+        "train/mean": rng.standard_normal((CLASSES, FEATURES)),
+        "train/centre_2": rng.standard_normal((CLASSES, 2, FEATURES)).astype(np.float32),
+        "test/feature": rng.standard_normal((5000, FEATURES)).astype(np.float16),
+        "test/label": rng.integers(0, CLASSES, 5000).astype(np.int32),
+    }
+    for name, array in arrays.items():
+        draft.write(name, array)
+    return arrays
+
+
+def commit(
+    draft: Draft,
+    *,
+    dataset: str = "toy",
+    backbone: BackboneCard | None = None,
+    fingerprint: str = "f" * 64,
+    role: str = "full",
+    options: dict[str, object] | None = None,
+    replace: bool = False,
+) -> Published:
+    """Publish a draft with plausible cards."""
+    ids = [f"n{i}" for i in range(CLASSES)]
+    return publish(
+        draft,
+        backbone or backbone_card(),
+        DatasetCard(
+            name=dataset,
+            class_ids=ids,
+            class_names=ids,
+            train_samples=20,
+            test_samples=5000,
+            fingerprint=fingerprint,
+            leaves=[fingerprint],
+        ),
+        ExtractionCard(
+            options={"seed": 0} if options is None else options,
+            role=role,  # type: ignore[arg-type]
+            versions={},
+            device="cpu",
+            threads=1,
+            seconds=1.0,
+            images_per_second=20.0,
+        ),
+        ClassifierCard(
+            solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None
+        ),
+        replace=replace,
+    )
