@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from sfm import terminal
-from sfm.command import SHARED, add_command
+from sfm.command import AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
 from sfm.eval.config import EvaluateConfig
 from sfm.pipeline.config import ExtractConfig
+from sfm.store_commands import store_app
 
 app = typer.Typer(
     name="sfm",
@@ -20,14 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="Look into a store of statistics.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
-
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED)]
-Url = Annotated[str, typer.Argument(metavar="URL", help="The store: a path, s3://, gs:// or az:// URL.")]
 
 
 def main() -> None:
@@ -103,11 +97,11 @@ def run_evaluate(config: EvaluateConfig, as_json: bool, quiet: bool) -> None:
     with terminal.showing(quiet) as progress:
         from sfm.eval.run import evaluate
 
-        done = evaluate(config, progress)
+        record = evaluate(config, progress).model_dump(mode="json")
     if as_json:
-        terminal.print_json(done.record)
+        terminal.print_json(record)
         return
-    terminal.accuracy_table(done.record)
+    terminal.accuracy_table(record)
     print(f"Written to {config.run / 'evaluation.json'}")
 
 
@@ -144,44 +138,6 @@ add_command(
         "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
     ],
 )
-
-
-@store_app.command(
-    "ls", epilog="Examples:\n\n  $ sfm store ls ./store\n\n  $ sfm store ls s3://team/stats --json"
-)
-def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List the entries of a store."""
-    with terminal.reporting():
-        from sfm.stats_store.store import open_store
-
-        entries = open_store(url).summaries()
-        if as_json:
-            terminal.print_json({"entries": [s.model_dump(mode="json") for s in entries]})
-        else:
-            terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
-
-
-@store_app.command("show", epilog="Examples:\n\n  $ sfm store show ./store fashion-mnist-6k --backbone lite0")
-def store_show(
-    url: Url,
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="NAME, NAME@DIGEST or NAME@tuning.")],
-    backbone: Annotated[str | None, typer.Option(help="The backbone's spec, as `ls` shows it.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show one entry: backbone, dataset, classes, how it was extracted, and its arrays."""
-    with terminal.reporting():
-        from sfm.stats_store.select import only
-        from sfm.stats_store.store import open_store
-
-        store = open_store(url)
-        summary = only(store.summaries(), dataset=dataset, backbone=backbone, image_size=image_size)
-        document = terminal.entry_document(store.open(summary))
-        if as_json:
-            terminal.print_json(document)
-        else:
-            terminal.print_entry(document)
 
 
 @app.command(

@@ -16,6 +16,11 @@ from sfm.terminal import reporting
 
 SHARED = "Shared options"
 
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED)]
+
 
 def add_command(
     app: typer.Typer,

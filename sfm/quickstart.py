@@ -49,5 +49,5 @@ def quickstart(out: Path, progress: Listener = nobody) -> dict[str, Any]:
         "store": store,
         "preview": str(run / "preview.png"),
         "run": distilled.record,
-        "evaluation": evaluation.record,
+        "evaluation": evaluation.model_dump(mode="json"),
     }
