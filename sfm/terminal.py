@@ -169,11 +169,13 @@ def accuracy_table(record: dict[str, Any]) -> None:
         for row in record["rows"]
     ]
     rows += [
-        [row["images"], row["backbone"], row["mode"], percent(row["top1"]), percent(row["top5"]), "–"]
+        [row["images"], row["backbone"], row["classifier"], percent(row["top1"]), percent(row["top5"]), "–"]
         for row in record["full_data"]
     ]
-    columns = ["images", "backbone", "mode", "top-1 %", "top-5 %", "seeds"]
+    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "seeds"]
     table("Accuracy on held-out features", columns, rows, right={"top-1 %", "top-5 %", "seeds"})
+    for note in record["notes"]:
+        print(f"note: {note}")
 
 
 def entry_document(entry: Any) -> dict[str, Any]:

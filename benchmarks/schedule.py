@@ -1,0 +1,107 @@
+"""Choose the default schedule of `sfm distill` on an entry of role tuning: held-out data is never looked at.
+
+``python benchmarks/schedule.py [--json FILE] [--only NAME ...]``
+
+Each schedule distils ten images of the tuning split's training part on lite0 and scores them, with a linear
+head, on the tuning split's held-out part, through lite0 and through lite1.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
+
+DATASET = "fashion-mnist-6k"
+SCHEDULES = {
+    "1 view, lr .01, 1000": {"views": 1, "learning_rate": 1e-2, "steps": 1000},
+    "1 view, lr .02, 2000": {"views": 1, "learning_rate": 2e-2, "steps": 2000},
+    "3 views, lr .01, 1000": {"views": 3, "learning_rate": 1e-2, "steps": 1000},
+    "3 views, lr .02, 1000": {"views": 3, "learning_rate": 2e-2, "steps": 1000},
+    "3 views, lr .04, 1000": {"views": 3, "learning_rate": 4e-2, "steps": 1000},
+    "3 views, lr .02, 1000, grow 30": {"views": 3, "learning_rate": 2e-2, "steps": 1000, "grow_every": 30},
+    "3 views, lr .02, 1000, grow 110": {"views": 3, "learning_rate": 2e-2, "steps": 1000, "grow_every": 110},
+    "5 views, lr .02, 600": {"views": 5, "learning_rate": 2e-2, "steps": 600},
+    "10 views, lr .02, 300": {"views": 10, "learning_rate": 2e-2, "steps": 300},
+}
+
+
+def main() -> None:
+    """Run every schedule on one tuning entry and print what it reaches."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--store", help="store that holds the entries already, or is to hold them")
+    arguments.add_argument("--seeds", type=int, default=1, help="distillations per schedule")
+    arguments.add_argument("--only", nargs="*", help="run these schedules alone")
+    arguments.add_argument("--json", type=Path, help="write the figures here")
+    given = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        store = given.store or f"{scratch}/store"
+        extract(
+            ExtractConfig(
+                source=f"builtin:{DATASET}",
+                store=store,
+                backbone=["lite0", "lite1"],
+                image_size=96,
+                exemplars=8,
+                tune_fraction=0.2,
+            )
+        )
+        rows = [
+            measured(name, schedule, store, Path(scratch), seed)
+            for name, schedule in SCHEDULES.items()
+            if not given.only or name in given.only
+            for seed in range(given.seeds)
+        ]
+    if given.json:
+        given.json.write_text(json.dumps({"dataset": f"{DATASET}@tuning", "rows": rows}, indent=1))
+    table = Table(title=f"{DATASET}@tuning, distilled on lite0")
+    for column in ("schedule", "seed", "lite0 top-1 %", "lite1 top-1 %", "loss", "seconds", "peak MiB"):
+        table.add_column(column, justify="left" if column == "schedule" else "right")
+    for row in rows:
+        table.add_row(
+            row["schedule"],
+            str(row["seed"]),
+            f"{100 * row['lite0']:.1f}",
+            f"{100 * row['lite1']:.1f}",
+            f"{row['loss']:.3f}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_bytes'] / 2**20:.0f}",
+        )
+    Console(width=120).print(table)
+
+
+def measured(
+    name: str, schedule: dict[str, float], store: str, scratch: Path, seed: int
+) -> dict[str, object]:
+    """Distil with one schedule and score the images on the tuning split's held-out part."""
+    out = scratch / f"{name.replace(' ', '-')}-{seed}"
+    run = distill(
+        DistillConfig(
+            store=store,
+            backbone="lite0",
+            image_size=96,
+            dataset=f"{DATASET}@tuning",
+            out=out,
+            seed=seed,
+            **schedule,  # type: ignore[arg-type]
+        )
+    )
+    scores = evaluate(EvaluateConfig(run=out, store=store, backbone=["lite0", "lite1"], mode=["linear"]))
+    top1 = {row.backbone: row.top1_mean for row in scores.rows if row.images == "distilled"}
+    return {
+        "schedule": name,
+        "seed": seed,
+        **schedule,
+        **top1,
+        "loss": run.record["loss"],
+        "seconds": run.record["wall_seconds"],
+        "peak_bytes": run.record["peak_memory_bytes"],
+    }
+
+
+if __name__ == "__main__":
+    main()

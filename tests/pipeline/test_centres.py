@@ -1,0 +1,69 @@
+"""Sub-class centres: means of what is nearest to them, every sample counted once."""
+
+import numpy as np
+
+from sfm.pipeline.centres import nearest_centre, sub_class_centres
+from sfm.pipeline.staging import Partition, Staging
+
+
+def stage(tmp_path, features, labels):
+    staging, parts = Staging(tmp_path), []
+    for number, start in enumerate(range(0, len(labels), 40)):
+        rows = slice(start, start + 40)
+        partition = Partition("train", number, np.arange(len(labels))[rows], labels[rows])
+        staging.put("toy", partition, features[rows])
+        parts.append(partition)
+    return staging.staged("toy", parts)
+
+
+def blobs(sizes, rng):
+    corners = np.array([[0, 0], [20, 0], [0, 20]], dtype=np.float32)
+    features = np.concatenate([corners[i] + rng.standard_normal((n, 2)) for i, n in enumerate(sizes)])
+    return features.astype(np.float32)
+
+
+def test_well_separated_groups_are_found_largest_first(tmp_path):
+    rng = np.random.default_rng(0)
+    features = np.concatenate([blobs((30, 50, 20), rng), blobs((10, 10, 40), rng) + 100])
+    labels = np.repeat([0, 1], [100, 60]).astype(np.int32)
+    order = rng.permutation(160)
+    train = stage(tmp_path, features[order], labels[order])
+    centre, count = sub_class_centres(train, labels[order], 2, 2, [3], seed=0)[3]
+    assert count.tolist() == [[50, 30, 20], [40, 10, 10]]
+    np.testing.assert_allclose(centre[0, 0], features[30:80].mean(axis=0), rtol=1e-5)
+    assert centre.dtype == np.float32
+
+
+def test_centres_weighted_by_their_counts_average_to_the_class_mean(tmp_path):
+    rng = np.random.default_rng(1)
+    features = rng.standard_normal((90, 6)).astype(np.float32)
+    labels = rng.integers(0, 3, 90).astype(np.int32)
+    centres = sub_class_centres(stage(tmp_path, features, labels), labels, 3, 6, [2, 4], seed=0)
+    for centre, count in centres.values():
+        for c in range(3):
+            assert count[c].sum() == (labels == c).sum()
+            mean = (count[c, :, None] * centre[c]).sum(axis=0) / count[c].sum()
+            np.testing.assert_allclose(mean, features[labels == c].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_centres_bit_for_bit(tmp_path):
+    rng = np.random.default_rng(2)
+    features, labels = rng.standard_normal((80, 4)).astype(np.float32), np.zeros(80, dtype=np.int32)
+    train = stage(tmp_path, features, labels)
+    first, again = (sub_class_centres(train, labels, 1, 4, [5], seed=7)[5] for _ in range(2))
+    np.testing.assert_array_equal(first[0], again[0])
+
+
+def test_a_class_too_small_leaves_rows_nan_with_count_zero(tmp_path):
+    features = np.array([[0, 0], [5, 5], [9, 9], [9, 9], [9, 9]], dtype=np.float32)
+    labels = np.array([0, 0, 1, 1, 1], dtype=np.int32)
+    centre, count = sub_class_centres(stage(tmp_path, features, labels), labels, 2, 2, [3], seed=0)[3]
+    assert count.tolist() == [[1, 1, 0], [3, 0, 0]]
+    assert np.isnan(centre[0, 2]).all()
+    assert np.isnan(centre[1, 1:]).all()
+    np.testing.assert_array_equal(centre[1, 0], [9, 9])
+
+
+def test_a_missing_centre_is_never_nearest():
+    centres = np.array([[np.nan, np.nan], [3.0, 3.0]])
+    assert nearest_centre(np.zeros((2, 2)), centres).tolist() == [1, 1]

@@ -1,0 +1,49 @@
+"""The fingerprint: the same images have the same one, other images another."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm.pipeline.fingerprint import Tally, sample_digest
+
+IDS = ["ant", "bee", "cow"]
+SAMPLES = st.lists(
+    st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 2), st.binary(max_size=8)),
+    min_size=1,
+    max_size=20,
+)
+
+
+def fingerprint(samples: list[tuple[str, int, bytes]]) -> str:
+    tally = Tally()
+    for split, label, data in samples:
+        digest = np.frombuffer(sample_digest(data), dtype=np.uint8)[None]
+        tally.add(split, IDS, np.array([label], dtype=np.int32), digest)
+    return tally.fingerprint()
+
+
+@given(SAMPLES, st.randoms(use_true_random=False))
+def test_order_does_not_matter(samples, random):
+    shuffled = samples.copy()
+    random.shuffle(shuffled)
+    assert fingerprint(shuffled) == fingerprint(samples)
+
+
+@given(SAMPLES, st.data())
+def test_one_changed_byte_one_other_class_or_one_more_sample_matters(samples, data):
+    i = data.draw(st.integers(0, len(samples) - 1))
+    split, label, content = samples[i]
+    for other in (
+        [*samples[:i], (split, label, content + b"x"), *samples[i + 1 :]],
+        [*samples[:i], (split, (label + 1) % 3, content), *samples[i + 1 :]],
+        [*samples, samples[i]],
+    ):
+        assert fingerprint(other) != fingerprint(samples)
+
+
+def test_a_copy_of_a_sample_does_not_cancel_itself():
+    assert fingerprint([("train", 0, b"a")] * 3) != fingerprint([("train", 0, b"a")])
+
+
+def test_the_length_is_part_of_a_sample():
+    assert sample_digest(b"") != sample_digest(b"\0")

@@ -1,0 +1,186 @@
+"""Sources: folders and idx files as they are found on disks, and what is wrong with them."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.pipeline.sources import open_source
+from sfm.pipeline.sources.folder import decode_image
+from sfm.pipeline.sources.source import limited
+
+TOY = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+
+
+def write_idx_folder(
+    root: Path, *, zipped: bool = False, labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)
+) -> Path:
+    root.mkdir(exist_ok=True)
+    for split in ("train", "t10k"):
+        files = {
+            f"{split}-images-idx3-ubyte": struct.pack(">4I", 0x803, *TOY.shape) + TOY.tobytes(),
+            f"{split}-labels-idx1-ubyte": struct.pack(">2I", 0x801, len(labels)) + bytes(labels),
+        }
+        for name, data in files.items():
+            if zipped:
+                (root / f"{name}.gz").write_bytes(gzip.compress(data))
+            else:
+                (root / name).write_bytes(data)
+    return root
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_are_read_gzip_or_not(tmp_path, zipped):
+    source = open_source(f"idx:{write_idx_folder(tmp_path / 'digits', zipped=zipped)}")
+    assert source.name == "digits"
+    assert source.class_ids == ["0", "1", "2"]
+    for i in (5, 0, 3):
+        np.testing.assert_array_equal(np.asarray(source.decode(source.train.read(i))), TOY[i])
+
+
+def test_labels_above_nine_sort_as_numbers(tmp_path):
+    source = open_source(f"idx:{write_idx_folder(tmp_path / 'd', labels=(2, 10, 2, 10, 2, 10))}")
+    assert source.class_ids == ["02", "10"]
+    assert source.train.labels.tolist() == [0, 1] * 3
+
+
+def test_a_class_list_beside_idx_files_names_the_classes(tmp_path):
+    root = write_idx_folder(tmp_path / "d")
+    (root / "classes.txt").write_text("zero\none\ntwo\n")
+    assert open_source(f"idx:{root}").class_names == ["zero", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda root: (root / "train-images-idx3-ubyte").unlink(), "holds no train-images-idx3-ubyte"),
+        (lambda root: (root / "train-labels-idx1-ubyte").write_bytes(b"\0\0"), "header cannot be read"),
+        (lambda root: (root / "t10k-images-idx3-ubyte").write_bytes(b"PK\3\4" * 9), "begins with 504b0304"),
+        (
+            lambda root: (root / "train-labels-idx1-ubyte").write_bytes(
+                struct.pack(">2I", 0x801, 9) + b"\1" * 9
+            ),
+            "6 images of 4x3; expected 9",
+        ),
+        (lambda root: (root / "classes.txt").write_text("zero\n"), "has 1 lines, but labels go up to 2"),
+    ],
+)
+def test_spoilt_idx_files_are_named(tmp_path, spoil, complaint):
+    root = write_idx_folder(tmp_path / "d")
+    spoil(root)
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"idx:{root}")
+
+
+def test_an_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
+    root = write_idx_folder(tmp_path / "d")
+    file = root / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-5])
+    source = open_source(f"idx:{root}")
+    with pytest.raises(InputError, match="ends before image 5 of 6"):
+        source.train.read(5)
+
+
+def test_the_embedded_dataset_is_balanced_and_named():
+    source = open_source("builtin:fashion-mnist-6k")
+    assert np.bincount(source.train.labels).tolist() == [500] * 10
+    assert np.bincount(source.test.labels).tolist() == [100] * 10
+    assert source.class_names[0] == "T-shirt/top"
+    assert source.licence == "MIT"
+
+
+def test_a_folder_of_class_folders(image_folder):
+    source = open_source(f"folder:{image_folder}")
+    assert source.class_ids == ["bag", "coat", "dress"]
+    assert np.bincount(source.train.labels).tolist() == [12] * 3
+    assert source.decode(source.train.read(13)).size == (28, 28)
+    assert source.train.where(13).endswith("train/coat/001.png")
+
+
+def test_val_stands_for_test(image_folder):
+    (image_folder / "test").rename(image_folder / "val")
+    assert len(open_source(f"folder:{image_folder}").test.labels) == 12
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda root: (root / "train" / "empty").mkdir(), "different classes: empty"),
+        (
+            lambda root: [(root / s / "empty").mkdir() for s in ("train", "test")],
+            "no train images in class empty",
+        ),
+        (lambda root: (root / "test").rename(root / "testing"), r"must hold train/ and test/ \(or val/\)"),
+    ],
+)
+def test_spoilt_folders_are_named(image_folder, spoil, complaint):
+    spoil(image_folder)
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"folder:{image_folder}")
+
+
+def test_one_class_only_is_refused(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / split / "cat" / "a.png")
+    with pytest.raises(InputError, match="fewer than two classes"):
+        open_source(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("foldr:/data", "did you mean folder:/data"),
+        ("cifar10", "use folder:PATH, idx:PATH or builtin:NAME"),
+        ("builtin:mnist", "there is builtin:fashion-mnist-6k"),
+        ("folder:/no/such/place", "/no/such/place is not a folder"),
+        ("idx:/no/such/place", "/no/such/place is not a folder"),
+    ],
+)
+def test_unknown_datasets_get_a_hint(spec, complaint):
+    with pytest.raises(InputError, match=complaint):
+        open_source(spec)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    image = Image.new("L", (8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert decode_image((tmp_path / "a.jpg").read_bytes()).size == (4, 8)
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="decompression bomb"):
+        decode_image((tmp_path / "a.png").read_bytes())
+
+
+def test_a_limit_takes_the_first_of_each_class():
+    source = open_source("builtin:fashion-mnist-6k")
+    chosen = limited(source.train, 3)
+    assert (np.diff(chosen) > 0).all()
+    for c in range(10):
+        own = chosen[source.train.labels[chosen] == c]
+        np.testing.assert_array_equal(own, np.flatnonzero(source.train.labels == c)[:3])
+
+
+def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
+    from sfm.pipeline.subset import subset
+
+    root = write_idx_folder(tmp_path / "full")
+    for out in ("a", "b"):
+        subset(str(root), tmp_path / out, train=2, test=1, seed=3)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    again = open_source(f"idx:{tmp_path / 'a'}")
+    assert np.bincount(again.train.labels).tolist() == [2, 2, 2]
+    originals = {TOY[i].tobytes(): [0, 1, 2, 0, 1, 2][i] for i in range(6)}
+    assert [originals[again.train.read(i)] for i in range(6)] == again.train.labels.tolist()

@@ -1,0 +1,67 @@
+"""Staged rows: masks and blocks change what is read, never the rows."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm.pipeline.staging import Partition, Staging, open_staging
+from sfm.stats_store.digest import BLOCK_ROWS
+
+
+def staged(tmp_path, sizes, rng):
+    staging, parts, rows = Staging(tmp_path), [], []
+    for number, size in enumerate(sizes):
+        labels = rng.integers(0, 3, size).astype(np.int32)
+        partition = Partition("train", number, np.arange(size), labels)
+        rows.append(rng.standard_normal((size, 2)).astype(np.float32))
+        staging.put("backbone", partition, rows[-1])
+        parts.append(partition)
+    return staging.staged("backbone", parts), np.concatenate(rows), np.concatenate([p.labels for p in parts])
+
+
+@given(st.integers(0, 2**32))
+def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
+    rng = np.random.default_rng(seed)
+    whole, rows, labels = staged(tmp_path_factory.mktemp("s"), [5, 3, 4], rng)
+    first = rng.random(12) < 0.6
+    second = rng.random(int(first.sum())) < 0.6
+    chosen = whole.only(first).only(second)
+    np.testing.assert_array_equal(chosen.all_labels(), labels[first][second])
+    got = [features for features, _ in chosen]
+    np.testing.assert_array_equal(np.concatenate([np.zeros((0, 2)), *got]), rows[first][second])
+
+
+def test_blocks_are_full_but_for_the_last(tmp_path):
+    rng = np.random.default_rng(0)
+    whole, rows, _ = staged(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
+    keep = rng.random(len(rows)) < 0.7
+    blocks = list(whole.only(keep).blocks(np.float32))
+    assert [len(b) for b in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
+    np.testing.assert_array_equal(np.concatenate(blocks), rows[keep])
+
+
+def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
+    staging = Staging(tmp_path)
+    partition = Partition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
+    staging.put("backbone", partition, np.ones((2, 2)))
+    file = staging.file("backbone", partition)
+    file.rename(file.with_suffix(".part"))
+    assert not staging.has("backbone", partition)
+
+
+def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):
+    with open_staging(tmp_path, "key") as first, open_staging(tmp_path, "key") as second:
+        assert first.root != second.root
+        assert second.root.is_dir()
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+def test_a_failed_extraction_keeps_its_staging(tmp_path):
+    try:
+        with open_staging(tmp_path, "key") as staging:
+            (staging.root / "work").write_text("half")
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    with open_staging(tmp_path, "key") as again:
+        assert (again.root / "work").read_text() == "half"
