@@ -46,7 +46,7 @@ class Trunk(nn.Module):
         return feature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backbone:
     """A frozen feature extractor.
 
@@ -227,8 +227,7 @@ def _in_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, T
 
 def _take(model: Any, tensors: dict[str, Tensor], unused: Collection[str], complaint: str) -> None:
     """Load a checkpoint whose classifier may be any or none."""
-    if "pos_embed" in tensors and hasattr(model, "set_input_size"):
-        _match_grid(model, tensors["pos_embed"])
+    _match_grid(model, tensors.get("pos_embed"))
     faults = _faults(model, tensors, unused)
     if faults:
         # Models keep next to them how their first publisher's checkpoints translate to timm's names.
@@ -237,17 +236,19 @@ def _take(model: Any, tensors: dict[str, Tensor], unused: Collection[str], compl
             tensors = translate(tensors, model) if translate is not None else tensors
         except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{complaint}: {_few(faults)}") from error
-    if faults and _faults(model, tensors, unused):
-        raise InputError(f"{complaint}: {_few(faults)}")
+        if _faults(model, tensors, unused):
+            raise InputError(f"{complaint}: {_few(faults)}")
     model.load_state_dict({n: t for n, t in tensors.items() if not is_under(n, unused)}, strict=False)
 
 
-def _match_grid(model: Any, stored: Tensor) -> None:
+def _match_grid(model: Any, stored: Tensor | None) -> None:
     """Give a vision transformer the input size that a stored position embedding was made for."""
+    own = getattr(model, "pos_embed", None)
+    if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
+        return
     rows, columns = model.patch_embed.grid_size
-    prefix = model.pos_embed.shape[1] - rows * columns
-    side = math.isqrt(max(0, stored.shape[1] - prefix)) if stored.ndim == 3 else 0
-    if side and side != rows:
+    side = math.isqrt(max(0, stored.shape[1] - (own.shape[1] - rows * columns)))
+    if side not in (0, rows):
         model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
 
 

@@ -173,6 +173,19 @@ def test_a_checkpoint_under_its_publishers_names_is_translated(tmp_path: Path) -
     assert cards[0].hash == cards[1].hash
 
 
+def test_a_prefix_chooses_one_of_the_encoders_of_a_checkpoint(tmp_path: Path) -> None:
+    one, two = torch.ones(1), torch.zeros(1)
+    path = tmp_path / "w.pth"
+    for stored, expected in [
+        ({"module.base.a": one, "module.other.a": two}, {"a": one}),
+        ({"module.a": one, "module.b": two}, {"a": one, "b": two}),
+        ({"a": one, "b": two}, {"a": one, "b": two}),
+        ({"module.a": one, "b": two}, {"module.a": one, "b": two}),
+    ]:
+        torch.save({"state_dict": stored}, path)
+        assert read_tensors(path, "module.base.") == expected
+
+
 def _hub_cache(folder: Path, repository: str, weights: Mapping[str, Tensor]) -> None:
     revision = "0" * 40
     root = folder / f"models--{repository.replace('/', '--')}"
@@ -269,6 +282,13 @@ def test_tensors_of_another_shape_are_named(tmp_path: Path) -> None:
     save_file({**weights, "norm.weight": torch.ones(5)}, path)
     with pytest.raises(InputError, match=r"norm.weight is \(5,\), not \(64,\)"):
         load_backbone(f"timm/test_vit@{path}")
+
+
+def test_the_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    saved("test_vit", tmp_path / "vit.safetensors")
+    for model in ("test_vit_relpos", "test_vit2", "swin_tiny_patch4_window7_224", "test_resnet"):
+        with pytest.raises(InputError, match=f"vit.safetensors does not fit {model}: no "):
+            load_backbone(f"timm/{model}@{tmp_path / 'vit.safetensors'}")
 
 
 @pytest.mark.parametrize(
