@@ -53,7 +53,7 @@ class Fit:
 
 
 def standardisation(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per feature, float64; the latter is 1 where a feature is constant."""
+    """Return mean and standard deviation per feature, float64; a constant feature has deviation 1."""
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     between = moments.count @ (moments.mean - mean) ** 2

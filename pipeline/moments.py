@@ -1,7 +1,7 @@
 """Sufficient statistics of features: per-class counts and means, and scatters around them.
 
 Scatters of disjoint parts add exactly, S = S_A + S_B + sum_c n_A n_B / n delta delta^T, with delta the
-difference of the class means; this update is stable where sums of squares are not (Chan, Golub, LeVeque 1979).
+difference of the class means. Unlike sums of squares, this is stable (Chan, Golub, LeVeque 1979).
 """
 
 from collections.abc import Iterable

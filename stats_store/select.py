@@ -117,3 +117,30 @@ def match(store: Store, candidates: Sequence[Summary], backbone: BackboneCard) -
     if len(same) > 1:
         raise InputError(f"several entries fit, pin one as NAME@DIGEST: {listed(same)}")
     return store.open(same[0])
+
+
+def only(
+    summaries: Sequence[Summary],
+    *,
+    dataset: str,
+    backbone: str | None = None,
+    image_size: int | None = None,
+) -> Summary:
+    """Return the one entry that the words mean; no backbone is loaded, the spec must be the stored one.
+
+    Raises
+    ------
+    InputError
+        If none or several fit; lists them.
+    """
+    of_dataset = named(summaries, dataset)
+    fitting = [
+        s
+        for s in of_dataset
+        if (backbone is None or s.backbone == backbone) and (image_size is None or s.image_size == image_size)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InputError(f"several entries fit, name --backbone or pin one as NAME@DIGEST: {listed(fitting)}")
+    raise InputError(f"no such entry of {dataset}: the store holds {listed(of_dataset)}")

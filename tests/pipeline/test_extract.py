@@ -1,0 +1,275 @@
+"""Extraction: what is published, what is read, and what survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sfm.backbones.build import load_backbone
+from sfm.backbones.preprocess import crop, to_tensor
+from sfm.errors import InputError
+from sfm.pipeline import extract as extraction
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+from sfm.pipeline.sources import KINDS, Source, open_source
+from sfm.stats_store.select import only
+from sfm.stats_store.store import Entry, open_store
+
+SIZE = 32
+
+
+def config(store: Path | str, **changes: object) -> ExtractConfig:
+    values: dict[str, object] = {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(store),
+        "backbone": ["lite0"],
+        "image_size": SIZE,
+        "limit_per_class": 8,
+        "sub_classes": (2,),
+    }
+    return ExtractConfig(**(values | changes))
+
+
+def entry_of(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0") -> Entry:
+    store = open_store(url)
+    return store.open(only(store.summaries(), dataset=dataset, backbone=backbone))
+
+
+def test_an_entry_holds_every_array_of_the_schema(fashion_store):
+    entry = entry_of(fashion_store)
+    assert {name: (entry.array(name).shape, str(entry.array(name).dtype)) for name in entry.names()} == {
+        "train/count": ((10,), "int64"),
+        "train/mean": ((10, 1280), "float64"),
+        "train/scatter_diagonal": ((10, 1280), "float64"),
+        "train/within_scatter": ((1280, 1280), "float64"),
+        "train/centre_2": ((10, 2, 1280), "float32"),
+        "train/centre_count_2": ((10, 2), "int64"),
+        "train/centre_3": ((10, 3, 1280), "float32"),
+        "train/centre_count_3": ((10, 3), "int64"),
+        "classifier/weight": ((10, 1280), "float32"),
+        "classifier/bias": ((10,), "float32"),
+        "test/feature": ((400, 1280), "float16"),
+        "test/label": ((400,), "int32"),
+        "exemplar/image": ((10, 6, SIZE, SIZE, 3), "uint8"),
+        "exemplar/role": ((10, 6), "uint8"),
+        "exemplar/sample": ((10, 6), "int64"),
+    }
+    assert entry.dataset.class_names[0] == "T-shirt/top"
+    assert entry.classifier.converged
+    assert entry.classifier.held_out_top1 > 0.4
+
+
+def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
+    entry, source = entry_of(fashion_store), open_source("builtin:fashion-mnist-6k")
+    backbone = load_backbone("lite0", image_size=SIZE)
+    for c in (0, 9):
+        own = np.flatnonzero(source.train.labels == c)[:40]
+        pixels = np.stack(
+            [crop(source.decode(source.train.read(i)), backbone.card.preprocessing) for i in own]
+        )
+        with torch.inference_mode():
+            features = backbone.features(to_tensor(pixels)).double().numpy()
+        np.testing.assert_allclose(entry.read("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            entry.read("train/scatter_diagonal")[c],
+            ((features - features.mean(axis=0)) ** 2).sum(axis=0),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+
+
+def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
+    entry, source = entry_of(fashion_store), open_source("builtin:fashion-mnist-6k")
+    role, sample = entry.read("exemplar/role"), entry.read("exemplar/sample")
+    assert role.tolist() == [[1, 1, 1, 0, 0, 0]] * 10
+    for c in range(10):
+        assert (source.train.labels[sample[c]] == c).all()
+    image = crop(source.decode(source.train.read(int(sample[4, 2]))), entry.backbone.preprocessing)
+    np.testing.assert_array_equal(entry.read("exemplar/image")[4, 2], image)
+    other = entry_of(fashion_store, backbone="lite1").read("exemplar/sample")
+    np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
+
+
+def test_a_tuning_entry_divides_the_training_split_alone(fashion_store):
+    full, tuning = entry_of(fashion_store), entry_of(fashion_store, "fashion-mnist-6k@tuning")
+    assert tuning.summary.role == "tuning"
+    assert tuning.read("train/count").tolist() == [30] * 10
+    assert np.bincount(tuning.read("test/label")).tolist() == [10] * 10
+    rows = {row.tobytes() for row in full.read("test/feature")}
+    assert not any(row.tobytes() in rows for row in tuning.read("test/feature"))
+    # Training part and held-out part together have the mean of the whole training split.
+    labels, features = tuning.read("test/label"), tuning.read("test/feature").astype(np.float64)
+    for c in range(10):
+        whole = (30 * tuning.read("train/mean")[c] + features[labels == c].sum(axis=0)) / 40
+        np.testing.assert_allclose(whole, full.read("train/mean")[c], rtol=1e-3, atol=1e-3)
+
+
+def counted(source: Source, decoded: list[bytes]) -> Source:
+    def decode(data: bytes):
+        decoded.append(data)
+        return source.decode(data)
+
+    return Source(
+        source.name, source.spec, source.class_ids, source.class_names, source.train, source.test, decode
+    )
+
+
+def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch):
+    decoded: list[bytes] = []
+    monkeypatch.setitem(KINDS, "counted", lambda text: counted(KINDS["builtin"](text), decoded))
+    extract(config(tmp_path / "s", source="counted:fashion-mnist-6k", backbone=["lite0", "lite1"]))
+    assert len(decoded) == len(set(decoded)) == 160
+
+
+def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
+    decoded: list[bytes] = []
+    monkeypatch.setitem(KINDS, "counted", lambda text: counted(KINDS["builtin"](text), decoded))
+    first = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
+    decoded.clear()
+    again = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
+    assert [p.outcome for p in again.published] == ["already there"]
+    assert again.published[0].summary == first.published[0].summary
+    assert again.features.read == 0
+    assert decoded == []
+
+
+def test_rehash_reads_again_and_finds_the_entry_there(tmp_path):
+    extract(config(tmp_path / "s"))
+    again = extract(config(tmp_path / "s", rehash=True))
+    assert again.features.read == 160
+    assert [p.outcome for p in again.published] == ["already there"]
+
+
+def test_another_backbone_joins_without_touching_the_first(tmp_path):
+    first = extract(config(tmp_path / "s")).published[0].summary
+    both = extract(config(tmp_path / "s", backbone=["lite0", "lite1"]))
+    assert [p.outcome for p in both.published] == ["already there", "published"]
+    assert both.published[0].summary == first
+
+
+def test_other_options_are_another_variant_of_the_same_data(tmp_path):
+    first = extract(config(tmp_path / "s")).published[0].summary
+    other = extract(config(tmp_path / "s", sub_classes=(3,))).published[0].summary
+    assert other.fingerprint == first.fingerprint
+    assert other.entry_digest != first.entry_digest
+    assert len(open_store(str(tmp_path / "s")).summaries()) == 2
+
+
+def test_the_same_images_in_another_folder_have_the_same_digest(tmp_path, image_folder):
+    changes = {"limit_per_class": None, "name": "garments"}
+    first = extract(config(tmp_path / "a", source=f"folder:{image_folder}", **changes)).published[0].summary
+    moved = image_folder.rename(tmp_path / "elsewhere")
+    for folder in (moved / "train").iterdir():
+        for number, file in enumerate(sorted(folder.iterdir())):
+            file.rename(file.with_name(f"renamed-{number:03d}.png"))
+    again = extract(config(tmp_path / "b", source=f"folder:{moved}", **changes)).published[0].summary
+    assert again.entry_digest == first.entry_digest
+
+
+def test_train_features_are_kept_on_request(tmp_path):
+    extract(config(tmp_path / "s", keep_train_features=True))
+    entry = entry_of(str(tmp_path / "s"))
+    features, labels = entry.read("train/feature").astype(np.float64), entry.read("train/label")
+    np.testing.assert_allclose(
+        features[labels == 3].mean(axis=0), entry.read("train/mean")[3], rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (
+            lambda root: (root / "train/coat/003.png").write_bytes(b"no image"),
+            "cannot decode .*train/coat/003.png",
+        ),
+        (
+            lambda root: (root / "test/bag/001.png").write_bytes(
+                (root / "test/bag/001.png").read_bytes()[:90]
+            ),
+            "cannot decode .*test/bag/001.png",
+        ),
+    ],
+)
+def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_folder, spoil, complaint):
+    spoil(image_folder)
+    with pytest.raises(InputError, match=complaint):
+        extract(config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
+    assert open_store(str(tmp_path / "s")).summaries() == []
+    assert not any((tmp_path / "s" / "runs").glob("*")) if (tmp_path / "s" / "runs").exists() else True
+
+
+def test_features_that_are_not_finite_name_the_image(tmp_path, image_folder, monkeypatch):
+    poisoned = open_source(f"folder:{image_folder}").train.where(17)
+    real = extraction.load_backbone
+
+    def poisoning(spec: str, **options: object):
+        backbone = real(spec, **options)
+        inner, seen = backbone.model, []
+
+        class Poisoned(torch.nn.Module):
+            def forward(self, images):
+                rows = inner(images)
+                if not seen:
+                    rows[17] = float("nan")
+                seen.append(1)
+                return rows
+
+        object.__setattr__(backbone, "model", Poisoned())
+        return backbone
+
+    monkeypatch.setattr(extraction, "load_backbone", poisoning)
+    with pytest.raises(InputError, match=f"not finite for {poisoned}"):
+        extract(config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
+    assert open_store(str(tmp_path / "s")).summaries() == []
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="is not a store"):
+        extract(config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+COMMAND = """
+import sys
+import sfm.stats_store.digest
+sfm.stats_store.digest.BLOCK_ROWS = 40
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+done = extract(ExtractConfig(source="builtin:fashion-mnist-6k", store=sys.argv[1], backbone=["lite0"],
+                             image_size=32, limit_per_class=20, sub_classes=(2,)))
+print(done.published[0].outcome, done.features.resumed, done.published[0].summary.entry_digest)
+"""
+
+
+def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
+    def start(store: Path) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(store)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    undisturbed = start(tmp_path / "a").communicate(timeout=300)[0].split()
+    assert undisturbed[:2] == ["published", "0"]
+    process = start(tmp_path / "b")
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "b").glob("staging/*/digests/*.npy"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert open_store(str(tmp_path / "b")).summaries() == []
+    resumed = start(tmp_path / "b").communicate(timeout=300)[0].split()
+    assert resumed[0] == "published"
+    assert int(resumed[1]) >= 120
+    assert resumed[2] == undisturbed[2]
+    assert [p for p in (tmp_path / "b" / "staging").iterdir() if p.is_dir()] == []

@@ -1,0 +1,270 @@
+"""The command line as a user meets it: real processes, exit codes, one line per mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SFM = str(Path(sys.executable).with_name("sfm"))
+
+
+def sfm(
+    *arguments: object, cwd: Path | None = None, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [SFM, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "140"} | environment,
+    )
+
+
+def assert_refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    """Exit 2, one line on stderr that holds the words, no traceback, nothing on stdout."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in lines[0]
+
+
+def test_help_lists_every_command_and_shows_examples():
+    assert all(
+        word in sfm("--help").stdout for word in ("extract", "distill", "evaluate", "store", "quickstart")
+    )
+    for command in (
+        ["extract"],
+        ["distill"],
+        ["evaluate"],
+        ["quickstart"],
+        ["store", "ls"],
+        ["store", "show"],
+    ):
+        done = sfm(*command, "--help")
+        assert done.returncode == 0
+        assert f"$ sfm {' '.join(command)}" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["store", "ls"], ["store", "show"]])
+def test_help_and_looking_into_a_store_never_import_torch(arguments, fashion_store):
+    if arguments[0] == "store":
+        arguments = [*arguments, fashion_store, "fashion-mnist-6k@tuning", "--backbone", "lite0"]
+        arguments = arguments[:3] if arguments[1] == "ls" else arguments
+    code = (
+        f"import sys; sys.argv = ['sfm', *{arguments!r}]\n"
+        "from sfm.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+
+
+def test_version():
+    assert sfm("--version").stdout.startswith("sfm-distill 0.")
+
+
+def test_every_field_of_a_command_is_an_option():
+    from sfm.distill.config import DistillConfig
+    from sfm.eval.config import EvaluateConfig
+    from sfm.pipeline.config import ExtractConfig
+
+    for command, model in (
+        ("extract", ExtractConfig),
+        ("distill", DistillConfig),
+        ("evaluate", EvaluateConfig),
+    ):
+        shown = sfm(command, "--help").stdout
+        for name, field in model.model_fields.items():
+            if not (field.json_schema_extra or {}).get("argument"):
+                assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_ls_prints_a_table_and_json(fashion_store):
+    assert "fashion-mnist-6k" in sfm("store", "ls", fashion_store).stdout
+    entries = json.loads(sfm("store", "ls", fashion_store, "--json").stdout)["entries"]
+    assert {(e["backbone"], e["role"]) for e in entries} == {
+        (b, r) for b in ("lite0", "lite1") for r in ("full", "tuning")
+    }
+    wanted = {
+        "backbone",
+        "backbone_hash",
+        "image_size",
+        "dataset",
+        "fingerprint",
+        "options",
+        "role",
+        "classes",
+        "features",
+    }
+    assert wanted <= set(entries[0])
+
+
+def test_show_prints_cards_classes_and_arrays(fashion_store):
+    shown = sfm("store", "show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0").stdout
+    assert all(
+        word in shown for word in ("Ankle boot", "train/within_scatter", "licence: MIT", "converged: True")
+    )
+    done = sfm("store", "show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0", "--json")
+    assert json.loads(done.stdout)["arrays"]["train/mean"]["shape"] == [10, 1280]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["extract", "bultin:fashion-mnist-6k", "--backbone", "lite0"], ["did you mean builtin:"]),
+        (["extract", "builtin:fashion-mnist-6k", "--backbone", "lite9"], ["lite9", "lite0"]),
+        (["extract", "builtin:fashion-mnist-6k"], ["--backbone is required"]),
+        (["extract", "--backbone", "lite0"], ["SOURCE is required"]),
+        (
+            ["extract", "builtin:fashion-mnist-6k", "--backbone", "lite0", "--image-size", "0"],
+            ["--image-size 0", "greater than or equal to 1"],
+        ),
+        (
+            ["extract", "builtin:fashion-mnist-6k", "--backbone", "lite0", "--sub-classes", "five"],
+            ["--sub-classes", "integer"],
+        ),
+        (["extract", "builtin:fashion-mnist-6k", "--backbone", "lite0", "--device", "cuda"], ["GPU"]),
+        (["extract", "folder:/nowhere", "--backbone", "lite0"], ["/nowhere is not a folder"]),
+    ],
+)
+def test_a_mistake_in_extract_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
+    assert_refused(sfm(*arguments, "--store", tmp_path / "store"), *words)
+    assert not (tmp_path / "store").exists()
+
+
+def distil(store: str, out: Path, *more: object) -> "subprocess.CompletedProcess[str]":
+    return sfm("distill", "--store", store, "--backbone", "lite0", "--out", out, "--steps", 2, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--dataset", "fashion-mnits-6k"], ["did you mean fashion-mnist-6k"]),
+        (["--dataset", "cifar10"], ["the store holds fashion-mnist-6k@"]),
+        (["--dataset", "fashion-mnist-6k@0000"], ["it holds fashion-mnist-6k@"]),
+        (["--dataset", "fashion-mnist-6k", "--image-size", "64"], ["at 64 px", "lite0 32px"]),
+        (["--dataset", "fashion-mnist-6k", "--backbone", "lite2"], ["lite2", "lite0 32px"]),
+        (["--dataset", "fashion-mnist-6k", "--ipc", "7"], ["7"]),
+        (["--dataset", "fashion-mnist-6k", "--objective", "mse"], ["--objective mse", "sfm-decoupled"]),
+    ],
+)
+def test_a_mistake_in_distill_is_one_line_and_leaves_nothing(fashion_store, tmp_path, more, words):
+    assert_refused(distil(fashion_store, tmp_path / "out", *more), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_no_store_is_said_to_be_none(tmp_path):
+    assert_refused(sfm("store", "ls", tmp_path), "is not a store")
+    assert_refused(sfm("store", "ls", tmp_path / "nothing"), "no such folder")
+    assert_refused(sfm("store", "ls", "ftp://host/x"), "ftp://")
+
+
+def test_a_store_of_a_newer_major_schema_is_refused(tmp_path):
+    root = {"zarr_format": 3, "node_type": "group", "attributes": {"schema": {"major": 2, "minor": 0}}}
+    (tmp_path / "zarr.json").write_text(json.dumps(root))
+    assert_refused(sfm("store", "ls", tmp_path), "schema 2.0", "upgrade sfm-distill")
+
+
+def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "w.safetensors")
+    done = sfm(
+        "distill",
+        "--store",
+        fashion_store,
+        "--backbone",
+        f"timm/tf_efficientnet_lite0@{tmp_path / 'w.safetensors'}",
+        "--dataset",
+        "fashion-mnist-6k",
+        "--out",
+        tmp_path / "out",
+    )
+    assert_refused(done, "differs in the weights")
+
+
+def test_a_run_json_repeats_a_run_and_options_override_it(fashion_store, tmp_path):
+    assert distil(fashion_store, tmp_path / "a", "--dataset", "fashion-mnist-6k", "--seed", 3).returncode == 0
+    again = sfm(
+        "distill", "--config", tmp_path / "a" / "run.json", "--out", tmp_path / "b", "--json", "--quiet"
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""
+    assert json.loads(again.stdout)["seed"] == 3
+    for image in (tmp_path / "a" / "images").rglob("*.png"):
+        twin = tmp_path / "b" / "images" / image.relative_to(tmp_path / "a" / "images")
+        assert twin.read_bytes() == image.read_bytes()
+    assert_refused(sfm("evaluate", "--config", tmp_path / "a" / "run.json"), "is of `sfm distill`")
+
+
+def test_a_directory_that_holds_another_run_is_refused(fashion_store, tmp_path):
+    assert distil(fashion_store, tmp_path / "a", "--dataset", "fashion-mnist-6k").returncode == 0
+    assert_refused(
+        distil(fashion_store, tmp_path / "a", "--dataset", "fashion-mnist-6k"), "holds a finished run"
+    )
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tmp_path):
+    command = [
+        SFM,
+        "distill",
+        "--store",
+        fashion_store,
+        "--backbone",
+        "lite0",
+        "--dataset",
+        "fashion-mnist-6k",
+    ]
+    command += ["--out", str(tmp_path / "run"), "--steps", "300", "--checkpoint-every", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    history = tmp_path / "run" / "history.csv"
+    while not history.exists() or history.read_text().count("\n") < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run" / "images").rglob("*.png"))) == 10
+
+
+def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        extracting = ["extract", "builtin:fashion-mnist-6k", "--store", disk / "store", "--backbone", "lite0"]
+        done = sfm(*extracting, "--image-size", 32, "--limit-per-class", 8)
+        assert_refused(done, "no space left")
+        assert json.loads(sfm("store", "ls", disk / "store", "--json").stdout) == {"entries": []}
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_read_only_place_is_one_line(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    assert_refused(
+        sfm("extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"), "denied"
+    )
