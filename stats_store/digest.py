@@ -41,8 +41,33 @@ def combine_blocks(blocks: Iterable[bytes], dtype: np.dtype[Any], shape: tuple[i
 
 def array_digest(array: npt.NDArray[Any]) -> str:
     """Return the digest of an array in memory."""
-    blocks = (block_digest(array[i : i + BLOCK_ROWS]) for i in range(0, len(array), BLOCK_ROWS))
-    return combine_blocks(blocks, array.dtype, array.shape)
+    return stream_digest([array], array.dtype, array.shape)
+
+
+def stream_digest(parts: Iterable[npt.NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    """Return the digest of an array that comes as consecutive parts of any number of rows.
+
+    Raises
+    ------
+    ValueError
+        If the parts do not make up `shape`.
+    """
+    digests: list[bytes] = []
+    block, rows = hashlib.sha256(), 0
+    for part in parts:
+        little = np.ascontiguousarray(part, dtype=dtype.newbyteorder("<"))
+        while len(little):
+            fitting, little = np.split(little, [BLOCK_ROWS - rows % BLOCK_ROWS])
+            block.update(fitting.data)
+            rows += len(fitting)
+            if rows % BLOCK_ROWS == 0:
+                digests.append(block.digest())
+                block = hashlib.sha256()
+    if rows % BLOCK_ROWS:
+        digests.append(block.digest())
+    if rows != shape[0]:
+        raise ValueError(f"{rows} rows given, {shape[0]} announced")
+    return combine_blocks(digests, dtype, shape)
 
 
 def entry_digest(arrays: dict[str, str], backbone: str, fingerprint: str, options: str) -> str:

@@ -144,3 +144,33 @@ def only(
     if fitting:
         raise InputError(f"several entries fit, name --backbone or pin one as NAME@DIGEST: {listed(fitting)}")
     raise InputError(f"no such entry of {dataset}: the store holds {listed(of_dataset)}")
+
+
+def every(
+    summaries: Sequence[Summary],
+    *,
+    dataset: str | None = None,
+    backbone: str | None = None,
+    image_size: int | None = None,
+) -> list[Summary]:
+    """Return all entries that the words mean, of any role; all there are if no word is given.
+
+    Raises
+    ------
+    InputError
+        If a word is given and nothing fits.
+    """
+    if dataset is None:
+        of_dataset = list(summaries)
+    elif "@" in dataset:
+        of_dataset = named(summaries, dataset)
+    else:
+        of_dataset = [s for s in summaries if s.dataset == dataset] or named(summaries, dataset)
+    fitting = [
+        s
+        for s in of_dataset
+        if (backbone is None or s.backbone == backbone) and (image_size is None or s.image_size == image_size)
+    ]
+    if fitting or (dataset, backbone, image_size) == (None, None, None):
+        return fitting
+    raise InputError(f"no entry fits: the store holds {listed(of_dataset)}")

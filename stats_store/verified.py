@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import obstore
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -30,6 +31,22 @@ def require_published(path: str, data: bytes | memoryview, record: ObjectRecord)
         raise DamageError(f"damaged object {path}: {len(data)} bytes, {record.size} were published")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DamageError(f"damaged object {path}: its SHA-256 is not the published one")
+
+
+def read_published(objects: obstore.store.ObjectStore, path: str, record: ObjectRecord) -> bytes:
+    """Read an object and compare it with its record.
+
+    Raises
+    ------
+    DamageError
+        If it is gone or is not what was published; names it.
+    """
+    try:
+        data = bytes(obstore.get(objects, path).bytes())
+    except FileNotFoundError as error:
+        raise DamageError(f"missing object {path}: it was published and is gone") from error
+    require_published(path, data, record)
+    return data
 
 
 class VerifiedStore(WrapperStore[ObjectStore[Any]]):
