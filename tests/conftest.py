@@ -34,16 +34,16 @@ def fashion_store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """A folder dataset of real images: three classes, twelve training and four held-out PNGs each."""
+    """A folder dataset of real images: three classes, twelve training and eight held-out PNGs each."""
     from sfm.pipeline.sources import open_source
 
     source = open_source("builtin:fashion-mnist-6k")
     root = tmp_path / "garments"
-    for name, split, count in (("train", source.train, 12), ("test", source.test, 4)):
-        for label, class_id in enumerate(("bag", "coat", "dress")):
+    for name, split, count in (("train", source.train, 12), ("test", source.test, 8)):
+        for label, class_id in enumerate(("bag", "boot", "trouser")):
             folder = root / name / class_id
             folder.mkdir(parents=True)
-            own = [i for i, y in enumerate(split.labels) if y == (8, 4, 3)[label]][:count]
+            own = [i for i, y in enumerate(split.labels) if y == (8, 9, 1)[label]][:count]
             for number, i in enumerate(own):
                 source.decode(split.read(i)).save(folder / f"{number:03d}.png")
     return root

@@ -185,8 +185,8 @@ def test_train_features_are_kept_on_request(tmp_path):
     ("spoil", "complaint"),
     [
         (
-            lambda root: (root / "train/coat/003.png").write_bytes(b"no image"),
-            "cannot decode .*train/coat/003.png",
+            lambda root: (root / "train/boot/003.png").write_bytes(b"no image"),
+            "cannot decode .*train/boot/003.png",
         ),
         (
             lambda root: (root / "test/bag/001.png").write_bytes(
