@@ -18,8 +18,8 @@ COPY . /src
 # hadolint ignore=DL3013
 RUN pip install "/src[quickstart]" && rm -rf /src
 
-RUN useradd --create-home --shell /usr/sbin/nologin sfm
-USER sfm
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin sfm
+USER 10001
 WORKDIR /work
 
 ENTRYPOINT ["sfm"]

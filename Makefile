@@ -10,11 +10,15 @@ quickstart: $(VENV)/.installed-quickstart
 test: lint
 	$(BIN)/python -m pytest
 
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m torture -s
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 $(VENV)/.installed-quickstart: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
