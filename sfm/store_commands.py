@@ -7,14 +7,29 @@ import typer
 from sfm import terminal
 from sfm.command import AsJson, Quiet
 
-store_app = typer.Typer(help="Look into a store of statistics.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
+)
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The store: a path, s3://, gs:// or az:// URL.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="NAME, NAME@DIGEST or NAME@tuning.")]
+OnlyDataset = Annotated[
+    str | None,
+    typer.Option("--dataset", help="Only NAME (full and tuning entries), NAME@DIGEST or NAME@tuning."),
+]
+BackboneSpec = Annotated[
+    str | None, typer.Option("--backbone", help="Only this backbone: its spec, as `ls` shows it.")
+]
+ImageSize = Annotated[int | None, typer.Option("--image-size", help="Only this input size in pixels.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
 
 
-@store_app.command(
-    "ls", epilog="Examples:\n\n  $ sfm store ls ./store\n\n  $ sfm store ls s3://team/stats --json"
-)
+def examples(*lines: str) -> str:
+    """Return the end of a command's help."""
+    return "\n\n".join(["Examples:", *(f"  $ sfm store {line}" for line in lines)])
+
+
+@store_app.command("ls", epilog=examples("ls ./store", "ls s3://team/stats --json"))
 def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the entries of a store."""
     with terminal.reporting():
@@ -27,24 +42,170 @@ def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
             terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
 
 
-@store_app.command("show", epilog="Examples:\n\n  $ sfm store show ./store fashion-mnist-6k --backbone lite0")
+@store_app.command(
+    "show",
+    epilog=examples(
+        "show ./store fashion-mnist-6k --backbone lite0", "show s3://team/stats birds --history --json"
+    ),
+)
 def store_show(
     url: Url,
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="NAME, NAME@DIGEST or NAME@tuning.")],
-    backbone: Annotated[str | None, typer.Option(help="The backbone's spec, as `ls` shows it.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Input size in pixels.")] = None,
+    dataset: Dataset,
+    backbone: BackboneSpec = None,
+    image_size: ImageSize = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="List all generations of NAME, replaced and removed ones too.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show one entry: backbone, dataset, classes, how it was extracted, and its arrays."""
+    """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
     with terminal.reporting():
+        from sfm import store_tables
+        from sfm.stats_store.history import history_of, known_summaries
         from sfm.stats_store.select import only
         from sfm.stats_store.store import open_store
 
         store = open_store(url)
-        summary = only(store.summaries(), dataset=dataset, backbone=backbone, image_size=image_size)
-        document = terminal.entry_document(store.open(summary))
+        if history:
+            found = history_of(store, dataset, backbone, image_size)
+            if as_json:
+                terminal.print_json({"history": [store_tables.generation_document(g) for g in found]})
+            else:
+                store_tables.print_history(f"History of {dataset} in {url}", found)
+            return
+        summary = only(
+            known_summaries(store, dataset), dataset=dataset, backbone=backbone, image_size=image_size
+        )
+        document = store_tables.entry_document(store.open(summary))
         if as_json:
             terminal.print_json(document)
         else:
-            terminal.print_entry(document)
+            store_tables.print_entry(document)
+
+
+@store_app.command(
+    "verify", epilog=examples("verify ./store", "verify s3://team/stats --dataset birds --json")
+)
+def store_verify(
+    url: Url,
+    dataset: OnlyDataset = None,
+    backbone: BackboneSpec = None,
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
+    with terminal.reporting():
+        from sfm import store_tables
+        from sfm.stats_store.history import known_summaries
+        from sfm.stats_store.select import every
+        from sfm.stats_store.store import open_store
+        from sfm.stats_store.verify import verify
+
+        store = open_store(url)
+        asked = any(word is not None for word in (dataset, backbone, image_size))
+        chosen = None
+        if asked:
+            chosen = every(
+                known_summaries(store, dataset or ""),
+                dataset=dataset,
+                backbone=backbone,
+                image_size=image_size,
+            )
+        with terminal.showing(quiet) as progress:
+            verdicts = verify(store, chosen, progress)
+        if as_json:
+            terminal.print_json({"entries": [store_tables.verdict_document(v) for v in verdicts]})
+        else:
+            store_tables.print_verdicts(f"Store {url}", verdicts)
+        damaged = sum(not v.sound for v in verdicts)
+        if damaged:
+            raise terminal.fail(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
+
+
+@store_app.command(
+    "rm", epilog=examples("rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run")
+)
+def store_rm(
+    url: Url,
+    dataset: Dataset,
+    backbone: BackboneSpec = None,
+    image_size: ImageSize = None,
+    every_entry: Annotated[
+        bool, typer.Option("--all", help="Remove all entries that fit, of any backbone, size and role.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
+    with terminal.reporting():
+        from sfm.stats_store.history import containing, remove
+        from sfm.stats_store.select import every, only
+        from sfm.stats_store.store import open_store
+
+        store = open_store(url)
+        visible = store.summaries()
+        removed = every(visible, dataset=dataset, backbone=backbone, image_size=image_size)
+        if not every_entry:
+            removed = [only(visible, dataset=dataset, backbone=backbone, image_size=image_size)]
+        merged = containing(store, visible, removed)
+        if not dry_run:
+            for summary in removed:
+                remove(store, summary)
+        if as_json:
+            terminal.print_json(
+                {
+                    "dry_run": dry_run,
+                    "removed": [s.model_dump(mode="json") for s in removed],
+                    "contained_in": [s.model_dump(mode="json") for s in merged],
+                }
+            )
+            return
+        terminal.entry_table("Would be removed" if dry_run else "Removed", removed)
+        if merged:
+            terminal.entry_table("Still visible, and merged from the same data", merged)
+        if not dry_run:
+            print(
+                f"The bytes are still there. To delete those of all removed entries: sfm store gc {url} --now"
+            )
+
+
+@store_app.command(
+    "gc", epilog=examples("gc ./store --dry-run", "gc ./store --older-than 30d", "gc s3://team/stats --now")
+)
+def store_gc(
+    url: Url,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            help="Leave what became garbage more recently, e.g. 12h, 7d, 4w. Choose more than the longest "
+            "pause of a writer, or what it is writing goes."
+        ),
+    ] = "7d",
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Delete replaced and removed entries at once, whatever their age."),
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Delete what no reader can see: replaced and removed entries, runs never committed, old staging."""
+    with terminal.reporting():
+        from sfm import store_tables
+        from sfm.stats_store.collect import collect, parse_age
+        from sfm.stats_store.store import open_store
+
+        done = collect(open_store(url), older_than=parse_age(older_than), now=now, dry_run=dry_run)
+        if as_json:
+            terminal.print_json(
+                {
+                    "dry_run": dry_run,
+                    "deleted": [store_tables.garbage_document(g) for g in done.deleted],
+                    "kept": [store_tables.garbage_document(g) for g in done.kept],
+                }
+            )
+        else:
+            store_tables.print_collection(done, "Would be deleted" if dry_run else "Deleted")

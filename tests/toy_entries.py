@@ -47,6 +47,7 @@ def commit(
     fingerprint: str = "f" * 64,
     role: str = "full",
     options: dict[str, object] | None = None,
+    leaves: list[str] | None = None,
     replace: bool = False,
 ) -> Published:
     """Publish a draft with plausible cards."""
@@ -61,7 +62,7 @@ def commit(
             train_samples=20,
             test_samples=5000,
             fingerprint=fingerprint,
-            leaves=[fingerprint],
+            leaves=leaves or [fingerprint],
         ),
         ExtractionCard(
             options={"seed": 0} if options is None else options,

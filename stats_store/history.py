@@ -1,0 +1,179 @@
+"""What a key has held over time: entries that were replaced or removed, and how to remove one."""
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from sfm.errors import InputError
+from sfm.stats_store.cards import Commit, Summary
+from sfm.stats_store.publish import current, put_commit
+from sfm.stats_store.select import described, every
+from sfm.stats_store.store import PARALLEL_REQUESTS, Store, generation_of
+
+State = Literal["current", "replaced", "removed", "tombstone"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One commit of a key, and what has become of it.
+
+    Attributes
+    ----------
+    key : str
+        Backbone hash, dataset fingerprint and options digest, as in the path below ``index/``.
+    number : int
+        Rises by one with every commit of the key.
+    path : str
+        Of the commit object.
+    commit : Commit
+    state : {"current", "replaced", "removed", "tombstone"}
+        Whether readers see it, a later generation took its place, a later tombstone hides it, or it is such
+        a tombstone itself.
+    """
+
+    key: str
+    number: int
+    path: str
+    commit: Commit
+    state: State
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of all objects of the run."""
+        return sum(record.size for record in self.commit.objects.values())
+
+
+def generations(store: Store) -> list[Generation]:
+    """Return every commit of a store that still exists, by key, oldest first.
+
+    One listing and one request per commit. What :func:`~sfm.stats_store.collect.collect` has deleted is not
+    there any more.
+
+    Raises
+    ------
+    DamageError, InputError
+        If a commit is not what its writer wrote, or this version cannot read it.
+    """
+    by_key = store.generations()
+    paths = [path for versions in by_key.values() for path in versions]
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        commits = dict(zip(paths, pool.map(store.commit, paths), strict=True))
+    return [
+        Generation(key, generation_of(path), path, commits[path], state)
+        for key, versions in by_key.items()
+        for path, state in zip(versions, states([commits[path] for path in versions]), strict=True)
+    ]
+
+
+def states(commits: Sequence[Commit]) -> list[State]:
+    """Return what has become of each of a key's commits, given oldest first."""
+    last = len(commits) - 1
+    tombs = [i for i, commit in enumerate(commits) if commit.kind == "tombstone"]
+
+    def state(i: int) -> State:
+        if i in tombs:
+            return "tombstone"
+        if tombs and i < tombs[-1]:
+            return "removed"
+        return "current" if i == last else "replaced"
+
+    return [state(i) for i in range(len(commits))]
+
+
+def known_summaries(store: Store, dataset: str) -> list[Summary]:
+    """Return what a name can mean: all visible entries, and those replaced since that the name pins.
+
+    ``NAME@DIGEST`` goes on meaning the same content when the entry is replaced, until the replaced run is
+    collected. What was removed is not among them.
+
+    Parameters
+    ----------
+    store : Store
+    dataset : str
+        ``NAME`` or ``NAME@DIGEST``. Older generations are looked at only for a digest that no visible entry
+        has.
+    """
+    visible = store.summaries()
+    name, _, pin = dataset.partition("@")
+    if not pin or pin == "tuning" or any(pinned(s, name, pin) for s in visible):
+        return visible
+    older = [g.commit.summary for g in generations(store) if g.state == "replaced"]
+    # The same content may have been replaced by itself: one of its generations is enough.
+    distinct = {(s.key, s.entry_digest): s for s in older if s and pinned(s, name, pin)}
+    return visible + list(distinct.values())
+
+
+def pinned(summary: Summary, name: str, pin: str) -> bool:
+    """Say whether ``NAME@DIGEST`` can mean this entry."""
+    return summary.dataset == name and summary.entry_digest.startswith(pin)
+
+
+def remove(store: Store, summary: Summary) -> Commit:
+    """Commit a tombstone: the entry is gone for every reader, its bytes stay until they are collected.
+
+    Parameters
+    ----------
+    store : Store
+    summary : Summary
+        The entry, as the store shows it now.
+
+    Returns
+    -------
+    Commit
+        The tombstone. Its summary is that of the removed entry, with the time of removal.
+
+    Raises
+    ------
+    InputError
+        If the entry is not the one that readers see now, because someone replaced or removed it meanwhile.
+    """
+    latest, standing = current(store, summary.key)
+    changed = InputError(f"{described(summary)} was replaced or removed meanwhile: look again and repeat")
+    if standing is None or standing.kind != "entry" or latest != summary.generation:
+        raise changed
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    removed = summary.model_copy(update={"generation": latest + 1, "created": now})
+    tombstone = Commit(kind="tombstone", run=uuid.uuid4().hex, summary=removed)
+    if put_commit(store, summary.key, latest + 1, tombstone).run != tombstone.run:
+        raise changed
+    return tombstone
+
+
+def history_of(
+    store: Store, dataset: str, backbone: str | None = None, image_size: int | None = None
+) -> list[Generation]:
+    """Return all generations of the keys that ever held such an entry, oldest first within each key.
+
+    Parameters
+    ----------
+    store : Store
+    dataset : str
+        ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning``.
+    backbone, image_size : optional
+        Only this one.
+
+    Raises
+    ------
+    InputError
+        If no generation fits.
+    """
+    everything = generations(store)
+    summaries = [g.commit.summary for g in everything if g.commit.summary]
+    keys = {s.key for s in every(summaries, dataset=dataset, backbone=backbone, image_size=image_size)}
+    return [g for g in everything if g.key in keys]
+
+
+def containing(store: Store, visible: Sequence[Summary], removed: Sequence[Summary]) -> list[Summary]:
+    """Return the visible entries that were merged from the data of entries that are to be removed.
+
+    Whoever takes data down wants to know: a merged entry stays when one of its parts goes.
+    """
+    leaves = {s.fingerprint for s in removed}
+    backbones = {s.backbone_hash for s in removed}
+    others = [s for s in visible if s.backbone_hash in backbones and s.fingerprint not in leaves]
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        cards = list(pool.map(lambda s: store.open(s).dataset, others))
+    return [s for s, card in zip(others, cards, strict=True) if leaves & set(card.leaves)]

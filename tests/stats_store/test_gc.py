@@ -1,0 +1,274 @@
+"""Garbage collection: what no reader can see goes, what a reader or a writer needs stays."""
+
+import datetime
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.strategies import booleans, integers, sampled_from
+from obstore.store import MemoryStore
+from toy_entries import backbone_card, commit, fill
+
+from sfm.errors import DamageError, InputError
+from sfm.pipeline.staging import open_staging
+from sfm.stats_store.collect import collect, parse_age
+from sfm.stats_store.history import generations, remove
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.verify import verify
+
+NOTHING = datetime.timedelta(0)
+WEEK_AND_A_DAY = 8 * 86400
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request, tmp_path) -> Store:
+    """An empty store, on a disk and on S3."""
+    return create_store(str(tmp_path / "s") if request.param == "disk" else request.getfixturevalue("s3_url"))
+
+
+def put(store: Store, seed: int = 0, **words):
+    draft = Draft(store)
+    fill(draft, seed)
+    return commit(draft, **words).summary
+
+
+def runs(store: Store) -> set[str]:
+    """Ids of the runs that have any object."""
+    paths = [item["path"] for batch in obstore.list(store.objects, prefix="runs") for item in batch]
+    return {path.split("/")[1] for path in paths} - {"zarr.json"}
+
+
+def abandon_staging(folder: Path, key: str) -> None:
+    """Begin an extraction that does not end."""
+    with open_staging(folder, key) as staging:
+        (staging.root / "rows.npy").write_bytes(bytes(100))
+        raise RuntimeError("killed")
+
+
+def grow_old(path: Path) -> None:
+    """Set the times of everything in a folder eight days back."""
+    then = time.time() - WEEK_AND_A_DAY
+    for file in [*path.rglob("*"), path]:
+        os.utime(file, (then, then))
+
+
+def test_nothing_is_deleted_that_a_reader_can_see(store):
+    summaries = [put(store, i, backbone=backbone_card(f"lite{i}")) for i in range(3)]
+    assert collect(store, older_than=NOTHING, now=True).deleted == []
+    assert [v.sound for v in verify(store)] == [True] * 3
+    assert store.summaries() == summaries
+
+
+def test_what_was_replaced_goes_when_it_is_old_enough(store):
+    first = put(store, 0)
+    second = put(store, 1, replace=True)
+    assert collect(store).deleted == []
+    assert store.open(first).read("train/count").sum() > 0
+    (garbage,) = collect(store, older_than=NOTHING).deleted
+    assert garbage.reason == "replaced"
+    assert len(runs(store)) == 1
+    assert store.summaries() == [second]
+    assert [(g.number, g.state) for g in generations(store)] == [(2, "current")]
+    with pytest.raises(DamageError, match="missing commit"):
+        store.open(first)
+
+
+def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(store):
+    put(store, 0)
+    remove(store, put(store, 1, replace=True))
+    kept = put(store, 2, backbone=backbone_card("lite1"))
+    done = collect(store, now=True)
+    assert {g.reason for g in done.deleted} == {"removed"}
+    assert len(done.deleted) == 2
+    assert store.summaries() == [kept]
+    assert runs(store) == {store.commit(f"index/{kept.key}/00000001.json").run}
+    assert [(g.number, g.state) for g in generations(store)].count((3, "tombstone")) == 1
+    assert collect(store, now=True).deleted == []
+
+
+def test_the_number_of_a_collected_generation_is_never_used_again(store):
+    remove(store, put(store, 0))
+    collect(store, now=True)
+    assert put(store, 1).generation == 3
+
+
+def test_a_run_that_is_being_written_survives(store):
+    draft = Draft(store)
+    arrays = fill(draft)
+    done = collect(store, now=True)
+    assert done.deleted == []
+    assert [g.reason for g in done.kept] == ["never committed"]
+    summary = commit(draft).summary
+    np.testing.assert_array_equal(store.open(summary).read("train/mean"), arrays["train/mean"])
+
+
+def test_a_run_that_was_never_committed_goes_when_it_is_old_enough(store):
+    draft = Draft(store)
+    fill(draft)
+    assert [g.path for g in collect(store, older_than=NOTHING).deleted] == [f"runs/{draft.run}"]
+    assert runs(store) == set()
+
+
+def test_age_is_that_of_the_newest_object(tmp_path):
+    store = create_store(str(tmp_path))
+    draft = Draft(store)
+    draft.write("train/count", np.arange(4))
+    grow_old(tmp_path)
+    draft.write("classifier/bias", np.zeros(4, dtype=np.float32))
+    assert collect(store).deleted == []
+    grow_old(tmp_path)
+    assert [g.reason for g in collect(store).deleted] == ["never committed"]
+
+
+def test_an_entry_replaced_a_moment_ago_stays_however_old_its_data(tmp_path):
+    store = create_store(str(tmp_path))
+    put(store, 0)
+    grow_old(tmp_path)
+    put(store, 1, replace=True)
+    assert collect(store).deleted == []
+
+
+def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
+    put(store, 0)
+    put(store, 1, replace=True)
+    Draft(store).write("train/count", np.arange(3))
+    before = [item for batch in obstore.list(store.objects) for item in batch]
+    would = collect(store, older_than=NOTHING, dry_run=True)
+    assert [item for batch in obstore.list(store.objects) for item in batch] == before
+    done = collect(store, older_than=NOTHING)
+    assert {g.path for g in would.deleted} == {g.path for g in done.deleted}
+    assert len(done.deleted) == 2
+    assert sum(g.size for g in done.deleted) == sum(
+        item["size"] for item in before if item["path"].startswith(tuple(g.path for g in done.deleted))
+    )
+
+
+def test_nothing_is_deleted_while_a_commit_cannot_be_read(store):
+    first = put(store, 0)
+    put(store, 1, replace=True)
+    before = runs(store)
+    obstore.put(store.objects, f"index/{first.key}/00000002.json", b"{}")
+    with pytest.raises(DamageError, match="damaged commit"):
+        collect(store, older_than=NOTHING, now=True)
+    assert runs(store) == before
+
+
+def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
+    store = create_store(str(tmp_path))
+    first = put(store, 0)
+    run = store.commit(f"index/{first.key}/00000001.json").run
+    remove(store, first)
+    for path in sorted((tmp_path / "runs" / run).rglob("*"))[::2]:
+        if path.is_file():
+            path.unlink()
+    (garbage,) = collect(store, now=True).deleted
+    assert garbage.path == f"runs/{run}"
+    assert not (tmp_path / "runs" / run).exists()
+    assert [g.state for g in generations(store)] == ["tombstone"]
+
+
+def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
+    store = create_store(str(tmp_path))
+    kept = put(store, 0)
+    (tmp_path / "runs" / "half" / "train").mkdir(parents=True)
+    (tmp_path / "runs" / "half" / "train" / "zarr.json#1").write_bytes(b"{")
+    (tmp_path / "runs" / "empty").mkdir()
+    (tmp_path / "index" / kept.key / "00000002.json#1").write_bytes(b"{")
+    grow_old(tmp_path)
+    done = collect(store)
+    assert sorted(g.reason for g in done.deleted) == [
+        "never committed",
+        "never committed",
+        "unfinished write",
+    ]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([*runs(store), "zarr.json"])
+    assert [p.name for p in (tmp_path / "index" / kept.key).iterdir()] == ["00000001.json"]
+    assert [v.sound for v in verify(store)] == [True]
+
+
+def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
+    store = create_store(str(tmp_path))
+    with pytest.raises(RuntimeError, match="killed"):
+        abandon_staging(tmp_path / "staging", "old")
+    with open_staging(tmp_path / "staging", "busy") as staging:
+        (staging.root / "rows.npy").write_bytes(bytes(100))
+        assert collect(store).deleted == []
+        grow_old(tmp_path / "staging")
+        would = collect(store, dry_run=True)
+        assert [g.path for g in would.deleted] == ["staging/old"]
+        assert (tmp_path / "staging" / "old").exists()
+        done = collect(store, older_than=NOTHING)
+        assert [(g.path, g.size) for g in done.deleted] == [("staging/old", 100)]
+        assert [g.path for g in done.kept] == ["staging/busy"]
+        assert sorted(p.name for p in (tmp_path / "staging").iterdir()) == ["busy", "busy.lock"]
+        with (tmp_path / "staging" / "busy.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604800), ("2w", 1209600)],
+)
+def test_durations_are_a_number_and_a_unit(text, seconds):
+    assert parse_age(text).total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 d", "1.5h", "7days", "99999999w"])
+def test_other_durations_are_refused(text):
+    with pytest.raises(InputError, match="is not a duration"):
+        parse_age(text)
+
+
+class LifeOfAStore(RuleBasedStateMachine):
+    """Publishing, replacing, removing and collecting in any order: readers see what was published last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store("memory", MemoryStore())
+        self.seen: dict[str, int] = {}
+
+    @rule(spec=sampled_from(["a", "b"]), seed=integers(0, 3), replace=booleans())
+    def publish(self, spec: str, seed: int, replace: bool) -> None:
+        """Publish content that `seed` stands for under the key that `spec` stands for."""
+        draft = Draft(self.store)
+        draft.write("train/count", np.full(3, seed))
+        commit(draft, backbone=backbone_card(weights=spec), dataset=spec, replace=replace)
+        if replace or spec not in self.seen:
+            self.seen[spec] = seed
+
+    @rule(spec=sampled_from(["a", "b"]))
+    def remove(self, spec: str) -> None:
+        """Remove an entry, if there is one."""
+        for summary in self.store.summaries():
+            if summary.dataset == spec:
+                remove(self.store, summary)
+                del self.seen[spec]
+
+    @rule()
+    def abandon(self) -> None:
+        """Leave a run without a commit."""
+        Draft(self.store).write("train/count", np.arange(3))
+
+    @rule(older_than=sampled_from([NOTHING, datetime.timedelta(days=7)]), now=booleans())
+    def collect(self, older_than: datetime.timedelta, now: bool) -> None:
+        """Collect; nothing but what is seen remains if age does not count."""
+        collect(self.store, older_than=older_than, now=now)
+        if older_than == NOTHING:
+            assert len(runs(self.store)) == len(self.seen)
+
+    @invariant()
+    def readers_see_what_was_published_last(self) -> None:
+        """Every visible entry reads as published."""
+        found = {s.dataset: self.store.open(s).read("train/count")[0] for s in self.store.summaries()}
+        assert found == self.seen
+
+
+LifeOfAStore.TestCase.settings = settings(max_examples=12, stateful_step_count=12, deadline=None)
+TestLifeOfAStore = LifeOfAStore.TestCase
