@@ -1,35 +1,106 @@
 """Where a store lives: a URL becomes an object store, and never tells its credentials."""
 
+import contextlib
+import datetime
+import errno
+import os
+import secrets
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from sfm.errors import InputError
+from sfm.errors import DamageError, InputError
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import RetryConfig
+
+T = TypeVar("T")
 
 REMOTE = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+
+AT_FIRST: "RetryConfig" = {
+    "max_retries": 4,
+    "retry_timeout": datetime.timedelta(seconds=15),
+    "backoff": {
+        "init_backoff": datetime.timedelta(milliseconds=100),
+        "max_backoff": datetime.timedelta(seconds=1),
+        "base": 2,
+    },
+}
+"""A place that does not answer at all is most likely a mistake in its name: say so soon."""
+
+AT_WORK: "RetryConfig" = {
+    "max_retries": 10,
+    "retry_timeout": datetime.timedelta(minutes=3),
+    "backoff": {
+        "init_backoff": datetime.timedelta(milliseconds=100),
+        "max_backoff": datetime.timedelta(seconds=15),
+        "base": 2,
+    },
+}
+"""A place that has answered before will do so again; hours of work may depend on it."""
+
+READ_AGAIN = (0.1, 0.4, 1.6)
+"""Seconds to wait before something that arrived damaged from far away is asked for again."""
+
+REASONS = (
+    ("169.254.169.254", "no credentials in the environment"),
+    ("token request", "no credentials in the environment"),
+    ("MissingAccount", "no AZURE_STORAGE_ACCOUNT_NAME in the environment"),
+    ("BadScheme", "its endpoint is plain http: set AWS_ALLOW_HTTP=true to use it all the same"),
+    ("NoSuchBucket", "there is no such bucket"),
+    ("PermanentRedirect", "the bucket is in another region: set AWS_REGION"),
+    ("InvalidAccessKeyId", "the server does not know the access key in the environment"),
+    ("SignatureDoesNotMatch", "the secret in the environment is not that of the access key"),
+    ("ExpiredToken", "the credentials in the environment have expired"),
+    ("dns error", "the name of its endpoint cannot be resolved"),
+    ("ConnectionRefused", "its endpoint refuses connections"),
+    ("TimedOut", "its endpoint does not answer"),
+    ("501 Not Implemented", "the server lacks a function that a store needs"),
+    ("503 Service Unavailable", "its endpoint stays busy (503)"),
+    ("500 Internal Server Error", "its endpoint keeps failing (500)"),
+    ("Config error", "a setting for it in the environment is not valid"),
+    ("Unable to recognise URL", "the URL is not complete"),
+)
+"""What may be told of an error from far away: never its own words, since servers send back what they were
+sent, tokens included, and the address of an endpoint may hold a password."""
+
+
+FOR_S3 = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
+FOR_GS = "set GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket"
+FOR_AZ = (
+    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true for a public "
+    "container"
+)
+CREDENTIALS = {"s3": FOR_S3, "s3a": FOR_S3, "gs": FOR_GS, "az": FOR_AZ, "abfs": FOR_AZ, "abfss": FOR_AZ}
 
 
 def shown(url: str) -> str:
     """Return a store's URL without user, password, query and fragment, fit for logs and cards."""
-    parts = urlsplit(url)
-    if parts.scheme not in REMOTE:
+    if "://" not in url:
         return url
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    parts = urlsplit(url)
+    path = parts.path if parts.scheme == "file" else parts.path.rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
 
 
 def local_path(url: str) -> Path | None:
     """Return the folder a URL means, or None if it is not on this machine's disks."""
-    scheme = urlsplit(url).scheme
-    if scheme == "file":
-        return Path(urlsplit(url).path)
-    return None if "://" in url else Path(url).expanduser()
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return None if "://" in url or parts.scheme in REMOTE else Path(url).expanduser()
 
 
-def connect(url: str, *, create: bool = False) -> ObjectStore:
+def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
     """Connect to the objects below a URL. Credentials come from the environment alone.
 
     Parameters
@@ -38,6 +109,8 @@ def connect(url: str, *, create: bool = False) -> ObjectStore:
         A local path, ``file://``, ``s3://``, ``gs://`` or ``az://``.
     create : bool
         Make a local folder that does not exist.
+    patient : bool
+        Keep asking a server that fails for up to three minutes; otherwise for a few seconds.
 
     Raises
     ------
@@ -50,25 +123,158 @@ def connect(url: str, *, create: bool = False) -> ObjectStore:
             raise InputError(
                 f"no store at {path}: no such folder; create one with `sfm extract --store {path}`"
             )
-        try:
+        with reaching(str(path)):
             return LocalStore(path.absolute(), mkdir=create)
-        except (BaseError, OSError) as error:
-            raise InputError(f"cannot use {path} as a store: {first_line(error)}") from error
     parts = urlsplit(url)
     if parts.scheme not in REMOTE:
         raise InputError(
             f"unknown store location {parts.scheme}://: use a local path, s3://, gs:// or az:// URL"
         )
-    if parts.username or parts.password or parts.query:
+    if not parts.netloc:
+        raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
             f"the store URL {shown(url)} carries credentials or a query: put credentials in the environment"
         )
-    return from_url(url)
+    with reaching(shown(url)):
+        return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
+
+
+@contextlib.contextmanager
+def reaching(place: str) -> Iterator[None]:
+    """Turn what an object store reports into one line without credentials.
+
+    Raises
+    ------
+    InputError
+        If the place cannot be reached, read or written.
+    """
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        # The error itself may quote credentials: it must not be shown as a cause either.
+        raise InputError(explained(error, place)) from None
+
+
+def explained(error: BaseException, place: str) -> str:
+    """Return why a place cannot be used, in one line without credentials."""
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        return f"no space left on the disk of {place}: free some and run the same command again"
+    if "://" not in place:
+        return f"cannot use {place}: {first_line(error)}"
+    reason = next((reason for sign, reason in REASONS if sign in text), None)
+    if reason is None and isinstance(error, UnauthenticatedError):
+        reason = "the server does not accept the credentials in the environment"
+    if reason is None and isinstance(error, PermissionDeniedError):
+        reason = "permission denied by the server (403)"
+    if reason is None:
+        reason = f"the request failed ({type(error).__name__})"
+    if "environment" in reason or "permission" in reason:
+        reason += f"; {CREDENTIALS[place.partition(':')[0]]}"
+    return f"cannot use {place}: {reason}"
 
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, without the debugging detail that follows its first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_remote(objects: ObjectStore) -> bool:
+    """Say whether there is a network between us and the objects."""
+    return not isinstance(objects, LocalStore | MemoryStore)
+
+
+def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
+    """Read an object and return what `check` makes of it.
+
+    What arrives damaged from a server is asked for again: it may have suffered on the way.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such object.
+    DamageError
+        As `check` raises it.
+    """
+    for wait in READ_AGAIN if is_remote(objects) else ():
+        try:
+            return check(bytes(obstore.get(objects, path).bytes()))
+        except DamageError:
+            time.sleep(wait)
+    return check(bytes(obstore.get(objects, path).bytes()))
+
+
+def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
+    """Return all objects whose path starts with ``prefix/``."""
+    return _listing(
+        objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch]
+    )
+
+
+def is_empty(objects: ObjectStore) -> bool:
+    """Say whether there is no object at all."""
+    return not _listing(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
+
+
+def _listing(objects: ObjectStore, call: Callable[[], T]) -> T:
+    """List, again if the answer breaks off; obstore repeats requests that fail, but not these."""
+    for wait in READ_AGAIN if is_remote(objects) else ():
+        try:
+            return call()
+        except BaseError as error:
+            if "list response" not in str(error):
+                raise
+            time.sleep(wait)
+    return call()
+
+
+def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
+    """Create an object unless there is one: one writer of many succeeds, and no reader sees a part of it.
+
+    On a local disk it also survives a power cut once this returns.
+
+    Raises
+    ------
+    AlreadyExistsError
+        If there is one.
+    """
+    if not (isinstance(objects, LocalStore) and objects.prefix):
+        obstore.put(objects, path, data, mode="create", use_multipart=False)
+        return
+    target = Path(objects.prefix) / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # obstore takes a name like this for a file that is being written, and lists it nowhere.
+    unfinished = target.with_name(f"{target.name}#{secrets.randbits(60)}")
+    try:
+        with unfinished.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(unfinished, target)
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"{target} already exists") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    settle(objects, path)
+
+
+def settle(objects: ObjectStore, path: str) -> None:
+    """Wait until what was written at or below a path would survive a power cut.
+
+    An object store promises that by itself, and so does nothing here; a disk has to be asked, file by file.
+    """
+    if not (isinstance(objects, LocalStore) and objects.prefix):
+        return
+    root = Path(objects.prefix)
+    target = root / path
+    above = [folder for folder in target.parents if folder.is_relative_to(root)]
+    for file in [target, *target.rglob("*"), *above]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def delete_below(objects: ObjectStore, prefix: str) -> int:
@@ -79,7 +285,7 @@ def delete_below(objects: ObjectStore, prefix: str) -> int:
     int
         How many were deleted.
     """
-    paths = [item["path"] for batch in obstore.list(objects, prefix=prefix) for item in batch]
+    paths = [item["path"] for item in list_objects(objects, prefix)]
     if paths:
         obstore.delete(objects, paths)
     if isinstance(objects, LocalStore) and objects.prefix:

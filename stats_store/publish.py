@@ -1,5 +1,6 @@
 """Write a run, then make it visible by one commit, or not at all."""
 
+import contextlib
 import datetime
 import json
 import uuid
@@ -11,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import obstore
-from obstore.exceptions import AlreadyExistsError
+import zarr
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.backbones.card import BackboneCard
+from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import (
     ClassifierCard,
     Commit,
@@ -25,15 +28,24 @@ from sfm.stats_store.cards import (
 )
 from sfm.stats_store.digest import (
     BLOCK_ROWS,
+    array_digest,
     block_digest,
     canonical,
     combine_blocks,
     entry_digest,
     sha256,
 )
-from sfm.stats_store.location import delete_below
+from sfm.stats_store.location import (
+    create_object,
+    delete_below,
+    list_objects,
+    reaching,
+    read_object,
+    settle,
+)
 from sfm.stats_store.schema import create_array
-from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name, generation_of
+from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.verified import RecordingStore
 
 
 @dataclass(frozen=True)
@@ -46,16 +58,29 @@ class Draft:
         Its folder below ``runs/``.
     digests : dict of str to str
         Digest of every array written so far.
+    written : dict of str to ObjectRecord
+        Every object of an array written so far, by full path.
+    offered : list of str
+        Paths of the commits that may have made the run visible.
     """
 
     store: Store
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     digests: dict[str, str] = field(default_factory=dict)
+    written: dict[str, ObjectRecord] = field(default_factory=dict)
+    offered: list[str] = field(default_factory=list)
 
     def write(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Write a whole array."""
-        blocks = (array[i : i + BLOCK_ROWS] for i in range(0, len(array), BLOCK_ROWS))
-        self.write_blocks(name, blocks, array.shape, array.dtype)
+        """Write a whole array.
+
+        Raises
+        ------
+        InputError
+            If the store cannot be written.
+        """
+        with reaching(self.store.url):
+            self._create(name, array.shape, array.dtype)[...] = array
+        self.digests[name] = array_digest(array)
 
     def write_blocks(
         self,
@@ -68,11 +93,14 @@ class Draft:
 
         Raises
         ------
+        InputError
+            If the store cannot be written.
         ValueError
             If the blocks do not make up `shape`.
         """
         kind = np.dtype(dtype)
-        target = create_array(ZarrObjectStore(self.store.objects), self.run, name, shape, kind)
+        with reaching(self.store.url):
+            target = self._create(name, shape, kind)
         step = target.chunks[0]
         digests, start = [], 0
         for block in blocks:
@@ -80,15 +108,25 @@ class Draft:
                 raise ValueError(f"{name}: only the last block may be shorter than {BLOCK_ROWS} rows")
             digests.append(block_digest(block.astype(kind, copy=False)))
             for row in range(0, len(block), step):
-                target[start + row : start + min(row + step, len(block))] = block[row : row + step]
+                with reaching(self.store.url):
+                    target[start + row : start + min(row + step, len(block))] = block[row : row + step]
             start += len(block)
         if start != shape[0]:
             raise ValueError(f"{name}: {start} rows given, {shape[0]} announced")
         self.digests[name] = combine_blocks(digests, kind, shape)
 
     def discard(self) -> None:
-        """Delete what was written."""
-        delete_below(self.store.objects, f"runs/{self.run}")
+        """Delete what was written, unless readers may see it already.
+
+        A writer that never learned whether its commit arrived cannot know; garbage collection can.
+        """
+        if not self.offered:
+            with reaching(self.store.url):
+                delete_below(self.store.objects, f"runs/{self.run}")
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "zarr.Array[Any]":
+        objects = RecordingStore(ZarrObjectStore(self.store.objects), self.written)
+        return create_array(objects, self.run, name, shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -142,8 +180,9 @@ def publish(
     """
     store, options = draft.store, options_digest(extraction.options)
     key = f"{backbone.hash}/{dataset.fingerprint}/{options}"
-    generation, existing = current(store, key)
-    if existing and existing.kind == "entry" and existing.summary and not replace:
+    paths = store.generations(key).get(key, [])
+    existing = standing(store, paths[-1]) if paths and not replace else None
+    if existing and existing.kind == "entry" and existing.summary:
         draft.discard()
         return Published(existing.summary, "already there")
     attributes = {
@@ -153,60 +192,110 @@ def publish(
         "classifier": classifier.model_dump(mode="json"),
     }
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    obstore.put(store.objects, f"runs/{draft.run}/zarr.json", json.dumps(group, indent=1).encode())
-    summary = Summary(
-        dataset=dataset.name,
-        backbone=backbone.spec,
-        model=backbone.model,
-        backbone_hash=backbone.hash,
-        image_size=backbone.preprocessing.input_size,
-        fingerprint=dataset.fingerprint,
-        options=options,
-        role=extraction.role,
-        classes=len(dataset.class_ids),
-        features=backbone.features,
-        train_samples=dataset.train_samples,
-        test_samples=dataset.test_samples,
-        held_out_top1=classifier.held_out_top1,
-        listing=extraction.listing,
-        entry_digest=entry_digest(draft.digests, backbone.hash, dataset.fingerprint, options),
-        generation=generation + 1,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-    commit = Commit(
-        kind="entry", run=draft.run, summary=summary, arrays=draft.digests, objects=recorded(store, draft.run)
-    )
-    winner = put_commit(store, key, generation + 1, commit)
-    if winner.run == draft.run:
-        return Published(summary, "published")
-    draft.discard()
-    return Published(winner.summary or summary, "another writer was first")
+    with reaching(store.url):
+        obstore.put(store.objects, f"runs/{draft.run}/zarr.json", json.dumps(group, indent=1).encode())
+        objects = recorded(store, draft.run)
+        require_kept(draft, objects)
+        settle(store.objects, f"runs/{draft.run}")
+    generation = generation_of(paths[-1]) if paths else 0
+    while True:
+        generation += 1
+        summary = Summary(
+            dataset=dataset.name,
+            backbone=backbone.spec,
+            model=backbone.model,
+            backbone_hash=backbone.hash,
+            image_size=backbone.preprocessing.input_size,
+            fingerprint=dataset.fingerprint,
+            options=options,
+            role=extraction.role,
+            classes=len(dataset.class_ids),
+            features=backbone.features,
+            train_samples=dataset.train_samples,
+            test_samples=dataset.test_samples,
+            held_out_top1=classifier.held_out_top1,
+            listing=extraction.listing,
+            entry_digest=entry_digest(draft.digests, backbone.hash, dataset.fingerprint, options),
+            generation=generation,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        commit = Commit(kind="entry", run=draft.run, summary=summary, arrays=draft.digests, objects=objects)
+        draft.offered.append(f"index/{key}/{commit_name(generation)}")
+        winner = put_commit(store, key, generation, commit)
+        if winner.run == draft.run:
+            return Published(summary, "published")
+        draft.offered.clear()
+        if winner.kind == "entry" and winner.summary:
+            draft.discard()
+            return Published(winner.summary, "another writer was first")
+        # Someone removed the entry at this very moment: ours is the next generation.
+
+
+def standing(store: Store, path: str) -> Commit:
+    """Read the newest commit of a key, and say what helps if it is damaged."""
+    try:
+        return store.commit(path)
+    except DamageError as error:
+        raise DamageError(f"{error}; --replace publishes the next generation over it") from error
+
+
+def require_kept(draft: Draft, objects: dict[str, ObjectRecord]) -> None:
+    """Compare what the store holds of a run with what was written.
+
+    Raises
+    ------
+    DamageError
+        If an object is missing or differs; nothing has been published then.
+    """
+    for path, record in draft.written.items():
+        kept = objects.get(path.removeprefix(f"runs/{draft.run}/"))
+        if kept != record:
+            raise DamageError(
+                f"{'damaged' if kept else 'missing'} object {path} in {draft.store.url}: it is not what was "
+                f"written a moment ago, so nothing was published"
+            )
 
 
 def put_commit(store: Store, key: str, generation: int, commit: Commit) -> Commit:
     """Create one generation of a key, unless another writer has: exactly one creation succeeds.
 
-    A writer whose answer was lost on the way is told that the object exists; it finds its own run in it.
+    A writer whose answer was lost on the way, or who is told that the object exists, looks at what stands
+    there: it may be its own.
 
     Returns
     -------
     Commit
         The one that now stands: `commit`, or the one that was there first.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be reached, or cannot be written.
     """
     path = f"index/{key}/{commit_name(generation)}"
     content = commit.model_dump(mode="json", by_alias=True)
-    envelope = {"commit": content, "sha256": sha256(canonical(content))}
-    try:
-        obstore.put(store.objects, path, json.dumps(envelope).encode(), mode="create")
-    except AlreadyExistsError:
-        return store.commit(path)
-    return commit
+    data = json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+    with reaching(store.url):
+        for last in (False, False, True):
+            try:
+                create_object(store.objects, path, data)
+                return commit
+            except AlreadyExistsError:
+                pass
+            except (PermissionDeniedError, UnauthenticatedError, OSError):
+                raise  # It certainly did not arrive.
+            except BaseError:
+                if last:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                return read_object(store.objects, path, lambda found: parse_commit(found, path))
+    raise InputError(f"{store.url} says that {path} exists, and that it does not: it is not fit for a store")
 
 
 def recorded(store: Store, run: str) -> dict[str, ObjectRecord]:
     """Read a run back and record size and SHA-256 of every object, by path below ``runs/<run>/``."""
     prefix = f"runs/{run}"
-    paths = [item["path"] for batch in obstore.list(store.objects, prefix=prefix) for item in batch]
+    paths = [item["path"] for item in list_objects(store.objects, prefix)]
 
     def record(path: str) -> ObjectRecord:
         data = bytes(obstore.get(store.objects, path).bytes())

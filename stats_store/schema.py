@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import ObjectStore
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
@@ -35,9 +35,14 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+def generic(name: str) -> str:
+    """Return the name that arrays of one kind share: ``train/centre`` for every ``train/centre_<K>``."""
+    return re.sub(r"_\d+$", "", name)
+
+
 def dimensions(name: str) -> tuple[str, ...]:
-    """Return the dimension names of an array; ``train/centre_5`` has those of every ``train/centre_<K>``."""
-    return DIMENSIONS[re.sub(r"_\d+$", "", name)]
+    """Return the dimension names of an array."""
+    return DIMENSIONS[generic(name)]
 
 
 def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
@@ -60,7 +65,7 @@ def fill_value(dtype: np.dtype[Any]) -> float | int:
 
 
 def create_array(
-    objects: ObjectStore[Any], run: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    objects: Store, run: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> "zarr.Array[Any]":
     """Create an empty array of a run: Blosc-Zstd with bit shuffle, then CRC32C on every chunk."""
     return zarr.create_array(
@@ -77,21 +82,30 @@ def create_array(
     )
 
 
+class UpgradeError(InputError):
+    """Something was written by a later version, in a way that this one must not guess at."""
+
+
+def is_known(name: str) -> bool:
+    """Say whether an array is of this schema; a newer minor version may hold others."""
+    return generic(name) in DIMENSIONS
+
+
 def require_readable(schema: SchemaVersion, where: str) -> None:
     """Refuse a schema that this version cannot read.
 
     Raises
     ------
-    InputError
+    UpgradeError
         If the major version is another one, or something unknown is required.
     """
     if schema.major != SCHEMA_MAJOR:
-        raise InputError(
+        raise UpgradeError(
             f"{where} has schema {schema.major}.{schema.minor}; this version of sfm reads schema "
             f"{SCHEMA_MAJOR}.x: upgrade sfm-distill"
         )
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
-        raise InputError(
+        raise UpgradeError(
             f"{where} requires {', '.join(unknown)}, unknown to this version: upgrade sfm-distill"
         )

@@ -1,7 +1,8 @@
 """Open a store and read its entries. What the index does not show does not exist."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import obstore
 import zarr
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, NotSupportedError
 from obstore.store import ObjectStore
 from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
@@ -25,11 +26,21 @@ from sfm.stats_store.cards import (
     Summary,
 )
 from sfm.stats_store.digest import canonical, sha256
-from sfm.stats_store.location import connect, first_line, shown
-from sfm.stats_store.schema import require_readable
-from sfm.stats_store.verified import VerifiedStore, require_published
+from sfm.stats_store.location import (
+    connect,
+    create_object,
+    is_empty,
+    list_objects,
+    reaching,
+    read_object,
+    shown,
+)
+from sfm.stats_store.schema import UpgradeError, require_readable
+from sfm.stats_store.verified import VerifiedStore, read_published
 
 PARALLEL_REQUESTS = 16
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,45 +57,75 @@ class Store:
     url: str
     objects: ObjectStore
 
-    def summaries(self) -> list[Summary]:
-        """Return a summary of every visible entry, ordered by dataset, backbone, size, role and creation.
+    def survey(self) -> tuple[list[Summary], list[str]]:
+        """Return a summary of every visible entry, and why others cannot be shown.
 
-        One listing, then one request per entry: the commit of its highest generation.
+        One listing, then one request per entry: the commit of its highest generation. An entry whose newest
+        commit is damaged, or needs a later version of this program, does not stand for the one it replaced,
+        nor in the way of the others.
 
-        Raises
-        ------
-        DamageError
-            If a commit is not what its writer wrote.
+        Returns
+        -------
+        list of Summary
+            Ordered by dataset, backbone, size, role and creation.
+        list of str
+            One line per entry that cannot be shown, with the path of its commit.
         """
         latest = [versions[-1] for versions in self.generations().values()]
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            commits = list(pool.map(self.commit, latest))
-        found = [commit.summary for commit in commits if commit.kind == "entry" and commit.summary]
-        return sorted(found, key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
+            found = list(pool.map(self._commit_or_reason, latest))
+        entries = [c.summary for c in found if isinstance(c, Commit) and c.kind == "entry" and c.summary]
+        entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
+        return entries, [reason for reason in found if isinstance(reason, str)]
+
+    def summaries(self) -> list[Summary]:
+        """Return a summary of every visible entry; logs a warning for each that cannot be shown.
+
+        See :meth:`survey`.
+        """
+        entries, reasons = self.survey()
+        for reason in reasons:
+            LOG.warning("left out of %s: %s", self.url, reason)
+        return entries
 
     def generations(self, key: str = "") -> dict[str, list[str]]:
-        """Return the paths of all commits by key (backbone hash/fingerprint/options), oldest first."""
+        """Return the paths of all commits by key (backbone hash/fingerprint/options), oldest first.
+
+        Raises
+        ------
+        InputError
+            If the store cannot be reached.
+        """
         found: dict[str, list[str]] = {}
-        for path in self._paths(f"index/{key}" if key else "index"):
+        with reaching(self.url):
+            paths = [item["path"] for item in list_objects(self.objects, f"index/{key}" if key else "index")]
+        for path in paths:
             parts = path.split("/")
             if len(parts) == 5 and parts[4].removesuffix(".json").isdigit():
                 found.setdefault("/".join(parts[1:4]), []).append(path)
-        return {name: sorted(paths, key=generation_of) for name, paths in found.items()}
+        return {name: sorted(own, key=generation_of) for name, own in found.items()}
 
     def commit(self, path: str) -> Commit:
-        """Read a commit and check that it is what its writer wrote.
+        """Read a commit and check that it is what its writer wrote, where its writer put it.
 
         Raises
         ------
         DamageError
-            If the object is gone or does not match its own digest.
+            If the object is gone, does not match its own digest, or belongs elsewhere in the index.
         InputError
-            If it was written with a schema that this version cannot read.
+            If it was written with a schema that this version cannot read, or the store cannot be reached.
         """
+        with reaching(self.url):
+            try:
+                return read_object(self.objects, path, lambda data: parse_commit(data, path))
+            except FileNotFoundError:
+                raise DamageError(f"missing commit {path} in {self.url}") from None
+
+    def _commit_or_reason(self, path: str) -> Commit | str:
         try:
-            return parse_commit(bytes(obstore.get(self.objects, path).bytes()), path)
-        except FileNotFoundError as error:
-            raise DamageError(f"missing commit {path} in {self.url}") from error
+            return self.commit(path)
+        except (DamageError, UpgradeError) as error:
+            return str(error)
 
     def open(self, summary: Summary) -> "Entry":
         """Open the entry that a summary shows; its metadata is checked against the commit here.
@@ -93,36 +134,36 @@ class Store:
         ------
         DamageError
             If metadata is missing or is not what was published.
+        InputError
+            If this version cannot read it, or the store cannot be reached.
         """
         commit = self.commit(f"index/{summary.key}/{commit_name(summary.generation)}")
+        if commit.summary is None or commit.summary.entry_digest != summary.entry_digest:
+            raise DamageError(
+                f"damaged commit of {summary.dataset}: its entry is no longer {summary.entry_digest[:12]}"
+            )
         records = {f"runs/{commit.run}/{path}": record for path, record in commit.objects.items()}
         metadata = [path for path in records if path.endswith("/zarr.json")]
-
-        def checked(path: str) -> bytes:
-            try:
-                data = bytes(obstore.get(self.objects, path).bytes())
-            except FileNotFoundError as error:
-                raise DamageError(f"missing object {path}: it was published and is gone") from error
-            require_published(path, data, records[path])
-            return data
-
-        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            read = dict(zip(metadata, pool.map(checked, metadata), strict=True))
-        cards = json.loads(read[f"runs/{commit.run}/zarr.json"])["attributes"]
-        return Entry(
-            summary=summary,
-            commit=commit,
-            backbone=BackboneCard.model_validate(cards["backbone"]),
-            dataset=DatasetCard.model_validate(cards["dataset"]),
-            extraction=ExtractionCard.model_validate(cards["extraction"]),
-            classifier=ClassifierCard.model_validate(cards["classifier"]),
-            arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records),
-        )
-
-    def _paths(self, prefix: str) -> Iterator[str]:
-        for batch in obstore.list(self.objects, prefix=prefix):
-            for item in batch:
-                yield item["path"]
+        with reaching(self.url), ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            data = pool.map(lambda path: read_published(self.objects, path, records[path]), metadata)
+            read = dict(zip(metadata, data, strict=True))
+        try:
+            cards = json.loads(read[f"runs/{commit.run}/zarr.json"])["attributes"]
+            return Entry(
+                store_url=self.url,
+                summary=commit.summary,
+                commit=commit,
+                backbone=BackboneCard.model_validate(cards["backbone"]),
+                dataset=DatasetCard.model_validate(cards["dataset"]),
+                extraction=ExtractionCard.model_validate(cards["extraction"]),
+                classifier=ClassifierCard.model_validate(cards["classifier"]),
+                arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records),
+            )
+        except (KeyError, ValidationError) as error:
+            raise UpgradeError(
+                f"the cards of {summary.dataset} ({summary.entry_digest[:12]}) are of a kind that this "
+                f"version cannot read: upgrade sfm-distill"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -131,10 +172,13 @@ class Entry:
 
     Attributes
     ----------
+    store_url : str
+        Where it was opened, without credentials.
     summary, backbone, dataset, extraction, classifier
         What the entry says about itself.
     """
 
+    store_url: str
     summary: Summary
     commit: Commit
     backbone: BackboneCard
@@ -155,15 +199,20 @@ class Entry:
 
         Raises
         ------
+        DamageError
+            If its metadata is missing or damaged.
         InputError
-            If the entry holds no such array.
+            If the entry holds no such array, or the store cannot be reached.
         """
         if name not in self:
             raise InputError(
                 f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {name}; "
                 f"it holds {', '.join(self.names())}"
             )
-        return zarr.open_array(self.arrays, path=f"runs/{self.commit.run}/{name}", mode="r", zarr_format=3)
+        with reaching(self.store_url):
+            return zarr.open_array(
+                self.arrays, path=f"runs/{self.commit.run}/{name}", mode="r", zarr_format=3
+            )
 
     def read(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
         """Read an array, or some of its rows; every byte is compared with the published digest.
@@ -173,9 +222,11 @@ class Entry:
         DamageError
             If a chunk is missing or damaged; names it.
         InputError
-            If the entry holds no such array.
+            If the entry holds no such array, or the store cannot be reached.
         """
-        selected: npt.NDArray[Any] = self.array(name)[rows if rows is not None else slice(None)]  # type: ignore[assignment]
+        array = self.array(name)
+        with reaching(self.store_url):
+            selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
 
 
@@ -199,61 +250,119 @@ def parse_commit(data: bytes, path: str) -> Commit:
         raise DamageError(f"damaged commit {path}: not readable as a commit") from error
     if not intact:
         raise DamageError(f"damaged commit {path}: it does not match its own digest")
-    require_readable(SchemaVersion.model_validate(content["schema"]), path)
     try:
-        return Commit.model_validate(content)
-    except ValidationError as error:
-        raise DamageError(f"damaged commit {path}: {error.error_count()} fields are not valid") from error
+        schema = SchemaVersion.model_validate(content["schema"])
+        require_readable(schema, f"the entry of {content['summary']['dataset']} ({path})")
+        commit = Commit.model_validate(content)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise UpgradeError(
+            f"{path} is of a kind that this version cannot read: upgrade sfm-distill"
+        ) from error
+    # A commit says where it belongs: one that lies elsewhere would pass for another entry's.
+    if (s := commit.summary) is None or f"index/{s.key}/{commit_name(s.generation)}" != path:
+        raise DamageError(f"damaged commit {path}: it belongs to another place in the index")
+    return commit
 
 
-def open_store(url: str) -> Store:
+def root_schema(data: bytes) -> SchemaVersion:
+    """Parse the root metadata of a store.
+
+    Raises
+    ------
+    DamageError
+        If it is not that of a store.
+    """
+    try:
+        return SchemaVersion.model_validate(json.loads(data)["attributes"]["schema"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError("not the root of a store") from error
+
+
+def located(place: str | ObjectStore, *, create: bool) -> tuple[str, ObjectStore, ObjectStore]:
+    """Return a store's shown URL, its objects, and the same with little patience, for the first request."""
+    if not isinstance(place, str):
+        return type(place).__name__, place, place
+    return shown(place), connect(place, create=create), connect(place, create=create, patient=False)
+
+
+def open_store(place: str | ObjectStore) -> Store:
     """Open a store for reading.
 
     Parameters
     ----------
-    url : str
-        A local path, or an ``s3://``, ``gs://`` or ``az://`` URL.
+    place : str or obstore.store.ObjectStore
+        A local path, or an ``s3://``, ``gs://`` or ``az://`` URL; or what obstore made of one, a
+        ``MemoryStore`` for instance.
 
     Raises
     ------
     InputError
-        If there is no store at the URL, or its schema is unknown to this version.
+        If there is no store, its schema is unknown to this version, or the place cannot be reached.
     """
-    objects = connect(url)
-    try:
-        root = json.loads(bytes(obstore.get(objects, "zarr.json").bytes()))
-        schema = SchemaVersion.model_validate(root["attributes"]["schema"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{shown(url)} is not a store: it has no readable root zarr.json with an sfm schema; "
-            f"give the URL of a store, or create one with `sfm extract`"
-        ) from error
-    except BaseError as error:
-        raise InputError(f"cannot read {shown(url)}: {first_line(error)}") from error
-    require_readable(schema, shown(url))
-    return Store(shown(url), objects)
+    url, objects, first = located(place, create=False)
+    with reaching(url):
+        try:
+            schema = read_object(first, "zarr.json", root_schema)
+        except (FileNotFoundError, DamageError) as error:
+            if "NoSuchBucket" in str(error):
+                raise
+            raise InputError(
+                f"{url} is not a store: it has no readable root zarr.json with an sfm schema; "
+                f"give the URL of a store, or create one with `sfm extract`"
+            ) from None
+    require_readable(schema, url)
+    return Store(url, objects)
 
 
-def create_store(url: str) -> Store:
+def create_store(place: str | ObjectStore) -> Store:
     """Open a store for writing; make one where there is nothing yet.
 
+    Parameters
+    ----------
+    place : str or obstore.store.ObjectStore
+        As for :func:`open_store`.
+
     Raises
     ------
     InputError
-        If the place holds something that is not a store, or cannot be written.
+        If the place holds something that is not a store, cannot be written, or does not support the
+        conditional writes that commits need.
     """
-    objects = connect(url, create=True)
+    url, _, first = located(place, create=True)
     root = {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": {"schema": SchemaVersion().model_dump()},
     }
+    with reaching(url):
+        if is_empty(first):
+            # AlreadyExistsError: another writer made the store a moment ago, which is just as well.
+            with contextlib.suppress(AlreadyExistsError):
+                create_object(first, "zarr.json", json.dumps(root, indent=1).encode())
+        store = open_store(place)
+        require_conditional_writes(url, first)
+    return store
+
+
+def require_conditional_writes(url: str, objects: ObjectStore) -> None:
+    """Try to create an object that exists: where that works, commits would overwrite each other.
+
+    The object is the root metadata, and what would be written is what it holds: nothing is lost if the
+    server does as it is told.
+
+    Raises
+    ------
+    InputError
+        If it works, or the server says that it knows no such thing.
+    """
+    refused = InputError(
+        f"{url} cannot hold a store: it does not support conditional writes (on S3: PUT with "
+        f"If-None-Match), without which two writers overwrite each other; use another bucket or server"
+    )
     try:
-        first = next(iter(obstore.list(objects, chunk_size=1)), None)
-        if not first:
-            obstore.put(objects, "zarr.json", json.dumps(root, indent=1).encode(), mode="create")
+        create_object(objects, "zarr.json", bytes(obstore.get(objects, "zarr.json").bytes()))
     except AlreadyExistsError:
-        pass  # another writer made the store a moment ago: just as well
-    except (BaseError, OSError) as error:
-        raise InputError(f"cannot write to {shown(url)}: {first_line(error)}") from error
-    return open_store(url)
+        return
+    except NotSupportedError:
+        raise refused from None
+    raise refused
