@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import timm
@@ -137,7 +137,7 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
     card = BackboneCard(
-        spec=spec,
+        spec=without_folder(spec),
         model=parsed.model,
         rule=parsed.rule,
         weights=digest,
@@ -147,6 +147,12 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     folded = folded.to(device=place).to(memory_format=layout)
     mean, std = _per_channel(preprocessing, place)
     return Backbone(card, folded, place, mean, std, layout)
+
+
+def without_folder(spec: str) -> str:
+    """Return a spec with only the name of its file: cards are shared, a user's folders are not."""
+    name, at, file = spec.partition("@")
+    return f"{name}{at}{PurePath(file).name}" if at else spec
 
 
 def _device(name: str) -> torch.device:

@@ -29,7 +29,7 @@ class BackboneCard(BaseModel):
     Attributes
     ----------
     spec : str
-        What the user wrote, e.g. ``lite0``. Not part of the hash.
+        What the user wrote, e.g. ``lite0``; of a file, only its name. Not part of the hash.
     model : str
         timm's name of the architecture, without a weights tag.
     rule : str

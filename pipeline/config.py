@@ -39,6 +39,15 @@ class ExtractConfig(BaseModel):
     keep_train_features: bool = Field(
         default=False, description="Store the training features too, for exact merging of stores."
     )
+    no_held_out: bool = Field(
+        default=False, description="Do not store held-out features; such an entry cannot be evaluated on."
+    )
+    min_count: int | None = Field(
+        default=None, ge=1, description="Least number of training images a class must have."
+    )
+    small_classes: Literal["refuse", "drop"] = Field(
+        default="refuse", description="What to do with classes below --min-count."
+    )
     tune_fraction: float | None = Field(
         default=None,
         gt=0,

@@ -75,7 +75,8 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) 
     draft = Draft(job.store)
     try:
         write_statistics(draft, statistics)
-        write_features(draft, "test", test, statistics.classifier)
+        if not job.config.no_held_out:
+            write_features(draft, "test", test, statistics.classifier)
         if job.config.keep_train_features:
             write_features(draft, "train", train, statistics.classifier)
         if job.config.exemplars:

@@ -14,7 +14,7 @@ from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.features import Pass, stage_features
 from sfm.pipeline.parts import options_of, parts_of, roles_of
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.sources.source import digest_of, with_min_count
 from sfm.pipeline.staging import open_staging, partitions
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
@@ -56,6 +56,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         If dataset, backbone, or store cannot be used; nothing is published then.
     """
     source = open_source(config.source)
+    if config.min_count is not None:
+        source = with_min_count(source, config.min_count, drop=config.small_classes == "drop")
     backbones = [
         load_backbone(spec, image_size=config.image_size, device=config.device)
         for spec in dict.fromkeys(config.backbone)

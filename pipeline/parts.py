@@ -61,6 +61,7 @@ def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
         "sub_classes": list(config.sub_classes),
         "exemplars": config.exemplars,
         "keep_train_features": config.keep_train_features,
+        "no_held_out": config.no_held_out,
         "limit_per_class": config.limit_per_class,
         "tune_fraction": config.tune_fraction if role == "tuning" else None,
         "seed": config.seed,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,57 @@ def require_usable(source: Source) -> None:
                 f"{source.spec} has no {split_name} images in class {', '.join(empty[:5])}"
                 f"{' and others' if len(empty) > 5 else ''}; remove the class or add images"
             )
+
+
+def of_classes(source: Source, keep: npt.NDArray[np.bool_]) -> Source:
+    """Return a source without some of its classes.
+
+    Parameters
+    ----------
+    keep : ndarray of bool, shape (C,)
+        Which classes stay.
+    """
+    index = np.cumsum(keep, dtype=np.int32) - 1
+    ids = [class_id for class_id, kept in zip(source.class_ids, keep, strict=True) if kept]
+
+    def part(split: Split) -> Split:
+        rows = np.flatnonzero(keep[split.labels])
+        return Split(
+            labels=index[split.labels[rows]],
+            read=lambda i: split.read(int(rows[i])),
+            where=lambda i: split.where(int(rows[i])),
+            listing=digest_of(split.listing, "\n".join(ids)),
+        )
+
+    return replace(
+        source,
+        class_ids=ids,
+        class_names=[name for name, kept in zip(source.class_names, keep, strict=True) if kept],
+        train=part(source.train),
+        test=part(source.test),
+    )
+
+
+def with_min_count(source: Source, least: int, drop: bool) -> Source:
+    """Return a source all of whose classes have at least so many training images.
+
+    Raises
+    ------
+    InputError
+        If some class has fewer and classes are not to be dropped, or fewer than two would be left.
+    """
+    counts = np.bincount(source.train.labels, minlength=len(source.class_ids))
+    small = [f"{source.class_ids[c]} ({counts[c]})" for c in np.flatnonzero(counts < least)]
+    if not small:
+        return source
+    if not drop:
+        raise InputError(
+            f"{source.spec} has classes with fewer than {least} training images: {', '.join(small[:5])}"
+            f"{' and others' if len(small) > 5 else ''}; leave them out with --small-classes drop"
+        )
+    left = of_classes(source, counts >= least)
+    require_usable(left)
+    return left
 
 
 def limited(split: Split, most: int | None) -> npt.NDArray[np.int64]:

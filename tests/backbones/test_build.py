@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 from timm.layers import StdConv2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.build import Backbone, load_backbone, without_folder
 from sfm.backbones.checkpoint import packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.preprocess import crop, to_tensor
@@ -311,3 +311,8 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(InputError, match="unknown device 'tpu'"):
         load_backbone("lite0", device="tpu")
+
+
+def test_a_card_does_not_tell_the_folders_of_its_writer():
+    assert without_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
+    assert without_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"

@@ -1,6 +1,7 @@
 """Extraction: what is published, what is read, and what survives a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,31 @@ def test_train_features_are_kept_on_request(tmp_path):
     np.testing.assert_allclose(
         features[labels == 3].mean(axis=0), entry.read("train/mean")[3], rtol=1e-3, atol=1e-3
     )
+
+
+def test_held_out_features_stay_at_home_on_request(tmp_path):
+    extract(config(tmp_path / "s", no_held_out=True))
+    entry = entry_of(str(tmp_path / "s"))
+    assert not any(name.startswith("test/") for name in entry.names())
+    assert entry.classifier.held_out_top1 is not None
+
+
+def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
+    for file in sorted((image_folder / "train" / "boot").iterdir())[5:]:
+        file.unlink()
+    changes = {"source": f"folder:{image_folder}", "limit_per_class": None, "min_count": 6}
+    with pytest.raises(InputError, match=r"boot \(5\); leave them out with --small-classes drop"):
+        extract(config(tmp_path / "s", **changes))
+    extract(config(tmp_path / "s", small_classes="drop", **changes))
+    entry = entry_of(str(tmp_path / "s"), image_folder.name)
+    assert entry.dataset.class_ids == ["bag", "trouser"]
+    assert entry.read("train/count").tolist() == [12, 12]
+    assert np.bincount(entry.read("test/label")).tolist() == [8, 8]
+    alone = extract(config(tmp_path / "s", small_classes="drop", **changes, rehash=True)).published[0]
+    shutil.rmtree(image_folder / "train" / "boot")
+    shutil.rmtree(image_folder / "test" / "boot")
+    same = extract(config(tmp_path / "t", **changes)).published[0]
+    assert same.summary.entry_digest == alone.summary.entry_digest
 
 
 @pytest.mark.parametrize(
