@@ -36,8 +36,13 @@ class EvaluateConfig(BaseModel):
     views: int = Field(
         default=100,
         ge=1,
-        description="Augmented views per image whose features are computed, once; as many as epochs give "
-        "every epoch a view of its own.",
+        description="Augmented views per image that linear heads are trained on, their features computed "
+        "once; as many as epochs give every epoch a view of its own.",
+    )
+    projector_views: int = Field(
+        default=300,
+        ge=1,
+        description="The same for the projectors of mode inherit, which have more weights to fit.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")

@@ -1,6 +1,7 @@
 """Features of augmented views, computed once and used by every mode, seed and epoch."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from sfm.backbones.views import Crops, draw_crops, look, stream
 from sfm.eval.training import Purpose, Told, nobody_told
 
 VIEWS_AT_ONCE = 64
+VIEWS_PER_STREAM = 50
+
+Drawn = TypeVar("Drawn", np.float64, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,10 @@ class LabelledImages:
 
 
 def draw_views(images: LabelledImages, views: int, seed: int) -> Crops:
-    """Draw flips and random resized crops, one random stream per image.
+    """Draw flips and random resized crops.
+
+    A view depends on the seed, its image's place and its own number alone: asking for more of them, or for
+    more images, changes none.
 
     The boxes belong to the images and not to a backbone: backbones of different input sizes look at the same
     piece of an image, and a view means the same to all of them.
@@ -49,13 +56,21 @@ def draw_views(images: LabelledImages, views: int, seed: int) -> Crops:
         All views of the first image, then all of the second, and so on.
     """
     side = images.pixels.shape[1]
-    drawn = [draw_crops(stream(seed, Purpose.VIEWS, i), views, side) for i in range(len(images.pixels))]
+    drawn = [
+        draw_crops(stream(seed, Purpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        for image in range(len(images.pixels))
+        for block in range(-(-views // VIEWS_PER_STREAM))
+    ]
+
+    def joined(parts: list[npt.NDArray[Drawn]]) -> npt.NDArray[Drawn]:
+        return np.concatenate(parts).reshape(len(images.pixels), -1)[:, :views].reshape(-1)
+
     return Crops(
-        np.concatenate([c.top for c in drawn]),
-        np.concatenate([c.left for c in drawn]),
-        np.concatenate([c.height for c in drawn]),
-        np.concatenate([c.width for c in drawn]),
-        np.concatenate([c.flip for c in drawn]),
+        joined([c.top for c in drawn]),
+        joined([c.left for c in drawn]),
+        joined([c.height for c in drawn]),
+        joined([c.width for c in drawn]),
+        joined([c.flip for c in drawn]),
     )
 
 

@@ -25,9 +25,10 @@ from sfm.eval.probe import DEVIATION, train_heads
 from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, mean_and_deviation
 from sfm.eval.subjects import Subject, find_subjects, find_teacher, source_entry
 from sfm.eval.synthetic import DistilledRun, read_run
-from sfm.eval.training import Plan, Purpose, Told, lay_out, normal
+from sfm.eval.training import Purpose, Told, lay_out, normal
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.digest import array_digest
+from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
 
 __all__ = ["Evaluation", "evaluate"]
@@ -78,15 +79,15 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     started = time.perf_counter()
     run = read_run(config.run)
     store = open_store(config.store)
-    summaries = store.summaries()
-    source = source_entry(store, summaries, run, config.run)
-    subjects = find_subjects(config, run.record, store, summaries, source)
+    known = known_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
+    source = source_entry(store, known, run, config.run)
+    subjects = find_subjects(config, run.record, store, store.summaries(), source)
     teachers = [find_teacher(config, run.record, store, source, subjects)] if "inherit" in config.mode else []
     distilled = same_for_all("distilled", run.pixels, run.labels, config.seeds)
     real, notes = real_images(source, run.record.ipc, config)
 
     pools = {
-        backbone.card.hash: pool_of(backbone, distilled, config, progress)
+        backbone.card.hash: pool_of(backbone, distilled, views_of(config), config, progress)
         for backbone in {s.backbone.card.hash: s.backbone for s in (*subjects, *teachers)}.values()
     }
     rows: list[Row] = []
@@ -102,7 +103,7 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
             heads = inherit(backbone, teacher, distilled, pool, targets, config, progress)
             rows.append(row_of(backbone, "distilled", "inherit", accuracy(heads, features, labels)))
         for images in real:
-            pool = pool_of(backbone, images, config, progress)
+            pool = pool_of(backbone, images, config.views, config, progress)
             heads = linear(backbone, images, pool, config, progress)
             rows.append(row_of(backbone, images.name, "linear", accuracy(heads, features, labels)))
         full_data += full_data_of(subject, features, labels)
@@ -165,9 +166,17 @@ def real_images(source: Entry, ipc: int, config: EvaluateConfig) -> tuple[list[I
     return sets, notes
 
 
-def pool_of(backbone: Backbone, images: ImageSet, config: EvaluateConfig, progress: Listener) -> Tensor:
+def views_of(config: EvaluateConfig) -> int:
+    """Return how many views of a distilled image the modes asked for look at."""
+    wanted = {"linear": config.views, "inherit": config.projector_views}
+    return max(wanted[mode] for mode in config.mode)
+
+
+def pool_of(
+    backbone: Backbone, images: ImageSet, views: int, config: EvaluateConfig, progress: Listener
+) -> Tensor:
     """Compute the features of a pool of views: shape (image, view, feature)."""
-    crops = draw_views(images.images, config.views, config.seed)
+    crops = draw_views(images.images, views, config.seed)
     told = telling(progress, f"features of {images.name} images on {backbone.card.spec}", "views")
     return features_of_views(backbone, images.images, crops, told)
 
@@ -180,7 +189,8 @@ def linear(
     shape = (config.seeds, int(images.images.labels.max()) + 1, pool.shape[2])
     start = normal(config.seed, Purpose.HEAD, shape, DEVIATION)
     told = telling(progress, f"linear heads of {images.name} images on {backbone.card.spec}", "epochs")
-    return train_heads(pool, labels, plan_of(images, config), start, told)
+    plan = lay_out(config.seed, images.rows, epochs=config.epochs, views=config.views)
+    return train_heads(pool, labels, plan, start, told)
 
 
 def inherit(
@@ -195,13 +205,9 @@ def inherit(
     """Train projectors to the distillation backbone on the views of images, and put its classifier behind."""
     names = f"{backbone.card.spec} to {teacher.backbone.card.spec}"
     told = telling(progress, f"projectors from {names}", "blocks")
-    projectors = train_projectors(pool, targets, plan_of(images, config), told)
+    plan = lay_out(config.seed, images.rows, epochs=config.epochs, views=config.projector_views)
+    projectors = train_projectors(pool, targets, plan, told)
     return inherited_heads(projectors, full_data_head(teacher))
-
-
-def plan_of(images: ImageSet, config: EvaluateConfig) -> Plan:
-    """Lay out the training on a set of images."""
-    return lay_out(config.seed, images.rows, epochs=config.epochs, views=config.views)
 
 
 def telling(progress: Listener, stage: str, unit: str) -> Told:

@@ -1,0 +1,75 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.stats_store.select import narrow
+from sfm.stats_store.store import Entry, open_store
+
+WriteRun = Callable[..., Path]
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Backbone:
+    return load_backbone("lite0", image_size=32, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def lite0_entry(fashion_store: str) -> Entry:
+    store = open_store(fashion_store)
+    return store.open(narrow(store.summaries(), dataset="fashion-mnist-6k", model=LITE0)[0])
+
+
+@pytest.fixture(scope="session")
+def write_run() -> WriteRun:
+    def write(directory: Path, entry: Entry, ipc: int = 1, canvas: int = 37) -> Path:
+        """Write what a distillation of an entry leaves; its images being the first exemplars."""
+        summary, images = entry.summary, entry.read("exemplar/image")
+        classes = entry.dataset.class_ids
+        for c in range(len(classes)):
+            folder = directory / "images" / f"{c:0{len(str(len(classes) - 1))}d}_class"
+            folder.mkdir(parents=True)
+            for i in range(ipc):
+                Image.fromarray(images[c, i]).resize((canvas, canvas)).save(folder / f"{i}.png")
+        named = zip(classes, entry.dataset.class_names, strict=True)
+        listed = [{"index": c, "class_id": id_, "name": name} for c, (id_, name) in enumerate(named)]
+        (directory / "classes.json").write_text(json.dumps(listed))
+        record = {
+            "command": "distill",
+            "config": {},
+            "store": "where/it/was",
+            "entry_digest": summary.entry_digest,
+            "fingerprint": summary.fingerprint,
+            "dataset": summary.dataset,
+            "backbone": entry.backbone.model_dump(mode="json"),
+            "image_size": summary.image_size,
+            "canvas": canvas,
+            "ipc": ipc,
+            "seed": 0,
+        }
+        (directory / "run.json").write_text(json.dumps(record))
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def new_run(tmp_path: Path, lite0_entry: Entry, write_run: WriteRun) -> Callable[..., Path]:
+    """Make the directory of a run distilled on lite0 at 32 px."""
+
+    def make(name: str = "run", **options: int) -> Path:
+        return write_run(tmp_path / name, lite0_entry, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_pixels(lite0_entry: Entry) -> np.ndarray:
+    """One real image of each of ten classes, 32 px."""
+    pixels: np.ndarray = lite0_entry.read("exemplar/image")[:, 0]
+    return pixels

@@ -1,0 +1,33 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm.eval.baselines import NEAREST, RANDOM, fewest, nearest_exemplars, random_exemplars
+
+ROLE = np.array([[1, 1, 0, 0, 0, 255], [1, 0, 1, 0, 0, 0]], dtype=np.uint8)
+
+
+def test_the_nearest_come_in_stored_order() -> None:
+    assert nearest_exemplars(ROLE, 2).tolist() == [[0, 1], [0, 2]]
+
+
+def test_the_class_with_fewest_exemplars_decides() -> None:
+    assert fewest(ROLE, NEAREST) == 2
+    assert fewest(ROLE, RANDOM) == 3
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 3), draws=st.integers(1, 5))
+def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: int, draws: int) -> None:
+    drawn = random_exemplars(ROLE, count, draws, seed)
+    assert drawn.shape == (draws, 2, count)
+    for draw in drawn:
+        for c in range(2):
+            assert (ROLE[c, draw[c]] == RANDOM).all()
+            assert len(set(draw[c].tolist())) == count
+
+
+def test_draws_share_no_image_while_there_are_enough() -> None:
+    drawn = random_exemplars(ROLE, 1, 3, seed=0)
+    for c in range(2):
+        assert len(set(drawn[:, c, 0].tolist())) == 3
+    assert not np.array_equal(drawn, random_exemplars(ROLE, 1, 3, seed=1))

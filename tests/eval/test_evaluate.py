@@ -1,0 +1,276 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfm.errors import InputError
+from sfm.eval.config import EvaluateConfig
+from sfm.eval.result import Row
+from sfm.eval.run import Evaluation, evaluate
+from sfm.events import Progress
+from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.store import Entry, create_store, open_store
+
+NewRun = Callable[..., Path]
+
+
+def config(run: Path, store: str, **options: object) -> EvaluateConfig:
+    """A short evaluation; tests name what they are about."""
+    short = {"epochs": 40, "views": 8, "projector_views": 12, "seeds": 2, "device": "cpu"}
+    return EvaluateConfig.model_validate({"run": run, "store": store} | short | options)
+
+
+def row(evaluation: Evaluation, images: str, backbone: str, mode: str) -> Row:
+    (found,) = [r for r in evaluation.rows if (r.images, r.backbone, r.mode) == (images, backbone, mode)]
+    return found
+
+
+def republish(entry: Entry, url: Path, *, classes: int = 10, without: str = "nothing") -> str:
+    """Publish the first classes of an entry in a store of its own, some arrays left out; return its URL."""
+    draft = Draft(create_store(str(url)))
+    kept = entry.read("test/label") < classes
+    for name in entry.names():
+        if not name.startswith(without):
+            array = entry.read(name)
+            of_classes = array[kept] if name.startswith("test/") else array[:classes]
+            draft.write(name, array if name == "train/within_scatter" else of_classes)
+    dataset = entry.dataset.model_copy(
+        update={
+            "class_ids": entry.dataset.class_ids[:classes],
+            "class_names": entry.dataset.class_names[:classes],
+            "test_samples": 0 if without == "test/" else int(kept.sum()),
+        }
+    )
+    publish(draft, entry.backbone, dataset, entry.extraction, entry.classifier)
+    return str(url)
+
+
+def only_entry(url: str) -> Entry:
+    store = open_store(url)
+    (summary,) = store.summaries()
+    return store.open(summary)
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_run: NewRun,
+    lite0_entry: Entry,
+    fashion_store: str,
+    told: list[Progress],
+) -> Evaluation:
+    """One evaluation on two backbones in both modes; the images are the nearest exemplars, untouched."""
+    run = write_run(tmp_path_factory.mktemp("whole") / "run", lite0_entry, canvas=32)
+    asked = config(
+        run, fashion_store, backbone=["lite0", "lite1"], seeds=3, epochs=300, views=20, projector_views=30
+    )
+    return evaluate(asked, told.append)
+
+
+def test_every_backbone_has_both_modes_real_images_and_all_real_data_beside_them(whole: Evaluation) -> None:
+    assert [(r.images, r.backbone, r.mode) for r in whole.rows] == [
+        (images, backbone, mode)
+        for backbone in ("lite0", "lite1")
+        for images, mode in (
+            ("distilled", "linear"),
+            ("distilled", "inherit"),
+            ("random", "linear"),
+            ("nearest", "linear"),
+        )
+    ]
+    assert [(r.backbone, r.classifier) for r in whole.full_data] == [
+        (backbone, classifier)
+        for backbone in ("lite0", "lite1")
+        for classifier in ("linear", "nearest class mean")
+    ]
+    assert whole.notes == []
+
+
+def test_a_row_sums_up_its_seeds_by_mean_and_sample_deviation(whole: Evaluation) -> None:
+    for r in whole.rows:
+        assert r.seeds == len(r.top1) == 3
+        assert r.top5 is not None
+        assert r.top1_mean == pytest.approx(np.mean(r.top1))
+        assert r.top1_std == pytest.approx(np.std(r.top1, ddof=1))
+        assert r.top5_mean == pytest.approx(np.mean(r.top5))
+        assert r.top5_std == pytest.approx(np.std(r.top5, ddof=1))
+
+
+def test_real_images_are_trained_on_by_exactly_the_protocol_of_distilled_ones(whole: Evaluation) -> None:
+    for backbone in ("lite0", "lite1"):
+        as_distilled = row(whole, "distilled", backbone, "linear")
+        as_baseline = row(whole, "nearest", backbone, "linear")
+        assert as_distilled.top1 == as_baseline.top1
+        assert as_distilled.top5 == as_baseline.top5
+
+
+def test_every_seed_of_the_random_baseline_is_another_draw(whole: Evaluation) -> None:
+    assert len(set(row(whole, "random", "lite0", "linear").top1)) > 1
+
+
+def test_the_full_data_classifier_scores_what_its_entry_says(whole: Evaluation, lite0_entry: Entry) -> None:
+    card, (linear, nearest_mean) = lite0_entry.classifier, whole.full_data[:2]
+    assert linear.top1 == pytest.approx(card.held_out_top1, abs=0.003)
+    assert linear.top5 == pytest.approx(card.held_out_top5, abs=0.003)
+    means, features = lite0_entry.read("train/mean"), lite0_entry.read("test/feature").astype(np.float64)
+    predicted = np.linalg.norm(features[:, None] - means, axis=2).argmin(1)
+    assert nearest_mean.top1 == pytest.approx(np.mean(predicted == lite0_entry.read("test/label")), abs=0.003)
+
+
+def test_inheriting_on_the_same_backbone_recovers_half_of_the_full_data_accuracy(whole: Evaluation) -> None:
+    inherited, linear = (row(whole, "distilled", "lite0", mode).top1_mean for mode in ("inherit", "linear"))
+    assert inherited > 0.5 * whole.full_data[0].top1
+    assert inherited > linear + 0.05
+
+
+def test_the_file_in_the_run_directory_holds_what_is_returned(whole: Evaluation) -> None:
+    written = json.loads((Path(whole.config["run"]) / "evaluation.json").read_text())
+    assert Evaluation.model_validate(written) == whole
+    assert {"images", "backbone", "mode", "top1_mean", "top1_std", "top5_mean", "top5_std", "seeds"} <= set(
+        written["rows"][0]
+    )
+    assert EvaluateConfig.model_validate(written["config"]).backbone == ["lite0", "lite1"]
+
+
+def test_figures_say_which_entries_they_come_from(whole: Evaluation, lite0_entry: Entry) -> None:
+    provenance = whole.provenance
+    assert provenance.distilled_from == lite0_entry.summary.entry_digest
+    assert [e.backbone for e in provenance.entries] == ["lite0", "lite1"]
+    assert provenance.entries[0].entry_digest == provenance.distilled_from
+    assert provenance.role == "full"
+
+
+def test_every_stage_ends_with_all_of_it_done(whole: Evaluation, told: list[Progress]) -> None:
+    last = {p.stage: p for p in told}
+    assert len(last) == 2 * 3 + 2 * 3 + 2
+    assert all(p.done == p.total for p in last.values())
+
+
+def test_equal_seeds_give_equal_numbers_and_other_seeds_others(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    first, again, other = (evaluate(config(run, fashion_store, seed=seed)) for seed in (1, 1, 2))
+    assert first.rows == again.rows
+    for one, two in zip(first.rows, other.rows, strict=True):
+        assert (one.top1, one.top5) != (two.top1, two.top5)
+
+
+def test_a_mode_costs_nothing_unless_asked_for(new_run: NewRun, fashion_store: str) -> None:
+    told: list[Progress] = []
+    asked = config(new_run(), fashion_store, mode=["linear"], backbone=["lite1"])
+    found = evaluate(asked, told.append)
+    assert {r.mode for r in found.rows} == {"linear"}
+    assert not any("lite0" in p.stage or "projector" in p.stage for p in told)
+
+
+def test_without_exemplars_there_are_no_real_images_and_a_note_says_so(
+    tmp_path: Path, lite0_entry: Entry, new_run: NewRun
+) -> None:
+    store = republish(lite0_entry, tmp_path / "store", without="exemplar/")
+    run = new_run()
+    record = json.loads((run / "run.json").read_text())
+    record["entry_digest"] = only_entry(store).summary.entry_digest
+    (run / "run.json").write_text(json.dumps(record))
+    found = evaluate(config(run, store))
+    assert {r.images for r in found.rows} == {"distilled"}
+    assert "no exemplars" in found.notes[0]
+
+
+def test_a_mode_scores_the_same_whatever_else_is_asked_for(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    together = evaluate(config(run, fashion_store))
+    for mode in ("linear", "inherit"):
+        alone = evaluate(config(run, fashion_store, mode=[mode]))
+        assert row(alone, "distilled", "lite0", mode) == row(together, "distilled", "lite0", mode)
+
+
+def test_draws_that_share_images_are_told_of(new_run: NewRun, fashion_store: str) -> None:
+    found = evaluate(config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
+    assert [r.images for r in found.rows] == ["distilled", "random", "nearest"]
+    assert "share images" in found.notes[0]
+
+
+def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun, fashion_store: str) -> None:
+    found = evaluate(config(new_run(ipc=4), fashion_store, mode=["linear"]))
+    assert [r.images for r in found.rows] == ["distilled"]
+    assert [note.split(":")[0] for note in found.notes] == [
+        "No random real images",
+        "No real images nearest to the mean",
+    ]
+
+
+def test_with_four_classes_top5_is_left_open(tmp_path: Path, lite0_entry: Entry, write_run: NewRun) -> None:
+    store = republish(lite0_entry, tmp_path / "store", classes=4)
+    found = evaluate(config(write_run(tmp_path / "run", only_entry(store)), store))
+    for r in found.rows:
+        assert (r.top5, r.top5_mean, r.top5_std) == (None, None, None)
+        assert all(0 <= top1 <= 1 for top1 in r.top1)
+    assert [r.top5 for r in found.full_data] == [None, None]
+
+
+def test_a_run_on_a_tuning_entry_is_evaluated_on_its_part_of_the_training_split(
+    tmp_path: Path, fashion_store: str, write_run: NewRun
+) -> None:
+    store = open_store(fashion_store)
+    (summary,) = [s for s in store.summaries() if s.role == "tuning" and s.backbone == "lite0"]
+    run = write_run(tmp_path / "run", store.open(summary))
+    found = evaluate(config(run, fashion_store, backbone=["lite1"]))
+    assert found.provenance.role == "tuning"
+    assert found.provenance.entries[0].held_out_samples == summary.test_samples == 100
+
+
+def test_a_store_without_held_out_features_is_refused(
+    tmp_path: Path, lite0_entry: Entry, write_run: NewRun
+) -> None:
+    store = republish(lite0_entry, tmp_path / "store", without="test/")
+    run = write_run(tmp_path / "run", lite0_entry)
+    record = json.loads((run / "run.json").read_text())
+    record["entry_digest"] = only_entry(store).summary.entry_digest
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="no held-out features"):
+        evaluate(config(run, store))
+
+
+def test_a_run_from_another_store_is_refused(tmp_path: Path, lite0_entry: Entry, new_run: NewRun) -> None:
+    store = republish(lite0_entry, tmp_path / "store", classes=4)
+    with pytest.raises(InputError, match="run directory from another store"):
+        evaluate(config(new_run(), store))
+
+
+def test_a_run_with_other_classes_than_its_entry_is_refused(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    classes = json.loads((run / "classes.json").read_text())
+    classes[3]["class_id"] = "another"
+    (run / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(InputError, match=r"the classes in .* are not those of"):
+        evaluate(config(run, fashion_store))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": ["lite2"]}, "no entry of fashion-mnist-6k through tf_efficientnet_lite2"),
+        ({"backbone": ["lite9"]}, "lite9"),
+        ({"image_size": 48}, "at 48 px: the store holds"),
+    ],
+)
+def test_a_backbone_that_the_store_does_not_know_is_refused(
+    new_run: NewRun, fashion_store: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(config(new_run(), fashion_store, **options))
+
+
+def test_a_result_that_cannot_be_written_leaves_the_old_one(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    (run / "evaluation.json").write_text("the old one")
+    (run / ".evaluation.json.partial").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*evaluation\.json"):
+        evaluate(config(run, fashion_store, mode=["linear"], epochs=1, views=1))
+    assert (run / "evaluation.json").read_text() == "the old one"
