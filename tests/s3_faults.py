@@ -17,12 +17,14 @@ Fault = Literal[
     "short",  # half of the answer's body, and a length that says that this is all
     "lose answer",  # the request is carried out, and the connection closes before the answer
     "500 after",  # the request is carried out, and the answer says that it failed
+    "501",
     "unconditional",  # the condition is ignored, as by a server that does not know it
     "echo",  # refused, with everything the client sent in the answer, as some servers do
 ]
 
 ERRORS = {
     "500": (500, b"<Error><Code>InternalError</Code><Message>We broke it.</Message></Error>"),
+    "501": (501, b"<Error><Code>NotImplemented</Code><Message>No conditions here.</Message></Error>"),
     "503": (503, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"),
     "500 after": (500, b"<Error><Code>InternalError</Code><Message>We broke it.</Message></Error>"),
 }
@@ -83,7 +85,7 @@ def breaking(upstream: str) -> Iterator[Proxy]:
             if fault == "drop":
                 self.close_connection = True
                 return
-            if fault in ("500", "503"):
+            if fault in ("500", "501", "503"):
                 self.answer(*ERRORS[fault])
                 return
             if fault == "echo":
@@ -130,14 +132,14 @@ def breaking(upstream: str) -> Iterator[Proxy]:
             for name, value in headers or []:
                 if name.lower() not in own:
                     self.send_header(name, value)
-            length = dict((k.lower(), v) for k, v in headers or []).get("content-length")
+            length = {name.lower(): value for name, value in headers or []}.get("content-length")
             head = self.command == "HEAD" and length is not None
             self.send_header("Content-Length", str(length if head else len(data)))
             self.end_headers()
             self.wfile.write(data if send is None else data[:send])
             self.wfile.flush()
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             return
