@@ -30,6 +30,7 @@ from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.stats_store.history import known_summaries
 from sfm.stats_store.select import match, narrow
 from sfm.stats_store.store import Entry, open_store
 
@@ -99,7 +100,8 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     saved = find_run(config.out, config.resume)
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
-    candidates = narrow(store.summaries(), dataset=config.dataset, model=model, image_size=config.image_size)
+    known = known_summaries(store, config.dataset)
+    candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
     backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
     entry = match(store, candidates, backbone.card)
     centres = read_centres(entry, config.ipc)
