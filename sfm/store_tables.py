@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sfm.stats_store.collect import Collection, Garbage
 from sfm.stats_store.history import Generation
-from sfm.stats_store.schema import dimensions
+from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
 from sfm.terminal import table
@@ -51,9 +51,7 @@ def class_documents(entry: Entry) -> list[dict[str, Any]]:
 def array_document(entry: Entry, name: str) -> dict[str, Any]:
     """Return shape, type and sizes of an array; an array of a later schema is not opened."""
     stored = sum(record.size for path, record in entry.commit.objects.items() if path.startswith(f"{name}/"))
-    try:
-        dimensions(name)
-    except KeyError:
+    if not is_known(name):
         return {
             "shape": None,
             "dtype": None,
@@ -117,13 +115,14 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
 
 def generation_document(generation: Generation) -> dict[str, Any]:
     """Return what ``sfm store show --history --json`` shows of one commit."""
-    summary = generation.commit.summary
+    commit, summary = generation.commit, generation.summary
     return {
         "key": generation.key,
         "generation": generation.number,
         "state": generation.state,
-        "run": generation.commit.run if generation.state != "tombstone" else None,
+        "run": commit.run if commit and commit.kind == "entry" else None,
         "stored_bytes": generation.stored_bytes,
+        "problem": generation.problem,
         "summary": summary.model_dump(mode="json") if summary else None,
     }
 
@@ -132,7 +131,7 @@ def print_history(title: str, history: Sequence[Generation]) -> None:
     """Print commits, oldest first within each key."""
     rows = []
     for g in history:
-        s = g.commit.summary
+        s = g.summary
         rows.append(
             [
                 s.dataset if s else "–",

@@ -14,9 +14,9 @@ from typing import Literal
 import obstore
 from obstore.store import LocalStore
 
-from sfm.errors import InputError
+from sfm.errors import DamageError, InputError
 from sfm.stats_store.history import Generation, generations
-from sfm.stats_store.location import delete_below
+from sfm.stats_store.location import delete_below, list_objects, reaching
 from sfm.stats_store.store import Store
 
 SAFE_AGE = datetime.timedelta(days=7)
@@ -82,8 +82,9 @@ def collect(
 ) -> Collection:
     """Delete runs that no current entry refers to, and unfinished work that was abandoned.
 
-    Every commit is read first; if one cannot be, nothing is deleted, since it may refer to anything. Data is
-    deleted before the commit that refers to it, so that an interrupted collection is finished by the next.
+    Every commit is read first. If the newest of a key cannot be, nothing is deleted, since it may refer to
+    anything; an older one refers to nothing that readers see. Data is deleted before the commit that refers
+    to it, so that an interrupted collection is finished by the next.
 
     Parameters
     ----------
@@ -103,13 +104,20 @@ def collect(
 
     Raises
     ------
-    DamageError, InputError
-        If a commit is damaged, or was written with a schema that this version cannot read.
+    DamageError
+        If the newest commit of a key is damaged, or of a schema that this version cannot read.
+    InputError
+        If the store cannot be reached, or nothing may be deleted there.
     """
     # Runs are listed before commits: one that is committed in between is then found to be referred to.
-    runs, index = stored(store, "runs"), stored(store, "index")
+    with reaching(store.url):
+        runs, index = stored(store, "runs"), stored(store, "index")
+    commits = generations(store)
+    unreadable = [g.problem for g in commits if g.newest and g.commit is None]
+    if unreadable:
+        raise DamageError(f"{unreadable[0]}; nothing was deleted, since it may refer to anything")
     found = [
-        *unreferenced_runs(runs, index, generations(store)),
+        *unreferenced_runs(runs, index, commits),
         *(
             Garbage(i.path, "unfinished write", i.modified, 1, i.size)
             for i in index
@@ -122,7 +130,7 @@ def collect(
     for garbage in found:
         age = max(time - garbage.since, datetime.timedelta(0))  # the store's clock may be ahead of ours
         due = age >= older_than or (now and bool(garbage.commits))
-        with claimed(store, garbage) as free:
+        with reaching(store.url), claimed(store, garbage) as free:
             if due and free and not dry_run:
                 delete(store, garbage)
         (collection.deleted if due and free else collection.kept).append(garbage)
@@ -135,8 +143,7 @@ def stored(store: Store, prefix: str) -> list[Stored]:
     if root is None:
         return [
             Stored(item["path"], item["size"], item["last_modified"])
-            for batch in obstore.list(store.objects, prefix=prefix)
-            for item in batch
+            for item in list_objects(store.objects, prefix)
         ]
     found = []
     for path in (root / prefix).rglob("*"):
@@ -171,7 +178,7 @@ def unreferenced_runs(
             objects[item.path.split("/")[1]].append(item)
     referring: dict[str, list[Generation]] = defaultdict(list)
     for generation in commits:
-        if generation.state != "tombstone":
+        if generation.commit and generation.commit.kind == "entry":
             referring[generation.commit.run].append(generation)
     committed = {item.path: item.modified for item in index}
     for run in sorted({*objects, *referring}):

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from sfm.errors import InputError
+from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Commit, Summary
-from sfm.stats_store.publish import current, put_commit
+from sfm.stats_store.publish import put_commit
+from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.select import described, every
 from sfm.stats_store.store import PARALLEL_REQUESTS, Store, generation_of
 
-State = Literal["current", "replaced", "removed", "tombstone"]
+State = Literal["current", "replaced", "removed", "tombstone", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,32 @@ class Generation:
         Rises by one with every commit of the key.
     path : str
         Of the commit object.
-    commit : Commit
-    state : {"current", "replaced", "removed", "tombstone"}
-        Whether readers see it, a later generation took its place, a later tombstone hides it, or it is such
-        a tombstone itself.
+    commit : Commit or None
+        None if it is damaged, or of a schema that this version cannot read; `problem` says which.
+    state : {"current", "replaced", "removed", "tombstone", "unreadable"}
+        Whether readers see it, a later generation took its place, a later tombstone hides it, it is such a
+        tombstone itself, or it cannot be read.
+    newest : bool
+        Whether no later generation exists.
     """
 
     key: str
     number: int
     path: str
-    commit: Commit
+    commit: Commit | None
+    problem: str
     state: State
+    newest: bool
+
+    @property
+    def summary(self) -> Summary | None:
+        """The summary of the entry that was published, or removed."""
+        return self.commit.summary if self.commit else None
 
     @property
     def stored_bytes(self) -> int:
         """Size of all objects of the run."""
-        return sum(record.size for record in self.commit.objects.values())
+        return sum(record.size for record in self.commit.objects.values()) if self.commit else 0
 
 
 def generations(store: Store) -> list[Generation]:
@@ -54,26 +65,39 @@ def generations(store: Store) -> list[Generation]:
 
     Raises
     ------
-    DamageError, InputError
-        If a commit is not what its writer wrote, or this version cannot read it.
+    InputError
+        If the store cannot be reached.
     """
     by_key = store.generations()
     paths = [path for versions in by_key.values() for path in versions]
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        commits = dict(zip(paths, pool.map(store.commit, paths), strict=True))
-    return [
-        Generation(key, generation_of(path), path, commits[path], state)
-        for key, versions in by_key.items()
-        for path, state in zip(versions, states([commits[path] for path in versions]), strict=True)
-    ]
+        read = dict(zip(paths, pool.map(lambda path: commit_or_problem(store, path), paths), strict=True))
+    found = []
+    for key, versions in by_key.items():
+        own = [read[path][0] for path in versions]
+        for path, commit, state in zip(versions, own, states(own), strict=True):
+            found.append(
+                Generation(key, generation_of(path), path, commit, read[path][1], state, path == versions[-1])
+            )
+    return found
 
 
-def states(commits: Sequence[Commit]) -> list[State]:
-    """Return what has become of each of a key's commits, given oldest first."""
+def commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]:
+    """Return a commit, or None and what is wrong with it."""
+    try:
+        return store.commit(path), ""
+    except (DamageError, UpgradeError) as error:
+        return None, str(error)
+
+
+def states(commits: Sequence[Commit | None]) -> list[State]:
+    """Return what has become of each commit of a key, oldest first; None is one that cannot be read."""
     last = len(commits) - 1
-    tombs = [i for i, commit in enumerate(commits) if commit.kind == "tombstone"]
+    tombs = [i for i, commit in enumerate(commits) if commit and commit.kind == "tombstone"]
 
     def state(i: int) -> State:
+        if commits[i] is None:
+            return "unreadable"
         if i in tombs:
             return "tombstone"
         if tombs and i < tombs[-1]:
@@ -100,7 +124,7 @@ def known_summaries(store: Store, dataset: str) -> list[Summary]:
     name, _, pin = dataset.partition("@")
     if not pin or pin == "tuning" or any(pinned(s, name, pin) for s in visible):
         return visible
-    older = [g.commit.summary for g in generations(store) if g.state == "replaced"]
+    older = [g.summary for g in generations(store) if g.state == "replaced"]
     # The same content may have been replaced by itself: one of its generations is enough.
     distinct = {(s.key, s.entry_digest): s for s in older if s and pinned(s, name, pin)}
     return visible + list(distinct.values())
@@ -130,9 +154,9 @@ def remove(store: Store, summary: Summary) -> Commit:
     InputError
         If the entry is not the one that readers see now, because someone replaced or removed it meanwhile.
     """
-    latest, standing = current(store, summary.key)
     changed = InputError(f"{described(summary)} was replaced or removed meanwhile: look again and repeat")
-    if standing is None or standing.kind != "entry" or latest != summary.generation:
+    latest = generation_of(store.generations(summary.key)[summary.key][-1])
+    if latest != summary.generation:
         raise changed
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     removed = summary.model_copy(update={"generation": latest + 1, "created": now})
@@ -161,7 +185,7 @@ def history_of(
         If no generation fits.
     """
     everything = generations(store)
-    summaries = [g.commit.summary for g in everything if g.commit.summary]
+    summaries = [g.summary for g in everything if g.summary]
     keys = {s.key for s in every(summaries, dataset=dataset, backbone=backbone, image_size=image_size)}
     return [g for g in everything if g.key in keys]
 

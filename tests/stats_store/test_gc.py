@@ -150,14 +150,24 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
     )
 
 
-def test_nothing_is_deleted_while_a_commit_cannot_be_read(store):
+def test_nothing_is_deleted_while_a_newest_commit_cannot_be_read(store):
     first = put(store, 0)
     put(store, 1, replace=True)
     before = runs(store)
     obstore.put(store.objects, f"index/{first.key}/00000002.json", b"{}")
-    with pytest.raises(DamageError, match="damaged commit"):
+    with pytest.raises(DamageError, match=r"damaged commit.*nothing was deleted"):
         collect(store, older_than=NOTHING, now=True)
     assert runs(store) == before
+
+
+def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(store):
+    first = put(store, 0)
+    second = put(store, 1, replace=True)
+    obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
+    assert [g.state for g in generations(store)] == ["unreadable", "current"]
+    collect(store, older_than=NOTHING)
+    assert len(runs(store)) == 1
+    assert [v.summary for v in verify(store, [second]) if v.sound] == [second]
 
 
 def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
