@@ -125,6 +125,58 @@ def store_verify(
 
 
 @store_app.command(
+    "copy",
+    epilog=examples(
+        "copy ./store s3://team/stats", "copy s3://team/stats ./mine --dataset birds --backbone lite0"
+    ),
+)
+def store_copy(
+    url: Url,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The store to copy to; made if need be.")],
+    dataset: OnlyDataset = None,
+    backbone: BackboneSpec = None,
+    image_size: ImageSize = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Go over what TARGET holds under the same key or had removed; repair what is damaged there.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy entries to another store, byte for byte. The same command goes on where it was interrupted."""
+    with terminal.reporting():
+        from sfm import store_tables
+        from sfm.stats_store.copying import copy
+        from sfm.stats_store.history import known_summaries
+        from sfm.stats_store.select import every
+        from sfm.stats_store.store import create_store, open_store
+
+        source = open_store(url)
+        known = known_summaries(source, dataset or "")
+        chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
+        with terminal.showing(quiet) as progress:
+            done = copy(source, create_store(target), chosen, replace=replace, progress=progress)
+        if as_json:
+            terminal.print_json({"entries": [store_tables.copied_document(c) for c in done]})
+        else:
+            outcomes = [c.outcome for c in done]
+            terminal.entry_table(f"From {url} to {target}", [c.summary for c in done], outcomes)
+        damaged = [c for c in done if c.outcome == "damaged"]
+        if damaged:
+            raise terminal.fail(f"{len(damaged)} of {len(done)} entries not copied: {damaged[0].detail}", 1)
+        missing = sum(not c.arrived for c in done)
+        if missing:
+            raise terminal.fail(
+                f"{missing} of {len(done)} entries not copied: {target} holds others under their keys, or "
+                f"had them removed; --replace goes over them",
+                2,
+            )
+
+
+@store_app.command(
     "rm", epilog=examples("rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run")
 )
 def store_rm(

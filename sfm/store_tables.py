@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from sfm.stats_store.collect import Collection, Garbage
+from sfm.stats_store.copying import Copied
 from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
@@ -225,3 +226,14 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         for problem in verdict.problems:
             print(problem)
+
+
+def copied_document(copied: Copied) -> dict[str, Any]:
+    """Return what ``sfm store copy --json`` shows of one entry."""
+    return {
+        "outcome": copied.outcome,
+        "detail": copied.detail,
+        "objects_written": copied.written,
+        "objects_found": copied.found,
+        **copied.summary.model_dump(mode="json"),
+    }

@@ -272,14 +272,18 @@ def put_commit(store: Store, key: str, generation: int, commit: Commit) -> Commi
     InputError
         If the store cannot be reached, or cannot be written.
     """
-    path = f"index/{key}/{commit_name(generation)}"
     content = commit.model_dump(mode="json", by_alias=True)
     data = json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+    return put_commit_bytes(store, f"index/{key}/{commit_name(generation)}", data)
+
+
+def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:
+    """Create a commit of these bytes, as :func:`put_commit` does; a copy keeps what it does not know."""
     with reaching(store.url):
         for last in (False, False, True):
             try:
                 create_object(store.objects, path, data)
-                return commit
+                return parse_commit(data, path)
             except AlreadyExistsError:
                 pass
             except (PermissionDeniedError, UnauthenticatedError, OSError):

@@ -1,10 +1,15 @@
 """Small entries of random numbers, published for real."""
 
+import os
+import time
+from pathlib import Path
+
 import numpy as np
 
 from sfm.backbones.card import BackboneCard, Preprocessing
-from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.store import Store
 
 CLASSES, FEATURES = 4, 6
 
@@ -78,3 +83,17 @@ def commit(
         ),
         replace=replace,
     )
+
+
+def put(store: Store, seed: int = 0, **words: object) -> Summary:
+    """Publish a small entry, as :func:`commit` does, and return its summary."""
+    draft = Draft(store)
+    fill(draft, seed)
+    return commit(draft, **words).summary  # type: ignore[arg-type]
+
+
+def grow_old(path: Path, days: float = 8) -> None:
+    """Set the times of everything in a folder back."""
+    then = time.time() - days * 86400
+    for file in [*path.rglob("*"), path]:
+        os.utime(file, (then, then))

@@ -2,8 +2,6 @@
 
 import datetime
 import fcntl
-import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import backbone_card, commit, fill
+from toy_entries import backbone_card, commit, fill, grow_old, put
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
@@ -24,19 +22,12 @@ from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verify import verify
 
 NOTHING = datetime.timedelta(0)
-WEEK_AND_A_DAY = 8 * 86400
 
 
 @pytest.fixture(params=["disk", "s3"])
 def store(request, tmp_path) -> Store:
     """An empty store, on a disk and on S3."""
     return create_store(str(tmp_path / "s") if request.param == "disk" else request.getfixturevalue("s3_url"))
-
-
-def put(store: Store, seed: int = 0, **words):
-    draft = Draft(store)
-    fill(draft, seed)
-    return commit(draft, **words).summary
 
 
 def runs(store: Store) -> set[str]:
@@ -50,13 +41,6 @@ def abandon_staging(folder: Path, key: str) -> None:
     with open_staging(folder, key) as staging:
         (staging.root / "rows.npy").write_bytes(bytes(100))
         raise RuntimeError("killed")
-
-
-def grow_old(path: Path) -> None:
-    """Set the times of everything in a folder eight days back."""
-    then = time.time() - WEEK_AND_A_DAY
-    for file in [*path.rglob("*"), path]:
-        os.utime(file, (then, then))
 
 
 def test_nothing_is_deleted_that_a_reader_can_see(store):
