@@ -34,15 +34,16 @@ class EvaluateConfig(BaseModel):
     seeds: int = Field(default=3, ge=1, description="Repetitions; the table shows mean and deviation.")
     epochs: int = Field(default=1000, ge=1, description="Passes over the synthetic images.")
     views: int = Field(
-        default=100,
+        default=50,
         ge=1,
-        description="Augmented views per image that linear heads are trained on, their features computed "
-        "once; as many as epochs give every epoch a view of its own.",
+        description="Augmented views per image and seed that linear heads are trained on, their features "
+        "computed once; as many as epochs give every epoch a view of its own.",
     )
     projector_views: int = Field(
         default=300,
         ge=1,
-        description="The same for the projectors of mode inherit, which have more weights to fit.",
+        description="Views per image that the projectors of mode inherit are trained on; they have more "
+        "weights to fit, and all seeds share the views.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")

@@ -44,13 +44,14 @@ class ImageSet:
     ----------
     name : {"distilled", "random", "nearest"}
     images : LabelledImages
-    rows : ndarray of int64, shape (seed, image)
-        Which of the images each seed trains on.
+        Those of the first seed, then those of the second, ..., or the same for all seeds.
+    sharing : int
+        How many seeds train on each image: all, or one.
     """
 
     name: Literal["distilled", "random", "nearest"]
     images: LabelledImages
-    rows: npt.NDArray[np.int64]
+    sharing: int
 
 
 def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
@@ -83,11 +84,11 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     source = source_entry(store, known, run, config.run)
     subjects = find_subjects(config, run.record, store, store.summaries(), source)
     teachers = [find_teacher(config, run.record, store, source, subjects)] if "inherit" in config.mode else []
-    distilled = same_for_all("distilled", run.pixels, run.labels, config.seeds)
+    distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
     real, notes = real_images(source, run.record.ipc, config)
 
     pools = {
-        backbone.card.hash: pool_of(backbone, distilled, views_of(config), config, progress)
+        backbone.card.hash: pool_of(backbone, distilled, config.mode, config, progress)
         for backbone in {s.backbone.card.hash: s.backbone for s in (*subjects, *teachers)}.values()
     }
     rows: list[Row] = []
@@ -100,10 +101,10 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
             rows.append(row_of(backbone, "distilled", "linear", accuracy(heads, features, labels)))
         for teacher in teachers:
             targets = pools[teacher.backbone.card.hash]
-            heads = inherit(backbone, teacher, distilled, pool, targets, config, progress)
+            heads = inherit(backbone, teacher, pool, targets, config, progress)
             rows.append(row_of(backbone, "distilled", "inherit", accuracy(heads, features, labels)))
         for images in real:
-            pool = pool_of(backbone, images, config.views, config, progress)
+            pool = pool_of(backbone, images, ["linear"], config, progress)
             heads = linear(backbone, images, pool, config, progress)
             rows.append(row_of(backbone, images.name, "linear", accuracy(heads, features, labels)))
         full_data += full_data_of(subject, features, labels)
@@ -116,16 +117,6 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     )
     write_whole(config.run / "evaluation.json", evaluation.model_dump_json(indent=1).encode())
     return evaluation
-
-
-def same_for_all(
-    name: Literal["distilled", "nearest"],
-    pixels: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    seeds: int,
-) -> ImageSet:
-    """Return a set of images that every seed trains on."""
-    return ImageSet(name, LabelledImages(pixels, labels), np.tile(np.arange(len(labels)), (seeds, 1)))
 
 
 def real_images(source: Entry, ipc: int, config: EvaluateConfig) -> tuple[list[ImageSet], list[str]]:
@@ -148,8 +139,7 @@ def real_images(source: Entry, ipc: int, config: EvaluateConfig) -> tuple[list[I
         drawn = random_exemplars(role, ipc, config.seeds, config.seed)
         pixels = images[classes[:, None], drawn].reshape(-1, *images.shape[2:])
         labels = np.tile(np.repeat(classes, ipc), config.seeds)
-        rows = np.arange(len(labels)).reshape(config.seeds, -1)
-        sets.append(ImageSet("random", LabelledImages(pixels, labels), rows))
+        sets.append(ImageSet("random", LabelledImages(pixels, labels), 1))
         if held < ipc * config.seeds:
             notes.append(
                 f"The {config.seeds} random draws share images: the store keeps {held} random exemplars of "
@@ -160,23 +150,18 @@ def real_images(source: Entry, ipc: int, config: EvaluateConfig) -> tuple[list[I
     held = fewest(role, NEAREST)
     if held >= ipc:
         pixels = images[classes[:, None], nearest_exemplars(role, ipc)].reshape(-1, *images.shape[2:])
-        sets.append(same_for_all("nearest", pixels, np.repeat(classes, ipc), config.seeds))
+        sets.append(ImageSet("nearest", LabelledImages(pixels, np.repeat(classes, ipc)), config.seeds))
     else:
         notes.append(f"No real images nearest to the mean: some class has {held}, {ipc} are needed.")
     return sets, notes
 
 
-def views_of(config: EvaluateConfig) -> int:
-    """Return how many views of a distilled image the modes asked for look at."""
-    wanted = {"linear": config.views, "inherit": config.projector_views}
-    return max(wanted[mode] for mode in config.mode)
-
-
 def pool_of(
-    backbone: Backbone, images: ImageSet, views: int, config: EvaluateConfig, progress: Listener
+    backbone: Backbone, images: ImageSet, modes: Sequence[Mode], config: EvaluateConfig, progress: Listener
 ) -> Tensor:
-    """Compute the features of a pool of views: shape (image, view, feature)."""
-    crops = draw_views(images.images, views, config.seed)
+    """Compute the features of as many views as the modes look at: shape (image, view, feature)."""
+    wanted = {"linear": images.sharing * config.views, "inherit": config.projector_views}
+    crops = draw_views(images.images, max(wanted[mode] for mode in modes), config.seed)
     told = telling(progress, f"features of {images.name} images on {backbone.card.spec}", "views")
     return features_of_views(backbone, images.images, crops, told)
 
@@ -184,30 +169,40 @@ def pool_of(
 def linear(
     backbone: Backbone, images: ImageSet, pool: Tensor, config: EvaluateConfig, progress: Listener
 ) -> Heads:
-    """Train fresh heads on the views of images."""
-    labels = torch.from_numpy(images.images.labels).to(pool.device)
-    shape = (config.seeds, int(images.images.labels.max()) + 1, pool.shape[2])
-    start = normal(config.seed, Purpose.HEAD, shape, DEVIATION)
+    """Train fresh heads on the views of images; seeds that share an image share none of its views."""
+    own = pool[:, : images.sharing * config.views].reshape(-1, config.views, pool.shape[2])
+    # Rows of `own` count images first, then the seeds that share one.
+    rows = np.arange(len(own)).reshape(config.seeds // images.sharing, -1, images.sharing)
+    labels = torch.from_numpy(images.images.labels).to(pool.device).repeat_interleave(images.sharing)
+    start = normal(config.seed, Purpose.HEAD, (config.seeds, int(labels.max()) + 1, pool.shape[2]), DEVIATION)
+    plan = lay_out(
+        config.seed,
+        rows.transpose(0, 2, 1).reshape(config.seeds, -1),
+        epochs=config.epochs,
+        views=config.views,
+    )
     told = telling(progress, f"linear heads of {images.name} images on {backbone.card.spec}", "epochs")
-    plan = lay_out(config.seed, images.rows, epochs=config.epochs, views=config.views)
-    return train_heads(pool, labels, plan, start, told)
+    return train_heads(own, labels, plan, start, told)
 
 
 def inherit(
     backbone: Backbone,
     teacher: Subject,
-    images: ImageSet,
     pool: Tensor,
     targets: Tensor,
     config: EvaluateConfig,
     progress: Listener,
 ) -> Heads:
-    """Train projectors to the distillation backbone on the views of images, and put its classifier behind."""
+    """Train projectors to the distillation backbone on distilled images, and put its classifier behind."""
+    plan = lay_out(
+        config.seed,
+        np.tile(np.arange(len(pool)), (config.seeds, 1)),
+        epochs=config.epochs,
+        views=config.projector_views,
+    )
     names = f"{backbone.card.spec} to {teacher.backbone.card.spec}"
     told = telling(progress, f"projectors from {names}", "blocks")
-    plan = lay_out(config.seed, images.rows, epochs=config.epochs, views=config.projector_views)
-    projectors = train_projectors(pool, targets, plan, told)
-    return inherited_heads(projectors, full_data_head(teacher))
+    return inherited_heads(train_projectors(pool, targets, plan, told), full_data_head(teacher))
 
 
 def telling(progress: Listener, stage: str, unit: str) -> Told:

@@ -66,7 +66,7 @@ def find_subjects(
     ]
     dataset = source.summary.dataset + ("@tuning" if source.summary.role == "tuning" else "")
     subjects: dict[str, Subject] = {}
-    for spec in config.backbone or [record.backbone.spec]:
+    for spec in config.backbone or [record.config.backbone]:
         model = parse_spec(spec).model
         as_distilled = any(s.model == model and s.image_size == record.image_size for s in comparable)
         size = config.image_size or (record.image_size if as_distilled else None)
@@ -105,5 +105,5 @@ def find_teacher(
     for subject in subjects:
         if subject.backbone.card.hash == source.backbone.hash:
             return Subject(subject.backbone, source)
-    backbone = load_backbone(record.backbone.spec, image_size=record.image_size, device=config.device)
+    backbone = load_backbone(record.config.backbone, image_size=record.image_size, device=config.device)
     return Subject(backbone, match(store, [source.summary], backbone.card))

@@ -17,12 +17,27 @@ from sfm.errors import InputError
 Parsed = TypeVar("Parsed")
 
 
+class AskedFor(BaseModel):
+    """The part of a run's configuration that evaluation needs.
+
+    Attributes
+    ----------
+    backbone : str
+        The spec with the whole path of a file of weights, which the card does not tell.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    backbone: str
+
+
 class RunRecord(BaseModel):
     """The part of ``run.json`` that evaluation needs."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     command: Literal["distill"]
+    config: AskedFor
     store: str
     entry_digest: str
     fingerprint: str

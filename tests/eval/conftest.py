@@ -41,7 +41,7 @@ def write_run() -> WriteRun:
         (directory / "classes.json").write_text(json.dumps(listed))
         record = {
             "command": "distill",
-            "config": {},
+            "config": {"backbone": entry.backbone.spec},
             "store": "where/it/was",
             "entry_digest": summary.entry_digest,
             "fingerprint": summary.fingerprint,
