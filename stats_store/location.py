@@ -52,8 +52,9 @@ READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
 
 REASONS = (
-    ("169.254.169.254", "no credentials in the environment"),
-    ("token request", "no credentials in the environment"),
+    ("/latest/api/token", "no credentials in the environment"),
+    ("/computeMetadata/", "no credentials in the environment"),
+    ("/metadata/identity", "no credentials in the environment"),
     ("MissingAccount", "no AZURE_STORAGE_ACCOUNT_NAME in the environment"),
     ("BadScheme", "its endpoint is plain http: set AWS_ALLOW_HTTP=true to use it all the same"),
     ("NoSuchBucket", "there is no such bucket"),
@@ -64,7 +65,6 @@ REASONS = (
     ("dns error", "the name of its endpoint cannot be resolved"),
     ("ConnectionRefused", "its endpoint refuses connections"),
     ("TimedOut", "its endpoint does not answer"),
-    ("501 Not Implemented", "the server lacks a function that a store needs"),
     ("503 Service Unavailable", "its endpoint stays busy (503)"),
     ("500 Internal Server Error", "its endpoint keeps failing (500)"),
     ("Config error", "a setting for it in the environment is not valid"),

@@ -38,14 +38,13 @@ from sfm.stats_store.digest import (
 from sfm.stats_store.location import (
     create_object,
     delete_below,
-    list_objects,
     reaching,
     read_object,
     settle,
 )
 from sfm.stats_store.schema import create_array
 from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
-from sfm.stats_store.verified import RecordingStore
+from sfm.stats_store.verified import RecordingStore, read_published, record_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Draft:
                 delete_below(self.store.objects, f"runs/{self.run}")
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "zarr.Array[Any]":
-        objects = RecordingStore(ZarrObjectStore(self.store.objects), self.written)
+        objects = RecordingStore(ZarrObjectStore(self.store.objects), self.run, self.written)
         return create_array(objects, self.run, name, shape, dtype)
 
 
@@ -192,10 +191,11 @@ def publish(
         "classifier": classifier.model_dump(mode="json"),
     }
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    metadata = json.dumps(group, indent=1).encode()
     with reaching(store.url):
-        obstore.put(store.objects, f"runs/{draft.run}/zarr.json", json.dumps(group, indent=1).encode())
-        objects = recorded(store, draft.run)
-        require_kept(draft, objects)
+        obstore.put(store.objects, f"runs/{draft.run}/zarr.json", metadata)
+        draft.written[f"runs/{draft.run}/zarr.json"] = record_of(metadata)
+        objects = kept(draft)
         settle(store.objects, f"runs/{draft.run}")
     generation = generation_of(paths[-1]) if paths else 0
     while True:
@@ -239,21 +239,26 @@ def standing(store: Store, path: str) -> Commit:
         raise DamageError(f"{error}; --replace publishes the next generation over it") from error
 
 
-def require_kept(draft: Draft, objects: dict[str, ObjectRecord]) -> None:
-    """Compare what the store holds of a run with what was written.
+def kept(draft: Draft) -> dict[str, ObjectRecord]:
+    """Read a run back, and return the record of every object by path below ``runs/<run>/``.
 
     Raises
     ------
     DamageError
-        If an object is missing or differs; nothing has been published then.
+        If the store did not keep what was written; nothing has been published then.
     """
-    for path, record in draft.written.items():
-        kept = objects.get(path.removeprefix(f"runs/{draft.run}/"))
-        if kept != record:
+
+    def check(path: str) -> None:
+        try:
+            read_published(draft.store.objects, path, draft.written[path])
+        except DamageError as error:
             raise DamageError(
-                f"{'damaged' if kept else 'missing'} object {path} in {draft.store.url}: it is not what was "
-                f"written a moment ago, so nothing was published"
-            )
+                f"{draft.store.url} did not keep what was written, nothing was published: {error}"
+            ) from error
+
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        list(pool.map(check, draft.written))
+    return {path.removeprefix(f"runs/{draft.run}/"): record for path, record in draft.written.items()}
 
 
 def put_commit(store: Store, key: str, generation: int, commit: Commit) -> Commit:
@@ -294,17 +299,3 @@ def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:
             with contextlib.suppress(FileNotFoundError):
                 return read_object(store.objects, path, lambda found: parse_commit(found, path))
     raise InputError(f"{store.url} says that {path} exists, and that it does not: it is not fit for a store")
-
-
-def recorded(store: Store, run: str) -> dict[str, ObjectRecord]:
-    """Read a run back and record size and SHA-256 of every object, by path below ``runs/<run>/``."""
-    prefix = f"runs/{run}"
-    paths = [item["path"] for item in list_objects(store.objects, prefix)]
-
-    def record(path: str) -> ObjectRecord:
-        data = bytes(obstore.get(store.objects, path).bytes())
-        return ObjectRecord(size=len(data), sha256=sha256(data))
-
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        records = pool.map(record, paths)
-        return {path.removeprefix(prefix + "/"): r for path, r in zip(paths, records, strict=True)}

@@ -1,6 +1,5 @@
 """Open a store and read its entries. What the index does not show does not exist."""
 
-import contextlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 import obstore
 import zarr
-from obstore.exceptions import AlreadyExistsError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import ObjectStore
 from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
@@ -329,40 +328,42 @@ def create_store(place: str | ObjectStore) -> Store:
         conditional writes that commits need.
     """
     url, _, first = located(place, create=True)
-    root = {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {"schema": SchemaVersion().model_dump()},
-    }
+    schema = {"schema": SchemaVersion().model_dump()}
     with reaching(url):
         if is_empty(first):
-            # AlreadyExistsError: another writer made the store a moment ago, which is just as well.
-            with contextlib.suppress(AlreadyExistsError):
-                create_object(first, "zarr.json", json.dumps(root, indent=1).encode())
+            for path, attributes in (("zarr.json", schema), ("runs/zarr.json", {})):
+                group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+                # Where it exists, another writer made the store a moment ago, which is just as well.
+                created(url, first, path, json.dumps(group, indent=1).encode())
         store = open_store(place)
-        require_conditional_writes(url, first)
+        # What is written is what is there: nothing is lost on a server that does as it is told.
+        if created(url, first, "zarr.json", bytes(obstore.get(first, "zarr.json").bytes())):
+            raise no_conditional_writes(url)
     return store
 
 
-def require_conditional_writes(url: str, objects: ObjectStore) -> None:
-    """Try to create an object that exists: where that works, commits would overwrite each other.
-
-    The object is the root metadata, and what would be written is what it holds: nothing is lost if the
-    server does as it is told.
+def created(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
+    """Create an object; return False if there is one.
 
     Raises
     ------
     InputError
-        If it works, or the server says that it knows no such thing.
+        If the server says that it knows no such thing.
     """
-    refused = InputError(
+    try:
+        create_object(objects, path, data)
+    except AlreadyExistsError:
+        return False
+    except BaseError as error:
+        if isinstance(error, NotSupportedError) or "501 Not Implemented" in str(error):
+            raise no_conditional_writes(url) from None
+        raise
+    return True
+
+
+def no_conditional_writes(url: str) -> InputError:
+    """Return the refusal of a place where writers would overwrite each other's commits."""
+    return InputError(
         f"{url} cannot hold a store: it does not support conditional writes (on S3: PUT with "
         f"If-None-Match), without which two writers overwrite each other; use another bucket or server"
     )
-    try:
-        create_object(objects, "zarr.json", bytes(obstore.get(objects, "zarr.json").bytes()))
-    except AlreadyExistsError:
-        return
-    except NotSupportedError:
-        raise refused from None
-    raise refused

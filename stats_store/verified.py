@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     import obstore
 
 
+def record_of(data: bytes) -> ObjectRecord:
+    """Return what a commit says of an object with this content."""
+    return ObjectRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
 def require_published(path: str, data: bytes | memoryview, record: ObjectRecord) -> None:
     """Compare an object with its record in the commit.
 
@@ -98,21 +103,44 @@ class VerifiedStore(WrapperStore[ObjectStore[Any]]):
 
 
 class RecordingStore(WrapperStore[ObjectStore[Any]]):
-    """Notes size and SHA-256 of every object that is written through it, by path."""
+    """Writes one run, and notes size and SHA-256 of every object.
 
-    def __init__(self, store: ObjectStore[Any], written: dict[str, ObjectRecord]) -> None:
+    Nobody else writes there, so that what was not written through it does not exist; not asking saves most of
+    the requests that creating an array costs.
+
+    Parameters
+    ----------
+    store : zarr.storage.ObjectStore
+    run : str
+        Id of the run.
+    written : dict of str to ObjectRecord
+        By full path; is added to.
+    """
+
+    def __init__(self, store: ObjectStore[Any], run: str, written: dict[str, ObjectRecord]) -> None:
         super().__init__(store)
-        self._written = written
+        self._run, self._written = run, written
 
     def _with_store(self, store: Store) -> "RecordingStore":
         assert isinstance(store, ObjectStore)
-        return RecordingStore(store, self._written)
+        return RecordingStore(store, self._run, self._written)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return what was written before, or None."""
+        return await self._store.get(key, prototype, byte_range) if key in self._written else None
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object, and note what was given."""
         data = value.to_bytes()
-        self._written[key] = ObjectRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        self._written[key] = record_of(data)
         await self._store.set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object of the run unless it was written before; those above it are the store's."""
+        if key.startswith(f"runs/{self._run}/") and key not in self._written:
+            await self.set(key, value)
 
 
 def _part(data: bytes, byte_range: ByteRequest | None) -> bytes:

@@ -1,0 +1,255 @@
+"""Writers race, readers read: every entry is whole, and nobody waits for anybody."""
+
+import datetime
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from s3_faults import Proxy, Request, breaking
+from store_processes import (
+    child,
+    digests_of,
+    fingerprint_of,
+    processes,
+    publish_many,
+    publish_when_told,
+    race,
+)
+from toy_entries import commit, fill
+
+from sfm.errors import DamageError, InputError
+from sfm.stats_store.collect import collect
+from sfm.stats_store.digest import array_digest
+from sfm.stats_store.history import remove
+from sfm.stats_store.location import list_objects
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verify import verify
+
+NO_AGE = datetime.timedelta(0)
+
+short_and_full = pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.torture)])
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest) -> str:
+    """A place for a store: a folder, and a prefix of a bucket."""
+    if request.param == "disk":
+        return str(request.getfixturevalue("tmp_path") / "store")
+    request.getfixturevalue("proxy")
+    return str(request.getfixturevalue("s3_url"))
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that everything goes through; breaks nothing until told to."""
+    with breaking(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+class Reader(threading.Thread):
+    """Reads every entry of a store again and again; notes which seed each was written from."""
+
+    def __init__(self, url: str, seeds: list[int]) -> None:
+        super().__init__()
+        self.store = open_store(url)
+        self.whole = {tuple(sorted(digests_of(seed).items())): seed for seed in seeds}
+        self.done = threading.Event()
+        self.entries = 0
+        self.problems: list[str] = []
+        self.seen: dict[str, set[int]] = {}
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            try:
+                for summary in self.store.summaries():
+                    entry = self.store.open(summary)
+                    found = tuple((name, array_digest(entry.read(name))) for name in entry.names())
+                    self.entries += 1
+                    if found in self.whole:
+                        self.seen.setdefault(summary.fingerprint, set()).add(self.whole[found])
+                    else:
+                        self.problems.append(f"{summary.fingerprint}: a mixture")
+            except (DamageError, InputError) as error:
+                self.problems.append(str(error))
+
+
+def runs_in(store: Store) -> set[str]:
+    """Return the ids of all runs of which anything is there."""
+    paths = [item["path"].split("/") for item in list_objects(store.objects, "runs")]
+    return {parts[1] for parts in paths if len(parts) > 2}
+
+
+@short_and_full
+def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entries_only(
+    place: str, rounds: int
+) -> None:
+    context = processes()
+    start, results = context.Barrier(2), context.Queue()
+    create_store(place)
+    reader = Reader(place, [1, 2])
+    reader.start()
+    writers = [child(context, race, place, seed, rounds, start, results) for seed in (1, 2)]
+    reports = [results.get(timeout=120) for _ in range(2 * rounds)]
+    for writer in writers:
+        writer.join()
+    reader.done.set()
+    reader.join()
+
+    winners = {number: seed for number, seed, _, outcome in reports if outcome == "published"}
+    assert len(winners) == rounds
+    assert len([r for r in reports if r[3] == "published"]) == rounds
+
+    assert not reader.problems
+    assert reader.entries
+    assert all(seeds == {winners[int(fingerprint, 16)]} for fingerprint, seeds in reader.seen.items())
+
+    store = open_store(place)
+    collect(store, older_than=NO_AGE)
+    assert runs_in(store) == {run for *_, run, outcome in reports if outcome == "published"}
+    assert len(store.summaries()) == rounds
+    assert [p for verdict in verify(store) for p in verdict.problems] == []
+    close = sum(outcome == "another writer was first" for *_, outcome in reports)
+    where = "S3" if place.startswith("s3") else "disk"
+    print(
+        f"\ntorture: {rounds} races for one key on {where}: one winner each, {close} decided at the commit, "
+        f"{reader.entries} whole entries read meanwhile"
+    )
+
+
+@pytest.mark.parametrize("fault", ["lose answer", "500 after"])
+def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
+    proxy: Proxy, s3_url: str, fault: str
+) -> None:
+    store = create_store(s3_url)
+    draft = Draft(store)
+    fill(draft, 1)
+    hits: list[Request] = []
+
+    def first_commit(request: Request) -> str | None:
+        if request.creates and "/index/" in request.path and not hits:
+            hits.append(request)
+            return fault
+        return None
+
+    proxy.choose = first_commit  # type: ignore[assignment]
+    assert commit(draft).outcome == "published"
+    assert len(hits) == 1
+    assert [s.fingerprint for s in store.summaries()] == ["f" * 64]
+    assert all(verdict.sound for verdict in verify(store))
+
+
+def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
+    proxy: Proxy, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        __import__("sfm.stats_store.location", fromlist=["AT_WORK"]).AT_WORK, "max_retries", 0
+    )
+    store = create_store(s3_url)
+    draft = Draft(store)
+    fill(draft, 1)
+    committed: list[Request] = []
+
+    def dead_after_commit(request: Request) -> str | None:
+        if committed:
+            return "drop"
+        if request.creates and "/index/" in request.path:
+            committed.append(request)
+            return "lose answer"
+        return None
+
+    proxy.choose = dead_after_commit  # type: ignore[assignment]
+    with pytest.raises(InputError, match="cannot use s3://"):
+        commit(draft)
+    proxy.choose = lambda _: None
+    draft.discard()
+    assert [s.fingerprint for s in store.summaries()] == ["f" * 64]
+    assert [v.problems for v in verify(store)] == [[]]
+
+
+@pytest.mark.parametrize("fault", ["unconditional", "501"])
+def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extracted(
+    proxy: Proxy, s3_url: str, fault: str
+) -> None:
+    proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
+    with pytest.raises(InputError, match=r"does not support conditional writes .* use another bucket"):
+        create_store(s3_url)
+    proxy.choose = lambda _: None
+    create_store(s3_url)
+    proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
+    with pytest.raises(InputError, match="does not support conditional writes"):
+        create_store(s3_url)
+    proxy.choose = lambda _: None
+    assert open_store(s3_url).summaries() == []
+
+
+def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
+    context = processes()
+    written, go, results = context.Event(), context.Event(), context.Queue()
+    slow = child(context, publish_when_told, place, 1, fingerprint_of(1), written, go, results)
+    assert written.wait(60)
+    os.kill(slow.pid or 0, signal.SIGSTOP)
+    try:
+        store = open_store(place)
+        for fingerprint in (fingerprint_of(2), fingerprint_of(1)):
+            draft = Draft(store)
+            fill(draft, 2)
+            assert commit(draft, fingerprint=fingerprint).outcome == "published"
+    finally:
+        os.kill(slow.pid or 0, signal.SIGCONT)
+    go.set()
+    assert results.get(timeout=60) == "already there"
+    slow.join()
+    assert {s.fingerprint for s in store.summaries()} == {fingerprint_of(1), fingerprint_of(2)}
+    assert all(verdict.sound for verdict in verify(store))
+
+
+@pytest.mark.parametrize("entries", [2, pytest.param(50, marks=pytest.mark.torture)])
+def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None:
+    context = processes()
+    create_store(place)
+
+    def seconds(writers: int) -> float:
+        start = context.Barrier(writers + 1)
+        own = [[f"{writers:02x}{w:02x}{number:060x}" for number in range(entries)] for w in range(writers)]
+        started = [child(context, publish_many, place, w, keys, start) for w, keys in enumerate(own)]
+        start.wait()
+        begin = time.perf_counter()
+        for process in started:
+            process.join()
+        assert [process.exitcode for process in started] == [0] * writers
+        return time.perf_counter() - begin
+
+    alone, together = seconds(1), seconds(3)
+    store = open_store(place)
+    assert len(store.summaries()) == 4 * entries
+    assert len(runs_in(store)) == 4 * entries
+    print(
+        f"\ntorture: writers of different keys, {'S3' if place.startswith('s3') else 'disk'}: one alone "
+        f"{entries / alone:.0f} entries/s, three at once {3 * entries / together:.0f} entries/s"
+    )
+
+
+def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(tmp_path: str) -> None:
+    store = create_store(str(tmp_path))
+    first = Draft(store)
+    fill(first, 1)
+    standing = commit(first).summary
+    second = Draft(store)
+    fill(second, 2)
+    listed = store.generations
+
+    def removed_after_listing(key: str = "") -> dict[str, list[str]]:
+        found = listed(key)
+        object.__setattr__(store, "generations", listed)
+        remove(store, standing)
+        return found
+
+    object.__setattr__(store, "generations", removed_after_listing)
+    published = commit(second, replace=True)
+    assert (published.outcome, published.summary.generation) == ("published", 3)
+    assert [s.generation for s in store.summaries()] == [3]

