@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -57,8 +56,9 @@ class ImageSet:
 def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     """Train on distilled images, test on the held-out features in the store, write ``evaluation.json``.
 
-    The features of a pool of augmented views are computed once per image set and backbone; all seeds, epochs
-    and modes draw on them. The last epoch counts. No test image is decoded.
+    The features of a pool of augmented views are computed once per image set and backbone; all epochs and
+    modes draw on them. Linear heads of different seeds share no view; projectors of all seeds share theirs.
+    The last epoch counts. No test image is decoded.
 
     Parameters
     ----------
