@@ -43,7 +43,7 @@ from sfm.stats_store.location import (
     settle,
 )
 from sfm.stats_store.schema import create_array
-from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import MARK, PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
 
 
@@ -284,18 +284,28 @@ def put_commit(store: Store, key: str, generation: int, commit: Commit) -> Commi
 
 def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:
     """Create a commit of these bytes, as :func:`put_commit` does; a copy keeps what it does not know."""
+    ours = parse_commit(data, path)
     with reaching(store.url):
-        for last in (False, False, True):
-            try:
-                create_object(store.objects, path, data)
-                return parse_commit(data, path)
-            except AlreadyExistsError:
-                pass
-            except (PermissionDeniedError, UnauthenticatedError, OSError):
-                raise  # It certainly did not arrive.
-            except BaseError:
-                if last:
-                    raise
-            with contextlib.suppress(FileNotFoundError):
-                return read_object(store.objects, path, lambda found: parse_commit(found, path))
+        winner = created_or_found(store, path, data)
+        if winner.run == ours.run:
+            # From here on the absence of the commit is a loss, and readers can tell.
+            obstore.put(store.objects, path.removesuffix(".json") + MARK, b"")
+    return winner
+
+
+def created_or_found(store: Store, path: str, data: bytes) -> Commit:
+    """Create a commit unless there is one, and return the one that stands."""
+    for last in (False, False, True):
+        try:
+            create_object(store.objects, path, data)
+            return parse_commit(data, path)
+        except AlreadyExistsError:
+            pass
+        except (PermissionDeniedError, UnauthenticatedError, OSError):
+            raise  # It certainly did not arrive.
+        except BaseError:
+            if last:
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            return read_object(store.objects, path, lambda found: parse_commit(found, path))
     raise InputError(f"{store.url} says that {path} exists, and that it does not: it is not fit for a store")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,9 @@ from sfm.stats_store.schema import UpgradeError, require_readable
 from sfm.stats_store.verified import VerifiedStore, read_published
 
 PARALLEL_REQUESTS = 16
+
+MARK = ".published"
+"""Ending of the empty object beside a commit that its writer knows to be there."""
 
 LOG = logging.getLogger(__name__)
 
@@ -90,19 +94,27 @@ class Store:
     def generations(self, key: str = "") -> dict[str, list[str]]:
         """Return the paths of all commits by key (backbone hash/fingerprint/options), oldest first.
 
+        A newest commit that was published and is gone is among them: reading it says so, where its absence
+        would bring back what it replaced or removed.
+
         Raises
         ------
         InputError
             If the store cannot be reached.
         """
-        found: dict[str, list[str]] = {}
         with reaching(self.url):
-            paths = [item["path"] for item in list_objects(self.objects, f"index/{key}" if key else "index")]
-        for path in paths:
-            parts = path.split("/")
-            if len(parts) == 5 and parts[4].removesuffix(".json").isdigit():
-                found.setdefault("/".join(parts[1:4]), []).append(path)
-        return {name: sorted(own, key=generation_of) for name, own in found.items()}
+            listed = list_objects(self.objects, f"index/{key}" if key else "index")
+        commits: dict[str, set[str]] = defaultdict(set)
+        marked: dict[str, set[str]] = defaultdict(set)
+        for item in listed:
+            folder, _, name = item["path"].removeprefix("index/").rpartition("/")
+            for found, ending in ((commits, ".json"), (marked, MARK)):
+                if folder.count("/") == 2 and name.endswith(ending) and name.removesuffix(ending).isdigit():
+                    found[folder].add(item["path"].removesuffix(ending) + ".json")
+        for folder, paths in marked.items():
+            newest = max(map(generation_of, commits[folder]), default=0)
+            commits[folder] |= {path for path in paths if generation_of(path) > newest}
+        return {name: sorted(paths, key=generation_of) for name, paths in commits.items() if paths}
 
     def commit(self, path: str) -> Commit:
         """Read a commit and check that it is what its writer wrote, where its writer put it.
@@ -118,7 +130,7 @@ class Store:
             try:
                 return read_object(self.objects, path, lambda data: parse_commit(data, path))
             except FileNotFoundError:
-                raise DamageError(f"missing commit {path} in {self.url}") from None
+                raise DamageError(f"missing commit {path}: it was published and is gone") from None
 
     def _commit_or_reason(self, path: str) -> Commit | str:
         try:

@@ -1,0 +1,307 @@
+"""Whatever happens to the bytes of a store: it is harmless, or it is reported by name; no other numbers."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from toy_entries import backbone_card, commit, fill
+
+from sfm.errors import DamageError, InputError
+from sfm.stats_store.history import remove
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verify import verify
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything a reader gets of an entry: numbers and cards."""
+
+    cards: str
+    arrays: dict[str, np.ndarray]
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Content)
+            and self.cards == other.cards
+            and self.arrays.keys() == other.arrays.keys()
+            and all(np.array_equal(a, other.arrays[name], equal_nan=True) for name, a in self.arrays.items())
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader gets from a store: contents by fingerprint, and complaints."""
+
+    contents: dict[str, Content]
+    complaints: list[str]
+
+
+def read_all(url: str) -> Reading:
+    """Read a store as a user would, entry by entry."""
+    try:
+        store = open_store(url)
+        summaries, complaints = store.survey()
+    except (DamageError, InputError) as error:
+        return Reading({}, [str(error)])
+    contents = {}
+    for summary in summaries:
+        try:
+            entry = store.open(summary)
+            cards = [summary, entry.backbone, entry.dataset, entry.extraction, entry.classifier]
+            text = json.dumps([card.model_dump(mode="json") for card in cards])
+            contents[summary.fingerprint] = Content(text, {name: entry.read(name) for name in entry.names()})
+        except (DamageError, InputError) as error:
+            complaints.append(str(error))
+    return Reading(contents, complaints)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store of two entries of different data through different backbones."""
+    store = create_store(str(tmp_path / "store"))
+    for seed, weights in ((1, "w"), (2, "v")):
+        draft = Draft(store)
+        fill(draft, seed)
+        commit(draft, fingerprint=f"{seed:064x}", backbone=backbone_card(weights=weights))
+    return store
+
+
+@pytest.fixture
+def intact(store: Store) -> Reading:
+    """What the store holds before anything happens to it."""
+    reading = read_all(store.url)
+    assert len(reading.contents) == 2
+    assert not reading.complaints
+    return reading
+
+
+def files_of(store: Store, *, chunks: bool | None = None) -> list[Path]:
+    """Return the files of a store; only chunks, only others, or all."""
+    files = sorted(path for path in Path(store.url).rglob("*") if path.is_file() and path.stat().st_size)
+    return [f for f in files if chunks is None or ("c" in f.relative_to(store.url).parts[3:]) == chunks]
+
+
+@contextmanager
+def changed(store: Store, file: Path, data: bytes | None) -> Iterator[str]:
+    """Change a file for a while; yields its path in the store. None deletes it."""
+    before = file.read_bytes()
+    if data is None:
+        file.unlink()
+    else:
+        file.write_bytes(data)
+    try:
+        yield file.relative_to(store.url).as_posix()
+    finally:
+        file.write_bytes(before)
+
+
+def judge(store: Store, intact: Reading, path: str) -> bool:
+    """Check the promise after a change of one object; return whether the change was reported.
+
+    Entries that can be read are what they were, an entry that cannot be is reported with the path of the
+    object, and ``verify`` finds exactly what the reader found.
+    """
+    reading = read_all(store.url)
+    for fingerprint, content in reading.contents.items():
+        assert content == intact.contents[fingerprint], f"other content after a change of {path}"
+    named = [c for c in reading.complaints if path in c or (path == "zarr.json" and store.url in c)]
+    assert len(reading.contents) + len(named) == 2 or (path == "zarr.json" and named)
+    assert named == reading.complaints
+    if path != "zarr.json":
+        problems = [problem for verdict in verify(store) for problem in verdict.problems]
+        assert bool(problems) == bool(named), path
+        assert all(path in problem for problem in problems)
+    return bool(named)
+
+
+@pytest.mark.parametrize("flips", [50, pytest.param(1000, marks=pytest.mark.torture)])
+def test_one_flipped_bit_in_any_object_is_harmless_or_reported_by_name(
+    store: Store, intact: Reading, flips: int
+) -> None:
+    rng = random.Random(flips)
+    files = files_of(store)
+    reported, objects = 0, set()
+    for number in range(flips):
+        file = files[number % len(files)]
+        data = bytearray(file.read_bytes())
+        bit = rng.randrange(8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+        with changed(store, file, bytes(data)) as path:
+            reported += judge(store, intact, path)
+        objects.add(path)
+    assert reported > flips // 2
+    assert read_all(store.url) == intact
+    print(
+        f"\ntorture: {flips} bits flipped in {len(objects)} objects: {reported} reported by name, "
+        f"{flips - reported} harmless, none gave other numbers"
+    )
+
+
+CHANGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "deleted": lambda _: None,
+    "emptied": lambda _: b"",
+    "cut in half": lambda data: data[: len(data) // 2],
+    "cut by a byte": lambda data: data[:-1],
+    "longer": lambda data: data + b"\0",
+    "zeros": lambda data: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "deleted",
+        "cut by a byte",
+        *(
+            pytest.param(name, marks=pytest.mark.torture)
+            for name in ("emptied", "cut in half", "longer", "zeros")
+        ),
+    ],
+)
+def test_an_object_that_is_deleted_or_cut_is_reported_by_name(
+    store: Store, intact: Reading, change: str
+) -> None:
+    for file in files_of(store):
+        with changed(store, file, CHANGES[change](file.read_bytes())) as path:
+            if path == "runs/zarr.json" or path.endswith(("/train/zarr.json", "/test/zarr.json")):
+                judge(store, intact, path)
+            else:
+                assert judge(store, intact, path), f"{path} {change}, and nobody says so"
+
+
+def test_two_chunks_that_change_places_are_both_reported(store: Store, intact: Reading) -> None:
+    chunks = files_of(store, chunks=True)
+    pairs = [(a, b) for a in chunks for b in chunks if a < b and a.parent.parent == b.parent.parent]
+    assert pairs
+    for one, other in [*pairs, (chunks[0], chunks[-1])]:
+        was, wanted = one.read_bytes(), other.read_bytes()
+        with changed(store, one, wanted) as first, changed(store, other, was) as second:
+            reading = read_all(store.url)
+            assert all(content == intact.contents[f] for f, content in reading.contents.items())
+            assert any(first in c or second in c for c in reading.complaints)
+            problems = [p for verdict in verify(store) for p in verdict.problems]
+            assert any(first in p for p in problems)
+            assert any(second in p for p in problems)
+
+
+def test_metadata_and_commits_of_another_entry_are_reported(store: Store, intact: Reading) -> None:
+    commits = [f for f in files_of(store) if "index" in f.relative_to(store.url).parts]
+    runs = [store.commit(f.relative_to(store.url).as_posix()).run for f in commits]
+    for ours, theirs in ((0, 1), (1, 0)):
+        with changed(store, commits[ours], commits[theirs].read_bytes()) as path:
+            assert judge(store, intact, path)
+        root = Path(store.url) / "runs" / runs[ours]
+        for file in root.rglob("zarr.json"):
+            twin = Path(store.url) / "runs" / runs[theirs] / file.relative_to(root)
+            if file.read_bytes() != twin.read_bytes():
+                with changed(store, file, twin.read_bytes()) as path:
+                    assert judge(store, intact, path)
+
+
+def test_a_whole_run_that_is_replaced_by_another_is_reported(store: Store, intact: Reading) -> None:
+    runs = sorted(p for p in (Path(store.url) / "runs").iterdir() if p.is_dir())
+    aside = runs[0].with_name("aside")
+    runs[0].rename(aside)
+    runs[1].rename(runs[0])
+    aside.rename(runs[1])
+    reading = read_all(store.url)
+    assert not reading.contents
+    assert len(reading.complaints) == 2
+    assert all(not verdict.sound for verdict in verify(store))
+
+
+def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_reported(store: Store) -> None:
+    draft = Draft(store)
+    fill(draft, 3)
+    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
+    with changed(store, newest, older.read_bytes()) as path:
+        entries, reasons = store.survey()
+        assert [s.fingerprint for s in entries] == [f"{2:064x}"]
+        assert path in reasons[0]
+
+
+def test_a_lost_commit_does_not_bring_back_what_it_replaced_or_removed(store: Store) -> None:
+    draft = Draft(store)
+    fill(draft, 3)
+    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    newest = Path(store.url) / "index" / summary.key / "00000002.json"
+    with changed(store, newest, None) as path:
+        entries, reasons = store.survey()
+        assert [s.fingerprint for s in entries] == [f"{2:064x}"]
+        assert reasons == [f"missing commit {path}: it was published and is gone"]
+        assert reasons[0] in [problem for verdict in verify(store) for problem in verdict.problems]
+    remove(store, summary)
+    with changed(store, newest.with_name("00000003.json"), None) as path:
+        entries, reasons = store.survey()
+        assert [s.fingerprint for s in entries] == [f"{2:064x}"]
+        assert path in reasons[0]
+
+
+def test_an_entry_whose_newest_commit_is_damaged_does_not_fall_back_to_the_one_it_replaced(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    draft = Draft(store)
+    fill(draft, 3)
+    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    newest = Path(store.url) / "index" / summary.key / "00000002.json"
+    with changed(store, newest, b"{}") as path:
+        assert [s.fingerprint for s in store.summaries()] == [f"{2:064x}"]
+        assert path in caplog.text
+        with pytest.raises(DamageError, match="damaged commit"):
+            store.open(summary)
+
+
+def test_the_next_generation_can_be_published_over_a_damaged_commit(store: Store) -> None:
+    summary = store.summaries()[0]
+    broken = Path(store.url) / "index" / summary.key / "00000001.json"
+    broken.write_bytes(b"")
+
+    def again(*, replace: bool) -> Callable[[], object]:
+        draft = Draft(store)
+        fill(draft, 5)
+        weights = next(w for w in "wv" if backbone_card(weights=w).hash == summary.backbone_hash)
+        return lambda: commit(
+            draft, fingerprint=summary.fingerprint, backbone=backbone_card(weights=weights), replace=replace
+        )
+
+    with pytest.raises(DamageError, match="--replace publishes the next generation"):
+        again(replace=False)()
+    again(replace=True)()
+    assert {s.generation for s in store.summaries()} == {1, 2}
+
+
+def test_the_checksum_of_a_chunk_protects_a_plain_zarr_reader(store: Store) -> None:
+    rng = random.Random(0)
+    for file in files_of(store, chunks=True):
+        parts = file.relative_to(store.url).parts
+        array = Path(*parts[: parts.index("c")])
+        data = bytearray(file.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        with changed(store, file, bytes(data)), pytest.raises(ValueError, match="checksum"):
+            zarr.open_array(Path(store.url) / array, mode="r")[...]
+        zarr.open_array(Path(store.url) / array, mode="r")[...]
+
+
+def test_what_a_store_did_not_keep_is_never_published(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    for change in (None, b"other bytes"):
+        draft = Draft(store)
+        fill(draft, 1)
+        victim = tmp_path / "runs" / draft.run / "train" / "mean" / "c" / "0" / "0"
+        if change is None:
+            victim.unlink()
+        else:
+            victim.write_bytes(change)
+        with pytest.raises(DamageError, match=r"nothing was published: .* object runs/.*/train/mean/c/0/0"):
+            commit(draft)
+        assert store.summaries() == []
+        draft.discard()
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["zarr.json"]
