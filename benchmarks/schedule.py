@@ -18,15 +18,25 @@ from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evalu
 
 DATASET = "fashion-mnist-6k"
 SCHEDULES = {
-    "1 view, lr .01, 1000": {"views": 1, "learning_rate": 1e-2, "steps": 1000},
-    "1 view, lr .02, 2000": {"views": 1, "learning_rate": 2e-2, "steps": 2000},
-    "3 views, lr .01, 1000": {"views": 3, "learning_rate": 1e-2, "steps": 1000},
-    "3 views, lr .02, 1000": {"views": 3, "learning_rate": 2e-2, "steps": 1000},
-    "3 views, lr .04, 1000": {"views": 3, "learning_rate": 4e-2, "steps": 1000},
-    "3 views, lr .02, 1000, grow 30": {"views": 3, "learning_rate": 2e-2, "steps": 1000, "grow_every": 30},
-    "3 views, lr .02, 1000, grow 110": {"views": 3, "learning_rate": 2e-2, "steps": 1000, "grow_every": 110},
-    "5 views, lr .02, 600": {"views": 5, "learning_rate": 2e-2, "steps": 600},
-    "10 views, lr .02, 300": {"views": 10, "learning_rate": 2e-2, "steps": 300},
+    "1 view, lr .01, 1000 steps": {"views": 1, "learning_rate": 1e-2, "steps": 1000},
+    "1 view, lr .02, 1000 steps": {"views": 1, "learning_rate": 2e-2, "steps": 1000},
+    "1 view, lr .02, 2000 steps": {"views": 1, "learning_rate": 2e-2, "steps": 2000},
+    "1 view, lr .04, 2000 steps": {"views": 1, "learning_rate": 4e-2, "steps": 2000},
+    "3 views, lr .01, 1000 steps": {"views": 3, "learning_rate": 1e-2, "steps": 1000},
+    "3 views, lr .02, 1000 steps": {"views": 3, "learning_rate": 2e-2, "steps": 1000},
+    "3 views, lr .04, 1000 steps": {"views": 3, "learning_rate": 4e-2, "steps": 1000},
+    "3 views, lr .02, 1000 steps, grow every 30": {
+        "views": 3,
+        "learning_rate": 2e-2,
+        "steps": 1000,
+        "grow_every": 30,
+    },
+    "3 views, lr .02, 1000 steps, grow every 110": {
+        "views": 3,
+        "learning_rate": 2e-2,
+        "steps": 1000,
+        "grow_every": 110,
+    },
 }
 
 

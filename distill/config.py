@@ -31,9 +31,9 @@ class DistillConfig(BaseModel):
         description="Images per class; above 1 the store must hold as many sub-class centres.",
     )
     views: int = Field(default=1, ge=1, description="Augmented views of every image in every step.")
-    steps: int = Field(default=1000, ge=1, description="Optimisation steps.")
+    steps: int = Field(default=2000, ge=1, description="Optimisation steps.")
     learning_rate: float = Field(
-        default=1e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
+        default=2e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
     )
     grow_every: int | None = Field(
         default=None,
