@@ -36,7 +36,7 @@ def test_features_do_not_depend_on_the_batches_they_are_computed_in(
     crops = draw_views(images, 5, seed=0)
     told: list[tuple[int, int]] = []
     whole = features_of_views(lite0, images, crops)
-    monkeypatch.setattr(pool, "VIEWS_AT_ONCE", 7)
+    monkeypatch.setattr(pool, "PIXELS_AT_ONCE", 7 * 32**2)
     parts = features_of_views(lite0, images, crops, lambda done, total: told.append((done, total)))
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
     assert told == [(min(7 * n, 50), 50) for n in range(1, 9)]
