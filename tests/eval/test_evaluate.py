@@ -276,6 +276,17 @@ def test_a_backbone_that_the_store_does_not_know_is_refused(
         evaluate(config(new_run(), fashion_store, **options))
 
 
+def test_a_classifier_is_inherited_only_with_the_backbone_it_was_trained_on(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run = new_run()
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["backbone"] = "lite1"  # as if other weights now lay where the run found its own
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"lite1 .* is not the one the entry .* was extracted with"):
+        evaluate(config(run, fashion_store, backbone=["lite1"], mode=["inherit"]))
+
+
 def test_a_result_that_cannot_be_written_leaves_the_old_one(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     (run / "evaluation.json").write_text("the old one")
