@@ -177,6 +177,67 @@ def store_copy(
 
 
 @store_app.command(
+    "merge",
+    epilog=examples(
+        "merge ./union ./mine#birds s3://team/stats#birds --name all-birds",
+        "merge ./store spring autumn --backbone lite0",
+    ),
+)
+def store_merge(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The store to publish the union to; made if need be.")
+    ],
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PART PART...",
+            help="STORE#NAME, STORE#NAME@DIGEST or STORE#NAME@tuning; without STORE# the part is in URL.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the union; default: those of the parts, joined by +.")
+    ] = None,
+    backbone: BackboneSpec = None,
+    image_size: ImageSize = None,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where the classifier is trained.")
+    ] = "auto",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Publish the next generation if this union is there already.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Publish the statistics of the union of disjoint datasets, from those of its parts. No image is seen.
+
+    Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
+    """
+    with terminal.reporting():
+        from sfm.merge import merge
+
+        with terminal.showing(quiet) as progress:
+            done = merge(
+                url,
+                parts,
+                name=name,
+                backbone=backbone,
+                image_size=image_size,
+                device=device,
+                replace=replace,
+                progress=progress,
+            )
+        summary, outcome = done.published.summary, done.published.outcome
+        if as_json:
+            entry = {"outcome": outcome, **summary.model_dump(mode="json")}
+            terminal.print_json({"store": url, "entry": entry, "notes": done.notes})
+        else:
+            terminal.entry_table(f"Store {url}", [summary], [outcome])
+            for note in done.notes:
+                print(f"note: {note}")
+
+
+@store_app.command(
     "rm", epilog=examples("rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run")
 )
 def store_rm(
