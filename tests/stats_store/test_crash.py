@@ -1,0 +1,251 @@
+"""Writers are killed, disks fill, servers fail: what is visible is whole, and the same command completes."""
+
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from s3_faults import Fault, Proxy, Request, breaking
+from store_processes import (
+    array_digests,
+    child,
+    digests_of,
+    processes,
+    publish_toy,
+    sfm_command,
+)
+
+from sfm.errors import InputError
+from sfm.stats_store import location
+from sfm.stats_store.collect import collect
+from sfm.stats_store.location import list_objects
+from sfm.stats_store.store import Store, open_store
+from sfm.stats_store.verify import verify
+
+PUBLISHED = digests_of(1)
+
+EXTRACT = [
+    "extract",
+    "builtin:fashion-mnist-6k",
+    *("--limit-per-class", "10", "--image-size", "32", "--backbone", "lite0", "--sub-classes", "2"),
+]
+
+
+def require_sound(url: str) -> list[dict[str, str]]:
+    """Check what a crash left behind; return the digests of the entries that are visible."""
+    try:
+        store = open_store(url)
+    except InputError:
+        # Killed before the store's first object: there is no store yet, and nothing in the way of one.
+        assert not Path(url).is_dir() or not list_objects(location.connect(url))
+        return []
+    assert [v.problems for v in verify(store) if v.problems] == []
+    return list(array_digests(store).values())
+
+
+def runs_in(store: Store) -> set[str]:
+    """Return the ids of all runs of which anything is there."""
+    paths = [item["path"].split("/") for item in list_objects(store.objects, "runs")]
+    return {parts[1] for parts in paths if len(parts) > 2}
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.torture)])
+def test_a_writer_killed_while_it_publishes_leaves_nothing_or_a_whole_entry(
+    tmp_path: Path, request: pytest.FixtureRequest, where: str, kills: int
+) -> None:
+    base = str(request.getfixturevalue("s3_url")) if where == "s3" else str(tmp_path / "store")
+    context, rng = processes(), random.Random(kills)
+    child(context, publish_toy, f"{base}-first", 1).join()
+    begin = time.perf_counter()
+    child(context, publish_toy, f"{base}-undisturbed", 1).join()
+    seconds = time.perf_counter() - begin
+    killed, visible = 0, 0
+    for number in range(10 * kills):
+        url = f"{base}-{number}"
+        process = child(context, publish_toy, url, 1)
+        time.sleep(rng.uniform(0, 1.2 * seconds))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -9
+        after = require_sound(url)
+        assert after in ([], [PUBLISHED])
+        visible += bool(after)
+        publish_toy(url, 1)
+        assert require_sound(url) == [PUBLISHED]
+        store = open_store(url)
+        collect(store, older_than=location.datetime.timedelta(0))
+        assert len(runs_in(store)) == 1
+        assert require_sound(url) == [PUBLISHED]
+        if killed == kills:
+            break
+    assert killed == kills
+    print(
+        f"\ntorture: {killed} writers killed while publishing to {where}: {visible} had published, "
+        f"{number + 1 - visible} had not, none left a torn entry"
+    )
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.torture)])
+def test_an_extraction_killed_at_any_moment_ends_with_the_digests_of_an_undisturbed_one(
+    tmp_path: Path, kills: int
+) -> None:
+    context, rng = processes(), random.Random(kills)
+    output = str(tmp_path / "output")
+
+    def extraction(store: Path):  # type: ignore[no-untyped-def]
+        return child(context, sfm_command, [*EXTRACT, "--store", str(store)], output)
+
+    extraction(tmp_path / "first").join()
+    begin = time.perf_counter()
+    undisturbed = extraction(tmp_path / "undisturbed")
+    undisturbed.join()
+    seconds = time.perf_counter() - begin
+    assert undisturbed.exitcode == 0, Path(output).read_text()
+    wanted = require_sound(str(tmp_path / "undisturbed"))
+    assert len(wanted) == 1
+
+    killed, attempts, resumed = 0, 0, 0
+    while killed < kills:
+        attempts += 1
+        store = tmp_path / f"store-{attempts}"
+        for _ in range(rng.randint(1, 3)):
+            process = extraction(store)
+            time.sleep(rng.uniform(0.1, 1.1) * seconds)
+            process.kill()
+            process.join()
+            killed += process.exitcode == -9
+            assert require_sound(str(store)) in ([], wanted)
+        resumed += any(store.glob("staging/*/*/*.npy"))
+        last = extraction(store)
+        last.join()
+        assert last.exitcode == 0, Path(output).read_text()
+        assert require_sound(str(store)) == wanted
+        assert not [p for p in store.glob("staging/*") if p.is_dir()]
+        shutil.rmtree(store)
+    print(
+        f"\ntorture: {killed} extractions killed in {attempts} stores, {resumed} resumed from staged "
+        f"features; all ended with the digests of an undisturbed run"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Returns a function that mounts a disk of so many KiB, or makes the mounted one so large."""
+    mounted: list[Path] = []
+
+    def disk(size: int) -> Path:
+        options = f"size={size}k" + (",remount" if mounted else "")
+        target = tmp_path / "disk"
+        target.mkdir(exist_ok=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(target)], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        mounted[:] = [target]
+        return target
+
+    yield disk
+    for target in mounted:
+        subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+@pytest.mark.parametrize("sizes", [4, pytest.param(40, marks=pytest.mark.torture)])
+def test_a_disk_that_fills_leaves_nothing_or_a_whole_entry(
+    small_disk: Callable[[int], Path], sizes: int
+) -> None:
+    for number in range(sizes):
+        disk = small_disk(4 + round(number * 100 / sizes))
+        url = str(disk / "store")
+        with pytest.raises(InputError, match=r"no space left on the disk of .* run the same command again"):
+            publish_toy(url, 1)
+        assert require_sound(url) == []
+        small_disk(4096)
+        publish_toy(url, 1)
+        assert require_sound(url) == [PUBLISHED]
+        shutil.rmtree(url)
+    print(f"\ntorture: {sizes} disks filled up while publishing: no torn entry, all completed with more room")
+
+
+@pytest.mark.parametrize("sizes", [1, pytest.param(8, marks=pytest.mark.torture)])
+def test_an_extraction_on_a_disk_that_fills_completes_when_there_is_room(
+    tmp_path: Path, small_disk: Callable[[int], Path], sizes: int
+) -> None:
+    context, output = processes(), tmp_path / "output"
+
+    def extraction(store: Path) -> int | None:
+        process = child(context, sfm_command, [*EXTRACT, "--store", str(store)], str(output))
+        process.join()
+        return process.exitcode
+
+    assert extraction(tmp_path / "undisturbed") == 0
+    wanted = require_sound(str(tmp_path / "undisturbed"))
+    needed = sum(f.stat().st_size for f in (tmp_path / "undisturbed").rglob("*") if f.is_file()) // 1024
+    for number in range(sizes):
+        disk = small_disk(64 + number * needed // sizes)
+        assert extraction(disk / "store") == 2
+        lines = output.read_text().splitlines()
+        assert lines[-1].startswith("error: no space left on the disk")
+        assert require_sound(str(disk / "store")) == []
+        small_disk(64 * 1024)
+        assert extraction(disk / "store") == 0
+        assert require_sound(str(disk / "store")) == wanted
+        shutil.rmtree(disk / "store")
+    print(f"\ntorture: {sizes} extractions on a disk that filled up, completed with more room")
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that everything goes through; breaks nothing until told to."""
+    with breaking(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+FAULTS: list[Fault] = ["500", "503", "drop", "truncate", "short", "lose answer", "500 after"]
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(15, marks=pytest.mark.torture)])
+def test_a_server_that_fails_now_and_then_is_asked_again(proxy: Proxy, s3_url: str, rounds: int) -> None:
+    rng = random.Random(rounds)
+
+    def unreliable(request: Request) -> Fault | None:
+        fault = rng.choice(FAULTS) if rng.random() < 0.2 else None
+        # A short answer that claims to be whole can only be told where there is a digest to compare it with.
+        return None if fault == "short" and request.method != "GET" else fault
+
+    for number in range(rounds):
+        proxy.choose = unreliable
+        url = f"{s3_url}-{number}"
+        publish_toy(url, 1)
+        assert require_sound(url) == [PUBLISHED]
+        proxy.choose = lambda _: None
+        assert require_sound(url) == [PUBLISHED]
+    print(
+        f"\ntorture: {len(proxy.broken)} of {len(proxy.seen)} S3 requests failed, broke off or lost their "
+        f"answer; {rounds} entries published and read, none torn"
+    )
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=pytest.mark.torture)])
+def test_a_server_that_stays_away_is_an_error_and_the_same_command_completes_later(
+    proxy: Proxy, s3_url: str, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(location.AT_WORK, "max_retries", 1)
+    monkeypatch.setitem(location.AT_FIRST, "max_retries", 1)
+    rng = random.Random(rounds)
+    for number in range(rounds):
+        url = f"{s3_url}-{number}"
+        good = len(proxy.seen) + rng.randrange(40)
+        proxy.choose = lambda r, good=good: "503" if r.number >= good else None  # type: ignore[misc]
+        with pytest.raises(InputError, match="its endpoint stays busy") as failure:
+            publish_toy(url, 1)
+        assert "\n" not in str(failure.value)
+        proxy.choose = lambda _: None
+        publish_toy(url, 1)
+        assert require_sound(url) == [PUBLISHED]
+    print(f"\ntorture: {rounds} servers that went away halfway: no torn entry, all completed later")

@@ -1,0 +1,172 @@
+"""What this version reads, what it refuses, and how arrays are laid out."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from toy_entries import commit, fill
+
+from sfm.errors import InputError
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.digest import BLOCK_ROWS, array_digest, canonical, sha256
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.schema import (
+    CHUNK_BYTES,
+    DIMENSIONS,
+    UpgradeError,
+    chunk_shape,
+    dimensions,
+    is_known,
+)
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verified import record_of
+from sfm.stats_store.verify import verify
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store of two datasets."""
+    store = create_store(str(tmp_path))
+    for seed, name in ((1, "old"), (2, "new")):
+        draft = Draft(store)
+        fill(draft, seed)
+        commit(draft, dataset=name, fingerprint=f"{seed:064x}")
+    return store
+
+
+def summary_of(store: Store, name: str) -> Summary:
+    return next(s for s in store.summaries() if s.dataset == name)
+
+
+def rewrite(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write a commit as a later version might have."""
+    path = Path(store.url) / "index" / summary.key / "00000001.json"
+    content = json.loads(path.read_bytes())["commit"]
+    change(content)
+    path.write_text(json.dumps({"commit": content, "sha256": sha256(canonical(content))}))
+
+
+def rewrite_root(store: Store, **schema: object) -> None:
+    path = Path(store.url) / "zarr.json"
+    root = json.loads(path.read_bytes())
+    root["attributes"]["schema"].update(schema)
+    path.write_text(json.dumps(root))
+
+
+@pytest.mark.parametrize("major", [0, 2, 10])
+def test_a_store_of_another_major_version_is_refused_with_what_to_do(store: Store, major: int) -> None:
+    rewrite_root(store, major=major)
+    with pytest.raises(
+        UpgradeError, match=rf"has schema {major}\.0; this version .* 1\.x: upgrade sfm-distill"
+    ):
+        open_store(store.url)
+
+
+def test_a_store_that_requires_something_unknown_is_refused_with_what_to_do(store: Store) -> None:
+    rewrite_root(store, requires=["encryption", "shards"])
+    with pytest.raises(UpgradeError, match=r"requires encryption, shards, unknown .* upgrade sfm-distill"):
+        open_store(store.url)
+
+
+def test_a_writer_refuses_such_a_store_too(store: Store) -> None:
+    rewrite_root(store, major=2)
+    with pytest.raises(UpgradeError, match="upgrade sfm-distill"):
+        create_store(store.url)
+
+
+@pytest.mark.parametrize("schema", [{"major": 2}, {"requires": ["deltas"]}])
+def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
+    store: Store, schema: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    new = summary_of(store, "new")
+    rewrite(store, new, lambda content: content["schema"].update(schema))
+    entries, reasons = store.survey()
+    assert [s.dataset for s in entries] == ["old"]
+    assert len(reasons) == 1
+    assert re.match(r"the entry of new \(index/.*\) (has schema 2\.0|requires deltas).*upgrade", reasons[0])
+    assert store.summaries() == entries
+    assert reasons[0] in caplog.text
+    with pytest.raises(UpgradeError, match=r"the entry of new .* upgrade sfm-distill"):
+        store.open(new)
+    assert [(v.summary is None, len(v.problems)) for v in verify(store) if not v.sound] == [(True, 1)]
+
+
+def test_a_commit_of_a_kind_that_only_a_later_version_knows_is_refused(store: Store) -> None:
+    new = summary_of(store, "new")
+    rewrite(store, new, lambda content: content.update(kind="alias"))
+    with pytest.raises(UpgradeError, match="upgrade sfm-distill"):
+        store.open(new)
+
+
+def test_a_newer_minor_version_with_unknown_arrays_and_attributes_is_read(store: Store) -> None:
+    new = summary_of(store, "new")
+    before = {name: array_digest(store.open(new).read(name)) for name in store.open(new).names()}
+    run = Path(store.url) / "runs" / store.open(new).commit.run
+    group = json.loads((run / "zarr.json").read_bytes())
+    group["attributes"]["quality"] = {"rating": 5}
+    group["attributes"]["dataset"]["steward"] = "someone"
+    (run / "zarr.json").write_text(json.dumps(group))
+    values = np.arange(12.0).reshape(4, 3)
+    zarr.create_array(run, name="train/skewness", data=values, chunks=(4, 3))
+    added = {
+        path: record_of((run / path).read_bytes()).model_dump()
+        for path in ("zarr.json", "train/skewness/zarr.json", "train/skewness/c/0/0")
+    }
+
+    def later(content: dict[str, Any]) -> None:
+        content["schema"]["minor"] = 7
+        content["signature"] = "of a later version"
+        content["summary"]["stars"] = 5
+        content["objects"].update(added)
+        content["arrays"]["train/skewness"] = array_digest(values)
+
+    rewrite(store, new, later)
+    rewrite_root(store, minor=7)
+    entry = open_store(store.url).open(summary_of(store, "new"))
+    assert {name: array_digest(entry.read(name)) for name in entry.names() if is_known(name)} == before
+    assert not is_known("train/skewness")
+    assert np.array_equal(entry.read("train/skewness"), values)
+
+
+def test_what_is_no_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    for content in (b"", b"[]", b"{}", b'{"attributes": {"schema": {"major": "x"}}}', b'{"attributes": {}}'):
+        (tmp_path / "zarr.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"is not a store: .* create one with `sfm extract`"):
+            open_store(str(tmp_path))
+
+
+def test_a_folder_with_other_things_in_it_does_not_become_a_store(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"sea")
+    with pytest.raises(InputError, match="is not a store"):
+        create_store(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_every_array_names_its_dimensions_and_is_chunked_along_the_first_alone(name: str) -> None:
+    axes = dimensions(name)
+    shape = (100_000, *(7 for _ in axes[1:]))
+    chunks = chunk_shape(name, shape, np.dtype(np.float64))
+    assert len(chunks) == len(axes)
+    assert chunks[1:] == shape[1:]
+    if axes[0] == "sample":
+        assert chunks[0] == BLOCK_ROWS
+    else:
+        assert chunks[0] == 1 or 8 * np.prod(chunks) <= CHUNK_BYTES
+
+
+def test_every_array_is_stored_so_that_a_plain_reader_can_check_it(store: Store) -> None:
+    run = Path(store.url) / "runs" / store.open(summary_of(store, "old")).commit.run
+    for file in run.glob("*/*/zarr.json"):
+        metadata = json.loads(file.read_bytes())
+        name = file.parent.relative_to(run).as_posix()
+        assert tuple(metadata["dimension_names"]) == dimensions(name)
+        assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "blosc", "crc32c"]
+        assert metadata["codecs"][0]["configuration"]["endian"] == "little"
+        expected = "NaN" if metadata["data_type"].startswith("float") else -1
+        assert metadata["fill_value"] == expected
