@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOCATIONS = "a local path, s3://, gs:// or az:// URL"
 REMOTE = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 AT_FIRST: "RetryConfig" = {
@@ -83,18 +84,35 @@ FOR_AZ = (
 CREDENTIALS = {"s3": FOR_S3, "s3a": FOR_S3, "gs": FOR_GS, "az": FOR_AZ, "abfs": FOR_AZ, "abfss": FOR_AZ}
 
 
+def split(url: str) -> SplitResult:
+    """Return the parts of a URL.
+
+    Raises
+    ------
+    InputError
+        If it has none; does not repeat it.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise InputError(f"the store URL is not valid: use {LOCATIONS}") from None
+
+
 def shown(url: str) -> str:
     """Return a store's URL without user, password, query and fragment, fit for logs and cards."""
     if "://" not in url:
         return url
-    parts = urlsplit(url)
-    path = parts.path if parts.scheme == "file" else parts.path.rstrip("/")
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
+    parts = split(url)
+    if parts.scheme == "file":
+        return f"file://{parts.path}"
+    # A secret may hold a slash: whatever stands before an @ may be part of one.
+    rest = f"{parts.netloc}{parts.path}".rpartition("@")[2]
+    return f"{parts.scheme}://{rest.rstrip('/')}"
 
 
 def local_path(url: str) -> Path | None:
     """Return the folder a URL means, or None if it is not on this machine's disks."""
-    parts = urlsplit(url)
+    parts = split(url)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     return None if "://" in url or parts.scheme in REMOTE else Path(url).expanduser()
@@ -125,17 +143,16 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
             )
         with reaching(str(path)):
             return LocalStore(path.absolute(), mkdir=create)
-    parts = urlsplit(url)
+    parts = split(url)
     if parts.scheme not in REMOTE:
+        raise InputError(f"unknown store location {parts.scheme}://: use {LOCATIONS}")
+    if "@" in url or ":" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
-            f"unknown store location {parts.scheme}://: use a local path, s3://, gs:// or az:// URL"
+            f"the store URL ({parts.scheme}://...) carries credentials or a query: put credentials in the "
+            f"environment, and write {parts.scheme}://BUCKET/PATH"
         )
     if not parts.netloc:
         raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise InputError(
-            f"the store URL {shown(url)} carries credentials or a query: put credentials in the environment"
-        )
     with reaching(shown(url)):
         return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
 

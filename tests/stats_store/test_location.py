@@ -1,0 +1,142 @@
+"""A URL becomes a place, or one clear line; never a credential."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from obstore.exceptions import GenericError
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+from toy_entries import commit, fill
+
+from sfm.errors import InputError
+from sfm.stats_store.location import REMOTE, connect, explained, local_path, shown
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import create_store, open_store
+
+SECRET = "CANARY+secret/9f8e7d"
+
+words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-._~", min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("./store", "./store"),
+        ("/data/my store", "/data/my store"),
+        ("file:///data/store", "file:///data/store"),
+        ("s3://bucket/team/stats/", "s3://bucket/team/stats"),
+        ("s3://key:secret@bucket/stats?X-Amz-Signature=1#f", "s3://bucket/stats"),
+        ("az://account/container?sig=abc", "az://account/container"),
+        ("s3://key:sec/ret@bucket/stats", "s3://bucket/stats"),
+        ("https://user:secret@host/x?token=y", "https://host/x"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_a_credential(url: str, expected: str) -> None:
+    assert shown(url) == expected
+
+
+@given(st.sampled_from(REMOTE), words, words, words, words)
+def test_no_url_shows_its_user_password_query_or_fragment(
+    scheme: str, user: str, bucket: str, path: str, query: str
+) -> None:
+    secret = "S3CR3T"
+    url = f"{scheme}://{user}{secret}:{secret}@{bucket}/{path}?{query}={secret}#{secret}"
+    assert secret not in shown(url)
+    assert shown(shown(url)) == shown(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://key:{SECRET}@bucket/stats",
+        f"s3://{SECRET.replace('/', '')}@bucket/stats",
+        f"s3://key:{SECRET}",
+        f"s3://bucket/{SECRET}@bucket",
+        f"s3://bucket/stats?X-Amz-Security-Token={SECRET}",
+        f"az://container/stats?sig={SECRET}",
+        f"gs://bucket/stats#{SECRET}",
+    ],
+)
+def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(InputError, match="put credentials in the environment") as error:
+        connect(url)
+    assert "CANARY" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", [f"https://user:{SECRET}@host/stats", f"ftp://{SECRET}/x", "hdfs://host/x", "s3://[x"]
+)
+def test_another_kind_of_location_is_refused_with_those_that_are_known(url: str) -> None:
+    with pytest.raises(InputError, match="use a local path, s3://, gs:// or az:// URL") as error:
+        connect(url)
+    assert "CANARY" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///stats", "s3:/bucket/stats", "gs:bucket"])
+def test_a_url_without_a_bucket_is_refused_and_no_folder_of_that_name_is_made(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"names no bucket: write .*://BUCKET/PATH"):
+        create_store(url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_local_paths_and_file_urls_mean_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert local_path("~/store") == Path("/home/someone/store")
+    assert local_path("file:///data/my%20store") == Path("/data/my store")
+    assert local_path("store") == Path("store")
+    assert local_path("s3://bucket/store") is None
+
+
+def test_a_store_is_the_same_through_a_path_and_a_file_url(tmp_path: Path) -> None:
+    draft = Draft(create_store(str(tmp_path / "my store")))
+    fill(draft)
+    summary = commit(draft).summary
+    assert open_store(f"file://{tmp_path}/my%20store").summaries() == [summary]
+
+
+def test_a_folder_that_does_not_exist_is_answered_with_how_to_make_a_store(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(
+        InputError, match=f"no store at {missing}: no such folder; create one with `sfm extract"
+    ):
+        open_store(str(missing))
+    assert not missing.exists()
+
+
+def test_every_kind_of_url_reaches_its_kind_of_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    assert isinstance(connect("s3://bucket/stats"), S3Store)
+    assert isinstance(connect("gs://bucket/stats"), GCSStore)
+    assert isinstance(connect("az://container/stats"), AzureStore)
+    assert isinstance(connect(str(tmp_path)), LocalStore)
+
+
+def test_an_account_that_azure_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(InputError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        connect("az://container/stats")
+
+
+@given(st.text(max_size=200))
+def test_what_a_server_says_is_never_repeated(answer: str) -> None:
+    line = explained(GenericError(f"Generic S3 error: {answer} {SECRET}\n{answer}"), "s3://bucket/stats")
+    assert line.startswith("cannot use s3://bucket/stats: ")
+    assert "CANARY" not in line
+    assert "\n" not in line
+
+
+def test_a_full_disk_is_told_from_other_failures() -> None:
+    error = GenericError(
+        "Generic LocalFileSystem error: Unable to copy: No space left on device (os error 28)\n\n"
+    )
+    assert explained(error, "/data/store") == (
+        "no space left on the disk of /data/store: free some and run the same command again"
+    )
+    assert explained(GenericError("Generic error: something else\n\nDebug"), "/data/store") == (
+        "cannot use /data/store: Generic error: something else"
+    )
