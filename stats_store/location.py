@@ -52,6 +52,8 @@ AT_WORK: "RetryConfig" = {
 READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
 
+ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+
 REASONS = (
     ("/latest/api/token", "no credentials in the environment"),
     ("/computeMetadata/", "no credentials in the environment"),
@@ -153,8 +155,29 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
         )
     if not parts.netloc:
         raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
+    for name in ENDPOINTS:
+        require_endpoint(name, os.environ.get(name, ""))
     with reaching(shown(url)):
         return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
+
+
+def require_endpoint(name: str, value: str) -> None:
+    """Refuse an endpoint that is no URL; obstore panics at some.
+
+    Raises
+    ------
+    InputError
+        Names the variable; does not repeat its value.
+    """
+    try:
+        parts = urlsplit(value)
+        valid = not value or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InputError(
+            f"{name} in the environment is not a URL: write http(s)://HOST or http(s)://HOST:PORT"
+        )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
 from sfm.stats_store.digest import entry_digest, stream_digest
+from sfm.stats_store.location import reaching
 from sfm.stats_store.publish import options_digest
 from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name
 from sfm.stats_store.verified import VerifiedStore, read_published
@@ -73,6 +74,11 @@ def verify(
     -------
     list of Verdict
         One per entry, sound or not, in the order of their keys or of `summaries`.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be reached.
     """
     if summaries is None:
         keys = store.generations().values()
@@ -81,7 +87,7 @@ def verify(
     else:
         paths = [f"index/{s.key}/{commit_name(s.generation)}" for s in summaries]
         visible = set(paths)
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+    with reaching(store.url), ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         read = dict(zip(paths, pool.map(lambda path: commit_or_problem(store, path), paths), strict=True))
         entries = [
             (path, commit)

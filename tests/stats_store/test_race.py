@@ -31,12 +31,10 @@ from sfm.stats_store.verify import verify
 
 NO_AGE = datetime.timedelta(0)
 
-short_and_full = pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.torture)])
 
-
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture
 def place(request: pytest.FixtureRequest) -> str:
-    """A place for a store: a folder, and a prefix of a bucket."""
+    """A place for a store: a folder, or a prefix of a bucket."""
     if request.param == "disk":
         return str(request.getfixturevalue("tmp_path") / "store")
     request.getfixturevalue("proxy")
@@ -84,7 +82,16 @@ def runs_in(store: Store) -> set[str]:
     return {parts[1] for parts in paths if len(parts) > 2}
 
 
-@short_and_full
+@pytest.mark.parametrize(
+    ("place", "rounds"),
+    [
+        ("disk", 5),
+        ("s3", 2),
+        pytest.param("disk", 50, marks=pytest.mark.torture),
+        pytest.param("s3", 50, marks=pytest.mark.torture),
+    ],
+    indirect=["place"],
+)
 def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entries_only(
     place: str, rounds: int
 ) -> None:
@@ -187,6 +194,7 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extra
     assert open_store(s3_url).summaries() == []
 
 
+@pytest.mark.parametrize("place", ["disk", pytest.param("s3", marks=pytest.mark.torture)], indirect=True)
 def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
     context = processes()
     written, go, results = context.Event(), context.Event(), context.Queue()
@@ -208,7 +216,15 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
     assert all(verdict.sound for verdict in verify(store))
 
 
-@pytest.mark.parametrize("entries", [2, pytest.param(50, marks=pytest.mark.torture)])
+@pytest.mark.parametrize(
+    ("place", "entries"),
+    [
+        ("disk", 2),
+        pytest.param("disk", 50, marks=pytest.mark.torture),
+        pytest.param("s3", 10, marks=pytest.mark.torture),
+    ],
+    indirect=["place"],
+)
 def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None:
     context = processes()
     create_store(place)
