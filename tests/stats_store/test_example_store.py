@@ -1,0 +1,186 @@
+"""A store of schema 1.0, written once: every version reads it, and what later minor versions make of it."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_entries import put
+
+from sfm import store_tables
+from sfm.errors import InputError
+from sfm.stats_store.copying import copy
+from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.history import generations
+from sfm.stats_store.select import only
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verify import verify
+
+EXAMPLE = Path(__file__).parent / "example-1.0"
+EXPECTED = json.loads((EXAMPLE / "expected.json").read_text())
+IDS = [f"{e['summary']['dataset']}-{e['summary']['role']}" for e in EXPECTED["entries"]]
+
+
+@pytest.fixture(scope="module")
+def example() -> Store:
+    """The example store; nobody writes to it."""
+    return open_store(str(EXAMPLE / "store"))
+
+
+@pytest.fixture
+def scratch(tmp_path) -> Path:
+    """A copy of the example store that may be changed."""
+    shutil.copytree(EXAMPLE / "store", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_the_example_was_written_with_schema_1_0():
+    root = json.loads((EXAMPLE / "store" / "zarr.json").read_text())
+    commits = [json.loads(p.read_text())["commit"] for p in (EXAMPLE / "store" / "index").rglob("*.json")]
+    written = [root["attributes"]["schema"], *(commit["schema"] for commit in commits)]
+    assert len(written) > 8
+    assert all(schema == {"major": 1, "minor": 0, "requires": []} for schema in written)
+
+
+def test_every_entry_of_the_example_is_listed(example):
+    listed = [s.model_dump(mode="json") for s in example.summaries()]
+    for found, expected in zip(listed, EXPECTED["entries"], strict=True):
+        assert found | expected["summary"] == found
+
+
+@pytest.mark.parametrize("expected", EXPECTED["entries"], ids=IDS)
+def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, expected):
+    (summary,) = [s for s in example.summaries() if s.entry_digest == expected["summary"]["entry_digest"]]
+    entry = example.open(summary)
+    assert entry.names() == sorted(expected["arrays"])
+    for name, written in expected["arrays"].items():
+        array = entry.read(name)
+        little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+        assert (little.dtype.str, list(array.shape)) == (written["dtype"], written["shape"])
+        assert hashlib.sha256(little.tobytes()).hexdigest() == written["sha256"]
+    for card in ("backbone", "dataset", "extraction", "classifier"):
+        found = getattr(entry, card).model_dump(mode="json")
+        assert found | expected[card] == found
+
+
+def test_the_example_is_sound(example):
+    verdicts = verify(example)
+    assert len(verdicts) == len(EXPECTED["entries"])
+    assert [v.problems for v in verdicts] == [[]] * len(verdicts)
+
+
+def test_replaced_and_removed_entries_of_the_example_are_known_as_such(example):
+    assert sorted([g.path, g.state] for g in generations(example)) == EXPECTED["history"]
+    assert {g.state for g in generations(example)} == {"current", "replaced", "removed", "tombstone"}
+
+
+def test_the_example_holds_every_kind_of_array_and_of_entry(example):
+    from sfm.stats_store.schema import DIMENSIONS, generic
+
+    names = {generic(name) for expected in EXPECTED["entries"] for name in expected["arrays"]}
+    assert names == set(DIMENSIONS)
+    assert {e["extraction"]["options"]["origin"] for e in EXPECTED["entries"]} == {"extracted", "merged"}
+    assert {s.role for s in example.summaries()} == {"full", "tuning"}
+
+
+def test_an_entry_can_be_published_to_an_old_store(scratch):
+    summary = put(create_store(str(scratch)))
+    assert summary in open_store(str(scratch)).summaries()
+
+
+def rewrite(path: Path, change) -> None:
+    """Change the content of a commit, as a later version would have written it."""
+    inner = json.loads(path.read_text())["commit"]
+    change(inner)
+    path.write_text(json.dumps({"commit": inner, "sha256": sha256(canonical(inner))}))
+
+
+def of_a_later_minor_version(scratch: Path) -> str:
+    """Rewrite one entry as version 1.9 might have: more arrays, more in cards and commit; returns its run."""
+    store = open_store(str(scratch))
+    summary = only(store.summaries(), dataset="south")
+    run = store.open(summary).commit.run
+    folder = scratch / "runs" / run
+    group = json.loads((folder / "zarr.json").read_text())
+    group["attributes"]["dataset"]["collected"] = "2031"
+    group["attributes"]["provenance"] = {"signed": True}
+    news = {
+        "zarr.json": json.dumps(group).encode(),
+        "train/skewness/zarr.json": b'{"node_type": "array", "codecs": [{"name": "of 2031"}]}',
+        "train/skewness/c/0/0": bytes(range(200)),
+    }
+    for name, data in news.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    def change(inner: dict[str, Any]) -> None:
+        inner["schema"]["minor"] = 9
+        inner["signature"] = "of a later version"
+        inner["summary"]["quality"] = 0.5
+        inner["arrays"]["train/skewness"] = "0" * 64
+        for name, data in news.items():
+            inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
+
+    rewrite(scratch / "index" / summary.key / "00000001.json", change)
+    root = json.loads((scratch / "zarr.json").read_text())
+    root["attributes"]["schema"]["minor"] = 9
+    root["attributes"]["theme"] = "dark"
+    (scratch / "zarr.json").write_text(json.dumps(root))
+    return run
+
+
+def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
+    of_a_later_minor_version(scratch)
+    store = open_store(str(scratch))
+    entry = store.open(only(store.summaries(), dataset="south"))
+    (expected,) = [e for e in EXPECTED["entries"] if e["summary"]["dataset"] == "south"]
+    assert set(entry.names()) == {*expected["arrays"], "train/skewness"}
+    assert list(entry.read("train/count")) == [6, 6]
+    assert entry.dataset.name == "south"
+    document = store_tables.entry_document(entry)
+    assert document["arrays"]["train/skewness"] == {
+        "shape": None,
+        "dtype": None,
+        "bytes": None,
+        "stored_bytes": 255,
+        "compression_ratio": None,
+    }
+
+
+def test_a_later_minor_version_is_copied_whole(scratch, tmp_path):
+    run = of_a_later_minor_version(scratch)
+    store, target = open_store(str(scratch)), create_store(str(tmp_path / "target"))
+    summary = only(store.summaries(), dataset="south")
+    assert [c.outcome for c in copy(store, target, [summary])] == ["copied"]
+    for folder in (f"runs/{run}", f"index/{summary.key}"):
+        files = [p.relative_to(scratch) for p in (scratch / folder).rglob("*") if p.is_file()]
+        copied = [p.relative_to(tmp_path / "target") for p in (tmp_path / "target" / folder).rglob("*")]
+        assert sorted(files) == sorted(p for p in copied if (tmp_path / "target" / p).is_file())
+        assert all((scratch / p).read_bytes() == (tmp_path / "target" / p).read_bytes() for p in files)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"major": 2}, "schema 2.0.*upgrade"), ({"requires": ["encryption"]}, "requires encryption.*upgrade")],
+)
+def test_a_store_that_this_version_cannot_read_is_refused(scratch, change, message):
+    root = json.loads((scratch / "zarr.json").read_text())
+    root["attributes"]["schema"] |= change
+    (scratch / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(InputError, match=message):
+        open_store(str(scratch))
+
+
+@pytest.mark.parametrize("change", [{"major": 2}, {"requires": ["encryption"]}])
+def test_an_entry_that_this_version_cannot_read_is_left_out_and_the_others_are_read(scratch, change, caplog):
+    store = open_store(str(scratch))
+    summary = only(store.summaries(), dataset="south")
+    path = scratch / "index" / summary.key / "00000001.json"
+    rewrite(path, lambda inner: inner["schema"].update(change))
+    assert len(store.summaries()) == len(EXPECTED["entries"]) - 1
+    assert "upgrade sfm-distill" in caplog.text
+    with pytest.raises(InputError, match="upgrade sfm-distill"):
+        store.open(summary)
