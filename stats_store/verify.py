@@ -18,6 +18,7 @@ from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRec
 from sfm.stats_store.digest import entry_digest, stream_digest
 from sfm.stats_store.location import reaching
 from sfm.stats_store.publish import options_digest
+from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name
 from sfm.stats_store.verified import VerifiedStore, read_published
 
@@ -145,6 +146,10 @@ def verify_entry(
         problems += card_problems(store, commit, records)
     arrays = VerifiedStore(ZarrObjectStore(store.objects, read_only=True), records)
     for name, paths in by_array.items():
+        if not is_known(name):
+            problems += examine(paths)  # of a later minor version: its bytes can be compared, not its values
+            counter.add(len(paths))
+            continue
         found = array_problem(arrays, f"{run}/{name}", commit.arrays[name])
         # The first damaged chunk ends the reading of an array: look at every one, to name them all.
         problems += (examine(paths) or [found]) if found else []

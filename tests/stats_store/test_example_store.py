@@ -13,7 +13,7 @@ from toy_entries import put
 from sfm import store_tables
 from sfm.errors import InputError
 from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.digest import canonical, entry_digest, sha256
 from sfm.stats_store.history import generations
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Store, create_store, open_store
@@ -121,6 +121,8 @@ def of_a_later_minor_version(scratch: Path) -> str:
         inner["signature"] = "of a later version"
         inner["summary"]["quality"] = 0.5
         inner["arrays"]["train/skewness"] = "0" * 64
+        key = (summary.backbone_hash, summary.fingerprint, summary.options)
+        inner["summary"]["entry_digest"] = entry_digest(inner["arrays"], *key)
         for name, data in news.items():
             inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
 
@@ -148,6 +150,15 @@ def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
         "stored_bytes": 255,
         "compression_ratio": None,
     }
+
+
+def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
+    run = of_a_later_minor_version(scratch)
+    assert all(v.sound for v in verify(open_store(str(scratch))))
+    (scratch / "runs" / run / "train" / "skewness" / "c" / "0" / "0").write_bytes(bytes(200))
+    assert [p for v in verify(open_store(str(scratch))) for p in v.problems] == [
+        f"damaged object runs/{run}/train/skewness/c/0/0: its SHA-256 is not the published one"
+    ]
 
 
 def test_a_later_minor_version_is_copied_whole(scratch, tmp_path):
