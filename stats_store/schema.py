@@ -41,8 +41,13 @@ def generic(name: str) -> str:
 
 
 def dimensions(name: str) -> tuple[str, ...]:
-    """Return the dimension names of an array."""
-    return DIMENSIONS[generic(name)]
+    """Return the dimension names of an array.
+
+    ``train/centre_5`` and ``train/centre_10`` lie in one group, in which a dimension has one length: their
+    axis over centres is called ``centre_5`` and ``centre_10``.
+    """
+    number = name.removeprefix(generic(name))
+    return tuple(f"centre{number}" if axis == "centre" else axis for axis in DIMENSIONS[generic(name)])
 
 
 def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
@@ -69,7 +74,7 @@ def create_array(
 ) -> "zarr.Array[Any]":
     """Create an empty array of a run: Blosc-Zstd with byte shuffle, then CRC32C on every chunk.
 
-    The codec is the smallest of those that bare zarr-python reads, by ``benchmarks/store_size.py``.
+    The codec was chosen, of those that bare zarr-python reads, by ``benchmarks/store_size.py``.
     """
     return zarr.create_array(
         objects,
