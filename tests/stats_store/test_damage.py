@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,15 +63,21 @@ def read_all(url: str) -> Reading:
     return Reading(contents, complaints)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two entries of different data through different backbones."""
-    store = create_store(str(tmp_path / "store"))
+    store = create_store(str(tmp_path_factory.mktemp("original")))
     for seed, weights in ((1, "w"), (2, "v")):
         draft = Draft(store)
         fill(draft, seed)
         commit(draft, fingerprint=f"{seed:064x}", backbone=backbone_card(weights=weights))
-    return store
+    return Path(store.url)
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> Store:
+    """A copy of that store, to be damaged."""
+    return open_store(str(shutil.copytree(original, tmp_path / "store")))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,21 @@ from sfm.stats_store.verified import record_of
 from sfm.stats_store.verify import verify
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two datasets."""
-    store = create_store(str(tmp_path))
+    store = create_store(str(tmp_path_factory.mktemp("original")))
     for seed, name in ((1, "old"), (2, "new")):
         draft = Draft(store)
         fill(draft, seed)
         commit(draft, dataset=name, fingerprint=f"{seed:064x}")
-    return store
+    return Path(store.url)
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> Store:
+    """A copy of that store, to be changed."""
+    return open_store(str(shutil.copytree(original, tmp_path / "store")))
 
 
 def summary_of(store: Store, name: str) -> Summary:

@@ -19,10 +19,10 @@ def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summ
     return commit(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Birds through lite0 at two sizes and lite1 at one, with a tuning entry; cars through lite0."""
-    store = create_store(str(tmp_path))
+    store = create_store(str(tmp_path_factory.mktemp("store")))
     add(store, 1, backbone_card("lite0", 96), dataset="birds")
     add(store, 2, backbone_card("lite0", 64), dataset="birds")
     add(store, 3, backbone_card("lite1", 96), dataset="birds")
@@ -128,7 +128,9 @@ def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> Non
         match(store, narrow(store.summaries(), dataset="birds", model="timm_lite1"), other)
 
 
-def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart(store: Store) -> None:
+def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    add(store, 1, backbone_card("lite1", 96), dataset="birds")
     other = add(store, 6, backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
     candidates = narrow(store.summaries(), dataset="birds", model="timm_lite1")
     assert len(candidates) == 2

@@ -1,6 +1,7 @@
 """``verify`` finds what is wrong, all of it, and names it; a sound store passes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sfm.stats_store.cards import ObjectRecord, Summary
 from sfm.stats_store.digest import canonical, sha256
 from sfm.stats_store.history import remove
 from sfm.stats_store.publish import Draft
-from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verified import record_of
 from sfm.stats_store.verify import verify
 
@@ -26,12 +27,17 @@ def add(store: Store, seed: int, **more: Any) -> Summary:
     return commit(draft, fingerprint=f"{seed:064x}", **more).summary
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = create_store(str(tmp_path))
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = create_store(str(tmp_path_factory.mktemp("original")))
     add(store, 1)
     add(store, 2)
-    return store
+    return Path(store.url)
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> Store:
+    return open_store(str(shutil.copytree(original, tmp_path / "store")))
 
 
 def run_of(store: Store, summary: Summary) -> Path:
