@@ -21,8 +21,8 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "train/mean": ("class", "feature"),
     "train/scatter_diagonal": ("class", "feature"),
     "train/within_scatter": ("feature", "feature_b"),
-    "train/centre": ("class", "centre", "feature"),
-    "train/centre_count": ("class", "centre"),
+    "train/centre": ("class", "sub_class", "feature"),
+    "train/centre_count": ("class", "sub_class"),
     "classifier/weight": ("class", "feature"),
     "classifier/bias": ("class",),
     "test/feature": ("sample", "feature"),
@@ -44,10 +44,10 @@ def dimensions(name: str) -> tuple[str, ...]:
     """Return the dimension names of an array.
 
     ``train/centre_5`` and ``train/centre_10`` lie in one group, in which a dimension has one length: their
-    axis over centres is called ``centre_5`` and ``centre_10``.
+    axis over sub-classes is called ``sub_class_5`` and ``sub_class_10``.
     """
     number = name.removeprefix(generic(name))
-    return tuple(f"centre{number}" if axis == "centre" else axis for axis in DIMENSIONS[generic(name)])
+    return tuple(axis + number if axis == "sub_class" else axis for axis in DIMENSIONS[generic(name)])
 
 
 def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
