@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.views import Crops, draw_crops, look, stream
+from sfm.backbones.views import Crops, draw_crops, stream
+from sfm.distill.resample import look
 
 VIEWS = 102
 """Purpose of the random streams that views are drawn from."""
@@ -75,11 +76,10 @@ def augment(images: Tensor, views: Views, out: int) -> Tensor:
     Tensor, shape (N * A, 3, out, out)
         Noise is added without clipping, so values may leave [0, 1].
     """
-    each = len(views.noisy) // len(images)
-    seen = look(images.repeat_interleave(each, dim=0) if each > 1 else images, views.crops, out)
-    noise = torch.zeros_like(seen)
+    seen = look(images, views.crops, out)
+    noisy = np.flatnonzero(views.noisy)
+    noise = seen.new_empty((len(noisy), *seen.shape[1:]))
     generator = torch.Generator(seen.device)
-    for view in np.flatnonzero(views.noisy):
-        generator.manual_seed(int(views.noise_seed[view]))
-        noise[view].normal_(NOISE_MEAN, NOISE_STD, generator=generator)
-    return seen + noise
+    for values, view in zip(noise, noisy, strict=True):
+        values.normal_(NOISE_MEAN, NOISE_STD, generator=generator.manual_seed(int(views.noise_seed[view])))
+    return seen.index_add(0, torch.from_numpy(noisy).to(seen.device), noise)

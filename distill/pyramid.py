@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.views import interpolation_matrix, stream
+from sfm.distill.resample import Resampling, resample, resampling, taps
 
 LEVEL_NOISE = 101
 """Purpose of the random streams that levels start from."""
@@ -38,17 +39,28 @@ def colour_matrix() -> Tensor:
 
 
 @cache
-def _upsampling(resolution: int, canvas: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    whole = interpolation_matrix(np.zeros(1), np.full(1, float(resolution)), resolution, canvas)
-    return whole[0].to(device, dtype)
+def _widening(side: int, canvas: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Matrix that upsamples rows of `side` pixels from the right, shape (side, canvas)."""
+    whole = interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)
+    return whole[0].T.to(device, dtype)
+
+
+@cache
+def _heightening(sides: tuple[int, ...], canvas: int, device: torch.device) -> Resampling:
+    """Matrix that upsamples columns of levels stacked on each other and adds them up."""
+    below = np.cumsum((0, *sides))
+    each = [taps(np.zeros(1), np.full(1, float(side)), side, canvas) for side in sides]
+    columns = np.concatenate(
+        [start + pixels[0] for start, (pixels, _) in zip(below, each, strict=False)], axis=1
+    )
+    return resampling(columns, np.concatenate([weights[0] for _, weights in each], axis=1), below[-1], device)
 
 
 def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
     """Turn pyramids into images: ``sigmoid(2 * colour(sum of upsampled levels))``.
 
-    Upsampling is bilinear with half-pixel centres: a level L of side r adds ``U_r L U_r^T``. The sum over
-    levels is taken inside one matrix product, ``[U_1 | U_2 | ...] [L_1 U_1^T; L_2 U_2^T; ...]``, so that no
-    level is blown up to full size by itself.
+    Upsampling is bilinear with half-pixel centres, one axis after the other; the second upsamples the widened
+    levels and adds them up in one, so that no level is blown up to full size by itself.
 
     Parameters
     ----------
@@ -62,14 +74,20 @@ def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
     Tensor, shape (N, 3, canvas, canvas)
         Values in [0, 1].
     """
+    count, device, dtype = len(levels[0]), levels[0].device, levels[0].dtype
     coarse = [level for level in levels if level.shape[-1] < canvas]
-    up = [_upsampling(level.shape[-1], canvas, level.device, level.dtype) for level in coarse]
-    widened = [level @ matrix.T for level, matrix in zip(coarse, up, strict=True)]
-    total = torch.cat(up, dim=1) @ torch.cat(widened, dim=2)
+    sides = tuple(level.shape[-1] for level in coarse)
+    widened = [
+        level.flatten(0, 1).transpose(0, 1) @ _widening(side, canvas, device, dtype)
+        for level, side in zip(coarse, sides, strict=True)
+    ]
+    rows = resample(torch.cat(widened).flatten(1), _heightening(sides, canvas, device))
+    total = rows.view(canvas, count, 3, canvas).permute(1, 2, 0, 3)
     if len(coarse) < len(levels):
-        total = total + levels[-1]
-    colours = 2 * colour_matrix().to(total)
-    return torch.sigmoid(colours @ total.flatten(2)).view(total.shape)
+        total = levels[-1] + total
+    colours = (2 * colour_matrix()).to(total).expand(count, -1, -1)
+    mixed = torch.bmm(colours, total.reshape(count, 3, -1))
+    return mixed.sigmoid_().view(count, 3, canvas, canvas)
 
 
 def grow(

@@ -1,0 +1,54 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfm.backbones import views
+from sfm.distill.resample import look, resample, resampling, taps
+
+
+@given(
+    rows=st.integers(1, 12), columns=st.integers(1, 12), per_row=st.integers(1, 4), seed=st.integers(0, 999)
+)
+@settings(deadline=None)
+def test_resampling_multiplies_by_a_matrix_and_its_gradient_by_the_transpose(
+    rows: int, columns: int, per_row: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    places, weights = rng.integers(columns, size=(rows, per_row)), rng.normal(size=(rows, per_row))
+    dense = np.zeros((rows, columns))
+    np.add.at(dense, (np.arange(rows)[:, None], places), weights)
+    matrix = torch.from_numpy(dense).float()
+    table = torch.from_numpy(rng.normal(size=(columns, 5))).float().requires_grad_()
+    towards = torch.from_numpy(rng.normal(size=(rows, 5))).float()
+    result = resample(table, resampling(places, weights, columns, torch.device("cpu")))
+    torch.testing.assert_close(result, matrix @ table, atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad((result * towards).sum(), table)
+    torch.testing.assert_close(gradient, matrix.T @ towards, atol=1e-5, rtol=1e-5)
+
+
+@given(size=st.integers(1, 30), out=st.integers(1, 30), seed=st.integers(0, 999))
+def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, out: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    start, length = rng.uniform(-1, size, 4), rng.uniform(0.1, size, 4)
+    mirror = rng.uniform(size=4) < 0.5
+    pixels, weights = taps(start, length, size, out, mirror)
+    dense = np.zeros((4, out, size))
+    np.add.at(dense, (np.arange(4)[:, None, None], np.arange(out)[:, None], pixels), weights)
+    matrix = views.interpolation_matrix(start, length, size, out, mirror).numpy()
+    np.testing.assert_allclose(dense, matrix, atol=1e-6)
+
+
+@given(each=st.integers(1, 3), count=st.integers(1, 3), size=st.integers(8, 20), seed=st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_looking_equals_the_matrix_products_of_the_backbones_views(
+    each: int, count: int, size: int, seed: int
+) -> None:
+    crops = views.draw_crops(np.random.default_rng(seed), count * each, size)
+    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    ours, theirs = look(images, crops, 12), views.look(images.repeat_interleave(each, 0), crops, 12)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    towards = torch.rand(ours.shape, generator=torch.Generator().manual_seed(seed + 1))
+    (one,) = torch.autograd.grad((ours * towards).sum(), images)
+    (two,) = torch.autograd.grad((theirs * towards).sum(), images)
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
