@@ -16,15 +16,12 @@ from obstore.store import LocalStore
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.history import Generation, generations
-from sfm.stats_store.location import delete_below, list_objects, reaching
-from sfm.stats_store.store import Store
+from sfm.stats_store.location import UNFINISHED, delete_below, list_objects, reaching
+from sfm.stats_store.store import MARK, Store
 
 SAFE_AGE = datetime.timedelta(days=7)
 
 Reason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
-
-UNFINISHED = re.compile(r"#\d+$")
-"""How obstore names a local file until it is complete; a killed writer leaves it, and no listing shows it."""
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -256,10 +253,11 @@ def delete(store: Store, garbage: Garbage) -> None:
         if garbage.reason == "abandoned staging":
             path.with_suffix(".lock").unlink(missing_ok=True)
         return
-    delete_below(store.objects, garbage.path)
+    delete_below(store.objects, garbage.shown)
     for commit in garbage.commits:
-        with suppress(FileNotFoundError):  # another collection was faster
-            obstore.delete(store.objects, commit)
+        for shown in (commit, commit.removesuffix(".json") + MARK):
+            with suppress(FileNotFoundError):  # another collection was faster
+                obstore.delete(store.objects, shown)
 
 
 def parse_age(text: str) -> datetime.timedelta:

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import os
+import re
 import secrets
 import shutil
 import time
@@ -48,6 +49,9 @@ AT_WORK: "RetryConfig" = {
     },
 }
 """A place that has answered before will do so again; hours of work may depend on it."""
+
+UNFINISHED = re.compile(r"#\d+$")
+"""How obstore names a local file until it is complete; no listing shows it, and a killed writer leaves it."""
 
 READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
@@ -309,7 +313,8 @@ def settle(objects: ObjectStore, path: str) -> None:
     root = Path(objects.prefix)
     target = root / path
     above = [folder for folder in target.parents if folder.is_relative_to(root)]
-    for file in [target, *target.rglob("*"), *above]:
+    whole = (file for file in target.rglob("*") if not UNFINISHED.search(file.name))
+    for file in [target, *whole, *above]:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)

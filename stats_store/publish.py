@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import logging
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ from sfm.stats_store.location import (
 from sfm.stats_store.schema import create_array
 from sfm.stats_store.store import MARK, PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,14 @@ class Draft:
     def discard(self) -> None:
         """Delete what was written, unless readers may see it already.
 
-        A writer that never learned whether its commit arrived cannot know; garbage collection can.
+        A writer that never learned whether its commit arrived cannot know, and one may not be allowed to
+        delete at all: garbage collection takes what is left.
         """
         if not self.offered:
-            with reaching(self.store.url):
+            try:
                 delete_below(self.store.objects, f"runs/{self.run}")
+            except (BaseError, OSError) as error:
+                LOG.warning("runs/%s is left for `sfm store gc` (%s)", self.run, type(error).__name__)
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "zarr.Array[Any]":
         objects = RecordingStore(ZarrObjectStore(self.store.objects), self.run, self.written)

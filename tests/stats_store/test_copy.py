@@ -1,6 +1,7 @@
 """Copying between stores: the same bytes arrive, once, or the copy says why not."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -84,8 +85,7 @@ def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing_o
 def test_a_resumed_copy_is_safe_from_garbage_collection(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
     copy(disk, target, disk.summaries())
-    for path in (tmp_path / "t" / "index").rglob("*.json"):
-        path.unlink()
+    shutil.rmtree(tmp_path / "t" / "index")
     grow_old(tmp_path / "t")
     assert len(collect(target, dry_run=True).deleted) == 3
     (done,) = copy(disk, target, disk.summaries()[:1])
