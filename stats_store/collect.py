@@ -253,11 +253,11 @@ def delete(store: Store, garbage: Garbage) -> None:
         if garbage.reason == "abandoned staging":
             path.with_suffix(".lock").unlink(missing_ok=True)
         return
-    delete_below(store.objects, garbage.shown)
+    delete_below(store.objects, garbage.path)
     for commit in garbage.commits:
-        for shown in (commit, commit.removesuffix(".json") + MARK):
+        for name in (commit, commit.removesuffix(".json") + MARK):
             with suppress(FileNotFoundError):  # another collection was faster
-                obstore.delete(store.objects, shown)
+                obstore.delete(store.objects, name)
 
 
 def parse_age(text: str) -> datetime.timedelta:
