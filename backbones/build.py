@@ -18,6 +18,7 @@ from sfm.backbones.checkpoint import first_line, packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.hub import hub_file
 from sfm.backbones.identity import is_under, reaching, weights_digest
+from sfm.backbones.memory import keep_freed_memory
 from sfm.backbones.preprocess import preprocessing_of
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
@@ -96,6 +97,8 @@ class Backbone:
 def load_backbone(spec: str, *, image_size: int | None = None, device: str = "auto") -> Backbone:
     """Build a backbone, load its weights, and identify it.
 
+    From then on the process keeps the memory it frees: its batches are all of one size.
+
     The digest of the weights is taken at the resolution they were stored in; only then are position
     embeddings resampled to the wanted size, and batch norms folded into convolutions.
 
@@ -118,6 +121,7 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
         If the spec names nothing known, its weights cannot be had, do not fit the architecture or are not
         finite, if the model cannot take the image size, or if there is no such device.
     """
+    keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
     if image_size is not None and image_size < 1:

@@ -23,7 +23,7 @@ import torch
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.engine import Plan, advance, begin
 from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.memory import keep_freed_memory
+from sfm.backbones.memory import keep_freed_memory
 from sfm.distill.pyramid import resolutions
 
 

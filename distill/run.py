@@ -28,7 +28,6 @@ from sfm.distill.engine import Objective, Plan, State, advance, begin, even_grow
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
-from sfm.distill.memory import keep_freed_memory
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.history import known_summaries
@@ -98,7 +97,6 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     Interrupted
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
-    keep_freed_memory()
     saved = find_run(config.out, config.resume)
     store = open_store(config.store)
     model = parse_spec(config.backbone).model

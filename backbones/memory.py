@@ -1,4 +1,4 @@
-"""Keep the C library from handing memory back to the kernel between two steps of the same size."""
+"""Keep the C library from handing memory back to the kernel between two batches of the same size."""
 
 import ctypes
 import platform
@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Make this process reuse the memory that it frees, where the C library is glibc; elsewhere, do nothing.
 
     Tensors of a megabyte or more are otherwise unmapped when they are freed, or the top of the heap is, and
-    the kernel clears every page anew when the next step touches it.
+    the kernel clears every page anew when the next batch touches it.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

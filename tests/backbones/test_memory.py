@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from sfm.distill.memory import keep_freed_memory
+from sfm.backbones.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
