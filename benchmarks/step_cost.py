@@ -23,7 +23,6 @@ import torch
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.engine import Plan, advance, begin
 from sfm.distill.flow import flow, sfm_loss
-from sfm.backbones.memory import keep_freed_memory
 from sfm.distill.pyramid import resolutions
 
 
@@ -49,7 +48,6 @@ def bare_call(backbone: Backbone, images: int) -> Callable[[], object]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time both, in alternation."""
-    keep_freed_memory()
     backbone = load_backbone(arguments.backbone, image_size=arguments.image_size, device=arguments.device)
     plan = Plan(
         classes=arguments.classes,
