@@ -175,6 +175,20 @@ def test_a_merged_entry_holds_the_moments_of_the_pooled_data_for_any_split_and_o
     assert nested.dataset.leaves == flat.dataset.leaves == ["0" * 64, "1" * 64, "2" * 64]
 
 
+def test_whoever_holds_one_part_can_take_it_off_the_union(store):
+    whole, a, b = halves(store)
+    union = opened(store, merge_entries(store, [a, b], "all"))
+    total, mine = union.read("train/count"), np.zeros(5, dtype=np.int64)
+    mean = np.zeros((5, FEATURES))
+    place = [whole.ids.index(i) for i in a.dataset.class_ids]
+    mine[place], mean[place] = a.read("train/count"), a.read("train/mean")
+    others = total - mine
+    left = np.flatnonzero(others)
+    found = (total[:, None] * union.read("train/mean") - mine[:, None] * mean)[left] / others[left, None]
+    assert [whole.ids[c] for c in left] == b.dataset.class_ids
+    np.testing.assert_allclose(found, b.read("train/mean"), rtol=1e-9)
+
+
 def halves(store: Store, **words) -> tuple[Data, Entry, Entry]:
     """A dataset, and the entries of two teams who have half of it each; each has a class of its own."""
     whole = data(3)

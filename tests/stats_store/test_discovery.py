@@ -1,0 +1,71 @@
+"""Finding out what a store holds, without loading it."""
+
+import time
+
+import pytest
+from toy_entries import commit, fill, put
+
+from sfm import store_tables
+from sfm.stats_store.copying import copy
+from sfm.stats_store.publish import Draft, put_commit
+from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.verify import verify
+
+
+@pytest.mark.parametrize("entries", [50, pytest.param(1000, marks=pytest.mark.torture)])
+def test_listing_reads_commits_alone(tmp_path, entries):
+    store = create_store(str(tmp_path))
+    real = put(store)
+    whole = store.commit(f"index/{real.key}/00000001.json")
+    for number in range(entries - 1):
+        summary = real.model_copy(update={"fingerprint": f"{number:064x}"})
+        put_commit(store, summary.key, 1, whole.model_copy(update={"run": f"{number:x}", "summary": summary}))
+    began = time.perf_counter()
+    assert len(open_store(str(tmp_path)).summaries()) == entries
+    seconds = time.perf_counter() - began
+    print(f"\ntorture: `ls` of {entries} entries in a folder: {seconds:.2f} s")
+
+
+def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
+    store = open_store(fashion_store)
+    (summary,) = [s for s in store.summaries() if (s.backbone, s.role) == ("lite0", "full")]
+    entry = store.open(summary)
+    document = store_tables.entry_document(entry)
+    assert document["dataset"]["licence"] == "MIT"
+    assert document["dataset"]["source"] == "builtin:fashion-mnist-6k"
+    assert document["backbone"]["hash"] == summary.backbone_hash
+    assert document["classifier"]["held_out_top1"] == summary.held_out_top1
+    assert [(c["name"], c["train_samples"], c["test_samples"]) for c in document["classes"]][:2] == [
+        ("T-shirt/top", 40, 40),
+        ("Trouser", 40, 40),
+    ]
+    mean = document["arrays"]["train/mean"]
+    assert (mean["shape"], mean["dtype"], mean["bytes"]) == ([10, 1280], "float64", 10 * 1280 * 8)
+
+
+def test_sizes_are_those_on_the_disk(tmp_path):
+    store = create_store(str(tmp_path))
+    entry = store.open(put(store))
+    document = store_tables.entry_document(entry)
+    folder = tmp_path / "runs" / document["run"]
+    on_disk = {
+        name: sum(p.stat().st_size for p in (folder / name).rglob("*") if p.is_file())
+        for name in document["arrays"]
+    }
+    assert {name: a["stored_bytes"] for name, a in document["arrays"].items()} == on_disk
+    assert document["stored_bytes"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    assert document["bytes"] == sum(entry.array(name).nbytes for name in entry.names())
+    assert document["compression_ratio"] == pytest.approx(document["bytes"] / sum(on_disk.values()))
+
+
+def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_path):
+    store = create_store(str(tmp_path / "s"))
+    draft = Draft(store)
+    draft.write("train/count", fill(Draft(store))["train/count"])
+    summary = commit(draft).summary
+    entry = store.open(summary)
+    assert entry.names() == ["train/count"]
+    document = store_tables.entry_document(entry)
+    assert {c["test_samples"] for c in document["classes"]} == {None}
+    assert [v.sound for v in verify(store)] == [True]
+    assert copy(store, create_store(str(tmp_path / "t")), [summary])[0].outcome == "copied"

@@ -1,0 +1,127 @@
+"""The rights that docs/store.md asks for on S3 are enough for each role, and no more than it says."""
+
+import datetime
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from s3_server import REGION, create_bucket, environment, running_s3
+from toy_entries import commit, fill, put
+
+from sfm.errors import InputError
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.collect import collect
+from sfm.stats_store.copying import copy
+from sfm.stats_store.history import remove
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.verify import verify
+
+DOCS = Path(__file__).parents[2] / "docs" / "store.md"
+POLICIES = dict(re.findall(r"<!-- policy: (\w+) -->\n\n```json\n(.*?)```", DOCS.read_text(), flags=re.DOTALL))
+URL = "s3://company-bucket/team/stats"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
+    """A server that enforces policies, with a store: what each role has in its environment, and an entry."""
+    with running_s3() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            patch.delenv(name)
+        owner = environment(endpoint)
+        for name, value in owner.items():
+            patch.setenv(name, value)
+        create_bucket(endpoint, "company-bucket")
+        summary = put(create_store(URL))
+        iam = boto3.client("iam", endpoint_url=endpoint, region_name=REGION)
+        roles = {}
+        for role, policy in POLICIES.items():
+            document = json.loads(policy.replace("BUCKET", "company-bucket").replace("PREFIX", "team/stats"))
+            if "s3:DeleteObject" in policy:
+                # moto asks for this right on the bucket when many objects go at once; Amazon on each object.
+                document["Statement"].append(
+                    {
+                        "Effect": "Allow",
+                        "Action": ["s3:DeleteObject"],
+                        "Resource": ["arn:aws:s3:::company-bucket"],
+                    }
+                )
+            iam.create_user(UserName=role)
+            iam.put_user_policy(UserName=role, PolicyName=role, PolicyDocument=json.dumps(document))
+            key = iam.create_access_key(UserName=role)["AccessKey"]
+            roles[role] = owner | {
+                "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+                "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+            }
+        enforce = urllib.request.Request(
+            f"{endpoint}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"}
+        )
+        urllib.request.urlopen(enforce, timeout=10).close()
+        yield roles, summary
+
+
+@pytest.fixture
+def become(server, monkeypatch) -> Callable[[str], Summary]:
+    """Take on a role; returns the entry that is in the store from the beginning."""
+    roles, summary = server
+
+    def take(role: str) -> Summary:
+        for name, value in roles[role].items():
+            monkeypatch.setenv(name, value)
+        return summary
+
+    return take
+
+
+def test_the_docs_have_three_roles():
+    assert sorted(POLICIES) == ["keeper", "reader", "writer"]
+
+
+def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
+    summary = become("reader")
+    store = open_store(URL)
+    assert store.open(summary).read("train/count").sum() > 0
+    assert all(v.sound for v in verify(store))
+    (done,) = copy(store, create_store(str(tmp_path)), [summary])
+    assert done.outcome == "copied"
+
+
+def test_a_reader_changes_nothing(become):
+    summary = become("reader")
+    with pytest.raises(InputError, match="permission denied by the server"):
+        create_store(URL)
+    with pytest.raises(InputError, match="permission denied by the server"):
+        remove(open_store(URL), summary)
+    assert summary in open_store(URL).summaries()
+
+
+def test_a_writer_publishes_loses_and_removes_without_deleting(become):
+    summary = become("writer")
+    store = create_store(URL)
+    mine = put(store, 1, fingerprint="a" * 64)
+    assert mine in store.summaries()
+    draft = Draft(store)
+    fill(draft)
+    assert commit(draft).outcome == "already there"
+    remove(store, mine)
+    assert mine not in store.summaries()
+    with pytest.raises(InputError, match="cannot use s3"):
+        collect(store, older_than=datetime.timedelta(0), now=True)
+    assert summary in store.summaries()
+
+
+def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
+    become("writer")
+    fill(Draft(create_store(URL)))
+    summary = become("keeper")
+    store = open_store(URL)
+    assert len(collect(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1
+    assert collect(store, older_than=datetime.timedelta(0), now=True).deleted == []
+    assert store.open(summary).read("train/count").sum() > 0
+    with pytest.raises(InputError, match="permission denied by the server"):
+        create_store(URL)
