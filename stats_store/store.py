@@ -168,7 +168,7 @@ class Store:
                 dataset=DatasetCard.model_validate(cards["dataset"]),
                 extraction=ExtractionCard.model_validate(cards["extraction"]),
                 classifier=ClassifierCard.model_validate(cards["classifier"]),
-                arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records),
+                arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read),
             )
         except (KeyError, ValidationError) as error:
             raise UpgradeError(

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import obstore
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -18,9 +19,6 @@ from zarr.storage import ObjectStore, WrapperStore
 from sfm.errors import DamageError
 from sfm.stats_store.cards import ObjectRecord
 from sfm.stats_store.location import read_object
-
-if TYPE_CHECKING:
-    import obstore
 
 
 def record_of(data: bytes) -> ObjectRecord:
@@ -42,7 +40,7 @@ def require_published(path: str, data: bytes | memoryview, record: ObjectRecord)
         raise DamageError(f"damaged object {path}: its SHA-256 is not the published one")
 
 
-def read_published(objects: "obstore.store.ObjectStore", path: str, record: ObjectRecord) -> bytes:
+def read_published(objects: obstore.store.ObjectStore, path: str, record: ObjectRecord) -> bytes:
     """Read an object and compare it with its record.
 
     Raises
@@ -72,15 +70,19 @@ class VerifiedStore(WrapperStore[ObjectStore[Any]]):
     store : zarr.storage.ObjectStore
     records : mapping of str to ObjectRecord
         By full path. An object that is not listed does not exist; one that is listed must.
+    read : mapping of str to bytes
+        Objects that were read and compared before; they are not asked for again.
     """
 
-    def __init__(self, store: ObjectStore[Any], records: Mapping[str, ObjectRecord]) -> None:
+    def __init__(
+        self, store: ObjectStore[Any], records: Mapping[str, ObjectRecord], read: Mapping[str, bytes]
+    ) -> None:
         super().__init__(store)
-        self._records = records
+        self._records, self._read = records, read
 
     def _with_store(self, store: Store) -> "VerifiedStore":
         assert isinstance(store, ObjectStore)
-        return VerifiedStore(store, self._records)
+        return VerifiedStore(store, self._records, self._read)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -92,7 +94,9 @@ class VerifiedStore(WrapperStore[ObjectStore[Any]]):
                 return None
             # Every chunk is written, so a chunk without a record is no chunk of zeros but a torn commit.
             raise DamageError(f"missing object {key}: the commit does not list it")
-        data = await asyncio.to_thread(read_published, self._store.store, key, record)
+        data = self._read.get(key)
+        if data is None:
+            data = await asyncio.to_thread(read_published, self._store.store, key, record)
         return prototype.buffer.from_bytes(_part(data, byte_range))
 
     async def get_partial_values(
@@ -135,7 +139,8 @@ class RecordingStore(WrapperStore[ObjectStore[Any]]):
         """Write an object, and note what was given."""
         data = value.to_bytes()
         self._written[key] = record_of(data)
-        await self._store.set(key, value)
+        # In one request: a writer killed between the parts of an upload leaves some that nobody can see.
+        await obstore.put_async(self._store.store, key, data, use_multipart=False)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write an object of the run unless it was written before; those above it are the store's."""

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.backbones.card import BackboneCard
-from sfm.errors import DamageError, InputError
+from sfm.errors import DamageError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
 from sfm.stats_store.digest import entry_digest, stream_digest
 from sfm.stats_store.location import reaching
 from sfm.stats_store.publish import options_digest
-from sfm.stats_store.schema import is_known
+from sfm.stats_store.schema import UpgradeError, is_known
 from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name
 from sfm.stats_store.verified import VerifiedStore, read_published
 
@@ -122,7 +122,7 @@ def commit_or_problem(store: Store, path: str) -> Commit | str:
     """Return a commit, or what is wrong with it."""
     try:
         return store.commit(path)
-    except (DamageError, InputError) as error:
+    except (DamageError, UpgradeError) as error:
         return str(error)
 
 
@@ -136,45 +136,51 @@ def verify_entry(
     by_array = {name: [p for p in records if p.startswith(f"{run}/{name}/c/")] for name in commit.arrays}
     chunks = {p for paths in by_array.values() for p in paths}
 
-    def examine(paths: Iterable[str]) -> list[str]:
-        return [p for p in pool.map(lambda path: object_problem(store, path, records[path]), paths) if p]
+    def examine(paths: Iterable[str]) -> list[bytes | str]:
+        return list(pool.map(lambda path: object_or_problem(store, path, records[path]), paths))
+
+    def problems_of(paths: Iterable[str]) -> list[str]:
+        return [found for found in examine(paths) if isinstance(found, str)]
 
     metadata = [p for p in records if p not in chunks]
-    problems = examine(metadata)
+    read = dict(zip(metadata, examine(metadata), strict=True))
+    problems = [found for found in read.values() if isinstance(found, str)]
+    sound = {p: found for p, found in read.items() if isinstance(found, bytes)}
     counter.add(len(metadata))
     if not problems:
-        problems += card_problems(store, commit, records)
-    arrays = VerifiedStore(ZarrObjectStore(store.objects, read_only=True), records)
+        problems += card_problems(commit, sound.get(f"{run}/zarr.json"))
+    arrays = VerifiedStore(ZarrObjectStore(store.objects, read_only=True), records, sound)
     for name, paths in by_array.items():
         if not is_known(name):
-            problems += examine(paths)  # of a later minor version: its bytes can be compared, not its values
+            problems += problems_of(
+                paths
+            )  # of a later minor version: its bytes can be compared, not its values
             counter.add(len(paths))
             continue
         found = array_problem(arrays, f"{run}/{name}", commit.arrays[name])
         # The first damaged chunk ends the reading of an array: look at every one, to name them all.
-        problems += (examine(paths) or [found]) if found else []
+        problems += (problems_of(paths) or [found]) if found else []
         counter.add(len(paths))
     size = sum(record.size for record in records.values())
     return Verdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
 
-def object_problem(store: Store, path: str, record: ObjectRecord) -> str | None:
-    """Return what is wrong with an object, or None."""
+def object_or_problem(store: Store, path: str, record: ObjectRecord) -> bytes | str:
+    """Return an object, or what is wrong with it."""
     try:
-        read_published(store.objects, path, record)
+        return read_published(store.objects, path, record)
     except DamageError as error:
         return str(error)
-    return None
 
 
-def card_problems(store: Store, commit: Commit, records: dict[str, ObjectRecord]) -> list[str]:
+def card_problems(commit: Commit, group: bytes | None) -> list[str]:
     """Compare the cards of a run with the key of its entry, and the entry digest with what it covers."""
     summary, path = commit.summary, f"runs/{commit.run}/zarr.json"
     assert summary is not None
-    if path not in records:
+    if group is None:
         return [f"missing object {path}: it was not published"]
     try:
-        cards = json.loads(read_published(store.objects, path, records[path]))["attributes"]
+        cards = json.loads(group)["attributes"]
         backbone = BackboneCard.model_validate(cards["backbone"]).hash
         fingerprint = DatasetCard.model_validate(cards["dataset"]).fingerprint
         options = options_digest(ExtractionCard.model_validate(cards["extraction"]).options)
