@@ -9,7 +9,7 @@ import numpy as np
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.stats_store.history import known_summaries
-from sfm.stats_store.merging import Merged, Rows, Trained, Trainer, merge_entries
+from sfm.stats_store.merging import Merged, Rows, Trained, Trainer, merge_entries, require_mergeable
 from sfm.stats_store.moments import Moments
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, create_store, open_store
@@ -54,8 +54,9 @@ def merge(
         raise InputError(f"--name {name!r} must not be empty or contain @ or #")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is none of auto, cpu, cuda")
-    target = create_store(store)
     entries = [find(part, store, backbone, image_size) for part in parts]
+    require_mergeable(entries)
+    target = create_store(store)
     union = name or "+".join(sorted({entry.dataset.name for entry in entries}))
     return merge_entries(target, entries, union, on_disk(device), replace=replace, progress=progress)
 

@@ -29,21 +29,25 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *(f"  $ sfm store {line}" for line in lines)])
 
 
-@store_app.command("ls", epilog=examples("ls ./store", "ls s3://team/stats --json"))
+@store_app.command("ls", no_args_is_help=True, epilog=examples("ls ./store", "ls s3://team/stats --json"))
 def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the entries of a store."""
     with terminal.reporting():
         from sfm.stats_store.store import open_store
 
-        entries = open_store(url).summaries()
+        entries, unreadable = open_store(url).survey()
         if as_json:
-            terminal.print_json({"entries": [s.model_dump(mode="json") for s in entries]})
+            shown = [s.model_dump(mode="json") for s in entries]
+            terminal.print_json({"entries": shown, "unreadable": unreadable})
         else:
             terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
+            for reason in unreadable:
+                print(f"note: left out: {reason}")
 
 
 @store_app.command(
     "show",
+    no_args_is_help=True,
     epilog=examples(
         "show ./store fashion-mnist-6k --backbone lite0", "show s3://team/stats birds --history --json"
     ),
@@ -85,7 +89,9 @@ def store_show(
 
 
 @store_app.command(
-    "verify", epilog=examples("verify ./store", "verify s3://team/stats --dataset birds --json")
+    "verify",
+    no_args_is_help=True,
+    epilog=examples("verify ./store", "verify s3://team/stats --dataset birds --json"),
 )
 def store_verify(
     url: Url,
@@ -126,6 +132,7 @@ def store_verify(
 
 @store_app.command(
     "copy",
+    no_args_is_help=True,
     epilog=examples(
         "copy ./store s3://team/stats", "copy s3://team/stats ./mine --dataset birds --backbone lite0"
     ),
@@ -178,6 +185,7 @@ def store_copy(
 
 @store_app.command(
     "merge",
+    no_args_is_help=True,
     epilog=examples(
         "merge ./union ./mine#birds s3://team/stats#birds --name all-birds",
         "merge ./store spring autumn --backbone lite0",
@@ -190,7 +198,7 @@ def store_merge(
     parts: Annotated[
         list[str],
         typer.Argument(
-            metavar="PART PART...",
+            metavar="PART",
             help="STORE#NAME, STORE#NAME@DIGEST or STORE#NAME@tuning; without STORE# the part is in URL.",
             show_default=False,
         ),
@@ -238,7 +246,9 @@ def store_merge(
 
 
 @store_app.command(
-    "rm", epilog=examples("rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run")
+    "rm",
+    no_args_is_help=True,
+    epilog=examples("rm ./store birds --backbone lite0", "rm s3://team/stats birds --all --dry-run"),
 )
 def store_rm(
     url: Url,
@@ -286,7 +296,9 @@ def store_rm(
 
 
 @store_app.command(
-    "gc", epilog=examples("gc ./store --dry-run", "gc ./store --older-than 30d", "gc s3://team/stats --now")
+    "gc",
+    no_args_is_help=True,
+    epilog=examples("gc ./store --dry-run", "gc ./store --older-than 30d", "gc s3://team/stats --now"),
 )
 def store_gc(
     url: Url,
