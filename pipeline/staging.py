@@ -139,7 +139,9 @@ class Staging:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         with part.open("wb") as out:
-            np.save(out, rows)
+            # numpy's own way of writing to a file forgets why it failed, e.g. that the disk is full.
+            np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(rows))
+            out.write(rows.tobytes(order="A"))
             out.flush()
             os.fsync(out.fileno())
         part.replace(file)
