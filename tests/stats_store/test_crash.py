@@ -216,17 +216,22 @@ def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 FAULTS: list[Fault] = ["500", "503", "drop", "truncate", "short", "lose answer", "500 after"]
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(15, marks=pytest.mark.torture)])
-def test_a_server_that_fails_now_and_then_is_asked_again(proxy: Proxy, s3_url: str, rounds: int) -> None:
-    rng = random.Random(rounds)
+def unreliable(seed: int, share: float) -> Callable[[Request], Fault | None]:
+    """Return a choice of faults that befall a share of all requests."""
+    rng = random.Random(seed)
 
-    def unreliable(request: Request) -> Fault | None:
-        fault = rng.choice(FAULTS) if rng.random() < 0.2 else None
+    def choose(request: Request) -> Fault | None:
+        fault = rng.choice(FAULTS) if rng.random() < share else None
         # A short answer that claims to be whole can only be told where there is a digest to compare it with.
         return None if fault == "short" and request.method != "GET" else fault
 
+    return choose
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(15, marks=pytest.mark.torture)])
+def test_a_server_that_fails_now_and_then_is_asked_again(proxy: Proxy, s3_url: str, rounds: int) -> None:
     for number in range(rounds):
-        proxy.choose = unreliable
+        proxy.choose = unreliable(number, 0.2)
         url = f"{s3_url}-{number}"
         publish_toy(url, 1)
         assert require_sound(url) == [PUBLISHED]
@@ -235,6 +240,29 @@ def test_a_server_that_fails_now_and_then_is_asked_again(proxy: Proxy, s3_url: s
     print(
         f"\ntorture: {len(proxy.broken)} of {len(proxy.seen)} S3 requests failed, broke off or lost their "
         f"answer; {rounds} entries published and read, none torn"
+    )
+
+
+@pytest.mark.torture
+def test_an_extraction_to_a_server_that_fails_now_and_then_has_the_digests_of_any_other(
+    proxy: Proxy, s3_url: str, tmp_path: Path
+) -> None:
+    def extraction(url: str) -> int | None:
+        arguments = [*EXTRACT, "--store", url, "--staging", str(tmp_path / "staging")]
+        process = child(processes(), sfm_command, arguments, str(tmp_path / "output"))
+        process.join()
+        return process.exitcode
+
+    assert extraction(str(tmp_path / "undisturbed")) == 0
+    wanted = require_sound(str(tmp_path / "undisturbed"))
+    for number in range(5):
+        proxy.choose = unreliable(number, 0.2)
+        assert extraction(f"{s3_url}-{number}") == 0, (tmp_path / "output").read_text()
+        proxy.choose = lambda _: None
+        assert require_sound(f"{s3_url}-{number}") == wanted
+    print(
+        f"\ntorture: 5 extractions to S3 while {len(proxy.broken)} of {len(proxy.seen)} requests "
+        f"failed: the digests of an undisturbed run"
     )
 
 
