@@ -1,11 +1,9 @@
 """``sfm store``: what its commands print, for people and for scripts, and how they end."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from s3_server import s3_endpoint, s3_url
 from toy_entries import backbone_card, commit, fill, grow_old, put
 from typer.testing import CliRunner, Result
 
+from sfm.api import DistillConfig, distill
 from sfm.cli import app
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store, open_store
@@ -271,19 +270,10 @@ def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_pa
     replace_with_other_means(store, old)
     assert old not in store.summaries()
     pinned = f"{old.dataset}@{old.entry_digest[:12]}"
-    command = [
-        str(Path(sys.executable).with_name("sfm")),
-        "distill",
-        "--store",
-        store.url,
-        "--backbone",
-        "lite0",
-    ]
-    command += ["--dataset", pinned, "--steps", "2", "--out", str(tmp_path / "d"), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "d" / "run.json").read_text())
-    assert record["entry_digest"] == old.entry_digest
+    run = distill(
+        DistillConfig(store=store.url, backbone="lite0", dataset=pinned, steps=2, out=tmp_path / "d")
+    )
+    assert run.record["entry_digest"] == old.entry_digest
 
 
 def replace_with_other_means(store: Store, summary) -> None:

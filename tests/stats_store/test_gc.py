@@ -75,6 +75,11 @@ def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(st
     assert runs(store) == {store.commit(f"index/{kept.key}/00000001.json").run}
     assert [(g.number, g.state) for g in generations(store)].count((3, "tombstone")) == 1
     assert collect(store, now=True).deleted == []
+    left = [item["path"] for batch in obstore.list(store.objects, prefix="index") for item in batch]
+    assert sorted(path.rpartition("/")[2] for path in left) == [
+        *("00000001.json", "00000001.published"),
+        *("00000003.json", "00000003.published"),
+    ]
 
 
 def test_the_number_of_a_collected_generation_is_never_used_again(store):
@@ -134,7 +139,8 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
     )
 
 
-def test_nothing_is_deleted_while_a_newest_commit_cannot_be_read(store):
+def test_nothing_is_deleted_while_a_newest_commit_cannot_be_read(tmp_path):
+    store = create_store(str(tmp_path))
     first = put(store, 0)
     put(store, 1, replace=True)
     before = runs(store)
@@ -144,7 +150,8 @@ def test_nothing_is_deleted_while_a_newest_commit_cannot_be_read(store):
     assert runs(store) == before
 
 
-def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(store):
+def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
+    store = create_store(str(tmp_path))
     first = put(store, 0)
     second = put(store, 1, replace=True)
     obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
