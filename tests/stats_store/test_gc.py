@@ -2,6 +2,7 @@
 
 import datetime
 import fcntl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,26 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
         assert sorted(p.name for p in (tmp_path / "staging").iterdir()) == ["busy", "busy.lock"]
         with (tmp_path / "staging" / "busy.lock").open() as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
+    store = create_store(str(tmp_path))
+    rounds = 12
+
+    def write(spec: str) -> None:
+        for seed in range(rounds):
+            put(store, seed, backbone=backbone_card(spec), replace=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write, spec) for spec in ("lite0", "lite1")]
+        while not all(w.done() for w in writers):
+            collect(store, now=True)
+        for writer in writers:
+            writer.result()
+    collect(store, now=True)
+    assert [s.generation for s in store.summaries()] == [rounds, rounds]
+    assert [v.problems for v in verify(store)] == [[], []]
+    assert len(runs(store)) == 2
 
 
 @pytest.mark.parametrize(
