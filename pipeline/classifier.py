@@ -16,6 +16,9 @@ L2_PATH = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Penalties tried, from strong to weak; each fit starts at the one before."""
 
 TOLERANCE = 1e-5
+PATH_TOLERANCE = 1e-3
+"""Fits that only choose the penalty need not be exact; the final one is held to ``TOLERANCE``."""
+
 MOST_ITERATIONS = 1000
 VALIDATION_EVERY = 10
 
@@ -76,6 +79,7 @@ def fit(
     l2: float,
     start: Fit,
     device: torch.device,
+    tolerance: float = TOLERANCE,
 ) -> Fit:
     """Minimise mean cross-entropy + l2/2 |W|^2 on standardised features, with L-BFGS and full gradients.
 
@@ -88,7 +92,7 @@ def fit(
         [weight, bias],
         max_iter=MOST_ITERATIONS,
         max_eval=2 * MOST_ITERATIONS,
-        tolerance_grad=TOLERANCE,
+        tolerance_grad=tolerance,
         tolerance_change=1e-14,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -116,7 +120,7 @@ def fit(
     assert bias.grad is not None
     steepest = max(weight.grad.abs().max().item(), bias.grad.abs().max().item())
     iterations = int(optimiser.state[weight]["n_iter"])
-    return Fit(weight.detach(), bias.detach(), iterations, steepest <= TOLERANCE)
+    return Fit(weight.detach(), bias.detach(), iterations, steepest <= tolerance)
 
 
 def mean_cross_entropy(
@@ -174,7 +178,7 @@ def train_classifier(
         fitting, validation = train.only(~held), train.only(held)
         best_loss, rises, current = float("inf"), 0, zero
         for l2 in path:
-            current = fit(fitting, int((~held).sum()), mean, std, l2, current, device)
+            current = fit(fitting, int((~held).sum()), mean, std, l2, current, device, PATH_TOLERANCE)
             weight, bias = on_raw_features(current.weight, current.bias, mean, std)
             loss = mean_cross_entropy(validation, weight.float().numpy(), bias.float().numpy())
             if loss < best_loss:
