@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
@@ -26,10 +27,12 @@ from sfm.distill.config import DistillConfig
 from sfm.distill.directory import whole_folder, write_file, writing
 from sfm.distill.engine import Objective, Plan, State, advance, begin, even_growth
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
+from sfm.distill.growth import write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.select import match, narrow
 from sfm.stats_store.store import Entry, open_store
@@ -131,11 +134,14 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
         "entry_digest": entry.summary.entry_digest,
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
+        "licence": entry.dataset.licence,
+        "train_samples": entry.dataset.train_samples,
         "backbone": backbone.card.model_dump(mode="json"),
         "image_size": plan.image_size,
         "canvas": plan.canvas,
         "ipc": plan.ipc,
         "seed": plan.seed,
+        "images": images_digest(state, plan),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device_name(backbone.device),
         "loss": checkpoint.loss,
@@ -237,6 +243,9 @@ def run_steps(
             seconds = time.perf_counter() - started
             append(history, state.step, loss, plan.learning_rate, resolution, seconds)
             progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}))
+            if plan.levels(state.step) > len(state.levels) or state.step == config.steps:
+                sheets = config.out / "growth"
+                write_sheet(sheets, state.step, state.levels, plan.classes, plan.ipc, plan.canvas)
             stop = stop_requested()
             if stop or state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 sync(history)
@@ -298,6 +307,13 @@ def publish(out: Path, entry: Entry, plan: Plan, state: State, record: dict[str,
     write_file(out / "preview.png", preview(out / "images", folders, card.class_names, title))
     write_file(out / "run.json", json.dumps(record, indent=1).encode())
     checkpoints.keep(out / "checkpoint", 1)
+
+
+def images_digest(state: State, plan: Plan) -> str:
+    """Return the digest of the images' pixels, by which images that were edited later are told."""
+    shape = (plan.classes * plan.ipc, plan.canvas, plan.canvas, 3)
+    parts = (image[None] for image in pixels(state.levels, plan.canvas))
+    return stream_digest(parts, np.dtype(np.uint8), shape)
 
 
 def device_name(device: torch.device) -> str:

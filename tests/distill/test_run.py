@@ -54,6 +54,7 @@ def test_a_run_leaves_images_classes_record_history_and_preview(config: DistillC
     assert sorted(path.name for path in out.iterdir()) == [
         "checkpoint",
         "classes.json",
+        "growth",
         "history.csv",
         "images",
         "preview.png",
