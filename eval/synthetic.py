@@ -32,7 +32,13 @@ class AskedFor(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """The part of ``run.json`` that evaluation needs."""
+    """The part of ``run.json`` that evaluation needs.
+
+    Attributes
+    ----------
+    images : str or None
+        Digest of the pixels that were distilled; None in runs of versions that did not write it.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -46,6 +52,7 @@ class RunRecord(BaseModel):
     image_size: int
     canvas: int
     ipc: int
+    images: str | None = None
 
 
 class ClassRecord(BaseModel):
@@ -67,6 +74,10 @@ class DistilledRun:
     record : RunRecord
     class_ids : list of str
         In the order of the labels.
+    class_names : list of str
+        Display names, in the same order; may repeat.
+    files : list of Path
+        The images' files, one for each of `pixels`.
     pixels : ndarray of uint8, shape (class * ipc, canvas, canvas, 3)
         The images of the first class, then those of the second, ...
     labels : ndarray of int64, shape (class * ipc,)
@@ -74,6 +85,8 @@ class DistilledRun:
 
     record: RunRecord
     class_ids: list[str]
+    class_names: list[str]
+    files: list[Path]
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
@@ -89,8 +102,8 @@ def read_run(directory: Path) -> DistilledRun:
     """
     if not directory.is_dir():
         raise InputError(f"no run directory at {directory}: give the --out of a `sfm distill`")
-    record = _parsed(TypeAdapter(RunRecord), directory / "run.json")
-    classes = _parsed(TypeAdapter(list[ClassRecord]), directory / "classes.json")
+    record = parsed(TypeAdapter(RunRecord), directory / "run.json")
+    classes = parsed(TypeAdapter(list[ClassRecord]), directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
         raise InputError(f"{directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
     folders = _numbered(directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
@@ -98,12 +111,21 @@ def read_run(directory: Path) -> DistilledRun:
     return DistilledRun(
         record,
         [c.class_id for c in classes],
+        [c.name for c in classes],
+        files,
         np.stack([_read_image(file, record.canvas) for file in files]),
         np.repeat(np.arange(len(classes)), record.ipc),
     )
 
 
-def _parsed(kind: TypeAdapter[Parsed], path: Path) -> Parsed:
+def parsed(kind: TypeAdapter[Parsed], path: Path) -> Parsed:
+    """Read a JSON file of a run's directory.
+
+    Raises
+    ------
+    InputError
+        If it is missing, or not what is written there.
+    """
     try:
         return kind.validate_json(path.read_bytes())
     except OSError as error:
