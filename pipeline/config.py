@@ -63,6 +63,13 @@ class ExtractConfig(BaseModel):
         description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the backbones run.")
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="Of the backbones' forward pass; bf16 is faster on a GPU."
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="What to do about images that cannot be decoded; the entry lists those skipped.",
+    )
     seed: int = Field(
         default=0, ge=0, description="Seed of sub-class centres, exemplars and the tuning split."
     )

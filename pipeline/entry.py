@@ -16,7 +16,7 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
 from sfm.pipeline.features import Pass
 from sfm.pipeline.moments import Moments, accumulate
-from sfm.pipeline.parts import Part, digests_of, options_of
+from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
@@ -38,6 +38,8 @@ class Job:
         Digest of the source's listing.
     features : Pass
         What the pass over the images cost.
+    gathered : Gathered
+        What it found.
     """
 
     config: ExtractConfig
@@ -46,6 +48,7 @@ class Job:
     staging: Staging
     listing: str
     features: Pass
+    gathered: Gathered
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def compute(
     job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: Listener
 ) -> Statistics:
     """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
-    classes, features = len(job.source.class_ids), backbone.card.features
+    classes, features = len(job.gathered.selection.class_ids), backbone.card.features
     stage = f"{'tuning ' if part.role == 'tuning' else ''}statistics of {backbone.card.spec}"
     progress(Progress(stage, 0, 3, "parts"))
     moments = accumulate(train, classes, features)
@@ -153,8 +156,9 @@ def write_exemplars(
     choice = choose_exemplars(train, labels, moments.mean, job.config.exemplars, job.config.seed)
     place = np.flatnonzero(part.train_rows)[choice.sample]
     sample = np.where(choice.sample < 0, -1, np.concatenate([p.samples for p in part.train])[place])
-    digests = np.concatenate(list(digests_of(job.staging, part.train)))[place]
-    images = exemplar_images(job.source, sample, digests, backbone.card.preprocessing)
+    digests = digests_at(job.staging, part.train, place)
+    sizes = job.gathered.sizes["train"]
+    images = exemplar_images(job.source, sample, digests, sizes, backbone.card.preprocessing)
     draft.write("exemplar/image", images)
     draft.write("exemplar/role", choice.role)
     draft.write("exemplar/sample", sample)
@@ -164,8 +168,8 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
     """Say which images the entry is of."""
     return DatasetCard(
         name=job.config.name or job.source.name,
-        class_ids=job.source.class_ids,
-        class_names=job.source.class_names,
+        class_ids=job.gathered.selection.class_ids,
+        class_names=job.gathered.selection.class_names,
         train_samples=train,
         test_samples=test,
         fingerprint=part.fingerprint,
@@ -187,6 +191,7 @@ def extraction_card(job: Job, backbone: Backbone, part: Part) -> ExtractionCard:
         seconds=job.features.seconds,
         images_per_second=job.features.images_per_second,
         listing=job.listing,
+        skipped=job.gathered.skipped,
     )
 
 

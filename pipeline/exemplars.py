@@ -1,5 +1,6 @@
 """A few real images per class, for the real-image baselines; stored only when asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,7 @@ def exemplar_images(
     source: Source,
     samples: npt.NDArray[np.int64],
     digests: npt.NDArray[np.uint8],
+    sizes: Sequence[int],
     preprocessing: Preprocessing,
 ) -> npt.NDArray[np.uint8]:
     """Read the chosen training images once more, as the backbone sees them.
@@ -69,9 +71,11 @@ def exemplar_images(
     Parameters
     ----------
     samples : ndarray of int64, shape (C, E)
-        Indices into the training split; -1 for none.
+        Positions in the training split; -1 for none.
     digests : ndarray of uint8, shape (C, E, 32)
         Their digests during the pass.
+    sizes : sequence of int
+        Samples per shard of the training split.
 
     Returns
     -------
@@ -85,14 +89,12 @@ def exemplar_images(
     """
     size = preprocessing.input_size
     images = np.zeros((*samples.shape, size, size, 3), dtype=np.uint8)
-    # In the source's order: a gzip file is unpacked once, not once per image.
-    for flat in np.argsort(samples, axis=None, kind="stable"):
-        c, e = np.unravel_index(flat, samples.shape)
-        i = int(samples[c, e])
-        if i < 0:
-            continue
-        data = source.train.read(i)
-        if sample_digest(data) != digests[c, e].tobytes():
-            raise InputError(f"{source.train.where(i)} changed while it was extracted; run again")
-        images[c, e] = crop(source.decode(data), preprocessing)
+    # In the source's order: a shard is read once, not once per image.
+    order = np.argsort(samples, axis=None, kind="stable")
+    places = order[samples.flat[order] >= 0]
+    for flat, sample in zip(places, source.train.read(samples.flat[places], sizes), strict=True):
+        place = np.unravel_index(flat, samples.shape)
+        if sample_digest(sample.data) != digests[place].tobytes():
+            raise InputError(f"{sample.where} changed while it was extracted; run again")
+        images[place] = crop(source.decode(sample.data), preprocessing)
     return images

@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.features import Pass, stage_features
-from sfm.pipeline.parts import options_of, parts_of, roles_of
-from sfm.pipeline.sources import open_source
-from sfm.pipeline.sources.source import digest_of, with_min_count
-from sfm.pipeline.staging import open_staging, partitions
+from sfm.pipeline.features import Pass, Rules, cores, follow, missing, stage
+from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
+from sfm.pipeline.selection import select
+from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.staging import open_staging, tasks_of
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
 from sfm.stats_store.store import Store, create_store
@@ -31,10 +33,13 @@ class Extraction:
         One per backbone and role, in the order asked for.
     features : Pass
         What the pass over the images cost; nothing was read if every entry was there already.
+    skipped : list of str
+        Samples that could not be decoded and are not in the entries: where each is, and why.
     """
 
     published: list[Published]
     features: Pass
+    skipped: list[str]
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -56,28 +61,61 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         If dataset, backbone, or store cannot be used; nothing is published then.
     """
     source = open_source(config.source)
-    if config.min_count is not None:
-        source = with_min_count(source, config.min_count, drop=config.small_classes == "drop")
+    nothing = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
+    selection = (
+        None
+        if source.labels is None
+        else select(config, source.class_ids or [], source.class_names, source.labels, nothing)
+    )
     backbones = [
         load_backbone(spec, image_size=config.image_size, device=config.device)
         for spec in dict.fromkeys(config.backbone)
     ]
     store = create_store(config.store)
-    listing = digest_of(source.spec.partition(":")[0], source.train.listing, source.test.listing)
+    listing = listing_of(config, source)
     known = {} if config.replace or config.rehash else known_entries(store, config, backbones, listing)
-    missing = [b for b in backbones if b.card.hash not in known]
-    if not missing:
-        return Extraction([p for b in backbones for p in known[b.card.hash]], Pass(0, 0, 0.0))
-    limit = config.limit_per_class
-    key = digest_of(listing, source.spec, str(limit), version("sfm-distill"), torch.__version__)
+    absent = [b for b in backbones if b.card.hash not in known]
+    if not absent:
+        published = [p for b in backbones for p in known[b.card.hash]]
+        skipped = store.open(published[0].summary).extraction.skipped
+        return Extraction(published, Pass(0, 0, 0.0), skipped)
+    key = digest_of(
+        listing,
+        source.spec,
+        str(config.limit_per_class),
+        config.precision,
+        version("sfm-distill"),
+        torch.__version__,
+    )
+    rules = Rules(config.limit_per_class, config.on_error, config.precision)
     with open_staging(staging_folder(config), key[:32]) as staging:
-        work = partitions(source, limit)
-        features = stage_features(source, work, missing, staging, progress)
-        parts = parts_of(config, source, work, staging)
-        job = Job(config, source, store, staging, listing, features)
-        for backbone in missing:
+        tasks = tasks_of(source, selection)
+        work = [task for task in tasks if missing(task, absent, staging) is not None]
+        steps = stage(source, work, absent, staging, rules, cores())
+        features = follow(steps, tasks, work, staging, progress)
+        gathered = gather(config, source, tasks, staging)
+        final = with_skipped(listing) if gathered.skipped else listing
+        job = Job(config, source, store, staging, final, features, gathered)
+        parts = parts_of(config, gathered, staging)
+        for backbone in absent:
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
-    return Extraction([p for b in backbones for p in known[b.card.hash]], features)
+    return Extraction([p for b in backbones for p in known[b.card.hash]], features, gathered.skipped)
+
+
+def listing_of(config: ExtractConfig, source: Source) -> str:
+    """Return the digest of all that tells, before anything is read, which samples an entry is of."""
+    parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
+    if config.min_count is not None and config.small_classes == "drop":
+        parts.append(f"classes of {config.min_count}")
+    return digest_of(*parts)
+
+
+def with_skipped(listing: str) -> str:
+    """Return what an entry that lacks unreadable samples has in place of the listing.
+
+    So a repeat that may skip samples finds it, and one that may not does not take it for complete.
+    """
+    return digest_of(listing, "skipped")
 
 
 def known_entries(
@@ -85,10 +123,11 @@ def known_entries(
 ) -> dict[str, list[Published]]:
     """Return, by backbone hash, the entries of this listing and these options, where none is missing."""
     wanted = [options_digest(options_of(config, role)) for role in roles_of(config)]
+    listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
     found = {
         (s.backbone_hash, s.options): Published(s, "already there")
         for s in store.summaries()
-        if s.listing == listing
+        if s.listing in listings
     }
     return {
         b.card.hash: [found[b.card.hash, options] for options in wanted]

@@ -1,127 +1,96 @@
-"""The one pass over the raw images: decode once, look through every backbone, stage the features."""
+"""The one pass over the raw images: decode once, look through every backbone, stage the features.
 
+On a CPU, each thread takes a batch all the way from encoded bytes to features, with operations that use no
+other thread: decoding and computing overlap, no core waits for another, and no bit of a feature depends on
+how many cores there are. On a GPU, the threads decode and take turns at the device.
+"""
+
+import os
+import struct
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocess import crop, to_tensor
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.fingerprint import sample_digest
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Partition, Staging
+from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.staging import Found, Skipped, Staging, Task
 
-BATCH = 64
-DECODERS = 2
-LOOK_AHEAD = 6
+BATCH = {"cpu": 16, "cuda": 256}
+"""Images that go through a backbone together: on a core, what its cache holds; on a GPU, what fills it."""
+
+AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
+"""Threads that may use a device at a time; on a GPU, one computes while the next sends its images."""
+
+UNDECODABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
+"""What image libraries raise on bytes that are no image depends on the bytes."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Decoded samples, cropped once per distinct preprocessing.
+class Rules:
+    """How images are looked at.
 
     Attributes
     ----------
-    samples : ndarray of int64, shape (n,)
-        Indices into the split.
-    pixels : dict of Preprocessing to ndarray of uint8, shape (n, size, size, 3)
-    digests : ndarray of uint8, shape (n, 32)
+    limit_per_class : int or None
+        Where labels are not known, samples of a class to decode at most, per task.
+    on_error : {"fail", "skip"}
+    precision : {"float32", "bf16"}
+        Of the forward pass; features are float32 in any case.
     """
 
-    samples: npt.NDArray[np.int64]
-    pixels: dict[Preprocessing, npt.NDArray[np.uint8]]
-    digests: npt.NDArray[np.uint8]
+    limit_per_class: int | None = None
+    on_error: Literal["fail", "skip"] = "fail"
+    precision: Literal["float32", "bf16"] = "float32"
 
 
-def decode_batch(
-    source: Source, split: str, samples: npt.NDArray[np.int64], wanted: Sequence[Preprocessing]
-) -> Batch:
-    """Read and decode samples, each once.
+@dataclass(frozen=True)
+class Step:
+    """A piece of the pass that is done.
 
-    Raises
-    ------
-    InputError
-        If one cannot be decoded; names it.
+    Attributes
+    ----------
+    images : int
+        Decoded.
+    skipped : int
+        Not decodable.
+    partitions : int
+        Completed by it: 0 or 1.
+    seconds : dict of str to float
+        What it took one thread, by ``"decode"`` and the backbones' specs.
     """
-    part = source.splits[split]
-    pixels: dict[Preprocessing, list[npt.NDArray[np.uint8]]] = {p: [] for p in wanted}
-    digests = []
-    for i in samples.tolist():
-        data = part.read(i)
-        digests.append(np.frombuffer(sample_digest(data), dtype=np.uint8))
-        try:
-            image = source.decode(data)
-            for preprocessing, rows in pixels.items():
-                rows.append(crop(image, preprocessing))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"cannot decode {part.where(i)}: {error}; repair or remove it") from error
-    return Batch(samples, {p: np.stack(rows) for p, rows in pixels.items()}, np.stack(digests))
 
-
-def decoded(
-    source: Source, work: Sequence[tuple[Partition, Sequence[Preprocessing]]]
-) -> Iterator[tuple[int, Batch]]:
-    """Decode partitions ahead of their use; batches come in order and never span two partitions.
-
-    Yields
-    ------
-    int, Batch
-        Position in `work`, and a batch of at most ``BATCH`` samples.
-    """
-    tasks = (
-        (position, partition.split, partition.samples[start : start + BATCH], wanted)
-        for position, (partition, wanted) in enumerate(work)
-        for start in range(0, len(partition.samples), BATCH)
-    )
-    waiting: deque[tuple[int, Future[Batch]]] = deque()
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-        try:
-            for position, split, samples, wanted in tasks:
-                waiting.append((position, pool.submit(decode_batch, source, split, samples, wanted)))
-                if len(waiting) > LOOK_AHEAD:
-                    first, batch = waiting.popleft()
-                    yield first, batch.result()
-            while waiting:
-                first, batch = waiting.popleft()
-                yield first, batch.result()
-        finally:
-            for _, batch in waiting:
-                batch.cancel()
-
-
-@torch.inference_mode()
-def features_of(backbone: Backbone, batch: Batch) -> npt.NDArray[np.float32]:
-    """Return the features of a batch, float32, shape (n, D).
-
-    Raises
-    ------
-    ValueError
-        If a feature is not finite; the message holds the position in the batch.
-    """
-    images = to_tensor(batch.pixels[backbone.card.preprocessing]).to(backbone.device)
-    rows: npt.NDArray[np.float32] = backbone.features(images).float().cpu().numpy()
-    return rows
-
-
-def require_finite(
-    rows: npt.NDArray[np.float32], batch: Batch, split: str, source: Source, backbone: Backbone
-) -> None:
-    """Refuse features that are not numbers; names the first image they come from."""
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        where = source.splits[split].where(int(batch.samples[bad[0]]))
-        raise InputError(
-            f"{backbone.card.spec} gives features that are not finite for {where}: check the weights of the "
-            f"backbone, or remove the image"
-        )
+    images: int = 0
+    skipped: int = 0
+    partitions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,47 +114,303 @@ class Pass:
         return self.read / self.seconds if self.read else 0.0
 
 
-def stage_features(
-    source: Source,
-    of: Sequence[Partition],
-    backbones: Sequence[Backbone],
-    staging: Staging,
-    progress: Listener,
-) -> Pass:
-    """Extract the features of every partition that is not staged yet, with every backbone.
+@dataclass(frozen=True)
+class Seen:
+    """A batch after all backbones have seen it.
 
-    Each partition ends with its sample digests; one whose rows are all there is not read again.
+    Attributes
+    ----------
+    kept : list of int
+        Places of its samples in the task.
+    digests : ndarray of uint8, shape (n, 32)
+    features : dict of str to ndarray of float32, shape (n, D)
+        By hash of the backbone.
+    skipped : list of Skipped
+    seconds : dict of str to float
+        As in `Step`.
+    """
+
+    kept: list[int]
+    digests: npt.NDArray[np.uint8]
+    features: dict[str, npt.NDArray[np.float32]]
+    skipped: list[Skipped]
+    seconds: dict[str, float]
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let torch's operations use one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return a batch of images on a device: float32 in [0, 1], shape (batch, channel, y, x)."""
+    if device.type == "cpu":
+        return to_tensor(pixels)
+    sent = torch.from_numpy(pixels).pin_memory().to(device, non_blocking=True)
+    # A quotient of tensors: by a plain number, CUDA multiplies with the reciprocal, which rounds otherwise.
+    return sent.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=device)
+
+
+def features_of(
+    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32"
+) -> npt.NDArray[np.float32]:
+    """Return the features of images that are cropped for a backbone, float32, shape (n, D)."""
+    device = backbone.device
+    mixed = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), mixed:
+        rows: npt.NDArray[np.float32] = backbone.features(on_device(pixels, device)).float().cpu().numpy()
+    return rows
+
+
+def look(
+    batch: Sequence[tuple[int, Sample]],
+    source: Source,
+    backbones: Sequence[Backbone],
+    rules: Rules,
+    gate: threading.Semaphore,
+) -> Seen:
+    """Decode samples, each once, and compute their features with every backbone.
+
+    Parameters
+    ----------
+    batch : sequence of (int, Sample)
+        With each sample its place in the task.
+    gate : Semaphore
+        Bounds the threads at the device.
 
     Raises
     ------
     InputError
-        If an image cannot be decoded or gives features that are not finite.
+        If a sample cannot be decoded and is not to be skipped, or its features are not finite; names it.
     """
-    missing = {p.name: [b for b in backbones if not staging.has(b.card.hash, p)] for p in of}
-    work = [
-        (p, sorted({b.card.preprocessing for b in missing[p.name]}, key=repr))
-        for p in of
-        if missing[p.name] or not staging.has("digests", p)
-    ]
-    total = sum(len(p.samples) for p in of)
-    resumed = total - sum(len(p.samples) for p, _ in work)
-    began, read = time.perf_counter(), 0
-    progress(Progress("features", resumed, total, "images"))
-    rows: dict[str, list[npt.NDArray[np.float32]]] = {}
-    digests: list[npt.NDArray[np.uint8]] = []
-    for position, batch in decoded(source, work):
-        partition, _ = work[position]
-        for backbone in missing[partition.name]:
-            found = features_of(backbone, batch)
-            require_finite(found, batch, partition.split, source, backbone)
-            rows.setdefault(backbone.card.hash, []).append(found)
-        digests.append(batch.digests)
-        read += len(batch.samples)
-        if sum(map(len, digests)) == len(partition.samples):
-            for key, parts in rows.items():
-                staging.put(key, partition, np.concatenate(parts))
-            staging.put("digests", partition, np.concatenate(digests))
-            rows, digests = {}, []
-        rate = read / (time.perf_counter() - began)
-        progress(Progress("features", resumed + read, total, "images", {"images/s": rate}))
-    return Pass(read, resumed, time.perf_counter() - began)
+    began = time.perf_counter()
+    wanted = dict.fromkeys(backbone.card.preprocessing for backbone in backbones)
+    kept: list[tuple[int, Sample, list[npt.NDArray[np.uint8]]]] = []
+    skipped: list[Skipped] = []
+    for place, sample in batch:
+        try:
+            image = source.decode(sample.data)
+            kept.append((place, sample, [crop(image, preprocessing) for preprocessing in wanted]))
+        except UNDECODABLE as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            if rules.on_error == "fail":
+                raise InputError(
+                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "
+                    f"decoded with --on-error skip"
+                ) from error
+            skipped.append(Skipped(place, sample.where, why))
+    digests = np.array([list(sample_digest(s.data)) for _, s, _ in kept], dtype=np.uint8).reshape(-1, 32)
+    pixels = {
+        preprocessing: np.stack([rows[i] for _, _, rows in kept])
+        for i, preprocessing in enumerate(wanted)
+        if kept
+    }
+    seconds = {"decode": time.perf_counter() - began}
+    features = {}
+    for backbone in backbones:
+        rows = np.zeros((0, backbone.card.features), dtype=np.float32)
+        if kept:
+            with gate:
+                began = time.perf_counter()
+                rows = features_of(backbone, pixels[backbone.card.preprocessing], rules.precision)
+                seconds[backbone.card.spec] = time.perf_counter() - began
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"{backbone.card.spec} gives features that are not finite for {kept[int(bad[0])][1].where}: "
+                f"check the weights of the backbone, or remove the image"
+            )
+        features[backbone.card.hash] = rows
+    return Seen([place for place, _, _ in kept], digests, features, skipped, seconds)
+
+
+def batches(
+    source: Source, task: Task, size: int, limit: int | None, labels: list[str]
+) -> Iterator[list[tuple[int, Sample]]]:
+    """Read a task and yield its samples in batches, each with its place; batches never span tasks.
+
+    Parameters
+    ----------
+    limit : int or None
+        Where labels are not known, samples of a class to yield at most: no more of them can be in use.
+    labels : list of str
+        Gets the label of every sample that is read.
+
+    Raises
+    ------
+    InputError
+        If there are fewer samples than were listed.
+    """
+    batch: list[tuple[int, Sample]] = []
+    seen: Counter[str] = Counter()
+    for place, sample in enumerate(task.read(source)):
+        labels.append(sample.label)
+        seen[sample.label] += 1
+        if task.rows is not None or limit is None or seen[sample.label] <= limit:
+            batch.append((place, sample))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if task.rows is not None and len(labels) != len(task.rows):
+        raise InputError(
+            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of partition "
+            f"{task.name} are there; run again"
+        )
+    if batch:
+        yield batch
+
+
+def missing(task: Task, backbones: Collection[Backbone], staging: Staging) -> list[Backbone] | None:
+    """Return the backbones whose features of a task are not staged; None if the task is complete."""
+    absent = [backbone for backbone in backbones if not staging.has(backbone.card.hash, task)]
+    complete = staging.has("digests", task) and staging.found_file(task).exists()
+    return None if complete and not absent else absent
+
+
+def stage(
+    source: Source,
+    tasks: Sequence[Task],
+    backbones: Sequence[Backbone],
+    staging: Staging,
+    rules: Rules,
+    threads: int,
+) -> Iterator[Step]:
+    """Read tasks and stage what is missing of each, in this process.
+
+    A task is complete when it says so, last of all; one that was cut short is read again.
+
+    Parameters
+    ----------
+    threads : int
+        Batches in work at a time.
+
+    Raises
+    ------
+    InputError
+        If images cannot be read or decoded, or give features that are not finite.
+    """
+    device = backbones[0].device.type
+    gate = threading.Semaphore(AT_A_TIME[device])
+    waiting: deque[Future[Seen] | Callable[[], None]] = deque()
+    parts: list[Seen] = []
+    with single_threaded(), ThreadPoolExecutor(threads, thread_name_prefix="look") as pool:
+
+        def ahead() -> Iterator[None]:
+            for task in tasks:
+                absent, labels = missing(task, backbones, staging), list[str]()
+                if absent is None:
+                    continue
+                for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
+                    waiting.append(pool.submit(look, batch, source, absent, rules, gate))
+                    yield
+                waiting.append(partial(save, staging, task, source, absent, labels, parts))
+                yield
+
+        def next_done() -> Step:
+            first = waiting.popleft()
+            if isinstance(first, Future):
+                parts.append(seen := first.result())
+                return Step(len(seen.kept) + len(seen.skipped), len(seen.skipped), 0, seen.seconds)
+            first()
+            parts.clear()
+            return Step(partitions=1)
+
+        try:
+            for _ in ahead():
+                while len(waiting) > threads + 2:
+                    yield next_done()
+            while waiting:
+                yield next_done()
+        finally:
+            for left in waiting:
+                if isinstance(left, Future):
+                    left.cancel()
+
+
+def save(
+    staging: Staging,
+    task: Task,
+    source: Source,
+    backbones: Sequence[Backbone],
+    labels: Sequence[str],
+    parts: Sequence[Seen],
+) -> None:
+    """Stage what was found in a task.
+
+    Raises
+    ------
+    InputError
+        If its samples are not those that another backbone saw before.
+    """
+    digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
+    if staging.has("digests", task) and not np.array_equal(np.load(staging.file("digests", task)), digests):
+        staging.forget(task)
+        raise InputError(
+            f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
+            f"run again"
+        )
+    for card in (backbone.card for backbone in backbones):
+        none = np.zeros((0, card.features), dtype=np.float32)
+        staging.put(card.hash, task, np.concatenate([none, *(seen.features[card.hash] for seen in parts)]))
+    staging.put("digests", task, digests)
+    known = task.rows is not None
+    classes = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    found = Found(
+        read=len(labels),
+        kept=[place for seen in parts for place in seen.kept],
+        skipped=[skipped for seen in parts for skipped in seen.skipped],
+        classes=[] if known else list(classes),
+        labels=[] if known else [classes[label] for label in labels],
+    )
+    staging.put_found(task, found)
+
+
+def follow(
+    steps: Iterator[Step], tasks: Sequence[Task], work: Sequence[Task], staging: Staging, progress: Listener
+) -> Pass:
+    """Consume the steps of a pass as they are made, and tell about them.
+
+    Where the number of images is not known, progress is in partitions.
+
+    Parameters
+    ----------
+    tasks, work : sequence of Task
+        All of them, and those that were not complete before.
+    """
+    began = time.perf_counter()
+    left = {task.name for task in work}
+    resumed = [found for task in tasks if task.name not in left and (found := staging.found(task))]
+    before = sum(len(found.kept) + len(found.skipped) for found in resumed)
+    sizes = [len(task.rows) for task in tasks if task.rows is not None]
+    by_images = len(sizes) == len(tasks)
+    total, unit = (sum(sizes), "images") if by_images else (len(tasks), "partitions")
+    read = skipped = partitions = 0
+    spent: Counter[str] = Counter()
+
+    def tell() -> None:
+        seconds = time.perf_counter() - began
+        done = before + read if by_images else len(resumed) + partitions
+        figures = {"images/s": read / seconds if read else 0.0}
+        figures["partitions left"] = len(tasks) - len(resumed) - partitions
+        if skipped:
+            figures["skipped"] = skipped
+        figures |= {f"{what} ms": 1e3 * s / read for what, s in spent.items() if read}
+        progress(Progress("features", min(done, total), total, unit, figures))
+
+    tell()
+    for step in steps:
+        read, skipped, partitions = read + step.images, skipped + step.skipped, partitions + step.partitions
+        spent.update(step.seconds)
+        tell()
+    return Pass(read, before, time.perf_counter() - began)

@@ -11,8 +11,10 @@ from sfm.backbones.views import stream
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.fingerprint import Tally
+from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Partition, Staged, Staging
+from sfm.pipeline.sources.source import some
+from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 
 Role = Literal["full", "tuning"]
 
@@ -65,7 +67,7 @@ def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
         "limit_per_class": config.limit_per_class,
         "tune_fraction": config.tune_fraction if role == "tuning" else None,
         "seed": config.seed,
-        "precision": "float32",
+        "precision": config.precision,
         "views": 1,
     }
 
@@ -76,27 +78,151 @@ def digests_of(staging: Staging, work: Sequence[Partition]) -> Iterator[npt.NDAr
         yield np.load(staging.file("digests", partition))
 
 
-def parts_of(
-    config: ExtractConfig, source: Source, work: Sequence[Partition], staging: Staging
-) -> list[Part]:
+def digests_at(
+    staging: Staging, work: Sequence[Partition], rows: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint8]:
+    """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
+    found = np.zeros((*rows.shape, 32), dtype=np.uint8)
+    start = 0
+    for digests in digests_of(staging, work):
+        here = (rows >= start) & (rows < start + len(digests))
+        found[here] = digests[rows[here] - start]
+        start += len(digests)
+    return found
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a pass over all tasks found.
+
+    Attributes
+    ----------
+    selection : Selection
+        The samples that make up the entries.
+    partitions : list of Partition
+        Where their features are.
+    sizes : dict of str to list of int
+        Samples per shard, by split.
+    skipped : list of str
+        Samples that could not be decoded: where each is, and why.
+    """
+
+    selection: Selection
+    partitions: list[Partition]
+    sizes: dict[str, list[int]]
+    skipped: list[str]
+
+
+def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging: Staging) -> Gathered:
+    """Put together what the tasks of a pass found, and choose the samples that make up the entries.
+
+    Raises
+    ------
+    InputError
+        If a sample could not be decoded and is not to be skipped, or the classes cannot be distilled.
+    """
+    found = {task.name: staging.found(task) for task in tasks}
+    told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
+    assert len(told) == len(tasks)
+    skipped = [f"{s.where}: {s.why}" for _, own in told for s in own.skipped]
+    if skipped and config.on_error == "fail":
+        raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
+    rows = positions(source, told)
+    known = source.labels
+    if known is None:
+        class_ids, labels = classes_met(source, told)
+        sizes = {name: [own.read for task, own in told if task.split == name] for name in source.splits}
+    else:
+        class_ids, labels = source.class_ids or [], known
+        sizes = {
+            name: [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
+            for name, split in source.splits.items()
+        }
+    none = np.zeros(0, dtype=np.int64)
+    unreadable = {
+        name: np.concatenate(
+            [none, *(rows[t.name][[s.place for s in own.skipped]] for t, own in told if t.split == name)]
+        )
+        for name in source.splits
+    }
+    selection = select(config, class_ids, source.class_names, labels, unreadable)
+    partitions = []
+    for task, own in told:
+        samples = rows[task.name][own.kept]
+        partitions.append(Partition(task.split, task.number, samples, selection.labels[task.split][samples]))
+    return Gathered(selection, partitions, sizes, skipped)
+
+
+def positions(source: Source, told: Sequence[tuple[Task, Found]]) -> dict[str, npt.NDArray[np.int64]]:
+    """Return, by task, the positions in the split of the samples that were read."""
+    start = dict.fromkeys(source.splits, 0)
+    rows = {}
+    for task, found in told:
+        rows[task.name] = start[task.split] + np.arange(found.read) if task.rows is None else task.rows
+        start[task.split] += found.read
+    return rows
+
+
+def classes_met(
+    source: Source, told: Sequence[tuple[Task, Found]]
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
+    """Return the classes of a source whose labels came with its samples, and all labels, by split.
+
+    Raises
+    ------
+    InputError
+        If samples are of classes that the source does not name, or the splits hold different classes.
+    """
+    met = {
+        name: {label for task, own in told if task.split == name for label in own.classes}
+        for name in source.splits
+    }
+    if source.class_ids is None:
+        odd = sorted(met["train"] ^ met["test"])
+        if odd:
+            raise InputError(
+                f"the training and the held-out split of {source.spec} hold different classes: {some(odd)} "
+                f"in one only"
+            )
+        class_ids = sorted(met["train"])
+    else:
+        class_ids = source.class_ids
+        unknown = sorted((met["train"] | met["test"]) - set(class_ids))
+        if unknown:
+            raise InputError(f"{source.spec} has samples of classes that it does not name: {some(unknown)}")
+    index = {class_id: c for c, class_id in enumerate(class_ids)}
+    labels = {}
+    for name in source.splits:
+        parts = [
+            np.array([index[label] for label in own.classes], dtype=np.int32)[own.labels]
+            for task, own in told
+            if task.split == name and own.read
+        ]
+        labels[name] = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+    return class_ids, labels
+
+
+def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> list[Part]:
     """Decide which staged rows make up each entry that is asked for, and fingerprint them."""
-    train = [p for p in work if p.split == "train"]
-    test = [p for p in work if p.split == "test"]
-    labels = np.concatenate([p.labels for p in train])
-    every_test = np.ones(sum(len(p.labels) for p in test), dtype=bool)
+    train = [p for p in gathered.partitions if p.split == "train"]
+    test = [p for p in gathered.partitions if p.split == "test"]
+    labels, held_out = (np.concatenate([p.labels for p in own]) for own in (train, test))
+    class_ids = gathered.selection.class_ids
+    in_use = labels != UNUSED
     tally = Tally()
-    for partition, digests in zip(work, digests_of(staging, work), strict=True):
-        tally.add(partition.split, source.class_ids, partition.labels, digests)
-    parts = [Part("full", train, test, np.ones(len(labels), dtype=bool), every_test, tally.fingerprint())]
+    for partition, digests in zip((*train, *test), digests_of(staging, (*train, *test)), strict=True):
+        rows = partition.labels != UNUSED
+        tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
+    parts = [Part("full", train, test, in_use, held_out != UNUSED, tally.fingerprint())]
     if config.tune_fraction is not None:
-        held = held_out_rows(labels, source.class_ids, config.tune_fraction, config.seed)
+        held = held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
         tally, start = Tally(), 0
         for partition, digests in zip(train, digests_of(staging, train), strict=True):
-            mask = held[start : start + len(partition.labels)]
-            start += len(mask)
-            for split, rows in (("train", ~mask), ("test", mask)):
-                tally.add(split, source.class_ids, partition.labels[rows], digests[rows])
-        parts.append(Part("tuning", train, train, ~held, held, tally.fingerprint()))
+            here = slice(start, start + len(partition.labels))
+            start = here.stop
+            for split, rows in (("train", in_use[here] & ~held[here]), ("test", held[here])):
+                tally.add(split, class_ids, partition.labels[rows], digests[rows])
+        parts.append(Part("tuning", train, train, in_use & ~held, held, tally.fingerprint()))
     return parts
 
 

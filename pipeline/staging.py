@@ -4,35 +4,133 @@ A partition's file appears under its name only when it is complete; what a kille
 name is overwritten by the next.
 """
 
+import dataclasses
 import fcntl
+import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import limited
+from sfm.pipeline.sources.source import Sample
 from sfm.stats_store.digest import BLOCK_ROWS
+
+LOCK_SECONDS = 2.0
+"""How long a staging folder may stay claimed by a process that is being killed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one worker reads at a time, in order; it becomes a partition.
+
+    Attributes
+    ----------
+    split : str
+    number : int
+        Of the partition; where labels are not known, also of the shard.
+    rows : ndarray of int64, shape (n,), or None
+        Positions in the split, ascending; None for a whole shard, whose labels only reading tells.
+    """
+
+    split: str
+    number: int
+    rows: npt.NDArray[np.int64] | None
+
+    @property
+    def name(self) -> str:
+        """Name of the partition's files."""
+        return f"{self.split}-{self.number:06d}"
+
+    def read(self, source: Source) -> Iterator[Sample]:
+        """Yield the samples."""
+        split = source.splits[self.split]
+        return split.shards[self.number].read(None) if self.rows is None else split.read(self.rows)
+
+
+def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
+    """Cut both splits into tasks; equal sources and selections give equal tasks.
+
+    Of a split that is used whole, every shard is a task: many kinds read fastest that way. Of other splits,
+    the samples in use are cut into tasks of ``BLOCK_ROWS``. Where labels are not known, there is no selection
+    yet, and shards are read whole.
+    """
+    found: list[Task] = []
+    for name, split in source.splits.items():
+        if selection is None:
+            found += [Task(name, number, None) for number in range(len(split.shards))]
+            continue
+        rows = selection.rows(name)
+        whole = len(rows) == len(selection.labels[name])
+        sizes = [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
+        cuts = np.cumsum(sizes)[:-1] if whole else np.arange(BLOCK_ROWS, len(rows), BLOCK_ROWS)
+        parts = [part for part in np.split(rows, cuts) if len(part)]
+        found += [Task(name, number, part) for number, part in enumerate(parts)]
+    return found
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be used.
+
+    Attributes
+    ----------
+    place : int
+        Among the samples that the task read.
+    where, why : str
+    """
+
+    place: int
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading a task told.
+
+    Attributes
+    ----------
+    read : int
+        Samples that were read.
+    kept : list of int
+        Places, among those, of the samples whose features are staged.
+    skipped : list of Skipped
+        Those that could not be decoded.
+    classes : list of str
+        Ids of the classes met, in the order of meeting; empty where labels were known.
+    labels : list of int
+        Per sample read, index into `classes`.
+    """
+
+    read: int
+    kept: list[int]
+    skipped: list[Skipped]
+    classes: list[str]
+    labels: list[int]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Consecutive samples of one split: the unit of work, of resuming, and of chunks in the store.
+    """Staged samples of one split: the unit of resuming.
 
     Attributes
     ----------
     split : str
     number : int
     samples : ndarray of int64, shape (n,)
-        Indices into the split; n is ``BLOCK_ROWS`` for all but the last partition.
+        Positions in the split.
     labels : ndarray of int32, shape (n,)
+        ``selection.UNUSED`` for samples that are not part of any entry.
     """
 
     split: str
@@ -44,17 +142,6 @@ class Partition:
     def name(self) -> str:
         """Name of the partition's files."""
         return f"{self.split}-{self.number:06d}"
-
-
-def partitions(source: Source, limit_per_class: int | None) -> list[Partition]:
-    """Cut both splits into partitions; equal sources and limits give equal partitions."""
-    found = []
-    for name, split in source.splits.items():
-        samples = limited(split, limit_per_class)
-        for number, start in enumerate(range(0, len(samples), BLOCK_ROWS)):
-            chosen = samples[start : start + BLOCK_ROWS]
-            found.append(Partition(name, number, chosen, split.labels[chosen]))
-    return found
 
 
 @dataclass(frozen=True)
@@ -125,30 +212,65 @@ class Staging:
 
     root: Path
 
-    def file(self, kind: str, partition: Partition) -> Path:
-        """Return where a partition's rows of a kind (a backbone's hash, or ``digests``) lie once complete."""
-        return self.root / kind / f"{partition.name}.npy"
+    def file(self, kind: str, of: Task | Partition) -> Path:
+        """Return where rows of a kind (a backbone's hash, or ``digests``) lie once complete."""
+        return self.root / kind / f"{of.name}.npy"
 
-    def has(self, kind: str, partition: Partition) -> bool:
+    def has(self, kind: str, of: Task | Partition) -> bool:
         """Say whether those rows are complete."""
-        return self.file(kind, partition).exists()
+        return self.file(kind, of).exists()
 
-    def put(self, kind: str, partition: Partition, rows: npt.NDArray[Any]) -> None:
+    def put(self, kind: str, of: Task | Partition, rows: npt.NDArray[Any]) -> None:
         """Save rows; they appear all at once."""
-        file = self.file(kind, partition)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        with part.open("wb") as out:
+        with appearing(self.file(kind, of)) as out:
             # numpy's own way of writing to a file forgets why it failed, e.g. that the disk is full.
             np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(rows))
             out.write(rows.tobytes(order="A"))
+
+    def found_file(self, task: Task) -> Path:
+        """Return where it is told what reading a task told."""
+        return self.root / "found" / f"{task.name}.json"
+
+    def put_found(self, task: Task, found: Found) -> None:
+        """Save what reading a task told; it comes last, so where it is, the digests are."""
+        with appearing(self.found_file(task)) as out:
+            out.write(json.dumps(dataclasses.asdict(found)).encode())
+
+    def found(self, task: Task) -> Found | None:
+        """Return what reading a task told; None if it was not read to its end."""
+        try:
+            record = json.loads(self.found_file(task).read_bytes())
+        except FileNotFoundError:
+            return None
+        return Found(**{**record, "skipped": [Skipped(**skipped) for skipped in record["skipped"]]})
+
+    def forget(self, task: Task) -> None:
+        """Delete all that is staged of a task."""
+        self.found_file(task).unlink(missing_ok=True)
+        for file in self.root.glob(f"*/{task.name}.npy"):
+            file.unlink(missing_ok=True)
+
+    def staged(self, kind: str, of: Sequence[Partition]) -> Staged:
+        """Return the rows of several partitions as one sequence."""
+        return Staged(tuple(self.file(kind, p) for p in of), tuple(p.labels for p in of))
+
+
+@contextmanager
+def appearing(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under its name only when it is complete and on the disk.
+
+    Two workers may be at the same file, when one was given up for dead: each writes its own.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
         part.replace(file)
-
-    def staged(self, kind: str, of: list[Partition]) -> Staged:
-        """Return the rows of several partitions as one sequence."""
-        return Staged(tuple(self.file(kind, p) for p in of), tuple(p.labels for p in of))
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -165,15 +287,39 @@ def open_staging(folder: Path, key: str) -> Iterator[Staging]:
         Equal for extractions that would compute the same features.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / f"{key}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        root = folder / key
-    except BlockingIOError:
-        root = folder / f"{key}-{uuid.uuid4().hex[:8]}"
-    root.mkdir(exist_ok=True)
-    with lock:
+    with claim(folder / f"{key}.lock") as mine:
+        root = folder / (key if mine else f"{key}-{uuid.uuid4().hex[:8]}")
+        root.mkdir(exist_ok=True)
         yield Staging(root)
         shutil.rmtree(root)
-        if root.name == key:
-            Path(lock.name).unlink(missing_ok=True)
+        if mine:
+            (folder / f"{key}.lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(file: Path) -> Iterator[bool]:
+    """Hold a file's lock, if it can be had; wait a little for one that a dying process still holds.
+
+    Yields
+    ------
+    bool
+        Whether it is held.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with file.open("w") as lock:
+            held = locked(lock, file)
+            if held or time.monotonic() > deadline:
+                yield held
+                return
+        time.sleep(0.05)
+
+
+def locked(lock: IO[str], file: Path) -> bool:
+    """Take the lock of an open file, unless another has it; say whether it is held."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A file that its holder has deleted meanwhile locks out nobody.
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False

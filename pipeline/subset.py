@@ -32,18 +32,19 @@ def subset(
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     for name, split, count in (("train", full.train, train), ("t10k", full.test, test)):
+        known, class_ids = split.labels, full.class_ids
+        assert known is not None
+        assert class_ids is not None
         chosen = np.concatenate(
-            [
-                rng.choice(np.flatnonzero(split.labels == c), count, replace=False)
-                for c in range(len(full.class_ids))
-            ]
+            [rng.choice(np.flatnonzero(known == c), count, replace=False) for c in range(len(class_ids))]
         )
         place = rng.permutation(len(chosen))
+        order = np.argsort(chosen)
         images = [b""] * len(chosen)
-        for position in np.argsort(chosen):
-            images[place[position]] = split.read(int(chosen[position]))
+        for position, sample in zip(order, split.read(chosen[order]), strict=True):
+            images[place[position]] = sample.data
         labels = np.empty(len(chosen), dtype=np.uint8)
-        labels[place] = [int(full.class_ids[c]) for c in split.labels[chosen]]
+        labels[place] = [int(class_ids[c]) for c in known[chosen]]
         height, width = full.decode(images[0]).size[::-1]
         write_idx(out / f"{name}-images-idx3-ubyte.gz", b"".join(images), (len(images), height, width))
         write_idx(out / f"{name}-labels-idx1-ubyte.gz", labels.tobytes(), (len(labels),))

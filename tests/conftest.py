@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sfm.pipeline.config import ExtractConfig
@@ -43,7 +44,7 @@ def image_folder(tmp_path: Path) -> Path:
         for label, class_id in enumerate(("bag", "boot", "trouser")):
             folder = root / name / class_id
             folder.mkdir(parents=True)
-            own = [i for i, y in enumerate(split.labels) if y == (8, 9, 1)[label]][:count]
-            for number, i in enumerate(own):
-                source.decode(split.read(i)).save(folder / f"{number:03d}.png")
+            own = np.flatnonzero(split.labels == (8, 9, 1)[label])[:count]
+            for number, sample in enumerate(split.read(own)):
+                source.decode(sample.data).save(folder / f"{number:03d}.png")
     return root

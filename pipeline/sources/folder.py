@@ -9,7 +9,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.source import Source, Split, digest_of
+from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
+
+READERS = 8
+"""Files read at a time: what a network disk takes to answer passes while others are decoded."""
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -98,9 +101,11 @@ def folder_split(root: Path, class_ids: list[str]) -> Split:
         except FileNotFoundError as error:
             raise InputError(f"{root / names[i]} vanished while the dataset was read; run again") from error
 
-    return Split(
+    return indexed_split(
         labels=np.array(labels, dtype=np.int32),
+        class_ids=class_ids,
         read=read,
         where=lambda i: str(root / names[i]),
         listing=digest_of(str(root.resolve()), "\n".join(seen)),
+        readers=READERS,
     )

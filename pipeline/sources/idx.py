@@ -3,7 +3,6 @@
 import gzip
 import importlib.resources
 import struct
-import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.source import Source, Split, digest_of
+from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
 
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 
@@ -75,8 +74,8 @@ def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
         spec=spec,
         class_ids=class_ids,
         class_names=class_names,
-        train=idx_split(find(root, "train-images-idx3-ubyte"), index[labels["train"]], shape),
-        test=idx_split(find(root, "t10k-images-idx3-ubyte"), index[labels["t10k"]], shape),
+        train=idx_split(find(root, "train-images-idx3-ubyte"), index[labels["train"]], class_ids, shape),
+        test=idx_split(find(root, "t10k-images-idx3-ubyte"), index[labels["t10k"]], class_ids, shape),
         decode=decode,
         licence=licence,
     )
@@ -129,7 +128,9 @@ def image_shape(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def idx_split(path: Path, labels: npt.NDArray[np.int32], shape: tuple[int, int]) -> Split:
+def idx_split(
+    path: Path, labels: npt.NDArray[np.int32], class_ids: list[str], shape: tuple[int, int]
+) -> Split:
     """Describe a split; images are read by seeking, so memory does not grow with the file."""
     file = open_idx(path)
     count, *found = read_header(path, file, 3)
@@ -138,22 +139,22 @@ def idx_split(path: Path, labels: npt.NDArray[np.int32], shape: tuple[int, int])
             f"{path} holds {count} images of {found[0]}x{found[1]}; "
             f"expected {len(labels)} of {shape[0]}x{shape[1]}"
         )
-    size, lock = shape[0] * shape[1], threading.Lock()
+    size = shape[0] * shape[1]
 
     def read(i: int) -> bytes:
-        with lock:
-            try:
-                file.seek(16 + i * size)
-                data = file.read(size)
-            except (OSError, EOFError) as error:
-                raise InputError(f"{path} is damaged at image {i}: {error}") from error
+        try:
+            file.seek(16 + i * size)
+            data = file.read(size)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{path} is damaged at image {i}: {error}") from error
         if len(data) != size:
             raise InputError(f"{path} ends before image {i} of {count}")
         return data
 
     status = path.stat()
-    return Split(
+    return indexed_split(
         labels=labels.astype(np.int32),
+        class_ids=class_ids,
         read=read,
         where=lambda i: f"image {i} of {path}",
         listing=digest_of(str(path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()),

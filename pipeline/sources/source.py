@@ -1,14 +1,87 @@
-"""What a source of labelled images is."""
+r"""What a source of labelled images is, and how to write one.
 
+A source is data: two splits, each a sequence of *shards*, and a function that decodes one sample. A shard is
+read in order, by one reader, as often as anyone likes; it is the unit that workers take, that is resumed, and
+that a broken run loses at most. There are two kinds of split:
+
+- Labels are known before anything is read (folders, index files, tables with a label column). Every shard
+  says its labels, and :func:`indexed_split` makes shards out of any function that reads the i-th sample.
+- Labels come with the samples (tar shards). A shard's ``labels`` are None, samples name their class, and the
+  classes of the dataset are those found in the pass; ``Source.class_ids`` may be None until then.
+
+A complete source of one's own, usable as ``pairs:PATH`` once an installed package declares the entry point
+``pairs = "my_package:pairs_source"`` in the group ``sfm.sources``::
+
+    def pairs_source(text: str) -> Source:
+        def split(name: str) -> Split:
+            lines = [line.split("\t") for line in Path(text, f"{name}.tsv").read_text().splitlines()]
+            return indexed_split(
+                labels=np.array([ids.index(label) for _, label in lines], dtype=np.int32),
+                class_ids=ids,
+                read=lambda i: Path(text, lines[i][0]).read_bytes(),
+                where=lambda i: lines[i][0],
+                listing=digest_of(name, *("\t".join(line) for line in lines)),
+            )
+
+        ids = Path(text, "classes.txt").read_text().split()
+        return Source("pairs", f"pairs:{text}", ids, ids, split("train"), split("test"), decode_image)
+"""
+
+import difflib
 import hashlib
-from collections.abc import Callable
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from sfm.errors import InputError
+from sfm.stats_store.digest import BLOCK_ROWS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image as it is stored.
+
+    Attributes
+    ----------
+    data : bytes
+        Encoded.
+    label : str
+        Id of its class.
+    where : str
+        Names it for a person, e.g. its path.
+    """
+
+    data: bytes
+    label: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples that are read in order.
+
+    Attributes
+    ----------
+    where : str
+        Names it for a person.
+    labels : ndarray of int32, shape (n,), or None
+        Index of each sample's class in ``Source.class_ids``; None if only reading tells.
+    read : callable
+        Given ascending positions (ndarray of int64), or None for all, yields those samples; raises InputError
+        if they cannot be read. It may be called again, in other processes too, and yields the same then; in
+        one process, one shard is read at a time.
+    """
+
+    where: str
+    labels: npt.NDArray[np.int32] | None
+    read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample]]
 
 
 @dataclass(frozen=True)
@@ -17,20 +90,40 @@ class Split:
 
     Attributes
     ----------
-    labels : ndarray of int32, shape (n,)
-        Index of each sample's class in ``Source.class_ids``.
-    read : callable
-        Returns the encoded bytes of sample ``i``; may be called from several threads.
-    where : callable
-        Names sample ``i`` for a person, e.g. its path.
+    shards : tuple of Shard
+        Either all know their labels, or none does.
     listing : str
         Digest (hexadecimal) of what can be seen of the samples without reading them: names, sizes, times.
     """
 
-    labels: npt.NDArray[np.int32]
-    read: Callable[[int], bytes]
-    where: Callable[[int], str]
+    shards: tuple[Shard, ...]
     listing: str
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32] | None:
+        """Labels of all samples, shape (n,); None if only reading tells."""
+        known = [shard.labels for shard in self.shards if shard.labels is not None]
+        if len(known) < len(self.shards):
+            return None
+        return np.concatenate([*known, np.zeros(0, dtype=np.int32)])
+
+    def read(self, rows: npt.NDArray[np.int64], sizes: Sequence[int] | None = None) -> Iterator[Sample]:
+        """Yield samples, given by ascending positions in the split.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+        sizes : sequence of int, optional
+            Samples per shard; needed where labels are not known.
+        """
+        if sizes is None:
+            sizes = [0 if shard.labels is None else len(shard.labels) for shard in self.shards]
+        ends = np.cumsum([0, *sizes])
+        cuts = np.searchsorted(rows, ends)
+        for number, shard in enumerate(self.shards):
+            own = rows[cuts[number] : cuts[number + 1]]
+            if len(own):
+                yield from shard.read(own - ends[number])
 
 
 @dataclass(frozen=True)
@@ -43,19 +136,20 @@ class Source:
         Default name of the dataset in a store.
     spec : str
         What the user wrote.
-    class_ids : list of str
-        Sorted; they identify classes across datasets (folder names, WordNet ids, label numbers).
-    class_names : list of str
-        What people call the classes, in the same order; may repeat.
+    class_ids : list of str or None
+        Sorted; they identify classes across datasets (folder names, WordNet ids, label numbers). None: those
+        that are found in the pass.
+    class_names : list of str or None
+        What people call the classes, in the same order; may repeat. None: the ids.
     train, test : Split
     decode : callable
-        Turns a sample's encoded bytes into an image, any mode; raises if it cannot.
+        Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot.
     """
 
     name: str
     spec: str
-    class_ids: list[str]
-    class_names: list[str]
+    class_ids: list[str] | None
+    class_names: list[str] | None
     train: Split
     test: Split
     decode: Callable[[bytes], Image.Image]
@@ -66,91 +160,203 @@ class Source:
         """The two splits, by name."""
         return {"train": self.train, "test": self.test}
 
+    @property
+    def labels(self) -> dict[str, npt.NDArray[np.int32]] | None:
+        """Labels of all samples, by split; None if only reading tells."""
+        train, test = self.train.labels, self.test.labels
+        return None if train is None or test is None else {"train": train, "test": test}
 
-def require_usable(source: Source) -> None:
-    """Refuse a source that cannot be distilled.
+
+def indexed_split(
+    labels: npt.NDArray[np.int32],
+    class_ids: Sequence[str],
+    read: Callable[[int], bytes],
+    where: Callable[[int], str],
+    listing: str,
+    readers: int = 1,
+) -> Split:
+    """Make a split of samples that can be read one by one, in any order: shards of ``BLOCK_ROWS`` samples.
+
+    Parameters
+    ----------
+    labels : ndarray of int32, shape (n,)
+        Index of each sample's class in `class_ids`.
+    read : callable
+        Returns the encoded bytes of sample ``i``.
+    where : callable
+        Names sample ``i`` for a person.
+    listing : str
+        See `Split`.
+    readers : int
+        How many threads may call `read` at a time: many hide the latency of a network disk.
+    """
+
+    def shard(start: int) -> Shard:
+        own = labels[start : start + BLOCK_ROWS]
+
+        def samples(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
+            rows = (np.arange(len(own)) if positions is None else positions) + start
+            for i, data in zip(rows.tolist(), read_ahead(read, rows.tolist(), readers), strict=True):
+                yield Sample(data, class_ids[labels[i]], where(i))
+
+        last = start + len(own) - 1
+        return Shard(f"{where(start)} to {where(last)}", own, samples)
+
+    return Split(tuple(shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing)
+
+
+def read_ahead(read: Callable[[int], bytes], rows: Sequence[int], readers: int) -> Iterator[bytes]:
+    """Yield ``read(i)`` for every row, in order, with so many threads at work."""
+    if readers == 1:
+        yield from map(read, rows)
+        return
+    with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
+        waiting: deque[Future[bytes]] = deque()
+        try:
+            for row in rows:
+                waiting.append(pool.submit(read, row))
+                if len(waiting) > 2 * readers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def require_usable(
+    spec: str, class_ids: Sequence[str], counts: dict[str, npt.NDArray[np.int64]], when: str = ""
+) -> None:
+    """Refuse classes that cannot be distilled.
+
+    Parameters
+    ----------
+    spec : str
+        What the user wrote.
+    counts : dict of str to ndarray of int64, shape (C,)
+        Samples per class, by split.
+    when : str
+        Said after "no images in class ...", e.g. " once unreadable ones are skipped".
 
     Raises
     ------
     InputError
-        If there are fewer than two classes, or a class has no sample in a split; names it.
+        If there are fewer than two classes, two are told apart by writing alone, or one has no sample in a
+        split; names it.
     """
-    if len(source.class_ids) < 2:
-        found = source.class_ids[0] if source.class_ids else "none"
+    if len(class_ids) < 2:
+        found = class_ids[0] if class_ids else "none"
         raise InputError(
-            f"{source.spec} has fewer than two classes (found: {found}); the flow of a class points to the "
+            f"{spec} has fewer than two classes (found: {found}); the flow of a class points to the "
             f"others, so at least two are needed"
         )
-    for split_name, split in source.splits.items():
-        counts = np.bincount(split.labels, minlength=len(source.class_ids))
-        empty = [source.class_ids[c] for c in np.flatnonzero(counts == 0)]
+    alike: dict[str, str] = {}
+    for class_id in class_ids:
+        other = alike.setdefault(unicodedata.normalize("NFKC", class_id).casefold().strip(), class_id)
+        if other != class_id:
+            raise InputError(
+                f"{spec} has classes {other!r} and {class_id!r}, the same but for how they are written: "
+                f"make them one class, or give them names that differ"
+            )
+    for split_name, count in counts.items():
+        empty = [class_ids[c] for c in np.flatnonzero(count == 0).tolist()]
         if empty:
             raise InputError(
-                f"{source.spec} has no {split_name} images in class {', '.join(empty[:5])}"
-                f"{' and others' if len(empty) > 5 else ''}; remove the class or add images"
+                f"{spec} has no {split_name} images in class {some(empty)}{when}; remove the class or add "
+                f"images"
             )
 
 
-def of_classes(source: Source, keep: npt.NDArray[np.bool_]) -> Source:
-    """Return a source without some of its classes.
+def of_classes(source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None) -> Source:
+    """Return a source of some of its classes only; samples of others are not decoded.
+
+    Where labels are known, nothing is read of other classes; elsewhere their samples are read and dropped.
 
     Parameters
     ----------
-    keep : ndarray of bool, shape (C,)
-        Which classes stay.
+    class_ids : sequence of str
+        In any order.
+    class_names : sequence of str, optional
+        What people call them, in the order of `class_ids`; by default as in the source.
+
+    Raises
+    ------
+    InputError
+        If the source is known not to have one of them, or one is given twice.
     """
-    index = np.cumsum(keep, dtype=np.int32) - 1
-    ids = [class_id for class_id, kept in zip(source.class_ids, keep, strict=True) if kept]
+    ids = sorted(class_ids)
+    twice = sorted({a for a, b in pairwise(ids) if a == b})
+    if twice:
+        raise InputError(f"the class list for {source.spec} names {some(twice)} twice")
+    if class_names is not None:
+        name_of = dict(zip(class_ids, class_names, strict=True))
+    else:
+        name_of = dict(zip(source.class_ids or (), source.class_names or source.class_ids or (), strict=True))
+    if source.class_ids is not None:
+        absent = [class_id for class_id in ids if class_id not in set(source.class_ids)]
+        if absent:
+            close = difflib.get_close_matches(absent[0], source.class_ids, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise InputError(f"{source.spec} has no class {some(absent)}{hint}")
+    wanted, place = "\n".join(ids), {class_id: c for c, class_id in enumerate(ids)}
 
     def part(split: Split) -> Split:
-        rows = np.flatnonzero(keep[split.labels])
-        return Split(
-            labels=index[split.labels[rows]],
-            read=lambda i: split.read(int(rows[i])),
-            where=lambda i: split.where(int(rows[i])),
-            listing=digest_of(split.listing, "\n".join(ids)),
-        )
+        labels, listing = split.labels, digest_of(split.listing, wanted)
+        if labels is None:
+            return Split(tuple(filtered(shard, place.keys()) for shard in split.shards), listing)
+        assert source.class_ids is not None
+        index = np.array([place.get(class_id, -1) for class_id in source.class_ids], dtype=np.int32)
+        rows = np.flatnonzero(index[labels] >= 0)
+        return recut(split, rows, index[labels[rows]], listing)
 
     return replace(
         source,
         class_ids=ids,
-        class_names=[name for name, kept in zip(source.class_names, keep, strict=True) if kept],
+        class_names=[name_of.get(class_id, class_id) for class_id in ids],
         train=part(source.train),
         test=part(source.test),
     )
 
 
-def with_min_count(source: Source, least: int, drop: bool) -> Source:
-    """Return a source all of whose classes have at least so many training images.
+def filtered(shard: Shard, class_ids: Collection[str]) -> Shard:
+    """Return a shard that drops samples of other classes while they are read; positions count the rest."""
 
-    Raises
-    ------
-    InputError
-        If some class has fewer and classes are not to be dropped, or fewer than two would be left.
-    """
-    counts = np.bincount(source.train.labels, minlength=len(source.class_ids))
-    small = [f"{source.class_ids[c]} ({counts[c]})" for c in np.flatnonzero(counts < least)]
-    if not small:
-        return source
-    if not drop:
-        raise InputError(
-            f"{source.spec} has classes with fewer than {least} training images: {', '.join(small[:5])}"
-            f"{' and others' if len(small) > 5 else ''}; leave them out with --small-classes drop"
+    def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
+        kept = (sample for sample in shard.read(None) if sample.label in class_ids)
+        return kept if positions is None else at(kept, positions)
+
+    return replace(shard, read=read)
+
+
+def at(samples: Iterator[Sample], positions: npt.NDArray[np.int64]) -> Iterator[Sample]:
+    """Yield the samples at ascending positions of a stream, and read no further than the last."""
+    wanted = iter(positions.tolist())
+    target = next(wanted, None)
+    for position, sample in enumerate(samples):
+        if position == target:
+            yield sample
+            target = next(wanted, None)
+        if target is None:
+            return
+
+
+def recut(split: Split, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32], listing: str) -> Split:
+    """Return a split of some samples of another whose labels are known, in shards of ``BLOCK_ROWS``."""
+
+    def shard(start: int) -> Shard:
+        own = rows[start : start + BLOCK_ROWS]
+        return Shard(
+            f"samples {own[0]} to {own[-1]} of {split.shards[0].where} …",
+            labels[start : start + BLOCK_ROWS],
+            lambda positions: split.read(own if positions is None else own[positions]),
         )
-    left = of_classes(source, counts >= least)
-    require_usable(left)
-    return left
+
+    return Split(tuple(shard(start) for start in range(0, len(rows), BLOCK_ROWS)), listing)
 
 
-def limited(split: Split, most: int | None) -> npt.NDArray[np.int64]:
-    """Return the indices of the first `most` samples of every class, in the split's own order."""
-    if most is None:
-        return np.arange(len(split.labels))
-    order = np.argsort(split.labels, kind="stable")
-    counts = np.bincount(split.labels)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    rank = np.arange(len(order)) - starts
-    return np.sort(order[rank < most])
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first few names, and whether there are more."""
+    return ", ".join(names[:most]) + (" and others" if len(names) > most else "")
 
 
 def digest_of(*parts: str | bytes) -> str:

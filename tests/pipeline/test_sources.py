@@ -9,9 +9,15 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.sources import open_source
+from sfm.pipeline.selection import limited
+from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.folder import decode_image
-from sfm.pipeline.sources.source import limited
+
+
+def sample(split: Split, i: int) -> Sample:
+    """Return one sample of a split whose labels are known."""
+    return next(split.read(np.array([i])))
+
 
 TOY = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
 
@@ -39,7 +45,7 @@ def test_idx_files_are_read_gzip_or_not(tmp_path, zipped):
     assert source.name == "digits"
     assert source.class_ids == ["0", "1", "2"]
     for i in (5, 0, 3):
-        np.testing.assert_array_equal(np.asarray(source.decode(source.train.read(i))), TOY[i])
+        np.testing.assert_array_equal(np.asarray(source.decode(sample(source.train, i).data)), TOY[i])
 
 
 def test_labels_above_nine_sort_as_numbers(tmp_path):
@@ -82,7 +88,7 @@ def test_an_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
     file.write_bytes(file.read_bytes()[:-5])
     source = open_source(f"idx:{root}")
     with pytest.raises(InputError, match="ends before image 5 of 6"):
-        source.train.read(5)
+        sample(source.train, 5)
 
 
 def test_the_embedded_dataset_is_balanced_and_named():
@@ -97,8 +103,8 @@ def test_a_folder_of_class_folders(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
-    assert source.decode(source.train.read(13)).size == (28, 28)
-    assert source.train.where(13).endswith("train/boot/001.png")
+    assert source.decode(sample(source.train, 13).data).size == (28, 28)
+    assert sample(source.train, 13).where.endswith("train/boot/001.png")
 
 
 def test_val_stands_for_test(image_folder):
@@ -163,7 +169,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
 
 def test_a_limit_takes_the_first_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
-    chosen = limited(source.train, 3)
+    chosen = limited(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
     for c in range(10):
         own = chosen[source.train.labels[chosen] == c]
@@ -183,4 +189,4 @@ def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
     again = open_source(f"idx:{tmp_path / 'a'}")
     assert np.bincount(again.train.labels).tolist() == [2, 2, 2]
     originals = {TOY[i].tobytes(): [0, 1, 2, 0, 1, 2][i] for i in range(6)}
-    assert [originals[again.train.read(i)] for i in range(6)] == again.train.labels.tolist()
+    assert [originals[sample(again.train, i).data] for i in range(6)] == again.train.labels.tolist()

@@ -425,12 +425,12 @@ def teams(tmp_path_factory, request) -> Path:
         part = source.splits[split]
         for label, class_id in ((1, "trouser"), (8, "bag"), (9, "boot")):
             own = np.flatnonzero(part.labels == label)[:count]
-            for number, i in enumerate(own.tolist()):
+            for number, sample in enumerate(part.read(own)):
                 team = "mine" if number % 2 else "yours"
                 for owner in (team, "pooled"):
                     folder = root / "images" / owner / split / class_id
                     folder.mkdir(parents=True, exist_ok=True)
-                    source.decode(part.read(i)).save(folder / f"{number:03d}.png")
+                    source.decode(sample.data).save(folder / f"{number:03d}.png")
     for owner in ("mine", "yours", "pooled"):
         config = {"sub_classes": (2,), "keep_train_features": True, "image_size": 32, "backbone": ["lite0"]}
         extract(ExtractConfig(source=f"folder:{root / 'images' / owner}", store=str(root / owner), **config))

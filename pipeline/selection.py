@@ -1,0 +1,103 @@
+"""Which samples of a source an extraction uses, once the labels are known: before the pass, or after it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.errors import InputError
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.sources.source import require_usable, some
+
+UNUSED = -1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples in use.
+
+    Attributes
+    ----------
+    class_ids, class_names : list of str
+        Of the classes in use; both orders are that of the ids.
+    labels : dict of str to ndarray of int32
+        By split, for every sample that the source has: index into `class_ids`, or ``UNUSED``.
+    """
+
+    class_ids: list[str]
+    class_names: list[str]
+    labels: dict[str, npt.NDArray[np.int32]]
+
+    def rows(self, split: str) -> npt.NDArray[np.int64]:
+        """Return the positions of the samples in use, ascending."""
+        return np.flatnonzero(self.labels[split] != UNUSED)
+
+
+def select(
+    config: ExtractConfig,
+    class_ids: Sequence[str],
+    class_names: Sequence[str] | None,
+    labels: Mapping[str, npt.NDArray[np.int32]],
+    unreadable: Mapping[str, npt.NDArray[np.int64]],
+) -> Selection:
+    """Choose samples and classes as the configuration asks.
+
+    Parameters
+    ----------
+    class_ids : sequence of str
+        Sorted.
+    class_names : sequence of str or None
+        None: the ids.
+    labels : mapping of str to ndarray of int32
+        By split, index into `class_ids` of every sample that the source has.
+    unreadable : mapping of str to ndarray of int64
+        By split, positions of samples that are left out. They count towards ``--limit-per-class``, so that
+        which samples are read does not depend on what others hold.
+
+    Raises
+    ------
+    InputError
+        If fewer than two classes are left, a class has no sample in a split, or has too few.
+    """
+    names = class_ids if class_names is None else class_names
+    used = {}
+    for split, own in labels.items():
+        used[split] = np.full(len(own), UNUSED, dtype=np.int32)
+        first = limited(own, config.limit_per_class)
+        used[split][first] = own[first]
+        used[split][unreadable[split]] = UNUSED
+    counts = counted(used, len(class_ids))
+    left_out = sum(map(len, unreadable.values()))
+    when = f" once the {left_out} unreadable ones are skipped" if left_out else ""
+    keep = np.ones(len(class_ids), dtype=bool)
+    least = config.min_count or 0
+    small = np.flatnonzero(counts["train"] < least)
+    if len(small) and config.small_classes == "refuse":
+        told = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
+        raise InputError(
+            f"{config.source} has classes with fewer than {least} training images: {some(told)}{when}; leave "
+            f"them out with --small-classes drop"
+        )
+    keep[small] = False
+    kept = np.flatnonzero(keep).tolist()
+    ids = [class_ids[c] for c in kept]
+    require_usable(config.source, ids, {split: count[keep] for split, count in counts.items()}, when)
+    index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED), UNUSED).astype(np.int32)
+    return Selection(ids, [names[c] for c in kept], {split: index[own] for split, own in used.items()})
+
+
+def counted(labels: Mapping[str, npt.NDArray[np.int32]], classes: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Return the samples in use per class, by split."""
+    return {split: np.bincount(own[own != UNUSED], minlength=classes) for split, own in labels.items()}
+
+
+def limited(labels: npt.NDArray[np.int32], most: int | None) -> npt.NDArray[np.int64]:
+    """Return the positions of the first `most` samples of every class, ascending."""
+    if most is None:
+        return np.arange(len(labels))
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    rank = np.arange(len(order)) - starts
+    return np.sort(order[rank < most])
