@@ -1,0 +1,1 @@
+"""The report: runs and their evaluations as one HTML file. Loads no model."""

@@ -1,0 +1,191 @@
+"""Charts as SVG that takes its colours and its type from the page it stands in."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sfm.eval.report.read import Step
+
+Kind = Literal["distilled", "few real", "all real", "no images"]
+
+# matplotlib knows no CSS: it draws in colours that stand for the page's.
+INK, FAINT = "#010101", "#010102"
+FILL: dict[Kind, str] = {
+    "distilled": "#010103",
+    "few real": "#010104",
+    "all real": "#010105",
+    "no images": "#010106",
+}
+PAGE_COLOURS = {
+    INK: "currentColor",
+    FAINT: "var(--faint)",
+    FILL["distilled"]: "var(--distilled)",
+    FILL["few real"]: "var(--few-real)",
+    FILL["all real"]: "var(--all-real)",
+    FILL["no images"]: "var(--no-images)",
+}
+HATCH: dict[Kind, str] = {"distilled": "", "few real": "///", "all real": "|||", "no images": "xx"}
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    # The widest of common fonts: whatever the page uses instead takes no more room.
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.8,
+    "hatch.linewidth": 0.8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+WIDTH = 5.6
+"""Inches: wide enough for a column of a page, narrow enough that its text is still read on a phone."""
+
+MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One accuracy of a chart.
+
+    Attributes
+    ----------
+    label : str
+    value, spread : float
+        In percent; spread is None where nothing was repeated.
+    kind : str
+        What the classifier was made of; decides colour and hatch.
+    """
+
+    label: str
+    value: float
+    spread: float | None
+    kind: Kind
+
+
+def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], description: str) -> Markup:
+    """Draw accuracies as horizontal bars with error bars, and the figure beside each.
+
+    Parameters
+    ----------
+    groups : sequence of (str, sequence of Bar)
+        One group per backbone, under its name.
+    description : str
+        What someone hears who does not see the chart.
+    """
+    with mpl.rc_context(STYLE):
+        rows = sum(1 + len(bars) for _, bars in groups)
+        figure = Figure((WIDTH, 0.55 + 0.27 * rows), layout="constrained")
+        axes = figure.subplots()
+        labels: list[tuple[float, str, str]] = []
+        y = 0.0
+        for title, bars in groups:
+            labels.append((y, title, "bold"))
+            for bar in bars:
+                y += 1
+                draw_bar(axes, y, bar)
+                labels.append((y, bar.label, "normal"))
+            y += 1.2
+        axes.set(xlim=(0, 118), ylim=(y - 0.5, -0.8), xticks=range(0, 101, 20), xlabel="top-1 accuracy, %")
+        axes.set_yticks([place for place, _, _ in labels], [text for _, text, _ in labels])
+        for tick, (_, _, weight) in zip(axes.get_yticklabels(), labels, strict=True):
+            tick.set_fontweight(weight)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_bounds(0, 100)
+        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        axes.set_axisbelow(True)
+        return as_markup(figure, description)
+
+
+def draw_bar(axes: Axes, y: float, bar: Bar) -> None:
+    """Draw one bar, its error bar and its figure."""
+    colour = FILL[bar.kind]
+    hatch = HATCH[bar.kind]
+    style: Any = {"facecolor": "none", "edgecolor": colour, "hatch": hatch} if hatch else {"color": colour}
+    axes.barh(y, bar.value, height=0.72, linewidth=1, **style)
+    end = bar.value
+    if bar.spread is not None:
+        end += bar.spread
+        axes.errorbar(bar.value, y, xerr=bar.spread, color=INK, capsize=3, linewidth=1.2)
+    axes.text(end + 1.5, y, f"{bar.value:.1f}", va="center", ha="left", fontsize=9)
+
+
+def loss_chart(history: Sequence[Step], bounds: tuple[float, float], description: str) -> Markup:
+    """Draw the loss over the steps, and which resolution the pyramid had when.
+
+    Many steps are drawn as their mean, in a band from the least to the largest.
+
+    Parameters
+    ----------
+    history : sequence of Step
+        At least one.
+    bounds : (float, float)
+        Of the loss axis, the same for all runs of a report.
+    description : str
+    """
+    steps = np.array([row.step for row in history])
+    loss = np.array([row.loss for row in history])
+    resolution = np.array([row.resolution for row in history])
+    parts = np.array_split(np.arange(len(steps)), min(MOST_POINTS, len(steps)))
+    middle = [steps[part].mean() for part in parts]
+    with mpl.rc_context(STYLE):
+        figure = Figure((WIDTH, 2.9), layout="constrained")
+        axes = figure.subplots()
+        changes = [0, *(np.flatnonzero(np.diff(resolution)) + 1), len(steps)]
+        for number, (begin, end) in enumerate(itertools.pairwise(changes)):
+            if number % 2 == 0:
+                axes.axvspan(steps[begin] - 1, steps[end - 1], color=FAINT, alpha=0.45, linewidth=0)
+        axes.fill_between(
+            middle,
+            [loss[part].min() for part in parts],
+            [loss[part].max() for part in parts],
+            color=FILL["distilled"],
+            alpha=0.3,
+            linewidth=0,
+        )
+        axes.plot(middle, [loss[part].mean() for part in parts], color=FILL["distilled"], linewidth=1.6)
+        axes.set(xlim=(0, steps[-1]), ylim=bounds, xlabel="step", ylabel="loss")
+        above = axes.secondary_xaxis("top")
+        centres = [(steps[b] - 1 + steps[e - 1]) / 2 for b, e in itertools.pairwise(changes)]
+        above.set_xticks(centres, [str(resolution[begin]) for begin in changes[:-1]], fontsize=8)
+        above.tick_params(length=0)
+        above.set_xlabel("finest level of the pyramid, pixels", fontsize=9)
+        return as_markup(figure, description)
+
+
+def as_markup(figure: Figure, description: str) -> Markup:
+    """Return a figure as an element to put into a page."""
+    text = StringIO()
+    with mpl.rc_context({"svg.hashsalt": description}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", metadata=nothing)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    # Every chart numbers its groups alike, and an id must be there once in a page.
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    # An attribute of its own takes no variable; in a style it does.
+    svg = re.sub(r'\bfill="(#[0-9a-f]{6})"', r'style="fill: \1"', svg)
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    for drawn, shown in PAGE_COLOURS.items():
+        svg = svg.replace(drawn, shown)
+    svg = re.sub(r'\s+width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
+    svg = re.sub(r"\n\s*", " ", svg)
+    label = escape(description)
+    return Markup(svg.replace("<svg", f'<svg class="chart" role="img" aria-label="{label}"', 1))

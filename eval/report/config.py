@@ -1,0 +1,23 @@
+"""What `sfm report` can be asked for."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ReportConfig(BaseModel):
+    """The configuration of one report; the command line has one option per field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runs: list[Path] = Field(
+        min_length=1,
+        description="Directories that `sfm distill` wrote; several are compared.",
+        json_schema_extra={"argument": True, "metavar": "DIR..."},
+    )
+    out: Path = Field(description="HTML file to write; a report that is there already is replaced.")
+    store: list[str] = Field(
+        default=[],
+        description="Store that the images were distilled from, to show its real images beside them and what "
+        "its statistics cost; repeat for several. Without it, the report holds no real image.",
+    )

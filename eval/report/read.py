@@ -1,0 +1,248 @@
+"""Read everything a report shows: run directories, and what stores know of the data behind them."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from sfm.errors import InputError
+from sfm.eval.result import Evaluation
+from sfm.eval.synthetic import DistilledRun, parsed, read_run
+from sfm.stats_store.digest import array_digest
+from sfm.stats_store.history import known_summaries
+from sfm.stats_store.store import Entry, Store, open_store
+
+NEAREST_TO_MEAN = 1
+"""Value of ``exemplar/role``."""
+
+
+class Details(BaseModel):
+    """What ``run.json`` says besides what evaluation needs; what a run did not record is None.
+
+    Attributes
+    ----------
+    images : str or None
+        Digest of the pixels as they were distilled.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    config: dict[str, Any]
+    licence: str | None = None
+    train_samples: int | None = None
+    seed: int | None = None
+    images: str | None = None
+    versions: dict[str, str] = {}
+    device: str | None = None
+    loss: float | None = None
+    wall_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class Step(BaseModel):
+    """One row of ``history.csv``."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    step: int
+    loss: float
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What the first images looked like when a level of their pyramid was done.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    png : bytes
+    """
+
+    step: int
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What a store knows of the data that a run was distilled from.
+
+    Attributes
+    ----------
+    entry : Entry
+    nearest : ndarray of uint8, shape (class, height, width, 3), or None
+        Of every class the real image that is nearest to the class mean, where exemplars are stored.
+    """
+
+    entry: Entry
+    nearest: npt.NDArray[np.uint8] | None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the entry."""
+        return sum(record.size for record in self.entry.commit.objects.values())
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """One run, read whole.
+
+    Attributes
+    ----------
+    directory : Path
+    name : str
+        What the report calls it; no other run has the name.
+    run : DistilledRun
+    details : Details
+    digest : str
+        Of the pixels as they are now.
+    history : list of Step
+    growth : list of Sheet
+    evaluation : Evaluation or None
+    behind : Behind or None
+        None unless a store was given that holds the run's entry.
+    """
+
+    directory: Path
+    name: str
+    run: DistilledRun
+    details: Details
+    digest: str
+    history: list[Step]
+    growth: list[Sheet]
+    evaluation: Evaluation | None
+    behind: Behind | None
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of the images' files."""
+        return sum(file.stat().st_size for file in self.run.files)
+
+
+def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[ReportedRun]:
+    """Read runs, and find the entries they were distilled from in the stores.
+
+    Parameters
+    ----------
+    directories : sequence of Path
+    places : sequence of str
+        Paths or URLs of stores; may be empty.
+
+    Raises
+    ------
+    InputError
+        If a directory is not a finished run, or appears twice; if a file in it is not what was written
+        there; if a store cannot be opened, or knows none of the runs.
+    """
+    resolved = [directory.resolve() for directory in directories]
+    for directory, path in zip(directories, resolved, strict=True):
+        if resolved.count(path) > 1:
+            raise InputError(f"{directory} is given more than once: name every run directory once")
+    runs = [read_run(directory) for directory in directories]
+    behind: dict[int, Behind] = {}
+    for place in places:
+        store = open_store(place)
+        found = {i: entry for i, run in enumerate(runs) if (entry := entry_of(store, run))}
+        if not found:
+            raise InputError(
+                f"{store.url} holds no entry that {' or '.join(map(str, directories))} was distilled from: "
+                f"give the store that `sfm distill` was given"
+            )
+        for i, entry in found.items():
+            behind.setdefault(i, Behind(entry, nearest_to_mean(entry)))
+    return [
+        ReportedRun(
+            directory=directory,
+            name=name,
+            run=run,
+            details=parsed(TypeAdapter(Details), directory / "run.json"),
+            digest=array_digest(run.pixels),
+            history=read_history(directory / "history.csv"),
+            growth=read_growth(directory / "growth"),
+            evaluation=read_evaluation(directory / "evaluation.json"),
+            behind=behind.get(i),
+        )
+        for i, (directory, name, run) in enumerate(
+            zip(directories, distinct_names(resolved), runs, strict=True)
+        )
+    ]
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Name directories by as few of their last folders as tell them apart."""
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("two paths are the same")
+
+
+def entry_of(store: Store, run: DistilledRun) -> Entry | None:
+    """Open the entry that a run was distilled from, if the store holds it."""
+    record = run.record
+    known = known_summaries(store, f"{record.dataset}@{record.entry_digest}")
+    found = [summary for summary in known if summary.entry_digest == record.entry_digest]
+    return store.open(found[0]) if found else None
+
+
+def nearest_to_mean(entry: Entry) -> npt.NDArray[np.uint8] | None:
+    """Return the exemplar of every class that is nearest to its mean; None if some class has none."""
+    if "exemplar/role" not in entry:
+        return None
+    nearest = entry.read("exemplar/role") == NEAREST_TO_MEAN
+    if not nearest.any(axis=1).all():
+        return None
+    images = entry.read("exemplar/image")
+    chosen: npt.NDArray[np.uint8] = images[np.arange(len(images)), nearest.argmax(axis=1)]
+    return chosen
+
+
+def read_history(path: Path) -> list[Step]:
+    """Read the course of a run; nothing if it was not kept.
+
+    Raises
+    ------
+    InputError
+        If it is not what `sfm distill` writes.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return TypeAdapter(list[Step]).validate_python(list(csv.DictReader(file)))
+    except (ValidationError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is not what `sfm distill` writes: restore it, or delete it to have a report without it"
+        ) from error
+
+
+def read_growth(folder: Path) -> list[Sheet]:
+    """Read the sheets that a run left, in the order of its steps."""
+    named = {path: re.fullmatch(r"step_(\d+)\.png", path.name) for path in sorted(folder.glob("*.png"))}
+    return [Sheet(int(name[1]), path.read_bytes()) for path, name in named.items() if name]
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """Read what an evaluation found; None if there was none.
+
+    Raises
+    ------
+    InputError
+        If it is not what this version of `sfm evaluate` writes.
+    """
+    if not path.exists():
+        return None
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is not what this version of `sfm evaluate` writes: run it again, or delete the file to "
+            f"have a report without figures"
+        ) from error

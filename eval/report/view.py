@@ -1,0 +1,607 @@
+"""What a report says, in the order it says it: from what was read to what the template shows."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from PIL import Image
+
+from sfm.eval.report.charts import Bar, Kind, bar_chart, loss_chart
+from sfm.eval.report.read import ReportedRun, Sheet
+from sfm.eval.report.words import IMAGES, MODES, NOT_KNOWN, command_line, duration, many, percent, size
+from sfm.eval.result import Evaluation, FullData, Row
+
+MOST_CLASSES, MOST_PER_CLASS, MOST_PICTURES = 100, 10, 400
+"""How many classes are shown, how many images of each, and how many images in all."""
+
+MOST_BESIDE = 6
+"""Images of a class in one line."""
+
+MOST_CONFUSIONS = 10
+
+QUALITY = 90
+"""Of WebP: at this, images look as they are, at a quarter of a PNG's size."""
+
+HEADLINE_MODES = ("inherit", "linear")
+"""The mode whose figure stands at the top: fixed, not the best, which would be a choice on held-out data."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure, what it is of, and what belongs to it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a report; `title` names it when it is shown alone."""
+
+    source: str
+    alt: str
+    caption: str
+    title: str
+    real: bool = False
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The images of one class."""
+
+    name: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of all runs of one dataset, by class."""
+
+    dataset: str
+    shelves: list[Shelf]
+    tiles: int
+    captions: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table of accuracies; figures in percent."""
+
+    label: str
+    kind: Kind
+    top1: str
+    top5: str
+    recovered: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one backbone."""
+
+    backbone: str
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """The figures of one run."""
+
+    run: str
+    blocks: list[Block]
+    seeds: str
+    chart: Markup
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table that is also shaded: `share` in [0, 1], None where there is none."""
+
+    text: str
+    share: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table with names at its rows and columns."""
+
+    title: str
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """The pairs of classes that one classifier confused most."""
+
+    title: str
+    pairs: list[tuple[str, str, Cell]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the images of one run came to be."""
+
+    run: str
+    growth: list[tuple[str, str]]
+    growth_classes: str
+    chart: Markup | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the images and figures of one run come from."""
+
+    run: str
+    facts: list[Fact]
+    commands: list[str]
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A run in four figures."""
+
+    run: str
+    subject: str
+    facts: list[Fact]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the template shows; what is empty is left out."""
+
+    title: str
+    made_by: str
+    several: bool
+    glances: list[Glance]
+    galleries: list[Gallery]
+    comparisons: list[Grid]
+    accuracies: list[Accuracies]
+    modes: list[tuple[str, str]]
+    matrices: list[Grid]
+    confusions: list[Confusions]
+    courses: list[Course]
+    costs: Grid
+    origins: list[Origin]
+
+
+def report_of(runs: Sequence[ReportedRun]) -> Report:
+    """Put together what is to be said of runs, at least one."""
+    evaluated = [(r.name, r.evaluation) for r in runs if r.evaluation]
+    used = {how_of(row) for _, evaluation in evaluated for row in rows_of(evaluation)}
+    first = runs[0].run.record
+    alone = f"{first.dataset}, distilled on {first.backbone.spec}"
+    return Report(
+        title=alone if len(runs) == 1 else f"{len(runs)} distilled datasets compared",
+        made_by=f"sfm-distill {version('sfm-distill')}",
+        several=len(runs) > 1,
+        glances=[glance(run) for run in runs],
+        galleries=[gallery(alike) for alike in by_dataset(runs)],
+        comparisons=[comparison(alike) for alike in by_dataset(runs) if evaluations(alike) > 1],
+        accuracies=[accuracies(name, evaluation) for name, evaluation in evaluated],
+        modes=[(mode, text) for mode, text in MODES.items() if mode in used],
+        matrices=[grid for alike in by_dataset(runs) for grid in matrices(alike)],
+        confusions=[c for run in runs if (c := confusions(run))],
+        courses=[course(run, loss_bounds(runs)) for run in runs if run.history or run.growth],
+        costs=costs(runs),
+        origins=[origin(run) for run in runs],
+    )
+
+
+def by_dataset(runs: Iterable[ReportedRun]) -> list[list[ReportedRun]]:
+    """Put runs together whose images and figures can be compared: of the same classes of the same data."""
+    groups: dict[tuple[str, tuple[str, ...]], list[ReportedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.run.record.fingerprint, tuple(run.run.class_ids)), []).append(run)
+    return list(groups.values())
+
+
+def evaluations(runs: Sequence[ReportedRun]) -> int:
+    """Count the runs that were evaluated."""
+    return sum(run.evaluation is not None for run in runs)
+
+
+def embedded(data: bytes, kind: str) -> str:
+    """Return a file as a URL that needs no network."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def webp(image: Image.Image) -> str:
+    """Return an image as a URL that needs no network."""
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=QUALITY, method=6)
+    return embedded(data.getvalue(), "webp")
+
+
+def glance(run: ReportedRun) -> Glance:
+    """Say the most important of a run."""
+    record, details = run.run.record, run.details
+    per_class = f"{record.ipc:,} per class"
+    real = f", made from {many(details.train_samples, 'real image')}" if details.train_samples else ""
+    facts = [Fact("Distilled images", f"{len(run.run.files):,}", per_class + real)]
+    if run.evaluation and (row := headline(run.evaluation)):
+        share = recovered(row, run.evaluation)
+        against = f": {percent(share)} % of what all real images give" if share is not None else ""
+        facts.append(
+            Fact("Top-1 accuracy", f"{percent(row.top1_mean)} %", f"{row.mode} on {row.backbone}{against}")
+        )
+    facts.append(Fact("Size", size(run.image_bytes), "as PNG files"))
+    if details.wall_seconds is not None:
+        memory = f", {size(details.peak_memory_bytes)} of memory" if details.peak_memory_bytes else ""
+        facts.append(Fact("Made in", duration(details.wall_seconds), f"{details.device}{memory}"))
+    subject = f"{record.dataset}, distilled on {record.backbone.spec} at {record.image_size} px"
+    return Glance(run.name, subject, facts, warnings(run))
+
+
+def warnings(run: ReportedRun) -> list[str]:
+    """Say what a reader has to know before believing the figures."""
+    found = []
+    edited = run.details.images is not None and run.digest != run.details.images
+    if edited:
+        found.append(
+            "The images are not those that were distilled: some were edited since. Here they are shown as "
+            "they are now."
+        )
+    if run.evaluation is None:
+        command = command_line("evaluate", str(run.directory), {"store": run.run.record.store})
+        found.append(f"There are no figures yet. To have them: {command}")
+    elif run.evaluation.provenance.images != run.digest:
+        found.append(
+            f"The figures are of other images: some were changed since they were evaluated. Evaluate again: "
+            f"sfm evaluate --config {run.directory / 'evaluation.json'}"
+        )
+    elif edited:
+        found.append("The figures are of the edited images.")
+    if run.evaluation and run.evaluation.provenance.role == "tuning":
+        found.append("The figures are for tuning: of a part of the training split, not of held-out data.")
+    return found
+
+
+def headline(evaluation: Evaluation) -> Row | None:
+    """Return the row to show first: of distilled images, if possible on the backbone distilled on."""
+    rows = [row for row in evaluation.rows if row.images == "distilled"]
+    own = [row for row in rows if row.backbone == evaluation.provenance.distilled_on] or rows
+    for mode in HEADLINE_MODES:
+        for row in own:
+            if row.mode == mode:
+                return row
+    return own[0] if own else None
+
+
+def recovered(row: Row | FullData, evaluation: Evaluation) -> float | None:
+    """Return top-1 as a fraction of that of all real images through the same backbone, if that is known."""
+    top1 = row.top1_mean if isinstance(row, Row) else row.top1
+    for full in evaluation.full_data:
+        same = (full.backbone, full.image_size) == (row.backbone, row.image_size)
+        if same and full.classifier == "linear" and full.top1 > 0:
+            return top1 / full.top1
+    return None
+
+
+def gallery(runs: Sequence[ReportedRun]) -> Gallery:
+    """Show the images of runs of one dataset by class, and a real one beside them where there is one."""
+    first = runs[0].run
+    classes = min(MOST_CLASSES, len(first.class_ids))
+    nearest = next((r.behind.nearest for r in runs if r.behind and r.behind.nearest is not None), None)
+    room = max(1, MOST_PICTURES // (classes * len(runs)))
+    shown = [min(MOST_PER_CLASS, room, run.run.record.ipc) for run in runs]
+    several = len(runs) > 1
+    shelves = []
+    for c in range(classes):
+        name = first.class_names[c]
+        pictures = []
+        for run, count in zip(runs, shown, strict=True):
+            ipc = run.run.record.ipc
+            for i in range(count):
+                number = f" {i + 1}" if ipc > 1 else ""
+                caption = (run.name if several else "distilled") + number
+                title = f"{name}: {caption}"
+                pixels = run.run.pixels[c * ipc + i]
+                pictures.append(Picture(picture(pixels), f"Distilled image of {title}", caption, title))
+        if nearest is not None:
+            title = f"{name}: the real image nearest to the class mean"
+            pictures.append(Picture(picture(nearest[c]), f"Real image of {title}", "real", title, real=True))
+        shelves.append(Shelf(name, pictures))
+    notes = []
+    if classes < len(first.class_ids):
+        notes.append(f"The first {classes} of {len(first.class_ids):,} classes.")
+    for run, count in zip(runs, shown, strict=True):
+        if count < run.run.record.ipc:
+            whose = f" of {run.name}" if several else ""
+            notes.append(f"The first {count} of {run.run.record.ipc} images per class{whose}.")
+    if nearest is not None:
+        notes.append("“Real” is the stored real image that is nearest to the mean of its class.")
+    tiles = min(MOST_BESIDE, max(len(shelf.pictures) for shelf in shelves))
+    captions = several or nearest is not None
+    return Gallery(runs[0].run.record.dataset, shelves, tiles, captions, notes)
+
+
+def picture(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return pixels of shape (height, width, 3) as a URL that needs no network."""
+    return webp(Image.fromarray(pixels))
+
+
+def kind_of(row: Row | FullData) -> Kind:
+    """Say what a classifier was made of."""
+    kinds: dict[str, Kind] = {"distilled": "distilled", "none": "no images", "all real": "all real"}
+    return kinds.get(row.images, "few real")
+
+
+def rows_of(evaluation: Evaluation) -> list[Row | FullData]:
+    """Return all figures of an evaluation."""
+    return [*evaluation.rows, *evaluation.full_data]
+
+
+def how_of(row: Row | FullData) -> str:
+    """Say what was trained."""
+    return row.mode if isinstance(row, Row) else row.classifier
+
+
+def label_of(row: Row | FullData) -> str:
+    """Name a row by what was trained on, and how."""
+    return f"{IMAGES[row.images]}, {how_of(row)}"
+
+
+def backbones_of(rows: Iterable[Row | FullData]) -> dict[tuple[str, int], str]:
+    """Name the backbones of rows; by their input size too, where that differs."""
+    keys = list(dict.fromkeys((row.backbone, row.image_size) for row in rows))
+    sizes = {image_size for _, image_size in keys}
+    return {(spec, px): spec if len(sizes) == 1 else f"{spec} at {px} px" for spec, px in keys}
+
+
+def accuracies(name: str, evaluation: Evaluation) -> Accuracies:
+    """Tabulate and draw the figures of a run."""
+    rows = rows_of(evaluation)
+    blocks, groups = [], []
+    for key, backbone in backbones_of(rows).items():
+        own = [row for row in rows if (row.backbone, row.image_size) == key]
+        blocks.append(Block(backbone, [line(row, evaluation) for row in own]))
+        groups.append((backbone, [bar(row) for row in own]))
+    told = "; ".join(
+        f"{backbone}: " + ", ".join(f"{one.label} {one.value:.1f}" for one in bars)
+        for backbone, bars in groups
+    )
+    repeated = sorted({row.seeds for row in evaluation.rows if row.seeds > 1})
+    return Accuracies(
+        run=name,
+        blocks=blocks,
+        seeds=" or ".join(map(str, repeated)),
+        chart=bar_chart(groups, f"Bar chart of the top-1 accuracies of {name} in percent. {told}."),
+        notes=evaluation.notes,
+    )
+
+
+def line(row: Row | FullData, evaluation: Evaluation) -> Line:
+    """Write a row of figures."""
+    if isinstance(row, Row):
+        spread = (row.top1_std, row.top5_std) if row.seeds > 1 else (None, None)
+        top1 = percent(row.top1_mean, spread[0])
+        top5 = NOT_KNOWN if row.top5_mean is None else percent(row.top5_mean, spread[1])
+    else:
+        top1, top5 = percent(row.top1), NOT_KNOWN if row.top5 is None else percent(row.top5)
+    share = recovered(row, evaluation)
+    return Line(label_of(row), kind_of(row), top1, top5, NOT_KNOWN if share is None else percent(share))
+
+
+def bar(row: Row | FullData) -> Bar:
+    """Draw a row of figures."""
+    if isinstance(row, Row):
+        spread = 100 * row.top1_std if row.seeds > 1 else None
+        return Bar(label_of(row), 100 * row.top1_mean, spread, kind_of(row))
+    return Bar(label_of(row), 100 * row.top1, None, kind_of(row))
+
+
+def comparison(runs: Sequence[ReportedRun]) -> Grid:
+    """Put the figures of runs of one dataset side by side."""
+    rows = [row for run in runs if run.evaluation for row in rows_of(run.evaluation)]
+    names = backbones_of(rows)
+    found: dict[str, list[Cell]] = {}
+    for row in sorted(rows, key=lambda row: list(names).index((row.backbone, row.image_size))):
+        found.setdefault(f"{names[row.backbone, row.image_size]}: {label_of(row)}", [])
+    for run in runs:
+        own: dict[str, Cell] = {}
+        for row in rows_of(run.evaluation) if run.evaluation else []:
+            label = f"{names[row.backbone, row.image_size]}: {label_of(row)}"
+            own[label] = accuracy_cell(row)
+        for label, cells in found.items():
+            cells.append(own.get(label, Cell(NOT_KNOWN, None)))
+    title = f"Top-1 accuracy on {runs[0].run.record.dataset}, %"
+    return Grid(title, "trained on", [run.name for run in runs], list(found.items()))
+
+
+def accuracy_cell(row: Row | FullData) -> Cell:
+    """Write a top-1 accuracy to be shaded."""
+    if isinstance(row, FullData):
+        return Cell(percent(row.top1), row.top1)
+    return Cell(percent(row.top1_mean, row.top1_std if row.seeds > 1 else None), row.top1_mean)
+
+
+def matrices(runs: Sequence[ReportedRun]) -> list[Grid]:
+    """Show, for every mode, what was distilled on which backbone against which it is evaluated on.
+
+    Empty where only one backbone is concerned.
+    """
+    told = [(run, run.evaluation) for run in runs if run.evaluation]
+    distilled = [row for _, e in told for row in e.rows if row.images == "distilled"]
+    names = backbones_of(distilled)
+    if len(names) < 2:
+        return []
+    grids = []
+    for mode in dict.fromkeys(row.mode for row in distilled):
+        rows = []
+        for run, evaluation in told:
+            own = {
+                (row.backbone, row.image_size): accuracy_cell(row)
+                for row in evaluation.rows
+                if row.images == "distilled" and row.mode == mode
+            }
+            spec, record = evaluation.provenance.distilled_on, run.run.record
+            label = f"{spec} ({run.name}, {record.ipc} per class)" if len(told) > 1 else spec
+            rows.append((label, [own.get(key, Cell(NOT_KNOWN, None)) for key in names]))
+        full = {
+            (row.backbone, row.image_size): accuracy_cell(row)
+            for _, evaluation in told
+            for row in evaluation.full_data
+            if row.classifier == "linear"
+        }
+        rows.append(("all real images", [full.get(key, Cell(NOT_KNOWN, None)) for key in names]))
+        dataset = runs[0].run.record.dataset
+        title = f"{dataset}, {mode}: top-1 accuracy, %"
+        grids.append(Grid(title, "distilled on ↓ evaluated on →", list(names.values()), rows))
+    return grids
+
+
+def confusions(run: ReportedRun) -> Confusions | None:
+    """List the pairs of classes that the classifier at the top of the report confuses most."""
+    row = headline(run.evaluation) if run.evaluation else None
+    if row is None or not row.confused:
+        return None
+    names = run.run.class_names
+    pairs = []
+    for pair in row.confused[:MOST_CONFUSIONS]:
+        if row.confusion:
+            share = pair.count / max(1, sum(row.confusion[pair.right]))
+            cell = Cell(f"{percent(share)} %", share)
+        else:
+            cell = Cell(f"{pair.count:,} times", None)
+        pairs.append((names[pair.right], names[pair.predicted], cell))
+    return Confusions(f"{run.name}: {IMAGES[row.images].lower()} images, {row.mode} on {row.backbone}", pairs)
+
+
+def loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
+    """Return the least and the largest loss of all runs, a little widened."""
+    every = [step.loss for run in runs for step in run.history]
+    if not every:
+        return 0.0, 1.0
+    room = 0.05 * (max(every) - min(every)) or 0.05
+    return min(every) - room, max(every) + room
+
+
+def course(run: ReportedRun, bounds: tuple[float, float]) -> Course:
+    """Show how the images grew, and how the loss fell."""
+    chart = None
+    if run.history:
+        last = run.history[-1]
+        levels = ", ".join(dict.fromkeys(str(step.resolution) for step in run.history))
+        told = (
+            f"Line chart of the loss of {run.name}: {run.history[0].loss:.3g} at the first step, "
+            f"{last.loss:.3g} at step {last.step:,}. The pyramid's finest level grew over {levels} pixels."
+        )
+        chart = loss_chart(run.history, bounds, told)
+    resolution = {step.step: step.resolution for step in run.history}
+    shown = len(run.run.class_names[:10])
+    return Course(
+        run=run.name,
+        growth=[(sheet_caption(sheet, resolution), sheet_source(sheet)) for sheet in run.growth],
+        growth_classes=", ".join(run.run.class_names[:shown]),
+        chart=chart,
+    )
+
+
+def sheet_caption(sheet: Sheet, resolution: dict[int, int]) -> str:
+    """Say when a sheet was drawn, and how fine the pyramid was."""
+    level = f"{resolution[sheet.step]} px, " if sheet.step in resolution else ""
+    return f"{level}step {sheet.step:,}"
+
+
+def sheet_source(sheet: Sheet) -> str:
+    """Return a sheet as a URL that needs no network."""
+    with Image.open(io.BytesIO(sheet.png)) as image:
+        return webp(image.convert("RGB"))
+
+
+def costs(runs: Sequence[ReportedRun]) -> Grid:
+    """Say what the images, and the figures, cost; rows that no run knows are left out."""
+    rows: dict[str, list[str]] = {}
+    for run in runs:
+        record, details, behind = run.run.record, run.details, run.behind
+        count, real = len(run.run.files), details.train_samples
+        evaluation = run.evaluation
+        decoded = real * 3 * record.image_size**2 if real else None
+        told = {
+            "Distilled images": f"{count:,}",
+            "Their files (PNG)": size(run.image_bytes),
+            "Real training images": f"{real:,}" if real else NOT_KNOWN,
+            "Real images per distilled one": f"{real / count:,.0f}" if real else NOT_KNOWN,
+            "Real images, decoded at the input size": size(decoded),
+            "Statistics in the store": size(behind.stored_bytes if behind else None),
+            "Extracting them": duration(behind.entry.extraction.seconds if behind else None),
+            "Distilling": duration(details.wall_seconds),
+            "Steps": f"{run.history[-1].step:,}" if run.history else NOT_KNOWN,
+            "Peak memory": size(details.peak_memory_bytes),
+            "Device": details.device or NOT_KNOWN,
+            "Evaluating": duration(evaluation.provenance.seconds if evaluation else None),
+        }
+        for label, value in told.items():
+            rows.setdefault(label, []).append(value)
+    kept = [
+        (label, [Cell(value, None) for value in values])
+        for label, values in rows.items()
+        if set(values) != {NOT_KNOWN}
+    ]
+    return Grid("What it took", "", [run.name for run in runs], kept)
+
+
+def origin(run: ReportedRun) -> Origin:
+    """Say where images and figures come from, and how to make them again."""
+    record, details, evaluation = run.run.record, run.details, run.evaluation
+    facts = [
+        Fact("Store", record.store),
+        Fact("Entry", f"{record.dataset}@{record.entry_digest}"),
+        Fact("Data fingerprint", record.fingerprint),
+        Fact("Licence of the data", details.licence or ""),
+        Fact("Backbone", f"{record.backbone.spec}, hash {record.backbone.hash}"),
+        Fact("Images", run.digest, edited_or_not(run)),
+        Fact("Seed", "" if details.seed is None else str(details.seed)),
+        Fact("Device", details.device or ""),
+        Fact("Distilled with", versions(details.versions)),
+    ]
+    commands = [distill_command(run)]
+    if evaluation:
+        for entry in evaluation.provenance.entries:
+            facts.append(
+                Fact(
+                    f"Evaluated on {entry.backbone}",
+                    f"entry {entry.entry_digest}, backbone hash {entry.backbone_hash}",
+                    many(entry.held_out_samples, "held-out image"),
+                )
+            )
+        facts.append(Fact("Evaluated with", versions(evaluation.provenance.versions)))
+        options = {name: value for name, value in evaluation.config.items() if name != "run"}
+        commands.append(command_line("evaluate", str(run.directory), options))
+    return Origin(run.name, [fact for fact in facts if fact.value], commands)
+
+
+def edited_or_not(run: ReportedRun) -> str:
+    """Say whether the images are those that were distilled."""
+    if run.details.images is None:
+        return "run.json does not say which were distilled"
+    return "as distilled" if run.digest == run.details.images else f"distilled were {run.details.images}"
+
+
+def versions(found: dict[str, str]) -> str:
+    """Write versions on one line."""
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
+def distill_command(run: ReportedRun) -> str:
+    """Write the command that makes the images again, from the very entry they were made from."""
+    record = run.run.record
+    asked = {name: value for name, value in run.details.config.items() if name not in ("resume", "out")}
+    pinned = {
+        "store": record.store,
+        "backbone": record.config.backbone,
+        "image_size": record.image_size,
+        "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
+    }
+    return command_line("distill", None, {**pinned, **asked, **pinned, "out": f"{run.directory}-again"})
