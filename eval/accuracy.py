@@ -89,6 +89,30 @@ def accuracy(heads: Heads, features: Tensor, labels: Tensor) -> Accuracy:
     return Accuracy(share(1), share(TOP) if heads.weight.shape[1] >= TOP else None)
 
 
+def confusion(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
+    """Count what every class was taken for, over all heads together.
+
+    Parameters
+    ----------
+    heads : Heads
+    features : Tensor, shape (sample, feature)
+    labels : Tensor of int64, shape (sample,)
+
+    Returns
+    -------
+    Tensor of int64, shape (class, class)
+        Rows are the right classes, columns the predicted ones.
+    """
+    classes = heads.weight.shape[1]
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
+    for block, y in zip(
+        torch.split(features, SAMPLES_AT_ONCE), torch.split(labels, SAMPLES_AT_ONCE), strict=True
+    ):
+        predicted = (block @ heads.weight.transpose(1, 2) + heads.bias[:, None]).argmax(-1)
+        counts += torch.bincount((y * classes + predicted).flatten(), minlength=classes * classes)
+    return counts.view(classes, classes)
+
+
 def nearest_mean_head(means: Tensor) -> Heads:
     """Write "the class whose mean is nearest" as a linear classifier.
 

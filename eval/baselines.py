@@ -6,7 +6,7 @@ import numpy.typing as npt
 from sfm.backbones.views import stream
 from sfm.eval.training import Purpose
 
-RANDOM, NEAREST = 0, 1
+RANDOM, NEAREST, NONE = 0, 1, 255
 
 
 def nearest_exemplars(role: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
@@ -57,3 +57,32 @@ def random_exemplars(role: npt.NDArray[np.uint8], count: int, draws: int, seed: 
 def fewest(role: npt.NDArray[np.uint8], wanted: int) -> int:
     """Return how many exemplars of a role the class has that has fewest."""
     return int((role == wanted).sum(axis=1).min())
+
+
+def neighbours(
+    role: npt.NDArray[np.uint8], exemplars: npt.NDArray[np.float32], distilled: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    """Choose for every distilled image the exemplar of its class whose feature is nearest.
+
+    Of any role; no exemplar is chosen twice, the distilled images of a class choose in their order.
+
+    Parameters
+    ----------
+    role : ndarray of uint8, shape (class, exemplar)
+        ``exemplar/role`` of an entry.
+    exemplars : ndarray of float32, shape (class, exemplar, feature)
+    distilled : ndarray of float32, shape (class, image, feature)
+        Not more images than the class with fewest exemplars has.
+
+    Returns
+    -------
+    ndarray of int64, shape (class, image)
+        Places along the exemplar axis.
+    """
+    squared = np.square(distilled[:, :, None] - exemplars[:, None]).sum(axis=-1)
+    squared[np.broadcast_to((role == NONE)[:, None], squared.shape)] = np.inf
+    chosen = np.empty(squared.shape[:2], dtype=np.int64)
+    for image in range(chosen.shape[1]):
+        chosen[:, image] = squared[:, image].argmin(axis=1)
+        np.put_along_axis(squared, chosen[:, image, None, None], np.inf, axis=2)
+    return chosen

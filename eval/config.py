@@ -1,23 +1,28 @@
 """What `sfm evaluate` can be asked for."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Mode = Literal["linear", "inherit"]
+Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+EVERY = "all"
+"""What to write for every backbone of the store."""
+
+VIEWS_OF_ALL_IMAGES = 3000
 
 
-class EvaluateConfig(BaseModel):
-    """The configuration of one evaluation; the command line has one option per field."""
+class EvaluateOptions(BaseModel):
+    """How to evaluate, whatever is evaluated; the command line has one option per field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: Path = Field(description="Directory that `sfm distill` wrote.", json_schema_extra={"argument": True})
     store: str = Field(description="Store the images were distilled from: a path or URL.")
     backbone: list[str] = Field(
         default=[],
-        description="Backbone to evaluate on; repeat for several. Default: the one distilled on.",
+        description="Backbone to evaluate on; repeat for several, or `all` for every one that the store "
+        "holds of this dataset. Default: the one distilled on.",
     )
     image_size: int | None = Field(
         default=None,
@@ -26,24 +31,71 @@ class EvaluateConfig(BaseModel):
         "where the store holds it.",
     )
     mode: list[Mode] = Field(
-        default=["linear", "inherit"],
+        default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
-        description="What is trained on the images: linear (a fresh head) or inherit (a projector to the "
-        "classifier that the store holds); repeat for several.",
+        description="What is trained on the images; repeat for several. linear: a fresh head. inherit: a "
+        "projector to the classifier that the store holds; inherit-ridge: the same in closed form; "
+        "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
+        "soft labels. joint, stage: projector and head, together or one after the other.",
     )
     seeds: int = Field(default=3, ge=1, description="Repetitions; the table shows mean and deviation.")
     epochs: int = Field(default=1000, ge=1, description="Passes over the synthetic images.")
     views: int = Field(
         default=50,
         ge=1,
-        description="Augmented views per image and seed that linear heads are trained on, their features "
-        "computed once; as many as epochs give every epoch a view of its own.",
+        description="Augmented views per image and seed that heads are trained on, their features computed "
+        "once; as many as epochs give every epoch a view of its own.",
     )
-    projector_views: int = Field(
-        default=300,
+    projector_views: int | None = Field(
+        default=None,
         ge=1,
-        description="Views per image that the projectors of mode inherit are trained on; they have more "
-        "weights to fit, and all seeds share the views.",
+        description="Views per image that projectors are trained on; they have more weights to fit, and all "
+        f"seeds share the views. Default: {VIEWS_OF_ALL_IMAGES} of all images together, at least --views.",
+    )
+    save: bool = Field(
+        default=False,
+        description="Also write the classifiers of the first seed to RUN/classifiers/, as safetensors.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
+
+
+class EvaluateConfig(EvaluateOptions):
+    """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
+
+    run: Path = Field(description="Directory that `sfm distill` wrote.")
+
+
+class EvaluateRunsConfig(EvaluateOptions):
+    """The configuration of the evaluation of several runs, each on the same backbones: a matrix."""
+
+    run: list[Path] = Field(
+        min_length=1,
+        description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
+        json_schema_extra={"argument": True, "metavar": "RUN"},
+    )
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return [value] if isinstance(value, str | Path) else value
+
+    def each(self) -> list[EvaluateConfig]:
+        """Return the configuration of every run's own evaluation."""
+        options = self.model_dump(exclude={"run"})
+        return [EvaluateConfig(run=run, **options) for run in self.run]
+
+
+def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:
+    """Return how many views of every image a seed of a mode looks at.
+
+    Parameters
+    ----------
+    config : EvaluateOptions
+    mode : Mode
+    images : int
+        How many there are.
+    """
+    if mode in ("linear", "kd"):
+        return config.views
+    return config.projector_views or max(config.views, -(-VIEWS_OF_ALL_IMAGES // images))

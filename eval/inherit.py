@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sfm.eval.accuracy import Heads
-from sfm.eval.training import Plan, Told, at_most_threads, descend, nobody_told
+from sfm.eval.training import Group, Plan, Told, at_most_threads, descend, nobody_told
 
 RATE = 1e-2
 # Weights trained at a time on a CPU: they, their gradient and Adam's two moments then stay in the cache,
@@ -93,12 +93,11 @@ def train_projectors(pool: Tensor, targets: Tensor, plan: Plan, on_block: Told =
         weight = pool.new_zeros((plan.seeds, wanted.shape[2], features))
         bias = pool.new_zeros((plan.seeds, wanted.shape[2]))
         descend(
-            [weight, bias],
+            [Group([weight, bias], RATE)],
             lambda rows, looks: projector_gradients(
                 weight, bias, pool[rows, looks], wanted[rows, looks], width
             ),
             plan,
-            RATE,
             nobody_told,
         )
         return Projectors(weight, bias)

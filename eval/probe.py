@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sfm.eval.accuracy import Heads
-from sfm.eval.training import Plan, Told, at_most_threads, descend, nobody_told
+from sfm.eval.training import Group, Plan, Told, at_most_threads, descend, nobody_told
 
 RATE = 1e-3
 DEVIATION = 0.01
@@ -33,6 +33,11 @@ def head_gradients(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tens
     logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
     error = (logits.softmax(-1) - one_hot(labels, logits.shape[-1])) / labels.shape[1]
     return error.transpose(1, 2) @ features, error.sum(1)
+
+
+def threads_for(weights: int) -> int:
+    """Return how many threads a training step of so many weights is worth."""
+    return 1 if weights <= WEIGHTS_OF_ONE_THREAD else torch.get_num_threads()
 
 
 def train_heads(
@@ -64,13 +69,11 @@ def train_heads(
     Heads
     """
     heads = Heads(start.to(pool, copy=True), pool.new_zeros(start.shape[:2]))
-    small = start.numel() <= WEIGHTS_OF_ONE_THREAD
-    with at_most_threads(1 if small else torch.get_num_threads()):
+    with at_most_threads(threads_for(start.numel())):
         descend(
-            [heads.weight, heads.bias],
+            [Group([heads.weight, heads.bias], RATE)],
             lambda rows, looks: head_gradients(heads, pool[rows, looks], labels[rows]),
             plan,
-            RATE,
             on_epoch,
         )
     return heads

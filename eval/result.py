@@ -1,5 +1,6 @@
 """What an evaluation found; the content of ``evaluation.json``."""
 
+import re
 import statistics
 from typing import Any, Literal
 
@@ -7,7 +8,23 @@ from pydantic import BaseModel, ConfigDict
 
 from sfm.eval.config import Mode
 
-Fixed = Literal["linear", "nearest class mean"]
+Images = Literal["distilled", "none", "random", "nearest", "neighbour"]
+Fixed = Literal["linear", "nearest class mean", "discriminant"]
+
+CLASSES_IN_FULL = 100
+"""Up to so many classes a row holds its whole confusion matrix."""
+
+MOST_CONFUSED = 100
+
+
+class ConfusedPair(BaseModel):
+    """How often one class was taken for another, over all seeds; classes by their index."""
+
+    model_config = ConfigDict(frozen=True)
+
+    right: int
+    predicted: int
+    count: int
 
 
 class Row(BaseModel):
@@ -15,26 +32,40 @@ class Row(BaseModel):
 
     Attributes
     ----------
-    images : {"distilled", "random", "nearest"}
-        What was trained on: the distilled images, random real ones (another draw for every seed), or the real
-        ones nearest to their class mean; as many per class.
+    images : {"distilled", "none", "random", "nearest", "neighbour"}
+        What was trained on: the distilled images; nothing but class means; random real images (another draw
+        for every seed); the real ones nearest to their class mean; or those nearest to the distilled ones, as
+        the backbone sees them. As many real ones per class as distilled.
     backbone : str
         Spec of the backbone evaluated on.
     image_size : int
         Its input size, in pixels.
-    mode : {"linear", "inherit"}
+    mode : Mode
+        What was trained, see :class:`~sfm.eval.config.EvaluateOptions`.
     top1_mean, top5_mean : float
         Mean over seeds, as fractions. Top-5 is None with fewer than five classes.
     top1_std, top5_std : float
         Sample standard deviation over seeds (n - 1); 0 for one seed.
     seeds : int
+        1 where nothing is random.
     top1, top5 : list of float
         The figure of every seed.
+    recovered : float or None
+        ``top1_mean`` as a fraction of the top-1 accuracy of the full-data classifier of the same backbone.
+    exemplars : int or None
+        For real images: how many of the class that has fewest there were to choose from.
+    penalty : float or None
+        For projectors in closed form: the chosen penalty, in multiples of the mean eigenvalue.
+    confusion : list of list of int or None
+        For what was trained on no real image: held-out samples by right class (rows) and predicted class
+        (columns), over all seeds; None above ``CLASSES_IN_FULL`` classes.
+    confused : list of ConfusedPair or None
+        The ``MOST_CONFUSED`` most frequent confusions, most frequent first.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    images: Literal["distilled", "random", "nearest"]
+    images: Images
     backbone: str
     image_size: int
     mode: Mode
@@ -45,6 +76,11 @@ class Row(BaseModel):
     seeds: int
     top1: list[float]
     top5: list[float] | None
+    recovered: float | None = None
+    exemplars: int | None = None
+    penalty: float | None = None
+    confusion: list[list[int]] | None = None
+    confused: list[ConfusedPair] | None = None
 
 
 class FullData(BaseModel):
@@ -52,10 +88,13 @@ class FullData(BaseModel):
 
     Attributes
     ----------
-    classifier : {"linear", "nearest class mean"}
-        The linear classifier that the store holds, or the nearest of the class means that it holds.
+    classifier : {"linear", "nearest class mean", "discriminant"}
+        The linear classifier that the store holds; or what its moments give in closed form: the nearest of
+        the class means, or the linear discriminant of Gaussians with the pooled within-class covariance.
     top1, top5 : float
         As fractions. Top-5 is None with fewer than five classes.
+    recovered : float or None
+        `top1` as a fraction of that of the linear classifier.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +105,7 @@ class FullData(BaseModel):
     classifier: Fixed
     top1: float
     top5: float | None
+    recovered: float | None = None
 
 
 class EntryRecord(BaseModel):
@@ -95,6 +135,8 @@ class Provenance(BaseModel):
         Images per class.
     images : str
         Digest of the pixels that were evaluated.
+    edited : bool or None
+        Whether they are others than `sfm distill` wrote; None if its ``run.json`` does not say.
     entries : list of EntryRecord
         One per backbone evaluated on.
     seconds : float
@@ -111,6 +153,7 @@ class Provenance(BaseModel):
     distilled_on: str
     ipc: int
     images: str
+    edited: bool | None = None
     entries: list[EntryRecord]
     versions: dict[str, str]
     device: str
@@ -122,6 +165,8 @@ class Evaluation(BaseModel):
 
     Attributes
     ----------
+    config : dict
+        What :class:`~sfm.eval.config.EvaluateConfig` takes: the command line's ``--config`` repeats it.
     rows : list of Row
     full_data : list of FullData
     notes : list of str
@@ -141,3 +186,13 @@ class Evaluation(BaseModel):
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     """Return the mean and the sample standard deviation (n - 1); 0 for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def as_json(evaluation: Evaluation) -> str:
+    """Return an evaluation as JSON that a person can read: lists of numbers on one line each."""
+    number = r"-?[\d.]+(?:[eE][-+]?\d+)?"
+    # A line break never stands inside a JSON string: no text can be mistaken for a list.
+    numbers = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
+    return numbers.sub(
+        lambda found: "[" + re.sub(r",\n\s*", ", ", found[1]) + "]", evaluation.model_dump_json(indent=1)
+    )

@@ -1,17 +1,20 @@
 """Which backbones to evaluate on, and which entries of the store belong to them and to the run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.build import Backbone
 from sfm.backbones.spec import parse_spec
 from sfm.errors import InputError
-from sfm.eval.config import EvaluateConfig
+from sfm.eval.config import EVERY, EvaluateConfig
 from sfm.eval.synthetic import DistilledRun, RunRecord
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.select import match, narrow
 from sfm.stats_store.store import Entry, Store
+
+Load = Callable[[str, int | None], Backbone]
+"""Loads the backbone of a spec at an input size, or gives the one loaded before."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,23 @@ def source_entry(store: Store, summaries: Sequence[Summary], run: DistilledRun, 
 
 
 def find_subjects(
-    config: EvaluateConfig, record: RunRecord, store: Store, summaries: Sequence[Summary], source: Entry
-) -> list[Subject]:
+    config: EvaluateConfig,
+    record: RunRecord,
+    store: Store,
+    summaries: Sequence[Summary],
+    source: Entry,
+    load: Load,
+) -> tuple[list[Subject], list[str]]:
     """Load the backbones to evaluate on, and open their entries of the very data the run was distilled from.
 
     Same data is same fingerprint and same role. Of several variants of an entry, the one with the options of
-    the run's own entry is taken.
+    the run's own entry is taken. Of ``all`` backbones, those that cannot be had here are left out.
+
+    Returns
+    -------
+    list of Subject
+    list of str
+        What was left out, and why.
 
     Raises
     ------
@@ -64,23 +78,59 @@ def find_subjects(
     comparable = [
         s for s in summaries if s.fingerprint == source.summary.fingerprint and s.role == source.summary.role
     ]
-    dataset = source.summary.dataset + ("@tuning" if source.summary.role == "tuning" else "")
     subjects: dict[str, Subject] = {}
-    for spec in config.backbone or [record.config.backbone]:
-        model = parse_spec(spec).model
-        as_distilled = any(s.model == model and s.image_size == record.image_size for s in comparable)
-        size = config.image_size or (record.image_size if as_distilled else None)
-        candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
-        backbone = load_backbone(spec, image_size=candidates[0].image_size, device=config.device)
-        alike = [
-            s
-            for s in candidates
-            if s.backbone_hash == backbone.card.hash and s.options == source.summary.options
-        ]
-        subject = Subject(backbone, match(store, alike or candidates, backbone.card))
-        require_held_out(subject.entry)
-        subjects.setdefault(backbone.card.hash, subject)
-    return list(subjects.values())
+    notes: list[str] = []
+    for spec, asked in specs_of(config, record, comparable):
+        try:
+            subject = subject_of(spec, config, record, store, comparable, source, load)
+        except InputError as error:
+            if asked:
+                raise
+            notes.append(f"{spec} is left out: {error}.")
+        else:
+            subjects.setdefault(subject.backbone.card.hash, subject)
+    return list(subjects.values()), notes
+
+
+def specs_of(
+    config: EvaluateConfig, record: RunRecord, comparable: Sequence[Summary]
+) -> list[tuple[str, bool]]:
+    """Return the specs to evaluate on, and whether each was asked for by its name.
+
+    ``all`` is the one distilled on, as its run names it, and the others of the store as it names them, in the
+    order of their names: the same columns for every run.
+    """
+    named = [spec for spec in config.backbone if spec != EVERY]
+    if EVERY not in config.backbone:
+        return [(spec, True) for spec in named or [record.config.backbone]]
+    stored = {s.backbone: s.backbone for s in comparable if s.backbone_hash != record.backbone.hash}
+    stored[record.backbone.spec] = record.config.backbone
+    every = [stored[name] for name in sorted(stored)]
+    return [(spec, spec in (*named, record.config.backbone)) for spec in dict.fromkeys([*every, *named])]
+
+
+def subject_of(
+    spec: str,
+    config: EvaluateConfig,
+    record: RunRecord,
+    store: Store,
+    comparable: Sequence[Summary],
+    source: Entry,
+    load: Load,
+) -> Subject:
+    """Load one backbone and open its entry; errors as of :func:`find_subjects`."""
+    dataset = source.summary.dataset + ("@tuning" if source.summary.role == "tuning" else "")
+    model = parse_spec(spec).model
+    as_distilled = any(s.model == model and s.image_size == record.image_size for s in comparable)
+    size = config.image_size or (record.image_size if as_distilled else None)
+    candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
+    backbone = load(spec, candidates[0].image_size)
+    alike = [
+        s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == source.summary.options
+    ]
+    subject = Subject(backbone, match(store, alike or candidates, backbone.card))
+    require_held_out(subject.entry)
+    return subject
 
 
 def require_held_out(entry: Entry) -> None:
@@ -93,7 +143,7 @@ def require_held_out(entry: Entry) -> None:
 
 
 def find_teacher(
-    config: EvaluateConfig, record: RunRecord, store: Store, source: Entry, subjects: Sequence[Subject]
+    record: RunRecord, store: Store, source: Entry, subjects: Sequence[Subject], load: Load
 ) -> Subject:
     """Return the backbone distilled on with its entry: a subject's if it is one of them, else load it.
 
@@ -105,5 +155,5 @@ def find_teacher(
     for subject in subjects:
         if subject.backbone.card.hash == source.backbone.hash:
             return Subject(subject.backbone, source)
-    backbone = load_backbone(record.config.backbone, image_size=record.image_size, device=config.device)
+    backbone = load(record.config.backbone, record.image_size)
     return Subject(backbone, match(store, [source.summary], backbone.card))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -134,31 +135,47 @@ def at_most_threads(count: int) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained at one learning rate.
+
+    Attributes
+    ----------
+    parameters : sequence of Tensor
+        Changed in place. All seeds side by side along the first axis: Adam works on each number alone, so
+        this is exactly one training per seed.
+    rate : float
+        Learning rate at a batch of 256 images.
+    """
+
+    parameters: Sequence[Tensor]
+    rate: float
+
+
 def descend(
-    parameters: Sequence[Tensor],
+    groups: Sequence[Group],
     gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
     plan: Plan,
-    rate: float,
     on_epoch: Told,
 ) -> None:
     """Train by Adam, learning rate ``rate * batch / 256`` falling to zero along a cosine, no weight decay.
 
     Parameters
     ----------
-    parameters : sequence of Tensor
-        Changed in place. All seeds side by side along the first axis: Adam works on each number alone, so
-        this is exactly one training per seed.
+    groups : sequence of Group
     gradients : callable
         Given the pool rows and the views of a batch, both of shape (seed, batch), the gradient of each
-        seed's loss with respect to its parameters.
+        seed's loss with respect to the parameters of the first group, then those of the second, ...
     plan : Plan
-    rate : float
-        Learning rate at a batch of 256 images.
     on_epoch : callable
         Told the epochs done and how many there are, after each.
     """
-    optimizer = torch.optim.Adam(parameters, lr=rate * plan.batch / RATE_AT_256, fused=True)
+    rated: list[dict[str, Any]] = [
+        {"params": list(group.parameters), "lr": group.rate * plan.batch / RATE_AT_256} for group in groups
+    ]
+    optimizer = torch.optim.Adam(rated, fused=True)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=plan.epochs)
+    parameters = [parameter for group in groups for parameter in group.parameters]
     device = parameters[0].device
     image, view = plan.image.to(device), plan.view.to(device)
     for epoch in range(plan.epochs):

@@ -2,8 +2,9 @@
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillResult, distill
-from sfm.eval.config import EvaluateConfig
-from sfm.eval.run import Evaluation, evaluate
+from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.matrix import matrix
+from sfm.eval.run import Evaluation, evaluate, evaluate_runs
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import Extraction, extract
 from sfm.stats_store.store import Entry, Store, open_store
@@ -13,12 +14,15 @@ __all__ = [
     "DistillResult",
     "Entry",
     "EvaluateConfig",
+    "EvaluateRunsConfig",
     "Evaluation",
     "ExtractConfig",
     "Extraction",
     "Store",
     "distill",
     "evaluate",
+    "evaluate_runs",
     "extract",
+    "matrix",
     "open_store",
 ]

@@ -9,7 +9,7 @@ import typer
 from sfm import terminal
 from sfm.command import AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
-from sfm.eval.config import EvaluateConfig
+from sfm.eval.config import EvaluateRunsConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.store_commands import store_app
 
@@ -92,17 +92,24 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     print(f"Next: sfm evaluate {done.out} --store {config.store}")
 
 
-def run_evaluate(config: EvaluateConfig, as_json: bool, quiet: bool) -> None:
-    """Evaluate, then print the table of accuracies."""
+def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
+    """Evaluate, then print the table of accuracies; of several runs, the matrix too."""
     with terminal.showing(quiet) as progress:
-        from sfm.eval.run import evaluate
+        from sfm.eval.matrix import matrix
+        from sfm.eval.run import evaluate_runs
 
-        record = evaluate(config, progress).model_dump(mode="json")
+        done = evaluate_runs(config, progress)
+    records = [evaluation.model_dump(mode="json") for evaluation in done]
+    cells = [cell.model_dump(mode="json") for cell in matrix(done)]
     if as_json:
-        terminal.print_json(record)
+        document = records[0] if len(records) == 1 else {"evaluations": records}
+        terminal.print_json(document | {"matrix": cells})
         return
-    terminal.accuracy_table(record)
-    print(f"Written to {config.run / 'evaluation.json'}")
+    for run, record in zip(config.run, records, strict=True):
+        terminal.accuracy_table(record)
+        print(f"Written to {run / 'evaluation.json'}")
+    if len(records) > 1:
+        terminal.matrix_table(cells)
 
 
 add_command(
@@ -130,12 +137,14 @@ add_command(
 add_command(
     app,
     "evaluate",
-    EvaluateConfig,
+    EvaluateRunsConfig,
     run_evaluate,
     summary="Train on distilled images and measure accuracy on the held-out features of the store.",
     examples=[
         "sfm evaluate ./distilled --store ./store",
         "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
+        "sfm evaluate ./on-lite0 ./on-lite1 --store ./store --backbone all --json",
+        "sfm evaluate --config ./distilled/evaluation.json",
     ],
 )
 

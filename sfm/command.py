@@ -1,5 +1,6 @@
 """A pydantic model becomes a command: its fields are the options, its descriptions the help."""
 
+import difflib
 import inspect
 import json
 import types
@@ -174,4 +175,8 @@ def problem(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         return f"unknown setting {name!r} in the configuration"
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "literal_error" and field is not None:
+        known = choices(field.annotation)
+        close = difflib.get_close_matches(str(detail["input"]), known.split("|") if known else [])
+        message += f": did you mean {' or '.join(close)}?" if close else ""
     return f"{shown} {detail['input']}: {message[0].lower()}{message[1:]}"

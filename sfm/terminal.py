@@ -155,27 +155,70 @@ def entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str] = ()
     table(title, columns, rows, right={"px", "classes", "train", "held out", "top-1 %"})
 
 
+IMAGES = {
+    "distilled": "distilled",
+    "none": "none, class means",
+    "random": "real, random",
+    "nearest": "real, nearest to the mean",
+    "neighbour": "real, nearest to the distilled",
+}
+
+
 def accuracy_table(record: dict[str, Any]) -> None:
     """Print the rows of an evaluation."""
     rows = [
         [
-            row["images"],
+            IMAGES[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
             row["backbone"],
             row["mode"],
-            percent(row["top1_mean"], row["top1_std"]),
-            percent(row["top5_mean"], row["top5_std"]),
+            over_seeds(row, "top1"),
+            over_seeds(row, "top5"),
+            percent(row["recovered"]),
             str(row["seeds"]),
         ]
         for row in record["rows"]
     ]
     rows += [
-        [row["images"], row["backbone"], row["classifier"], percent(row["top1"]), percent(row["top5"]), "–"]
+        [
+            row["images"],
+            row["backbone"],
+            row["classifier"],
+            percent(row["top1"]),
+            percent(row["top5"]),
+            percent(row["recovered"]),
+            "–",
+        ]
         for row in record["full_data"]
     ]
-    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "seeds"]
-    table("Accuracy on held-out features", columns, rows, right={"top-1 %", "top-5 %", "seeds"})
+    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
+    title = (
+        f"Accuracy on held-out features: {record['config']['run']}, "
+        f"distilled on {record['provenance']['distilled_on']}"
+    )
+    table(title, columns, rows, right={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
         print(f"note: {note}")
+
+
+def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
+    """Print the cross-backbone matrix of several evaluations: a block of rows per mode."""
+    backbones = list(dict.fromkeys(cell["backbone"] for cell in cells))
+    modes = dict.fromkeys(cell["mode"] for cell in cells)
+    runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in cells)
+    at = {(cell["mode"], cell["run"], cell["backbone"]): cell for cell in cells}
+    rows = []
+    for mode in modes:
+        for run, distilled_on in runs:
+            found = [at.get((mode, run, backbone)) for backbone in backbones]
+            shown = [over_seeds(cell, "top1") if cell else "–" for cell in found]
+            rows.append([mode, distilled_on, run, *shown])
+    columns = ["trained", "distilled on", "run", *backbones]
+    table("Top-1 %, by the backbone evaluated on", columns, rows, right=set(backbones))
+
+
+def over_seeds(row: dict[str, Any], figure: str) -> str:
+    """Return a row's mean in percent, with its deviation if there were several seeds."""
+    return percent(row[f"{figure}_mean"], row[f"{figure}_std"] if row["seeds"] > 1 else None)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: set[str]) -> None:

@@ -81,22 +81,27 @@ def test_every_backbone_has_both_modes_real_images_and_all_real_data_beside_them
         for images, mode in (
             ("distilled", "linear"),
             ("distilled", "inherit"),
+            ("none", "inherit-statistics"),
             ("random", "linear"),
             ("nearest", "linear"),
+            ("neighbour", "linear"),
         )
     ]
     assert [(r.backbone, r.classifier) for r in whole.full_data] == [
         (backbone, classifier)
         for backbone in ("lite0", "lite1")
-        for classifier in ("linear", "nearest class mean")
+        for classifier in ("linear", "nearest class mean", "discriminant")
     ]
     assert whole.notes == []
 
 
 def test_a_row_sums_up_its_seeds_by_mean_and_sample_deviation(whole: Evaluation) -> None:
     for r in whole.rows:
-        assert r.seeds == len(r.top1) == 3
+        assert r.seeds == len(r.top1) == (1 if r.images == "none" else 3)
         assert r.top5 is not None
+        if r.seeds == 1:
+            assert (r.top1, r.top1_std, r.top5_std) == ([r.top1_mean], 0, 0)
+            continue
         assert r.top1_mean == pytest.approx(np.mean(r.top1))
         assert r.top1_std == pytest.approx(np.std(r.top1, ddof=1))
         assert r.top5_mean == pytest.approx(np.mean(r.top5))
@@ -116,7 +121,7 @@ def test_every_seed_of_the_random_baseline_is_another_draw(whole: Evaluation) ->
 
 
 def test_the_full_data_classifier_scores_what_its_entry_says(whole: Evaluation, lite0_entry: Entry) -> None:
-    card, (linear, nearest_mean) = lite0_entry.classifier, whole.full_data[:2]
+    card, (linear, nearest_mean, _) = lite0_entry.classifier, whole.full_data[:3]
     assert linear.top1 == pytest.approx(card.held_out_top1, abs=0.003)
     assert linear.top5 == pytest.approx(card.held_out_top5, abs=0.003)
     means, features = lite0_entry.read("train/mean"), lite0_entry.read("test/feature").astype(np.float64)
@@ -149,7 +154,7 @@ def test_figures_say_which_entries_they_come_from(whole: Evaluation, lite0_entry
 
 def test_every_stage_ends_with_all_of_it_done(whole: Evaluation, told: list[Progress]) -> None:
     last = {p.stage: p for p in told}
-    assert len(last) == 2 * 3 + 2 * 3 + 2
+    assert len(last) == 2 * 4 + 2 * 4 + 2
     assert all(p.done == p.total for p in last.values())
 
 
@@ -158,7 +163,7 @@ def test_equal_seeds_give_equal_numbers_and_other_seeds_others(new_run: NewRun, 
     first, again, other = (evaluate(config(run, fashion_store, seed=seed)) for seed in (1, 1, 2))
     assert first.rows == again.rows
     for one, two in zip(first.rows, other.rows, strict=True):
-        assert (one.top1, one.top5) != (two.top1, two.top5)
+        assert one.images == "none" or (one.top1, one.top5) != (two.top1, two.top5)
 
 
 def test_a_mode_costs_nothing_unless_asked_for(new_run: NewRun, fashion_store: str) -> None:
@@ -178,7 +183,7 @@ def test_without_exemplars_there_are_no_real_images_and_a_note_says_so(
     record["entry_digest"] = only_entry(store).summary.entry_digest
     (run / "run.json").write_text(json.dumps(record))
     found = evaluate(config(run, store))
-    assert {r.images for r in found.rows} == {"distilled"}
+    assert {r.images for r in found.rows} == {"distilled", "none"}
     assert "no exemplars" in found.notes[0]
 
 
@@ -201,13 +206,13 @@ def test_a_mode_scores_the_same_whatever_else_is_asked_for(new_run: NewRun, fash
 
 def test_draws_that_share_images_are_told_of(new_run: NewRun, fashion_store: str) -> None:
     found = evaluate(config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
-    assert [r.images for r in found.rows] == ["distilled", "random", "nearest"]
+    assert [r.images for r in found.rows] == ["distilled", "random", "nearest", "neighbour"]
     assert "share images" in found.notes[0]
 
 
 def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun, fashion_store: str) -> None:
     found = evaluate(config(new_run(ipc=4), fashion_store, mode=["linear"]))
-    assert [r.images for r in found.rows] == ["distilled"]
+    assert [r.images for r in found.rows] == ["distilled", "neighbour"]
     assert [note.split(":")[0] for note in found.notes] == [
         "No random real images",
         "No real images nearest to the mean",
@@ -220,7 +225,7 @@ def test_with_four_classes_top5_is_left_open(tmp_path: Path, lite0_entry: Entry,
     for r in found.rows:
         assert (r.top5, r.top5_mean, r.top5_std) == (None, None, None)
         assert all(0 <= top1 <= 1 for top1 in r.top1)
-    assert [r.top5 for r in found.full_data] == [None, None]
+    assert {r.top5 for r in found.full_data} == {None}
 
 
 def test_a_run_on_a_tuning_entry_is_evaluated_on_its_part_of_the_training_split(
