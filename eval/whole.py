@@ -1,6 +1,9 @@
 """Files that are there whole, or not at all."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sfm.errors import InputError
@@ -25,6 +28,37 @@ def write_whole(path: Path, data: bytes) -> None:
             partial.replace(path)
         except OSError:
             partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write into; it takes the name `path` once everything is in it.
+
+    After an error nothing is left behind.
+
+    Raises
+    ------
+    InputError
+        If there is a file of that name, or a folder that is not empty, or it cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path} is a file: give a folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"--out {path} is not empty: give a new folder")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            if path.exists():
+                path.rmdir()
+            partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -3,7 +3,11 @@
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillResult, distill
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.export.config import ExportConfig
+from sfm.eval.export.run import Exported, export
 from sfm.eval.matrix import matrix
+from sfm.eval.report.config import ReportConfig
+from sfm.eval.report.page import report
 from sfm.eval.run import Evaluation, evaluate, evaluate_runs
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import Extraction, extract
@@ -16,13 +20,18 @@ __all__ = [
     "EvaluateConfig",
     "EvaluateRunsConfig",
     "Evaluation",
+    "ExportConfig",
+    "Exported",
     "ExtractConfig",
     "Extraction",
+    "ReportConfig",
     "Store",
     "distill",
     "evaluate",
     "evaluate_runs",
+    "export",
     "extract",
     "matrix",
     "open_store",
+    "report",
 ]

@@ -10,6 +10,8 @@ from sfm import terminal
 from sfm.command import AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
 from sfm.eval.config import EvaluateRunsConfig
+from sfm.eval.export.config import ExportConfig
+from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.store_commands import store_app
 
@@ -112,6 +114,28 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         terminal.matrix_table(cells)
 
 
+def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
+    """Write the report, then say where it is."""
+    from sfm.eval.report.page import report
+
+    out = report(config)
+    if as_json:
+        terminal.print_json({"out": str(out), "bytes": out.stat().st_size})
+    else:
+        print(f"{out}: {len(config.runs)} run(s), {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
+    """Export, then say what was written."""
+    from sfm.eval.export.run import export
+
+    done = export(config)
+    if as_json:
+        terminal.print_json({"out": str(done.out), "files": done.files, "bytes": done.size})
+    else:
+        print(f"{done.out}: {config.format}, {done.files} files, {done.size / 1e6:.2f} MB")
+
+
 add_command(
     app,
     "extract",
@@ -145,6 +169,28 @@ add_command(
         "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
         "sfm evaluate ./on-lite0 ./on-lite1 --store ./store --backbone all --json",
         "sfm evaluate --config ./distilled/evaluation.json",
+    ],
+)
+add_command(
+    app,
+    "report",
+    ReportConfig,
+    run_report,
+    summary="Show runs and their figures on one self-contained HTML page.",
+    examples=[
+        "sfm report ./distilled --out report.html --store ./store",
+        "sfm report ./distilled-1 ./distilled-5 --out compared.html",
+    ],
+)
+add_command(
+    app,
+    "export",
+    ExportConfig,
+    run_export,
+    summary="Write distilled images, or the classifier they come with, in a format that others read.",
+    examples=[
+        "sfm export ./distilled --format parquet --out ./for-the-hub",
+        "sfm export ./distilled --format classifier --store ./store --backbone lite1 --out ./classifier",
     ],
 )
 

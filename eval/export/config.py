@@ -1,0 +1,32 @@
+"""What `sfm export` can be asked for."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Format = Literal["imagefolder", "webdataset", "parquet", "classifier"]
+
+
+class ExportConfig(BaseModel):
+    """The configuration of one export; the command line has one option per field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Path = Field(
+        description="Directory that `sfm distill` wrote.",
+        json_schema_extra={"argument": True, "metavar": "DIR"},
+    )
+    format: Format = Field(
+        description="imagefolder: a folder of images per class. webdataset: a tar of .png, .cls and .json. "
+        "parquet: as the Hugging Face Hub keeps images. classifier: the inherited classifier, with the "
+        "projector that `sfm evaluate --save` left, as safetensors. All with a card.",
+    )
+    out: Path = Field(description="Folder to write; must be new or empty.")
+    store: str | None = Field(
+        default=None, description="Store the images were distilled from (needed for a classifier)."
+    )
+    backbone: str | None = Field(
+        default=None,
+        description="Backbone that the classifier is to be used with. Default: the one distilled on.",
+    )
