@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class ExtractConfig(BaseModel):
@@ -63,6 +63,14 @@ class ExtractConfig(BaseModel):
         description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the backbones run.")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Extract in so many processes on this machine; default: in this one.",
+    )
+    scheduler: str | None = Field(
+        default=None, description="Extract on the workers of a Dask scheduler, e.g. tcp://10.0.0.1:8786."
+    )
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="Of the backbones' forward pass; bf16 is faster on a GPU."
     )
@@ -73,6 +81,13 @@ class ExtractConfig(BaseModel):
     seed: int = Field(
         default=0, ge=0, description="Seed of sub-class centres, exemplars and the tuning split."
     )
+
+    @field_validator("scheduler")
+    @classmethod
+    def _one_way_to_run(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("workers") is not None:
+            raise ValueError("uses the workers of a cluster, --workers starts some here: give one of the two")
+        return value
 
     @field_validator("sub_classes", mode="before")
     @classmethod

@@ -36,6 +36,8 @@ class Job:
     ----------
     listing : str
         Digest of the source's listing.
+    device : str
+        Kind of the device that the backbones ran on.
     features : Pass
         What the pass over the images cost.
     gathered : Gathered
@@ -47,6 +49,7 @@ class Job:
     store: Store
     staging: Staging
     listing: str
+    device: str
     features: Pass
     gathered: Gathered
 
@@ -88,7 +91,7 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) 
             draft,
             backbone.card,
             dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
-            extraction_card(job, backbone, part),
+            extraction_card(job, part),
             classifier_card(statistics),
             replace=job.config.replace,
         )
@@ -179,14 +182,14 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
     )
 
 
-def extraction_card(job: Job, backbone: Backbone, part: Part) -> ExtractionCard:
+def extraction_card(job: Job, part: Part) -> ExtractionCard:
     """Say how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
         options=options_of(job.config, part.role),
         role=part.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        device=str(backbone.device),
+        device=job.device,
         threads=torch.get_num_threads(),
         seconds=job.features.seconds,
         images_per_second=job.features.images_per_second,

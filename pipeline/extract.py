@@ -1,6 +1,7 @@
 """``sfm extract``: source -> features -> moments -> entry in the store."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +13,12 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.features import Pass, Rules, cores, follow, missing, stage
+from sfm.pipeline.features import Pass, Rules, Step, cores, follow, missing, stage
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.selection import select
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.source import digest_of
-from sfm.pipeline.staging import open_staging, tasks_of
+from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
 from sfm.stats_store.store import Store, create_store
@@ -67,16 +68,18 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         if source.labels is None
         else select(config, source.class_ids or [], source.class_names, source.labels, nothing)
     )
-    backbones = [
-        load_backbone(spec, image_size=config.image_size, device=config.device)
+    backbones = {
+        spec: load_backbone(spec, image_size=config.image_size, device=config.device)
         for spec in dict.fromkeys(config.backbone)
-    ]
+    }
     store = create_store(config.store)
     listing = listing_of(config, source)
-    known = {} if config.replace or config.rehash else known_entries(store, config, backbones, listing)
-    absent = [b for b in backbones if b.card.hash not in known]
+    known = (
+        {} if config.replace or config.rehash else known_entries(store, config, backbones.values(), listing)
+    )
+    absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
-        published = [p for b in backbones for p in known[b.card.hash]]
+        published = [p for b in backbones.values() for p in known[b.card.hash]]
         skipped = store.open(published[0].summary).extraction.skipped
         return Extraction(published, Pass(0, 0, 0.0), skipped)
     key = digest_of(
@@ -90,16 +93,43 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     rules = Rules(config.limit_per_class, config.on_error, config.precision)
     with open_staging(staging_folder(config), key[:32]) as staging:
         tasks = tasks_of(source, selection)
-        work = [task for task in tasks if missing(task, absent, staging) is not None]
-        steps = stage(source, work, absent, staging, rules, cores())
-        features = follow(steps, tasks, work, staging, progress)
+        work = [task for task in tasks if missing(task, absent.values(), staging) is not None]
+        with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
+            features = follow(steps, tasks, work, staging, progress)
         gathered = gather(config, source, tasks, staging)
         final = with_skipped(listing) if gathered.skipped else listing
-        job = Job(config, source, store, staging, final, features, gathered)
+        job = Job(config, source, store, staging, final, device, features, gathered)
         parts = parts_of(config, gathered, staging)
-        for backbone in absent:
+        for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
-    return Extraction([p for b in backbones for p in known[b.card.hash]], features, gathered.skipped)
+    return Extraction([p for b in backbones.values() for p in known[b.card.hash]], features, gathered.skipped)
+
+
+@contextmanager
+def steps_of(
+    config: ExtractConfig,
+    source: Source,
+    work: Sequence[Task],
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    rules: Rules,
+    progress: Listener,
+) -> Iterator[tuple[str, Iterator[Step]]]:
+    """Have tasks staged in this process, or by workers if they are asked for and there is something to do.
+
+    Yields
+    ------
+    str, iterator of Step
+        The kind of device that the backbones run on, and the work as it is done.
+    """
+    if work and (config.workers or config.scheduler):
+        from sfm.pipeline.cluster import crew
+
+        with crew(config, source, backbones, staging, rules, progress) as workers:
+            yield workers.device, workers.stage(work)
+    else:
+        here = list(backbones.values())
+        yield here[0].device.type, stage(source, work, here, staging, rules, cores())
 
 
 def listing_of(config: ExtractConfig, source: Source) -> str:
@@ -119,7 +149,7 @@ def with_skipped(listing: str) -> str:
 
 
 def known_entries(
-    store: Store, config: ExtractConfig, backbones: Sequence[Backbone], listing: str
+    store: Store, config: ExtractConfig, backbones: Collection[Backbone], listing: str
 ) -> dict[str, list[Published]]:
     """Return, by backbone hash, the entries of this listing and these options, where none is missing."""
     wanted = [options_digest(options_of(config, role)) for role in roles_of(config)]

@@ -29,6 +29,10 @@ LOCK_SECONDS = 2.0
 """How long a staging folder may stay claimed by a process that is being killed."""
 
 
+class Unfinished(Exception):  # noqa: N818 - a state of affairs, not a fault of the input
+    """The work stopped before its end; what was completed is staged, and the same command goes on from it."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one worker reads at a time, in order; it becomes a partition.
@@ -261,7 +265,8 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
 
     Two workers may be at the same file, when one was given up for dead: each writes its own.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    # Not with parents: a worker that was given up must not bring back a folder that is done with.
+    file.parent.mkdir(exist_ok=True)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as out:

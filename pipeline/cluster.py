@@ -1,0 +1,342 @@
+"""Workers on this machine or on a cluster, by Dask: each opens source and backbones once, and takes tasks.
+
+A worker writes what it finds to the staging folder itself, with the code that runs in a single process, so
+the same files are there in the end whoever wrote them; all that is summed up is summed up by one process,
+from those files, in one order. That is why an entry has the same digest however many workers there were.
+"""
+
+import functools
+import os
+import platform
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed, get_worker, wait
+from distributed.client import Future
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.errors import InputError
+from sfm.events import Listener, Progress
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.features import Rules, Step, cores, stage
+from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.staging import Staging, Task, Unfinished
+
+PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
+"""What features depend on: workers must have the same versions."""
+
+CONNECT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every worker needs to know.
+
+    Attributes
+    ----------
+    source : str
+        Spec.
+    listing : tuple of str
+        Of both splits, as the client sees them.
+    backbones : tuple of (str, str)
+        Specs, and the hashes that they have where the client is.
+    image_size : int or None
+    device : str
+    staging : str
+        Absolute path.
+    rules : Rules
+    threads : int or None
+        Batches that a worker has in work at a time; None: as many as its Dask worker has threads.
+    gpus : tuple of str
+        Of this machine, shared out among its workers; empty where workers were given their own.
+    """
+
+    source: str
+    listing: tuple[str, ...]
+    backbones: tuple[tuple[str, str], ...]
+    image_size: int | None
+    device: str
+    staging: str
+    rules: Rules
+    threads: int | None
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Workers that are fit for an extraction.
+
+    Attributes
+    ----------
+    order : Order
+    client : Client
+    device : str
+        Kind of the workers' devices.
+    """
+
+    order: Order
+    client: Client
+    device: str
+
+    def stage(self, tasks: Sequence[Task]) -> Iterator[Step]:
+        """Have tasks staged; those of a worker that is lost go to others.
+
+        Raises
+        ------
+        InputError
+            As in :func:`sfm.pipeline.features.stage`.
+        Unfinished
+            If the cluster is lost, or a task has cost several workers their lives.
+        """
+        # One by one: a map would send all of them as one large graph.
+        futures = [self.client.submit(take, self.order, task, pure=False) for task in tasks]
+        name_of = {future.key: task.name for future, task in zip(futures, tasks, strict=True)}
+        done = 0
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except KilledWorker as error:
+                    raise Unfinished(
+                        f"partition {name_of[future.key]} has cost several workers their lives, perhaps for "
+                        f"want of memory; {done} of {len(tasks)} partitions were completed: the same command "
+                        f"goes on from there"
+                    ) from error
+                except (CancelledError, OSError) as error:
+                    if isinstance(error, OSError) and self.client.status == "running":
+                        raise
+                    raise Unfinished(
+                        f"the Dask scheduler went away after {done} of {len(tasks)} partitions: the same "
+                        f"command, with a new scheduler or without one, goes on from there"
+                    ) from error
+                done += 1
+        finally:
+            self.client.cancel(futures)
+
+
+@contextmanager
+def crew(
+    config: ExtractConfig,
+    source: Source,
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    rules: Rules,
+    progress: Listener,
+) -> Iterator[Crew]:
+    """Start workers on this machine, or reach those of a scheduler, and see that they are fit.
+
+    Parameters
+    ----------
+    backbones : mapping of str to Backbone
+        By the spec that was asked for.
+
+    Raises
+    ------
+    InputError
+        If no worker can be had, or one has other versions, other weights, another view of the source or of
+        the staging folder than this process; nothing has been extracted then.
+    """
+    local = config.scheduler is None
+    count = config.workers or 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    order = Order(
+        source=config.source,
+        listing=tuple(split.listing for split in source.splits.values()),
+        backbones=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
+        image_size=config.image_size,
+        device=config.device,
+        staging=str(staging.root.resolve()),
+        rules=rules,
+        threads=max(1, cores() // count) if local else None,
+        gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
+    )
+    with local_client(count) if config.scheduler is None else remote_client(config.scheduler) as client:
+        known = client.nthreads()
+        link = f", dashboard {client.dashboard_link}" if client.dashboard_link else ""
+        progress(Progress("starting", 0, len(known), f"workers{link}"))
+        on_each(client, known, version_teller(), require_same_versions)
+        devices = on_each(client, known, functools.partial(fit, order, probe(staging)), lambda *_: None)
+        kinds = sorted(set(devices.values()))
+        if len(kinds) > 1:
+            raise InputError(f"some workers use {kinds[0]} and some {kinds[1]}: choose one with --device")
+        progress(Progress("starting", len(known), len(known), f"workers{link}"))
+        yield Crew(order, client, kinds[0])
+
+
+@contextmanager
+def local_client(workers: int) -> Iterator[Client]:
+    """Start workers on this machine, each a process that takes one task at a time."""
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            silence_logs="CRITICAL",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(workers)
+        yield client
+
+
+@contextmanager
+def remote_client(address: str) -> Iterator[Client]:
+    """Reach a scheduler that has workers.
+
+    Raises
+    ------
+    InputError
+        If it does not answer, or has none.
+    """
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {address}: start one with `dask scheduler`"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as error:
+            raise InputError(
+                f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`"
+            ) from error
+        yield client
+
+
+def on_each(
+    client: Client,
+    workers: Mapping[str, int],
+    call: Callable[[], Any],
+    judge: Callable[[str, Any], None],
+) -> dict[str, Any]:
+    """Call a function once on every worker, outside its event loop, and judge the answers.
+
+    Raises
+    ------
+    InputError
+        If one cannot be called or raises; names the worker.
+    """
+    futures: dict[str, Future[Any]] = {
+        address: client.submit(call, workers=[address], allow_other_workers=False, pure=False)
+        for address in workers
+    }
+    wait(list(futures.values()))
+    answers = {}
+    for address, future in futures.items():
+        error = future.exception()
+        if error is not None:
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"worker {address}: {told}") from error
+        answers[address] = future.result()
+        judge(address, answers[address])
+    return answers
+
+
+def version_teller() -> Callable[[], dict[str, str]]:
+    """Return a function that tells versions; nested, so that it travels to workers that lack this package."""
+    packages = PACKAGES
+
+    def tell() -> dict[str, str]:
+        import importlib.metadata
+
+        found = {}
+        for package in packages:
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                found[package] = "missing"
+        return found
+
+    return tell
+
+
+def require_same_versions(worker: str, theirs: Mapping[str, str]) -> None:
+    """Refuse a worker whose packages are not those of this process."""
+    odd = [
+        f"{name} {theirs[name]} (here {version(name)})" for name in PACKAGES if theirs[name] != version(name)
+    ]
+    if odd:
+        raise InputError(
+            f"worker {worker} has {', '.join(odd)}: install the same versions there, or the features would "
+            f"not be comparable"
+        )
+
+
+def probe(staging: Staging) -> str:
+    """Write a file to the staging folder that only those who share the folder can read; return its name."""
+    name = f"probe-{uuid.uuid4().hex}"
+    (staging.root / name).write_text(platform.node())
+    return name
+
+
+HELD = threading.Lock()
+"""Held while a task is in work: a source's shards are read one at a time in a process."""
+
+
+def fit(order: Order, name: str) -> str:
+    """Say what kind of device this worker uses, after making sure that it is fit for an order.
+
+    Raises
+    ------
+    InputError
+        If source, backbones or staging folder are not those of the client.
+    """
+    if not (Path(order.staging) / name).is_file():
+        raise InputError(
+            f"the staging folder {order.staging} is not shared with this worker: choose a folder on a disk "
+            f"that all workers see, with --staging"
+        )
+    with HELD:
+        _, backbones = opened(order)
+    return backbones[0].device.type
+
+
+@functools.lru_cache(maxsize=1)
+def opened(order: Order) -> tuple[Source, list[Backbone]]:
+    """Open the source and load the backbones of an order, once in the life of a worker.
+
+    Raises
+    ------
+    InputError
+        If they are not what they are to the client.
+    """
+    if order.gpus and not torch.cuda.is_initialized():
+        number = get_worker().name
+        os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus[int(number) % len(order.gpus)]
+    source = open_source(order.source)
+    if tuple(split.listing for split in source.splits.values()) != order.listing:
+        raise InputError(
+            f"{order.source} is not the same here as where the extraction was started: other files, sizes, "
+            f"times or folders"
+        )
+    backbones = []
+    for spec, expected in order.backbones:
+        backbone = load_backbone(spec, image_size=order.image_size, device=order.device)
+        if backbone.card.hash != expected:
+            raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
+        backbones.append(backbone)
+    return source, backbones
+
+
+def take(order: Order, task: Task) -> Step:
+    """Stage one task on this worker, and tell what it took."""
+    with HELD:
+        source, backbones = opened(order)
+        threads = order.threads or get_worker().state.nthreads
+        spent: Counter[str] = Counter()
+        images = skipped = 0
+        for step in stage(source, [task], backbones, Staging(Path(order.staging)), order.rules, threads):
+            spent.update(step.seconds)
+            images, skipped = images + step.images, skipped + step.skipped
+    return Step(images, skipped, 1, dict(spent))
