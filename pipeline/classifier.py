@@ -1,26 +1,37 @@
 """The linear classifier of all real data: multinomial logistic regression on features streamed from disk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfm.pipeline.moments import Moments
 from sfm.pipeline.staging import Staged
+from sfm.stats_store.digest import BLOCK_ROWS
 
-L2_PATH = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+L2_PATH = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Penalties tried, from strong to weak; each fit starts at the one before."""
 
-TOLERANCE = 1e-5
-PATH_TOLERANCE = 1e-3
+TOLERANCE = 1e-4
+"""Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
+
+PATH_TOLERANCE = 1e-2
 """Fits that only choose the penalty need not be exact; the final one is held to ``TOLERANCE``."""
 
 MOST_ITERATIONS = 1000
+HISTORY = 20
 VALIDATION_EVERY = 10
+
+CHOOSING_ROWS = 131_072
+"""Of more samples than these, as many of each class choose the penalty."""
+
+KEPT_BYTES = 3 * 2**29
+"""Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Classifier:
     iterations : int
         Of the final fit.
     converged : bool
-        Whether the largest entry of the gradient fell to ``TOLERANCE``.
+        Whether the largest entry of the gradient, times C, fell to ``TOLERANCE``.
     """
 
     weight: npt.NDArray[np.float32]
@@ -55,27 +66,97 @@ class Fit:
     converged: bool
 
 
-def standardisation(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation per feature, float64; a constant feature has deviation 1."""
+@dataclass(frozen=True)
+class Spread:
+    """How features are spread; all float64.
+
+    Attributes
+    ----------
+    mean, std : Tensor, shape (D,)
+        Per feature; a constant feature has deviation 1.
+    variance : Tensor, shape (D,)
+        Of the standardised features along each of the axes.
+    axes : Tensor, shape (D, D)
+        Principal axes of the standardised features, in columns.
+    """
+
+    mean: Tensor
+    std: Tensor
+    variance: Tensor
+    axes: Tensor
+
+
+def spread_of(moments: Moments) -> Spread:
+    """Return the spread of all samples that moments are of."""
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
-    between = moments.count @ (moments.mean - mean) ** 2
-    std = np.sqrt((moments.scatter_diagonal.sum(axis=0) + between) / n)
-    floor = 1e-6 * std.max(initial=0.0)
-    return torch.from_numpy(mean), torch.from_numpy(np.where(std > floor, std, 1.0))
+    apart = moments.mean - mean
+    scatter = moments.within_scatter + (apart * moments.count[:, None]).T @ apart
+    std = np.sqrt(np.diagonal(scatter) / n)
+    std = np.where(std > 1e-6 * std.max(initial=0.0), std, 1.0)
+    variance, axes = torch.linalg.eigh(torch.from_numpy(scatter / n / np.outer(std, std)))
+    return Spread(torch.from_numpy(mean), torch.from_numpy(std), variance.clamp(min=0), axes)
 
 
-def on_raw_features(fit_weight: Tensor, fit_bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def on_raw_features(weight: Tensor, bias: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
     """Rewrite a classifier of ``(x - mean) / std`` as one of ``x``."""
-    weight = fit_weight / std
-    return weight, fit_bias - weight @ mean
+    raw = weight / spread.std
+    return raw, bias - raw @ spread.mean
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Standardised rows on a device, made again from the disk in every pass.
+
+    Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: float32 (n, D) and int64 (n,).
+    """
+
+    staged: Staged
+    spread: Spread
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mean, scale = (t.float().to(self.device) for t in (self.spread.mean, 1 / self.spread.std))
+        for features, labels in self.staged:
+            for start in range(0, len(labels), BLOCK_ROWS):
+                own = slice(start, start + BLOCK_ROWS)
+                rows = torch.from_numpy(features[own]).to(self.device)
+                yield (rows - mean).mul_(scale), torch.from_numpy(labels[own]).long().to(self.device)
+
+
+def standardised(
+    staged: Staged, samples: int, spread: Spread, device: torch.device
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return standardised rows that can be passed over again and again; kept where they fit."""
+    rows = Standardised(staged, spread, device)
+    most = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KEPT_BYTES
+    return list(rows) if 4 * samples * len(spread.mean) <= most else rows
+
+
+def cross_entropy_and_gradient(
+    rows: Iterable[tuple[Tensor, Tensor]], samples: int, weight: Tensor, bias: Tensor, device: torch.device
+) -> tuple[float, Tensor, Tensor]:
+    """Return the mean cross-entropy and its gradient, float64, in one pass over the rows.
+
+    Products and softmax are float32, sums over blocks float64.
+    """
+    w, b = weight.float().to(device), bias.float().to(device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    outer, total = torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
+    for x, y in rows:
+        log_likelihood = torch.addmm(b, x, w.T).log_softmax(dim=1)
+        loss -= log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
+        residual = log_likelihood.exp_()
+        residual[torch.arange(len(y), device=device), y] -= 1
+        total += residual.sum(dim=0, dtype=torch.float64)
+        outer += residual.T @ x
+    return loss.item() / samples, outer.cpu() / samples, total.cpu() / samples
 
 
 def fit(
-    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
+    rows: Iterable[tuple[Tensor, Tensor]],
     samples: int,
-    mean: Tensor,
-    std: Tensor,
+    spread: Spread,
     l2: float,
     start: Fit,
     device: torch.device,
@@ -83,44 +164,64 @@ def fit(
 ) -> Fit:
     """Minimise mean cross-entropy + l2/2 |W|^2 on standardised features, with L-BFGS and full gradients.
 
-    Every evaluation streams all blocks once, so memory holds one block whatever the number of samples.
-    Products are float32, sums over blocks float64.
+    Every evaluation passes over all rows once. The search runs in coordinates in which the curvature at zero
+    weights, ``variance / C + l2`` along the principal axes, is the identity; that more than halves the
+    passes.
+
+    Parameters
+    ----------
+    rows : iterable of (features, labels)
+        Standardised; see ``standardised``.
+    samples : int
+        How many rows there are.
+    spread : Spread
+    l2 : float
+    start : Fit
+        Where to start.
+    device : torch.device
+        Where the rows are.
+    tolerance : float
+        Of the largest entry of the gradient, times C.
     """
-    weight = start.weight.clone().requires_grad_()
-    bias = start.bias.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=MOST_ITERATIONS,
-        max_eval=2 * MOST_ITERATIONS,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-14,
-        history_size=20,
-        line_search_fn="strong_wolfe",
+    classes, features = start.weight.shape
+    stretch = (spread.variance / classes + l2).rsqrt()
+    bias_stretch = classes**0.5
+    steepest = float("inf")
+
+    def parameters(point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        inner = torch.from_numpy(point[:-classes]).view(classes, features)
+        return (inner * stretch) @ spread.axes.T, torch.from_numpy(point[-classes:]) * bias_stretch
+
+    def loss_and_gradient(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        nonlocal steepest
+        weight, bias = parameters(point)
+        loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device)
+        outer += l2 * weight
+        steepest = classes * max(outer.abs().max().item(), total.abs().max().item())
+        inner = (outer @ spread.axes) * stretch
+        gradient: npt.NDArray[np.float64] = torch.cat([inner.flatten(), total * bias_stretch]).numpy()
+        return loss + l2 / 2 * weight.square().sum().item(), gradient
+
+    def stop_at_the_tolerance(_: npt.NDArray[np.float64]) -> None:
+        if steepest <= tolerance:
+            raise StopIteration
+
+    inner = (start.weight @ spread.axes) / stretch
+    found = minimize(
+        loss_and_gradient,
+        torch.cat([inner.flatten(), start.bias / bias_stretch]).numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        callback=stop_at_the_tolerance,
+        options={
+            "maxcor": HISTORY,
+            "maxiter": MOST_ITERATIONS,
+            "maxfun": 2 * MOST_ITERATIONS,
+            "ftol": 0,
+            "gtol": 0,
+        },
     )
-
-    def loss_and_gradient() -> Tensor:
-        raw_weight, raw_bias = on_raw_features(weight.detach(), bias.detach(), mean, std)
-        w, b = raw_weight.float().to(device), raw_bias.float().to(device)
-        loss = torch.zeros((), dtype=torch.float64)
-        outer, total = torch.zeros_like(raw_weight), torch.zeros_like(raw_bias)
-        for features, labels in blocks:
-            x, y = torch.from_numpy(features).to(device), torch.from_numpy(labels).long().to(device)
-            logits = torch.addmm(b, x, w.T).double()
-            loss += cross_entropy(logits, y, reduction="sum").cpu()
-            residual = logits.softmax(dim=1)
-            residual[torch.arange(len(y), device=device), y] -= 1
-            total += residual.sum(dim=0).cpu()
-            outer += (residual.float().T @ x).double().cpu()
-        weight.grad = (outer - torch.outer(total, mean)) / std / samples + l2 * weight.detach()
-        bias.grad = total / samples
-        return loss / samples + l2 / 2 * weight.detach().square().sum()
-
-    optimiser.step(loss_and_gradient)  # type: ignore[no-untyped-call]
-    assert weight.grad is not None
-    assert bias.grad is not None
-    steepest = max(weight.grad.abs().max().item(), bias.grad.abs().max().item())
-    iterations = int(optimiser.state[weight]["n_iter"])
-    return Fit(weight.detach(), bias.detach(), iterations, steepest <= tolerance)
+    return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
 
 
 def mean_cross_entropy(
@@ -137,22 +238,65 @@ def mean_cross_entropy(
     return loss / n
 
 
-def every_nth(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.bool_]:
-    """Mark every n-th sample of each class, in order; a class with fewer than n samples has none marked."""
+def rank_and_count(labels: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return, per sample, how many of its class come before it, and how many there are."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    marked = np.zeros(len(labels), dtype=bool)
-    marked[order] = rank % n == n - 1
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rank, counts[labels]
+
+
+def every_nth(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.bool_]:
+    """Mark every n-th sample of each class, in order; a class with fewer than n samples has none marked."""
+    rank, _ = rank_and_count(labels)
+    marked: npt.NDArray[np.bool_] = rank % n == n - 1
     return marked
+
+
+def at_most(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.bool_]:
+    """Mark n samples of each class, evenly spaced in order; all of a class that has no more."""
+    rank, count = rank_and_count(labels)
+    marked: npt.NDArray[np.bool_] = (rank + 1) * n // count > rank * n // count
+    return marked
+
+
+def choose_penalty(
+    train: Staged,
+    labels: npt.NDArray[np.int32],
+    spread: Spread,
+    device: torch.device,
+    zero: Fit,
+    path: Sequence[float],
+) -> tuple[float, Fit]:
+    """Return the penalty with the least cross-entropy on every tenth sample of a class, and its fit.
+
+    The path from strong to weak penalties ends when that loss rises. With no class of ten samples, the
+    penalty in the middle of the path is taken.
+    """
+    held = every_nth(labels, VALIDATION_EVERY)
+    if not held.any():
+        return path[len(path) // 2], zero
+    samples = int((~held).sum())
+    rows, validation = standardised(train.only(~held), samples, spread, device), train.only(held)
+    best_loss, best_l2, best = float("inf"), path[0], zero
+    for l2 in path:
+        current = fit(rows, samples, spread, l2, best, device, PATH_TOLERANCE)
+        weight, bias = on_raw_features(current.weight, current.bias, spread)
+        loss = mean_cross_entropy(validation, weight.float().numpy(), bias.float().numpy())
+        if loss >= best_loss:
+            break
+        best_loss, best_l2, best = loss, l2, current
+    return best_l2, best
 
 
 def train_classifier(
     train: Staged, moments: Moments, device: torch.device, path: Sequence[float] = L2_PATH
 ) -> Classifier:
-    """Choose the L2 penalty on every tenth training sample of a class, then fit on all of them.
+    """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
-    The path from strong to weak penalties ends when the validation loss has risen twice.
+    Of more than ``CHOOSING_ROWS`` samples, an equal number of each class choose it. The penalty on the mean
+    loss then shrinks as one over the number of samples, as the weight of a fixed prior does.
 
     Parameters
     ----------
@@ -163,7 +307,7 @@ def train_classifier(
     device : torch.device
         Where products are computed.
     """
-    mean, std = standardisation(moments)
+    spread = spread_of(moments)
     classes, features = moments.mean.shape
     zero = Fit(
         torch.zeros(classes, features, dtype=torch.float64),
@@ -172,26 +316,16 @@ def train_classifier(
         False,
     )
     labels = train.all_labels()
-    held = every_nth(labels, VALIDATION_EVERY)
-    best_l2, best_start = path[len(path) // 2], zero
-    if held.any():
-        fitting, validation = train.only(~held), train.only(held)
-        best_loss, rises, current = float("inf"), 0, zero
-        for l2 in path:
-            current = fit(fitting, int((~held).sum()), mean, std, l2, current, device, PATH_TOLERANCE)
-            weight, bias = on_raw_features(current.weight, current.bias, mean, std)
-            loss = mean_cross_entropy(validation, weight.float().numpy(), bias.float().numpy())
-            if loss < best_loss:
-                best_loss, best_l2, best_start, rises = loss, l2, current, 0
-            else:
-                rises += 1
-                if rises == 2:
-                    break
-    final = fit(train, len(labels), mean, std, best_l2, best_start, device)
-    weight, bias = on_raw_features(final.weight, final.bias, mean, std)
-    return Classifier(
-        weight.float().numpy(), bias.float().numpy(), best_l2, final.iterations, final.converged
-    )
+    choosing, share = train, 1.0
+    if len(labels) > CHOOSING_ROWS:
+        some = at_most(labels, max(VALIDATION_EVERY, CHOOSING_ROWS // classes))
+        choosing, share = train.only(some), float(some.mean())
+    l2, start = choose_penalty(choosing, choosing.all_labels(), spread, device, zero, path)
+    l2 *= share
+    rows = standardised(train, len(labels), spread, device)
+    final = fit(rows, len(labels), spread, l2, start, device)
+    weight, bias = on_raw_features(final.weight, final.bias, spread)
+    return Classifier(weight.float().numpy(), bias.float().numpy(), l2, final.iterations, final.converged)
 
 
 def accuracies(

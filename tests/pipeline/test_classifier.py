@@ -5,13 +5,17 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from sfm.pipeline import classifier as module
 from sfm.pipeline.classifier import (
     Fit,
     accuracies,
+    at_most,
+    cross_entropy_and_gradient,
     every_nth,
     fit,
     on_raw_features,
-    standardisation,
+    spread_of,
+    standardised,
     train_classifier,
 )
 from sfm.pipeline.moments import moments_of
@@ -41,28 +45,95 @@ def toy(tmp_path):
 def test_the_optimum_is_that_of_scikit_learn(toy):
     train, features, labels = toy
     moments = moments_of(features[:600], labels[:600], 5)
-    mean, std = standardisation(moments)
+    spread = spread_of(moments)
     zero = Fit(torch.zeros(5, 12, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 0, False)
-    ours = fit(train, 600, mean, std, 0.01, zero, CPU)
+    ours = fit(standardised(train, 600, spread, CPU), 600, spread, 0.01, zero, CPU)
     assert ours.converged
-    standardised = (features[:600].astype(np.float64) - mean.numpy()) / std.numpy()
-    theirs = LogisticRegression(C=1 / (0.01 * 600), tol=1e-8, max_iter=5000).fit(standardised, labels[:600])
+    rows = (features[:600].astype(np.float64) - spread.mean.numpy()) / spread.std.numpy()
+    theirs = LogisticRegression(C=1 / (0.01 * 600), tol=1e-8, max_iter=5000).fit(rows, labels[:600])
     np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
 
 
 def test_a_classifier_of_standardised_features_is_rewritten_for_raw_ones(toy):
     _, features, labels = toy
-    mean, std = standardisation(moments_of(features, labels, 5))
+    spread = spread_of(moments_of(features, labels, 5))
     weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    raw_weight, raw_bias = on_raw_features(weight, bias, mean, std)
+    raw_weight, raw_bias = on_raw_features(weight, bias, spread)
     rows = torch.from_numpy(features).double()
-    torch.testing.assert_close(rows @ raw_weight.T + raw_bias, (rows - mean) / std @ weight.T + bias)
+    torch.testing.assert_close(
+        rows @ raw_weight.T + raw_bias, (rows - spread.mean) / spread.std @ weight.T + bias
+    )
 
 
 def test_a_constant_feature_gets_no_weight(toy):
     train, features, labels = toy
     classifier = train_classifier(train, moments_of(features[:600], labels[:600], 5), CPU)
     assert np.abs(classifier.weight[:, 3]).max() < 1e-6
+
+
+def test_the_gradient_is_that_of_the_loss(toy):
+    train, features, labels = toy
+    spread = spread_of(moments_of(features[:600], labels[:600], 5))
+    rows = list(standardised(train, 600, spread, CPU))
+    torch.manual_seed(0)
+    weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    loss, outer, total = cross_entropy_and_gradient(rows, 600, weight, bias, CPU)
+    x, y = torch.cat([x for x, _ in rows]).double(), torch.cat([y for _, y in rows])
+    weight.requires_grad_(), bias.requires_grad_()
+    expected = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(outer, weight.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(total, bias.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_axes_are_those_along_which_standardised_features_vary(toy):
+    _, features, labels = toy
+    spread = spread_of(moments_of(features, labels, 5))
+    rows = (torch.from_numpy(features).double() - spread.mean) / spread.std
+    scatter = spread.axes @ torch.diag(spread.variance) @ spread.axes.T
+    torch.testing.assert_close(scatter, rows.T @ rows / 900, atol=1e-6, rtol=1e-6)
+
+
+def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
+    train, features, labels = toy
+    moments = moments_of(features[:600], labels[:600], 5)
+    kept = train_classifier(train, moments, CPU)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    assert not isinstance(standardised(train, 600, spread_of(moments), CPU), list)
+    read_again = train_classifier(train, moments, CPU)
+    np.testing.assert_array_equal(read_again.weight, kept.weight)
+    np.testing.assert_array_equal(read_again.bias, kept.bias)
+    assert kept.converged
+
+
+def test_no_block_is_larger_than_a_block_of_the_store(toy, monkeypatch):
+    train, features, labels = toy
+    monkeypatch.setattr(module, "BLOCK_ROWS", 200)
+    spread = spread_of(moments_of(features[:600], labels[:600], 5))
+    rows = list(standardised(train, 600, spread, CPU))
+    assert [len(y) for _, y in rows] == [200, 200, 100, 100]
+    assert torch.cat([y for _, y in rows]).tolist() == labels[:600].tolist()
+
+
+def test_of_many_samples_some_choose_the_penalty_and_all_are_fitted(toy, monkeypatch):
+    train, features, labels = toy
+    moments = moments_of(features[:600], labels[:600], 5)
+    by_all = train_classifier(train, moments, CPU)
+    monkeypatch.setattr(module, "CHOOSING_ROWS", 300)
+    by_half = train_classifier(train, moments, CPU)
+    assert by_half.converged
+    # The penalty is one of the path's, times the share that chose it: the prior stays the same.
+    choices = np.array(module.L2_PATH) * 0.5
+    assert np.isclose(by_half.l2, choices, rtol=0.1).any()
+    held = [(features[600:], labels[600:])]
+    assert accuracies(held, by_half)[0] >= accuracies(held, by_all)[0] - 0.02
+
+
+def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
+    train, features, labels = toy
+    monkeypatch.setattr(module, "MOST_ITERATIONS", 3)
+    assert not train_classifier(train, moments_of(features[:600], labels[:600], 5), CPU).converged
 
 
 def test_held_out_accuracy_is_that_of_scikit_learn_at_its_best(fashion_store):
@@ -110,3 +181,10 @@ def test_every_tenth_sample_of_a_class_validates():
     labels = np.array([0] * 25 + [1] * 9 + [0] * 5, dtype=np.int32)
     marked = every_nth(labels, 10)
     assert np.flatnonzero(marked).tolist() == [9, 19, 38]
+
+
+def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
+    labels = np.array([0] * 8 + [1] * 3 + [2] + [0] * 4, dtype=np.int32)
+    marked = at_most(labels, 4)
+    assert np.bincount(labels[marked]).tolist() == [4, 3, 1]
+    assert np.flatnonzero(marked & (labels == 0)).tolist() == [2, 5, 12, 15]
