@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.source import require_usable, some
 
 UNUSED = -1
@@ -48,7 +50,7 @@ def select(
     class_ids : sequence of str
         Sorted.
     class_names : sequence of str or None
-        None: the ids.
+        None: as for WordNet ids, else the ids.
     labels : mapping of str to ndarray of int32
         By split, index into `class_ids` of every sample that the source has.
     unreadable : mapping of str to ndarray of int64
@@ -60,7 +62,7 @@ def select(
     InputError
         If fewer than two classes are left, a class has no sample in a split, or has too few.
     """
-    names = class_ids if class_names is None else class_names
+    names = display_names(class_ids) if class_names is None else class_names
     used = {}
     for split, own in labels.items():
         used[split] = np.full(len(own), UNUSED, dtype=np.int32)
@@ -85,6 +87,20 @@ def select(
     require_usable(config.source, ids, {split: count[keep] for split, count in counts.items()}, when)
     index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED), UNUSED).astype(np.int32)
     return Selection(ids, [names[c] for c in kept], {split: index[own] for split, own in used.items()})
+
+
+def selection_of(config: ExtractConfig, source: Source) -> Selection | None:
+    """Choose samples and classes before anything is read; None if only reading tells the labels.
+
+    Raises
+    ------
+    InputError
+        As :func:`select`.
+    """
+    if source.labels is None:
+        return None
+    none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
+    return select(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
 def counted(labels: Mapping[str, npt.NDArray[np.int32]], classes: int) -> dict[str, npt.NDArray[np.int64]]:

@@ -3,24 +3,35 @@
 A source is data: two splits of encoded samples, class ids, and a function that decodes one sample; see
 :mod:`sfm.pipeline.sources.source`, with an example. To add a kind of source, write a function that returns a
 :class:`Source` and name it in :data:`KINDS`; or, in a package of your own, declare it as an entry point of
-the group :data:`PLUGINS`, with the kind as its name.
+the group :data:`PLUGINS`, with the kind as its name. Options after a question mark are the source's own, but
+for ``classes``, which every source has.
 """
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import numpy as np
 
 from sfm.errors import InputError
+from sfm.pipeline.sources.classes import ClassList, display_names, read_class_list
 from sfm.pipeline.sources.folder import folder_source
 from sfm.pipeline.sources.idx import builtin_source, idx_source
-from sfm.pipeline.sources.source import Sample, Shard, Source, Split, require_usable
+from sfm.pipeline.sources.options import join_options, split_options
+from sfm.pipeline.sources.parquet import parquet_source
+from sfm.pipeline.sources.source import Sample, Shard, Source, Split, of_classes, require_usable
+from sfm.pipeline.sources.torchvision_datasets import torchvision_source
+from sfm.pipeline.sources.wds import wds_source
 
 __all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
 
 KINDS: dict[str, Callable[[str], Source]] = {
     "folder": folder_source,
+    "wds": wds_source,
+    "parquet": parquet_source,
+    "torchvision": torchvision_source,
     "idx": idx_source,
     "builtin": builtin_source,
 }
@@ -39,16 +50,39 @@ def open_source(spec: str) -> Source:
     kind, colon, rest = spec.partition(":")
     plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGINS)}
     if not colon or (kind not in KINDS and kind not in plugins):
-        close = difflib.get_close_matches(kind, [*KINDS, *plugins])
+        kinds = [*KINDS, *plugins]
+        close = difflib.get_close_matches(kind, kinds)
         hint = (
             f"did you mean {close[0]}:{rest or 'PATH'}?"
             if close
-            else "use folder:PATH, idx:PATH or builtin:NAME"
+            else f"write KIND:PLACE, where KIND is one of {', '.join(kinds)}"
         )
         raise InputError(f"unknown dataset {spec!r}: {hint}")
+    place, options = split_options(rest)
+    chosen = read_class_list(options.pop("classes")) if "classes" in options else None
+    rest = join_options(place, options)
     source = KINDS[kind](rest) if kind in KINDS else plugins[kind].load()(rest)
+    if chosen is not None:
+        source = replace(subset_of(source, chosen), spec=spec)
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
         counts = {name: np.bincount(own, minlength=len(ids)) for name, own in labels.items()}
         require_usable(source.spec, ids, counts)
     return source
+
+
+def subset_of(source: Source, chosen: ClassList) -> Source:
+    """Return the part of a source that is of some classes, under a name of its own.
+
+    Raises
+    ------
+    InputError
+        If the source is known not to have one of them.
+    """
+    names = dict(zip(chosen.ids, display_names(chosen.ids), strict=True))
+    if source.class_ids is not None and source.class_names is not None:
+        names |= dict(zip(source.class_ids, source.class_names, strict=True))
+    names |= chosen.names
+    part = of_classes(source, chosen.ids, [names[class_id] for class_id in chosen.ids])
+    is_file = Path(chosen.origin).expanduser().is_file()
+    return replace(part, name=f"{source.name}-{Path(chosen.origin).stem}" if is_file else chosen.origin)

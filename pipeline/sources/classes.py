@@ -149,11 +149,8 @@ def display_names(class_ids: Sequence[str]) -> list[str]:
     """Return what people call classes: WordNet ids get their first lemma, others stay as they are."""
     if not all(WORDNET.fullmatch(class_id) for class_id in class_ids):
         return list(class_ids)
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
-    info = ImageNetInfo("imagenet-22k")
-    known = set(info.label_names())
-    return [
-        info.label_name_to_description(class_id).partition(",")[0] if class_id in known else class_id
-        for class_id in class_ids
-    ]
+    described = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    lemmas = described if isinstance(described, dict) else {}
+    return [lemmas.get(class_id, class_id).partition(",")[0] for class_id in class_ids]

@@ -5,7 +5,7 @@ import io
 import struct
 import zlib
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats of pixels only: others, such as PostScript, run programs on what they are given."""
@@ -49,7 +49,7 @@ def decode_image(data: bytes) -> Image.Image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         require_range(image)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ValueError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
     except DAMAGE as error:
         raise ValueError(str(error) or type(error).__name__) from error

@@ -1,36 +1,17 @@
 """``folder:PATH``: one folder per class under ``train/`` and under ``test/`` or ``val/``."""
 
-import io
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from sfm.errors import InputError
+from sfm.pipeline.sources.classes import display_names
+from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
 
 READERS = 8
 """Files read at a time: what a network disk takes to answer passes while others are decoded."""
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a whole image file, upright: orientation tags are applied.
-
-    Raises
-    ------
-    OSError, ValueError
-        If it is not a complete image, or so large that it must be a mistake or an attack.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(data))
-            image.load()
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(str(error)) from error
-    return ImageOps.exif_transpose(image)
 
 
 def folder_source(text: str) -> Source:
@@ -65,7 +46,7 @@ def folder_source(text: str) -> Source:
         name=root.resolve().name,
         spec=f"folder:{text}",
         class_ids=train_ids,
-        class_names=train_ids,
+        class_names=display_names(train_ids),
         train=folder_split(root / "train", train_ids),
         test=folder_split(held_out, test_ids),
         decode=decode_image,

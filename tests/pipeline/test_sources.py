@@ -11,7 +11,7 @@ from PIL import Image
 from sfm.errors import InputError
 from sfm.pipeline.selection import limited
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.folder import decode_image
+from sfm.pipeline.sources.decode import decode_image
 
 
 def sample(split: Split, i: int) -> Sample:
@@ -141,7 +141,7 @@ def test_one_class_only_is_refused(tmp_path):
     ("spec", "complaint"),
     [
         ("foldr:/data", "did you mean folder:/data"),
-        ("cifar10", "use folder:PATH, idx:PATH or builtin:NAME"),
+        ("cifar10", "write KIND:PLACE, where KIND is one of folder, wds, parquet, torchvision"),
         ("builtin:mnist", "there is builtin:fashion-mnist-6k"),
         ("folder:/no/such/place", "/no/such/place is not a folder"),
         ("idx:/no/such/place", "/no/such/place is not a folder"),

@@ -1,0 +1,280 @@
+"""``parquet:PATTERN``: image datasets as the Hugging Face hub holds them, from disks, servers or buckets."""
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.classes import ClassList, label_id, normalised, number_id, read_class_list
+from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.options import require_known, split_options
+from sfm.pipeline.sources.places import (
+    LOOKUPS,
+    DataFile,
+    dataset_name,
+    is_remote,
+    listing_of,
+    open_seekable,
+    split_files,
+)
+from sfm.pipeline.sources.source import Sample, Shard, Source, Split, at, digest_of
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+ROWS_PER_SHARD = 1024
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the schema of a dataset says.
+
+    Attributes
+    ----------
+    image, label : str
+        Names of the columns.
+    names : list of str or None
+        What the label numbers 0, 1, … mean, as the dataset's own metadata name them.
+    """
+
+    image: str
+    label: str
+    names: list[str] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of a dataset.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        Rows of each row group.
+    labels : tuple of str or None
+        Class id of every row; None where it would take long to find out, on another machine.
+    """
+
+    file: DataFile
+    rows: tuple[int, ...]
+    labels: tuple[str, ...] | None
+
+
+def parquet_source(text: str) -> Source:
+    """Open a dataset of parquet files.
+
+    Parameters
+    ----------
+    text : str
+        A folder, prefix or pattern of files that tell their split in their names, or
+        ``PATTERN?test=PATTERN``. ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE``
+        the class list in FILE says what the label numbers mean, if the dataset does not.
+
+    Raises
+    ------
+    InputError
+        If pyarrow is not installed, files are missing or damaged, or have no such columns.
+    """
+    spec = f"parquet:{text}"
+    place, options = split_options(text)
+    require_known(spec, options, ("test", "image", "label", "names"))
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
+    train, test = split_files(place, options.get("test"), ".parquet")
+    with opened(train[0]) as first:
+        columns = columns_of(first.schema_arrow, train[0].url, options.get("image"), options.get("label"))
+    names, shown = own_names(columns, train[0].url)
+    if "names" in options:
+        names = read_class_list(options["names"])
+        shown = {class_id: names.names.get(class_id, class_id) for class_id in names.ids}
+    near = not any(is_remote(file.url) for file in (*train, *test))
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        tables = list(pool.map(lambda file: describe(file, columns, names, near), [*train, *test]))
+    ids: list[str] | None = None
+    if near:
+        ids = sorted({label for table in tables for label in table.labels or ()})
+    elif shown:
+        ids = sorted(names.ids if names else shown)
+    return Source(
+        name=dataset_name(place, ".parquet"),
+        spec=spec,
+        class_ids=ids,
+        class_names=None if ids is None else [shown.get(class_id, class_id) for class_id in ids],
+        train=parquet_split(tables[: len(train)], columns, names, ids),
+        test=parquet_split(tables[len(train) :], columns, names, ids),
+        decode=decode_image,
+    )
+
+
+def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bool) -> Table:
+    """Read the size of a file and, if it is near, its labels.
+
+    Raises
+    ------
+    InputError
+        If it lacks a column, or has labels out of range; names it.
+    """
+    with opened(file) as table:
+        absent = {columns.image, columns.label} - set(table.schema_arrow.names)
+        if absent:
+            raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
+        rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        if not near:
+            return Table(file, tuple(rows), None)
+        stored = table.read(columns=[columns.label]).column(columns.label).to_pylist()
+    labels = (label_id(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
+    return Table(file, tuple(rows), tuple(labels))
+
+
+def parquet_split(
+    tables: Sequence[Table], columns: Columns, names: ClassList | None, class_ids: list[str] | None
+) -> Split:
+    """Describe a split; shards are neighbouring row groups."""
+    index = {class_id: c for c, class_id in enumerate(class_ids or ())}
+
+    def shard(table: Table, groups: range) -> Shard:
+        start, end = sum(table.rows[: groups.start]), sum(table.rows[: groups.stop])
+
+        def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
+            found = samples(table.file, groups, start, columns, names)
+            return found if positions is None else at(found, positions)
+
+        labels = None
+        if table.labels is not None:
+            labels = np.array([index[label] for label in table.labels[start:end]], dtype=np.int32)
+        return Shard(f"rows {start} to {end - 1} of {table.file.url}", labels, read)
+
+    meaning = "\n".join(names.ids) if names else ""
+    return Split(
+        tuple(shard(table, groups) for table in tables for groups in row_groups(table.rows)),
+        digest_of(listing_of([table.file for table in tables]), columns.image, columns.label, meaning),
+    )
+
+
+@contextlib.contextmanager
+def opened(file: DataFile) -> "Iterator[pyarrow.parquet.ParquetFile]":
+    """Open a parquet file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or what it holds is damaged; names it.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    handle = open_seekable(file)
+    try:
+        with pyarrow.parquet.ParquetFile(pyarrow.PythonFile(handle, mode="r"), buffer_size=1 << 20) as table:
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
+        line = str(error).partition("\n")[0]
+        raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
+    finally:
+        handle.close()
+
+
+def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: str | None) -> Columns:
+    """Find the columns of images and labels.
+
+    Parameters
+    ----------
+    image, label : str or None
+        The user's choice; otherwise the columns of that name, or else the only ones of that kind in the
+        dataset's metadata.
+
+    Raises
+    ------
+    InputError
+        If there are none, or several; lists the columns.
+    """
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    features: dict[str, Any] = json.loads(metadata)["info"]["features"] if metadata else {}
+    kinds = {name: kind.get("_type") for name, kind in features.items() if isinstance(kind, dict)}
+    found = {}
+    for role, wanted, kind in (("image", image, "Image"), ("label", label, "ClassLabel")):
+        of_kind = [name for name, its in kinds.items() if its == kind]
+        name = wanted or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
+        if name is None or name not in schema.names:
+            raise InputError(
+                f"{where} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
+                f"there are {', '.join(schema.names)}"
+            )
+        found[role] = name
+    names = features.get(found["label"], {}).get("names")
+    return Columns(found["image"], found["label"], names)
+
+
+def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str, str]]:
+    """Return what a dataset's own metadata make of label numbers: class ids, and display names by class id.
+
+    Names that a person would take for one cannot tell classes apart; such classes are numbered.
+    """
+    if columns.names is None:
+        return None, {}
+    if len({normalised(name) for name in columns.names}) == len(columns.names):
+        return ClassList(where, columns.names, {}), {}
+    return None, {number_id(label): name for label, name in enumerate(columns.names)}
+
+
+def row_groups(rows: Sequence[int]) -> list[range]:
+    """Join neighbouring row groups until they hold enough rows to be worth a shard.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        Rows of each row group.
+    """
+    shards, start, held = [], 0, 0
+    for group, count in enumerate(rows):
+        held += count
+        if held >= ROWS_PER_SHARD or group == len(rows) - 1:
+            shards.append(range(start, group + 1))
+            start, held = group + 1, 0
+    return shards
+
+
+def samples(
+    file: DataFile, groups: range, start: int, columns: Columns, names: ClassList | None
+) -> Iterator[Sample]:
+    """Stream the rows of neighbouring row groups, the first of which is row `start`.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or a row lacks its image or its label; names it.
+    """
+    row = start
+    with opened(file) as table:
+        for batch in table.iter_batches(
+            ROWS_AT_ONCE, list(groups), columns=[columns.image, columns.label], use_threads=False
+        ):
+            images, labels = batch.column(columns.image), batch.column(columns.label)
+            for image, label in zip(images, labels, strict=True):
+                where = f"row {row} of {file.url}"
+                yield Sample(image_bytes(image.as_py(), where), label_id(label.as_py(), names, where), where)
+                row += 1
+
+
+def image_bytes(cell: object, where: str) -> bytes:
+    """Return the encoded image that a cell holds.
+
+    Raises
+    ------
+    InputError
+        If it holds none; names it.
+    """
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(data, bytes):
+        return data
+    path = cell.get("path") if isinstance(cell, dict) else None
+    found = f"only the path {path}" if path else "nothing" if data is None else type(data).__name__
+    raise InputError(f"{where} holds no encoded image: found {found}; embed the image files in the table")

@@ -1,0 +1,198 @@
+"""``torchvision:NAME?root=PATH``: the classification datasets that torchvision knows."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.classes import normalised, number_id
+from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.options import flag, require_known, split_options
+from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
+
+_BOOLEAN = ({"train": True}, {"train": False})
+_TRAIN_TEST = ({"split": "train"}, {"split": "test"})
+_TRAINVAL_TEST = ({"split": "trainval"}, {"split": "test"})
+_TRAIN_VAL = ({"split": "train"}, {"split": "val"})
+
+DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "CIFAR10": _BOOLEAN,
+    "CIFAR100": _BOOLEAN,
+    "Country211": _TRAIN_TEST,
+    "DTD": _TRAIN_TEST,
+    "FashionMNIST": _BOOLEAN,
+    "FGVCAircraft": _TRAINVAL_TEST,
+    "Flowers102": _TRAIN_TEST,
+    "Food101": _TRAIN_TEST,
+    "GTSRB": _TRAIN_TEST,
+    "ImageNet": _TRAIN_VAL,
+    "Imagenette": _TRAIN_VAL,
+    "KMNIST": _BOOLEAN,
+    "MNIST": _BOOLEAN,
+    "OxfordIIITPet": _TRAINVAL_TEST,
+    "Places365": ({"split": "train-standard"}, {"split": "val"}),
+    "QMNIST": _BOOLEAN,
+    "RenderedSST2": _TRAIN_TEST,
+    "StanfordCars": _TRAIN_TEST,
+    "STL10": _TRAIN_TEST,
+    "SVHN": _TRAIN_TEST,
+    "USPS": _BOOLEAN,
+}
+"""The arguments that choose the training and the held-out split of each."""
+
+
+def torchvision_source(text: str) -> Source:
+    """Open a dataset that torchvision can read.
+
+    Parameters
+    ----------
+    text : str
+        ``NAME?root=PATH``: where torchvision keeps it; with ``download=yes`` it is fetched if need be.
+
+    Raises
+    ------
+    InputError
+        If there is no such dataset, or it is not there.
+    """
+    spec = f"torchvision:{text}"
+    name, options = split_options(text)
+    require_known(spec, options, ("root", "download"))
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name.lower(), [known.lower() for known in DATASETS], n=1)
+        meant = next((known for known in DATASETS if close and known.lower() == close[0]), None)
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(DATASETS)}"
+        raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
+    if "root" not in options:
+        raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
+    root, download = Path(options["root"]).expanduser(), flag(spec, options, "download")
+    train, test = (loaded(spec, name, root, download, which) for which in DATASETS[name])
+    labels = [labels_of(train), labels_of(test)]
+    ids, names = class_ids_of(train, labels)
+    return Source(
+        name=name.lower(),
+        spec=spec,
+        class_ids=sorted(ids),
+        class_names=[names[c] for c in sorted(range(len(ids)), key=ids.__getitem__)],
+        train=torchvision_split(train, f"train split of torchvision:{name}", labels[0], ids),
+        test=torchvision_split(test, f"held-out split of torchvision:{name}", labels[1], ids),
+        decode=decode_image,
+    )
+
+
+def loaded(spec: str, name: str, root: Path, download: bool, which: dict[str, Any]) -> Any:
+    """Let torchvision open a split.
+
+    Raises
+    ------
+    InputError
+        If the dataset is not there or not whole.
+    """
+    import torchvision.datasets
+
+    # ImageNet cannot be downloaded, and knows no such argument.
+    asked = {"download": True} if download else {}
+    try:
+        return getattr(torchvision.datasets, name)(root, **which, **asked)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        hint = "" if download else ", or fetch it with &download=yes"
+        line = str(error).partition("\n")[0]
+        raise InputError(
+            f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
+        ) from error
+
+
+def labels_of(dataset: Any) -> npt.NDArray[np.int64]:
+    """Return the label numbers of a torchvision dataset, shape (n,)."""
+    for attribute in ("targets", "labels", "_labels"):
+        if hasattr(dataset, attribute):
+            return np.asarray(getattr(dataset, attribute), dtype=np.int64)
+    return np.array([label for _, label in dataset._samples], dtype=np.int64)
+
+
+def files_of(dataset: Any) -> list[str] | None:
+    """Return the image files of a torchvision dataset, or None if it holds arrays."""
+    if hasattr(dataset, "data"):
+        return None
+    for attribute in ("_image_files", "_images"):
+        if hasattr(dataset, attribute):
+            return [os.fspath(path) for path in getattr(dataset, attribute)]
+    pairs = dataset.imgs if hasattr(dataset, "imgs") else dataset._samples
+    return [os.fspath(path) for path, _ in pairs]
+
+
+def class_ids_of(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[list[str], list[str]]:
+    """Return class ids and display names by label number.
+
+    Ids are WordNet ids where the dataset knows them, else its class names where they differ, else numbers.
+    """
+    count = 1 + max(int(split.max()) for split in labels)
+    names = [
+        name if isinstance(name, str) else name[0]
+        for name in getattr(dataset, "classes", map(number_id, range(count)))
+    ]
+    if hasattr(dataset, "wnids"):
+        return list(dataset.wnids), names
+    if len({normalised(name) for name in names}) == len(names):
+        return names, names
+    return [number_id(label) for label in range(len(names))], names
+
+
+def torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], ids: list[str]) -> Split:
+    """Describe a split: files as they are, arrays as portable pixmaps."""
+    order = np.argsort(np.argsort(ids)).astype(np.int32)
+    index = order[labels]
+    files = files_of(dataset)
+    if files is None:
+        return indexed_split(
+            labels=index,
+            class_ids=sorted(ids),
+            read=lambda i: pixmap(np.asarray(dataset.data[i])),
+            where=lambda i: f"image {i} of the {where}",
+            listing=digest_of(
+                where, str(len(labels)), labels.tobytes(), np.asarray(dataset.data[:64]).tobytes()
+            ),
+        )
+    return indexed_split(
+        labels=index,
+        class_ids=sorted(ids),
+        read=reader(files),
+        where=files.__getitem__,
+        listing=digest_of(where, labels.tobytes(), *(seen(path) for path in files)),
+        readers=8,
+    )
+
+
+def seen(path: str) -> str:
+    """Return what can be seen of a file without reading it."""
+    status = Path(path).stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def reader(files: list[str]) -> Callable[[int], bytes]:
+    """Return a function that reads the i-th of some files."""
+
+    def read(i: int) -> bytes:
+        try:
+            return Path(files[i]).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{files[i]} vanished while the dataset was read; run again") from error
+
+    return read
+
+
+def pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Encode pixels as a binary PGM or PPM file: lossless, and the same bytes everywhere.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (y, x), (y, x, 3) or (3, y, x)
+    """
+    if pixels.ndim == 3 and pixels.shape[0] == 3:
+        pixels = pixels.transpose(1, 2, 0)
+    kind = "P5" if pixels.ndim == 2 else "P6"
+    return f"{kind}\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode() + pixels.tobytes()

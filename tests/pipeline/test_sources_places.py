@@ -1,0 +1,213 @@
+"""Patterns of files: braces and stars, on a disk, a web server and in a bucket."""
+
+import functools
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import braceexpand
+import obstore
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from s3_server import objects_of
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.places import (
+    dataset_name,
+    expand_braces,
+    find_files,
+    listing_of,
+    open_seekable,
+    open_stream,
+    split_files,
+    split_word,
+)
+
+WORDS = st.text("ab-/.0", max_size=3)
+RANGES = st.builds(
+    lambda a, b, width: f"{{{str(a).zfill(width)}..{str(b).zfill(width)}}}",
+    st.integers(0, 12),
+    st.integers(0, 12),
+    st.integers(1, 3),
+)
+LISTS = st.lists(st.one_of(WORDS, RANGES), min_size=2, max_size=3).map(lambda parts: f"{{{','.join(parts)}}}")
+
+
+@given(st.lists(st.one_of(WORDS, RANGES, LISTS), max_size=4).map("".join))
+def test_braces_mean_what_they_mean_to_webdataset(pattern):
+    assert expand_braces(pattern) == list(braceexpand.braceexpand(pattern))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("a{0..3", "does not close"),
+        ("a}.tar", "does not open"),
+        ("{7}.tar", "neither a range"),
+        ("{}", "neither"),
+    ],
+)
+def test_braces_that_mean_nothing_are_refused(pattern, complaint):
+    with pytest.raises(InputError, match=complaint):
+        expand_braces(pattern)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of two splits, with characters that patterns must take literally, and one that is no shard."""
+    root = tmp_path / "my [set]"
+    root.mkdir()
+    for name in ("train-0.tar", "train-1.tar", "val-0.tar", "README.md", ".train-9.tar"):
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def names(files: list) -> list[str]:
+    return [Path(file.url).name for file in files]
+
+
+def test_files_come_in_the_order_of_the_pattern(folder):
+    assert names(find_files(f"{folder}/train-{{1,0}}.tar")) == ["train-1.tar", "train-0.tar"]
+    assert names(find_files(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
+
+
+def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folder):
+    for place in (str(folder), f"{folder}/", f"{folder}/*.tar", f"{folder}/{{train-0,train-1,val-0}}.tar"):
+        train, test = split_files(place, None, ".tar")
+        assert names(train) == ["train-0.tar", "train-1.tar"]
+        assert names(test) == ["val-0.tar"]
+
+
+def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder):
+    for test in ("val-0.tar", f"{folder}/val-{{0..0}}.tar"):
+        assert names(split_files(f"{folder}/train-*.tar", test, ".tar")[1]) == ["val-0.tar"]
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/train-00000-of-00010.parquet", "train"),
+        ("/imagenet1k-validation-07.tar", "val"),
+        ("/data/test/0001.tar", "test"),
+        ("/trainval.tar", None),
+        ("/contest.tar", None),
+    ],
+)
+def test_a_split_is_a_whole_word_of_a_path(path, word):
+    assert split_word(path) == word
+
+
+@pytest.mark.parametrize(
+    ("place", "test", "complaint"),
+    [
+        ("{root}/train-{{0..2}}.tar", "val-0.tar", "there is no file .*train-2.tar"),
+        ("{root}/holiday-*.tar", "val-0.tar", "no file matches .*holiday"),
+        ("{root}/train-*.tar", "test-*.tar", "no file matches .*test"),
+        ("{root}/train-*.tar", None, r"cannot tell .*write PATTERN\?test=PATTERN"),
+        ("{root}/nowhere", None, "no file that ends in .tar under .*nowhere"),
+        ("{root}/train-{{0,0}}.tar", "val-0.tar", "train-0.tar more than once"),
+        ("https://example.org/train-*.tar", None, "a web server cannot be listed"),
+        ("http://user:secret@example.org/train-0.tar", "x.tar", "carries credentials"),
+        ("ftp://example.org/train-0.tar", "x.tar", "unknown store location ftp"),
+    ],
+)
+def test_what_cannot_be_found_is_named(folder, place, test, complaint):
+    with pytest.raises(InputError, match=complaint) as caught:
+        split_files(place.format(root=folder), test, ".tar")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/in1k/train-{0..9}.tar", "in1k"),
+        ("/data/in1k/", "in1k"),
+        ("/data/v1.0", "v1.0"),
+        ("s3://bucket/in1k/train-*.tar", "in1k"),
+        ("s3://bucket", "bucket"),
+        ("https://example.org/sets/in1k/train.tar", "in1k"),
+    ],
+)
+def test_a_dataset_is_called_after_its_folder(place, name):
+    assert dataset_name(place, ".tar") == name
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[str]:
+    """The URL of a web server that serves the folder; it knows no ranges and no entity tags."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(params=["disk", "web", "bucket"])
+def place(request: pytest.FixtureRequest, folder: Path) -> str:
+    """The same files on a disk, on a web server, and in a bucket."""
+    if request.param == "disk":
+        return str(folder)
+    if request.param == "web":
+        return str(request.getfixturevalue("web"))
+    url = str(request.getfixturevalue("s3_url"))
+    for file in folder.iterdir():
+        obstore.put(objects_of(url), file.name, file.read_bytes())
+    return url
+
+
+def test_a_file_is_read_the_same_wherever_it_is(place):
+    files = find_files(f"{place}/{{train-{{0..1}},val-0}}.tar")
+    for file in files:
+        with open_stream(file) as stream:
+            assert stream.read(3) + stream.read() == Path(file.url).name.encode()
+    assert listing_of(files) == listing_of(find_files(f"{place}/{{train-{{0..1}},val-0}}.tar"))
+    assert listing_of(files) != listing_of(files[1:])
+
+
+def test_a_missing_file_is_named_wherever_it_is(place):
+    with pytest.raises(
+        InputError, match=f"there is no file {place.replace('[', '.').replace(']', '.')}/gone.tar"
+    ):
+        find_files(f"{place}/gone.tar")
+
+
+def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
+    for file in folder.iterdir():
+        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+    train, test = split_files(s3_url, None, ".tar")
+    assert names(train) == ["train-0.tar", "train-1.tar"]
+    assert names(test) == ["val-0.tar"]
+    assert names(find_files(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]
+    file = open_seekable(test[0])
+    file.seek(4)
+    assert bytes(file.read(1)) == b"0"
+
+
+@pytest.mark.parametrize("opened", [lambda file: open_stream(file).__enter__(), open_seekable])
+def test_a_file_that_vanishes_or_changes_meanwhile_is_named(folder, s3_url, opened):
+    for file in folder.iterdir():
+        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+    local, remote = find_files(f"{folder}/train-{{0,1}}.tar"), find_files(f"{s3_url}/train-{{0,1}}.tar")
+    (folder / "train-0.tar").unlink()
+    (folder / "train-1.tar").write_bytes(b"another")
+    obstore.delete(objects_of(s3_url), "train-0.tar")
+    obstore.put(objects_of(s3_url), "train-1.tar", b"train-2.tar")
+    for gone, other in (local, remote):
+        with pytest.raises(InputError, match=r"train-0.tar vanished while the dataset was read"):
+            opened(gone)
+        with pytest.raises(InputError, match=r"train-1.tar changed while the dataset was read"):
+            opened(other)
+
+
+def test_a_server_that_does_not_answer_is_named():
+    with pytest.raises(InputError, match=r"cannot read http://127.0.0.1:1/a\.tar"):
+        find_files("http://127.0.0.1:1/a.tar")

@@ -1,0 +1,215 @@
+"""WebDataset shards: written by the webdataset library, streamed back sample by sample."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+import webdataset
+from peak_memory import peak_memory
+from s3_server import objects_of
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.source import Sample, Shard, Split
+from sfm.pipeline.sources.wds import wds_source
+
+
+def write_shards(
+    root: Path,
+    pictures: Sequence,
+    label: Callable[[object], dict[str, object]] = lambda picture: {"cls": picture.label},
+    per_shard: int = 24,
+) -> Path:
+    """Write train-000000.tar … and test-000000.tar … as WebDataset's users do."""
+    root.mkdir()
+    for split in ("train", "test"):
+        with webdataset.ShardWriter(f"{root}/{split}-%06d.tar", maxcount=per_shard, verbose=0) as writer:
+            for picture in pictures:
+                if picture.split == split:
+                    key = f"{picture.class_id}_{picture.number:03d}"
+                    writer.write({"__key__": key, "png": picture.data, **label(picture)})
+    return root
+
+
+def everything(split: Split) -> list[Sample]:
+    return [sample for shard in split.shards for sample in shard.read(None)]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        lambda picture: {"cls": picture.label},
+        lambda picture: {"json": {"label": picture.label, "author": "someone"}},
+        lambda picture: {"json": {"author": "someone"}, "txt": str(picture.label)},
+        lambda picture: {"cls": picture.label, "txt": "a picture of a garment"},
+    ],
+    ids=["cls", "json", "txt", "cls and caption"],
+)
+def test_shards_of_the_webdataset_library_are_read_in_order(tmp_path, pictures, class_file, label):
+    root = write_shards(tmp_path / "garments", pictures, label)
+    source = wds_source(f"{root}?names={class_file}")
+    assert source.name == "garments"
+    assert source.class_ids == ["bag", "boot", "trouser"]
+    assert source.class_names == ["Handbag", "Ankle boot", "trouser"]
+    assert [len(list(shard.read(None))) for shard in source.train.shards] == [24, 24, 24]
+    for split in ("train", "test"):
+        expected = [(p.data, p.class_id) for p in pictures if p.split == split]
+        assert [(s.data, s.label) for s in everything(source.splits[split])] == expected
+
+
+def test_label_numbers_without_names_are_padded_so_that_they_sort(tmp_path, pictures):
+    source = wds_source(str(write_shards(tmp_path / "garments", pictures)))
+    assert source.class_ids is None
+    assert {sample.label for sample in everything(source.train)} == {"00000", "00001", "00002"}
+
+
+def test_text_labels_are_class_ids(tmp_path, pictures):
+    root = write_shards(tmp_path / "garments", pictures, lambda picture: {"txt": picture.class_id})
+    assert {sample.label for sample in everything(wds_source(str(root)).test)} == {"bag", "boot", "trouser"}
+
+
+def test_some_positions_of_a_shard_can_be_read_again_and_again(tmp_path, pictures):
+    shard = wds_source(str(write_shards(tmp_path / "garments", pictures))).train.shards[1]
+    whole = list(shard.read(None))
+    for _ in range(2):
+        assert list(shard.read(np.array([3, 4, 20]))) == [whole[3], whole[4], whole[20]]
+
+
+def tar_of(*members: tuple[str, bytes]) -> bytes:
+    """A tar archive of some members."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def shard_of(tmp_path: Path, data: bytes) -> Shard:
+    """A shard of a dataset whose training split it is."""
+    for name in ("train-0.tar", "test-0.tar"):
+        (tmp_path / name).write_bytes(data)
+    return wds_source(f"{tmp_path}/{{train,test}}-0.tar").train.shards[0]
+
+
+def test_other_members_are_passed_over(tmp_path):
+    data = tar_of(
+        ("__meta__.json", b"{}"),
+        ("README", b"about"),
+        ("a/b.c/x.JPEG", b"image"),
+        ("a/b.c/x.cls", b"4\n"),
+        ("a/b.c/x.depth.png", b"depth"),
+        ("a/b.c/._x.jpg", b"left by a file manager"),
+        ("a/b.c/y.cls", b"5"),
+        ("a/b.c/y.png", b"other"),
+    )
+    found = [(s.data, s.label, s.where) for s in shard_of(tmp_path, data).read(None)]
+    where = f"in {tmp_path}/train-0.tar"
+    assert found == [(b"image", "00004", f"a/b.c/x {where}"), (b"other", "00005", f"a/b.c/y {where}")]
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        ([("x.png", b"1")], "x in .*train-0.tar has no label"),
+        ([("x.cls", b"1")], "x in .*train-0.tar must have one image, found only .cls"),
+        ([("x.png", b"1"), ("x.jpg", b"1"), ("x.cls", b"1")], "must have one image, found png and jpg"),
+        ([("x.png", b"1"), ("x.png", b"2")], "holds x.png twice"),
+        ([("x.png", b"1"), ("x.cls", b"-1")], "x in .* has label -1, which marks unlabelled images"),
+        ([("x.png", b"1"), ("x.json", b"{")], "x in .* has a label that cannot be read"),
+        (
+            [("x.png", b"1"), ("x.json", json.dumps({"label": [1]}).encode())],
+            "no usable label: found \\[1\\]",
+        ),
+        ([("x.png", b"1"), ("x.cls", b"\xff")], "x in .* has a label that cannot be read"),
+        ([("x.png", b"1"), ("x.cls", b"")], "no usable label: found ''"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, complaint):
+    with pytest.raises(InputError, match=complaint):
+        list(shard_of(tmp_path, tar_of(*members)).read(None))
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [("3", "label 3, out of range: .*garments.txt names 3"), ("boots", "did you mean boot")],
+)
+def test_a_label_that_the_class_list_does_not_name_is_refused(tmp_path, class_file, label, complaint):
+    data = tar_of(("x.png", b"1"), ("x.cls", label.encode()))
+    for name in ("train-0.tar", "test-0.tar"):
+        (tmp_path / name).write_bytes(data)
+    source = wds_source(f"{tmp_path}?names={class_file}")
+    with pytest.raises(InputError, match=complaint):
+        everything(source.train)
+
+
+WHOLE = tar_of(*((f"{i}.{kind}", b"7" * 700) for i in range(4) for kind in ("png", "cls")))
+
+
+@pytest.mark.parametrize("end", [0, 100, 512, 1000, 1536, 2048, 12_288])
+def test_a_truncated_shard_is_named_wherever_it_ends(tmp_path, end):
+    with pytest.raises(InputError, match=r"train-0.tar is damaged, truncated or no tar archive"):
+        list(shard_of(tmp_path, WHOLE[:end]).read(None))
+
+
+@pytest.mark.parametrize("place", [0, 1536, 4608])
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, place):
+    spoilt = WHOLE[:place] + b"\x55" * 512 + WHOLE[place + 512 :]
+    with pytest.raises(InputError, match=r"train-0.tar is damaged"):
+        list(shard_of(tmp_path, spoilt).read(None))
+
+
+def test_an_html_page_in_place_of_a_shard_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no tar archive"):
+        list(shard_of(tmp_path, b"<html>" * 1000).read(None))
+
+
+def test_shards_in_a_bucket_are_read_as_on_a_disk(tmp_path, pictures, s3_url):
+    root = write_shards(tmp_path / "garments", pictures)
+    for file in root.iterdir():
+        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+    remote = wds_source(f"{s3_url}/train-{{000000..000002}}.tar?test=test-*.tar")
+    local = wds_source(str(root))
+    assert remote.name == "stats"
+    for split in ("train", "test"):
+        pairs = zip(everything(remote.splits[split]), everything(local.splits[split]), strict=True)
+        assert all((a.data, a.label) == (b.data, b.label) for a, b in pairs)
+    obstore.delete(objects_of(s3_url), "train-000001.tar")
+    with pytest.raises(InputError, match=r"there is no file s3://.*/train-000001.tar"):
+        wds_source(f"{s3_url}/train-{{000000..000002}}.tar?test=test-*.tar")
+    with pytest.raises(InputError, match=r"s3://.*/train-000001.tar vanished while the dataset was read"):
+        everything(remote.train)
+
+
+def test_a_shard_is_streamed(tmp_path, s3_url):
+    """Reading the first sample of a shard of 256 MB takes neither its memory nor its disk space."""
+    big = 256 << 20
+    data = tar_of(("a.png", b"1"), ("a.cls", b"1"), ("b.bin", bytes(big)), ("c.png", b"2"), ("c.cls", b"1"))
+    for name in ("train-0.tar", "test-0.tar"):
+        obstore.put(objects_of(s3_url), name, data if name[1] == "r" else data[:10_240])
+    del data
+    shard = wds_source(s3_url).train.shards[0]
+    with peak_memory() as growth:
+        assert [sample.data for sample in shard.read(None)] == [b"1", b"2"]
+    assert growth[0] < big // 4
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ("?tests=x", "has no option tests: did you mean test="),
+        ("?shuffle=3", "has no option shuffle: there are test, names, classes"),
+        ("?names=garmints.txt", "no class list garmints.txt"),
+        ("?names=imagenet1k", "did you mean imagenet-1k"),
+        ("?test=", "has no value"),
+        ("?test=a&test=b", "test is given twice"),
+    ],
+)
+def test_options_that_do_not_exist_get_a_hint(tmp_path, query, complaint):
+    with pytest.raises(InputError, match=complaint):
+        wds_source(f"{tmp_path}{query}")
