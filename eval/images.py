@@ -36,12 +36,15 @@ class ImageSet:
         How many seeds train on each image: all, or one.
     exemplars : int or None
         Of how many real images per class they were chosen, of the class that has fewest.
+    chosen : list of list of int or None
+        Which exemplars they are, by class, where that follows from the distilled images.
     """
 
     name: Images
     images: LabelledImages
     sharing: int
     exemplars: int | None = None
+    chosen: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,4 +148,4 @@ def neighbours_of(
         of_exemplars.cpu().numpy().reshape(*exemplars.role.shape, -1),
         of_distilled.cpu().numpy().reshape(classes, ipc, -1),
     )
-    return [ImageSet("neighbour", exemplars.chosen(places), config.seeds, exemplars.held)]
+    return [ImageSet("neighbour", exemplars.chosen(places), config.seeds, exemplars.held, places.tolist())]

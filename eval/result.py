@@ -54,6 +54,9 @@ class Row(BaseModel):
         ``top1_mean`` as a fraction of the top-1 accuracy of the full-data classifier of the same backbone.
     exemplars : int or None
         For real images: how many of the class that has fewest there were to choose from.
+    chosen : list of list of int or None
+        For the real images nearest to the distilled ones: their places along the exemplar axis of the entry
+        distilled from, by class, in the order of the distilled images.
     penalty : float or None
         For projectors in closed form: the chosen penalty, in multiples of the mean eigenvalue.
     confusion : list of list of int or None
@@ -78,6 +81,7 @@ class Row(BaseModel):
     top5: list[float] | None
     recovered: float | None = None
     exemplars: int | None = None
+    chosen: list[list[int]] | None = None
     penalty: float | None = None
     confusion: list[list[int]] | None = None
     confused: list[ConfusedPair] | None = None

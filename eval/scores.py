@@ -109,6 +109,7 @@ def row_of(
         top5=score.top5,
         recovered=share_of(top1_mean, full_top1),
         exemplars=images.exemplars,
+        chosen=images.chosen,
         penalty=trained.penalty,
     )
     if images.exemplars is not None:

@@ -77,12 +77,15 @@ class Behind:
     Attributes
     ----------
     entry : Entry
-    nearest : ndarray of uint8, shape (class, height, width, 3), or None
-        Of every class the real image that is nearest to the class mean, where exemplars are stored.
+    exemplars : ndarray of uint8, shape (class, exemplar, height, width, 3), or None
+        Real images, where they are stored.
+    nearest : ndarray of int64, shape (class,), or None
+        Place of the exemplar of every class that is nearest to its mean, where every class has one.
     """
 
     entry: Entry
-    nearest: npt.NDArray[np.uint8] | None
+    exemplars: npt.NDArray[np.uint8] | None
+    nearest: npt.NDArray[np.int64] | None
 
     @property
     def stored_bytes(self) -> int:
@@ -156,7 +159,7 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
                 f"give the store that `sfm distill` was given"
             )
         for i, entry in found.items():
-            behind.setdefault(i, Behind(entry, nearest_to_mean(entry)))
+            behind.setdefault(i, behind_of(entry))
     return [
         ReportedRun(
             directory=directory,
@@ -192,16 +195,13 @@ def entry_of(store: Store, run: DistilledRun) -> Entry | None:
     return store.open(found[0]) if found else None
 
 
-def nearest_to_mean(entry: Entry) -> npt.NDArray[np.uint8] | None:
-    """Return the exemplar of every class that is nearest to its mean; None if some class has none."""
+def behind_of(entry: Entry) -> Behind:
+    """Read the real images of an entry, if it holds any."""
     if "exemplar/role" not in entry:
-        return None
+        return Behind(entry, None, None)
     nearest = entry.read("exemplar/role") == NEAREST_TO_MEAN
-    if not nearest.any(axis=1).all():
-        return None
-    images = entry.read("exemplar/image")
-    chosen: npt.NDArray[np.uint8] = images[np.arange(len(images)), nearest.argmax(axis=1)]
-    return chosen
+    places = nearest.argmax(axis=1) if nearest.any(axis=1).all() else None
+    return Behind(entry, entry.read("exemplar/image"), places)
 
 
 def read_history(path: Path) -> list[Step]:

@@ -289,29 +289,22 @@ def recovered(row: Row | FullData, evaluation: Evaluation) -> float | None:
 
 
 def gallery(runs: Sequence[ReportedRun]) -> Gallery:
-    """Show the images of runs of one dataset by class, and a real one beside them where there is one."""
+    """Show the images of runs of one dataset by class, with real ones beside them where there are any."""
     first = runs[0].run
     classes = min(MOST_CLASSES, len(first.class_ids))
-    nearest = next((r.behind.nearest for r in runs if r.behind and r.behind.nearest is not None), None)
     room = max(1, MOST_PICTURES // (classes * len(runs)))
     shown = [min(MOST_PER_CLASS, room, run.run.record.ipc) for run in runs]
     several = len(runs) > 1
+    beside = [neighbours(run) for run in runs]
     shelves = []
     for c in range(classes):
-        name = first.class_names[c]
         pictures = []
-        for run, count in zip(runs, shown, strict=True):
-            ipc = run.run.record.ipc
-            for i in range(count):
-                number = f" {i + 1}" if ipc > 1 else ""
-                caption = (run.name if several else "distilled") + number
-                title = f"{name}: {caption}"
-                pixels = run.run.pixels[c * ipc + i]
-                pictures.append(Picture(picture(pixels), f"Distilled image of {title}", caption, title))
-        if nearest is not None:
-            title = f"{name}: the real image nearest to the class mean"
-            pictures.append(Picture(picture(nearest[c]), f"Real image of {title}", "real", title, real=True))
-        shelves.append(Shelf(name, pictures))
+        for run, count, real in zip(runs, shown, beside, strict=True):
+            label = run.name if several else "distilled"
+            pictures += distilled_pictures(run, c, count, label, real)
+        if not any(real is not None for real in beside):
+            pictures += typical_picture(runs, c)
+        shelves.append(Shelf(first.class_names[c], pictures))
     notes = []
     if classes < len(first.class_ids):
         notes.append(f"The first {classes} of {len(first.class_ids):,} classes.")
@@ -319,11 +312,63 @@ def gallery(runs: Sequence[ReportedRun]) -> Gallery:
         if count < run.run.record.ipc:
             whose = f" of {run.name}" if several else ""
             notes.append(f"The first {count} of {run.run.record.ipc} images per class{whose}.")
-    if nearest is not None:
-        notes.append("“Real” is the stored real image that is nearest to the mean of its class.")
+    real_shown = any(picture.real for shelf in shelves for picture in shelf.pictures)
+    if any(real is not None for real in beside):
+        notes.append(
+            "“Nearest real”: the stored real image of the class whose feature is nearest to that of the "
+            "distilled one at its left. Few are stored and none is taken twice, so it need not look alike."
+        )
+    elif real_shown:
+        notes.append("“Real”: the stored real image that is nearest to the mean of its class.")
     tiles = min(MOST_BESIDE, max(len(shelf.pictures) for shelf in shelves))
-    captions = several or nearest is not None
-    return Gallery(runs[0].run.record.dataset, shelves, tiles, captions, notes)
+    return Gallery(first.record.dataset, shelves, tiles, several or real_shown, notes)
+
+
+def distilled_pictures(
+    run: ReportedRun, c: int, count: int, label: str, real: npt.NDArray[np.uint8] | None
+) -> list[Picture]:
+    """Return the first images of a class, each followed by the real one nearest to it, if that is known."""
+    ipc, name = run.run.record.ipc, run.run.class_names[c]
+    pictures = []
+    for i in range(count):
+        caption = f"{label} {i + 1}" if ipc > 1 else label
+        title = f"{name}: {caption}"
+        pixels = run.run.pixels[c * ipc + i]
+        pictures.append(Picture(picture(pixels), f"Distilled image of {title}", caption, title))
+        if real is not None:
+            title = f"{name}: the real image nearest to {caption}"
+            source = picture(real[c, i])
+            pictures.append(Picture(source, f"Real image of {title}", "nearest real", title, real=True))
+    return pictures
+
+
+def neighbours(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
+    """Return the real image nearest to every distilled one, if it was looked for and is stored.
+
+    Returns
+    -------
+    ndarray of uint8, shape (class, image, height, width, 3), or None
+    """
+    if run.behind is None or run.behind.exemplars is None or run.evaluation is None:
+        return None
+    provenance = run.evaluation.provenance
+    found = [row for row in run.evaluation.rows if row.chosen]
+    own = [row for row in found if row.backbone == provenance.distilled_on] or found
+    if not own or provenance.images != run.digest:
+        return None
+    places = np.array(own[0].chosen)
+    chosen: npt.NDArray[np.uint8] = run.behind.exemplars[np.arange(len(places))[:, None], places]
+    return chosen
+
+
+def typical_picture(runs: Sequence[ReportedRun], c: int) -> list[Picture]:
+    """Return the real image nearest to the mean of a class, if one is stored."""
+    for run in runs:
+        if run.behind and run.behind.exemplars is not None and run.behind.nearest is not None:
+            title = f"{run.run.class_names[c]}: the real image nearest to the class mean"
+            source = picture(run.behind.exemplars[c, run.behind.nearest[c]])
+            return [Picture(source, f"Real image of {title}", "real", title, real=True)]
+    return []
 
 
 def picture(pixels: npt.NDArray[np.uint8]) -> str:
