@@ -15,7 +15,8 @@ from sfm.pipeline.staging import Staged
 MOST_ROWS = 2048
 """Samples per class that place the centres; all samples then define them."""
 
-GROUP_BYTES = 256 * 2**20
+GROUP_BYTES = 2**30
+"""Samples held at a time to place centres; every group of classes is one pass over the features."""
 
 
 def sub_class_centres(
@@ -28,8 +29,10 @@ def sub_class_centres(
 ) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Cluster every class into K sub-classes, for each K asked for.
 
-    k-means++ and Lloyd's iterations on at most ``MOST_ROWS`` random samples of a class place the centres;
-    then every sample is assigned to its nearest centre, and centres become the means of their samples.
+    k-means++ and Lloyd's iterations on at most ``MOST_ROWS`` random samples of a class place the centres, and
+    move a centre that loses all its samples to the sample farthest from its own; then every sample is
+    assigned to its nearest centre, block by block, and centres become the means of their samples. Memory
+    holds ``GROUP_BYTES`` of samples and the centres, whatever the number of samples.
 
     Parameters
     ----------
@@ -85,27 +88,39 @@ def place_centres(
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples."""
     placed = {k: np.full((classes, k, features), np.nan) for k in numbers}
-    group = max(1, GROUP_BYTES // (MOST_ROWS * features * 4))
-    for start in range(0, classes, group):
-        members = range(start, min(start + group, classes))
-        chosen = np.zeros(len(labels), dtype=bool)
-        for c in members:
-            own = np.flatnonzero(labels == c)
-            chosen[stream(seed, 1, c).permutation(own)[:MOST_ROWS]] = True
-        kept: dict[int, list[npt.NDArray[np.float32]]] = {c: [] for c in members}
-        for rows, block_labels in train.only(chosen):
-            for c in np.unique(block_labels):
-                kept[int(c)].append(rows[block_labels == c])
-        for c, parts in kept.items():
-            sample = np.concatenate(parts)
-            for k in numbers:
-                placed[k][c, : min(k, len(sample))] = k_means(sample, min(k, len(sample)), seed, c)
+    held = np.minimum(np.bincount(labels, minlength=classes), MOST_ROWS)
+    # One thread, since parallel sums differ from run to run.
+    with threadpool_limits(limits=1):
+        for members in groups_of(held, max(1, GROUP_BYTES // (4 * features))):
+            chosen = np.zeros(len(labels), dtype=bool)
+            for c in members:
+                own = np.flatnonzero(labels == c)
+                chosen[stream(seed, 1, c).permutation(own)[:MOST_ROWS]] = True
+            kept: dict[int, list[npt.NDArray[np.float32]]] = {c: [] for c in members}
+            for rows, block_labels in train.only(chosen):
+                for c in np.unique(block_labels):
+                    kept[int(c)].append(rows[block_labels == c])
+            for c in members:
+                sample = np.concatenate(kept.pop(c))
+                for k in numbers:
+                    placed[k][c, : min(k, len(sample))] = k_means(sample, min(k, len(sample)), seed, c)
     return placed
 
 
+def groups_of(sizes: npt.NDArray[np.int64], most: int) -> list[range]:
+    """Cut consecutive classes into groups of at most so many samples, or of one class."""
+    groups, start, total = [], 0, 0
+    for c, size in enumerate(sizes.tolist()):
+        if c > start and total + size > most:
+            groups.append(range(start, c))
+            start, total = c, 0
+        total += size
+    return [*groups, range(start, len(sizes))]
+
+
 def k_means(rows: npt.NDArray[np.float32], k: int, seed: int, c: int) -> npt.NDArray[np.float64]:
-    """Return the k centres of rows; one thread, since parallel sums differ from run to run."""
-    with threadpool_limits(limits=1), warnings.catch_warnings():
+    """Return the k centres of rows."""
+    with warnings.catch_warnings():
         # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
         warnings.simplefilter("ignore", ConvergenceWarning)
         state = int(stream(seed, 2, c).integers(2**31))

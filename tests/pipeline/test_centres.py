@@ -1,8 +1,13 @@
 """Sub-class centres: means of what is nearest to them, every sample counted once."""
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.cluster import MiniBatchKMeans
 
-from sfm.pipeline.centres import nearest_centre, sub_class_centres
+from sfm.pipeline import centres as module
+from sfm.pipeline.centres import groups_of, nearest_centre, sub_class_centres
 from sfm.pipeline.staging import Partition, Staging
 
 
@@ -67,3 +72,51 @@ def test_a_class_too_small_leaves_rows_nan_with_count_zero(tmp_path):
 def test_a_missing_centre_is_never_nearest():
     centres = np.array([[np.nan, np.nan], [3.0, 3.0]])
     assert nearest_centre(np.zeros((2, 2)), centres).tolist() == [1, 1]
+
+
+def inertia(rows, centres):
+    return np.square(rows - centres[nearest_centre(rows.astype(np.float64), centres)]).sum()
+
+
+@pytest.mark.parametrize("k", [3, 10])
+def test_centres_placed_by_a_sample_are_no_worse_than_those_of_mini_batch_k_means(tmp_path, monkeypatch, k):
+    rng = np.random.default_rng(3)
+    scale = 1.5 * rng.standard_normal((12, 8))
+    features = (scale[rng.integers(0, 12, 1500)] + rng.standard_normal((1500, 8))).astype(np.float32)
+    labels = np.zeros(1500, dtype=np.int32)
+    train = stage(tmp_path, features, labels)
+    monkeypatch.setattr(module, "MOST_ROWS", 500)
+    theirs, ours = [], []
+    for seed in range(5):
+        centre, _ = sub_class_centres(train, labels, 1, 8, [k], seed=seed)[k]
+        ours.append(inertia(features, centre[0].astype(np.float64)))
+        model = MiniBatchKMeans(k, n_init=1, batch_size=256, random_state=seed).fit(features)
+        theirs.append(inertia(features, model.cluster_centers_.astype(np.float64)))
+    assert np.mean(ours) <= np.mean(theirs)
+
+
+def test_no_sub_class_is_empty_where_there_are_as_many_distinct_samples(tmp_path):
+    features = np.zeros((300, 3), dtype=np.float32)
+    features[7], features[120], features[299] = (1, 0, 0), (0, 1e-3, 0), (0, 0, 50)
+    labels = np.zeros(300, dtype=np.int32)
+    _, count = sub_class_centres(stage(tmp_path, features, labels), labels, 1, 3, [4], seed=0)[4]
+    assert count.tolist() == [[297, 1, 1, 1]]
+
+
+def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((200, 4)).astype(np.float32)
+    labels = rng.integers(0, 5, 200).astype(np.int32)
+    train = stage(tmp_path, features, labels)
+    together = sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
+    monkeypatch.setattr(module, "GROUP_BYTES", 1)
+    one_by_one = sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
+    for a, b in zip(together, one_by_one, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1), st.integers(1, 60))
+def test_groups_hold_every_class_once_and_not_too_many_samples(sizes, most):
+    groups = groups_of(np.array(sizes), most)
+    assert [c for group in groups for c in group] == list(range(len(sizes)))
+    assert all(len(group) == 1 or sum(sizes[c] for c in group) <= most for group in groups)
