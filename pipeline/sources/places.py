@@ -24,7 +24,7 @@ from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explain
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from obstore import BytesStream, ObjectMeta, ReadableFile
+    from obstore import BytesStream, ObjectMeta
 
 CHUNK = 1 << 20
 LOOKUPS = 16
@@ -261,7 +261,7 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
     yield io.BufferedReader(_Body(file.url, answer.stream(min_chunk_size=CHUNK)), CHUNK)
 
 
-def open_seekable(file: DataFile) -> "BinaryIO | ReadableFile":
+def open_seekable(file: DataFile) -> BinaryIO:
     """Open a file to be read in any order.
 
     Raises
@@ -276,7 +276,7 @@ def open_seekable(file: DataFile) -> "BinaryIO | ReadableFile":
     objects, path = _connect(file.url, patient=True)
     with reaching(file.url, VANISHED):
         require_same(file, _described(file.url, obstore.head(objects, path)))
-        return obstore.open_reader(objects, path, buffer_size=CHUNK)
+    return io.BufferedReader(_Ranges(file, objects, path), CHUNK)
 
 
 def require_same(before: DataFile, now: DataFile) -> None:
@@ -309,6 +309,38 @@ class _Body(io.RawIOBase):
         target = memoryview(into).cast("B")
         size = min(len(target), len(self._left))
         target[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file of which any range can be asked for, since pyarrow reads files."""
+
+    def __init__(self, file: DataFile, objects: ObjectStore, path: str) -> None:
+        self._file = file
+        self._objects = objects
+        self._path = path
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, into: "WriteableBuffer") -> int:
+        target = memoryview(into).cast("B")
+        size = min(len(target), self._file.size - self._place)
+        if size <= 0:
+            return 0
+        with reaching(self._file.url, VANISHED):
+            data = obstore.get_range(self._objects, self._path, start=self._place, length=size)
+        target[:size] = memoryview(bytes(data))
+        self._place += size
         return size
 
 

@@ -1,0 +1,204 @@
+"""Parquet datasets as the Hugging Face hub holds them, on a disk and in a bucket."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from s3_server import objects_of
+
+from sfm.errors import InputError
+from sfm.pipeline.sources import Sample, Split, open_source
+from sfm.pipeline.sources.parquet import row_groups
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+NAMES = ["bag", "boot", "trouser"]
+
+
+def hub_metadata(names: Sequence[str] | None) -> dict[str, str]:
+    """What the datasets library writes into a schema."""
+    label = {"_type": "Value", "dtype": "int64"} if names is None else {"_type": "ClassLabel", "names": names}
+    return {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})}
+
+
+def write_tables(root: Path, pictures: Sequence, names: Sequence[str] | None = NAMES, rows: int = 10) -> Path:
+    """Write data/train-00000-of-00002.parquet … as the hub does, with small row groups."""
+    (root / "data").mkdir(parents=True)
+    for split, parts in (("train", 2), ("validation", 1)):
+        own = [p for p in pictures if p.split == ("train" if split == "train" else "test")]
+        for part in range(parts):
+            some = own[part::parts]
+            table = pa.table(
+                {
+                    "image": pa.array([{"bytes": p.data, "path": "x.png"} for p in some], IMAGE),
+                    "label": pa.array([p.label for p in some], pa.int64()),
+                }
+            )
+            table = table.replace_schema_metadata(hub_metadata(names))
+            path = root / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"
+            pq.write_table(table, path, row_group_size=rows)
+    return root
+
+
+def everything(split: Split) -> list[Sample]:
+    return [sample for shard in split.shards for sample in shard.read(None)]
+
+
+def contents(split: Split) -> list[tuple[str, bytes]]:
+    return sorted((sample.label, sample.data) for sample in everything(split))
+
+
+def test_a_dataset_of_the_hub_is_read_with_its_class_names(tmp_path, pictures):
+    source = open_source(f"parquet:{write_tables(tmp_path / 'garments', pictures)}")
+    assert source.name == "garments"
+    assert source.class_ids == NAMES
+    for name in ("train", "test"):
+        split = source.splits[name]
+        assert contents(split) == sorted((p.class_id, p.data) for p in pictures if p.split == name)
+        assert [source.class_ids[c] for c in split.labels] == [sample.label for sample in everything(split)]
+
+
+def test_tables_in_a_bucket_are_read_as_on_a_disk(tmp_path, pictures, s3_url):
+    root = write_tables(tmp_path / "garments", pictures)
+    for file in (root / "data").iterdir():
+        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+    local, remote = open_source(f"parquet:{root}"), open_source(f"parquet:{s3_url}/*.parquet")
+    for name in ("train", "test"):
+        assert contents(remote.splits[name]) == contents(local.splits[name])
+        assert remote.splits[name].labels is None
+    obstore.delete(objects_of(s3_url), "train-00000-of-00002.parquet")
+    with pytest.raises(InputError, match=r"s3://.*/train-00000-of-00002.parquet vanished while"):
+        everything(remote.train)
+
+
+def test_some_rows_can_be_read_again_and_again(tmp_path, pictures):
+    source = open_source(f"parquet:{write_tables(tmp_path / 'garments', pictures)}")
+    whole = everything(source.train)
+    rows = np.array([0, 9, 10, 35, 36, 71])
+    for _ in range(2):
+        assert list(source.train.read(rows)) == [whole[i] for i in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shards"),
+    [
+        ([10, 10], [range(2)]),
+        ([1024, 5], [range(1), range(1, 2)]),
+        ([600, 600, 9], [range(2), range(2, 3)]),
+        ([], []),
+    ],
+)
+def test_small_row_groups_share_a_shard_and_large_ones_do_not(rows, shards):
+    assert row_groups(rows) == shards
+
+
+def test_names_that_repeat_are_for_display_only(tmp_path, pictures):
+    root = write_tables(tmp_path / "g", pictures, names=["crane", "boot", "Crane "])
+    source = open_source(f"parquet:{root}")
+    assert source.class_ids == ["00000", "00001", "00002"]
+    assert source.class_names == ["crane", "boot", "Crane "]
+
+
+def test_a_class_list_names_the_numbers_of_a_table_without_names(tmp_path, pictures, class_file):
+    root = write_tables(tmp_path / "g", pictures, names=None)
+    assert open_source(f"parquet:{root}").class_ids == ["00000", "00001", "00002"]
+    named = open_source(f"parquet:{root}?names={class_file}")
+    assert named.class_ids == NAMES
+    assert named.class_names == ["Handbag", "Ankle boot", "trouser"]
+
+
+def one_table(
+    path: Path, image: pa.Array, label: pa.Array, names: tuple[str, str] = ("image", "label")
+) -> str:
+    """Both splits of a dataset, the same single table."""
+    for split in ("train", "test"):
+        pq.write_table(pa.table(dict(zip(names, (image, label), strict=True))), path / f"{split}.parquet")
+    return f"parquet:{path}"
+
+
+def test_plain_bytes_text_labels_and_columns_of_other_names(tmp_path):
+    spec = one_table(tmp_path, pa.array([b"1", b"2"]), pa.array(["cat", "dog"]), ("pixels", "animal"))
+    with pytest.raises(
+        InputError, match=r"no image column: choose one with \?image=NAME; there are pixels, animal"
+    ):
+        open_source(spec)
+    source = open_source(f"{spec}?image=pixels&label=animal")
+    assert contents(source.test) == [("cat", b"1"), ("dog", b"2")]
+    with pytest.raises(InputError, match="no label column kind"):
+        open_source(f"{spec}?image=pixels&label=kind")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "complaint"),
+    [
+        (
+            pa.array([b"1", None]),
+            pa.array([0, 1]),
+            r"row 1 of .*train.parquet holds no encoded image: found nothing",
+        ),
+        (
+            pa.array([{"bytes": None, "path": "a.png"}] * 2, IMAGE),
+            pa.array([0, 1]),
+            "found only the path a.png; embed the image files",
+        ),
+        (pa.array(["a.png", "b.png"]), pa.array([0, 1]), "found str"),
+    ],
+)
+def test_a_row_without_an_image_is_named(tmp_path, image, label, complaint):
+    source = open_source(one_table(tmp_path, image, label))
+    with pytest.raises(InputError, match=complaint):
+        everything(source.train)
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        (pa.array([0, -1]), "row 1 of .* has label -1, which marks unlabelled images"),
+        (pa.array([0, None], pa.int64()), "row 1 of .* has no usable label: found None"),
+        (pa.array([0.5, 1.5]), "no usable label: found 0.5"),
+        (pa.array([0, 3]), "label 3, out of range"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named_before_anything_is_read(tmp_path, class_file, label, complaint):
+    with pytest.raises(InputError, match=complaint):
+        open_source(one_table(tmp_path, pa.array([b"1", b"2"]), label) + f"?names={class_file}")
+
+
+def test_a_truncated_table_is_named(tmp_path, pictures):
+    root = write_tables(tmp_path / "g", pictures)
+    last = sorted((root / "data").iterdir())[1]
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"train-00001-of-00002.parquet is damaged, truncated or no parquet"):
+        open_source(f"parquet:{root}")
+
+
+def test_damage_inside_a_table_is_named_when_it_is_read(tmp_path, pictures):
+    root = write_tables(tmp_path / "g", pictures)
+    source = open_source(f"parquet:{root}")
+    first = sorted((root / "data").iterdir())[0]
+    data, status = bytearray(first.read_bytes()), first.stat()
+    data[4:400] = b"\xff" * 396
+    first.write_bytes(data)
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(InputError, match=r"train-00000-of-00002.parquet is damaged"):
+        everything(source.train)
+
+
+def test_files_of_one_dataset_must_have_the_same_columns(tmp_path, pictures):
+    root = write_tables(tmp_path / "g", pictures)
+    pq.write_table(pa.table({"image": [b"1"]}), root / "data" / "train-00009.parquet")
+    with pytest.raises(InputError, match=r"train-00009.parquet has no column label, unlike other files"):
+        open_source(f"parquet:{root}")
+
+
+def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
+    with pytest.raises(InputError, match=r'needs pyarrow, .*pip install "sfm-distill\[parquet\]"'):
+        open_source(f"parquet:{tmp_path}")

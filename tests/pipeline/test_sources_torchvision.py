@@ -1,0 +1,143 @@
+"""Datasets as torchvision keeps them: arrays become portable pixmaps, files are taken as they are."""
+
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from sfm.errors import InputError
+from sfm.pipeline.sources import Sample, Split, open_source
+from sfm.pipeline.sources.torchvision_datasets import DATASETS, pixmap
+
+
+def everything(split: Split) -> list[Sample]:
+    return [sample for shard in split.shards for sample in shard.read(None)]
+
+
+def test_every_dataset_of_the_table_is_one_of_torchvision():
+    assert all(hasattr(torchvision.datasets, name) for name in DATASETS)
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> Path:
+    """Some images of Fashion-MNIST, as torchvision keeps them: unpacked idx files."""
+    source = open_source("builtin:fashion-mnist-6k")
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, split in (("train", source.train), ("t10k", source.test)):
+        samples = list(split.read(np.arange(100)))
+        images, labels = b"".join(s.data for s in samples), bytes(int(s.label) for s in samples)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 100, 28, 28) + images)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 100) + labels)
+    return tmp_path
+
+
+def test_arrays_are_encoded_without_loss_and_labelled_by_name(fashion):
+    source = open_source(f"torchvision:FashionMNIST?root={fashion}")
+    other = open_source("builtin:fashion-mnist-6k")
+    assert source.name == "fashionmnist"
+    assert source.class_ids == sorted(other.class_names)
+    for mine, theirs in zip(everything(source.train), other.train.read(np.arange(100)), strict=True):
+        np.testing.assert_array_equal(source.decode(mine.data), other.decode(theirs.data))
+        assert mine.label == other.class_names[int(theirs.label)]
+
+
+def test_an_array_has_the_same_bytes_on_every_machine():
+    digest = hashlib.sha256(pixmap(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))).hexdigest()
+    assert digest == hashlib.sha256(b"P6\n4 2\n255\n" + bytes(range(24))).hexdigest()
+    channels_first = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    assert pixmap(channels_first) == pixmap(channels_first.transpose(1, 2, 0))
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CIFAR-10 of twenty images per file, in the published layout, with checksums to match."""
+    root, rng, sums = tmp_path / "cifar-10-batches-py", np.random.default_rng(0), {}
+    root.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [*range(10)] * 2}
+        (root / name).write_bytes(pickle.dumps(batch))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (root / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in root.iterdir()}
+    kind = torchvision.datasets.CIFAR10
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, attribute, [[name, sums[name]] for name, _ in getattr(kind, attribute)])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})
+    return tmp_path
+
+
+def test_cifar_shows_what_torchvision_shows(cifar):
+    source = open_source(f"torchvision:CIFAR10?root={cifar}")
+    assert source.class_ids[:3] == ["airplane", "automobile", "bird"]
+    for train, split in ((True, source.train), (False, source.test)):
+        theirs = torchvision.datasets.CIFAR10(cifar, train=train)
+        for (picture, label), sample in zip(theirs, everything(split), strict=True):
+            np.testing.assert_array_equal(source.decode(sample.data), picture)
+            assert sample.label == theirs.classes[label]
+
+
+def test_a_cifar_that_is_not_whole_is_refused(cifar):
+    (cifar / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"cannot open torchvision:CIFAR10.*not found or corrupted.*download=yes"
+    ):
+        open_source(f"torchvision:CIFAR10?root={cifar}")
+
+
+def test_files_are_taken_as_they_are_under_their_wordnet_ids(tmp_path, pictures):
+    ids = dict(zip(("bag", "boot", "trouser"), ("n01440764", "n02102040", "n02979186"), strict=True))
+    for picture in pictures:
+        split = "train" if picture.split == "train" else "val"
+        folder = tmp_path / "imagenette2" / split / ids[picture.class_id]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{picture.number}.jpeg").write_bytes(picture.data)
+    source = open_source(f"torchvision:Imagenette?root={tmp_path}")
+    assert source.class_ids == ["n01440764", "n02102040", "n02979186"]
+    assert source.class_names[0] == "tench"
+    for name in ("train", "test"):
+        expected = sorted((ids[p.class_id], p.data) for p in pictures if p.split == name)
+        assert sorted((s.label, s.data) for s in everything(source.splits[name])) == expected
+    (tmp_path / "imagenette2" / "train" / "n01440764" / "0.jpeg").unlink()
+    with pytest.raises(InputError, match=r"0.jpeg vanished while the dataset was read"):
+        everything(source.train)
+
+
+def test_classes_of_pets_keep_their_ids_whatever_the_order_of_their_numbers(tmp_path, pictures):
+    root = tmp_path / "oxford-iiit-pet"
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").mkdir()
+    number = {"trouser": 1, "bag": 2, "boot": 3}
+    for split, name in (("train", "trainval"), ("test", "test")):
+        lines = []
+        for p in pictures:
+            if p.split == split:
+                stem = f"{p.class_id}_{split}{p.number}"
+                (root / "images" / f"{stem}.jpg").write_bytes(p.data)
+                lines.append(f"{stem} {number[p.class_id]} 1 1")
+        (root / "annotations" / f"{name}.txt").write_text("\n".join(lines))
+    source = open_source(f"torchvision:OxfordIIITPet?root={tmp_path}")
+    assert source.class_ids == ["Bag", "Boot", "Trouser"]
+    expected = [(p.class_id.title(), p.data) for p in pictures if p.split == "test"]
+    assert [(s.label, s.data) for s in everything(source.test)] == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("cifar10?root=x", "did you mean CIFAR10"),
+        ("Flower102?root=x", "did you mean Flowers102"),
+        ("COCO?root=x", "there are CIFAR10, CIFAR100"),
+        ("CIFAR10", r"write torchvision:CIFAR10\?root=PATH"),
+        ("CIFAR10?root=/no/such/place", "put the dataset under /no/such/place"),
+        ("ImageNet?root=/no/such/place", "cannot open torchvision:ImageNet"),
+        ("CIFAR10?root=x&download=maybe", "write download=yes or download=no"),
+    ],
+)
+def test_what_torchvision_does_not_have_gets_a_hint(spec, complaint):
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"torchvision:{spec}")
