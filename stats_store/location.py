@@ -29,8 +29,8 @@ LOCATIONS = "a local path, s3://, gs:// or az:// URL"
 REMOTE = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
 AT_FIRST: "RetryConfig" = {
-    "max_retries": 4,
-    "retry_timeout": datetime.timedelta(seconds=15),
+    "max_retries": 6,
+    "retry_timeout": datetime.timedelta(seconds=20),
     "backoff": {
         "init_backoff": datetime.timedelta(milliseconds=100),
         "max_backoff": datetime.timedelta(seconds=1),
@@ -281,9 +281,18 @@ def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
     Raises
     ------
     AlreadyExistsError
-        If there is one.
+        If there is one; it may be ours, if the answer to an earlier attempt was lost on the way.
     """
     if not (isinstance(objects, LocalStore) and objects.prefix):
+        for wait in READ_AGAIN if is_remote(objects) else ():
+            try:
+                obstore.put(objects, path, data, mode="create", use_multipart=False)
+                return
+            except BaseError as error:
+                # An answer that broke off, perhaps a refusal; asking again tells. obstore does not.
+                if "response body" not in str(error):
+                    raise
+                time.sleep(wait)
         obstore.put(objects, path, data, mode="create", use_multipart=False)
         return
     target = Path(objects.prefix) / path
