@@ -78,6 +78,9 @@ class ExtractConfig(BaseModel):
         default="fail",
         description="What to do about images that cannot be decoded; the entry lists those skipped.",
     )
+    dry_run: bool = Field(
+        default=False, description="Count, look at a few images, estimate time and space, and write nothing."
+    )
     seed: int = Field(
         default=0, ge=0, description="Seed of sub-class centres, exemplars and the tuning split."
     )

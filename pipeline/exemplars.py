@@ -89,12 +89,11 @@ def exemplar_images(
     """
     size = preprocessing.input_size
     images = np.zeros((*samples.shape, size, size, 3), dtype=np.uint8)
-    # In the source's order: a shard is read once, not once per image.
-    order = np.argsort(samples, axis=None, kind="stable")
-    places = order[samples.flat[order] >= 0]
-    for flat, sample in zip(places, source.train.read(samples.flat[places], sizes), strict=True):
-        place = np.unravel_index(flat, samples.shape)
-        if sample_digest(sample.data) != digests[place].tobytes():
+    # In the source's order: a shard is read once, not once per image. One may be both nearest and random.
+    rows, first = np.unique(samples, return_index=True)
+    rows, first = rows[rows >= 0], first[rows >= 0]
+    for row, place, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
+        if sample_digest(sample.data) != digests[np.unravel_index(place, samples.shape)].tobytes():
             raise InputError(f"{sample.where} changed while it was extracted; run again")
-        images[place] = crop(source.decode(sample.data), preprocessing)
+        images[samples == row] = crop(source.decode(sample.data), preprocessing)
     return images

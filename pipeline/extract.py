@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.features import Pass, Rules, Step, cores, follow, missing, stage
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
-from sfm.pipeline.selection import select
+from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.source import digest_of
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
@@ -61,13 +61,10 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     InputError
         If dataset, backbone, or store cannot be used; nothing is published then.
     """
+    if config.dry_run:
+        raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
     source = open_source(config.source)
-    nothing = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
-    selection = (
-        None
-        if source.labels is None
-        else select(config, source.class_ids or [], source.class_names, source.labels, nothing)
-    )
+    selection = selection_of(config, source)
     backbones = {
         spec: load_backbone(spec, image_size=config.image_size, device=config.device)
         for spec in dict.fromkeys(config.backbone)

@@ -25,6 +25,8 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample
 from sfm.stats_store.digest import BLOCK_ROWS
 
+TASK_ROWS = BLOCK_ROWS
+
 LOCK_SECONDS = 2.0
 """How long a staging folder may stay claimed by a process that is being killed."""
 
@@ -65,7 +67,7 @@ def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
     """Cut both splits into tasks; equal sources and selections give equal tasks.
 
     Of a split that is used whole, every shard is a task: many kinds read fastest that way. Of other splits,
-    the samples in use are cut into tasks of ``BLOCK_ROWS``. Where labels are not known, there is no selection
+    the samples in use are cut into tasks of ``TASK_ROWS``. Where labels are not known, there is no selection
     yet, and shards are read whole.
     """
     found: list[Task] = []
@@ -76,7 +78,7 @@ def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
         rows = selection.rows(name)
         whole = len(rows) == len(selection.labels[name])
         sizes = [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
-        cuts = np.cumsum(sizes)[:-1] if whole else np.arange(BLOCK_ROWS, len(rows), BLOCK_ROWS)
+        cuts = np.cumsum(sizes)[:-1] if whole else np.arange(TASK_ROWS, len(rows), TASK_ROWS)
         parts = [part for part in np.split(rows, cuts) if len(part)]
         found += [Task(name, number, part) for number, part in enumerate(parts)]
     return found

@@ -1,5 +1,6 @@
 """The command line: ``sfm``. A stage is imported when its command runs, so that help is instant."""
 
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.store_commands import store_app
+
+SKIPPED_SHOWN = 20
 
 app = typer.Typer(
     name="sfm",
@@ -43,10 +46,18 @@ def front(
 
 def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Extract, then say what was published and what to do with it."""
-    with terminal.showing(quiet) as progress:
-        from sfm.pipeline.extract import extract
+    if config.dry_run:
+        run_plan(config, as_json, quiet)
+        return
+    from sfm.pipeline.staging import Unfinished
 
-        done = extract(config, progress)
+    try:
+        with terminal.showing(quiet) as progress:
+            from sfm.pipeline.extract import extract
+
+            done = extract(config, progress)
+    except Unfinished as stop:
+        raise terminal.fail(str(stop), terminal.UNFINISHED) from None
     if as_json:
         entries = [{"outcome": p.outcome, **p.summary.model_dump(mode="json")} for p in done.published]
         figures = {
@@ -54,6 +65,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_resumed": done.features.resumed,
             "seconds": done.features.seconds,
             "images_per_second": done.features.images_per_second,
+            "skipped": done.skipped,
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
         return
@@ -65,11 +77,30 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+    if done.skipped:
+        print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
+        for line in done.skipped[:SKIPPED_SHOWN]:
+            print(f"  {line}")
+        if len(done.skipped) > SKIPPED_SHOWN:
+            print(f"  … `sfm store show {config.store} … --json` lists all of them")
     first = done.published[0].summary
     print(
         f"Next: sfm distill --store {config.store} --backbone {first.backbone} --dataset {first.dataset} "
         f"--image-size {first.image_size} --out {first.dataset}-distilled"
     )
+
+
+def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
+    """Say what an extraction would do."""
+    with terminal.showing(quiet) as progress:
+        from sfm.pipeline.plan import plan
+
+        planned = plan(config, progress)
+    if as_json:
+        terminal.print_json({"store": config.store, "plan": asdict(planned)})
+        return
+    terminal.plan_table(planned)
+    print("Nothing was written; without --dry-run, the same command extracts")
 
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:

@@ -25,6 +25,7 @@ from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
 
 PLAIN_SECONDS = 10.0
+UNFINISHED = 1
 INTERRUPTED = 130
 
 
@@ -83,6 +84,7 @@ def showing(quiet: bool) -> Iterator[Listener]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -93,9 +95,13 @@ def showing(quiet: bool) -> Iterator[Listener]:
 
         def show(event: Progress) -> None:
             if event.stage not in tasks:
-                tasks[event.stage] = bars.add_task(event.stage, total=event.total, figures="")
+                tasks[event.stage] = bars.add_task(event.stage, total=event.total, figures="", unit="")
             bars.update(
-                tasks[event.stage], completed=event.done, total=event.total, figures=figures(event, " ")
+                tasks[event.stage],
+                completed=event.done,
+                total=event.total,
+                unit=event.unit,
+                figures=figures(event, " "),
             )
 
         yield show
@@ -219,6 +225,38 @@ def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
 def over_seeds(row: dict[str, Any], figure: str) -> str:
     """Return a row's mean in percent, with its deviation if there were several seeds."""
     return percent(row[f"{figure}_mean"], row[f"{figure}_std"] if row["seeds"] > 1 else None)
+
+
+def plan_table(plan: Any) -> None:
+    """Print what an extraction would do."""
+    about = "" if plan.counted else "about "
+    images = sum(plan.samples.values())
+    rows = [
+        ["classes", "known after the pass" if plan.classes is None else f"{plan.classes:,}"],
+        *([f"{split} images", f"{about}{count:,}"] for split, count in plan.samples.items()),
+        ["partitions", f"{plan.partitions:,}"],
+        *(
+            [
+                "backbone",
+                f"{b.backbone} at {b.image_size} px, {b.features:,} features, {b.backbone_hash[:12]}",
+            ]
+            for b in plan.backbones
+        ),
+        ["entries to publish", str(plan.entries)],
+        ["probe", f"{plan.probed} images, {plan.undecodable} of them cannot be decoded"],
+        ["rate here", f"{plan.images_per_second:.0f} images/s"],
+        ["pass over the images", f"about {duration(plan.seconds)} for {about}{images:,} images"],
+        ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
+        ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
+    ]
+    table(f"Plan for {plan.source}", ["what", "how much"], rows, right=set())
+
+
+def duration(seconds: float) -> str:
+    """Return a time that a person can read."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: set[str]) -> None:

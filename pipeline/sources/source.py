@@ -74,9 +74,9 @@ class Shard:
     labels : ndarray of int32, shape (n,), or None
         Index of each sample's class in ``Source.class_ids``; None if only reading tells.
     read : callable
-        Given positions (ndarray of int64), each above the one before, or None for all, yields those samples; raises InputError
-        if they cannot be read. It may be called again, in other processes too, and yields the same then; in
-        one process, one shard is read at a time.
+        Given positions (ndarray of int64), each above the one before, or None for all, yields those samples;
+        raises InputError if they cannot be read. It may be called again, in other processes too, and yields
+        the same then; in one process, one shard is read at a time.
     """
 
     where: str

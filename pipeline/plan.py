@@ -1,0 +1,180 @@
+"""``sfm extract --dry-run``: what an extraction would do, with time and space estimated from a probe."""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.events import Listener, Progress, nobody
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.features import AT_A_TIME, BATCH, Rules, cores, look, single_threaded
+from sfm.pipeline.parts import roles_of
+from sfm.pipeline.selection import Selection, selection_of
+from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.staging import Task, tasks_of
+
+SHARE = 0.01
+LEAST, MOST = 96, 384
+"""Images that a probe looks at: a hundredth of all, but not fewer nor more than these."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One backbone of a plan: its spec, its hash, its input size in pixels, the length of its feature."""
+
+    backbone: str
+    backbone_hash: str
+    image_size: int
+    features: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an extraction would do.
+
+    Attributes
+    ----------
+    classes : int or None
+        None: only the pass tells.
+    samples : dict of str to int
+        Images, by split.
+    counted : bool
+        False where the numbers are those of one shard, times the number of shards.
+    partitions : int
+    backbones : list of Planned
+    entries : int
+        That would be published.
+    probed, undecodable : int
+        Images that the probe looked at, and those among them that cannot be decoded.
+    images_per_second : float
+        Of the probe, with this process's cores and device.
+    seconds : float
+        Of the pass over the images; the classifier and the sub-class centres come on top.
+    staging_bytes, store_bytes : int
+        Of unfinished work, and of the entries before compression.
+    """
+
+    source: str
+    classes: int | None
+    samples: dict[str, int]
+    counted: bool
+    partitions: int
+    backbones: list[Planned]
+    entries: int
+    probed: int
+    undecodable: int
+    images_per_second: float
+    seconds: float
+    staging_bytes: int
+    store_bytes: int
+
+
+def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
+    """Open source and backbones, look at a few images, and estimate; nothing is written.
+
+    Raises
+    ------
+    InputError
+        If dataset or backbone cannot be used.
+    """
+    source = open_source(config.source)
+    selection = selection_of(config, source)
+    backbones = [
+        load_backbone(spec, image_size=config.image_size, device=config.device)
+        for spec in dict.fromkeys(config.backbone)
+    ]
+    tasks = tasks_of(source, selection)
+    samples = counts_of(source, selection, progress)
+    total = sum(samples.values())
+    progress(Progress("probe", 0, 1, "parts"))
+    probed, undecodable, rate = probe(source, tasks, backbones, config, total)
+    progress(Progress("probe", 1, 1, "parts", {"images/s": rate}))
+    classes = None if source.class_ids is None else len(source.class_ids)
+    if selection is not None:
+        classes = len(selection.class_ids)
+    widths = [backbone.card.features for backbone in backbones]
+    sizes = [backbone.card.preprocessing.input_size for backbone in backbones]
+    return Plan(
+        source=source.spec,
+        classes=classes,
+        samples=samples,
+        counted=selection is not None,
+        partitions=len(tasks),
+        backbones=[
+            Planned(b.card.spec, b.card.hash, s, b.card.features)
+            for b, s in zip(backbones, sizes, strict=True)
+        ],
+        entries=len(backbones) * len(roles_of(config)),
+        probed=probed,
+        undecodable=undecodable,
+        images_per_second=rate,
+        seconds=total / rate,
+        staging_bytes=total * (32 + sum(4 * width for width in widths)),
+        store_bytes=len(roles_of(config))
+        * sum(entry_bytes(config, w, s, classes or 0, samples) for w, s in zip(widths, sizes, strict=True)),
+    )
+
+
+def counts_of(source: Source, selection: Selection | None, progress: Listener) -> dict[str, int]:
+    """Return the number of samples by split; of streams, that of the first shard times that of the shards."""
+    if selection is not None:
+        return {name: len(selection.rows(name)) for name in source.splits}
+    found = {}
+    for done, (name, split) in enumerate(source.splits.items()):
+        progress(Progress("first shards", done, len(source.splits), "splits"))
+        found[name] = sum(1 for _ in split.shards[0].read(None)) * len(split.shards)
+    progress(Progress("first shards", len(found), len(found), "splits"))
+    return found
+
+
+def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]:
+    """Yield samples from all over a source whose labels are known; from the beginning of others."""
+    known = [task.rows for task in tasks if task.rows is not None and task.split == "train"]
+    if known:
+        rows = np.concatenate(known)
+        yield from source.train.read(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))])
+    else:
+        streams = (task.read(source) for task in tasks)
+        yield from itertools.islice(itertools.chain.from_iterable(streams), most)
+
+
+def probe(
+    source: Source, tasks: Sequence[Task], backbones: Sequence[Backbone], config: ExtractConfig, total: int
+) -> tuple[int, int, float]:
+    """Look at a few images as the pass does.
+
+    Returns
+    -------
+    int, int, float
+        Images looked at, those that cannot be decoded, and the rest per second.
+    """
+    device = backbones[0].device.type
+    gate = threading.Semaphore(AT_A_TIME[device])
+    rules = Rules(None, "skip", config.precision)
+    threads = cores()
+    samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
+    size = min(BATCH[device], max(1, len(samples) // threads))
+    batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+    with single_threaded(), ThreadPoolExecutor(threads) as pool:
+        # What is done for the first time, by each thread, takes longer.
+        list(pool.map(lambda batch: look(batch, source, backbones, rules, gate), batches[:threads]))
+        began = time.perf_counter()
+        seen = list(pool.map(lambda batch: look(batch, source, backbones, rules, gate), batches))
+        seconds = time.perf_counter() - began
+    undecodable = sum(len(each.skipped) for each in seen)
+    return len(samples), undecodable, len(samples) / seconds
+
+
+def entry_bytes(config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]) -> int:
+    """Return the size of an entry's arrays: features in two bytes, all else as the schema says."""
+    per_class = width * (8 + 8 + 4) + sum(k * (4 * width + 8) for k in config.sub_classes) + 12
+    found = classes * per_class + 8 * width * width
+    found += 0 if config.no_held_out else samples["test"] * (2 * width + 4)
+    found += samples["train"] * (2 * width + 4) if config.keep_train_features else 0
+    return found + classes * config.exemplars * (3 * size * size + 9)

@@ -1,0 +1,279 @@
+"""The pass over the images: any kind of source, any number of threads, broken images; plans."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfm.backbones.build import load_backbone
+from sfm.errors import InputError
+from sfm.pipeline import staging as staging_module
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+from sfm.pipeline.features import Rules, missing, stage
+from sfm.pipeline.fingerprint import Tally, sample_digest
+from sfm.pipeline.plan import plan
+from sfm.pipeline.selection import selection_of
+from sfm.pipeline.sources import KINDS, Sample, Shard, Source, Split, open_source
+from sfm.pipeline.sources.folder import folder_source
+from sfm.pipeline.sources.source import at, of_classes, recut
+from sfm.pipeline.staging import Staging, claim, open_staging, tasks_of
+from sfm.stats_store.select import only
+from sfm.stats_store.store import Entry, open_store
+
+
+def config(store: Path | str, source: str, **changes: object) -> ExtractConfig:
+    values: dict[str, object] = {
+        "source": source,
+        "store": str(store),
+        "name": "garments",
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "sub_classes": (2,),
+    }
+    return ExtractConfig(**(values | changes))
+
+
+def entry_of(url: Path) -> Entry:
+    store = open_store(str(url))
+    return store.open(only(store.summaries(), dataset="garments"))
+
+
+def streamed(source: Source, size: int = 7) -> Source:
+    """The same samples, shuffled, as shards that tell nothing before they are read."""
+
+    def split(known: Split) -> Split:
+        order = np.random.default_rng(0).permutation(len(known.labels))
+
+        def shard(rows: np.ndarray) -> Shard:
+            def read(positions: np.ndarray | None) -> Iterator[Sample]:
+                samples = (next(known.read(np.array([row]))) for row in rows)
+                return samples if positions is None else at(samples, positions)
+
+            return Shard(f"shard of {len(rows)}", None, read)
+
+        return Split(tuple(shard(order[i : i + size]) for i in range(0, len(order), size)), known.listing)
+
+    return dataclasses.replace(
+        source, class_ids=None, class_names=None, train=split(source.train), test=split(source.test)
+    )
+
+
+@pytest.fixture
+def stream(image_folder, monkeypatch) -> str:
+    monkeypatch.setitem(KINDS, "stream", lambda text: streamed(folder_source(text)))
+    return f"stream:{image_folder}"
+
+
+def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
+    tmp_path, image_folder, stream
+):
+    changes = {"exemplars": 2, "tune_fraction": 0.25}
+    extract(config(tmp_path / "a", f"folder:{image_folder}", **changes))
+    extract(config(tmp_path / "b", stream, **changes))
+    ours, theirs = entry_of(tmp_path / "b"), entry_of(tmp_path / "a")
+    assert ours.dataset.class_ids == ["bag", "boot", "trouser"]
+    assert ours.summary.fingerprint == theirs.summary.fingerprint
+    np.testing.assert_allclose(ours.read("train/mean"), theirs.read("train/mean"), rtol=1e-4, atol=1e-5)
+    # The nearest to the mean is the same image, though it lies elsewhere.
+    nearest = ours.read("exemplar/image")[:, 0], theirs.read("exemplar/image")[:, 0]
+    np.testing.assert_array_equal(*nearest)
+
+
+def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folder, stream):
+    extract(config(tmp_path / "s", stream, limit_per_class=3))
+    entry = entry_of(tmp_path / "s")
+    assert entry.read("train/count").tolist() == [3, 3, 3]
+    tally, source = Tally(), streamed(folder_source(str(image_folder)))
+    for name, split in source.splits.items():
+        own = [sample for shard in split.shards for sample in shard.read(None)]
+        for c, class_id in enumerate(entry.dataset.class_ids):
+            for sample in [sample for sample in own if sample.label == class_id][:3]:
+                digest = np.frombuffer(sample_digest(sample.data), dtype=np.uint8)[None]
+                tally.add(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
+    assert entry.summary.fingerprint == tally.fingerprint()
+
+
+def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
+    def lopsided(text: str) -> Source:
+        source = folder_source(text)
+        rows = np.flatnonzero(source.test.labels != 1)
+        test = recut(source.test, rows, source.test.labels[rows], "less")
+        return streamed(dataclasses.replace(source, test=test))
+
+    monkeypatch.setitem(KINDS, "lopsided", lopsided)
+    with pytest.raises(InputError, match="hold different classes: boot in one only"):
+        extract(config(tmp_path / "s", f"lopsided:{image_folder}"))
+
+
+def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_folder):
+    for split in ("train", "test"):
+        (image_folder / split / "boot").rename(image_folder / split / "Bag")
+    with pytest.raises(InputError, match="'Bag' and 'bag', the same but for how they are written"):
+        open_source(f"folder:{image_folder}")
+
+
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
+    def opened(text: str) -> Source:
+        source = folder_source(text)
+        return of_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
+
+    monkeypatch.setitem(KINDS, "chosen", opened)
+    extract(config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
+    entry = entry_of(tmp_path / "s")
+    assert entry.dataset.class_ids == ["bag", "trouser"]
+    assert entry.read("train/count").tolist() == [12, 12]
+
+
+def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
+    with pytest.raises(InputError, match="has no class boots: did you mean boot"):
+        of_classes(folder_source(str(image_folder)), ["bag", "boots"])
+
+
+def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream):
+    for file in sorted((image_folder / "train" / "boot").iterdir())[5:]:
+        file.unlink()
+    with pytest.raises(InputError, match=r"fewer than 6 training images: boot \(5\)"):
+        extract(config(tmp_path / "s", stream, min_count=6))
+    extract(config(tmp_path / "s", stream, min_count=6, small_classes="drop"))
+    entry = entry_of(tmp_path / "s")
+    assert entry.dataset.class_ids == ["bag", "trouser"]
+    assert entry.dataset.train_samples == 24
+    assert len(entry.read("test/label")) == 16
+
+
+def spoil(image_folder: Path, *names: str) -> None:
+    for name in names:
+        file = image_folder / name
+        file.write_bytes(file.read_bytes()[:60])
+
+
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails(
+    tmp_path, image_folder, stream, kind
+):
+    names = ("train/boot/003.png", "test/bag/001.png")
+    spoil(image_folder, *names)
+    source = stream if kind == "stream" else f"folder:{image_folder}"
+    done = extract(config(tmp_path / "s", source, on_error="skip", exemplars=2))
+    assert len(done.skipped) == 2
+    assert all(any(name in line for line in done.skipped) for name in names)
+    entry = entry_of(tmp_path / "s")
+    assert entry.extraction.skipped == done.skipped
+    assert entry.read("train/count").tolist() == [12, 11, 12]
+    assert len(entry.read("test/label")) == 23
+    again = extract(config(tmp_path / "s", source, on_error="skip", exemplars=2))
+    assert again.features.read == 0
+    assert again.skipped == done.skipped
+    with pytest.raises(InputError, match=r"cannot decode .* leave out what cannot be decoded with"):
+        extract(config(tmp_path / "s", source, exemplars=2))
+
+
+def test_what_is_skipped_does_not_enter_the_fingerprint(tmp_path, image_folder):
+    spoil(image_folder, "train/boot/011.png")
+    with_broken = extract(config(tmp_path / "a", f"folder:{image_folder}", on_error="skip")).published[0]
+    (image_folder / "train/boot/011.png").unlink()
+    without = extract(config(tmp_path / "b", f"folder:{image_folder}")).published[0]
+    assert with_broken.summary.fingerprint == without.summary.fingerprint
+    assert with_broken.summary.options == without.summary.options
+
+
+def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_folder):
+    spoil(image_folder, *(f"test/boot/{i:03d}.png" for i in range(8)))
+    with pytest.raises(InputError, match="no test images in class boot once the 8 unreadable ones are"):
+        extract(config(tmp_path / "s", f"folder:{image_folder}", on_error="skip"))
+    assert open_store(str(tmp_path / "s")).summaries() == []
+
+
+def staged_files(root: Path, source: Source, threads: int) -> dict[str, bytes]:
+    root.mkdir()
+    selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
+    backbone = load_backbone("lite0", image_size=32)
+    steps = stage(source, tasks_of(source, selection), [backbone], Staging(root), Rules(), threads)
+    assert sum(step.images for step in steps) == 400
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
+
+
+def test_no_bit_of_what_is_staged_depends_on_the_number_of_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging_module, "TASK_ROWS", 90)
+    source = open_source("builtin:fashion-mnist-6k")
+    alone, three = (staged_files(tmp_path / str(n), source, n) for n in (1, 3))
+    assert len(alone) == 3 * 6
+    assert alone == three
+
+
+def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
+    source = open_source("builtin:fashion-mnist-6k")
+    (whole,) = source.test.shards
+    short = Shard(whole.where, whole.labels, lambda rows: whole.read(rows[:-1]))
+    shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
+    selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
+    tasks = [task for task in tasks_of(shrunk, selection) if task.split == "test"]
+    backbone = load_backbone("lite0", image_size=32)
+    with pytest.raises(InputError, match="shrank while it was read: 19 of 20 samples of partition test"):
+        list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), 1))
+    assert missing(tasks[0], [backbone], Staging(tmp_path)) == [backbone]
+
+
+def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder):
+    backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
+    source, staging = folder_source(str(image_folder)), Staging(tmp_path)
+    tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
+    list(stage(source, tasks, backbones[:1], staging, Rules(), 1))
+    first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match="changed between two runs"):
+        list(stage(source, tasks, backbones, staging, Rules(), 1))
+    # What was staged of them is forgotten, so that the next run reads them anew.
+    assert missing(tasks[0], backbones, staging) == backbones
+
+
+def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, image_folder):
+    source = f"folder:{image_folder}"
+    exact = extract(config(tmp_path / "a", source)).published[0]
+    mixed = extract(config(tmp_path / "b", source, precision="bf16")).published[0]
+    assert mixed.summary.options != exact.summary.options
+    flows = []
+    for url in ("a", "b"):
+        mean = entry_of(tmp_path / url).read("train/mean")
+        flows.append((mean.mean(axis=0) - mean).ravel())
+    cosine = flows[0] @ flows[1] / np.linalg.norm(flows[0]) / np.linalg.norm(flows[1])
+    assert 0.99 < cosine < 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream, kind):
+    spoil(image_folder, "train/boot/003.png")
+    source = stream if kind == "stream" else f"folder:{image_folder}"
+    planned = plan(config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5))
+    assert planned.counted == (kind == "folder")
+    assert planned.classes == (3 if planned.counted else None)
+    # Of a stream, the first shard tells: six shards of seven, and four.
+    assert planned.samples == ({"train": 36, "test": 24} if planned.counted else {"train": 42, "test": 28})
+    assert [b.backbone for b in planned.backbones] == ["lite0", "lite1"]
+    assert planned.entries == 4
+    assert planned.undecodable == 1
+    assert planned.images_per_second > 0
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_staging_folder_is_waited_for_while_its_holder_dies(tmp_path):
+    entered = threading.Event()
+
+    def dying() -> None:
+        with claim(tmp_path / "key.lock") as mine:
+            assert mine
+            entered.set()
+            time.sleep(0.3)
+
+    holder = threading.Thread(target=dying)
+    holder.start()
+    entered.wait()
+    with open_staging(tmp_path, "key") as staging:
+        assert staging.root.name == "key"
+    holder.join()
