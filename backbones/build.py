@@ -78,8 +78,8 @@ class Backbone:
 
         Returns
         -------
-        Tensor, shape (batch, feature), float32
-            Differentiable with respect to `images`.
+        Tensor, shape (batch, feature)
+            Of the type of `images`; differentiable with respect to them.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class Backbone:
             raise ValueError(f"images of shape {tuple(images.shape)}, expected (batch, 3, {size}, {size})")
         normalised = (images - self._mean) / self._std
         feature: Tensor = self.model(normalised.contiguous(memory_format=self._layout))
-        return feature.float()
+        return feature.to(images.dtype)
 
 
 def load_backbone(spec: str, *, image_size: int | None = None, device: str = "auto") -> Backbone:

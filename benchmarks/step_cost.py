@@ -57,6 +57,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         learning_rate=1e-2,
         grow_every=1,
         seed=0,
+        micro_batch=arguments.classes * arguments.ipc,
+        gradient="exact",
     )
     means = torch.randn(plan.classes, backbone.card.features, device=backbone.device)
     own = means[:, None] + torch.randn(plan.classes, plan.ipc, backbone.card.features, device=means.device)

@@ -34,6 +34,12 @@ class Views:
     noisy: npt.NDArray[np.bool_]
     noise_seed: npt.NDArray[np.int64]
 
+    def part(self, some: slice) -> "Views":
+        """Return some of the views."""
+        c = self.crops
+        crops = Crops(c.top[some], c.left[some], c.height[some], c.width[some], c.flip[some])
+        return Views(crops, self.noisy[some], self.noise_seed[some])
+
 
 def draw_views(seed: int, step: int, count: int, size: int) -> Views:
     """Draw the views of a step. They depend on the arguments alone, not on what was drawn before.

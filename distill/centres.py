@@ -26,22 +26,33 @@ class Centres:
     own: npt.NDArray[np.float64]
 
 
-def read_centres(entry: Entry, ipc: int) -> Centres:
+def read_centres(entry: Entry, ipc: int, chosen: npt.NDArray[np.int64], apart: bool = True) -> Centres:
     """Read the centres that `ipc` images per class are matched to.
 
     A class with fewer samples than centres has rows without a sample; its images get the class mean there.
+
+    Parameters
+    ----------
+    entry : Entry
+    ipc : int
+        Images per class, K.
+    chosen : ndarray of int64, shape (C,)
+        Which of the entry's classes; the flow is that among them.
+    apart : bool
+        Whether every image of a class has a sub-class centre of its own, or all have the class mean.
 
     Raises
     ------
     InputError
         If the entry has fewer than two classes, no centres for `ipc`, or values that are not finite.
     """
-    means = entry.read("train/mean").astype(np.float64)
-    if len(means) < 2:
-        raise InputError(f"{entry.dataset.name} has {len(means)} class: a flow needs at least two classes")
-    _require_finite(entry, "train/mean", means)
-    if ipc == 1:
-        return Centres(means, means[:, None])
+    names = [entry.dataset.class_names[c] for c in chosen]
+    if len(names) < 2:
+        raise InputError(f"{entry.dataset.name} has {len(names)} class: a flow needs at least two classes")
+    means = entry.read("train/mean").astype(np.float64)[chosen]
+    _require_finite(entry, "train/mean", means, names)
+    if ipc == 1 or not apart:
+        return Centres(means, means[:, None].repeat(ipc, axis=1))
     name = f"train/centre_{ipc}"
     if name not in entry:
         found = (re.fullmatch(r"train/centre_(\d+)", array) for array in entry.names())
@@ -50,16 +61,16 @@ def read_centres(entry: Entry, ipc: int) -> Centres:
             f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
             f"{', '.join(map(str, [1, *held]))}, or extract with --sub-classes {ipc}"
         )
-    sampled = entry.read(f"train/centre_count_{ipc}") > 0
-    own = np.where(sampled[:, :, None], entry.read(name).astype(np.float64), means[:, None])
-    _require_finite(entry, name, own)
+    sampled = entry.read(f"train/centre_count_{ipc}")[chosen] > 0
+    own = np.where(sampled[:, :, None], entry.read(name).astype(np.float64)[chosen], means[:, None])
+    _require_finite(entry, name, own, names)
     return Centres(means, own)
 
 
-def _require_finite(entry: Entry, name: str, values: npt.NDArray[np.float64]) -> None:
+def _require_finite(entry: Entry, name: str, values: npt.NDArray[np.float64], classes: list[str]) -> None:
     wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if wrong.any():
         raise InputError(
             f"{name} of {entry.dataset.name} is not finite for {wrong.sum()} of {len(values)} classes "
-            f"(first: {entry.dataset.class_names[int(wrong.argmax())]}): extract the dataset again"
+            f"(first: {classes[int(wrong.argmax())]}): extract the dataset again"
         )

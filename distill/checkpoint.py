@@ -57,6 +57,8 @@ def save(folder: Path, checkpoint: Checkpoint, state: State) -> None:
         tensors[f"{index}/level"] = level.detach().contiguous()
         for name, value in state.optimizer.state[level].items():
             tensors[f"{index}/adam/{name}"] = value
+    if state.seen is not None:
+        tensors["seen"] = state.seen
     with whole_folder(folder / f"step_{checkpoint.step:08d}") as partial:
         save_file(tensors, partial / "state.safetensors")
         card = checkpoint.model_copy(update={"sha256": _sha256(partial / "state.safetensors")})
@@ -104,7 +106,7 @@ def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device) -
         index, _, moment = name.partition("/adam/")
         if moment:
             optimizer.state[levels[int(index)]][moment] = value
-    return State(checkpoint.step, levels, optimizer)
+    return State(checkpoint.step, levels, optimizer, tensors.get("seen"))
 
 
 def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:

@@ -17,6 +17,10 @@ class DistillConfig(BaseModel):
         default=None, ge=8, description="Input size of the backbone, where the store holds several."
     )
     dataset: str = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
+    classes: Path | None = Field(
+        default=None,
+        description="File with the ids or names of the classes to distil, one per line; default: all.",
+    )
     out: Path = Field(description="Directory to write; must be new or empty, unless --resume.")
     objective: Literal["sfm", "sfm-decoupled"] = Field(
         default="sfm",
@@ -30,6 +34,11 @@ class DistillConfig(BaseModel):
         ge=1,
         description="Images per class; above 1 the store must hold as many sub-class centres.",
     )
+    centres: Literal["sub-class", "none"] = Field(
+        default="sub-class",
+        description="What the images of a class are matched to, above one: a sub-class centre each, or "
+        "(none, as published) all to the class mean.",
+    )
     views: int = Field(default=1, ge=1, description="Augmented views of every image in every step.")
     steps: int = Field(default=2000, ge=1, description="Optimisation steps.")
     learning_rate: float = Field(
@@ -39,6 +48,16 @@ class DistillConfig(BaseModel):
         default=None,
         ge=1,
         description="Steps between two levels of the pyramid (default: spread over half the run).",
+    )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images whose activations are in memory at a time (default: as many as fit, at most 32).",
+    )
+    gradient: Literal["exact", "one-pass"] = Field(
+        default="exact",
+        description="With several micro-batches: exact (one forward more) or one-pass (features of the other "
+        "images are those last seen).",
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")

@@ -1,19 +1,16 @@
 """One step of the distillation: decode the pyramids, look at the images, compare flows, move the levels."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.distill.augment import augment, draw_views
-from sfm.distill.pyramid import canvas_size, decode, grow, resolutions
+from sfm.distill.augment import draw_views
+from sfm.distill.gradient import Batch, Gradient, Objective, slope
+from sfm.distill.pyramid import canvas_size, grow, resolutions
 from sfm.errors import InputError
-
-Objective = Callable[[Tensor], Tensor]
-"""From features of shape (C, K, A, D) to a loss of shape ()."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,10 @@ class Plan:
         Side of the views, in pixels: the backbone's input.
     grow_every : int
         Steps between two levels of the pyramid.
+    micro_batch : int
+        Images whose activations are in memory at a time.
+    gradient : {"exact", "one-pass"}
+        What a step does about the others, if there are any: see :mod:`sfm.distill.gradient`.
     """
 
     classes: int
@@ -37,6 +38,13 @@ class Plan:
     learning_rate: float
     grow_every: int
     seed: int
+    micro_batch: int
+    gradient: Gradient
+
+    @property
+    def images(self) -> int:
+        """How many images there are, C * K."""
+        return self.classes * self.ipc
 
     @property
     def canvas(self) -> int:
@@ -68,11 +76,15 @@ class State:
         The pyramids of all images: those of the first class first.
     optimizer : torch.optim.Adam
         Of the levels.
+    seen : Tensor, shape (C * K * A, D), or None
+        Features of the last step, where the next one needs them: with several micro-batches in one pass, and
+        unless the pyramid has grown since.
     """
 
     step: int
     levels: list[Tensor]
     optimizer: torch.optim.Adam
+    seen: Tensor | None = None
 
 
 def adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
@@ -89,7 +101,7 @@ def begin(plan: Plan, device: torch.device) -> State:
 def grown(levels: list[Tensor], plan: Plan, device: torch.device) -> list[Tensor]:
     """Return the levels with the next finer one added."""
     resolution = resolutions(plan.canvas)[len(levels)]
-    return grow(levels, resolution, plan.classes * plan.ipc, plan.seed, device)
+    return grow(levels, resolution, plan.images, plan.seed, device)
 
 
 def advance(state: State, plan: Plan, backbone: Backbone, objective: Objective) -> float:
@@ -107,20 +119,20 @@ def advance(state: State, plan: Plan, backbone: Backbone, objective: Objective) 
     """
     if plan.levels(state.step) > len(state.levels):
         state.levels = grown(state.levels, plan, backbone.device)
-        state.optimizer = adam(state.levels, plan)
+        state.optimizer, state.seen = adam(state.levels, plan), None
 
-    images = decode(state.levels, plan.canvas)
-    views = draw_views(plan.seed, state.step, len(images) * plan.views, plan.canvas)
-    features = backbone.features(augment(images, views, plan.image_size))
-    loss = objective(features.view(plan.classes, plan.ipc, plan.views, -1))
-
-    value = loss.item()
-    if not math.isfinite(value):
+    views = draw_views(plan.seed, state.step, plan.images * plan.views, plan.canvas)
+    batch = Batch(state.levels, plan.canvas, plan.image_size, views, (plan.classes, plan.ipc, plan.views))
+    found = slope(batch, backbone, objective, plan.micro_batch, plan.gradient, state.seen)
+    if not math.isfinite(found.loss):
         raise InputError(
-            f"the loss is {value} in step {state.step + 1}: lower the learning rate ({plan.learning_rate:g})"
+            f"the loss is {found.loss} in step {state.step + 1}: "
+            f"lower the learning rate ({plan.learning_rate:g})"
         )
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    for level, gradient in zip(state.levels, found.levels, strict=True):
+        level.grad = gradient
     state.optimizer.step()
+    if plan.gradient == "one-pass" and plan.micro_batch < plan.images:
+        state.seen = found.features
     state.step += 1
-    return value
+    return found.loss

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
@@ -23,13 +24,16 @@ from sfm.backbones.spec import parse_spec
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
+from sfm.distill.classes import chosen_classes
 from sfm.distill.config import DistillConfig
 from sfm.distill.directory import whole_folder, write_file, writing
-from sfm.distill.engine import Objective, Plan, State, advance, begin, even_growth
+from sfm.distill.engine import Plan, State, advance, begin, even_growth
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
+from sfm.distill.gradient import Objective
 from sfm.distill.growth import write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
+from sfm.distill.memory import activation_bytes, free_bytes, micro_batch_for
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.digest import stream_digest
@@ -107,9 +111,11 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
     backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
     entry = match(store, candidates, backbone.card)
-    centres = read_centres(entry, config.ipc)
-    plan = plan_of(config, len(centres.means), backbone)
-    recipe = recipe_of(config, plan, entry, backbone)
+    chosen = chosen_classes(config.classes, entry.dataset)
+    centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
+    plan = plan_of(config, len(chosen), backbone, saved[1].recipe if saved else {})
+    threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
+    recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
 
     if saved:
         path, checkpoint = saved
@@ -126,7 +132,8 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
         checkpoints.save(config.out / "checkpoint", checkpoint, state)
 
     objective = objective_of(config, centres, backbone.device)
-    checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress)
+    with computing_with(threads):
+        checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress)
     record = {
         "command": "distill",
         "config": config.model_dump(mode="json") | {"store": store.url},
@@ -141,6 +148,8 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
         "canvas": plan.canvas,
         "ipc": plan.ipc,
         "seed": plan.seed,
+        "micro_batch": plan.micro_batch,
+        "threads": recipe["threads"],
         "images": images_digest(state, plan),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device_name(backbone.device),
@@ -148,7 +157,7 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
         "wall_seconds": checkpoint.seconds,
         "peak_memory_bytes": peak_memory(backbone.device),
     }
-    publish(config.out, entry, plan, state, record)
+    publish(config.out, entry, chosen, plan, state, record)
     return DistillResult(config.out, record)
 
 
@@ -171,9 +180,13 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     return saved
 
 
-def plan_of(config: DistillConfig, classes: int, backbone: Backbone) -> Plan:
-    """Return what shapes the run, with the defaults filled in."""
+def plan_of(config: DistillConfig, classes: int, backbone: Backbone, saved: dict[str, Any]) -> Plan:
+    """Return what shapes the run, with the defaults filled in; those of a saved run are the ones it had."""
     image_size = backbone.card.preprocessing.input_size
+    micro_batch = config.micro_batch or saved.get("micro_batch")
+    if micro_batch is None:
+        free = free_bytes(backbone.device)
+        micro_batch = micro_batch_for(classes * config.ipc, config.views, activation_bytes(backbone), free)
     return Plan(
         classes=classes,
         ipc=config.ipc,
@@ -182,24 +195,38 @@ def plan_of(config: DistillConfig, classes: int, backbone: Backbone) -> Plan:
         learning_rate=config.learning_rate,
         grow_every=config.grow_every or even_growth(config.steps, image_size),
         seed=config.seed,
+        micro_batch=min(micro_batch, classes * config.ipc),
+        gradient=config.gradient,
     )
 
 
-def recipe_of(config: DistillConfig, plan: Plan, entry: Entry, backbone: Backbone) -> dict[str, Any]:
-    """Return all that shapes the images, by the name of the option that sets it."""
+def recipe_of(
+    config: DistillConfig,
+    plan: Plan,
+    entry: Entry,
+    chosen: npt.NDArray[np.int64],
+    backbone: Backbone,
+    threads: int,
+) -> dict[str, Any]:
+    """Return all that shapes the images, by the name of the option that sets it, where there is one."""
     return {
         "dataset": entry.summary.entry_digest,
+        "classes": [entry.dataset.class_ids[c] for c in chosen],
         "backbone": backbone.card.hash,
         "image_size": plan.image_size,
         "objective": config.objective,
         "alpha": config.alpha,
         "ipc": plan.ipc,
+        "centres": config.centres,
         "views": plan.views,
         "steps": config.steps,
         "learning_rate": plan.learning_rate,
         "grow_every": plan.grow_every,
         "seed": plan.seed,
+        "micro_batch": plan.micro_batch,
+        "gradient": plan.gradient,
         "device": backbone.device.type,
+        "threads": threads,
     }
 
 
@@ -259,6 +286,17 @@ def run_steps(
 
 
 @contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Let torch use so many CPU threads for a while: their number shapes sums, and so the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Note SIGINT and SIGTERM instead of dying of them; gives a function that says whether one came.
 
@@ -286,7 +324,14 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-def publish(out: Path, entry: Entry, plan: Plan, state: State, record: dict[str, Any]) -> None:
+def publish(
+    out: Path,
+    entry: Entry,
+    chosen: npt.NDArray[np.int64],
+    plan: Plan,
+    state: State,
+    record: dict[str, Any],
+) -> None:
     """Write images, class list and preview, and the record last: with it the run is finished.
 
     Raises
@@ -295,16 +340,17 @@ def publish(out: Path, entry: Entry, plan: Plan, state: State, record: dict[str,
         If they cannot be written.
     """
     card = entry.dataset
-    folders = class_folders(card.class_ids, card.class_names)
+    ids, names = ([values[c] for c in chosen] for values in (card.class_ids, card.class_names))
+    folders = class_folders(ids, names)
     with whole_folder(out / "images") as partial_folder:
         write_images(partial_folder, pixels(state.levels, plan.canvas), folders, plan.ipc)
     classes = [
         {"index": index, "class_id": class_id, "name": name}
-        for index, (class_id, name) in enumerate(zip(card.class_ids, card.class_names, strict=True))
+        for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
     ]
     write_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
     title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    write_file(out / "preview.png", preview(out / "images", folders, card.class_names, title))
+    write_file(out / "preview.png", preview(out / "images", folders, names, title))
     write_file(out / "run.json", json.dumps(record, indent=1).encode())
     checkpoints.keep(out / "checkpoint", 1)
 

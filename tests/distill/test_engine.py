@@ -8,12 +8,23 @@ from hypothesis import strategies as st
 from sfm.backbones.build import Backbone
 from sfm.backbones.views import look
 from sfm.distill.augment import draw_views
-from sfm.distill.engine import Objective, Plan, advance, begin, even_growth
+from sfm.distill.engine import Plan, advance, begin, even_growth
 from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.gradient import Objective
 from sfm.distill.pyramid import canvas_size, decode, resolutions
 from sfm.errors import InputError
 
-PLAN = Plan(classes=3, ipc=2, views=2, image_size=32, learning_rate=1e-2, grow_every=4, seed=0)
+PLAN = Plan(
+    classes=3,
+    ipc=2,
+    views=2,
+    image_size=32,
+    learning_rate=1e-2,
+    grow_every=4,
+    seed=0,
+    micro_batch=6,
+    gradient="exact",
+)
 
 
 def objective(backbone: Backbone) -> Objective:

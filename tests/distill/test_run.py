@@ -150,6 +150,82 @@ def test_a_run_that_died_and_is_resumed_ends_as_if_nothing_had_happened(
     assert course(broken) == course(undisturbed)
 
 
+@pytest.mark.parametrize("gradient", ["exact", "one-pass"])
+@pytest.mark.parametrize("lost_after", [5, 8])
+def test_a_run_in_micro_batches_is_resumed_exactly_too(
+    config: DistillConfig, tmp_path: Path, gradient: str, lost_after: int
+) -> None:
+    config = config.model_copy(update={"checkpoint_every": 4, "micro_batch": 3, "gradient": gradient})
+    undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
+    distill(undisturbed)
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(lost_after))
+    distill(config.model_copy(update={"resume": True}))
+    assert images(config.out) == images(undisturbed.out)
+    assert course(config.out) == course(undisturbed.out)
+
+
+def test_a_resumed_run_keeps_the_micro_batch_it_chose(
+    config: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(config, pull_the_plug_after(2))
+    monkeypatch.setattr("sfm.distill.run.free_bytes", lambda device: 1)
+    assert distill(config.model_copy(update={"resume": True})).record["micro_batch"] == 4
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(PulledPlugError):
+            distill(config, pull_the_plug_after(2))
+        torch.set_num_threads(1)
+        assert distill(config.model_copy(update={"resume": True})).record["threads"] == 2
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen.txt"
+    chosen.write_text("class3  # the last\n\nT-shirt/top\n")
+    distill(config.model_copy(update={"classes": chosen, "ipc": 2}))
+    assert [path.name for path in sorted((config.out / "images").iterdir())] == ["0_t-shirt-top", "1_class3"]
+    assert json.loads((config.out / "classes.json").read_text()) == [
+        {"index": 0, "class_id": "class0", "name": "T-shirt/top"},
+        {"index": 1, "class_id": "class3", "name": "猫"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class0\nclass9\n", r"line 2 of .*: patterns has no class 'class9'; did you mean"),
+        ("class0\nT-shirt/top\n", "line 2 of .* names 'T-shirt/top' again"),
+        ("class0\n", "at least two classes"),
+    ],
+)
+def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
+    config: DistillConfig, tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "chosen.txt"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        distill(config.model_copy(update={"classes": file}))
+    with pytest.raises(InputError, match="cannot read --classes"):
+        distill(config.model_copy(update={"classes": tmp_path / "none.txt"}))
+    assert not config.out.exists()
+
+
+def test_without_sub_class_centres_all_images_of_a_class_are_matched_to_its_mean(
+    config: DistillConfig,
+) -> None:
+    result = distill(config.model_copy(update={"ipc": 3, "centres": "none"}))
+    assert result.record["ipc"] == 3
+    assert len(images(config.out)) == 12
+
+
 def test_checkpoints_are_bounded_in_number_and_one_is_left_in_the_end(config: DistillConfig) -> None:
     config = config.model_copy(update={"checkpoint_every": 2})
     with pytest.raises(PulledPlugError):
@@ -199,6 +275,9 @@ def test_resuming_a_finished_run_gives_it_back_untouched(config: DistillConfig) 
         ("ipc", 2),
         ("objective", "sfm-decoupled"),
         ("grow_every", 4),
+        ("micro_batch", 3),
+        ("gradient", "one-pass"),
+        ("centres", "none"),
     ],
 )
 def test_a_run_is_not_resumed_as_another_one(config: DistillConfig, field: str, value: object) -> None:

@@ -1,0 +1,74 @@
+"""How many images fit: activations are counted, not guessed."""
+
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+
+MOST_IMAGES = 32
+"""Larger micro-batches are hardly faster per image, so their memory would be for nothing."""
+
+SHARE = 0.25
+"""Part of the free memory that activations may take; the rest is for buffers, other levels and neighbours."""
+
+
+def activation_bytes(backbone: Backbone) -> int:
+    """Count what autograd keeps between forward and backward of one view, in bytes.
+
+    Weights are not counted: they are there anyway.
+    """
+    size = backbone.card.preprocessing.input_size
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*backbone.model.parameters(), *backbone.model.buffers())
+    }
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    view = torch.zeros(1, 3, size, size, device=backbone.device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        backbone.features(view)
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory could be taken now: of the GPU, or of the machine and the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(int(psutil.virtual_memory().available), _container_bytes())
+
+
+def _container_bytes() -> int:
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return 2**63 - 1
+    return int(limit.read_text()) - int(used.read_text())
+
+
+def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
+    """Return how many images to look at together: as many as fit, and no more than are of use.
+
+    Parameters
+    ----------
+    images : int
+        In all.
+    views : int
+        Of each image.
+    view_bytes, free : int
+        See :func:`activation_bytes` and :func:`free_bytes`.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    fit = int(SHARE * free) // (view_bytes * views)
+    return max(1, min(images, MOST_IMAGES, fit))

@@ -1,0 +1,123 @@
+"""Gradients from micro-batches, against the one graph over all images; real weights."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.distill.augment import draw_views
+from sfm.distill.flow import decoupled_loss, flow, sfm_loss
+from sfm.distill.gradient import (
+    Batch,
+    Objective,
+    Slope,
+    exact_slope,
+    features_of,
+    one_pass_slope,
+    parts,
+    slope,
+    whole_slope,
+)
+from sfm.distill.pyramid import canvas_size, grow, resolutions
+
+CLASSES, IPC, VIEWS, SIZE = 4, 2, 2, 32
+SHAPE = (CLASSES, IPC, VIEWS)
+
+
+@pytest.fixture(scope="module")
+def double(lite0: Backbone) -> Backbone:
+    return replace(lite0, model=copy.deepcopy(lite0.model).double())
+
+
+def batch(dtype: torch.dtype) -> Batch:
+    levels: list[Tensor] = []
+    canvas = canvas_size(SIZE)
+    for resolution in resolutions(canvas):
+        levels = grow(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
+    levels = [level.detach().to(dtype).requires_grad_() for level in levels]
+    return Batch(levels, canvas, SIZE, draw_views(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
+
+
+def objective(name: str, dtype: torch.dtype, features: int) -> Objective:
+    generator = torch.Generator().manual_seed(1)
+    means = torch.rand(CLASSES, features, dtype=dtype, generator=generator)
+    own = means[:, None] + 0.1 * torch.rand(CLASSES, IPC, features, dtype=dtype, generator=generator)
+    if name == "sfm":
+        return lambda seen: sfm_loss(seen, flow(own, means))
+    return lambda seen: decoupled_loss(seen, own, means, 0.7)
+
+
+def cosine(one: Slope, other: Slope) -> float:
+    flat = [torch.cat([level.flatten() for level in found.levels]).double() for found in (one, other)]
+    return torch.cosine_similarity(*flat, dim=0).item()
+
+
+@pytest.mark.parametrize("name", ["sfm", "sfm-decoupled"])
+@pytest.mark.parametrize("micro_batch", range(1, 8))
+def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_batch(
+    double: Backbone, name: str, micro_batch: int
+) -> None:
+    images, wanted = batch(torch.float64), objective(name, torch.float64, double.card.features)
+    whole = whole_slope(images, double, wanted)
+    cut = exact_slope(images, double, wanted, micro_batch)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
+    for one, other in zip(cut.levels, whole.levels, strict=True):
+        assert (one - other).abs().max() <= 1e-10 * whole.levels[0].abs().max()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7])
+def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -> None:
+    images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
+    whole = whole_slope(images, lite0, wanted)
+    assert cosine(exact_slope(images, lite0, wanted, micro_batch), whole) >= 0.9999
+
+
+def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(double: Backbone) -> None:
+    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+    whole = whole_slope(images, double, wanted)
+    cut = one_pass_slope(images, double, wanted, 3, whole.features)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert cosine(cut, whole) == pytest.approx(1, abs=1e-10)
+
+
+def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> None:
+    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+    before = torch.rand(CLASSES * IPC * VIEWS, double.card.features, dtype=torch.float64)
+    cut = one_pass_slope(images, double, wanted, 4, before)
+    now = whole_slope(images, double, wanted).features
+    assert torch.allclose(cut.features, now, atol=1e-12)
+    levels = [level.detach()[:4].requires_grad_() for level in images.levels]
+    mixed = torch.cat([features_of(images, double, levels, slice(0, 4)), before[4 * VIEWS :]])
+    first = torch.autograd.grad(wanted(mixed.view(*SHAPE, -1)), levels)
+    for found, expected in zip(cut.levels, first, strict=True):
+        torch.testing.assert_close(found[:4], expected, atol=1e-12, rtol=1e-9)
+
+
+def test_one_pass_begins_with_an_exact_step(double: Backbone) -> None:
+    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+    begun = slope(images, double, wanted, 3, "one-pass", None)
+    exact = exact_slope(images, double, wanted, 3)
+    assert all(map(torch.equal, begun.levels, exact.levels))
+
+
+def test_no_graph_holds_more_images_than_a_micro_batch(lite0: Backbone) -> None:
+    images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
+    largest = 0
+
+    convolution = next(m for m in lite0.model.modules() if isinstance(m, torch.nn.Conv2d))
+
+    def note(_module: object, arguments: tuple[Tensor, ...]) -> None:
+        nonlocal largest
+        largest = max(largest, len(arguments[0]))
+
+    handle = convolution.register_forward_pre_hook(note)
+    exact_slope(images, lite0, wanted, 2)
+    handle.remove()
+    assert largest == 2 * VIEWS
+
+
+def test_parts_cover_every_image_once() -> None:
+    assert [(part.start, part.stop) for part in parts(7, 3)] == [(0, 3), (3, 6), (6, 7)]

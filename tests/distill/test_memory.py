@@ -1,0 +1,22 @@
+import torch
+
+from sfm.backbones.build import Backbone
+from sfm.distill.memory import MOST_IMAGES, activation_bytes, free_bytes, micro_batch_for
+
+
+def test_activations_of_one_view_are_more_than_its_pixels(lite0: Backbone) -> None:
+    assert activation_bytes(lite0) > 20 * 3 * 32 * 32 * 4
+
+
+def test_a_micro_batch_fits_a_quarter_of_the_free_memory() -> None:
+    assert micro_batch_for(images=1000, views=2, view_bytes=10, free=400) == 5
+
+
+def test_a_micro_batch_has_at_least_one_image_and_no_more_than_there_are_or_are_of_use() -> None:
+    assert micro_batch_for(images=1000, views=1, view_bytes=10**9, free=1) == 1
+    assert micro_batch_for(images=10, views=1, view_bytes=1, free=10**12) == 10
+    assert micro_batch_for(images=1000, views=1, view_bytes=1, free=10**12) == MOST_IMAGES
+
+
+def test_some_memory_is_free_here() -> None:
+    assert 10**8 < free_bytes(torch.device("cpu")) < 10**14
