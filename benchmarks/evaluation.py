@@ -187,7 +187,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"ratio {timing['ratio']:.1f} (bar {BAR_RATIO}){scaled}",
         f"{timing['fast_seconds']:.0f} s (bar {BAR_SECONDS}), "
-        f"{timing['fast_parts']['views']:.0f} s for views, {timing['fast_parts']['training']:.0f} s for training",
+        f"{timing['fast_parts']['views']:.0f} s for views, "
+        f"{timing['fast_parts']['training']:.0f} s for training",
         f"top-1 differs by {100 * reached['difference']:+.1f} points, one standard deviation is "
         f"{100 * reached['deviation']:.1f} (the larger of the two)",
     ]

@@ -11,7 +11,7 @@ from sfm.stats_store.select import narrow
 from sfm.stats_store.store import Entry, open_store
 
 WriteRun = Callable[..., Path]
-LITE0 = "tf_efficientnet_lite0"
+LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,12 @@ def lite0() -> Backbone:
 def lite0_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
     return store.open(narrow(store.summaries(), dataset="fashion-mnist-6k", model=LITE0)[0])
+
+
+@pytest.fixture(scope="session")
+def lite1_entry(fashion_store: str) -> Entry:
+    store = open_store(fashion_store)
+    return store.open(narrow(store.summaries(), dataset="fashion-mnist-6k", model=LITE1)[0])
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +79,38 @@ def real_pixels(lite0_entry: Entry) -> np.ndarray:
     """One real image of each of ten classes, 32 px."""
     pixels: np.ndarray = lite0_entry.read("exemplar/image")[:, 0]
     return pixels
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -> Path:
+    """A short real run: two images per class on lite0, evaluated on lite0 and lite1. Copy it to change it."""
+    from sfm.distill.config import DistillConfig
+    from sfm.distill.run import distill
+    from sfm.eval.config import EvaluateConfig
+    from sfm.eval.run import evaluate
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    asked = DistillConfig(
+        store=fashion_store,
+        backbone="lite0",
+        dataset="fashion-mnist-6k",
+        out=out,
+        ipc=2,
+        steps=14,
+        learning_rate=0.05,
+        device="cpu",
+    )
+    distill(asked)
+    evaluate(
+        EvaluateConfig(
+            run=out,
+            store=fashion_store,
+            backbone=["lite0", "lite1"],
+            epochs=20,
+            views=4,
+            projector_views=6,
+            save=True,
+            device="cpu",
+        )
+    )
+    return out

@@ -3,9 +3,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from sfm.eval.accuracy import Heads, accuracy, nearest_mean_head, ranks
+from sfm.eval.accuracy import Heads, accuracy, confusion, nearest_mean_head, ranks
 
 
 def random_problem(seed: int, classes: int, seeds: int = 2, samples: int = 60, features: int = 7):
@@ -64,3 +64,13 @@ def test_the_nearest_class_mean_is_a_linear_classifier(seed: int, classes: int) 
     logits = torch.from_numpy(features) @ head.weight[0].T + head.bias[0]
     distance = np.linalg.norm(features[:, None] - means, axis=2)
     assert (logits.argmax(1).numpy() == distance.argmin(1)).all()
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(2, 12))
+def test_confusions_are_those_of_scikit_learn_summed_over_heads(seed: int, classes: int) -> None:
+    heads, features, labels = random_problem(seed, classes)
+    predicted = [(features @ heads.weight[s].T + heads.bias[s]).argmax(1) for s in range(2)]
+    expected = sum(confusion_matrix(labels, p, labels=range(classes)) for p in predicted)
+    found = confusion(heads, features, labels)
+    assert (found.numpy() == expected).all()
+    assert int(found.trace()) == pytest.approx(60 * sum(accuracy(heads, features, labels).top1))

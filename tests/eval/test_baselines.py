@@ -2,7 +2,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm.eval.baselines import NEAREST, RANDOM, fewest, nearest_exemplars, random_exemplars
+from sfm.eval.baselines import (
+    NEAREST,
+    NONE,
+    RANDOM,
+    fewest,
+    nearest_exemplars,
+    neighbours,
+    random_exemplars,
+)
 
 ROLE = np.array([[1, 1, 0, 0, 0, 255], [1, 0, 1, 0, 0, 0]], dtype=np.uint8)
 
@@ -31,3 +39,16 @@ def test_draws_share_no_image_while_there_are_enough() -> None:
     for c in range(2):
         assert len(set(drawn[:, c, 0].tolist())) == 3
     assert not np.array_equal(drawn, random_exemplars(ROLE, 1, 3, seed=1))
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 3))
+def test_neighbours_are_the_nearest_exemplars_that_are_left(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    exemplars, distilled = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (6, count))
+    chosen = neighbours(ROLE, exemplars, distilled)
+    for c in range(2):
+        left = set(np.flatnonzero(ROLE[c] != NONE).tolist())
+        for image in range(count):
+            distance = {e: float(np.linalg.norm(exemplars[c, e] - distilled[c, image])) for e in left}
+            assert chosen[c, image] == min(distance, key=lambda e: distance[e])
+            left.remove(int(chosen[c, image]))
