@@ -8,6 +8,7 @@ from those files, in one order. That is why an entry has the same digest however
 import functools
 import os
 import platform
+import signal
 import threading
 import uuid
 from collections import Counter
@@ -182,11 +183,17 @@ def local_client(workers: int) -> Iterator[Client]:
             memory_limit=0,
             dashboard_address="127.0.0.1:0",
             silence_logs="CRITICAL",
+            preload=[__name__],
         ) as cluster,
         Client(cluster) as client,
     ):
         client.wait_for_workers(workers)
         yield client
+
+
+def dask_setup(_: Any) -> None:
+    """Have a worker on this machine leave Ctrl-C to the process that started it; Dask calls this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
