@@ -166,13 +166,25 @@ def _listed(numbers: Iterable[int], most: int = 5) -> str:
     return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
-def _read_image(path: Path, canvas: int) -> npt.NDArray[np.uint8]:
+def read_pixels(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an image, of shape (height, width, 3): red, green and blue, whatever an editor saved.
+
+    That is how torchvision's ImageFolder reads it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     try:
         with Image.open(path) as image:
-            # Red, green and blue, whatever an editor saved: as torchvision's ImageFolder reads it.
-            pixels = np.asarray(image.convert("RGB"))
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise InputError(f"cannot read the image {path}: {error}") from error
+
+
+def _read_image(path: Path, canvas: int) -> npt.NDArray[np.uint8]:
+    pixels = read_pixels(path)
     if pixels.shape != (canvas, canvas, 3):
         height, width = pixels.shape[:2]
         raise InputError(f"{path} has {width} x {height} pixels, run.json says {canvas} x {canvas}")

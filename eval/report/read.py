@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sfm.errors import InputError
 from sfm.eval.result import Evaluation
-from sfm.eval.synthetic import DistilledRun, parsed, read_run
+from sfm.eval.synthetic import DistilledRun, parsed, read_pixels, read_run
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
@@ -63,11 +63,11 @@ class Sheet:
     ----------
     step : int
         Steps done.
-    png : bytes
+    pixels : ndarray of uint8, shape (height, width, 3)
     """
 
     step: int
-    png: bytes
+    pixels: npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,15 @@ def read_history(path: Path) -> list[Step]:
 
 
 def read_growth(folder: Path) -> list[Sheet]:
-    """Read the sheets that a run left, in the order of its steps."""
+    """Read the sheets that a run left, in the order of its steps.
+
+    Raises
+    ------
+    InputError
+        If one is not an image.
+    """
     named = {path: re.fullmatch(r"step_(\d+)\.png", path.name) for path in sorted(folder.glob("*.png"))}
-    return [Sheet(int(name[1]), path.read_bytes()) for path, name in named.items() if name]
+    return [Sheet(int(name[1]), read_pixels(path)) for path, name in named.items() if name]
 
 
 def read_evaluation(path: Path) -> Evaluation | None:

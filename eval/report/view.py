@@ -211,18 +211,6 @@ def evaluations(runs: Sequence[ReportedRun]) -> int:
     return sum(run.evaluation is not None for run in runs)
 
 
-def embedded(data: bytes, kind: str) -> str:
-    """Return a file as a URL that needs no network."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def webp(image: Image.Image) -> str:
-    """Return an image as a URL that needs no network."""
-    data = io.BytesIO()
-    image.save(data, "WEBP", quality=QUALITY, method=6)
-    return embedded(data.getvalue(), "webp")
-
-
 def glance(run: ReportedRun) -> Glance:
     """Say the most important of a run."""
     record, details = run.run.record, run.details
@@ -373,7 +361,9 @@ def typical_picture(runs: Sequence[ReportedRun], c: int) -> list[Picture]:
 
 def picture(pixels: npt.NDArray[np.uint8]) -> str:
     """Return pixels of shape (height, width, 3) as a URL that needs no network."""
-    return webp(Image.fromarray(pixels))
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "WEBP", quality=QUALITY, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def kind_of(row: Row | FullData) -> Kind:
@@ -547,7 +537,7 @@ def course(run: ReportedRun, bounds: tuple[float, float]) -> Course:
     shown = len(run.run.class_names[:10])
     return Course(
         run=run.name,
-        growth=[(sheet_caption(sheet, resolution), sheet_source(sheet)) for sheet in run.growth],
+        growth=[(sheet_caption(sheet, resolution), picture(sheet.pixels)) for sheet in run.growth],
         growth_classes=", ".join(run.run.class_names[:shown]),
         chart=chart,
     )
@@ -557,12 +547,6 @@ def sheet_caption(sheet: Sheet, resolution: dict[int, int]) -> str:
     """Say when a sheet was drawn, and how fine the pyramid was."""
     level = f"{resolution[sheet.step]} px, " if sheet.step in resolution else ""
     return f"{level}step {sheet.step:,}"
-
-
-def sheet_source(sheet: Sheet) -> str:
-    """Return a sheet as a URL that needs no network."""
-    with Image.open(io.BytesIO(sheet.png)) as image:
-        return webp(image.convert("RGB"))
 
 
 def costs(runs: Sequence[ReportedRun]) -> Grid:

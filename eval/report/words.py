@@ -44,7 +44,7 @@ def size(count: int | None) -> str:
         if amount < 999.5:
             break
         amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.5 else f"{amount:.3g} {unit}"
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.95 else f"{amount:.3g} {unit}"
 
 
 def duration(seconds: float | None) -> str:

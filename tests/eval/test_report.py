@@ -1,0 +1,422 @@
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.eval.report.charts import Bar, bar_chart
+from sfm.eval.report.config import ReportConfig
+from sfm.eval.report.page import render, report
+from sfm.eval.report.read import ReportedRun, distinct_names, read_all
+from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
+from sfm.eval.report.words import command_line, duration, percent, size
+from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.store import Entry, create_store
+
+SFM = str(Path(sys.executable).with_name("sfm"))
+
+
+class Page(HTMLParser):
+    """What is in a page, as a browser would find it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.quiet = 0
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.quiet += tag in ("style", "script")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.quiet -= tag in ("style", "script")
+
+    def handle_data(self, data: str) -> None:
+        if not self.quiet:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def written(out: Path, *runs: Path, store: list[str] | None = None) -> Page:
+    return Page(report(ReportConfig(runs=list(runs), out=out, store=store or [])).read_text())
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path, fashion_store: str, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    return written(out, finished_run, store=[fashion_store])
+
+
+@pytest.fixture(scope="module")
+def read(finished_run: Path) -> ReportedRun:
+    return read_all([finished_run], [])[0]
+
+
+def edit(image: Path) -> None:
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(image)
+
+
+def without_exemplars(entry: Entry, place: Path) -> str:
+    """Publish an entry again, in a store of its own, without its real images; return its digest."""
+    draft = Draft(create_store(str(place)))
+    for name in entry.names():
+        if not name.startswith("exemplar/"):
+            draft.write(name, entry.read(name))
+    published = publish(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier)
+    return published.summary.entry_digest
+
+
+def test_a_report_refers_to_nothing_outside_itself(page: Page) -> None:
+    places = [a.get(name) for _, a in page.tags for name in ("src", "href", "xlink:href") if a.get(name)]
+    assert len(places) > 40
+    assert all(place.startswith(("data:", "#")) for place in places if place)
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv"))
+    assert policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_image_is_there_under_the_name_of_its_class_with_a_text_that_stands_for_it(page: Page) -> None:
+    shown = [image for image in page.all("img") if (image["alt"] or "").startswith("Distilled image of ")]
+    assert len(shown) == 20
+    assert shown[0]["alt"] == "Distilled image of T-shirt/top: distilled 1"
+    assert shown[-1]["alt"] == "Distilled image of Ankle boot: distilled 2"
+    assert all(image["alt"] for image in page.all("img")[:-1])  # the last is filled in by zooming
+
+
+def test_real_images_are_shown_only_where_the_store_is_given(
+    page: Page, finished_run: Path, tmp_path: Path
+) -> None:
+    def real(found: Page) -> list[str]:
+        return [i["alt"] or "" for i in found.all("img") if (i["alt"] or "").startswith("Real image")]
+
+    assert len(real(page)) == 20
+    assert real(page)[1] == "Real image of T-shirt/top: the real image nearest to distilled 2"
+    assert real(written(tmp_path / "plain.html", finished_run)) == []
+
+
+def test_before_an_evaluation_the_real_image_beside_is_the_one_nearest_to_the_mean(
+    run: Path, fashion_store: str, tmp_path: Path
+) -> None:
+    (run / "evaluation.json").unlink()
+    page = written(tmp_path / "r.html", run, store=[fashion_store])
+    real = [i["alt"] for i in page.all("img") if (i["alt"] or "").startswith("Real image")]
+    assert len(real) == 10
+    assert real[0] == "Real image of T-shirt/top: the real image nearest to the class mean"
+
+
+def test_a_store_without_real_images_still_tells_what_its_statistics_cost(
+    run: Path, lite0_entry: Entry, tmp_path: Path
+) -> None:
+    digest = without_exemplars(lite0_entry, tmp_path / "store")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"entry_digest": digest}))
+    page = written(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
+    assert "Statistics in the store" in page.text
+    assert not any((i["alt"] or "").startswith("Real image") for i in page.all("img"))
+
+
+def test_the_figures_are_those_of_the_evaluation(page: Page, finished_run: Path) -> None:
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    for row in evaluation["rows"]:
+        if row["seeds"] > 1:
+            assert f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}" in page.text
+    for row in evaluation["full_data"]:
+        assert f"{100 * row['top1']:.1f}" in page.text
+    row = next(r for r in evaluation["rows"] if r["mode"] == "inherit" and r["backbone"] == "lite0")
+    pair = row["confused"][0]
+    names = [c["name"] for c in json.loads((finished_run / "classes.json").read_text())]
+    share = pair["count"] / sum(row["confusion"][pair["right"]])
+    assert f"{names[pair['right']]}{names[pair['predicted']]}{100 * share:.1f} %" in page.text
+
+
+def test_a_report_has_all_its_parts(page: Page) -> None:
+    for part in ("Images", "Accuracy on held-out data", "Across backbones", "What is confused", "Cost"):
+        assert part in page.text
+    for part in ("How they were made", "Provenance", "To reproduce"):
+        assert part in page.text
+    growth = [i["alt"] for i in page.all("img") if (i["alt"] or "").startswith("The first images at")]
+    assert growth[0] == "The first images at 1 px, step 1"
+    assert growth[-1] == "The first images at 37 px, step 14"
+    charts = [a["aria-label"] or "" for a in page.all("svg") if a.get("role") == "img"]
+    assert [label.split(" of ")[0] for label in charts] == ["Bar chart", "Line chart"]
+
+
+def test_headings_tables_and_regions_can_be_found_without_eyes(page: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert {a["scope"] for a in page.all("th")} == {"col", "row", "rowgroup"}
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_command_in_the_report_makes_the_same_images(
+    page: Page, finished_run: Path, tmp_path: Path
+) -> None:
+    (line,) = re.findall(r"sfm distill .*?-again", page.text)
+    words = shlex.split(line)
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    done = subprocess.run([SFM, *words[1:], "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first = sorted((finished_run / "images").rglob("*.png"))
+    again = sorted((tmp_path / "again" / "images").rglob("*.png"))
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in again]
+    assert len(again) == 20
+
+
+def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_run: Path) -> None:
+    from sfm.cli import app
+    from sfm.command import configured
+    from sfm.eval.config import EvaluateRunsConfig
+
+    assert app
+    (line,) = re.findall(r"sfm evaluate .*?--seed \d+", page.text)
+    words = shlex.split(line)
+    assert words[2] == str(finished_run)
+    given: dict[str, object] = {"run": [words[2]], "backbone": [], "mode": []}
+    rest = iter(words[3:])
+    for flag in rest:
+        name = flag.removeprefix("--").replace("-", "_")
+        if name == "save":
+            given[name] = True
+        elif isinstance(found := given.get(name), list):
+            found.append(next(rest))
+        else:
+            given[name] = next(rest)
+    asked = configured(EvaluateRunsConfig, "evaluate", None, given)
+    assert isinstance(asked, EvaluateRunsConfig)
+    kept = json.loads((finished_run / "evaluation.json").read_text())["config"]
+    assert asked.each()[0].model_dump(mode="json") == kept
+
+
+def test_a_run_that_was_not_evaluated_says_how_to_do_it(run: Path, tmp_path: Path) -> None:
+    (run / "evaluation.json").unlink()
+    page = written(tmp_path / "r.html", run)
+    assert f"There are no figures yet. To have them: sfm evaluate {run} --store" in page.text
+    assert "Accuracy on held-out data" not in page.text
+
+
+def test_a_run_of_which_only_the_images_are_left_is_shown(run: Path, tmp_path: Path) -> None:
+    for name in ("evaluation.json", "history.csv"):
+        (run / name).unlink()
+    shutil.rmtree(run / "growth")
+    record = json.loads((run / "run.json").read_text())
+    kept = ("command", "config", "store", "entry_digest", "fingerprint", "dataset", "backbone")
+    bare = {name: record[name] for name in (*kept, "image_size", "canvas", "ipc")}
+    (run / "run.json").write_text(json.dumps(bare))
+    page = written(tmp_path / "r.html", run)
+    assert "How they were made" not in page.text
+    assert sum((i["alt"] or "").startswith("Distilled image") for i in page.all("img")) == 20
+
+
+def test_images_edited_by_hand_are_shown_and_it_is_said(run: Path, tmp_path: Path) -> None:
+    assert "some were edited" not in written(tmp_path / "before.html", run).text
+    edit(next((run / "images").rglob("*.png")))
+    page = written(tmp_path / "after.html", run)
+    assert "The images are not those that were distilled: some were edited since." in page.text
+    assert f"Evaluate again: sfm evaluate --config {run / 'evaluation.json'}" in page.text
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["provenance"]["images"] = read_all([run], [])[0].digest
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "The figures are of the edited images." in written(tmp_path / "again.html", run).text
+
+
+def test_runs_stand_side_by_side(run: Path, finished_run: Path, fashion_store: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    run.rename(other)
+    page = written(tmp_path / "r.html", finished_run, other, store=[fashion_store])
+    assert "2 distilled datasets compared" in page.text
+    assert "Top-1 accuracy on fashion-mnist-6k, %" in page.text
+    assert sum((i["alt"] or "").startswith("Distilled image") for i in page.all("img")) == 40
+    assert page.text.count("To reproduce:") == 2
+    assert "lite0 (run, 2 per class)" in page.text
+    assert "lite0 (other, 2 per class)" in page.text
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    assert distinct_names([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
+    assert distinct_names([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
+
+
+def test_runs_of_different_data_are_not_compared_with_each_other(
+    run: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    for name in ("run.json", "evaluation.json"):
+        path = run / name
+        path.write_text(re.sub(r'"fingerprint": "\w+"', f'"fingerprint": "{"0" * 64}"', path.read_text()))
+    page = written(tmp_path / "r.html", finished_run, run)
+    assert "Top-1 accuracy on" not in page.text
+    # Every run has its own shelves and matrices; a matrix of several would name them in its rows.
+    assert page.text.count("Ankle boot") >= 2
+    assert "per class)" not in page.text
+
+
+def test_what_looks_like_markup_is_text(run: Path, tmp_path: Path) -> None:
+    classes = json.loads((run / "classes.json").read_text())
+    classes[0]["name"] = '"><script>alert(1)</script> $x$ & more'
+    (run / "classes.json").write_text(json.dumps(classes))
+    hostile = run.rename(tmp_path / "<img src=x onerror=alert(2)> $a$")
+    page = written(tmp_path / "r.html", hostile)
+    assert len(page.all("script")) == 1
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert '"><script>alert(1)</script> $x$ & more' in page.text
+    assert "<img src=x onerror=alert(2)>" in page.text
+
+
+def test_a_report_of_many_classes_stays_a_page_one_can_open(read: ReportedRun) -> None:
+    count = 300
+    many = replace(
+        read.run,
+        class_ids=[str(c) for c in range(count)],
+        class_names=[f"class {c}" for c in range(count)],
+        files=read.run.files * 30,
+        pixels=np.tile(read.run.pixels, (30, 1, 1, 1)),
+        labels=np.repeat(np.arange(count), 2),
+    )
+    shown = report_of([replace(read, run=many, evaluation=None)])
+    (gallery,) = shown.galleries
+    assert len(gallery.shelves) == MOST_CLASSES
+    assert sum(len(shelf.pictures) for shelf in gallery.shelves) <= MOST_PICTURES
+    assert "The first 100 of 300 classes." in gallery.notes
+    assert len(render(shown)) < 2_000_000
+
+
+def test_charts_take_their_colours_from_the_page_and_differ_without_them() -> None:
+    kinds = ("distilled", "few real", "all real", "no images")
+    bars = [Bar(f"$ {kind} <", 50.0, 2.0, kind) for kind in kinds]
+    svg = str(bar_chart([("lite0", bars)], 'a "chart"'))
+    assert not re.search(r"#[0-9a-f]{6}", svg)
+    assert all(f"var(--{kind.replace(' ', '-')})" in svg for kind in kinds)
+    assert len(set(re.findall(r"url\(#h\w+\)", svg))) == 3  # three hatches, and one that is filled
+    assert 'aria-label="a &#34;chart&#34;"' in svg
+    assert len(svg) < 60_000
+
+
+def test_a_report_is_replaced_but_nothing_else_is(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    written(out, run)
+    first = out.read_bytes()
+    written(out, run)
+    assert out.read_bytes() == first
+    notes = tmp_path / "notes.html"
+    notes.write_text("<!doctype html> mine")
+    with pytest.raises(InputError, match=r"notes\.html is there and is not a report"):
+        written(notes, run)
+    assert notes.read_text() == "<!doctype html> mine"
+
+
+def test_what_cannot_be_written_to_is_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: give a file"):
+        written(tmp_path, run)
+    with pytest.raises(InputError, match="there is no folder"):
+        written(tmp_path / "nowhere" / "r.html", run)
+
+
+def test_a_directory_that_is_not_a_finished_run_is_one_line(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    with pytest.raises(InputError, match="no run directory at"):
+        written(out, tmp_path / "nothing")
+    with pytest.raises(InputError, match="is given more than once"):
+        written(out, run, run / "images" / "..")
+    (run / "run.json").unlink()
+    with pytest.raises(InputError, match=r"is not a finished run of `sfm distill`: cannot read run\.json"):
+        written(out, run)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evaluation.json", '{"rows": []}', "is not what this version of `sfm evaluate` writes"),
+        ("history.csv", "step,loss,resolution\n1,low,1\n", "is not what `sfm distill` writes"),
+        ("run.json", "[]", "is not what `sfm distill` writes"),
+        ("growth/step_00000001.png", "not an image", "cannot read"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(
+    run: Path, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=message) as refused:
+        written(tmp_path / "r.html", run)
+    assert name in str(refused.value)
+
+
+def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> None:
+    image = sorted((run / "images").rglob("*.png"))[3]
+    extra = image.with_name("2.png")
+    shutil.copy(image, extra)
+    with pytest.raises(InputError, match=r"unexpected .*2\.png"):
+        written(tmp_path / "r.html", run)
+    extra.unlink()
+    image.unlink()
+    with pytest.raises(InputError, match="number 1 is missing"):
+        written(tmp_path / "r.html", run)
+
+
+def test_a_store_that_knows_none_of_the_runs_is_one_line(run: Path, tmp_path: Path) -> None:
+    create_store(str(tmp_path / "store"))
+    with pytest.raises(InputError, match=r"holds no entry that .* was distilled from"):
+        written(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
+
+
+def test_a_report_is_made_without_loading_a_model(
+    finished_run: Path, fashion_store: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.html"
+    code = (
+        f"import sys; sys.argv = ['sfm', 'report', {str(finished_run)!r}, '--out', {str(out)!r}, '--json', "
+        f"'--store', {fashion_store!r}]\n"
+        "from sfm.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+    assert json.loads(done.stdout) == {"out": str(out), "bytes": out.stat().st_size}
+
+
+def test_quantities_read_as_people_write_them() -> None:
+    assert [size(n) for n in (0, 999, 1000, 143_210, 99_600_000, 13_400_000_000)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "143 kB",
+        "99.6 MB",
+        "13.4 GB",
+    ]
+    assert [duration(s) for s in (0.26, 48.2, 59.7, 200, 7500)] == [
+        "0.3 s",
+        "48 s",
+        "1 min 0 s",
+        "3 min 20 s",
+        "2 h 5 min",
+    ]
+    assert percent(0.7112, 0.007) == "71.1 ± 0.7"
+    line = command_line("evaluate", "a b", {"seeds": 3, "save": True, "x": None, "mode": ["kd", "linear"]})
+    assert line == "sfm evaluate 'a b' --seeds 3 --save --mode kd --mode linear"
