@@ -17,10 +17,10 @@ from sfm.eval.baselines import (
     random_exemplars,
 )
 from sfm.eval.config import EvaluateConfig
+from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, features_of_views
 from sfm.eval.result import Images
 from sfm.eval.synthetic import DistilledRun
-from sfm.stats_store.store import Entry
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Exemplars:
         return LabelledImages(pixels.reshape(-1, *pixels.shape[-3:]), labels)
 
 
-def exemplars_of(entry: Entry) -> Exemplars | None:
+def exemplars_of(part: Part) -> Exemplars | None:
     """Read the real images of an entry, if it holds any."""
-    if "exemplar/role" not in entry:
+    if "exemplar/role" not in part.entry:
         return None
-    return Exemplars(entry.read("exemplar/role"), entry.read("exemplar/image"))
+    return Exemplars(part.read("exemplar/role"), part.read("exemplar/image"))
 
 
 def real_images(

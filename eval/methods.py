@@ -13,12 +13,12 @@ from sfm.eval.images import ImageSet
 from sfm.eval.inherit import Projectors, inherited_heads, train_projectors
 from sfm.eval.joint import Chain, train_joint, train_stage
 from sfm.eval.kd import soft_labels, train_from_teacher
+from sfm.eval.part import Part
 from sfm.eval.probe import DEVIATION, train_heads
 from sfm.eval.ridge import Ridge, fit_projector
 from sfm.eval.subjects import Subject
 from sfm.eval.training import Plan, Purpose, Told, lay_out, normal
 from sfm.events import Listener, Progress
-from sfm.stats_store.store import Entry
 
 SEEN_BY_BOTH: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "kd"})
 """Modes that need the features of the distillation backbone too."""
@@ -31,9 +31,9 @@ class Ground:
     Attributes
     ----------
     subject : Subject
-        The evaluation backbone and its entry.
-    source : Entry
-        The entry distilled from; its classifier is inherited.
+        The evaluation backbone and its statistics.
+    source : Part
+        The statistics distilled from; their classifier is inherited.
     images : ImageSet
     pool : Tensor, shape (image, view, feature)
         Features of the evaluation backbone.
@@ -43,7 +43,7 @@ class Ground:
     """
 
     subject: Subject
-    source: Entry
+    source: Part
     images: ImageSet
     pool: Tensor
     targets: Tensor | None
@@ -127,7 +127,7 @@ def kd(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
 def inherit(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
     """Train projectors to the distillation backbone, and put its classifier behind."""
     pool, targets, plan = shared_views(ground, config)
-    names = f"{ground.spec} to {ground.source.backbone.spec}"
+    names = f"{ground.spec} to {ground.source.entry.backbone.spec}"
     told = telling(progress, f"projectors from {names}", "blocks")
     projectors = train_projectors(pool, targets, plan, told)
     return Trained(inherited_heads(projectors, ground.classifier), projectors)
@@ -141,10 +141,10 @@ def inherit_ridge(ground: Ground, config: EvaluateConfig, progress: Listener) ->
 
 def inherit_statistics(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
-    seen = (ground.subject.entry.read("train/count") > 0) & (ground.source.read("train/count") > 0)
+    seen = (ground.subject.part.read("train/count") > 0) & (ground.source.read("train/count") > 0)
     means, targets = (
-        torch.from_numpy(entry.read("train/mean")[seen]).to(ground.pool.device)
-        for entry in (ground.subject.entry, ground.source)
+        torch.from_numpy(part.read("train/mean")[seen]).to(ground.pool.device)
+        for part in (ground.subject.part, ground.source)
     )
     return composed(
         fit_projector(means[:, None].float(), targets[:, None].float(), ground.classifier), ground
@@ -232,10 +232,10 @@ def shared_plan(images: int, mode: Mode, config: EvaluateConfig) -> Plan:
     return lay_out(config.seed, rows, epochs=config.epochs, views=views_of(config, mode, images))
 
 
-def full_data_head(entry: Entry, device: torch.device) -> Heads:
+def full_data_head(part: Part, device: torch.device) -> Heads:
     """Read the linear classifier of all real training data."""
-    weight = torch.from_numpy(entry.read("classifier/weight"))
-    bias = torch.from_numpy(entry.read("classifier/bias"))
+    weight = torch.from_numpy(part.read("classifier/weight"))
+    bias = torch.from_numpy(part.read("classifier/bias"))
     return Heads(weight[None].to(device), bias[None].to(device))
 
 

@@ -16,17 +16,18 @@ from sfm.eval.classifiers import FOLDER, as_file, file_name
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, views_of
 from sfm.eval.images import ImageSet, exemplars_of, neighbours_of, real_images
 from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
+from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
 from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, as_json
 from sfm.eval.scores import full_data_of, held_out, row_of
-from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_entry
+from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
 from sfm.eval.synthetic import DistilledRun, read_run
 from sfm.eval.whole import write_whole
 from sfm.events import Listener, nobody
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
-from sfm.stats_store.store import Entry, Store, open_store
+from sfm.stats_store.store import Store, open_store
 
 __all__ = ["Evaluation", "evaluate", "evaluate_runs"]
 
@@ -42,8 +43,8 @@ class Ready:
     config : EvaluateConfig
     run : DistilledRun
     store : Store
-    source : Entry
-        The entry distilled from.
+    source : Part
+        The statistics distilled from.
     subjects : list of Subject
         The backbones to evaluate on.
     teacher : Subject or None
@@ -55,7 +56,7 @@ class Ready:
     config: EvaluateConfig
     run: DistilledRun
     store: Store
-    source: Entry
+    source: Part
     subjects: list[Subject]
     teacher: Subject | None
     notes: list[str]
@@ -131,28 +132,36 @@ def ready_for(
 ) -> Ready:
     """Find and check all that the evaluation of a run needs; errors as of :func:`evaluate`."""
     known = known_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
-    source = source_entry(store, known, run, config.run)
+    source = source_part(store, known, run, config.run)
     subjects, notes = find_subjects(config, run.record, store, summaries, source, load)
     teacher = (
         find_teacher(run.record, store, source, subjects, load)
         if SEEN_BY_BOTH.intersection(config.mode)
         else None
     )
+    if not source.whole:
+        notes.append(
+            f"{len(run.class_ids)} of the {len(source.entry.dataset.class_ids)} classes were distilled: "
+            f"held-out samples, classifiers and means of the others are left out."
+        )
     return Ready(config, run, store, source, subjects, teacher, notes)
 
 
 def require_same_data(ready: Sequence[Ready]) -> None:
     """Refuse runs that no matrix can hold."""
-    first = ready[0]
-    for other in ready[1:]:
-        if (other.source.summary.fingerprint, other.source.summary.role) != (
-            first.source.summary.fingerprint,
-            first.source.summary.role,
-        ):
+    first, *others = ready
+    for other in others:
+        if data_of(other) != data_of(first):
             raise InputError(
-                f"{first.config.run} and {other.config.run} are of different data "
+                f"{first.config.run} and {other.config.run} are of different data or classes "
                 f"({first.run.record.dataset}, {other.run.record.dataset}): evaluate them one by one"
             )
+
+
+def data_of(ready: Ready) -> tuple[str, str, list[str]]:
+    """Return what tells which held-out samples a run is evaluated on."""
+    summary = ready.source.entry.summary
+    return summary.fingerprint, summary.role, ready.run.class_ids
 
 
 def named(progress: Listener, run: str) -> Listener:
@@ -187,7 +196,7 @@ def finish(ready: Ready, progress: Listener) -> Evaluation:
             rows.append(row_of(subject, distilled, mode, trained, samples, full[0].top1))
             if config.save:
                 card = subject.backbone.card
-                data = as_file(trained, card, source.backbone, mode, run.class_ids)
+                data = as_file(trained, card, source.entry.backbone, mode, run.class_ids)
                 write_whole(config.run / FOLDER / file_name(card.spec, mode), data)
         for images in (*real, *neighbours_of(run, exemplars, subject.backbone, config)):
             pool = pool_of(subject.backbone, images, ["linear"], config, progress)
@@ -220,7 +229,7 @@ def pool_of(
 def provenance_of(ready: Ready, seconds: float) -> Provenance:
     """Say where the figures come from."""
     device = ready.subjects[0].backbone.device
-    source = ready.source
+    source = ready.source.entry
     return Provenance(
         store=ready.store.url,
         dataset=source.dataset.name,
@@ -236,8 +245,8 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
                 backbone=s.backbone.card.spec,
                 backbone_hash=s.backbone.card.hash,
                 image_size=s.backbone.card.preprocessing.input_size,
-                entry_digest=s.entry.summary.entry_digest,
-                held_out_samples=s.entry.dataset.test_samples,
+                entry_digest=s.part.entry.summary.entry_digest,
+                held_out_samples=len(s.part.held_out()[1]),
             )
             for s in ready.subjects
         ],

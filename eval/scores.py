@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfm.errors import InputError
 from sfm.eval.accuracy import Heads, accuracy, confusion, nearest_mean_head
 from sfm.eval.config import Mode
 from sfm.eval.images import ImageSet
 from sfm.eval.methods import Trained, full_data_head
+from sfm.eval.part import Part
 from sfm.eval.result import (
     CLASSES_IN_FULL,
     MOST_CONFUSED,
@@ -21,8 +23,6 @@ from sfm.eval.result import (
 )
 from sfm.eval.subjects import Subject
 from sfm.stats_store.discriminant import linear_discriminant
-from sfm.stats_store.moments import Moments
-from sfm.stats_store.store import Entry
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,31 @@ class HeldOut:
 
 
 def held_out(subject: Subject) -> HeldOut:
-    """Read the held-out samples to the backbone's device."""
+    """Read the held-out samples to the backbone's device.
+
+    Raises
+    ------
+    InputError
+        If the classes have none.
+    """
+    features, labels = subject.part.held_out()
+    if len(labels) == 0:
+        raise InputError(
+            f"the store holds no held-out sample of the classes distilled, through {subject.backbone.card.spec}"
+        )
     device = subject.backbone.device
-    return HeldOut(
-        torch.from_numpy(subject.entry.read("test/feature").astype(np.float32)).to(device),
-        torch.from_numpy(subject.entry.read("test/label").astype(np.int64)).to(device),
-    )
+    return HeldOut(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
 
 
 def full_data_of(subject: Subject, samples: HeldOut) -> list[FullData]:
     """Score what the store knows of all training images; the linear classifier comes first."""
     device = samples.features.device
     heads: dict[Fixed, Heads] = {
-        "linear": full_data_head(subject.entry, device),
+        "linear": full_data_head(subject.part, device),
         "nearest class mean": nearest_mean_head(
-            torch.from_numpy(subject.entry.read("train/mean").astype(np.float32)).to(device)
+            torch.from_numpy(subject.part.read("train/mean").astype(np.float32)).to(device)
         ),
-        "discriminant": discriminant_head(subject.entry, device),
+        "discriminant": discriminant_head(subject.part, device),
     }
     scores = {
         classifier: accuracy(head, samples.features, samples.labels) for classifier, head in heads.items()
@@ -74,10 +82,9 @@ def full_data_of(subject: Subject, samples: HeldOut) -> list[FullData]:
     ]
 
 
-def discriminant_head(entry: Entry, device: torch.device) -> Heads:
+def discriminant_head(part: Part, device: torch.device) -> Heads:
     """Compute the linear discriminant of an entry's moments."""
-    names = ("count", "mean", "scatter_diagonal", "within_scatter")
-    found = linear_discriminant(Moments(**{name: entry.read(f"train/{name}") for name in names}))
+    found = linear_discriminant(part.moments())
     weight, bias = torch.from_numpy(found.weight), torch.from_numpy(found.bias)
     return Heads(weight[None].to(device), bias[None].to(device))
 

@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.spec import parse_spec
 from sfm.errors import InputError
 from sfm.eval.config import EVERY, EvaluateConfig
+from sfm.eval.part import Part
 from sfm.eval.synthetic import DistilledRun, RunRecord
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.select import match, narrow
@@ -19,14 +22,14 @@ Load = Callable[[str, int | None], Backbone]
 
 @dataclass(frozen=True)
 class Subject:
-    """A backbone, and the statistics of the run's dataset through it."""
+    """A backbone, and the statistics of the run's classes through it."""
 
     backbone: Backbone
-    entry: Entry
+    part: Part
 
 
-def source_entry(store: Store, summaries: Sequence[Summary], run: DistilledRun, directory: Path) -> Entry:
-    """Open the entry that a run was distilled from.
+def source_part(store: Store, summaries: Sequence[Summary], run: DistilledRun, directory: Path) -> Part:
+    """Open the entry that a run was distilled from, and find the run's classes in it.
 
     Raises
     ------
@@ -42,12 +45,14 @@ def source_entry(store: Store, summaries: Sequence[Summary], run: DistilledRun, 
             f"was replaced since"
         )
     entry = store.open(found[0])
-    if entry.dataset.class_ids != run.class_ids:
+    places = {class_id: place for place, class_id in enumerate(entry.dataset.class_ids)}
+    classes = np.array([places.get(class_id, -1) for class_id in run.class_ids])
+    if classes.min() < 0 or (np.diff(classes) <= 0).any():
         raise InputError(
             f"the classes in {directory / 'classes.json'} are not those of "
             f"{record.dataset}@{record.entry_digest[:12]}, which run.json names"
         )
-    return entry
+    return Part(entry, classes)
 
 
 def find_subjects(
@@ -55,7 +60,7 @@ def find_subjects(
     record: RunRecord,
     store: Store,
     summaries: Sequence[Summary],
-    source: Entry,
+    source: Part,
     load: Load,
 ) -> tuple[list[Subject], list[str]]:
     """Load the backbones to evaluate on, and open their entries of the very data the run was distilled from.
@@ -75,9 +80,8 @@ def find_subjects(
         If there is no such entry, several fit, a backbone is not the one of its entry, or there are no
         held-out features.
     """
-    comparable = [
-        s for s in summaries if s.fingerprint == source.summary.fingerprint and s.role == source.summary.role
-    ]
+    own = source.entry.summary
+    comparable = [s for s in summaries if s.fingerprint == own.fingerprint and s.role == own.role]
     subjects: dict[str, Subject] = {}
     notes: list[str] = []
     for spec, asked in specs_of(config, record, comparable):
@@ -115,22 +119,21 @@ def subject_of(
     record: RunRecord,
     store: Store,
     comparable: Sequence[Summary],
-    source: Entry,
+    source: Part,
     load: Load,
 ) -> Subject:
     """Load one backbone and open its entry; errors as of :func:`find_subjects`."""
-    dataset = source.summary.dataset + ("@tuning" if source.summary.role == "tuning" else "")
+    own = source.entry.summary
+    dataset = own.dataset + ("@tuning" if own.role == "tuning" else "")
     model = parse_spec(spec).model
     as_distilled = any(s.model == model and s.image_size == record.image_size for s in comparable)
     size = config.image_size or (record.image_size if as_distilled else None)
     candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
     backbone = load(spec, candidates[0].image_size)
-    alike = [
-        s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == source.summary.options
-    ]
-    subject = Subject(backbone, match(store, alike or candidates, backbone.card))
-    require_held_out(subject.entry)
-    return subject
+    alike = [s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == own.options]
+    entry = match(store, alike or candidates, backbone.card)
+    require_held_out(entry)
+    return Subject(backbone, Part(entry, source.classes))
 
 
 def require_held_out(entry: Entry) -> None:
@@ -143,7 +146,7 @@ def require_held_out(entry: Entry) -> None:
 
 
 def find_teacher(
-    record: RunRecord, store: Store, source: Entry, subjects: Sequence[Subject], load: Load
+    record: RunRecord, store: Store, source: Part, subjects: Sequence[Subject], load: Load
 ) -> Subject:
     """Return the backbone distilled on with its entry: a subject's if it is one of them, else load it.
 
@@ -153,7 +156,7 @@ def find_teacher(
         If the backbone that the run's spec names here is not the one distilled on.
     """
     for subject in subjects:
-        if subject.backbone.card.hash == source.backbone.hash:
+        if subject.backbone.card.hash == source.entry.backbone.hash:
             return Subject(subject.backbone, source)
     backbone = load(record.config.backbone, record.image_size)
-    return Subject(backbone, match(store, [source.summary], backbone.card))
+    return Subject(backbone, Part(match(store, [source.entry.summary], backbone.card), source.classes))

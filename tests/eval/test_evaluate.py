@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from sfm.errors import InputError
-from sfm.eval.config import EvaluateConfig
+from sfm.eval.config import MODES, EvaluateConfig
 from sfm.eval.result import Row
 from sfm.eval.run import Evaluation, evaluate
 from sfm.events import Progress
@@ -226,6 +227,39 @@ def test_with_four_classes_top5_is_left_open(tmp_path: Path, lite0_entry: Entry,
         assert (r.top5, r.top5_mean, r.top5_std) == (None, None, None)
         assert all(0 <= top1 <= 1 for top1 in r.top1)
     assert {r.top5 for r in found.full_data} == {None}
+
+
+def keep_classes(run: Path, kept: list[int]) -> None:
+    """Make a run one of some classes, as `sfm distill --classes` writes it."""
+    classes = json.loads((run / "classes.json").read_text())
+    folders = sorted((run / "images").iterdir(), key=lambda folder: int(folder.name.partition("_")[0]))
+    for place, folder in enumerate(folders):
+        if place in kept:
+            folder.rename(run / "images" / f"{kept.index(place)}_kept")
+        else:
+            shutil.rmtree(folder)
+    listed = [classes[place] | {"index": index} for index, place in enumerate(kept)]
+    (run / "classes.json").write_text(json.dumps(listed))
+
+
+def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
+    new_run: NewRun, fashion_store: str, lite0_entry: Entry
+) -> None:
+    run, kept = new_run(), [1, 5, 7, 8, 9]
+    keep_classes(run, kept)
+    found = evaluate(config(run, fashion_store, backbone=["lite0", "lite1"], mode=list(MODES)))
+    assert found.notes[0].startswith("5 of the 10 classes were distilled")
+    assert [e.held_out_samples for e in found.provenance.entries] == [200, 200]
+    assert np.sum(found.rows[0].confusion) == 2 * 200
+    assert {r.images for r in found.rows} == {"distilled", "none", "random", "nearest", "neighbour"}
+    labels = lite0_entry.read("test/label")
+    own = np.isin(labels, kept)
+    features = lite0_entry.read("test/feature")[own].astype(np.float32)
+    logits = features @ lite0_entry.read("classifier/weight").T + lite0_entry.read("classifier/bias")
+    expected = np.mean(np.array(kept)[logits[:, kept].argmax(1)] == labels[own])
+    assert found.full_data[0].top1 == pytest.approx(expected, abs=0.006)
+    # Five real classes, told apart by the moments of all ten.
+    assert found.full_data[2].top1 > 0.7
 
 
 def test_a_run_on_a_tuning_entry_is_evaluated_on_its_part_of_the_training_split(
