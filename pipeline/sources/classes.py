@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from sfm.errors import InputError
 
@@ -151,6 +152,8 @@ def display_names(class_ids: Sequence[str]) -> list[str]:
         return list(class_ids)
     from timm.data.imagenet_info import ImageNetInfo
 
-    described = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
-    lemmas = described if isinstance(described, dict) else {}
+    lemmas: dict[str, str] = {}
+    # The thousand classes are not all among the larger set.
+    for subset in ("imagenet-22k", "imagenet-1k"):
+        lemmas |= cast("dict[str, str]", ImageNetInfo(subset).label_descriptions(as_dict=True))
     return [lemmas.get(class_id, class_id).partition(",")[0] for class_id in class_ids]

@@ -120,12 +120,16 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
     Raises
     ------
     InputError
-        If it lacks a column, or has labels out of range; names it.
+        If it lacks a column, numbers its classes otherwise than others, or has labels out of range; names it.
     """
     with opened(file) as table:
         absent = {columns.image, columns.label} - set(table.schema_arrow.names)
         if absent:
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
+        if columns_of(table.schema_arrow, file.url, columns.image, columns.label).names != columns.names:
+            raise InputError(
+                f"{file.url} names its classes otherwise than the first training file: join them"
+            )
         rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         if not near:
             return Table(file, tuple(rows), None)
@@ -196,12 +200,10 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
     InputError
         If there are none, or several; lists the columns.
     """
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    features: dict[str, Any] = json.loads(metadata)["info"]["features"] if metadata else {}
-    kinds = {name: kind.get("_type") for name, kind in features.items() if isinstance(kind, dict)}
+    features = features_of(schema)
     found = {}
     for role, wanted, kind in (("image", image, "Image"), ("label", label, "ClassLabel")):
-        of_kind = [name for name, its in kinds.items() if its == kind]
+        of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
         name = wanted or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
         if name is None or name not in schema.names:
             raise InputError(
@@ -211,6 +213,13 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
         found[role] = name
     names = features.get(found["label"], {}).get("names")
     return Columns(found["image"], found["label"], names)
+
+
+def features_of(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
+    """Return what the datasets library wrote into a schema about its columns, if it did."""
+    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(metadata).get("info", {}).get("features", {})
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
 def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str, str]]:

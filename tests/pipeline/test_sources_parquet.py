@@ -197,6 +197,12 @@ def test_files_of_one_dataset_must_have_the_same_columns(tmp_path, pictures):
         open_source(f"parquet:{root}")
 
 
+def test_files_of_one_dataset_must_number_the_classes_alike(tmp_path, pictures):
+    root, other = write_tables(tmp_path / "a", pictures), write_tables(tmp_path / "b", pictures, NAMES[::-1])
+    with pytest.raises(InputError, match=r"validation-00000-of-00001.parquet names its classes otherwise"):
+        open_source(f"parquet:{root}/data/train-*.parquet?test={other}/data/validation-*.parquet")
+
+
 def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))

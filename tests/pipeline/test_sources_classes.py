@@ -1,0 +1,154 @@
+"""Subsets by class list: the papers' of ImageNet, lists of one's own; and classes that cannot be used."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from timm.data import ImageNetInfo
+
+from sfm.errors import InputError
+from sfm.pipeline.sources import open_source
+from sfm.pipeline.sources.classes import ALIASES, display_names, label_id, read_class_list, shipped_lists
+
+TEN = [name for name in shipped_lists() if name not in ("imagenet-100", "imagenet-1k")]
+
+
+def test_the_thousand_classes_are_those_of_timm_in_label_order():
+    info = ImageNetInfo("imagenet-1k")
+    found = read_class_list("imagenet-1k")
+    assert found.ids == info.label_names()
+    assert found.names["n02123045"] == "tabby"
+
+
+@pytest.mark.parametrize("name", shipped_lists())
+def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
+    found = read_class_list(name)
+    assert len(found.ids) == {"imagenet-1k": 1000, "imagenet-100": 100}.get(name, 10)
+    assert found.ids == sorted(found.ids)
+    assert set(found.ids) <= set(read_class_list("imagenet-1k").ids)
+    assert [found.names[class_id] for class_id in found.ids] == display_names(found.ids)
+
+
+def test_the_lists_of_ten_hold_what_their_papers_say():
+    names = {name: set(read_class_list(name).names.values()) for name in TEN}
+    assert names["imagenet-fruits"] == {
+        *("pineapple", "banana", "strawberry", "orange", "lemon", "pomegranate", "fig", "bell pepper"),
+        *("cucumber", "Granny Smith"),
+    }
+    assert names["imagenet-cats"] == {
+        *("tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat", "lion", "tiger", "jaguar"),
+        *("snow leopard", "lynx"),
+    }
+    assert names["imagenet-birds"] == {
+        *("peacock", "flamingo", "macaw", "pelican", "king penguin", "bald eagle", "toucan", "ostrich"),
+        *("black swan", "sulphur-crested cockatoo"),
+    }
+    assert set(read_class_list("imagenette").ids) == set(torchvision.datasets.Imagenette._WNID_TO_CLASS)
+    assert set(read_class_list("imagewoof").ids) == {
+        *("n02086240", "n02087394", "n02088364", "n02089973", "n02093754"),
+        *("n02096294", "n02099601", "n02105641", "n02111889", "n02115641"),
+    }
+
+
+def test_other_names_of_a_list_mean_the_same():
+    for alias, name in ALIASES.items():
+        assert read_class_list(alias).ids == read_class_list(name).ids
+
+
+def test_a_subset_of_a_folder_has_its_classes_names_and_images_only(image_folder, tmp_path):
+    listed = tmp_path / "some.txt"
+    listed.write_text("# two of three\ntrouser\tTrousers\n\nbag\n")
+    whole, part = (
+        open_source(f"folder:{image_folder}"),
+        open_source(f"folder:{image_folder}?classes={listed}"),
+    )
+    assert part.name == "garments-some"
+    assert part.class_ids == ["bag", "trouser"]
+    assert part.class_names == ["bag", "Trousers"]
+    assert part.spec == f"folder:{image_folder}?classes={listed}"
+    for name in ("train", "test"):
+        everything = whole.splits[name].read(np.arange(len(whole.splits[name].labels)))
+        chosen = part.splits[name].read(np.arange(len(part.splits[name].labels)))
+        assert list(chosen) == [sample for sample in everything if sample.label != "boot"]
+        assert part.splits[name].listing != whole.splits[name].listing
+
+
+def test_a_shipped_list_names_the_subset(image_folder):
+    ids = ["n02123045", "n02123159", "n02099601"]
+    for split in ("train", "test"):
+        for old, new in zip(("bag", "boot", "trouser"), ids, strict=True):
+            (image_folder / split / old).rename(image_folder / split / new)
+    whole = open_source(f"folder:{image_folder}")
+    assert dict(zip(whole.class_ids, whole.class_names, strict=True)) == {
+        "n02099601": "golden retriever",
+        "n02123045": "tabby",
+        "n02123159": "tiger cat",
+    }
+    with pytest.raises(InputError, match="has no class n02123394, n02123597"):
+        open_source(f"folder:{image_folder}?classes=imagemeow")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("bag\nhat\n", "has no class hat"),
+        ("bag\nbagg\n", r"has no class bagg: did you mean bag\?"),
+        ("bag\nboot\nbag\n", "line 3 of class list .* repeats the class bag"),
+        ("# nothing\n", "holds no class"),
+        ("bag\n", "fewer than two classes"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(image_folder, tmp_path, text, complaint):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"folder:{image_folder}?classes={tmp_path / 'list.txt'}")
+
+
+@pytest.mark.parametrize(
+    ("listed", "complaint"),
+    [
+        ("imagenett", "did you mean imagenette"),
+        ("/no/such/list.txt", "neither a file nor a list by that name"),
+        ("imagenette&classes=imagewoof", "classes is given twice"),
+    ],
+)
+def test_a_list_that_does_not_exist_gets_a_hint(image_folder, listed, complaint):
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"folder:{image_folder}?classes={listed}")
+
+
+def test_a_binary_file_is_no_class_list(image_folder):
+    with pytest.raises(InputError, match="it is not UTF-8 text"):
+        open_source(f"folder:{image_folder}?classes={image_folder}/train/bag/000.png")
+
+
+def test_a_question_mark_in_a_path_is_a_question_mark(image_folder):
+    moved = image_folder.rename(image_folder.with_name("what?"))
+    assert open_source(f"folder:{moved}").name == "what?"
+
+
+@pytest.mark.parametrize("other", ["Bag", "bag ", "ｂａｇ", "BAG"])
+def test_classes_that_differ_in_writing_only_are_refused_with_both_names(image_folder, other):
+    for split in ("train", "test"):
+        (image_folder / split / "boot").rename(image_folder / split / other)
+    with pytest.raises(InputError, match=f"'{other}' and 'bag'|'bag' and '{other}'"):
+        open_source(f"folder:{image_folder}")
+
+
+def test_wordnet_ids_get_their_first_lemma_and_others_stay():
+    assert display_names(["n02123045", "n99999999"]) == ["tabby", "n99999999"]
+    assert display_names(["n02123045", "tabby"]) == ["n02123045", "tabby"]
+
+
+@pytest.mark.parametrize("label", [True, 1.5, None, b"1", "", [0]])
+def test_what_is_no_label_is_refused(label):
+    with pytest.raises(InputError, match="somewhere has no usable label"):
+        label_id(label, None, "somewhere")
+
+
+def test_the_documentation_names_every_list():
+    text = Path("docs/sources.md").read_text(encoding="utf-8")
+    for name in (*shipped_lists(), *ALIASES):
+        assert re.search(rf"`{name}`", text), name
