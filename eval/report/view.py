@@ -191,7 +191,7 @@ def report_of(runs: Sequence[ReportedRun]) -> Report:
         accuracies=[accuracies(name, evaluation) for name, evaluation in evaluated],
         modes=[(mode, text) for mode, text in MODES.items() if mode in used],
         matrices=[grid for alike in by_dataset(runs) for grid in matrices(alike)],
-        confusions=[c for run in runs if (c := confusions(run))],
+        confusions=[c for run in runs if (c := confusions(run, named=len(runs) > 1))],
         courses=[course(run, loss_bounds(runs)) for run in runs if run.history or run.growth],
         costs=costs(runs),
         origins=[origin(run) for run in runs],
@@ -496,7 +496,7 @@ def matrices(runs: Sequence[ReportedRun]) -> list[Grid]:
     return grids
 
 
-def confusions(run: ReportedRun) -> Confusions | None:
+def confusions(run: ReportedRun, *, named: bool) -> Confusions | None:
     """List the pairs of classes that the classifier at the top of the report confuses most."""
     row = headline(run.evaluation) if run.evaluation else None
     if row is None or not row.confused:
@@ -510,7 +510,8 @@ def confusions(run: ReportedRun) -> Confusions | None:
         else:
             cell = Cell(f"{pair.count:,} times", None)
         pairs.append((names[pair.right], names[pair.predicted], cell))
-    return Confusions(f"{run.name}: {IMAGES[row.images].lower()} images, {row.mode} on {row.backbone}", pairs)
+    whose = f"{run.name}: " if named else ""
+    return Confusions(f"{whose}{label_of(row)} on {row.backbone}", pairs)
 
 
 def loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:

@@ -1,0 +1,265 @@
+"""Exports, each read back by the library that owns its format."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.eval.export.config import ExportConfig
+from sfm.eval.export.run import export
+from sfm.stats_store.store import Entry
+
+SFM = str(Path(sys.executable).with_name("sfm"))
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def exported(run: Path, out: Path, form: str, **options: object) -> Path:
+    config = ExportConfig.model_validate({"run": run, "out": out, "format": form} | options)
+    done = export(config)
+    assert done.out == out
+    assert done.files == sum(path.is_file() for path in out.rglob("*"))
+    return out
+
+
+def originals(run: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted((run / "images").glob("*/*.png"))]
+
+
+def pixels_of(run: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(file)) for file in sorted((run / "images").glob("*/*.png"))])
+
+
+def names_of(run: Path) -> list[str]:
+    return [one["name"] for one in json.loads((run / "classes.json").read_text())]
+
+
+def with_name(run: Path, index: int, name: str) -> None:
+    classes = json.loads((run / "classes.json").read_text())
+    classes[index]["name"] = name
+    (run / "classes.json").write_text(json.dumps(classes))
+
+
+def test_torchvision_reads_an_image_folder_in_the_order_of_the_labels(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    from torchvision.datasets import ImageFolder
+
+    out = exported(finished_run, tmp_path / "out", "imagefolder")
+    found = ImageFolder(str(out))
+    assert [label for _, label in found] == [label for label in range(10) for _ in range(2)]
+    assert found.classes[0] == "0_t-shirt-top"
+    assert (np.stack([np.asarray(image) for image, _ in found]) == pixels_of(finished_run)).all()
+    assert [Path(path).read_bytes() for path, _ in found.samples] == originals(finished_run)
+
+
+def test_webdataset_reads_images_labels_and_classes_from_the_tar(finished_run: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    out = exported(finished_run, tmp_path / "out", "webdataset")
+    reader = webdataset.WebDataset(str(out / "train.tar"), shardshuffle=False).decode("pil")
+    samples = list(reader.to_tuple("png", "cls", "json"))
+    assert [label for _, label, _ in samples] == [label for label in range(10) for _ in range(2)]
+    assert samples[19][2] == {"label": 9, "class_id": "9", "name": "Ankle boot"}
+    assert (np.stack([np.asarray(image) for image, _, _ in samples]) == pixels_of(finished_run)).all()
+
+
+def test_the_same_images_make_the_same_tar(finished_run: Path, tmp_path: Path) -> None:
+    first, second = (exported(finished_run, tmp_path / name, "webdataset") for name in ("a", "b"))
+    assert (first / "train.tar").read_bytes() == (second / "train.tar").read_bytes()
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "webdataset", "parquet"])
+def test_datasets_loads_every_format_by_its_card(
+    finished_run: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    out = exported(finished_run, tmp_path / "out", form)
+    found = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert found.num_rows == 20
+    image, label = ("png", "cls") if form == "webdataset" else ("image", "label")
+    assert sorted(found[label]) == [label for label in range(10) for _ in range(2)]
+    shown = {np.asarray(one).tobytes() for one in found[image]}
+    assert shown == {one.tobytes() for one in pixels_of(finished_run)}
+    if form == "parquet":
+        assert found.features["label"].names == names_of(finished_run)
+
+
+def test_a_table_says_by_itself_what_its_columns_are(finished_run: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    out = exported(finished_run, tmp_path / "out", "parquet")
+    (out / "README.md").unlink()
+    file = out / "data" / "train-00000-of-00001.parquet"
+    found = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(found.features["image"], datasets.Image)
+    assert found.features["label"].int2str(9) == "Ankle boot"
+    assert (np.stack([np.asarray(one) for one in found["image"]]) == pixels_of(finished_run)).all()
+
+
+def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    with_name(run, 1, "crane | bird")
+    with_name(run, 2, "crane | bird")
+    out = exported(run, tmp_path / "out", "parquet")
+    file = out / "data" / "train-00000-of-00001.parquet"
+    found = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    assert found.features["label"].names[:3] == ["T-shirt/top", "crane | bird (1)", "crane | bird (2)"]
+    assert "| 1 | crane \\| bird | 1 |" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "webdataset", "parquet"])
+def test_the_card_of_a_dataset_is_one_that_the_hub_understands(
+    finished_run: Path, tmp_path: Path, form: str
+) -> None:
+    card = DatasetCard.load(exported(finished_run, tmp_path / "out", form) / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.task_categories == ["image-classification"]
+    assert card.data.size_categories == "n<1K"
+    assert card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
+    assert "20 images that stand for the 400 training images of fashion-mnist-6k" in card.text
+    assert "| lite1 | Distilled, inherit |" in card.text
+    assert "were edited" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ("unknown", {"license": "unknown"}),
+        ("ImageNet terms", {"license": "other", "license_name": "ImageNet terms"}),
+    ],
+)
+def test_the_licence_of_the_data_goes_with_the_images(
+    run: Path, tmp_path: Path, given: str, shown: dict[str, str]
+) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"licence": given}))
+    card = DatasetCard.load(exported(run, tmp_path / "out", "imagefolder") / "README.md")
+    assert shown.items() <= card.data.to_dict().items()
+
+
+def test_edited_images_are_exported_as_they_are_and_the_card_says_so(run: Path, tmp_path: Path) -> None:
+    image = sorted((run / "images").rglob("*.png"))[0]
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    out = exported(run, tmp_path / "out", "imagefolder")
+    assert (out / image.parent.name / image.name).read_bytes() == image.read_bytes()
+    card = DatasetCard.load(out / "README.md")
+    assert "The images were edited after they were distilled." in card.text
+    assert "top-1" not in card.text  # the figures at hand are of other images
+
+
+def test_safetensors_reads_the_classifier_of_all_real_images(
+    finished_run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    out = exported(finished_run, tmp_path / "out", "classifier", store=fashion_store)
+    tensors = load_file(out / "model.safetensors")
+    assert set(tensors) == {"weight", "bias"}
+    assert (tensors["weight"] == lite0_entry.read("classifier/weight")).all()
+    logits = lite0_entry.read("test/feature").astype(np.float32) @ tensors["weight"].T + tensors["bias"]
+    right = (logits.argmax(1) == lite0_entry.read("test/label")).mean()
+    about = json.loads((out / "config.json").read_text())
+    assert about["backbone"]["hash"] == lite0_entry.backbone.hash
+    assert about["held_out_top1"] == pytest.approx(right, abs=0.003)
+    assert about["class_names"] == names_of(finished_run)
+
+
+def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
+    finished_run: Path, fashion_store: str, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    from sfm.stats_store.select import narrow
+    from sfm.stats_store.store import open_store
+
+    out = exported(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+    tensors = load_file(out / "model.safetensors")
+    store = open_store(fashion_store)
+    (summary,) = narrow(store.summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1")
+    entry = store.open(summary)
+    features = entry.read("test/feature").astype(np.float32)
+    logits = features @ tensors["weight"].T + tensors["bias"]
+    rows = json.loads((finished_run / "evaluation.json").read_text())["rows"]
+    (row,) = [r for r in rows if (r["backbone"], r["mode"]) == ("lite1", "inherit")]
+    right = (logits.argmax(1) == entry.read("test/label")).mean()
+    assert right == pytest.approx(row["top1"][0], abs=0.003)
+    projected = features @ tensors["projector_weight"].T + tensors["projector_bias"]
+    in_two_steps = projected @ tensors["classifier_weight"].T + tensors["classifier_bias"]
+    np.testing.assert_allclose(in_two_steps, logits, rtol=1e-3, atol=1e-3)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "mit"
+    (figure,) = card.data.eval_results
+    assert (figure.metric_type, figure.metric_value) == ("accuracy", row["top1_mean"])
+    assert json.loads((out / "config.json").read_text())["backbone"]["hash"] == entry.backbone.hash
+
+
+def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
+    run: Path, fashion_store: str, tmp_path: Path
+) -> None:
+    shutil.rmtree(run / "classifiers")
+    asked = ["export", run, "--format", "classifier", "--store", fashion_store, "--backbone", "lite1"]
+    command = [SFM, *map(str, asked), "--out", str(tmp_path / "out")]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"error: no projector from lite1 to lite0 in {run}: make it with `sfm ")
+    assert not list(tmp_path.glob("*out*"))
+    words = shlex.split(refused.stderr.split("`")[1])
+    short = ["--epochs", "2", "--views", "2", "--projector-views", "2", "--seeds", "1"]
+    made = subprocess.run([SFM, *words[1:], *short], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    assert json.loads(done.stdout)["files"] == 3
+
+
+def test_a_projector_of_other_classes_is_not_mixed_up(run: Path, fashion_store: str, tmp_path: Path) -> None:
+    classes = json.loads((run / "classes.json").read_text())
+    classes[0]["class_id"] = "another"
+    (run / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(InputError, match="is not of the run in"):
+        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+
+
+def test_a_damaged_projector_is_one_line(run: Path, fashion_store: str, tmp_path: Path) -> None:
+    (run / "classifiers" / "lite1-inherit.safetensors").write_bytes(b"not tensors at all")
+    with pytest.raises(InputError, match=r"lite1-inherit\.safetensors is damaged"):
+        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+
+
+def test_a_classifier_needs_the_store(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--store is required for a classifier"):
+        exported(finished_run, tmp_path / "out", "classifier")
+
+
+def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    exported(finished_run, tmp_path / "empty", "imagefolder")
+    before = sorted((tmp_path / "empty").rglob("*"))
+    with pytest.raises(InputError, match="is not empty: give a new folder"):
+        exported(finished_run, tmp_path / "empty", "parquet")
+    assert sorted((tmp_path / "empty").rglob("*")) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file: give a folder"):
+        exported(finished_run, tmp_path / "file", "parquet")
+
+
+def test_an_unknown_format_is_one_line(finished_run: Path, tmp_path: Path) -> None:
+    command = [SFM, "export", str(finished_run), "--format", "zip", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--format zip" in done.stderr
+    assert "'parquet'" in done.stderr
