@@ -50,7 +50,7 @@ def held_out(subject: Subject) -> HeldOut:
     features, labels = subject.part.held_out()
     if len(labels) == 0:
         raise InputError(
-            f"the store holds no held-out sample of the classes distilled, through {subject.backbone.card.spec}"
+            f"no held-out sample of the classes distilled in the store, through {subject.backbone.card.spec}"
         )
     device = subject.backbone.device
     return HeldOut(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
