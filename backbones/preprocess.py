@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfm.backbones.card import Preprocessing
+from sfm.backbones.views import Crops
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -68,6 +69,35 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     width, height = (preprocessing.resize * length // shorter for length in image.size)
     resized = image.resize((width, height), _FILTERS[preprocessing.resampling])
     return np.asarray(_centre(resized, preprocessing.input_size, preprocessing.input_size))
+
+
+def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
+    """Look at the centre square of an image through crops, as augmentation does.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode, as in :func:`crop`.
+    preprocessing : Preprocessing
+        Its input size and resampling rule are used.
+    crops : Crops
+        Boxes in the unit square.
+
+    Returns
+    -------
+    ndarray of uint8, shape (views, input_size, input_size, 3)
+    """
+    image = _rgb(image)
+    side, size = min(image.size), preprocessing.input_size
+    square = _centre(image, side, side)
+    views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
+    for i, view in enumerate(views):
+        left, top = side * crops.left[i], side * crops.top[i]
+        right, bottom = left + side * crops.width[i], top + side * crops.height[i]
+        box = (left, top, min(right, side), min(bottom, side))
+        pixels = np.asarray(square.resize((size, size), _FILTERS[preprocessing.resampling], box=box))
+        view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
+    return views
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:

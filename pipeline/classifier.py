@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -111,13 +112,13 @@ class Standardised:
     Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: float32 (n, D) and int64 (n,).
     """
 
-    staged: Staged
+    staged: Sequence[Staged]
     spread: Spread
     device: torch.device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean, scale = (t.float().to(self.device) for t in (self.spread.mean, 1 / self.spread.std))
-        for features, labels in self.staged:
+        for features, labels in chain.from_iterable(self.staged):
             for start in range(0, len(labels), BLOCK_ROWS):
                 own = slice(start, start + BLOCK_ROWS)
                 rows = torch.from_numpy(features[own]).to(self.device)
@@ -125,7 +126,7 @@ class Standardised:
 
 
 def standardised(
-    staged: Staged, samples: int, spread: Spread, device: torch.device
+    staged: Sequence[Staged], samples: int, spread: Spread, device: torch.device
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Return standardised rows that can be passed over again and again; kept where they fit."""
     rows = Standardised(staged, spread, device)
@@ -262,7 +263,7 @@ def at_most(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.bool_]:
 
 
 def choose_penalty(
-    train: Staged,
+    looks: Sequence[Staged],
     labels: npt.NDArray[np.int32],
     spread: Spread,
     device: torch.device,
@@ -272,13 +273,15 @@ def choose_penalty(
     """Return the penalty with the least cross-entropy on every tenth sample of a class, and its fit.
 
     The path from strong to weak penalties ends when that loss rises. With no class of ten samples, the
-    penalty in the middle of the path is taken.
+    penalty in the middle of the path is taken. Images that validate do so without their views, which no fit
+    sees either.
     """
     held = every_nth(labels, VALIDATION_EVERY)
     if not held.any():
         return path[len(path) // 2], zero
-    samples = int((~held).sum())
-    rows, validation = standardised(train.only(~held), samples, spread, device), train.only(held)
+    samples = len(looks) * int((~held).sum())
+    rows = standardised([look.only(~held) for look in looks], samples, spread, device)
+    validation = looks[0].only(held)
     best_loss, best_l2, best = float("inf"), path[0], zero
     for l2 in path:
         current = fit(rows, samples, spread, l2, best, device, PATH_TOLERANCE)
@@ -291,7 +294,11 @@ def choose_penalty(
 
 
 def train_classifier(
-    train: Staged, moments: Moments, device: torch.device, path: Sequence[float] = L2_PATH
+    train: Staged,
+    moments: Moments,
+    device: torch.device,
+    views: Sequence[Staged] = (),
+    path: Sequence[float] = L2_PATH,
 ) -> Classifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
@@ -306,7 +313,11 @@ def train_classifier(
         Of the same samples; they standardise the features.
     device : torch.device
         Where products are computed.
+    views : sequence of Staged
+        Features of augmented views of the same samples, in the same order; the classifier learns from them
+        too.
     """
+    looks = [train, *views]
     spread = spread_of(moments)
     classes, features = moments.mean.shape
     zero = Fit(
@@ -316,14 +327,15 @@ def train_classifier(
         False,
     )
     labels = train.all_labels()
-    choosing, share = train, 1.0
-    if len(labels) > CHOOSING_ROWS:
-        some = at_most(labels, max(VALIDATION_EVERY, CHOOSING_ROWS // classes))
-        choosing, share = train.only(some), float(some.mean())
-    l2, start = choose_penalty(choosing, choosing.all_labels(), spread, device, zero, path)
+    samples = len(looks) * len(labels)
+    choosing, share = looks, 1.0
+    if samples > CHOOSING_ROWS:
+        some = at_most(labels, max(VALIDATION_EVERY, CHOOSING_ROWS // (classes * len(looks))))
+        choosing, share = [look.only(some) for look in looks], float(some.mean())
+    l2, start = choose_penalty(choosing, choosing[0].all_labels(), spread, device, zero, path)
     l2 *= share
-    rows = standardised(train, len(labels), spread, device)
-    final = fit(rows, len(labels), spread, l2, start, device)
+    rows = standardised(looks, samples, spread, device)
+    final = fit(rows, samples, spread, l2, start, device)
     weight, bias = on_raw_features(final.weight, final.bias, spread)
     return Classifier(weight.float().numpy(), bias.float().numpy(), l2, final.iterations, final.converged)
 

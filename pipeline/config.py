@@ -36,6 +36,12 @@ class ExtractConfig(BaseModel):
         description="Real images to store per class: half nearest to the class mean, half random. "
         "They leave with the store.",
     )
+    views: int = Field(
+        default=0,
+        ge=0,
+        description="Augmented views of each training image (flip, random resized crop) that the classifier "
+        "learns from, besides the image itself; each costs as much as the image.",
+    )
     keep_train_features: bool = Field(
         default=False, description="Store the training features too, for exact merging of stores."
     )
@@ -82,7 +88,7 @@ class ExtractConfig(BaseModel):
         default=False, description="Count, look at a few images, estimate time and space, and write nothing."
     )
     seed: int = Field(
-        default=0, ge=0, description="Seed of sub-class centres, exemplars and the tuning split."
+        default=0, ge=0, description="Seed of sub-class centres, exemplars, views and the tuning split."
     )
 
     @field_validator("scheduler")

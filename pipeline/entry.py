@@ -14,7 +14,7 @@ from sfm.pipeline.centres import sub_class_centres
 from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
-from sfm.pipeline.features import Pass
+from sfm.pipeline.features import Pass, Rules
 from sfm.pipeline.moments import Moments, accumulate
 from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
 from sfm.pipeline.sources import Source
@@ -109,7 +109,9 @@ def compute(
     progress(Progress(stage, 0, 3, "parts"))
     moments = accumulate(train, classes, features)
     progress(Progress(stage, 1, 3, "parts"))
-    classifier = train_classifier(train, moments, backbone.device)
+    kinds = Rules(views=job.config.views, seed=job.config.seed).kinds(backbone.card.hash, "train")
+    views = [part.staged_train(job.staging, kind) for kind in kinds[1:]]
+    classifier = train_classifier(train, moments, backbone.device, views)
     top1, top5 = accuracies(test, classifier)
     progress(Progress(stage, 2, 3, "parts"))
     numbers = job.config.sub_classes

@@ -87,10 +87,10 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         version("sfm-distill"),
         torch.__version__,
     )
-    rules = Rules(config.limit_per_class, config.on_error, config.precision)
+    rules = Rules(config.limit_per_class, config.on_error, config.precision, config.views, config.seed)
     with open_staging(staging_folder(config), key[:32]) as staging:
         tasks = tasks_of(source, selection)
-        work = [task for task in tasks if missing(task, absent.values(), staging) is not None]
+        work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
         with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
             features = follow(steps, tasks, work, staging, progress)
         gathered = gather(config, source, tasks, staging)

@@ -21,10 +21,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.preprocess import crop, to_tensor
+from sfm.backbones.card import Preprocessing
+from sfm.backbones.preprocess import crop, look_through, to_tensor
+from sfm.backbones.views import draw_crops, stream
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.fingerprint import sample_digest
@@ -37,6 +40,9 @@ BATCH = {"cpu": 16, "cuda": 256}
 
 AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
 """Threads that may use a device at a time; on a GPU, one computes while the next sends its images."""
+
+VIEWS = 5
+"""Purpose of the random streams that views are drawn from."""
 
 UNDECODABLE = (
     OSError,
@@ -64,11 +70,22 @@ class Rules:
     on_error : {"fail", "skip"}
     precision : {"float32", "bf16"}
         Of the forward pass; features are float32 in any case.
+    views : int
+        Augmented views of each training image, besides the image itself.
+    seed : int
+        Of those views.
     """
 
     limit_per_class: int | None = None
     on_error: Literal["fail", "skip"] = "fail"
     precision: Literal["float32", "bf16"] = "float32"
+    views: int = 0
+    seed: int = 0
+
+    def kinds(self, backbone: str, split: str) -> list[str]:
+        """Return what is staged of a split for a backbone (its hash): features, then those of views."""
+        views = range(self.views if split == "train" else 0)
+        return [backbone, *(f"{backbone}-view-{self.seed}-{view}" for view in views)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +141,7 @@ class Seen:
         Places of its samples in the task.
     digests : ndarray of uint8, shape (n, 32)
     features : dict of str to ndarray of float32, shape (n, D)
-        By hash of the backbone.
+        By kind, see `Rules`.
     skipped : list of Skipped
     seconds : dict of str to float
         As in `Step`.
@@ -173,8 +190,23 @@ def features_of(
     return rows
 
 
+def pixels_of(
+    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
+) -> npt.NDArray[np.uint8]:
+    """Return an image as a backbone is fed with it, and augmented views: shape (1 + views, y, x, channel).
+
+    Where the views look depends on the image's digest and the seed alone, whenever and wherever it is read.
+    """
+    whole = crop(image, preprocessing)[None]
+    if not views:
+        return whole
+    crops = draw_crops(stream(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
+    return np.concatenate([whole, look_through(image, preprocessing, crops)])
+
+
 def look(
     batch: Sequence[tuple[int, Sample]],
+    split: str,
     source: Source,
     backbones: Sequence[Backbone],
     rules: Rules,
@@ -186,6 +218,8 @@ def look(
     ----------
     batch : sequence of (int, Sample)
         With each sample its place in the task.
+    split : str
+        Where they are from; training images may have views.
     gate : Semaphore
         Bounds the threads at the device.
 
@@ -196,12 +230,14 @@ def look(
     """
     began = time.perf_counter()
     wanted = dict.fromkeys(backbone.card.preprocessing for backbone in backbones)
-    kept: list[tuple[int, Sample, list[npt.NDArray[np.uint8]]]] = []
+    views = rules.views if split == "train" else 0
+    kept: list[tuple[int, Sample, bytes, list[npt.NDArray[np.uint8]]]] = []
     skipped: list[Skipped] = []
     for place, sample in batch:
         try:
-            image = source.decode(sample.data)
-            kept.append((place, sample, [crop(image, preprocessing) for preprocessing in wanted]))
+            image, digest = source.decode(sample.data), sample_digest(sample.data)
+            rows = [pixels_of(image, digest, preprocessing, views, rules.seed) for preprocessing in wanted]
+            kept.append((place, sample, digest, rows))
         except UNDECODABLE as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             if rules.on_error == "fail":
@@ -210,29 +246,31 @@ def look(
                     f"decoded with --on-error skip"
                 ) from error
             skipped.append(Skipped(place, sample.where, why))
-    digests = np.array([list(sample_digest(s.data)) for _, s, _ in kept], dtype=np.uint8).reshape(-1, 32)
+    digests = np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32)
     pixels = {
-        preprocessing: np.stack([rows[i] for _, _, rows in kept])
+        preprocessing: np.stack([rows[i] for _, _, _, rows in kept], axis=1)
         for i, preprocessing in enumerate(wanted)
         if kept
     }
     seconds = {"decode": time.perf_counter() - began}
     features = {}
     for backbone in backbones:
-        rows = np.zeros((0, backbone.card.features), dtype=np.float32)
-        if kept:
-            with gate:
-                began = time.perf_counter()
-                rows = features_of(backbone, pixels[backbone.card.preprocessing], rules.precision)
-                seconds[backbone.card.spec] = time.perf_counter() - began
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            raise InputError(
-                f"{backbone.card.spec} gives features that are not finite for {kept[int(bad[0])][1].where}: "
-                f"check the weights of the backbone, or remove the image"
-            )
-        features[backbone.card.hash] = rows
-    return Seen([place for place, _, _ in kept], digests, features, skipped, seconds)
+        for view, kind in enumerate(rules.kinds(backbone.card.hash, split)):
+            found = np.zeros((0, backbone.card.features), dtype=np.float32)
+            if kept:
+                with gate:
+                    began = time.perf_counter()
+                    found = features_of(backbone, pixels[backbone.card.preprocessing][view], rules.precision)
+                    spent = time.perf_counter() - began
+                seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
+            bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+            if len(bad):
+                raise InputError(
+                    f"{backbone.card.spec} gives features that are not finite for "
+                    f"{kept[int(bad[0])][1].where}: check the weights of the backbone, or remove the image"
+                )
+            features[kind] = found
+    return Seen([place for place, _, _, _ in kept], digests, features, skipped, seconds)
 
 
 def batches(
@@ -271,9 +309,15 @@ def batches(
         yield batch
 
 
-def missing(task: Task, backbones: Collection[Backbone], staging: Staging) -> list[Backbone] | None:
+def missing(
+    task: Task, backbones: Collection[Backbone], staging: Staging, rules: Rules
+) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
-    absent = [backbone for backbone in backbones if not staging.has(backbone.card.hash, task)]
+    absent = [
+        backbone
+        for backbone in backbones
+        if not all(staging.has(kind, task) for kind in rules.kinds(backbone.card.hash, task.split))
+    ]
     complete = staging.has("digests", task) and staging.found_file(task).exists()
     return None if complete and not absent else absent
 
@@ -308,13 +352,13 @@ def stage(
 
         def ahead() -> Iterator[None]:
             for task in tasks:
-                absent, labels = missing(task, backbones, staging), list[str]()
+                absent, labels = missing(task, backbones, staging, rules), list[str]()
                 if absent is None:
                     continue
                 for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
-                    waiting.append(pool.submit(look, batch, source, absent, rules, gate))
+                    waiting.append(pool.submit(look, batch, task.split, source, absent, rules, gate))
                     yield
-                waiting.append(partial(save, staging, task, source, absent, labels, parts))
+                waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))
                 yield
 
         def next_done() -> Step:
@@ -343,6 +387,7 @@ def save(
     task: Task,
     source: Source,
     backbones: Sequence[Backbone],
+    rules: Rules,
     labels: Sequence[str],
     parts: Sequence[Seen],
 ) -> None:
@@ -362,7 +407,8 @@ def save(
         )
     for card in (backbone.card for backbone in backbones):
         none = np.zeros((0, card.features), dtype=np.float32)
-        staging.put(card.hash, task, np.concatenate([none, *(seen.features[card.hash] for seen in parts)]))
+        for kind in rules.kinds(card.hash, task.split):
+            staging.put(kind, task, np.concatenate([none, *(seen.features[kind] for seen in parts)]))
     staging.put("digests", task, digests)
     known = task.rows is not None
     classes = {label: index for index, label in enumerate(dict.fromkeys(labels))}

@@ -68,7 +68,7 @@ def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
         "tune_fraction": config.tune_fraction if role == "tuning" else None,
         "seed": config.seed,
         "precision": config.precision,
-        "views": 1,
+        "views": 1 + config.views,
     }
 
 

@@ -115,7 +115,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
         undecodable=undecodable,
         images_per_second=rate,
         seconds=total / rate,
-        staging_bytes=total * (32 + sum(4 * width for width in widths)),
+        staging_bytes=32 * total + 4 * sum(widths) * (total + config.views * samples["train"]),
         store_bytes=len(roles_of(config))
         * sum(entry_bytes(config, w, s, classes or 0, samples) for w, s in zip(widths, sizes, strict=True)),
     )
@@ -156,16 +156,16 @@ def probe(
     """
     device = backbones[0].device.type
     gate = threading.Semaphore(AT_A_TIME[device])
-    rules = Rules(None, "skip", config.precision)
+    rules = Rules(None, "skip", config.precision, config.views, config.seed)
     threads = cores()
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     size = min(BATCH[device], max(1, len(samples) // threads))
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     with single_threaded(), ThreadPoolExecutor(threads) as pool:
         # What is done for the first time, by each thread, takes longer.
-        list(pool.map(lambda batch: look(batch, source, backbones, rules, gate), batches[:threads]))
+        list(pool.map(lambda batch: look(batch, "train", source, backbones, rules, gate), batches[:threads]))
         began = time.perf_counter()
-        seen = list(pool.map(lambda batch: look(batch, source, backbones, rules, gate), batches))
+        seen = list(pool.map(lambda batch: look(batch, "train", source, backbones, rules, gate), batches))
         seconds = time.perf_counter() - began
     undecodable = sum(len(each.skipped) for each in seen)
     return len(samples), undecodable, len(samples) / seconds

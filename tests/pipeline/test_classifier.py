@@ -47,7 +47,7 @@ def test_the_optimum_is_that_of_scikit_learn(toy):
     moments = moments_of(features[:600], labels[:600], 5)
     spread = spread_of(moments)
     zero = Fit(torch.zeros(5, 12, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 0, False)
-    ours = fit(standardised(train, 600, spread, CPU), 600, spread, 0.01, zero, CPU)
+    ours = fit(standardised([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU)
     assert ours.converged
     rows = (features[:600].astype(np.float64) - spread.mean.numpy()) / spread.std.numpy()
     theirs = LogisticRegression(C=1 / (0.01 * 600), tol=1e-8, max_iter=5000).fit(rows, labels[:600])
@@ -74,7 +74,7 @@ def test_a_constant_feature_gets_no_weight(toy):
 def test_the_gradient_is_that_of_the_loss(toy):
     train, features, labels = toy
     spread = spread_of(moments_of(features[:600], labels[:600], 5))
-    rows = list(standardised(train, 600, spread, CPU))
+    rows = list(standardised([train], 600, spread, CPU))
     torch.manual_seed(0)
     weight, bias = torch.randn(5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     loss, outer, total = cross_entropy_and_gradient(rows, 600, weight, bias, CPU)
@@ -100,7 +100,7 @@ def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
     moments = moments_of(features[:600], labels[:600], 5)
     kept = train_classifier(train, moments, CPU)
     monkeypatch.setattr(module, "KEPT_BYTES", 0)
-    assert not isinstance(standardised(train, 600, spread_of(moments), CPU), list)
+    assert not isinstance(standardised([train], 600, spread_of(moments), CPU), list)
     read_again = train_classifier(train, moments, CPU)
     np.testing.assert_array_equal(read_again.weight, kept.weight)
     np.testing.assert_array_equal(read_again.bias, kept.bias)
@@ -111,7 +111,7 @@ def test_no_block_is_larger_than_a_block_of_the_store(toy, monkeypatch):
     train, features, labels = toy
     monkeypatch.setattr(module, "BLOCK_ROWS", 200)
     spread = spread_of(moments_of(features[:600], labels[:600], 5))
-    rows = list(standardised(train, 600, spread, CPU))
+    rows = list(standardised([train], 600, spread, CPU))
     assert [len(y) for _, y in rows] == [200, 200, 100, 100]
     assert torch.cat([y for _, y in rows]).tolist() == labels[:600].tolist()
 
@@ -128,6 +128,17 @@ def test_of_many_samples_some_choose_the_penalty_and_all_are_fitted(toy, monkeyp
     assert np.isclose(by_half.l2, choices, rtol=0.1).any()
     held = [(features[600:], labels[600:])]
     assert accuracies(held, by_half)[0] >= accuracies(held, by_all)[0] - 0.02
+
+
+def test_views_equal_to_their_images_change_nothing(toy):
+    """Least of all the penalty: images that validate are not seen by the fits in their views either."""
+    train, features, labels = toy
+    moments = moments_of(features[:600], labels[:600], 5)
+    alone, twice = train_classifier(train, moments, CPU), train_classifier(train, moments, CPU, [train])
+    assert twice.l2 == alone.l2
+    np.testing.assert_allclose(
+        twice.weight * features.std(axis=0), alone.weight * features.std(axis=0), atol=2e-3
+    )
 
 
 def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):

@@ -217,7 +217,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     backbone = load_backbone("lite0", image_size=32)
     with pytest.raises(InputError, match="shrank while it was read: 19 of 20 samples of partition test"):
         list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), 1))
-    assert missing(tasks[0], [backbone], Staging(tmp_path)) == [backbone]
+    assert missing(tasks[0], [backbone], Staging(tmp_path), Rules()) == [backbone]
 
 
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder):
@@ -230,7 +230,7 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
     with pytest.raises(InputError, match="changed between two runs"):
         list(stage(source, tasks, backbones, staging, Rules(), 1))
     # What was staged of them is forgotten, so that the next run reads them anew.
-    assert missing(tasks[0], backbones, staging) == backbones
+    assert missing(tasks[0], backbones, staging, Rules()) == backbones
 
 
 def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, image_folder):

@@ -1,0 +1,104 @@
+"""``--views``: the classifier learns from augmented views; nothing else that is stored knows of them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm.backbones.card import Preprocessing
+from sfm.backbones.preprocess import crop, look_through
+from sfm.backbones.views import Crops
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+from sfm.pipeline.features import pixels_of
+from sfm.stats_store.store import open_store
+
+SQUARE = Preprocessing(input_size=20, resize=20, resampling="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def boxes(*rows: tuple[float, float, float, float, bool]) -> Crops:
+    """Crops from rows of top, left, height, width, flip."""
+    top, left, height, width, flip = (np.array(column) for column in zip(*rows, strict=True))
+    return Crops(top, left, height, width, flip)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """A wide image of noise."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def test_the_whole_square_seen_unmirrored_is_the_image_itself(picture):
+    square = picture.crop((10, 0, 50, 40))
+    seen = look_through(picture, SQUARE, boxes((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
+    np.testing.assert_array_equal(seen[0], crop(square, SQUARE))
+    np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
+
+
+def test_a_box_is_cut_out_of_the_centre_square(picture):
+    (seen,) = look_through(picture, SQUARE, boxes((0.5, 0.25, 0.5, 0.5, False)))
+    np.testing.assert_array_equal(seen, np.asarray(picture)[20:40, 20:40])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 4000)])
+def test_the_smallest_images_have_views(size):
+    seen = pixels_of(Image.new("L", size, 77), bytes(32), SQUARE, views=5, seed=0)
+    assert seen.shape == (6, 20, 20, 3)
+    assert (seen == 77).all()
+
+
+def test_views_depend_on_the_image_and_the_seed_alone(picture):
+    first = pixels_of(picture, b"a" * 32, SQUARE, views=3, seed=0)
+    np.testing.assert_array_equal(first, pixels_of(picture, b"a" * 32, SQUARE, views=3, seed=0))
+    np.testing.assert_array_equal(first[0], crop(picture, SQUARE))
+    other_image = pixels_of(picture, b"b" * 32, SQUARE, views=3, seed=0)
+    other_seed = pixels_of(picture, b"a" * 32, SQUARE, views=3, seed=1)
+    for i in (1, 2, 3):
+        assert not np.array_equal(first[i], other_image[i])
+        assert not np.array_equal(first[i], other_seed[i])
+
+
+def config(store, **options) -> ExtractConfig:
+    given = {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(store),
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "limit_per_class": 10,
+        "sub_classes": (2,),
+        "keep_train_features": True,
+    }
+    return ExtractConfig(**{**given, **options})
+
+
+def arrays(store) -> dict[str, np.ndarray]:
+    opened = open_store(str(store))
+    entry = opened.open(opened.summaries()[0])
+    return {name: entry.read(name) for name in entry.names()}
+
+
+def test_only_the_classifier_learns_from_views(tmp_path):
+    (plain,) = extract(config(tmp_path / "plain")).published
+    (seen,) = extract(config(tmp_path / "views", views=2)).published
+    assert seen.summary.options != plain.summary.options
+    without, with_views = arrays(tmp_path / "plain"), arrays(tmp_path / "views")
+    assert without.keys() == with_views.keys()
+    for name in without:
+        same = np.array_equal(without[name], with_views[name], equal_nan=without[name].dtype.kind == "f")
+        assert same == (not name.startswith("classifier/")), name
+
+
+def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
+    (whole,) = extract(config(tmp_path / "whole", views=1)).published
+
+    class KilledError(Exception):
+        pass
+
+    def kill(event):
+        if event.stage.startswith("statistics"):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        extract(config(tmp_path / "cut", views=1), kill)
+    resumed = extract(config(tmp_path / "cut", views=1))
+    assert resumed.features.read == 0
+    assert resumed.published[0].summary.entry_digest == whole.summary.entry_digest
