@@ -142,7 +142,7 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
         "licence": entry.dataset.licence,
-        "train_samples": entry.dataset.train_samples,
+        "train_samples": train_samples(entry, chosen),
         "backbone": backbone.card.model_dump(mode="json"),
         "image_size": plan.image_size,
         "canvas": plan.canvas,
@@ -353,6 +353,13 @@ def publish(
     write_file(out / "preview.png", preview(out / "images", folders, names, title))
     write_file(out / "run.json", json.dumps(record, indent=1).encode())
     checkpoints.keep(out / "checkpoint", 1)
+
+
+def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:
+    """Return how many real images the chosen classes have."""
+    if len(chosen) == len(entry.dataset.class_ids):
+        return entry.dataset.train_samples
+    return int(entry.read("train/count")[chosen].sum())
 
 
 def images_digest(state: State, plan: Plan) -> str:

@@ -1,11 +1,14 @@
 """An entry's statistics, of the classes that a run distilled: all of them, or some."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sfm.errors import InputError
 from sfm.stats_store.moments import Moments
 from sfm.stats_store.store import Entry
 
@@ -62,3 +65,21 @@ class Part:
             self.read("train/scatter_diagonal"),
             self.entry.read("train/within_scatter") * share,
         )
+
+
+def part_of(entry: Entry, class_ids: Sequence[str], directory: Path) -> Part:
+    """Find the classes of a run in the entry that it was distilled from.
+
+    Raises
+    ------
+    InputError
+        If the entry does not hold them, in their order.
+    """
+    places = {class_id: place for place, class_id in enumerate(entry.dataset.class_ids)}
+    classes = np.array([places.get(class_id, -1) for class_id in class_ids])
+    if classes.min() < 0 or (np.diff(classes) <= 0).any():
+        raise InputError(
+            f"the classes in {directory / 'classes.json'} are not those of "
+            f"{entry.dataset.name}@{entry.summary.entry_digest[:12]}, which run.json names"
+        )
+    return Part(entry, classes)

@@ -4,13 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from sfm.backbones.build import Backbone
 from sfm.backbones.spec import parse_spec
 from sfm.errors import InputError
 from sfm.eval.config import EVERY, EvaluateConfig
-from sfm.eval.part import Part
+from sfm.eval.part import Part, part_of
 from sfm.eval.synthetic import DistilledRun, RunRecord
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.select import match, narrow
@@ -44,15 +42,7 @@ def source_part(store: Store, summaries: Sequence[Summary], run: DistilledRun, d
             f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
             f"was replaced since"
         )
-    entry = store.open(found[0])
-    places = {class_id: place for place, class_id in enumerate(entry.dataset.class_ids)}
-    classes = np.array([places.get(class_id, -1) for class_id in run.class_ids])
-    if classes.min() < 0 or (np.diff(classes) <= 0).any():
-        raise InputError(
-            f"the classes in {directory / 'classes.json'} are not those of "
-            f"{record.dataset}@{record.entry_digest[:12]}, which run.json names"
-        )
-    return Part(entry, classes)
+    return part_of(store.open(found[0]), run.class_ids, directory)
 
 
 def find_subjects(

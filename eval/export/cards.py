@@ -114,7 +114,7 @@ def model_card(run: ReportedRun, source: DatasetCard, about: Mapping[str, Any], 
 
 def licence(run: ReportedRun) -> dict[str, Any]:
     """Return the licence of the data that images and classifier are made of, as the Hub names it."""
-    given = (run.behind.entry.dataset.licence if run.behind else run.details.licence) or "unknown"
+    given = (run.behind.part.entry.dataset.licence if run.behind else run.details.licence) or "unknown"
     if given.lower() in LICENCES:
         return {"license": given.lower()}
     return {"license": "other", "license_name": given}

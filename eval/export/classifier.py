@@ -35,8 +35,8 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
     """
     if run.behind is None:
         raise InputError("--store is required for a classifier: it holds the one of all real images")
-    entry = run.behind.entry
-    inherited: Tensors = {name: entry.read(f"classifier/{name}") for name in ("weight", "bias")}
+    part, entry = run.behind.part, run.behind.part.entry
+    inherited: Tensors = {name: part.read(f"classifier/{name}") for name in ("weight", "bias")}
     spec = config.backbone or entry.backbone.spec
     backbone: dict[str, Any] = {
         "spec": spec,
@@ -52,7 +52,9 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
             "classifier_bias": inherited["bias"],
         }
         backbone |= {"hash": header["backbone_hash"], "image_size": int(header["image_size"])}
-    row = figure(run, spec) if spec != entry.backbone.spec else None
+    own = spec == entry.backbone.spec
+    row = None if own else figure(run, spec)
+    held_out = entry.classifier.held_out_top1 if own and part.whole else row.top1_mean if row else None
     about = {
         "backbone": backbone,
         "inherited_from": entry.backbone.model_dump(mode="json"),
@@ -61,7 +63,7 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
         "class_ids": run.run.class_ids,
         "class_names": run.run.class_names,
         "tensors": {name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
-        "held_out_top1": entry.classifier.held_out_top1 if row is None else row.top1_mean,
+        "held_out_top1": held_out,
     }
     save_file(tensors, folder / "model.safetensors", {"format": "np", "backbone_hash": backbone["hash"]})
     (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sfm.errors import InputError
+from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_pixels, read_run
 from sfm.stats_store.digest import array_digest
@@ -76,21 +77,21 @@ class Behind:
 
     Attributes
     ----------
-    entry : Entry
+    part : Part
     exemplars : ndarray of uint8, shape (class, exemplar, height, width, 3), or None
         Real images, where they are stored.
     nearest : ndarray of int64, shape (class,), or None
         Place of the exemplar of every class that is nearest to its mean, where every class has one.
     """
 
-    entry: Entry
+    part: Part
     exemplars: npt.NDArray[np.uint8] | None
     nearest: npt.NDArray[np.int64] | None
 
     @property
     def stored_bytes(self) -> int:
         """Size of the entry."""
-        return sum(record.size for record in self.entry.commit.objects.values())
+        return sum(record.size for record in self.part.entry.commit.objects.values())
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
     ------
     InputError
         If a directory is not a finished run, or appears twice; if a file in it is not what was written
-        there; if a store cannot be opened, or knows none of the runs.
+        there; if a store cannot be opened, knows none of the runs, or other classes.
     """
     resolved = [directory.resolve() for directory in directories]
     for directory, path in zip(directories, resolved, strict=True):
@@ -159,7 +160,7 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
                 f"give the store that `sfm distill` was given"
             )
         for i, entry in found.items():
-            behind.setdefault(i, behind_of(entry))
+            behind.setdefault(i, behind_of(part_of(entry, runs[i].class_ids, directories[i])))
     return [
         ReportedRun(
             directory=directory,
@@ -195,13 +196,13 @@ def entry_of(store: Store, run: DistilledRun) -> Entry | None:
     return store.open(found[0]) if found else None
 
 
-def behind_of(entry: Entry) -> Behind:
-    """Read the real images of an entry, if it holds any."""
-    if "exemplar/role" not in entry:
-        return Behind(entry, None, None)
-    nearest = entry.read("exemplar/role") == NEAREST_TO_MEAN
+def behind_of(part: Part) -> Behind:
+    """Read the real images of some classes, if the entry holds any."""
+    if "exemplar/role" not in part.entry:
+        return Behind(part, None, None)
+    nearest = part.read("exemplar/role") == NEAREST_TO_MEAN
     places = nearest.argmax(axis=1) if nearest.any(axis=1).all() else None
-    return Behind(entry, entry.read("exemplar/image"), places)
+    return Behind(part, part.read("exemplar/image"), places)
 
 
 def read_history(path: Path) -> list[Step]:

@@ -565,7 +565,7 @@ def costs(runs: Sequence[ReportedRun]) -> Grid:
             "Real images per distilled one": f"{real / count:,.0f}" if real else NOT_KNOWN,
             "Real images, decoded at the input size": size(decoded),
             "Statistics in the store": size(behind.stored_bytes if behind else None),
-            "Extracting them": duration(behind.entry.extraction.seconds if behind else None),
+            "Extracting them": duration(behind.part.entry.extraction.seconds if behind else None),
             "Distilling": duration(details.wall_seconds),
             "Steps": f"{run.history[-1].step:,}" if run.history else NOT_KNOWN,
             "Peak memory": size(details.peak_memory_bytes),

@@ -78,6 +78,7 @@ def store(
     halves[-1, 1] = np.nan
     counts = np.array([[4, 4]] * (len(NAMES) - 1) + [[4, 0]])
     arrays = {
+        "train/count": np.full(len(NAMES), features.shape[1]),
         "train/mean": features.mean(1),
         "train/centre_2": halves,
         "train/centre_count_2": counts,

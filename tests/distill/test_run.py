@@ -196,6 +196,7 @@ def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp
         {"index": 0, "class_id": "class0", "name": "T-shirt/top"},
         {"index": 1, "class_id": "class3", "name": "猫"},
     ]
+    assert json.loads((config.out / "run.json").read_text())["train_samples"] == 2 * 8
 
 
 @pytest.mark.parametrize(

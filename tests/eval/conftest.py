@@ -114,3 +114,24 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -
         )
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def partial_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -> Path:
+    """A short real run of three of the ten classes: 1, 4 and 9. Not evaluated."""
+    from sfm.distill.config import DistillConfig
+    from sfm.distill.run import distill
+
+    folder = tmp_path_factory.mktemp("partial")
+    (folder / "classes.txt").write_text("Trouser\nCoat\nAnkle boot\n")
+    asked = DistillConfig(
+        store=fashion_store,
+        backbone="lite0",
+        dataset="fashion-mnist-6k",
+        classes=folder / "classes.txt",
+        out=folder / "run",
+        steps=3,
+        device="cpu",
+    )
+    distill(asked)
+    return folder / "run"

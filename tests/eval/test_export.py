@@ -179,6 +179,20 @@ def test_safetensors_reads_the_classifier_of_all_real_images(
     assert about["class_names"] == names_of(finished_run)
 
 
+def test_a_run_of_some_classes_has_their_part_of_the_classifier(
+    partial_run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    out = exported(partial_run, tmp_path / "out", "classifier", store=fashion_store)
+    tensors = load_file(out / "model.safetensors")
+    for name in ("weight", "bias"):
+        assert (tensors[name] == lite0_entry.read(f"classifier/{name}")[[1, 4, 9]]).all()
+    about = json.loads((out / "config.json").read_text())
+    assert about["class_names"] == ["Trouser", "Coat", "Ankle boot"]
+    assert about["held_out_top1"] is None  # what the store knows is of all ten
+
+
 def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
     finished_run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
@@ -226,10 +240,11 @@ def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
     assert json.loads(done.stdout)["files"] == 3
 
 
-def test_a_projector_of_other_classes_is_not_mixed_up(run: Path, fashion_store: str, tmp_path: Path) -> None:
-    classes = json.loads((run / "classes.json").read_text())
-    classes[0]["class_id"] = "another"
-    (run / "classes.json").write_text(json.dumps(classes))
+def test_a_projector_of_other_classes_is_not_mixed_up(
+    finished_run: Path, partial_run: Path, fashion_store: str, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(partial_run, tmp_path / "run"))
+    shutil.copytree(finished_run / "classifiers", run / "classifiers")
     with pytest.raises(InputError, match="is not of the run in"):
         exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 

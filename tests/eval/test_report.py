@@ -258,6 +258,19 @@ def test_runs_stand_side_by_side(run: Path, finished_run: Path, fashion_store: s
     assert "lite0 (other, 2 per class)" in page.text
 
 
+def test_a_run_of_some_classes_shows_their_real_images(
+    partial_run: Path, fashion_store: str, lite0_entry: Entry
+) -> None:
+    (read,) = read_all([partial_run], [fashion_store])
+    assert read.behind
+    assert read.behind.exemplars is not None
+    assert (read.behind.exemplars == lite0_entry.read("exemplar/image")[[1, 4, 9]]).all()
+    assert read.details.train_samples == 3 * 40
+    (gallery,) = report_of([read]).galleries
+    assert [shelf.name for shelf in gallery.shelves] == ["Trouser", "Coat", "Ankle boot"]
+    assert [[picture.real for picture in shelf.pictures] for shelf in gallery.shelves] == [[False, True]] * 3
+
+
 def test_names_are_as_short_as_tells_them_apart() -> None:
     assert distinct_names([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
     assert distinct_names([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
