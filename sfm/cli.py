@@ -143,6 +143,8 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         print(f"Written to {run / 'evaluation.json'}")
     if len(records) > 1:
         terminal.matrix_table(cells)
+    runs = " ".join(map(str, config.run))
+    print(f"Next: sfm report {runs} --store {config.store} --out report.html")
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:

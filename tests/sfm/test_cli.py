@@ -39,12 +39,15 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", *words: str) -> Non
 
 def test_help_lists_every_command_and_shows_examples():
     assert all(
-        word in sfm("--help").stdout for word in ("extract", "distill", "evaluate", "store", "quickstart")
+        word in sfm("--help").stdout
+        for word in ("extract", "distill", "evaluate", "report", "export", "store", "quickstart")
     )
     for command in (
         ["extract"],
         ["distill"],
         ["evaluate"],
+        ["report"],
+        ["export"],
         ["quickstart"],
         ["store", "ls"],
         ["store", "show"],
@@ -76,12 +79,16 @@ def test_version():
 def test_every_field_of_a_command_is_an_option():
     from sfm.distill.config import DistillConfig
     from sfm.eval.config import EvaluateConfig
+    from sfm.eval.export.config import ExportConfig
+    from sfm.eval.report.config import ReportConfig
     from sfm.pipeline.config import ExtractConfig
 
     for command, model in (
         ("extract", ExtractConfig),
         ("distill", DistillConfig),
         ("evaluate", EvaluateConfig),
+        ("report", ReportConfig),
+        ("export", ExportConfig),
     ):
         shown = sfm(command, "--help").stdout
         for name, field in model.model_fields.items():

@@ -27,6 +27,8 @@ def test_the_wheel_holds_sfm_alone_with_rooms_data_and_types(wheel):
         "sfm/py.typed",
         "sfm/pipeline/extract.py",
         "sfm/eval/run.py",
+        "sfm/eval/report/template/page.html",
+        "sfm/eval/export/template/dataset.md",
         "sfm/pipeline/data/fashion_mnist_6k/train-images-idx3-ubyte.gz",
         "sfm/pipeline/data/fashion_mnist_6k/LICENSE",
     ):
