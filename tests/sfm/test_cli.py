@@ -78,7 +78,7 @@ def test_version():
 
 def test_every_field_of_a_command_is_an_option():
     from sfm.distill.config import DistillConfig
-    from sfm.eval.config import EvaluateConfig
+    from sfm.eval.config import EvaluateRunsConfig
     from sfm.eval.export.config import ExportConfig
     from sfm.eval.report.config import ReportConfig
     from sfm.pipeline.config import ExtractConfig
@@ -86,7 +86,7 @@ def test_every_field_of_a_command_is_an_option():
     for command, model in (
         ("extract", ExtractConfig),
         ("distill", DistillConfig),
-        ("evaluate", EvaluateConfig),
+        ("evaluate", EvaluateRunsConfig),
         ("report", ReportConfig),
         ("export", ExportConfig),
     ):
