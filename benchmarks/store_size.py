@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,9 +30,11 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
-from sfm.pipeline.features import decoded, features_of
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.features import Rules, cores, stage
+from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import partitions
+from sfm.pipeline.staging import Staging, tasks_of
 from sfm.stats_store.schema import CHUNK_BYTES
 
 CURRENT = "blosc zstd 5, shuffle"
@@ -95,13 +98,19 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
         with np.load(cache) as saved:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
-    work = [p for p in partitions(source, None) if p.split == "train"]
-    columns = []
-    for spec in ("lite0", "lite1"):
-        backbone = load_backbone(spec, image_size=96)
-        batches = decoded(source, [(p, [backbone.card.preprocessing]) for p in work])
-        columns.append(np.concatenate([features_of(backbone, batch) for _, batch in batches]))
-    features, labels = np.concatenate(columns, axis=1), np.concatenate([p.labels for p in work])
+    tasks = tasks_of(
+        source, selection_of(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+    )
+    train = [task for task in tasks if task.split == "train"]
+    backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
+    with tempfile.TemporaryDirectory() as folder:
+        staging = Staging(Path(folder))
+        list(stage(source, train, backbones, staging, Rules(), cores()))
+        columns = [
+            np.concatenate([np.load(staging.file(backbone.card.hash, task)) for task in train])
+            for backbone in backbones
+        ]
+    features, labels = np.concatenate(columns, axis=1), source.train.labels
     if cache:
         np.savez(cache, features=features, labels=labels)
     return features, labels

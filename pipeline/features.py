@@ -44,6 +44,9 @@ AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
 VIEWS = 5
 """Purpose of the random streams that views are drawn from."""
 
+AHEAD = 8
+"""Batches that wait for a thread, or to be staged: enough work while files are written."""
+
 UNDECODABLE = (
     OSError,
     ValueError,
@@ -372,7 +375,7 @@ def stage(
 
         try:
             for _ in ahead():
-                while len(waiting) > threads + 2:
+                while len(waiting) > 2 * threads + AHEAD:
                     yield next_done()
             while waiting:
                 yield next_done()

@@ -11,6 +11,7 @@ from sfm.eval.report.page import report
 from sfm.eval.run import Evaluation, evaluate, evaluate_runs
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import Extraction, extract
+from sfm.pipeline.plan import Plan, plan
 from sfm.stats_store.store import Entry, Store, open_store
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Exported",
     "ExtractConfig",
     "Extraction",
+    "Plan",
     "ReportConfig",
     "Store",
     "distill",
@@ -33,5 +35,6 @@ __all__ = [
     "extract",
     "matrix",
     "open_store",
+    "plan",
     "report",
 ]

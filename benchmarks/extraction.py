@@ -1,0 +1,330 @@
+"""How fast extraction is, against what it is made of and against the plain loop; and its memory.
+
+    python benchmarks/extraction.py [--json FILE] [--quick] [--sizes 1000,6000,60000] [--device cuda]
+
+1. *Against its parts.* With d the rate of decode + resize and f that of the bare forward pass, each on all
+   cores (the faster of: one batch per core, and all cores on one batch), the pass over the images should
+   reach 1/(1/d + 1/f) on a CPU and min(d, f) on a GPU. Two backbones should cost one decoding and both
+   forwards. Rounds alternate; medians count.
+2. *Against the plain loop* that research code has: load a whole class, forward in chunks, stack. Each number
+   is that of a process of its own: images/s from opening the source to the class means, and the peak of its
+   memory.
+3. *Mixed precision*, on a GPU: the cosine between the flows of bf16 and of float32.
+
+The images are Fashion-MNIST, real ones, as PNG files of 28 px, and enlarged with a little noise to JPEG files
+of 500 x 375 px and about 100 kB, as ImageNet's are; files are repeated (hard links) to make up the numbers.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.preprocess import crop, to_tensor
+from sfm.events import nobody
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.features import BATCH, Rules, cores, follow, stage
+from sfm.pipeline.moments import accumulate
+from sfm.pipeline.parts import gather
+from sfm.pipeline.selection import selection_of
+from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.staging import Staging, tasks_of
+
+CLASSES = 10
+UNIQUE = 400
+CHUNK = 64
+KINDS = {"tiny": (28, 96), "jpeg": (375, 224)}
+"""Per kind of image: the shorter side of the files, and the input size of the backbones, in pixels."""
+
+
+def make_images(root: Path, kind: str, count: int) -> str:
+    """Write `count` training images and a few held-out ones, and return the spec of the source."""
+    source = open_source("builtin:fashion-mnist-6k")
+    rng = np.random.default_rng(0)
+    folder = root / f"{kind}-{count}"
+    for split, images in (("train", count), ("test", 2 * CLASSES)):
+        unique = min(images, UNIQUE)
+        for i, sample in enumerate(source.splits[split].read(np.arange(unique))):
+            file = folder / split / f"class-{i % CLASSES}" / f"{i:06d}.{'png' if kind == 'tiny' else 'jpg'}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded(source.decode(sample.data), kind, rng))
+            for j in range(i + unique, images, unique):
+                os.link(file, file.with_name(f"{j:06d}{file.suffix}"))
+    return f"folder:{folder}"
+
+
+def encoded(image: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
+    """Return a file of the kind."""
+    out = io.BytesIO()
+    if kind == "tiny":
+        image.save(out, "PNG")
+    else:
+        large = np.asarray(image.convert("RGB").resize((500, 375), Image.Resampling.BICUBIC))
+        noisy = large + 12 * rng.standard_normal(large.shape, dtype=np.float32)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def run_pass(source: Source, backbones: Sequence[Backbone], folder: Path, precision: str = "float32") -> Any:
+    """Do the pass over the images, and return what it cost and what is staged."""
+    config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
+    tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
+    rules = Rules(precision="bf16" if precision == "bf16" else "float32")
+    steps = stage(source, tasks, backbones, staging, rules, cores())
+    cost = follow(steps, tasks, tasks, staging, nobody)
+    return cost, gather(config, source, tasks, staging), staging
+
+
+def pass_rate(source: Source, backbones: Sequence[Backbone]) -> float:
+    """Return images/s of the pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        return float(run_pass(source, backbones, Path(folder))[0].images_per_second)
+
+
+def timed(call: Callable[[int], object], times: int, threads: int) -> float:
+    """Return seconds of so many calls on so many threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        began = time.perf_counter()
+        list(pool.map(call, range(times)))
+        return time.perf_counter() - began
+
+
+def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
+    """Return images/s of decode + resize from memory, on all cores."""
+    data = [sample.data for sample in source.train.read(np.arange(min(images, UNIQUE)))]
+
+    def one(i: int) -> None:
+        crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
+
+    return images / timed(one, images, cores())
+
+
+def forward_rate(backbone: Backbone, images: int) -> float:
+    """Return images/s of the bare model on normalised batches in memory, on all cores."""
+    size, device = backbone.card.preprocessing.input_size, backbone.device
+    rates, ways = [], [(1, 1, BATCH["cuda"])]
+    if device.type == "cpu":
+        ways = [(1, torch.get_num_threads(), CHUNK), (cores(), 1, BATCH["cpu"])]
+    for threads, inner, batch in ways:
+        pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        before = torch.get_num_threads()
+        torch.set_num_threads(inner)
+
+        def one(_: int, pixels: torch.Tensor = pixels) -> None:
+            with torch.inference_mode():
+                backbone.model(pixels)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+
+        timed(one, threads, threads)
+        times = max(threads, images // batch)
+        rates.append(times * batch / timed(one, times, threads))
+        torch.set_num_threads(before)
+    return max(rates)
+
+
+def against_parts(root: Path, kind: str, images: int, rounds: int, device: str) -> dict[str, Any]:
+    """Compare the pass with its parts, for one and for two backbones."""
+    size = KINDS[kind][1]
+    first, second = (load_backbone(spec, image_size=size, device=device) for spec in ("lite0", "lite1"))
+    source = open_source(make_images(root, kind, images))
+    pass_rate(source, [first, second])
+    found: list[dict[str, float]] = []
+    for _ in range(rounds):
+        d, f0, f1 = (
+            decode_rate(source, first, images),
+            forward_rate(first, images),
+            forward_rate(second, images),
+        )
+        one, two = pass_rate(source, [first]), pass_rate(source, [first, second])
+        best = min(d, f0) if first.device.type == "cuda" else 1 / (1 / d + 1 / f0)
+        both = max(1 / d, 1 / f0 + 1 / f1) if first.device.type == "cuda" else 1 / d + 1 / f0 + 1 / f1
+        found.append(
+            {
+                "decode": d,
+                "forward": f0,
+                "pass": one,
+                "of_possible": one / best,
+                "of_bare_forward": one / f0,
+                "two_backbones": two,
+                "two_cost": 1 / two / both,
+            }
+        )
+    medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
+    return {"kind": kind, "images": images, "image_size": size, **medians, "rounds": found}
+
+
+def plain_loop(source: Source, backbone: Backbone) -> np.ndarray:
+    """Compute class means as research code does: a class in memory, then its features, stacked."""
+    means = []
+    for c in range(CLASSES):
+        rows = np.flatnonzero(source.train.labels == c)
+        images = torch.stack(
+            [
+                to_tensor(crop(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
+                for sample in source.train.read(rows)
+            ]
+        )
+        with torch.inference_mode():
+            chunks = [backbone.features(chunk.to(backbone.device)).cpu() for chunk in images.split(CHUNK)]
+        means.append(torch.cat(chunks).double().mean(dim=0))
+    return torch.stack(means).numpy()
+
+
+def ours(source: Source, backbone: Backbone) -> np.ndarray:
+    """Compute class means as extraction does."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, gathered, staging = run_pass(source, [backbone], Path(folder))
+        train = [p for p in gathered.partitions if p.split == "train"]
+        return accumulate(staging.staged(backbone.card.hash, train), CLASSES, backbone.card.features).mean
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process has had; getrusage would add what its parent had."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def child(way: str, spec: str, size: int, device: str) -> None:
+    """Measure one way in this process and print the figures."""
+    backbone = load_backbone("lite0", image_size=size, device=device)
+    source = open_source(spec)
+    images = len(source.train.labels) + (len(source.test.labels) if way == "sfm" else 0)
+    began = time.perf_counter()
+    means = (ours if way == "sfm" else plain_loop)(source, backbone)
+    seconds = time.perf_counter() - began
+    print(
+        json.dumps(
+            {"rate": images / seconds, "peak_bytes": peak_bytes(), "mean": float(np.abs(means).mean())}
+        )
+    )
+
+
+def against_plain_loop(root: Path, kind: str, sizes: Sequence[int], device: str) -> list[dict[str, Any]]:
+    """Measure both ways at each number of images, each in a process of its own."""
+    rows = []
+    for images in sizes:
+        spec = make_images(root, kind, images)
+        row: dict[str, Any] = {"kind": kind, "images": images}
+        for way in ("plain", "sfm"):
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                way,
+                spec,
+                str(KINDS[kind][1]),
+                "--device",
+                device,
+            ]
+            out = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            # A process that ran out of memory prints nothing, which says enough.
+            row[way] = json.loads(out.stdout) if out.returncode == 0 else None
+        rows.append(row)
+    return rows
+
+
+def flows_in_bf16(root: Path, images: int, device: str) -> float:
+    """Return the cosine between the flows of class means from bf16 and from float32 forwards."""
+    backbone = load_backbone("lite0", image_size=224, device=device)
+    source = open_source(make_images(root, "jpeg", images))
+    flows = []
+    for precision in ("float32", "bf16"):
+        with tempfile.TemporaryDirectory() as folder:
+            _, gathered, staging = run_pass(source, [backbone], Path(folder), precision)
+            train = [p for p in gathered.partitions if p.split == "train"]
+            rows = staging.staged(backbone.card.hash, train)
+            mean = accumulate(rows, CLASSES, backbone.card.features).mean
+            flows.append((mean.sum(axis=0) - mean) / (CLASSES - 1) - mean)
+    a, b = (flow.ravel() for flow in flows)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the tables."""
+    console = Console(width=130)
+    table = Table(title=f"The pass against its parts, {result['device']}, {result['cores']} cores, images/s")
+    for column in ("images", "px", "decode", "forward", "pass", "of possible (bar 0.90)", "of bare forward",
+                   "two backbones", "cost of two (bar 1.05)"):  # fmt: skip
+        table.add_column(column, justify="right")
+    for row in result["parts"]:
+        figures = [f"{row[key]:.0f}" for key in ("decode", "forward", "pass")]
+        shares = [f"{row['of_possible']:.2f}", f"{row['of_bare_forward']:.2f}"]
+        table.add_row(
+            row["kind"],
+            str(row["image_size"]),
+            *figures,
+            *shares,
+            f"{row['two_backbones']:.0f}",
+            f"{row['two_cost']:.2f}",
+        )
+    console.print(table)
+    table = Table(title="Against the plain loop: images/s, and peak memory in MiB")
+    for column in ("images", "number", "plain loop", "sfm", "plain loop MiB", "sfm MiB"):
+        table.add_column(column, justify="right")
+    for row in result["plain_loop"]:
+        cells = [row["plain"], row["sfm"]]
+        rates = ["out of memory" if cell is None else f"{cell['rate']:.0f}" for cell in cells]
+        peaks = ["–" if cell is None else f"{cell['peak_bytes'] / 2**20:.0f}" for cell in cells]
+        table.add_row(row["kind"], f"{row['images']:,}", *rates, *peaks)
+    console.print(table)
+    if result["flow_cosine_bf16"] is not None:
+        console.print(f"cosine of flows, bf16 against float32: {result['flow_cosine_bf16']:.6f} (bar 0.9999)")
+
+
+def main() -> None:
+    """Measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--quick", action="store_true", help="few images, one round: does it run?")
+    parser.add_argument("--sizes", default="1000,6000,60000", help="numbers of images for the plain loop")
+    parser.add_argument("--kinds", default="tiny,jpeg", help="which images: tiny, jpeg")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1200, help="per round, against the parts")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.child[0], given.child[1], int(given.child[2]), given.device)
+        return
+    kinds = given.kinds.split(",")
+    sizes = [64, 128] if given.quick else [int(part) for part in given.sizes.split(",")]
+    images, rounds = (96, 1) if given.quick else (given.images, given.rounds)
+    cuda = torch.cuda.is_available() and given.device != "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        result = {
+            "benchmark": "extraction",
+            "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+            "cores": cores(),
+            "torch": torch.__version__,
+            "parts": [against_parts(root, kind, images, rounds, given.device) for kind in kinds],
+            "plain_loop": [r for kind in kinds for r in against_plain_loop(root, kind, sizes, given.device)],
+            "flow_cosine_bf16": flows_in_bf16(root, 10 * images, given.device) if cuda else None,
+        }
+    show(result)
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

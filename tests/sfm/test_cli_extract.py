@@ -1,0 +1,44 @@
+"""What ``sfm extract`` says: plans, skipped images, workers."""
+
+import json
+import subprocess
+import sys
+
+
+def sfm(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "sfm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, image_folder):
+    extract = ["extract", f"folder:{image_folder}", "--store", tmp_path / "s", "--backbone", "lite0"]
+    done = sfm(*extract, "--image-size", 32, "--dry-run", "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)["plan"]
+    assert planned["samples"] == {"train": 36, "test": 24}
+    assert planned["seconds"] > 0
+    assert not (tmp_path / "s").exists()
+
+
+def test_skipped_images_are_told_at_the_end_and_in_json(tmp_path, image_folder):
+    broken = image_folder / "train/boot/003.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    extract = ["extract", f"folder:{image_folder}", "--store", tmp_path / "s", "--backbone", "lite0"]
+    refused = sfm(*extract, "--image-size", 32)
+    assert refused.returncode == 2
+    assert f"cannot decode {broken}" in refused.stderr
+    done = sfm(*extract, "--image-size", 32, "--on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    assert "1 images could not be decoded and are not in the entries" in done.stdout
+    assert str(broken) in done.stdout
+    again = sfm(*extract, "--image-size", 32, "--on-error", "skip", "--json")
+    (line,) = json.loads(again.stdout)["skipped"]
+    assert line.startswith(f"{broken}: ")
+
+
+def test_workers_here_and_a_cluster_cannot_both_be_asked_for(tmp_path):
+    extract = ["extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"]
+    done = sfm(*extract, "--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "give one of the two" in done.stderr
+    assert done.stderr.count("\n") == 1
