@@ -290,7 +290,7 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     assert undisturbed[:2] == ["published", "0"]
     process = start(tmp_path / "b")
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "b").glob("staging/*/digests/*.npy"))) < 3:
+    while len(list((tmp_path / "b").glob("staging/*/found/*.json"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
