@@ -179,6 +179,8 @@ def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # As at a terminal, also where the tests run in the background: there a shell has SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
