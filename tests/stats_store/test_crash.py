@@ -243,6 +243,23 @@ def test_a_server_that_fails_now_and_then_is_asked_again(proxy: Proxy, s3_url: s
     )
 
 
+def test_a_conditional_write_whose_refusal_breaks_off_is_asked_again(proxy: Proxy, s3_url: str) -> None:
+    first = True
+
+    def choose(request: Request) -> Fault | None:
+        nonlocal first
+        # The second creation of this object is refused: it is there already. Half of that answer arrives.
+        again = request.creates and any(r.path == request.path and r.creates for r in proxy.seen[:-1])
+        fault: Fault | None = "truncate" if again and first else None
+        first = first and fault is None
+        return fault
+
+    proxy.choose = choose
+    publish_toy(s3_url, 1)
+    assert not first
+    assert require_sound(s3_url) == [PUBLISHED]
+
+
 @pytest.mark.torture
 def test_an_extraction_to_a_server_that_fails_now_and_then_has_the_digests_of_any_other(
     proxy: Proxy, s3_url: str, tmp_path: Path
