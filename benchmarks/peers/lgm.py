@@ -1,0 +1,189 @@
+"""Linear Gradient Matching, the method to beat (Cazenavette et al., arXiv 2511.16674).
+
+At every step a fresh linear head is drawn. Its cross-entropy gradient on a batch of real images is to be met
+by its gradient on augmented copies of the synthetic images; the loss is the cosine distance between the two.
+Pyramid, augmentation, optimizer and growth are those of :mod:`sfm.distill`, so that the two methods differ in
+nothing but what they match.
+
+It gets what speeds ours up: frozen parameters, folded batch norms, real features without a graph, and the
+gradient of the head in closed form where the authors' code differentiates twice. Synthetic images go through
+one graph, as there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.preprocess import crop, to_tensor
+from sfm.backbones.views import stream
+from sfm.distill.augment import augment, draw_views
+from sfm.distill.engine import Plan, State, adam, grown
+from sfm.distill.pyramid import decode
+from sfm.pipeline.sources import Source
+
+HEAD, BATCHES = 201, 202
+"""Purposes of random streams that no stage uses."""
+
+DEVIATION = 0.01
+"""Of the weights of a fresh head; its biases are zero."""
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A training split, decoded once.
+
+    Attributes
+    ----------
+    pixels : ndarray of uint8, shape (image, canvas, canvas, 3)
+    labels : ndarray of int64, shape (image,)
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+def decoded(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int) -> RealImages:
+    """Decode training images at the size of the synthetic ones.
+
+    Parameters
+    ----------
+    source : Source
+        Knows its labels without reading images.
+    rows : ndarray of int64
+        Ascending positions in the training split.
+    backbone : Backbone
+        Its resampling rule is used.
+    canvas : int
+        Side of the images, in pixels.
+    """
+    labels = source.train.labels
+    assert labels is not None
+    rule = backbone.card.preprocessing.model_copy(update={"input_size": canvas, "resize": canvas})
+    pixels = np.empty((len(rows), canvas, canvas, 3), dtype=np.uint8)
+    for place, sample in zip(pixels, source.train.read(rows), strict=True):
+        place[:] = crop(source.decode(sample.data), rule)
+    return RealImages(pixels, labels[rows].astype(np.int64))
+
+
+@lru_cache(maxsize=1)
+def shuffled(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the order in which an epoch goes through the real images."""
+    return stream(seed, BATCHES, epoch).permutation(count)
+
+
+def batch_rows(seed: int, step: int, count: int, batch: int) -> npt.NDArray[np.int64]:
+    """Return which of `count` real images a step sees: shuffled epochs, what does not fill a batch is left.
+
+    Parameters
+    ----------
+    seed, step : int
+        Of the run, and the number of the step in it.
+    count, batch : int
+        Images in all, at least a batch; images of a step.
+    """
+    if count < batch:
+        raise ValueError(f"a batch of {batch} real images needs as many, there are {count}")
+    epoch, place = divmod(step, count // batch)
+    return shuffled(seed, epoch, count)[place * batch : (place + 1) * batch]
+
+
+def head_gradient(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the mean cross-entropy of a head without biases yet, as one vector.
+
+    With ``P`` the softmax of the logits and ``Y`` the one-hot labels of n samples, ``dW = (P - Y)^T Z / n``
+    and ``db = sum(P - Y) / n``.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, D)
+        Differentiable.
+    labels : Tensor of int64, shape (n,)
+    weight : Tensor, shape (C, D)
+
+    Returns
+    -------
+    Tensor, shape (C * D + C,)
+    """
+    logits = features @ weight.T
+    error = (logits.softmax(1) - F.one_hot(labels, len(weight))) / len(labels)
+    return torch.cat([(error.T @ features).flatten(), error.sum(0)])
+
+
+def lgm_loss(features: Tensor, labels: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """Return one minus the cosine between a head's gradients on synthetic and on real images.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, D)
+        Of the views of synthetic images; differentiable.
+    labels : Tensor of int64, shape (n,)
+    real : Tensor, shape (C * D + C,)
+        What :func:`head_gradient` gives for the real batch.
+    weight : Tensor, shape (C, D)
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    return 1 - F.cosine_similarity(head_gradient(features, labels, weight), real, dim=0)
+
+
+def fresh_head(plan: Plan, features: int, step: int, device: torch.device) -> Tensor:
+    """Draw the head of a step, N(0, .01^2), of shape (C, D)."""
+    drawn = stream(plan.seed, HEAD, step).standard_normal((plan.classes, features), dtype=np.float32)
+    return torch.from_numpy(DEVIATION * drawn).to(device)
+
+
+def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> float:
+    """Do one step: `state` moves on by one.
+
+    The real batch has as many images as the synthetic ones have views, C * K * A, each seen through one.
+
+    Parameters
+    ----------
+    state : State
+    plan : Plan
+        Its micro-batch and gradient are not looked at.
+    backbone : Backbone
+    real : RealImages
+
+    Returns
+    -------
+    float
+        The loss of the images as they were before the step.
+    """
+    device = backbone.device
+    if plan.levels(state.step) > len(state.levels):
+        state.levels = grown(state.levels, plan, device)
+        state.optimizer = adam(state.levels, plan)
+    count = plan.images * plan.views
+    views = draw_views(plan.seed, state.step, 2 * count, plan.canvas)
+    weight = fresh_head(plan, backbone.card.features, state.step, device)
+
+    rows = batch_rows(plan.seed, state.step, len(real.labels), count)
+    with torch.no_grad():
+        pixels = to_tensor(real.pixels[rows]).to(device).contiguous()
+        seen = backbone.features(augment(pixels, views.part(slice(count, 2 * count)), plan.image_size))
+        wanted = head_gradient(seen, torch.from_numpy(real.labels[rows]).to(device), weight)
+
+    looks = augment(decode(state.levels, plan.canvas), views.part(slice(0, count)), plan.image_size)
+    labels = torch.arange(plan.classes, device=device).repeat_interleave(plan.ipc * plan.views)
+    loss = lgm_loss(backbone.features(looks), labels, wanted, weight)
+    descend(state, torch.autograd.grad(loss, state.levels))
+    return loss.item()
+
+
+def descend(state: State, gradients: Sequence[Tensor]) -> None:
+    """Let the optimizer do a step."""
+    for level, gradient in zip(state.levels, gradients, strict=True):
+        # Laid out as the levels are: torch's fused Adam reads gradients in the order of memory.
+        level.grad = gradient.contiguous()
+    state.optimizer.step()
+    state.step += 1

@@ -1,0 +1,245 @@
+"""The two opponents of the benchmarks do what their papers say: values derived without their code."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import lgm, published
+from torch import Tensor, nn
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.distill import engine
+from sfm.distill.augment import augment, draw_views
+from sfm.distill.config import DistillConfig
+from sfm.distill.engine import Plan, State
+from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.pyramid import decode, resolutions
+from sfm.distill.run import plan_of
+from sfm.pipeline.sources import open_source
+
+SIZE, CLASSES = 32, 3
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return load_backbone("lite0", image_size=SIZE, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def unfrozen(lite0: Backbone) -> Backbone:
+    return published.published_backbone("lite0", lite0)
+
+
+@pytest.fixture
+def plan(lite0: Backbone) -> Plan:
+    """Of a run whose pyramid gets a level per step."""
+    config = DistillConfig(
+        store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
+    )
+    return plan_of(config, CLASSES, lite0, {})
+
+
+def whole_pyramid(plan: Plan, step: int) -> list[Tensor]:
+    levels: list[Tensor] = []
+    for _ in resolutions(plan.canvas):
+        levels = engine.grown(levels, plan, torch.device("cpu"))
+    assert step >= len(levels)
+    return levels
+
+
+def seeded(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def cosine(one: list[Tensor], other: list[Tensor]) -> float:
+    flat = [torch.cat([part.flatten() for part in parts]).double() for parts in (one, other)]
+    return torch.cosine_similarity(*flat, dim=0).item()
+
+
+# LGM
+
+
+def differentiated(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """The gradient as the paper writes it down: that of the loss of a linear layer."""
+    layer = nn.Linear(*weight.T.shape).to(weight)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.zero_()
+    loss = F.cross_entropy(layer(features), labels)
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(layer.parameters()), create_graph=True)]
+    )
+
+
+def test_the_gradient_of_a_head_with_even_odds_by_hand() -> None:
+    features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    found = lgm.head_gradient(features, labels, torch.zeros(2, 2))
+    assert found.tolist() == [-0.25, 0.25, 0.25, -0.25, 0, 0]
+
+
+def test_the_gradient_of_a_head_with_odds_of_three_to_one_by_hand() -> None:
+    weight = torch.tensor([[math.log(3)], [0.0]])
+    found = lgm.head_gradient(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), weight)
+    # Odds 3:1 and 9:1 for the first class, which is the label of the first sample only.
+    weights, biases = (-1 / 4 + 2 * 9 / 10) / 2, (-1 / 4 + 9 / 10) / 2
+    assert found.tolist() == pytest.approx([weights, -weights, biases, -biases])
+
+
+def test_the_loss_of_lgm_by_hand() -> None:
+    labels, weight = torch.tensor([0, 1]), torch.zeros(2, 2)
+    real = lgm.head_gradient(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), labels, weight)
+    assert lgm.lgm_loss(torch.eye(2), labels, real, weight).item() == pytest.approx(1 - 2 / math.sqrt(5))
+    assert lgm.lgm_loss(-torch.eye(2), labels, real, weight).item() == pytest.approx(1 + 2 / math.sqrt(5))
+
+
+@given(classes=st.integers(2, 5), width=st.integers(1, 6), count=st.integers(1, 9), scale=st.floats(0, 10))
+def test_the_gradient_is_that_of_cross_entropy(classes: int, width: int, count: int, scale: float) -> None:
+    features, weight = seeded(count, width), scale * seeded(classes, width)
+    labels = torch.arange(count) % classes
+    torch.testing.assert_close(
+        lgm.head_gradient(features, labels, weight), differentiated(features, labels, weight)
+    )
+
+
+def test_pixels_are_pulled_as_by_differentiating_twice() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    images, labels = seeded(6, 3, 2, 2).requires_grad_(), torch.arange(6) % 3
+    weight = seeded(3, 5)
+    real = differentiated(seeded(9, 5), torch.arange(9) % 3, weight).detach()
+
+    twice = 1 - F.cosine_similarity(differentiated(net(images), labels, weight), real, dim=0)
+    once = lgm.lgm_loss(net(images), labels, real, weight)
+    assert once.item() == pytest.approx(twice.item(), rel=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(once, images), torch.autograd.grad(twice, images))
+
+
+def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(lite0: Backbone, plan: Plan) -> None:
+    plan, step = replace(plan, ipc=2, views=2), 20
+    count = plan.images * plan.views
+    pixels = np.random.default_rng(0).integers(0, 256, (30, plan.canvas, plan.canvas, 3), dtype=np.uint8)
+    real = lgm.RealImages(pixels, np.arange(30) % CLASSES)
+    levels = whole_pyramid(plan, step)
+    before = [level.detach().clone().requires_grad_() for level in levels]
+    loss = lgm.advance(State(step, levels, engine.adam(levels, plan)), plan, lite0, real)
+
+    rows = lgm.batch_rows(plan.seed, step, 30, count)
+    views = draw_views(plan.seed, step, 2 * count, plan.canvas)
+    weight = lgm.fresh_head(plan, lite0.card.features, step, torch.device("cpu"))
+    batch = torch.from_numpy(pixels[rows] / np.float32(255)).permute(0, 3, 1, 2).contiguous()
+    seen = lite0.features(augment(batch, views.part(slice(count, 2 * count)), SIZE))
+    target = differentiated(seen, torch.from_numpy(real.labels[rows]), weight).detach()
+    labels = torch.tensor([c for c in range(CLASSES) for _ in range(plan.ipc * plan.views)])
+    looks = augment(decode(before, plan.canvas), views.part(slice(0, count)), SIZE)
+    found = differentiated(lite0.features(looks), labels, weight)
+    expected = 1 - found @ target / (found.norm() * target.norm())
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    moved = [level.grad for level in levels if level.grad is not None]
+    assert cosine(moved, list(torch.autograd.grad(expected, before))) > 0.9999
+
+
+def test_every_step_of_lgm_has_a_head_of_its_own(plan: Plan) -> None:
+    heads = [lgm.fresh_head(plan, 500, step, torch.device("cpu")) for step in (0, 1, 1)]
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[1], heads[2])
+    assert heads[0].std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@given(count=st.integers(4, 40), batch=st.integers(1, 4))
+def test_an_epoch_shows_no_real_image_twice(count: int, batch: int) -> None:
+    steps = count // batch
+    first, second = (
+        np.concatenate([lgm.batch_rows(3, step, count, batch) for step in range(at, at + steps)])
+        for at in (0, steps)
+    )
+    for epoch in (first, second):
+        assert len(set(epoch.tolist())) == steps * batch
+        assert set(epoch.tolist()) <= set(range(count))
+    assert count < 20 or first.tolist() != second.tolist()
+
+
+def test_real_images_are_decoded_at_the_size_of_the_canvas_with_their_labels(lite0: Backbone) -> None:
+    source, rows = open_source("builtin:fashion-mnist-6k"), np.array([3, 50, 4000])
+    real = lgm.decoded(source, rows, lite0, 37)
+    assert real.pixels.shape == (3, 37, 37, 3)
+    assert source.train.labels is not None
+    assert real.labels.tolist() == source.train.labels[rows].tolist()
+    for pixels, sample in zip(real.pixels, source.train.read(rows), strict=True):
+        small = np.asarray(source.decode(sample.data), dtype=np.float64)
+        assert abs(pixels.mean() - small.mean()) < 2
+
+
+# SFM as published
+
+
+def test_with_one_image_per_class_the_published_loss_is_ours() -> None:
+    features, means = seeded(5, 1, 7), seeded(5, 7)
+    ours = sfm_loss(features[:, :, None], flow(means, means))
+    assert published.published_loss(features, means).item() == pytest.approx(ours.item(), rel=1e-12)
+
+
+def test_with_two_images_per_class_the_published_others_are_all_other_images() -> None:
+    features, means = torch.tensor([[[1.0], [2.0]], [[4.0], [8.0]]]), torch.tensor([[0.0], [1.0]])
+    # Others (2+4+8)/3, (1+4+8)/3, (1+2+8)/3, (1+2+4)/3, less own: 11/3, 7/3, -1/3, -17/3; real 1, 1, -1, -1.
+    expected = 1 - (11 + 7 + 1 + 17) / (2 * math.sqrt(11**2 + 7**2 + 1**2 + 17**2))
+    assert published.published_loss(features, means).item() == pytest.approx(expected)
+
+
+def test_what_is_published_decodes_and_looks_as_we_do(plan: Plan) -> None:
+    levels = [level.detach() for level in whole_pyramid(plan, 20)]
+    images = decode(levels, plan.canvas)
+    torch.testing.assert_close(published.published_decode(levels, plan.canvas), images, atol=1e-5, rtol=0)
+    views = draw_views(plan.seed, 5, 2 * CLASSES, plan.canvas)
+    quiet = replace(views, noisy=np.zeros(2 * CLASSES, dtype=bool))
+    torch.testing.assert_close(
+        published.published_augment(images, quiet, SIZE), augment(images, quiet, SIZE), atol=1e-4, rtol=0
+    )
+    changed = published.published_augment(images, views, SIZE) - published.published_augment(
+        images, quiet, SIZE
+    )
+    assert np.array_equal(changed.flatten(1).abs().amax(1).numpy() > 0, views.noisy)
+    assert changed[views.noisy].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert changed[views.noisy].std().item() == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
+    lite0: Backbone, unfrozen: Backbone, plan: Plan
+) -> None:
+    means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
+    step = next(
+        step for step in range(20, 200) if not draw_views(plan.seed, step, CLASSES, plan.canvas).noisy.any()
+    )
+    ours, theirs = whole_pyramid(plan, step), whole_pyramid(plan, step)
+    expected = engine.advance(
+        State(step, ours, engine.adam(ours, plan)),
+        plan,
+        lite0,
+        lambda features: sfm_loss(features, flow(means, means)),
+    )
+    state = State(step, theirs, published.adam(theirs, plan))
+    assert published.advance(state, plan, unfrozen, means) == pytest.approx(expected, rel=1e-4)
+    gradients = [[level.grad for level in levels if level.grad is not None] for levels in (ours, theirs)]
+    assert cosine(*gradients) > 0.9999
+
+
+def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(
+    lite0: Backbone, unfrozen: Backbone, plan: Plan
+) -> None:
+    means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
+    levels = whole_pyramid(plan, 20)
+    state = State(20, levels, published.adam(levels, plan))
+    first = next(iter(unfrozen.model.parameters()))
+    weights = first.detach().clone()
+    unfrozen.model.zero_grad()
+    published.advance(state, plan, unfrozen, means)
+    assert first.grad is not None
+    once = first.grad.clone()
+    published.advance(state, plan, unfrozen, means)
+    assert not torch.equal(first.grad, once)
+    assert torch.equal(first.detach(), weights)
