@@ -1,0 +1,853 @@
+r"""What a step of `sfm distill` costs and how far it comes, against LGM, the published SFM, and bare work.
+
+    python benchmarks/distillation.py [--quick] [--json FILE] [--only time memory accuracy]
+    python benchmarks/distillation.py --only accuracy --source idx:FOLDER --work runs --steps-lgm 2000
+    python benchmarks/distillation.py --backbone random/vit_base_patch14_dinov2 --image-size 224 \
+        --classes 100 1000 --only time memory
+
+time
+    All contenders in one process, in rounds, each in a random order: medians over rounds of the ratios
+    within a round. *Bare* is the backbone's forward and backward-to-input of normalised noise: of as many
+    images as a step of ours looks at; and, for LGM, forward of a real batch and forward and backward of the
+    views. Pyramids have all their levels, the dearest stage of a run.
+memory
+    Every contender in a process of its own: the peak while it does a few steps, above what is there before
+    the first, once everything is loaded, one view has been through the backbone and freed memory is given
+    back. Resident memory on a CPU, allocated memory on a GPU. What would not fit is not run.
+accuracy
+    LGM, with the learning rate that is best on the tuning split (never on held-out data), until its last
+    step; ours as it comes. Both leave their images at some marks; these are scored afterwards, by `sfm
+    evaluate`, on held-out features. Time is that of the steps alone. With --work an interrupted section goes
+    on from the last mark.
+
+Opponents are in peers/. Time and memory do not depend on what class means are, so they are random there; nor
+on labels, so that images of ten classes stand for any number. `random/MODEL` is an architecture of timm's
+with random weights.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from peers import lgm, published
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfm.api import DistillConfig, EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.distill import checkpoint as checkpoints
+from sfm.distill import engine
+from sfm.distill.centres import read_centres
+from sfm.distill.checkpoint import Checkpoint
+from sfm.distill.engine import Plan, State, even_growth, grown
+from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.images import class_folders, pixels, write_images
+from sfm.distill.memory import activation_bytes, free_bytes
+from sfm.distill.pyramid import resolutions
+from sfm.distill.run import objective_of, plan_of
+from sfm.eval.result import mean_and_deviation
+from sfm.pipeline.parts import held_out_rows
+from sfm.pipeline.selection import UNUSED, selection_of
+from sfm.pipeline.sources import open_source
+from sfm.stats_store.store import Entry
+
+BUILTIN = "builtin:fashion-mnist-6k"
+LGM_VIEWS = 10
+MICRO_BATCH = 8
+OURS = ("ours, default", "ours, whole batch", f"ours, exact, {MICRO_BATCH} at a time")
+PUBLISHED, LGM, BARE, BARE_LGM = "published SFM", f"LGM, {LGM_VIEWS} views", "bare, ours", "bare, LGM's"
+CONTENDERS = (BARE, *OURS, PUBLISHED, LGM, BARE_LGM)
+MOST_OF_FREE = 0.8
+"""Share of the free memory up to which something is run: a machine that swaps measures nothing."""
+TUNE_FRACTION = 0.2
+Role = Literal["full", "tuning"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a step is measured on: a backbone (a spec), its input size in pixels, and a number of classes."""
+
+    backbone: str
+    image_size: int
+    classes: int
+
+
+# What takes part
+
+
+def default_plan(case: Case, backbone: Backbone) -> Plan:
+    """Return the plan that `sfm distill` would make, but with a level per step."""
+    config = DistillConfig(
+        store="none", backbone=case.backbone, dataset="none", out=Path("none"), grow_every=1
+    )
+    return plan_of(config, case.classes, backbone, {})
+
+
+def whole_pyramid(
+    plan: Plan, device: torch.device, adam: Callable[[list[Tensor], Plan], torch.optim.Adam]
+) -> State:
+    """Return the state at which the pyramid has all its levels."""
+    levels: list[Tensor] = []
+    for _ in resolutions(plan.canvas):
+        levels = grown(levels, plan, device)
+    return State(len(levels), levels, adam(levels, plan))
+
+
+def bare(backbone: Backbone, images: int, real: int = 0) -> Callable[[], object]:
+    """Return the bare work of a step: forward of normalised images, in the layout that suits, and backward.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    images : int
+        That go forward and backward.
+    real : int
+        That go forward only.
+    """
+    size, device = backbone.card.preprocessing.input_size, backbone.device
+
+    def noise(count: int) -> Tensor:
+        return torch.randn(count, 3, size, size, device=device).contiguous(memory_format=backbone._layout)
+
+    batch, other = noise(images).requires_grad_(), noise(real)
+    weights = torch.randn(images, backbone.card.features, device=device)
+
+    def work() -> None:
+        if real:
+            with torch.no_grad():
+                backbone.model(other)
+        torch.autograd.grad((backbone.model(batch) * weights).sum(), batch)
+
+    return work
+
+
+def contender(name: str, case: Case, backbone: Backbone) -> Callable[[], object]:
+    """Return a step of a contender; every call does the next one."""
+    plan, device = default_plan(case, backbone), backbone.device
+    if name == BARE:
+        return bare(backbone, plan.images)
+    if name == BARE_LGM:
+        return bare(backbone, LGM_VIEWS * plan.images, LGM_VIEWS * plan.images)
+    if name == LGM:
+        plan = replace(plan, views=LGM_VIEWS)
+        real = some_real_images(backbone, plan)
+        return partial(lgm.advance, whole_pyramid(plan, device, engine.adam), plan, backbone, real)
+    drawn = torch.randn(case.classes, backbone.card.features, generator=torch.Generator().manual_seed(0))
+    means = drawn.to(device)
+    if name == PUBLISHED:
+        theirs = published.published_backbone(case.backbone, backbone)
+        state = whole_pyramid(plan, device, published.adam)
+        return partial(published.advance, state, plan, theirs, means)
+    if name == OURS[1]:
+        plan = replace(plan, micro_batch=plan.images)
+    if name == OURS[2]:
+        plan = replace(plan, micro_batch=min(MICRO_BATCH, plan.images), gradient="exact")
+    objective = partial(sfm_loss, target=flow(means, means))
+    return partial(engine.advance, whole_pyramid(plan, device, engine.adam), plan, backbone, objective)
+
+
+def some_real_images(backbone: Backbone, plan: Plan) -> lgm.RealImages:
+    """Return real images for three batches of LGM, of as many classes as there are to be."""
+    source = open_source(BUILTIN)
+    count = 3 * plan.images * plan.views
+    rows = np.arange(min(count, 600))
+    images = lgm.decoded(source, rows, backbone, plan.canvas).pixels
+    return lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % plan.classes)
+
+
+def graph_bytes(name: str, case: Case, backbone: Backbone) -> int:
+    """Estimate what a contender's graph holds, from that of one view."""
+    plan = default_plan(case, backbone)
+    if name == PUBLISHED:
+        return plan.images * activation_bytes(published.published_backbone(case.backbone, backbone))
+    images = {
+        LGM: LGM_VIEWS * plan.images,
+        BARE_LGM: LGM_VIEWS * plan.images,
+        OURS[0]: plan.micro_batch,
+        OURS[2]: MICRO_BATCH,
+    }
+    return min(images.get(name, plan.images), LGM_VIEWS * plan.images) * activation_bytes(backbone)
+
+
+def those_that_fit(names: Sequence[str], case: Case, backbone: Backbone) -> dict[str, int]:
+    """Return the estimates of the contenders that are too large for the free memory."""
+    free = MOST_OF_FREE * free_bytes(backbone.device)
+    needs = {name: graph_bytes(name, case, backbone) for name in names}
+    return {name: need for name, need in needs.items() if need > free}
+
+
+# Time
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Return the wall time of one call, with the work it put on the device."""
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def in_turn(
+    calls: dict[str, Callable[[], object]], budget: float, device: torch.device
+) -> list[dict[str, float]]:
+    """Time calls in rounds, each in a random order, for about `budget` seconds."""
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        warm = sum(seconds_of(call, device) for call in calls.values())
+    rounds = []
+    for _ in range(max(5, min(60, int(budget / warm)))):
+        order = rng.permutation(list(calls)).tolist()
+        rounds.append({name: seconds_of(calls[name], device) for name in order})
+    return rounds
+
+
+def ratio(rounds: Sequence[dict[str, float]], one: str, other: str) -> dict[str, float] | None:
+    """Return median and quartiles of the ratios of two contenders; None if one was not run."""
+    if one not in rounds[0] or other not in rounds[0]:
+        return None
+    each = [times[one] / times[other] for times in rounds]
+    low, middle, high = statistics.quantiles(each, n=4)
+    return {"median": middle, "low": low, "high": high}
+
+
+RATIOS = (
+    (OURS[0], LGM),
+    (OURS[0], PUBLISHED),
+    (OURS[0], BARE),
+    (OURS[1], BARE),
+    (OURS[2], BARE),
+    (PUBLISHED, BARE),
+    (LGM, BARE_LGM),
+)
+
+
+def measure_time(case: Case, device: str, budget: float) -> dict[str, Any]:
+    """Time all contenders that fit, in turn."""
+    backbone = load_backbone(case.backbone, image_size=case.image_size, device=device)
+    too_large = those_that_fit(CONTENDERS, case, backbone)
+    calls = {name: contender(name, case, backbone) for name in CONTENDERS if name not in too_large}
+    rounds = in_turn(calls, budget, backbone.device)
+    found = {f"{one} / {other}": ratio(rounds, one, other) for one, other in RATIOS}
+    return {
+        **asdict(case),
+        "micro_batch": default_plan(case, backbone).micro_batch,
+        "rounds": len(rounds),
+        "seconds": {name: statistics.median(times[name] for times in rounds) for name in calls},
+        "fastest": {name: min(times[name] for times in rounds) for name in calls},
+        "ratios": {name: value for name, value in found.items() if value},
+        "too_large": too_large,
+    }
+
+
+# Memory
+
+
+def status(field: str) -> int:
+    """Return a field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def child(text: str) -> None:
+    """Do a few steps of one contender in this process, and print the peak of its memory above the idle."""
+    asked = json.loads(text)
+    # Should memory run out after all, the kernel ends this process and not a neighbour.
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    case = Case(**asked["case"])
+    backbone = load_backbone(case.backbone, image_size=case.image_size, device=asked["device"])
+    step = contender(asked["name"], case, backbone)
+    plan = default_plan(case, backbone)
+    activation_bytes(backbone)
+    gc.collect()
+    cuda = backbone.device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status("VmRSS")
+    for _ in range(asked["steps"]):
+        step()
+    peak = torch.cuda.max_memory_allocated() if cuda else status("VmHWM")
+    pyramid = 12 * plan.images * sum(side**2 for side in resolutions(plan.canvas))
+    found = {"peak_bytes": peak - before, "idle_bytes": before, "pyramid_bytes": pyramid}
+    print(json.dumps(found | {"micro_batch": plan.micro_batch}))
+
+
+def measure_memory(case: Case, names: Sequence[str], device: str, steps: int) -> list[dict[str, Any]]:
+    """Measure contenders, each in a process of its own."""
+    backbone = load_backbone(case.backbone, image_size=case.image_size, device=device)
+    too_large = those_that_fit(names, case, backbone)
+    del backbone
+    gc.collect()
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"name": name, **asdict(case)}
+        if name in too_large:
+            rows.append(row | {"estimated_bytes": too_large[name]})
+            continue
+        asked = {"case": asdict(case), "name": name, "device": device, "steps": steps}
+        command = [sys.executable, __file__, "--child", json.dumps(asked)]
+        out = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        # A process that ran out of memory prints nothing, which says enough.
+        rows.append(row | (json.loads(out.stdout) if out.returncode == 0 else {}))
+        tell(f"memory of {name}, {case}: {rows[-1].get('peak_bytes', 0) / 2**20:.0f} MiB")
+    return rows
+
+
+# Accuracy
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the runs of the accuracy section share.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    spec : str
+        Of the backbone.
+    store : str
+    entries : dict of str to Entry
+        By role.
+    work : Path
+        Where runs are written.
+    probe : dict
+        Options of the evaluation.
+    """
+
+    backbone: Backbone
+    spec: str
+    store: str
+    entries: dict[Role, Entry]
+    work: Path
+    probe: dict[str, int]
+
+
+def tell(text: str) -> None:
+    """Report progress."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def real_images(config: ExtractConfig, backbone: Backbone, canvas: int, role: Role) -> lgm.RealImages:
+    """Decode the training images whose statistics an entry of a role holds."""
+    source = open_source(config.source)
+    selection = selection_of(config, source)
+    assert selection is not None
+    labels = selection.labels["train"]
+    used = labels != UNUSED
+    if role == "tuning":
+        assert config.tune_fraction is not None
+        used &= ~held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
+    tell(f"decoding {used.sum()} real images at {canvas} px for LGM, role {role}")
+    return lgm.decoded(source, np.flatnonzero(used), backbone, canvas)
+
+
+def follow(
+    ground: Ground, name: str, role: Role, plan: Plan, steps: int, marks: int, step: Callable[[State], float]
+) -> list[Path]:
+    """Do the steps of a run and leave its images at `marks` evenly spaced ones.
+
+    What an earlier call left of the same run is not done again.
+
+    Returns
+    -------
+    list of Path
+        A directory per mark, as `sfm evaluate` reads it.
+    """
+    folder, device = ground.work / name, ground.backbone.device
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = [steps * (mark + 1) // marks for mark in range(marks)]
+    recipe = json.loads(json.dumps(asdict(plan))) | {
+        "steps": steps,
+        "entry": ground.entries[role].summary.entry_digest,
+    }
+    saved = checkpoints.find(folder / "checkpoint")
+    if saved:
+        checkpoints.require_same(saved[1].recipe, recipe, folder)
+        state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
+    else:
+        state, seconds = engine.begin(plan, device), 0.0
+    for end in (end for end in ends if end > state.step):
+        while state.step < end:
+            took = time.perf_counter()
+            loss = step(state)
+            seconds += time.perf_counter() - took
+        write_run(folder / f"step_{end:06d}", ground, role, plan, state, seconds)
+        checkpoint = Checkpoint(recipe=recipe, step=end, loss=loss, seconds=seconds)
+        checkpoints.save(folder / "checkpoint", checkpoint, state)
+        tell(f"{name}: step {end} of {steps}, loss {loss:.3f}, {seconds:.0f} s")
+    return [folder / f"step_{end:06d}" for end in ends]
+
+
+def write_run(out: Path, ground: Ground, role: Role, plan: Plan, state: State, seconds: float) -> None:
+    """Write images such that `sfm evaluate` reads them."""
+    entry = ground.entries[role]
+    ids, names = entry.dataset.class_ids, entry.dataset.class_names
+    (out / "images").mkdir(parents=True)
+    write_images(out / "images", pixels(state.levels, plan.canvas), class_folders(ids, names), plan.ipc)
+    classes = [
+        {"index": index, "class_id": class_id, "name": name}
+        for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
+    ]
+    (out / "classes.json").write_text(json.dumps(classes))
+    record = {
+        "command": "distill",
+        "config": {"backbone": ground.spec},
+        "store": ground.store,
+        "entry_digest": entry.summary.entry_digest,
+        "fingerprint": entry.summary.fingerprint,
+        "dataset": entry.dataset.name,
+        "backbone": ground.backbone.card.model_dump(mode="json"),
+        "image_size": plan.image_size,
+        "canvas": plan.canvas,
+        "ipc": plan.ipc,
+        "step": state.step,
+        "wall_seconds": seconds,
+    }
+    (out / "run.json").write_text(json.dumps(record, indent=1))
+
+
+def lgm_run(
+    ground: Ground, real: lgm.RealImages, role: Role, rate: float, seed: int, steps: int, marks: int
+) -> list[Path]:
+    """Run LGM, on the schedule of growth that ours has."""
+    base = default_plan(case_of(ground), ground.backbone)
+    growth = even_growth(steps, base.image_size)
+    plan = replace(base, views=LGM_VIEWS, learning_rate=rate, seed=seed, grow_every=growth)
+    name = f"lgm-{role}-rate-{rate:g}-steps-{steps}-seed-{seed}"
+    step = partial(lgm.advance, plan=plan, backbone=ground.backbone, real=real)
+    return follow(ground, name, role, plan, steps, marks, step)
+
+
+def our_run(ground: Ground, seed: int, steps: int | None, marks: int) -> list[Path]:
+    """Run ours as `sfm distill` does by default."""
+    entry, given = ground.entries["full"], {} if steps is None else {"steps": steps}
+    config = DistillConfig(
+        store=ground.store,
+        backbone=ground.spec,
+        dataset=entry.dataset.name,
+        out=Path("none"),
+        seed=seed,
+        **given,  # type: ignore[arg-type]
+    )
+    classes = np.arange(len(entry.dataset.class_ids))
+    plan = plan_of(config, len(classes), ground.backbone, {})
+    centres = read_centres(entry, config.ipc, classes)
+    objective = objective_of(config, centres, ground.backbone.device)
+    step = partial(engine.advance, plan=plan, backbone=ground.backbone, objective=objective)
+    return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, marks, step)
+
+
+def case_of(ground: Ground) -> Case:
+    """Return what the runs of the accuracy section are of."""
+    classes = len(ground.entries["full"].dataset.class_ids)
+    return Case(ground.spec, ground.backbone.card.preprocessing.input_size, classes)
+
+
+def score(ground: Ground, runs: Sequence[Path]) -> None:
+    """Train and test a linear head on the images of every run that has not been scored."""
+    left = [run for run in runs if not (run / "evaluation.json").exists()]
+    if left:
+        tell(f"scoring {len(left)} sets of images")
+        evaluate_runs(
+            EvaluateRunsConfig(
+                run=left,
+                store=ground.store,
+                mode=["linear"],
+                device=ground.backbone.device.type,  # type: ignore[arg-type]
+                **ground.probe,  # type: ignore[arg-type]
+            )
+        )
+
+
+def curve(runs: Sequence[Path]) -> list[dict[str, float]]:
+    """Return step, seconds and accuracy of scored marks."""
+    points = []
+    for run in runs:
+        record = json.loads((run / "run.json").read_bytes())
+        rows = json.loads((run / "evaluation.json").read_bytes())["rows"]
+        (top1,) = (row["top1_mean"] for row in rows if row["images"] == "distilled")
+        points.append({"step": record["step"], "seconds": record["wall_seconds"], "top1": top1})
+    return points
+
+
+def mean_curve(curves: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
+    """Average curves over seeds, mark by mark."""
+    return [
+        {key: statistics.fmean(point[key] for point in points) for key in points[0]}
+        for points in zip(*curves, strict=True)
+    ]
+
+
+def reached(points: Sequence[dict[str, float]], top1: float) -> float | None:
+    """Return the seconds to the first mark that is as accurate as that; None if there is none."""
+    # Means over seeds are sums of floats: the last mark must reach its own figure.
+    return next((point["seconds"] for point in points if point["top1"] >= top1 - 1e-9), None)
+
+
+def measure_accuracy(given: argparse.Namespace, spec: str, work: Path) -> dict[str, Any]:
+    """Compare how soon and how far LGM and ours come."""
+    size = given.image_size[0]
+    config = ExtractConfig(
+        source=given.source,
+        store=given.store or str(work / "store"),
+        backbone=[spec],
+        image_size=size,
+        limit_per_class=40 if given.quick else None,
+        tune_fraction=TUNE_FRACTION,
+        device=given.device,
+    )
+    tell(f"extracting {config.source} into {config.store}")
+    extract(config)
+    backbone = load_backbone(spec, image_size=size, device=given.device)
+    ground = Ground(
+        backbone,
+        spec,
+        config.store,
+        {role: entry_of(config, backbone, role) for role in ("full", "tuning")},
+        work,
+        {"seeds": 3, "epochs": 100, "views": 5} if given.quick else {"seeds": 3},
+    )
+    canvas = default_plan(case_of(ground), backbone).canvas
+
+    tuning = []
+    real = real_images(config, backbone, canvas, "tuning")
+    for rate in given.rates:
+        runs = lgm_run(ground, real, "tuning", rate, 0, given.steps_lgm, given.marks_lgm)
+        score(ground, runs[-1:])
+        tuning.append({"rate": rate, "top1": curve(runs[-1:])[0]["top1"]})
+        tell(f"LGM at {rate:g}: {100 * tuning[-1]['top1']:.1f} % of the tuning split")
+    rate = max(tuning, key=lambda each: each["top1"])["rate"]
+
+    real = real_images(config, backbone, canvas, "full")
+    theirs, ours = [], []
+    for seed in range(given.seeds):
+        theirs.append(lgm_run(ground, real, "full", rate, seed, given.steps_lgm, given.marks_lgm))
+        ours.append(our_run(ground, seed, given.steps, given.marks))
+    score(ground, [run for runs in (*theirs, *ours) for run in runs])
+    curves = {"lgm": [curve(runs) for runs in theirs], "ours": [curve(runs) for runs in ours]}
+    final = {way: [points[-1]["top1"] for points in each] for way, each in curves.items()}
+    target = statistics.fmean(final["lgm"])
+    mean = {way: mean_curve(each) for way, each in curves.items()}
+    return {
+        "source": given.source,
+        "backbone": spec,
+        "image_size": size,
+        "real_images": len(real.labels),
+        "seeds": given.seeds,
+        "tuning": tuning,
+        "rate": rate,
+        "curves": curves,
+        "mean_curve": mean,
+        "top1": {way: mean_and_deviation(each) for way, each in final.items()},
+        "seconds_to_target": {way: reached(points, target) for way, points in mean.items()},
+        "seconds_in_all": {way: points[-1]["seconds"] for way, points in mean.items()},
+    }
+
+
+def entry_of(config: ExtractConfig, backbone: Backbone, role: Role) -> Entry:
+    """Open the entry that an extraction has published."""
+    store = open_store(config.store)
+    (summary,) = (
+        known
+        for known in store.summaries()
+        if known.role == role and known.backbone_hash == backbone.card.hash
+    )
+    return store.open(summary)
+
+
+# Bars
+
+
+def bars(result: dict[str, Any]) -> Iterator[tuple[str, float | None, float, str]]:
+    """Yield what is asked for: what, the figure (None: not to be had), the bar, and at most or at least."""
+    for row in result.get("time", []):
+        where = f"{row['backbone']}, {row['image_size']} px, {row['classes']} classes"
+        for one, other, bar in (
+            (OURS[0], LGM, 1 / 8),
+            (OURS[0], PUBLISHED, 0.65),
+            (OURS[1], BARE, 1.1),
+            (OURS[2], BARE, 1.6),
+            (LGM, BARE_LGM, 1.15),
+        ):
+            found = row["ratios"].get(f"{one} / {other}")
+            if found:
+                yield f"time, {one} / {other}; {where}", found["median"], bar, "<="
+    peaks = {
+        (row["backbone"], row["image_size"], row["classes"], row["name"]): row.get("peak_bytes")
+        for row in result.get("memory", [])
+    }
+    for (backbone, size, classes, name), ours in peaks.items():
+        if name != OURS[0] or ours is None:
+            continue
+        where = f"{backbone}, {size} px, {classes} classes"
+        for other, bar in ((LGM, 1 / 15), (PUBLISHED, 1 / 5)):
+            theirs = peaks.get((backbone, size, classes, other))
+            if theirs and (other == LGM or classes >= 100):
+                yield f"memory, {name} / {other}; {where}", ours / theirs, bar, "<="
+    for row in result.get("growth", []):
+        where = f"{row['backbone']}, {row['image_size']} px"
+        yield f"memory, 1,000 / 100 classes, {OURS[0]}; {where}", row["ratio"], 1.1, "<="
+    if "accuracy" in result:
+        found = result["accuracy"]
+        ours, theirs = (found["seconds_to_target"][way] for way in ("ours", "lgm"))
+        yield "time to LGM's final accuracy, ours / LGM", None if ours is None else ours / theirs, 1 / 5, "<="
+        (our_top1, _), (their_top1, _) = (found["top1"][way] for way in ("ours", "lgm"))
+        yield "final top-1, ours - LGM, points", 100 * (our_top1 - their_top1), 0, ">="
+
+
+def growth_with_classes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare the peaks of ours at 1,000 and at 100 classes.
+
+    Pyramids are there before the first step, so the peaks are without them; both moments of the optimizer are
+    taken off. The gradient of the pyramids, as large as they are, is not: `ratio_without_gradient` has it off
+    too.
+    """
+    ours = {
+        (row["backbone"], row["image_size"], row["classes"]): row
+        for row in rows
+        if row["name"] == OURS[0] and "peak_bytes" in row
+    }
+    found = []
+    for (backbone, size, classes), large in ours.items():
+        small = ours.get((backbone, size, 100))
+        if classes == 1000 and small is not None:
+            rest = [[row["peak_bytes"] - k * row["pyramid_bytes"] for row in (large, small)] for k in (2, 3)]
+            ratios = [one / other for one, other in rest]
+            found.append(
+                {
+                    "backbone": backbone,
+                    "image_size": size,
+                    "bytes": rest[0],
+                    "ratio": ratios[0],
+                    "ratio_without_gradient": ratios[1],
+                }
+            )
+    return found
+
+
+# Tables
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the tables."""
+    console = Console(width=130)
+    if result["quick"]:
+        console.print("--quick: too few rounds and steps for figures that count")
+    for row in result.get("time", []):
+        title = f"Time per step: {row['backbone']}, {row['image_size']} px, {row['classes']} classes, "
+        table = Table(title=f"{title}{result['threads']} threads, {row['rounds']} rounds")
+        for column in ("contender", "median ms", "fastest ms"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        for name, middle in row["seconds"].items():
+            shown = f"{name} ({row['micro_batch']} at a time)" if name == OURS[0] else name
+            table.add_row(shown, f"{1e3 * middle:.1f}", f"{1e3 * row['fastest'][name]:.1f}")
+        for name, need in row["too_large"].items():
+            table.add_row(name, f"needs about {need / 2**30:.0f} GiB", "")
+        console.print(table)
+        for name, found in row["ratios"].items():
+            line = f"  {name}: {found['median']:.3f} (quartiles {found['low']:.3f} to {found['high']:.3f})"
+            console.print(line, highlight=False)
+    if "memory" in result:
+        table = Table(title="Peak memory above the idle process")
+        for column in ("contender", "backbone", "px", "classes", "at a time", "MiB", "idle MiB"):
+            table.add_column(column, justify="left" if column in ("contender", "backbone") else "right")
+        for row in result["memory"]:
+            peak, need = row.get("peak_bytes"), row.get("estimated_bytes")
+            shown = f"{peak / 2**20:.0f}" if peak is not None else "out of memory"
+            table.add_row(
+                row["name"],
+                row["backbone"],
+                str(row["image_size"]),
+                f"{row['classes']:,}",
+                str(row["micro_batch"]) if row["name"] == OURS[0] and peak is not None else "",
+                f"not run: about {need / 2**20:.0f}" if need else shown,
+                f"{row['idle_bytes'] / 2**20:.0f}" if peak is not None else "",
+            )
+        console.print(table)
+        for row in result["growth"]:
+            console.print(
+                f"  1,000 / 100 classes, pyramid and optimizer's moments apart: {row['ratio']:.2f}; "
+                f"gradient of the pyramid apart too: {row['ratio_without_gradient']:.2f}",
+                highlight=False,
+            )
+    if "accuracy" in result:
+        show_accuracy(console, result["accuracy"])
+    table = Table(title="Bars")
+    for column in ("what", "figure", "bar", ""):
+        table.add_column(column, justify="right" if column in ("figure", "bar") else "left")
+    for bar in result["bars"]:
+        figure = "not reached" if bar["figure"] is None else f"{bar['figure']:.3f}"
+        table.add_row(
+            bar["what"], figure, f"{bar['sense']} {bar['bar']:.3f}", "met" if bar["met"] else "NOT MET"
+        )
+    console.print(table)
+
+
+def show_accuracy(console: Console, found: dict[str, Any]) -> None:
+    """Print how far both came, and when."""
+    title = f"{found['source']}, {found['real_images']:,} real images, {found['backbone']}, "
+    table = Table(title=f"{title}{found['image_size']} px, 1 image per class, {found['seeds']} seeds")
+    for column in ("", "top-1 % at the end", "seconds in all", "seconds to LGM's final top-1"):
+        table.add_column(column, justify="right" if column else "left")
+    for way, name in (("lgm", f"{LGM}, learning rate {found['rate']:g}"), ("ours", OURS[0])):
+        mean, deviation = found["top1"][way]
+        to_target = found["seconds_to_target"][way]
+        table.add_row(
+            name,
+            f"{100 * mean:.1f} ± {100 * deviation:.1f}",
+            f"{found['seconds_in_all'][way]:.0f}",
+            "not reached" if to_target is None else f"{to_target:.0f}",
+        )
+    console.print(table)
+    rates = ", ".join(f"{each['rate']:g}: {100 * each['top1']:.1f}" for each in found["tuning"])
+    console.print(f"  LGM on the tuning split, top-1 % by learning rate: {rates}", highlight=False)
+    for way, points in found["mean_curve"].items():
+        line = ", ".join(f"{point['seconds']:.0f} s {100 * point['top1']:.1f}" for point in points)
+        console.print(f"  {way}, top-1 % on the way: {line}", highlight=False)
+
+
+# The command
+
+
+def with_weights(spec: str, folder: Path) -> str:
+    """Return a spec as it is, or, for ``random/MODEL``, one of a file of random weights."""
+    kind, _, model = spec.partition("/")
+    if kind != "random":
+        return spec
+    torch.manual_seed(0)
+    path = folder / f"{model}.safetensors"
+    if not path.exists():
+        tensors = timm.create_model(model).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return f"timm/{model}@{path}"
+
+
+def cases_of(given: argparse.Namespace, folder: Path) -> list[Case]:
+    """Return what to measure: all classes at the first size, the first number of classes at all sizes."""
+    cases = [
+        Case(with_weights(spec, folder), size, classes)
+        for spec in given.backbone
+        for size in given.image_size
+        for classes in given.classes
+        if size == given.image_size[0] or classes == given.classes[0]
+    ]
+    if given.with_vit:
+        spec = with_weights("random/vit_base_patch14_dinov2", folder)
+        cases += [Case(spec, 224, classes) for classes in (100, 1000)]
+    return cases
+
+
+def memory_rows(cases: Sequence[Case], device: str, steps: int) -> list[dict[str, Any]]:
+    """Measure all contenders in all cases, and ours at 1,000 classes where it is measured at 100."""
+    rows = []
+    for case in cases:
+        rows += measure_memory(case, (*OURS, PUBLISHED, LGM), device, steps)
+        if case.classes == 100 and replace(case, classes=1000) not in cases:
+            rows += measure_memory(replace(case, classes=1000), OURS[:1], device, min(steps, 2))
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and write the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", nargs="+", help="default: lite0; on a GPU also a random ViT-B/14")
+    parser.add_argument("--image-size", nargs="+", type=int, help="default: 96 224")
+    parser.add_argument("--classes", nargs="+", type=int, default=[10, 100])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--only", nargs="+", choices=["time", "memory", "accuracy"])
+    parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--seconds", type=float, default=90, help="of timing, per case")
+    accuracy = parser.add_argument_group("accuracy")
+    accuracy.add_argument("--source", default=BUILTIN, help="dataset, e.g. idx:FOLDER")
+    accuracy.add_argument("--store", help="store of its statistics, or where to make it")
+    accuracy.add_argument("--work", type=Path, help="folder for runs; what it holds is not done again")
+    accuracy.add_argument("--seeds", type=int, default=3)
+    accuracy.add_argument("--steps-lgm", type=int, default=2000)
+    accuracy.add_argument(
+        "--rates", nargs="+", type=float, default=[0.002, 0.005, 0.01, 0.02], help="for LGM to choose from"
+    )
+    accuracy.add_argument("--steps", type=int, help="of ours; default: as sfm distill")
+    accuracy.add_argument("--marks", type=int, default=20, help="at which ours is scored")
+    accuracy.add_argument("--marks-lgm", type=int, default=10)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(given.child)
+        return
+    cuda = torch.cuda.is_available() and given.device != "cpu"
+    given.with_vit = cuda and given.backbone is None and not given.quick
+    given.backbone = given.backbone or ["lite0"]
+    given.image_size = given.image_size or ([96] if given.quick else [96, 224])
+    if given.quick:
+        given.seconds, given.seeds, given.steps_lgm, given.steps = 15.0, 1, 20, 60
+        given.rates, given.marks, given.marks_lgm = given.rates[-1:], 4, 2
+    only = given.only or ["time", "memory", "accuracy"]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        result: dict[str, Any] = {
+            "benchmark": "distillation",
+            "quick": given.quick,
+            "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "cores": len(os.sched_getaffinity(0)),
+            "torch": torch.__version__,
+        }
+        cases = cases_of(given, Path(scratch))
+        if "memory" in only:
+            result["memory"] = memory_rows(cases, given.device, 1 if given.quick else 3)
+            result["growth"] = growth_with_classes(result["memory"])
+        if "time" in only:
+            result["time"] = []
+            for case in cases:
+                tell(f"time, {case}")
+                result["time"].append(measure_time(case, given.device, given.seconds))
+                gc.collect()
+        if "accuracy" in only:
+            work = given.work or Path(scratch)
+            result["accuracy"] = measure_accuracy(given, given.backbone[0], work)
+        result["bars"] = [
+            {"what": what, "figure": figure, "bar": bar, "sense": sense, "met": is_met(figure, bar, sense)}
+            for what, figure, bar, sense in bars(result)
+        ]
+    show(result)
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def is_met(figure: float | None, bar: float, sense: str) -> bool:
+    """Say whether a figure is as asked for; one that could not be had is not."""
+    if figure is None or math.isnan(figure):
+        return False
+    return figure <= bar if sense == "<=" else figure >= bar
+
+
+if __name__ == "__main__":
+    main()
