@@ -9,6 +9,7 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.distill.augment import draw_views
 from sfm.distill.gradient import Batch, Gradient, Objective, slope
+from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import canvas_size, grow, resolutions
 from sfm.errors import InputError
 
@@ -26,7 +27,7 @@ class Plan:
     grow_every : int
         Steps between two levels of the pyramid.
     micro_batch : int
-        Images whose activations are in memory at a time.
+        Images whose activations are in memory at a time, in each process.
     gradient : {"exact", "one-pass"}
         What a step does about the others, if there are any: see :mod:`sfm.distill.gradient`.
     """
@@ -72,13 +73,13 @@ class State:
     ----------
     step : int
         Steps done.
-    levels : list of Tensor, shapes (C * K, 3, r, r)
-        The pyramids of all images: those of the first class first.
+    levels : list of Tensor, shapes (N, 3, r, r)
+        The pyramids of this process's images: those of the first class first. One process has all of them.
     optimizer : torch.optim.Adam
         Of the levels.
     seen : Tensor, shape (C * K * A, D), or None
-        Features of the last step, where the next one needs them: with several micro-batches in one pass, and
-        unless the pyramid has grown since.
+        Features of all images in the last step, where the next one needs them: with several micro-batches in
+        one pass, and unless the pyramid has grown since.
     """
 
     step: int
@@ -92,37 +93,42 @@ def adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
     return torch.optim.Adam(levels, lr=plan.learning_rate, fused=True)
 
 
-def begin(plan: Plan, device: torch.device) -> State:
+def begin(plan: Plan, device: torch.device, group: Group = ALONE) -> State:
     """Return the state before the first step: one level of N(0, 1)."""
-    levels = grown([], plan, device)
+    levels = grown([], plan, device, group)
     return State(0, levels, adam(levels, plan))
 
 
-def grown(levels: list[Tensor], plan: Plan, device: torch.device) -> list[Tensor]:
+def grown(levels: list[Tensor], plan: Plan, device: torch.device, group: Group = ALONE) -> list[Tensor]:
     """Return the levels with the next finer one added."""
     resolution = resolutions(plan.canvas)[len(levels)]
-    return grow(levels, resolution, plan.images, plan.seed, device)
+    return grow(levels, resolution, plan.images, plan.seed, device, group.share(plan.classes, plan.ipc))
 
 
-def advance(state: State, plan: Plan, backbone: Backbone, objective: Objective) -> float:
+def advance(
+    state: State, plan: Plan, backbone: Backbone, objective: Objective, group: Group = ALONE
+) -> float:
     """Do one step: `state` moves on by one.
 
     Returns
     -------
     float
-        The loss of the images as they were before the step.
+        The loss of all images as they were before the step.
 
     Raises
     ------
     InputError
-        If the loss is not finite; the state is then still the one before the step.
+        If the loss is not finite, in all processes then, or if one of them is lost; the state is then still
+        the one before the step.
     """
     if plan.levels(state.step) > len(state.levels):
-        state.levels = grown(state.levels, plan, backbone.device)
+        state.levels = grown(state.levels, plan, backbone.device, group)
         state.optimizer, state.seen = adam(state.levels, plan), None
 
     views = draw_views(plan.seed, state.step, plan.images * plan.views, plan.canvas)
-    batch = Batch(state.levels, plan.canvas, plan.image_size, views, (plan.classes, plan.ipc, plan.views))
+    own = views.part(group.share(plan.classes, plan.ipc * plan.views))
+    shape = (plan.classes, plan.ipc, plan.views)
+    batch = Batch(state.levels, plan.canvas, plan.image_size, own, shape, group)
     found = slope(batch, backbone, objective, plan.micro_batch, plan.gradient, state.seen)
     if not math.isfinite(found.loss):
         raise InputError(
@@ -132,7 +138,7 @@ def advance(state: State, plan: Plan, backbone: Backbone, objective: Objective) 
     for level, gradient in zip(state.levels, found.levels, strict=True):
         level.grad = gradient
     state.optimizer.step()
-    if plan.gradient == "one-pass" and plan.micro_batch < plan.images:
+    if plan.gradient == "one-pass" and plan.micro_batch < group.shares(plan.classes, plan.ipc)[0].stop:
         state.seen = found.features
     state.step += 1
     return found.loss

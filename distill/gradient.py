@@ -10,6 +10,8 @@ exact
 one-pass
     Forward and backward once per micro-batch; the features of the images not in it are those last seen, in
     this step or the one before. The gradient lags behind by less than a step.
+
+The same holds for images of other processes: once per step, all processes learn all features.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 from sfm.distill.augment import Views, augment
+from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import decode
 
 Gradient = Literal["exact", "one-pass"]
@@ -31,18 +34,20 @@ Objective = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """All images of a step, and how they are looked at.
+    """The images of a step that are this process's, and how they are looked at.
 
     Attributes
     ----------
-    levels : sequence of Tensor, shapes (C * K, 3, r, r)
-        The pyramids: images of the first class first.
+    levels : sequence of Tensor, shapes (N, 3, r, r)
+        The pyramids: images of the first class first. One process has all of them, N = C * K.
     canvas, image_size : int
         Sides of the images and of their views, in pixels.
     views : Views
-        Of C * K * A views: those of the first image first.
+        Of N * A views: those of the first image first.
     shape : tuple of int
-        C, K and A.
+        C, K and A, of all images.
+    group : Group
+        The processes that share them.
     """
 
     levels: Sequence[Tensor]
@@ -50,11 +55,23 @@ class Batch:
     image_size: int
     views: Views
     shape: tuple[int, int, int]
+    group: Group = ALONE
 
     @property
     def images(self) -> int:
-        """How many images there are, C * K."""
-        return self.shape[0] * self.shape[1]
+        """How many images this process has, N."""
+        return len(self.levels[0])
+
+    @property
+    def own(self) -> slice:
+        """The place of this process's features among those of all images."""
+        classes, ipc, views = self.shape
+        return self.group.share(classes, ipc * views)
+
+    def everyones(self, features: Tensor) -> Tensor:
+        """Return the features of all images, shape (C * K * A, D), from each process's own."""
+        classes, ipc, views = self.shape
+        return self.group.everyones(features, self.own, classes * ipc * views)
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ class Slope:
     levels : list of Tensor
         Gradient with respect to every level, of the level's shape.
     features : Tensor, shape (C * K * A, D)
-        Of the images as they are, through the views of this step.
+        Of all images as they are, through the views of this step.
     """
 
     loss: float
@@ -126,12 +143,12 @@ def features_of(batch: Batch, backbone: Backbone, levels: Sequence[Tensor], part
 
 
 def whole_slope(batch: Batch, backbone: Backbone, objective: Objective) -> Slope:
-    """Return the gradient from one graph over all images."""
+    """Return the gradient from one graph over all images of this process."""
     features = features_of(batch, backbone, batch.levels, slice(0, batch.images))
-    loss = objective(features.view(*batch.shape, -1))
+    loss, pull, known = pulled(batch, objective, features.detach())
     # Laid out as the levels are: torch's fused Adam reads gradients in the order of memory.
-    levels = [gradient.contiguous() for gradient in torch.autograd.grad(loss, batch.levels)]
-    return Slope(loss.item(), levels, features.detach())
+    levels = [each.contiguous() for each in torch.autograd.grad(features, batch.levels, pull)]
+    return Slope(loss.item(), levels, known)
 
 
 def exact_slope(batch: Batch, backbone: Backbone, objective: Objective, micro_batch: int) -> Slope:
@@ -143,17 +160,37 @@ def exact_slope(batch: Batch, backbone: Backbone, objective: Objective, micro_ba
                 for part in parts(batch.images, micro_batch)
             ]
         )
-    features.requires_grad_()
-    loss = objective(features.view(*batch.shape, -1))
-    (pull,) = torch.autograd.grad(loss, features)
+    loss, pull, known = pulled(batch, objective, features)
     gradients = [torch.empty_like(level) for level in batch.levels]
     each = batch.shape[2]
     for part in parts(batch.images, micro_batch):
         leaves = leaves_of(batch, part)
         again = features_of(batch, backbone, leaves, part)
-        pulled = torch.autograd.grad(again, leaves, pull[part.start * each : part.stop * each])
-        fill(gradients, part, pulled)
-    return Slope(loss.item(), gradients, features.detach())
+        fill(gradients, part, torch.autograd.grad(again, leaves, pull[part.start * each : part.stop * each]))
+    return Slope(loss.item(), gradients, known)
+
+
+def pulled(batch: Batch, objective: Objective, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, how it pulls at this process's features, and the features of all images.
+
+    Parameters
+    ----------
+    batch : Batch
+    objective : callable
+    features : Tensor, shape (N * A, D)
+        Of this process's images; without a graph.
+
+    Returns
+    -------
+    loss : Tensor, shape ()
+    pull : Tensor, shape (N * A, D)
+        Gradient of the loss.
+    known : Tensor, shape (C * K * A, D)
+    """
+    known = batch.everyones(features).requires_grad_()
+    loss = objective(known.view(*batch.shape, -1))
+    (pull,) = torch.autograd.grad(loss, known)
+    return loss.detach(), pull[batch.own], known.detach()
 
 
 def one_pass_slope(
@@ -162,15 +199,16 @@ def one_pass_slope(
     """Return the gradient from one graph per micro-batch, among the features last seen of all others."""
     features = seen.clone()
     gradients = [torch.empty_like(level) for level in batch.levels]
-    each = batch.shape[2]
+    each, first = batch.shape[2], batch.own.start
     for part in parts(batch.images, micro_batch):
         leaves = leaves_of(batch, part)
         fresh = features_of(batch, backbone, leaves, part)
-        begin, end = part.start * each, part.stop * each
+        begin, end = first + part.start * each, first + part.stop * each
         among = torch.cat([features[:begin], fresh, features[end:]])
         fill(gradients, part, torch.autograd.grad(objective(among.view(*batch.shape, -1)), leaves))
         features[begin:end] = fresh.detach()
-    return Slope(objective(features.view(*batch.shape, -1)).item(), gradients, features)
+    known = batch.everyones(features[batch.own])
+    return Slope(objective(known.view(*batch.shape, -1)).item(), gradients, known)
 
 
 def parts(images: int, micro_batch: int) -> Iterator[slice]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -91,7 +92,12 @@ def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
 
 
 def grow(
-    levels: Sequence[Tensor], resolution: int, count: int, seed: int, device: torch.device
+    levels: Sequence[Tensor],
+    resolution: int,
+    count: int,
+    seed: int,
+    device: torch.device,
+    part: slice | None = None,
 ) -> list[Tensor]:
     """Add a level: with it there are n, it is drawn from N(0, 1)/n and the others are scaled by (n-1)/n.
 
@@ -104,10 +110,12 @@ def grow(
     resolution : int
         Side of the new level, in pixels.
     count : int
-        Number of images, N.
+        Number of images of the run.
     seed : int
-        Of the run. The new level depends on it and on n alone.
+        Of the run. What an image's new level is depends on it, on n, and on the image's number alone.
     device : torch.device
+    part : slice, optional
+        Which of the images the levels are of, if not of all; then N of them.
 
     Returns
     -------
@@ -115,8 +123,17 @@ def grow(
         New leaves that require gradients, float32.
     """
     n = len(levels) + 1
-    rng = stream(seed, LEVEL_NOISE, n)
-    noise = rng.standard_normal((count, 3, resolution, resolution), dtype=np.float32)
+    noise = _noise(stream(seed, LEVEL_NOISE, n), resolution, part or slice(0, count))
     grown = [level.detach() * ((n - 1) / n) for level in levels]
     grown.append(torch.from_numpy(noise).to(device) / n)
     return [level.requires_grad_() for level in grown]
+
+
+def _noise(rng: np.random.Generator, resolution: int, part: slice) -> npt.NDArray[np.float32]:
+    """Draw what the images up to the last of a part start from; keep that of the part."""
+    noise = np.empty((part.stop - part.start, 3, resolution, resolution), dtype=np.float32)
+    others = np.empty_like(noise[0])
+    for image in range(part.stop):
+        out = others if image < part.start else noise[image - part.start]
+        rng.standard_normal(dtype=np.float32, out=out)
+    return noise
