@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Group:
         ends = [0]
         for rank in range(self.size):
             ends.append(ends[-1] + few + (rank < more))
-        return [slice(start * each, end * each) for start, end in zip(ends, ends[1:], strict=False)]
+        return [slice(start * each, end * each) for start, end in pairwise(ends)]
 
     def share(self, classes: int, each: int = 1) -> slice:
         """Return which rows are this process's; see :meth:`shares`."""
@@ -98,7 +99,7 @@ class Group:
                 dist.send(own, 0)
                 return own
             whole = own.new_empty((sum(counts), *own.shape[1:]))
-            parts = whole.split(list(counts))
+            parts = torch.split(whole, list(counts))
             parts[0].copy_(own)
             for rank in range(1, self.size):
                 dist.recv(parts[rank], rank)
