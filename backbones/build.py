@@ -89,7 +89,7 @@ class Backbone:
         size = self.card.preprocessing.input_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"images of shape {tuple(images.shape)}, expected (batch, 3, {size}, {size})")
-        normalised = (images - self._mean) / self._std
+        normalised = (images - self._mean).div_(self._std)
         feature: Tensor = self.model(normalised.contiguous(memory_format=self._layout))
         return feature.to(images.dtype)
 

@@ -80,6 +80,14 @@ def test_grey_stays_grey() -> None:
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
+def test_grey_gives_the_pixels_that_it_gives_as_red_green_and_blue() -> None:
+    grey = noise(50, 40).convert("L")
+    for size in (16, 64):
+        np.testing.assert_array_equal(
+            crop(grey, settings_for(size)), crop(grey.convert("RGB"), settings_for(size))
+        )
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_sixteen_bit_grey_is_scaled_not_clipped(dtype: type) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
