@@ -197,6 +197,7 @@ def extraction_card(job: Job, part: Part) -> ExtractionCard:
         images_per_second=job.features.images_per_second,
         listing=job.listing,
         skipped=job.gathered.skipped,
+        train_bytes=part.train_bytes,
     )
 
 

@@ -143,6 +143,8 @@ class Seen:
     kept : list of int
         Places of its samples in the task.
     digests : ndarray of uint8, shape (n, 32)
+    sizes : list of int
+        Encoded bytes of its samples.
     features : dict of str to ndarray of float32, shape (n, D)
         By kind, see `Rules`.
     skipped : list of Skipped
@@ -152,6 +154,7 @@ class Seen:
 
     kept: list[int]
     digests: npt.NDArray[np.uint8]
+    sizes: list[int]
     features: dict[str, npt.NDArray[np.float32]]
     skipped: list[Skipped]
     seconds: dict[str, float]
@@ -273,7 +276,8 @@ def look(
                     f"{kept[int(bad[0])][1].where}: check the weights of the backbone, or remove the image"
                 )
             features[kind] = found
-    return Seen([place for place, _, _, _ in kept], digests, features, skipped, seconds)
+    sizes = [len(sample.data) for _, sample, _, _ in kept]
+    return Seen([place for place, _, _, _ in kept], digests, sizes, features, skipped, seconds)
 
 
 def batches(
@@ -412,6 +416,7 @@ def save(
         none = np.zeros((0, card.features), dtype=np.float32)
         for kind in rules.kinds(card.hash, task.split):
             staging.put(kind, task, np.concatenate([none, *(seen.features[kind] for seen in parts)]))
+    staging.put("sizes", task, np.array([size for seen in parts for size in seen.sizes], dtype=np.int64))
     staging.put("digests", task, digests)
     known = task.rows is not None
     classes = {label: index for index, label in enumerate(dict.fromkeys(labels))}

@@ -30,6 +30,8 @@ class Part:
         Where training rows and held-out rows lie.
     train_rows, test_rows : ndarray of bool
         Which rows of those partitions belong.
+    train_bytes : int
+        Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
     """
@@ -39,6 +41,7 @@ class Part:
     test: list[Partition]
     train_rows: npt.NDArray[np.bool_]
     test_rows: npt.NDArray[np.bool_]
+    train_bytes: int
     fingerprint: str
 
     def staged_train(self, staging: Staging, backbone: str) -> Staged:
@@ -213,7 +216,9 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
     for partition, digests in zip((*train, *test), digests_of(staging, (*train, *test)), strict=True):
         rows = partition.labels != UNUSED
         tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
-    parts = [Part("full", train, test, in_use, held_out != UNUSED, tally.fingerprint())]
+    sizes = np.concatenate([np.load(staging.file("sizes", partition)) for partition in train])
+    every = int(sizes[in_use].sum())
+    parts = [Part("full", train, test, in_use, held_out != UNUSED, every, tally.fingerprint())]
     if config.tune_fraction is not None:
         held = held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
         tally, start = Tally(), 0
@@ -222,7 +227,8 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
             start = here.stop
             for split, rows in (("train", in_use[here] & ~held[here]), ("test", held[here])):
                 tally.add(split, class_ids, partition.labels[rows], digests[rows])
-        parts.append(Part("tuning", train, train, in_use & ~held, held, tally.fingerprint()))
+        rest = int(sizes[in_use & ~held].sum())
+        parts.append(Part("tuning", train, train, in_use & ~held, held, rest, tally.fingerprint()))
     return parts
 
 

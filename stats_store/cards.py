@@ -64,6 +64,8 @@ class ExtractionCard(BaseModel):
         A tuning entry holds statistics of a part of the training split and the rest of it as held-out data.
     seconds, images_per_second : float
         Wall time of the features pass, and its rate over all splits.
+    train_bytes : int or None
+        Encoded bytes of the training samples, as the source held them; None where that was not recorded.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -77,6 +79,7 @@ class ExtractionCard(BaseModel):
     images_per_second: float
     listing: str = ""
     skipped: list[str] = []
+    train_bytes: int | None = None
 
 
 class ClassifierCard(BaseModel):

@@ -557,12 +557,17 @@ def costs(runs: Sequence[ReportedRun]) -> Grid:
         record, details, behind = run.run.record, run.details, run.behind
         count, real = len(run.run.files), details.train_samples
         evaluation = run.evaluation
+        # What is recorded is of all classes; a run of some of them takes part of it.
+        whole = behind is not None and real == behind.part.entry.dataset.train_samples
+        raw = behind.part.entry.extraction.train_bytes if behind and whole else None
         decoded = real * 3 * record.image_size**2 if real else None
         told = {
             "Distilled images": f"{count:,}",
-            "Their files (PNG)": size(run.image_bytes),
+            "Files of the distilled images (PNG)": size(run.image_bytes),
             "Real training images": f"{real:,}" if real else NOT_KNOWN,
             "Real images per distilled one": f"{real / count:,.0f}" if real else NOT_KNOWN,
+            "Files of the real images, as they were read": size(raw),
+            "Bytes of real images per distilled byte": f"{raw / run.image_bytes:,.1f}" if raw else NOT_KNOWN,
             "Real images, decoded at the input size": size(decoded),
             "Statistics in the store": size(behind.stored_bytes if behind else None),
             "Extracting them": duration(behind.part.entry.extraction.seconds if behind else None),

@@ -139,6 +139,16 @@ def test_a_store_without_real_images_still_tells_what_its_statistics_cost(
     assert not any((i["alt"] or "").startswith("Real image") for i in page.all("img"))
 
 
+def test_the_bytes_of_the_distilled_images_stand_against_those_of_the_real_ones(
+    page: Page, finished_run: Path, fashion_store: str
+) -> None:
+    record = json.loads((finished_run / "run.json").read_text())
+    distilled = sum(path.stat().st_size for path in finished_run.glob("images/*/*.png"))
+    real = record["train_samples"] * 28 * 28
+    assert size(real) in page.text
+    assert f"Bytes of real images per distilled byte{real / distilled:,.1f}" in page.text
+
+
 def test_the_figures_are_those_of_the_evaluation(page: Page, finished_run: Path) -> None:
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
     for row in evaluation["rows"]:

@@ -175,6 +175,22 @@ def test_the_same_images_in_another_folder_have_the_same_digest(tmp_path, image_
     assert again.entry_digest == first.entry_digest
 
 
+def test_the_bytes_of_the_training_images_are_those_of_their_files(tmp_path, image_folder):
+    options = {"source": f"folder:{image_folder}", "name": "pictures", "limit_per_class": None}
+    extract(config(tmp_path / "s", **options))
+    files = [path for path in (image_folder / "train").rglob("*") if path.is_file()]
+    card = entry_of(str(tmp_path / "s"), "pictures").extraction
+    assert card.train_bytes == sum(path.stat().st_size for path in files)
+
+
+def test_the_bytes_of_some_training_images_are_theirs_alone(fashion_store):
+    summaries = [s for s in open_store(fashion_store).summaries() if s.backbone == "lite0"]
+    assert {s.role for s in summaries} == {"full", "tuning"}
+    for summary in summaries:
+        card = open_store(fashion_store).open(summary).extraction
+        assert card.train_bytes == summary.train_samples * 28 * 28
+
+
 def test_train_features_are_kept_on_request(tmp_path):
     extract(config(tmp_path / "s", keep_train_features=True))
     entry = entry_of(str(tmp_path / "s"))
