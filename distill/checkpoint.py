@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State, adam
+from sfm.distill.group import ALONE, Group
 from sfm.errors import DamageError, InputError
 
 KEPT = 2
@@ -44,23 +46,43 @@ class Checkpoint(BaseModel):
     sha256: str = ""
 
 
-def save(folder: Path, checkpoint: Checkpoint, state: State) -> None:
+def levels_of(state: State, plan: Plan, group: Group = ALONE) -> list[Tensor]:
+    """Return the pyramids of a state, of shapes (C * K, 3, r, r) in the first process."""
+    counts = [share.stop - share.start for share in group.shares(plan.classes, plan.ipc)]
+    return [group.collected(level.detach(), counts) for level in state.levels]
+
+
+def tensors_of(state: State, plan: Plan, group: Group = ALONE) -> dict[str, Tensor]:
+    """Return what a state consists of, by name: that of all images in the first process."""
+    counts = [share.stop - share.start for share in group.shares(plan.classes, plan.ipc)]
+    tensors = {f"{index}/level": level for index, level in enumerate(levels_of(state, plan, group))}
+    for index, level in enumerate(state.levels):
+        for name, value in state.optimizer.state[level].items():
+            tensors[f"{index}/adam/{name}"] = (
+                group.collected(value, counts) if _is_per_image(f"/{name}") else value
+            )
+    return tensors if state.seen is None else tensors | {"seen": state.seen}
+
+
+def save(folder: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> None:
     """Save a state as ``folder/step_<n>``: it is there whole or not at all. Older ones but the last go.
+
+    Parameters
+    ----------
+    folder : Path
+    checkpoint : Checkpoint
+    tensors : dict of str to Tensor
+        See :func:`tensors_of`.
 
     Raises
     ------
     InputError
         If it cannot be written; earlier checkpoints are untouched then.
     """
-    tensors: dict[str, Tensor] = {}
-    for index, level in enumerate(state.levels):
-        tensors[f"{index}/level"] = level.detach().contiguous()
-        for name, value in state.optimizer.state[level].items():
-            tensors[f"{index}/adam/{name}"] = value
-    if state.seen is not None:
-        tensors["seen"] = state.seen
     with whole_folder(folder / f"step_{checkpoint.step:08d}") as partial:
-        save_file(tensors, partial / "state.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors"
+        )
         card = checkpoint.model_copy(update={"sha256": _sha256(partial / "state.safetensors")})
         (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
     keep(folder, KEPT)
@@ -97,9 +119,14 @@ def find(folder: Path) -> tuple[Path, Checkpoint] | None:
     return None
 
 
-def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device) -> State:
-    """Load the state that :func:`find` found."""
-    tensors = load_file(path / "state.safetensors", device=str(device))
+def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device, group: Group = ALONE) -> State:
+    """Load the state that :func:`find` found: of all images, or those of this process."""
+    own = group.share(plan.classes, plan.ipc)
+    with safe_open(path / "state.safetensors", framework="pt") as file:
+        tensors = {
+            name: (file.get_slice(name)[own] if _is_per_image(name) else file.get_tensor(name)).to(device)
+            for name in file.keys()  # noqa: SIM118 - not a dict
+        }
     levels = [tensors[f"{index}/level"].requires_grad_() for index in range(_count(tensors))]
     optimizer = adam(levels, plan)
     for name, value in tensors.items():
@@ -131,6 +158,10 @@ def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> Non
 
 def _saved(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"), reverse=True)
+
+
+def _is_per_image(name: str) -> bool:
+    return name.endswith(("/level", "/exp_avg", "/exp_avg_sq"))
 
 
 def _count(tensors: dict[str, Tensor]) -> int:

@@ -62,4 +62,10 @@ class DistillConfig(BaseModel):
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
+    devices: int = Field(
+        default=1,
+        ge=1,
+        description="Share the classes among so many processes: on GPUs, one for each; on a CPU, each with "
+        "its part of the threads.",
+    )
     resume: bool = Field(default=False, description="Go on from the last checkpoint in the directory.")

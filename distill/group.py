@@ -96,20 +96,22 @@ class Group:
         own = rows.cpu().contiguous()
         with _exchanging():
             if not self.first:
-                dist.send(own, 0)
+                if len(own):
+                    dist.send(own, 0)
                 return own
             whole = own.new_empty((sum(counts), *own.shape[1:]))
             parts = torch.split(whole, list(counts))
             parts[0].copy_(own)
             for rank in range(1, self.size):
-                dist.recv(parts[rank], rank)
+                if counts[rank]:
+                    dist.recv(parts[rank], rank)
         return whole
 
     def most(self, value: int) -> int:
         """Return the largest of the processes' values."""
         if self.size == 1:
             return value
-        known = torch.tensor(value)
+        known = torch.tensor(int(value))
         with _exchanging():
             dist.all_reduce(known, dist.ReduceOp.MAX)
         return int(known)

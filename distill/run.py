@@ -1,23 +1,18 @@
 """The distillation stage: a store's statistics and a backbone in, a directory of images out."""
 
 import json
-import platform
-import resource
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.spec import parse_spec
@@ -30,37 +25,21 @@ from sfm.distill.directory import whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import Objective
-from sfm.distill.growth import write_sheet
+from sfm.distill.group import Group, Place, joined, launched
+from sfm.distill.growth import first_images, write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
 from sfm.distill.memory import activation_bytes, free_bytes, micro_batch_for
+from sfm.distill.processes import side_by_side
+from sfm.distill.record import peak_memory, recipe_of, record_of
+from sfm.distill.stopping import Interrupted as Interrupted
+from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.select import match, narrow
 from sfm.stats_store.store import Entry, open_store
-
-PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
-
-
-class Interrupted(Exception):  # noqa: N818 - stopping on request is not an error
-    """A run was asked to stop (SIGINT, SIGTERM) and has saved where it stands.
-
-    Attributes
-    ----------
-    step, total : int
-        Steps done, and steps in all.
-    out : Path
-        The run's directory.
-    """
-
-    def __init__(self, step: int, total: int, out: Path) -> None:
-        super().__init__(
-            f"interrupted after step {step} of {total}, all saved in {out}: "
-            "repeat the same command with --resume to go on"
-        )
-        self.step, self.total, self.out = step, total, out
 
 
 @dataclass(frozen=True)
@@ -104,6 +83,30 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     Interrupted
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
+    place = launched()
+    if place:
+        config = config.model_copy(update={"devices": place.size})
+    elif config.devices > 1:
+        return side_by_side(partial(distill_at, config), config.devices, progress)
+    return distill_at(config, place, progress)
+
+
+def distill_at(config: DistillConfig, place: Place | None, progress: Listener) -> DistillResult:
+    """Distil in this process: for all classes, or for those that fall to its place among several.
+
+    Every process has the result; the first one writes it and reports progress.
+
+    Raises
+    ------
+    InputError, Interrupted
+        See :func:`distill`. Where some are lost, the other processes raise :class:`LostProcess`.
+    """
+    with joined(place, config.device) as group:
+        return distill_in(group, config, progress if group.first else nobody)
+
+
+def distill_in(group: Group, config: DistillConfig, progress: Listener) -> DistillResult:
+    """Distil as one of a group of processes, or alone."""
     saved = find_run(config.out, config.resume)
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
@@ -113,7 +116,7 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     entry = match(store, candidates, backbone.card)
     chosen = chosen_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
-    plan = plan_of(config, len(chosen), backbone, saved[1].recipe if saved else {})
+    plan = plan_of(config, len(chosen), backbone, saved[1].recipe if saved else {}, group)
     threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
     recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
 
@@ -123,42 +126,37 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
         finished = config.out / "run.json"
         if finished.exists():
             return DistillResult(config.out, json.loads(finished.read_bytes()))
-        state = checkpoints.load(path, checkpoint, plan, backbone.device)
+        state = checkpoints.load(path, checkpoint, plan, backbone.device, group)
     else:
-        state = begin(plan, backbone.device)
+        state = begin(plan, backbone.device, group)
         checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
-        with writing(config.out):
-            config.out.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(config.out / "checkpoint", checkpoint, state)
+        tensors = checkpoints.tensors_of(state, plan, group)
+        if group.first:
+            with writing(config.out):
+                config.out.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
 
     objective = objective_of(config, centres, backbone.device)
     with computing_with(threads):
-        checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress)
-    record = {
-        "command": "distill",
-        "config": config.model_dump(mode="json") | {"store": store.url},
-        "store": store.url,
-        "entry_digest": entry.summary.entry_digest,
-        "fingerprint": entry.summary.fingerprint,
-        "dataset": entry.dataset.name,
-        "licence": entry.dataset.licence,
-        "train_samples": train_samples(entry, chosen),
-        "backbone": backbone.card.model_dump(mode="json"),
-        "image_size": plan.image_size,
-        "canvas": plan.canvas,
-        "ipc": plan.ipc,
-        "seed": plan.seed,
-        "micro_batch": plan.micro_batch,
-        "threads": recipe["threads"],
-        "images": images_digest(state, plan),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "device": device_name(backbone.device),
-        "loss": checkpoint.loss,
-        "wall_seconds": checkpoint.seconds,
-        "peak_memory_bytes": peak_memory(backbone.device),
-    }
-    publish(config.out, entry, chosen, plan, state, record)
-    return DistillResult(config.out, record)
+        checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress, group)
+    levels = checkpoints.levels_of(state, plan, group)
+    peak = group.most(peak_memory(backbone.device))
+    record: dict[str, Any] = {}
+    if group.first:
+        images = images_digest(levels, plan)
+        record = record_of(
+            config,
+            plan,
+            entry,
+            chosen,
+            backbone,
+            checkpoint,
+            store=store.url,
+            images=images,
+            peak_memory_bytes=peak,
+        )
+        publish(config.out, entry, chosen, plan, levels, record)
+    return DistillResult(config.out, group.told(record))
 
 
 def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
@@ -180,13 +178,28 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     return saved
 
 
-def plan_of(config: DistillConfig, classes: int, backbone: Backbone, saved: dict[str, Any]) -> Plan:
-    """Return what shapes the run, with the defaults filled in; those of a saved run are the ones it had."""
+def plan_of(
+    config: DistillConfig, classes: int, backbone: Backbone, saved: dict[str, Any], group: Group
+) -> Plan:
+    """Return what shapes the run, with the defaults filled in; those of a saved run are the ones it had.
+
+    Raises
+    ------
+    InputError
+        If there are more processes than classes.
+    """
+    if group.size > classes:
+        raise InputError(
+            f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
+        )
     image_size = backbone.card.preprocessing.input_size
+    images = group.shares(classes, config.ipc)[0].stop
     micro_batch = config.micro_batch or saved.get("micro_batch")
     if micro_batch is None:
-        free = free_bytes(backbone.device)
-        micro_batch = micro_batch_for(classes * config.ipc, config.views, activation_bytes(backbone), free)
+        # Processes on one CPU look at the same free memory.
+        free = free_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        fit = micro_batch_for(images, config.views, activation_bytes(backbone), free)
+        micro_batch = -group.most(-fit)
     return Plan(
         classes=classes,
         ipc=config.ipc,
@@ -195,39 +208,9 @@ def plan_of(config: DistillConfig, classes: int, backbone: Backbone, saved: dict
         learning_rate=config.learning_rate,
         grow_every=config.grow_every or even_growth(config.steps, image_size),
         seed=config.seed,
-        micro_batch=min(micro_batch, classes * config.ipc),
+        micro_batch=min(micro_batch, images),
         gradient=config.gradient,
     )
-
-
-def recipe_of(
-    config: DistillConfig,
-    plan: Plan,
-    entry: Entry,
-    chosen: npt.NDArray[np.int64],
-    backbone: Backbone,
-    threads: int,
-) -> dict[str, Any]:
-    """Return all that shapes the images, by the name of the option that sets it, where there is one."""
-    return {
-        "dataset": entry.summary.entry_digest,
-        "classes": [entry.dataset.class_ids[c] for c in chosen],
-        "backbone": backbone.card.hash,
-        "image_size": plan.image_size,
-        "objective": config.objective,
-        "alpha": config.alpha,
-        "ipc": plan.ipc,
-        "centres": config.centres,
-        "views": plan.views,
-        "steps": config.steps,
-        "learning_rate": plan.learning_rate,
-        "grow_every": plan.grow_every,
-        "seed": plan.seed,
-        "micro_batch": plan.micro_batch,
-        "gradient": plan.gradient,
-        "device": backbone.device.type,
-        "threads": threads,
-    }
 
 
 def objective_of(config: DistillConfig, centres: Centres, device: torch.device) -> Objective:
@@ -248,6 +231,7 @@ def run_steps(
     state: State,
     checkpoint: Checkpoint,
     progress: Listener,
+    group: Group,
 ) -> Checkpoint:
     """Do the steps that are left, keeping history and checkpoints; `state` moves on.
 
@@ -263,24 +247,29 @@ def run_steps(
     """
     progress(Progress("distil", state.step, config.steps, "steps"))
     started = time.perf_counter() - checkpoint.seconds
-    with open_history(config.out / "history.csv", state.step) as history, stop_requests() as stop_requested:
+    written = open_history(config.out / "history.csv", state.step) if group.first else nullcontext()
+    with written as history, stop_requests() as stop_requested:
         while state.step < config.steps:
-            loss = advance(state, plan, backbone, objective)
-            resolution = state.levels[-1].shape[-1]
+            loss = advance(state, plan, backbone, objective, group)
             seconds = time.perf_counter() - started
-            append(history, state.step, loss, plan.learning_rate, resolution, seconds)
+            if history:
+                append(history, state.step, loss, plan.learning_rate, state.levels[-1].shape[-1], seconds)
             progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}))
-            if plan.levels(state.step) > len(state.levels) or state.step == config.steps:
-                sheets = config.out / "growth"
-                write_sheet(sheets, state.step, state.levels, plan.classes, plan.ipc, plan.canvas)
-            stop = stop_requested()
-            if stop or state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                sync(history)
+            last = state.step == config.steps
+            if last or plan.levels(state.step) > len(state.levels):
+                shown = first_images(state.levels, plan.classes, plan.ipc, group)
+                if group.first:
+                    write_sheet(config.out / "growth", state.step, shown, plan.canvas)
+            stop = group.most(stop_requested())
+            if stop or last or state.step % config.checkpoint_every == 0:
                 checkpoint = checkpoint.model_copy(
                     update={"step": state.step, "loss": loss, "seconds": seconds}
                 )
-                checkpoints.save(config.out / "checkpoint", checkpoint, state)
-            if stop and state.step < config.steps:
+                tensors = checkpoints.tensors_of(state, plan, group)
+                if history:
+                    sync(history)
+                    checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
+            if stop and not last:
                 raise Interrupted(state.step, config.steps, config.out)
     return checkpoint
 
@@ -296,40 +285,12 @@ def computing_with(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Note SIGINT and SIGTERM instead of dying of them; gives a function that says whether one came.
-
-    A second one does what it would have done without this. Outside the main thread, where handlers cannot be
-    set, nothing is noted.
-    """
-    requested = False
-    previous: dict[signal.Signals, Any] = {}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
-        restore()
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: requested
-    finally:
-        restore()
-
-
 def publish(
     out: Path,
     entry: Entry,
     chosen: npt.NDArray[np.int64],
     plan: Plan,
-    state: State,
+    levels: Sequence[Tensor],
     record: dict[str, Any],
 ) -> None:
     """Write images, class list and preview, and the record last: with it the run is finished.
@@ -343,7 +304,7 @@ def publish(
     ids, names = ([values[c] for c in chosen] for values in (card.class_ids, card.class_names))
     folders = class_folders(ids, names)
     with whole_folder(out / "images") as partial_folder:
-        write_images(partial_folder, pixels(state.levels, plan.canvas), folders, plan.ipc)
+        write_images(partial_folder, pixels(levels, plan.canvas), folders, plan.ipc)
     classes = [
         {"index": index, "class_id": class_id, "name": name}
         for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
@@ -355,28 +316,8 @@ def publish(
     checkpoints.keep(out / "checkpoint", 1)
 
 
-def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:
-    """Return how many real images the chosen classes have."""
-    if len(chosen) == len(entry.dataset.class_ids):
-        return entry.dataset.train_samples
-    return int(entry.read("train/count")[chosen].sum())
-
-
-def images_digest(state: State, plan: Plan) -> str:
+def images_digest(levels: Sequence[Tensor], plan: Plan) -> str:
     """Return the digest of the images' pixels, by which images that were edited later are told."""
-    shape = (plan.classes * plan.ipc, plan.canvas, plan.canvas, 3)
-    parts = (image[None] for image in pixels(state.levels, plan.canvas))
+    shape = (plan.images, plan.canvas, plan.canvas, 3)
+    parts = (image[None] for image in pixels(levels, plan.canvas))
     return stream_digest(parts, np.dtype(np.uint8), shape)
-
-
-def device_name(device: torch.device) -> str:
-    """Return what the run was computed on, for people."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory in use so far, in bytes: of the process, or allocated on the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

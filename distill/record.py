@@ -1,0 +1,122 @@
+"""What is written down about a run: the recipe it can be resumed with, and the record of how it went."""
+
+import platform
+import resource
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sfm.backbones.build import Backbone
+from sfm.distill.checkpoint import Checkpoint
+from sfm.distill.config import DistillConfig
+from sfm.distill.engine import Plan
+from sfm.stats_store.store import Entry
+
+PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
+
+
+def recipe_of(
+    config: DistillConfig,
+    plan: Plan,
+    entry: Entry,
+    chosen: npt.NDArray[np.int64],
+    backbone: Backbone,
+    threads: int,
+) -> dict[str, Any]:
+    """Return all that shapes the images, by the name of the option that sets it, where there is one."""
+    return {
+        "dataset": entry.summary.entry_digest,
+        "classes": [entry.dataset.class_ids[c] for c in chosen],
+        "backbone": backbone.card.hash,
+        "image_size": plan.image_size,
+        "objective": config.objective,
+        "alpha": config.alpha,
+        "ipc": plan.ipc,
+        "centres": config.centres,
+        "views": plan.views,
+        "steps": config.steps,
+        "learning_rate": plan.learning_rate,
+        "grow_every": plan.grow_every,
+        "seed": plan.seed,
+        "micro_batch": plan.micro_batch,
+        "gradient": plan.gradient,
+        "device": backbone.device.type,
+        "devices": config.devices,
+        "threads": threads,
+    }
+
+
+def record_of(
+    config: DistillConfig,
+    plan: Plan,
+    entry: Entry,
+    chosen: npt.NDArray[np.int64],
+    backbone: Backbone,
+    checkpoint: Checkpoint,
+    *,
+    store: str,
+    images: str,
+    peak_memory_bytes: int,
+) -> dict[str, Any]:
+    """Return what ``run.json`` holds.
+
+    Parameters
+    ----------
+    config, plan, entry, chosen, backbone
+        Of the run.
+    checkpoint : Checkpoint
+        Its last one.
+    store : str
+        URL of the store, without credentials.
+    images : str
+        Digest of the images' pixels.
+    peak_memory_bytes : int
+        Of the process that took most.
+    """
+    return {
+        "command": "distill",
+        "config": config.model_dump(mode="json") | {"store": store},
+        "store": store,
+        "entry_digest": entry.summary.entry_digest,
+        "fingerprint": entry.summary.fingerprint,
+        "dataset": entry.dataset.name,
+        "licence": entry.dataset.licence,
+        "train_samples": train_samples(entry, chosen),
+        "backbone": backbone.card.model_dump(mode="json"),
+        "image_size": plan.image_size,
+        "canvas": plan.canvas,
+        "ipc": plan.ipc,
+        "seed": plan.seed,
+        "micro_batch": plan.micro_batch,
+        "threads": checkpoint.recipe["threads"],
+        "devices": config.devices,
+        "images": images,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": device_name(backbone.device),
+        "loss": checkpoint.loss,
+        "wall_seconds": checkpoint.seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+    }
+
+
+def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:
+    """Return how many real images the chosen classes have."""
+    if len(chosen) == len(entry.dataset.class_ids):
+        return entry.dataset.train_samples
+    return int(entry.read("train/count")[chosen].sum())
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the run was computed on, for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory in use so far, in bytes: of the process, or allocated on the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
