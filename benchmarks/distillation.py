@@ -58,8 +58,10 @@ from sfm.distill import checkpoint as checkpoints
 from sfm.distill import engine
 from sfm.distill.centres import read_centres
 from sfm.distill.checkpoint import Checkpoint
+from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State, even_growth, grown
 from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.group import ALONE
 from sfm.distill.images import class_folders, pixels, write_images
 from sfm.distill.memory import activation_bytes, free_bytes
 from sfm.distill.pyramid import resolutions
@@ -78,6 +80,8 @@ PUBLISHED, LGM, BARE, BARE_LGM = "published SFM", f"LGM, {LGM_VIEWS} views", "ba
 CONTENDERS = (BARE, *OURS, PUBLISHED, LGM, BARE_LGM)
 MOST_OF_FREE = 0.8
 """Share of the free memory up to which something is run: a machine that swaps measures nothing."""
+STEPS = 2
+"""Until memory is at its peak: the optimizer's moments are made at the end of the first step."""
 TUNE_FRACTION = 0.2
 Role = Literal["full", "tuning"]
 
@@ -99,7 +103,7 @@ def default_plan(case: Case, backbone: Backbone) -> Plan:
     config = DistillConfig(
         store="none", backbone=case.backbone, dataset="none", out=Path("none"), grow_every=1
     )
-    return plan_of(config, case.classes, backbone, {})
+    return plan_of(config, case.classes, backbone, {}, ALONE)
 
 
 def whole_pyramid(
@@ -188,7 +192,7 @@ def graph_bytes(name: str, case: Case, backbone: Backbone) -> int:
     return min(images.get(name, plan.images), LGM_VIEWS * plan.images) * activation_bytes(backbone)
 
 
-def those_that_fit(names: Sequence[str], case: Case, backbone: Backbone) -> dict[str, int]:
+def too_large_for(names: Sequence[str], case: Case, backbone: Backbone) -> dict[str, int]:
     """Return the estimates of the contenders that are too large for the free memory."""
     free = MOST_OF_FREE * free_bytes(backbone.device)
     needs = {name: graph_bytes(name, case, backbone) for name in names}
@@ -241,11 +245,11 @@ RATIOS = (
 )
 
 
-def measure_time(case: Case, device: str, budget: float) -> dict[str, Any]:
-    """Time all contenders that fit, in turn."""
+def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -> dict[str, Any]:
+    """Time the contenders that fit, in turn."""
     backbone = load_backbone(case.backbone, image_size=case.image_size, device=device)
-    too_large = those_that_fit(CONTENDERS, case, backbone)
-    calls = {name: contender(name, case, backbone) for name in CONTENDERS if name not in too_large}
+    too_large = too_large_for(names, case, backbone)
+    calls = {name: contender(name, case, backbone) for name in names if name not in too_large}
     rounds = in_turn(calls, budget, backbone.device)
     found = {f"{one} / {other}": ratio(rounds, one, other) for one, other in RATIOS}
     return {
@@ -289,7 +293,7 @@ def child(text: str) -> None:
             ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
-    for _ in range(asked["steps"]):
+    for _ in range(STEPS):
         step()
     peak = torch.cuda.max_memory_allocated() if cuda else status("VmHWM")
     pyramid = 12 * plan.images * sum(side**2 for side in resolutions(plan.canvas))
@@ -297,10 +301,10 @@ def child(text: str) -> None:
     print(json.dumps(found | {"micro_batch": plan.micro_batch}))
 
 
-def measure_memory(case: Case, names: Sequence[str], device: str, steps: int) -> list[dict[str, Any]]:
+def measure_memory(case: Case, names: Sequence[str], device: str) -> list[dict[str, Any]]:
     """Measure contenders, each in a process of its own."""
     backbone = load_backbone(case.backbone, image_size=case.image_size, device=device)
-    too_large = those_that_fit(names, case, backbone)
+    too_large = too_large_for(names, case, backbone)
     del backbone
     gc.collect()
     rows = []
@@ -309,7 +313,7 @@ def measure_memory(case: Case, names: Sequence[str], device: str, steps: int) ->
         if name in too_large:
             rows.append(row | {"estimated_bytes": too_large[name]})
             continue
-        asked = {"case": asdict(case), "name": name, "device": device, "steps": steps}
+        asked = {"case": asdict(case), "name": name, "device": device}
         command = [sys.executable, __file__, "--child", json.dumps(asked)]
         out = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
         # A process that ran out of memory prints nothing, which says enough.
@@ -398,7 +402,7 @@ def follow(
             seconds += time.perf_counter() - took
         write_run(folder / f"step_{end:06d}", ground, role, plan, state, seconds)
         checkpoint = Checkpoint(recipe=recipe, step=end, loss=loss, seconds=seconds)
-        checkpoints.save(folder / "checkpoint", checkpoint, state)
+        checkpoints.save(folder / "checkpoint", checkpoint, checkpoints.tensors_of(state, plan))
         tell(f"{name}: step {end} of {steps}, loss {loss:.3f}, {seconds:.0f} s")
     return [folder / f"step_{end:06d}" for end in ends]
 
@@ -407,13 +411,10 @@ def write_run(out: Path, ground: Ground, role: Role, plan: Plan, state: State, s
     """Write images such that `sfm evaluate` reads them."""
     entry = ground.entries[role]
     ids, names = entry.dataset.class_ids, entry.dataset.class_names
-    (out / "images").mkdir(parents=True)
-    write_images(out / "images", pixels(state.levels, plan.canvas), class_folders(ids, names), plan.ipc)
     classes = [
         {"index": index, "class_id": class_id, "name": name}
         for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
     ]
-    (out / "classes.json").write_text(json.dumps(classes))
     record = {
         "command": "distill",
         "config": {"backbone": ground.spec},
@@ -428,7 +429,13 @@ def write_run(out: Path, ground: Ground, role: Role, plan: Plan, state: State, s
         "step": state.step,
         "wall_seconds": seconds,
     }
-    (out / "run.json").write_text(json.dumps(record, indent=1))
+    with whole_folder(out) as folder:
+        (folder / "images").mkdir()
+        write_images(
+            folder / "images", pixels(state.levels, plan.canvas), class_folders(ids, names), plan.ipc
+        )
+        (folder / "classes.json").write_text(json.dumps(classes))
+        (folder / "run.json").write_text(json.dumps(record, indent=1))
 
 
 def lgm_run(
@@ -455,7 +462,7 @@ def our_run(ground: Ground, seed: int, steps: int | None, marks: int) -> list[Pa
         **given,  # type: ignore[arg-type]
     )
     classes = np.arange(len(entry.dataset.class_ids))
-    plan = plan_of(config, len(classes), ground.backbone, {})
+    plan = plan_of(config, len(classes), ground.backbone, {}, ALONE)
     centres = read_centres(entry, config.ipc, classes)
     objective = objective_of(config, centres, ground.backbone.device)
     step = partial(engine.advance, plan=plan, backbone=ground.backbone, objective=objective)
@@ -762,13 +769,20 @@ def cases_of(given: argparse.Namespace, folder: Path) -> list[Case]:
     return cases
 
 
-def memory_rows(cases: Sequence[Case], device: str, steps: int) -> list[dict[str, Any]]:
+def taking_part(case: Case, given: argparse.Namespace) -> list[str]:
+    """Return the contenders of a case: if it is to be quick, LGM has the smallest only."""
+    left_out = (LGM, BARE_LGM) if given.quick and case.classes > min(given.classes) else ()
+    return [name for name in CONTENDERS if name not in left_out]
+
+
+def memory_rows(cases: Sequence[Case], given: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure all contenders in all cases, and ours at 1,000 classes where it is measured at 100."""
     rows = []
     for case in cases:
-        rows += measure_memory(case, (*OURS, PUBLISHED, LGM), device, steps)
+        names = [name for name in taking_part(case, given) if name not in (BARE, BARE_LGM)]
+        rows += measure_memory(case, names, given.device)
         if case.classes == 100 and replace(case, classes=1000) not in cases:
-            rows += measure_memory(replace(case, classes=1000), OURS[:1], device, min(steps, 2))
+            rows += measure_memory(replace(case, classes=1000), OURS[:1], given.device)
     return rows
 
 
@@ -822,13 +836,15 @@ def main() -> None:
         }
         cases = cases_of(given, Path(scratch))
         if "memory" in only:
-            result["memory"] = memory_rows(cases, given.device, 1 if given.quick else 3)
+            result["memory"] = memory_rows(cases, given)
             result["growth"] = growth_with_classes(result["memory"])
         if "time" in only:
             result["time"] = []
             for case in cases:
                 tell(f"time, {case}")
-                result["time"].append(measure_time(case, given.device, given.seconds))
+                result["time"].append(
+                    measure_time(case, taking_part(case, given), given.device, given.seconds)
+                )
                 gc.collect()
         if "accuracy" in only:
             work = given.work or Path(scratch)

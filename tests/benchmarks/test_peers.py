@@ -19,6 +19,7 @@ from sfm.distill.augment import augment, draw_views
 from sfm.distill.config import DistillConfig
 from sfm.distill.engine import Plan, State
 from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.group import ALONE
 from sfm.distill.pyramid import decode, resolutions
 from sfm.distill.run import plan_of
 from sfm.pipeline.sources import open_source
@@ -42,7 +43,7 @@ def plan(lite0: Backbone) -> Plan:
     config = DistillConfig(
         store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
     )
-    return plan_of(config, CLASSES, lite0, {})
+    return plan_of(config, CLASSES, lite0, {}, ALONE)
 
 
 def whole_pyramid(plan: Plan, step: int) -> list[Tensor]:
