@@ -3,7 +3,7 @@
 import difflib
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from sfm.backbones.card import BackboneCard, Preprocessing
+from sfm.backbones.card import BackboneCard
 from sfm.backbones.checkpoint import first_line, packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.hub import hub_file
@@ -89,8 +89,8 @@ class Backbone:
         size = self.card.preprocessing.input_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"images of shape {tuple(images.shape)}, expected (batch, 3, {size}, {size})")
-        normalised = (images - self._mean).div_(self._std)
-        feature: Tensor = self.model(normalised.contiguous(memory_format=self._layout))
+        laid_out = images.contiguous(memory_format=self._layout)
+        feature: Tensor = self.model((laid_out - self._mean).div_(self._std))
         return feature.to(images.dtype)
 
 
@@ -149,7 +149,9 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
         features=features,
     )
     folded = folded.to(device=place).to(memory_format=layout)
-    mean, std = _per_channel(preprocessing, place)
+    mean, std = (
+        _everywhere(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std)
+    )
     return Backbone(card, folded, place, mean, std, layout)
 
 
@@ -168,11 +170,12 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _per_channel(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (
-        torch.tensor(v, device=device).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std)
-    )
-    return mean, std
+def _everywhere(
+    values: Sequence[float], size: int, device: torch.device, layout: torch.memory_format
+) -> Tensor:
+    """Return a value per channel for each pixel: a tensor laid out as the images are is quick to combine."""
+    pixels = torch.tensor(values, device=device).view(1, 3, 1, 1).expand(1, 3, size, size)
+    return pixels.contiguous(memory_format=layout)
 
 
 def _load(spec: Spec) -> Any:
