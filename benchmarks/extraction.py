@@ -107,13 +107,16 @@ def timed(call: Callable[[int], object], times: int, threads: int) -> float:
 
 
 def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
-    """Return images/s of decode + resize from memory, on all cores."""
+    """Return images/s of decode + resize from memory, on all cores, a batch at a time on each."""
     data = [sample.data for sample in source.train.read(np.arange(min(images, UNIQUE)))]
+    size = BATCH["cpu"]
 
-    def one(i: int) -> None:
-        crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
+    def one(batch: int) -> None:
+        for i in range(size * batch, size * batch + size):
+            crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
 
-    return images / timed(one, images, cores())
+    batches = max(cores(), images // size)
+    return batches * size / timed(one, batches, cores())
 
 
 def forward_rate(backbone: Backbone, images: int) -> float:
