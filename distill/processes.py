@@ -1,13 +1,14 @@
 """A run in several processes on this machine: started, watched and ended together."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,8 +38,7 @@ def side_by_side(work: Work[Result], count: int, progress: Listener) -> Result:
     ----------
     work : callable
         Called with a place and a listener in each process; what the first one's returns or raises counts.
-        Must be picklable. As ever with new processes, a script that comes here needs its
-        ``if __name__ == "__main__"``.
+        Must be picklable.
     count : int
         How many processes.
     progress : Listener
@@ -49,57 +49,64 @@ def side_by_side(work: Work[Result], count: int, progress: Listener) -> Result:
     InputError
         If a process ends before its work is done; else what the work raises.
     """
-    context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // count)
-    started: dict[Connection, BaseProcess] = {}
+    started: dict[Connection, subprocess.Popen[bytes]] = {}
     with tempfile.TemporaryDirectory() as folder, stop_requests() as stop_requested:
         meeting = (Path(folder) / "meeting").as_uri()
         try:
             for rank in range(count):
-                receiving, sending = context.Pipe(duplex=False)
-                place = Place(rank, count, rank, meeting)
-                process: BaseProcess = context.Process(
-                    target=_take_part, args=(work, place, threads, sending), name=f"process {rank} of {count}"
-                )
-                # Held back from a child until it is in its own session.
-                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-                try:
-                    process.start()
-                finally:
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-                sending.close()
-                started[receiving] = process
+                connection, process = _start()
+                started[connection] = process
+                connection.send((work, Place(rank, count, rank, meeting), threads))
             result: Result = _outcome(started, progress, stop_requested)
             return result
         finally:
             for process in started.values():
                 process.kill()
-                process.join()
+                process.wait()
+
+
+def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
+    """Start a process that waits for its part of the work; it finds modules where this one does."""
+    ours, theirs = Pipe()
+    path = os.pathsep.join(folder or "." for folder in sys.path)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sfm.distill.processes", str(theirs.fileno())],
+            env=os.environ | {"PYTHONPATH": path},
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    return ours, process
 
 
 def _outcome(
-    processes: dict[Connection, BaseProcess], progress: Listener, stop_requested: Callable[[], bool]
+    processes: dict[Connection, "subprocess.Popen[bytes]"],
+    progress: Listener,
+    stop_requested: Callable[[], bool],
 ) -> Any:
     """Pass on progress and a request to stop until all processes have said what became of their work."""
-    first, *_ = processes
+    everyone = list(processes)
     outcomes: dict[Connection, Any] = {}
     asked = False
-    while len(outcomes) < len(processes):
+    while len(outcomes) < len(everyone):
         if stop_requested() and not asked:
-            processes[first].terminate()
+            processes[everyone[0]].terminate()
             asked = True
-        for connection in wait([each for each in processes if each not in outcomes], LISTEN_SECONDS):
+        for connection in wait([each for each in everyone if each not in outcomes], LISTEN_SECONDS):
             assert isinstance(connection, Connection)
             try:
                 news = connection.recv()
-            except EOFError:
-                process = processes[connection]
-                process.join()
-                if asked and process.exitcode == -signal.SIGTERM:
+            except (EOFError, ConnectionResetError):
+                code = processes[connection].wait()
+                if asked and code == -signal.SIGTERM:
                     raise KeyboardInterrupt from None
+                end = (
+                    f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+                )
                 raise InputError(
-                    f"{process.name} {_end(process)}, and the others cannot go on without it: "
-                    "repeat the command with --resume"
+                    f"process {everyone.index(connection)} of {len(everyone)} {end}, and the others cannot "
+                    "go on without it: repeat the command with --resume"
                 ) from None
             if isinstance(news, Progress):
                 progress(news)
@@ -108,32 +115,29 @@ def _outcome(
             else:
                 # One that only misses another waits here for what that one has to say.
                 outcomes[connection] = news
-    outcome = outcomes[first]
+    outcome = outcomes[everyone[0]]
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def _take_part(work: Work[Result], place: Place, threads: int, connection: Connection) -> None:
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def take_part(connection: Connection) -> None:
+    """Do this process's part of the work that comes by a connection, and send back what became of it."""
+    work, place, threads = connection.recv()
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        outcome: Result | Exception = work(place, connection.send if place.rank == 0 else nobody)
+        outcome = work(place, connection.send if place.rank == 0 else nobody)
     except (InputError, DamageError, Interrupted, OSError) as error:
         outcome = error
     connection.send(outcome)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent
-    parent.join()
+def _end_with(connection: Connection) -> None:
+    """End this process when the one that started it has ended: it sends nothing more before."""
+    wait([connection])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _end(process: BaseProcess) -> str:
-    code = process.exitcode or 0
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+if __name__ == "__main__":
+    take_part(Connection(int(sys.argv[1])))
