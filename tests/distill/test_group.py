@@ -1,0 +1,125 @@
+"""Runs that are shared among processes; really started ones, on real weights."""
+
+import csv
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from sfm.distill.config import DistillConfig
+from sfm.distill.group import ALONE, Group
+from sfm.distill.pyramid import grow
+from sfm.distill.run import Interrupted, distill, distill_in
+from sfm.errors import InputError
+from sfm.events import Progress, nobody
+
+
+@given(classes=st.integers(1, 50), size=st.integers(1, 9), each=st.integers(1, 4))
+def test_every_class_falls_to_one_process_whole(classes: int, size: int, each: int) -> None:
+    shares = Group(0, size).shares(classes, each)
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(classes * each))
+    lengths = [(share.stop - share.start) / each for share in shares]
+    assert all(length.is_integer() for length in lengths)
+    assert lengths[0] == max(lengths) <= min(lengths) + 1
+
+
+@given(start=st.integers(0, 6), length=st.integers(1, 3), resolution=st.integers(1, 5))
+def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: int, resolution: int) -> None:
+    device, part = torch.device("cpu"), slice(start, start + length)
+    (whole,) = grow([], resolution, 9, 5, device)
+    (some,) = grow([], resolution, 9, 5, device, part)
+    assert torch.equal(some, whole[part])
+
+
+def test_two_processes_that_torchrun_starts_give_the_gradient_of_one(tmp_path: Path) -> None:
+    program = Path(__file__).parent / "shared_gradient.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run([*torchrun, program, tmp_path], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    wanted = runpy.run_path(str(program))["gradients"](ALONE)
+    shared = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    assert [part["whole/0"].shape[0] for part in shared] == [6, 4]
+    largest = wanted["whole/0"].abs().max()
+    for name, value in wanted.items():
+        kind, _, what = name.partition("/")
+        for part in shared if what in ("loss", "features") else ():
+            torch.testing.assert_close(part[name], value, rtol=1e-10, atol=1e-10)
+        if what.isdigit() and kind != "one":
+            together = torch.cat([part[name] for part in shared])
+            assert (together - value).abs().max() <= 1e-10 * largest
+    # In one pass the first micro-batch of each process sees what was there before; so does that of one.
+    torch.testing.assert_close(shared[0]["one/0"][:3], wanted["one/0"][:3], rtol=1e-9, atol=1e-10 * largest)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Return what must not depend on when a run was interrupted, by name."""
+    same = [*out.glob("images/*/*.png"), *out.glob("growth/*"), *out.glob("checkpoint/*/state.safetensors")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in same}
+
+
+def losses(out: Path) -> list[str]:
+    with (out / "history.csv").open() as file:
+        return [row["loss"] for row in csv.DictReader(file)]
+
+
+def workers() -> list[psutil.Process]:
+    return [each for each in psutil.Process().children() if "sfm.distill.processes" in each.cmdline()]
+
+
+def at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], None]:
+    return lambda event: act() if event.done == step else None
+
+
+def test_a_run_in_two_processes_writes_what_one_does_and_survives_an_interrupt_and_a_killed_process(
+    config: DistillConfig, tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"checkpoint_every": 3, "ipc": 2})
+    alone = config.model_copy(update={"out": tmp_path / "alone"})
+    distill(alone)
+    undisturbed = tmp_path / "undisturbed"
+    options = ["--devices", "2", "--checkpoint-every", "3", "--ipc", "2", "--steps", "12", "--device", "cpu"]
+    place = ["--store", config.store, "--backbone", "lite0", "--dataset", "patterns", "--out", undisturbed]
+    subprocess.run(
+        [sys.executable, "-m", "sfm", "distill", *options, *place], check=True, capture_output=True
+    )
+    names = [{str(path.relative_to(out)) for path in out.rglob("*")} for out in (alone.out, undisturbed)]
+    assert names[0] == names[1]
+    # Later steps differ: where a gradient is next to nothing, rounding decides on the sign of Adam's step.
+    assert float(losses(undisturbed)[0]) == pytest.approx(float(losses(alone.out)[0]), rel=1e-6)
+    record = json.loads((undisturbed / "run.json").read_bytes())
+    assert (record["devices"], record["micro_batch"]) == (2, 4)
+
+    config = config.model_copy(update={"devices": 2})
+    with pytest.raises(Interrupted):
+        distill(config, at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    resumed = config.model_copy(update={"resume": True})
+    with pytest.raises(InputError, match=r"process 1 of 2 was killed by SIGKILL.*--resume"):
+        distill(resumed, at_step(8, lambda: workers()[1].kill()))
+    assert not workers()
+    seen: list[Progress] = []
+    distill(resumed, seen.append)
+    assert (seen[-1].done, seen[-1].total) == (12, 12)
+    assert not workers()
+    assert files(config.out) == files(undisturbed)
+    assert losses(config.out) == losses(undisturbed)
+
+    with pytest.raises(InputError, match="devices was 2 and is 1 now"):
+        distill(resumed.model_copy(update={"devices": 1}))
+
+
+def test_more_processes_than_classes_are_refused(config: DistillConfig) -> None:
+    with pytest.raises(
+        InputError, match=r"4 classes cannot be shared among 5 processes: use fewer --devices"
+    ):
+        distill_in(Group(0, 5), config, nobody)
