@@ -44,41 +44,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from peers import lgm, published
+from peers.race import LGM_VIEWS, Race, run_race, tell
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfm.api import DistillConfig, EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
+from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.distill import checkpoint as checkpoints
 from sfm.distill import engine
-from sfm.distill.centres import read_centres
-from sfm.distill.checkpoint import Checkpoint
-from sfm.distill.directory import whole_folder
-from sfm.distill.engine import Plan, State, even_growth, grown
+from sfm.distill.engine import Plan, State, grown
 from sfm.distill.flow import flow, sfm_loss
 from sfm.distill.group import ALONE
-from sfm.distill.images import class_folders, pixels, write_images
 from sfm.distill.memory import activation_bytes, free_bytes
 from sfm.distill.pyramid import resolutions
-from sfm.distill.run import objective_of, plan_of
-from sfm.eval.result import mean_and_deviation
-from sfm.pipeline.parts import held_out_rows
-from sfm.pipeline.selection import UNUSED, selection_of
+from sfm.distill.run import plan_of
 from sfm.pipeline.sources import open_source
-from sfm.stats_store.store import Entry
 
 BUILTIN = "builtin:fashion-mnist-6k"
 VIT = "random/vit_base_patch14_dinov2"
-LGM_VIEWS = 10
 MICRO_BATCH = 8
 OURS = ("ours, default", "ours, whole batch", f"ours, exact, {MICRO_BATCH} at a time")
 PUBLISHED, LGM, BARE, BARE_LGM = "published SFM", f"LGM, {LGM_VIEWS} views", "bare, ours", "bare, LGM's"
@@ -87,8 +78,6 @@ MOST_OF_FREE = 0.8
 """Share of the free memory up to which something is run: a machine that swaps measures nothing."""
 STEPS = 2
 """Until memory is at its peak: the optimizer's moments are made at the end of the first step."""
-TUNE_FRACTION = 0.2
-Role = Literal["full", "tuning"]
 
 
 @dataclass(frozen=True)
@@ -371,271 +360,6 @@ def measure_memory(case: Case, names: Sequence[str], device: str) -> list[dict[s
     return rows
 
 
-# Accuracy
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What the runs of the accuracy section share.
-
-    Attributes
-    ----------
-    backbone : Backbone
-    spec : str
-        Of the backbone.
-    store : str
-    entries : dict of str to Entry
-        By role.
-    work : Path
-        Where runs are written.
-    probe : dict
-        Options of the evaluation.
-    """
-
-    backbone: Backbone
-    spec: str
-    store: str
-    entries: dict[Role, Entry]
-    work: Path
-    probe: dict[str, int]
-
-
-def tell(text: str) -> None:
-    """Report progress."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-def real_images(config: ExtractConfig, backbone: Backbone, canvas: int, role: Role) -> lgm.RealImages:
-    """Decode the training images whose statistics an entry of a role holds."""
-    source = open_source(config.source)
-    selection = selection_of(config, source)
-    assert selection is not None
-    labels = selection.labels["train"]
-    used = labels != UNUSED
-    if role == "tuning":
-        assert config.tune_fraction is not None
-        used &= ~held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
-    tell(f"decoding {used.sum()} real images at {canvas} px for LGM, role {role}")
-    return lgm.decoded(source, np.flatnonzero(used), backbone, canvas)
-
-
-def follow(
-    ground: Ground, name: str, role: Role, plan: Plan, steps: int, marks: int, step: Callable[[State], float]
-) -> list[Path]:
-    """Do the steps of a run and leave its images at `marks` evenly spaced ones.
-
-    What an earlier call left of the same run is not done again.
-
-    Returns
-    -------
-    list of Path
-        A directory per mark, as `sfm evaluate` reads it.
-    """
-    folder, device = ground.work / name, ground.backbone.device
-    folder.mkdir(parents=True, exist_ok=True)
-    ends = [steps * (mark + 1) // marks for mark in range(marks)]
-    recipe = json.loads(json.dumps(asdict(plan))) | {
-        "steps": steps,
-        "entry": ground.entries[role].summary.entry_digest,
-    }
-    saved = checkpoints.find(folder / "checkpoint")
-    if saved:
-        checkpoints.require_same(saved[1].recipe, recipe, folder)
-        state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
-    else:
-        state, seconds = engine.begin(plan, device), 0.0
-    for end in (end for end in ends if end > state.step):
-        while state.step < end:
-            took = time.perf_counter()
-            loss = step(state)
-            seconds += time.perf_counter() - took
-        write_run(folder / f"step_{end:06d}", ground, role, plan, state, seconds)
-        checkpoint = Checkpoint(recipe=recipe, step=end, loss=loss, seconds=seconds)
-        checkpoints.save(folder / "checkpoint", checkpoint, checkpoints.tensors_of(state, plan))
-        tell(f"{name}: step {end} of {steps}, loss {loss:.3f}, {seconds:.0f} s")
-    return [folder / f"step_{end:06d}" for end in ends]
-
-
-def write_run(out: Path, ground: Ground, role: Role, plan: Plan, state: State, seconds: float) -> None:
-    """Write images such that `sfm evaluate` reads them."""
-    entry = ground.entries[role]
-    ids, names = entry.dataset.class_ids, entry.dataset.class_names
-    classes = [
-        {"index": index, "class_id": class_id, "name": name}
-        for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
-    ]
-    record = {
-        "command": "distill",
-        "config": {"backbone": ground.spec},
-        "store": ground.store,
-        "entry_digest": entry.summary.entry_digest,
-        "fingerprint": entry.summary.fingerprint,
-        "dataset": entry.dataset.name,
-        "backbone": ground.backbone.card.model_dump(mode="json"),
-        "image_size": plan.image_size,
-        "canvas": plan.canvas,
-        "ipc": plan.ipc,
-        "step": state.step,
-        "wall_seconds": seconds,
-    }
-    with whole_folder(out) as folder:
-        (folder / "images").mkdir()
-        write_images(
-            folder / "images", pixels(state.levels, plan.canvas), class_folders(ids, names), plan.ipc
-        )
-        (folder / "classes.json").write_text(json.dumps(classes))
-        (folder / "run.json").write_text(json.dumps(record, indent=1))
-
-
-def lgm_run(
-    ground: Ground, real: lgm.RealImages, role: Role, rate: float, seed: int, steps: int, marks: int
-) -> list[Path]:
-    """Run LGM, on the schedule of growth that ours has."""
-    base = default_plan(case_of(ground), ground.backbone)
-    growth = even_growth(steps, base.image_size)
-    plan = replace(base, views=LGM_VIEWS, learning_rate=rate, seed=seed, grow_every=growth)
-    name = f"lgm-{role}-rate-{rate:g}-steps-{steps}-seed-{seed}"
-    step = partial(lgm.advance, plan=plan, backbone=ground.backbone, real=real)
-    return follow(ground, name, role, plan, steps, marks, step)
-
-
-def our_run(ground: Ground, seed: int, steps: int | None, marks: int) -> list[Path]:
-    """Run ours as `sfm distill` does by default."""
-    entry, given = ground.entries["full"], {} if steps is None else {"steps": steps}
-    config = DistillConfig(
-        store=ground.store,
-        backbone=ground.spec,
-        dataset=entry.dataset.name,
-        out=Path("none"),
-        seed=seed,
-        **given,  # type: ignore[arg-type]
-    )
-    classes = np.arange(len(entry.dataset.class_ids))
-    plan = plan_of(config, len(classes), ground.backbone, {}, ALONE)
-    centres = read_centres(entry, config.ipc, classes)
-    objective = objective_of(config, centres, ground.backbone.device)
-    step = partial(engine.advance, plan=plan, backbone=ground.backbone, objective=objective)
-    return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, marks, step)
-
-
-def case_of(ground: Ground) -> Case:
-    """Return what the runs of the accuracy section are of."""
-    classes = len(ground.entries["full"].dataset.class_ids)
-    return Case(ground.spec, ground.spec, ground.backbone.card.preprocessing.input_size, classes)
-
-
-def score(ground: Ground, runs: Sequence[Path]) -> None:
-    """Train and test a linear head on the images of every run that has not been scored."""
-    left = [run for run in runs if not (run / "evaluation.json").exists()]
-    if left:
-        tell(f"scoring {len(left)} sets of images")
-        evaluate_runs(
-            EvaluateRunsConfig(
-                run=left,
-                store=ground.store,
-                mode=["linear"],
-                device=ground.backbone.device.type,  # type: ignore[arg-type]
-                **ground.probe,  # type: ignore[arg-type]
-            )
-        )
-
-
-def curve(runs: Sequence[Path]) -> list[dict[str, float]]:
-    """Return step, seconds and accuracy of scored marks."""
-    points = []
-    for run in runs:
-        record = json.loads((run / "run.json").read_bytes())
-        rows = json.loads((run / "evaluation.json").read_bytes())["rows"]
-        (top1,) = (row["top1_mean"] for row in rows if row["images"] == "distilled")
-        points.append({"step": record["step"], "seconds": record["wall_seconds"], "top1": top1})
-    return points
-
-
-def mean_curve(curves: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
-    """Average curves over seeds, mark by mark."""
-    return [
-        {key: statistics.fmean(point[key] for point in points) for key in points[0]}
-        for points in zip(*curves, strict=True)
-    ]
-
-
-def reached(points: Sequence[dict[str, float]], top1: float) -> float | None:
-    """Return the seconds to the first mark that is as accurate as that; None if there is none."""
-    # Means over seeds are sums of floats: the last mark must reach its own figure.
-    return next((point["seconds"] for point in points if point["top1"] >= top1 - 1e-9), None)
-
-
-def measure_accuracy(given: argparse.Namespace, spec: str, work: Path) -> dict[str, Any]:
-    """Compare how soon and how far LGM and ours come."""
-    size = given.image_size[0]
-    config = ExtractConfig(
-        source=given.source,
-        store=given.store or str(work / "store"),
-        backbone=[spec],
-        image_size=size,
-        limit_per_class=40 if given.quick else None,
-        tune_fraction=TUNE_FRACTION,
-        device=given.device,
-    )
-    tell(f"extracting {config.source} into {config.store}")
-    extract(config)
-    backbone = load_backbone(spec, image_size=size, device=given.device)
-    ground = Ground(
-        backbone,
-        spec,
-        config.store,
-        {role: entry_of(config, backbone, role) for role in ("full", "tuning")},
-        work,
-        {"seeds": 3, "epochs": 100, "views": 5} if given.quick else {"seeds": 3},
-    )
-    canvas = default_plan(case_of(ground), backbone).canvas
-
-    tuning = []
-    real = real_images(config, backbone, canvas, "tuning")
-    for rate in given.rates:
-        runs = lgm_run(ground, real, "tuning", rate, 0, given.steps_lgm, given.marks_lgm)
-        score(ground, runs[-1:])
-        tuning.append({"rate": rate, "top1": curve(runs[-1:])[0]["top1"]})
-        tell(f"LGM at {rate:g}: {100 * tuning[-1]['top1']:.1f} % of the tuning split")
-    rate = max(tuning, key=lambda each: each["top1"])["rate"]
-
-    real = real_images(config, backbone, canvas, "full")
-    theirs, ours = [], []
-    for seed in range(given.seeds):
-        theirs.append(lgm_run(ground, real, "full", rate, seed, given.steps_lgm, given.marks_lgm))
-        ours.append(our_run(ground, seed, given.steps, given.marks))
-    score(ground, [run for runs in (*theirs, *ours) for run in runs])
-    curves = {"lgm": [curve(runs) for runs in theirs], "ours": [curve(runs) for runs in ours]}
-    final = {way: [points[-1]["top1"] for points in each] for way, each in curves.items()}
-    target = statistics.fmean(final["lgm"])
-    mean = {way: mean_curve(each) for way, each in curves.items()}
-    return {
-        "source": given.source,
-        "backbone": spec,
-        "image_size": size,
-        "real_images": len(real.labels),
-        "seeds": given.seeds,
-        "tuning": tuning,
-        "rate": rate,
-        "curves": curves,
-        "mean_curve": mean,
-        "top1": {way: mean_and_deviation(each) for way, each in final.items()},
-        "seconds_to_target": {way: reached(points, target) for way, points in mean.items()},
-        "seconds_in_all": {way: points[-1]["seconds"] for way, points in mean.items()},
-    }
-
-
-def entry_of(config: ExtractConfig, backbone: Backbone, role: Role) -> Entry:
-    """Open the entry that an extraction has published."""
-    store = open_store(config.store)
-    (summary,) = (
-        known
-        for known in store.summaries()
-        if known.role == role and known.backbone_hash == backbone.card.hash
-    )
-    return store.open(summary)
-
-
 # Bars
 
 
@@ -902,8 +626,23 @@ def main() -> None:
                 )
                 gc.collect()
         if "accuracy" in only:
-            work = given.work or Path(scratch)
-            result["accuracy"] = measure_accuracy(given, given.backbone[0], work)
+            result["accuracy"] = run_race(
+                Race(
+                    spec=cases[0].spec,
+                    image_size=given.image_size[0],
+                    device=given.device,
+                    source=given.source,
+                    store=given.store,
+                    work=given.work or Path(scratch),
+                    seeds=given.seeds,
+                    rates=given.rates,
+                    steps_lgm=given.steps_lgm,
+                    steps=given.steps,
+                    marks=given.marks,
+                    marks_lgm=given.marks_lgm,
+                    quick=given.quick,
+                )
+            )
         result["bars"] = [
             {"what": what, "figure": figure, "bar": bar, "sense": sense, "met": is_met(figure, bar, sense)}
             for what, figure, bar, sense in bars(result)
