@@ -43,6 +43,9 @@ from PIL import Image
 from sfm.errors import InputError
 from sfm.stats_store.digest import BLOCK_ROWS
 
+AT_ONCE = 8
+"""Samples that a reading thread takes at once."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -206,19 +209,22 @@ def indexed_split(
 
 
 def read_ahead(read: Callable[[int], bytes], rows: Sequence[int], readers: int) -> Iterator[bytes]:
-    """Yield ``read(i)`` for every row, in order, with so many threads at work."""
+    """Yield ``read(i)`` for every row, in order, with so many threads at work.
+
+    A thread reads a few rows at a time: each change of threads takes a core from those that compute.
+    """
     if readers == 1:
         yield from map(read, rows)
         return
     with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-        waiting: deque[Future[bytes]] = deque()
+        waiting: deque[Future[list[bytes]]] = deque()
         try:
-            for row in rows:
-                waiting.append(pool.submit(read, row))
-                if len(waiting) > 2 * readers:
-                    yield waiting.popleft().result()
+            for start in range(0, len(rows), AT_ONCE):
+                waiting.append(pool.submit(lambda few: list(map(read, few)), rows[start : start + AT_ONCE]))
+                if len(waiting) > readers:
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
