@@ -62,6 +62,9 @@ class DistillConfig(BaseModel):
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
+    )
     devices: int = Field(
         default=1,
         ge=1,

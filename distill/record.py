@@ -44,6 +44,7 @@ def recipe_of(
         "micro_batch": plan.micro_batch,
         "gradient": plan.gradient,
         "device": backbone.device.type,
+        "precision": config.precision,
         "devices": config.devices,
         "threads": threads,
     }
@@ -92,6 +93,7 @@ def record_of(
         "seed": plan.seed,
         "micro_batch": plan.micro_batch,
         "threads": checkpoint.recipe["threads"],
+        "precision": config.precision,
         "devices": config.devices,
         "images": images,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

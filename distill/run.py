@@ -30,6 +30,7 @@ from sfm.distill.growth import first_images, write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
 from sfm.distill.memory import activation_bytes, free_bytes, micro_batch_for
+from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
 from sfm.distill.record import peak_memory, recipe_of, record_of
 from sfm.distill.stopping import Interrupted as Interrupted
@@ -114,6 +115,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
     backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
     entry = match(store, candidates, backbone.card)
+    backbone = in_precision(backbone, config.precision)
     chosen = chosen_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     plan = plan_of(config, len(chosen), backbone, saved[1].recipe if saved else {}, group)

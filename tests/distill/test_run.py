@@ -279,6 +279,7 @@ def test_resuming_a_finished_run_gives_it_back_untouched(config: DistillConfig) 
         ("micro_batch", 3),
         ("gradient", "one-pass"),
         ("centres", "none"),
+        ("precision", "bf16"),
     ],
 )
 def test_a_run_is_not_resumed_as_another_one(config: DistillConfig, field: str, value: object) -> None:
