@@ -121,6 +121,7 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
         If the spec names nothing known, its weights cannot be had, do not fit the architecture or are not
         finite, if the model cannot take the image size, or if there is no such device.
     """
+    keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
     if image_size is not None and image_size < 1:
@@ -132,7 +133,6 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
         raise InputError(f"backbone '{spec}': {error}") from error
     wanted = parsed.image_size if image_size is None else image_size
     size = int(model.pretrained_cfg["input_size"][-1]) if wanted is None else wanted
-    keep_freed_memory(size)
     preprocessing = preprocessing_of(model.pretrained_cfg, size)
     trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1

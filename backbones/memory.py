@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from collections.abc import Mapping
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's ``mallopt(3)``."""
@@ -11,25 +12,34 @@ KEPT_BYTES = 2**30 - 1
 LARGE_INPUT = 128
 """Pixels; activations of batches of larger images do not fit the 64 MiB heaps of threads."""
 
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+"""What does for a process that is yet to start what :func:`share_one_heap` does for this one."""
 
-def keep_freed_memory(image_size: int) -> None:
+
+def keep_freed_memory() -> None:
     """Make this process reuse the memory that it frees, where the C library is glibc; elsewhere, do nothing.
 
     Tensors of a megabyte or more are otherwise unmapped when they are freed, or the top of the heap is, and
     the kernel clears every page anew when the next batch touches it.
-
-    Each thread has heaps of its own, and with them memory that its core's cache knows; but of 64 MiB at most,
-    and larger tensors are unmapped whatever the thresholds. With large images all threads share the main
-    heap, which has no such limit.
-
-    Parameters
-    ----------
-    image_size : int
-        Side of the images to come, in pixels.
     """
+    set_options({M_MMAP_THRESHOLD: KEPT_BYTES, M_TRIM_THRESHOLD: KEPT_BYTES})
+
+
+def share_one_heap() -> None:
+    """Make the threads of this process share the main heap, where the C library is glibc.
+
+    Otherwise each thread has heaps of its own, of 64 MiB at most, and larger tensors are unmapped when they
+    are freed whatever the thresholds. Small ones are better off there: the cache of a core knows them.
+
+    A heap that a thread has already is not taken away, so this belongs to the very beginning, before numpy
+    and torch start threads.
+    """
+    set_options({M_ARENA_MAX: 1})
+
+
+def set_options(options: Mapping[int, int]) -> None:
+    """Set parameters of glibc's allocator; do nothing where there is another."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        if image_size > LARGE_INPUT:
-            library.mallopt(M_ARENA_MAX, 1)
+        for parameter, value in options.items():
+            library.mallopt(parameter, value)

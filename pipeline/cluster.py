@@ -19,11 +19,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import dask
 import torch
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed, get_worker, wait
 from distributed.client import Future
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.config import ExtractConfig
@@ -159,7 +161,9 @@ def crew(
         threads=max(1, cores() // count) if local else None,
         gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
-    with local_client(count) if config.scheduler is None else remote_client(config.scheduler) as client:
+    large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
+    workers = local_client(count, large) if config.scheduler is None else remote_client(config.scheduler)
+    with workers as client:
         known = client.nthreads()
         link = f", dashboard {client.dashboard_link}" if client.dashboard_link else ""
         progress(Progress("starting", 0, len(known), f"workers{link}"))
@@ -173,9 +177,18 @@ def crew(
 
 
 @contextmanager
-def local_client(workers: int) -> Iterator[Client]:
-    """Start workers on this machine, each a process that takes one task at a time."""
+def local_client(workers: int, large: bool) -> Iterator[Client]:
+    """Start workers on this machine, each a process that takes one task at a time.
+
+    Parameters
+    ----------
+    workers : int
+    large : bool
+        Whether images are so large that each worker's threads should share a heap.
+    """
+    environment = {"distributed.nanny.pre-spawn-environ": ONE_HEAP} if large else {}
     with (
+        dask.config.set(environment),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,

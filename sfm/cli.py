@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sfm import terminal
+from sfm.backbones.memory import LARGE_INPUT, share_one_heap
 from sfm.command import AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
 from sfm.eval.config import EvaluateRunsConfig
@@ -49,6 +50,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if config.dry_run:
         run_plan(config, as_json, quiet)
         return
+    if config.image_size is None or config.image_size > LARGE_INPUT:
+        share_one_heap()
     from sfm.pipeline.staging import Unfinished
 
     try:

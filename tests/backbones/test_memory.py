@@ -6,18 +6,21 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys, torch
+import resource, sys
+from sfm.backbones.memory import keep_freed_memory, share_one_heap
+
+how, megabytes, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if how == "keep" and where == "thread":
+    share_one_heap()
 from concurrent.futures import ThreadPoolExecutor
-from sfm.backbones.memory import keep_freed_memory
 
 def step(megabytes):
-    activations = [torch.ones(2**18 * megabytes) for _ in range(4)]
+    activations = [b"x" * (2**20 * megabytes) for _ in range(2)]
 
-how, image_size, megabytes, threads = sys.argv[1], *map(int, sys.argv[2:])
 if how == "keep":
-    keep_freed_memory(image_size)
-with ThreadPoolExecutor(threads) as pool:
-    run = map if threads == 1 else pool.map
+    keep_freed_memory()
+with ThreadPoolExecutor(1) as pool:
+    run = pool.map if where == "thread" else map
     list(run(step, [megabytes] * 5))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     list(run(step, [megabytes] * 5))
@@ -26,17 +29,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-@pytest.mark.parametrize(
-    ("image_size", "megabytes", "threads"),
-    [pytest.param(96, 8, 1, id="small-images"), pytest.param(224, 96, 2, id="large-images-in-threads")],
-)
+@pytest.mark.parametrize(("megabytes", "where"), [(8, "main"), (80, "thread")])
 def test_memory_that_is_freed_and_asked_for_again_is_not_cleared_by_the_kernel(
-    image_size: int, megabytes: int, threads: int
+    megabytes: int, where: str
 ) -> None:
     eager = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
     def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how, *map(str, (image_size, megabytes, threads))]
+        command = [sys.executable, "-c", FAULTS, how, str(megabytes), where]
         ended = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | eager)
         return int(ended.stdout)
 
