@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop, to_tensor
 from sfm.events import nobody
 from sfm.pipeline.config import ExtractConfig
@@ -220,26 +221,24 @@ def child(way: str, spec: str, size: int, device: str) -> None:
     )
 
 
+def measured(size: int, *arguments: str) -> Any:
+    """Measure in a process of its own, with the heap that the command line chooses for the image size."""
+    command = [sys.executable, __file__, *arguments]
+    environment = os.environ | (ONE_HEAP if size > LARGE_INPUT else {})
+    out = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+    # A process that ran out of memory prints nothing, which says enough.
+    return json.loads(out.stdout) if out.returncode == 0 else None
+
+
 def against_plain_loop(root: Path, kind: str, sizes: Sequence[int], device: str) -> list[dict[str, Any]]:
     """Measure both ways at each number of images, each in a process of its own."""
     rows = []
+    size = KINDS[kind][1]
     for images in sizes:
         spec = make_images(root, kind, images)
         row: dict[str, Any] = {"kind": kind, "images": images}
         for way in ("plain", "sfm"):
-            command = [
-                sys.executable,
-                __file__,
-                "--child",
-                way,
-                spec,
-                str(KINDS[kind][1]),
-                "--device",
-                device,
-            ]
-            out = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-            # A process that ran out of memory prints nothing, which says enough.
-            row[way] = json.loads(out.stdout) if out.returncode == 0 else None
+            row[way] = measured(size, "--child", way, spec, str(size), "--device", device)
         rows.append(row)
     return rows
 
@@ -305,7 +304,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1200, help="per round, against the parts")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.parts:
+        folder, kind, images, rounds = given.parts
+        print(json.dumps(against_parts(Path(folder), kind, int(images), int(rounds), given.device)))
+        return
     if given.child:
         child(given.child[0], given.child[1], int(given.child[2]), given.device)
         return
@@ -320,7 +324,19 @@ def main() -> None:
             "device": torch.cuda.get_device_name() if cuda else platform.machine(),
             "cores": cores(),
             "torch": torch.__version__,
-            "parts": [against_parts(root, kind, images, rounds, given.device) for kind in kinds],
+            "parts": [
+                measured(
+                    KINDS[kind][1],
+                    "--parts",
+                    folder,
+                    kind,
+                    str(images),
+                    str(rounds),
+                    "--device",
+                    given.device,
+                )
+                for kind in kinds
+            ],
             "plain_loop": [r for kind in kinds for r in against_plain_loop(root, kind, sizes, given.device)],
             "flow_cosine_bf16": flows_in_bf16(root, 10 * images, given.device) if cuda else None,
         }
