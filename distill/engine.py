@@ -129,6 +129,8 @@ def advance(
     own = views.part(group.share(plan.classes, plan.ipc * plan.views))
     shape = (plan.classes, plan.ipc, plan.views)
     batch = Batch(state.levels, plan.canvas, plan.image_size, own, shape, group)
+    # The last gradient is as large as the pyramids: it goes before the next one comes.
+    state.optimizer.zero_grad()
     found = slope(batch, backbone, objective, plan.micro_batch, plan.gradient, state.seen)
     if not math.isfinite(found.loss):
         raise InputError(

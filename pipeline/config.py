@@ -11,7 +11,8 @@ class ExtractConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(
-        description="Where the images are: folder:PATH, idx:PATH or builtin:NAME.",
+        description="Where the images are: folder:PATH, wds:SHARDS, parquet:PLACE, torchvision:NAME, "
+        "idx:PATH or builtin:NAME; see docs/sources.md.",
         json_schema_extra={"argument": True, "metavar": "DATASET"},
     )
     store: str = Field(description="Store to publish to: a path, s3://, gs:// or az:// URL; made if need be.")
