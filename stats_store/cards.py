@@ -62,6 +62,8 @@ class ExtractionCard(BaseModel):
         Everything besides backbone and data that shapes the arrays; its digest is part of the entry's key.
     role : {"full", "tuning"}
         A tuning entry holds statistics of a part of the training split and the rest of it as held-out data.
+    threads : int
+        CPU threads that classifier and centres were computed with; features take one each.
     seconds, images_per_second : float
         Wall time of the features pass, and its rate over all splits.
     train_bytes : int or None
