@@ -203,7 +203,7 @@ def test_no_bit_of_what_is_staged_depends_on_the_number_of_threads(tmp_path, mon
     monkeypatch.setattr(staging_module, "TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     alone, three = (staged_files(tmp_path / str(n), source, n) for n in (1, 3))
-    assert len(alone) == 3 * 6
+    assert len(alone) == 4 * 6
     assert alone == three
 
 
