@@ -325,7 +325,8 @@ def missing(
         for backbone in backbones
         if not all(staging.has(kind, task) for kind in rules.kinds(backbone.card.hash, task.split))
     ]
-    complete = staging.has("digests", task) and staging.found_file(task).exists()
+    known = all(staging.has(kind, task) for kind in ("sizes", "digests"))
+    complete = known and staging.found_file(task).exists()
     return None if complete and not absent else absent
 
 
