@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,29 @@ def test_memory_that_is_freed_and_asked_for_again_is_not_cleared_by_the_kernel(
         return int(ended.stdout)
 
     assert faults("keep") < faults("leave") / 10
+
+
+HEAPS = """
+import ctypes, sys
+from sfm.cli import app
+
+app(sys.argv[1:], standalone_mode=False)
+library = ctypes.CDLL(None)
+library.fopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(library.fopen(b"/dev/stdout", b"w"))
+library.malloc_info(0, out)
+library.fflush(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_info")
+def test_the_threads_of_an_extraction_share_a_heap_where_images_are_large(tmp_path: Path) -> None:
+    def heaps(image_size: int) -> int:
+        store = tmp_path / str(image_size)
+        extract = ["extract", "builtin:fashion-mnist-6k", "--store", str(store), "--backbone", "lite0"]
+        options = ["--image-size", str(image_size), "--limit-per-class", "6", "--quiet"]
+        command = [sys.executable, "-c", HEAPS, *extract, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("<heap nr=")
+
+    assert heaps(160) == 1
+    assert heaps(32) > 1
