@@ -52,7 +52,7 @@ class DistillConfig(BaseModel):
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Images whose activations are in memory at a time (default: as many as fit, at most 32).",
+        description="Images whose activations are in memory at a time (default: as many as fit, at most 20).",
     )
     gradient: Literal["exact", "one-pass"] = Field(
         default="exact",

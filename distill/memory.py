@@ -1,5 +1,6 @@
 """How many images fit: activations are counted, not guessed."""
 
+import math
 from pathlib import Path
 
 import psutil
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 
-MOST_IMAGES = 32
+MOST_IMAGES = 20
 """Larger micro-batches are hardly faster per image, so their memory would be for nothing."""
 
 SHARE = 0.25
@@ -54,7 +55,9 @@ def _container_bytes() -> int:
 
 
 def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
-    """Return how many images to look at together: as many as fit, and no more than are of use.
+    """Return how many images to look at together: as many as fit and are of use, and all parts alike.
+
+    A last part of a few images would cost about as much as a full one.
 
     Parameters
     ----------
@@ -71,4 +74,5 @@ def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
         At least 1.
     """
     fit = int(SHARE * free) // (view_bytes * views)
-    return max(1, min(images, MOST_IMAGES, fit))
+    most = max(1, min(images, MOST_IMAGES, fit))
+    return math.ceil(images / math.ceil(images / most))

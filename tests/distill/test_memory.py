@@ -15,7 +15,12 @@ def test_a_micro_batch_fits_a_quarter_of_the_free_memory() -> None:
 def test_a_micro_batch_has_at_least_one_image_and_no_more_than_there_are_or_are_of_use() -> None:
     assert micro_batch_for(images=1000, views=1, view_bytes=10**9, free=1) == 1
     assert micro_batch_for(images=10, views=1, view_bytes=1, free=10**12) == 10
-    assert micro_batch_for(images=1000, views=1, view_bytes=1, free=10**12) == MOST_IMAGES
+    assert micro_batch_for(images=100 * MOST_IMAGES, views=1, view_bytes=1, free=10**12) == MOST_IMAGES
+
+
+def test_all_micro_batches_are_about_as_large() -> None:
+    one_too_many = 3 * MOST_IMAGES + 1
+    assert micro_batch_for(images=one_too_many, views=1, view_bytes=1, free=10**12) == -(-one_too_many // 4)
 
 
 def test_some_memory_is_free_here() -> None:
