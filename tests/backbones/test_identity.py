@@ -109,6 +109,13 @@ def test_one_bit_of_one_weight_changes_the_hash(
     assert [d.split(" (")[0] for d in differences(before, after)] == ["the weights"]
 
 
+def test_weights_that_overflow_the_features_have_a_hash_too(
+    conv_weights: dict[str, Tensor], conv_card: BackboneCard, tmp_path: Path
+) -> None:
+    huge = conv_weights | {"conv_stem.weight": torch.full_like(conv_weights["conv_stem.weight"], 3e38)}
+    assert card_of(huge, tmp_path / "huge.safetensors").hash != conv_card.hash
+
+
 @pytest.mark.parametrize("change", ["another head", "no head", "ten classes", "counters", "no counters"])
 def test_what_does_not_reach_the_feature_does_not_change_the_hash(
     change: str, conv_weights: dict[str, Tensor], conv_card: BackboneCard, tmp_path: Path
