@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
-    pairs = _pairs(model, example)
+    pairs = in_turn(model, example, lambda module: isinstance(module, nn.Conv2d), _is_norm)
     folded = copy.deepcopy(model)
     for conv_name, norm_name in pairs:
         conv: Any = folded.get_submodule(conv_name)
@@ -57,17 +58,35 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     return folded if same else model
 
 
-def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Name each convolution, called once, whose output enters a batch norm, called once, as it is."""
+def in_turn(
+    model: nn.Module,
+    example: Tensor,
+    first: Callable[[nn.Module], bool],
+    second: Callable[[nn.Module], bool],
+) -> list[tuple[str, str]]:
+    """Name the modules that follow each other directly, each called once.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example : Tensor
+        An input that the model takes; what follows what is seen by running the model on it.
+    first, second : callable
+        Which modules to look at: those whose output enters, as it is, one of the others.
+
+    Returns
+    -------
+    list of (str, str)
+    """
     made: list[tuple[str, Tensor]] = []
     taken: list[tuple[str, Tensor]] = []
     hooks = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if first(module):
             hooks.append(
                 module.register_forward_hook(lambda _m, _i, out, name=name: made.append((name, out)))
             )
-        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None:
+        elif second(module):
             hooks.append(
                 module.register_forward_pre_hook(lambda _m, args, name=name: taken.append((name, args[0])))
             )
@@ -80,4 +99,8 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     calls = Counter(name for name, _ in made + taken)
     source = {id(tensor): name for name, tensor in made}
     pairs = [(source[id(tensor)], name) for name, tensor in taken if id(tensor) in source]
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    return [(one, other) for one, other in pairs if calls[one] == calls[other] == 1]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None

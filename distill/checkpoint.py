@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfm.distill.adam import Moments
 from sfm.distill.directory import whole_folder
-from sfm.distill.engine import Plan, State, adam
+from sfm.distill.engine import Plan, State
 from sfm.distill.group import ALONE, Group
 from sfm.errors import DamageError, InputError
 
@@ -56,11 +57,10 @@ def tensors_of(state: State, plan: Plan, group: Group = ALONE) -> dict[str, Tens
     """Return what a state consists of, by name: that of all images in the first process."""
     counts = [share.stop - share.start for share in group.shares(plan.classes, plan.ipc)]
     tensors = {f"{index}/level": level for index, level in enumerate(levels_of(state, plan, group))}
-    for index, level in enumerate(state.levels):
-        for name, value in state.optimizer.state[level].items():
-            tensors[f"{index}/adam/{name}"] = (
-                group.collected(value, counts) if _is_per_image(f"/{name}") else value
-            )
+    for name, moments in (("first", state.moments.first), ("second", state.moments.second)):
+        for index, moment in enumerate(moments):
+            tensors[f"{index}/adam/{name}"] = group.collected(moment, counts)
+    tensors["age"] = torch.tensor(state.moments.age)
     return tensors if state.seen is None else tensors | {"seen": state.seen}
 
 
@@ -127,13 +127,11 @@ def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device, g
             name: (file.get_slice(name)[own] if _is_per_image(name) else file.get_tensor(name)).to(device)
             for name in file.keys()  # noqa: SIM118 - not a dict
         }
-    levels = [tensors[f"{index}/level"].requires_grad_() for index in range(_count(tensors))]
-    optimizer = adam(levels, plan)
-    for name, value in tensors.items():
-        index, _, moment = name.partition("/adam/")
-        if moment:
-            optimizer.state[levels[int(index)]][moment] = value
-    return State(checkpoint.step, levels, optimizer, tensors.get("seen"))
+    numbers = range(_count(tensors))
+    levels = [tensors[f"{index}/level"].requires_grad_() for index in numbers]
+    first, second = ([tensors[f"{index}/adam/{name}"] for index in numbers] for name in ("first", "second"))
+    moments = Moments(first, second, int(tensors["age"]))
+    return State(checkpoint.step, levels, moments, tensors.get("seen"))
 
 
 def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
@@ -161,7 +159,7 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _is_per_image(name: str) -> bool:
-    return name.endswith(("/level", "/exp_avg", "/exp_avg_sq"))
+    return name.endswith(("/level", "/adam/first", "/adam/second"))
 
 
 def _count(tensors: dict[str, Tensor]) -> int:

@@ -59,6 +59,12 @@ class DistillConfig(BaseModel):
         description="With several micro-batches: exact (one forward more) or one-pass (features of the other "
         "images are those last seen).",
     )
+    graphs: int | None = Field(
+        default=None,
+        ge=0,
+        description="With several micro-batches, exact: images whose graphs are kept while the others are "
+        "looked at, so that they go forward once (default: as many as take 256 MiB).",
+    )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")

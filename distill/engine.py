@@ -1,14 +1,15 @@
 """One step of the distillation: decode the pyramids, look at the images, compare flows, move the levels."""
 
-import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
+from sfm.distill.adam import Moments, descend, no_moments
 from sfm.distill.augment import draw_views
-from sfm.distill.gradient import Batch, Gradient, Objective, slope
+from sfm.distill.gradient import Batch, Cut, Gradient, NotFinite, Objective, pull
 from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import canvas_size, grow, resolutions
 from sfm.errors import InputError
@@ -30,6 +31,8 @@ class Plan:
         Images whose activations are in memory at a time, in each process.
     gradient : {"exact", "one-pass"}
         What a step does about the others, if there are any: see :mod:`sfm.distill.gradient`.
+    graphs : int
+        Images whose graphs are kept while the others are looked at, in each process.
     """
 
     classes: int
@@ -41,6 +44,7 @@ class Plan:
     seed: int
     micro_batch: int
     gradient: Gradient
+    graphs: int
 
     @property
     def images(self) -> int:
@@ -75,8 +79,8 @@ class State:
         Steps done.
     levels : list of Tensor, shapes (N, 3, r, r)
         The pyramids of this process's images: those of the first class first. One process has all of them.
-    optimizer : torch.optim.Adam
-        Of the levels.
+    moments : Moments
+        Of the optimizer.
     seen : Tensor, shape (C * K * A, D), or None
         Features of all images in the last step, where the next one needs them: with several micro-batches in
         one pass, and unless the pyramid has grown since.
@@ -84,19 +88,14 @@ class State:
 
     step: int
     levels: list[Tensor]
-    optimizer: torch.optim.Adam
+    moments: Moments
     seen: Tensor | None = None
-
-
-def adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
-    """Return a fresh optimizer of the levels."""
-    return torch.optim.Adam(levels, lr=plan.learning_rate, fused=True)
 
 
 def begin(plan: Plan, device: torch.device, group: Group = ALONE) -> State:
     """Return the state before the first step: one level of N(0, 1)."""
     levels = grown([], plan, device, group)
-    return State(0, levels, adam(levels, plan))
+    return State(0, levels, no_moments(levels))
 
 
 def grown(levels: list[Tensor], plan: Plan, device: torch.device, group: Group = ALONE) -> list[Tensor]:
@@ -118,29 +117,28 @@ def advance(
     Raises
     ------
     InputError
-        If the loss is not finite, in all processes then, or if one of them is lost; the state is then still
-        the one before the step.
+        If the loss is not finite, in all processes then, or if one of them is lost. With an exact gradient
+        the state is then still the one before the step.
     """
     if plan.levels(state.step) > len(state.levels):
         state.levels = grown(state.levels, plan, backbone.device, group)
-        state.optimizer, state.seen = adam(state.levels, plan), None
+        state.moments, state.seen = no_moments(state.levels), None
 
     views = draw_views(plan.seed, state.step, plan.images * plan.views, plan.canvas)
     own = views.part(group.share(plan.classes, plan.ipc * plan.views))
     shape = (plan.classes, plan.ipc, plan.views)
     batch = Batch(state.levels, plan.canvas, plan.image_size, own, shape, group)
-    # The last gradient is as large as the pyramids: it goes before the next one comes.
-    state.optimizer.zero_grad()
-    found = slope(batch, backbone, objective, plan.micro_batch, plan.gradient, state.seen)
-    if not math.isfinite(found.loss):
+    cut = Cut(plan.micro_batch, plan.gradient, plan.graphs)
+    move = partial(descend, state.levels, state.moments, plan.learning_rate)
+    try:
+        sight = pull(batch, backbone, objective, cut, state.seen, move)
+    except NotFinite as error:
         raise InputError(
-            f"the loss is {found.loss} in step {state.step + 1}: "
+            f"the loss is {error.loss} in step {state.step + 1}: "
             f"lower the learning rate ({plan.learning_rate:g})"
-        )
-    for level, gradient in zip(state.levels, found.levels, strict=True):
-        level.grad = gradient
-    state.optimizer.step()
+        ) from error
+    state.moments.age += 1
     if plan.gradient == "one-pass" and plan.micro_batch < group.shares(plan.classes, plan.ipc)[0].stop:
-        state.seen = found.features
+        state.seen = sight.features
     state.step += 1
-    return found.loss
+    return sight.loss

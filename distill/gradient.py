@@ -1,19 +1,23 @@
-"""The gradient of the loss with respect to the pyramids, with the activations of a few images in memory.
+"""The gradient of the loss with respect to the pyramids, a few images at a time.
 
 The loss sees the images through their features alone, C * K * A vectors that fit anywhere. So the images can
 be looked at in micro-batches, however many classes there are, in one of two ways:
 
 exact
-    Forward without a graph for all features; the loss and its gradient with respect to them; then forward
-    and backward of each micro-batch, through the same views. One forward more, and the gradient of the whole
-    batch.
+    Forward for all features; the loss and its gradient with respect to them; then backward of each
+    micro-batch. The graphs of the first images are kept in between; the others, of which only the features
+    are, go forward once more, through the same views. Either way it is the gradient of the whole batch.
 one-pass
     Forward and backward once per micro-batch; the features of the images not in it are those last seen, in
     this step or the one before. The gradient lags behind by less than a step.
 
 The same holds for images of other processes: once per step, all processes learn all features.
+
+A gradient is as large as the pyramids. So it is given away micro-batch by micro-batch, and nobody holds all
+of it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +34,17 @@ Gradient = Literal["exact", "one-pass"]
 
 Objective = Callable[[Tensor], Tensor]
 """From features of shape (C, K, A, D) to a loss of shape ()."""
+
+Take = Callable[[slice, list[Tensor]], None]
+"""Takes which images of the batch, and the gradient with respect to each of their levels."""
+
+
+class NotFinite(ArithmeticError):  # noqa: N818 - named for what the loss is
+    """The loss is not finite. No image that the loss was computed from has been pulled at."""
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"the loss is {loss}")
+        self.loss = loss
 
 
 @dataclass(frozen=True)
@@ -75,50 +90,65 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Slope:
-    """A loss and its gradient.
+class Cut:
+    """How the images of a process are gone through.
+
+    Attributes
+    ----------
+    micro_batch : int
+        Images that go through the backbone together.
+    gradient : {"exact", "one-pass"}
+        What to do about the others, if there are any.
+    graphs : int
+        Images whose graphs are kept while the others are looked at, for "exact". At least those of one
+        micro-batch are.
+    """
+
+    micro_batch: int
+    gradient: Gradient
+    graphs: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a step has seen.
 
     Attributes
     ----------
     loss : float
-    levels : list of Tensor
-        Gradient with respect to every level, of the level's shape.
+        Of the images as they were, through the views of this step.
     features : Tensor, shape (C * K * A, D)
-        Of all images as they are, through the views of this step.
+        Of all images.
     """
 
     loss: float
-    levels: list[Tensor]
     features: Tensor
 
 
-def slope(
-    batch: Batch,
-    backbone: Backbone,
-    objective: Objective,
-    micro_batch: int,
-    gradient: Gradient,
-    seen: Tensor | None,
-) -> Slope:
-    """Return the loss of all images and its gradient.
+def pull(
+    batch: Batch, backbone: Backbone, objective: Objective, cut: Cut, seen: Tensor | None, take: Take
+) -> Sight:
+    """Look at all images, and give away the gradient of their loss, micro-batch by micro-batch.
 
     Parameters
     ----------
     batch : Batch
     backbone : Backbone
     objective : callable
-    micro_batch : int
-        Images whose activations are in memory at a time.
-    gradient : {"exact", "one-pass"}
-        What to do about the others, if there are any.
+    cut : Cut
     seen : Tensor, shape (C * K * A, D), or None
         Features of the step before, for "one-pass"; where there are none, the gradient is exact.
+    take : callable
+        Is given every image of this process once. It may change the images that it is given.
+
+    Raises
+    ------
+    NotFinite
+        With an exact gradient, before any image is given away.
     """
-    if micro_batch >= batch.images:
-        return whole_slope(batch, backbone, objective)
-    if gradient == "one-pass" and seen is not None:
-        return one_pass_slope(batch, backbone, objective, micro_batch, seen)
-    return exact_slope(batch, backbone, objective, micro_batch)
+    if cut.gradient == "one-pass" and seen is not None and cut.micro_batch < batch.images:
+        return pull_in_one_pass(batch, backbone, objective, cut.micro_batch, seen, take)
+    return pull_exactly(batch, backbone, objective, cut, take)
 
 
 def features_of(batch: Batch, backbone: Backbone, levels: Sequence[Tensor], part: slice) -> Tensor:
@@ -142,35 +172,31 @@ def features_of(batch: Batch, backbone: Backbone, levels: Sequence[Tensor], part
     return backbone.features(augment(decode(levels, batch.canvas), views, batch.image_size))
 
 
-def whole_slope(batch: Batch, backbone: Backbone, objective: Objective) -> Slope:
-    """Return the gradient from one graph over all images of this process."""
-    features = features_of(batch, backbone, batch.levels, slice(0, batch.images))
-    loss, pull, known = pulled(batch, objective, features.detach())
-    # Laid out as the levels are: torch's fused Adam reads gradients in the order of memory.
-    levels = [each.contiguous() for each in torch.autograd.grad(features, batch.levels, pull)]
-    return Slope(loss.item(), levels, known)
-
-
-def exact_slope(batch: Batch, backbone: Backbone, objective: Objective, micro_batch: int) -> Slope:
-    """Return the same gradient, from the features of all images and one graph per micro-batch."""
-    with torch.no_grad():
-        features = torch.cat(
-            [
-                features_of(batch, backbone, [level[part] for level in batch.levels], part)
-                for part in parts(batch.images, micro_batch)
-            ]
-        )
-    loss, pull, known = pulled(batch, objective, features)
-    gradients = [torch.empty_like(level) for level in batch.levels]
+def pull_exactly(batch: Batch, backbone: Backbone, objective: Objective, cut: Cut, take: Take) -> Sight:
+    """Give away the gradient of the whole batch."""
+    graphs: dict[int, tuple[list[Tensor], Tensor]] = {}
+    features = []
+    for number, part in enumerate(parts(batch.images, cut.micro_batch)):
+        kept = part.stop <= max(cut.graphs, cut.micro_batch)
+        with torch.set_grad_enabled(kept):
+            leaves = leaves_of(batch, part)
+            found = features_of(batch, backbone, leaves, part)
+        features.append(found.detach())
+        if kept:
+            graphs[number] = leaves, found
+    loss, towards, known = pulled(batch, objective, torch.cat(features))
     each = batch.shape[2]
-    for part in parts(batch.images, micro_batch):
-        leaves = leaves_of(batch, part)
-        again = features_of(batch, backbone, leaves, part)
-        fill(gradients, part, torch.autograd.grad(again, leaves, pull[part.start * each : part.stop * each]))
-    return Slope(loss.item(), gradients, known)
+    for number, part in enumerate(parts(batch.images, cut.micro_batch)):
+        if number in graphs:
+            leaves, found = graphs.pop(number)
+        else:
+            leaves = leaves_of(batch, part)
+            found = features_of(batch, backbone, leaves, part)
+        take(part, gradient_of(found, leaves, towards[part.start * each : part.stop * each]))
+    return Sight(loss, known)
 
 
-def pulled(batch: Batch, objective: Objective, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pulled(batch: Batch, objective: Objective, features: Tensor) -> tuple[float, Tensor, Tensor]:
     """Return the loss, how it pulls at this process's features, and the features of all images.
 
     Parameters
@@ -182,33 +208,65 @@ def pulled(batch: Batch, objective: Objective, features: Tensor) -> tuple[Tensor
 
     Returns
     -------
-    loss : Tensor, shape ()
-    pull : Tensor, shape (N * A, D)
+    loss : float
+    towards : Tensor, shape (N * A, D)
         Gradient of the loss.
     known : Tensor, shape (C * K * A, D)
+
+    Raises
+    ------
+    NotFinite
     """
     known = batch.everyones(features).requires_grad_()
     loss = objective(known.view(*batch.shape, -1))
-    (pull,) = torch.autograd.grad(loss, known)
-    return loss.detach(), pull[batch.own], known.detach()
+    (towards,) = torch.autograd.grad(loss, known)
+    return finite(loss), towards[batch.own], known.detach()
 
 
-def one_pass_slope(
-    batch: Batch, backbone: Backbone, objective: Objective, micro_batch: int, seen: Tensor
-) -> Slope:
-    """Return the gradient from one graph per micro-batch, among the features last seen of all others."""
+def pull_in_one_pass(
+    batch: Batch, backbone: Backbone, objective: Objective, micro_batch: int, seen: Tensor, take: Take
+) -> Sight:
+    """Give away the gradient of each micro-batch among the features last seen of all others.
+
+    Raises
+    ------
+    NotFinite
+        For a micro-batch; those before it have been given away then.
+    """
     features = seen.clone()
-    gradients = [torch.empty_like(level) for level in batch.levels]
     each, first = batch.shape[2], batch.own.start
     for part in parts(batch.images, micro_batch):
         leaves = leaves_of(batch, part)
         fresh = features_of(batch, backbone, leaves, part)
         begin, end = first + part.start * each, first + part.stop * each
         among = torch.cat([features[:begin], fresh, features[end:]])
-        fill(gradients, part, torch.autograd.grad(objective(among.view(*batch.shape, -1)), leaves))
+        loss = objective(among.view(*batch.shape, -1))
+        finite(loss)
         features[begin:end] = fresh.detach()
+        take(part, gradient_of(loss, leaves))
     known = batch.everyones(features[batch.own])
-    return Slope(objective(known.view(*batch.shape, -1)).item(), gradients, known)
+    return Sight(finite(objective(known.view(*batch.shape, -1))), known)
+
+
+def finite(loss: Tensor) -> float:
+    """Return a loss as a number.
+
+    Raises
+    ------
+    NotFinite
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NotFinite(value)
+    return value
+
+
+def gradient_of(value: Tensor, leaves: Sequence[Tensor], towards: Tensor | None = None) -> list[Tensor]:
+    """Return the gradient with respect to each level, laid out as the levels are.
+
+    torch's fused Adam reads gradients in the order of memory.
+    """
+    return [each.contiguous() for each in torch.autograd.grad(value, leaves, towards)]
 
 
 def parts(images: int, micro_batch: int) -> Iterator[slice]:
@@ -219,9 +277,3 @@ def parts(images: int, micro_batch: int) -> Iterator[slice]:
 def leaves_of(batch: Batch, part: slice) -> list[Tensor]:
     """Return the pyramids of some images as leaves: a gradient with respect to them is of their size."""
     return [level.detach()[part].requires_grad_() for level in batch.levels]
-
-
-def fill(gradients: Sequence[Tensor], part: slice, values: Sequence[Tensor]) -> None:
-    """Put the gradients of some images in their place."""
-    for gradient, value in zip(gradients, values, strict=True):
-        gradient[part] = value

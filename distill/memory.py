@@ -9,8 +9,11 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 
-MOST_IMAGES = 20
+MOST_IMAGES = 34
 """Larger micro-batches are hardly faster per image, so their memory would be for nothing."""
+
+GRAPH_BYTES = 2**27
+"""What the graphs of images that need not go forward twice may take. It does not grow with their number."""
 
 SHARE = 0.25
 """Part of the free memory that activations may take; the rest is for buffers, other levels and neighbours."""
@@ -76,3 +79,20 @@ def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
     fit = int(SHARE * free) // (view_bytes * views)
     most = max(1, min(images, MOST_IMAGES, fit))
     return math.ceil(images / math.ceil(images / most))
+
+
+def graphs_for(images: int, views: int, view_bytes: int, free: int) -> int:
+    """Return of how many images to keep the graphs while the others are looked at.
+
+    Parameters
+    ----------
+    images, views, view_bytes, free : int
+        See :func:`micro_batch_for`.
+
+    Returns
+    -------
+    int
+        Maybe 0.
+    """
+    most = min(int(SHARE * free), GRAPH_BYTES)
+    return min(images, most // (view_bytes * views))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.frozen import frozen
 from sfm.backbones.spec import parse_spec
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
@@ -29,7 +30,7 @@ from sfm.distill.group import Group, Place, joined, launched
 from sfm.distill.growth import first_images, write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
-from sfm.distill.memory import activation_bytes, free_bytes, micro_batch_for
+from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
 from sfm.distill.record import peak_memory, recipe_of, record_of
@@ -115,7 +116,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
     backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
     entry = match(store, candidates, backbone.card)
-    backbone = in_precision(backbone, config.precision)
+    backbone = frozen(in_precision(backbone, config.precision))
     chosen = chosen_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     plan = plan_of(config, len(chosen), backbone, saved[1].recipe if saved else {}, group)
@@ -197,11 +198,14 @@ def plan_of(
     image_size = backbone.card.preprocessing.input_size
     images = group.shares(classes, config.ipc)[0].stop
     micro_batch = config.micro_batch or saved.get("micro_batch")
-    if micro_batch is None:
+    graphs = saved.get("graphs") if config.graphs is None else config.graphs
+    if micro_batch is None or graphs is None:
         # Processes on one CPU look at the same free memory.
         free = free_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
-        fit = micro_batch_for(images, config.views, activation_bytes(backbone), free)
-        micro_batch = -group.most(-fit)
+        room = (images, config.views, activation_bytes(backbone), free)
+        # What the process with the least room can do, all do.
+        micro_batch = micro_batch or -group.most(-micro_batch_for(*room))
+        graphs = -group.most(-graphs_for(*room)) if graphs is None else graphs
     return Plan(
         classes=classes,
         ipc=config.ipc,
@@ -212,6 +216,7 @@ def plan_of(
         seed=config.seed,
         micro_batch=min(micro_batch, images),
         gradient=config.gradient,
+        graphs=min(graphs, images),
     )
 
 

@@ -5,12 +5,11 @@ by its gradient on augmented copies of the synthetic images; the loss is the cos
 Pyramid, augmentation, optimizer and growth are those of :mod:`sfm.distill`, so that the two methods differ in
 nothing but what they match.
 
-It gets what speeds ours up: frozen parameters, folded batch norms, real features without a graph, and the
-gradient of the head in closed form where the authors' code differentiates twice. Synthetic images go through
-one graph, as there.
+It gets what does not change the method: frozen parameters, folded batch norms, real features without a graph,
+and the gradient of the head in closed form where the authors' code differentiates twice. Synthetic images go
+through one graph, as there, and the graph is autograd's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,8 +22,10 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.backbones.preprocess import crop, to_tensor
 from sfm.backbones.views import stream
+from sfm.distill.adam import descend, no_moments
 from sfm.distill.augment import augment, draw_views
-from sfm.distill.engine import Plan, State, adam, grown
+from sfm.distill.engine import Plan, State, grown
+from sfm.distill.gradient import gradient_of
 from sfm.distill.pyramid import decode
 from sfm.pipeline.sources import Source
 
@@ -162,7 +163,7 @@ def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> f
     device = backbone.device
     if plan.levels(state.step) > len(state.levels):
         state.levels = grown(state.levels, plan, device)
-        state.optimizer = adam(state.levels, plan)
+        state.moments = no_moments(state.levels)
     count = plan.images * plan.views
     views = draw_views(plan.seed, state.step, 2 * count, plan.canvas)
     weight = fresh_head(plan, backbone.card.features, state.step, device)
@@ -176,14 +177,8 @@ def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> f
     looks = augment(decode(state.levels, plan.canvas), views.part(slice(0, count)), plan.image_size)
     labels = torch.arange(plan.classes, device=device).repeat_interleave(plan.ipc * plan.views)
     loss = lgm_loss(backbone.features(looks), labels, wanted, weight)
-    descend(state, torch.autograd.grad(loss, state.levels))
-    return loss.item()
-
-
-def descend(state: State, gradients: Sequence[Tensor]) -> None:
-    """Let the optimizer do a step."""
-    for level, gradient in zip(state.levels, gradients, strict=True):
-        # Laid out as the levels are: torch's fused Adam reads gradients in the order of memory.
-        level.grad = gradient.contiguous()
-    state.optimizer.step()
+    gradients = gradient_of(loss, state.levels)
+    descend(state.levels, state.moments, plan.learning_rate, slice(None), gradients)
+    state.moments.age += 1
     state.step += 1
+    return loss.item()

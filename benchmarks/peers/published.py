@@ -12,7 +12,7 @@ their class, where the real flow has the mean over C - 1 classes. This is kept t
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from torch import Tensor
 from sfm.backbones.build import Backbone, Trunk, _load
 from sfm.backbones.spec import PROJECTED, parse_spec
 from sfm.distill.augment import NOISE_MEAN, NOISE_STD, Views, draw_views
-from sfm.distill.engine import Plan, State, grown
+from sfm.distill.engine import Plan, grown
 from sfm.distill.flow import flow
 from sfm.distill.pyramid import colour_matrix
 
@@ -126,6 +126,15 @@ def published_loss(features: Tensor, means: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(synthetic.flatten(), real.flatten(), dim=0)
 
 
+@dataclass
+class State:
+    """Steps done, the pyramids, shapes (N, 3, r, r), and their optimizer."""
+
+    step: int
+    levels: list[Tensor]
+    optimizer: torch.optim.Adam
+
+
 def adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
     """Return a fresh optimizer as torch makes it."""
     return torch.optim.Adam(levels, lr=plan.learning_rate)
@@ -137,7 +146,6 @@ def advance(state: State, plan: Plan, backbone: Backbone, means: Tensor) -> floa
     Parameters
     ----------
     state : State
-        With an optimizer from :func:`adam`.
     plan : Plan
         Its micro-batch and gradient are not looked at.
     backbone : Backbone

@@ -228,6 +228,8 @@ def lgm_run(
     """Run LGM, on the schedule of growth that ours has."""
     base, steps = plan_for(ground, our_config(ground, seed, None)), race.steps_lgm
     growth = even_growth(steps, base.image_size)
+    # It looks at neither; so what it does is told apart by what it looks at alone.
+    base = replace(base, micro_batch=base.images, gradient="exact", graphs=base.images)
     plan = replace(base, views=LGM_VIEWS, learning_rate=rate, grow_every=growth)
     name = f"lgm-{role}-rate-{rate:g}-steps-{steps}-seed-{seed}"
     step = partial(lgm.advance, plan=plan, backbone=ground.backbone, real=real)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from sfm.backbones.build import load_backbone
 from sfm.distill.augment import draw_views
 from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.gradient import Batch, slope
+from sfm.distill.gradient import Batch, Cut, pull
 from sfm.distill.group import Group, joined, launched
 from sfm.distill.pyramid import canvas_size, grow, resolutions
 
@@ -41,10 +41,17 @@ def gradients(group: Group) -> dict[str, torch.Tensor]:
         ("exact", 3, "exact"),
         ("one", 3, "one-pass"),
     ):
-        step = slope(batch, backbone, lambda some: sfm_loss(some, target), micro_batch, gradient, seen)
+        cut = Cut(micro_batch, gradient, 3)
+        whole = [torch.empty_like(level) for level in batch.levels]
+
+        def take(part: slice, values: list[torch.Tensor], whole: list[torch.Tensor] = whole) -> None:
+            for level, value in zip(whole, values, strict=True):
+                level[part] = value
+
+        step = pull(batch, backbone, lambda some: sfm_loss(some, target), cut, seen, take)
         seen = step.features
         found |= {f"{name}/loss": torch.tensor(step.loss), f"{name}/features": seen.clone()}
-        found |= {f"{name}/{level}": part for level, part in enumerate(step.levels)}
+        found |= {f"{name}/{level}": part for level, part in enumerate(whole)}
     return found
 
 

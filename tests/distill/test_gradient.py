@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gathered_gradient import Slope, gathered
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
@@ -12,19 +13,20 @@ from sfm.distill.augment import draw_views
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import (
     Batch,
+    Cut,
+    NotFinite,
     Objective,
-    Slope,
-    exact_slope,
     features_of,
-    one_pass_slope,
     parts,
-    slope,
-    whole_slope,
+    pull,
+    pull_exactly,
+    pull_in_one_pass,
 )
 from sfm.distill.pyramid import canvas_size, grow, resolutions
 
 CLASSES, IPC, VIEWS, SIZE = 4, 2, 2, 32
 SHAPE = (CLASSES, IPC, VIEWS)
+WHOLE = Cut(CLASSES * IPC, "exact", CLASSES * IPC)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,13 @@ def cosine(one: Slope, other: Slope) -> float:
 
 @pytest.mark.parametrize("name", ["sfm", "sfm-decoupled"])
 @pytest.mark.parametrize("micro_batch", range(1, 8))
+@pytest.mark.parametrize("graphs", [0, 5, 8])
 def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_batch(
-    double: Backbone, name: str, micro_batch: int
+    double: Backbone, name: str, micro_batch: int, graphs: int
 ) -> None:
     images, wanted = batch(torch.float64), objective(name, torch.float64, double.card.features)
-    whole = whole_slope(images, double, wanted)
-    cut = exact_slope(images, double, wanted, micro_batch)
+    whole = gathered(pull_exactly, images, double, wanted, WHOLE)
+    cut = gathered(pull_exactly, images, double, wanted, Cut(micro_batch, "exact", graphs))
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
     for one, other in zip(cut.levels, whole.levels, strict=True):
         assert (one - other).abs().max() <= 1e-10 * whole.levels[0].abs().max()
@@ -71,14 +74,16 @@ def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_bat
 @pytest.mark.parametrize("micro_batch", [1, 3, 7])
 def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -> None:
     images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
-    whole = whole_slope(images, lite0, wanted)
-    assert cosine(exact_slope(images, lite0, wanted, micro_batch), whole) >= 0.9999
+    whole = gathered(pull_exactly, images, lite0, wanted, WHOLE)
+    assert (
+        cosine(gathered(pull_exactly, images, lite0, wanted, Cut(micro_batch, "exact", 0)), whole) >= 0.9999
+    )
 
 
 def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    whole = whole_slope(images, double, wanted)
-    cut = one_pass_slope(images, double, wanted, 3, whole.features)
+    whole = gathered(pull_exactly, images, double, wanted, WHOLE)
+    cut = gathered(pull_in_one_pass, images, double, wanted, 3, whole.features)
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
     assert cosine(cut, whole) == pytest.approx(1, abs=1e-10)
 
@@ -86,8 +91,8 @@ def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(doubl
 def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
     before = torch.rand(CLASSES * IPC * VIEWS, double.card.features, dtype=torch.float64)
-    cut = one_pass_slope(images, double, wanted, 4, before)
-    now = whole_slope(images, double, wanted).features
+    cut = gathered(pull_in_one_pass, images, double, wanted, 4, before)
+    now = gathered(pull_exactly, images, double, wanted, WHOLE).features
     assert torch.allclose(cut.features, now, atol=1e-12)
     levels = [level.detach()[:4].requires_grad_() for level in images.levels]
     mixed = torch.cat([features_of(images, double, levels, slice(0, 4)), before[4 * VIEWS :]])
@@ -98,25 +103,60 @@ def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> 
 
 def test_one_pass_begins_with_an_exact_step(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    begun = slope(images, double, wanted, 3, "one-pass", None)
-    exact = exact_slope(images, double, wanted, 3)
+    begun = gathered(pull, images, double, wanted, Cut(3, "one-pass", 0), None)
+    exact = gathered(pull_exactly, images, double, wanted, Cut(3, "exact", 0))
     assert all(map(torch.equal, begun.levels, exact.levels))
 
 
-def test_no_graph_holds_more_images_than_a_micro_batch(lite0: Backbone) -> None:
+def forwards(lite0: Backbone, micro_batch: int, graphs: int) -> list[tuple[int, bool]]:
+    """Return how many views went through the backbone in each forward pass of a step, and if with a graph."""
     images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
-    largest = 0
-
+    seen: list[tuple[int, bool]] = []
     convolution = next(m for m in lite0.model.modules() if isinstance(m, torch.nn.Conv2d))
-
-    def note(_module: object, arguments: tuple[Tensor, ...]) -> None:
-        nonlocal largest
-        largest = max(largest, len(arguments[0]))
-
-    handle = convolution.register_forward_pre_hook(note)
-    exact_slope(images, lite0, wanted, 2)
+    handle = convolution.register_forward_pre_hook(
+        lambda _module, arguments: seen.append((len(arguments[0]), torch.is_grad_enabled()))
+    )
+    gathered(pull_exactly, images, lite0, wanted, Cut(micro_batch, "exact", graphs))
     handle.remove()
-    assert largest == 2 * VIEWS
+    return seen
+
+
+def test_images_whose_graphs_are_kept_go_forward_once_and_the_others_twice(lite0: Backbone) -> None:
+    with_graph, without = (2 * VIEWS, True), (2 * VIEWS, False)
+    assert forwards(lite0, 2, 8) == 4 * [with_graph]
+    assert forwards(lite0, 2, 5) == 2 * [with_graph] + 2 * [without] + 2 * [with_graph]
+    assert forwards(lite0, 2, 0) == [with_graph] + 3 * [without] + 3 * [with_graph]
+
+
+@pytest.mark.parametrize("graphs", [0, 8])
+def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbone, graphs: int) -> None:
+    images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
+    cut = Cut(3, "exact", graphs)
+    untouched = gathered(pull_exactly, images, double, wanted, cut)
+    found: list[list[Tensor]] = []
+
+    def change(part: slice, gradients: list[Tensor]) -> None:
+        found.append(gradients)
+        for level in images.levels:
+            level.detach()[part].add_(1)
+
+    pull_exactly(images, double, wanted, cut, change)
+    for level, whole in enumerate(untouched.levels):
+        assert torch.equal(torch.cat([each[level] for each in found]), whole)
+
+
+@pytest.mark.parametrize("graphs", [0, 8])
+def test_nobody_is_given_the_gradient_of_a_loss_that_is_not_finite(lite0: Backbone, graphs: int) -> None:
+    given: list[slice] = []
+    with pytest.raises(NotFinite, match="nan"):
+        pull_exactly(
+            batch(torch.float32),
+            lite0,
+            lambda seen: seen.sum() * torch.nan,
+            Cut(3, "exact", graphs),
+            lambda part, _: given.append(part),
+        )
+    assert not given
 
 
 def test_parts_cover_every_image_once() -> None:

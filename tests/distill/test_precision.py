@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from gathered_gradient import gathered
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.augment import draw_views
 from sfm.distill.config import DistillConfig
 from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.gradient import Batch, whole_slope
+from sfm.distill.gradient import Batch, Cut, pull_exactly
 from sfm.distill.memory import activation_bytes
 from sfm.distill.precision import Mixed, in_precision
 from sfm.distill.pyramid import canvas_size, grow, resolutions
@@ -39,7 +40,8 @@ def gradient(backbone: Backbone) -> Tensor:
         levels = grow(levels, resolution, CLASSES, 3, backbone.device)
     batch = Batch(levels, canvas, size, draw_views(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
     means = torch.rand(CLASSES, backbone.card.features, generator=torch.Generator().manual_seed(1))
-    found = whole_slope(batch, backbone, partial(sfm_loss, target=flow(means[:, None], means)))
+    objective = partial(sfm_loss, target=flow(means[:, None], means))
+    found = gathered(pull_exactly, batch, backbone, objective, Cut(CLASSES, "exact", CLASSES))
     assert all(level.dtype == torch.float32 for level in (*found.levels, found.features))
     return torch.cat([level.flatten() for level in found.levels]).double()
 

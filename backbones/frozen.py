@@ -1,0 +1,348 @@
+"""Frozen convolutional layers that answer for their input alone: nothing is kept for gradients of weights.
+
+What autograd keeps of a convolution is its input, and of a clipped activation its output: four bytes per
+value, although the gradient with respect to the input of a frozen convolution needs neither, and that of the
+activation only which values were not clipped. So here a convolution keeps nothing and an activation one byte
+per value. On a CPU, weights are laid out once for oneDNN as its kernels want them, not in every pass, and the
+way back is a convolution forward with the transposed kernel wherever that is the faster one.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import get_same_padding, pad_same
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.fold import in_turn
+
+Clip = tuple[float, float | None]
+"""Least and largest value of an activation; None: there is no largest."""
+
+PIECE_BYTES = 3 * 2**20
+"""What is derived of larger tensors on the way is made piece by piece, or it would be as large again."""
+
+
+def frozen(backbone: Backbone) -> Backbone:
+    """Return a backbone whose layers answer for their input alone; see :func:`answer_for_input_alone`.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        As it is to be used, on its device and in its precision; left as it is.
+    """
+    size = backbone.card.preprocessing.input_size
+    example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    example = example.to(backbone.device).contiguous(memory_format=backbone._layout)
+    return replace(backbone, model=answer_for_input_alone(backbone.model, example))
+
+
+def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
+    """Have a model's convolutions and clipped activations keep no more than the gradient of its input needs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode, no parameter taking a gradient; left as it is. Where it is, it must stay.
+    example : Tensor
+        An input that the model takes. Which activation follows a convolution is seen by running the model on
+        it.
+
+    Returns
+    -------
+    nn.Module
+        A copy that shares the weights, in a :class:`Carrying`; or `model` itself where there is nothing to
+        gain, or where its output or the gradient on `example` comes out different by more than rounding.
+    """
+    layers = {name: module for name, module in model.named_modules() if _is_plain(module)}
+    if len(layers) < 2:
+        return model
+    followed = dict(in_turn(model, example, _is_plain, lambda module: _clip_of(module) is not None))
+    weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    changed = copy.deepcopy(model, weights)
+    for name, module in layers.items():
+        activation = followed.get(name)
+        clip = None if activation is None else _clip_of(changed.get_submodule(activation))
+        changed.set_submodule(name, FrozenConvolution(module, clip))
+        if activation is not None:
+            changed.set_submodule(activation, nn.Identity())
+    for name, module in list(changed.named_modules()):
+        if (clip := _clip_of(module)) is not None:
+            changed.set_submodule(name, FrozenClip(clip))
+    whole = Carrying(changed)
+    return whole if _agree(model, whole, example) else model
+
+
+class Carrying(nn.Module):
+    """A model that carries what is not a number from its input to its output, past layers that clip it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images to features, as the model does."""
+        feature: Tensor = self.model(images)
+        return feature + 0 * images.detach().flatten(1).sum(dim=1, keepdim=True)
+
+
+class FrozenConvolution(nn.Module):
+    """A convolution with frozen weights, and the clipped activation after it if there is one.
+
+    Parameters
+    ----------
+    convolution : nn.Conv2d
+        Padded with zeros; or a `Conv2dSame` of timm's.
+    clip : (float, float or None), optional
+        Bounds of the activation.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, clip: Clip | None) -> None:
+        super().__init__()
+        self.convolution: Any = convolution
+        self.clip = clip
+        self._ways: dict[tuple[tuple[int, ...], bool], _Ways] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (batch, channel, y, x) as the convolution and its activation do."""
+        c = self.convolution
+        padding, wider = tuple(c.padding), False
+        if isinstance(c, Conv2dSame):
+            sides = zip(images.shape[2:], c.kernel_size, c.stride, c.dilation, strict=True)
+            missing = [get_same_padding(*side) for side in sides]
+            if all(pixels % 2 == 0 for pixels in missing):
+                padding = tuple(pixels // 2 for pixels in missing)
+            elif all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _is_packed(c.weight):
+                # With a row and a column of zeros before it, a kernel lies evenly: no image has to be copied
+                # into a larger one.
+                padding, wider = tuple(pixels // 2 + 1 for pixels in missing), True
+            else:
+                images = pad_same(images, list(c.kernel_size), list(c.stride), list(c.dilation))
+        ways = self._ways.get((padding, wider))
+        if ways is None:
+            ways = self._ways[padding, wider] = _ways(c, padding, wider, self.clip)
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return ways.forth(images)
+        found: Any = _Convolve.apply(images, ways, getattr(images, "inside", None))
+        return found  # type: ignore[no-any-return]
+
+
+class FrozenClip(nn.Module):
+    """A clipped activation that keeps one byte per value.
+
+    Parameters
+    ----------
+    clip : (float, float or None)
+        Bounds.
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Clip values."""
+        found: Tensor = _ClipValues.apply(values, self.clip)
+        return found
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """The way forth through a convolution and its activation, and the way back through the convolution.
+
+    The way back takes the gradient with respect to the sums, and the shape of the images.
+    """
+
+    forth: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor, torch.Size], Tensor]
+    clip: Clip | None
+
+
+def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | None) -> _Ways:
+    c, weight = convolution, convolution.weight
+    if wider:
+        weight = nn.functional.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
+    forth = _kernel(weight, c.bias, c.stride, padding, c.dilation, c.groups, clip)
+    kernel = weight.shape[2:]
+    reach = tuple(side - 1 - pixels for side, pixels in zip(kernel, padding, strict=True))
+
+    pulled_back: Any = conv2d_input
+
+    def back(gradient: Tensor, size: torch.Size) -> Tensor:
+        found: Tensor = pulled_back(list(size), weight, gradient, c.stride, padding, c.dilation, c.groups)
+        return found
+
+    # On a CPU a convolution forward, of the transposed kernel, is the faster way back: with stride 1, and for
+    # one channel at a time even over gradients that are set apart by zeros.
+    depthwise, slow = _is_depthwise(c), not _is_packed(weight) or c.dilation != (1, 1) or min(reach) < 0
+    if slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
+        return _Ways(forth, back, clip)
+    turned = weight.flip(2, 3) if depthwise else weight.flip(2, 3).transpose(0, 1)
+    turned = turned.contiguous(memory_format=torch.channels_last)
+    across = _kernel(turned, None, (1, 1), reach, (1, 1), c.groups, None)
+
+    def forward_back(gradient: Tensor, size: torch.Size) -> Tensor:
+        if c.stride == (1, 1):
+            return across(gradient)
+        sides = zip(size[2:], padding, kernel, strict=True)
+        height, width = (side + 2 * pixels - own + 1 for side, pixels, own in sides)
+        apart = gradient.new_zeros(len(gradient), height, width, gradient.shape[1]).permute(0, 3, 1, 2)
+        apart[:, :, :: c.stride[0], :: c.stride[1]] = gradient
+        return across(apart)
+
+    return _Ways(forth, forward_back, clip)
+
+
+class _Convolve(torch.autograd.Function):
+    """Convolve and clip; which values were not clipped goes along with the result, as its ``inside``.
+
+    The layer that takes the result multiplies its gradient by that as soon as it has it, in its place and in
+    the cache. A gradient that is as that layer left it says so, by the version it has.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, ways: _Ways, images_inside: Tensor | None) -> Any:
+        found: Any = ways.forth(images)
+        ctx.ways, ctx.size = ways, images.shape
+        inside = None if ways.clip is None else _inside(found, ways.clip)
+        ctx.save_for_backward(inside, images_inside)
+        found.inside = inside
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        inside, images_inside = ctx.saved_tensors
+        if inside is not None and getattr(gradient, "masked", None) != gradient._version:
+            gradient = _masked(gradient, inside)
+        found: Any = ctx.ways.back(gradient, ctx.size)
+        if images_inside is not None:
+            found.mul_(images_inside.view(torch.int8))
+            found.masked = found._version
+        return found, None, None
+
+
+class _ClipValues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, clip: Clip) -> Tensor:
+        found = values.clamp(*clip)
+        ctx.save_for_backward(_inside(found, clip))
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return _masked(gradient, inside), None
+
+
+def _inside(clipped: Tensor, clip: Clip) -> Tensor:
+    """Mark the values that are at no bound."""
+    low, high = clip
+    if high is None:
+        return clipped.to(torch.bool) if low == 0 else clipped.ne(low)
+    if low != 0:
+        return clipped.ne(low).logical_and_(clipped.ne(high))
+    pieces = _pieces(clipped)
+    inside, unclipped = torch.empty_like(clipped, dtype=torch.bool), torch.empty_like(clipped[pieces[0]])
+    for some in pieces:
+        # Zero at both bounds, and several times as quick as to compare.
+        given, found = clipped[some], unclipped[: some.stop - some.start]
+        torch.ops.aten.hardtanh_backward.grad_input(given, given, low, high, grad_input=found)
+        inside[some] = found
+    return inside
+
+
+def _masked(gradient: Tensor, inside: Tensor) -> Tensor:
+    # As bytes: torch multiplies by those several times as fast as by truth values.
+    return gradient * inside.view(torch.int8)
+
+
+def _pieces(values: Tensor) -> list[slice]:
+    """Cut a batch into pieces of about ``PIECE_BYTES`` on a CPU, so that what is derived of it is small."""
+    count = len(values)
+    if values.device.type != "cpu" or values.nbytes <= PIECE_BYTES:
+        return [slice(0, count)]
+    each = math.ceil(count / math.ceil(values.nbytes / PIECE_BYTES))
+    return [slice(start, min(start + each, count)) for start in range(0, count, each)]
+
+
+def _is_depthwise(convolution: Any) -> bool:
+    return bool(convolution.groups == convolution.in_channels == convolution.out_channels)
+
+
+def _is_packed(weight: Tensor) -> bool:
+    """Say whether weights can be laid out in advance: those of oneDNN's kernels, float32 on a CPU."""
+    onednn: Any = torch.backends.mkldnn
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and bool(onednn.is_available())
+
+
+def _kernel(
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    clip: Clip | None,
+) -> Callable[[Tensor], Tensor]:
+    """Return a function that convolves and clips."""
+    if not _is_packed(weight):
+
+        def convolve(images: Tensor) -> Tensor:
+            found = nn.functional.conv2d(images, weight, bias, stride, padding, dilation, groups)
+            return found if clip is None else found.clamp_(*clip)
+
+        return convolve
+
+    onednn = torch.ops.mkldnn
+    shape = (list(padding), list(stride), list(dilation), groups)
+    packed = onednn._reorder_convolution_weight(weight, *shape)
+    after: tuple[str, list[float | None], str] = ("none", [], "")
+    if clip is not None:
+        after = ("relu", [], "") if clip == (0.0, None) else ("hardtanh", list(clip), "")
+
+    def convolve_packed(images: Tensor) -> Tensor:
+        found: Tensor = onednn._convolution_pointwise(images, packed, bias, *shape, *after)
+        return found
+
+    return convolve_packed
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and not module.weight.requires_grad
+    )
+
+
+def _clip_of(module: Any) -> Clip | None:
+    if type(module) is nn.ReLU:
+        return (0.0, None)
+    return (float(module.min_val), float(module.max_val)) if type(module) in (nn.ReLU6, nn.Hardtanh) else None
+
+
+def _agree(model: nn.Module, changed: nn.Module, example: Tensor) -> bool:
+    """Say whether two models give the same output, and the same gradient of it, but for rounding."""
+    found = []
+    for one in (model, changed):
+        images = example.detach().clone().requires_grad_()
+        feature = one(images)
+        (gradient,) = torch.autograd.grad(feature.square().sum(), images)
+        found.append((feature.detach(), gradient))
+    (feature, gradient), (other_feature, other_gradient) = found
+    if not (feature.isfinite().all() and gradient.isfinite().all()):
+        return False
+    largest = float(feature.abs().max())
+    same = torch.allclose(feature, other_feature, rtol=1e-3, atol=1e-4 * largest)
+    # Rounding moves a value across a kink now and then.
+    return same and bool((gradient - other_gradient).double().norm() <= 0.05 * gradient.double().norm())

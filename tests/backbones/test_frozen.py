@@ -1,0 +1,177 @@
+"""Layers that answer for their input alone: the function and the gradient of the model, and less kept."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.frozen import Carrying, FrozenConvolution, answer_for_input_alone, frozen
+from sfm.distill.memory import activation_bytes
+
+LAST = torch.channels_last
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return load_backbone("lite0", image_size=32, device="cpu")
+
+
+def seeded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=dtype)
+
+
+def answer(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output, and the gradient of a weighted sum of it."""
+    images = images.detach().clone().requires_grad_()
+    found = model(images)
+    (gradient,) = torch.autograd.grad((found * seeded(*found.shape, dtype=found.dtype)).sum(), images)
+    return found.detach(), gradient
+
+
+def assert_same(model: nn.Module, other: nn.Module, images: Tensor, tolerance: float) -> None:
+    for one, two in zip(answer(model, images), answer(other, images), strict=True):
+        assert (one - two).abs().max() <= tolerance * one.abs().max()
+
+
+def frozen_model(model: nn.Module, images: Tensor) -> nn.Module:
+    changed = answer_for_input_alone(model.eval().requires_grad_(False), images[:1])
+    assert isinstance(changed, Carrying)
+    return changed
+
+
+def test_the_gradient_of_a_backbone_is_to_rounding_what_autograd_gives(lite0: Backbone) -> None:
+    size = lite0.card.preprocessing.input_size
+    images = seeded(3, 3, size, size).contiguous(memory_format=LAST)
+    assert_same(lite0.model, frozen(lite0).model, images, 1e-4)
+    double = replace(lite0, model=copy.deepcopy(lite0.model).double())
+    again = frozen_model(double.model, images.double())
+    assert_same(double.model, again, images.double(), 1e-12)
+
+
+def test_a_value_that_is_clipped_or_not_is_kept_as_a_byte(lite0: Backbone) -> None:
+    assert activation_bytes(frozen(lite0)) < activation_bytes(lite0) / 6
+
+
+def test_weights_are_shared_and_the_model_is_left_as_it_is(lite0: Backbone) -> None:
+    before = list(lite0.model.modules())
+    changed = frozen(lite0).model
+    assert list(lite0.model.modules()) == before
+    own = {tensor.data_ptr() for tensor in lite0.model.parameters()}
+    assert {tensor.data_ptr() for tensor in changed.parameters()} == own
+    assert all(not tensor.requires_grad for tensor in changed.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "efficientnet_b0", "mobilenetv2_035"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_families_keep_their_gradient(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).to(dtype)
+    images = seeded(3, 3, 64, 64, dtype=dtype).contiguous(memory_format=LAST)
+    changed = frozen_model(model, images)
+    assert_same(model, changed, images, 1e-3 if dtype == torch.float32 else 1e-10)
+
+
+def test_a_model_with_hardly_a_convolution_stays_itself() -> None:
+    model = timm.create_model("vit_tiny_patch16_224").eval().requires_grad_(False)
+    assert answer_for_input_alone(model, torch.zeros(1, 3, 224, 224)) is model
+
+
+@given(
+    side=st.integers(5, 12),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    kind=st.sampled_from(["dense", "grouped", "depthwise", "same dense", "same depthwise"]),
+    clip=st.sampled_from([None, (0.0, None), (0.0, 6.0), (-1.0, 1.0)]),
+)
+def test_a_convolution_of_any_form_answers_as_autograd_does(
+    side: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    kind: str,
+    clip: tuple[float, float | None] | None,
+) -> None:
+    assume("same" in kind or side + 2 * padding >= dilation * (kernel - 1) + 1)
+    groups = {"grouped": 2, "depthwise": 4, "same depthwise": 4}.get(kind, 1)
+    torch.manual_seed(0)
+    if "same" in kind:
+        layer: nn.Conv2d = Conv2dSame(4, 4, kernel, stride, dilation=dilation, groups=groups)
+    else:
+        layer = nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups)
+    layer = layer.requires_grad_(False).to(memory_format=LAST)
+    images = (3 * seeded(2, 4, side, side)).contiguous(memory_format=LAST)
+
+    def plain(images: Tensor) -> Tensor:
+        found: Tensor = layer(images)
+        return found if clip is None else nn.functional.hardtanh(found, clip[0], clip[1] or 1e30)
+
+    for one, two in zip(answer(plain, images), answer(FrozenConvolution(layer, clip), images), strict=True):
+        torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+
+
+def test_values_at_a_bound_are_not_pulled_at() -> None:
+    same = nn.Conv2d(1, 1, 1, bias=False).requires_grad_(False)
+    same.weight.fill_(1)
+    images = torch.tensor([-1.0, -0.0, 0.0, 1e-30, 3.0, 5.9999995, 6.0, 7.0]).view(1, 1, 1, 8)
+    for clip, expected in (((0.0, 6.0), [0, 0, 0, 1, 1, 1, 0, 0]), ((0.0, None), [0, 0, 0, 1, 1, 1, 1, 1])):
+        images.requires_grad_()
+        (gradient,) = torch.autograd.grad(FrozenConvolution(same, clip)(images).sum(), images)
+        assert gradient.flatten().tolist() == expected
+
+
+class Branching(nn.Module):
+    """A clipped activation that three others take, one of them no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.act = nn.ReLU6()
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.act(self.first(images))
+        return (self.second(hidden) * hidden + self.third(hidden) + hidden).flatten(1)
+
+
+def test_what_is_masked_ahead_is_masked_again_where_more_came_to_it() -> None:
+    torch.manual_seed(0)
+    model, images = Branching().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
+    assert_same(model, frozen_model(model, images), images, 1e-12)
+
+
+class Peeking(nn.Module):
+    """Takes what its convolution gives both clipped and as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.act = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.second(self.first(images))
+        return (self.act(hidden) - hidden).flatten(1)
+
+
+def test_a_model_that_would_come_out_different_stays_itself() -> None:
+    torch.manual_seed(0)
+    model = Peeking().requires_grad_(False)
+    assert answer_for_input_alone(model, seeded(1, 3, 8, 8)) is model
+
+
+def test_an_image_that_is_not_a_number_gives_no_feature_that_is_one(lite0: Backbone) -> None:
+    size = lite0.card.preprocessing.input_size
+    images = torch.rand(2, 3, size, size)
+    images[1, 0, 3, 3] = torch.nan
+    features = frozen(lite0).features(images)
+    assert features[0].isfinite().all()
+    assert features[1].isnan().all()
