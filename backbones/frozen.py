@@ -90,7 +90,7 @@ class Carrying(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images to features, as the model does."""
         feature: Tensor = self.model(images)
-        return feature + 0 * images.detach().flatten(1).sum(dim=1, keepdim=True)
+        return feature + 0 * images.detach().flatten(1).sum(dim=1, keepdim=True).to(feature.dtype)
 
 
 class FrozenConvolution(nn.Module):
@@ -119,7 +119,7 @@ class FrozenConvolution(nn.Module):
             missing = [get_same_padding(*side) for side in sides]
             if all(pixels % 2 == 0 for pixels in missing):
                 padding = tuple(pixels // 2 for pixels in missing)
-            elif all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _is_packed(c.weight):
+            elif all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _suits_onednn(c):
                 # With a row and a column of zeros before it, a kernel lies evenly: no image has to be copied
                 # into a larger one.
                 padding, wider = tuple(pixels // 2 + 1 for pixels in missing), True
@@ -176,12 +176,13 @@ def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | 
     pulled_back: Any = conv2d_input
 
     def back(gradient: Tensor, size: torch.Size) -> Tensor:
-        found: Tensor = pulled_back(list(size), weight, gradient, c.stride, padding, c.dilation, c.groups)
+        own = weight.to(gradient.dtype)
+        found: Tensor = pulled_back(list(size), own, gradient, c.stride, padding, c.dilation, c.groups)
         return found
 
     # On a CPU a convolution forward, of the transposed kernel, is the faster way back: with stride 1, and for
     # one channel at a time even over gradients that are set apart by zeros.
-    depthwise, slow = _is_depthwise(c), not _is_packed(weight) or c.dilation != (1, 1) or min(reach) < 0
+    depthwise, slow = _is_depthwise(c), not _suits_onednn(c) or min(reach) < 0
     if slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
         return _Ways(forth, back, clip)
     turned = weight.flip(2, 3) if depthwise else weight.flip(2, 3).transpose(0, 1)
@@ -278,10 +279,16 @@ def _is_depthwise(convolution: Any) -> bool:
     return bool(convolution.groups == convolution.in_channels == convolution.out_channels)
 
 
+def _suits_onednn(convolution: Any) -> bool:
+    """Say whether the fast ways of oneDNN are open: kernels without holes, float32, on a CPU."""
+    return _is_packed(convolution.weight) and convolution.dilation == (1, 1)
+
+
 def _is_packed(weight: Tensor) -> bool:
-    """Say whether weights can be laid out in advance: those of oneDNN's kernels, float32 on a CPU."""
+    """Say whether weights can be laid out in advance: float32 on a CPU, if autocast leaves them that."""
     onednn: Any = torch.backends.mkldnn
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and bool(onednn.is_available())
+    plain = weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and weight.device.type == "cpu" and bool(onednn.is_available())
 
 
 def _kernel(

@@ -158,6 +158,9 @@ def follow(
     saved = checkpoints.find(folder / "checkpoint")
     if saved:
         checkpoints.require_same(saved[1].recipe, recipe, folder)
+    if saved and saved[1].step == steps:
+        return [folder / f"step_{end:06d}" for end in ends]
+    if saved:
         state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
     else:
         state, seconds = engine.begin(plan, device), 0.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import Carrying, FrozenConvolution, answer_for_input_alone, frozen
 from sfm.distill.memory import activation_bytes
+from sfm.distill.precision import in_precision
 
 LAST = torch.channels_last
 
@@ -175,3 +176,13 @@ def test_an_image_that_is_not_a_number_gives_no_feature_that_is_one(lite0: Backb
     features = frozen(lite0).features(images)
     assert features[0].isfinite().all()
     assert features[1].isnan().all()
+
+
+def test_in_mixed_precision_features_stay_to_the_bit_and_the_gradient_what_it_was(lite0: Backbone) -> None:
+    mixed = in_precision(lite0, "bf16")
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    changed = frozen(mixed)
+    assert isinstance(changed.model, Carrying)
+    (features, gradient), (found, answered) = answer(mixed.features, images), answer(changed.features, images)
+    assert torch.equal(found, features)
+    assert torch.cosine_similarity(gradient.flatten(), answered.flatten(), dim=0) > 0.999
