@@ -19,6 +19,7 @@ from peers import lgm
 
 from sfm.api import DistillConfig, EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.frozen import frozen
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill import engine
 from sfm.distill.centres import read_centres
@@ -91,7 +92,8 @@ class Ground:
 
     Attributes
     ----------
-    backbone : Backbone
+    backbone, ours : Backbone
+        As loaded, for LGM; and as `sfm distill` uses it.
     spec : str
         Of the backbone.
     store : str
@@ -104,6 +106,7 @@ class Ground:
     """
 
     backbone: Backbone
+    ours: Backbone
     spec: str
     store: str
     entries: dict[Role, Entry]
@@ -222,7 +225,7 @@ def our_config(ground: Ground, seed: int, steps: int | None) -> DistillConfig:
 
 def plan_for(ground: Ground, config: DistillConfig) -> Plan:
     """Return the plan that `sfm distill` makes."""
-    return plan_of(config, len(ground.entries["full"].dataset.class_ids), ground.backbone, {}, ALONE)
+    return plan_of(config, len(ground.entries["full"].dataset.class_ids), ground.ours, {}, ALONE)
 
 
 def lgm_run(
@@ -245,7 +248,7 @@ def our_run(ground: Ground, race: Race, seed: int) -> list[Path]:
     plan = plan_for(ground, config)
     centres = read_centres(entry, config.ipc, np.arange(plan.classes))
     objective = objective_of(config, centres, ground.backbone.device)
-    step = partial(engine.advance, plan=plan, backbone=ground.backbone, objective=objective)
+    step = partial(engine.advance, plan=plan, backbone=ground.ours, objective=objective)
     return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, race.marks, step)
 
 
@@ -306,6 +309,7 @@ def run_race(race: Race) -> dict[str, Any]:
     backbone = load_backbone(race.spec, image_size=race.image_size, device=race.device)
     ground = Ground(
         backbone,
+        frozen(backbone),
         race.spec,
         config.store,
         {role: entry_of(config, backbone, role) for role in ("full", "tuning")},

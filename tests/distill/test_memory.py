@@ -1,7 +1,14 @@
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.distill.memory import MOST_IMAGES, activation_bytes, free_bytes, micro_batch_for
+from sfm.distill.memory import (
+    GRAPH_BYTES,
+    MOST_IMAGES,
+    activation_bytes,
+    free_bytes,
+    graphs_for,
+    micro_batch_for,
+)
 
 
 def test_activations_of_one_view_are_more_than_its_pixels(lite0: Backbone) -> None:
@@ -21,6 +28,13 @@ def test_a_micro_batch_has_at_least_one_image_and_no_more_than_there_are_or_are_
 def test_all_micro_batches_are_about_as_large() -> None:
     one_too_many = 3 * MOST_IMAGES + 1
     assert micro_batch_for(images=one_too_many, views=1, view_bytes=1, free=10**12) == -(-one_too_many // 4)
+
+
+def test_graphs_take_a_quarter_of_the_free_memory_and_no_more_however_many_images_there_are() -> None:
+    assert graphs_for(images=1000, views=2, view_bytes=10, free=400) == 5
+    assert graphs_for(images=1000, views=1, view_bytes=10**9, free=1) == 0
+    assert graphs_for(images=7, views=1, view_bytes=1, free=10**12) == 7
+    assert graphs_for(images=10**9, views=1, view_bytes=GRAPH_BYTES // 50, free=10**15) == 50
 
 
 def test_some_memory_is_free_here() -> None:
