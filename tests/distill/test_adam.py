@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def test_images_that_move_part_by_part_move_as_torch_moves_them_together(cuts: l
     edges = [0, *sorted(cuts), COUNT]
     for _ in range(steps):
         gradients = [torch.randn(shape, generator=generator) for shape in shapes]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             part = slice(start, end)
             descend(ours, moments, 0.02, part, [gradient[part] for gradient in gradients])
         moments.age += 1
