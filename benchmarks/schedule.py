@@ -9,7 +9,9 @@ head, on the tuning split's held-out part, through lite0 and through lite1.
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -85,8 +87,14 @@ def main() -> None:
 
 
 def measured(
-    name: str, schedule: dict[str, float], store: str, scratch: Path, seed: int
-) -> dict[str, object]:
+    name: str,
+    schedule: dict[str, Any],
+    store: str,
+    scratch: Path,
+    seed: int,
+    dataset: str = f"{DATASET}@tuning",
+    backbones: Sequence[str] = ("lite0", "lite1"),
+) -> dict[str, Any]:
     """Distil with one schedule and score the images on the tuning split's held-out part."""
     out = scratch / f"{name.replace(' ', '-')}-{seed}"
     run = distill(
@@ -94,13 +102,13 @@ def measured(
             store=store,
             backbone="lite0",
             image_size=96,
-            dataset=f"{DATASET}@tuning",
+            dataset=dataset,
             out=out,
             seed=seed,
-            **schedule,  # type: ignore[arg-type]
+            **schedule,
         )
     )
-    scores = evaluate(EvaluateConfig(run=out, store=store, backbone=["lite0", "lite1"], mode=["linear"]))
+    scores = evaluate(EvaluateConfig(run=out, store=store, backbone=list(backbones), mode=["linear"]))
     top1 = {row.backbone: row.top1_mean for row in scores.rows if row.images == "distilled"}
     return {
         "schedule": name,

@@ -1,0 +1,149 @@
+"""What images per class, views and ways of computing the gradient bring: accuracy on an entry of role tuning.
+
+    python benchmarks/options.py [--source idx:FOLDER] [--store URL] [--work DIR] [--only ipc views gradient]
+
+ipc
+    1, 5 and 10 images per class, each matched to a sub-class centre of its own, and 10 that are all matched
+    to the class mean, as published.
+views
+    1, 3 and 10 views of each image per step, in equal time: a run of one view takes its 2,000 steps, the
+    others as many as a few steps of theirs, timed, say that they can do meanwhile.
+gradient
+    One graph of all images; micro-batches with the gradient of the whole batch; micro-batches in one pass.
+
+Held-out data is never looked at: all is scored by a linear head on the part of the training split that the
+tuning entry holds out. With --work, runs that an earlier call has finished are not done again.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from schedule import measured
+
+from sfm.api import DistillConfig, ExtractConfig, distill, extract, open_store
+
+STEPS = 2000
+IPC_STEPS = 1000
+TIMED_STEPS = 40
+
+IPC = {
+    "1": {"ipc": 1},
+    "5": {"ipc": 5},
+    "10": {"ipc": 10},
+    "10, all matched to the mean": {"ipc": 10, "centres": "none"},
+}
+VIEWS = (1, 3, 10)
+GRADIENT = {
+    "whole batch": {},
+    "exact, 5 at a time": {"micro_batch": 5, "graphs": 0},
+    "one-pass, 5 at a time": {"micro_batch": 5, "gradient": "one-pass"},
+}
+
+
+def seconds_per_step(store: str, dataset: str, views: int) -> float:
+    """Time a step with so many views, once the pyramid has all its levels."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = DistillConfig(
+            store=store,
+            backbone="lite0",
+            dataset=dataset,
+            out=Path(folder) / "run",
+            views=views,
+            steps=TIMED_STEPS,
+            grow_every=1,
+        )
+        marks: list[float] = []
+        distill(config, lambda event: marks.append(time.perf_counter()))
+    return statistics.median(after - before for before, after in pairwise(marks[10:]))
+
+
+def runs_of(group: str, store: str, dataset: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the runs of a group: a name, and what is asked of `sfm distill`."""
+    if group == "ipc":
+        yield from ((name, {"steps": IPC_STEPS} | options) for name, options in IPC.items())
+    elif group == "gradient":
+        yield from ((name, {"steps": STEPS} | options) for name, options in GRADIENT.items())
+    else:
+        each = {views: seconds_per_step(store, dataset, views) for views in VIEWS}
+        for views, seconds in each.items():
+            yield str(views), {"views": views, "steps": max(1, round(STEPS * each[1] / seconds))}
+
+
+def main() -> None:
+    """Run the groups, print tables, and write the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", default="builtin:fashion-mnist-6k", help="dataset, e.g. idx:FOLDER")
+    parser.add_argument("--store", help="store of its statistics, or where to make it")
+    parser.add_argument("--work", type=Path, help="folder for runs; what it holds is not done again")
+    parser.add_argument("--only", nargs="+", choices=["ipc", "views", "gradient"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        work = given.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        store = given.store or str(work / "store")
+        config = ExtractConfig(
+            source=given.source, store=store, backbone=["lite0"], image_size=96, tune_fraction=0.2
+        )
+        extract(config)
+        (name,) = {entry.dataset for entry in open_store(store).summaries() if entry.role == "tuning"}
+        for group in given.only or ["ipc", "views", "gradient"]:
+            for what, options in runs_of(group, store, f"{name}@tuning"):
+                for seed in range(given.seeds):
+                    rows.append(row_of(work, store, f"{name}@tuning", group, what, options, seed))
+    if given.json:
+        given.json.write_text(json.dumps({"benchmark": "options", "dataset": name, "rows": rows}, indent=1))
+    show(rows, f"{name}@tuning")
+
+
+def row_of(
+    work: Path, store: str, dataset: str, group: str, what: str, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """Return the figures of a run; those of a finished one are read."""
+    kept = work / f"{group}-{what.replace(' ', '-').replace(',', '')}-{seed}.json"
+    if not kept.exists():
+        kept.write_text(
+            json.dumps(measured(f"{group}-{what}", options, store, work, seed, dataset, ["lite0"]))
+        )
+    row: dict[str, Any] = json.loads(kept.read_text())
+    return row | {"group": group, "what": what, "seed": seed}
+
+
+def show(rows: list[dict[str, Any]], dataset: str) -> None:
+    """Print a table per group: means and deviations over seeds."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        groups[row["group"]][row["what"]].append(row)
+    for group, runs in groups.items():
+        table = Table(title=f"{group}: {dataset}, lite0, {len(next(iter(runs.values())))} seeds")
+        for column in (group, "steps", "top-1 %", "loss", "seconds"):
+            table.add_column(column, justify="left" if column == group else "right")
+        for what, found in runs.items():
+            top1 = [100 * row["lite0"] for row in found]
+            spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
+            table.add_row(
+                what,
+                str(found[0]["steps"]),
+                f"{statistics.fmean(top1):.1f}{spread}",
+                f"{statistics.fmean(row['loss'] for row in found):.3f}",
+                f"{statistics.fmean(row['seconds'] for row in found):.0f}",
+            )
+        Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
