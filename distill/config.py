@@ -44,6 +44,13 @@ class DistillConfig(BaseModel):
     learning_rate: float = Field(
         default=2e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
     )
+    final_rate: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Part of the learning rate that is left at the end: over the second half of the run it "
+        "falls along half a cosine (1: it does not fall).",
+    )
     grow_every: int | None = Field(
         default=None,
         ge=1,

@@ -1,5 +1,6 @@
 """One step of the distillation: decode the pyramids, look at the images, compare flows, move the levels."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,10 @@ class Plan:
         C, K and A: K images of each class, seen through A views in every step.
     image_size : int
         Side of the views, in pixels: the backbone's input.
+    steps : int
+        Of the whole run.
+    learning_rate, final_rate : float
+        Of Adam, and what it has fallen to at the end of the run, as a part of it.
     grow_every : int
         Steps between two levels of the pyramid.
     micro_batch : int
@@ -39,7 +44,9 @@ class Plan:
     ipc: int
     views: int
     image_size: int
+    steps: int
     learning_rate: float
+    final_rate: float
     grow_every: int
     seed: int
     micro_batch: int
@@ -59,6 +66,15 @@ class Plan:
     def levels(self, step: int) -> int:
         """Return how many levels the pyramid has in a step (the first is step 0)."""
         return min(len(resolutions(self.canvas)), 1 + step // self.grow_every)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step (the first is step 0).
+
+        For half of the run it is what it is; over the other half it falls along half a cosine.
+        """
+        part = max(0.0, 2 * (step + 1) / self.steps - 1)
+        fallen = self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * min(1.0, part))) / 2
+        return self.learning_rate * fallen
 
 
 def even_growth(steps: int, image_size: int) -> int:
@@ -129,7 +145,7 @@ def advance(
     shape = (plan.classes, plan.ipc, plan.views)
     batch = Batch(state.levels, plan.canvas, plan.image_size, own, shape, group)
     cut = Cut(plan.micro_batch, plan.gradient, plan.graphs)
-    move = partial(descend, state.levels, state.moments, plan.learning_rate)
+    move = partial(descend, state.levels, state.moments, plan.rate(state.step))
     try:
         sight = pull(batch, backbone, objective, cut, state.seen, move)
     except NotFinite as error:

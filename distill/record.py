@@ -39,6 +39,7 @@ def recipe_of(
         "views": plan.views,
         "steps": config.steps,
         "learning_rate": plan.learning_rate,
+        "final_rate": plan.final_rate,
         "grow_every": plan.grow_every,
         "seed": plan.seed,
         "micro_batch": plan.micro_batch,

@@ -211,7 +211,9 @@ def plan_of(
         ipc=config.ipc,
         views=config.views,
         image_size=image_size,
+        steps=config.steps,
         learning_rate=config.learning_rate,
+        final_rate=config.final_rate,
         grow_every=config.grow_every or even_growth(config.steps, image_size),
         seed=config.seed,
         micro_batch=min(micro_batch, images),
@@ -260,7 +262,8 @@ def run_steps(
             loss = advance(state, plan, backbone, objective, group)
             seconds = time.perf_counter() - started
             if history:
-                append(history, state.step, loss, plan.learning_rate, state.levels[-1].shape[-1], seconds)
+                rate, side = plan.rate(state.step - 1), state.levels[-1].shape[-1]
+                append(history, state.step, loss, rate, side, seconds)
             progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}))
             last = state.step == config.steps
             if last or plan.levels(state.step) > len(state.levels):

@@ -236,7 +236,7 @@ def lgm_run(
     growth = even_growth(steps, base.image_size)
     # It looks at neither; so what it does is told apart by what it looks at alone.
     base = replace(base, micro_batch=base.images, gradient="exact", graphs=base.images)
-    plan = replace(base, views=LGM_VIEWS, learning_rate=rate, grow_every=growth)
+    plan = replace(base, views=LGM_VIEWS, learning_rate=rate, final_rate=1.0, grow_every=growth, steps=steps)
     name = f"lgm-{role}-rate-{rate:g}-steps-{steps}-seed-{seed}"
     step = partial(lgm.advance, plan=plan, backbone=ground.backbone, real=real)
     return follow(ground, name, role, plan, steps, race.marks_lgm, step)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ PLAN = Plan(
     ipc=2,
     views=2,
     image_size=32,
+    steps=100,
     learning_rate=1e-2,
+    final_rate=1.0,
     grow_every=4,
     seed=0,
     micro_batch=6,
@@ -79,6 +82,15 @@ def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> No
 
 def test_a_pyramid_that_reached_the_canvas_stays_as_it_is() -> None:
     assert PLAN.levels(10**6) == len(resolutions(PLAN.canvas))
+
+
+@given(steps=st.integers(2, 10_000), final=st.floats(0, 1))
+def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(steps: int, final: float) -> None:
+    plan = replace(PLAN, steps=steps, final_rate=final)
+    rates = [plan.rate(step) for step in range(steps)]
+    assert rates[: steps // 2] == [plan.learning_rate] * (steps // 2)
+    assert all(after <= before for before, after in pairwise(rates))
+    assert rates[-1] == pytest.approx(final * plan.learning_rate)
 
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
