@@ -9,6 +9,7 @@ way back is a convolution forward with the transposed kernel wherever that is th
 
 import copy
 import math
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -288,7 +289,8 @@ def _is_packed(weight: Tensor) -> bool:
     """Say whether weights can be laid out in advance: float32 on a CPU, if autocast leaves them that."""
     onednn: Any = torch.backends.mkldnn
     plain = weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and weight.device.type == "cpu" and bool(onednn.is_available())
+    known = onednn.is_available() and platform.machine() in ("x86_64", "AMD64")
+    return plain and weight.device.type == "cpu" and bool(known)
 
 
 def _kernel(

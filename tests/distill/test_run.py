@@ -150,12 +150,13 @@ def test_a_run_that_died_and_is_resumed_ends_as_if_nothing_had_happened(
     assert course(broken) == course(undisturbed)
 
 
-@pytest.mark.parametrize("gradient", ["exact", "one-pass"])
+@pytest.mark.parametrize(("gradient", "graphs"), [("exact", 0), ("exact", 4), ("one-pass", 0)])
 @pytest.mark.parametrize("lost_after", [5, 8])
 def test_a_run_in_micro_batches_is_resumed_exactly_too(
-    config: DistillConfig, tmp_path: Path, gradient: str, lost_after: int
+    config: DistillConfig, tmp_path: Path, gradient: str, graphs: int, lost_after: int
 ) -> None:
-    config = config.model_copy(update={"checkpoint_every": 4, "micro_batch": 3, "gradient": gradient})
+    cut = {"micro_batch": 3, "gradient": gradient, "graphs": graphs}
+    config = config.model_copy(update={"checkpoint_every": 4, "final_rate": 0.1, **cut})
     undisturbed = config.model_copy(update={"out": tmp_path / "undisturbed"})
     distill(undisturbed)
     with pytest.raises(PulledPlugError):
@@ -165,13 +166,14 @@ def test_a_run_in_micro_batches_is_resumed_exactly_too(
     assert course(config.out) == course(undisturbed.out)
 
 
-def test_a_resumed_run_keeps_the_micro_batch_it_chose(
+def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(PulledPlugError):
         distill(config, pull_the_plug_after(2))
     monkeypatch.setattr("sfm.distill.run.free_bytes", lambda device: 1)
-    assert distill(config.model_copy(update={"resume": True})).record["micro_batch"] == 4
+    record = distill(config.model_copy(update={"resume": True})).record
+    assert (record["micro_batch"], record["graphs"]) == (4, 4)
 
 
 def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> None:
@@ -271,6 +273,8 @@ def test_resuming_a_finished_run_gives_it_back_untouched(config: DistillConfig) 
     [
         ("seed", 1),
         ("learning_rate", 0.5),
+        ("final_rate", 0.5),
+        ("graphs", 1),
         ("steps", 13),
         ("views", 2),
         ("ipc", 2),
