@@ -131,7 +131,10 @@ class FrozenConvolution(nn.Module):
             ways = self._ways[padding, wider] = _ways(c, padding, wider, self.clip)
         if not (torch.is_grad_enabled() and images.requires_grad):
             return ways.forth(images)
-        found: Any = _Convolve.apply(images, ways, getattr(images, "inside", None))
+        inside, version = getattr(images, "inside", (None, None))
+        found: Any = _Convolve.apply(images, ways, inside if version == images._version else None)
+        # What was clipped is known of these values, and not of what they may be changed to in their place.
+        found.inside = found.inside, found._version
         return found  # type: ignore[no-any-return]
 
 

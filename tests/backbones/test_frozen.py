@@ -150,6 +150,26 @@ def test_what_is_masked_ahead_is_masked_again_where_more_came_to_it() -> None:
     assert_same(model, frozen_model(model, images), images, 1e-12)
 
 
+class Adding(nn.Module):
+    """Adds to a clipped activation in its place, before the next convolution takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.act = nn.ReLU6()
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.act(self.first(images))
+        hidden += self.second(images)
+        return self.third(hidden).flatten(1)
+
+
+def test_what_was_clipped_is_not_known_of_values_that_were_changed_in_their_place() -> None:
+    torch.manual_seed(0)
+    model, images = Adding().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
+    assert_same(model, frozen_model(model, images), images, 1e-12)
+
+
 class Peeking(nn.Module):
     """Takes what its convolution gives both clipped and as it is."""
 
