@@ -30,6 +30,9 @@ Clip = tuple[float, float | None]
 PIECE_BYTES = 3 * 2**20
 """What is derived of larger tensors on the way is made piece by piece, or it would be as large again."""
 
+FEW_CHANNELS = 4
+"""As images have, and hidden layers do not."""
+
 
 def frozen(backbone: Backbone) -> Backbone:
     """Return a backbone whose layers answer for their input alone; see :func:`answer_for_input_alone`.
@@ -184,9 +187,11 @@ def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | 
         found: Tensor = pulled_back(list(size), own, gradient, c.stride, padding, c.dilation, c.groups)
         return found
 
-    # On a CPU a convolution forward, of the transposed kernel, is the faster way back: with stride 1, and for
-    # one channel at a time even over gradients that are set apart by zeros.
+    # On a CPU a convolution forward, of the transposed kernel, is the faster way back: with stride 1, for one
+    # channel at a time even over gradients that are set apart by zeros, and for images of few channels.
     depthwise, slow = _is_depthwise(c), not _suits_onednn(c) or min(reach) < 0
+    if not slow and c.groups == 1 and c.stride[0] == c.stride[1] > 1 and c.in_channels <= FEW_CHANNELS:
+        return _Ways(forth, _between_pixels(weight, c.stride[0], padding), clip)
     if slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
         return _Ways(forth, back, clip)
     turned = weight.flip(2, 3) if depthwise else weight.flip(2, 3).transpose(0, 1)
@@ -203,6 +208,37 @@ def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | 
         return across(apart)
 
     return _Ways(forth, forward_back, clip)
+
+
+def _between_pixels(
+    weight: Tensor, stride: int, padding: tuple[int, ...]
+) -> Callable[[Tensor, torch.Size], Tensor]:
+    """Return the way back through a convolution with a stride, as one with a channel for every place in it.
+
+    Pixels that are ``r`` beyond a multiple of the stride s meet the weights ``r, r + s, r + 2 s, ...`` only:
+    ``d[s q + r] = sum_j w[s j + r] g[q - j]``.
+    """
+    out, channels, *kernel = weight.shape
+    reach = max(math.ceil(side / stride) for side in kernel)
+    whole = nn.functional.pad(weight, (0, reach * stride - kernel[1], 0, reach * stride - kernel[0]))
+    places = whole.view(out, channels, reach, stride, reach, stride).permute(1, 3, 5, 0, 2, 4)
+    turned = places.reshape(channels * stride**2, out, reach, reach).flip(2, 3)
+    turned = turned.contiguous(memory_format=torch.channels_last)
+    across = _kernel(turned, None, (1, 1), (reach - 1, reach - 1), (1, 1), 1, None)
+
+    def back(gradient: Tensor, size: torch.Size) -> Tensor:
+        found = nn.functional.pixel_shuffle(across(gradient), stride)
+        # Pixels beyond the last window are missing: no sum has them.
+        below, right = (
+            max(0, pixels + side - have)
+            for pixels, side, have in zip(padding, size[2:], found.shape[2:], strict=True)
+        )
+        if below or right:
+            found = nn.functional.pad(found, (0, right, 0, below))
+        top, left = padding
+        return found[:, :, top : top + size[2], left : left + size[3]]
+
+    return back
 
 
 class _Convolve(torch.autograd.Function):

@@ -91,7 +91,7 @@ def test_a_model_with_hardly_a_convolution_stays_itself() -> None:
     stride=st.integers(1, 3),
     padding=st.integers(0, 2),
     dilation=st.integers(1, 2),
-    kind=st.sampled_from(["dense", "grouped", "depthwise", "same dense", "same depthwise"]),
+    kind=st.sampled_from(["dense", "wide", "grouped", "depthwise", "same dense", "same depthwise"]),
     clip=st.sampled_from([None, (0.0, None), (0.0, 6.0), (-1.0, 1.0)]),
 )
 def test_a_convolution_of_any_form_answers_as_autograd_does(
@@ -106,12 +106,14 @@ def test_a_convolution_of_any_form_answers_as_autograd_does(
     assume("same" in kind or side + 2 * padding >= dilation * (kernel - 1) + 1)
     groups = {"grouped": 2, "depthwise": 4, "same depthwise": 4}.get(kind, 1)
     torch.manual_seed(0)
-    if "same" in kind:
-        layer: nn.Conv2d = Conv2dSame(4, 4, kernel, stride, dilation=dilation, groups=groups)
+    if kind == "wide":
+        layer = nn.Conv2d(6, 3, kernel, stride, padding, dilation)
+    elif "same" in kind:
+        layer = Conv2dSame(4, 4, kernel, stride, dilation=dilation, groups=groups)
     else:
         layer = nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups)
     layer = layer.requires_grad_(False).to(memory_format=LAST)
-    images = (3 * seeded(2, 4, side, side)).contiguous(memory_format=LAST)
+    images = (3 * seeded(2, layer.in_channels, side, side)).contiguous(memory_format=LAST)
 
     def plain(images: Tensor) -> Tensor:
         found: Tensor = layer(images)
