@@ -105,6 +105,7 @@ def measured(
             dataset=dataset,
             out=out,
             seed=seed,
+            resume=True,
             **schedule,
         )
     )
