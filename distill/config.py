@@ -70,7 +70,7 @@ class DistillConfig(BaseModel):
         default=None,
         ge=0,
         description="With several micro-batches, exact: images whose graphs are kept while the others are "
-        "looked at, so that they go forward once (default: as many as take 128 MiB).",
+        "looked at, so that they go forward once (default: as many as take 120 MiB).",
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")

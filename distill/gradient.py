@@ -184,7 +184,9 @@ def pull_exactly(batch: Batch, backbone: Backbone, objective: Objective, cut: Cu
         features.append(found.detach())
         if kept:
             graphs[number] = leaves, found
-    loss, towards, known = pulled(batch, objective, torch.cat(features))
+    seen = torch.cat(features)
+    features.clear()
+    loss, towards, known = pulled(batch, objective, seen)
     each = batch.shape[2]
     for number, part in enumerate(parts(batch.images, cut.micro_batch)):
         if number in graphs:

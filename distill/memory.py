@@ -12,7 +12,7 @@ from sfm.backbones.build import Backbone
 MOST_IMAGES = 34
 """Larger micro-batches are hardly faster per image, so their memory would be for nothing."""
 
-GRAPH_BYTES = 2**27
+GRAPH_BYTES = 120 * 2**20
 """What the graphs of images that need not go forward twice may take. It does not grow with their number."""
 
 SHARE = 0.25
