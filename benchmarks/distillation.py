@@ -188,6 +188,7 @@ def contender(name: str, case: Case, backbone: Backbone) -> Callable[[], object]
         theirs = published.published_backbone(case.spec, backbone)
         whole = whole_pyramid(plan, device)
         state = published.State(whole.step, whole.levels, published.adam(whole.levels, plan))
+        # torch makes the moments in the first step, which moves nothing here: ours are there from the beginning.
         for level in state.levels:
             level.grad = torch.zeros_like(level)
         state.optimizer.step()

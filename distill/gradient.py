@@ -40,7 +40,7 @@ Take = Callable[[slice, list[Tensor]], None]
 
 
 class NotFinite(ArithmeticError):  # noqa: N818 - named for what the loss is
-    """The loss is not finite. No image that the loss was computed from has been pulled at."""
+    """The loss is not finite, so nothing is pulled by it."""
 
     def __init__(self, loss: float) -> None:
         super().__init__(f"the loss is {loss}")
