@@ -67,7 +67,7 @@ from sfm.distill.adam import no_moments
 from sfm.distill.engine import Plan, State, grown
 from sfm.distill.flow import flow, sfm_loss
 from sfm.distill.group import ALONE
-from sfm.distill.memory import MOST_IMAGES, activation_bytes, free_bytes
+from sfm.distill.memory import activation_bytes, free_bytes
 from sfm.distill.pyramid import resolutions
 from sfm.distill.run import plan_of
 from sfm.pipeline.sources import open_source
@@ -162,11 +162,11 @@ def bare(backbone: Backbone, images: int, real: int = 0) -> Callable[[], object]
 
 
 def cut_of(name: str, plan: Plan) -> Plan:
-    """Return the plan of one of ours: the default; all images in one graph; or hardly any graph kept."""
+    """Return the plan of one of ours: the default; all in one graph; or one graph kept, of half at most."""
     if name == OURS[1]:
         return replace(plan, micro_batch=plan.images, graphs=plan.images)
     if name == OURS[2]:
-        return replace(plan, graphs=0)
+        return replace(plan, micro_batch=min(plan.micro_batch, max(1, plan.images // 2)), graphs=0)
     return plan
 
 
@@ -188,7 +188,7 @@ def contender(name: str, case: Case, backbone: Backbone) -> Callable[[], object]
         theirs = published.published_backbone(case.spec, backbone)
         whole = whole_pyramid(plan, device)
         state = published.State(whole.step, whole.levels, published.adam(whole.levels, plan))
-        # torch makes the moments in the first step, which moves nothing here: ours are there from the beginning.
+        # torch makes the moments in the first step, which moves nothing here; ours are there from the start.
         for level in state.levels:
             level.grad = torch.zeros_like(level)
         state.optimizer.step()
@@ -567,13 +567,8 @@ def cases_of(given: argparse.Namespace, folder: Path) -> list[Case]:
 
 
 def taking_part(case: Case, given: argparse.Namespace) -> list[str]:
-    """Return the contenders of a case.
-
-    If it is to be quick, LGM has the smallest only. Images that fit one micro-batch never go forward twice.
-    """
-    left_out = {LGM, BARE_LGM} if given.quick and case.classes > min(given.classes) else set()
-    if case.classes <= MOST_IMAGES:
-        left_out.add(OURS[2])
+    """Return the contenders of a case: if it is to be quick, LGM has the smallest only."""
+    left_out = (LGM, BARE_LGM) if given.quick and case.classes > min(given.classes) else ()
     return [name for name in CONTENDERS if name not in left_out]
 
 
