@@ -103,6 +103,7 @@ def interpolation_matrix(
     size: int,
     out: int,
     mirror: npt.NDArray[np.bool_] | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Build the matrices that resample intervals of an axis bilinearly (half-pixel centres, edges held).
 
@@ -114,6 +115,8 @@ def interpolation_matrix(
         Length of the input axis and of the output axis, in pixels.
     mirror : ndarray of bool, shape (n,), optional
         Which outputs run backwards.
+    device : torch.device, optional
+        Where they are to be; the CPU if not given.
 
     Returns
     -------
@@ -124,8 +127,10 @@ def interpolation_matrix(
     at = start[:, None] + length[:, None] * place - 0.5
     if mirror is not None:
         at = np.where(mirror[:, None], at[:, ::-1], at)
-    weight = np.maximum(0.0, 1.0 - np.abs(np.clip(at, 0, size - 1)[:, :, None] - np.arange(size)))
-    return torch.from_numpy(weight.astype(np.float32))
+    # Only the places travel: there are `size` times as many weights.
+    places = torch.from_numpy(np.clip(at, 0, size - 1)).to(device)
+    pixels = torch.arange(size, device=device, dtype=torch.float64)
+    return (places[:, :, None] - pixels).abs_().neg_().add_(1).clamp_(min=0).float()
 
 
 def look(images: Tensor, crops: Crops, out: int) -> Tensor:
@@ -145,7 +150,7 @@ def look(images: Tensor, crops: Crops, out: int) -> Tensor:
     Tensor, shape (n, channel, out, out)
         Same dtype and device as `images`.
     """
-    size = images.shape[-1]
-    rows = interpolation_matrix(crops.top, crops.height, size, out).to(images)
-    columns = interpolation_matrix(crops.left, crops.width, size, out, crops.flip).to(images)
+    size, device = images.shape[-1], images.device
+    rows = interpolation_matrix(crops.top, crops.height, size, out, device=device).to(images)
+    columns = interpolation_matrix(crops.left, crops.width, size, out, crops.flip, device).to(images)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)

@@ -15,10 +15,13 @@ time
 memory
     Every contender in a process of its own, three times, of which the median counts (heaps differ by a fifth
     from run to run): the peak while it does a few steps, above what is there before the first, once all is
-    loaded, one view has been through the backbone and freed memory is given
-    back. Resident memory on a CPU, allocated memory on a GPU. What would not fit is not run. On a CPU all
-    of them keep freed memory as `load_backbone` has it; with the C library's own thresholds peaks were within
-    a tenth.
+    loaded, one view has been through the backbone and freed memory is given back. Resident memory on a CPU;
+    on a GPU, allocated memory and what recorded kernels hold. What would not fit is not run. On a CPU all of
+    them keep freed memory as `load_backbone` has it; with the C library's own thresholds peaks were within a
+    tenth.
+agreement
+    Where there is a GPU: the cosine of the gradient that ours has there with the one that autograd has on the
+    CPU in float32, ten images, views without noise.
 accuracy
     LGM, with the learning rate that is best on the tuning split (never on held-out data), until its last
     step; ours as it comes. Both leave their images at some marks; these are scored afterwards, by `sfm
@@ -60,14 +63,19 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfm.api import DistillConfig
+from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.distill import engine
 from sfm.distill.adam import no_moments
+from sfm.distill.augment import draw_views
 from sfm.distill.engine import Plan, State, grown
 from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.gradient import Batch, Cut, pull
 from sfm.distill.group import ALONE
+from sfm.distill.kernels import held_bytes, quickened
 from sfm.distill.memory import activation_bytes, free_bytes
+from sfm.distill.precision import Mixed, Precision, in_precision
 from sfm.distill.pyramid import resolutions
 from sfm.distill.run import plan_of
 from sfm.pipeline.sources import open_source
@@ -96,24 +104,34 @@ class Case:
     image_size : int
         In pixels.
     classes : int
+    precision : {"float32", "bf16"}
+        Of everybody's forward passes.
     """
 
     backbone: str
     spec: str
     image_size: int
     classes: int
+    precision: Precision = "float32"
 
     def __str__(self) -> str:
         """Name it for a person."""
-        return f"{self.backbone}, {self.image_size} px, {self.classes:,} classes"
+        mixed = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{self.backbone}{mixed}, {self.image_size} px, {self.classes:,} classes"
 
     def row(self) -> dict[str, Any]:
         """Return what figures are labelled with."""
-        return {"backbone": self.backbone, "image_size": self.image_size, "classes": self.classes}
+        return {
+            "backbone": self.backbone,
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "classes": self.classes,
+        }
 
     def load(self, device: str) -> Backbone:
-        """Load the backbone."""
-        return load_backbone(self.spec, image_size=self.image_size, device=device)
+        """Load the backbone, in its precision."""
+        backbone = load_backbone(self.spec, image_size=self.image_size, device=device)
+        return in_precision(backbone, self.precision)
 
 
 # What takes part
@@ -170,10 +188,39 @@ def cut_of(name: str, plan: Plan) -> Plan:
     return plan
 
 
-def contender(name: str, case: Case, backbone: Backbone) -> Callable[[], object]:
-    """Return a step of a contender; every call does the next one."""
-    ours, device = frozen(backbone), backbone.device
-    plan = default_plan(case, ours)
+def contender(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], object], int]:
+    """Return a step of a contender, and the bytes that it holds on to; every call does the next step."""
+    if name in OURS:
+        return step_of_ours(name, case, backbone)
+    return step_of_others(name, case, backbone), 0
+
+
+def step_of_ours(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], object], int]:
+    """Return a step as `sfm distill` does it, and what its recorded kernels hold."""
+    device = backbone.device
+    plan = cut_of(name, default_plan(case, frozen(backbone)))
+    with whole_float32(), same_bits(device):
+        quick, _ = quickened(backbone, plan, "auto")
+    state, means = whole_pyramid(plan, device), random_means(case, backbone)
+    objective = partial(sfm_loss, target=flow(means, means))
+
+    def step() -> object:
+        with whole_float32(), same_bits(device):
+            return engine.advance(state, plan, quick, objective)
+
+    return step, held_bytes(quick)
+
+
+def random_means(case: Case, backbone: Backbone) -> Tensor:
+    """Draw class means, shape (C, D)."""
+    drawn = torch.randn(case.classes, backbone.card.features, generator=torch.Generator().manual_seed(0))
+    return drawn.to(backbone.device)
+
+
+def step_of_others(name: str, case: Case, backbone: Backbone) -> Callable[[], object]:
+    """Return a step of an opponent, or bare work."""
+    device = backbone.device
+    plan = default_plan(case, frozen(backbone))
     if name == BARE:
         return bare(backbone, plan.images)
     if name == BARE_LGM:
@@ -182,20 +229,21 @@ def contender(name: str, case: Case, backbone: Backbone) -> Callable[[], object]
         plan = replace(plan, views=LGM_VIEWS)
         real = some_real_images(backbone, plan)
         return partial(lgm.advance, whole_pyramid(plan, device), plan, backbone, real)
-    drawn = torch.randn(case.classes, backbone.card.features, generator=torch.Generator().manual_seed(0))
-    means = drawn.to(device)
-    if name == PUBLISHED:
-        theirs = published.published_backbone(case.spec, backbone)
-        whole = whole_pyramid(plan, device)
-        state = published.State(whole.step, whole.levels, published.adam(whole.levels, plan))
-        # torch makes the moments in the first step, which moves nothing here; ours are there from the start.
-        for level in state.levels:
-            level.grad = torch.zeros_like(level)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        return partial(published.advance, state, plan, theirs, means)
-    objective = partial(sfm_loss, target=flow(means, means))
-    return partial(engine.advance, whole_pyramid(plan, device), cut_of(name, plan), ours, objective)
+    theirs = published_in_precision(case, backbone)
+    whole = whole_pyramid(plan, device)
+    state = published.State(whole.step, whole.levels, published.adam(whole.levels, plan))
+    # torch makes the moments in the first step, which moves nothing here; ours are there from the start.
+    for level in state.levels:
+        level.grad = torch.zeros_like(level)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return partial(published.advance, state, plan, theirs, random_means(case, backbone))
+
+
+def published_in_precision(case: Case, backbone: Backbone) -> Backbone:
+    """Return the backbone as the published code has it; for bf16, under autocast."""
+    theirs = published.published_backbone(case.spec, backbone)
+    return theirs if case.precision == "float32" else replace(theirs, model=Mixed(theirs.model))
 
 
 def some_real_images(backbone: Backbone, plan: Plan) -> lgm.RealImages:
@@ -214,15 +262,19 @@ def graph_bytes(name: str, case: Case, backbone: Backbone) -> int:
         cut = cut_of(name, plan)
         return max(cut.micro_batch, cut.graphs) * activation_bytes(ours)
     if name == PUBLISHED:
-        return plan.images * activation_bytes(published.published_backbone(case.spec, backbone))
+        return plan.images * activation_bytes(published_in_precision(case, backbone))
     return (1 if name == BARE else LGM_VIEWS) * plan.images * activation_bytes(backbone)
 
 
 def too_large_for(names: Sequence[str], case: Case, backbone: Backbone) -> dict[str, int]:
-    """Return the estimates of the contenders that are too large for the free memory."""
+    """Return the estimates of the contenders that are too large for the free memory.
+
+    On a GPU ours holds its graph between two steps, so that others have to fit beside it.
+    """
     free = MOST_OF_FREE * free_bytes(backbone.device)
+    held = 2 if backbone.device.type == "cuda" else 1
     needs = {name: graph_bytes(name, case, backbone) for name in names}
-    return {name: need for name, need in needs.items() if need > free}
+    return {name: need for name, need in needs.items() if need * (held if name in OURS else 1) > free}
 
 
 # Time
@@ -280,10 +332,11 @@ RATIOS = (
 )
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Return the floating-point operations per second of a large product of float32 matrices."""
+def matrix_rate(device: torch.device, precision: Precision) -> float:
+    """Return the floating-point operations per second of a large product of matrices."""
     side = 8192 if device.type == "cuda" else 2048
-    matrix = torch.randn(side, side, device=device)
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
     times = [seconds_of(lambda: matrix @ matrix, device) for _ in range(6)]
     return 2 * side**3 / min(times)
 
@@ -302,12 +355,13 @@ def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -
     """Time the contenders that fit, in turn."""
     backbone = case.load(device)
     too_large = too_large_for(names, case, backbone)
-    calls = {name: contender(name, case, backbone) for name in names if name not in too_large}
+    calls = {name: contender(name, case, backbone)[0] for name in names if name not in too_large}
     rounds = in_turn(calls, budget, backbone.device)
     found = {f"{one} / {other}": ratio(rounds, one, other) for one, other in RATIOS}
     seconds = {name: statistics.median(times[name] for times in rounds) for name in calls}
     work, plan = case.classes * operations(backbone), default_plan(case, frozen(backbone))
-    share = work / seconds[OURS[0]] / matrix_rate(backbone.device) if OURS[0] in calls else None
+    rate = matrix_rate(backbone.device, case.precision)
+    share = work / seconds[OURS[0]] / rate if OURS[0] in calls else None
     return {
         **case.row(),
         "micro_batch": plan.micro_batch,
@@ -319,6 +373,45 @@ def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -
         "share_of_matrix_rate": share,
         "too_large": too_large,
     }
+
+
+# Agreement
+
+
+def gradient_on(case: Case, device: str) -> Tensor:
+    """Return the gradient with respect to a few pyramids, flat, float64, on the CPU.
+
+    On a GPU as `sfm distill` has it, images going forward twice in two micro-batches; on the CPU, in float32
+    and of all images at once. Views are without noise, which a GPU draws otherwise.
+    """
+    case = replace(case, classes=min(case.classes, 10))
+    if device == "cpu":
+        case = replace(case, precision="float32")
+    backbone = case.load(device)
+    place = backbone.device
+    plan = replace(default_plan(case, frozen(backbone)), micro_batch=case.classes, graphs=0)
+    if device != "cpu":
+        plan = replace(plan, micro_batch=math.ceil(case.classes / 2))
+    views = draw_views(plan.seed, 0, plan.images, plan.canvas)
+    quiet = replace(views, noisy=np.zeros_like(views.noisy))
+    levels = whole_pyramid(plan, place).levels
+    batch = Batch(levels, plan.canvas, plan.image_size, quiet, (plan.classes, 1, 1))
+    means = random_means(case, backbone)
+    found: dict[int, list[Tensor]] = {}
+    with whole_float32(), same_bits(place):
+        quick, _ = quickened(backbone, plan, "auto")
+        cut = Cut(plan.micro_batch, "exact", plan.graphs)
+        objective = partial(sfm_loss, target=flow(means, means))
+        pull(batch, quick, objective, cut, None, lambda part, each: found.update({part.start: each}))
+    parts = [found[start] for start in sorted(found)]
+    whole = [torch.cat([part[level] for part in parts]) for level in range(len(levels))]
+    return torch.cat([level.flatten() for level in whole]).double().cpu()
+
+
+def measure_agreement(case: Case) -> dict[str, Any]:
+    """Compare the gradient of ours on the GPU with that of autograd on the CPU, in float32."""
+    cosine = torch.nn.functional.cosine_similarity(gradient_on(case, "cuda"), gradient_on(case, "cpu"), dim=0)
+    return {**case.row(), "cosine": cosine.item()}
 
 
 # Memory
@@ -337,7 +430,7 @@ def child(text: str) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
     case = Case(**asked["case"])
     backbone = case.load(asked["device"])
-    step = contender(asked["name"], case, backbone)
+    step, held = contender(asked["name"], case, backbone)
     plan = default_plan(case, frozen(backbone))
     activation_bytes(backbone)
     gc.collect()
@@ -354,7 +447,7 @@ def child(text: str) -> None:
     for _ in range(STEPS):
         step()
     peak = torch.cuda.max_memory_allocated() if cuda else status("VmHWM")
-    found = {"peak_bytes": peak - before, "idle_bytes": before}
+    found = {"peak_bytes": peak - before + held, "idle_bytes": before}
     print(json.dumps(found | {"micro_batch": plan.micro_batch, "graphs": plan.graphs}))
 
 
@@ -417,6 +510,9 @@ def bars(result: dict[str, Any]) -> Iterator[tuple[str, float | None, float, str
             theirs = peaks.get((backbone, size, classes, other))
             if theirs and (other == LGM or classes >= 100):
                 yield f"memory, {name} / {other}; {where}", ours / theirs, bar, "<="
+    for row in result.get("agreement", []):
+        where = f"{row['backbone']} in {row['precision']}, {row['image_size']} px"
+        yield f"gradient, cosine of GPU and CPU; {where}", row["cosine"], 0.999, ">="
     for row in result.get("growth", []):
         where = f"{row['backbone']}, {row['image_size']} px"
         yield f"memory, 1,000 / 100 classes, {OURS[0]}; {where}", row["ratio"], 1.1, "<="
@@ -499,6 +595,12 @@ def show(result: dict[str, Any]) -> None:
                 f"  1,000 / 100 classes, {row['image_size']} px: {row['ratio']:.2f}",
                 highlight=False,
             )
+    for row in result.get("agreement", []):
+        console.print(
+            f"  gradient on the GPU in {row['precision']} and on the CPU in float32, {row['backbone']}, "
+            f"{row['image_size']} px: cosine {row['cosine']:.6f}",
+            highlight=False,
+        )
     if "accuracy" in result:
         show_accuracy(console, result["accuracy"])
     table = Table(title="Bars")
@@ -554,7 +656,7 @@ def with_weights(spec: str, folder: Path) -> str:
 def cases_of(given: argparse.Namespace, folder: Path) -> list[Case]:
     """Return what to measure: all classes at the first size, the first number of classes at all sizes."""
     cases = [
-        Case(spec, with_weights(spec, folder), size, classes)
+        Case(spec, with_weights(spec, folder), size, classes, given.precision)
         for spec in given.backbone
         for size in given.image_size
         for classes in given.classes
@@ -562,7 +664,7 @@ def cases_of(given: argparse.Namespace, folder: Path) -> list[Case]:
     ]
     if given.with_vit:
         spec = with_weights(VIT, folder)
-        cases += [Case(VIT, spec, 224, classes) for classes in (100, 1000)]
+        cases += [Case(VIT, spec, 224, classes, "bf16") for classes in (100, 1000)]
     return cases
 
 
@@ -592,7 +694,8 @@ def main() -> None:
     parser.add_argument("--image-size", nargs="+", type=int, help="default: 96 224")
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--only", nargs="+", choices=["time", "memory", "accuracy"])
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
+    parser.add_argument("--only", nargs="+", choices=["time", "memory", "accuracy", "agreement"])
     parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--seconds", type=float, default=90, help="of timing, per case")
@@ -621,7 +724,7 @@ def main() -> None:
     if given.quick:
         given.seconds, given.seeds, given.steps_lgm, given.steps = 15.0, 1, 20, 60
         given.rates, given.marks, given.marks_lgm = given.rates[-1:], 4, 2
-    only = given.only or ["time", "memory", "accuracy"]
+    only = given.only or ["time", "memory", "accuracy", *(["agreement"] if cuda else [])]
 
     with tempfile.TemporaryDirectory() as scratch:
         result: dict[str, Any] = {
@@ -644,6 +747,9 @@ def main() -> None:
                     measure_time(case, taking_part(case, given), given.device, given.seconds)
                 )
                 gc.collect()
+        if "agreement" in only:
+            different = {(case.spec, case.image_size): case for case in cases}
+            result["agreement"] = [measure_agreement(case) for case in different.values()]
         if "accuracy" in only:
             result["accuracy"] = run_race(
                 Race(

@@ -59,7 +59,8 @@ class DistillConfig(BaseModel):
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Images whose activations are in memory at a time (default: as many as fit, at most 34).",
+        description="Images whose activations are in memory at a time (default: as many as fit, at most 34 "
+        "views, on a GPU 25).",
     )
     gradient: Literal["exact", "one-pass"] = Field(
         default="exact",
@@ -70,13 +71,19 @@ class DistillConfig(BaseModel):
         default=None,
         ge=0,
         description="With several micro-batches, exact: images whose graphs are kept while the others are "
-        "looked at, so that they go forward once (default: as many as take 120 MiB).",
+        "looked at, so that they go forward once (default: as many as take 120 MiB; on a GPU, those of one "
+        "micro-batch).",
     )
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
+    )
+    compile: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="Compile the backbone with torch.compile (auto: on a GPU, where the run is long enough "
+        "to gain what that costs).",
     )
     devices: int = Field(
         default=1,

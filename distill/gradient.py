@@ -5,8 +5,9 @@ be looked at in micro-batches, however many classes there are, in one of two way
 
 exact
     Forward for all features; the loss and its gradient with respect to them; then backward of each
-    micro-batch. The graphs of the first images are kept in between; the others, of which only the features
-    are, go forward once more, through the same views. Either way it is the gradient of the whole batch.
+    micro-batch, the last one first. The graphs of the last images are kept in between; the others, of which
+    only the features are, go forward once more, through the same views. Either way it is the gradient of the
+    whole batch.
 one-pass
     Forward and backward once per micro-batch; the features of the images not in it are those last seen, in
     this step or the one before. The gradient lags behind by less than a step.
@@ -174,23 +175,24 @@ def features_of(batch: Batch, backbone: Backbone, levels: Sequence[Tensor], part
 
 def pull_exactly(batch: Batch, backbone: Backbone, objective: Objective, cut: Cut, take: Take) -> Sight:
     """Give away the gradient of the whole batch."""
-    graphs: dict[int, tuple[list[Tensor], Tensor]] = {}
+    graphs: list[tuple[list[Tensor], Tensor]] = []
     features = []
-    for number, part in enumerate(parts(batch.images, cut.micro_batch)):
-        kept = part.stop <= max(cut.graphs, cut.micro_batch)
+    cuts = list(parts(batch.images, cut.micro_batch))
+    for part in cuts:
+        kept = part is cuts[-1] or batch.images - part.start <= cut.graphs
         with torch.set_grad_enabled(kept):
             leaves = leaves_of(batch, part)
             found = features_of(batch, backbone, leaves, part)
         features.append(found.detach())
         if kept:
-            graphs[number] = leaves, found
+            graphs.append((leaves, found))
     seen = torch.cat(features)
     features.clear()
     loss, towards, known = pulled(batch, objective, seen)
     each = batch.shape[2]
-    for number, part in enumerate(parts(batch.images, cut.micro_batch)):
-        if number in graphs:
-            leaves, found = graphs.pop(number)
+    for part in reversed(cuts):
+        if graphs:
+            leaves, found = graphs.pop()
         else:
             leaves = leaves_of(batch, part)
             found = features_of(batch, backbone, leaves, part)

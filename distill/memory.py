@@ -9,11 +9,14 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 
-MOST_IMAGES = 34
-"""Larger micro-batches are hardly faster per image, so their memory would be for nothing."""
+MOST_VIEWS = {"cpu": 34, "cuda": 25}
+"""Larger micro-batches are hardly faster per view, so their memory would be for nothing."""
 
-GRAPH_BYTES = 120 * 2**20
-"""What the graphs of images that need not go forward twice may take. It does not grow with their number."""
+GRAPH_BYTES = {"cpu": 120 * 2**20, "cuda": 0}
+"""What the graphs of images that need not go forward twice may take. It does not grow with their number.
+
+On a GPU there are none: a recorded backbone has one graph, see :mod:`sfm.backbones.captured`.
+"""
 
 SHARE = 0.25
 """Part of the free memory that activations may take; the rest is for buffers, other levels and neighbours."""
@@ -57,7 +60,7 @@ def _container_bytes() -> int:
     return int(limit.read_text()) - int(used.read_text())
 
 
-def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
+def micro_batch_for(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
     """Return how many images to look at together: as many as fit and are of use, and all parts alike.
 
     A last part of a few images would cost about as much as a full one.
@@ -70,6 +73,8 @@ def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
         Of each image.
     view_bytes, free : int
         See :func:`activation_bytes` and :func:`free_bytes`.
+    kind : {"cpu", "cuda"}
+        Of device.
 
     Returns
     -------
@@ -77,16 +82,16 @@ def micro_batch_for(images: int, views: int, view_bytes: int, free: int) -> int:
         At least 1.
     """
     fit = int(SHARE * free) // (view_bytes * views)
-    most = max(1, min(images, MOST_IMAGES, fit))
+    most = max(1, min(images, MOST_VIEWS[kind] // views, fit))
     return math.ceil(images / math.ceil(images / most))
 
 
-def graphs_for(images: int, views: int, view_bytes: int, free: int) -> int:
+def graphs_for(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
     """Return of how many images to keep the graphs while the others are looked at.
 
     Parameters
     ----------
-    images, views, view_bytes, free : int
+    images, views, view_bytes, free, kind
         See :func:`micro_batch_for`.
 
     Returns
@@ -94,5 +99,5 @@ def graphs_for(images: int, views: int, view_bytes: int, free: int) -> int:
     int
         Maybe 0.
     """
-    most = min(int(SHARE * free), GRAPH_BYTES)
+    most = min(int(SHARE * free), GRAPH_BYTES[kind])
     return min(images, most // (view_bytes * views))

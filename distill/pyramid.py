@@ -57,6 +57,33 @@ def _heightening(sides: tuple[int, ...], canvas: int, device: torch.device) -> R
     return resampling(columns, np.concatenate([weights[0] for _, weights in each], axis=1), below[-1], device)
 
 
+@cache
+def _dense_heightening(sides: tuple[int, ...], canvas: int, device: torch.device) -> Tensor:
+    """Matrix that does the same from the left, shape (canvas, rows of all levels)."""
+    whole = [interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)[0] for side in sides]
+    return torch.cat(whole, dim=1).to(device)
+
+
+def heightened(stacked: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
+    """Upsample columns of levels stacked on each other, and add them up.
+
+    Parameters
+    ----------
+    stacked : Tensor, shape (sum of sides, width)
+        Contiguous; differentiable.
+    sides : tuple of int
+        Of the levels.
+    canvas : int
+
+    Returns
+    -------
+    Tensor, shape (canvas, width)
+    """
+    if stacked.device.type == "cuda":
+        return _dense_heightening(sides, canvas, stacked.device).to(stacked.dtype) @ stacked
+    return resample(stacked, _heightening(sides, canvas, stacked.device))
+
+
 def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
     """Turn pyramids into images: ``sigmoid(2 * colour(sum of upsampled levels))``.
 
@@ -82,7 +109,7 @@ def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
         level.flatten(0, 1).transpose(0, 1) @ _widening(side, canvas, device, dtype)
         for level, side in zip(coarse, sides, strict=True)
     ]
-    rows = resample(torch.cat(widened).flatten(1), _heightening(sides, canvas, device))
+    rows = heightened(torch.cat(widened).flatten(1), sides, canvas)
     total = rows.view(canvas, count, 3, canvas).permute(1, 2, 0, 3)
     if len(coarse) < len(levels):
         total = levels[-1] + total

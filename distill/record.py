@@ -47,6 +47,7 @@ def recipe_of(
         "graphs": plan.graphs,
         "device": backbone.device.type,
         "precision": config.precision,
+        "compile": config.compile,
         "devices": config.devices,
         "threads": threads,
     }
@@ -97,6 +98,7 @@ def record_of(
         "graphs": plan.graphs,
         "threads": checkpoint.recipe["threads"],
         "precision": config.precision,
+        "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")},
         "devices": config.devices,
         "images": images,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

@@ -1,8 +1,9 @@
 """Bilinear resampling as sums over a few rows: fast, differentiable, and deterministic on every device.
 
-A bilinear resampling of one axis is a matrix with two entries per row. ``embedding_bag`` multiplies by it
-without touching its zeros; the way back multiplies by the transpose in the same manner, so that nothing is
-scattered, as ``grid_sample`` and ``interpolate`` do in an order that varies on CUDA.
+A bilinear resampling of one axis is a matrix with two entries per row. On a CPU, ``embedding_bag`` multiplies
+by it without touching its zeros; the way back multiplies by the transpose in the same manner, so that nothing
+is scattered, as ``grid_sample`` and ``interpolate`` do in an order that varies on CUDA. A GPU has the zeros
+multiplied sooner than a CPU has made the lists of the others.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfm.backbones import views
 from sfm.backbones.views import Crops
 
 
@@ -148,6 +150,8 @@ def look(images: Tensor, crops: Crops, out: int) -> Tensor:
     Tensor, shape (n * views, channel, out, out)
     """
     size, each = images.shape[-1], len(crops.top) // len(images)
+    if images.device.type == "cuda":
+        return views.look(images if each == 1 else images.repeat_interleave(each, 0), crops, out)
     cut = _resampled_rows(images, each, *taps(crops.top, crops.height, size, out))
     return _resampled_rows(cut.mT, 1, *taps(crops.left, crops.width, size, out, crops.flip)).mT
 
@@ -157,11 +161,11 @@ def _resampled_rows(
 ) -> Tensor:
     """Resample the second last axis of images (n, channel, size, width), `each` times every image."""
     count, channels, size, width = images.shape
-    views, out, _ = pixels.shape
-    plane = (np.arange(views) // each)[:, None] * channels + np.arange(channels)
+    looks, out, _ = pixels.shape
+    plane = (np.arange(looks) // each)[:, None] * channels + np.arange(channels)
     columns = plane[:, :, None, None] * size + pixels[:, None]
     entries = np.broadcast_to(weights[:, None], columns.shape)
     matrix = resampling(
         columns.reshape(-1, 2), entries.reshape(-1, 2), count * channels * size, images.device
     )
-    return resample(images.reshape(-1, width), matrix).view(views, channels, out, width)
+    return resample(images.reshape(-1, width), matrix).view(looks, channels, out, width)

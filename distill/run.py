@@ -3,8 +3,8 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.backbones.spec import parse_spec
@@ -30,6 +31,7 @@ from sfm.distill.group import Group, Place, joined, launched
 from sfm.distill.growth import first_images, write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
+from sfm.distill.kernels import held_bytes, quickened, repeating
 from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
@@ -116,34 +118,43 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
     backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
     entry = match(store, candidates, backbone.card)
-    backbone = frozen(in_precision(backbone, config.precision))
+    backbone = in_precision(backbone, config.precision)
     chosen = chosen_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
-    plan = plan_of(config, len(chosen), backbone, saved[1].recipe if saved else {}, group)
+    plan = plan_of(config, len(chosen), frozen(backbone), saved[1].recipe if saved else {}, group)
     threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
     recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
-
     if saved:
-        path, checkpoint = saved
-        checkpoints.require_same(checkpoint.recipe, recipe, config.out)
+        checkpoints.require_same(saved[1].recipe, recipe, config.out)
         finished = config.out / "run.json"
         if finished.exists():
             return DistillResult(config.out, json.loads(finished.read_bytes()))
-        state = checkpoints.load(path, checkpoint, plan, backbone.device, group)
-    else:
-        state = begin(plan, backbone.device, group)
-        checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
-        tensors = checkpoints.tensors_of(state, plan, group)
-        if group.first:
-            with writing(config.out):
-                config.out.mkdir(parents=True, exist_ok=True)
-            checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
 
-    objective = objective_of(config, centres, backbone.device)
-    with computing_with(threads):
+    with ExitStack() as settings:
+        settings.enter_context(computing_with(threads))
+        settings.enter_context(whole_float32())
+        repeatable = settings.enter_context(repeating(backbone))
+        began = time.perf_counter()
+        backbone, kernels = quickened(backbone, plan, config.compile, group)
+        recipe |= {"repeatable": repeatable} | asdict(kernels)
+        if saved:
+            path, checkpoint = saved
+            checkpoints.require_same(checkpoint.recipe, recipe, config.out)
+            state = checkpoints.load(path, checkpoint, plan, backbone.device, group)
+        else:
+            state = begin(plan, backbone.device, group)
+            checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
+            tensors = checkpoints.tensors_of(state, plan, group)
+            if group.first:
+                with writing(config.out):
+                    config.out.mkdir(parents=True, exist_ok=True)
+                checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
+        seconds = checkpoint.seconds + time.perf_counter() - began
+        checkpoint = checkpoint.model_copy(update={"seconds": seconds})
+        objective = objective_of(config, centres, backbone.device)
         checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress, group)
     levels = checkpoints.levels_of(state, plan, group)
-    peak = group.most(peak_memory(backbone.device))
+    peak = group.most(peak_memory(backbone.device) + held_bytes(backbone))
     record: dict[str, Any] = {}
     if group.first:
         images = images_digest(levels, plan)
@@ -202,7 +213,7 @@ def plan_of(
     if micro_batch is None or graphs is None:
         # Processes on one CPU look at the same free memory.
         free = free_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
-        room = (images, config.views, activation_bytes(backbone), free)
+        room = (images, config.views, activation_bytes(backbone), free, backbone.device.type)
         # What the process with the least room can do, all do.
         micro_batch = micro_batch or -group.most(-micro_batch_for(*room))
         graphs = -group.most(-graphs_for(*room)) if graphs is None else graphs

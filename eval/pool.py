@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.backbones.preprocess import to_tensor
 from sfm.backbones.views import Crops, draw_crops, look, stream
@@ -104,7 +105,7 @@ def features_of_views(
     most = PIXELS_AT_ONCE if backbone.device.type == "cpu" else PIXELS_AT_ONCE_ON_GPU
     step = max(1, most // size**2)
     features = torch.empty((total, backbone.card.features), device=backbone.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), whole_float32():
         for start in range(0, total, step):
             some = slice(start, min(start + step, total))
             boxes = Crops(

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocess import crop, look_through, to_tensor
@@ -356,7 +357,8 @@ def stage(
     gate = threading.Semaphore(AT_A_TIME[device])
     waiting: deque[Future[Seen] | Callable[[], None]] = deque()
     parts: list[Seen] = []
-    with single_threaded(), ThreadPoolExecutor(threads, thread_name_prefix="look") as pool:
+    workers = ThreadPoolExecutor(threads, thread_name_prefix="look")
+    with single_threaded(), whole_float32(), workers as pool:
 
         def ahead() -> Iterator[None]:
             for task in tasks:

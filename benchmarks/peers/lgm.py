@@ -11,7 +11,7 @@ through one graph, as there, and the graph is autograd's.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,18 @@ class RealImages:
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+
+    @cached_property
+    def resident(self) -> Tensor:
+        """The pixels on the GPU, once and for all: no step waits for a batch to get there."""
+        return torch.from_numpy(self.pixels).cuda()
+
+    def batch(self, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+        """Return some images, shape (image, 3, canvas, canvas), float32 in [0, 1]."""
+        if device.type == "cuda":
+            some = self.resident[torch.from_numpy(rows).to(device)]
+            return some.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        return to_tensor(self.pixels[rows]).contiguous()
 
 
 def decoded(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int) -> RealImages:
@@ -170,7 +182,7 @@ def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> f
 
     rows = batch_rows(plan.seed, state.step, len(real.labels), count)
     with torch.no_grad():
-        pixels = to_tensor(real.pixels[rows]).to(device).contiguous()
+        pixels = real.batch(rows, device)
         seen = backbone.features(augment(pixels, views.part(slice(count, 2 * count)), plan.image_size))
         wanted = head_gradient(seen, torch.from_numpy(real.labels[rows]).to(device), weight)
 

@@ -1,0 +1,46 @@
+"""Whether two models are the same function, and have the same gradient, but for rounding."""
+
+import torch
+from torch import Tensor, nn
+
+
+def agree(model: nn.Module, other: nn.Module, example: Tensor) -> bool:
+    """Say whether two models give the same output, and the same gradient of it.
+
+    Parameters
+    ----------
+    model, other : nn.Module
+        No parameter taking a gradient.
+    example : Tensor, shape (images, 3, y, x)
+        Normalised images.
+
+    Returns
+    -------
+    bool
+        False as well where the first gives what is not finite: nothing can be said then.
+    """
+    found = []
+    for one in (model, other):
+        images = example.detach().clone().requires_grad_()
+        feature = one(images)
+        (gradient,) = torch.autograd.grad(feature.float().square().sum(), images)
+        found.append((feature.detach(), gradient))
+    (feature, gradient), (other_feature, other_gradient) = found
+    if not (feature.isfinite().all() and gradient.isfinite().all()):
+        return False
+    if feature.dtype != torch.bfloat16 and not _is_mixed(model):
+        largest = float(feature.abs().max())
+        same = torch.allclose(feature, other_feature, rtol=1e-3, atol=1e-4 * largest)
+        # Rounding moves a value across a kink now and then.
+        return same and _distance(gradient, other_gradient) <= 0.05
+    # Of eight bits, some are left where sums are rounded at other places.
+    return _distance(feature, other_feature) <= 0.1 and _distance(gradient, other_gradient) <= 0.5
+
+
+def _is_mixed(model: nn.Module) -> bool:
+    return any(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """Return how far one is from the other, as a part of its length."""
+    return float((one - other).double().norm() / one.double().norm())
