@@ -4,6 +4,7 @@ Forward and backward of a transformer are some thousand small kernels. Launching
 longer than a GPU takes to do them, unless they are of more images than there need be in memory.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -42,7 +43,10 @@ class Captured(nn.Module):
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(example.device)
         static = example.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-        replay: Any = torch.cuda.make_graphed_callables(_Only(model), (static,))
+        with warnings.catch_warnings():
+            # It is a stream of their own that torch records them on; nobody else's waits for it.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
+            replay: Any = torch.cuda.make_graphed_callables(_Only(model), (static,))
         self._replay = (replay,)
         torch.cuda.empty_cache()
         self.held_bytes = torch.cuda.memory_reserved(example.device) - before

@@ -188,6 +188,13 @@ def cut_of(name: str, plan: Plan) -> Plan:
     return plan
 
 
+def different(names: Sequence[str], plan: Plan) -> list[str]:
+    """Leave out those of ours that come to what another does anyhow."""
+    plans = {name: cut_of(name, plan) for name in OURS}
+    first = {name: next(other for other in OURS if plans[other] == plans[name]) for name in OURS}
+    return [name for name in names if first.get(name, name) == name]
+
+
 def contender(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], object], int]:
     """Return a step of a contender, and the bytes that it holds on to; every call does the next step."""
     if name in OURS:
@@ -354,6 +361,7 @@ def operations(backbone: Backbone) -> int:
 def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -> dict[str, Any]:
     """Time the contenders that fit, in turn."""
     backbone = case.load(device)
+    names = different(names, default_plan(case, frozen(backbone)))
     too_large = too_large_for(names, case, backbone)
     calls = {name: contender(name, case, backbone)[0] for name in names if name not in too_large}
     rounds = in_turn(calls, budget, backbone.device)
@@ -454,6 +462,7 @@ def child(text: str) -> None:
 def measure_memory(case: Case, names: Sequence[str], device: str, repeats: int) -> list[dict[str, Any]]:
     """Measure contenders, each in processes of its own: the peak is the median of so many."""
     backbone = case.load(device)
+    names = different(names, default_plan(case, frozen(backbone)))
     too_large = too_large_for(names, case, backbone)
     del backbone
     gc.collect()
@@ -739,6 +748,7 @@ def main() -> None:
         if "memory" in only:
             result["memory"] = memory_rows(cases, given)
             result["growth"] = growth_with_classes(result["memory"])
+            write(result, given.json)
         if "time" in only:
             result["time"] = []
             for case in cases:
@@ -746,6 +756,7 @@ def main() -> None:
                 result["time"].append(
                     measure_time(case, taking_part(case, given), given.device, given.seconds)
                 )
+                write(result, given.json)
                 gc.collect()
         if "agreement" in only:
             different = {(case.spec, case.image_size): case for case in cases}
@@ -773,8 +784,13 @@ def main() -> None:
             for what, figure, bar, sense in bars(result)
         ]
     show(result)
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, given.json)
+
+
+def write(result: dict[str, Any], path: Path | None) -> None:
+    """Write what is known so far, if it is asked for."""
+    if path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def is_met(figure: float | None, bar: float, sense: str) -> bool:

@@ -36,7 +36,7 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
 
-BATCH = {"cpu": 16, "cuda": 256}
+BATCH = {"cpu": 16, "cuda": 128}
 """Images that go through a backbone together: on a core, what its cache holds; on a GPU, what fills it."""
 
 AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
