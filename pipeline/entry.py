@@ -42,6 +42,8 @@ class Job:
         What the pass over the images cost.
     gathered : Gathered
         What it found.
+    flow_cosines : dict of str to (float or None)
+        What the precision does to the flows, by backbone hash; empty for float32.
     """
 
     config: ExtractConfig
@@ -52,6 +54,7 @@ class Job:
     device: str
     features: Pass
     gathered: Gathered
+    flow_cosines: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) 
             draft,
             backbone.card,
             dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
-            extraction_card(job, part),
+            extraction_card(job, part, backbone),
             classifier_card(statistics),
             replace=job.config.replace,
         )
@@ -184,7 +187,7 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
     )
 
 
-def extraction_card(job: Job, part: Part) -> ExtractionCard:
+def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
     """Say how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
@@ -198,6 +201,7 @@ def extraction_card(job: Job, part: Part) -> ExtractionCard:
         listing=job.listing,
         skipped=job.gathered.skipped,
         train_bytes=part.train_bytes,
+        flow_cosine=job.flow_cosines.get(backbone.card.hash),
     )
 
 

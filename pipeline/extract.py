@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.features import Pass, Rules, Step, cores, follow, missing, stage
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
+from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.source import digest_of
@@ -36,11 +37,15 @@ class Extraction:
         What the pass over the images cost; nothing was read if every entry was there already.
     skipped : list of str
         Samples that could not be decoded and are not in the entries: where each is, and why.
+    flow_cosines : dict of str to (float or None)
+        In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
+        in the two precisions. Only of backbones whose entries were not there already.
     """
 
     published: list[Published]
     features: Pass
     skipped: list[str]
+    flow_cosines: dict[str, float | None] = field(default_factory=dict)
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -95,11 +100,15 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
             features = follow(steps, tasks, work, staging, progress)
         gathered = gather(config, source, tasks, staging)
         final = with_skipped(listing) if gathered.skipped else listing
-        job = Job(config, source, store, staging, final, device, features, gathered)
+        cosines = {}
+        if config.precision != "float32":
+            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress)
+        job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
-    return Extraction([p for b in backbones.values() for p in known[b.card.hash]], features, gathered.skipped)
+    published = [p for b in backbones.values() for p in known[b.card.hash]]
+    return Extraction(published, features, gathered.skipped, cosines)
 
 
 @contextmanager

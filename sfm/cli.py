@@ -69,6 +69,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "seconds": done.features.seconds,
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
+            "flow_cosines": done.flow_cosines,
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
         return
@@ -80,6 +81,13 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+    for summary in {p.summary.backbone_hash: p.summary for p in done.published}.values():
+        cosine = done.flow_cosines.get(summary.backbone_hash)
+        if cosine is not None:
+            from sfm.pipeline.precision import FAITHFUL
+
+            verdict = "as good as the same" if cosine >= FAITHFUL else "float32 is safer for this backbone"
+            print(f"{config.precision} on {summary.backbone}: flows at a cosine of {cosine:.5f} ({verdict})")
     if done.skipped:
         print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
         for line in done.skipped[:SKIPPED_SHOWN]:

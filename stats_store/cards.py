@@ -68,6 +68,8 @@ class ExtractionCard(BaseModel):
         Wall time of the features pass, and its rate over all splits.
     train_bytes : int or None
         Encoded bytes of the training samples, as the source held them; None where that was not recorded.
+    flow_cosine : float or None
+        In another precision than float32: how alike the flows of a few hundred images are in the two.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -82,6 +84,7 @@ class ExtractionCard(BaseModel):
     listing: str = ""
     skipped: list[str] = []
     train_bytes: int | None = None
+    flow_cosine: float | None = None
 
 
 class ClassifierCard(BaseModel):

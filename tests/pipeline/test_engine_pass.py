@@ -17,6 +17,7 @@ from sfm.pipeline.extract import extract
 from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.fingerprint import Tally, sample_digest
 from sfm.pipeline.plan import plan
+from sfm.pipeline.precision import cosine_of_flows
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.folder import folder_source
@@ -244,6 +245,22 @@ def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, 
         flows.append((mean.mean(axis=0) - mean).ravel())
     cosine = flows[0] @ flows[1] / np.linalg.norm(flows[0]) / np.linalg.norm(flows[1])
     assert 0.99 < cosine < 1
+    # So few images are all looked at to tell what the precision does.
+    assert entry_of(tmp_path / "b").extraction.flow_cosine == pytest.approx(cosine, abs=1e-6)
+    assert entry_of(tmp_path / "a").extraction.flow_cosine is None
+
+
+def test_the_cosine_of_flows_is_of_those_between_class_means():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 9, 5)).astype(np.float32)
+    labels = ["a", "b", "b", "c", "a", "c", "c", "c", "c"]
+    means = [np.stack([f[[x == c for x in labels]].mean(0) for c in "abc"]) for f in (one, other)]
+    flows = [((m.sum(0) - m) / 2 - m).ravel() for m in means]
+    wanted = flows[0] @ flows[1] / np.linalg.norm(flows[0]) / np.linalg.norm(flows[1])
+    assert cosine_of_flows(one, other, labels) == pytest.approx(wanted, abs=1e-6)
+    assert cosine_of_flows(one, one + 3, labels) == pytest.approx(1, abs=1e-6)
+    assert cosine_of_flows(one, one, ["a"] * 9) is None
+    assert cosine_of_flows(0 * one, one, labels) is None
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
