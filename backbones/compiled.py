@@ -41,7 +41,7 @@ def compiled(model: nn.Module, example: Tensor) -> nn.Module | None:
 
     Raises
     ------
-    RuntimeError, OSError, ImportError, AssertionError
+    RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError
         If it cannot be compiled.
     """
     weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

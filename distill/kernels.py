@@ -1,6 +1,7 @@
 """How the backbone is computed in every step: layer by layer, compiled, recorded."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ Wish = Literal["auto", "yes", "no"]
 COMPILE_FROM = 100_000
 """Views in all steps together from which on a GPU has gained what compiling costs."""
 
-CANNOT = (RuntimeError, OSError, ImportError, AssertionError)
+CANNOT = (RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError)
 """What compiling and recording raise depends on what stands in their way."""
 
 
