@@ -44,6 +44,8 @@ def compiled(model: nn.Module, example: Tensor) -> nn.Module | None:
     RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError
         If it cannot be compiled.
     """
+    # What was compiled before counts towards a limit, beyond which nothing is and nobody is told.
+    torch.compiler.reset()
     weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, weights)
     for region in repeated(twin) or [twin]:

@@ -73,7 +73,7 @@ from sfm.distill.engine import Plan, State, grown
 from sfm.distill.flow import flow, sfm_loss
 from sfm.distill.gradient import Batch, Cut, pull
 from sfm.distill.group import ALONE
-from sfm.distill.kernels import held_bytes, quickened
+from sfm.distill.kernels import COMPILE_FROM, held_bytes, quickened, wanted_kernels
 from sfm.distill.memory import activation_bytes, free_bytes
 from sfm.distill.precision import Mixed, Precision, in_precision
 from sfm.distill.pyramid import resolutions
@@ -199,7 +199,13 @@ def contender(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], o
     """Return a step of a contender, and the bytes that it holds on to; every call does the next step."""
     if name in OURS:
         return step_of_ours(name, case, backbone)
-    return step_of_others(name, case, backbone), 0
+    theirs = step_of_others(name, case, backbone)
+
+    def step() -> object:
+        with whole_float32():
+            return theirs()
+
+    return step, 0
 
 
 def step_of_ours(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], object], int]:
@@ -207,7 +213,7 @@ def step_of_ours(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[]
     device = backbone.device
     plan = cut_of(name, default_plan(case, frozen(backbone)))
     with whole_float32(), same_bits(device):
-        quick, _ = quickened(backbone, plan, "auto")
+        quick, _, _ = quickened(backbone, plan, wanted_kernels(plan, "auto", device))
     state, means = whole_pyramid(plan, device), random_means(case, backbone)
     objective = partial(sfm_loss, target=flow(means, means))
 
@@ -259,7 +265,9 @@ def some_real_images(backbone: Backbone, plan: Plan) -> lgm.RealImages:
     count = 3 * plan.images * plan.views
     rows = np.arange(min(count, 600))
     images = lgm.decoded(source, rows, backbone, plan.canvas).pixels
-    return lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % plan.classes)
+    real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % plan.classes)
+    real.batch(np.zeros(0, dtype=np.int64), backbone.device)
+    return real
 
 
 def graph_bytes(name: str, case: Case, backbone: Backbone) -> int:
@@ -407,7 +415,8 @@ def gradient_on(case: Case, device: str) -> Tensor:
     means = random_means(case, backbone)
     found: dict[int, list[Tensor]] = {}
     with whole_float32(), same_bits(place):
-        quick, _ = quickened(backbone, plan, "auto")
+        many = replace(plan, steps=COMPILE_FROM)
+        quick, _, _ = quickened(backbone, plan, wanted_kernels(many, "auto", place))
         cut = Cut(plan.micro_batch, "exact", plan.graphs)
         objective = partial(sfm_loss, target=flow(means, means))
         pull(batch, quick, objective, cut, None, lambda part, each: found.update({part.start: each}))
@@ -759,8 +768,8 @@ def main() -> None:
                 write(result, given.json)
                 gc.collect()
         if "agreement" in only:
-            different = {(case.spec, case.image_size): case for case in cases}
-            result["agreement"] = [measure_agreement(case) for case in different.values()]
+            each = {(case.spec, case.image_size): case for case in cases}
+            result["agreement"] = [measure_agreement(case) for case in each.values()]
         if "accuracy" in only:
             result["accuracy"] = run_race(
                 Race(

@@ -1,6 +1,5 @@
-"""How the backbone is computed in every step: layer by layer, compiled, recorded."""
+"""How the backbone is computed in every step: layer by layer, or recorded, or compiled and recorded."""
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,45 +46,73 @@ class Kernels:
 @contextmanager
 def repeating(backbone: Backbone) -> Iterator[bool]:
     """Have the same computed with the same bits for a while, if the backbone can; say whether it can."""
-    size = backbone.card.preprocessing.input_size
+    size, device = backbone.card.preprocessing.input_size, backbone.device
     can = True
-    if backbone.device.type == "cuda":
-        image = torch.zeros(1, 3, size, size, device=backbone.device, requires_grad=True)
+    if device.type == "cuda":
+        image = torch.zeros(1, 3, size, size, device=device, requires_grad=True)
         try:
-            with same_bits(backbone.device):
+            with same_bits(device):
                 torch.autograd.grad(backbone.features(image).sum(), image)
+                # A process that has used cuBLAS in another way cannot go back.
+                image.detach()[0, 0] @ image.detach()[0, 0]
         except RuntimeError as error:
-            if "deterministic" not in str(error):
+            if "deterministic" not in str(error).lower():
                 raise
             can = False
     if can:
-        with same_bits(backbone.device):
+        with same_bits(device):
             yield True
     else:
         yield False
 
 
-def is_worth_compiling(plan: Plan, wish: Wish, device: torch.device) -> bool:
-    """Say whether to compile.
+def is_worth_compiling(wish: Wish, views: int, device: torch.device, group: Group = ALONE) -> bool:
+    """Say whether to compile: what is compiled is recorded as well, which takes a GPU and one process.
+
+    Parameters
+    ----------
+    wish : {"auto", "yes", "no"}
+    views : int
+        In all steps together.
+    device : torch.device
+    group : Group
 
     Raises
     ------
     InputError
         If it is asked for where it cannot be.
     """
-    if wish == "auto":
-        return can_compile(device) and plan.steps * plan.images * plan.views >= COMPILE_FROM
-    if wish == "yes" and device.type != "cuda" and not shutil.which("c++"):
-        raise InputError("--compile yes needs a C++ compiler, and finds none: install g++, or leave it out")
-    if wish == "yes" and device.type == "cuda" and not can_compile(device):
+    if wish == "yes" and (device.type != "cuda" or group.size > 1):
+        raise InputError("--compile yes is for a run in one process on a GPU: leave it out")
+    if wish == "yes" and not can_compile(device):
         raise InputError(
             "--compile yes needs Triton for this GPU, and a C compiler: install them, or leave it out"
         )
-    return wish == "yes"
+    can = group.size == 1 and can_compile(device)
+    return can and (wish == "yes" or (wish == "auto" and views >= COMPILE_FROM))
 
 
-def quickened(backbone: Backbone, plan: Plan, wish: Wish, group: Group = ALONE) -> tuple[Backbone, Kernels]:
-    """Return a backbone that computes the same in less time or memory, and how.
+def wanted_kernels(plan: Plan, wish: Wish, device: torch.device, group: Group = ALONE) -> Kernels:
+    """Return what to do about the kernels of a new run.
+
+    Processes that compute together are not recorded: what they exchange cannot be. Nor is a run that keeps
+    several graphs: a recording has one.
+
+    Raises
+    ------
+    InputError
+        If it is to be compiled and cannot be.
+    """
+    one_graph = plan.graphs <= plan.micro_batch
+    worth = is_worth_compiling(wish, plan.steps * plan.images * plan.views, device, group)
+    if wish == "yes" and not one_graph:
+        raise InputError("--compile yes keeps the graph of one micro-batch: lower --graphs, or leave it out")
+    captured = device.type == "cuda" and group.size == 1 and one_graph
+    return Kernels(compiled=captured and worth, captured=captured)
+
+
+def quickened(backbone: Backbone, plan: Plan, wanted: Kernels) -> tuple[Backbone, Kernels, str | None]:
+    """Return a backbone that computes the same in less time or memory.
 
     Parameters
     ----------
@@ -93,38 +120,38 @@ def quickened(backbone: Backbone, plan: Plan, wish: Wish, group: Group = ALONE) 
         In its precision; left as it is.
     plan : Plan
         Its micro-batch is what compiled and recorded kernels are made for.
-    wish : {"auto", "yes", "no"}
-        Whether to compile.
-    group : Group
-        Processes that compute together are not recorded: what they exchange cannot be.
+    wanted : Kernels
+        What is to be done; where it cannot, less is.
 
-    Raises
-    ------
-    InputError
-        If it is to be compiled and cannot be.
+    Returns
+    -------
+    Backbone
+    Kernels
+        What was done.
+    str or None
+        What stood in the way of the rest.
     """
+    if not wanted.captured:
+        return frozen(backbone), Kernels(), None
     size, device = backbone.card.preprocessing.input_size, backbone.device
     views = plan.micro_batch * plan.views
     example = torch.rand(views, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     example = example.to(device).contiguous(memory_format=backbone._layout)
-    model = None
-    if is_worth_compiling(plan, wish, device):
+    obstacle = None
+    if wanted.compiled:
         try:
             model = compiled(backbone.model, example)
+            if model is not None:
+                return replace(backbone, model=Captured(model, example)), wanted, None
+            obstacle = "the compiled backbone gives other features"
         except CANNOT as error:
-            if wish == "yes":
-                raise InputError(f"the backbone cannot be compiled: {first_line(error)}") from error
-        if model is None and wish == "yes":
-            raise InputError("the compiled backbone gives other features: leave out --compile yes")
-    kernels = Kernels(compiled=model is not None)
-    quick = frozen(backbone) if model is None else replace(backbone, model=model)
-    if device.type != "cuda" or group.size > 1 or plan.graphs > plan.micro_batch:
-        return quick, kernels
+            obstacle = f"the backbone cannot be compiled: {first_line(error)}"
+    lean = frozen(backbone)
     try:
-        return replace(quick, model=Captured(quick.model, example)), replace(kernels, captured=True)
-    except CANNOT:
+        return replace(lean, model=Captured(lean.model, example)), Kernels(captured=True), obstacle
+    except CANNOT as error:
         # A model that looks at its values on the way cannot be recorded, and works all the same.
-        return quick, kernels
+        return lean, Kernels(), obstacle or f"the backbone cannot be recorded: {first_line(error)}"
 
 
 def held_bytes(backbone: Backbone) -> int:

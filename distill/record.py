@@ -47,7 +47,6 @@ def recipe_of(
         "graphs": plan.graphs,
         "device": backbone.device.type,
         "precision": config.precision,
-        "compile": config.compile,
         "devices": config.devices,
         "threads": threads,
     }
@@ -63,6 +62,7 @@ def record_of(
     *,
     store: str,
     images: str,
+    obstacle: str | None,
     peak_memory_bytes: int,
 ) -> dict[str, Any]:
     """Return what ``run.json`` holds.
@@ -77,8 +77,10 @@ def record_of(
         URL of the store, without credentials.
     images : str
         Digest of the images' pixels.
+    obstacle : str or None
+        Why the backbone was not compiled or recorded, where it was to be.
     peak_memory_bytes : int
-        Of the process that took most.
+        Of the process that took most, in its steps.
     """
     return {
         "command": "distill",
@@ -98,7 +100,8 @@ def record_of(
         "graphs": plan.graphs,
         "threads": checkpoint.recipe["threads"],
         "precision": config.precision,
-        "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")},
+        "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")}
+        | {"obstacle": obstacle},
         "devices": config.devices,
         "images": images,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

@@ -31,7 +31,14 @@ from sfm.distill.group import Group, Place, joined, launched
 from sfm.distill.growth import first_images, write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
-from sfm.distill.kernels import held_bytes, quickened, repeating
+from sfm.distill.kernels import (
+    Kernels,
+    held_bytes,
+    is_worth_compiling,
+    quickened,
+    repeating,
+    wanted_kernels,
+)
 from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
@@ -121,22 +128,34 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     backbone = in_precision(backbone, config.precision)
     chosen = chosen_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
-    plan = plan_of(config, len(chosen), frozen(backbone), saved[1].recipe if saved else {}, group)
-    threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
-    recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
-    if saved:
-        checkpoints.require_same(saved[1].recipe, recipe, config.out)
-        finished = config.out / "run.json"
-        if finished.exists():
-            return DistillResult(config.out, json.loads(finished.read_bytes()))
-
     with ExitStack() as settings:
+        threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
         settings.enter_context(computing_with(threads))
         settings.enter_context(whole_float32())
         repeatable = settings.enter_context(repeating(backbone))
+        views = config.steps * len(chosen) * config.ipc * config.views
+        worth = is_worth_compiling(config.compile, views, backbone.device, group)
+        counted = backbone if worth else frozen(backbone)
+        plan = plan_of(config, len(chosen), counted, saved[1].recipe if saved else {}, group)
+        recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
+        if saved:
+            checkpoints.require_same(saved[1].recipe, recipe, config.out)
+            finished = config.out / "run.json"
+            if finished.exists():
+                return DistillResult(config.out, json.loads(finished.read_bytes()))
+
         began = time.perf_counter()
-        backbone, kernels = quickened(backbone, plan, config.compile, group)
+        wanted = wanted_kernels(plan, config.compile, backbone.device, group)
+        if saved:
+            wanted = Kernels(saved[1].recipe["compiled"], saved[1].recipe["captured"])
+        backbone, kernels, obstacle = quickened(backbone, plan, wanted)
+        if obstacle and (saved or config.compile == "yes"):
+            advice = "but in this run it was" if saved else "leave out --compile yes"
+            raise InputError(f"{obstacle}, {advice}")
         recipe |= {"repeatable": repeatable} | asdict(kernels)
+        if backbone.device.type == "cuda":
+            # What preparing took is gone, or counted as held.
+            torch.cuda.reset_peak_memory_stats(backbone.device)
         if saved:
             path, checkpoint = saved
             checkpoints.require_same(checkpoint.recipe, recipe, config.out)
@@ -167,6 +186,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
             checkpoint,
             store=store.url,
             images=images,
+            obstacle=obstacle,
             peak_memory_bytes=peak,
         )
         publish(config.out, entry, chosen, plan, levels, record)

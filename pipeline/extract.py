@@ -101,7 +101,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         gathered = gather(config, source, tasks, staging)
         final = with_skipped(listing) if gathered.skipped else listing
         cosines = {}
-        if config.precision != "float32":
+        # Another kind of device than the workers' would round otherwise.
+        if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
             cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress)
         job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
@@ -161,7 +162,7 @@ def probe(
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     size = min(BATCH[device], max(1, len(samples) // threads))
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-    with single_threaded(), ThreadPoolExecutor(threads) as pool:
+    with single_threaded(), whole_float32(), ThreadPoolExecutor(threads) as pool:
         # What is done for the first time, by each thread, takes longer.
         list(pool.map(lambda batch: look(batch, "train", source, backbones, rules, gate), batches[:threads]))
         began = time.perf_counter()

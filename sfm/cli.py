@@ -1,9 +1,10 @@
 """The command line: ``sfm``. A stage is imported when its command runs, so that help is instant."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.store_commands import store_app
+
+if TYPE_CHECKING:
+    from sfm.pipeline.extract import Extraction
 
 SKIPPED_SHOWN = 20
 
@@ -81,13 +85,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
-    for summary in {p.summary.backbone_hash: p.summary for p in done.published}.values():
-        cosine = done.flow_cosines.get(summary.backbone_hash)
-        if cosine is not None:
-            from sfm.pipeline.precision import FAITHFUL
-
-            verdict = "as good as the same" if cosine >= FAITHFUL else "float32 is safer for this backbone"
-            print(f"{config.precision} on {summary.backbone}: flows at a cosine of {cosine:.5f} ({verdict})")
+    for line in precision_lines(config, done):
+        print(line)
     if done.skipped:
         print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
         for line in done.skipped[:SKIPPED_SHOWN]:
@@ -99,6 +98,20 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         f"Next: sfm distill --store {config.store} --backbone {first.backbone} --dataset {first.dataset} "
         f"--image-size {first.image_size} --out {first.dataset}-distilled"
     )
+
+
+def precision_lines(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
+    """Yield what another precision than float32 has done to the flows, a line per backbone."""
+    from sfm.pipeline.precision import FAITHFUL
+
+    for summary in {p.summary.backbone_hash: p.summary for p in done.published}.values():
+        if summary.backbone_hash in done.flow_cosines:
+            cosine = done.flow_cosines[summary.backbone_hash]
+            told = "what it does to the flows is not known: the images looked at are of one class"
+            if cosine is not None:
+                verdict = "as good as the same" if cosine >= FAITHFUL else "float32 is safer for it"
+                told = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
+            yield f"{config.precision} on {summary.backbone}: {told}"
 
 
 def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from peers import lgm
 
 from sfm.api import DistillConfig, EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
+from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.distill import checkpoint as checkpoints
@@ -28,6 +29,7 @@ from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State, even_growth
 from sfm.distill.group import ALONE
 from sfm.distill.images import class_folders, pixels, write_images
+from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.pyramid import canvas_size
 from sfm.distill.run import objective_of, plan_of
 from sfm.eval.result import mean_and_deviation
@@ -93,7 +95,7 @@ class Ground:
     Attributes
     ----------
     backbone, ours : Backbone
-        As loaded, for LGM; and as `sfm distill` uses it.
+        As loaded, for LGM; and as `sfm distill` counts its memory.
     spec : str
         Of the backbone.
     store : str
@@ -140,11 +142,18 @@ def real_images(config: ExtractConfig, backbone: Backbone, canvas: int, role: Ro
 
 
 def follow(
-    ground: Ground, name: str, role: Role, plan: Plan, steps: int, marks: int, step: Callable[[State], float]
+    ground: Ground,
+    name: str,
+    role: Role,
+    plan: Plan,
+    steps: int,
+    marks: int,
+    step: Callable[[State], float],
+    spent: float = 0.0,
 ) -> list[Path]:
     """Do the steps of a run and leave its images at `marks` evenly spaced ones.
 
-    What an earlier call left of the same run is not done again.
+    What an earlier call left of the same run is not done again. Seconds spent before the first step count.
 
     Returns
     -------
@@ -166,7 +175,7 @@ def follow(
     if saved:
         state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
     else:
-        state, seconds = engine.begin(plan, device), 0.0
+        state, seconds = engine.begin(plan, device), spent
     for end in (end for end in ends if end > state.step):
         while state.step < end:
             took = time.perf_counter()
@@ -248,8 +257,13 @@ def our_run(ground: Ground, race: Race, seed: int) -> list[Path]:
     plan = plan_for(ground, config)
     centres = read_centres(entry, config.ipc, np.arange(plan.classes))
     objective = objective_of(config, centres, ground.backbone.device)
-    step = partial(engine.advance, plan=plan, backbone=ground.ours, objective=objective)
-    return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, race.marks, step)
+    with whole_float32(), same_bits(ground.backbone.device):
+        began = time.perf_counter()
+        wanted = wanted_kernels(plan, config.compile, ground.backbone.device)
+        quick, _, _ = quickened(ground.backbone, plan, wanted)
+        spent = time.perf_counter() - began
+        step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
+        return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, race.marks, step, spent)
 
 
 def score(ground: Ground, runs: Sequence[Path]) -> None:

@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +6,11 @@ import pytest
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.distill import kernels
+from sfm.distill import kernels, run
 from sfm.distill.config import DistillConfig
 from sfm.distill.engine import Plan
-from sfm.distill.kernels import COMPILE_FROM, Kernels, is_worth_compiling, quickened
+from sfm.distill.group import Group
+from sfm.distill.kernels import COMPILE_FROM, Kernels, is_worth_compiling, quickened, wanted_kernels
 from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.events import Progress
@@ -34,41 +34,76 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 def test_a_long_run_is_worth_compiling_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    long = replace(PLAN, steps=COMPILE_FROM // 4)
-    assert not is_worth_compiling(long, "auto", CPU)
+    assert not is_worth_compiling("auto", COMPILE_FROM, CPU)
     monkeypatch.setattr(kernels, "can_compile", lambda device: device.type == "cuda")
-    assert is_worth_compiling(long, "auto", GPU)
-    assert not is_worth_compiling(PLAN, "auto", GPU)
-    assert not is_worth_compiling(long, "no", GPU)
-    assert is_worth_compiling(PLAN, "yes", GPU)
+    assert is_worth_compiling("auto", COMPILE_FROM, GPU)
+    assert not is_worth_compiling("auto", COMPILE_FROM - 1, GPU)
+    assert not is_worth_compiling("auto", COMPILE_FROM, GPU, Group(0, 2))
+    assert not is_worth_compiling("no", COMPILE_FROM, GPU)
+    assert is_worth_compiling("yes", 1, GPU)
 
 
 def test_what_cannot_be_compiled_is_refused_if_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="one process on a GPU"):
+        is_worth_compiling("yes", 1, CPU)
+    with pytest.raises(InputError, match="one process on a GPU"):
+        is_worth_compiling("yes", 1, GPU, Group(0, 2))
     monkeypatch.setattr(kernels, "can_compile", lambda device: False)
     with pytest.raises(InputError, match="Triton"):
-        is_worth_compiling(PLAN, "yes", GPU)
-    monkeypatch.setattr(shutil, "which", lambda command: None)
-    with pytest.raises(InputError, match="compiler"):
-        is_worth_compiling(PLAN, "yes", CPU)
+        is_worth_compiling("yes", 1, GPU)
+    monkeypatch.setattr(kernels, "can_compile", lambda device: True)
+    with pytest.raises(InputError, match="--graphs"):
+        wanted_kernels(replace(PLAN, graphs=4), "yes", GPU)
+
+
+def test_a_gpu_records_a_run_of_one_process_that_keeps_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "can_compile", lambda device: True)
+    assert wanted_kernels(PLAN, "auto", GPU) == Kernels(compiled=False, captured=True)
+    long = replace(PLAN, steps=COMPILE_FROM)
+    assert wanted_kernels(long, "auto", GPU) == Kernels(compiled=True, captured=True)
+    for none in (wanted_kernels(replace(long, graphs=4), "auto", GPU), wanted_kernels(long, "auto", CPU)):
+        assert none == Kernels(compiled=False, captured=False)
+    assert wanted_kernels(long, "auto", GPU, Group(0, 2)) == Kernels(compiled=False, captured=False)
 
 
 def fail(*_: object) -> None:
     raise RuntimeError("no such kernel\nand a long story")
 
 
-def test_a_compiler_that_fails_is_told_of_if_it_was_asked_for_and_done_without_else(
+def test_what_stands_in_the_way_of_compiling_and_recording_is_told_and_done_without(
     lite0: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    both = Kernels(compiled=True, captured=True)
     monkeypatch.setattr(kernels, "compiled", fail)
-    monkeypatch.setattr(kernels, "is_worth_compiling", lambda *_: True)
-    _, how = quickened(lite0, PLAN, "auto")
-    assert not how.compiled
-    with pytest.raises(InputError, match=r"no such kernel$"):
-        quickened(lite0, PLAN, "yes")
+    monkeypatch.setattr(kernels, "Captured", lambda model, example: model)
+    _, done, obstacle = quickened(lite0, PLAN, both)
+    assert (done, obstacle) == (
+        Kernels(compiled=False, captured=True),
+        "the backbone cannot be compiled: no such kernel",
+    )
+    monkeypatch.setattr(kernels, "compiled", lambda *_: None)
+    assert quickened(lite0, PLAN, both)[2] == "the compiled backbone gives other features"
+    monkeypatch.setattr(kernels, "Captured", fail)
+    _, done, obstacle = quickened(lite0, PLAN, replace(both, compiled=False))
+    assert (done, obstacle) == (Kernels(), "the backbone cannot be recorded: no such kernel")
 
 
-def test_on_a_cpu_nothing_is_compiled_or_recorded(lite0: Backbone) -> None:
-    assert quickened(lite0, PLAN, "auto")[1] == Kernels(compiled=False, captured=False)
+def test_on_a_cpu_nothing_is_compiled_or_recorded(config: DistillConfig) -> None:
+    record = distill(config.model_copy(update={"steps": 1})).record
+    assert record["kernels"] == {"compiled": False, "captured": False, "repeatable": True, "obstacle": None}
+
+
+def test_a_run_that_was_recorded_is_not_resumed_where_it_cannot_be(
+    config: DistillConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = config.model_copy(update={"steps": 12, "checkpoint_every": 2})
+    monkeypatch.setattr(run, "wanted_kernels", lambda *_: Kernels(captured=True))
+    monkeypatch.setattr(kernels, "Captured", lambda model, example: model)
+    with pytest.raises(PulledPlugError):
+        distill(begun, pull_the_plug)
+    monkeypatch.setattr(kernels, "Captured", fail)
+    with pytest.raises(InputError, match="cannot be recorded: no such kernel, but in this run it was"):
+        distill(begun.model_copy(update={"resume": True}))
 
 
 class PulledPlugError(Exception):

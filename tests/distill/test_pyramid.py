@@ -4,7 +4,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm.distill.pyramid import canvas_size, colour_matrix, decode, grow, resolutions
+from sfm.distill.pyramid import (
+    _dense_heightening,
+    canvas_size,
+    colour_matrix,
+    decode,
+    grow,
+    heightened,
+    resolutions,
+)
 
 CPU = torch.device("cpu")
 
@@ -80,3 +88,12 @@ def test_levels_depend_on_the_seed_and_on_their_number_only() -> None:
     for one, two, three in zip(first, again, other, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
         assert not torch.equal(one, three)
+
+
+@pytest.mark.parametrize("canvas", [9, 37, 55])
+def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
+    sides = resolutions(canvas)[:-1]
+    stacked = torch.rand(sum(sides), 6, generator=torch.Generator().manual_seed(canvas))
+    torch.testing.assert_close(
+        _dense_heightening(sides, canvas, CPU) @ stacked, heightened(stacked, sides, canvas)
+    )
