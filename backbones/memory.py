@@ -37,15 +37,6 @@ def share_one_heap() -> None:
     set_options({M_ARENA_MAX: 1})
 
 
-def give_back_freed_memory() -> None:
-    """Hand what this process has freed back to the kernel after all, where the C library is glibc.
-
-    Now and then, this keeps a heap that is never handed back from growing with what lies scattered in it.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def set_options(options: Mapping[int, int]) -> None:
     """Set parameters of glibc's allocator; do nothing where there is another."""
     if platform.libc_ver()[0] == "glibc":

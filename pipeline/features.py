@@ -27,7 +27,6 @@ from torch import Tensor
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.memory import give_back_freed_memory
 from sfm.backbones.preprocess import crop, look_through, to_tensor
 from sfm.backbones.views import draw_crops, stream
 from sfm.errors import InputError
@@ -379,7 +378,6 @@ def stage(
                 return Step(len(seen.kept) + len(seen.skipped), len(seen.skipped), 0, seen.seconds)
             first()
             parts.clear()
-            give_back_freed_memory()
             return Step(partitions=1)
 
         try:

@@ -44,29 +44,6 @@ def test_memory_that_is_freed_and_asked_for_again_is_not_cleared_by_the_kernel(
     assert faults("keep") < faults("leave") / 10
 
 
-SCATTERED = """
-from pathlib import Path
-from sfm.backbones.memory import give_back_freed_memory, keep_freed_memory
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-keep_freed_memory()
-pieces = [b"x" * 2**17 for _ in range(1600)]
-kept = pieces[::100]
-del pieces
-before = resident()
-give_back_freed_memory()
-print(before - resident())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
-def test_memory_between_what_is_still_in_use_can_be_given_back() -> None:
-    ended = subprocess.run([sys.executable, "-c", SCATTERED], capture_output=True, text=True, check=True)
-    assert int(ended.stdout) > 150 * 2**20
-
-
 HEAPS = """
 import ctypes, sys
 from sfm.cli import app
