@@ -5,7 +5,6 @@ other thread: decoding and computing overlap, no core waits for another, and no 
 how many cores there are. On a GPU, the threads decode and take turns at the device.
 """
 
-import mmap
 import os
 import struct
 import threading
@@ -277,22 +276,9 @@ def look(
                     f"{backbone.card.spec} gives features that are not finite for "
                     f"{kept[int(bad[0])][1].where}: check the weights of the backbone, or remove the image"
                 )
-            features[kind] = beside_the_heap(found)
+            features[kind] = found
     sizes = [len(sample.data) for _, sample, _, _ in kept]
     return Seen([place for place, _, _, _ in kept], digests, sizes, features, skipped, seconds)
-
-
-def beside_the_heap(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return a copy in memory of its own: features are kept for as long as a partition is in work.
-
-    In the heap they would lie scattered between the activations, whose next ones then find no gap that is
-    large enough.
-    """
-    if not rows.size:
-        return rows
-    copied = np.frombuffer(mmap.mmap(-1, rows.nbytes), dtype=rows.dtype).reshape(rows.shape)
-    copied[:] = rows
-    return copied
 
 
 def batches(
