@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-def agree(model: nn.Module, other: nn.Module, example: Tensor) -> bool:
+def agree(model: nn.Module, other: nn.Module, example: Tensor, *, coarse: bool = False) -> bool:
     """Say whether two models give the same output, and the same gradient of it.
 
     Parameters
@@ -13,6 +13,8 @@ def agree(model: nn.Module, other: nn.Module, example: Tensor) -> bool:
         No parameter taking a gradient.
     example : Tensor, shape (images, 3, y, x)
         Normalised images.
+    coarse : bool
+        Whether sums are rounded to bfloat16, and at other places in the two models.
 
     Returns
     -------
@@ -28,17 +30,13 @@ def agree(model: nn.Module, other: nn.Module, example: Tensor) -> bool:
     (feature, gradient), (other_feature, other_gradient) = found
     if not (feature.isfinite().all() and gradient.isfinite().all()):
         return False
-    if not _is_mixed(model):
-        largest = float(feature.abs().max())
-        same = torch.allclose(feature, other_feature, rtol=1e-3, atol=1e-4 * largest)
-        # Rounding moves a value across a kink now and then.
-        return same and _are_close(gradient, other_gradient, 0.05)
-    # Of eight bits, few are left where sums are rounded at other places; most of all in a gradient.
-    return _are_close(feature, other_feature, 0.1) and _are_close(gradient, other_gradient, 0.7)
-
-
-def _is_mixed(model: nn.Module) -> bool:
-    return any(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
+    if coarse:
+        # Of eight bits, few are left, and fewest in a gradient.
+        return _are_close(feature, other_feature, 0.1) and _are_close(gradient, other_gradient, 0.7)
+    largest = float(feature.abs().max())
+    same = torch.allclose(feature, other_feature, rtol=1e-3, atol=1e-4 * largest)
+    # Rounding moves a value across a kink now and then.
+    return same and _are_close(gradient, other_gradient, 0.05)
 
 
 def _are_close(one: Tensor, other: Tensor, part: float) -> bool:

@@ -13,7 +13,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from sfm.backbones import arithmetic as arithmetic
+from sfm.backbones import arithmetic as arithmetic  # tells cuBLAS what it must know before it is used
 from sfm.backbones.card import BackboneCard
 from sfm.backbones.checkpoint import first_line, packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms

@@ -46,8 +46,7 @@ class Captured(nn.Module):
         with warnings.catch_warnings():
             # It is a stream of their own that torch records them on; nobody else's waits for it.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
-            replay: Any = torch.cuda.make_graphed_callables(_Only(model), (static,))
-        self._replay = (replay,)
+            self._replay: Any = torch.cuda.make_graphed_callables(_Only(model), (static,))
         torch.cuda.empty_cache()
         self.held_bytes = torch.cuda.memory_reserved(example.device) - before
 
@@ -60,10 +59,17 @@ class Captured(nn.Module):
         if count < self.images:
             images = torch.cat([images, images.new_zeros((self.images - count, *images.shape[1:]))])
         self._turn += 1
-        found: Tensor = self._replay[0](images)[:count].clone()
+        found: Tensor = self._replay(images)[:count].clone()
+        turn = self._turn
+
+        def look(gradient: Tensor) -> Tensor:
+            if turn != self._turn:
+                raise RuntimeError("another forward pass has overwritten what this gradient needs")
+            return gradient
+
         if found.requires_grad:
             hook: Any = found.register_hook
-            hook(_InTurn(self, self._turn))
+            hook(look)
         return found
 
 
@@ -78,16 +84,3 @@ class _Only(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         feature: Tensor = self.model(images)
         return feature
-
-
-class _InTurn:
-    """Looks, when a gradient comes back, whether it is that of the last forward pass."""
-
-    def __init__(self, captured: Captured, turn: int) -> None:
-        self.captured = captured
-        self.turn = turn
-
-    def __call__(self, gradient: Tensor) -> Tensor:
-        if self.turn != self.captured._turn:
-            raise RuntimeError("another forward pass has overwritten what this gradient needs")
-        return gradient

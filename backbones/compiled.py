@@ -50,7 +50,8 @@ def compiled(model: nn.Module, example: Tensor) -> nn.Module | None:
     twin = copy.deepcopy(model, weights)
     for region in repeated(twin) or [twin]:
         region.compile(dynamic=False)
-    return twin if agree(model, twin, example) else None
+    mixed = any(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
+    return twin if agree(model, twin, example, coarse=mixed) else None
 
 
 def repeated(model: nn.Module) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -59,11 +59,8 @@ def repeating(backbone: Backbone) -> Iterator[bool]:
             if "deterministic" not in str(error).lower():
                 raise
             can = False
-    if can:
-        with same_bits(device):
-            yield True
-    else:
-        yield False
+    with same_bits(device) if can else nullcontext():
+        yield can
 
 
 def is_worth_compiling(wish: Wish, views: int, device: torch.device, group: Group = ALONE) -> bool:

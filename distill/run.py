@@ -156,18 +156,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
         if backbone.device.type == "cuda":
             # What preparing took is gone, or counted as held.
             torch.cuda.reset_peak_memory_stats(backbone.device)
-        if saved:
-            path, checkpoint = saved
-            checkpoints.require_same(checkpoint.recipe, recipe, config.out)
-            state = checkpoints.load(path, checkpoint, plan, backbone.device, group)
-        else:
-            state = begin(plan, backbone.device, group)
-            checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
-            tensors = checkpoints.tensors_of(state, plan, group)
-            if group.first:
-                with writing(config.out):
-                    config.out.mkdir(parents=True, exist_ok=True)
-                checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
+        state, checkpoint = state_of(config, plan, saved, recipe, backbone.device, group)
         seconds = checkpoint.seconds + time.perf_counter() - began
         checkpoint = checkpoint.model_copy(update={"seconds": seconds})
         objective = objective_of(config, centres, backbone.device)
@@ -191,6 +180,35 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
         )
         publish(config.out, entry, chosen, plan, levels, record)
     return DistillResult(config.out, group.told(record))
+
+
+def state_of(
+    config: DistillConfig,
+    plan: Plan,
+    saved: tuple[Path, Checkpoint] | None,
+    recipe: dict[str, Any],
+    device: torch.device,
+    group: Group,
+) -> tuple[State, Checkpoint]:
+    """Return the state to go on from: the saved one, or a new one, which is saved.
+
+    Raises
+    ------
+    InputError
+        If the saved one is of another recipe, or a new one cannot be written.
+    """
+    if saved:
+        path, checkpoint = saved
+        checkpoints.require_same(checkpoint.recipe, recipe, config.out)
+        return checkpoints.load(path, checkpoint, plan, device, group), checkpoint
+    state = begin(plan, device, group)
+    checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
+    tensors = checkpoints.tensors_of(state, plan, group)
+    if group.first:
+        with writing(config.out):
+            config.out.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
+    return state, checkpoint
 
 
 def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
