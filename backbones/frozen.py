@@ -10,7 +10,8 @@ way back is a convolution forward with the transposed kernel wherever that is th
 import copy
 import math
 import platform
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,14 +76,73 @@ def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
     for name, module in layers.items():
         activation = followed.get(name)
         clip = None if activation is None else _clip_of(changed.get_submodule(activation))
-        changed.set_submodule(name, FrozenConvolution(module, clip))
+        changed.set_submodule(name, FrozenConvolutions([(module, clip)]))
         if activation is not None:
             changed.set_submodule(activation, nn.Identity())
     for name, module in list(changed.named_modules()):
         if (clip := _clip_of(module)) is not None:
             changed.set_submodule(name, FrozenClip(clip))
-    whole = Carrying(changed)
+    whole = Carrying(chained(changed, example))
     return whole if agree(model, whole, example) else model
+
+
+def chained(model: nn.Module, example: Tensor) -> nn.Module:
+    """Join convolutions of which each takes what the one before gives, and nothing else takes it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With convolutions that are :class:`FrozenConvolutions`; changed.
+    example : Tensor
+        An input that the model takes; what takes what is seen by running the model on it.
+
+    Returns
+    -------
+    nn.Module
+        The model.
+    """
+    made: dict[str, list[Any]] = {}
+    taken: dict[str, list[Any]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenConvolutions):
+
+            def note(_module: nn.Module, given: Any, found: Any, name: str = name) -> None:
+                taken.setdefault(name, []).append(given[0].grad_fn)
+                made.setdefault(name, []).append(found.grad_fn)
+
+            hooks.append(module.register_forward_hook(note))
+    try:
+        found = model(example.detach().clone().requires_grad_())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    uses = _uses(found.grad_fn)
+    maker = {nodes[0]: name for name, nodes in made.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
+    before = {name: maker[nodes[0]] for name, nodes in taken.items() if len(nodes) == 1 and nodes[0] in maker}
+    first: dict[str, str] = {}
+    for name in made:
+        if name in before:
+            first[name] = first.get(before[name], before[name])
+            chain: Any = model.get_submodule(first[name])
+            joined: Any = model.get_submodule(name)
+            model.set_submodule(first[name], FrozenConvolutions([*chain.links, *joined.links]))
+            model.set_submodule(name, nn.Identity())
+    return model
+
+
+def _uses(root: Any) -> Counter[Any]:
+    """Count, for every step of a graph, the steps that take what it gives."""
+    uses: Counter[Any] = Counter()
+    waiting, seen = [root], {root}
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None:
+                uses[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    waiting.append(node)
+    return uses
 
 
 class Carrying(nn.Module):
@@ -95,51 +155,40 @@ class Carrying(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images to features, as the model does."""
         feature: Tensor = self.model(images)
-        return feature + 0 * images.detach().flatten(1).sum(dim=1, keepdim=True).to(feature.dtype)
+        return feature + 0 * images.detach().sum(dim=(1, 2, 3)).to(feature.dtype)[:, None]
 
 
-class FrozenConvolution(nn.Module):
-    """A convolution with frozen weights, and the clipped activation after it if there is one.
+class FrozenConvolutions(nn.Module):
+    """Convolutions with frozen weights, each with the clipped activation after it if there is one, in turn.
 
     Parameters
     ----------
-    convolution : nn.Conv2d
-        Padded with zeros; or a `Conv2dSame` of timm's.
-    clip : (float, float or None), optional
-        Bounds of the activation.
+    links : sequence of (nn.Conv2d, (float, float or None) or None)
+        The convolutions, padded with zeros, or `Conv2dSame` of timm's; and the bounds of their activations.
     """
 
-    def __init__(self, convolution: nn.Conv2d, clip: Clip | None) -> None:
+    def __init__(self, links: Sequence[tuple[nn.Conv2d, Clip | None]]) -> None:
         super().__init__()
-        self.convolution: Any = convolution
-        self.clip = clip
-        self._ways: dict[tuple[tuple[int, ...], bool], _Ways] = {}
+        self.links = list(links)
+        self.convolutions = nn.ModuleList(convolution for convolution, _ in links)
+        self._ways: dict[torch.Size, list[_Ways]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (batch, channel, y, x) as the convolution and its activation do."""
-        c = self.convolution
-        padding, wider = tuple(c.padding), False
-        if isinstance(c, Conv2dSame):
-            sides = zip(images.shape[2:], c.kernel_size, c.stride, c.dilation, strict=True)
-            missing = [get_same_padding(*side) for side in sides]
-            if all(pixels % 2 == 0 for pixels in missing):
-                padding = tuple(pixels // 2 for pixels in missing)
-            elif all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _suits_onednn(c):
-                # With a row and a column of zeros before it, a kernel lies evenly: no image has to be copied
-                # into a larger one.
-                padding, wider = tuple(pixels // 2 + 1 for pixels in missing), True
-            else:
-                images = pad_same(images, list(c.kernel_size), list(c.stride), list(c.dilation))
-        ways = self._ways.get((padding, wider))
+        """Map (batch, channel, y, x) as the convolutions and their activations do."""
+        ways = self._ways.get(images.shape[2:])
         if ways is None:
-            ways = self._ways[padding, wider] = _ways(c, padding, wider, self.clip)
-        if not (torch.is_grad_enabled() and images.requires_grad):
-            return ways.forth(images)
-        inside, version = getattr(images, "inside", (None, None))
-        found: Any = _Convolve.apply(images, ways, inside if version == images._version else None)
-        # What was clipped is known of these values, and not of what they may be changed to in their place.
-        found.inside = found.inside, found._version
-        return found  # type: ignore[no-any-return]
+            ways = self._ways[images.shape[2:]] = list(self._chosen(images.shape[2:]))
+        if torch.is_grad_enabled() and images.requires_grad:
+            found: Tensor = _Convolve.apply(images, ways)
+            return found
+        for way in ways:
+            images = way.forth(images)
+        return images
+
+    def _chosen(self, size: torch.Size) -> Iterator["_Ways"]:
+        for convolution, clip in self.links:
+            yield (way := _ways(convolution, size, clip))
+            size = way.size
 
 
 class FrozenClip(nn.Module):
@@ -165,20 +214,54 @@ class FrozenClip(nn.Module):
 class _Ways:
     """The way forth through a convolution and its activation, and the way back through the convolution.
 
-    The way back takes the gradient with respect to the sums, and the shape of the images.
+    The way back takes the gradient with respect to the sums, and the shape of the images. The size is that of
+    what comes out.
     """
 
     forth: Callable[[Tensor], Tensor]
     back: Callable[[Tensor, torch.Size], Tensor]
     clip: Clip | None
+    size: torch.Size
 
 
-def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | None) -> _Ways:
-    c, weight = convolution, convolution.weight
-    if wider:
-        weight = nn.functional.pad(weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
+def _ways(convolution: Any, size: torch.Size, clip: Clip | None) -> _Ways:
+    """Choose the ways through a convolution for images of a size, height and width."""
+    c = convolution
+    if not isinstance(c, Conv2dSame):
+        return _padded_ways(c, size, tuple(c.padding), c.weight, clip)
+    sides = zip(size, c.kernel_size, c.stride, c.dilation, strict=True)
+    missing = [get_same_padding(*side) for side in sides]
+    if all(pixels % 2 == 0 for pixels in missing):
+        return _padded_ways(c, size, tuple(pixels // 2 for pixels in missing), c.weight, clip)
+    if all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _suits_onednn(c):
+        # With a row and a column of zeros before it, a kernel lies evenly: no image has to be copied into a
+        # larger one.
+        wider = nn.functional.pad(c.weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
+        return _padded_ways(c, size, tuple(pixels // 2 + 1 for pixels in missing), wider, clip)
+    whole = torch.Size(side + pixels for side, pixels in zip(size, missing, strict=True))
+    within = _padded_ways(c, whole, (0, 0), c.weight, clip)
+    top, left = (pixels // 2 for pixels in missing)
+
+    def forth(images: Tensor) -> Tensor:
+        return within.forth(pad_same(images, list(c.kernel_size), list(c.stride), list(c.dilation)))
+
+    def back(gradient: Tensor, shape: torch.Size) -> Tensor:
+        found = within.back(gradient, torch.Size((*shape[:2], *whole)))
+        return found[:, :, top : top + size[0], left : left + size[1]]
+
+    return _Ways(forth, back, clip, within.size)
+
+
+def _padded_ways(
+    convolution: Any, size: torch.Size, padding: tuple[int, ...], weight: Tensor, clip: Clip | None
+) -> _Ways:
+    """Choose the ways through a convolution that pads by itself, evenly, for kernels in place of its own."""
+    c, kernel = convolution, weight.shape[2:]
     forth = _kernel(weight, c.bias, c.stride, padding, c.dilation, c.groups, clip)
-    kernel = weight.shape[2:]
+    sides = list(zip(size, padding, kernel, c.stride, c.dilation, strict=True))
+    out = torch.Size(
+        (side + 2 * pixels - far * (own - 1) - 1) // step + 1 for side, pixels, own, step, far in sides
+    )
     reach = tuple(side - 1 - pixels for side, pixels in zip(kernel, padding, strict=True))
 
     pulled_back: Any = conv2d_input
@@ -199,9 +282,9 @@ def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | 
     # channel at a time even over gradients that are set apart by zeros, and for images of few channels.
     depthwise, slow = _is_depthwise(c), not _suits_onednn(c) or min(reach) < 0
     if not slow and c.groups == 1 and c.stride[0] == c.stride[1] > 1 and c.in_channels <= FEW_CHANNELS:
-        return _Ways(forth, _between_pixels(weight, c.stride[0], padding), clip)
+        return _Ways(forth, _between_pixels(weight, c.stride[0], padding), clip, out)
     if slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
-        return _Ways(forth, back, clip)
+        return _Ways(forth, back, clip, out)
     turned = weight.flip(2, 3) if depthwise else weight.flip(2, 3).transpose(0, 1)
     turned = turned.contiguous(memory_format=torch.channels_last)
     across = _kernel(turned, None, (1, 1), reach, (1, 1), c.groups, None)
@@ -209,13 +292,12 @@ def _ways(convolution: Any, padding: tuple[int, ...], wider: bool, clip: Clip | 
     def forward_back(gradient: Tensor, size: torch.Size) -> Tensor:
         if c.stride == (1, 1):
             return across(gradient)
-        sides = zip(size[2:], padding, kernel, strict=True)
-        height, width = (side + 2 * pixels - own + 1 for side, pixels, own in sides)
+        height, width = (side + 2 * pixels - own + 1 for side, pixels, own, _, _ in sides)
         apart = gradient.new_zeros(len(gradient), height, width, gradient.shape[1]).permute(0, 3, 1, 2)
         apart[:, :, :: c.stride[0], :: c.stride[1]] = gradient
         return across(apart)
 
-    return _Ways(forth, forward_back, clip)
+    return _Ways(forth, forward_back, clip, out)
 
 
 def _between_pixels(
@@ -250,32 +332,32 @@ def _between_pixels(
 
 
 class _Convolve(torch.autograd.Function):
-    """Convolve and clip; which values were not clipped goes along with the result, as its ``inside``.
-
-    The layer that takes the result multiplies its gradient by that as soon as it has it, in its place and in
-    the cache. A gradient that is as that layer left it says so, by the version it has.
-    """
+    """Convolve and clip in turn; of what is in between, only which values were not clipped is kept."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, ways: _Ways, images_inside: Tensor | None) -> Any:
-        found: Any = ways.forth(images)
-        ctx.ways, ctx.size = ways, images.shape
-        inside = None if ways.clip is None else _inside(found, ways.clip)
-        ctx.save_for_backward(inside, images_inside)
-        found.inside = inside
-        return found
+    def forward(ctx: Any, images: Tensor, ways: Sequence[_Ways]) -> Tensor:
+        ctx.ways, ctx.shapes = ways, []
+        inside = []
+        for way in ways:
+            ctx.shapes.append(images.shape)
+            images = way.forth(images)
+            inside.append(None if way.clip is None else _inside(images, way.clip))
+        ctx.save_for_backward(*inside)
+        return images
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        inside, images_inside = ctx.saved_tensors
-        if inside is not None and getattr(gradient, "masked", None) != gradient._version:
-            gradient = _masked(gradient, inside)
-        found: Any = ctx.ways.back(gradient, ctx.size)
-        if images_inside is not None:
-            found.mul_(images_inside.view(torch.int8))
-            found.masked = found._version
-        return found, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        given = gradient
+        for way, shape, inside in zip(
+            reversed(ctx.ways), reversed(ctx.shapes), reversed(ctx.saved_tensors), strict=True
+        ):
+            if inside is not None:
+                # What was made here is in the cache, and nobody else's.
+                mask = inside.view(torch.int8)
+                gradient = gradient * mask if gradient is given else gradient.mul_(mask)
+            gradient = way.back(gradient, shape)
+        return gradient, None
 
 
 class _ClipValues(torch.autograd.Function):
@@ -289,7 +371,7 @@ class _ClipValues(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (inside,) = ctx.saved_tensors
-        return _masked(gradient, inside), None
+        return gradient * inside.view(torch.int8), None
 
 
 def _inside(clipped: Tensor, clip: Clip) -> Tensor:
@@ -299,28 +381,16 @@ def _inside(clipped: Tensor, clip: Clip) -> Tensor:
         return clipped.to(torch.bool) if low == 0 else clipped.ne(low)
     if low != 0 or clipped.device.type == "cuda":
         return clipped.ne(low).logical_and_(clipped.ne(high))
-    pieces = _pieces(clipped)
-    inside, unclipped = torch.empty_like(clipped, dtype=torch.bool), torch.empty_like(clipped[pieces[0]])
-    for some in pieces:
-        # Zero at both bounds, and several times as quick as to compare.
-        given, found = clipped[some], unclipped[: some.stop - some.start]
-        torch.ops.aten.hardtanh_backward.grad_input(given, given, low, high, grad_input=found)
-        inside[some] = found
+    # Zero at both bounds, and several times as quick as to compare.
+    unclipped: Callable[..., Tensor] = torch.ops.aten.hardtanh_backward.default
+    pieces = math.ceil(clipped.nbytes / PIECE_BYTES)
+    if pieces <= 1:
+        return unclipped(clipped, clipped, low, high).to(torch.bool)
+    inside = torch.empty_like(clipped, dtype=torch.bool)
+    each = math.ceil(len(clipped) / pieces)
+    for given, found in zip(torch.split(clipped, each), torch.split(inside, each), strict=True):
+        found.copy_(unclipped(given, given, low, high))
     return inside
-
-
-def _masked(gradient: Tensor, inside: Tensor) -> Tensor:
-    # As bytes: torch multiplies by those several times as fast as by truth values.
-    return gradient * inside.view(torch.int8)
-
-
-def _pieces(values: Tensor) -> list[slice]:
-    """Cut a batch into pieces of about ``PIECE_BYTES`` on a CPU, so that what is derived of it is small."""
-    count = len(values)
-    if values.device.type != "cpu" or values.nbytes <= PIECE_BYTES:
-        return [slice(0, count)]
-    each = math.ceil(count / math.ceil(values.nbytes / PIECE_BYTES))
-    return [slice(start, min(start + each, count)) for start in range(0, count, each)]
 
 
 def _is_depthwise(convolution: Any) -> bool:

@@ -722,7 +722,11 @@ def main() -> None:
     accuracy.add_argument("--store", help="store of its statistics, or where to make it")
     accuracy.add_argument("--work", type=Path, help="folder for runs; what it holds is not done again")
     accuracy.add_argument("--seeds", type=int, default=3)
-    accuracy.add_argument("--steps-lgm", type=int, default=2000)
+    accuracy.add_argument("--steps-lgm", type=int, default=3000)
+    accuracy.add_argument("--steps-tune", type=int, default=1000, help="of LGM's runs for its learning rate")
+    accuracy.add_argument(
+        "--grow-lgm", type=int, help="LGM's pyramid grows as in so many steps; default: --steps-tune"
+    )
     accuracy.add_argument(
         "--rates", nargs="+", type=float, default=[0.002, 0.005, 0.01, 0.02], help="for LGM to choose from"
     )
@@ -740,7 +744,7 @@ def main() -> None:
     given.repeats = 1 if given.quick or cuda else 3
     given.image_size = given.image_size or ([96] if given.quick else [96, 224])
     if given.quick:
-        given.seconds, given.seeds, given.steps_lgm, given.steps = 15.0, 1, 20, 60
+        given.seconds, given.seeds, given.steps, given.steps_lgm, given.steps_tune = 15.0, 1, 60, 20, 20
         given.rates, given.marks, given.marks_lgm = given.rates[-1:], 4, 2
     only = given.only or ["time", "memory", "accuracy", *(["agreement"] if cuda else [])]
 
@@ -782,6 +786,8 @@ def main() -> None:
                     seeds=given.seeds,
                     rates=given.rates,
                     steps_lgm=given.steps_lgm,
+                    steps_tune=given.steps_tune,
+                    grow_lgm=given.grow_lgm or given.steps_tune,
                     steps=given.steps,
                     marks=given.marks,
                     marks_lgm=given.marks_lgm,

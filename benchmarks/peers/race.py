@@ -64,7 +64,10 @@ class Race:
         Distillations of each.
     rates : list of float
         Learning rates that LGM chooses from.
-    steps_lgm : int
+    steps_lgm, steps_tune : int
+        Of LGM; and of the runs that choose its learning rate.
+    grow_lgm : int
+        LGM's pyramid grows as in a run of so many steps: in the first half of them.
     steps : int or None
         Of ours; None: as `sfm distill`.
     marks, marks_lgm : int
@@ -82,6 +85,8 @@ class Race:
     seeds: int
     rates: list[float]
     steps_lgm: int
+    steps_tune: int
+    grow_lgm: int
     steps: int | None
     marks: int
     marks_lgm: int
@@ -163,14 +168,14 @@ def follow(
     folder, device = ground.work / name, ground.backbone.device
     folder.mkdir(parents=True, exist_ok=True)
     ends = [steps * (mark + 1) // marks for mark in range(marks)]
-    recipe = json.loads(json.dumps(asdict(plan))) | {
-        "steps": steps,
-        "entry": ground.entries[role].summary.entry_digest,
-    }
+    recipe = json.loads(json.dumps(asdict(plan))) | {"entry": ground.entries[role].summary.entry_digest}
+    if plan.final_rate == 1:
+        # No step depends on how many are to come, so a longer run goes on where a shorter one ended.
+        del recipe["steps"]
     saved = checkpoints.find(folder / "checkpoint")
     if saved:
         checkpoints.require_same(saved[1].recipe, recipe, folder)
-    if saved and saved[1].step == steps:
+    if saved and saved[1].step >= steps:
         return [folder / f"step_{end:06d}" for end in ends]
     if saved:
         state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
@@ -240,13 +245,14 @@ def plan_for(ground: Ground, config: DistillConfig) -> Plan:
 def lgm_run(
     ground: Ground, race: Race, real: lgm.RealImages, role: Role, rate: float, seed: int
 ) -> list[Path]:
-    """Run LGM, on the schedule of growth that ours has."""
-    base, steps = plan_for(ground, our_config(ground, seed, None)), race.steps_lgm
-    growth = even_growth(steps, base.image_size)
+    """Run LGM; its pyramid grows as ours does, in the first half of a run of `grow_lgm` steps."""
+    base = plan_for(ground, our_config(ground, seed, None))
+    steps = race.steps_tune if role == "tuning" else race.steps_lgm
+    growth = even_growth(race.grow_lgm, base.image_size)
     # It looks at neither; so what it does is told apart by what it looks at alone.
     base = replace(base, micro_batch=base.images, gradient="exact", graphs=base.images)
     plan = replace(base, views=LGM_VIEWS, learning_rate=rate, final_rate=1.0, grow_every=growth, steps=steps)
-    name = f"lgm-{role}-rate-{rate:g}-steps-{steps}-seed-{seed}"
+    name = f"lgm-{role}-rate-{rate:g}-seed-{seed}"
     step = partial(lgm.advance, plan=plan, backbone=ground.backbone, real=real)
     return follow(ground, name, role, plan, steps, race.marks_lgm, step)
 

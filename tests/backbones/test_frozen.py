@@ -13,7 +13,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import Carrying, FrozenConvolution, answer_for_input_alone, frozen
+from sfm.backbones.frozen import Carrying, FrozenConvolutions, answer_for_input_alone, frozen
 from sfm.distill.memory import activation_bytes
 from sfm.distill.precision import in_precision
 
@@ -119,7 +119,9 @@ def test_a_convolution_of_any_form_answers_as_autograd_does(
         found: Tensor = layer(images)
         return found if clip is None else nn.functional.hardtanh(found, clip[0], clip[1] or 1e30)
 
-    for one, two in zip(answer(plain, images), answer(FrozenConvolution(layer, clip), images), strict=True):
+    for one, two in zip(
+        answer(plain, images), answer(FrozenConvolutions([(layer, clip)]), images), strict=True
+    ):
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
@@ -129,7 +131,7 @@ def test_values_at_a_bound_are_not_pulled_at() -> None:
     images = torch.tensor([-1.0, -0.0, 0.0, 1e-30, 3.0, 5.9999995, 6.0, 7.0]).view(1, 1, 1, 8)
     for clip, expected in (((0.0, 6.0), [0, 0, 0, 1, 1, 1, 0, 0]), ((0.0, None), [0, 0, 0, 1, 1, 1, 1, 1])):
         images.requires_grad_()
-        (gradient,) = torch.autograd.grad(FrozenConvolution(same, clip)(images).sum(), images)
+        (gradient,) = torch.autograd.grad(FrozenConvolutions([(same, clip)])(images).sum(), images)
         assert gradient.flatten().tolist() == expected
 
 
