@@ -148,12 +148,6 @@ class Branching(nn.Module):
         return (self.second(hidden) * hidden + self.third(hidden) + hidden).flatten(1)
 
 
-def test_what_is_masked_ahead_is_masked_again_where_more_came_to_it() -> None:
-    torch.manual_seed(0)
-    model, images = Branching().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
-    assert_same(model, frozen_model(model, images), images, 1e-12)
-
-
 class Adding(nn.Module):
     """Adds to a clipped activation in its place, before the next convolution takes it."""
 
@@ -168,10 +162,33 @@ class Adding(nn.Module):
         return self.third(hidden).flatten(1)
 
 
-def test_what_was_clipped_is_not_known_of_values_that_were_changed_in_their_place() -> None:
+class Repeating(nn.Module):
+    """Goes through its second convolution twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.third(self.second(self.second(self.first(images)))).flatten(1)
+
+
+def joined(model: nn.Module) -> list[int]:
+    return [len(module.links) for module in model.modules() if isinstance(module, FrozenConvolutions)]
+
+
+def test_convolutions_of_which_each_takes_what_the_one_before_gives_are_one(lite0: Backbone) -> None:
+    # The stem and the first block; a block each of three; the last with the head. Shortcuts are in between.
+    assert joined(frozen(lite0).model) == [6, *[3] * 13, 4]
+
+
+@pytest.mark.parametrize("kind", [Branching, Adding, Repeating])
+def test_a_convolution_whose_output_others_take_too_ends_a_row(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model, images = Adding().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
-    assert_same(model, frozen_model(model, images), images, 1e-12)
+    model, images = kind().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
+    changed = frozen_model(model, images)
+    assert joined(changed) == [1, 1, 1]
+    assert_same(model, changed, images, 1e-12)
 
 
 class Peeking(nn.Module):
