@@ -50,6 +50,15 @@ def frozen(backbone: Backbone) -> Backbone:
     return replace(backbone, model=answer_for_input_alone(backbone.model, example))
 
 
+def for_features(backbone: Backbone) -> Backbone:
+    """Return a backbone that gives the same features, but for rounding, as soon as can be.
+
+    On a CPU that is :func:`frozen`: weights that are laid out in advance, and sums clipped as they are made,
+    are worth a fifth of the time. A GPU gains nothing by it.
+    """
+    return frozen(backbone) if backbone.device.type == "cpu" else backbone
+
+
 def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
     """Have a model's convolutions and clipped activations keep no more than the gradient of its input needs.
 

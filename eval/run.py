@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.frozen import for_features
 from sfm.errors import InputError
 from sfm.eval.classifiers import FOLDER, as_file, file_name
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, views_of
@@ -118,7 +119,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
 
     @functools.cache
     def load(spec: str, image_size: int | None) -> Backbone:
-        return load_backbone(spec, image_size=image_size, device=config.device)
+        return for_features(load_backbone(spec, image_size=image_size, device=config.device))
 
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)

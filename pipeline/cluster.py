@@ -29,7 +29,7 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import Rules, Step, cores, stage
+from sfm.pipeline.features import Rules, Step, cores, quickest, stage
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging, Task, Unfinished
 
@@ -346,7 +346,7 @@ def opened(order: Order) -> tuple[Source, list[Backbone]]:
         if backbone.card.hash != expected:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
-    return source, backbones
+    return source, quickest(backbones, order.rules.precision)
 
 
 def take(order: Order, task: Task) -> Step:

@@ -13,7 +13,7 @@ from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.features import Pass, Rules, Step, cores, follow, missing, stage
+from sfm.pipeline.features import Pass, Rules, Step, cores, follow, missing, quickest, stage
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
@@ -135,7 +135,7 @@ def steps_of(
         with crew(config, source, backbones, staging, rules, progress) as workers:
             yield workers.device, workers.stage(work)
     else:
-        here = list(backbones.values())
+        here = quickest(backbones.values(), rules.precision)
         yield here[0].device.type, stage(source, work, here, staging, rules, cores())
 
 

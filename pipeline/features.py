@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,8 @@ from torch import Tensor
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.backbones.card import Preprocessing
+from sfm.backbones.frozen import for_features
+from sfm.backbones.memory import LARGE_INPUT
 from sfm.backbones.preprocess import crop, look_through, to_tensor
 from sfm.backbones.views import draw_crops, stream
 from sfm.errors import InputError
@@ -38,6 +40,9 @@ from sfm.pipeline.staging import Found, Skipped, Staging, Task
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Images that go through a backbone together: on a core, what its cache holds; on a GPU, what fills it."""
+
+LARGE_BATCH = 8
+"""As many, on a core, where images are large: sixteen take half the memory again, and no less time."""
 
 AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
 """Threads that may use a device at a time; on a GPU, one computes while the next sends its images."""
@@ -175,6 +180,22 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def quickest(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
+    """Return backbones that give the same features but for rounding, sooner where there is a way.
+
+    How weights are laid out for that must not depend on the number of cores.
+    """
+    with single_threaded():
+        return [for_features(backbone) if precision == "float32" else backbone for backbone in backbones]
+
+
+def batch_size(backbones: Iterable[Backbone]) -> int:
+    """Return how many images go through backbones, all on the same kind of device, together."""
+    backbones = list(backbones)
+    large = max(backbone.card.preprocessing.input_size for backbone in backbones) > LARGE_INPUT
+    return LARGE_BATCH if large and backbones[0].device.type == "cpu" else BATCH[backbones[0].device.type]
 
 
 def on_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -345,6 +366,8 @@ def stage(
 
     Parameters
     ----------
+    backbones : sequence of Backbone
+        As :func:`quickest` gives them.
     threads : int
         Batches in work at a time.
 
@@ -353,8 +376,7 @@ def stage(
     InputError
         If images cannot be read or decoded, or give features that are not finite.
     """
-    device = backbones[0].device.type
-    gate = threading.Semaphore(AT_A_TIME[device])
+    size, gate = batch_size(backbones), threading.Semaphore(AT_A_TIME[backbones[0].device.type])
     waiting: deque[Future[Seen] | Callable[[], None]] = deque()
     parts: list[Seen] = []
     workers = ThreadPoolExecutor(threads, thread_name_prefix="look")
@@ -365,7 +387,7 @@ def stage(
                 absent, labels = missing(task, backbones, staging, rules), list[str]()
                 if absent is None:
                     continue
-                for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
+                for batch in batches(source, task, size, rules.limit_per_class, labels):
                     waiting.append(pool.submit(look, batch, task.split, source, absent, rules, gate))
                     yield
                 waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.features import Rules, missing, stage
+from sfm.pipeline.features import Rules, batch_size, missing, quickest, stage
 from sfm.pipeline.fingerprint import Tally, sample_digest
 from sfm.pipeline.plan import plan
 from sfm.pipeline.precision import cosine_of_flows
@@ -194,8 +195,11 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
 def staged_files(root: Path, source: Source, threads: int) -> dict[str, bytes]:
     root.mkdir()
     selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
-    backbone = load_backbone("lite0", image_size=32)
-    steps = stage(source, tasks_of(source, selection), [backbone], Staging(root), Rules(), threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    backbones = quickest([load_backbone("lite0", image_size=32)], "float32")
+    torch.set_num_threads(before)
+    steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), threads)
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
@@ -206,6 +210,24 @@ def test_no_bit_of_what_is_staged_depends_on_the_number_of_threads(tmp_path, mon
     alone, three = (staged_files(tmp_path / str(n), source, n) for n in (1, 3))
     assert len(alone) == 4 * 6
     assert alone == three
+
+
+@pytest.mark.parametrize("size", [32, 160])
+def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
+    backbone = load_backbone("lite0", image_size=size, device="cpu")
+    (quick,) = quickest([backbone], "float32")
+    images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, found = backbone.features(images), quick.features(images)
+    assert quick.model is not backbone.model
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+    assert quick.card == backbone.card
+    assert quickest([backbone], "bf16") == [backbone]
+
+
+def test_large_images_go_through_a_core_in_smaller_batches():
+    small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (128, 160))
+    assert batch_size([small]) > batch_size([small, large]) == batch_size([large])
 
 
 def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
