@@ -1,6 +1,6 @@
 """What images per class, views and ways of computing the gradient bring: accuracy on an entry of role tuning.
 
-    python benchmarks/options.py [--source idx:FOLDER] [--store URL] [--work DIR] [--only ipc views gradient]
+    python benchmarks/options.py [--source idx:FOLDER] [--store URL] [--work DIR] [--only ipc views ...]
 
 ipc
     1, 5 and 10 images per class, each matched to a sub-class centre of its own, and 10 that are all matched
@@ -8,6 +8,8 @@ ipc
 views
     1, 3 and 10 views of each image per step, in equal time: a run of one view takes its steps, the others as
     many as a few steps of theirs, timed, say that they can do meanwhile.
+objective
+    Flows compared as a whole, and own centres and other-class centres matched apart, at several weights.
 gradient
     One graph of all images, and micro-batches in one pass. (Micro-batches with the exact gradient are the
     former, to rounding.)
@@ -46,10 +48,19 @@ IPC = {
     "10, all matched to the mean": {"ipc": 10, "centres": "none"},
 }
 VIEWS = (1, 3, 10)
+OBJECTIVE = {
+    "flow": {},
+    "decoupled, alpha 1": {"objective": "sfm-decoupled", "alpha": 1.0},
+    "decoupled, alpha 0.5": {"objective": "sfm-decoupled", "alpha": 0.5},
+    "decoupled, alpha 0": {"objective": "sfm-decoupled", "alpha": 0.0},
+}
 GRADIENT = {
     "whole batch": {},
     "one-pass, 5 at a time": {"micro_batch": 5, "gradient": "one-pass"},
 }
+
+ALIKE: dict[str, dict[str, dict[str, Any]]] = {"ipc": IPC, "objective": OBJECTIVE, "gradient": GRADIENT}
+"""Groups whose runs have equally many steps."""
 
 
 def seconds_per_step(store: str, dataset: str, views: int) -> float:
@@ -71,10 +82,9 @@ def seconds_per_step(store: str, dataset: str, views: int) -> float:
 
 def runs_of(group: str, store: str, dataset: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the runs of a group: a name, and what is asked of `sfm distill`."""
-    if group == "ipc":
-        yield from ((name, {"steps": IPC_STEPS} | options) for name, options in IPC.items())
-    elif group == "gradient":
-        yield from ((name, {"steps": STEPS} | options) for name, options in GRADIENT.items())
+    if group != "views":
+        steps = IPC_STEPS if group == "ipc" else STEPS
+        yield from ((name, {"steps": steps} | options) for name, options in ALIKE[group].items())
     else:
         each = {views: seconds_per_step(store, dataset, views) for views in VIEWS}
         for views, seconds in each.items():
@@ -89,7 +99,7 @@ def main() -> None:
     parser.add_argument("--source", default="builtin:fashion-mnist-6k", help="dataset, e.g. idx:FOLDER")
     parser.add_argument("--store", help="store of its statistics, or where to make it")
     parser.add_argument("--work", type=Path, help="folder for runs; what it holds is not done again")
-    parser.add_argument("--only", nargs="+", choices=["ipc", "views", "gradient"])
+    parser.add_argument("--only", nargs="+", choices=["ipc", "views", "objective", "gradient"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     given = parser.parse_args()
@@ -103,7 +113,7 @@ def main() -> None:
         )
         extract(config)
         (name,) = {entry.dataset for entry in open_store(store).summaries() if entry.role == "tuning"}
-        for group in given.only or ["ipc", "views", "gradient"]:
+        for group in given.only or ["ipc", "views", "objective", "gradient"]:
             for what, options in runs_of(group, store, f"{name}@tuning"):
                 for seed in range(given.seeds):
                     rows.append(row_of(work, store, f"{name}@tuning", group, what, options, seed))
