@@ -11,8 +11,9 @@ import copy
 import math
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,7 +57,13 @@ def for_features(backbone: Backbone) -> Backbone:
     On a CPU that is :func:`frozen`: weights that are laid out in advance, and sums clipped as they are made,
     are worth a fifth of the time. A GPU gains nothing by it.
     """
-    return frozen(backbone) if backbone.device.type == "cpu" else backbone
+    if backbone.device.type != "cpu":
+        return backbone
+    quick = frozen(backbone)
+    for module in quick.model.modules():
+        if isinstance(module, FrozenConvolutions):
+            module.forget()
+    return quick
 
 
 def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
@@ -67,8 +74,8 @@ def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
     model : nn.Module
         In evaluation mode, no parameter taking a gradient; left as it is. Where it is, it must stay.
     example : Tensor
-        An input that the model takes. Which activation follows a convolution is seen by running the model on
-        it.
+        An input of the size that the model will be given. What follows what is seen by running the model
+        on it.
 
     Returns
     -------
@@ -76,13 +83,36 @@ def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
         A copy that shares the weights, in a :class:`Carrying`; or `model` itself where there is nothing to
         gain, or where its output or the gradient on `example` comes out different by more than rounding.
     """
-    layers = {name: module for name, module in model.named_modules() if _is_plain(module)}
-    if len(layers) < 2:
+    if sum(map(_is_plain, model.modules())) < 2:
         return model
     followed = dict(in_turn(model, example, _is_plain, lambda module: _clip_of(module) is not None))
+    for join in (True, False):
+        # A model may look at its convolutions, or at what one of them gives to the next, in ways that no
+        # graph tells. Then the copy fails, or gives something else.
+        try:
+            changed = one_by_one(model, followed)
+            whole = Carrying(joined(changed, example) if join else changed)
+            if agree(model, whole, example):
+                return whole
+        except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
+            continue
+    return model
+
+
+def one_by_one(model: nn.Module, followed: Mapping[str, str]) -> nn.Module:
+    """Return a copy of a model, with the same weights, whose convolutions are :class:`FrozenConvolutions`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    followed : mapping of str to str
+        The activations that follow convolutions directly.
+    """
     weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     changed = copy.deepcopy(model, weights)
-    for name, module in layers.items():
+    for name, module in model.named_modules():
+        if not _is_plain(module):
+            continue
         activation = followed.get(name)
         clip = None if activation is None else _clip_of(changed.get_submodule(activation))
         changed.set_submodule(name, FrozenConvolutions([(module, clip)]))
@@ -91,11 +121,10 @@ def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
     for name, module in list(changed.named_modules()):
         if (clip := _clip_of(module)) is not None:
             changed.set_submodule(name, FrozenClip(clip))
-    whole = Carrying(chained(changed, example))
-    return whole if agree(model, whole, example) else model
+    return changed
 
 
-def chained(model: nn.Module, example: Tensor) -> nn.Module:
+def joined(model: nn.Module, example: Tensor) -> nn.Module:
     """Join convolutions of which each takes what the one before gives, and nothing else takes it.
 
     Parameters
@@ -121,11 +150,9 @@ def chained(model: nn.Module, example: Tensor) -> nn.Module:
                 made.setdefault(name, []).append(found.grad_fn)
 
             hooks.append(module.register_forward_hook(note))
-    try:
-        found = model(example.detach().clone().requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    found = model(example.detach().clone().requires_grad_())
+    for hook in hooks:
+        hook.remove()
     uses = _uses(found.grad_fn)
     maker = {nodes[0]: name for name, nodes in made.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
     before = {name: maker[nodes[0]] for name, nodes in taken.items() if len(nodes) == 1 and nodes[0] in maker}
@@ -133,9 +160,9 @@ def chained(model: nn.Module, example: Tensor) -> nn.Module:
     for name in made:
         if name in before:
             first[name] = first.get(before[name], before[name])
-            chain: Any = model.get_submodule(first[name])
-            joined: Any = model.get_submodule(name)
-            model.set_submodule(first[name], FrozenConvolutions([*chain.links, *joined.links]))
+            row: Any = model.get_submodule(first[name])
+            last: Any = model.get_submodule(name)
+            model.set_submodule(first[name], FrozenConvolutions([*row.links, *last.links]))
             model.set_submodule(name, nn.Identity())
     return model
 
@@ -194,6 +221,10 @@ class FrozenConvolutions(nn.Module):
             images = way.forth(images)
         return images
 
+    def forget(self) -> None:
+        """Drop how weights were laid out: what is needed will be laid out again."""
+        self._ways.clear()
+
     def _chosen(self, size: torch.Size) -> Iterator["_Ways"]:
         for convolution, clip in self.links:
             yield (way := _ways(convolution, size, clip))
@@ -223,8 +254,8 @@ class FrozenClip(nn.Module):
 class _Ways:
     """The way forth through a convolution and its activation, and the way back through the convolution.
 
-    The way back takes the gradient with respect to the sums, and the shape of the images. The size is that of
-    what comes out.
+    The way back takes the gradient with respect to the sums, and the shape of the images; weights are laid
+    out for it when it is first gone. The size is that of what comes out.
     """
 
     forth: Callable[[Tensor], Tensor]
@@ -294,17 +325,20 @@ def _padded_ways(
         return _Ways(forth, _between_pixels(weight, c.stride[0], padding), clip, out)
     if slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
         return _Ways(forth, back, clip, out)
-    turned = weight.flip(2, 3) if depthwise else weight.flip(2, 3).transpose(0, 1)
-    turned = turned.contiguous(memory_format=torch.channels_last)
-    across = _kernel(turned, None, (1, 1), reach, (1, 1), c.groups, None)
+
+    @cache
+    def across() -> Callable[[Tensor], Tensor]:
+        turned = weight.flip(2, 3) if depthwise else weight.flip(2, 3).transpose(0, 1)
+        turned = turned.contiguous(memory_format=torch.channels_last)
+        return _kernel(turned, None, (1, 1), reach, (1, 1), c.groups, None)
 
     def forward_back(gradient: Tensor, size: torch.Size) -> Tensor:
         if c.stride == (1, 1):
-            return across(gradient)
+            return across()(gradient)
         height, width = (side + 2 * pixels - own + 1 for side, pixels, own, _, _ in sides)
         apart = gradient.new_zeros(len(gradient), height, width, gradient.shape[1]).permute(0, 3, 1, 2)
         apart[:, :, :: c.stride[0], :: c.stride[1]] = gradient
-        return across(apart)
+        return across()(apart)
 
     return _Ways(forth, forward_back, clip, out)
 
@@ -319,14 +353,17 @@ def _between_pixels(
     """
     out, channels, *kernel = weight.shape
     reach = max(math.ceil(side / stride) for side in kernel)
-    whole = nn.functional.pad(weight, (0, reach * stride - kernel[1], 0, reach * stride - kernel[0]))
-    places = whole.view(out, channels, reach, stride, reach, stride).permute(1, 3, 5, 0, 2, 4)
-    turned = places.reshape(channels * stride**2, out, reach, reach).flip(2, 3)
-    turned = turned.contiguous(memory_format=torch.channels_last)
-    across = _kernel(turned, None, (1, 1), (reach - 1, reach - 1), (1, 1), 1, None)
+
+    @cache
+    def across() -> Callable[[Tensor], Tensor]:
+        whole = nn.functional.pad(weight, (0, reach * stride - kernel[1], 0, reach * stride - kernel[0]))
+        places = whole.view(out, channels, reach, stride, reach, stride).permute(1, 3, 5, 0, 2, 4)
+        turned = places.reshape(channels * stride**2, out, reach, reach).flip(2, 3)
+        turned = turned.contiguous(memory_format=torch.channels_last)
+        return _kernel(turned, None, (1, 1), (reach - 1, reach - 1), (1, 1), 1, None)
 
     def back(gradient: Tensor, size: torch.Size) -> Tensor:
-        found = nn.functional.pixel_shuffle(across(gradient), stride)
+        found = nn.functional.pixel_shuffle(across()(gradient), stride)
         # Pixels beyond the last window are missing: no sum has them.
         below, right = (
             max(0, pixels + side - have)
@@ -429,7 +466,8 @@ def _kernel(
     clip: Clip | None,
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that convolves and clips."""
-    if not _is_packed(weight):
+    # Of kernels with holes, oneDNN's packed form has crashed on maps that are smaller than they are.
+    if not _is_packed(weight) or dilation != (1, 1):
 
         def convolve(images: Tensor) -> Tensor:
             found = nn.functional.conv2d(images, weight, bias, stride, padding, dilation, groups)

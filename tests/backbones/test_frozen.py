@@ -1,23 +1,32 @@
 """Layers that answer for their input alone: the function and the gradient of the model, and less kept."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
-from hypothesis import assume, given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from sfm.backbones import frozen as frozen_layers
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import Carrying, FrozenConvolutions, answer_for_input_alone, frozen
+from sfm.backbones.frozen import (
+    Carrying,
+    Clip,
+    FrozenConvolutions,
+    answer_for_input_alone,
+    for_features,
+    frozen,
+)
 from sfm.distill.memory import activation_bytes
 from sfm.distill.precision import in_precision
 
 LAST = torch.channels_last
+Row = Sequence[tuple[nn.Conv2d, Clip | None]]
 
 
 @pytest.fixture(scope="module")
@@ -85,43 +94,52 @@ def test_a_model_with_hardly_a_convolution_stays_itself() -> None:
     assert answer_for_input_alone(model, torch.zeros(1, 3, 224, 224)) is model
 
 
-@given(
-    side=st.integers(5, 12),
-    kernel=st.integers(1, 5),
-    stride=st.integers(1, 3),
-    padding=st.integers(0, 2),
-    dilation=st.integers(1, 2),
-    kind=st.sampled_from(["dense", "wide", "grouped", "depthwise", "same dense", "same depthwise"]),
-    clip=st.sampled_from([None, (0.0, None), (0.0, 6.0), (-1.0, 1.0)]),
-)
-def test_a_convolution_of_any_form_answers_as_autograd_does(
-    side: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    dilation: int,
-    kind: str,
-    clip: tuple[float, float | None] | None,
-) -> None:
-    assume("same" in kind or side + 2 * padding >= dilation * (kernel - 1) + 1)
-    groups = {"grouped": 2, "depthwise": 4, "same depthwise": 4}.get(kind, 1)
+CLIPS = st.sampled_from([None, (0.0, None), (0.0, 6.0), (-1.0, 1.0)])
+
+
+@st.composite
+def links(draw: st.DrawFn) -> tuple[nn.Conv2d, Clip | None]:
+    """A convolution of four channels, and what clips it."""
+    kernel, stride = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    padding, dilation = draw(st.integers(0, 2)), draw(st.integers(1, 2))
+    groups = draw(st.sampled_from([1, 2, 4]))
     torch.manual_seed(0)
-    if kind == "wide":
-        layer = nn.Conv2d(6, 3, kernel, stride, padding, dilation)
-    elif "same" in kind:
+    if draw(st.booleans()):
         layer = Conv2dSame(4, 4, kernel, stride, dilation=dilation, groups=groups)
     else:
         layer = nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups)
-    layer = layer.requires_grad_(False).to(memory_format=LAST)
-    images = (3 * seeded(2, layer.in_channels, side, side)).contiguous(memory_format=LAST)
+    return layer.requires_grad_(False).to(memory_format=LAST), draw(CLIPS)
 
-    def plain(images: Tensor) -> Tensor:
-        found: Tensor = layer(images)
-        return found if clip is None else nn.functional.hardtanh(found, clip[0], clip[1] or 1e30)
 
-    for one, two in zip(
-        answer(plain, images), answer(FrozenConvolutions([(layer, clip)]), images), strict=True
-    ):
+def in_plain_layers(row: Row) -> Callable[[Tensor], Tensor]:
+    def model(images: Tensor) -> Tensor:
+        for layer, clip in row:
+            images = layer(images)
+            if clip is not None:
+                images = nn.functional.hardtanh(images, clip[0], clip[1] or 1e30)
+        return images
+
+    return model
+
+
+@given(row=st.lists(links(), min_size=1, max_size=3), height=st.integers(4, 12), width=st.integers(4, 12))
+def test_convolutions_of_any_form_in_a_row_answer_as_autograd_does(row: Row, height: int, width: int) -> None:
+    images = (3 * seeded(2, 4, height, width)).contiguous(memory_format=LAST)
+    try:
+        expected = answer(in_plain_layers(row), images)
+    except RuntimeError:
+        reject()  # A kernel is larger than the map that is left.
+    for one, two in zip(expected, answer(FrozenConvolutions(row), images), strict=True):
+        torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(6, 3, 3), Conv2dSame(3, 8, 3, 2)])
+@pytest.mark.parametrize("clip", [None, (0.0, 6.0)])
+def test_channels_of_any_number_are_answered_for(layer: nn.Conv2d, clip: Clip | None) -> None:
+    images = (3 * seeded(2, layer.in_channels, 11, 10)).contiguous(memory_format=LAST)
+    row = [(layer.requires_grad_(False).to(memory_format=LAST), clip)]
+    expected = answer(in_plain_layers(row), images)
+    for one, two in zip(expected, answer(FrozenConvolutions(row), images), strict=True):
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
@@ -173,13 +191,13 @@ class Repeating(nn.Module):
         return self.third(self.second(self.second(self.first(images)))).flatten(1)
 
 
-def joined(model: nn.Module) -> list[int]:
+def rows(model: nn.Module) -> list[int]:
     return [len(module.links) for module in model.modules() if isinstance(module, FrozenConvolutions)]
 
 
 def test_convolutions_of_which_each_takes_what_the_one_before_gives_are_one(lite0: Backbone) -> None:
     # The stem and the first block; a block each of three; the last with the head. Shortcuts are in between.
-    assert joined(frozen(lite0).model) == [6, *[3] * 13, 4]
+    assert rows(frozen(lite0).model) == [6, *[3] * 13, 4]
 
 
 @pytest.mark.parametrize("kind", [Branching, Adding, Repeating])
@@ -187,7 +205,7 @@ def test_a_convolution_whose_output_others_take_too_ends_a_row(kind: type[nn.Mod
     torch.manual_seed(0)
     model, images = kind().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
     changed = frozen_model(model, images)
-    assert joined(changed) == [1, 1, 1]
+    assert rows(changed) == [1, 1, 1]
     assert_same(model, changed, images, 1e-12)
 
 
@@ -202,6 +220,61 @@ class Peeking(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.second(self.first(images))
         return (self.act(hidden) - hidden).flatten(1)
+
+
+class Measuring(nn.Module):
+    """Enlarges what its second convolution gives to the size that the first gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        return nn.functional.interpolate(self.second(hidden), hidden.shape[2:]).flatten(1)
+
+
+class Gating(nn.Module):
+    """Weighs what its second convolution gives by what the first gave, without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        return (self.second(hidden) * hidden.detach()[:, 3:]).flatten(1)
+
+
+@pytest.mark.parametrize("kind", [Measuring, Gating])
+def test_convolutions_between_which_a_model_looks_are_left_apart(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, images = kind().double(), seeded(2, 3, 8, 8, dtype=torch.float64)
+    changed = frozen_model(model, images)
+    assert rows(changed) == [1, 1]
+    assert_same(model, changed, images, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["edgenext_xx_small", "xcit_nano_12_p16_224"])
+def test_a_model_that_reads_the_weights_of_its_convolutions_stays_itself(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).eval().requires_grad_(False)
+    size = model.default_cfg["input_size"][1]
+    assert answer_for_input_alone(model, seeded(1, 3, size, size)) is model
+
+
+def test_for_features_no_weights_are_laid_out_for_the_way_back(
+    lite0: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, images, laid_out = for_features(lite0), torch.rand(2, 3, 32, 32), []
+    lay_out = frozen_layers._kernel
+    monkeypatch.setattr(
+        frozen_layers, "_kernel", lambda *given: laid_out.append(given[0].shape) or lay_out(*given)
+    )
+    with torch.inference_mode():
+        torch.testing.assert_close(quick.features(images), lite0.features(images), rtol=1e-4, atol=1e-5)
+        quick.features(images)
+    assert len(laid_out) == sum(rows(quick.model))
 
 
 def test_a_model_that_would_come_out_different_stays_itself() -> None:
