@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.staging import Staging, tasks_of
+from sfm.pipeline.staging import Staging, Task, tasks_of
 
 CLASSES = 10
 UNIQUE = 400
@@ -138,11 +139,21 @@ def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
     return batches * size / timed(one, batches, cores())
 
 
-def decode_some(spec: str, preprocessing: Preprocessing, times: int) -> None:
+def decode_some(spec: str, preprocessing: Preprocessing, times: int, wait: int) -> None:
     """Decode and resize a batch so many times, in a process that keeps the encoded images."""
     source, data = opened(spec)
+    _together[0].wait(wait)
     for i in range(BATCH["cpu"] * times):
         crop(source.decode(data[i % len(data)]), preprocessing)
+
+
+_together: list[Barrier] = []
+"""In a process that decodes: where they wait for each other."""
+
+
+def meet_at(barrier: Barrier) -> None:
+    """Tell this process where to wait for the others."""
+    _together.append(barrier)
 
 
 @lru_cache(maxsize=1)
@@ -154,14 +165,17 @@ def opened(spec: str) -> tuple[Source, list[bytes]]:
 
 def decode_rate_of_processes(spec: str, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory in a process per core: no lock is shared."""
-    count, preprocessing = cores(), backbone.card.preprocessing
+    count, preprocessing, context = cores(), backbone.card.preprocessing, get_context("spawn")
     times = max(1, images // (BATCH["cpu"] * count))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        # The first round starts the processes, and has each open the source.
-        for round_times in (times, times):
+    barrier = context.Barrier(count)
+    with ProcessPoolExecutor(count, context, meet_at, (barrier,)) as pool:
+        # In the first round processes start and open the source; they wait for each other, so that each takes
+        # one task.
+        for seconds in (600, 60):
             began = time.perf_counter()
-            for future in [pool.submit(decode_some, spec, preprocessing, round_times) for _ in range(count)]:
-                future.result()
+            tasks = [pool.submit(decode_some, spec, preprocessing, times, seconds) for _ in range(count)]
+            for task in tasks:
+                task.result()
     return BATCH["cpu"] * times * count / (time.perf_counter() - began)
 
 
@@ -173,8 +187,15 @@ def rate_of_processes(spec: str, size: int, device: str, processes: int) -> floa
             source=spec, store="none", backbone=["lite0"], image_size=size, device=device, workers=processes
         )
         backbones = {"lite0": load_backbone("lite0", image_size=size, device=device)}
-        selection = selection_of(config, source)
-        tasks, staging = tasks_of(source, selection), Staging(Path(folder))
+        # A process takes one task at a time: there must be several for each.
+        parts = [
+            rows
+            for task in tasks_of(source, selection_of(config, source))
+            if task.split == "train" and task.rows is not None
+            for rows in np.array_split(task.rows, 4 * processes)
+        ]
+        tasks = [Task("train", number, rows) for number, rows in enumerate(parts)]
+        staging = Staging(Path(folder))
         with steps_of(config, source, tasks, backbones, staging, Rules(), nobody) as (_, steps):
             return follow(steps, tasks, tasks, staging, nobody).images_per_second
 

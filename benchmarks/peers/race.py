@@ -32,6 +32,7 @@ from sfm.distill.images import class_folders, pixels, write_images
 from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.pyramid import canvas_size
 from sfm.distill.run import objective_of, plan_of
+from sfm.errors import InputError
 from sfm.eval.result import mean_and_deviation
 from sfm.pipeline.parts import held_out_rows
 from sfm.pipeline.selection import UNUSED, selection_of
@@ -70,8 +71,8 @@ class Race:
         LGM's pyramid grows as in a run of so many steps: in the first half of them.
     steps : int or None
         Of ours; None: as `sfm distill`.
-    marks, marks_lgm : int
-        At how many steps images are kept.
+    every, every_lgm : int
+        Images are kept after so many steps, and in the end.
     quick : bool
         Few images and a short evaluation.
     """
@@ -88,8 +89,8 @@ class Race:
     steps_tune: int
     grow_lgm: int
     steps: int | None
-    marks: int
-    marks_lgm: int
+    every: int
+    every_lgm: int
     quick: bool
 
 
@@ -152,11 +153,11 @@ def follow(
     role: Role,
     plan: Plan,
     steps: int,
-    marks: int,
+    every: int,
     step: Callable[[State], float],
     spent: float = 0.0,
 ) -> list[Path]:
-    """Do the steps of a run and leave its images at `marks` evenly spaced ones.
+    """Do the steps of a run and leave its images after `every` so many, and in the end.
 
     What an earlier call left of the same run is not done again. Seconds spent before the first step count.
 
@@ -164,10 +165,16 @@ def follow(
     -------
     list of Path
         A directory per mark, as `sfm evaluate` reads it.
+
+    Raises
+    ------
+    InputError
+        If an earlier call went on past one of the marks.
     """
     folder, device = ground.work / name, ground.backbone.device
     folder.mkdir(parents=True, exist_ok=True)
-    ends = [steps * (mark + 1) // marks for mark in range(marks)]
+    ends = [*range(every, steps, every), steps]
+    marks = [folder / f"step_{end:06d}" for end in ends]
     recipe = json.loads(json.dumps(asdict(plan))) | {"entry": ground.entries[role].summary.entry_digest}
     if plan.final_rate == 1:
         # No step depends on how many are to come, so a longer run goes on where a shorter one ended.
@@ -175,9 +182,15 @@ def follow(
     saved = checkpoints.find(folder / "checkpoint")
     if saved:
         checkpoints.require_same(saved[1].recipe, recipe, folder)
-    if saved and saved[1].step >= steps:
-        return [folder / f"step_{end:06d}" for end in ends]
     if saved:
+        lost = [
+            end for end, mark in zip(ends, marks, strict=True) if end <= saved[1].step and not mark.exists()
+        ]
+        if lost:
+            raise InputError(
+                f"{folder} has no images of step {lost[0]}: keep them as often as the run that left it, "
+                f"or choose another --work"
+            )
         state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
     else:
         state, seconds = engine.begin(plan, device), spent
@@ -190,7 +203,7 @@ def follow(
         checkpoint = Checkpoint(recipe=recipe, step=end, loss=loss, seconds=seconds)
         checkpoints.save(folder / "checkpoint", checkpoint, checkpoints.tensors_of(state, plan))
         tell(f"{name}: step {end} of {steps}, loss {loss:.3f}, {seconds:.0f} s")
-    return [folder / f"step_{end:06d}" for end in ends]
+    return marks
 
 
 def write_run(out: Path, ground: Ground, role: Role, plan: Plan, state: State, seconds: float) -> None:
@@ -254,7 +267,7 @@ def lgm_run(
     plan = replace(base, views=LGM_VIEWS, learning_rate=rate, final_rate=1.0, grow_every=growth, steps=steps)
     name = f"lgm-{role}-rate-{rate:g}-seed-{seed}"
     step = partial(lgm.advance, plan=plan, backbone=ground.backbone, real=real)
-    return follow(ground, name, role, plan, steps, race.marks_lgm, step)
+    return follow(ground, name, role, plan, steps, race.every_lgm, step)
 
 
 def our_run(ground: Ground, race: Race, seed: int) -> list[Path]:
@@ -269,7 +282,7 @@ def our_run(ground: Ground, race: Race, seed: int) -> list[Path]:
         quick, _, _ = quickened(ground.backbone, plan, wanted)
         spent = time.perf_counter() - began
         step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
-        return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, race.marks, step, spent)
+        return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, race.every, step, spent)
 
 
 def score(ground: Ground, runs: Sequence[Path]) -> None:

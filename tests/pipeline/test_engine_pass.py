@@ -197,8 +197,10 @@ def staged_files(root: Path, source: Source, threads: int) -> dict[str, bytes]:
     selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    backbones = quickest([load_backbone("lite0", image_size=32)], "float32")
-    torch.set_num_threads(before)
+    try:
+        backbones = quickest([load_backbone("lite0", image_size=32)], "float32")
+    finally:
+        torch.set_num_threads(before)
     steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), threads)
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
