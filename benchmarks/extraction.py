@@ -49,7 +49,6 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop, to_tensor
 from sfm.events import nobody
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import steps_of
 from sfm.pipeline.features import BATCH, Rules, batch_size, cores, follow, quickest, stage
 from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather
@@ -181,6 +180,9 @@ def decode_rate_of_processes(spec: str, backbone: Backbone, images: int) -> floa
 
 def rate_of_processes(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the pass in so many processes, once they are ready."""
+    # All of extraction, which a process whose memory is measured should not have loaded.
+    from sfm.pipeline.extract import steps_of
+
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
         config = ExtractConfig(
