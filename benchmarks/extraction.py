@@ -49,7 +49,7 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop, to_tensor
 from sfm.events import nobody
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import BATCH, Rules, batch_size, cores, follow, quickest, stage
+from sfm.pipeline.features import BATCH, Rules, at_once, cores, follow, quickest, stage
 from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather
 from sfm.pipeline.selection import selection_of
@@ -128,7 +128,7 @@ def timed(call: Callable[[int], object], times: int, threads: int) -> float:
 def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory, on all cores, a batch at a time on each."""
     data = [sample.data for sample in source.train.read(np.arange(min(images, UNIQUE)))]
-    size = batch_size([backbone])
+    size = BATCH["cpu"]
 
     def one(batch: int) -> None:
         for i in range(size * batch, size * batch + size):
@@ -210,7 +210,7 @@ def forward_rates(backbone: Backbone, images: int) -> list[float]:
     size, device = backbone.card.preprocessing.input_size, backbone.device
     rates, ways = [], [(1, 1, BATCH["cuda"])]
     if device.type == "cpu":
-        ways = [(1, torch.get_num_threads(), CHUNK), (cores(), 1, batch_size([backbone]))]
+        ways = [(1, torch.get_num_threads(), CHUNK), (cores(), 1, at_once(backbone))]
     for threads, inner, batch in ways:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         before = torch.get_num_threads()

@@ -39,10 +39,11 @@ from sfm.pipeline.sources.source import Sample
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
 
 BATCH = {"cpu": 16, "cuda": 128}
-"""Images that go through a backbone together: on a core, what its cache holds; on a GPU, what fills it."""
+"""Images that are decoded and seen together: on a core, what its cache holds; on a GPU, what fills it."""
 
 LARGE_BATCH = 8
-"""As many, on a core, where images are large: sixteen take half the memory again, and no less time."""
+"""Of those, on a core, how many large ones go through a backbone together: sixteen are no quicker, and take
+half the memory again."""
 
 AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
 """Threads that may use a device at a time; on a GPU, one computes while the next sends its images."""
@@ -191,11 +192,10 @@ def quickest(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
         return [for_features(backbone) if precision == "float32" else backbone for backbone in backbones]
 
 
-def batch_size(backbones: Iterable[Backbone]) -> int:
-    """Return how many images go through backbones, all on the same kind of device, together."""
-    backbones = list(backbones)
-    large = max(backbone.card.preprocessing.input_size for backbone in backbones) > LARGE_INPUT
-    return LARGE_BATCH if large and backbones[0].device.type == "cpu" else BATCH[backbones[0].device.type]
+def at_once(backbone: Backbone) -> int:
+    """Return how many images go through a backbone together, whatever others see them too."""
+    large = backbone.card.preprocessing.input_size > LARGE_INPUT
+    return LARGE_BATCH if large and backbone.device.type == "cpu" else BATCH[backbone.device.type]
 
 
 def on_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -211,11 +211,14 @@ def features_of(
     backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32"
 ) -> npt.NDArray[np.float32]:
     """Return the features of images that are cropped for a backbone, float32, shape (n, D)."""
-    device = backbone.device
+    device, most = backbone.device, at_once(backbone)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with torch.inference_mode(), mixed:
-        rows: npt.NDArray[np.float32] = backbone.features(on_device(pixels, device)).float().cpu().numpy()
-    return rows
+        parts = [
+            backbone.features(on_device(pixels[start : start + most], device)).float().cpu().numpy()
+            for start in range(0, len(pixels), most)
+        ]
+    return np.concatenate(parts)
 
 
 def pixels_of(
@@ -376,7 +379,8 @@ def stage(
     InputError
         If images cannot be read or decoded, or give features that are not finite.
     """
-    size, gate = batch_size(backbones), threading.Semaphore(AT_A_TIME[backbones[0].device.type])
+    device = backbones[0].device.type
+    gate = threading.Semaphore(AT_A_TIME[device])
     waiting: deque[Future[Seen] | Callable[[], None]] = deque()
     parts: list[Seen] = []
     workers = ThreadPoolExecutor(threads, thread_name_prefix="look")
@@ -387,7 +391,7 @@ def stage(
                 absent, labels = missing(task, backbones, staging, rules), list[str]()
                 if absent is None:
                     continue
-                for batch in batches(source, task, size, rules.limit_per_class, labels):
+                for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
                     waiting.append(pool.submit(look, batch, task.split, source, absent, rules, gate))
                     yield
                 waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))

@@ -13,7 +13,7 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import AT_A_TIME, Rules, batch_size, cores, look, quickest, single_threaded
+from sfm.pipeline.features import AT_A_TIME, BATCH, Rules, cores, look, quickest, single_threaded
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source, open_source
@@ -156,11 +156,12 @@ def probe(
         Images looked at, those that cannot be decoded, and the rest per second.
     """
     backbones = quickest(backbones, config.precision)
-    gate = threading.Semaphore(AT_A_TIME[backbones[0].device.type])
+    device = backbones[0].device.type
+    gate = threading.Semaphore(AT_A_TIME[device])
     rules = Rules(None, "skip", config.precision, config.views, config.seed)
     threads = cores()
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
-    size = min(batch_size(backbones), max(1, len(samples) // threads))
+    size = min(BATCH[device], max(1, len(samples) // threads))
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     with single_threaded(), whole_float32(), ThreadPoolExecutor(threads) as pool:
         # What is done for the first time, by each thread, takes longer.

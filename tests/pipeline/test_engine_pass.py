@@ -15,7 +15,7 @@ from sfm.errors import InputError
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.features import Rules, batch_size, missing, quickest, stage
+from sfm.pipeline.features import Rules, at_once, features_of, missing, quickest, stage
 from sfm.pipeline.fingerprint import Tally, sample_digest
 from sfm.pipeline.plan import plan
 from sfm.pipeline.precision import cosine_of_flows
@@ -227,9 +227,16 @@ def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
     assert quickest([backbone], "bf16") == [backbone]
 
 
-def test_large_images_go_through_a_core_in_smaller_batches():
-    small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (128, 160))
-    assert batch_size([small]) > batch_size([small, large]) == batch_size([large])
+def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
+    small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (32, 160))
+    assert at_once(small) > at_once(large)
+    pixels = np.random.default_rng(0).integers(256, size=(at_once(large) + 3, 160, 160, 3), dtype=np.uint8)
+    seen = []
+    large.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    found = features_of(large, pixels)
+    assert seen == [at_once(large), 3]
+    alone = np.concatenate([features_of(large, image[None]) for image in pixels])
+    np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
