@@ -1,4 +1,4 @@
-"""From an image file's pixels to a backbone's input."""
+"""From an image to the 8-bit pixels that a backbone is fed with. No tensors: decoding must not load torch."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.views import Crops
+from sfm.backbones.crops import Crops
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -116,18 +114,3 @@ def _rgb(image: Image.Image) -> Image.Image:
     elif "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
-
-
-def to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Turn 8-bit pixels into a batch of images.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (batch, y, x, channel)
-
-    Returns
-    -------
-    Tensor, shape (batch, channel, y, x), float32 in [0, 1]
-        Channels last in memory, as convolutions like it.
-    """
-    return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)).permute(0, 3, 1, 2)

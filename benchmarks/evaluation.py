@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.views import draw_crops, stream
+from sfm.backbones.crops import draw_crops, stream
 from sfm.eval.accuracy import Heads, accuracy
 from sfm.eval.images import ImageSet
 from sfm.eval.methods import own_plan, own_views

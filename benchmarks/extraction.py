@@ -45,11 +45,22 @@ from rich.table import Table
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
+from sfm.backbones.input import to_tensor
 from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
-from sfm.backbones.preprocess import crop, to_tensor
+from sfm.backbones.preprocess import crop
 from sfm.events import nobody
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import BATCH, Rules, at_once, cores, follow, quickest, stage
+from sfm.pipeline.features import (
+    BATCH,
+    Rules,
+    at_once,
+    cores,
+    decoding_for,
+    follow,
+    in_work,
+    quickest,
+    stage,
+)
 from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather
 from sfm.pipeline.selection import selection_of
@@ -101,8 +112,11 @@ def run_pass(source: Source, backbones: Sequence[Backbone], folder: Path, precis
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
     tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
     rules = Rules(precision="bf16" if precision == "bf16" else "float32")
-    steps = stage(source, tasks, quickest(backbones, precision), staging, rules, cores())
-    cost = follow(steps, tasks, tasks, staging, nobody)
+    device = backbones[0].device.type
+    with decoding_for(source, device, cores()) as decoding:
+        threads = in_work(device, cores())
+        steps = stage(source, tasks, quickest(backbones, precision), staging, rules, decoding, threads)
+        cost = follow(steps, tasks, tasks, staging, nobody)
     return cost, gather(config, source, tasks, staging), staging
 
 
@@ -175,7 +189,8 @@ def decode_rate_of_processes(spec: str, backbone: Backbone, images: int) -> floa
             tasks = [pool.submit(decode_some, spec, preprocessing, times, seconds) for _ in range(count)]
             for task in tasks:
                 task.result()
-    return BATCH["cpu"] * times * count / (time.perf_counter() - began)
+            spent = time.perf_counter() - began
+    return BATCH["cpu"] * times * count / spent
 
 
 def rate_of_processes(spec: str, size: int, device: str, processes: int) -> float:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.views import Crops, draw_crops, stream
+from sfm.backbones.crops import Crops, draw_crops, stream
 from sfm.distill.resample import look
 
 VIEWS = 102

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.views import interpolation_matrix, stream
+from sfm.backbones.crops import stream
+from sfm.backbones.views import interpolation_matrix
 from sfm.distill.resample import Resampling, resample, resampling, taps
 
 LEVEL_NOISE = 101

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfm.backbones import views
-from sfm.backbones.views import Crops
+from sfm.backbones.crops import Crops
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.views import stream
+from sfm.backbones.crops import stream
 from sfm.eval.training import Purpose
 
 RANDOM, NEAREST, NONE = 0, 1, 255

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.views import centre_crop
+from sfm.backbones.crops import centre_crop
 from sfm.eval.baselines import (
     NEAREST,
     NONE,

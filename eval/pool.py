@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
-from sfm.backbones.preprocess import to_tensor
-from sfm.backbones.views import Crops, draw_crops, look, stream
+from sfm.backbones.crops import Crops, draw_crops, stream
+from sfm.backbones.input import to_tensor
+from sfm.backbones.views import look
 from sfm.eval.training import Purpose, Told, nobody_told
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the

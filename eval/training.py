@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.views import stream
+from sfm.backbones.crops import stream
 
 LARGEST_BATCH = 100
 RATE_AT_256 = 256

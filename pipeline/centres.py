@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from sfm.backbones.views import stream
+from sfm.backbones.crops import stream
 from sfm.pipeline.staging import Staged
 
 MOST_ROWS = 2048

@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,8 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import Rules, Step, cores, quickest, stage
+from sfm.pipeline.decoding import Decoding
+from sfm.pipeline.features import Rules, Step, cores, decoding_for, in_work, quickest, stage
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging, Task, Unfinished
 
@@ -56,8 +57,8 @@ class Order:
     staging : str
         Absolute path.
     rules : Rules
-    threads : int or None
-        Batches that a worker has in work at a time; None: as many as its Dask worker has threads.
+    cores : int or None
+        For each worker; None: as many as its Dask worker has threads.
     gpus : tuple of str
         Of this machine, shared out among its workers; empty where workers were given their own.
     """
@@ -69,7 +70,7 @@ class Order:
     device: str
     staging: str
     rules: Rules
-    threads: int | None
+    cores: int | None
     gpus: tuple[str, ...]
 
 
@@ -158,7 +159,7 @@ def crew(
         device=config.device,
         staging=str(staging.root.resolve()),
         rules=rules,
-        threads=max(1, cores() // count) if local else None,
+        cores=max(1, cores() // count) if local else None,
         gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
@@ -318,12 +319,21 @@ def fit(order: Order, name: str) -> str:
             f"that all workers see, with --staging"
         )
     with HELD:
-        _, backbones = opened(order)
+        _, backbones, _ = opened(order)
     return backbones[0].device.type
 
 
+def cores_for(order: Order) -> int:
+    """Return how many cores this worker may use."""
+    return int(order.cores or get_worker().state.nthreads)
+
+
+OPEN = ExitStack()
+"""Holds what decodes for the order that a worker has in work."""
+
+
 @functools.lru_cache(maxsize=1)
-def opened(order: Order) -> tuple[Source, list[Backbone]]:
+def opened(order: Order) -> tuple[Source, list[Backbone], Decoding]:
     """Open the source and load the backbones of an order, once in the life of a worker.
 
     Raises
@@ -331,6 +341,7 @@ def opened(order: Order) -> tuple[Source, list[Backbone]]:
     InputError
         If they are not what they are to the client.
     """
+    OPEN.close()
     if order.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus[int(number) % len(order.gpus)]
@@ -346,17 +357,19 @@ def opened(order: Order) -> tuple[Source, list[Backbone]]:
         if backbone.card.hash != expected:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
-    return source, quickest(backbones, order.rules.precision)
+    device = backbones[0].device.type
+    decoding = OPEN.enter_context(decoding_for(source, device, cores_for(order)))
+    return source, quickest(backbones, order.rules.precision), decoding
 
 
 def take(order: Order, task: Task) -> Step:
     """Stage one task on this worker, and tell what it took."""
     with HELD:
-        source, backbones = opened(order)
-        threads = order.threads or get_worker().state.nthreads
+        source, backbones, decoding = opened(order)
+        staging, threads = Staging(Path(order.staging)), in_work(backbones[0].device.type, cores_for(order))
         spent: Counter[str] = Counter()
         images = skipped = 0
-        for step in stage(source, [task], backbones, Staging(Path(order.staging)), order.rules, threads):
+        for step in stage(source, [task], backbones, staging, order.rules, decoding, threads):
             spent.update(step.seconds)
             images, skipped = images + step.images, skipped + step.skipped
     return Step(images, skipped, 1, dict(spent))

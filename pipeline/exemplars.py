@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.card import Preprocessing
+from sfm.backbones.crops import stream
 from sfm.backbones.preprocess import crop
-from sfm.backbones.views import stream
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
 from sfm.pipeline.sources import Source

@@ -13,7 +13,18 @@ from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.features import Pass, Rules, Step, cores, follow, missing, quickest, stage
+from sfm.pipeline.features import (
+    Pass,
+    Rules,
+    Step,
+    cores,
+    decoding_for,
+    follow,
+    in_work,
+    missing,
+    quickest,
+    stage,
+)
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
@@ -136,7 +147,10 @@ def steps_of(
             yield workers.device, workers.stage(work)
     else:
         here = quickest(backbones.values(), rules.precision)
-        yield here[0].device.type, stage(source, work, here, staging, rules, cores())
+        device = here[0].device.type
+        with decoding_for(source, device, cores()) as decoding:
+            threads = in_work(device, cores())
+            yield device, stage(source, work, here, staging, rules, decoding, threads)
 
 
 def listing_of(config: ExtractConfig, source: Source) -> str:

@@ -2,18 +2,17 @@
 
 On a CPU, each thread takes a batch all the way from encoded bytes to features, with operations that use no
 other thread: decoding and computing overlap, no core waits for another, and no bit of a feature depends on
-how many cores there are. On a GPU, the threads decode and take turns at the device.
+how many cores there are. On a GPU, each thread has a process that decodes for it, and the threads take turns
+at the device.
 """
 
 import os
-import struct
 import threading
 import time
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -21,19 +20,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
-from sfm.backbones.card import Preprocessing
 from sfm.backbones.frozen import for_features
+from sfm.backbones.input import on_device
 from sfm.backbones.memory import LARGE_INPUT
-from sfm.backbones.preprocess import crop, look_through, to_tensor
-from sfm.backbones.views import draw_crops, stream
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
-from sfm.pipeline.fingerprint import sample_digest
+from sfm.pipeline.decoding import Batch, Decoding, Wanted, decoding_here, decoding_in_processes
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
@@ -48,25 +43,8 @@ half the memory again."""
 AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
 """Threads that may use a device at a time; on a GPU, one computes while the next sends its images."""
 
-VIEWS = 5
-"""Purpose of the random streams that views are drawn from."""
-
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
-
-UNDECODABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
-"""What image libraries raise on bytes that are no image depends on the bytes."""
 
 
 @dataclass(frozen=True)
@@ -198,15 +176,6 @@ def at_once(backbone: Backbone) -> int:
     return LARGE_BATCH if large and backbone.device.type == "cpu" else BATCH[backbone.device.type]
 
 
-def on_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Return a batch of images on a device: float32 in [0, 1], shape (batch, channel, y, x)."""
-    if device.type == "cpu":
-        return to_tensor(pixels)
-    sent = torch.from_numpy(pixels).pin_memory().to(device, non_blocking=True)
-    # A quotient of tensors: by a plain number, CUDA multiplies with the reciprocal, which rounds otherwise.
-    return sent.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=device)
-
-
 def features_of(
     backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32"
 ) -> npt.NDArray[np.float32]:
@@ -221,24 +190,22 @@ def features_of(
     return np.concatenate(parts)
 
 
-def pixels_of(
-    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
-) -> npt.NDArray[np.uint8]:
-    """Return an image as a backbone is fed with it, and augmented views: shape (1 + views, y, x, channel).
+def decoding_for(source: Source, device: str, cores: int) -> AbstractContextManager[Decoding]:
+    """Return how to decode samples of a source: in the threads that compute, or, for a GPU, in processes."""
+    if device == "cpu":
+        return nullcontext(decoding_here(source.decode))
+    return decoding_in_processes(source.decode, in_work(device, cores))
 
-    Where the views look depends on the image's digest and the seed alone, whenever and wherever it is read.
-    """
-    whole = crop(image, preprocessing)[None]
-    if not views:
-        return whole
-    crops = draw_crops(stream(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
-    return np.concatenate([whole, look_through(image, preprocessing, crops)])
+
+def in_work(device: str, cores: int) -> int:
+    """Return how many batches are in work at a time: more than cores on a GPU, since some wait for it."""
+    return cores if device == "cpu" else cores + max(2, cores // 4)
 
 
 def look(
-    batch: Sequence[tuple[int, Sample]],
+    batch: Batch,
     split: str,
-    source: Source,
+    decoding: Decoding,
     backbones: Sequence[Backbone],
     rules: Rules,
     gate: threading.Semaphore,
@@ -251,6 +218,8 @@ def look(
         With each sample its place in the task.
     split : str
         Where they are from; training images may have views.
+    decoding : callable
+        See :func:`decoding_for`.
     gate : Semaphore
         Bounds the threads at the device.
 
@@ -259,50 +228,30 @@ def look(
     InputError
         If a sample cannot be decoded and is not to be skipped, or its features are not finite; names it.
     """
-    began = time.perf_counter()
-    wanted = dict.fromkeys(backbone.card.preprocessing for backbone in backbones)
+    preprocessings = tuple(dict.fromkeys(backbone.card.preprocessing for backbone in backbones))
     views = rules.views if split == "train" else 0
-    kept: list[tuple[int, Sample, bytes, list[npt.NDArray[np.uint8]]]] = []
-    skipped: list[Skipped] = []
-    for place, sample in batch:
-        try:
-            image, digest = source.decode(sample.data), sample_digest(sample.data)
-            rows = [pixels_of(image, digest, preprocessing, views, rules.seed) for preprocessing in wanted]
-            kept.append((place, sample, digest, rows))
-        except UNDECODABLE as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            if rules.on_error == "fail":
-                raise InputError(
-                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "
-                    f"decoded with --on-error skip"
-                ) from error
-            skipped.append(Skipped(place, sample.where, why))
-    digests = np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32)
-    pixels = {
-        preprocessing: np.stack([rows[i] for _, _, _, rows in kept], axis=1)
-        for i, preprocessing in enumerate(wanted)
-        if kept
-    }
-    seconds = {"decode": time.perf_counter() - began}
-    features = {}
-    for backbone in backbones:
-        for view, kind in enumerate(rules.kinds(backbone.card.hash, split)):
-            found = np.zeros((0, backbone.card.features), dtype=np.float32)
-            if kept:
-                with gate:
-                    began = time.perf_counter()
-                    found = features_of(backbone, pixels[backbone.card.preprocessing][view], rules.precision)
-                    spent = time.perf_counter() - began
-                seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
-            bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
-            if len(bad):
-                raise InputError(
-                    f"{backbone.card.spec} gives features that are not finite for "
-                    f"{kept[int(bad[0])][1].where}: check the weights of the backbone, or remove the image"
-                )
-            features[kind] = found
-    sizes = [len(sample.data) for _, sample, _, _ in kept]
-    return Seen([place for place, _, _, _ in kept], digests, sizes, features, skipped, seconds)
+    with decoding(batch, Wanted(preprocessings, views, rules.seed, rules.on_error)) as decoded:
+        seconds = {"decode": decoded.seconds}
+        features = {}
+        for backbone in backbones:
+            for view, kind in enumerate(rules.kinds(backbone.card.hash, split)):
+                found = np.zeros((0, backbone.card.features), dtype=np.float32)
+                if decoded.kept:
+                    pixels = decoded.pixels[backbone.card.preprocessing][view]
+                    with gate:
+                        began = time.perf_counter()
+                        found = features_of(backbone, pixels, rules.precision)
+                        spent = time.perf_counter() - began
+                    seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
+                bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+                if len(bad):
+                    raise InputError(
+                        f"{backbone.card.spec} gives features that are not finite for "
+                        f"{decoded.where[int(bad[0])]}: check the weights of the backbone, or remove the "
+                        f"image"
+                    )
+                features[kind] = found
+    return Seen(decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds)
 
 
 def batches(
@@ -361,6 +310,7 @@ def stage(
     backbones: Sequence[Backbone],
     staging: Staging,
     rules: Rules,
+    decoding: Decoding,
     threads: int,
 ) -> Iterator[Step]:
     """Read tasks and stage what is missing of each, in this process.
@@ -371,13 +321,17 @@ def stage(
     ----------
     backbones : sequence of Backbone
         As :func:`quickest` gives them.
+    decoding : callable
+        See :func:`decoding_for`.
     threads : int
-        Batches in work at a time.
+        Batches in work at a time, see :func:`in_work`.
 
     Raises
     ------
     InputError
         If images cannot be read or decoded, or give features that are not finite.
+    Unfinished
+        If a process that decodes is lost.
     """
     device = backbones[0].device.type
     gate = threading.Semaphore(AT_A_TIME[device])
@@ -392,7 +346,7 @@ def stage(
                 if absent is None:
                     continue
                 for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
-                    waiting.append(pool.submit(look, batch, task.split, source, absent, rules, gate))
+                    waiting.append(pool.submit(look, batch, task.split, decoding, absent, rules, gate))
                     yield
                 waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))
                 yield

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.views import stream
+from sfm.backbones.crops import stream
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.fingerprint import Tally

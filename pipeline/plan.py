@@ -13,7 +13,19 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import AT_A_TIME, BATCH, Rules, cores, look, quickest, single_threaded
+from sfm.pipeline.decoding import Batch
+from sfm.pipeline.features import (
+    AT_A_TIME,
+    BATCH,
+    Rules,
+    Seen,
+    cores,
+    decoding_for,
+    in_work,
+    look,
+    quickest,
+    single_threaded,
+)
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source, open_source
@@ -159,15 +171,24 @@ def probe(
     device = backbones[0].device.type
     gate = threading.Semaphore(AT_A_TIME[device])
     rules = Rules(None, "skip", config.precision, config.views, config.seed)
-    threads = cores()
+    threads = in_work(device, cores())
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     size = min(BATCH[device], max(1, len(samples) // threads))
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-    with single_threaded(), whole_float32(), ThreadPoolExecutor(threads) as pool:
+    with (
+        single_threaded(),
+        whole_float32(),
+        decoding_for(source, device, cores()) as decoding,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+
+        def see(batch: Batch) -> Seen:
+            return look(batch, "train", decoding, backbones, rules, gate)
+
         # What is done for the first time, by each thread, takes longer.
-        list(pool.map(lambda batch: look(batch, "train", source, backbones, rules, gate), batches[:threads]))
+        list(pool.map(see, batches[:threads]))
         began = time.perf_counter()
-        seen = list(pool.map(lambda batch: look(batch, "train", source, backbones, rules, gate), batches))
+        seen = list(pool.map(see, batches))
         seconds = time.perf_counter() - began
     undecodable = sum(len(each.skipped) for each in seen)
     return len(samples), undecodable, len(samples) / seconds

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.events import Listener, Progress
-from sfm.pipeline.features import AT_A_TIME, Rules, cores, look, single_threaded
+from sfm.pipeline.features import AT_A_TIME, Rules, cores, decoding_for, in_work, look, single_threaded
 from sfm.pipeline.plan import MOST, spread
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Task
@@ -47,7 +47,8 @@ def flow_cosines(
     InputError
         If a sample cannot be read.
     """
-    gate = threading.Semaphore(AT_A_TIME[backbones[0].device.type])
+    device = backbones[0].device.type
+    gate = threading.Semaphore(AT_A_TIME[device])
     samples = list(enumerate(spread(source, tasks, MOST)))
     batches = [samples[start : start + AT_ONCE] for start in range(0, len(samples), AT_ONCE)]
     both = [
@@ -55,10 +56,15 @@ def flow_cosines(
         replace(rules, views=0, on_error="skip"),
     ]
     seen = []
-    with single_threaded(), whole_float32(), ThreadPoolExecutor(cores()) as pool:
+    with (
+        single_threaded(),
+        whole_float32(),
+        decoding_for(source, device, cores()) as decoding,
+        ThreadPoolExecutor(in_work(device, cores())) as pool,
+    ):
         for done, each in enumerate(both):
             progress(Progress("effect of the precision", done, len(both), "passes"))
-            found = pool.map(lambda batch, r=each: look(batch, "test", source, backbones, r, gate), batches)
+            found = pool.map(lambda batch, r=each: look(batch, "test", decoding, backbones, r, gate), batches)
             seen.append(list(found))
     progress(Progress("effect of the precision", len(both), len(both), "passes"))
     kept = [samples[place][1].label for batch in seen[0] for place in batch.kept]

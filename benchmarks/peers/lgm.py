@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.preprocess import crop, to_tensor
-from sfm.backbones.views import stream
+from sfm.backbones.crops import stream
+from sfm.backbones.input import to_tensor
+from sfm.backbones.preprocess import crop
 from sfm.distill.adam import descend, no_moments
 from sfm.distill.augment import augment, draw_views
 from sfm.distill.engine import Plan, State, grown

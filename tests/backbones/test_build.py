@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sfm.backbones.build import Backbone, load_backbone, without_folder
 from sfm.backbones.checkpoint import packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
-from sfm.backbones.preprocess import crop, to_tensor
+from sfm.backbones.input import to_tensor
+from sfm.backbones.preprocess import crop
 from sfm.errors import InputError
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocess import crop, preprocessing_of, to_tensor
+from sfm.backbones.input import to_tensor
+from sfm.backbones.preprocess import crop, preprocessing_of
 
 
 def settings_for(size: int, *, crop_pct: float = 0.875, interpolation: str = "bicubic") -> Preprocessing:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from sfm.backbones.views import Crops, centre_crop, draw_crops, interpolation_matrix, look, stream
+from sfm.backbones.crops import Crops, centre_crop, draw_crops, stream
+from sfm.backbones.views import interpolation_matrix, look
 
 COUNTERS = st.lists(st.integers(0, 2**64 - 1), max_size=3)
 

@@ -6,7 +6,8 @@ import torch
 from peers.race import mean_curve, reached, rows_of
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.preprocess import crop, to_tensor
+from sfm.backbones.input import to_tensor
+from sfm.backbones.preprocess import crop
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.stats_store.store import open_store

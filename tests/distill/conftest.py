@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.views import draw_crops, look, stream
+from sfm.backbones.crops import draw_crops, stream
+from sfm.backbones.views import look
 from sfm.distill.config import DistillConfig
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.publish import Draft, publish

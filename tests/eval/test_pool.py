@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.views import Crops, look
+from sfm.backbones.crops import Crops
+from sfm.backbones.views import look
 from sfm.eval import pool
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
 

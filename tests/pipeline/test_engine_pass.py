@@ -14,6 +14,7 @@ from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.decoding import Decoding, decoding_here, decoding_in_processes
 from sfm.pipeline.extract import extract
 from sfm.pipeline.features import Rules, at_once, features_of, missing, quickest, stage
 from sfm.pipeline.fingerprint import Tally, sample_digest
@@ -192,7 +193,7 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
     assert open_store(str(tmp_path / "s")).summaries() == []
 
 
-def staged_files(root: Path, source: Source, threads: int) -> dict[str, bytes]:
+def staged_files(root: Path, source: Source, decoding: Decoding, threads: int) -> dict[str, bytes]:
     root.mkdir()
     selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
@@ -201,17 +202,22 @@ def staged_files(root: Path, source: Source, threads: int) -> dict[str, bytes]:
         backbones = quickest([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
-    steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), threads)
+    steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), decoding, threads)
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 
-def test_no_bit_of_what_is_staged_depends_on_the_number_of_threads(tmp_path, monkeypatch):
+def test_no_bit_of_what_is_staged_depends_on_the_number_of_threads_or_on_where_images_are_decoded(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(staging_module, "TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
-    alone, three = (staged_files(tmp_path / str(n), source, n) for n in (1, 3))
+    here = decoding_here(source.decode)
+    alone, three = (staged_files(tmp_path / str(n), source, here, n) for n in (1, 3))
     assert len(alone) == 4 * 6
     assert alone == three
+    with decoding_in_processes(source.decode, 2) as elsewhere:
+        assert staged_files(tmp_path / "elsewhere", source, elsewhere, 3) == alone
 
 
 @pytest.mark.parametrize("size", [32, 160])
@@ -248,7 +254,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     tasks = [task for task in tasks_of(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     with pytest.raises(InputError, match="shrank while it was read: 19 of 20 samples of partition test"):
-        list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), 1))
+        list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), decoding_here(source.decode), 1))
     assert missing(tasks[0], [backbone], Staging(tmp_path), Rules()) == [backbone]
 
 
@@ -256,11 +262,11 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = folder_source(str(image_folder)), Staging(tmp_path)
     tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
-    list(stage(source, tasks, backbones[:1], staging, Rules(), 1))
+    list(stage(source, tasks, backbones[:1], staging, Rules(), decoding_here(source.decode), 1))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
     with pytest.raises(InputError, match="changed between two runs"):
-        list(stage(source, tasks, backbones, staging, Rules(), 1))
+        list(stage(source, tasks, backbones, staging, Rules(), decoding_here(source.decode), 1))
     # What was staged of them is forgotten, so that the next run reads them anew.
     assert missing(tasks[0], backbones, staging, Rules()) == backbones
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.preprocess import crop, to_tensor
+from sfm.backbones.input import to_tensor
+from sfm.backbones.preprocess import crop
 from sfm.errors import InputError
 from sfm.pipeline import extract as extraction
 from sfm.pipeline.config import ExtractConfig

@@ -1,0 +1,90 @@
+"""Which boxes of an image augmented views show, and the random streams they are drawn from. Arrays only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+def stream(seed: int, *counter: int) -> np.random.Generator:
+    """Return the random stream that belongs to a seed and a position, whatever was drawn before.
+
+    Parameters
+    ----------
+    seed : int
+        The seed of the run.
+    *counter : int
+        Where in the run: a purpose, a step, an image. At most three values below 2**64.
+
+    Returns
+    -------
+    numpy.random.Generator
+        A Philox generator: equal arguments give equal numbers, different ones independent numbers.
+    """
+    if len(counter) > 3:
+        raise ValueError(f"at most three counters, got {len(counter)}")
+    # As an array: numpy turns a list with a value above 2**63 into floats.
+    position = np.array([0, *counter, *([0] * (3 - len(counter)))], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=seed, counter=position))
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Boxes to look through, one per view; all arrays of shape (views,).
+
+    Attributes
+    ----------
+    top, left, height, width : ndarray of float64
+        The box in pixels of the image looked at.
+    flip : ndarray of bool
+        Whether the view is mirrored left to right.
+    """
+
+    top: npt.NDArray[np.float64]
+    left: npt.NDArray[np.float64]
+    height: npt.NDArray[np.float64]
+    width: npt.NDArray[np.float64]
+    flip: npt.NDArray[np.bool_]
+
+
+def draw_crops(
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Crops:
+    """Draw random resized crops with random mirroring, for square images.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where the randomness comes from.
+    count : int
+        How many views.
+    size : int
+        Side of the images looked at, in pixels.
+    area : tuple of float
+        Least and largest share of the image's area; drawn uniformly.
+    ratio : tuple of float
+        Least and largest width / height; drawn log-uniformly. A side that would leave the image is cut to it.
+
+    Returns
+    -------
+    Crops
+    """
+    share = rng.uniform(*area, size=count)
+    aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), size=count))
+    width = np.minimum(size * np.sqrt(share * aspect), size)
+    height = np.minimum(size * np.sqrt(share / aspect), size)
+    top = rng.uniform(size=count) * (size - height)
+    left = rng.uniform(size=count) * (size - width)
+    return Crops(top, left, height, width, rng.uniform(size=count) < 0.5)
+
+
+def centre_crop(count: int, size: int, side: int) -> Crops:
+    """Return `count` unmirrored boxes of `side` pixels in the middle of images of `size` pixels."""
+    inset = np.full(count, (size - side) / 2)
+    whole = np.full(count, float(side))
+    return Crops(inset, inset, whole, whole, np.zeros(count, dtype=bool))

@@ -1,0 +1,312 @@
+"""From encoded samples to what backbones are fed with: each decoded once, and cropped for each of them.
+
+In this process, or in processes that do nothing else. Threads of one process take turns at whatever Python
+does between the calls of image libraries. On a GPU a forward pass is hundreds of short calls, each of which
+may have to wait for its turn: many threads that decode leave the device idle. A process that decodes loads
+no torch, so that it is there at once; what it crops lies in memory that it shares with this process.
+"""
+
+import mmap
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Literal
+
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfm.backbones.card import Preprocessing
+from sfm.backbones.crops import draw_crops, stream
+from sfm.backbones.preprocess import crop, look_through
+from sfm.errors import InputError
+from sfm.pipeline.fingerprint import sample_digest
+from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.staging import Skipped, Unfinished
+
+VIEWS = 5
+"""Purpose of the random streams that views are drawn from."""
+
+UNDECODABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
+"""What image libraries raise on bytes that are no image depends on the bytes."""
+
+Batch = Sequence[tuple[int, Sample]]
+"""Samples, each with its place in the task."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of each sample.
+
+    Attributes
+    ----------
+    preprocessings : tuple of Preprocessing
+        Different ones.
+    views : int
+        Augmented views, besides the image itself.
+    seed : int
+        Of those views.
+    on_error : {"fail", "skip"}
+    """
+
+    preprocessings: tuple[Preprocessing, ...]
+    views: int = 0
+    seed: int = 0
+    on_error: Literal["fail", "skip"] = "fail"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch that is decoded.
+
+    Attributes
+    ----------
+    kept : list of int
+        Places of its samples in the task.
+    where : list of str
+        Name them for a person.
+    digests : ndarray of uint8, shape (n, 32)
+    sizes : list of int
+        Encoded bytes of its samples.
+    skipped : list of Skipped
+    seconds : float
+        What it took.
+    pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
+        The images, then their views.
+    """
+
+    kept: list[int]
+    where: list[str]
+    digests: npt.NDArray[np.uint8]
+    sizes: list[int]
+    skipped: list[Skipped]
+    seconds: float
+    pixels: dict[Preprocessing, npt.NDArray[np.uint8]] = field(default_factory=dict)
+
+
+Decoding = Callable[[Batch, Wanted], AbstractContextManager[Decoded]]
+"""Decodes a batch; its pixels are there within the context only."""
+
+
+def decode_batch(
+    batch: Batch,
+    decode: Callable[[bytes], Image.Image],
+    wanted: Wanted,
+    memory: npt.NDArray[np.uint8] | None = None,
+) -> Decoded:
+    """Decode samples and crop them.
+
+    Parameters
+    ----------
+    batch : sequence of (int, Sample)
+    decode : callable
+        As in `sfm.pipeline.sources.Source`.
+    wanted : Wanted
+    memory : ndarray of uint8, optional
+        Where the pixels are to be, see :func:`pixels_in`.
+
+    Raises
+    ------
+    InputError
+        If a sample cannot be decoded and is not to be skipped; names it.
+    """
+    began = time.perf_counter()
+    if memory is None:
+        memory = np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8)
+    pixels = pixels_in(memory, wanted, len(batch))
+    kept: list[tuple[int, Sample, bytes]] = []
+    skipped: list[Skipped] = []
+    for place, sample in batch:
+        try:
+            image, digest = decode(sample.data), sample_digest(sample.data)
+            for preprocessing, all_rows in pixels.items():
+                rows = all_rows[:, len(kept)]
+                rows[0] = crop(image, preprocessing)
+                rows[1:] = views_of(image, digest, preprocessing, wanted.views, wanted.seed)
+            kept.append((place, sample, digest))
+        except UNDECODABLE as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            if wanted.on_error == "fail":
+                raise InputError(
+                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "
+                    f"decoded with --on-error skip"
+                ) from error
+            skipped.append(Skipped(place, sample.where, why))
+    return Decoded(
+        kept=[place for place, _, _ in kept],
+        where=[sample.where for _, sample, _ in kept],
+        digests=np.array([list(digest) for _, _, digest in kept], dtype=np.uint8).reshape(-1, 32),
+        sizes=[len(sample.data) for _, sample, _ in kept],
+        skipped=skipped,
+        seconds=time.perf_counter() - began,
+        pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixels.items()},
+    )
+
+
+def views_of(
+    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
+) -> npt.NDArray[np.uint8]:
+    """Return augmented views of an image as a backbone is fed with them: shape (views, y, x, channel).
+
+    Where they look depends on the image's digest and the seed alone, whenever and wherever it is read.
+    """
+    if not views:
+        return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
+    crops = draw_crops(stream(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
+    return look_through(image, preprocessing, crops)
+
+
+def pixel_bytes(wanted: Wanted, images: int) -> int:
+    """Return the size of the pixels of so many images."""
+    return (1 + wanted.views) * images * sum(3 * p.input_size**2 for p in wanted.preprocessings)
+
+
+def pixels_in(
+    memory: npt.NDArray[np.uint8], wanted: Wanted, images: int
+) -> dict[Preprocessing, npt.NDArray[np.uint8]]:
+    """Return the arrays of the pixels of so many images, one after the other in memory.
+
+    Each is of shape (1 + views, images, y, x, channel).
+    """
+    found, start = {}, 0
+    for preprocessing in wanted.preprocessings:
+        shape = (1 + wanted.views, images, preprocessing.input_size, preprocessing.input_size, 3)
+        end = start + int(np.prod(shape))
+        found[preprocessing] = memory[start:end].reshape(shape)
+        start = end
+    return found
+
+
+def decoding_here(decode: Callable[[bytes], Image.Image]) -> Decoding:
+    """Have the thread that asks decode."""
+    return lambda batch, wanted: nullcontext(decode_batch(batch, decode, wanted))
+
+
+@contextmanager
+def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) -> Iterator[Decoding]:
+    """Have processes decode, each for one thread at a time; a thread that asks waits for one that is free.
+
+    Parameters
+    ----------
+    decode : callable
+        As in `sfm.pipeline.sources.Source`; it is sent to them.
+    count : int
+        Processes; they are started at once, and end with the context, or with this process.
+    """
+    free: SimpleQueue[Callable[[Batch, Wanted], Decoded]] = SimpleQueue()
+
+    @contextmanager
+    def decoded(batch: Batch, wanted: Wanted) -> Iterator[Decoded]:
+        process = free.get()
+        try:
+            yield process(batch, wanted)
+        finally:
+            free.put(process)
+
+    with ExitStack() as processes:
+        for _ in range(count):
+            free.put(processes.enter_context(decoding_process(decode)))
+        yield decoded
+
+
+@contextmanager
+def decoding_process(decode: Callable[[bytes], Image.Image]) -> Iterator[Callable[[Batch, Wanted], Decoded]]:
+    """Start a process that decodes batches, and return how to ask it.
+
+    The pixels of an answer are there until the next.
+
+    Raises
+    ------
+    InputError
+        When asked, as :func:`decode_batch` does.
+    Unfinished
+        When asked, if the process is lost.
+    """
+    ours, theirs = Pipe()
+    descriptor = os.memfd_create("sfm-pixels")
+    path, ends = list(sys.path), (theirs.fileno(), descriptor)
+    program = f"import sys; sys.path[:] = {path!r}; from sfm.pipeline.decoding import serve; serve{ends!r}"
+    # In a session of its own: Ctrl-C is for the process that started it, which ends it.
+    process = subprocess.Popen([sys.executable, "-c", program], pass_fds=ends, start_new_session=True)
+    memory = np.empty(0, dtype=np.uint8)
+
+    def ask(batch: Batch, wanted: Wanted) -> Decoded:
+        nonlocal memory
+        needed = pixel_bytes(wanted, len(batch))
+        if len(memory) < needed:
+            os.ftruncate(descriptor, needed)
+            memory = np.frombuffer(mmap.mmap(descriptor, needed), dtype=np.uint8)
+        try:
+            ours.send((wanted, [(place, sample.label, sample.where) for place, sample in batch]))
+            for _, sample in batch:
+                ours.send_bytes(sample.data)
+            answer: Decoded | InputError = ours.recv()
+        except (EOFError, OSError) as error:
+            raise Unfinished(
+                "a process that decodes images was lost, perhaps for want of memory; the same command goes "
+                "on from the last complete partition"
+            ) from error
+        if isinstance(answer, InputError):
+            raise answer
+        pixels = pixels_in(memory, wanted, len(batch))
+        return replace(answer, pixels={p: rows[:, : len(answer.kept)] for p, rows in pixels.items()})
+
+    try:
+        theirs.close()
+        ours.send_bytes(cloudpickle.dumps(decode))
+        yield ask
+    finally:
+        ours.close()
+        os.close(descriptor)
+        process.kill()
+        process.wait()
+
+
+def serve(connection: int, descriptor: int) -> None:
+    """Decode batches for the process at the other end of a connection until it hangs up.
+
+    Parameters
+    ----------
+    connection, descriptor : int
+        File descriptors, of the connection and of the memory that takes the pixels.
+    """
+    theirs = Connection(connection)
+    memory = np.empty(0, dtype=np.uint8)
+    try:
+        # From the process that started this one, and from nobody else.
+        decode: Callable[[bytes], Image.Image] = pickle.loads(theirs.recv_bytes())  # noqa: S301
+        while True:
+            wanted, rows = theirs.recv()
+            batch = [(place, Sample(theirs.recv_bytes(), label, where)) for place, label, where in rows]
+            if len(memory) < pixel_bytes(wanted, len(batch)):
+                memory = np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
+            answer: Decoded | InputError
+            try:
+                answer = replace(decode_batch(batch, decode, wanted, memory), pixels={})
+            except InputError as error:
+                answer = error
+            theirs.send(answer)
+    except (EOFError, ConnectionError):
+        return
