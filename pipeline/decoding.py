@@ -254,14 +254,18 @@ def decoding_process(decode: Callable[[bytes], Image.Image]) -> Iterator[Callabl
 
     def ask(batch: Batch, wanted: Wanted) -> Decoded:
         nonlocal memory
-        needed = pixel_bytes(wanted, len(batch))
-        if len(memory) < needed:
-            os.ftruncate(descriptor, needed)
-            memory = np.frombuffer(mmap.mmap(descriptor, needed), dtype=np.uint8)
+        sizes = [len(sample.data) for _, sample in batch]
+        start = pixel_bytes(wanted, len(batch))
+        if len(memory) < start + sum(sizes):
+            # Rarely: other batches have somewhat larger files.
+            os.ftruncate(descriptor, start + 2 * sum(sizes))
+            memory = shared(descriptor)
+        for (_, sample), size in zip(batch, sizes, strict=True):
+            memory.data[start : start + size] = sample.data
+            start += size
+        rows = [(place, sample.label, sample.where) for place, sample in batch]
         try:
-            ours.send((wanted, [(place, sample.label, sample.where) for place, sample in batch]))
-            for _, sample in batch:
-                ours.send_bytes(sample.data)
+            ours.send((wanted, rows, sizes))
             answer: Decoded | InputError = ours.recv()
         except (EOFError, OSError) as error:
             raise Unfinished(
@@ -284,13 +288,18 @@ def decoding_process(decode: Callable[[bytes], Image.Image]) -> Iterator[Callabl
         process.wait()
 
 
+def shared(descriptor: int) -> npt.NDArray[np.uint8]:
+    """Return the memory behind a descriptor, all of it."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
+
+
 def serve(connection: int, descriptor: int) -> None:
     """Decode batches for the process at the other end of a connection until it hangs up.
 
     Parameters
     ----------
     connection, descriptor : int
-        File descriptors, of the connection and of the memory that takes the pixels.
+        File descriptors, of the connection and of shared memory: the pixels, then the encoded samples.
     """
     theirs = Connection(connection)
     memory = np.empty(0, dtype=np.uint8)
@@ -298,10 +307,14 @@ def serve(connection: int, descriptor: int) -> None:
         # From the process that started this one, and from nobody else.
         decode: Callable[[bytes], Image.Image] = pickle.loads(theirs.recv_bytes())  # noqa: S301
         while True:
-            wanted, rows = theirs.recv()
-            batch = [(place, Sample(theirs.recv_bytes(), label, where)) for place, label, where in rows]
-            if len(memory) < pixel_bytes(wanted, len(batch)):
-                memory = np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
+            wanted, rows, sizes = theirs.recv()
+            start = pixel_bytes(wanted, len(rows))
+            if len(memory) < start + sum(sizes):
+                memory = shared(descriptor)
+            batch = []
+            for (place, label, where), size in zip(rows, sizes, strict=True):
+                batch.append((place, Sample(memory[start : start + size].tobytes(), label, where)))
+                start += size
             answer: Decoded | InputError
             try:
                 answer = replace(decode_batch(batch, decode, wanted, memory), pixels={})

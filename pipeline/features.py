@@ -198,8 +198,8 @@ def decoding_for(source: Source, device: str, cores: int) -> AbstractContextMana
 
 
 def in_work(device: str, cores: int) -> int:
-    """Return how many batches are in work at a time: more than cores on a GPU, since some wait for it."""
-    return cores if device == "cpu" else cores + max(2, cores // 4)
+    """Return how many batches are in work at a time: one for each core, and those that are at a GPU."""
+    return cores if device == "cpu" else cores + AT_A_TIME[device]
 
 
 def look(
