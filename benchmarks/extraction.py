@@ -55,9 +55,8 @@ from sfm.pipeline.features import (
     Rules,
     at_once,
     cores,
-    decoding_for,
+    equipped,
     follow,
-    in_work,
     quickest,
     stage,
 )
@@ -114,9 +113,8 @@ def run_pass(source: Source, backbones: Sequence[Backbone], folder: Path, precis
     tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
     rules = Rules(precision="bf16" if precision == "bf16" else "float32")
     device = backbones[0].device.type
-    with decoding_for(source, device, cores()) as decoding:
-        threads = in_work(device, cores())
-        steps = stage(source, tasks, quickest(backbones, precision), staging, rules, decoding, threads)
+    with equipped(source, device, cores()) as equipment:
+        steps = stage(source, tasks, quickest(backbones, precision), staging, rules, equipment)
         cost = follow(steps, tasks, tasks, staging, nobody)
     return cost, gather(config, source, tasks, staging), staging
 

@@ -31,8 +31,7 @@ from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import decoding_here
-from sfm.pipeline.features import Rules, cores, stage
+from sfm.pipeline.features import Rules, cores, equipped, stage
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging, tasks_of
@@ -106,8 +105,8 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
     with tempfile.TemporaryDirectory() as folder:
         staging = Staging(Path(folder))
-        decoding = decoding_here(source.decode)
-        list(stage(source, train, backbones, staging, Rules(), decoding, cores()))
+        with equipped(source, "cpu", cores()) as equipment:
+            list(stage(source, train, backbones, staging, Rules(), equipment))
         columns = [
             np.concatenate([np.load(staging.file(backbone.card.hash, task)) for task in train])
             for backbone in backbones

@@ -29,8 +29,7 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Decoding
-from sfm.pipeline.features import Rules, Step, cores, decoding_for, in_work, quickest, stage
+from sfm.pipeline.features import Equipment, Rules, Step, cores, equipped, quickest, stage
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging, Task, Unfinished
 
@@ -323,17 +322,12 @@ def fit(order: Order, name: str) -> str:
     return backbones[0].device.type
 
 
-def cores_for(order: Order) -> int:
-    """Return how many cores this worker may use."""
-    return int(order.cores or get_worker().state.nthreads)
-
-
 OPEN = ExitStack()
-"""Holds what decodes for the order that a worker has in work."""
+"""Holds the equipment for the order that a worker has in work."""
 
 
 @functools.lru_cache(maxsize=1)
-def opened(order: Order) -> tuple[Source, list[Backbone], Decoding]:
+def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
     """Open the source and load the backbones of an order, once in the life of a worker.
 
     Raises
@@ -357,19 +351,19 @@ def opened(order: Order) -> tuple[Source, list[Backbone], Decoding]:
         if backbone.card.hash != expected:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
-    device = backbones[0].device.type
-    decoding = OPEN.enter_context(decoding_for(source, device, cores_for(order)))
-    return source, quickest(backbones, order.rules.precision), decoding
+    count = int(order.cores or get_worker().state.nthreads)
+    equipment = OPEN.enter_context(equipped(source, backbones[0].device.type, count))
+    return source, quickest(backbones, order.rules.precision), equipment
 
 
 def take(order: Order, task: Task) -> Step:
     """Stage one task on this worker, and tell what it took."""
     with HELD:
-        source, backbones, decoding = opened(order)
-        staging, threads = Staging(Path(order.staging)), in_work(backbones[0].device.type, cores_for(order))
+        source, backbones, equipment = opened(order)
+        staging = Staging(Path(order.staging))
         spent: Counter[str] = Counter()
         images = skipped = 0
-        for step in stage(source, [task], backbones, staging, order.rules, decoding, threads):
+        for step in stage(source, [task], backbones, staging, order.rules, equipment):
             spent.update(step.seconds)
             images, skipped = images + step.images, skipped + step.skipped
     return Step(images, skipped, 1, dict(spent))

@@ -269,8 +269,8 @@ def decoding_process(decode: Callable[[bytes], Image.Image]) -> Iterator[Callabl
             answer: Decoded | InputError = ours.recv()
         except (EOFError, OSError) as error:
             raise Unfinished(
-                "a process that decodes images was lost, perhaps for want of memory; the same command goes "
-                "on from the last complete partition"
+                "a process that decodes images was lost, perhaps for want of memory: run the same command "
+                "again; an extraction goes on from the last complete partition"
             ) from error
         if isinstance(answer, InputError):
             raise answer

@@ -18,9 +18,8 @@ from sfm.pipeline.features import (
     Rules,
     Step,
     cores,
-    decoding_for,
+    equipped,
     follow,
-    in_work,
     missing,
     quickest,
     stage,
@@ -148,9 +147,8 @@ def steps_of(
     else:
         here = quickest(backbones.values(), rules.precision)
         device = here[0].device.type
-        with decoding_for(source, device, cores()) as decoding:
-            threads = in_work(device, cores())
-            yield device, stage(source, work, here, staging, rules, decoding, threads)
+        with equipped(source, device, cores()) as equipment:
+            yield device, stage(source, work, here, staging, rules, equipment)
 
 
 def listing_of(config: ExtractConfig, source: Source) -> str:

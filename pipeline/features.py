@@ -2,17 +2,15 @@
 
 On a CPU, each thread takes a batch all the way from encoded bytes to features, with operations that use no
 other thread: decoding and computing overlap, no core waits for another, and no bit of a feature depends on
-how many cores there are. On a GPU, each thread has a process that decodes for it, and the threads take turns
-at the device.
+how many cores there are. On a GPU, processes decode, and a few threads feed the device.
 """
 
 import os
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -20,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
@@ -40,8 +39,8 @@ LARGE_BATCH = 8
 """Of those, on a core, how many large ones go through a backbone together: sixteen are no quicker, and take
 half the memory again."""
 
-AT_A_TIME = {"cpu": 1_000_000, "cuda": 2}
-"""Threads that may use a device at a time; on a GPU, one computes while the next sends its images."""
+AT_A_TIME = 2
+"""Threads that use a GPU: one computes while the next sends its images."""
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -176,39 +175,82 @@ def at_once(backbone: Backbone) -> int:
     return LARGE_BATCH if large and backbone.device.type == "cpu" else BATCH[backbone.device.type]
 
 
+def evened(images: Tensor) -> Tensor:
+    """Fill a batch up with black images, to a power of two.
+
+    For every size of a batch, each thread has cuDNN choose anew how to convolve, which takes a second or
+    more; tar shards end with batches of any size.
+    """
+    short = (1 << (len(images) - 1).bit_length()) - len(images)
+    return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, short))
+
+
 def features_of(
     backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32"
 ) -> npt.NDArray[np.float32]:
     """Return the features of images that are cropped for a backbone, float32, shape (n, D)."""
     device, most = backbone.device, at_once(backbone)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    parts = []
     with torch.inference_mode(), mixed:
-        parts = [
-            backbone.features(on_device(pixels[start : start + most], device)).float().cpu().numpy()
-            for start in range(0, len(pixels), most)
-        ]
+        for start in range(0, len(pixels), most):
+            images = on_device(pixels[start : start + most], device)
+            found = backbone.features(images if device.type == "cpu" else evened(images))[: len(images)]
+            parts.append(found.float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def decoding_for(source: Source, device: str, cores: int) -> AbstractContextManager[Decoding]:
-    """Return how to decode samples of a source: in the threads that compute, or, for a GPU, in processes."""
+def timed_features(
+    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the features of images, and the seconds that they took."""
+    began = time.perf_counter()
+    return features_of(backbone, pixels, precision), time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a pass over images works with; one after the other may use it.
+
+    Attributes
+    ----------
+    threads : int
+        Batches in work at a time.
+    decoding : callable
+        Decodes a batch, see `sfm.pipeline.decoding`.
+    features : callable
+        Does what :func:`timed_features` does, in a thread that may use the device.
+    """
+
+    threads: int
+    decoding: Decoding
+    features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
+
+
+@contextmanager
+def equipped(source: Source, device: str, cores: int) -> Iterator[Equipment]:
+    """Provide for passes over a source.
+
+    On a CPU every thread does all with a batch. For a GPU, processes decode, one for each core and for each
+    batch at the device, and few threads compute: each lays out convolutions anew, which takes it seconds.
+    """
     if device == "cpu":
-        return nullcontext(decoding_here(source.decode))
-    return decoding_in_processes(source.decode, in_work(device, cores))
-
-
-def in_work(device: str, cores: int) -> int:
-    """Return how many batches are in work at a time: one for each core, and those that are at a GPU."""
-    return cores if device == "cpu" else cores + AT_A_TIME[device]
+        yield Equipment(cores, decoding_here(source.decode), timed_features)
+        return
+    threads = cores + AT_A_TIME
+    with (
+        decoding_in_processes(source.decode, threads) as decoding,
+        ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="compute") as computing,
+    ):
+        yield Equipment(threads, decoding, lambda *given: computing.submit(timed_features, *given).result())
 
 
 def look(
     batch: Batch,
     split: str,
-    decoding: Decoding,
+    equipment: Equipment,
     backbones: Sequence[Backbone],
     rules: Rules,
-    gate: threading.Semaphore,
 ) -> Seen:
     """Decode samples, each once, and compute their features with every backbone.
 
@@ -218,19 +260,18 @@ def look(
         With each sample its place in the task.
     split : str
         Where they are from; training images may have views.
-    decoding : callable
-        See :func:`decoding_for`.
-    gate : Semaphore
-        Bounds the threads at the device.
+    equipment : Equipment
 
     Raises
     ------
     InputError
         If a sample cannot be decoded and is not to be skipped, or its features are not finite; names it.
+    Unfinished
+        If a process that decodes is lost.
     """
     preprocessings = tuple(dict.fromkeys(backbone.card.preprocessing for backbone in backbones))
     views = rules.views if split == "train" else 0
-    with decoding(batch, Wanted(preprocessings, views, rules.seed, rules.on_error)) as decoded:
+    with equipment.decoding(batch, Wanted(preprocessings, views, rules.seed, rules.on_error)) as decoded:
         seconds = {"decode": decoded.seconds}
         features = {}
         for backbone in backbones:
@@ -238,10 +279,7 @@ def look(
                 found = np.zeros((0, backbone.card.features), dtype=np.float32)
                 if decoded.kept:
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
-                    with gate:
-                        began = time.perf_counter()
-                        found = features_of(backbone, pixels, rules.precision)
-                        spent = time.perf_counter() - began
+                    found, spent = equipment.features(backbone, pixels, rules.precision)
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
                 if len(bad):
@@ -310,8 +348,7 @@ def stage(
     backbones: Sequence[Backbone],
     staging: Staging,
     rules: Rules,
-    decoding: Decoding,
-    threads: int,
+    equipment: Equipment,
 ) -> Iterator[Step]:
     """Read tasks and stage what is missing of each, in this process.
 
@@ -321,10 +358,7 @@ def stage(
     ----------
     backbones : sequence of Backbone
         As :func:`quickest` gives them.
-    decoding : callable
-        See :func:`decoding_for`.
-    threads : int
-        Batches in work at a time, see :func:`in_work`.
+    equipment : Equipment
 
     Raises
     ------
@@ -334,10 +368,9 @@ def stage(
         If a process that decodes is lost.
     """
     device = backbones[0].device.type
-    gate = threading.Semaphore(AT_A_TIME[device])
     waiting: deque[Future[Seen] | Callable[[], None]] = deque()
     parts: list[Seen] = []
-    workers = ThreadPoolExecutor(threads, thread_name_prefix="look")
+    workers = ThreadPoolExecutor(equipment.threads, thread_name_prefix="look")
     with single_threaded(), whole_float32(), workers as pool:
 
         def ahead() -> Iterator[None]:
@@ -346,7 +379,7 @@ def stage(
                 if absent is None:
                     continue
                 for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
-                    waiting.append(pool.submit(look, batch, task.split, decoding, absent, rules, gate))
+                    waiting.append(pool.submit(look, batch, task.split, equipment, absent, rules))
                     yield
                 waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))
                 yield
@@ -362,7 +395,7 @@ def stage(
 
         try:
             for _ in ahead():
-                while len(waiting) > 2 * threads + AHEAD:
+                while len(waiting) > 2 * equipment.threads + AHEAD:
                     yield next_done()
             while waiting:
                 yield next_done()

@@ -1,7 +1,6 @@
 """``sfm extract --dry-run``: what an extraction would do, with time and space estimated from a probe."""
 
 import itertools
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,11 @@ from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
 from sfm.pipeline.features import (
-    AT_A_TIME,
     BATCH,
     Rules,
     Seen,
     cores,
-    decoding_for,
-    in_work,
+    equipped,
     look,
     quickest,
     single_threaded,
@@ -169,24 +166,22 @@ def probe(
     """
     backbones = quickest(backbones, config.precision)
     device = backbones[0].device.type
-    gate = threading.Semaphore(AT_A_TIME[device])
     rules = Rules(None, "skip", config.precision, config.views, config.seed)
-    threads = in_work(device, cores())
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
-    size = min(BATCH[device], max(1, len(samples) // threads))
-    batches = [samples[start : start + size] for start in range(0, len(samples), size)]
     with (
         single_threaded(),
         whole_float32(),
-        decoding_for(source, device, cores()) as decoding,
-        ThreadPoolExecutor(threads) as pool,
+        equipped(source, device, cores()) as equipment,
+        ThreadPoolExecutor(equipment.threads) as pool,
     ):
+        size = min(BATCH[device], max(1, len(samples) // equipment.threads))
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
 
         def see(batch: Batch) -> Seen:
-            return look(batch, "train", decoding, backbones, rules, gate)
+            return look(batch, "train", equipment, backbones, rules)
 
         # What is done for the first time, by each thread, takes longer.
-        list(pool.map(see, batches[:threads]))
+        list(pool.map(see, batches[: equipment.threads]))
         began = time.perf_counter()
         seen = list(pool.map(see, batches))
         seconds = time.perf_counter() - began

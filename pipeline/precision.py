@@ -1,6 +1,5 @@
 """What mixed precision does to the flows: measured on a few images that both precisions have seen."""
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.events import Listener, Progress
-from sfm.pipeline.features import AT_A_TIME, Rules, cores, decoding_for, in_work, look, single_threaded
+from sfm.pipeline.features import Rules, cores, equipped, look, single_threaded
 from sfm.pipeline.plan import MOST, spread
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Task
@@ -48,7 +47,6 @@ def flow_cosines(
         If a sample cannot be read.
     """
     device = backbones[0].device.type
-    gate = threading.Semaphore(AT_A_TIME[device])
     samples = list(enumerate(spread(source, tasks, MOST)))
     batches = [samples[start : start + AT_ONCE] for start in range(0, len(samples), AT_ONCE)]
     both = [
@@ -59,12 +57,12 @@ def flow_cosines(
     with (
         single_threaded(),
         whole_float32(),
-        decoding_for(source, device, cores()) as decoding,
-        ThreadPoolExecutor(in_work(device, cores())) as pool,
+        equipped(source, device, cores()) as equipment,
+        ThreadPoolExecutor(equipment.threads) as pool,
     ):
         for done, each in enumerate(both):
             progress(Progress("effect of the precision", done, len(both), "passes"))
-            found = pool.map(lambda batch, r=each: look(batch, "test", decoding, backbones, r, gate), batches)
+            found = pool.map(lambda batch, r=each: look(batch, "test", equipment, backbones, r), batches)
             seen.append(list(found))
     progress(Progress("effect of the precision", len(both), len(both), "passes"))
     kept = [samples[place][1].label for batch in seen[0] for place in batch.kept]

@@ -116,10 +116,15 @@ def precision_lines(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
 
 def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Say what an extraction would do."""
-    with terminal.showing(quiet) as progress:
-        from sfm.pipeline.plan import plan
+    from sfm.pipeline.staging import Unfinished
 
-        planned = plan(config, progress)
+    try:
+        with terminal.showing(quiet) as progress:
+            from sfm.pipeline.plan import plan
+
+            planned = plan(config, progress)
+    except Unfinished as stop:
+        raise terminal.fail(str(stop), terminal.UNFINISHED) from None
     if as_json:
         terminal.print_json({"store": config.store, "plan": asdict(planned)})
         return

@@ -14,9 +14,18 @@ from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Decoding, decoding_here, decoding_in_processes
 from sfm.pipeline.extract import extract
-from sfm.pipeline.features import Rules, at_once, features_of, missing, quickest, stage
+from sfm.pipeline.features import (
+    Equipment,
+    Rules,
+    at_once,
+    equipped,
+    evened,
+    features_of,
+    missing,
+    quickest,
+    stage,
+)
 from sfm.pipeline.fingerprint import Tally, sample_digest
 from sfm.pipeline.plan import plan
 from sfm.pipeline.precision import cosine_of_flows
@@ -150,6 +159,12 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
     assert len(entry.read("test/label")) == 16
 
 
+@pytest.fixture
+def one_thread(image_folder) -> Iterator[Equipment]:
+    with equipped(folder_source(str(image_folder)), "cpu", 1) as equipment:
+        yield equipment
+
+
 def spoil(image_folder: Path, *names: str) -> None:
     for name in names:
         file = image_folder / name
@@ -193,31 +208,28 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
     assert open_store(str(tmp_path / "s")).summaries() == []
 
 
-def staged_files(root: Path, source: Source, decoding: Decoding, threads: int) -> dict[str, bytes]:
+def staged_files(root: Path, source: Source, equipment: Equipment) -> dict[str, bytes]:
     root.mkdir()
     selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(equipment.threads)
     try:
         backbones = quickest([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
-    steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), decoding, threads)
+    steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), equipment)
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 
-def test_no_bit_of_what_is_staged_depends_on_the_number_of_threads_or_on_where_images_are_decoded(
-    tmp_path, monkeypatch
-):
+def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(staging_module, "TASK_ROWS", 90)
-    source = open_source("builtin:fashion-mnist-6k")
-    here = decoding_here(source.decode)
-    alone, three = (staged_files(tmp_path / str(n), source, here, n) for n in (1, 3))
-    assert len(alone) == 4 * 6
-    assert alone == three
-    with decoding_in_processes(source.decode, 2) as elsewhere:
-        assert staged_files(tmp_path / "elsewhere", source, elsewhere, 3) == alone
+    source, found = open_source("builtin:fashion-mnist-6k"), []
+    for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
+        with equipped(source, device, cores) as equipment:
+            found.append(staged_files(tmp_path / f"{device}-{cores}", source, equipment))
+    assert len(found[0]) == 4 * 6
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("size", [32, 160])
@@ -231,6 +243,16 @@ def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
     assert quick.card == backbone.card
     assert quickest([backbone], "bf16") == [backbone]
+
+
+@pytest.mark.parametrize(("count", "whole"), [(1, 1), (5, 8), (8, 8), (77, 128)])
+def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
+    images = torch.rand(count, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    found = evened(images)
+    assert found.shape == (whole, 3, 4, 5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found[:count], images)
+    assert not found[count:].any()
 
 
 def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
@@ -253,20 +275,21 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in tasks_of(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
-    with pytest.raises(InputError, match="shrank while it was read: 19 of 20 samples of partition test"):
-        list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), decoding_here(source.decode), 1))
+    problem = "shrank while it was read: 19 of 20 samples of partition test"
+    with equipped(shrunk, "cpu", 1) as equipment, pytest.raises(InputError, match=problem):
+        list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), equipment))
     assert missing(tasks[0], [backbone], Staging(tmp_path), Rules()) == [backbone]
 
 
-def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder):
+def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = folder_source(str(image_folder)), Staging(tmp_path)
     tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
-    list(stage(source, tasks, backbones[:1], staging, Rules(), decoding_here(source.decode), 1))
+    list(stage(source, tasks, backbones[:1], staging, Rules(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
     with pytest.raises(InputError, match="changed between two runs"):
-        list(stage(source, tasks, backbones, staging, Rules(), decoding_here(source.decode), 1))
+        list(stage(source, tasks, backbones, staging, Rules(), one_thread))
     # What was staged of them is forgotten, so that the next run reads them anew.
     assert missing(tasks[0], backbones, staging, Rules()) == backbones
 
