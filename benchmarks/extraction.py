@@ -74,6 +74,11 @@ KINDS = {"embedded": 96, "tiny": 96, "jpeg": 224}
 """Per kind of image, the input size of the backbones, in pixels."""
 
 
+def tell(line: str) -> None:
+    """Say what is known so far; the tables come at the end."""
+    print(f"[{time.strftime('%X')}] {line}", file=sys.stderr, flush=True)
+
+
 def make_images(root: Path, kind: str, count: int) -> str:
     """Write `count` training images and a few held-out ones, and return the spec of the source.
 
@@ -264,7 +269,11 @@ def against_parts(
         own = max(bare), max(forward_rates(second, images))
         # For a GPU, extraction has the model as it is.
         packed = own if cuda else tuple(max(forward_rates(backbone, images)) for backbone in quick)
-        one, two = pass_rate(source, [first]), pass_rate(source, [first, second])
+        tell(f"{kind}: decode {d:.0f}, forward {own[0]:.0f} and {own[1]:.0f} images/s")
+        one = pass_rate(source, [first])
+        tell(f"{kind}: pass {one:.0f} images/s")
+        two = pass_rate(source, [first, second])
+        tell(f"{kind}: pass of two backbones {two:.0f} images/s")
         each = {"decode": d, "pass": one, "two_backbones": two, "of_plain_loop": one / bare[0]}
         for which, (f0, f1) in (("", own), ("_packed", packed)):
             best = min(d, f0) if cuda else 1 / (1 / d + 1 / f0)
@@ -351,6 +360,7 @@ def against_plain_loop(root: Path, kind: str, sizes: Sequence[int], device: str)
         row: dict[str, Any] = {"kind": kind, "images": images}
         for way in ("plain", "sfm"):
             row[way] = measured(size, "--child", way, spec, str(size), "--device", device)
+            tell(f"{kind}, {images} images, {way}: {row[way]}")
         rows.append(row)
     return rows
 
@@ -421,7 +431,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="few images, one round: does it run?")
-    parser.add_argument("--sizes", default="1000,6000,60000", help="numbers of images for the plain loop")
+    parser.add_argument(
+        "--sizes", default="1000,6000,60000", help="numbers of images for the plain loop; may be none: ''"
+    )
     parser.add_argument("--kinds", default="embedded,tiny,jpeg", help="which images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1200, help="per round, against the parts")
@@ -442,44 +454,39 @@ def main() -> None:
         child(given.child[0], given.child[1], int(given.child[2]), given.device)
         return
     kinds = given.kinds.split(",")
-    sizes = [64, 128] if given.quick else [int(part) for part in given.sizes.split(",")]
+    sizes = [64, 128] if given.quick else [int(part) for part in given.sizes.split(",") if part]
     images, rounds = (96, 1) if given.quick else (given.images, given.rounds)
     cuda = torch.cuda.is_available() and given.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        result = {
+        result: dict[str, Any] = {
             "benchmark": "extraction",
             "device": torch.cuda.get_device_name() if cuda else platform.machine(),
             "cores": cores(),
             "torch": torch.__version__,
-            "parts": [
-                measured(
-                    KINDS[kind],
-                    "--parts",
-                    folder,
-                    kind,
-                    str(images),
-                    str(rounds),
-                    "--device",
-                    given.device,
-                    "--processes",
-                    given.processes,
-                )
-                for kind in kinds
-            ],
-            "plain_loop": [
-                r
-                for kind in kinds
-                if kind != "embedded"
-                for r in against_plain_loop(root, kind, sizes, given.device)
-            ],
-            "flow_cosine_bf16": flows_in_bf16(root, min(10 * images, FLOW_IMAGES), given.device)
-            if cuda
-            else None,
+            "parts": [],
+            "plain_loop": [],
+            "flow_cosine_bf16": None,
         }
+        for kind in kinds:
+            arguments = ["--parts", folder, kind, str(images), str(rounds), "--device", given.device]
+            found = measured(KINDS[kind], *arguments, "--processes", given.processes)
+            result["parts"].append(found)
+            write(result, given.json)
+        for kind in kinds:
+            if kind != "embedded":
+                result["plain_loop"] += against_plain_loop(root, kind, sizes, given.device)
+                write(result, given.json)
+        if cuda:
+            result["flow_cosine_bf16"] = flows_in_bf16(root, min(10 * images, FLOW_IMAGES), given.device)
     show(result)
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, given.json)
+
+
+def write(result: dict[str, Any], path: Path | None) -> None:
+    """Write what is known so far, if it is asked for."""
+    if path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def batch_of(count: int, broken: tuple[int, ...] = (), first: int = 0) -> list[t
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    """Those that decode; other tests have other children."""
+    mine = psutil.Process().children()
+    return [each for each in mine if "sfm.pipeline.decoding" in " ".join(each.cmdline())]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
