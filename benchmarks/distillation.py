@@ -313,43 +313,41 @@ def released() -> None:
         torch.cuda.empty_cache()
 
 
-def that_fit(
-    calls: dict[str, Callable[[], object]], device: torch.device
-) -> tuple[dict[str, Callable[[], object]], float]:
-    """Make every call twice; return those that have enough memory beside the others, and seconds of them all.
+def warmed(calls: dict[str, Callable[[], object]], device: torch.device) -> float:
+    """Make every call twice, drop those that lack memory beside the others, and return seconds of the rest.
 
     What is compiled and recorded is made in the first, and stays.
     """
-    fit, seconds = dict(calls), dict.fromkeys(calls, 0.0)
+    seconds = {}
     for _ in range(2):
-        for name, call in list(fit.items()):
+        for name in list(calls):
             released()
             try:
-                seconds[name] = seconds_of(call, device)
+                seconds[name] = seconds_of(calls[name], device)
             except torch.OutOfMemoryError:
-                del fit[name]
-    return fit, sum(seconds[name] for name in fit)
+                del calls[name]
+    return sum(seconds[name] for name in calls)
 
 
 def in_turn(
     calls: dict[str, Callable[[], object]], budget: float, device: torch.device
 ) -> list[dict[str, float]]:
-    """Time calls in rounds, each in a random order, for about `budget` seconds; those that fit in memory.
+    """Time calls in rounds, each in a random order, for about `budget` seconds.
 
-    Every call is made twice and timed the second time: the first finds memory and caches as another contender
-    has left them.
+    Those that do not fit in memory are dropped from the calls. Every call is made twice and timed the second
+    time: the first finds memory and caches as another contender has left them.
     """
     rng = np.random.default_rng(0)
 
     def second(name: str) -> float:
         released()
-        fit[name]()
-        return seconds_of(fit[name], device)
+        calls[name]()
+        return seconds_of(calls[name], device)
 
-    fit, once = that_fit(calls, device)
+    once = max(warmed(calls, device), 1e-6)
     rounds = []
     for _ in range(max(5, min(60, int(budget / (2 * once))))):
-        order = rng.permutation(list(fit)).tolist()
+        order = rng.permutation(list(calls)).tolist()
         rounds.append({name: second(name) for name in order})
     return rounds
 
@@ -402,7 +400,8 @@ def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -
     rounds = in_turn(calls, budget, backbone.device)
     found = {f"{one} / {other}": ratio(rounds, one, other) for one, other in RATIOS}
     seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
-    needs = {name: graph_bytes(name, case, backbone) for name in calls if name not in seconds}
+    dropped = [name for name in names if name not in seconds and name not in too_large]
+    too_large |= {name: graph_bytes(name, case, backbone) for name in dropped}
     work, plan = case.classes * operations(backbone), default_plan(case, frozen(backbone))
     rate = matrix_rate(backbone.device, case.precision)
     share = work / seconds[OURS[0]] / rate if OURS[0] in seconds else None
@@ -415,7 +414,7 @@ def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -
         "fastest": {name: min(times[name] for times in rounds) for name in seconds},
         "ratios": {name: value for name, value in found.items() if value},
         "share_of_matrix_rate": share,
-        "too_large": too_large | needs,
+        "too_large": too_large,
     }
 
 

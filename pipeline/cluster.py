@@ -21,7 +21,16 @@ from typing import Any
 
 import dask
 import torch
-from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed, get_worker, wait
+from distributed import (
+    CancelledError,
+    Client,
+    KilledWorker,
+    LocalCluster,
+    as_completed,
+    fire_and_forget,
+    get_worker,
+    wait,
+)
 from distributed.client import Future
 
 from sfm.backbones.build import Backbone, load_backbone
@@ -173,7 +182,13 @@ def crew(
         if len(kinds) > 1:
             raise InputError(f"some workers use {kinds[0]} and some {kinds[1]}: choose one with --device")
         progress(Progress("starting", len(known), len(known), f"workers{link}"))
-        yield Crew(order, client, kinds[0])
+        try:
+            yield Crew(order, client, kinds[0])
+        finally:
+            if not local and client.status == "running":
+                # Nobody waits: a worker may have a partition in work.
+                for address in known:
+                    fire_and_forget(client.submit(let_go, workers=[address], pure=False))
 
 
 @contextmanager
@@ -300,7 +315,7 @@ def probe(staging: Staging) -> str:
     return name
 
 
-HELD = threading.Lock()
+HELD = threading.RLock()
 """Held while a task is in work: a source's shards are read one at a time in a process."""
 
 
@@ -326,6 +341,13 @@ OPEN = ExitStack()
 """Holds the equipment for the order that a worker has in work."""
 
 
+def let_go() -> None:
+    """Have this worker forget the order that it had in work, and end what it has for it."""
+    with HELD:
+        OPEN.close()
+        opened.cache_clear()
+
+
 @functools.lru_cache(maxsize=1)
 def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
     """Open the source and load the backbones of an order, once in the life of a worker.
@@ -335,7 +357,7 @@ def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
     InputError
         If they are not what they are to the client.
     """
-    OPEN.close()
+    let_go()
     if order.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus[int(number) % len(order.gpus)]
@@ -351,9 +373,9 @@ def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
         if backbone.card.hash != expected:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
+    backbones = quickest(backbones, order.rules.precision)
     count = int(order.cores or get_worker().state.nthreads)
-    equipment = OPEN.enter_context(equipped(source, backbones[0].device.type, count))
-    return source, quickest(backbones, order.rules.precision), equipment
+    return source, backbones, OPEN.enter_context(equipped(source, backbones[0].device.type, count))
 
 
 def take(order: Order, task: Task) -> Step:
@@ -363,7 +385,12 @@ def take(order: Order, task: Task) -> Step:
         staging = Staging(Path(order.staging))
         spent: Counter[str] = Counter()
         images = skipped = 0
-        for step in stage(source, [task], backbones, staging, order.rules, equipment):
-            spent.update(step.seconds)
-            images, skipped = images + step.images, skipped + step.skipped
+        try:
+            for step in stage(source, [task], backbones, staging, order.rules, equipment):
+                spent.update(step.seconds)
+                images, skipped = images + step.images, skipped + step.skipped
+        except Unfinished:
+            # A process of the equipment is lost: the next task has it anew.
+            let_go()
+            raise
     return Step(images, skipped, 1, dict(spent))

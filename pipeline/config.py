@@ -73,8 +73,7 @@ class ExtractConfig(BaseModel):
     workers: int | None = Field(
         default=None,
         ge=1,
-        description="Extract in so many processes on this machine; default: in this one, or one for each of "
-        "several GPUs.",
+        description="Extract in so many processes on this machine; default: in this one.",
     )
     scheduler: str | None = Field(
         default=None, description="Extract on the workers of a Dask scheduler, e.g. tcp://10.0.0.1:8786."

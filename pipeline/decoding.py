@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -214,7 +215,19 @@ def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) ->
         As in `sfm.pipeline.sources.Source`; it is sent to them.
     count : int
         Processes; they are started at once, and end with the context, or with this process.
+
+    Raises
+    ------
+    InputError
+        If `decode` cannot be sent.
     """
+    try:
+        sent = cloudpickle.dumps(decode)
+    except (TypeError, pickle.PicklingError) as error:
+        raise InputError(
+            f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
+            f"the source's decode hold only what can be pickled, or use --device cpu"
+        ) from error
     free: SimpleQueue[Callable[[Batch, Wanted], Decoded]] = SimpleQueue()
 
     @contextmanager
@@ -227,65 +240,72 @@ def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) ->
 
     with ExitStack() as processes:
         for _ in range(count):
-            free.put(processes.enter_context(decoding_process(decode)))
+            free.put(processes.enter_context(decoding_process(sent)))
         yield decoded
 
 
 @contextmanager
-def decoding_process(decode: Callable[[bytes], Image.Image]) -> Iterator[Callable[[Batch, Wanted], Decoded]]:
+def decoding_process(decode: bytes) -> Iterator[Callable[[Batch, Wanted], Decoded]]:
     """Start a process that decodes batches, and return how to ask it.
 
     The pixels of an answer are there until the next.
+
+    Parameters
+    ----------
+    decode : bytes
+        Pickled; as in `sfm.pipeline.sources.Source`.
 
     Raises
     ------
     InputError
         When asked, as :func:`decode_batch` does.
+    RuntimeError
+        When asked, if the decoder raises what it should not.
     Unfinished
         When asked, if the process is lost.
     """
-    ours, theirs = Pipe()
-    descriptor = os.memfd_create("sfm-pixels")
-    path, ends = list(sys.path), (theirs.fileno(), descriptor)
-    program = f"import sys; sys.path[:] = {path!r}; from sfm.pipeline.decoding import serve; serve{ends!r}"
-    # In a session of its own: Ctrl-C is for the process that started it, which ends it.
-    process = subprocess.Popen([sys.executable, "-c", program], pass_fds=ends, start_new_session=True)
-    memory = np.empty(0, dtype=np.uint8)
-
-    def ask(batch: Batch, wanted: Wanted) -> Decoded:
-        nonlocal memory
-        sizes = [len(sample.data) for _, sample in batch]
-        start = pixel_bytes(wanted, len(batch))
-        if len(memory) < start + sum(sizes):
-            # Rarely: other batches have somewhat larger files.
-            os.ftruncate(descriptor, start + 2 * sum(sizes))
-            memory = shared(descriptor)
-        for (_, sample), size in zip(batch, sizes, strict=True):
-            memory.data[start : start + size] = sample.data
-            start += size
-        rows = [(place, sample.label, sample.where) for place, sample in batch]
-        try:
-            ours.send((wanted, rows, sizes))
-            answer: Decoded | InputError = ours.recv()
-        except (EOFError, OSError) as error:
-            raise Unfinished(
-                "a process that decodes images was lost, perhaps for want of memory: run the same command "
-                "again; an extraction goes on from the last complete partition"
-            ) from error
-        if isinstance(answer, InputError):
-            raise answer
-        pixels = pixels_in(memory, wanted, len(batch))
-        return replace(answer, pixels={p: rows[:, : len(answer.kept)] for p, rows in pixels.items()})
-
-    try:
+    with ExitStack() as stack:
+        ours, theirs = (stack.enter_context(end) for end in Pipe())
+        file = stack.enter_context(os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0))
+        ends = (theirs.fileno(), file.fileno())
+        path = [str(folder) for folder in sys.path]
+        program = f"import sys; sys.path[:] = {path!r}; from sfm.pipeline.decoding import serve; serve{ends}"
+        # In a session of its own: Ctrl-C is for the process that started it, which ends it.
+        process = subprocess.Popen([sys.executable, "-c", program], pass_fds=ends, start_new_session=True)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         theirs.close()
-        ours.send_bytes(cloudpickle.dumps(decode))
+        memory, told = np.empty(0, dtype=np.uint8), False
+
+        def ask(batch: Batch, wanted: Wanted) -> Decoded:
+            nonlocal memory, told
+            sizes = [len(sample.data) for _, sample in batch]
+            start = pixel_bytes(wanted, len(batch))
+            try:
+                if len(memory) < start + sum(sizes):
+                    # Rarely: other batches have somewhat larger files.
+                    file.truncate(start + 2 * sum(sizes))
+                    memory = shared(file.fileno())
+                for (_, sample), size in zip(batch, sizes, strict=True):
+                    memory.data[start : start + size] = sample.data
+                    start += size
+                rows = [(place, sample.label, sample.where) for place, sample in batch]
+                if not told:
+                    ours.send_bytes(decode)
+                    told = True
+                ours.send((wanted, rows, sizes))
+                answer: Decoded | Exception = ours.recv()
+            except (EOFError, OSError) as error:
+                raise Unfinished(
+                    "a process that decodes images was lost, perhaps for want of memory: run the same "
+                    "command again; an extraction goes on from the last complete partition"
+                ) from error
+            if isinstance(answer, Exception):
+                raise answer
+            pixels = pixels_in(memory, wanted, len(batch))
+            return replace(answer, pixels={p: rows[:, : len(answer.kept)] for p, rows in pixels.items()})
+
         yield ask
-    finally:
-        ours.close()
-        os.close(descriptor)
-        process.kill()
-        process.wait()
 
 
 def shared(descriptor: int) -> npt.NDArray[np.uint8]:
@@ -301,13 +321,13 @@ def serve(connection: int, descriptor: int) -> None:
     connection, descriptor : int
         File descriptors, of the connection and of shared memory: the pixels, then the encoded samples.
     """
-    theirs = Connection(connection)
+    asking = Connection(connection)
     memory = np.empty(0, dtype=np.uint8)
     try:
         # From the process that started this one, and from nobody else.
-        decode: Callable[[bytes], Image.Image] = pickle.loads(theirs.recv_bytes())  # noqa: S301
+        decode: Callable[[bytes], Image.Image] = pickle.loads(asking.recv_bytes())  # noqa: S301
         while True:
-            wanted, rows, sizes = theirs.recv()
+            wanted, rows, sizes = asking.recv()
             start = pixel_bytes(wanted, len(rows))
             if len(memory) < start + sum(sizes):
                 memory = shared(descriptor)
@@ -315,11 +335,14 @@ def serve(connection: int, descriptor: int) -> None:
             for (place, label, where), size in zip(rows, sizes, strict=True):
                 batch.append((place, Sample(memory[start : start + size].tobytes(), label, where)))
                 start += size
-            answer: Decoded | InputError
+            answer: Decoded | Exception
             try:
                 answer = replace(decode_batch(batch, decode, wanted, memory), pixels={})
             except InputError as error:
                 answer = error
-            theirs.send(answer)
+            except Exception as error:  # noqa: BLE001 - the process that asks raises it
+                # Not every exception can be sent.
+                answer = RuntimeError("".join(traceback.format_exception(error)))
+            asking.send(answer)
     except (EOFError, ConnectionError):
         return

@@ -1,7 +1,7 @@
 """``sfm extract``: source -> features -> moments -> entry in the store."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -75,6 +75,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     ------
     InputError
         If dataset, backbone, or store cannot be used; nothing is published then.
+    Unfinished
+        If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
@@ -147,8 +149,14 @@ def steps_of(
     else:
         here = quickest(backbones.values(), rules.precision)
         device = here[0].device.type
-        with equipped(source, device, cores()) as equipment:
-            yield device, stage(source, work, here, staging, rules, equipment)
+        if not work:
+            yield device, iter(())
+            return
+        with (
+            equipped(source, device, cores()) as equipment,
+            closing(stage(source, work, here, staging, rules, equipment)) as steps,
+        ):
+            yield device, steps
 
 
 def listing_of(config: ExtractConfig, source: Source) -> str:

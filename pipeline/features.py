@@ -8,7 +8,7 @@ how many cores there are. On a GPU, processes decode, and a few threads feed the
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -228,16 +228,28 @@ class Equipment:
 
 
 @contextmanager
-def equipped(source: Source, device: str, cores: int) -> Iterator[Equipment]:
+def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
     """Provide for passes over a source.
 
     On a CPU every thread does all with a batch. For a GPU, processes decode, one for each core and for each
     batch at the device, and few threads compute: each lays out convolutions anew, which takes it seconds.
+
+    Parameters
+    ----------
+    source : Source
+    device : {"cpu", "cuda"}
+    count : int
+        Cores to use.
+
+    Raises
+    ------
+    InputError
+        If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield Equipment(cores, decoding_here(source.decode), timed_features)
+        yield Equipment(count, decoding_here(source.decode), timed_features)
         return
-    threads = cores + AT_A_TIME
+    threads = count + AT_A_TIME
     with (
         decoding_in_processes(source.decode, threads) as decoding,
         ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="compute") as computing,
@@ -349,7 +361,7 @@ def stage(
     staging: Staging,
     rules: Rules,
     equipment: Equipment,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
     A task is complete when it says so, last of all; one that was cut short is read again.

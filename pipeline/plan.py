@@ -92,6 +92,8 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     ------
     InputError
         If dataset or backbone cannot be used.
+    Unfinished
+        If a process that decodes is lost.
     """
     source = open_source(config.source)
     selection = selection_of(config, source)
@@ -176,6 +178,8 @@ def probe(
     ):
         size = min(BATCH[device], max(1, len(samples) // equipment.threads))
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        # Not timed: of another size, it would be a first of its kind, which takes a GPU a second or more.
+        last = batches.pop() if len(batches) > 1 and len(batches[-1]) < size else []
 
         def see(batch: Batch) -> Seen:
             return look(batch, "train", equipment, backbones, rules)
@@ -184,9 +188,10 @@ def probe(
         list(pool.map(see, batches[: equipment.threads]))
         began = time.perf_counter()
         seen = list(pool.map(see, batches))
-        seconds = time.perf_counter() - began
+        rate = sum(map(len, batches)) / (time.perf_counter() - began)
+        seen += [see(last)] if last else []
     undecodable = sum(len(each.skipped) for each in seen)
-    return len(samples), undecodable, len(samples) / seconds
+    return len(samples), undecodable, rate
 
 
 def entry_bytes(config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]) -> int:

@@ -45,6 +45,8 @@ def flow_cosines(
     ------
     InputError
         If a sample cannot be read.
+    Unfinished
+        If a process that decodes is lost.
     """
     device = backbones[0].device.type
     samples = list(enumerate(spread(source, tasks, MOST)))

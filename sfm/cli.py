@@ -62,7 +62,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         with terminal.showing(quiet) as progress:
             from sfm.pipeline.extract import extract
 
-            done = extract(on_all_gpus(config), progress)
+            done = extract(config, progress)
     except Unfinished as stop:
         raise terminal.fail(str(stop), terminal.UNFINISHED) from None
     if as_json:
@@ -112,15 +112,6 @@ def precision_lines(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
                 verdict = "as good as the same" if cosine >= FAITHFUL else "float32 is safer for it"
                 told = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
             yield f"{config.precision} on {summary.backbone}: {told}"
-
-
-def on_all_gpus(config: ExtractConfig) -> ExtractConfig:
-    """Have a worker for each GPU of this machine, if there are several and nothing else is asked for."""
-    import torch
-
-    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
-    asked = config.workers is not None or config.scheduler is not None
-    return config if asked or gpus < 2 else config.model_copy(update={"workers": gpus})
 
 
 def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:

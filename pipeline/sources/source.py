@@ -146,7 +146,8 @@ class Source:
         What people call the classes, in the same order; may repeat. None: the ids.
     train, test : Split
     decode : callable
-        Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot.
+        Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot. For
+        a GPU it is pickled (by cloudpickle, with what it holds) and called in other processes.
     """
 
     name: str

@@ -1,14 +1,18 @@
 """Batches decoded by processes: the same as by threads, and never a process too many."""
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import psutil
 import pytest
@@ -17,6 +21,9 @@ from PIL import Image
 from sfm.backbones.build import load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.errors import InputError
+from sfm.events import Progress
+from sfm.pipeline import cluster
+from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Wanted, decode_batch, decoding_in_processes, decoding_process
@@ -25,7 +32,9 @@ from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Sample
-from sfm.pipeline.staging import Staging, Unfinished, tasks_of
+from sfm.pipeline.staging import Staging, Task, Unfinished, tasks_of
+
+IMAGES = cloudpickle.dumps(decode_image)
 
 SMALL, LARGE = (
     Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -46,20 +55,16 @@ def batch_of(count: int, broken: tuple[int, ...] = (), first: int = 0) -> list[t
 
 def children() -> list[psutil.Process]:
     """Those that decode; other tests have other children."""
-    mine = psutil.Process().children()
-    return [each for each in mine if "sfm.pipeline.decoding" in " ".join(each.cmdline())]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    found = []
+    for each in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [each] if "sfm.pipeline.decoding" in " ".join(each.cmdline()) else []
+    return found
 
 
 @pytest.mark.parametrize("wanted", [Wanted((SMALL,)), Wanted((SMALL, LARGE), views=2, seed=3)])
 def test_a_process_answers_what_a_thread_would(wanted):
-    with decoding_process(decode_image) as ask:
+    with decoding_process(IMAGES) as ask:
         # More and larger batches need more memory than the first.
         for count, first in ((3, 0), (40, 10), (2, 60)):
             batch = batch_of(count, first=first)
@@ -76,7 +81,7 @@ def test_a_process_answers_what_a_thread_would(wanted):
 
 def test_what_cannot_be_decoded_is_skipped_or_named_by_a_process_too():
     batch = batch_of(5, broken=(0, 3))
-    with decoding_process(decode_image) as ask:
+    with decoding_process(IMAGES) as ask:
         found = ask(batch, Wanted((SMALL,), on_error="skip"))
         assert found.kept == [1, 2, 4]
         assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png"]
@@ -94,13 +99,60 @@ def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monke
     import colours
 
     size = (9, 9)
-    with decoding_process(lambda _: Image.new("RGB", size, colours.RED)) as ask:
+    plain = cloudpickle.dumps(lambda _: Image.new("RGB", size, colours.RED))
+    with decoding_process(plain) as ask:
         found = ask([(0, Sample(b"", "red", "nowhere"))], Wanted((SMALL,)))
     assert (found.pixels[SMALL] == [255, 0, 0]).all()
 
 
+def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
+    def failing(data: bytes) -> Image.Image:
+        raise AssertionError("a mistake in a source")
+
+    with decoding_process(cloudpickle.dumps(failing)) as ask:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"in failing(.|\n)*AssertionError: a mistake in a source"):
+                ask(batch_of(1), Wanted((SMALL,)))
+
+
+def test_a_decoder_that_cannot_be_sent_is_refused():
+    lock = threading.Lock()
+
+    def locked(data: bytes) -> Image.Image:
+        with lock:
+            return decode_image(data)
+
+    problem = "cannot be sent to the processes that decode for a GPU .* or use --device cpu"
+    with pytest.raises(InputError, match=problem), decoding_in_processes(locked, 2):
+        pass
+    assert children() == []
+
+
+def test_who_is_asked_after_the_end_answers_no_more_and_writes_nowhere(tmp_path):
+    with decoding_process(IMAGES) as ask:
+        ask(batch_of(1), Wanted((SMALL,)))
+    # Files that are opened now get the numbers of what the process had.
+    files = [(tmp_path / str(i)).open("w+b") for i in range(4)]
+    for count in (1, 30):
+        with pytest.raises((Unfinished, ValueError)):
+            ask(batch_of(count), Wanted((SMALL,)))
+    assert [file.seek(0, os.SEEK_END) for file in files] == [0, 0, 0, 0]
+    for file in files:
+        file.close()
+
+
+def test_nothing_stays_open_when_processes_have_ended():
+    def decode_some() -> None:
+        with decoding_in_processes(decode_image, 2) as decoding, decoding(batch_of(3), Wanted((SMALL,))):
+            pass
+
+    before = set(Path("/proc/self/fd").iterdir())
+    decode_some()
+    assert set(Path("/proc/self/fd").iterdir()) <= before
+
+
 def test_a_process_that_decodes_loads_no_torch():
-    with decoding_process(decode_image) as ask:
+    with decoding_process(IMAGES) as ask:
         ask(batch_of(1), Wanted((SMALL,)))
         (process,) = children()
         assert not [each.path for each in process.memory_maps() if "torch" in each.path]
@@ -142,7 +194,8 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     assert all(os.getpgid(each.pid) != os.getpgid(parent.pid) for each in decoding)
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not any(each.is_running() and each.status() != "zombie" for each in decoding))
+    _, alive = psutil.wait_procs(decoding, timeout=20)
+    assert alive == []
 
 
 def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path, monkeypatch):
@@ -176,3 +229,45 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
         for staging in (whole, cut)
     ]
     assert files[0] == files[1]
+
+
+def test_an_extraction_that_is_interrupted_leaves_no_thread_and_no_process_at_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(extract_module, "equipped", lambda source, _, count: equipped(source, "cuda", count))
+
+    def interrupted(event: Progress) -> None:
+        if event.stage == "features" and event.done:
+            raise KeyboardInterrupt
+
+    config = ExtractConfig(
+        source="builtin:fashion-mnist-6k", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32
+    )
+    with pytest.raises(KeyboardInterrupt):
+        extract_module.extract(config, interrupted)
+    assert [thread.name for thread in threading.enumerate() if "look" in thread.name] == []
+    assert children() == []
+
+
+def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "equipped", lambda source, _, count: equipped(source, "cuda", count))
+    source = open_source("builtin:fashion-mnist-6k")
+    listing = tuple(split.listing for split in source.splits.values())
+    card = load_backbone("lite0", image_size=32, device="cpu").card
+    order = cluster.Order(
+        source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), Rules(), 1, ()
+    )
+    tasks = [Task("train", number, np.arange(50) + 50 * number) for number in range(3)]
+    try:
+        assert cluster.take(order, tasks[0]).images == 50
+        for each in children():
+            os.kill(each.pid, signal.SIGKILL)
+        with pytest.raises(Unfinished):
+            cluster.take(order, tasks[1])
+        assert cluster.take(order, tasks[1]).images == 50
+        # An order that cannot be taken does not leave the one before without its processes.
+        with pytest.raises(InputError, match="other weights"):
+            cluster.take(replace(order, backbones=(("lite0", "another"),)), tasks[2])
+        assert children() == []
+        assert cluster.take(order, tasks[2]).images == 50
+    finally:
+        cluster.let_go()
+    assert children() == []

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sfm.cli import on_all_gpus
-from sfm.pipeline.config import ExtractConfig
-
 SFM = str(Path(sys.executable).with_name("sfm"))
 
 
@@ -38,17 +35,6 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", *words: str) -> Non
     assert done.stdout == ""
     for word in words:
         assert word in lines[0]
-
-
-def test_on_several_gpus_an_extraction_has_a_worker_for_each_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    config = ExtractConfig(source="builtin:fashion-mnist-6k", store="s", backbone=["lite0"])
-    assert on_all_gpus(config).workers == 4
-    for told in ({"workers": 1}, {"scheduler": "tcp://127.0.0.1:1"}, {"device": "cpu"}):
-        other = config.model_copy(update=told)
-        assert on_all_gpus(other) == other
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert on_all_gpus(config) == config
 
 
 def test_help_lists_every_command_and_shows_examples():
