@@ -2,10 +2,11 @@
 
 On a CPU, each thread takes a batch all the way from encoded bytes to features, with operations that use no
 other thread: decoding and computing overlap, no core waits for another, and no bit of a feature depends on
-how many cores there are. On a GPU, processes decode, and a few threads feed the device.
+how many cores there are. On a GPU, processes decode, and one thread feeds the device.
 """
 
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -39,11 +40,15 @@ LARGE_BATCH = 8
 """Of those, on a core, how many large ones go through a backbone together: sixteen are no quicker, and take
 half the memory again."""
 
-AT_A_TIME = 2
-"""Threads that use a GPU: one computes while the next sends its images."""
+AT_A_TIME = 3
+"""Batches that are at a GPU: one is sent, one computed, and the features of one come back."""
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
+
+
+Compute = Callable[[Backbone, Tensor, str], Tensor]
+"""From a batch of images on a device, in a precision, to features there."""
 
 
 @dataclass(frozen=True)
@@ -178,34 +183,39 @@ def at_once(backbone: Backbone) -> int:
 def evened(images: Tensor) -> Tensor:
     """Fill a batch up with black images, to a power of two.
 
-    For every size of a batch, each thread has cuDNN choose anew how to convolve, which takes a second or
-    more; tar shards end with batches of any size.
+    For every size of a batch cuDNN plans convolutions anew, which takes a second or more; tar shards end with
+    batches of any size.
     """
     short = (1 << (len(images) - 1).bit_length()) - len(images)
     return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, short))
 
 
-def features_of(
-    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32"
-) -> npt.NDArray[np.float32]:
-    """Return the features of images that are cropped for a backbone, float32, shape (n, D)."""
-    device, most = backbone.device, at_once(backbone)
-    mixed = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    parts = []
+def forward(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
+    """Return the features of a batch of images, shape (n, D), as they come."""
+    mixed = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
     with torch.inference_mode(), mixed:
-        for start in range(0, len(pixels), most):
-            images = on_device(pixels[start : start + most], device)
-            found = backbone.features(images if device.type == "cpu" else evened(images))[: len(images)]
-            parts.append(found.float().cpu().numpy())
+        return backbone.features(images)
+
+
+def features_of(
+    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32", compute: Compute = forward
+) -> npt.NDArray[np.float32]:
+    """Return the features of images that are cropped for a backbone, float32, shape (n, D).
+
+    Parameters
+    ----------
+    backbone : Backbone
+    pixels : ndarray of uint8, shape (n, y, x, channel)
+    precision : {"float32", "bf16"}
+    compute : callable
+        Does what :func:`forward` does.
+    """
+    device, most, parts = backbone.device, at_once(backbone), []
+    for start in range(0, len(pixels), most):
+        images = on_device(pixels[start : start + most], device)
+        found = compute(backbone, images if device.type == "cpu" else evened(images), precision)
+        parts.append(found[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
-
-
-def timed_features(
-    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the features of images, and the seconds that they took."""
-    began = time.perf_counter()
-    return features_of(backbone, pixels, precision), time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -219,12 +229,12 @@ class Equipment:
     decoding : callable
         Decodes a batch, see `sfm.pipeline.decoding`.
     features : callable
-        Does what :func:`timed_features` does, in a thread that may use the device.
+        Does what :func:`features_of` does.
     """
 
     threads: int
     decoding: Decoding
-    features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
+    features: Callable[[Backbone, npt.NDArray[np.uint8], str], npt.NDArray[np.float32]]
 
 
 @contextmanager
@@ -232,7 +242,8 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
     """Provide for passes over a source.
 
     On a CPU every thread does all with a batch. For a GPU, processes decode, one for each core and for each
-    batch at the device, and few threads compute: each lays out convolutions anew, which takes it seconds.
+    batch at the device, and one thread computes: torch keeps for every thread by itself what cuDNN has
+    planned for a convolution, and planning takes seconds for a backbone. Others send images and wait.
 
     Parameters
     ----------
@@ -247,14 +258,24 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield Equipment(count, decoding_here(source.decode), timed_features)
+        yield Equipment(count, decoding_here(source.decode), features_of)
         return
-    threads = count + AT_A_TIME
+    threads, gate = count + AT_A_TIME, threading.Semaphore(AT_A_TIME)
     with (
         decoding_in_processes(source.decode, threads) as decoding,
-        ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="compute") as computing,
+        ThreadPoolExecutor(1, thread_name_prefix="compute") as computing,
     ):
-        yield Equipment(threads, decoding, lambda *given: computing.submit(timed_features, *given).result())
+
+        def compute(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
+            return computing.submit(forward, backbone, images, precision).result()
+
+        def features(
+            backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
+        ) -> npt.NDArray[np.float32]:
+            with gate:
+                return features_of(backbone, pixels, precision, compute)
+
+        yield Equipment(threads, decoding, features)
 
 
 def look(
@@ -291,7 +312,9 @@ def look(
                 found = np.zeros((0, backbone.card.features), dtype=np.float32)
                 if decoded.kept:
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
-                    found, spent = equipment.features(backbone, pixels, rules.precision)
+                    began = time.perf_counter()
+                    found = equipment.features(backbone, pixels, rules.precision)
+                    spent = time.perf_counter() - began
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
                 if len(bad):
