@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.backbones import views
+from sfm.backbones.crops import draw_crops
 from sfm.distill.resample import look, resample, resampling, taps
 
 
@@ -44,7 +45,7 @@ def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, 
 def test_looking_equals_the_matrix_products_of_the_backbones_views(
     each: int, count: int, size: int, seed: int
 ) -> None:
-    crops = views.draw_crops(np.random.default_rng(seed), count * each, size)
+    crops = draw_crops(np.random.default_rng(seed), count * each, size)
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     ours, theirs = look(images, crops, 12), views.look(images.repeat_interleave(each, 0), crops, 12)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
