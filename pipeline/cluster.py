@@ -12,8 +12,8 @@ import signal
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +98,7 @@ class Crew:
     client: Client
     device: str
 
-    def stage(self, tasks: Sequence[Task]) -> Iterator[Step]:
+    def stage(self, tasks: Sequence[Task]) -> Generator[Step, None, None]:
         """Have tasks staged; those of a worker that is lost go to others.
 
         Raises
@@ -185,10 +185,11 @@ def crew(
         try:
             yield Crew(order, client, kinds[0])
         finally:
-            if not local and client.status == "running":
-                # Nobody waits: a worker may have a partition in work.
-                for address in known:
-                    fire_and_forget(client.submit(let_go, workers=[address], pure=False))
+            if not local:
+                # Nobody waits: a worker may have a partition in work; and the cluster may be what is lost.
+                with suppress(OSError, RuntimeError):
+                    for address in client.nthreads():
+                        fire_and_forget(client.submit(let_go, workers=[address], pure=False))
 
 
 @contextmanager
@@ -346,6 +347,8 @@ def let_go() -> None:
     with HELD:
         OPEN.close()
         opened.cache_clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 @functools.lru_cache(maxsize=1)

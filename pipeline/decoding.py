@@ -223,7 +223,7 @@ def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) ->
     """
     try:
         sent = cloudpickle.dumps(decode)
-    except (TypeError, pickle.PicklingError) as error:
+    except Exception as error:
         raise InputError(
             f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
             f"the source's decode hold only what can be pickled, or use --device cpu"
@@ -324,8 +324,7 @@ def serve(connection: int, descriptor: int) -> None:
     asking = Connection(connection)
     memory = np.empty(0, dtype=np.uint8)
     try:
-        # From the process that started this one, and from nobody else.
-        decode: Callable[[bytes], Image.Image] = pickle.loads(asking.recv_bytes())  # noqa: S301
+        sent, decode = asking.recv_bytes(), None
         while True:
             wanted, rows, sizes = asking.recv()
             start = pixel_bytes(wanted, len(rows))
@@ -337,6 +336,8 @@ def serve(connection: int, descriptor: int) -> None:
                 start += size
             answer: Decoded | Exception
             try:
+                # From the process that started this one, and from nobody else.
+                decode = decode or pickle.loads(sent)  # noqa: S301
                 answer = replace(decode_batch(batch, decode, wanted, memory), pixels={})
             except InputError as error:
                 answer = error

@@ -144,19 +144,22 @@ def steps_of(
     if work and (config.workers or config.scheduler):
         from sfm.pipeline.cluster import crew
 
-        with crew(config, source, backbones, staging, rules, progress) as workers:
-            yield workers.device, workers.stage(work)
-    else:
-        here = quickest(backbones.values(), rules.precision)
-        device = here[0].device.type
-        if not work:
-            yield device, iter(())
-            return
         with (
-            equipped(source, device, cores()) as equipment,
-            closing(stage(source, work, here, staging, rules, equipment)) as steps,
+            crew(config, source, backbones, staging, rules, progress) as workers,
+            closing(workers.stage(work)) as steps,
         ):
-            yield device, steps
+            yield workers.device, steps
+        return
+    device = next(iter(backbones.values())).device.type
+    if not work:
+        yield device, iter(())
+        return
+    here = quickest(backbones.values(), rules.precision)
+    with (
+        equipped(source, device, cores()) as equipment,
+        closing(stage(source, work, here, staging, rules, equipment)) as steps,
+    ):
+        yield device, steps
 
 
 def listing_of(config: ExtractConfig, source: Source) -> str:

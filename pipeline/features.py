@@ -41,7 +41,7 @@ LARGE_BATCH = 8
 half the memory again."""
 
 AT_A_TIME = 3
-"""Batches that are at a GPU: one is sent, one computed, and the features of one come back."""
+"""Batches that are at a GPU: while it computes one, the next is sent and features come back to be kept."""
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -187,6 +187,8 @@ def evened(images: Tensor) -> Tensor:
     batches of any size.
     """
     short = (1 << (len(images) - 1).bit_length()) - len(images)
+    if not short:
+        return images
     return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, short))
 
 
@@ -218,6 +220,14 @@ def features_of(
     return np.concatenate(parts)
 
 
+def timed_features(
+    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str, compute: Compute = forward
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return what :func:`features_of` does, and the seconds that it took."""
+    began = time.perf_counter()
+    return features_of(backbone, pixels, precision, compute), time.perf_counter() - began
+
+
 @dataclass(frozen=True)
 class Equipment:
     """What a pass over images works with; one after the other may use it.
@@ -229,12 +239,12 @@ class Equipment:
     decoding : callable
         Decodes a batch, see `sfm.pipeline.decoding`.
     features : callable
-        Does what :func:`features_of` does.
+        Does what :func:`timed_features` does; the seconds are without waiting for a turn.
     """
 
     threads: int
     decoding: Decoding
-    features: Callable[[Backbone, npt.NDArray[np.uint8], str], npt.NDArray[np.float32]]
+    features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
 
 
 @contextmanager
@@ -258,7 +268,7 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield Equipment(count, decoding_here(source.decode), features_of)
+        yield Equipment(count, decoding_here(source.decode), timed_features)
         return
     threads, gate = count + AT_A_TIME, threading.Semaphore(AT_A_TIME)
     with (
@@ -271,9 +281,9 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
 
         def features(
             backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
-        ) -> npt.NDArray[np.float32]:
+        ) -> tuple[npt.NDArray[np.float32], float]:
             with gate:
-                return features_of(backbone, pixels, precision, compute)
+                return timed_features(backbone, pixels, precision, compute)
 
         yield Equipment(threads, decoding, features)
 
@@ -312,9 +322,7 @@ def look(
                 found = np.zeros((0, backbone.card.features), dtype=np.float32)
                 if decoded.kept:
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
-                    began = time.perf_counter()
-                    found = equipment.features(backbone, pixels, rules.precision)
-                    spent = time.perf_counter() - began
+                    found, spent = equipment.features(backbone, pixels, rules.precision)
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
                 if len(bad):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,9 @@ from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Wanted, decode_batch, decoding_in_processes, decoding_process
-from sfm.pipeline.features import Rules, equipped, missing, quickest, stage
+from sfm.pipeline.features import Equipment, Rules, equipped, missing, quickest, stage
 from sfm.pipeline.selection import selection_of
-from sfm.pipeline.sources import open_source
+from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Sample
 from sfm.pipeline.staging import Staging, Task, Unfinished, tasks_of
@@ -113,6 +114,19 @@ def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"in failing(.|\n)*AssertionError: a mistake in a source"):
                 ask(batch_of(1), Wanted((SMALL,)))
+
+
+class Unwilling:
+    """Can be sent, but not received."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (int, ("no number",))
+
+
+def test_a_decoder_that_cannot_be_received_is_told_as_such():
+    refused = cloudpickle.dumps(Unwilling())
+    with decoding_process(refused) as ask, pytest.raises(RuntimeError, match="invalid literal for int"):
+        ask(batch_of(1), Wanted((SMALL,)))
 
 
 def test_a_decoder_that_cannot_be_sent_is_refused():
@@ -231,19 +245,28 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     assert files[0] == files[1]
 
 
-def test_an_extraction_that_is_interrupted_leaves_no_thread_and_no_process_at_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(extract_module, "equipped", lambda source, _, count: equipped(source, "cuda", count))
+def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(tmp_path, monkeypatch):
+    looking: list[int] = []
+
+    @contextlib.contextmanager
+    def watched(source: Source, device: str, count: int) -> Iterator[Equipment]:
+        with equipped(source, "cuda", count) as equipment:
+            try:
+                yield equipment
+            finally:
+                looking.append(sum("look" in thread.name for thread in threading.enumerate()))
 
     def interrupted(event: Progress) -> None:
         if event.stage == "features" and event.done:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(extract_module, "equipped", watched)
     config = ExtractConfig(
         source="builtin:fashion-mnist-6k", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32
     )
     with pytest.raises(KeyboardInterrupt):
         extract_module.extract(config, interrupted)
-    assert [thread.name for thread in threading.enumerate() if "look" in thread.name] == []
+    assert looking == [0]
     assert children() == []
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 from sfm.errors import InputError
 from sfm.events import Progress, nobody
@@ -121,6 +122,23 @@ def test_what_a_lost_worker_held_goes_to_another(tmp_path, undisturbed, dask, ad
     assert done.features.read == 1200
     assert digest(done) == undisturbed
     assert [p for p in (tmp_path / "s" / "staging").iterdir() if p.is_dir()] == []
+    # The other lives on, and keeps no backbone of an extraction that is over.
+    assert orders_in_work(address, until=0) == 0
+
+
+def orders_in_work(address: str, until: int) -> int:
+    """Return how many orders the only worker of a scheduler has in work, once it is as expected."""
+
+    def count() -> int:
+        from sfm.pipeline.cluster import opened
+
+        return opened.cache_info().currsize
+
+    with Client(address) as client:
+        deadline = time.monotonic() + 20
+        while (found := client.submit(count, pure=False).result()) != until and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
 
 
 def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
