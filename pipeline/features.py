@@ -324,15 +324,19 @@ def look(
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
                     found, spent = equipment.features(backbone, pixels, rules.precision)
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
-                bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
-                if len(bad):
-                    raise InputError(
-                        f"{backbone.card.spec} gives features that are not finite for "
-                        f"{decoded.where[int(bad[0])]}: check the weights of the backbone, or remove the "
-                        f"image"
-                    )
+                require_finite(found, backbone.card.spec, decoded.where)
                 features[kind] = found
     return Seen(decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds)
+
+
+def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequence[str]) -> None:
+    """Refuse features, shape (n, D), that are not finite; name the first image that has such."""
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{backbone} gives features that are not finite for {where[int(bad[0])]}: check the weights of "
+            f"the backbone, or remove the image"
+        )
 
 
 def batches(
