@@ -52,7 +52,8 @@ from sfm.pipeline.classifier import (
     train_classifier,
 )
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import Rules, cores, follow, stage
+from sfm.pipeline.equipment import cores
+from sfm.pipeline.features import Rules, follow, stage
 from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather, parts_of
 from sfm.pipeline.selection import selection_of

@@ -51,17 +51,8 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop
 from sfm.events import nobody
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import (
-    BATCH,
-    Equipment,
-    Rules,
-    at_once,
-    cores,
-    equipped,
-    follow,
-    quickest,
-    stage,
-)
+from sfm.pipeline.equipment import BATCH, Equipment, at_once, cores, equipped, quickest
+from sfm.pipeline.features import Rules, follow, stage
 from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather
 from sfm.pipeline.selection import selection_of

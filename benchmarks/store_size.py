@@ -31,7 +31,8 @@ from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import Rules, cores, equipped, stage
+from sfm.pipeline.equipment import cores, equipped
+from sfm.pipeline.features import Rules, stage
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging, tasks_of

@@ -38,7 +38,8 @@ from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.features import Equipment, Rules, Step, cores, equipped, quickest, stage
+from sfm.pipeline.equipment import Equipment, cores, equipped, quickest
+from sfm.pipeline.features import Rules, Step, stage
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging, Task, Unfinished
 

@@ -13,17 +13,8 @@ from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.features import (
-    Pass,
-    Rules,
-    Step,
-    cores,
-    equipped,
-    follow,
-    missing,
-    quickest,
-    stage,
-)
+from sfm.pipeline.equipment import cores, equipped, quickest
+from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of

@@ -13,16 +13,8 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
-from sfm.pipeline.features import (
-    BATCH,
-    Rules,
-    Seen,
-    cores,
-    equipped,
-    look,
-    quickest,
-    single_threaded,
-)
+from sfm.pipeline.equipment import BATCH, cores, equipped, quickest, single_threaded
+from sfm.pipeline.features import Rules, Seen, look
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source, open_source

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.events import Listener, Progress
-from sfm.pipeline.features import Rules, cores, equipped, look, single_threaded
+from sfm.pipeline.equipment import cores, equipped, single_threaded
+from sfm.pipeline.features import Rules, look
 from sfm.pipeline.plan import MOST, spread
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Task

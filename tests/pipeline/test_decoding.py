@@ -28,7 +28,8 @@ from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Wanted, decode_batch, decoding_in_processes, decoding_process
-from sfm.pipeline.features import Equipment, Rules, equipped, missing, quickest, stage
+from sfm.pipeline.equipment import Equipment, equipped, quickest
+from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image

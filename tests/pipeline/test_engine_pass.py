@@ -14,18 +14,9 @@ from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.equipment import Equipment, at_once, equipped, evened, features_of, quickest
 from sfm.pipeline.extract import extract
-from sfm.pipeline.features import (
-    Equipment,
-    Rules,
-    at_once,
-    equipped,
-    evened,
-    features_of,
-    missing,
-    quickest,
-    stage,
-)
+from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.fingerprint import Tally, sample_digest
 from sfm.pipeline.plan import plan
 from sfm.pipeline.precision import cosine_of_flows
