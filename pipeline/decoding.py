@@ -6,6 +6,7 @@ may have to wait for its turn: many threads that decode leave the device idle. A
 no torch, so that it is there at once; what it crops lies in memory that it shares with this process.
 """
 
+import math
 import mmap
 import os
 import pickle
@@ -16,12 +17,14 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import cloudpickle
 import numpy as np
@@ -38,6 +41,10 @@ from sfm.pipeline.staging import Skipped, Unfinished
 
 VIEWS = 5
 """Purpose of the random streams that views are drawn from."""
+
+PART = 32
+"""Images that a process decodes at a time: few, so that none works long on the last ones while others are
+done, and a batch is soon there; and enough to be worth the asking."""
 
 UNDECODABLE = (
     OSError,
@@ -107,6 +114,9 @@ class Decoded:
     pixels: dict[Preprocessing, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
 
+Pixels = dict[Preprocessing, npt.NDArray[np.uint8]]
+"""Cropped images, each of shape (1 + views, n, y, x, channel)."""
+
 Decoding = Callable[[Batch, Wanted], AbstractContextManager[Decoded]]
 """Decodes a batch; its pixels are there within the context only."""
 
@@ -115,7 +125,7 @@ def decode_batch(
     batch: Batch,
     decode: Callable[[bytes], Image.Image],
     wanted: Wanted,
-    memory: npt.NDArray[np.uint8] | None = None,
+    pixels: Pixels | None = None,
 ) -> Decoded:
     """Decode samples and crop them.
 
@@ -125,7 +135,7 @@ def decode_batch(
     decode : callable
         As in `sfm.pipeline.sources.Source`.
     wanted : Wanted
-    memory : ndarray of uint8, optional
+    pixels : dict of Preprocessing to ndarray of uint8, optional
         Where the pixels are to be, see :func:`pixels_in`.
 
     Raises
@@ -134,9 +144,8 @@ def decode_batch(
         If a sample cannot be decoded and is not to be skipped; names it.
     """
     began = time.perf_counter()
-    if memory is None:
-        memory = np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8)
-    pixels = pixels_in(memory, wanted, len(batch))
+    if pixels is None:
+        pixels = pixels_in(np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
     kept: list[tuple[int, Sample, bytes]] = []
     skipped: list[Skipped] = []
     for place, sample in batch:
@@ -184,9 +193,7 @@ def pixel_bytes(wanted: Wanted, images: int) -> int:
     return (1 + wanted.views) * images * sum(3 * p.input_size**2 for p in wanted.preprocessings)
 
 
-def pixels_in(
-    memory: npt.NDArray[np.uint8], wanted: Wanted, images: int
-) -> dict[Preprocessing, npt.NDArray[np.uint8]]:
+def pixels_in(memory: npt.NDArray[np.uint8], wanted: Wanted, images: int) -> Pixels:
     """Return the arrays of the pixels of so many images, one after the other in memory.
 
     Each is of shape (1 + views, images, y, x, channel).
@@ -205,9 +212,38 @@ def decoding_here(decode: Callable[[bytes], Image.Image]) -> Decoding:
     return lambda batch, wanted: nullcontext(decode_batch(batch, decode, wanted))
 
 
+class Memory:
+    """Memory that is shared with other processes: the pixels of a batch, then its encoded samples.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        In memory. Once it is closed, the memory cannot grow.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.bytes = np.empty(0, dtype=np.uint8)
+
+    def seen(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return the memory, of so many bytes at least, which the file has."""
+        if len(self.bytes) < size:
+            self.bytes = np.frombuffer(mmap.mmap(self.file.fileno(), 0), dtype=np.uint8)
+        return self.bytes
+
+    def grown(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return the memory, made larger where need be."""
+        if len(self.bytes) < size:
+            # Rarely: other batches have somewhat larger samples, and what is not touched takes no memory.
+            self.file.truncate(size + size // 4)
+        return self.seen(size)
+
+
 @contextmanager
-def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) -> Iterator[Decoding]:
-    """Have processes decode, each for one thread at a time; a thread that asks waits for one that is free.
+def decoding_in_processes(
+    decode: Callable[[bytes], Image.Image], count: int, batches: int
+) -> Iterator[Decoding]:
+    """Have processes decode, a part of a batch each.
 
     Parameters
     ----------
@@ -215,11 +251,17 @@ def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) ->
         As in `sfm.pipeline.sources.Source`; it is sent to them.
     count : int
         Processes; they are started at once, and end with the context, or with this process.
+    batches : int
+        That are decoded, or whose pixels are in use, at a time. A thread that asks for one more waits.
 
     Raises
     ------
     InputError
-        If `decode` cannot be sent.
+        If `decode` cannot be sent; when asked, as :func:`decode_batch` does.
+    RuntimeError
+        When asked, if the decoder raises what it should not.
+    Unfinished
+        When asked, if a process is lost.
     """
     try:
         sent = cloudpickle.dumps(decode)
@@ -228,72 +270,150 @@ def decoding_in_processes(decode: Callable[[bytes], Image.Image], count: int) ->
             f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
             f"the source's decode hold only what can be pickled, or use --device cpu"
         ) from error
-    free: SimpleQueue[Callable[[Batch, Wanted], Decoded]] = SimpleQueue()
+    idle: SimpleQueue[Ask] = SimpleQueue()
+    free: SimpleQueue[tuple[int, Memory]] = SimpleQueue()
 
-    @contextmanager
-    def decoded(batch: Batch, wanted: Wanted) -> Iterator[Decoded]:
-        process = free.get()
+    def answered(part: Part) -> Decoded:
+        ask = idle.get()
         try:
-            yield process(batch, wanted)
+            return ask(part)
         finally:
-            free.put(process)
+            idle.put(ask)
 
-    with ExitStack() as processes:
+    with ExitStack() as stack:
+        files = [stack.enter_context(memory_file()) for _ in range(batches)]
+        for numbered in enumerate(map(Memory, files)):
+            free.put(numbered)
         for _ in range(count):
-            free.put(processes.enter_context(decoding_process(sent)))
+            idle.put(stack.enter_context(decoding_process(sent, [file.fileno() for file in files])))
+        asking = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="ask"))
+
+        @contextmanager
+        def decoded(batch: Batch, wanted: Wanted) -> Iterator[Decoded]:
+            number, memory = free.get()
+            try:
+                parts = parts_of(batch, wanted, number, memory)
+                answers = [asking.submit(answered, part) for part in parts]
+                # The memory is theirs until the last of them is done.
+                wait(answers)
+                whole = pixels_in(memory.bytes, wanted, len(batch))
+                yield joined([answer.result() for answer in answers], [part.first for part in parts], whole)
+            finally:
+                free.put((number, memory))
+
         yield decoded
 
 
-@contextmanager
-def decoding_process(decode: bytes) -> Iterator[Callable[[Batch, Wanted], Decoded]]:
-    """Start a process that decodes batches, and return how to ask it.
+def memory_file() -> BinaryIO:
+    """Return a file in memory."""
+    return os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0)
 
-    The pixels of an answer are there until the next.
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a batch, for a process to decode.
+
+    Attributes
+    ----------
+    memory, size : int
+        Number of the shared memory where the batch is, and how many bytes are there.
+    wanted : Wanted
+    images, first : int
+        Samples in the batch, and the place of the first of these among them.
+    samples : list of (int, str, str, int, int)
+        Of each its place in the task, its label, what names it, and where its bytes begin and end.
+    """
+
+    memory: int
+    size: int
+    wanted: Wanted
+    images: int
+    first: int
+    samples: list[tuple[int, str, str, int, int]]
+
+
+Ask = Callable[[Part], Decoded]
+"""Asks a process; the pixels of its answer are in the shared memory."""
+
+
+def parts_of(batch: Batch, wanted: Wanted, number: int, memory: Memory) -> list[Part]:
+    """Lay the encoded samples of a batch down in shared memory, and cut it into parts that are alike."""
+    start = pixel_bytes(wanted, len(batch))
+    whole = memory.grown(start + sum(len(sample.data) for _, sample in batch))
+    rows = []
+    for place, sample in batch:
+        end = start + len(sample.data)
+        whole.data[start:end] = sample.data
+        rows.append((place, sample.label, sample.where, start, end))
+        start = end
+    cuts = np.linspace(0, len(rows), math.ceil(len(rows) / PART) + 1).round().astype(int).tolist()
+    return [Part(number, start, wanted, len(rows), first, rows[first:last]) for first, last in pairwise(cuts)]
+
+
+def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> Decoded:
+    """Return a batch from its parts.
+
+    Parameters
+    ----------
+    firsts : sequence of int
+        Where each part begins.
+    whole : dict of Preprocessing to ndarray of uint8
+        The pixels of the batch; those of each part have no gaps.
+    """
+    skipped = [skipped for part in parts for skipped in part.skipped]
+    if skipped:
+        whole = {
+            preprocessing: np.concatenate(
+                [rows[:, first : first + len(part.kept)] for part, first in zip(parts, firsts, strict=True)],
+                axis=1,
+            )
+            for preprocessing, rows in whole.items()
+        }
+    return Decoded(
+        kept=[place for part in parts for place in part.kept],
+        where=[where for part in parts for where in part.where],
+        digests=np.concatenate([part.digests for part in parts]),
+        sizes=[size for part in parts for size in part.sizes],
+        skipped=skipped,
+        seconds=sum(part.seconds for part in parts),
+        pixels=whole,
+    )
+
+
+@contextmanager
+def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[Ask]:
+    """Start a process that decodes, and return how to ask it.
 
     Parameters
     ----------
     decode : bytes
         Pickled; as in `sfm.pipeline.sources.Source`.
-
-    Raises
-    ------
-    InputError
-        When asked, as :func:`decode_batch` does.
-    RuntimeError
-        When asked, if the decoder raises what it should not.
-    Unfinished
-        When asked, if the process is lost.
+    memories : sequence of int
+        File descriptors of the memories that are shared with it.
     """
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(end) for end in Pipe())
-        file = stack.enter_context(os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0))
-        ends = (theirs.fileno(), file.fileno())
         path = [str(folder) for folder in sys.path]
-        program = f"import sys; sys.path[:] = {path!r}; from sfm.pipeline.decoding import serve; serve{ends}"
+        given = f"{theirs.fileno()}, {list(memories)}"
+        program = (
+            f"import sys; sys.path[:] = {path!r}; from sfm.pipeline.decoding import serve; serve({given})"
+        )
         # In a session of its own: Ctrl-C is for the process that started it, which ends it.
-        process = subprocess.Popen([sys.executable, "-c", program], pass_fds=ends, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], pass_fds=[theirs.fileno(), *memories], start_new_session=True
+        )
         stack.callback(process.wait)
         stack.callback(process.kill)
         theirs.close()
-        memory, told = np.empty(0, dtype=np.uint8), False
+        told = False
 
-        def ask(batch: Batch, wanted: Wanted) -> Decoded:
-            nonlocal memory, told
-            sizes = [len(sample.data) for _, sample in batch]
-            start = pixel_bytes(wanted, len(batch))
+        def ask(part: Part) -> Decoded:
+            nonlocal told
             try:
-                if len(memory) < start + sum(sizes):
-                    # Rarely: other batches have somewhat larger files.
-                    file.truncate(start + 2 * sum(sizes))
-                    memory = shared(file.fileno())
-                for (_, sample), size in zip(batch, sizes, strict=True):
-                    memory.data[start : start + size] = sample.data
-                    start += size
-                rows = [(place, sample.label, sample.where) for place, sample in batch]
                 if not told:
                     ours.send_bytes(decode)
                     told = True
-                ours.send((wanted, rows, sizes))
+                ours.send(part)
                 answer: Decoded | Exception = ours.recv()
             except (EOFError, OSError) as error:
                 raise Unfinished(
@@ -302,43 +422,41 @@ def decoding_process(decode: bytes) -> Iterator[Callable[[Batch, Wanted], Decode
                 ) from error
             if isinstance(answer, Exception):
                 raise answer
-            pixels = pixels_in(memory, wanted, len(batch))
-            return replace(answer, pixels={p: rows[:, : len(answer.kept)] for p, rows in pixels.items()})
+            return answer
 
         yield ask
 
 
-def shared(descriptor: int) -> npt.NDArray[np.uint8]:
-    """Return the memory behind a descriptor, all of it."""
-    return np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
-
-
-def serve(connection: int, descriptor: int) -> None:
-    """Decode batches for the process at the other end of a connection until it hangs up.
+def serve(connection: int, descriptors: Sequence[int]) -> None:
+    """Decode parts of batches for the process at the other end of a connection until it hangs up.
 
     Parameters
     ----------
-    connection, descriptor : int
-        File descriptors, of the connection and of shared memory: the pixels, then the encoded samples.
+    connection : int
+        File descriptor.
+    descriptors : sequence of int
+        File descriptors of the shared memories.
     """
     asking = Connection(connection)
-    memory = np.empty(0, dtype=np.uint8)
+    memories = [Memory(os.fdopen(descriptor, "r+b", buffering=0)) for descriptor in descriptors]
     try:
         sent, decode = asking.recv_bytes(), None
         while True:
-            wanted, rows, sizes = asking.recv()
-            start = pixel_bytes(wanted, len(rows))
-            if len(memory) < start + sum(sizes):
-                memory = shared(descriptor)
-            batch = []
-            for (place, label, where), size in zip(rows, sizes, strict=True):
-                batch.append((place, Sample(memory[start : start + size].tobytes(), label, where)))
-                start += size
+            part: Part = asking.recv()
+            memory = memories[part.memory].seen(part.size)
+            batch = [
+                (place, Sample(memory[start:end].tobytes(), label, where))
+                for place, label, where, start, end in part.samples
+            ]
+            pixels = {
+                preprocessing: rows[:, part.first : part.first + len(batch)]
+                for preprocessing, rows in pixels_in(memory, part.wanted, part.images).items()
+            }
             answer: Decoded | Exception
             try:
                 # From the process that started this one, and from nobody else.
                 decode = decode or pickle.loads(sent)  # noqa: S301
-                answer = replace(decode_batch(batch, decode, wanted, memory), pixels={})
+                answer = replace(decode_batch(batch, decode, part.wanted, pixels), pixels={})
             except InputError as error:
                 answer = error
             except Exception as error:  # noqa: BLE001 - the process that asks raises it

@@ -5,6 +5,7 @@ other thread: decoding and computing overlap, no core waits for another, and no 
 how many cores there are. On a GPU, processes decode, and one thread feeds the device.
 """
 
+import math
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.frozen import for_features
 from sfm.backbones.input import on_device
 from sfm.backbones.memory import LARGE_INPUT
-from sfm.pipeline.decoding import Decoding, decoding_here, decoding_in_processes
+from sfm.pipeline.decoding import PART, Decoding, decoding_here, decoding_in_processes
 from sfm.pipeline.sources import Source
 
 BATCH = {"cpu": 16, "cuda": 128}
@@ -141,9 +142,9 @@ class Equipment:
 def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
     """Provide for passes over a source.
 
-    On a CPU every thread does all with a batch. For a GPU, processes decode, one for each core and for each
-    batch at the device, and one thread computes: torch keeps for every thread by itself what cuDNN has
-    planned for a convolution, and planning takes seconds for a backbone. Others send images and wait.
+    On a CPU every thread does all with a batch. For a GPU, processes decode, one for each core, and one
+    thread computes: torch keeps for every thread by itself what cuDNN has planned for a convolution, and
+    planning takes seconds for a backbone. Others send images and wait.
 
     Parameters
     ----------
@@ -160,9 +161,11 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
     if device == "cpu":
         yield Equipment(count, decoding_here(source.decode), timed_features)
         return
-    threads, gate = count + AT_A_TIME, threading.Semaphore(AT_A_TIME)
+    # What keeps all processes busy, what is at the device, and one to come.
+    batches = math.ceil(count * PART / BATCH[device]) + AT_A_TIME + 1
+    gate = threading.Semaphore(AT_A_TIME)
     with (
-        decoding_in_processes(source.decode, threads) as decoding,
+        decoding_in_processes(source.decode, count, batches) as decoding,
         ThreadPoolExecutor(1, thread_name_prefix="compute") as computing,
     ):
 
@@ -175,4 +178,4 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
             with gate:
                 return timed_features(backbone, pixels, precision, compute)
 
-        yield Equipment(threads, decoding, features)
+        yield Equipment(batches, decoding, features)

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import cloudpickle
 import numpy as np
 import psutil
 import pytest
@@ -27,7 +26,7 @@ from sfm.pipeline import cluster
 from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Wanted, decode_batch, decoding_in_processes, decoding_process
+from sfm.pipeline.decoding import PART, Wanted, decode_batch, decoding_in_processes
 from sfm.pipeline.equipment import Equipment, equipped, quickest
 from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.selection import selection_of
@@ -35,8 +34,6 @@ from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Sample
 from sfm.pipeline.staging import Staging, Task, Unfinished, tasks_of
-
-IMAGES = cloudpickle.dumps(decode_image)
 
 SMALL, LARGE = (
     Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -65,34 +62,52 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("wanted", [Wanted((SMALL,)), Wanted((SMALL, LARGE), views=2, seed=3)])
-def test_a_process_answers_what_a_thread_would(wanted):
-    with decoding_process(IMAGES) as ask:
-        # More and larger batches need more memory than the first.
-        for count, first in ((3, 0), (40, 10), (2, 60)):
+def test_processes_answer_what_a_thread_would(wanted):
+    with decoding_in_processes(decode_image, 2, 1) as decoding:
+        # More and larger batches need more memory than the first, and are decoded in parts.
+        for count, first in ((3, 0), (2 * PART + 1, 10), (2, 90)):
             batch = batch_of(count, first=first)
-            here, there = decode_batch(batch, decode_image, wanted), ask(batch, wanted)
-            assert there.kept == here.kept == list(range(first, first + count))
-            assert (there.where, there.sizes, there.skipped) == (here.where, here.sizes, [])
-            np.testing.assert_array_equal(there.digests, here.digests)
-            assert list(there.pixels) == list(here.pixels) == list(wanted.preprocessings)
-            for preprocessing, pixels in here.pixels.items():
-                assert pixels.shape[:3] == (1 + wanted.views, count, preprocessing.input_size)
-                assert pixels.any(axis=(2, 3, 4)).all()
-                np.testing.assert_array_equal(there.pixels[preprocessing], pixels)
+            here = decode_batch(batch, decode_image, wanted)
+            with decoding(batch, wanted) as there:
+                assert there.kept == here.kept == list(range(first, first + count))
+                assert (there.where, there.sizes, there.skipped) == (here.where, here.sizes, [])
+                np.testing.assert_array_equal(there.digests, here.digests)
+                assert list(there.pixels) == list(here.pixels) == list(wanted.preprocessings)
+                for preprocessing, pixels in here.pixels.items():
+                    assert pixels.shape[:3] == (1 + wanted.views, count, preprocessing.input_size)
+                    assert pixels.any(axis=(2, 3, 4)).all()
+                    np.testing.assert_array_equal(there.pixels[preprocessing], pixels)
 
 
-def test_what_cannot_be_decoded_is_skipped_or_named_by_a_process_too():
-    batch = batch_of(5, broken=(0, 3))
-    with decoding_process(IMAGES) as ask:
-        found = ask(batch, Wanted((SMALL,), on_error="skip"))
-        assert found.kept == [1, 2, 4]
-        assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png"]
-        whole = ask([batch[i] for i in (1, 2, 4)], Wanted((SMALL,)))
-        with pytest.raises(InputError, match=r"cannot decode 0.png: .*--on-error skip"):
-            ask(batch, Wanted((SMALL,)))
-        # It is as good as before.
-        again = ask(batch, Wanted((SMALL,), on_error="skip"))
-        np.testing.assert_array_equal(again.pixels[SMALL], whole.pixels[SMALL])
+@pytest.mark.parametrize("count", [5, PART, PART + 2])
+def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
+    batch = batch_of(count, broken=(0, 3, count - 1))
+    good = [i for i in range(count) if i not in (0, 3, count - 1)]
+    whole = decode_batch([batch[i] for i in good], decode_image, Wanted((SMALL,), views=1))
+    with decoding_in_processes(decode_image, 2, 1) as decoding:
+
+        def skip() -> None:
+            with decoding(batch, Wanted((SMALL,), views=1, on_error="skip")) as found:
+                assert found.kept == good
+                assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png", f"{count - 1}.png"]
+                np.testing.assert_array_equal(found.pixels[SMALL], whole.pixels[SMALL])
+                np.testing.assert_array_equal(found.digests, whole.digests)
+
+        skip()
+        problem = r"cannot decode 0.png: .*--on-error skip"
+        with pytest.raises(InputError, match=problem), decoding(batch, Wanted((SMALL,))):
+            pass
+        # They are as good as before.
+        skip()
+
+
+def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
+    with decoding_in_processes(decode_image, 2, 1) as decoding:
+        batch = batch_of(3, broken=(0, 1, 2))
+        with decoding(batch, Wanted((SMALL,), on_error="skip")) as found:
+            assert found.kept == []
+            assert len(found.skipped) == 3
+            assert found.pixels[SMALL].shape == (1, 0, 24, 24, 3)
 
 
 def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monkeypatch):
@@ -101,20 +116,23 @@ def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monke
     import colours
 
     size = (9, 9)
-    plain = cloudpickle.dumps(lambda _: Image.new("RGB", size, colours.RED))
-    with decoding_process(plain) as ask:
-        found = ask([(0, Sample(b"", "red", "nowhere"))], Wanted((SMALL,)))
-    assert (found.pixels[SMALL] == [255, 0, 0]).all()
+    batch = [(0, Sample(b"", "red", "nowhere"))]
+    with (
+        decoding_in_processes(lambda _: Image.new("RGB", size, colours.RED), 1, 1) as decoding,
+        decoding(batch, Wanted((SMALL,))) as found,
+    ):
+        assert (found.pixels[SMALL] == [255, 0, 0]).all()
 
 
 def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
     def failing(data: bytes) -> Image.Image:
         raise AssertionError("a mistake in a source")
 
-    with decoding_process(cloudpickle.dumps(failing)) as ask:
+    problem = r"in failing(.|\n)*AssertionError: a mistake in a source"
+    with decoding_in_processes(failing, 1, 1) as decoding:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"in failing(.|\n)*AssertionError: a mistake in a source"):
-                ask(batch_of(1), Wanted((SMALL,)))
+            with pytest.raises(RuntimeError, match=problem), decoding(batch_of(1), Wanted((SMALL,))):
+                pass
 
 
 class Unwilling:
@@ -125,9 +143,12 @@ class Unwilling:
 
 
 def test_a_decoder_that_cannot_be_received_is_told_as_such():
-    refused = cloudpickle.dumps(Unwilling())
-    with decoding_process(refused) as ask, pytest.raises(RuntimeError, match="invalid literal for int"):
-        ask(batch_of(1), Wanted((SMALL,)))
+    with (
+        decoding_in_processes(Unwilling(), 1, 1) as decoding,
+        pytest.raises(RuntimeError, match="invalid literal for int"),
+        decoding(batch_of(1), Wanted((SMALL,))),
+    ):
+        pass
 
 
 def test_a_decoder_that_cannot_be_sent_is_refused():
@@ -138,19 +159,19 @@ def test_a_decoder_that_cannot_be_sent_is_refused():
             return decode_image(data)
 
     problem = "cannot be sent to the processes that decode for a GPU .* or use --device cpu"
-    with pytest.raises(InputError, match=problem), decoding_in_processes(locked, 2):
+    with pytest.raises(InputError, match=problem), decoding_in_processes(locked, 2, 1):
         pass
     assert children() == []
 
 
-def test_who_is_asked_after_the_end_answers_no_more_and_writes_nowhere(tmp_path):
-    with decoding_process(IMAGES) as ask:
-        ask(batch_of(1), Wanted((SMALL,)))
-    # Files that are opened now get the numbers of what the process had.
+def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_path):
+    with decoding_in_processes(decode_image, 1, 1) as decoding, decoding(batch_of(1), Wanted((SMALL,))):
+        pass
+    # Files that are opened now get the numbers of what the processes had.
     files = [(tmp_path / str(i)).open("w+b") for i in range(4)]
     for count in (1, 30):
-        with pytest.raises((Unfinished, ValueError)):
-            ask(batch_of(count), Wanted((SMALL,)))
+        with pytest.raises((RuntimeError, ValueError)), decoding(batch_of(count), Wanted((SMALL,))):
+            pass
     assert [file.seek(0, os.SEEK_END) for file in files] == [0, 0, 0, 0]
     for file in files:
         file.close()
@@ -158,7 +179,7 @@ def test_who_is_asked_after_the_end_answers_no_more_and_writes_nowhere(tmp_path)
 
 def test_nothing_stays_open_when_processes_have_ended():
     def decode_some() -> None:
-        with decoding_in_processes(decode_image, 2) as decoding, decoding(batch_of(3), Wanted((SMALL,))):
+        with decoding_in_processes(decode_image, 2, 2) as decoding, decoding(batch_of(3), Wanted((SMALL,))):
             pass
 
     before = set(Path("/proc/self/fd").iterdir())
@@ -167,15 +188,14 @@ def test_nothing_stays_open_when_processes_have_ended():
 
 
 def test_a_process_that_decodes_loads_no_torch():
-    with decoding_process(IMAGES) as ask:
-        ask(batch_of(1), Wanted((SMALL,)))
+    with decoding_in_processes(decode_image, 1, 1) as decoding, decoding(batch_of(1), Wanted((SMALL,))):
         (process,) = children()
         assert not [each.path for each in process.memory_maps() if "torch" in each.path]
 
 
-def test_processes_are_shared_by_more_threads_and_end_with_the_context():
-    batches = [batch_of(4, first=4 * i) for i in range(12)]
-    with decoding_in_processes(decode_image, 2) as decoding:
+def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_context():
+    batches = [batch_of(PART + 4, first=100 * i) for i in range(12)]
+    with decoding_in_processes(decode_image, 2, 3) as decoding:
         assert len(children()) == 2
 
         def means(batch):
@@ -195,7 +215,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     program = (
         "from sfm.pipeline.decoding import decoding_in_processes\n"
         "from sfm.pipeline.sources.decode import decode_image\n"
-        "with decoding_in_processes(decode_image, 2):\n"
+        "with decoding_in_processes(decode_image, 2, 1):\n"
         "    print('ready', flush=True)\n"
         "    input()\n"
     )
