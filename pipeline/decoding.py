@@ -1,4 +1,4 @@
-"""From encoded samples to what backbones are fed with: each decoded once, and cropped for each of them.
+"""From samples to what backbones are fed with: each read and decoded once, and cropped for each of them.
 
 In this process, or in processes that do nothing else. Threads of one process take turns at whatever Python
 does between the calls of image libraries. On a GPU a forward pass is hundreds of short calls, each of which
@@ -36,7 +36,7 @@ from sfm.backbones.crops import draw_crops, stream
 from sfm.backbones.preprocess import crop, look_through
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.source import Sample, SampleFile, loaded
 from sfm.pipeline.staging import Skipped, Unfinished
 
 VIEWS = 5
@@ -45,6 +45,9 @@ VIEWS = 5
 PART = 32
 """Images that a process decodes at a time: few, so that none works long on the last ones while others are
 done, and a batch is soon there; and enough to be worth the asking."""
+
+READERS = 2
+"""Threads that read files in a process that decodes: while it decodes some, others come."""
 
 UNDECODABLE = (
     OSError,
@@ -60,7 +63,7 @@ UNDECODABLE = (
 )
 """What image libraries raise on bytes that are no image depends on the bytes."""
 
-Batch = Sequence[tuple[int, Sample]]
+Batch = Sequence[tuple[int, Sample | SampleFile]]
 """Samples, each with its place in the task."""
 
 
@@ -131,7 +134,8 @@ def decode_batch(
 
     Parameters
     ----------
-    batch : sequence of (int, Sample)
+    batch : sequence of (int, Sample or SampleFile)
+        Files are read ahead.
     decode : callable
         As in `sfm.pipeline.sources.Source`.
     wanted : Wanted
@@ -141,14 +145,15 @@ def decode_batch(
     Raises
     ------
     InputError
-        If a sample cannot be decoded and is not to be skipped; names it.
+        If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
     began = time.perf_counter()
     if pixels is None:
         pixels = pixels_in(np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
     kept: list[tuple[int, Sample, bytes]] = []
     skipped: list[Skipped] = []
-    for place, sample in batch:
+    places = [place for place, _ in batch]
+    for place, sample in zip(places, loaded((sample for _, sample in batch), READERS), strict=True):
         try:
             image, digest = decode(sample.data), sample_digest(sample.data)
             for preprocessing, all_rows in pixels.items():
@@ -320,8 +325,9 @@ class Part:
     wanted : Wanted
     images, first : int
         Samples in the batch, and the place of the first of these among them.
-    samples : list of (int, str, str, int, int)
-        Of each its place in the task, its label, what names it, and where its bytes begin and end.
+    samples : list of (int, str, str, (int, int) or None)
+        Of each its place in the task, its label, what names it, and where its bytes begin and end; None if it
+        is a file of its own, of that name.
     """
 
     memory: int
@@ -329,7 +335,7 @@ class Part:
     wanted: Wanted
     images: int
     first: int
-    samples: list[tuple[int, str, str, int, int]]
+    samples: list[tuple[int, str, str, tuple[int, int] | None]]
 
 
 Ask = Callable[[Part], Decoded]
@@ -337,15 +343,17 @@ Ask = Callable[[Part], Decoded]
 
 
 def parts_of(batch: Batch, wanted: Wanted, number: int, memory: Memory) -> list[Part]:
-    """Lay the encoded samples of a batch down in shared memory, and cut it into parts that are alike."""
+    """Cut a batch into parts that are alike; samples that are read are laid down in shared memory."""
     start = pixel_bytes(wanted, len(batch))
-    whole = memory.grown(start + sum(len(sample.data) for _, sample in batch))
-    rows = []
+    whole = memory.grown(start + sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample)))
+    rows: list[tuple[int, str, str, tuple[int, int] | None]] = []
     for place, sample in batch:
-        end = start + len(sample.data)
-        whole.data[start:end] = sample.data
-        rows.append((place, sample.label, sample.where, start, end))
-        start = end
+        span = None
+        if isinstance(sample, Sample):
+            span = start, start + len(sample.data)
+            whole.data[slice(*span)] = sample.data
+            start = span[1]
+        rows.append((place, sample.label, sample.where, span))
     cuts = np.linspace(0, len(rows), math.ceil(len(rows) / PART) + 1).round().astype(int).tolist()
     return [Part(number, start, wanted, len(rows), first, rows[first:last]) for first, last in pairwise(cuts)]
 
@@ -444,9 +452,14 @@ def serve(connection: int, descriptors: Sequence[int]) -> None:
         while True:
             part: Part = asking.recv()
             memory = memories[part.memory].seen(part.size)
-            batch = [
-                (place, Sample(memory[start:end].tobytes(), label, where))
-                for place, label, where, start, end in part.samples
+            batch: Batch = [
+                (
+                    place,
+                    Sample(memory[slice(*span)].tobytes(), label, where)
+                    if span
+                    else SampleFile(where, label),
+                )
+                for place, label, where, span in part.samples
             ]
             pixels = {
                 preprocessing: rows[:, part.first : part.first + len(batch)]

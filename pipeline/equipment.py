@@ -25,6 +25,7 @@ from sfm.backbones.input import on_device
 from sfm.backbones.memory import LARGE_INPUT
 from sfm.pipeline.decoding import PART, Decoding, decoding_here, decoding_in_processes
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.source import Sample, SampleFile, loaded
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Images that are decoded and seen together: on a core, what its cache holds; on a GPU, what fills it."""
@@ -127,6 +128,8 @@ class Equipment:
     ----------
     threads : int
         Batches in work at a time.
+    reading : callable
+        Reads samples that are files of their own, or leaves it to what decodes them.
     decoding : callable
         Decodes a batch, see `sfm.pipeline.decoding`.
     features : callable
@@ -134,6 +137,7 @@ class Equipment:
     """
 
     threads: int
+    reading: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
     decoding: Decoding
     features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
 
@@ -142,8 +146,8 @@ class Equipment:
 def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
     """Provide for passes over a source.
 
-    On a CPU every thread does all with a batch. For a GPU, processes decode, one for each core, and one
-    thread computes: torch keeps for every thread by itself what cuDNN has planned for a convolution, and
+    On a CPU every thread does all with a batch. For a GPU, processes read and decode, one for each core, and
+    one thread computes: torch keeps for every thread by itself what cuDNN has planned for a convolution, and
     planning takes seconds for a backbone. Others send images and wait.
 
     Parameters
@@ -159,7 +163,7 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield Equipment(count, decoding_here(source.decode), timed_features)
+        yield Equipment(count, loaded, decoding_here(source.decode), timed_features)
         return
     # What keeps all processes busy, what is at the device, and one to come.
     batches = math.ceil(count * PART / BATCH[device]) + AT_A_TIME + 1
@@ -178,4 +182,4 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
             with gate:
                 return timed_features(backbone, pixels, precision, compute)
 
-        yield Equipment(batches, decoding, features)
+        yield Equipment(batches, iter, decoding, features)

@@ -18,7 +18,7 @@ from sfm.events import Listener, Progress
 from sfm.pipeline.decoding import Batch, Wanted
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
 
 AHEAD = 8
@@ -134,7 +134,7 @@ def look(
 
     Parameters
     ----------
-    batch : sequence of (int, Sample)
+    batch : sequence of (int, Sample or SampleFile)
         With each sample its place in the task.
     split : str
         Where they are from; training images may have views.
@@ -175,12 +175,14 @@ def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequ
 
 
 def batches(
-    source: Source, task: Task, size: int, limit: int | None, labels: list[str]
-) -> Iterator[list[tuple[int, Sample]]]:
-    """Read a task and yield its samples in batches, each with its place; batches never span tasks.
+    source: Source, task: Task, equipment: Equipment, size: int, limit: int | None, labels: list[str]
+) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
+    """Yield the samples of a task in batches, each with its place; batches never span tasks.
 
     Parameters
     ----------
+    equipment : Equipment
+        Says whether files are read here.
     limit : int or None
         Where labels are not known, samples of a class to yield at most: no more of them can be in use.
     labels : list of str
@@ -191,9 +193,9 @@ def batches(
     InputError
         If there are fewer samples than were listed.
     """
-    batch: list[tuple[int, Sample]] = []
+    batch: list[tuple[int, Sample | SampleFile]] = []
     seen: Counter[str] = Counter()
-    for place, sample in enumerate(task.read(source)):
+    for place, sample in enumerate(equipment.reading(task.listed(source))):
         labels.append(sample.label)
         seen[sample.label] += 1
         if task.rows is not None or limit is None or seen[sample.label] <= limit:
@@ -260,7 +262,7 @@ def stage(
                 absent, labels = missing(task, backbones, staging, rules), list[str]()
                 if absent is None:
                     continue
-                for batch in batches(source, task, BATCH[device], rules.limit_per_class, labels):
+                for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
                     waiting.append(pool.submit(look, batch, task.split, equipment, absent, rules))
                     yield
                 waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))

@@ -18,7 +18,7 @@ from sfm.pipeline.features import Rules, Seen, look
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.source import Sample, loaded
 from sfm.pipeline.staging import Task, tasks_of
 
 SHARE = 0.01
@@ -144,8 +144,8 @@ def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]
         rows = np.concatenate(known)
         yield from source.train.read(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))])
     else:
-        streams = (task.read(source) for task in tasks)
-        yield from itertools.islice(itertools.chain.from_iterable(streams), most)
+        streams = (task.listed(source) for task in tasks)
+        yield from loaded(itertools.islice(itertools.chain.from_iterable(streams), most))
 
 
 def probe(

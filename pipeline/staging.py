@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.stats_store.digest import BLOCK_ROWS
 
 TASK_ROWS = BLOCK_ROWS
@@ -57,10 +57,10 @@ class Task:
         """Name of the partition's files."""
         return f"{self.split}-{self.number:06d}"
 
-    def read(self, source: Source) -> Iterator[Sample]:
-        """Yield the samples."""
+    def listed(self, source: Source) -> Iterator[Sample | SampleFile]:
+        """Yield the samples; files of their own are not read."""
         split = source.splits[self.split]
-        return split.shards[self.number].read(None) if self.rows is None else split.read(self.rows)
+        return split.shards[self.number].read(None) if self.rows is None else split.listed(self.rows)
 
 
 def tasks_of(source: Source, selection: Selection | None) -> list[Task]:

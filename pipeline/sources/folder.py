@@ -8,10 +8,7 @@ import numpy as np
 from sfm.errors import InputError
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
-
-READERS = 8
-"""Files read at a time: what a network disk takes to answer passes while others are decoded."""
+from sfm.pipeline.sources.source import Source, Split, digest_of, file_split
 
 
 def folder_source(text: str) -> Source:
@@ -76,17 +73,9 @@ def folder_split(root: Path, class_ids: list[str]) -> Split:
             labels.append(label)
             seen.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
 
-    def read(i: int) -> bytes:
-        try:
-            return (root / names[i]).read_bytes()
-        except FileNotFoundError as error:
-            raise InputError(f"{root / names[i]} vanished while the dataset was read; run again") from error
-
-    return indexed_split(
+    return file_split(
         labels=np.array(labels, dtype=np.int32),
         class_ids=class_ids,
-        read=read,
-        where=lambda i: str(root / names[i]),
+        path=lambda i: f"{root}/{names[i]}",
         listing=digest_of(str(root.resolve()), "\n".join(seen)),
-        readers=READERS,
     )

@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.sources.source import VANISHED, digest_of
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 LOOKUPS = 16
 MISSING = "there is no file {}"
-VANISHED = "{} vanished while the dataset was read; run again"
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",

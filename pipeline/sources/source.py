@@ -5,7 +5,8 @@ read in order, by one reader, as often as anyone likes; it is the unit that work
 that a broken run loses at most. There are two kinds of split:
 
 - Labels are known before anything is read (folders, index files, tables with a label column). Every shard
-  says its labels, and :func:`indexed_split` makes shards out of any function that reads the i-th sample.
+  says its labels. :func:`file_split` makes shards out of samples that are files of their own, and
+  :func:`indexed_split` out of any function that reads the i-th sample.
 - Labels come with the samples (tar shards). A shard's ``labels`` are None, samples name their class, and the
   classes of the dataset are those found in the pass; ``Source.class_ids`` may be None until then.
 
@@ -15,11 +16,10 @@ A complete source of one's own, usable as ``pairs:PATH`` once an installed packa
     def pairs_source(text: str) -> Source:
         def split(name: str) -> Split:
             lines = [line.split("\t") for line in Path(text, f"{name}.tsv").read_text().splitlines()]
-            return indexed_split(
+            return file_split(
                 labels=np.array([ids.index(label) for _, label in lines], dtype=np.int32),
                 class_ids=ids,
-                read=lambda i: Path(text, lines[i][0]).read_bytes(),
-                where=lambda i: lines[i][0],
+                path=lambda i: f"{text}/{lines[i][0]}",
                 listing=digest_of(name, *("\t".join(line) for line in lines)),
             )
 
@@ -31,10 +31,12 @@ import difflib
 import hashlib
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,13 @@ from sfm.stats_store.digest import BLOCK_ROWS
 
 AT_ONCE = 8
 """Samples that a reading thread takes at once."""
+
+VANISHED = "{} vanished while the dataset was read; run again"
+
+READERS = 8
+"""Files read at a time: what a network disk takes to answer passes while others are decoded."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,41 @@ class Sample:
     label: str
     where: str
 
+    def read(self) -> "Sample":
+        """Return the sample, which is read already."""
+        return self
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A labelled image that is a file of its own, not read yet.
+
+    Attributes
+    ----------
+    where : str
+        Its path.
+    label : str
+        Id of its class.
+    """
+
+    where: str
+    label: str
+
+    def read(self) -> Sample:
+        """Return the sample.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read.
+        """
+        try:
+            return Sample(Path(self.where).read_bytes(), self.label, self.where)
+        except FileNotFoundError as error:
+            raise InputError(VANISHED.format(self.where)) from error
+        except OSError as error:
+            raise InputError(f"cannot read {self.where}: {error.strerror or error}") from error
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -77,14 +121,14 @@ class Shard:
     labels : ndarray of int32, shape (n,), or None
         Index of each sample's class in ``Source.class_ids``; None if only reading tells.
     read : callable
-        Given positions (ndarray of int64), each above the one before, or None for all, yields those samples;
-        raises InputError if they cannot be read. It may be called again, in other processes too, and yields
-        the same then; in one process, one shard is read at a time.
+        Given positions (ndarray of int64), each above the one before, or None for all, yields those samples,
+        or what they are to be read from; raises InputError if they cannot be read. It may be called again, in
+        other processes too, and yields the same then; in one process, one shard is read at a time.
     """
 
     where: str
     labels: npt.NDArray[np.int32] | None
-    read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample]]
+    read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample | SampleFile]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +155,13 @@ class Split:
         return np.concatenate([*known, np.zeros(0, dtype=np.int32)])
 
     def read(self, rows: npt.NDArray[np.int64], sizes: Sequence[int] | None = None) -> Iterator[Sample]:
-        """Yield samples, given by ascending positions in the split.
+        """Yield samples, as :meth:`listed` does, but all of them read."""
+        return loaded(self.listed(rows, sizes))
+
+    def listed(
+        self, rows: npt.NDArray[np.int64], sizes: Sequence[int] | None = None
+    ) -> Iterator[Sample | SampleFile]:
+        """Yield samples, given by ascending positions in the split; files of their own are not read.
 
         Parameters
         ----------
@@ -171,13 +221,33 @@ class Source:
         return None if train is None or test is None else {"train": train, "test": test}
 
 
+def file_split(
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str
+) -> Split:
+    """Make a split of samples that are files of their own: shards of ``BLOCK_ROWS`` of them.
+
+    Parameters
+    ----------
+    labels : ndarray of int32, shape (n,)
+        Index of each sample's class in `class_ids`.
+    path : callable
+        Returns the path of sample ``i``.
+    listing : str
+        See `Split`.
+    """
+
+    def samples(rows: list[int]) -> Iterator[SampleFile]:
+        return (SampleFile(path(i), class_ids[labels[i]]) for i in rows)
+
+    return split_of(labels, samples, path, listing)
+
+
 def indexed_split(
     labels: npt.NDArray[np.int32],
     class_ids: Sequence[str],
     read: Callable[[int], bytes],
     where: Callable[[int], str],
     listing: str,
-    readers: int = 1,
 ) -> Split:
     """Make a split of samples that can be read one by one, in any order: shards of ``BLOCK_ROWS`` samples.
 
@@ -191,44 +261,70 @@ def indexed_split(
         Names sample ``i`` for a person.
     listing : str
         See `Split`.
-    readers : int
-        How many threads may call `read` at a time: many hide the latency of a network disk.
+    """
+
+    def samples(rows: list[int]) -> Iterator[Sample]:
+        return (Sample(read(i), class_ids[labels[i]], where(i)) for i in rows)
+
+    return split_of(labels, samples, where, listing)
+
+
+def split_of(
+    labels: npt.NDArray[np.int32],
+    samples: Callable[[list[int]], Iterator[Sample | SampleFile]],
+    where: Callable[[int], str],
+    listing: str,
+) -> Split:
+    """Make a split of samples whose labels are known: shards of ``BLOCK_ROWS`` samples.
+
+    Parameters
+    ----------
+    samples : callable
+        Yields those at some positions, in their order.
     """
 
     def shard(start: int) -> Shard:
         own = labels[start : start + BLOCK_ROWS]
 
-        def samples(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
+        def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
             rows = (np.arange(len(own)) if positions is None else positions) + start
-            for i, data in zip(rows.tolist(), read_ahead(read, rows.tolist(), readers), strict=True):
-                yield Sample(data, class_ids[labels[i]], where(i))
+            return samples(rows.tolist())
 
         last = start + len(own) - 1
-        return Shard(f"{where(start)} to {where(last)}", own, samples)
+        return Shard(f"{where(start)} to {where(last)}", own, read)
 
     return Split(tuple(shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing)
 
 
-def read_ahead(read: Callable[[int], bytes], rows: Sequence[int], readers: int) -> Iterator[bytes]:
-    """Yield ``read(i)`` for every row, in order, with so many threads at work.
+def loaded(samples: Iterable[Sample | SampleFile], readers: int = READERS) -> Iterator[Sample]:
+    """Yield samples, all of them read: files by so many threads, ahead of who takes them.
 
-    A thread reads a few rows at a time: each change of threads takes a core from those that compute.
+    A thread reads a few at a time: each change of threads takes a core from those that compute.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read.
     """
-    if readers == 1:
-        yield from map(read, rows)
-        return
-    with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-        waiting: deque[Future[list[bytes]]] = deque()
-        try:
-            for start in range(0, len(rows), AT_ONCE):
-                waiting.append(pool.submit(lambda few: list(map(read, few)), rows[start : start + AT_ONCE]))
-                if len(waiting) > readers:
+    coming = iter(samples)
+    for first in coming:
+        # A source has samples of one kind, and those that are read need no threads.
+        if isinstance(first, Sample):
+            yield first
+            continue
+        coming = chain([first], coming)
+        with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
+            waiting: deque[Future[list[Sample]]] = deque()
+            try:
+                while few := list(islice(coming, AT_ONCE)):
+                    waiting.append(pool.submit(lambda files: [file.read() for file in files], few))
+                    if len(waiting) > readers:
+                        yield from waiting.popleft().result()
+                while waiting:
                     yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 def require_usable(
@@ -328,14 +424,14 @@ def of_classes(source: Source, class_ids: Sequence[str], class_names: Sequence[s
 def filtered(shard: Shard, class_ids: Collection[str]) -> Shard:
     """Return a shard that drops samples of other classes while they are read; positions count the rest."""
 
-    def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
+    def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
         kept = (sample for sample in shard.read(None) if sample.label in class_ids)
         return kept if positions is None else at(kept, positions)
 
     return replace(shard, read=read)
 
 
-def at(samples: Iterator[Sample], positions: npt.NDArray[np.int64]) -> Iterator[Sample]:
+def at(samples: Iterator[T], positions: npt.NDArray[np.int64]) -> Iterator[T]:
     """Yield the samples at ascending positions of a stream, and read no further than the last."""
     wanted = iter(positions.tolist())
     target = next(wanted, None)
@@ -355,7 +451,7 @@ def recut(split: Split, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int3
         return Shard(
             f"samples {own[0]} to {own[-1]} of {split.shards[0].where} …",
             labels[start : start + BLOCK_ROWS],
-            lambda positions: split.read(own if positions is None else own[positions]),
+            lambda positions: split.listed(own if positions is None else own[positions]),
         )
 
     return Split(tuple(shard(start) for start in range(0, len(rows), BLOCK_ROWS)), listing)

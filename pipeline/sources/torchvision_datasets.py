@@ -2,7 +2,6 @@
 
 import difflib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.classes import normalised, number_id
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import flag, require_known, split_options
-from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
+from sfm.pipeline.sources.source import Source, Split, digest_of, file_split, indexed_split
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -157,13 +156,11 @@ def torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], i
                 where, str(len(labels)), labels.tobytes(), np.asarray(dataset.data[:64]).tobytes()
             ),
         )
-    return indexed_split(
+    return file_split(
         labels=index,
         class_ids=sorted(ids),
-        read=reader(files),
-        where=files.__getitem__,
+        path=files.__getitem__,
         listing=digest_of(where, labels.tobytes(), *(seen(path) for path in files)),
-        readers=8,
     )
 
 
@@ -171,18 +168,6 @@ def seen(path: str) -> str:
     """Return what can be seen of a file without reading it."""
     status = Path(path).stat()
     return f"{path} {status.st_size} {status.st_mtime_ns}"
-
-
-def reader(files: list[str]) -> Callable[[int], bytes]:
-    """Return a function that reads the i-th of some files."""
-
-    def read(i: int) -> bytes:
-        try:
-            return Path(files[i]).read_bytes()
-        except FileNotFoundError as error:
-            raise InputError(f"{files[i]} vanished while the dataset was read; run again") from error
-
-    return read
 
 
 def pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:

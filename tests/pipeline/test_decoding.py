@@ -32,7 +32,7 @@ from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Staging, Task, Unfinished, tasks_of
 
 SMALL, LARGE = (
@@ -99,6 +99,30 @@ def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
             pass
         # They are as good as before.
         skip()
+
+
+def test_processes_read_the_samples_that_are_files(tmp_path):
+    batch = batch_of(PART + 3)
+    listed = []
+    for place, sample in batch:
+        file = tmp_path / sample.where
+        file.write_bytes(sample.data)
+        listed.append((place, SampleFile(str(file), sample.label)))
+    here = decode_batch(batch, decode_image, Wanted((SMALL,)))
+    with decoding_in_processes(decode_image, 2, 1) as decoding:
+        with decoding(listed, Wanted((SMALL,))) as there:
+            assert (there.kept, there.sizes) == (here.kept, here.sizes)
+            assert there.where == [str(tmp_path / where) for where in here.where]
+            np.testing.assert_array_equal(there.digests, here.digests)
+            np.testing.assert_array_equal(there.pixels[SMALL], here.pixels[SMALL])
+        # A file that cannot be read is no image that cannot be decoded.
+        (tmp_path / "9.png").unlink()
+        skip = Wanted((SMALL,), on_error="skip")
+        with (
+            pytest.raises(InputError, match=r"9.png vanished while the dataset was read"),
+            decoding(listed, skip),
+        ):
+            pass
 
 
 def test_a_batch_of_which_nothing_can_be_decoded_is_empty():

@@ -1,6 +1,7 @@
 """Sources: folders and idx files as they are found on disks, and what is wrong with them."""
 
 import gzip
+import itertools
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sfm.errors import InputError
 from sfm.pipeline.selection import limited
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.source import AT_ONCE, SampleFile, file_split, loaded
 
 
 def sample(split: Split, i: int) -> Sample:
@@ -190,3 +192,36 @@ def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
     assert np.bincount(again.train.labels).tolist() == [2, 2, 2]
     originals = {TOY[i].tobytes(): [0, 1, 2, 0, 1, 2][i] for i in range(6)}
     assert [originals[sample(again.train, i).data] for i in range(6)] == again.train.labels.tolist()
+
+
+def test_files_are_listed_without_being_read_and_read_in_order(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}" for i in range(50)]
+    for i, path in enumerate(paths):
+        path.write_text(str(i))
+    labels = np.arange(50, dtype=np.int32) % 2
+    split = file_split(labels, ["a", "b"], lambda i: str(paths[i]), "listing")
+    rows = np.arange(1, 50, 2)
+    assert list(split.listed(rows)) == [SampleFile(str(paths[i]), "b") for i in rows]
+    found = list(split.read(rows))
+    assert found == [Sample(str(i).encode(), "b", str(paths[i])) for i in rows]
+    assert list(loaded(found)) == found
+    assert list(loaded([])) == []
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    gone = SampleFile(str(tmp_path / "gone.png"), "bag")
+    with pytest.raises(InputError, match=r"gone.png vanished while the dataset was read; run again"):
+        gone.read()
+    with pytest.raises(InputError, match=f"^cannot read {tmp_path}: Is a directory$"):
+        list(loaded([SampleFile(str(tmp_path), "bag")]))
+
+
+def test_no_more_files_are_read_ahead_than_there_are_threads_for(tmp_path):
+    paths = [tmp_path / f"{i}" for i in range(3 * AT_ONCE)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    listed = (SampleFile(str(tmp_path / f"{i}"), "a") for i in itertools.count())
+    found = loaded(listed, 3)
+    assert [next(found).data for _ in paths] == [path.name.encode() for path in paths]
+    found.close()
+    assert next(listed).where == str(tmp_path / str((3 + 3) * AT_ONCE))

@@ -15,7 +15,7 @@ from sfm.pipeline.sources.torchvision_datasets import DATASETS, pixmap
 
 
 def everything(split: Split) -> list[Sample]:
-    return [sample for shard in split.shards for sample in shard.read(None)]
+    return [sample.read() for shard in split.shards for sample in shard.read(None)]
 
 
 def test_every_dataset_of_the_table_is_one_of_torchvision():
