@@ -17,9 +17,9 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -43,11 +43,11 @@ VIEWS = 5
 """Purpose of the random streams that views are drawn from."""
 
 PART = 32
-"""Images that a process decodes at a time: few, so that none works long on the last ones while others are
-done, and a batch is soon there; and enough to be worth the asking."""
+"""Images that a process decodes at a time, at most: few, so that none works long on the last ones while
+others are done, and a batch is soon there; and enough to be worth the asking."""
 
 READERS = 2
-"""Threads that read files in a process that decodes: while it decodes some, others come."""
+"""Threads that read files in a process that decodes: others come while the first few are decoded."""
 
 UNDECODABLE = (
     OSError,
@@ -65,6 +65,9 @@ UNDECODABLE = (
 
 Batch = Sequence[tuple[int, Sample | SampleFile]]
 """Samples, each with its place in the task."""
+
+Pixels = dict[Preprocessing, npt.NDArray[np.uint8]]
+"""Cropped images and their views, each of shape (1 + views, n, y, x, channel)."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,8 @@ class Decoded:
         Encoded bytes of its samples.
     skipped : list of Skipped
     seconds : float
-        What it took.
+        What it took one thread to decode and crop.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
-        The images, then their views.
     """
 
     kept: list[int]
@@ -114,11 +116,8 @@ class Decoded:
     sizes: list[int]
     skipped: list[Skipped]
     seconds: float
-    pixels: dict[Preprocessing, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    pixels: Pixels
 
-
-Pixels = dict[Preprocessing, npt.NDArray[np.uint8]]
-"""Cropped images, each of shape (1 + views, n, y, x, channel)."""
 
 Decoding = Callable[[Batch, Wanted], AbstractContextManager[Decoded]]
 """Decodes a batch; its pixels are there within the context only."""
@@ -147,13 +146,14 @@ def decode_batch(
     InputError
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
-    began = time.perf_counter()
     if pixels is None:
         pixels = pixels_in(np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
     kept: list[tuple[int, Sample, bytes]] = []
+    seconds = 0.0
     skipped: list[Skipped] = []
-    places = [place for place, _ in batch]
-    for place, sample in zip(places, loaded((sample for _, sample in batch), READERS), strict=True):
+    places, samples = [place for place, _ in batch], (sample for _, sample in batch)
+    for place, sample in zip(places, loaded(samples, READERS), strict=True):
+        began = time.perf_counter()
         try:
             image, digest = decode(sample.data), sample_digest(sample.data)
             for preprocessing, all_rows in pixels.items():
@@ -169,13 +169,14 @@ def decode_batch(
                     f"decoded with --on-error skip"
                 ) from error
             skipped.append(Skipped(place, sample.where, why))
+        seconds += time.perf_counter() - began
     return Decoded(
         kept=[place for place, _, _ in kept],
         where=[sample.where for _, sample, _ in kept],
         digests=np.array([list(digest) for _, _, digest in kept], dtype=np.uint8).reshape(-1, 32),
         sizes=[len(sample.data) for _, sample, _ in kept],
         skipped=skipped,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixels.items()},
     )
 
@@ -257,7 +258,8 @@ def decoding_in_processes(
     count : int
         Processes; they are started at once, and end with the context, or with this process.
     batches : int
-        That are decoded, or whose pixels are in use, at a time. A thread that asks for one more waits.
+        That are decoded, or whose pixels are in use, at a time: a thread that asks for one more waits. Small
+        ones are cut into parts enough for so many to keep all processes busy.
 
     Raises
     ------
@@ -275,6 +277,7 @@ def decoding_in_processes(
             f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
             f"the source's decode hold only what can be pickled, or use --device cpu"
         ) from error
+    least = math.ceil(count / batches)
     idle: SimpleQueue[Ask] = SimpleQueue()
     free: SimpleQueue[tuple[int, Memory]] = SimpleQueue()
 
@@ -296,14 +299,19 @@ def decoding_in_processes(
         @contextmanager
         def decoded(batch: Batch, wanted: Wanted) -> Iterator[Decoded]:
             number, memory = free.get()
+            answers: list[Future[Decoded]] = []
             try:
-                parts = parts_of(batch, wanted, number, memory)
-                answers = [asking.submit(answered, part) for part in parts]
-                # The memory is theirs until the last of them is done.
-                wait(answers)
-                whole = pixels_in(memory.bytes, wanted, len(batch))
-                yield joined([answer.result() for answer in answers], [part.first for part in parts], whole)
+                rows, end = laid_down(batch, wanted, memory)
+                parts = [Part(number, end, wanted, len(rows), *cut) for cut in cuts(rows, least)]
+                for part in parts:
+                    answers.append(asking.submit(answered, part))
+                found = [answer.result() for answer in answers]
+                yield joined(
+                    found, [part.first for part in parts], pixels_in(memory.bytes, wanted, len(rows))
+                )
             finally:
+                # The memory is theirs until the last of them is done, also where one of them has failed.
+                wait(answers)
                 free.put((number, memory))
 
         yield decoded
@@ -312,6 +320,11 @@ def decoding_in_processes(
 def memory_file() -> BinaryIO:
     """Return a file in memory."""
     return os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0)
+
+
+Row = tuple[int, str, str, tuple[int, int] | None]
+"""Of a sample its place in the task, its label, what names it, and where its bytes begin and end in shared
+memory; None if it is a file of its own, of that name."""
 
 
 @dataclass(frozen=True)
@@ -325,9 +338,7 @@ class Part:
     wanted : Wanted
     images, first : int
         Samples in the batch, and the place of the first of these among them.
-    samples : list of (int, str, str, (int, int) or None)
-        Of each its place in the task, its label, what names it, and where its bytes begin and end; None if it
-        is a file of its own, of that name.
+    rows : list of Row
     """
 
     memory: int
@@ -335,27 +346,46 @@ class Part:
     wanted: Wanted
     images: int
     first: int
-    samples: list[tuple[int, str, str, tuple[int, int] | None]]
+    rows: list[Row]
 
 
 Ask = Callable[[Part], Decoded]
 """Asks a process; the pixels of its answer are in the shared memory."""
 
 
-def parts_of(batch: Batch, wanted: Wanted, number: int, memory: Memory) -> list[Part]:
-    """Cut a batch into parts that are alike; samples that are read are laid down in shared memory."""
-    start = pixel_bytes(wanted, len(batch))
-    whole = memory.grown(start + sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample)))
-    rows: list[tuple[int, str, str, tuple[int, int] | None]] = []
+def laid_down(batch: Batch, wanted: Wanted, memory: Memory) -> tuple[list[Row], int]:
+    """Lay the samples of a batch that are read down in shared memory, behind its pixels.
+
+    Returns
+    -------
+    list of Row
+    int
+        Where the last one ends.
+    """
+    end = pixel_bytes(wanted, len(batch))
+    whole = memory.grown(end + sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample)))
+    rows: list[Row] = []
     for place, sample in batch:
         span = None
         if isinstance(sample, Sample):
-            span = start, start + len(sample.data)
+            span = end, end + len(sample.data)
             whole.data[slice(*span)] = sample.data
-            start = span[1]
+            end = span[1]
         rows.append((place, sample.label, sample.where, span))
-    cuts = np.linspace(0, len(rows), math.ceil(len(rows) / PART) + 1).round().astype(int).tolist()
-    return [Part(number, start, wanted, len(rows), first, rows[first:last]) for first, last in pairwise(cuts)]
+    return rows, end
+
+
+def cuts(rows: list[Row], least: int) -> list[tuple[int, list[Row]]]:
+    """Cut rows into parts that are alike, each with the place of its first row.
+
+    Parameters
+    ----------
+    least : int
+        Parts there should be, as far as there are rows.
+    """
+    count = max(math.ceil(len(rows) / PART), min(len(rows), least))
+    places = np.linspace(0, len(rows), count + 1).round().astype(int).tolist()
+    return [(first, rows[first:last]) for first, last in pairwise(places)]
 
 
 def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> Decoded:
@@ -459,7 +489,7 @@ def serve(connection: int, descriptors: Sequence[int]) -> None:
                     if span
                     else SampleFile(where, label),
                 )
-                for place, label, where, span in part.samples
+                for place, label, where, span in part.rows
             ]
             pixels = {
                 preprocessing: rows[:, part.first : part.first + len(batch)]

@@ -143,7 +143,8 @@ def look(
     Raises
     ------
     InputError
-        If a sample cannot be decoded and is not to be skipped, or its features are not finite; names it.
+        If a sample cannot be read, cannot be decoded and is not to be skipped, or has features that are not
+        finite; names it.
     Unfinished
         If a process that decodes is lost.
     """
@@ -186,7 +187,7 @@ def batches(
     limit : int or None
         Where labels are not known, samples of a class to yield at most: no more of them can be in use.
     labels : list of str
-        Gets the label of every sample that is read.
+        Gets the label of every sample that is listed.
 
     Raises
     ------

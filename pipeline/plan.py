@@ -176,7 +176,7 @@ def probe(
         def see(batch: Batch) -> Seen:
             return look(batch, "train", equipment, backbones, rules)
 
-        # What is done for the first time, by each thread, takes longer.
+        # What is done for the first time, by each thread and process, takes longer.
         list(pool.map(see, batches[: equipment.threads]))
         began = time.perf_counter()
         seen = list(pool.map(see, batches))

@@ -36,7 +36,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ from sfm.errors import InputError
 from sfm.stats_store.digest import BLOCK_ROWS
 
 AT_ONCE = 8
-"""Samples that a reading thread takes at once."""
+"""Files that a reading thread takes at once."""
 
 VANISHED = "{} vanished while the dataset was read; run again"
 
@@ -79,9 +79,10 @@ class Sample:
         return self
 
 
+@final
 @dataclass(frozen=True)
 class SampleFile:
-    """A labelled image that is a file of its own, not read yet.
+    """A labelled image that is a file of its own, not read yet; who decodes it reads it, maybe elsewhere.
 
     Attributes
     ----------
@@ -122,7 +123,7 @@ class Shard:
         Index of each sample's class in ``Source.class_ids``; None if only reading tells.
     read : callable
         Given positions (ndarray of int64), each above the one before, or None for all, yields those samples,
-        or what they are to be read from; raises InputError if they cannot be read. It may be called again, in
+        or a `SampleFile` for each; raises InputError if they cannot be read. It may be called again, in
         other processes too, and yields the same then; in one process, one shard is read at a time.
     """
 
@@ -155,7 +156,13 @@ class Split:
         return np.concatenate([*known, np.zeros(0, dtype=np.int32)])
 
     def read(self, rows: npt.NDArray[np.int64], sizes: Sequence[int] | None = None) -> Iterator[Sample]:
-        """Yield samples, as :meth:`listed` does, but all of them read."""
+        """Yield samples, as :meth:`listed` does, but all of them read.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read.
+        """
         return loaded(self.listed(rows, sizes))
 
     def listed(
@@ -226,6 +233,8 @@ def file_split(
 ) -> Split:
     """Make a split of samples that are files of their own: shards of ``BLOCK_ROWS`` of them.
 
+    Files are read several at a time, ahead of who decodes them; for a GPU, in the processes that decode.
+
     Parameters
     ----------
     labels : ndarray of int32, shape (n,)
@@ -250,6 +259,8 @@ def indexed_split(
     listing: str,
 ) -> Split:
     """Make a split of samples that can be read one by one, in any order: shards of ``BLOCK_ROWS`` samples.
+
+    They are read one after the other, in one thread.
 
     Parameters
     ----------
@@ -297,9 +308,15 @@ def split_of(
 
 
 def loaded(samples: Iterable[Sample | SampleFile], readers: int = READERS) -> Iterator[Sample]:
-    """Yield samples, all of them read: files by so many threads, ahead of who takes them.
+    """Yield samples, all of them read: files ahead of who takes them.
 
     A thread reads a few at a time: each change of threads takes a core from those that compute.
+
+    Parameters
+    ----------
+    samples : iterable of Sample or SampleFile
+    readers : int
+        Threads that read, if the first sample is a file.
 
     Raises
     ------
@@ -307,24 +324,25 @@ def loaded(samples: Iterable[Sample | SampleFile], readers: int = READERS) -> It
         If a file cannot be read.
     """
     coming = iter(samples)
-    for first in coming:
-        # A source has samples of one kind, and those that are read need no threads.
-        if isinstance(first, Sample):
-            yield first
-            continue
-        coming = chain([first], coming)
-        with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-            waiting: deque[Future[list[Sample]]] = deque()
-            try:
-                while few := list(islice(coming, AT_ONCE)):
-                    waiting.append(pool.submit(lambda files: [file.read() for file in files], few))
-                    if len(waiting) > readers:
-                        yield from waiting.popleft().result()
-                while waiting:
+    first = next(coming, None)
+    if first is None:
+        return
+    coming = chain([first], coming)
+    if isinstance(first, Sample):
+        yield from (sample.read() for sample in coming)
+        return
+    with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
+        waiting: deque[Future[list[Sample]]] = deque()
+        try:
+            while few := list(islice(coming, AT_ONCE)):
+                waiting.append(pool.submit(lambda files: [file.read() for file in files], few))
+                if len(waiting) > readers:
                     yield from waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def require_usable(

@@ -26,7 +26,7 @@ from sfm.pipeline import cluster
 from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import PART, Wanted, decode_batch, decoding_in_processes
+from sfm.pipeline.decoding import PART, Wanted, cuts, decode_batch, decoding_in_processes
 from sfm.pipeline.equipment import Equipment, equipped, quickest
 from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.selection import selection_of
@@ -123,6 +123,41 @@ def test_processes_read_the_samples_that_are_files(tmp_path):
             decoding(listed, skip),
         ):
             pass
+
+
+def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
+    done = tmp_path / "done"
+
+    def decode(data: bytes) -> Image.Image:
+        if data == b"slow":
+            time.sleep(1)
+            done.touch()
+        if data == b"bad":
+            raise ValueError("no image")
+        return Image.new("RGB", (9, 9))
+
+    data = [b"bad"] + PART * [b""] + [b"slow"]
+    batch = [(place, Sample(each, "bag", str(place))) for place, each in enumerate(data)]
+    problem = "cannot decode 0: no image"
+    with decoding_in_processes(decode, 2, 1) as decoding:
+        with pytest.raises(InputError, match=problem), decoding(batch, Wanted((SMALL,))):
+            pass
+        # The other part was not left behind.
+        assert done.exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "parts"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (PART, 1, 1), (128, 1, 4)]
+)
+def test_a_batch_is_cut_into_parts_that_are_alike(count, least, parts):
+    rows = [(place, "bag", str(place), None) for place in range(count)]
+    found = cuts(rows, least)
+    assert [row for _, part in found for row in part] == rows
+    assert [rows[first] for first, _ in found] == [part[0] for _, part in found]
+    sizes = [len(part) for _, part in found]
+    assert len(sizes) == parts
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= PART
 
 
 def test_a_batch_of_which_nothing_can_be_decoded_is_empty():

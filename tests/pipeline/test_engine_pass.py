@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 
 from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
+from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.decoding import Batch, Decoded, Wanted
 from sfm.pipeline.equipment import Equipment, at_once, equipped, evened, features_of, quickest
 from sfm.pipeline.extract import extract
 from sfm.pipeline.features import Rules, missing, stage
@@ -23,7 +26,7 @@ from sfm.pipeline.precision import cosine_of_flows
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.folder import folder_source
-from sfm.pipeline.sources.source import at, of_classes, recut
+from sfm.pipeline.sources.source import SampleFile, at, of_classes, recut
 from sfm.pipeline.staging import Staging, claim, open_staging, tasks_of
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
@@ -53,8 +56,8 @@ def streamed(source: Source, size: int = 7) -> Source:
         order = np.random.default_rng(0).permutation(len(known.labels))
 
         def shard(rows: np.ndarray) -> Shard:
-            def read(positions: np.ndarray | None) -> Iterator[Sample]:
-                samples = (next(known.read(np.array([row]))) for row in rows)
+            def read(positions: np.ndarray | None) -> Iterator[Sample | SampleFile]:
+                samples = (next(known.listed(np.array([row]))) for row in rows)
                 return samples if positions is None else at(samples, positions)
 
             return Shard(f"shard of {len(rows)}", None, read)
@@ -93,7 +96,7 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
     assert entry.read("train/count").tolist() == [3, 3, 3]
     tally, source = Tally(), streamed(folder_source(str(image_folder)))
     for name, split in source.splits.items():
-        own = [sample for shard in split.shards for sample in shard.read(None)]
+        own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
             for sample in [sample for sample in own if sample.label == class_id][:3]:
                 digest = np.frombuffer(sample_digest(sample.data), dtype=np.uint8)[None]
@@ -221,6 +224,44 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
             found.append(staged_files(tmp_path / f"{device}-{cores}", source, equipment))
     assert len(found[0]) == 4 * 6
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "stream"])
+def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(
+    tmp_path, image_folder, stream, kind, some, monkeypatch
+):
+    spoil(image_folder, "train/boot/003.png")
+    source = stream if kind == "stream" else f"folder:{image_folder}"
+    if some:
+        (tmp_path / "some.txt").write_text("boot\ntrouser\n")
+        source += f"?classes={tmp_path / 'some.txt'}"
+    here = extract(config(tmp_path / "here", source, on_error="skip"))
+
+    def refused(file: SampleFile) -> Sample:
+        raise AssertionError(f"{file.where} is read here")
+
+    monkeypatch.setattr(SampleFile, "read", refused)
+    monkeypatch.setattr(extract_module, "equipped", lambda source, _, count: equipped(source, "cuda", count))
+    there = extract(config(tmp_path / "there", source, on_error="skip"))
+    digests = {done.published[0].summary.entry_digest for done in (here, there)}
+    assert len(digests) == 1
+    assert there.skipped == here.skipped
+    assert len(here.skipped) == 1
+
+
+def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder, one_thread):
+    taken: list[Sample | SampleFile] = []
+
+    def decoding(batch: Batch, wanted: Wanted) -> AbstractContextManager[Decoded]:
+        taken.extend(sample for _, sample in batch)
+        return one_thread.decoding(batch, wanted)
+
+    source, watched = folder_source(str(image_folder)), dataclasses.replace(one_thread, decoding=decoding)
+    tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
+    list(stage(source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), Rules(), watched))
+    assert len(taken) == 60
+    assert all(isinstance(sample, Sample) for sample in taken)
 
 
 @pytest.mark.parametrize("size", [32, 160])

@@ -194,14 +194,15 @@ def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
     assert [originals[sample(again.train, i).data] for i in range(6)] == again.train.labels.tolist()
 
 
-def test_files_are_listed_without_being_read_and_read_in_order(tmp_path, monkeypatch):
+def test_files_are_listed_without_being_read_and_read_in_order(tmp_path):
     paths = [tmp_path / f"{i}" for i in range(50)]
     for i, path in enumerate(paths):
         path.write_text(str(i))
     labels = np.arange(50, dtype=np.int32) % 2
     split = file_split(labels, ["a", "b"], lambda i: str(paths[i]), "listing")
     rows = np.arange(1, 50, 2)
-    assert list(split.listed(rows)) == [SampleFile(str(paths[i]), "b") for i in rows]
+    listed = list(split.listed(rows))
+    assert listed == [SampleFile(str(paths[i]), "b") for i in rows]
     found = list(split.read(rows))
     assert found == [Sample(str(i).encode(), "b", str(paths[i])) for i in rows]
     assert list(loaded(found)) == found
