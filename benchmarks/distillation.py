@@ -6,12 +6,12 @@ r"""What a step of `sfm distill` costs and how far it comes, against LGM, the pu
         --classes 100 1000 --only time memory
 
 time
-    All contenders in one process, in rounds, each in a random order and twice, the second time timed: medians
-    over rounds of the ratios within a round. *Bare* is forward and backward-to-input, by autograd, of the
-    backbone as `load_backbone` gives it, on normalised noise: of as many images as a step of ours looks at;
-    and, for LGM, forward of a real batch and forward and backward of the views. Pyramids have all their
-    levels, the dearest stage of a run. The share of the matrix rate counts the bare work of a step against
-    the rate of one large matrix product.
+    All contenders in one process, in rounds, each in a random order: once untimed, then timed as often as the
+    slowest takes time for, three times at most; medians over rounds of the ratios within a round. *Bare* is
+    forward and backward-to-input, by autograd, of the backbone as `load_backbone` gives it, on normalised
+    noise: of as many images as a step of ours looks at; and, for LGM, forward of a real batch and forward and
+    backward of the views. Pyramids have all their levels, the dearest stage of a run. The share of the matrix
+    rate counts the bare work of a step against the rate of one large matrix product.
 memory
     Every contender in a process of its own, three times, of which the median counts (heaps differ by a fifth
     from run to run): the peak while it does a few steps, above what is there before the first, once all is
@@ -88,6 +88,8 @@ PUBLISHED, LGM, BARE, BARE_LGM = "published SFM", f"LGM, {LGM_VIEWS} views", "ba
 CONTENDERS = (BARE, *OURS, PUBLISHED, LGM, BARE_LGM)
 MOST_OF_FREE = 0.8
 """Share of the free memory up to which something is run: a machine that swaps measures nothing."""
+MOST_CALLS = 3
+"""Times that a contender is timed in a round, at most: some of the noise of a machine is short."""
 DRAWS = 20
 """Of pyramids and views, whose gradients are compared."""
 STEPS = 2
@@ -313,8 +315,8 @@ def released() -> None:
         torch.cuda.empty_cache()
 
 
-def warmed(calls: dict[str, Callable[[], object]], device: torch.device) -> float:
-    """Make every call twice, drop those that lack memory beside the others, and return seconds of the rest.
+def warmed(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Make every call twice, drop those that lack memory beside the others; return what the rest take.
 
     What is compiled and recorded is made in the first, and stays.
     """
@@ -326,7 +328,7 @@ def warmed(calls: dict[str, Callable[[], object]], device: torch.device) -> floa
                 seconds[name] = seconds_of(calls[name], device)
             except torch.OutOfMemoryError:
                 del calls[name]
-    return sum(seconds[name] for name in calls)
+    return {name: max(seconds[name], 1e-6) for name in calls}
 
 
 def in_turn(
@@ -334,21 +336,24 @@ def in_turn(
 ) -> list[dict[str, float]]:
     """Time calls in rounds, each in a random order, for about `budget` seconds.
 
-    Those that do not fit in memory are dropped from the calls. Every call is made twice and timed the second
-    time: the first finds memory and caches as another contender has left them.
+    Those that do not fit in memory are dropped from the calls. In a round every call is made once untimed,
+    since it finds memory and caches as another contender has left them; then as often as the slowest takes
+    time for, `MOST_CALLS` times at most, of which the median counts.
     """
     rng = np.random.default_rng(0)
+    first = warmed(calls, device)
+    times = {name: min(MOST_CALLS, int(max(first.values()) / seconds)) for name, seconds in first.items()}
 
-    def second(name: str) -> float:
+    def median(name: str) -> float:
         released()
         calls[name]()
-        return seconds_of(calls[name], device)
+        return statistics.median(seconds_of(calls[name], device) for _ in range(times[name]))
 
-    once = max(warmed(calls, device), 1e-6)
+    once = sum((1 + times[name]) * seconds for name, seconds in first.items())
     rounds = []
-    for _ in range(max(5, min(60, int(budget / (2 * once))))):
+    for _ in range(max(5, min(60, int(budget / once)))):
         order = rng.permutation(list(calls)).tolist()
-        rounds.append({name: second(name) for name in order})
+        rounds.append({name: median(name) for name in order})
     return rounds
 
 
