@@ -23,7 +23,8 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.frozen import for_features
 from sfm.backbones.input import on_device
 from sfm.backbones.memory import LARGE_INPUT
-from sfm.pipeline.decoding import PART, Decoding, decoding_here, decoding_in_processes
+from sfm.pipeline.decoding import Decoding, decoding_here
+from sfm.pipeline.decoding_processes import PART, decoding_in_processes
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, SampleFile, loaded
 

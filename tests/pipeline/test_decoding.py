@@ -26,7 +26,8 @@ from sfm.pipeline import cluster
 from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import PART, Wanted, cuts, decode_batch, decoding_in_processes
+from sfm.pipeline.decoding import Wanted, decode_batch
+from sfm.pipeline.decoding_processes import PART, cuts, decoding_in_processes
 from sfm.pipeline.equipment import Equipment, equipped, quickest
 from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.selection import selection_of
@@ -57,7 +58,7 @@ def children() -> list[psutil.Process]:
     found = []
     for each in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += [each] if "sfm.pipeline.decoding" in " ".join(each.cmdline()) else []
+            found += [each] if "sfm.pipeline.decoding_processes" in " ".join(each.cmdline()) else []
     return found
 
 
@@ -272,7 +273,7 @@ def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_contex
 
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     program = (
-        "from sfm.pipeline.decoding import decoding_in_processes\n"
+        "from sfm.pipeline.decoding_processes import decoding_in_processes\n"
         "from sfm.pipeline.sources.decode import decode_image\n"
         "with decoding_in_processes(decode_image, 2, 1):\n"
         "    print('ready', flush=True)\n"
