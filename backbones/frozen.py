@@ -30,6 +30,9 @@ from sfm.backbones.fold import in_turn
 Clip = tuple[float, float | None]
 """Least and largest value of an activation; None: there is no largest."""
 
+BACK_BYTES = 5 * 2**20
+"""On the way back through a row of convolutions, images go as many at a time as keep its tensors this small."""
+
 PIECE_BYTES = 3 * 2**20
 """What is derived of larger tensors on the way is made piece by piece, or it would be as large again."""
 
@@ -394,16 +397,34 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        given = gradient
-        for way, shape, inside in zip(
-            reversed(ctx.ways), reversed(ctx.shapes), reversed(ctx.saved_tensors), strict=True
-        ):
-            if inside is not None:
-                # What was made here is in the cache, and nobody else's.
-                mask = inside.view(torch.int8)
-                gradient = gradient * mask if gradient is given else gradient.mul_(mask)
-            gradient = way.back(gradient, shape)
-        return gradient, None
+        each = _at_a_time(gradient, ctx.shapes)
+        links = list(zip(ctx.ways, ctx.shapes, ctx.saved_tensors, strict=True))
+        found = [
+            _back(piece, links, slice(number * each, (number + 1) * each))
+            for number, piece in enumerate(torch.split(gradient, each))
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found), None
+
+
+def _at_a_time(gradient: Tensor, shapes: Sequence[torch.Size]) -> int:
+    """Return how many images go back together, so that what is made of them on the way stays in the cache."""
+    if gradient.device.type == "cuda" or len(shapes) == 1:
+        return len(gradient)
+    image = gradient.element_size() * max(math.prod(shape[1:]) for shape in (gradient.shape, *shapes))
+    pieces = math.ceil(len(gradient) / max(1, BACK_BYTES // image))
+    return math.ceil(len(gradient) / pieces)
+
+
+def _back(gradient: Tensor, links: Sequence[tuple[_Ways, torch.Size, Tensor | None]], part: slice) -> Tensor:
+    """Take the gradient of some images back through convolutions and what clips them, the last one first."""
+    given = gradient
+    for way, shape, inside in reversed(links):
+        if inside is not None:
+            # What was made here is in the cache, and nobody else's.
+            mask = inside[part].view(torch.int8)
+            gradient = gradient * mask if gradient is given else gradient.mul_(mask)
+        gradient = way.back(gradient, torch.Size((len(given), *shape[1:])))
+    return gradient
 
 
 class _ClipValues(torch.autograd.Function):
