@@ -26,12 +26,13 @@ from torch.nn.grad import conv2d_input
 from sfm.backbones.agreement import agree
 from sfm.backbones.build import Backbone
 from sfm.backbones.fold import in_turn
+from sfm.backbones.straight import straight
 
 Clip = tuple[float, float | None]
 """Least and largest value of an activation; None: there is no largest."""
 
 BACK_BYTES = 5 * 2**20
-"""On the way back through a row of convolutions, images go as many at a time as keep its tensors this small."""
+"""So large are tensors on the way back through a row of convolutions, which goes a few images at a time."""
 
 PIECE_BYTES = 3 * 2**20
 """What is derived of larger tensors on the way is made piece by piece, or it would be as large again."""
@@ -96,7 +97,7 @@ def answer_for_input_alone(model: nn.Module, example: Tensor) -> nn.Module:
             changed = one_by_one(model, followed)
             whole = Carrying(joined(changed, example) if join else changed)
             if agree(model, whole, example):
-                return whole
+                return Carrying(straight(whole.model, example, _stays))
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError):
             continue
     return model
@@ -517,6 +518,10 @@ def _is_plain(module: nn.Module) -> bool:
         and not isinstance(module.padding, str)
         and not module.weight.requires_grad
     )
+
+
+def _stays(module: nn.Module) -> bool:
+    return isinstance(module, FrozenConvolutions | FrozenClip)
 
 
 def _clip_of(module: Any) -> Clip | None:

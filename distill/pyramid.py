@@ -5,16 +5,18 @@ which a backbone would respond just as well, out of the images.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sfm.backbones.crops import stream
 from sfm.backbones.views import interpolation_matrix
-from sfm.distill.resample import Resampling, resample, resampling, taps
+from sfm.distill.resample import Resampling, resampling, sums, sums_back, taps
 
 LEVEL_NOISE = 101
 """Purpose of the random streams that levels start from."""
@@ -41,48 +43,127 @@ def colour_matrix() -> Tensor:
 
 
 @cache
+def _colours(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return 2 * colour_matrix().to(device, dtype)
+
+
+@cache
 def _widening(side: int, canvas: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Matrix that upsamples rows of `side` pixels from the right, shape (side, canvas)."""
     whole = interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)
     return whole[0].T.to(device, dtype)
 
 
-@cache
-def _heightening(sides: tuple[int, ...], canvas: int, device: torch.device) -> Resampling:
-    """Matrix that upsamples columns of levels stacked on each other and adds them up."""
+@lru_cache(maxsize=4)
+def _heightening(sides: tuple[int, ...], canvas: int, planes: int, device: torch.device) -> Resampling:
+    """Matrix that upsamples the columns of levels, and adds them up.
+
+    Its columns are the rows of all levels of the first plane, then those of the second, ...; so each thread
+    has its share of the way back, where a row of a coarse level is a sum of very many.
+    """
     below = np.cumsum((0, *sides))
     each = [taps(np.zeros(1), np.full(1, float(side)), side, canvas) for side in sides]
     columns = np.concatenate(
         [start + pixels[0] for start, (pixels, _) in zip(below, each, strict=False)], axis=1
     )
-    return resampling(columns, np.concatenate([weights[0] for _, weights in each], axis=1), below[-1], device)
+    weights = np.concatenate([weights[0] for _, weights in each], axis=1)
+    first = below[-1] * np.arange(planes)[:, None, None]
+    return resampling(
+        (first + columns).reshape(planes * canvas, -1),
+        np.tile(weights, (planes, 1)),
+        planes * below[-1],
+        device,
+    )
 
 
 @cache
-def _dense_heightening(sides: tuple[int, ...], canvas: int, device: torch.device) -> Tensor:
-    """Matrix that does the same from the left, shape (canvas, rows of all levels)."""
+def _dense_heightening(
+    sides: tuple[int, ...], canvas: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Matrix that does the same to one plane, from the left, shape (canvas, rows of all levels)."""
     whole = [interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)[0] for side in sides]
-    return torch.cat(whole, dim=1).to(device)
+    return torch.cat(whole, dim=1).to(device, dtype)
 
 
-def heightened(stacked: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
-    """Upsample columns of levels stacked on each other, and add them up.
+def heightened(widened: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
+    """Upsample the columns of levels, and add them up; without a gradient, see :func:`heightened_back`.
 
     Parameters
     ----------
-    stacked : Tensor, shape (sum of sides, width)
-        Contiguous; differentiable.
+    widened : Tensor, shape (planes, sum of sides, canvas)
+        The levels of each plane stacked on each other; contiguous.
     sides : tuple of int
         Of the levels.
     canvas : int
 
     Returns
     -------
-    Tensor, shape (canvas, width)
+    Tensor, shape (planes, canvas, canvas)
     """
-    if stacked.device.type == "cuda":
-        return _dense_heightening(sides, canvas, stacked.device).to(stacked.dtype) @ stacked
-    return resample(stacked, _heightening(sides, canvas, stacked.device))
+    planes, device = len(widened), widened.device
+    if device.type == "cuda":
+        return _dense_heightening(sides, canvas, device, widened.dtype) @ widened
+    matrix = _heightening(sides, canvas, planes, device)
+    return sums(widened.view(-1, canvas), matrix).view(planes, canvas, canvas)
+
+
+def heightened_back(gradient: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
+    """Take a gradient back through :func:`heightened`.
+
+    Parameters
+    ----------
+    gradient : Tensor, shape (planes, canvas, canvas)
+        Contiguous.
+    sides : tuple of int
+    canvas : int
+
+    Returns
+    -------
+    Tensor, shape (planes, sum of sides, canvas)
+    """
+    planes, device = len(gradient), gradient.device
+    if device.type == "cuda":
+        return _dense_heightening(sides, canvas, device, gradient.dtype).T @ gradient
+    matrix = _heightening(sides, canvas, planes, device)
+    return sums_back(gradient.view(-1, canvas), matrix).view(planes, -1, canvas)
+
+
+class _Decode(torch.autograd.Function):
+    """Written out, since the small operations of many levels take longer to be noted down than to be done."""
+
+    @staticmethod
+    def forward(ctx: Any, canvas: int, *levels: Tensor) -> Tensor:
+        count, device, dtype = len(levels[0]), levels[0].device, levels[0].dtype
+        coarse = [level for level in levels if level.shape[-1] < canvas]
+        sides = tuple(level.shape[-1] for level in coarse)
+        widened = [
+            (level.reshape(-1, side) @ _widening(side, canvas, device, dtype)).view(-1, side, canvas)
+            for level, side in zip(coarse, sides, strict=True)
+        ]
+        total = heightened(torch.cat(widened, dim=1), sides, canvas).view(count, 3, -1)
+        if len(coarse) < len(levels):
+            total += levels[-1].flatten(2)
+        colours = _colours(device, dtype).expand(count, -1, -1)
+        images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas, canvas)
+        ctx.save_for_backward(images)
+        ctx.sides, ctx.colours, ctx.has_finest = sides, colours, len(coarse) < len(levels)
+        return images
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (images,) = ctx.saved_tensors
+        count, _, canvas, _ = images.shape
+        mixed = torch.ops.aten.sigmoid_backward(gradient, images).reshape(count, 3, -1)
+        total = torch.bmm(ctx.colours.mT, mixed)
+        widened = heightened_back(total.view(-1, canvas, canvas), ctx.sides, canvas)
+        found = [
+            (rows.reshape(-1, canvas) @ _widening(side, canvas, images.device, images.dtype).T)
+            for rows, side in zip(torch.split(widened, ctx.sides, dim=1), ctx.sides, strict=True)
+        ]
+        shapes = [(count, 3, side, side) for side in ctx.sides]
+        levels = [level.view(shape) for level, shape in zip(found, shapes, strict=True)]
+        return None, *levels, *([total.view(images.shape)] if ctx.has_finest else [])
 
 
 def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
@@ -94,7 +175,7 @@ def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
     Parameters
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
-        Coarse to fine, the first smaller than the canvas; differentiable.
+        Coarse to fine, the first smaller than the canvas; differentiable (once).
     canvas : int
         Side of the images, in pixels.
 
@@ -103,20 +184,8 @@ def decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
     Tensor, shape (N, 3, canvas, canvas)
         Values in [0, 1].
     """
-    count, device, dtype = len(levels[0]), levels[0].device, levels[0].dtype
-    coarse = [level for level in levels if level.shape[-1] < canvas]
-    sides = tuple(level.shape[-1] for level in coarse)
-    widened = [
-        level.flatten(0, 1).transpose(0, 1) @ _widening(side, canvas, device, dtype)
-        for level, side in zip(coarse, sides, strict=True)
-    ]
-    rows = heightened(torch.cat(widened).flatten(1), sides, canvas)
-    total = rows.view(canvas, count, 3, canvas).permute(1, 2, 0, 3)
-    if len(coarse) < len(levels):
-        total = levels[-1] + total
-    colours = (2 * colour_matrix()).to(total).expand(count, -1, -1)
-    mixed = torch.bmm(colours, total.reshape(count, 3, -1))
-    return mixed.sigmoid_().view(count, 3, canvas, canvas)
+    images: Tensor = _Decode.apply(canvas, *levels)
+    return images
 
 
 def grow(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sfm.backbones import views
 from sfm.backbones.crops import Crops
@@ -25,11 +26,11 @@ class Resampling:
 
     Attributes
     ----------
-    columns, weights : Tensor, shape (rows, taps), int64 and float32
+    columns, weights : Tensor, shape (rows, taps), int32 and float32
         The entries of each row.
-    back_rows, back_weights : Tensor, shape (rows * taps,), int64 and float32
+    back_rows, back_weights : Tensor, shape (rows * taps,), int32 and float32
         The entries of the transpose, row after row.
-    back_starts : Tensor, shape (columns,), int64
+    back_starts : Tensor, shape (columns,), int32
         Where each row of the transpose begins.
     """
 
@@ -57,30 +58,36 @@ def resampling(
     order = np.argsort(flat, kind="stable")
     starts = np.zeros(width, dtype=np.int64)
     np.cumsum(np.bincount(flat, minlength=width)[:-1], out=starts[1:])
-    arrays = (columns, shares, order // columns.shape[1], shares.ravel()[order], starts)
+    places = (place.astype(np.int32) for place in (columns, order // columns.shape[1], starts))
+    forth, back, begin = places
+    arrays = (forth, shares, back, shares.ravel()[order], begin)
     return Resampling(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def sums(table: Tensor, matrix: Resampling) -> Tensor:
+    """Multiply a table, shape (columns, width), by a matrix; without a gradient, see :func:`resample`."""
+    weights = matrix.weights.to(table.dtype)
+    return F.embedding_bag(matrix.columns, table, mode="sum", per_sample_weights=weights)
+
+
+def sums_back(table: Tensor, matrix: Resampling) -> Tensor:
+    """Multiply a table, shape (rows, width), by the transpose of a matrix; without a gradient."""
+    weights = matrix.back_weights.to(table.dtype)
+    return F.embedding_bag(
+        matrix.back_rows, table, matrix.back_starts, mode="sum", per_sample_weights=weights
+    )
 
 
 class _Resample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, matrix: Resampling) -> Tensor:
         ctx.matrix = matrix
-        weights = matrix.weights.to(table.dtype)
-        return F.embedding_bag(matrix.columns, table, mode="sum", per_sample_weights=weights)
+        return sums(table, matrix)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        matrix = ctx.matrix
-        weights = matrix.back_weights.to(gradient.dtype)
-        back = F.embedding_bag(
-            matrix.back_rows,
-            gradient.contiguous(),
-            matrix.back_starts,
-            mode="sum",
-            per_sample_weights=weights,
-        )
-        return back, None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return sums_back(gradient.contiguous(), ctx.matrix), None
 
 
 def resample(table: Tensor, matrix: Resampling) -> Tensor:

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import timm
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given, reject
 from hypothesis import strategies as st
 from timm.layers import Conv2dSame
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sfm.backbones import frozen as frozen_layers
 from sfm.backbones.build import Backbone, load_backbone
@@ -74,8 +76,10 @@ def test_weights_are_shared_and_the_model_is_left_as_it_is(lite0: Backbone) -> N
     before = list(lite0.model.modules())
     changed = frozen(lite0).model
     assert list(lite0.model.modules()) == before
-    own = {tensor.data_ptr() for tensor in lite0.model.parameters()}
-    assert {tensor.data_ptr() for tensor in changed.parameters()} == own
+    own = {tensor.data_ptr(): name for name, tensor in lite0.model.named_parameters()}
+    shared = {tensor.data_ptr() for tensor in changed.parameters()}
+    assert shared <= own.keys()
+    assert all("classifier" in own[place] for place in own.keys() - shared), "features need all others"
     assert all(not tensor.requires_grad for tensor in changed.parameters())
 
 
@@ -263,6 +267,30 @@ def test_a_model_that_reads_the_weights_of_its_convolutions_stays_itself(name: s
     assert answer_for_input_alone(model, seeded(1, 3, size, size)) is model
 
 
+def test_images_go_back_through_a_row_as_many_at_a_time_as_the_largest_tensor_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    widths = (3, 8, 5)
+    links = [nn.Conv2d(one, two, 3, padding=1).requires_grad_(False) for one, two in pairwise(widths)]
+    row = FrozenConvolutions([(link, (0.0, 6.0)) for link in links])
+    images = 9 * seeded(7, 3, 10, 10).contiguous(memory_format=LAST)
+    whole = answer(row, images)
+    together, go_back = [], frozen_layers._back
+
+    def watched(gradient: Tensor, *given: Any) -> Tensor:
+        together.append(len(gradient))
+        return go_back(gradient, *given)
+
+    monkeypatch.setattr(frozen_layers, "_back", watched)
+    for allowed, expected in ((3, [3, 3, 1]), (2, [2, 2, 2, 1]), (0.5, [1] * 7), (7, [7])):
+        together.clear()
+        monkeypatch.setattr(frozen_layers, "BACK_BYTES", int(allowed * 8 * 10 * 10 * 4))
+        for one, two in zip(whole, answer(row, images), strict=True):
+            torch.testing.assert_close(one, two)
+        assert together == expected
+
+
 def test_for_features_no_weights_are_laid_out_for_the_way_back(
     lite0: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +303,12 @@ def test_for_features_no_weights_are_laid_out_for_the_way_back(
         torch.testing.assert_close(quick.features(images), lite0.features(images), rtol=1e-4, atol=1e-5)
         quick.features(images)
     assert len(laid_out) == sum(rows(quick.model))
+
+
+def test_what_a_backbone_does_between_its_convolutions_is_one_function(lite0: Backbone) -> None:
+    changed = frozen(lite0).model
+    assert isinstance(changed.model, fx.GraphModule)
+    assert not any(isinstance(module, nn.Identity) for module in changed.modules())
 
 
 def test_a_model_that_would_come_out_different_stays_itself() -> None:

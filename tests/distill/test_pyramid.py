@@ -11,6 +11,7 @@ from sfm.distill.pyramid import (
     decode,
     grow,
     heightened,
+    heightened_back,
     resolutions,
 )
 
@@ -93,7 +94,17 @@ def test_levels_depend_on_the_seed_and_on_their_number_only() -> None:
 @pytest.mark.parametrize("canvas", [9, 37, 55])
 def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
     sides = resolutions(canvas)[:-1]
-    stacked = torch.rand(sum(sides), 6, generator=torch.Generator().manual_seed(canvas))
-    torch.testing.assert_close(
-        _dense_heightening(sides, canvas, CPU) @ stacked, heightened(stacked, sides, canvas)
+    random = torch.Generator().manual_seed(canvas)
+    widened = torch.rand(6, sum(sides), canvas, generator=random)
+    gradient = torch.rand(6, canvas, canvas, generator=random)
+    dense = _dense_heightening(sides, canvas, CPU, torch.float32)
+    torch.testing.assert_close(dense @ widened, heightened(widened, sides, canvas))
+    torch.testing.assert_close(dense.T @ gradient, heightened_back(gradient, sides, canvas))
+
+
+@pytest.mark.parametrize(("canvas", "levels"), [(9, 1), (9, 4), (9, 5), (37, 7)])
+def test_the_way_back_through_decoding_is_that_of_finite_differences(canvas: int, levels: int) -> None:
+    stack = [level.detach().double().requires_grad_() for level in pyramid(canvas, 2, levels)]
+    assert torch.autograd.gradcheck(
+        lambda *given: decode(given, canvas), stack, atol=1e-4, rtol=1e-4, fast_mode=True
     )
