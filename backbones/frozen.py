@@ -211,13 +211,13 @@ class FrozenConvolutions(nn.Module):
         super().__init__()
         self.links = list(links)
         self.convolutions = nn.ModuleList(convolution for convolution, _ in links)
-        self._ways: dict[torch.Size, list[_Ways]] = {}
+        self._ways: dict[torch.Size, tuple[_Ways, ...]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (batch, channel, y, x) as the convolutions and their activations do."""
         ways = self._ways.get(images.shape[2:])
         if ways is None:
-            ways = self._ways[images.shape[2:]] = list(self._chosen(images.shape[2:]))
+            ways = self._ways[images.shape[2:]] = tuple(self._chosen(images.shape[2:]))
         if torch.is_grad_enabled() and images.requires_grad:
             found: Tensor = _Convolve.apply(images, ways)
             return found
@@ -258,12 +258,12 @@ class FrozenClip(nn.Module):
 class _Ways:
     """The way forth through a convolution and its activation, and the way back through the convolution.
 
-    The way back takes the gradient with respect to the sums, and the shape of the images; weights are laid
-    out for it when it is first gone. The size is that of what comes out.
+    The way back takes the gradient with respect to the sums; weights are laid out for it when it is first
+    gone. The size is that of what comes out.
     """
 
     forth: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor, torch.Size], Tensor]
+    back: Callable[[Tensor], Tensor]
     clip: Clip | None
     size: torch.Size
 
@@ -289,8 +289,8 @@ def _ways(convolution: Any, size: torch.Size, clip: Clip | None) -> _Ways:
     def forth(images: Tensor) -> Tensor:
         return within.forth(pad_same(images, list(c.kernel_size), list(c.stride), list(c.dilation)))
 
-    def back(gradient: Tensor, shape: torch.Size) -> Tensor:
-        found = within.back(gradient, torch.Size((*shape[:2], *whole)))
+    def back(gradient: Tensor) -> Tensor:
+        found = within.back(gradient)
         return found[:, :, top : top + size[0], left : left + size[1]]
 
     return _Ways(forth, back, clip, within.size)
@@ -310,23 +310,23 @@ def _padded_ways(
 
     pulled_back: Any = conv2d_input
 
-    def back(gradient: Tensor, size: torch.Size) -> Tensor:
-        own = weight.to(gradient.dtype)
+    def back(gradient: Tensor) -> Tensor:
+        own, shape = weight.to(gradient.dtype), (len(gradient), c.in_channels, *size)
         if gradient.device.type == "cuda":
             # Of the images it looks only at shape and layout, by which cuDNN chooses its kernels.
-            like = torch.empty(size, dtype=own.dtype, device=own.device, memory_format=torch.channels_last)
-            shape = (list(c.stride), list(padding), list(c.dilation), False, [0, 0], c.groups)
+            like = torch.empty(shape, dtype=own.dtype, device=own.device, memory_format=torch.channels_last)
+            given = (list(c.stride), list(padding), list(c.dilation), False, [0, 0], c.groups)
             wanted = [True, False, False]
-            pulled: Any = torch.ops.aten.convolution_backward(gradient, like, own, None, *shape, wanted)
+            pulled: Any = torch.ops.aten.convolution_backward(gradient, like, own, None, *given, wanted)
             return pulled[0]  # type: ignore[no-any-return]
-        found: Tensor = pulled_back(list(size), own, gradient, c.stride, padding, c.dilation, c.groups)
+        found: Tensor = pulled_back(shape, own, gradient, c.stride, padding, c.dilation, c.groups)
         return found
 
     # On a CPU a convolution forward, of the transposed kernel, is the faster way back: with stride 1, for one
     # channel at a time even over gradients that are set apart by zeros, and for images of few channels.
     depthwise, slow = _is_depthwise(c), not _suits_onednn(c) or min(reach) < 0
     if not slow and c.groups == 1 and c.stride[0] == c.stride[1] > 1 and c.in_channels <= FEW_CHANNELS:
-        return _Ways(forth, _between_pixels(weight, c.stride[0], padding), clip, out)
+        return _Ways(forth, _between_pixels(weight, c.stride[0], padding, size), clip, out)
     if slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
         return _Ways(forth, back, clip, out)
 
@@ -336,10 +336,11 @@ def _padded_ways(
         turned = turned.contiguous(memory_format=torch.channels_last)
         return _kernel(turned, None, (1, 1), reach, (1, 1), c.groups, None)
 
-    def forward_back(gradient: Tensor, size: torch.Size) -> Tensor:
+    height, width = (side + 2 * pixels - own + 1 for side, pixels, own, _, _ in sides)
+
+    def forward_back(gradient: Tensor) -> Tensor:
         if c.stride == (1, 1):
             return across()(gradient)
-        height, width = (side + 2 * pixels - own + 1 for side, pixels, own, _, _ in sides)
         apart = gradient.new_zeros(len(gradient), height, width, gradient.shape[1]).permute(0, 3, 1, 2)
         apart[:, :, :: c.stride[0], :: c.stride[1]] = gradient
         return across()(apart)
@@ -348,8 +349,8 @@ def _padded_ways(
 
 
 def _between_pixels(
-    weight: Tensor, stride: int, padding: tuple[int, ...]
-) -> Callable[[Tensor, torch.Size], Tensor]:
+    weight: Tensor, stride: int, padding: tuple[int, ...], size: torch.Size
+) -> Callable[[Tensor], Tensor]:
     """Return the way back through a convolution with a stride, as one with a channel for every place in it.
 
     Pixels that are ``r`` beyond a multiple of the stride s meet the weights ``r, r + s, r + 2 s, ...`` only:
@@ -366,17 +367,17 @@ def _between_pixels(
         turned = turned.contiguous(memory_format=torch.channels_last)
         return _kernel(turned, None, (1, 1), (reach - 1, reach - 1), (1, 1), 1, None)
 
-    def back(gradient: Tensor, size: torch.Size) -> Tensor:
+    def back(gradient: Tensor) -> Tensor:
         found = nn.functional.pixel_shuffle(across()(gradient), stride)
         # Pixels beyond the last window are missing: no sum has them.
         below, right = (
             max(0, pixels + side - have)
-            for pixels, side, have in zip(padding, size[2:], found.shape[2:], strict=True)
+            for pixels, side, have in zip(padding, size, found.shape[2:], strict=True)
         )
         if below or right:
             found = nn.functional.pad(found, (0, right, 0, below))
         top, left = padding
-        return found[:, :, top : top + size[2], left : left + size[3]]
+        return found[:, :, top : top + size[0], left : left + size[1]]
 
     return back
 
@@ -386,45 +387,55 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, ways: Sequence[_Ways]) -> Tensor:
-        ctx.ways, ctx.shapes = ways, []
-        inside = []
+        inside, largest = [], images.nbytes
         for way in ways:
-            ctx.shapes.append(images.shape)
             images = way.forth(images)
-            inside.append(None if way.clip is None else _inside(images, way.clip))
+            inside.append(None if way.clip is None else _inside(images, way.clip).view(torch.int8))
+            largest = max(largest, images.nbytes)
         ctx.save_for_backward(*inside)
+        ctx.ways, ctx.largest = ways, largest
+        ctx.channels_last = images.is_contiguous(memory_format=torch.channels_last)
         return images
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        each = _at_a_time(gradient, ctx.shapes)
-        links = list(zip(ctx.ways, ctx.shapes, ctx.saved_tensors, strict=True))
+        ways, masks, count = ctx.ways, ctx.saved_tensors, len(gradient)
+        if ctx.channels_last:
+            # That of a mean over places comes in another layout.
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        each = count if len(ways) == 1 or gradient.device.type == "cuda" else _at_a_time(count, ctx.largest)
+        if each == count:
+            return _back(gradient, ways, masks), None
         found = [
-            _back(piece, links, slice(number * each, (number + 1) * each))
-            for number, piece in enumerate(torch.split(gradient, each))
+            _back(piece, ways, [None if mask is None else mask[start : start + each] for mask in masks])
+            for start, piece in zip(range(0, count, each), torch.split(gradient, each), strict=True)
         ]
-        return found[0] if len(found) == 1 else torch.cat(found), None
+        return torch.cat(found), None
 
 
-def _at_a_time(gradient: Tensor, shapes: Sequence[torch.Size]) -> int:
-    """Return how many images go back together, so that what is made of them on the way stays in the cache."""
-    if gradient.device.type == "cuda" or len(shapes) == 1:
-        return len(gradient)
-    image = gradient.element_size() * max(math.prod(shape[1:]) for shape in (gradient.shape, *shapes))
-    pieces = math.ceil(len(gradient) / max(1, BACK_BYTES // image))
-    return math.ceil(len(gradient) / pieces)
+def _at_a_time(count: int, largest: int) -> int:
+    """Return how many images go back together, so that what is made of them on the way stays in the cache.
+
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    largest : int
+        Bytes of the largest tensor that is made of all of them.
+    """
+    most = max(1, BACK_BYTES * count // largest)
+    return math.ceil(count / math.ceil(count / most))
 
 
-def _back(gradient: Tensor, links: Sequence[tuple[_Ways, torch.Size, Tensor | None]], part: slice) -> Tensor:
-    """Take the gradient of some images back through convolutions and what clips them, the last one first."""
+def _back(gradient: Tensor, ways: Sequence[_Ways], masks: Sequence[Tensor | None]) -> Tensor:
+    """Take a gradient back through convolutions and what clips them, the last one first."""
     given = gradient
-    for way, shape, inside in reversed(links):
-        if inside is not None:
+    for way, mask in zip(reversed(ways), reversed(masks), strict=True):
+        if mask is not None:
             # What was made here is in the cache, and nobody else's.
-            mask = inside[part].view(torch.int8)
             gradient = gradient * mask if gradient is given else gradient.mul_(mask)
-        gradient = way.back(gradient, torch.Size((len(given), *shape[1:])))
+        gradient = way.back(gradient)
     return gradient
 
 
@@ -497,7 +508,8 @@ def _kernel(
 
         return convolve
 
-    onednn = torch.ops.mkldnn
+    onednn: Any = torch.ops.mkldnn
+    convolve_and_clip: Any = onednn._convolution_pointwise.default
     shape = (list(padding), list(stride), list(dilation), groups)
     packed = onednn._reorder_convolution_weight(weight, *shape)
     after: tuple[str, list[float | None], str] = ("none", [], "")
@@ -505,7 +517,7 @@ def _kernel(
         after = ("relu", [], "") if clip == (0.0, None) else ("hardtanh", list(clip), "")
 
     def convolve_packed(images: Tensor) -> Tensor:
-        found: Tensor = onednn._convolution_pointwise(images, packed, bias, *shape, *after)
+        found: Tensor = convolve_and_clip(images, packed, bias, *shape, *after)
         return found
 
     return convolve_packed
