@@ -85,7 +85,7 @@ def _dense_heightening(
     return torch.cat(whole, dim=1).to(device, dtype)
 
 
-def heightened(widened: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
+def heightened(widened: Tensor, sides: tuple[int, ...], canvas: int, *, dense: bool) -> Tensor:
     """Upsample the columns of levels, and add them up; without a gradient, see :func:`heightened_back`.
 
     Parameters
@@ -95,19 +95,23 @@ def heightened(widened: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
     sides : tuple of int
         Of the levels.
     canvas : int
+    dense : bool
+        Whether zeros are multiplied too, as suits a GPU.
 
     Returns
     -------
     Tensor, shape (planes, canvas, canvas)
+        Contiguous.
     """
     planes, device = len(widened), widened.device
-    if device.type == "cuda":
-        return _dense_heightening(sides, canvas, device, widened.dtype) @ widened
-    matrix = _heightening(sides, canvas, planes, device)
-    return sums(widened.view(-1, canvas), matrix).view(planes, canvas, canvas)
+    if dense:
+        matrix = _dense_heightening(sides, canvas, device, widened.dtype)
+        return torch.bmm(matrix.expand(planes, -1, -1), widened)
+    sparse = _heightening(sides, canvas, planes, device)
+    return sums(widened.view(-1, canvas), sparse).view(planes, canvas, canvas)
 
 
-def heightened_back(gradient: Tensor, sides: tuple[int, ...], canvas: int) -> Tensor:
+def heightened_back(gradient: Tensor, sides: tuple[int, ...], canvas: int, *, dense: bool) -> Tensor:
     """Take a gradient back through :func:`heightened`.
 
     Parameters
@@ -116,16 +120,18 @@ def heightened_back(gradient: Tensor, sides: tuple[int, ...], canvas: int) -> Te
         Contiguous.
     sides : tuple of int
     canvas : int
+    dense : bool
 
     Returns
     -------
     Tensor, shape (planes, sum of sides, canvas)
     """
     planes, device = len(gradient), gradient.device
-    if device.type == "cuda":
-        return _dense_heightening(sides, canvas, device, gradient.dtype).T @ gradient
-    matrix = _heightening(sides, canvas, planes, device)
-    return sums_back(gradient.view(-1, canvas), matrix).view(planes, -1, canvas)
+    if dense:
+        matrix = _dense_heightening(sides, canvas, device, gradient.dtype)
+        return torch.bmm(matrix.T.expand(planes, -1, -1), gradient)
+    sparse = _heightening(sides, canvas, planes, device)
+    return sums_back(gradient.view(-1, canvas), sparse).view(planes, -1, canvas)
 
 
 class _Decode(torch.autograd.Function):
@@ -140,13 +146,15 @@ class _Decode(torch.autograd.Function):
             (level.reshape(-1, side) @ _widening(side, canvas, device, dtype)).view(-1, side, canvas)
             for level, side in zip(coarse, sides, strict=True)
         ]
-        total = heightened(torch.cat(widened, dim=1), sides, canvas).view(count, 3, -1)
+        dense = device.type == "cuda"
+        total = heightened(torch.cat(widened, dim=1), sides, canvas, dense=dense).view(count, 3, -1)
         if len(coarse) < len(levels):
             total += levels[-1].flatten(2)
         colours = _colours(device, dtype).expand(count, -1, -1)
         images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas, canvas)
         ctx.save_for_backward(images)
-        ctx.sides, ctx.colours, ctx.has_finest = sides, colours, len(coarse) < len(levels)
+        ctx.sides, ctx.colours, ctx.dense = sides, colours, dense
+        ctx.has_finest = len(coarse) < len(levels)
         return images
 
     @staticmethod
@@ -156,7 +164,7 @@ class _Decode(torch.autograd.Function):
         count, _, canvas, _ = images.shape
         mixed = torch.ops.aten.sigmoid_backward(gradient, images).reshape(count, 3, -1)
         total = torch.bmm(ctx.colours.mT, mixed)
-        widened = heightened_back(total.view(-1, canvas, canvas), ctx.sides, canvas)
+        widened = heightened_back(total.view(-1, canvas, canvas), ctx.sides, canvas, dense=ctx.dense)
         found = [
             (rows.reshape(-1, canvas) @ _widening(side, canvas, images.device, images.dtype).T)
             for rows, side in zip(torch.split(widened, ctx.sides, dim=1), ctx.sides, strict=True)

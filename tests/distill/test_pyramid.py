@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.distill.pyramid import (
-    _dense_heightening,
     canvas_size,
     colour_matrix,
     decode,
@@ -97,9 +96,11 @@ def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
     random = torch.Generator().manual_seed(canvas)
     widened = torch.rand(6, sum(sides), canvas, generator=random)
     gradient = torch.rand(6, canvas, canvas, generator=random)
-    dense = _dense_heightening(sides, canvas, CPU, torch.float32)
-    torch.testing.assert_close(dense @ widened, heightened(widened, sides, canvas))
-    torch.testing.assert_close(dense.T @ gradient, heightened_back(gradient, sides, canvas))
+    for way, planes in ((heightened, widened), (heightened_back, gradient)):
+        one, other = (way(planes, sides, canvas, dense=dense) for dense in (True, False))
+        torch.testing.assert_close(one, other)
+        assert one.is_contiguous()
+        assert other.is_contiguous()
 
 
 @pytest.mark.parametrize(("canvas", "levels"), [(9, 1), (9, 4), (9, 5), (37, 7)])
