@@ -26,7 +26,7 @@ from torch.nn.grad import conv2d_input
 from sfm.backbones.agreement import agree
 from sfm.backbones.build import Backbone
 from sfm.backbones.fold import in_turn
-from sfm.backbones.straight import straight
+from sfm.backbones.straight import steps, straight
 
 Clip = tuple[float, float | None]
 """Least and largest value of an activation; None: there is no largest."""
@@ -157,7 +157,7 @@ def joined(model: nn.Module, example: Tensor) -> nn.Module:
     found = model(example.detach().clone().requires_grad_())
     for hook in hooks:
         hook.remove()
-    uses = _uses(found.grad_fn)
+    uses = Counter(before for step in steps(found) for before, _ in step.next_functions)
     maker = {nodes[0]: name for name, nodes in made.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
     before = {name: maker[nodes[0]] for name, nodes in taken.items() if len(nodes) == 1 and nodes[0] in maker}
     first: dict[str, str] = {}
@@ -169,20 +169,6 @@ def joined(model: nn.Module, example: Tensor) -> nn.Module:
             model.set_submodule(first[name], FrozenConvolutions([*row.links, *last.links]))
             model.set_submodule(name, nn.Identity())
     return model
-
-
-def _uses(root: Any) -> Counter[Any]:
-    """Count, for every step of a graph, the steps that take what it gives."""
-    uses: Counter[Any] = Counter()
-    waiting, seen = [root], {root}
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is not None:
-                uses[node] += 1
-                if node not in seen:
-                    seen.add(node)
-                    waiting.append(node)
-    return uses
 
 
 class Carrying(nn.Module):
@@ -404,7 +390,9 @@ class _Convolve(torch.autograd.Function):
         if ctx.channels_last:
             # That of a mean over places comes in another layout.
             gradient = gradient.contiguous(memory_format=torch.channels_last)
-        each = count if len(ways) == 1 or gradient.device.type == "cuda" else _at_a_time(count, ctx.largest)
+        each = count
+        if count > 1 and len(ways) > 1 and gradient.device.type != "cuda":
+            each = _at_a_time(count, ctx.largest)
         if each == count:
             return _back(gradient, ways, masks), None
         found = [

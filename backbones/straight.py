@@ -1,12 +1,18 @@
 """A model's forward pass as one function: going through blocks, and what in them does nothing, takes time."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 Stays = Callable[[nn.Module], bool]
 """Whether a layer is called as it is."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""To see what is called, `torch.fx` changes how every module of the process is called for a moment."""
 
 
 class _Writing(fx.Tracer):
@@ -19,7 +25,7 @@ class _Writing(fx.Tracer):
 
 
 def written_out(model: nn.Module, stays: Stays) -> nn.Module:
-    """Write out what a model does as one function.
+    """Write out what a model does as one function. Meanwhile no other thread may call a model.
 
     Parameters
     ----------
@@ -31,14 +37,15 @@ def written_out(model: nn.Module, stays: Stays) -> nn.Module:
     Returns
     -------
     nn.Module
-        With the same layers.
+        With the same layers; hooks of others are not in it.
 
     Raises
     ------
     Exception
         Of a kind that depends on the model, if what it does depends on values.
     """
-    graph = _Writing(stays).trace(model)
+    with _ONE_AT_A_TIME:
+        graph = _Writing(stays).trace(model)
     for node in graph.nodes:
         if node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Identity:
             node.replace_all_uses_with(node.args[0])
@@ -55,7 +62,7 @@ def straight(model: nn.Module, example: Tensor, stays: Stays) -> nn.Module:
     Parameters
     ----------
     model : nn.Module
-        In evaluation mode.
+        In evaluation mode, no parameter taking a gradient.
     example : Tensor
         An input of the size that the model will be given.
     stays : callable
@@ -65,10 +72,34 @@ def straight(model: nn.Module, example: Tensor, stays: Stays) -> nn.Module:
         return model
     try:
         line = written_out(model, stays)
-        # A function may have been written out wrongly: it knows nothing of `with autocast`.
-        for images in (example, example.detach().clone().requires_grad_()):
-            if not torch.equal(line(images), model(images)):
-                return model
-    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError, AssertionError):
+        return line if _is_same(model, line, example) else model
+    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError, NameError, AssertionError):
         return model
-    return line
+
+
+def steps(found: Tensor) -> list[Any]:
+    """Return the steps by which a gradient goes back from a tensor, each once."""
+    root = found.grad_fn
+    waiting, seen = [root], {root}
+    for step in waiting:
+        for before, _ in step.next_functions if step is not None else ():
+            if before is not None and before not in seen:
+                seen.add(before)
+                waiting.append(before)
+    return waiting
+
+
+def _is_same(model: nn.Module, line: nn.Module, example: Tensor) -> bool:
+    """Compare outputs, their gradient, and the steps to it: what is not written out shows in one of them."""
+    batch = torch.cat([example, example.flip(-1)])
+    with torch.no_grad():
+        if not torch.equal(model(batch), line(batch)):
+            return False
+    answers = []
+    for one in (model, line):
+        images = batch.detach().clone().requires_grad_()
+        found = one(images)
+        kinds = Counter(type(step).__name__ for step in steps(found))
+        answers.append((found.detach(), *torch.autograd.grad(found.float().square().sum(), images), kinds))
+    (found, gradient, kinds), (other, pulled, others) = answers
+    return torch.equal(found, other) and torch.equal(gradient, pulled) and kinds == others

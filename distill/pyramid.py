@@ -69,7 +69,7 @@ def _heightening(sides: tuple[int, ...], canvas: int, planes: int, device: torch
     weights = np.concatenate([weights[0] for _, weights in each], axis=1)
     first = below[-1] * np.arange(planes)[:, None, None]
     return resampling(
-        (first + columns).reshape(planes * canvas, -1),
+        (first + columns).reshape(planes * canvas, columns.shape[1]),
         np.tile(weights, (planes, 1)),
         planes * below[-1],
         device,

@@ -276,19 +276,36 @@ def test_images_go_back_through_a_row_as_many_at_a_time_as_the_largest_tensor_al
     row = FrozenConvolutions([(link, (0.0, 6.0)) for link in links])
     images = 9 * seeded(7, 3, 10, 10).contiguous(memory_format=LAST)
     whole = answer(row, images)
-    together, go_back = [], frozen_layers._back
+    towards = torch.rand(whole[0].shape[:2], generator=torch.Generator().manual_seed(0))[:, :, None, None]
+    received, go_back = [], frozen_layers._back
 
     def watched(gradient: Tensor, *given: Any) -> Tensor:
-        together.append(len(gradient))
+        received.append(gradient)
         return go_back(gradient, *given)
 
     monkeypatch.setattr(frozen_layers, "_back", watched)
     for allowed, expected in ((3, [3, 3, 1]), (2, [2, 2, 2, 1]), (0.5, [1] * 7), (7, [7])):
-        together.clear()
+        received.clear()
         monkeypatch.setattr(frozen_layers, "BACK_BYTES", int(allowed * 8 * 10 * 10 * 4))
         for one, two in zip(whole, answer(row, images), strict=True):
             torch.testing.assert_close(one, two)
-        assert together == expected
+        assert [len(gradient) for gradient in received] == expected
+        assert all(gradient.is_contiguous(memory_format=LAST) for gradient in received)
+        # As of a mean over places: in no layout at all, and not ours to change.
+        given, before = towards.expand_as(whole[0]), towards.clone()
+        leaf = images.clone().requires_grad_()
+        torch.autograd.grad(row(leaf), leaf, given)
+        assert torch.equal(towards, before)
+        assert all(gradient.is_contiguous(memory_format=LAST) for gradient in received)
+
+
+def test_a_gradient_that_is_given_stays_as_it_is() -> None:
+    row = FrozenConvolutions([(nn.Conv2d(3, 4, 1).requires_grad_(False), (0.0, 6.0))])
+    leaf = seeded(2, 3, 5, 5).contiguous(memory_format=LAST).requires_grad_()
+    found = row(leaf)
+    given = torch.ones_like(found)
+    torch.autograd.grad(found, leaf, given)
+    assert torch.equal(given, torch.ones_like(given))
 
 
 def test_for_features_no_weights_are_laid_out_for_the_way_back(

@@ -107,5 +107,5 @@ def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
 def test_the_way_back_through_decoding_is_that_of_finite_differences(canvas: int, levels: int) -> None:
     stack = [level.detach().double().requires_grad_() for level in pyramid(canvas, 2, levels)]
     assert torch.autograd.gradcheck(
-        lambda *given: decode(given, canvas), stack, atol=1e-4, rtol=1e-4, fast_mode=True
+        lambda *given: decode(given, canvas), stack, atol=1e-7, rtol=1e-5, fast_mode=True
     )
