@@ -165,12 +165,11 @@ class _Decode(torch.autograd.Function):
         mixed = torch.ops.aten.sigmoid_backward(gradient, images).reshape(count, 3, -1)
         total = torch.bmm(ctx.colours.mT, mixed)
         widened = heightened_back(total.view(-1, canvas, canvas), ctx.sides, canvas, dense=ctx.dense)
-        found = [
-            (rows.reshape(-1, canvas) @ _widening(side, canvas, images.device, images.dtype).T)
+        place = canvas, images.device, images.dtype
+        levels = [
+            (rows.reshape(-1, canvas) @ _widening(side, *place).T).view(count, 3, side, side)
             for rows, side in zip(torch.split(widened, ctx.sides, dim=1), ctx.sides, strict=True)
         ]
-        shapes = [(count, 3, side, side) for side in ctx.sides]
-        levels = [level.view(shape) for level, shape in zip(found, shapes, strict=True)]
         return None, *levels, *([total.view(images.shape)] if ctx.has_finest else [])
 
 

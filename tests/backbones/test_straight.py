@@ -29,11 +29,8 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before, self.layer, self.after = (
-            nn.Identity(),
-            Counted(),
-            nn.Sequential(nn.Identity(), nn.ReLU()),
-        )
+        self.before, self.layer = nn.Identity(), Counted()
+        self.after = nn.Sequential(nn.Identity(), nn.ReLU())
 
     def forward(self, values: Tensor) -> Tensor:
         return values + self.after(self.layer(self.before(values)))
