@@ -10,17 +10,17 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones import arithmetic as arithmetic  # tells cuBLAS what it must know before it is used
-from sfm.backbones.card import BackboneCard
+from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.backbones.checkpoint import first_line, packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.hub import hub_file
 from sfm.backbones.identity import is_under, reaching, weights_digest
 from sfm.backbones.memory import keep_freed_memory
-from sfm.backbones.preprocess import preprocessing_of
+from sfm.backbones.preprocess import preprocessing_of, square_side
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
 
@@ -120,21 +120,22 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     ------
     InputError
         If the spec names nothing known, its weights cannot be had, do not fit the architecture or are not
-        finite, if the model cannot take the image size, or if there is no such device.
+        finite, if they are evaluated on what images cannot be made into here, if the model cannot take the
+        image size, or if there is no such device.
     """
     keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
     if image_size is not None and image_size < 1:
         raise InputError(f"image size {image_size}: it is a number of pixels, at least 1")
+    _check_known(parsed)
+    preprocessing = _preprocessing(parsed, image_size)
     model = _load(parsed)
     try:
         digest = weights_digest(reaching(model.state_dict(), _unused(parsed, model)))
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
-    wanted = parsed.image_size if image_size is None else image_size
-    size = int(model.pretrained_cfg["input_size"][-1]) if wanted is None else wanted
-    preprocessing = preprocessing_of(model.pretrained_cfg, size)
+    size = preprocessing.input_size
     trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     features = _fit(trunk, example, spec)
@@ -181,7 +182,6 @@ def _everywhere(
 
 def _load(spec: Spec) -> Any:
     """Build the timm model at the resolution of its weights, with them in."""
-    _check_known(spec)
     path = spec.weights if spec.package is None else packaged_file(spec.package)
     if path is None:
         return _pretrained(spec)
@@ -204,6 +204,17 @@ def _check_known(spec: Spec) -> None:
         raise InputError(
             f"timm has no weights '{spec.tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
         )
+
+
+def _preprocessing(spec: Spec, image_size: int | None) -> Preprocessing:
+    """Return how timm evaluates the weights of a spec, at another image size where one is asked for."""
+    known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
+    config = {**known.to_dict(), **spec.overrides}
+    wanted = spec.image_size if image_size is None else image_size
+    try:
+        return preprocessing_of(config, square_side(config) if wanted is None else wanted)
+    except InputError as error:
+        raise InputError(f"backbone '{spec.text}': {error}") from error
 
 
 def _pretrained(spec: Spec) -> Any:
@@ -259,6 +270,8 @@ def _match_grid(model: Any, stored: Tensor | None) -> None:
     """Give a vision transformer the input size that a stored position embedding was made for."""
     own = getattr(model, "pos_embed", None)
     if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
+        return
+    if stored.shape == own.shape:
         return
     rows, columns = model.patch_embed.grid_size
     side = math.isqrt(max(0, stored.shape[1] - (own.shape[1] - rows * columns)))
