@@ -74,7 +74,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     source = open_source(config.source)
     selection = selection_of(config, source)
     backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device)
+        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     }
     store = create_store(config.store)

@@ -90,7 +90,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     source = open_source(config.source)
     selection = selection_of(config, source)
     backbones = [
-        load_backbone(spec, image_size=config.image_size, device=config.device)
+        load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = tasks_of(source, selection)
