@@ -10,6 +10,7 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
+from sfm.backbones.rendering import render
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -52,7 +53,7 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     Parameters
     ----------
     image : PIL.Image.Image
-        Of any mode. Transparency is dropped, 16-bit grey is scaled to 8 bits.
+        Of any mode; what is not opaque 8-bit pixels is rendered as such, by default: over white.
     preprocessing : Preprocessing
 
     Returns
@@ -60,14 +61,13 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     ndarray of uint8, shape (input_size, input_size, 3)
         Red, green, blue.
     """
-    # Grey stays grey until it is resized: that is a third of the work, and gives the same pixels.
-    image = image if image.mode == "L" else _rgb(image)
+    image = render(image).image
     shorter = min(image.size)
     if max(image.size) > _LONGEST * shorter:
         image = _centre(image, *(min(length, _LONGEST * shorter) for length in image.size))
     width, height = (preprocessing.resize * length // shorter for length in image.size)
     resized = image.resize((width, height), _FILTERS[preprocessing.resampling])
-    return np.asarray(_rgb(_centre(resized, preprocessing.input_size, preprocessing.input_size)))
+    return np.asarray(_centre(resized, preprocessing.input_size, preprocessing.input_size).convert("RGB"))
 
 
 def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
@@ -86,7 +86,7 @@ def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops)
     -------
     ndarray of uint8, shape (views, input_size, input_size, 3)
     """
-    image = _rgb(image)
+    image = render(image).image.convert("RGB")
     side, size = min(image.size), preprocessing.input_size
     square = _centre(image, side, side)
     views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
@@ -102,15 +102,3 @@ def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops)
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
-        grey = np.asarray(image).astype(np.float32) / 257
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
