@@ -121,7 +121,7 @@ def render(image: Image.Image, rendering: Rendering = DEFAULT) -> Rendered:
 
 def transparency_of(image: Image.Image) -> Image.Image | None:
     """Return how opaque each pixel is, as an image of mode ``L``; None if all are."""
-    if "A" in image.getbands():
+    if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A")
     elif "transparency" not in image.info:
         return None

@@ -1,4 +1,4 @@
-"""Which images of an entry were composited over a background or are dark, and what the entry's key has of it."""
+"""Which images of an entry were composited over a background or are dark, and what its key has of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

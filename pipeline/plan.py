@@ -162,7 +162,7 @@ def probe(
     Returns
     -------
     int, int, float, dict of str to int
-        Images looked at, those that cannot be decoded, the rest per second, and how many have each of `MARKS`.
+        Images looked at, those that cannot be decoded, the rest per second, and how many have each mark.
     """
     backbones = quickest(backbones, config.precision)
     device = backbones[0].device.type
