@@ -17,6 +17,7 @@ from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
 from sfm.pipeline.features import Pass, Rules
 from sfm.pipeline.moments import Moments, accumulate
 from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
+from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
@@ -191,7 +192,11 @@ def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
     """Say how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
-        options=options_of(job.config, part.role),
+        options=options_of(
+            job.config,
+            part.role,
+            rendering_options(job.source.rendering, composited=part.marked["composited"].count > 0),
+        ),
         role=part.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         device=job.device,
@@ -202,6 +207,10 @@ def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
         skipped=job.gathered.skipped,
         train_bytes=part.train_bytes,
         flow_cosine=job.flow_cosines.get(backbone.card.hash),
+        composited=part.marked["composited"].count,
+        composited_example=part.marked["composited"].example,
+        dark=part.marked["dark"].count,
+        dark_example=part.marked["dark"].example,
     )
 
 

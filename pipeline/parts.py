@@ -11,6 +11,7 @@ from sfm.backbones.crops import stream
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.fingerprint import Tally
+from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import some
@@ -34,6 +35,8 @@ class Part:
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
+    marked : dict of str to Marked
+        By mark, see `sfm.pipeline.staging.MARKS`: how many of these rows have it.
     """
 
     role: Role
@@ -43,6 +46,7 @@ class Part:
     test_rows: npt.NDArray[np.bool_]
     train_bytes: int
     fingerprint: str
+    marked: dict[str, Marked]
 
     def staged_train(self, staging: Staging, backbone: str) -> Staged:
         """Return the training features through a backbone, given by its hash."""
@@ -58,8 +62,14 @@ def roles_of(config: ExtractConfig) -> list[Role]:
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
-def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
-    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key."""
+def options_of(config: ExtractConfig, role: Role, rendering: dict[str, Any]) -> dict[str, Any]:
+    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key.
+
+    Parameters
+    ----------
+    rendering : dict
+        As :func:`sfm.pipeline.pixels.rendering_options` gives it.
+    """
     return {
         "origin": "extracted",
         "role": role,
@@ -72,6 +82,7 @@ def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
         "seed": config.seed,
         "precision": config.precision,
         "views": 1 + config.views,
+        **rendering,
     }
 
 
@@ -152,7 +163,10 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     partitions = []
     for task, own in told:
         samples = rows[task.name][own.kept]
-        partitions.append(Partition(task.split, task.number, samples, selection.labels[task.split][samples]))
+        own_labels = selection.labels[task.split][samples]
+        partitions.append(
+            Partition(task.split, task.number, samples, own_labels, marked_rows(own), own.examples)
+        )
     return Gathered(selection, partitions, sizes, skipped)
 
 
@@ -218,7 +232,8 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
         tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
     sizes = np.concatenate([np.load(staging.file("sizes", partition)) for partition in train])
     every = int(sizes[in_use].sum())
-    parts = [Part("full", train, test, in_use, held_out != UNUSED, every, tally.fingerprint())]
+    marked = count_marked([(train, in_use), (test, held_out != UNUSED)])
+    parts = [Part("full", train, test, in_use, held_out != UNUSED, every, tally.fingerprint(), marked)]
     if config.tune_fraction is not None:
         held = held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
         tally, start = Tally(), 0
@@ -228,7 +243,8 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
             for split, rows in (("train", in_use[here] & ~held[here]), ("test", held[here])):
                 tally.add(split, class_ids, partition.labels[rows], digests[rows])
         rest = int(sizes[in_use & ~held].sum())
-        parts.append(Part("tuning", train, train, in_use & ~held, held, rest, tally.fingerprint()))
+        marked = count_marked([(train, in_use)])
+        parts.append(Part("tuning", train, train, in_use & ~held, held, rest, tally.fingerprint(), marked))
     return parts
 
 

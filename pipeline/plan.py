@@ -19,7 +19,7 @@ from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.source import Sample, loaded
-from sfm.pipeline.staging import Task, tasks_of
+from sfm.pipeline.staging import MARKS, Task, tasks_of
 
 SHARE = 0.01
 LEAST, MOST = 96, 384
@@ -60,6 +60,9 @@ class Plan:
         Of the pass over the images; the classifier and the sub-class centres come on top.
     staging_bytes, store_bytes : int
         Of unfinished work, and of the entries before compression.
+    composited, dark : int
+        Images of the probe that are not opaque, and that are suspiciously dark; see
+        `sfm.backbones.rendering.Rendered`.
     """
 
     source: str
@@ -75,6 +78,8 @@ class Plan:
     seconds: float
     staging_bytes: int
     store_bytes: int
+    composited: int = 0
+    dark: int = 0
 
 
 def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
@@ -97,7 +102,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     samples = counts_of(source, selection, progress)
     total = sum(samples.values())
     progress(Progress("probe", 0, 1, "parts"))
-    probed, undecodable, rate = probe(source, tasks, backbones, config, total)
+    probed, undecodable, rate, marked = probe(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": rate}))
     classes = None if source.class_ids is None else len(source.class_ids)
     if selection is not None:
@@ -105,6 +110,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     widths = [backbone.card.features for backbone in backbones]
     sizes = [backbone.card.preprocessing.input_size for backbone in backbones]
     return Plan(
+        **marked,
         source=source.spec,
         classes=classes,
         samples=samples,
@@ -150,17 +156,17 @@ def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]
 
 def probe(
     source: Source, tasks: Sequence[Task], backbones: Sequence[Backbone], config: ExtractConfig, total: int
-) -> tuple[int, int, float]:
+) -> tuple[int, int, float, dict[str, int]]:
     """Look at a few images as the pass does.
 
     Returns
     -------
-    int, int, float
-        Images looked at, those that cannot be decoded, and the rest per second.
+    int, int, float, dict of str to int
+        Images looked at, those that cannot be decoded, the rest per second, and how many have each mark.
     """
     backbones = quickest(backbones, config.precision)
     device = backbones[0].device.type
-    rules = Rules(None, "skip", config.precision, config.views, config.seed)
+    rules = Rules(None, "skip", config.precision, config.views, config.seed, source.rendering)
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     with (
         single_threaded(),
@@ -183,7 +189,8 @@ def probe(
         rate = sum(map(len, batches)) / (time.perf_counter() - began)
         seen += [see(last)] if last else []
     undecodable = sum(len(each.skipped) for each in seen)
-    return len(samples), undecodable, rate
+    marked = {mark: sum(len(each.marked.get(mark, ())) for each in seen) for mark in MARKS}
+    return len(samples), undecodable, rate, marked
 
 
 def entry_bytes(config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]) -> int:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -100,6 +100,10 @@ class Skipped:
     why: str
 
 
+MARKS = ("composited", "dark")
+"""What is remembered of single images, see `sfm.backbones.rendering.Rendered`."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What reading a task told.
@@ -116,6 +120,10 @@ class Found:
         Ids of the classes met, in the order of meeting; empty where labels were known.
     labels : list of int
         Per sample read, index into `classes`.
+    marked : dict of str to list of int
+        Places of the samples that have one of `MARKS`.
+    examples : dict of str to str
+        Names the first of them, for a person.
     """
 
     read: int
@@ -123,6 +131,8 @@ class Found:
     skipped: list[Skipped]
     classes: list[str]
     labels: list[int]
+    marked: dict[str, list[int]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,12 +147,18 @@ class Partition:
         Positions in the split.
     labels : ndarray of int32, shape (n,)
         ``selection.UNUSED`` for samples that are not part of any entry.
+    marked : dict of str to ndarray of bool, shape (n,)
+        Which samples have one of `MARKS`; those that none has are left out.
+    examples : dict of str to str
+        As in `Found`.
     """
 
     split: str
     number: int
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
+    marked: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
+from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     except Unfinished as stop:
         raise terminal.fail(str(stop), terminal.UNFINISHED) from None
     if as_json:
-        entries = [{"outcome": p.outcome, **p.summary.model_dump(mode="json")} for p in done.published]
+        entries = [
+            {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **pixel_document(card)}
+            for p, card in zip(done.published, done.cards, strict=True)
+        ]
         figures = {
             "images_read": done.features.read,
             "images_resumed": done.features.resumed,
@@ -86,6 +90,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
     for line in precision_lines(config, done):
+        print(line)
+    for line in pixel_lines([(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]):
         print(line)
     if done.skipped:
         print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")

@@ -70,6 +70,16 @@ class ExtractionCard(BaseModel):
         Encoded bytes of the training samples, as the source held them; None where that was not recorded.
     flow_cosine : float or None
         In another precision than float32: how alike the flows of a few hundred images are in the two.
+    composited : int or None
+        Images used that were not fully opaque and are composited over the background that `options` tell;
+        None where that was not recorded.
+    composited_example : str
+        Names the first of them.
+    dark : int or None
+        Images used that have more than 8 bits and no value above 1/16 of their range, where nothing said
+        which value is white; None where that was not recorded.
+    dark_example : str
+        Names the first of them.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -85,6 +95,10 @@ class ExtractionCard(BaseModel):
     skipped: list[str] = []
     train_bytes: int | None = None
     flow_cosine: float | None = None
+    composited: int | None = None
+    composited_example: str = ""
+    dark: int | None = None
+    dark_example: str = ""
 
 
 class ClassifierCard(BaseModel):

@@ -209,6 +209,7 @@ def merge_entries(
                 seconds=time.perf_counter() - began,
                 images_per_second=0.0,
                 skipped=[sample for part in union.parts for sample in part.extraction.skipped],
+                **marked(union),
             ),
             ClassifierCard(
                 solver=classifier.solver,
@@ -276,6 +277,13 @@ def require_mergeable(parts: Sequence[Entry]) -> None:
         lacking = [array for array in MOMENTS if array not in part]
         if lacking:
             raise InputError(f"{described(part.summary)} cannot be merged: it holds no {', '.join(lacking)}")
+    backgrounds = {b: part for part in parts if (b := part.extraction.options.get("background"))}
+    if len(backgrounds) > 1:
+        which = " and ".join(described(part.summary) for part in backgrounds.values())
+        raise InputError(
+            f"{which} have transparent images over different backgrounds: {', '.join(backgrounds)}; extract "
+            f"them with one"
+        )
     times = Counter(leaf for part in parts for leaf in part.dataset.leaves)
     shared = [leaf for leaf, number in times.items() if number > 1]
     if shared:
@@ -376,6 +384,7 @@ def accuracies(rows: Rows, classifier: Trained) -> tuple[float | None, float | N
 def options_of(union: Pooled, trained: bool, centres: dict[int, Any]) -> dict[str, Any]:
     """Return everything besides backbone and data that shapes the arrays; its digest is in the key."""
     options = union.parts[0].extraction.options
+    backgrounds = {b for part in union.parts if (b := part.extraction.options.get("background"))}
     return {
         "origin": "merged",
         "role": union.parts[0].extraction.role,
@@ -383,7 +392,20 @@ def options_of(union: Pooled, trained: bool, centres: dict[int, Any]) -> dict[st
         "classifier": "trained" if trained else "linear discriminant",
         "sub_classes": sorted(centres),
         **{name: options[name] for name in ALIKE if name in options},
+        **({"background": backgrounds.pop()} if backgrounds else {}),
     }
+
+
+def marked(union: Pooled) -> dict[str, Any]:
+    """Return how many images of the parts were composited, or are dark; None where a part does not tell."""
+    cards = [part.extraction for part in union.parts]
+    found: dict[str, Any] = {}
+    for mark in ("composited", "dark"):
+        counts = [getattr(card, mark) for card in cards]
+        examples = [getattr(card, f"{mark}_example") for card in cards]
+        found[mark] = None if None in counts else sum(counts)
+        found[f"{mark}_example"] = next(filter(None, examples), "")
+    return found
 
 
 def dataset_card(union: Pooled, name: str, train: int, test: int) -> DatasetCard:

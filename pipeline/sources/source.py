@@ -42,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.stats_store.digest import BLOCK_ROWS
 
@@ -205,6 +206,9 @@ class Source:
     decode : callable
         Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot. For
         a GPU it is pickled (by cloudpickle, with what it holds) and called in other processes.
+    licence : str
+    rendering : Rendering
+        How decoded images become opaque 8-bit pixels; what the options ``background`` and ``white`` say.
     """
 
     name: str
@@ -215,6 +219,7 @@ class Source:
     test: Split
     decode: Callable[[bytes], Image.Image]
     licence: str = field(default="unknown")
+    rendering: Rendering = field(default=Rendering())
 
     @property
     def splits(self) -> dict[str, Split]:
