@@ -39,13 +39,19 @@ KINDS: dict[str, Callable[[str], Source]] = {
 PLUGINS = "sfm.sources"
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str, held_out: bool = True) -> Source:
     """Open the source that a spec such as ``folder:PATH`` means, and check what is known of it.
+
+    Parameters
+    ----------
+    held_out : bool
+        Whether it must have a held-out split.
 
     Raises
     ------
     InputError
-        If the kind is unknown, nothing is there, or its classes are known and cannot be distilled.
+        If the kind is unknown, nothing is there, nothing is held out, or its classes are known and cannot be
+        distilled.
     """
     kind, colon, rest = spec.partition(":")
     plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGINS)}
@@ -62,11 +68,18 @@ def open_source(spec: str) -> Source:
     chosen = read_class_list(options.pop("classes")) if "classes" in options else None
     rest = join_options(place, options)
     source = KINDS[kind](rest) if kind in KINDS else plugins[kind].load()(rest)
+    if held_out and not source.test.shards:
+        why = source.inventory.no_held_out or f"{spec} has no held-out split"
+        raise InputError(f"{why}; or hold out a tenth of the training images: --hold-out 0.1")
     if chosen is not None:
         source = replace(subset_of(source, chosen), spec=spec)
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
-        counts = {name: np.bincount(own, minlength=len(ids)) for name, own in labels.items()}
+        counts = {
+            name: np.bincount(own, minlength=len(ids))
+            for name, own in labels.items()
+            if source.splits[name].shards
+        }
         require_usable(source.spec, ids, counts)
     return source
 
