@@ -202,6 +202,7 @@ def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
         skipped=job.gathered.skipped,
         train_bytes=part.train_bytes,
         flow_cosine=job.flow_cosines.get(backbone.card.hash),
+        files=job.gathered.files,
     )
 
 

@@ -15,12 +15,14 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
+from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
-from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import digest_of
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
+from sfm.stats_store.cards import FileCounts
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
 from sfm.stats_store.store import Store, create_store
@@ -41,12 +43,18 @@ class Extraction:
     flow_cosines : dict of str to (float or None)
         In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
         in the two precisions. Only of backbones whose entries were not there already.
+    files : FileCounts or None
+        What became of the files of the dataset; None of entries that do not say.
+    notes : tuple of str
+        What the source chose where there was a choice.
     """
 
     published: list[Published]
     features: Pass
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
+    files: FileCounts | None = None
+    notes: tuple[str, ...] = ()
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -71,7 +79,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
-    source = open_source(config.source)
+    source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
         spec: load_backbone(spec, image_size=config.image_size, device=config.device)
@@ -85,8 +93,9 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
-        skipped = store.open(published[0].summary).extraction.skipped
-        return Extraction(published, Pass(0, 0, 0.0), skipped)
+        there = store.open(published[0].summary).extraction
+        notes = source.inventory.notes
+        return Extraction(published, Pass(0, 0, 0.0), there.skipped, files=there.files, notes=notes)
     key = digest_of(
         listing,
         source.spec,
@@ -112,7 +121,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
     published = [p for b in backbones.values() for p in known[b.card.hash]]
-    return Extraction(published, features, gathered.skipped, cosines)
+    return Extraction(published, features, gathered.skipped, cosines, gathered.files, source.inventory.notes)
 
 
 @contextmanager

@@ -53,6 +53,26 @@ class DatasetCard(BaseModel):
     source: str = "unknown"
 
 
+class FileCounts(BaseModel):
+    """What became of the files of a dataset; a sample counts once, however many files it is made of.
+
+    Attributes
+    ----------
+    found : int
+        Samples that the source lists or its shards hold, and files that are no samples.
+    used : int
+        Samples that are in the entry, of both splits.
+    unused : dict of str to int
+        All others, by kind.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    found: int
+    used: int
+    unused: dict[str, int] = {}
+
+
 class ExtractionCard(BaseModel):
     """How an entry was computed.
 
@@ -70,6 +90,8 @@ class ExtractionCard(BaseModel):
         Encoded bytes of the training samples, as the source held them; None where that was not recorded.
     flow_cosine : float or None
         In another precision than float32: how alike the flows of a few hundred images are in the two.
+    files : FileCounts or None
+        What became of the files of the dataset; None where that was not recorded.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -85,6 +107,7 @@ class ExtractionCard(BaseModel):
     skipped: list[str] = []
     train_bytes: int | None = None
     flow_cosine: float | None = None
+    files: FileCounts | None = None
 
 
 class ClassifierCard(BaseModel):

@@ -171,8 +171,8 @@ def no_held_out(spec: str, root: Path, layout: Layout) -> str:
         return f"{spec} must hold train/ and test/ (or val/), each with one folder per class"
     there = listed([Path(entry.path) for entry in subfolders(root)])
     return (
-        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it holds "
-        f"{there}: choose one with ?test=NAME"
+        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
+        f"holds {there}: choose one with ?test=NAME"
     )
 
 

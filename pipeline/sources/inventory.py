@@ -4,71 +4,33 @@ import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
-IMAGES = (
-    *(
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "mpo",
-        "png",
-        "apng",
-        "webp",
-        "avif",
-        "avifs",
-        "gif",
-        "bmp",
-        "tif",
-        "tiff",
-    ),
-    *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm", "pnm", "pfm"),
+IMAGES = frozenset(
+    (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"),
+        *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"),
+        *("pnm", "pfm"),
+    )
 )
 """Extensions of the formats that are decoded."""
 
-OTHER_IMAGES = (
-    *(
-        "heic",
-        "heif",
-        "jxl",
-        "svg",
-        "psd",
-        "ico",
-        "tga",
-        "dcm",
-        "exr",
-        "hdr",
-        "pcx",
-        "dng",
-        "cr2",
-        "nef",
-        "arw",
-    ),
+OTHER_IMAGES = frozenset(
+    (
+        *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"),
+        *("cr2", "nef", "arw"),
+    )
 )
 """Extensions of images that are not decoded: a file of these stops the run rather than being passed over."""
 
-NO_IMAGES = (
-    *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf", "log"),
-    *(
-        "npy",
-        "npz",
-        "mat",
-        "pt",
-        "pkl",
-        "h5",
-        "db",
-        "ini",
-        "md5",
-        "sha1",
-        "sha256",
-        "py",
-        "sh",
-        "zip",
-        "tar",
-        "gz",
-    ),
+NO_IMAGES = frozenset(
+    (
+        *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"),
+        *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"),
+        *("py", "sh", "zip", "tar", "gz"),
+    )
 )
 """Extensions of files that are known to hold no image, and are not opened to see."""
 
@@ -133,7 +95,7 @@ def holds_image(path: str) -> bool:
         return False
     from sfm.pipeline.sources.decode import formats
 
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         start = file.read(MAGIC_BYTES)
     accepts = (Image.OPEN[name][1] for name in formats())
     return any(accept is not None and bool(accept(start)) for accept in accepts)

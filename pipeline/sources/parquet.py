@@ -76,8 +76,9 @@ def parquet_source(text: str) -> Source:
     ----------
     text : str
         A folder, prefix or pattern of files that tell their split in their names, or
-        ``PATTERN?test=PATTERN``; of a folder, ``train=NAME`` and ``test=NAME`` choose the splits. ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE``
-        the class list in FILE says what the label numbers mean, if the dataset does not.
+        ``PATTERN?test=PATTERN``; of a folder, ``train=NAME`` and ``test=NAME`` choose the splits.
+        ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE`` the class list in FILE
+        says what the label numbers mean, if the dataset does not.
 
     Raises
     ------

@@ -165,8 +165,8 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     strays = [path for path in by_word[None] if path not in {*training, *held_out}]
     if strays and (train is None or test is None):
         raise InputError(
-            f"{place} holds files of no split that is known: {some(strays)}; known are the words {WORDS_TOLD}: "
-            f"rename them, {hint}"
+            f"{place} holds files of no split that is known: {some(strays)}; known are the words "
+            f"{WORDS_TOLD}: rename them, {hint}"
         )
     if not training:
         raise InputError(f"no training file in {place} (found: {some(list(paths))}): {hint}")

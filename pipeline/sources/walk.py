@@ -1,8 +1,9 @@
-"""The files below a folder of a disk: links are followed, and nothing is passed over without being counted."""
+"""The files below a folder of a disk: links are followed, and what is passed over is counted."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import HIDDEN, NO_FILE
@@ -56,7 +57,7 @@ def _walk(
     depth: int | None,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     try:
-        status = os.stat(folder)
+        status = Path(folder).stat()
         entries = scan_folder(folder)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
@@ -105,9 +106,10 @@ def leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 def dangling_link(entry: os.DirEntry[str]) -> str:
     """Return the line that names a link which leads nowhere."""
+    target = Path(entry.path).readlink()
     return (
-        f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there: fetch its content (git "
-        f"annex get, dvc pull, git lfs pull), mount the disk that it is on, or remove the link"
+        f"{entry.path} is a link to {target}, which is not there: fetch its content (git annex get, dvc pull, "
+        f"git lfs pull), mount the disk that it is on, or remove the link"
     )
 
 

@@ -29,8 +29,8 @@ def wds_source(text: str) -> Source:
     ----------
     text : str
         ``PATTERN?test=PATTERN``, or a folder or prefix of shards that tell their split in their names, of
-        which ``train=NAME`` and ``test=NAME`` choose others than the usual. With ``names=FILE`` the class list
-        in FILE says what the label numbers mean.
+        which ``train=NAME`` and ``test=NAME`` choose others than the usual. With ``names=FILE`` the class
+        list in FILE says what the label numbers mean.
 
     Raises
     ------
