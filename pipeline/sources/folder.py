@@ -116,8 +116,11 @@ def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> L
                 f"{spec} must hold train/, with one folder per class, and a held-out folder such as test/ or "
                 f"val/; it holds {listed(list(folders.values()))}: choose with ?train=NAME&test=NAME"
             )
-        return Layout(root, None, (), ())
+        return Layout(root, None, (), ())  # The class folders lie in it; what is to be held out is asked for.
     own = training[0]
+    if not class_folders(own):
+        found = describe_kinds(Counter(kind_of(entry.name) for entry in scan_folder(own))) or "nothing"
+        raise InputError(f"{own} holds no class folders, only {found}: put the images into one per class")
     candidates = [folder for folder in (*by_word["test"], *by_word["val"]) if folder != own]
     if test is not None:
         return layout_of(root, folders, own, named_folder(spec, root, test), [])
@@ -215,7 +218,7 @@ def count_beside(root: Path, layout: Layout) -> Counter[str]:
             if entry.name[0] == ".":
                 unused[HIDDEN] += 1
             elif leads_nowhere(entry) or not entry.is_dir():
-                loose = folder != root and extension_of(entry.name) in IMAGES
+                loose = folder in (layout.train, layout.held_out) and extension_of(entry.name) in IMAGES
                 unused[LOOSE_IMAGES if loose else kind_of(entry.name)] += 1
     return +unused
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.sources.classes import ClassList, label_id, normalised, number_id, read_class_list
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import (
     LOOKUPS,
@@ -91,10 +90,12 @@ def parquet_source(text: str) -> Source:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
     found = split_files(place, (".parquet",), options.get("train"), options.get("test"))
-    train, test = found.train, found.test
+    train = found.train
     with opened(train[0]) as first:
         columns = columns_of(first.schema_arrow, train[0].url, options.get("image"), options.get("label"))
-        inventory = noted(found.inventory, first.schema_arrow, train[0].url, columns, "names" in options)
+        notes = [] if "names" in options else metadata_notes(first.schema_arrow, train[0].url, columns)
+    found = found.labelled(lambda file: has_labels(file, columns.label))
+    test = found.test
     names, shown = own_names(columns, train[0].url)
     if "names" in options:
         names = read_class_list(options["names"])
@@ -115,7 +116,18 @@ def parquet_source(text: str) -> Source:
         train=parquet_split(tables[: len(train)], columns, names, ids),
         test=parquet_split(tables[len(train) :], columns, names, ids) if test else NO_SAMPLES,
         decode=decode_image,
-        inventory=inventory,
+        inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)),
+    )
+
+
+def has_labels(file: DataFile, column: str) -> bool:
+    """Say whether the first rows of a file have labels; -1 is none."""
+    with opened(file) as table:
+        if column not in table.schema_arrow.names:
+            return False
+        batch = next(table.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False), None)
+    return batch is not None and any(
+        label not in (None, -1, "-1") for label in batch.column(column).to_pylist()
     )
 
 
@@ -245,27 +257,17 @@ def class_names_of(feature: dict[str, Any]) -> list[str] | None:
     return list(names) if usable and isinstance(names, list) else None
 
 
-def noted(
-    inventory: Inventory, schema: "pyarrow.Schema", where: str, columns: Columns, named: bool
-) -> Inventory:
-    """Say so, if metadata that should name the classes of a dataset cannot be used.
-
-    Parameters
-    ----------
-    named : bool
-        Whether the user names the classes.
-    """
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    feature = features_of(schema).get(columns.label, {})
-    foreign = metadata is not None and not features_of(schema)
-    nameless = feature.get("_type") == "ClassLabel" and columns.names is None
-    if named or not (foreign or nameless):
-        return inventory
-    note = (
+def metadata_notes(schema: "pyarrow.Schema", where: str, columns: Columns) -> list[str]:
+    """Say so, if metadata that should name the classes of a dataset cannot be used."""
+    features = features_of(schema)
+    foreign = b"huggingface" in (schema.metadata or {}) and not features
+    nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.names is None
+    if not (foreign or nameless):
+        return []
+    return [
         f"the metadata of {where} names no classes that can be read: labels stand for themselves; give "
         f"?names=LIST to name them"
-    )
-    return replace(inventory, notes=(*inventory.notes, note))
+    ]
 
 
 def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str, str]]:

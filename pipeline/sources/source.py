@@ -462,6 +462,7 @@ def filtered(shard: Shard, class_ids: Collection[str]) -> Shard:
     """Return a shard that drops samples of other classes while they are read; positions count the rest."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
+        shard.unused[OTHER_CLASSES] = 0
         kept = (sample for sample in shard.read(None) if keep(sample))
         return kept if positions is None else at(kept, positions)
 

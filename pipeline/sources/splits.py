@@ -8,7 +8,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import Inventory, kind_of
@@ -44,11 +44,24 @@ class SplitFiles:
     ----------
     train, test : list of DataFile
         None held out if there are none; the inventory says then what was looked for.
+    inventory : Inventory
+    val : list of DataFile
+        What could be held out in place of `test`, where nobody chose.
     """
 
     train: list[DataFile]
     test: list[DataFile]
     inventory: Inventory
+    val: list[DataFile] = field(default_factory=list)
+
+    def labelled(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
+        """Return the files with ``val`` held out if ``test`` has no labels, as that of a competition."""
+        if not self.val or has_labels(self.test[0]):
+            return self
+        unused = Counter(self.inventory.unused) - Counter({"of val": len(self.val)})
+        note = f"held out is val: test has no labels ({posixpath.basename(self.test[0].url)})"
+        inventory = Inventory(dict(unused), (note,)).with_unused("of test", len(self.test))
+        return SplitFiles(self.train, self.val, inventory)
 
 
 def split_word(path: str) -> str | None:
@@ -107,6 +120,7 @@ def split_files(
         [paths[path] for path in chosen.train],
         [paths[path] for path in chosen.test],
         Inventory(dict(unused), chosen.notes, chosen.no_held_out),
+        [paths[path] for path in chosen.val],
     )
 
 
@@ -136,6 +150,7 @@ class _Choice:
     test: list[str]
     notes: tuple[str, ...] = ()
     no_held_out: str = ""
+    val: tuple[str, ...] = ()
 
 
 def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str | None) -> _Choice:
@@ -171,11 +186,12 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     if not training:
         raise InputError(f"no training file in {place} (found: {some(list(paths))}): {hint}")
     notes: list[str] = []
-    passed = [path for path in by_word["val"] if path not in {*training, *held_out}]
-    if test is None and by_word["test"] and passed:
+    passed = [path for path in by_word["val"] if path not in training] if test is None else []
+    passed = passed if by_word["test"] else []
+    if passed:
         notes.append(f"held out is test, not val ({some(passed, 2)}); ?test=val chooses it")
     no_held_out = "" if held_out else f"{place} has training files only ({WORDS_TOLD}): {hint}"
-    return _Choice(training, held_out, tuple(notes), no_held_out)
+    return _Choice(training, held_out, tuple(notes), no_held_out, tuple(passed))
 
 
 def named(place: str, paths: Sequence[str], name: str, by_word: Mapping[str | None, list[str]]) -> list[str]:

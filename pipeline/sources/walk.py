@@ -108,8 +108,8 @@ def dangling_link(entry: os.DirEntry[str]) -> str:
     """Return the line that names a link which leads nowhere."""
     target = Path(entry.path).readlink()
     return (
-        f"{entry.path} is a link to {target}, which is not there: fetch its content (git annex get, dvc pull, "
-        f"git lfs pull), mount the disk that it is on, or remove the link"
+        f"{entry.path} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
+        f"pull, git lfs pull), mount the disk that it is on, or remove the link"
     )
 
 

@@ -42,6 +42,7 @@ def wds_source(text: str) -> Source:
     require_known(spec, options, ("train", "test", "names"))
     names = read_class_list(options["names"]) if "names" in options else None
     found = split_files(place, (*SUFFIXES, *UNREAD_SUFFIXES), options.get("train"), options.get("test"))
+    found = found.labelled(has_labels)
     require_distinct([*found.train, *found.test])
     ids = sorted(names.ids) if names else None
     return Source(
@@ -54,6 +55,16 @@ def wds_source(text: str) -> Source:
         decode=decode_image,
         inventory=found.inventory,
     )
+
+
+def has_labels(file: DataFile) -> bool:
+    """Say whether the first sample of a shard has a label; -1 is none."""
+    key, parts = next(sample_parts(file, Counter()), ("", {}))
+    try:
+        _, label = stored_label(parts, f"{key} in {file.url}")
+    except InputError:
+        return False
+    return str(label).strip() != "-1"
 
 
 def require_distinct(files: Sequence[DataFile]) -> None:
