@@ -119,7 +119,9 @@ def _centre_of_padded(image: Image.Image, preprocessing: Preprocessing) -> Image
         border = preprocessing.crop_mode == "border"
         fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
         padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
-        padded.paste(image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2))
+        padded.paste(
+            image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2)
+        )
         image = padded
     return _centre(image, size, size)
 

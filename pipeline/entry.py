@@ -211,6 +211,7 @@ def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
         composited_example=part.marked["composited"].example,
         dark=part.marked["dark"].count,
         dark_example=part.marked["dark"].example,
+        files=job.gathered.files,
     )
 
 

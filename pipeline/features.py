@@ -276,7 +276,8 @@ def stage(
                 for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
                     waiting.append(pool.submit(look, batch, task.split, equipment, absent, rules))
                     yield
-                waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))
+                unused = {} if task.rows is not None else dict(task.shard(source).unused)
+                waiting.append(partial(save, staging, task, source, absent, rules, labels, parts, unused))
                 yield
 
         def next_done() -> Step:
@@ -308,8 +309,14 @@ def save(
     rules: Rules,
     labels: Sequence[str],
     parts: Sequence[Seen],
+    unused: dict[str, int],
 ) -> None:
     """Stage what was found in a task.
+
+    Parameters
+    ----------
+    unused : dict of str to int
+        What reading it passed over, by kind.
 
     Raises
     ------
@@ -340,6 +347,7 @@ def save(
         labels=[] if known else [classes[label] for label in labels],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
         examples={mark: samples[min(samples)] for mark, samples in marked.items()},
+        unused=unused,
     )
     staging.put_found(task, found)
 

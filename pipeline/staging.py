@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 
 TASK_ROWS = BLOCK_ROWS
@@ -59,8 +59,15 @@ class Task:
 
     def listed(self, source: Source) -> Iterator[Sample | SampleFile]:
         """Yield the samples; files of their own are not read."""
-        split = source.splits[self.split]
-        return split.shards[self.number].read(None) if self.rows is None else split.listed(self.rows)
+        return (
+            self.shard(source).read(None)
+            if self.rows is None
+            else source.splits[self.split].listed(self.rows)
+        )
+
+    def shard(self, source: Source) -> Shard:
+        """Return the shard that it is, where labels are not known."""
+        return source.splits[self.split].shards[self.number]
 
 
 def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
@@ -124,6 +131,8 @@ class Found:
         Places of the samples that have one of `MARKS`.
     examples : dict of str to str
         Names the first of them, for a person.
+    unused : dict of str to int
+        What was passed over beside the samples, by kind.
     """
 
     read: int
@@ -133,6 +142,7 @@ class Found:
     labels: list[int]
     marked: dict[str, list[int]] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

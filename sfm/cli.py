@@ -62,6 +62,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     try:
         with terminal.showing(quiet) as progress:
             from sfm.pipeline.extract import extract
+            from sfm.pipeline.file_counts import describe_files
 
             done = extract(config, progress)
     except Unfinished as stop:
@@ -78,6 +79,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
+            "files": done.files.model_dump() if done.files else None,
+            "notes": done.notes,
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
         return
@@ -89,7 +92,9 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
-    for line in precision_lines(config, done):
+    if done.files:
+        print(describe_files(done.files))
+    for line in (*done.notes, *precision_lines(config, done)):
         print(line)
     for line in pixel_lines([(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]):
         print(line)
@@ -135,6 +140,12 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         terminal.print_json({"store": config.store, "plan": asdict(planned)})
         return
     terminal.plan_table(planned)
+    from sfm.pipeline.file_counts import describe_files
+    from sfm.stats_store.cards import FileCounts
+
+    print(f"{'' if planned.counted else 'about '}{describe_files(FileCounts(**planned.files))}")
+    for note in planned.notes:
+        print(note)
     print("Nothing was written; without --dry-run, the same command extracts")
 
 

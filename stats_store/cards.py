@@ -53,6 +53,26 @@ class DatasetCard(BaseModel):
     source: str = "unknown"
 
 
+class FileCounts(BaseModel):
+    """What became of the files of a dataset; a sample counts once, however many files it is made of.
+
+    Attributes
+    ----------
+    found : int
+        Samples that the source lists or its shards hold, and files that are no samples.
+    used : int
+        Samples that are in the entry, of both splits.
+    unused : dict of str to int
+        All others, by kind.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    found: int
+    used: int
+    unused: dict[str, int] = {}
+
+
 class ExtractionCard(BaseModel):
     """How an entry was computed.
 
@@ -80,6 +100,8 @@ class ExtractionCard(BaseModel):
         which value is white; None where that was not recorded.
     dark_example : str
         Names the first of them.
+    files : FileCounts or None
+        What became of the files of the dataset; None where that was not recorded.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -99,6 +121,7 @@ class ExtractionCard(BaseModel):
     composited_example: str = ""
     dark: int | None = None
     dark_example: str = ""
+    files: FileCounts | None = None
 
 
 class ClassifierCard(BaseModel):

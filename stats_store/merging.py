@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from sfm.backbones.card import differences
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
-from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.digest import BLOCK_ROWS, canonical, sha256
 from sfm.stats_store.discriminant import linear_discriminant
 from sfm.stats_store.moments import Moments, among, merge, no_moments
@@ -210,6 +210,7 @@ def merge_entries(
                 images_per_second=0.0,
                 skipped=[sample for part in union.parts for sample in part.extraction.skipped],
                 **marked(union),
+                files=added_files([part.extraction.files for part in union.parts]),
             ),
             ClassifierCard(
                 solver=classifier.solver,
@@ -406,6 +407,17 @@ def marked(union: Pooled) -> dict[str, Any]:
         found[mark] = None if None in counts else sum(counts)
         found[f"{mark}_example"] = next(filter(None, examples), "")
     return found
+
+
+def added_files(parts: Sequence[FileCounts | None]) -> FileCounts | None:
+    """Return what became of the files of all parts; None if one does not say."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    unused = sum((Counter(part.unused) for part in known), Counter[str]())
+    return FileCounts(
+        found=sum(part.found for part in known), used=sum(part.used for part in known), unused=dict(unused)
+    )
 
 
 def dataset_card(union: Pooled, name: str, train: int, test: int) -> DatasetCard:
