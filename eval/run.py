@@ -119,7 +119,8 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
 
     @functools.cache
     def load(spec: str, image_size: int | None) -> Backbone:
-        return for_features(load_backbone(spec, image_size=image_size, device=config.device))
+        loaded = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
+        return for_features(loaded)
 
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)

@@ -118,14 +118,12 @@ def place_centres(
             for rows, block_labels in train.only(chosen):
                 for c in np.unique(block_labels):
                     kept[int(c)].append(rows[block_labels == c])
-            work = [(c, k) for c in members for k in numbers]
-            samples = {c: np.concatenate(kept.pop(c)) for c in members}
-            found = pool.map(
-                lambda c, k: k_means(samples[c], min(k, len(samples[c])), seed, c), *zip(*work, strict=True)
-            )
-            for (c, k), centres in zip(work, found, strict=True):
+            samples = [(np.concatenate(kept.pop(c)), c) for c in members]
+            work = [(sample, k, c) for sample, c in samples for k in numbers]
+            found = pool.map(lambda each: k_means(*each[:2], seed, each[2]), work)
+            for (sample, k, c), centres in zip(work, found, strict=True):
                 placed[k][c, : len(centres)] = centres
-                on_placed(len(samples[c]), k)
+                on_placed(len(sample), k)
     return placed
 
 
@@ -153,8 +151,10 @@ def groups_of(sizes: npt.NDArray[np.int64], most: int) -> list[range]:
 
 
 def k_means(rows: npt.NDArray[np.float32], k: int, seed: int, c: int) -> npt.NDArray[np.float64]:
-    """Return the k centres of rows."""
+    """Return the k centres of rows, or as many as there are rows."""
     state = int(stream(seed, 2, c).integers(2**31))
-    model = KMeans(k, n_init=1, random_state=state, algorithm="lloyd").fit(rows.astype(np.float64))
+    model = KMeans(min(k, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
+        rows.astype(np.float64)
+    )
     centres: npt.NDArray[np.float64] = model.cluster_centers_
     return centres

@@ -33,8 +33,8 @@ class Effort:
     Attributes
     ----------
     moments, choosing, fitting, centres : float
-        Of the moments and their decomposition, of choosing the penalty, of the final fit, and of the sub-class
-        centres.
+        Of the moments and their decomposition, of choosing the penalty, of the final fit, and of the
+        sub-class centres.
     """
 
     moments: float

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.events import Listener, Progress
+from sfm.events import Listener
 from sfm.pipeline.centres import sub_class_centres
 from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
 from sfm.pipeline.config import ExtractConfig
@@ -25,6 +25,7 @@ from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
 from sfm.pipeline.features import Pass, Rules
 from sfm.pipeline.moments import Moments, accumulate
 from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
+from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
@@ -213,7 +214,11 @@ def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statis
     """Say how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
-        options=options_of(job.config, part.role),
+        options=options_of(
+            job.config,
+            part.role,
+            rendering_options(job.source.rendering, composited=part.marked["composited"].count > 0),
+        ),
         role=part.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         device=job.device,
@@ -225,6 +230,11 @@ def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statis
         skipped=job.gathered.skipped,
         train_bytes=part.train_bytes,
         flow_cosine=job.flow_cosines.get(backbone.card.hash),
+        composited=part.marked["composited"].count,
+        composited_example=part.marked["composited"].example,
+        dark=part.marked["dark"].count,
+        dark_example=part.marked["dark"].example,
+        files=job.gathered.files,
     )
 
 

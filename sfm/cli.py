@@ -16,6 +16,7 @@ from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
+from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     try:
         with terminal.showing(quiet) as progress:
             from sfm.pipeline.extract import extract
+            from sfm.pipeline.file_counts import describe_files
 
             done = extract(config, progress)
     except Unfinished as stop:
         raise terminal.fail(str(stop), terminal.UNFINISHED) from None
     if as_json:
-        entries = [{"outcome": p.outcome, **p.summary.model_dump(mode="json")} for p in done.published]
+        entries = [
+            {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **pixel_document(card)}
+            for p, card in zip(done.published, done.cards, strict=True)
+        ]
         figures = {
             "images_read": done.features.read,
             "images_resumed": done.features.resumed,
@@ -74,6 +79,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
+            "files": done.files.model_dump() if done.files else None,
+            "notes": done.notes,
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
         return
@@ -85,7 +92,11 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
-    for line in precision_lines(config, done):
+    if done.files:
+        print(describe_files(done.files))
+    for line in (*done.notes, *precision_lines(config, done)):
+        print(line)
+    for line in pixel_lines([(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]):
         print(line)
     if done.skipped:
         print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
@@ -129,6 +140,12 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         terminal.print_json({"store": config.store, "plan": asdict(planned)})
         return
     terminal.plan_table(planned)
+    from sfm.pipeline.file_counts import describe_files
+    from sfm.stats_store.cards import FileCounts
+
+    print(f"{'' if planned.counted else 'about '}{describe_files(FileCounts(**planned.files))}")
+    for note in planned.notes:
+        print(note)
     print("Nothing was written; without --dry-run, the same command extracts")
 
 
