@@ -92,8 +92,13 @@ def spread_of(moments: Moments, *, common_scale: bool = False, all_axes: bool = 
     if not all_axes:
         extent = variance > 1e-10 * variance.max(initial=0.0)
         variance, axes = variance[extent], axes[:, extent]
-    found = (torch.from_numpy(np.ascontiguousarray(x)) for x in (mean, std, variance, axes))
-    return Spread(*found, common_scale)
+    return Spread(
+        mean=torch.from_numpy(mean),
+        std=torch.from_numpy(std),
+        variance=torch.from_numpy(variance),
+        axes=torch.from_numpy(np.ascontiguousarray(axes)),
+        common_scale=common_scale,
+    )
 
 
 def principal_axes(
