@@ -243,10 +243,12 @@ def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path,
         assert classifier.converged
         assert classifier.common_scale
         assert "one scale for all features" in classifier.solver
+        # One sample per class: nothing is left to validate on, and nothing is drawn to the class means.
+        assert classifier.towards_means == (per_class > 1)
         found.append(accuracies(held, classifier)[0])
         mean = moments.mean.astype(np.float32)
         nearest.append(top_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
-    assert np.mean(found) >= np.mean(nearest) - 0.005
+    assert np.mean(found) >= np.mean(nearest) - 0.02
 
 
 def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
@@ -258,6 +260,7 @@ def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
     train = in_one_partition(tmp_path, features.astype(np.float32), labels)
     classifier = train_classifier(train, moments_of(features.astype(np.float32), labels, 4), CPU)
     assert not classifier.common_scale
+    assert not classifier.towards_means
     assert accuracies(train, classifier)[0] > 0.9
 
 
@@ -307,7 +310,7 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
         raise np.linalg.LinAlgError("does not converge")
 
     monkeypatch.setattr(logistic, "decompose_symmetric", fail)
-    plain, zero = spread_of(moments), module.zero_fit(5, 12)
+    plain, zero = spread_of(moments), logistic.zero_fit(5, 12)
     rows = standardised([train], 600, spread, CPU)
     first, second = (fit(rows, 600, s, 0.1, zero, CPU, tolerance=1e-4) for s in (spread, plain))
     assert first.converged
