@@ -77,6 +77,12 @@ class DistillConfig(BaseModel):
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with, in each process. Default: one per core, or as "
+        "OMP_NUM_THREADS says.",
+    )
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
     )

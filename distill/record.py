@@ -99,6 +99,7 @@ def record_of(
         "micro_batch": plan.micro_batch,
         "graphs": plan.graphs,
         "threads": checkpoint.recipe["threads"],
+        "notes": notes_of(checkpoint.recipe),
         "precision": config.precision,
         "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")}
         | {"obstacle": obstacle},
@@ -110,6 +111,17 @@ def record_of(
         "wall_seconds": checkpoint.seconds,
         "peak_memory_bytes": peak_memory_bytes,
     }
+
+
+def notes_of(recipe: dict[str, Any]) -> list[str]:
+    """Return what a user of the images should know about how they were computed, in sentences."""
+    before = recipe.get("threads_before", [])
+    if not before:
+        return []
+    numbers = ", then ".join(str(count) for count in [*before, recipe["threads"]])
+    return [
+        f"computed with {numbers} threads: the last bits may differ from a run with one number throughout"
+    ]
 
 
 def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.backbones.spec import parse_spec
+from sfm.backbones.threads import computing_with
+from sfm.backbones.waiting import CoreWatch
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
@@ -42,7 +44,7 @@ from sfm.distill.kernels import (
 from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
-from sfm.distill.record import peak_memory, recipe_of, record_of
+from sfm.distill.record import notes_of, peak_memory, recipe_of, record_of
 from sfm.distill.stopping import Interrupted as Interrupted
 from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
@@ -134,7 +136,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     chosen = chosen_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     with ExitStack() as settings:
-        threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
+        threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())
         settings.enter_context(computing_with(threads))
         settings.enter_context(whole_float32())
         repeatable = settings.enter_context(repeating(backbone))
@@ -205,6 +207,7 @@ def state_of(
     if saved:
         path, checkpoint = saved
         checkpoints.require_same(checkpoint.recipe, recipe, config.out)
+        checkpoint = checkpoints.with_threads(checkpoint, recipe["threads"])
         return checkpoints.load(path, checkpoint, plan, device, group), checkpoint
     state = begin(plan, device, group)
     checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
@@ -309,7 +312,9 @@ def run_steps(
     Interrupted, InputError
         See :func:`distill`.
     """
-    progress(Progress("distil", state.step, config.steps, "steps"))
+    note = "; ".join(notes_of(checkpoint.recipe))
+    progress(Progress("distil", state.step, config.steps, "steps", note=note))
+    watch = CoreWatch(checkpoint.recipe["threads"])
     started = time.perf_counter() - checkpoint.seconds
     written = open_history(config.out / "history.csv", state.step) if group.first else nullcontext()
     with written as history, stop_requests() as stop_requested:
@@ -319,7 +324,7 @@ def run_steps(
             if history:
                 rate, side = plan.rate(state.step - 1), state.levels[-1].shape[-1]
                 append(history, state.step, loss, rate, side, seconds)
-            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}))
+            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}, watch.look()))
             last = state.step == config.steps
             if last or plan.levels(state.step) > len(state.levels):
                 shown = first_images(state.levels, plan.classes, plan.ipc, group)
@@ -337,17 +342,6 @@ def run_steps(
             if stop and not last:
                 raise Interrupted(state.step, config.steps, config.out)
     return checkpoint
-
-
-@contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    """Let torch use so many CPU threads for a while: their number shapes sums, and so the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def publish(

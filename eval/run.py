@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import for_features
+from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.eval.classifiers import FOLDER, as_file, file_name
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, views_of
@@ -116,6 +117,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
     """
     several = config.each()
     with ExitStack() as locks:
+        locks.enter_context(computing_with(config.threads))
         for folder in dict.fromkeys(each.run.resolve() for each in several if each.run.is_dir()):
             locks.enter_context(lock_folder(folder))
         return evaluate_locked(config, several, progress)

@@ -10,7 +10,8 @@ import typer
 
 from sfm import terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.command import App, AsJson, Quiet, add_command
+from sfm.backbones.waiting import choose_waiting
+from sfm.command import App, AsJson, Quiet, Threads, add_command
 from sfm.distill.config import DistillConfig
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
@@ -54,6 +55,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if config.dry_run:
         run_plan(config, as_json, quiet)
         return
+    choose_waiting(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
         share_one_heap()
     from sfm.pipeline.staging import Unfinished
@@ -134,6 +136,7 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then say where the images are."""
+    choose_waiting(config.threads)
     from sfm.distill.run import Interrupted, distill
 
     try:
@@ -156,6 +159,7 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
 
 def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
     """Evaluate, then print the table of accuracies; of several runs, the matrix too."""
+    choose_waiting(config.threads)
     with terminal.showing(quiet) as progress:
         from sfm.eval.matrix import matrix
         from sfm.eval.run import evaluate_runs
@@ -264,17 +268,19 @@ def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path(
         "sfm-quickstart"
     ),
+    threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with terminal.reporting():
+        choose_waiting(threads)
         from sfm.distill.run import Interrupted
         from sfm.quickstart import quickstart
 
         try:
             with terminal.showing(quiet) as progress:
-                record: dict[str, Any] = quickstart(out, progress)
+                record: dict[str, Any] = quickstart(out, progress, threads)
         except Interrupted as stop:
             raise terminal.fail(
                 f"{stop.args[0].partition(':')[0]}: run `sfm quickstart --out {out}` again to go on",

@@ -23,6 +23,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED)
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED)]
 
 

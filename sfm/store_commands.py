@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from sfm import terminal
-from sfm.command import App, AsJson, Quiet
+from sfm.backbones.waiting import choose_waiting
+from sfm.command import App, AsJson, Quiet, Threads
 
 store_app = App(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
@@ -214,6 +215,7 @@ def store_merge(
     replace: Annotated[
         bool, typer.Option("--replace", help="Publish the next generation if this union is there already.")
     ] = False,
+    threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -222,6 +224,7 @@ def store_merge(
     Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
     """
     with terminal.reporting():
+        choose_waiting(threads)
         from sfm.merge import merge
 
         with terminal.showing(quiet) as progress:
@@ -233,6 +236,7 @@ def store_merge(
                 image_size=image_size,
                 device=device,
                 replace=replace,
+                threads=threads,
                 progress=progress,
             )
         summary, outcome = done.published.summary, done.published.outcome

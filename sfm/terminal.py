@@ -94,6 +94,7 @@ def showing(quiet: bool) -> Iterator[Listener]:
         tasks: dict[str, TaskID] = {}
 
         def show(event: Progress) -> None:
+            tell(console, event.note)
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(event.stage, total=event.total, figures="", unit="")
             bars.update(
@@ -113,6 +114,7 @@ def plain_lines(console: Console) -> Listener:
     printed: dict[str, float] = {}
 
     def show(event: Progress) -> None:
+        tell(console, event.note)
         now = time.monotonic()
         first = event.stage not in began
         start = began.setdefault(event.stage, now)
@@ -126,6 +128,12 @@ def plain_lines(console: Console) -> Listener:
             console.print(f"{line}, {seconds:.0f} s{tail}", highlight=False, soft_wrap=True)
 
     return show
+
+
+def tell(console: Console, note: str) -> None:
+    """Print what the user should know now, if there is anything."""
+    if note:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def figures(event: Progress, between: str) -> str:
