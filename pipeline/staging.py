@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,6 +116,8 @@ class Found:
         Ids of the classes met, in the order of meeting; empty where labels were known.
     labels : list of int
         Per sample read, index into `classes`.
+    written : list of list of str
+        Per class met, the ways in which its labels are written; see `Sample.written`.
     """
 
     read: int
@@ -123,6 +125,7 @@ class Found:
     skipped: list[Skipped]
     classes: list[str]
     labels: list[int]
+    written: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import ClassList, label_id, read_class_list
+from sfm.pipeline.sources.classes import ClassList, label_id, meaning_of, read_class_list, written_number
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import DataFile, dataset_name, listing_of, open_stream, split_files
@@ -61,8 +61,7 @@ def wds_split(files: Sequence[DataFile], names: ClassList | None) -> Split:
 
         return Shard(file.url, None, read)
 
-    meaning = "\n".join(names.ids) if names else ""
-    return Split(tuple(map(shard, files)), digest_of(listing_of(files), meaning))
+    return Split(tuple(map(shard, files)), digest_of(listing_of(files), meaning_of(names)))
 
 
 class _Header(tarfile.TarInfo):
@@ -150,7 +149,8 @@ def sample(file: DataFile, key: str, parts: dict[str, bytes], names: ClassList |
     if len(images) != 1:
         found = " and ".join(images) or f"only .{' and .'.join(parts)}"
         raise InputError(f"{where} must have one image, found {found}")
-    return Sample(parts[images[0]], label_id(stored_label(parts, where), names, where), where)
+    label = stored_label(parts, where)
+    return Sample(parts[images[0]], label_id(label, names, where), where, written_number(label))
 
 
 def stored_label(parts: dict[str, bytes], where: str) -> object:
