@@ -89,6 +89,12 @@ def parse_class_list(content: str, origin: str) -> ClassList:
     return ClassList(origin, list(lines), names)
 
 
+def with_ids(chosen: ClassList, class_ids: Sequence[str]) -> ClassList:
+    """Return a list with its classes under other ids, given in its order."""
+    names = {new: chosen.names[old] for old, new in zip(chosen.ids, class_ids, strict=True) if old in chosen.names}
+    return ClassList(chosen.origin, list(class_ids), names)
+
+
 def find_class(text: str, class_ids: Sequence[str]) -> str | None:
     """Return the class id that a text means; None if there is none.
 
