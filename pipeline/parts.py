@@ -17,6 +17,7 @@ from sfm.pipeline.hold_out import keys_of, rows_to_hold_out
 from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
@@ -200,8 +201,18 @@ def classes_met(
     Raises
     ------
     InputError
-        If samples are of classes that the source does not name, or the splits hold different classes.
+        If samples are of classes that the source does not name, the splits hold different classes, or a
+        class is written in two ways.
     """
+    require_one_writing(
+        source.spec,
+        [
+            (label, text)
+            for _, own in told
+            for label, texts in zip(own.classes, own.written, strict=False)
+            for text in texts
+        ],
+    )
     met = {
         name: {label for task, own in told if task.split == name for label in own.classes}
         for name in source.splits

@@ -133,6 +133,8 @@ class Found:
         Names the first of them, for a person.
     unused : dict of str to int
         What was passed over beside the samples, by kind.
+    written : list of list of str
+        Per class met, the ways in which its labels are written; see `Sample.written`.
     """
 
     read: int
@@ -143,6 +145,7 @@ class Found:
     marked: dict[str, list[int]] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
+    written: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from sfm.pipeline.sources.parquet import parquet_source
 from sfm.pipeline.sources.source import Sample, Shard, Source, Split, of_classes, require_usable
 from sfm.pipeline.sources.torchvision_datasets import torchvision_source
 from sfm.pipeline.sources.wds import wds_source
+from sfm.stats_store.class_lists import find_class, with_ids
 
 __all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
 
@@ -117,6 +118,8 @@ def subset_of(source: Source, chosen: ClassList) -> Source:
     InputError
         If the source is known not to have one of them.
     """
+    own = source.class_ids or ()
+    chosen = with_ids(chosen, [find_class(class_id, own) or class_id for class_id in chosen.ids])
     names = dict(zip(chosen.ids, display_names(chosen.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))

@@ -72,11 +72,14 @@ class Sample:
         Id of its class.
     where : str
         Names it for a person, e.g. its path.
+    written : str
+        How its label is written, where that is a number; "" where it does not matter.
     """
 
     data: bytes
     label: str
     where: str
+    written: str = ""
 
     def read(self) -> "Sample":
         """Return the sample, which is read already."""
