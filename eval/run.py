@@ -4,6 +4,7 @@ import functools
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -25,6 +26,7 @@ from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source
 from sfm.eval.synthetic import DistilledRun, read_run
 from sfm.eval.whole import write_whole
 from sfm.events import Listener, nobody
+from sfm.locking import lock_folder
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
@@ -110,9 +112,19 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
     Raises
     ------
     InputError
-        As :func:`evaluate`; or if the runs are of different data.
+        As :func:`evaluate`; or if the runs are of different data, or another process is writing one.
     """
     several = config.each()
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(each.run.resolve() for each in several if each.run.is_dir()):
+            locks.enter_context(lock_folder(folder))
+        return evaluate_locked(config, several, progress)
+
+
+def evaluate_locked(
+    config: EvaluateRunsConfig, several: Sequence[EvaluateConfig], progress: Listener
+) -> list[Evaluation]:
+    """Do what :func:`evaluate_runs` says, in directories that no other process writes meanwhile."""
     runs = [read_run(each.run) for each in several]
     store = open_store(config.store)
     summaries = store.summaries()

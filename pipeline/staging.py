@@ -5,11 +5,9 @@ name is overwritten by the next.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,15 +18,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from sfm.locking import claim
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 
 TASK_ROWS = BLOCK_ROWS
-
-LOCK_SECONDS = 2.0
-"""How long a staging folder may stay claimed by a process that is being killed."""
 
 
 class Unfinished(Exception):  # noqa: N818 - a state of affairs, not a fault of the input
@@ -330,32 +326,3 @@ def open_staging(folder: Path, key: str) -> Iterator[Staging]:
         shutil.rmtree(root)
         if mine:
             (folder / f"{key}.lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def claim(file: Path) -> Iterator[bool]:
-    """Hold a file's lock, if it can be had; wait a little for one that a dying process still holds.
-
-    Yields
-    ------
-    bool
-        Whether it is held.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        with file.open("w") as lock:
-            held = locked(lock, file)
-            if held or time.monotonic() > deadline:
-                yield held
-                return
-        time.sleep(0.05)
-
-
-def locked(lock: IO[str], file: Path) -> bool:
-    """Take the lock of an open file, unless another has it; say whether it is held."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file that its holder has deleted meanwhile locks out nobody.
-        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False

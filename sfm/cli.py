@@ -10,7 +10,7 @@ import typer
 
 from sfm import terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.command import AsJson, Quiet, add_command
+from sfm.command import App, AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SKIPPED_SHOWN = 20
 
-app = typer.Typer(
+app = App(
     name="sfm",
     help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
     no_args_is_help=True,
