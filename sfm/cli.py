@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfm import terminal
+from sfm import accuracies, terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
 from sfm.command import App, AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
+from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
@@ -172,23 +173,41 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
 
 
 def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
-    """Evaluate, then print the table of accuracies; of several runs, the matrix too."""
-    with terminal.showing(quiet) as progress:
-        from sfm.eval.matrix import matrix
-        from sfm.eval.run import evaluate_runs
+    """Evaluate, then print the table of accuracies; of several runs, the matrix too.
 
-        done = evaluate_runs(config, progress)
+    What was found is printed even if it cannot be written.
+    """
+    from sfm.eval.interrupted import says_what_is_kept
+
+    results = [each.result for each in config.each()]
+    unwritten: InputError | None = None
+    try:
+        with terminal.showing(quiet) as progress:
+            from sfm.eval.matrix import matrix
+            from sfm.eval.run import NotWrittenError, evaluate_runs
+
+            done = evaluate_runs(config, progress)
+    except NotWrittenError as error:
+        done, unwritten = error.evaluations, error
+    except KeyboardInterrupt:
+        raise terminal.fail(says_what_is_kept(results), terminal.INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in done]
     cells = [cell.model_dump(mode="json") for cell in matrix(done)]
+    accuracies.print_warnings(records)
     if as_json:
         document = records[0] if len(records) == 1 else {"evaluations": records}
         terminal.print_json(document | {"matrix": cells})
+    else:
+        for record in records:
+            accuracies.print_accuracies(record)
+        if len(records) > 1:
+            terminal.matrix_table(cells)
+    if unwritten:
+        raise unwritten
+    if as_json:
         return
-    for run, record in zip(config.run, records, strict=True):
-        terminal.accuracy_table(record)
-        print(f"Written to {run / 'evaluation.json'}")
-    if len(records) > 1:
-        terminal.matrix_table(cells)
+    for result in results:
+        print(f"Written to {result}")
     runs = " ".join(map(str, config.run))
     print(f"Next: sfm report {runs} --store {config.store} --out report.html")
 
@@ -300,7 +319,8 @@ def quickstart_command(
     if as_json:
         terminal.print_json(record)
         return
-    terminal.accuracy_table(record["evaluation"])
+    accuracies.print_warnings([record["evaluation"]])
+    accuracies.print_accuracies(record["evaluation"])
     print(f"Ten distilled images: {record['preview']}")
     print(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 
