@@ -86,6 +86,9 @@ class ExtractionCard(BaseModel):
         CPU threads that classifier and centres were computed with; features take one each.
     seconds, images_per_second : float
         Wall time of the features pass, and its rate over all splits.
+    statistics_seconds : float or None
+        Wall time of this entry's moments, classifier and sub-class centres, after the pass; None where that
+        was not recorded.
     train_bytes : int or None
         Encoded bytes of the training samples, as the source held them; None where that was not recorded.
     flow_cosine : float or None
@@ -117,6 +120,7 @@ class ExtractionCard(BaseModel):
     skipped: list[str] = []
     train_bytes: int | None = None
     flow_cosine: float | None = None
+    statistics_seconds: float | None = None
     composited: int | None = None
     composited_example: str = ""
     dark: int | None = None
