@@ -130,7 +130,8 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     model = parse_spec(config.backbone).model
     known = known_summaries(store, config.dataset)
     candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
-    backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
+    size = candidates[0].image_size
+    backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
     entry = match(store, candidates, backbone.card)
     backbone = in_precision(backbone, config.precision)
     chosen = chosen_classes(config.classes, entry.dataset)

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sfm.locking import claim
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 
 TASK_ROWS = BLOCK_ROWS
@@ -55,8 +55,15 @@ class Task:
 
     def listed(self, source: Source) -> Iterator[Sample | SampleFile]:
         """Yield the samples; files of their own are not read."""
-        split = source.splits[self.split]
-        return split.shards[self.number].read(None) if self.rows is None else split.listed(self.rows)
+        return (
+            self.shard(source).read(None)
+            if self.rows is None
+            else source.splits[self.split].listed(self.rows)
+        )
+
+    def shard(self, source: Source) -> Shard:
+        """Return the shard that it is, where labels are not known."""
+        return source.splits[self.split].shards[self.number]
 
 
 def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
@@ -96,6 +103,10 @@ class Skipped:
     why: str
 
 
+MARKS = ("composited", "dark")
+"""What is remembered of single images, see `sfm.backbones.rendering.Rendered`."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What reading a task told.
@@ -112,6 +123,14 @@ class Found:
         Ids of the classes met, in the order of meeting; empty where labels were known.
     labels : list of int
         Per sample read, index into `classes`.
+    marked : dict of str to list of int
+        Places of the samples that have one of `MARKS`.
+    examples : dict of str to str
+        Names the first of them, for a person.
+    unused : dict of str to int
+        What was passed over beside the samples, by kind.
+    written : list of list of str
+        Per class met, the ways in which its labels are written; see `Sample.written`.
     """
 
     read: int
@@ -119,6 +138,10 @@ class Found:
     skipped: list[Skipped]
     classes: list[str]
     labels: list[int]
+    marked: dict[str, list[int]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+    written: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -133,12 +156,18 @@ class Partition:
         Positions in the split.
     labels : ndarray of int32, shape (n,)
         ``selection.UNUSED`` for samples that are not part of any entry.
+    marked : dict of str to ndarray of bool, shape (n,)
+        Which samples have one of `MARKS`; those that none has are left out.
+    examples : dict of str to str
+        As in `Found`.
     """
 
     split: str
     number: int
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
+    marked: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

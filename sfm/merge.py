@@ -80,7 +80,6 @@ def on_disk(device: str, threads: int | None) -> Trainer:
 
         from sfm.backbones.threads import computing_with
         from sfm.pipeline.classifier import train_classifier
-        from sfm.pipeline.entry import SOLVER
         from sfm.pipeline.staging import Staged
 
         there = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +92,7 @@ def on_disk(device: str, threads: int | None) -> Trainer:
             chosen = torch.device(there if device == "auto" else device)
             with computing_with(threads):
                 found = train_classifier(Staged(tuple(files), tuple(labels)), moments, chosen)
-        solver = f"{SOLVER}, on the stored training features of all parts"
+        solver = f"{found.solver}, on the stored training features of all parts"
         return Trained(found.weight, found.bias, solver, found.l2, found.iterations, found.converged)
 
     return train
