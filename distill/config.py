@@ -17,7 +17,7 @@ class DistillConfig(BaseModel):
         default=None, ge=8, description="Input size of the backbone, where the store holds several."
     )
     dataset: str = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
-    classes: Path | None = Field(
+    classes: Path | tuple[str, ...] | None = Field(
         default=None,
         description="File with the ids or names of the classes to distil, one per line; default: all.",
     )

@@ -13,6 +13,8 @@ from sfm.backbones.build import Backbone
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
 from sfm.distill.engine import Plan
+from sfm.distill.portable import portable_config
+from sfm.stats_store.location import absolute_url
 from sfm.stats_store.store import Entry
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
@@ -84,8 +86,8 @@ def record_of(
     """
     return {
         "command": "distill",
-        "config": config.model_dump(mode="json") | {"store": store},
-        "store": store,
+        "config": portable_config(config, store, checkpoint.recipe["classes"], checkpoint.recipe["threads"]),
+        "store": absolute_url(store),
         "entry_digest": entry.summary.entry_digest,
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,

@@ -23,7 +23,6 @@ from sfm.backbones.waiting import CoreWatch
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
-from sfm.distill.classes import chosen_classes
 from sfm.distill.config import DistillConfig
 from sfm.distill.directory import whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
@@ -42,6 +41,7 @@ from sfm.distill.kernels import (
     wanted_kernels,
 )
 from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
+from sfm.distill.portable import select_classes
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
 from sfm.distill.record import notes_of, peak_memory, recipe_of, record_of
@@ -134,7 +134,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
     entry = match(store, candidates, backbone.card)
     backbone = in_precision(backbone, config.precision)
-    chosen = chosen_classes(config.classes, entry.dataset)
+    chosen = select_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     with ExitStack() as settings:
         threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())

@@ -24,6 +24,7 @@ from sfm.eval.interrupted import work_folder
 from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
 from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
+from sfm.eval.portable import portable_config
 from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, as_json
 from sfm.eval.scores import HeldOut, full_data_of, held_out, row_of
 from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
@@ -265,7 +266,7 @@ def finish(ready: Ready, work: Work, progress: Listener) -> tuple[Evaluation, li
             rows.append(scoring.row(images, "linear", None, unwritten))
     provenance = provenance_of(ready, time.perf_counter() - started)
     found = Evaluation(
-        config=config.model_dump(mode="json") | {"store": ready.store.url},
+        config=portable_config(config, ready.store.url),
         rows=rows,
         full_data=full_data,
         notes=[*edited, *ready.notes, *missing, *findings(rows, full_data, provenance.entries)],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
-from sfm.terminal import accuracy_table
+from sfm.terminal import accuracy_table, from_here
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -40,7 +40,7 @@ def print_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Print on stderr where distilled images do no better than random real ones."""
     for record in records:
         for line in warnings(record):
-            print(f"warning: {record['config']['run']}: {line}", file=sys.stderr)
+            print(f"warning: {from_here(record['config']['run'])}: {line}", file=sys.stderr)
 
 
 def warnings(record: dict[str, Any]) -> list[str]:

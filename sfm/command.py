@@ -158,7 +158,8 @@ def choices(annotation: Any) -> str | None:
 def parsed_as(annotation: Any) -> Any:
     """Return the type Typer reads an option as; what it cannot read (a tuple of numbers) it reads as text."""
     members = [a for a in get_args(annotation) if a is not type(None)]
-    if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1:
+    # Of several types, the first is that of the command line; others come from a run.json.
+    if get_origin(annotation) in (Union, types.UnionType):
         annotation = members[0]
     if get_origin(annotation) is tuple:
         return str | None

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -206,12 +207,18 @@ def accuracy_table(record: dict[str, Any]) -> None:
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     title = (
-        f"Accuracy on held-out features: {record['config']['run']}, "
+        f"Accuracy on held-out features: {from_here(record['config']['run'])}, "
         f"distilled on {record['provenance']['distilled_on']}"
     )
     table(title, columns, rows, right={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
         print(f"note: {note}")
+
+
+def from_here(path: str) -> str:
+    """Return a path as a person would write it in this folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
@@ -225,7 +232,7 @@ def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
         for run, distilled_on in runs:
             found = [at.get((mode, run, backbone)) for backbone in backbones]
             shown = [over_seeds(cell, "top1") if cell else "–" for cell in found]
-            rows.append([mode, distilled_on, run, *shown])
+            rows.append([mode, distilled_on, from_here(run), *shown])
     columns = ["trained", "distilled on", "run", *backbones]
     table("Top-1 %, by the backbone evaluated on", columns, rows, right=set(backbones))
 

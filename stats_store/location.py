@@ -124,6 +124,12 @@ def local_path(url: str) -> Path | None:
     return None if "://" in url or parts.scheme in REMOTE else Path(url).expanduser()
 
 
+def absolute_url(url: str) -> str:
+    """Return a store's URL with the whole path of a local folder: the same in every working directory."""
+    path = None if "://" in url else local_path(url)
+    return url if path is None else str(path.absolute())
+
+
 def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
     """Connect to the objects below a URL. Credentials come from the environment alone.
 
