@@ -50,9 +50,10 @@ from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.locking import lock_folder
+from sfm.stats_store.advice import extract_line
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
-from sfm.stats_store.select import match, narrow
+from sfm.stats_store.select import NotExtractedError, match, narrow
 from sfm.stats_store.store import Entry, open_store
 
 
@@ -129,7 +130,11 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
     known = known_summaries(store, config.dataset)
-    candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+    try:
+        candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+    except NotExtractedError as error:
+        line = extract_line(store, error.others, config.backbone, config.image_size)
+        raise InputError(f"{error}; to add it: {line}") from None
     size = candidates[0].image_size
     backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
     entry = match(store, candidates, backbone.card)
@@ -238,6 +243,13 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     if not saved and any(path.is_file() and not path.name.startswith(".") for path in out.rglob("*")):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
+
+
+def says_what_is_saved(out: Path) -> str:
+    """Say what a run that ended at once has left to go on from, if anything."""
+    if any((out / "checkpoint").glob("step_*")):
+        return f"; {out} holds a checkpoint: repeat the same command with --resume to go on from it"
+    return " before anything was saved: the same command starts again"
 
 
 def plan_of(

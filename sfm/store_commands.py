@@ -1,5 +1,6 @@
 """The command line of the store: ``sfm store``."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -165,7 +166,10 @@ def store_copy(
         source = open_store(url)
         known = known_summaries(source, dataset or "")
         chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left("; the same command goes on where it was"),
+            terminal.showing(quiet) as progress,
+        ):
             done = copy(source, create_store(target), chosen, replace=replace, progress=progress)
         if as_json:
             terminal.print_json({"entries": [store_tables.copied_document(c) for c in done]})
@@ -227,7 +231,10 @@ def store_merge(
         choose_waiting(threads)
         from sfm.merge import merge
 
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left("; the union was not published"),
+            terminal.showing(quiet) as progress,
+        ):
             done = merge(
                 url,
                 parts,
@@ -295,7 +302,8 @@ def store_rm(
             terminal.entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
             print(
-                f"The bytes are still there. To delete those of all removed entries: sfm store gc {url} --now"
+                f"The bytes are still there. To delete those of all removed entries: sfm store gc {shlex.quote(url)} "
+                "--now"
             )
 
 

@@ -2,9 +2,10 @@
 
 import errno
 import json
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.interrupts import begin_reporting
 
 PLAIN_SECONDS = 10.0
 UNFINISHED = 1
@@ -39,6 +41,7 @@ def fail(message: str, status: int) -> typer.Exit:
 @contextmanager
 def reporting() -> Iterator[None]:
     """Turn what went wrong into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
+    begin_reporting()
     try:
         yield
     except InputError as error:
@@ -46,14 +49,22 @@ def reporting() -> Iterator[None]:
     except DamageError as error:
         raise fail(str(error), 1) from None
     except KeyboardInterrupt:
-        raise fail(
-            "interrupted; the same command goes on from the work that is complete", INTERRUPTED
-        ) from None
+        raise fail("interrupted", INTERRUPTED) from None
     except Exception as error:
         reason = space_or_permission(error)
         if reason is None:
             raise
         raise fail(reason, 2) from None
+
+
+@contextmanager
+def saying_what_is_left(message: str | Callable[[], str]) -> Iterator[None]:
+    """Say what an interrupted command leaves, and how to go on if it can; a function is asked then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = message if isinstance(message, str) else message()
+        raise fail(f"interrupted{left}", INTERRUPTED) from None
 
 
 def space_or_permission(error: BaseException) -> str | None:
@@ -140,6 +151,11 @@ def tell(console: Console, note: str) -> None:
 def figures(event: Progress, between: str) -> str:
     """Return an event's figures as text."""
     return between.join(f"{name} {value:.4g}" for name, value in event.figures.items())
+
+
+def print_next(*words: object) -> None:
+    """Print the command to go on with, fit to be pasted into a shell."""
+    print(f"Next: {shlex.join(['sfm', *map(str, words)])}")
 
 
 def print_json(document: Any) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -151,7 +152,7 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
     if path is not None:
         if not create and not path.is_dir():
             raise InputError(
-                f"no store at {path}: no such folder; create one with `sfm extract --store {path}`"
+                f"no store at {path}: no such folder; create one with `sfm extract --store {shlex.quote(str(path))}`"
             )
         with reaching(str(path)):
             return LocalStore(path.absolute(), mkdir=create)
