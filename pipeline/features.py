@@ -339,7 +339,11 @@ def save(
         classes=[] if known else list(classes),
         labels=[] if known else [classes[label] for label in labels],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
-        examples={mark: samples[min(samples)] for mark, samples in marked.items()},
+        # A file's name need not be text, and what is stored must be.
+        examples={
+            mark: samples[min(samples)].encode(errors="backslashreplace").decode()
+            for mark, samples in marked.items()
+        },
     )
     staging.put_found(task, found)
 
