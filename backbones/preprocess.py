@@ -11,6 +11,7 @@ from PIL import Image
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
 from sfm.backbones.rendering import render
+from sfm.errors import InputError
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,27 +29,58 @@ def preprocessing_of(config: Mapping[str, Any], image_size: int) -> Preprocessin
     Parameters
     ----------
     config : mapping
-        timm's pretrained configuration: ``crop_pct``, ``interpolation``, ``mean``, ``std``.
+        timm's data configuration: ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
     image_size : int
         Side of the backbone's input, in pixels.
 
     Returns
     -------
     Preprocessing
-        The crop keeps the share of the shorter side that the weights are evaluated with, rounded as in
-        timm.
+        The crop keeps the share of the image that the weights are evaluated with, rounded as in timm.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be made into what the weights are evaluated with.
     """
+    crop_mode, interpolation = config.get("crop_mode", "center"), config["interpolation"]
+    if crop_mode not in ("center", "squash", "border"):
+        raise InputError(f"crop mode '{crop_mode}' is not supported, only center, squash and border")
+    if interpolation not in _FILTERS:
+        raise InputError(f"interpolation '{interpolation}' is not supported, only {', '.join(_FILTERS)}")
+    channels = {config.get("input_size", (3,))[0], len(config["mean"]), len(config["std"])}
+    if channels != {3}:
+        raise InputError(f"inputs of {max(channels - {3})} channels are not supported, only of 3")
+    resize = math.floor(image_size / config["crop_pct"])
     return Preprocessing(
         input_size=image_size,
-        resize=math.floor(image_size / config["crop_pct"]),
-        resampling=config["interpolation"],
+        resize=resize,
+        resampling=interpolation,
         mean=config["mean"],
         std=config["std"],
+        crop_mode="pad" if crop_mode == "center" and resize < image_size else crop_mode,
     )
 
 
+def square_side(config: Mapping[str, Any]) -> int:
+    """Return the side of the input that timm's configuration of a set of weights names.
+
+    Raises
+    ------
+    InputError
+        If the input is not square.
+    """
+    _, rows, columns = config["input_size"]
+    if rows != columns:
+        raise InputError(
+            f"inputs of {rows} x {columns} px (rows x columns) are not supported, only square ones: "
+            f"give --image-size, for example --image-size {min(rows, columns)}"
+        )
+    return int(columns)
+
+
 def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Resize the shorter side of an image, keeping the aspect, and cut out the centre.
+    """Resize an image and cut out the centre, as timm does for evaluation.
 
     Parameters
     ----------
@@ -63,11 +95,35 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     """
     image = render(image).image
     shorter = min(image.size)
-    if max(image.size) > _LONGEST * shorter:
+    if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _LONGEST * shorter:
         image = _centre(image, *(min(length, _LONGEST * shorter) for length in image.size))
-    width, height = (preprocessing.resize * length // shorter for length in image.size)
-    resized = image.resize((width, height), _FILTERS[preprocessing.resampling])
-    return np.asarray(_centre(resized, preprocessing.input_size, preprocessing.input_size).convert("RGB"))
+    resized = image.resize(_resized(image.size, preprocessing), _FILTERS[preprocessing.resampling])
+    return np.asarray(_centre_of_padded(resized, preprocessing).convert("RGB"))
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the width and height that an image of a size is resized to, rounded as in timm."""
+    side, (width, height) = preprocessing.resize, size
+    if preprocessing.crop_mode == "squash":
+        return side, side
+    if preprocessing.crop_mode == "border":
+        ratio = max(width / side, height / side)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    return side * width // min(size), side * height // min(size)
+
+
+def _centre_of_padded(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Cut out the input; what the image is too small for is filled around it."""
+    size = preprocessing.input_size
+    if min(image.size) < size:
+        border = preprocessing.crop_mode == "border"
+        fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
+        padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
+        padded.paste(
+            image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2)
+        )
+        image = padded
+    return _centre(image, size, size)
 
 
 def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:

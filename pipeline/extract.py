@@ -16,14 +16,15 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
+from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
-from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import digest_of
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
-from sfm.stats_store.cards import ExtractionCard
+from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
 from sfm.stats_store.store import Store, create_store
@@ -46,6 +47,8 @@ class Extraction:
         in the two precisions. Only of backbones whose entries were not there already.
     cards : list of ExtractionCard
         How each of `published` was computed, in their order.
+    notes : tuple of str
+        What the source chose where there was a choice.
     """
 
     published: list[Published]
@@ -53,6 +56,12 @@ class Extraction:
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
     cards: list[ExtractionCard] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> FileCounts | None:
+        """What became of the files of the dataset; None of entries that do not say."""
+        return self.cards[0].files if self.cards else None
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -77,10 +86,10 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
-    source = open_source(config.source)
+    source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device)
+        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     }
     store = create_store(config.store)
@@ -94,7 +103,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
-        return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards)
+        notes = source.inventory.notes
+        return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
     key = digest_of(
         listing,
         source.spec,
@@ -129,7 +139,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
     published = [p for b in backbones.values() for p in known[b.card.hash]]
     cards = [store.open(p.summary).extraction for p in published]
-    return Extraction(published, features, gathered.skipped, cosines, cards)
+    return Extraction(published, features, gathered.skipped, cosines, cards, source.inventory.notes)
 
 
 @contextmanager
