@@ -98,30 +98,7 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _LONGEST * shorter:
         image = _centre(image, *(min(length, _LONGEST * shorter) for length in image.size))
     resized = image.resize(_resized(image.size, preprocessing), _FILTERS[preprocessing.resampling])
-    return np.asarray(_rgb(_centre_of_padded(resized, preprocessing)))
-
-
-def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Return the width and height that an image of a size is resized to, rounded as in timm."""
-    side, (width, height) = preprocessing.resize, size
-    if preprocessing.crop_mode == "squash":
-        return side, side
-    if preprocessing.crop_mode == "border":
-        ratio = max(width / side, height / side)
-        return max(1, round(width / ratio)), max(1, round(height / ratio))
-    return side * width // min(size), side * height // min(size)
-
-
-def _centre_of_padded(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Cut out the input; what the image is too small for is filled around it."""
-    size = preprocessing.input_size
-    if min(image.size) < size:
-        border = preprocessing.crop_mode == "border"
-        fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
-        padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
-        padded.paste(_rgb(image), (max(0, size - image.width) // 2, max(0, size - image.height) // 2))
-        image = padded
-    return _centre(image, size, size)
+    return np.asarray(_centre_of_padded(resized, preprocessing).convert("RGB"))
 
 
 def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
@@ -151,6 +128,31 @@ def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops)
         pixels = np.asarray(square.resize((size, size), _FILTERS[preprocessing.resampling], box=box))
         view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
     return views
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the width and height that an image of a size is resized to, rounded as in timm."""
+    side, (width, height) = preprocessing.resize, size
+    if preprocessing.crop_mode == "squash":
+        return side, side
+    if preprocessing.crop_mode == "border":
+        ratio = max(width / side, height / side)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    return side * width // min(size), side * height // min(size)
+
+
+def _centre_of_padded(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Cut out the input; what the image is too small for is filled around it."""
+    size = preprocessing.input_size
+    if min(image.size) < size:
+        border = preprocessing.crop_mode == "border"
+        fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
+        padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
+        padded.paste(
+            image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2)
+        )
+        image = padded
+    return _centre(image, size, size)
 
 
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
