@@ -10,6 +10,7 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
+from sfm.backbones.rendering import render
 from sfm.errors import InputError
 
 _FILTERS = {
@@ -84,7 +85,7 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     Parameters
     ----------
     image : PIL.Image.Image
-        Of any mode. Transparency is dropped, 16-bit grey is scaled to 8 bits.
+        Of any mode; what is not opaque 8-bit pixels is rendered as such, by default: over white.
     preprocessing : Preprocessing
 
     Returns
@@ -92,42 +93,12 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     ndarray of uint8, shape (input_size, input_size, 3)
         Red, green, blue.
     """
-    # Grey stays grey until it is resized: that is a third of the work, and gives the same pixels.
-    image = image if image.mode == "L" else _rgb(image)
+    image = render(image).image
     shorter = min(image.size)
     if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _LONGEST * shorter:
         image = _centre(image, *(min(length, _LONGEST * shorter) for length in image.size))
     resized = image.resize(_resized(image.size, preprocessing), _FILTERS[preprocessing.resampling])
     return np.asarray(_centre_of_padded(resized, preprocessing).convert("RGB"))
-
-
-def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
-    """Look at the centre square of an image through crops, as augmentation does.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-        Of any mode, as in :func:`crop`.
-    preprocessing : Preprocessing
-        Its input size and resampling rule are used.
-    crops : Crops
-        Boxes in the unit square.
-
-    Returns
-    -------
-    ndarray of uint8, shape (views, input_size, input_size, 3)
-    """
-    image = _rgb(image)
-    side, size = min(image.size), preprocessing.input_size
-    square = _centre(image, side, side)
-    views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
-    for i, view in enumerate(views):
-        left, top = side * crops.left[i], side * crops.top[i]
-        right, bottom = left + side * crops.width[i], top + side * crops.height[i]
-        box = (left, top, min(right, side), min(bottom, side))
-        pixels = np.asarray(square.resize((size, size), _FILTERS[preprocessing.resampling], box=box))
-        view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
-    return views
 
 
 def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
@@ -155,18 +126,35 @@ def _centre_of_padded(image: Image.Image, preprocessing: Preprocessing) -> Image
     return _centre(image, size, size)
 
 
+def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
+    """Look at the centre square of an image through crops, as augmentation does.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode, as in :func:`crop`.
+    preprocessing : Preprocessing
+        Its input size and resampling rule are used.
+    crops : Crops
+        Boxes in the unit square.
+
+    Returns
+    -------
+    ndarray of uint8, shape (views, input_size, input_size, 3)
+    """
+    image = render(image).image.convert("RGB")
+    side, size = min(image.size), preprocessing.input_size
+    square = _centre(image, side, side)
+    views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
+    for i, view in enumerate(views):
+        left, top = side * crops.left[i], side * crops.top[i]
+        right, bottom = left + side * crops.width[i], top + side * crops.height[i]
+        box = (left, top, min(right, side), min(bottom, side))
+        pixels = np.asarray(square.resize((size, size), _FILTERS[preprocessing.resampling], box=box))
+        view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
+    return views
+
+
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
-        grey = np.asarray(image).astype(np.float32) / 257
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

@@ -244,6 +244,8 @@ def plan_table(plan: Any) -> None:
         ),
         ["entries to publish", str(plan.entries)],
         ["probe", f"{plan.probed} images, {plan.undecodable} of them cannot be decoded"],
+        *([["", f"{plan.composited} are not opaque: they go over ?background="]] if plan.composited else []),
+        *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
         ["pass over the images", f"about {duration(plan.seconds)} for {about}{images:,} images"],
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],

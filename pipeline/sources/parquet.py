@@ -5,14 +5,23 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import ClassList, label_id, normalised, number_id, read_class_list
+from sfm.pipeline.sources.classes import (
+    ClassList,
+    label_id,
+    meaning_of,
+    normalised,
+    number_id,
+    read_class_list,
+    require_one_writing,
+    written_number,
+)
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import (
@@ -22,9 +31,10 @@ from sfm.pipeline.sources.places import (
     is_remote,
     listing_of,
     open_seekable,
-    split_files,
 )
-from sfm.pipeline.sources.source import Sample, Shard, Source, Split, at, digest_of
+from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of
+from sfm.pipeline.sources.splits import split_files
+from sfm.stats_store.class_lists import class_id_from
 
 if TYPE_CHECKING:
     import pyarrow
@@ -61,11 +71,14 @@ class Table:
         Rows of each row group.
     labels : tuple of str or None
         Class id of every row; None where it would take long to find out, on another machine.
+    written : frozenset of (str, str)
+        Class ids, and how their labels are written.
     """
 
     file: DataFile
     rows: tuple[int, ...]
     labels: tuple[str, ...] | None
+    written: frozenset[tuple[str, str]] = frozenset()
 
 
 def parquet_source(text: str) -> Source:
@@ -75,8 +88,9 @@ def parquet_source(text: str) -> Source:
     ----------
     text : str
         A folder, prefix or pattern of files that tell their split in their names, or
-        ``PATTERN?test=PATTERN``. ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE``
-        the class list in FILE says what the label numbers mean, if the dataset does not.
+        ``PATTERN?test=PATTERN``; of a folder, ``train=NAME`` and ``test=NAME`` choose the splits.
+        ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE`` the class list in FILE
+        says what the label numbers mean, if the dataset does not.
 
     Raises
     ------
@@ -85,12 +99,16 @@ def parquet_source(text: str) -> Source:
     """
     spec = f"parquet:{text}"
     place, options = split_options(text)
-    require_known(spec, options, ("test", "image", "label", "names"))
+    require_known(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
-    train, test = split_files(place, options.get("test"), ".parquet")
+    found = split_files(place, (".parquet",), options.get("train"), options.get("test"))
+    train = found.train
     with opened(train[0]) as first:
         columns = columns_of(first.schema_arrow, train[0].url, options.get("image"), options.get("label"))
+        notes = [] if "names" in options else metadata_notes(first.schema_arrow, train[0].url, columns)
+    found = found.labelled(lambda file: has_labels(file, columns.label))
+    test = found.test
     names, shown = own_names(columns, train[0].url)
     if "names" in options:
         names = read_class_list(options["names"])
@@ -98,6 +116,7 @@ def parquet_source(text: str) -> Source:
     near = not any(is_remote(file.url) for file in (*train, *test))
     with ThreadPoolExecutor(LOOKUPS) as pool:
         tables = list(pool.map(lambda file: describe(file, columns, names, near), [*train, *test]))
+    require_one_writing(spec, (pair for table in tables for pair in table.written))
     ids: list[str] | None = None
     if near:
         ids = sorted({label for table in tables for label in table.labels or ()})
@@ -109,8 +128,20 @@ def parquet_source(text: str) -> Source:
         class_ids=ids,
         class_names=None if ids is None else [shown.get(class_id, class_id) for class_id in ids],
         train=parquet_split(tables[: len(train)], columns, names, ids),
-        test=parquet_split(tables[len(train) :], columns, names, ids),
+        test=parquet_split(tables[len(train) :], columns, names, ids) if test else NO_SAMPLES,
         decode=decode_image,
+        inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)),
+    )
+
+
+def has_labels(file: DataFile, column: str) -> bool:
+    """Say whether the first rows of a file have labels; -1 is none."""
+    with opened(file) as table:
+        if column not in table.schema_arrow.names:
+            return False
+        batch = next(table.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False), None)
+    return batch is not None and any(
+        label not in (None, -1, "-1") for label in batch.column(column).to_pylist()
     )
 
 
@@ -134,8 +165,22 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
         if not near:
             return Table(file, tuple(rows), None)
         stored = table.read(columns=[columns.label]).column(columns.label).to_pylist()
-    labels = (label_id(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
-    return Table(file, tuple(rows), tuple(labels))
+    labels = tuple(row_label(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
+    written = frozenset(zip(labels, map(written_number, stored), strict=True))
+    return Table(file, tuple(rows), labels, written)
+
+
+def row_label(label: object, names: ClassList | None, where: str) -> str:
+    """Return the class id that a row's label means: without names, text is the id itself, digits or not.
+
+    Raises
+    ------
+    InputError
+        See :func:`label_id`.
+    """
+    if names is None and isinstance(label, str) and label.strip():
+        return class_id_from(label.strip())
+    return label_id(label, names, where)
 
 
 def parquet_split(
@@ -156,7 +201,10 @@ def parquet_split(
             labels = np.array([index[label] for label in table.labels[start:end]], dtype=np.int32)
         return Shard(f"rows {start} to {end - 1} of {table.file.url}", labels, read)
 
-    meaning = "\n".join(names.ids) if names else ""
+    meaning = meaning_of(names)
+    # Text of digits used to be taken for numbers: what was extracted so is not the same.
+    if names is None and any(class_id and class_id == text for t in tables for class_id, text in t.written):
+        meaning = "text is an id"
     return Split(
         tuple(shard(table, groups) for table in tables for groups in row_groups(table.rows)),
         digest_of(listing_of([table.file for table in tables]), columns.image, columns.label, meaning),
@@ -211,15 +259,46 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
                 f"there are {', '.join(schema.names)}"
             )
         found[role] = name
-    names = features.get(found["label"], {}).get("names")
-    return Columns(found["image"], found["label"], names)
+    twice = [name for name in found.values() if schema.names.count(name) > 1]
+    if twice:
+        raise InputError(f"{where} has several columns {twice[0]}: rename them")
+    return Columns(found["image"], found["label"], class_names_of(features.get(found["label"], {})))
 
 
 def features_of(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
-    """Return what the datasets library wrote into a schema about its columns, if it did."""
-    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    """Return what the datasets library wrote into a schema about its columns, if it did.
+
+    Whatever else another program wrote in its place says nothing about columns.
+    """
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except ValueError:
+        return {}
+    for name in ("info", "features"):
+        described = described.get(name) if isinstance(described, dict) else None
+    if not isinstance(described, dict):
+        return {}
+    return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
+
+
+def class_names_of(feature: dict[str, Any]) -> list[str] | None:
+    """Return the class names in what the datasets library says about a column; None unless it is a list."""
+    names = feature.get("names")
+    usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+    return list(names) if usable and isinstance(names, list) else None
+
+
+def metadata_notes(schema: "pyarrow.Schema", where: str, columns: Columns) -> list[str]:
+    """Say so, if metadata that should name the classes of a dataset cannot be used."""
+    features = features_of(schema)
+    foreign = b"huggingface" in (schema.metadata or {}) and not features
+    nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.names is None
+    if not (foreign or nameless):
+        return []
+    return [
+        f"the metadata of {where} names no classes that can be read: labels stand for themselves; give "
+        f"?names=LIST to name them"
+    ]
 
 
 def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str, str]]:
@@ -230,7 +309,7 @@ def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str,
     if columns.names is None:
         return None, {}
     if len({normalised(name) for name in columns.names}) == len(columns.names):
-        return ClassList(where, columns.names, {}), {}
+        return ClassList(where, [class_id_from(name) for name in columns.names], {}), {}
     return None, {number_id(label): name for label, name in enumerate(columns.names)}
 
 
@@ -269,7 +348,9 @@ def samples(
             images, labels = batch.column(columns.image), batch.column(columns.label)
             for image, label in zip(images, labels, strict=True):
                 where = f"row {row} of {file.url}"
-                yield Sample(image_bytes(image.as_py(), where), label_id(label.as_py(), names, where), where)
+                stored = label.as_py()
+                class_id = row_label(stored, names, where)
+                yield Sample(image_bytes(image.as_py(), where), class_id, where, written_number(stored))
                 row += 1
 
 

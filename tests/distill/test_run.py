@@ -191,7 +191,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> 
 
 def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.txt"
-    chosen.write_text("class3  # the last\n\nT-shirt/top\n")
+    chosen.write_bytes("\ufeff# two\r\nclass3\tthe last\r\n\r\nT-shirt/top\r\n".encode())
     distill(config.model_copy(update={"classes": chosen, "ipc": 2}))
     assert [path.name for path in sorted((config.out / "images").iterdir())] == ["0_t-shirt-top", "1_class3"]
     assert json.loads((config.out / "classes.json").read_text()) == [
@@ -204,9 +204,11 @@ def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class0\nclass9\n", r"line 2 of .*: patterns has no class 'class9'; did you mean"),
-        ("class0\nT-shirt/top\n", "line 2 of .* names 'T-shirt/top' again"),
+        ("class0\nclass9\n", r"chosen.txt: patterns has no class 'class9'; did you mean"),
+        ("class0\nT-shirt/top\n", "chosen.txt names 'T-shirt/top' again"),
         ("class0\n", "at least two classes"),
+        ("class0 # the first\nclass3\n", "only at the beginning of a line"),
+        ("class0\nclass0\n", "line 2 of class list .* repeats"),
     ],
 )
 def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
@@ -216,7 +218,7 @@ def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         distill(config.model_copy(update={"classes": file}))
-    with pytest.raises(InputError, match="cannot read --classes"):
+    with pytest.raises(InputError, match="cannot read the class list"):
         distill(config.model_copy(update={"classes": tmp_path / "none.txt"}))
     assert not config.out.exists()
 
