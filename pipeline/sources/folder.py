@@ -170,9 +170,11 @@ def no_held_out(spec: str, root: Path, layout: Layout) -> str:
     """Return what to say of a dataset if nothing is held out."""
     if layout.held_out is not None:
         return f"{layout.held_out} holds no image"
-    if layout.train == root:
-        return f"{spec} must hold train/ and test/ (or val/), each with one folder per class"
     there = listed([Path(entry.path) for entry in subfolders(root)])
+    if layout.train == root:
+        return (
+            f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {there}"
+        )
     return (
         f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
         f"holds {there}: choose one with ?test=NAME"
@@ -199,7 +201,7 @@ def subfolders(folder: Path) -> list[os.DirEntry[str]]:
     shown = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in shown:
         if leads_nowhere(entry) and "." not in entry.name:
-            raise InputError(dangling_link(entry))
+            raise InputError(dangling_link(entry.path))
     return [entry for entry in shown if not leads_nowhere(entry) and entry.is_dir()]
 
 

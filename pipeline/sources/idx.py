@@ -13,8 +13,8 @@ from PIL import Image
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
+from sfm.pipeline.sources.walk import dangling_link
 
-KINDS = ("images-idx3", "labels-idx1")
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 
 
@@ -53,7 +53,7 @@ def builtin_source(text: str) -> Source:
 
 def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
     """Read the labels and locate the images of both splits."""
-    held_out = any((root / f"t10k-{kind}-ubyte{end}").is_file() for kind in KINDS for end in ("", ".gz"))
+    held_out = any(entry.name.startswith("t10k-") for entry in root.iterdir())
     labels = {
         split: read_labels(find(root, f"{split}-labels-idx1-ubyte"))
         for split in ("train", *(["t10k"] if held_out else []))
@@ -95,6 +95,8 @@ def find(root: Path, stem: str) -> Path:
     for candidate in (root / stem, root / f"{stem}.gz"):
         if candidate.is_file():
             return candidate
+        if candidate.is_symlink() and not candidate.exists():
+            raise InputError(dangling_link(candidate))
     raise InputError(f"{root} holds no {stem} or {stem}.gz")
 
 

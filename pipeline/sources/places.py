@@ -21,7 +21,7 @@ from obstore.store import HTTPStore, ObjectStore
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
-from sfm.pipeline.sources.walk import always, walk_files
+from sfm.pipeline.sources.walk import always, dangling_link, walk_files
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ def _matches(name: str) -> list[DataFile]:
 
 
 def _local(path: Path, missing: str = MISSING) -> DataFile:
+    if missing == MISSING and path.is_symlink() and not path.exists():
+        raise InputError(dangling_link(path))
     with reaching(str(path), missing=missing):
         status = path.stat()
     if not path.is_file():

@@ -13,6 +13,7 @@ from sfm.pipeline.sources.classes import normalised, number_id
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import flag, require_known, split_options
 from sfm.pipeline.sources.source import Source, Split, digest_of, file_split, indexed_split
+from sfm.pipeline.sources.walk import dangling_link
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -165,8 +166,18 @@ def torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], i
 
 
 def seen(path: str) -> str:
-    """Return what can be seen of a file without reading it."""
-    status = Path(path).stat()
+    """Return what can be seen of a file without reading it.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or is a link that leads nowhere.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        line = dangling_link(path) if Path(path).is_symlink() else f"cannot read {path}: {error.strerror}"
+        raise InputError(line) from error
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
