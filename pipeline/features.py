@@ -177,7 +177,12 @@ def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequ
 
 
 def batches(
-    source: Source, task: Task, equipment: Equipment, size: int, limit: int | None, labels: list[tuple[str, str]]
+    source: Source,
+    task: Task,
+    equipment: Equipment,
+    size: int,
+    limit: int | None,
+    labels: list[tuple[str, str]],
 ) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its place; batches never span tasks.
 

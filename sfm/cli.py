@@ -17,6 +17,7 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.store_commands import store_app
+from sfm.terminal import print_line as print
 
 if TYPE_CHECKING:
     from sfm.pipeline.extract import Extraction
@@ -36,6 +37,7 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
+    terminal.prepare_output()
     app()
 
 

@@ -1,4 +1,4 @@
-"""Lists of classes: the one format of ``?classes=``, ``names=`` and ``--classes``, and how a class is found."""
+"""Lists of classes: the one format of ``?classes=``, ``names=`` and ``--classes``; how a class is found."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -91,7 +91,9 @@ def parse_class_list(content: str, origin: str) -> ClassList:
 
 def with_ids(chosen: ClassList, class_ids: Sequence[str]) -> ClassList:
     """Return a list with its classes under other ids, given in its order."""
-    names = {new: chosen.names[old] for old, new in zip(chosen.ids, class_ids, strict=True) if old in chosen.names}
+    names = {
+        new: chosen.names[old] for old, new in zip(chosen.ids, class_ids, strict=True) if old in chosen.names
+    }
     return ClassList(chosen.origin, list(class_ids), names)
 
 

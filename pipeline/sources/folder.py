@@ -9,6 +9,8 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Source, Split, digest_of, file_split
+from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.names import folder_name
 
 
 def folder_source(text: str) -> Source:
@@ -33,19 +35,21 @@ def folder_source(text: str) -> Source:
             f"folder:{text} must hold train/ and test/ (or val/), each with one folder per class"
         )
     train_ids, test_ids = class_folders(root / "train"), class_folders(held_out)
-    if train_ids != test_ids:
-        odd = sorted(set(train_ids) ^ set(test_ids))
+    odd = sorted(set(map(class_id_from, train_ids)) ^ set(map(class_id_from, test_ids)))
+    if odd:
         raise InputError(
             f"train/ and {held_out.name}/ of folder:{text} hold different classes: "
             f"{', '.join(odd[:5])}{' …' if len(odd) > 5 else ''} in one only"
         )
+    # One class may have a folder in either Unicode normal form: they become one when the source is opened.
+    ids = sorted({*train_ids, *test_ids})
     return Source(
-        name=root.resolve().name,
+        name=folder_name(root),
         spec=f"folder:{text}",
-        class_ids=train_ids,
-        class_names=display_names(train_ids),
-        train=folder_split(root / "train", train_ids),
-        test=folder_split(held_out, test_ids),
+        class_ids=ids,
+        class_names=display_names([class_id_from(class_id) for class_id in ids]),
+        train=folder_split(root / "train", ids),
+        test=folder_split(held_out, ids),
         decode=decode_image,
     )
 
@@ -63,6 +67,8 @@ def folder_split(root: Path, class_ids: list[str]) -> Split:
     labels: list[int] = []
     seen: list[str] = []
     for label, class_id in enumerate(class_ids):
+        if not (root / class_id).is_dir():
+            continue
         files = sorted(
             (entry for entry in os.scandir(root / class_id) if entry.is_file() and entry.name[0] != "."),
             key=lambda entry: entry.name,

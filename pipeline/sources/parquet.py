@@ -14,7 +14,6 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.sources.classes import (
     ClassList,
-    class_id_from,
     label_id,
     meaning_of,
     normalised,
@@ -35,6 +34,7 @@ from sfm.pipeline.sources.places import (
     split_files,
 )
 from sfm.pipeline.sources.source import Sample, Shard, Source, Split, at, digest_of
+from sfm.stats_store.class_lists import class_id_from
 
 if TYPE_CHECKING:
     import pyarrow
