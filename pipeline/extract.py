@@ -14,6 +14,7 @@ from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
+from sfm.pipeline.existing import display_name_notes, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
 from sfm.pipeline.precision import flow_cosines
@@ -41,12 +42,15 @@ class Extraction:
     flow_cosines : dict of str to (float or None)
         In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
         in the two precisions. Only of backbones whose entries were not there already.
+    notes : list of str
+        What entries that were there already lack of what was asked for.
     """
 
     published: list[Published]
     features: Pass
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -65,7 +69,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     Raises
     ------
     InputError
-        If dataset, backbone, or store cannot be used; nothing is published then.
+        If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
+        is in the store under another name than the one given.
     Unfinished
         If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
@@ -82,11 +87,13 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     known = (
         {} if config.replace or config.rehash else known_entries(store, config, backbones.values(), listing)
     )
+    require_name(config, [p for entries in known.values() for p in entries])
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         skipped = store.open(published[0].summary).extraction.skipped
-        return Extraction(published, Pass(0, 0, 0.0), skipped)
+        notes = display_name_notes(source, store, published)
+        return Extraction(published, Pass(0, 0, 0.0), skipped, notes=notes)
     key = digest_of(
         listing,
         source.spec,
@@ -112,7 +119,9 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
     published = [p for b in backbones.values() for p in known[b.card.hash]]
-    return Extraction(published, features, gathered.skipped, cosines)
+    require_name(config, published)
+    notes = display_name_notes(source, store, published)
+    return Extraction(published, features, gathered.skipped, cosines, notes)
 
 
 @contextmanager

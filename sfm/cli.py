@@ -76,6 +76,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
+            "notes": done.notes,
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
         return
@@ -87,6 +88,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+    for note in done.notes:
+        print(f"note: {note}")
     for line in precision_lines(config, done):
         print(line)
     if done.skipped:

@@ -17,7 +17,12 @@ LEAST_CELL = 12
 """A column of text is not folded to fewer characters than this: the rows are shown as lists instead."""
 
 LONGEST_CELL = 400
-BAR_WIDTHS = 30, 5
+BAR_WIDTHS = 30, 10, 6
+"""At most, at least, and at least on a terminal that is narrower than ``WIDE``."""
+
+WIDE = 60
+CUT, LEAST_TEXT = ("what", "figures"), 8
+"""What is cut in a progress line, the first first, and to how many characters at least."""
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -73,12 +78,15 @@ def print_lists(console: Console, heads: Sequence[str], rows: Iterable[Sequence[
 class FittingBars(Bars):
     """Progress lines that keep bar, count and time left, whatever the width.
 
-    First the description is cut, then the figures go, the time spent, the description.
+    The description is cut first, then the figures; then figures, unit, time spent and description go.
     """
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
         """Lay out the lines of all visible tasks for the width of the console."""
         shown = [task for task in tasks if task.visible]
+        if not shown:
+            # As at the start, when there is no console yet.
+            return Table.grid()
         return lay_out([progress_cells(task, self.console) for task in shown], self.console.width)
 
 
@@ -99,34 +107,37 @@ def progress_cells(task: Task, console: Console) -> dict[str, str | Task]:
 
 
 def clock(seconds: float | None) -> str:
-    """Return a time as ``h:mm:ss``; dashes for one that is not known."""
+    """Return a time as ``m:ss`` or ``h:mm:ss``; dashes for one that is not known."""
     if seconds is None:
-        return "-:--:--"
+        return "-:--"
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def lay_out(lines: Sequence[dict[str, str | Task]], width: int) -> Table:
     """Return progress lines as a grid that is no wider than a terminal."""
     grid = Table.grid(padding=(0, 1, 0, 0))
-    if not lines:
-        return grid
     names = list(lines[0])
+    width += 1  # No blank follows the last column.
     wide = {n: max(cell_len(str(line[n])) for line in lines) for n in names if n != "bar"}
-    most, least = BAR_WIDTHS
-    wide["bar"] = least
-    # The description is cut before anything goes.
-    for dropped in ("figures", "unit", "spent", "what"):
+    most, least, narrow = BAR_WIDTHS
+    wide["bar"] = least if width >= WIDE else narrow
+    # The description is cut first, then the figures; then the least important goes.
+    for dropped in ("figures", "unit", "spent", "what", "bar"):
         shown = [n for n in names if wide[n]]
-        rest = sum(wide[n] + 1 for n in shown if n != "what")
-        if rest + min(wide["what"], LEAST_CELL) + 1 <= width:
+        fixed = sum(wide[n] + 1 for n in shown if n not in CUT)
+        room = width - fixed - sum(min(wide[n], LEAST_TEXT) + 1 for n in CUT if n in shown)
+        if room >= 0:
             break
         wide[dropped] = 0
     shown = [n for n in names if wide[n]]
-    if "what" in shown:
-        wide["what"] = min(wide["what"], width - 1 - sum(wide[n] + 1 for n in shown if n != "what"))
-    spare = width - sum(wide[n] + 1 for n in shown)
-    wide["bar"] = min(most, least + max(0, spare))
+    room = width - sum(wide[n] + 1 for n in shown if n not in CUT)
+    for cut in (n for n in CUT if n in shown):
+        # What is cut first leaves the other as much as it wants, and keeps its least.
+        others = sum(wide[n] + 1 for n in CUT if n in shown and n != cut)
+        wide[cut] = max(min(wide[cut], room - others - 1), min(wide[cut], LEAST_TEXT))
+    if "bar" in shown:
+        wide["bar"] = min(most, wide["bar"] + max(0, width - sum(wide[n] + 1 for n in shown)))
     for name in shown:
         grid.add_column(width=wide[name], no_wrap=True, overflow="ellipsis")
     for line in lines:

@@ -26,7 +26,7 @@ def name_from(text: str) -> str:
     ('birds-2024', 'dataset')
     """
     shown = "".join(c if is_shown(c) and c not in "@/" else "-" for c in utf8_only(text).strip())
-    return unicodedata.normalize("NFC", shown).strip("- ") or "dataset"
+    return unicodedata.normalize("NFC", shown).strip() or "dataset"
 
 
 def folder_name(path: Path) -> str:
