@@ -47,6 +47,7 @@ from sfm.distill.stopping import Interrupted as Interrupted
 from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.locking import lock_folder
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.select import match, narrow
@@ -90,7 +91,8 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     ------
     InputError
         If the store holds no such entry or not what the run needs, the directory holds something else, the
-        run to resume is another one, the loss is not finite, or the directory cannot be written.
+        run to resume is another one, the loss is not finite, or the directory cannot be written or is being
+        written by another process.
     Interrupted
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
@@ -112,7 +114,10 @@ def distill_at(config: DistillConfig, place: Place | None, progress: Listener) -
     InputError, Interrupted
         See :func:`distill`. Where some are lost, the other processes raise :class:`LostProcess`.
     """
-    with joined(place, config.device) as group:
+    with (
+        joined(place, config.device) as group,
+        lock_folder(config.out) if group.first else nullcontext(),
+    ):
         return distill_in(group, config, progress if group.first else nobody)
 
 
@@ -123,7 +128,8 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     model = parse_spec(config.backbone).model
     known = known_summaries(store, config.dataset)
     candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
-    backbone = load_backbone(config.backbone, image_size=candidates[0].image_size, device=config.device)
+    size = candidates[0].image_size
+    backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
     entry = match(store, candidates, backbone.card)
     backbone = in_precision(backbone, config.precision)
     chosen = chosen_classes(config.classes, entry.dataset)
@@ -225,7 +231,8 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     if saved and not resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
-    if not saved and any(path.is_file() for path in out.rglob("*")):
+    # Hidden are the lock of this very run, and what file managers leave everywhere.
+    if not saved and any(path.is_file() and not path.name.startswith(".") for path in out.rglob("*")):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
 

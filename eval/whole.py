@@ -1,8 +1,9 @@
-"""Files that are there whole, or not at all."""
+"""Files that are there whole, or not at all, and the names of what is written."""
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,28 @@ def write_whole(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold; makes its folder.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with partial.open("wb"):
+            pass
+        partial.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; give --out to put the result elsewhere"
+        ) from error
 
 
 @contextmanager
@@ -62,3 +85,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def distinct_names(given: Sequence[Path]) -> list[str]:
+    """Name directories by as few of their last folders as tell them apart."""
+    paths = [path.resolve() for path in given]
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("two paths are the same")

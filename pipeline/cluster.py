@@ -365,7 +365,7 @@ def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
     if order.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus[int(number) % len(order.gpus)]
-    source = open_source(order.source)
+    source = open_source(order.source, held_out=False)
     if tuple(split.listing for split in source.splits.values()) != order.listing:
         raise InputError(
             f"{order.source} is not the same here as where the extraction was started: other files, sizes, "

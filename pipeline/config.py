@@ -57,6 +57,12 @@ class ExtractConfig(BaseModel):
     small_classes: Literal["refuse", "drop"] = Field(
         default="refuse", description="What to do with classes below --min-count."
     )
+    hold_out: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Hold this share of every class out of a dataset that has no held-out split, e.g. 0.1.",
+    )
     tune_fraction: float | None = Field(
         default=None,
         gt=0,
@@ -91,7 +97,9 @@ class ExtractConfig(BaseModel):
         default=False, description="Count, look at a few images, estimate time and space, and write nothing."
     )
     seed: int = Field(
-        default=0, ge=0, description="Seed of sub-class centres, exemplars, views and the tuning split."
+        default=0,
+        ge=0,
+        description="Seed of sub-class centres, exemplars, views, the tuning split and --hold-out.",
     )
 
     @field_validator("scheduler")

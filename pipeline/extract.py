@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
@@ -16,12 +17,15 @@ from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
 from sfm.pipeline.existing import display_name_notes, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
+from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
+from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
-from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import digest_of
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
+from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
 from sfm.stats_store.store import Store, create_store
@@ -42,15 +46,24 @@ class Extraction:
     flow_cosines : dict of str to (float or None)
         In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
         in the two precisions. Only of backbones whose entries were not there already.
-    notes : list of str
-        What entries that were there already lack of what was asked for.
+    cards : list of ExtractionCard
+        How each of `published` was computed, in their order.
+    notes : tuple of str
+        What the source chose where there was a choice, and what entries that were there already lack of what
+        was asked for.
     """
 
     published: list[Published]
     features: Pass
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    cards: list[ExtractionCard] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> FileCounts | None:
+        """What became of the files of the dataset; None of entries that do not say."""
+        return self.cards[0].files if self.cards else None
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -76,33 +89,43 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
-    source = open_source(config.source)
+    source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device)
+        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     }
     store = create_store(config.store)
     listing = listing_of(config, source)
     known = (
-        {} if config.replace or config.rehash else known_entries(store, config, backbones.values(), listing)
+        {}
+        if config.replace or config.rehash
+        else known_entries(store, config, source.rendering, backbones.values(), listing)
     )
     require_name(config, [p for entries in known.values() for p in entries])
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
-        skipped = store.open(published[0].summary).extraction.skipped
-        notes = display_name_notes(source, store, published)
-        return Extraction(published, Pass(0, 0, 0.0), skipped, notes=notes)
+        cards = [store.open(p.summary).extraction for p in published]
+        notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+        return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
     key = digest_of(
         listing,
         source.spec,
         str(config.limit_per_class),
         config.precision,
+        str(source.rendering),
         version("sfm-distill"),
         torch.__version__,
     )
-    rules = Rules(config.limit_per_class, config.on_error, config.precision, config.views, config.seed)
+    rules = Rules(
+        config.limit_per_class,
+        config.on_error,
+        config.precision,
+        config.views,
+        config.seed,
+        source.rendering,
+    )
     with open_staging(staging_folder(config), key[:32]) as staging:
         tasks = tasks_of(source, selection)
         work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
@@ -120,8 +143,9 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
     published = [p for b in backbones.values() for p in known[b.card.hash]]
     require_name(config, published)
-    notes = display_name_notes(source, store, published)
-    return Extraction(published, features, gathered.skipped, cosines, notes)
+    cards = [store.open(p.summary).extraction for p in published]
+    notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+    return Extraction(published, features, gathered.skipped, cosines, cards, notes)
 
 
 @contextmanager
@@ -179,21 +203,30 @@ def with_skipped(listing: str) -> str:
 
 
 def known_entries(
-    store: Store, config: ExtractConfig, backbones: Collection[Backbone], listing: str
+    store: Store, config: ExtractConfig, rendering: Rendering, backbones: Collection[Backbone], listing: str
 ) -> dict[str, list[Published]]:
-    """Return, by backbone hash, the entries of this listing and these options, where none is missing."""
-    wanted = [options_digest(options_of(config, role)) for role in roles_of(config)]
+    """Return, by backbone hash, the entries of this listing and these options, where none is missing.
+
+    Whether images are composited, so that the background is one of the options, only reading tells: an entry
+    of either kind is the one, and the former comes first.
+    """
+    kinds = [rendering_options(rendering, composited) for composited in (True, False)]
+    wanted = [[options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
     listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
     found = {
         (s.backbone_hash, s.options): Published(s, "already there")
         for s in store.summaries()
         if s.listing in listings
     }
-    return {
-        b.card.hash: [found[b.card.hash, options] for options in wanted]
-        for b in backbones
-        if all((b.card.hash, options) in found for options in wanted)
-    }
+    known = {}
+    for backbone in backbones:
+        entries = [
+            next((found[key] for digest in digests if (key := (backbone.card.hash, digest)) in found), None)
+            for digests in wanted
+        ]
+        if all(entries):
+            known[backbone.card.hash] = [entry for entry in entries if entry]
+    return known
 
 
 def staging_folder(config: ExtractConfig) -> Path:

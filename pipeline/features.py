@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
-from sfm.pipeline.decoding import Batch, Wanted
+from sfm.pipeline.decoding import Batch, Wanted, join_marked
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import require_one_writing
@@ -41,6 +42,8 @@ class Rules:
         Augmented views of each training image, besides the image itself.
     seed : int
         Of those views.
+    rendering : Rendering
+        The source's.
     """
 
     limit_per_class: int | None = None
@@ -48,6 +51,7 @@ class Rules:
     precision: Literal["float32", "bf16"] = "float32"
     views: int = 0
     seed: int = 0
+    rendering: Rendering = field(default=Rendering())
 
     def kinds(self, backbone: str, split: str) -> list[str]:
         """Return what is staged of a split for a backbone (its hash): features, then those of views."""
@@ -114,6 +118,8 @@ class Seen:
     skipped : list of Skipped
     seconds : dict of str to float
         As in `Step`.
+    marked : dict of str to dict of int to str
+        As in `sfm.pipeline.decoding.Decoded`.
     """
 
     kept: list[int]
@@ -122,6 +128,7 @@ class Seen:
     features: dict[str, npt.NDArray[np.float32]]
     skipped: list[Skipped]
     seconds: dict[str, float]
+    marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 def look(
@@ -151,7 +158,8 @@ def look(
     """
     preprocessings = tuple(dict.fromkeys(backbone.card.preprocessing for backbone in backbones))
     views = rules.views if split == "train" else 0
-    with equipment.decoding(batch, Wanted(preprocessings, views, rules.seed, rules.on_error)) as decoded:
+    wanted = Wanted(preprocessings, views, rules.seed, rules.on_error, rules.rendering)
+    with equipment.decoding(batch, wanted) as decoded:
         seconds = {"decode": decoded.seconds}
         features = {}
         for backbone in backbones:
@@ -163,7 +171,9 @@ def look(
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 require_finite(found, backbone.card.spec, decoded.where)
                 features[kind] = found
-    return Seen(decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds)
+    return Seen(
+        decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked
+    )
 
 
 def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequence[str]) -> None:
@@ -272,7 +282,8 @@ def stage(
                 for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
                     waiting.append(pool.submit(look, batch, task.split, equipment, absent, rules))
                     yield
-                waiting.append(partial(save, staging, task, source, absent, rules, labels, parts))
+                unused = {} if task.rows is not None else dict(task.shard(source).unused)
+                waiting.append(partial(save, staging, task, source, absent, rules, labels, parts, unused))
                 yield
 
         def next_done() -> Step:
@@ -304,8 +315,14 @@ def save(
     rules: Rules,
     labels: Sequence[tuple[str, str]],
     parts: Sequence[Seen],
+    unused: dict[str, int],
 ) -> None:
     """Stage what was found in a task.
+
+    Parameters
+    ----------
+    unused : dict of str to int
+        What reading it passed over, by kind.
 
     Raises
     ------
@@ -327,6 +344,7 @@ def save(
     staging.put("sizes", task, np.array([size for seen in parts for size in seen.sizes], dtype=np.int64))
     staging.put("digests", task, digests)
     known = task.rows is not None
+    marked = join_marked(seen.marked for seen in parts)
     written: dict[str, set[str]] = {label: set() for label, _ in labels}
     for label, text in set(labels):
         written[label].add(text)
@@ -338,6 +356,9 @@ def save(
         classes=[] if known else list(classes),
         labels=[] if known else [classes[label] for label, _ in labels],
         written=[] if known else [sorted(texts) for texts in written.values()],
+        marked={mark: sorted(samples) for mark, samples in marked.items()},
+        examples={mark: samples[min(samples)] for mark, samples in marked.items()},
+        unused=unused,
     )
     staging.put_found(task, found)
 

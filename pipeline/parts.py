@@ -1,5 +1,6 @@
 """Which rows make up an entry: the whole dataset, or a training split divided for tuning."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +11,16 @@ import numpy.typing as npt
 from sfm.backbones.crops import stream
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.file_counts import count_files
 from sfm.pipeline.fingerprint import Tally
+from sfm.pipeline.hold_out import keys_of, rows_to_hold_out
+from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
+from sfm.stats_store.cards import FileCounts
 from sfm.text import utf8_only
 
 Role = Literal["full", "tuning"]
@@ -36,6 +41,8 @@ class Part:
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
+    marked : dict of str to Marked
+        By mark, see `sfm.pipeline.staging.MARKS`: how many of these rows have it.
     """
 
     role: Role
@@ -45,6 +52,7 @@ class Part:
     test_rows: npt.NDArray[np.bool_]
     train_bytes: int
     fingerprint: str
+    marked: dict[str, Marked]
 
     def staged_train(self, staging: Staging, backbone: str) -> Staged:
         """Return the training features through a backbone, given by its hash."""
@@ -60,9 +68,15 @@ def roles_of(config: ExtractConfig) -> list[Role]:
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
-def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
-    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key."""
-    return {
+def options_of(config: ExtractConfig, role: Role, rendering: dict[str, Any]) -> dict[str, Any]:
+    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key.
+
+    Parameters
+    ----------
+    rendering : dict
+        As :func:`sfm.pipeline.pixels.rendering_options` gives it.
+    """
+    options = {
         "origin": "extracted",
         "role": role,
         "sub_classes": list(config.sub_classes),
@@ -74,7 +88,9 @@ def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
         "seed": config.seed,
         "precision": config.precision,
         "views": 1 + config.views,
+        **rendering,
     }
+    return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
 
 def digests_of(staging: Staging, work: Sequence[Partition]) -> Iterator[npt.NDArray[np.uint8]]:
@@ -110,12 +126,15 @@ class Gathered:
         Samples per shard, by split.
     skipped : list of str
         Samples that could not be decoded: where each is, and why.
+    files : FileCounts
+        What became of the files of the dataset.
     """
 
     selection: Selection
     partitions: list[Partition]
     sizes: dict[str, list[int]]
     skipped: list[str]
+    files: FileCounts
 
 
 def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging: Staging) -> Gathered:
@@ -151,11 +170,18 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
         for name in source.splits
     }
     selection = select(config, class_ids, source.class_names, labels, unreadable)
+    beside = Counter(source.inventory.unused)
+    for _, own in told:
+        beside.update(own.unused)
     partitions = []
     for task, own in told:
         samples = rows[task.name][own.kept]
-        partitions.append(Partition(task.split, task.number, samples, selection.labels[task.split][samples]))
-    return Gathered(selection, partitions, sizes, skipped)
+        own_labels = selection.labels[task.split][samples]
+        partitions.append(
+            Partition(task.split, task.number, samples, own_labels, marked_rows(own), own.examples)
+        )
+    files = count_files(class_ids, labels, selection, unreadable, beside)
+    return Gathered(selection, partitions, sizes, skipped, files)
 
 
 def positions(source: Source, told: Sequence[tuple[Task, Found]]) -> dict[str, npt.NDArray[np.int64]]:
@@ -194,7 +220,7 @@ def classes_met(
     }
     if source.class_ids is None:
         odd = sorted(met["train"] ^ met["test"])
-        if odd:
+        if odd and source.test.shards:
             raise InputError(
                 f"the training and the held-out split of {source.spec} hold different classes: {some(odd)} "
                 f"in one only"
@@ -221,27 +247,56 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
     """Decide which staged rows make up each entry that is asked for, and fingerprint them."""
     train = [p for p in gathered.partitions if p.split == "train"]
     test = [p for p in gathered.partitions if p.split == "test"]
-    labels, held_out = (np.concatenate([p.labels for p in own]) for own in (train, test))
+    labels = np.concatenate([p.labels for p in train])
     class_ids = gathered.selection.class_ids
-    in_use = labels != UNUSED
-    tally = Tally()
-    for partition, digests in zip((*train, *test), digests_of(staging, (*train, *test)), strict=True):
-        rows = partition.labels != UNUSED
-        tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
     sizes = np.concatenate([np.load(staging.file("sizes", partition)) for partition in train])
-    every = int(sizes[in_use].sum())
-    parts = [Part("full", train, test, in_use, held_out != UNUSED, every, tally.fingerprint())]
+    in_use = labels != UNUSED
+    if config.hold_out is None:
+        held_out = np.concatenate([p.labels for p in test]) != UNUSED
+        tally = Tally()
+        for partition, digests in zip((*train, *test), digests_of(staging, (*train, *test)), strict=True):
+            rows = partition.labels != UNUSED
+            tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
+        every = int(sizes[in_use].sum())
+        marked = count_marked([(train, in_use), (test, held_out)])
+        parts = [Part("full", train, test, in_use, held_out, every, tally.fingerprint(), marked)]
+    else:
+        keys = np.concatenate([keys_of(digests, config.seed) for digests in digests_of(staging, train)])
+        held_out = rows_to_hold_out(labels, keys, class_ids, config.hold_out)
+        parts = [divided("full", train, in_use & ~held_out, held_out, class_ids, sizes, staging)]
+        labels, in_use = np.where(held_out, UNUSED, labels).astype(np.int32), in_use & ~held_out
     if config.tune_fraction is not None:
         held = held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
-        tally, start = Tally(), 0
-        for partition, digests in zip(train, digests_of(staging, train), strict=True):
-            here = slice(start, start + len(partition.labels))
-            start = here.stop
-            for split, rows in (("train", in_use[here] & ~held[here]), ("test", held[here])):
-                tally.add(split, class_ids, partition.labels[rows], digests[rows])
-        rest = int(sizes[in_use & ~held].sum())
-        parts.append(Part("tuning", train, train, in_use & ~held, held, rest, tally.fingerprint()))
+        parts.append(divided("tuning", train, in_use & ~held, held, class_ids, sizes, staging))
     return parts
+
+
+def divided(
+    role: Role,
+    train: list[Partition],
+    kept: npt.NDArray[np.bool_],
+    held: npt.NDArray[np.bool_],
+    class_ids: Sequence[str],
+    sizes: npt.NDArray[np.int64],
+    staging: Staging,
+) -> Part:
+    """Return the part whose training and held-out rows both come from the training split.
+
+    Parameters
+    ----------
+    kept, held : ndarray of bool, shape (n,)
+        Which rows are for training, and which are held out.
+    sizes : ndarray of int64, shape (n,)
+        Encoded bytes of the samples.
+    """
+    tally, start = Tally(), 0
+    for partition, digests in zip(train, digests_of(staging, train), strict=True):
+        here = slice(start, start + len(partition.labels))
+        start = here.stop
+        for split, rows in (("train", kept[here]), ("test", held[here])):
+            tally.add(split, class_ids, partition.labels[rows], digests[rows])
+    marked = count_marked([(train, kept | held)])
+    return Part(role, train, train, kept, held, int(sizes[kept].sum()), tally.fingerprint(), marked)
 
 
 def held_out_rows(

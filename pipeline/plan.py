@@ -2,9 +2,11 @@
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +17,14 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
 from sfm.pipeline.equipment import BATCH, cores, equipped, quickest, single_threaded
 from sfm.pipeline.features import Rules, Seen, look
+from sfm.pipeline.file_counts import count_files
+from sfm.pipeline.hold_out import held_out_counts, open_dataset
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
-from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, loaded
-from sfm.pipeline.staging import Task, tasks_of
+from sfm.pipeline.staging import MARKS, Task, tasks_of
+from sfm.stats_store.cards import FileCounts
 
 SHARE = 0.01
 LEAST, MOST = 96, 384
@@ -60,6 +65,14 @@ class Plan:
         Of the pass over the images; the classifier and the sub-class centres come on top.
     staging_bytes, store_bytes : int
         Of unfinished work, and of the entries before compression.
+    files : dict
+        ``found``, ``used`` and ``unused`` by kind; where images were not counted, `samples` and what lies
+        beside the shards, and in the first of each split.
+    notes : tuple of str
+        What the source chose where there was a choice.
+    composited, dark : int
+        Images of the probe that are not opaque, and that are suspiciously dark; see
+        `sfm.backbones.rendering.Rendered`.
     """
 
     source: str
@@ -75,6 +88,10 @@ class Plan:
     seconds: float
     staging_bytes: int
     store_bytes: int
+    files: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    composited: int = 0
+    dark: int = 0
 
 
 def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
@@ -87,17 +104,20 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     Unfinished
         If a process that decodes is lost.
     """
-    source = open_source(config.source)
+    source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = [
-        load_backbone(spec, image_size=config.image_size, device=config.device)
+        load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = tasks_of(source, selection)
     samples = counts_of(source, selection, progress)
     total = sum(samples.values())
+    files = files_of(source, selection, total)
+    if config.hold_out is not None:
+        samples = with_held_out(selection, samples, config.hold_out)
     progress(Progress("probe", 0, 1, "parts"))
-    probed, undecodable, rate = probe(source, tasks, backbones, config, total)
+    probed, undecodable, rate, marked = probe(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": rate}))
     classes = None if source.class_ids is None else len(source.class_ids)
     if selection is not None:
@@ -105,6 +125,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     widths = [backbone.card.features for backbone in backbones]
     sizes = [backbone.card.preprocessing.input_size for backbone in backbones]
     return Plan(
+        **marked,
         source=source.spec,
         classes=classes,
         samples=samples,
@@ -122,6 +143,8 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
         staging_bytes=32 * total + 4 * sum(widths) * (total + config.views * samples["train"]),
         store_bytes=len(roles_of(config))
         * sum(entry_bytes(config, w, s, classes or 0, samples) for w, s in zip(widths, sizes, strict=True)),
+        files=files.model_dump(),
+        notes=source.inventory.notes,
     )
 
 
@@ -132,9 +155,29 @@ def counts_of(source: Source, selection: Selection | None, progress: Listener) -
     found = {}
     for done, (name, split) in enumerate(source.splits.items()):
         progress(Progress("first shards", done, len(source.splits), "splits"))
-        found[name] = sum(1 for _ in split.shards[0].read(None)) * len(split.shards)
+        found[name] = sum(1 for _ in split.shards[0].read(None)) * len(split.shards) if split.shards else 0
     progress(Progress("first shards", len(found), len(found), "splits"))
     return found
+
+
+def with_held_out(selection: Selection | None, samples: dict[str, int], fraction: float) -> dict[str, int]:
+    """Return the samples by split once a share of the training split is held out."""
+    held = round(fraction * samples["train"])
+    if selection is not None:
+        labels = selection.labels["train"]
+        held = int(held_out_counts(np.bincount(labels[labels >= 0]), fraction).sum())
+    return {"train": samples["train"] - held, "test": held}
+
+
+def files_of(source: Source, selection: Selection | None, samples: int) -> FileCounts:
+    """Return what is known of the files of a source before the pass, once its samples were counted."""
+    if selection is None or source.labels is None:
+        unused = Counter(source.inventory.unused)
+        for split in source.splits.values():
+            unused.update(split.shards[0].unused if split.shards else {})
+        return FileCounts(found=samples + unused.total(), used=samples, unused=dict(unused))
+    none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
+    return count_files(source.class_ids or [], source.labels, selection, none, source.inventory.unused)
 
 
 def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]:
@@ -150,17 +193,17 @@ def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]
 
 def probe(
     source: Source, tasks: Sequence[Task], backbones: Sequence[Backbone], config: ExtractConfig, total: int
-) -> tuple[int, int, float]:
+) -> tuple[int, int, float, dict[str, int]]:
     """Look at a few images as the pass does.
 
     Returns
     -------
-    int, int, float
-        Images looked at, those that cannot be decoded, and the rest per second.
+    int, int, float, dict of str to int
+        Images looked at, those that cannot be decoded, the rest per second, and how many have each mark.
     """
     backbones = quickest(backbones, config.precision)
     device = backbones[0].device.type
-    rules = Rules(None, "skip", config.precision, config.views, config.seed)
+    rules = Rules(None, "skip", config.precision, config.views, config.seed, source.rendering)
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     with (
         single_threaded(),
@@ -183,7 +226,8 @@ def probe(
         rate = sum(map(len, batches)) / (time.perf_counter() - began)
         seen += [see(last)] if last else []
     undecodable = sum(len(each.skipped) for each in seen)
-    return len(samples), undecodable, rate
+    marked = {mark: sum(len(each.marked.get(mark, ())) for each in seen) for mark in MARKS}
+    return len(samples), undecodable, rate, marked
 
 
 def entry_bytes(config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]) -> int:

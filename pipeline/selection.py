@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.hold_out import held_out_counts, require_divisible
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.source import require_usable, some
@@ -70,6 +71,9 @@ def select(
         used[split][first] = own[first]
         used[split][unreadable[split]] = UNUSED
     counts = counted(used, len(class_ids))
+    if config.hold_out is not None:
+        counts["test"] = held_out_counts(counts["train"], config.hold_out)
+        counts["train"] = counts["train"] - counts["test"]
     left_out = sum(map(len, unreadable.values()))
     when = f" once the {left_out} unreadable ones are skipped" if left_out else ""
     keep = np.ones(len(class_ids), dtype=bool)
@@ -84,6 +88,8 @@ def select(
     keep[small] = False
     kept = np.flatnonzero(keep).tolist()
     ids = [class_ids[c] for c in kept]
+    if config.hold_out is not None:
+        require_divisible(ids, counts["train"][keep] + counts["test"][keep])
     require_usable(config.source, ids, {split: count[keep] for split, count in counts.items()}, when)
     index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED), UNUSED).astype(np.int32)
     return Selection(ids, [names[c] for c in kept], {split: index[own] for split, own in used.items()})

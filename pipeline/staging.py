@@ -5,11 +5,9 @@ name is overwritten by the next.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,15 +18,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from sfm.locking import claim
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 
 TASK_ROWS = BLOCK_ROWS
-
-LOCK_SECONDS = 2.0
-"""How long a staging folder may stay claimed by a process that is being killed."""
 
 
 class Unfinished(Exception):  # noqa: N818 - a state of affairs, not a fault of the input
@@ -59,8 +55,15 @@ class Task:
 
     def listed(self, source: Source) -> Iterator[Sample | SampleFile]:
         """Yield the samples; files of their own are not read."""
-        split = source.splits[self.split]
-        return split.shards[self.number].read(None) if self.rows is None else split.listed(self.rows)
+        return (
+            self.shard(source).read(None)
+            if self.rows is None
+            else source.splits[self.split].listed(self.rows)
+        )
+
+    def shard(self, source: Source) -> Shard:
+        """Return the shard that it is, where labels are not known."""
+        return source.splits[self.split].shards[self.number]
 
 
 def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
@@ -100,6 +103,10 @@ class Skipped:
     why: str
 
 
+MARKS = ("composited", "dark")
+"""What is remembered of single images, see `sfm.backbones.rendering.Rendered`."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What reading a task told.
@@ -116,6 +123,12 @@ class Found:
         Ids of the classes met, in the order of meeting; empty where labels were known.
     labels : list of int
         Per sample read, index into `classes`.
+    marked : dict of str to list of int
+        Places of the samples that have one of `MARKS`.
+    examples : dict of str to str
+        Names the first of them, for a person.
+    unused : dict of str to int
+        What was passed over beside the samples, by kind.
     written : list of list of str
         Per class met, the ways in which its labels are written; see `Sample.written`.
     """
@@ -125,6 +138,9 @@ class Found:
     skipped: list[Skipped]
     classes: list[str]
     labels: list[int]
+    marked: dict[str, list[int]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
     written: list[list[str]] = field(default_factory=list)
 
 
@@ -140,12 +156,18 @@ class Partition:
         Positions in the split.
     labels : ndarray of int32, shape (n,)
         ``selection.UNUSED`` for samples that are not part of any entry.
+    marked : dict of str to ndarray of bool, shape (n,)
+        Which samples have one of `MARKS`; those that none has are left out.
+    examples : dict of str to str
+        As in `Found`.
     """
 
     split: str
     number: int
     samples: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
+    marked: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -304,32 +326,3 @@ def open_staging(folder: Path, key: str) -> Iterator[Staging]:
         shutil.rmtree(root)
         if mine:
             (folder / f"{key}.lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def claim(file: Path) -> Iterator[bool]:
-    """Hold a file's lock, if it can be had; wait a little for one that a dying process still holds.
-
-    Yields
-    ------
-    bool
-        Whether it is held.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        with file.open("w") as lock:
-            held = locked(lock, file)
-            if held or time.monotonic() > deadline:
-                yield held
-                return
-        time.sleep(0.05)
-
-
-def locked(lock: IO[str], file: Path) -> bool:
-    """Take the lock of an open file, unless another has it; say whether it is held."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file that its holder has deleted meanwhile locks out nobody.
-        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False

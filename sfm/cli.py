@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfm import terminal
+from sfm import accuracies, terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.command import AsJson, Quiet, add_command
+from sfm.command import App, AsJson, Quiet, add_command
 from sfm.distill.config import DistillConfig
+from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
+from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
 from sfm.terminal import print_line as print
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 SKIPPED_SHOWN = 20
 
-app = typer.Typer(
+app = App(
     name="sfm",
     help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
     no_args_is_help=True,
@@ -63,12 +65,16 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     try:
         with terminal.showing(quiet) as progress:
             from sfm.pipeline.extract import extract
+            from sfm.pipeline.file_counts import describe_files
 
             done = extract(config, progress)
     except Unfinished as stop:
         raise terminal.fail(str(stop), terminal.UNFINISHED) from None
     if as_json:
-        entries = [{"outcome": p.outcome, **p.summary.model_dump(mode="json")} for p in done.published]
+        entries = [
+            {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **pixel_document(card)}
+            for p, card in zip(done.published, done.cards, strict=True)
+        ]
         figures = {
             "images_read": done.features.read,
             "images_resumed": done.features.resumed,
@@ -76,6 +82,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
+            "files": done.files.model_dump() if done.files else None,
             "notes": done.notes,
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
@@ -88,9 +95,11 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
-    for note in done.notes:
-        print(f"note: {note}")
-    for line in precision_lines(config, done):
+    if done.files:
+        print(describe_files(done.files))
+    for line in (*done.notes, *precision_lines(config, done)):
+        print(line)
+    for line in pixel_lines([(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]):
         print(line)
     if done.skipped:
         print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
@@ -134,6 +143,12 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         terminal.print_json({"store": config.store, "plan": asdict(planned)})
         return
     terminal.plan_table(planned)
+    from sfm.pipeline.file_counts import describe_files
+    from sfm.stats_store.cards import FileCounts
+
+    print(f"{'' if planned.counted else 'about '}{describe_files(FileCounts(**planned.files))}")
+    for note in planned.notes:
+        print(note)
     print("Nothing was written; without --dry-run, the same command extracts")
 
 
@@ -160,23 +175,41 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
 
 
 def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
-    """Evaluate, then print the table of accuracies; of several runs, the matrix too."""
-    with terminal.showing(quiet) as progress:
-        from sfm.eval.matrix import matrix
-        from sfm.eval.run import evaluate_runs
+    """Evaluate, then print the table of accuracies; of several runs, the matrix too.
 
-        done = evaluate_runs(config, progress)
+    What was found is printed even if it cannot be written.
+    """
+    from sfm.eval.interrupted import says_what_is_kept
+
+    results = [each.result for each in config.each()]
+    unwritten: InputError | None = None
+    try:
+        with terminal.showing(quiet) as progress:
+            from sfm.eval.matrix import matrix
+            from sfm.eval.run import NotWrittenError, evaluate_runs
+
+            done = evaluate_runs(config, progress)
+    except NotWrittenError as error:
+        done, unwritten = error.evaluations, error
+    except KeyboardInterrupt:
+        raise terminal.fail(says_what_is_kept(results), terminal.INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in done]
     cells = [cell.model_dump(mode="json") for cell in matrix(done)]
+    accuracies.print_warnings(records)
     if as_json:
         document = records[0] if len(records) == 1 else {"evaluations": records}
         terminal.print_json(document | {"matrix": cells})
+    else:
+        for record in records:
+            accuracies.print_accuracies(record)
+        if len(records) > 1:
+            terminal.matrix_table(cells)
+    if unwritten:
+        raise unwritten
+    if as_json:
         return
-    for run, record in zip(config.run, records, strict=True):
-        terminal.accuracy_table(record)
-        print(f"Written to {run / 'evaluation.json'}")
-    if len(records) > 1:
-        terminal.matrix_table(cells)
+    for result in results:
+        print(f"Written to {result}")
     runs = " ".join(map(str, config.run))
     print(f"Next: sfm report {runs} --store {config.store} --out report.html")
 
@@ -288,7 +321,8 @@ def quickstart_command(
     if as_json:
         terminal.print_json(record)
         return
-    terminal.accuracy_table(record["evaluation"])
+    accuracies.print_warnings([record["evaluation"]])
+    accuracies.print_accuracies(record["evaluation"])
     print(f"Ten distilled images: {record['preview']}")
     print(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 

@@ -77,7 +77,6 @@ def on_disk(device: str) -> Trainer:
         import torch
 
         from sfm.pipeline.classifier import train_classifier
-        from sfm.pipeline.entry import SOLVER
         from sfm.pipeline.staging import Staged
 
         there = "cuda" if torch.cuda.is_available() else "cpu"
@@ -89,7 +88,7 @@ def on_disk(device: str) -> Trainer:
                 labels.append(own)
             chosen = torch.device(there if device == "auto" else device)
             found = train_classifier(Staged(tuple(files), tuple(labels)), moments, chosen)
-        solver = f"{SOLVER}, on the stored training features of all parts"
+        solver = f"{found.solver}, on the stored training features of all parts"
         return Trained(found.weight, found.bias, solver, found.l2, found.iterations, found.converged)
 
     return train

@@ -5,6 +5,7 @@ from typing import Any
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
 from sfm.events import Listener, nobody
+from sfm.locking import lock_folder
 
 DATASET = "fashion-mnist-6k"
 IMAGE_SIZE = 96
@@ -27,6 +28,12 @@ def quickstart(out: Path, progress: Listener = nobody) -> dict[str, Any]:
     dict
         ``store``, ``preview``: paths; ``run``, ``evaluation``: what the two JSON files hold.
     """
+    with lock_folder(out):
+        return run_quickstart(out, progress)
+
+
+def run_quickstart(out: Path, progress: Listener) -> dict[str, Any]:
+    """Do what :func:`quickstart` says, in a folder that no other process writes meanwhile."""
     store, run = str(out / "store"), out / "distilled"
     extract(
         ExtractConfig(

@@ -5,10 +5,10 @@ from typing import Annotated
 import typer
 
 from sfm import terminal
-from sfm.command import AsJson, Quiet
+from sfm.command import App, AsJson, Quiet
 from sfm.terminal import print_line as print
 
-store_app = typer.Typer(
+store_app = App(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
 )
 

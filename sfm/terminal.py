@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -41,14 +41,14 @@ def prepare_output() -> None:
         logging.lastResort.setFormatter(OneLine())
 
 
-def print_line(text: str) -> None:
-    """Print one line on stdout, whatever the text holds; the commands' ``print``."""
-    print(one_line(text))  # noqa: T201
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print one line, whatever the text holds; the commands' ``print``."""
+    print(one_line(text), file=file)
 
 
 def fail(message: str, status: int) -> typer.Exit:
     """Print one line on stderr and return the exit to raise."""
-    print(f"error: {one_line(message)}", file=sys.stderr)  # noqa: T201
+    print_line(f"error: {message}", file=sys.stderr)
     return typer.Exit(status)
 
 
@@ -251,6 +251,8 @@ def plan_table(plan: Any) -> None:
         ),
         ["entries to publish", str(plan.entries)],
         ["probe", f"{plan.probed} images, {plan.undecodable} of them cannot be decoded"],
+        *([["", f"{plan.composited} are not opaque: they go over ?background="]] if plan.composited else []),
+        *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
         ["pass over the images", f"about {duration(plan.seconds)} for {about}{images:,} images"],
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],

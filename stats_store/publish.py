@@ -25,6 +25,7 @@ from sfm.stats_store.cards import (
     DatasetCard,
     ExtractionCard,
     ObjectRecord,
+    SchemaVersion,
     Summary,
 )
 from sfm.stats_store.digest import (
@@ -43,7 +44,7 @@ from sfm.stats_store.location import (
     read_object,
     settle,
 )
-from sfm.stats_store.schema import create_array
+from sfm.stats_store.schema import CROP_MODE, create_array
 from sfm.stats_store.store import MARK, PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
 
@@ -225,7 +226,14 @@ def publish(
             generation=generation,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        commit = Commit(kind="entry", run=draft.run, summary=summary, arrays=draft.digests, objects=objects)
+        commit = Commit(
+            schema_version=SchemaVersion(requires=requirements(backbone)),
+            kind="entry",
+            run=draft.run,
+            summary=summary,
+            arrays=draft.digests,
+            objects=objects,
+        )
         draft.offered.append(f"index/{key}/{commit_name(generation)}")
         winner = put_commit(store, key, generation, commit)
         if winner.run == draft.run:
@@ -235,6 +243,11 @@ def publish(
             draft.discard()
             return Published(winner.summary, "another writer was first")
         # Someone removed the entry at this very moment: ours is the next generation.
+
+
+def requirements(backbone: BackboneCard) -> list[str]:
+    """Return what a reader must know to use an entry of a backbone as it was made."""
+    return [] if backbone.preprocessing.crop_mode == "center" else [CROP_MODE]
 
 
 def standing(store: Store, path: str) -> Commit:

@@ -15,6 +15,7 @@ from sfm.errors import InputError
 from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_pixels, read_run
+from sfm.eval.whole import distinct_names
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
@@ -177,15 +178,6 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
             zip(directories, distinct_names(resolved), runs, strict=True)
         )
     ]
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Name directories by as few of their last folders as tell them apart."""
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise ValueError("two paths are the same")
 
 
 def entry_of(store: Store, run: DistilledRun) -> Entry | None:

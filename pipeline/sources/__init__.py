@@ -4,7 +4,7 @@ A source is data: two splits of encoded samples, class ids, and a function that 
 :mod:`sfm.pipeline.sources.source`, with an example. To add a kind of source, write a function that returns a
 :class:`Source` and name it in :data:`KINDS`; or, in a package of your own, declare it as an entry point of
 the group :data:`PLUGINS`, with the kind as its name. Options after a question mark are the source's own, but
-for ``classes``, which every source has.
+for ``classes``, ``background`` and ``white``, which every source has.
 """
 
 import difflib
@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
 from sfm.pipeline.sources.classes import ClassList, display_names, read_class_list
 from sfm.pipeline.sources.folder import folder_source
@@ -41,14 +43,23 @@ KINDS: dict[str, Callable[[str], Source]] = {
 
 PLUGINS = "sfm.sources"
 
+PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_background, "white": parse_white}
+"""Options of every source that say how its images become opaque 8-bit pixels."""
 
-def open_source(spec: str) -> Source:
+
+def open_source(spec: str, held_out: bool = True) -> Source:
     """Open the source that a spec such as ``folder:PATH`` means, and check what is known of it.
+
+    Parameters
+    ----------
+    held_out : bool
+        Whether it must have a held-out split.
 
     Raises
     ------
     InputError
-        If the kind is unknown, nothing is there, or its classes are known and cannot be distilled.
+        If the kind is unknown, nothing is there, nothing is held out, or its classes are known and cannot be
+        distilled.
     """
     kind, colon, rest = spec.partition(":")
     plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGINS)}
@@ -63,18 +74,45 @@ def open_source(spec: str) -> Source:
         raise InputError(f"unknown dataset {spec!r}: {hint}")
     place, options = split_options(rest)
     chosen = read_class_list(options.pop("classes")) if "classes" in options else None
+    given = take_rendering(spec, options)
     rest = join_options(place, options)
     source = KINDS[kind](rest) if kind in KINDS else plugins[kind].load()(rest)
+    if held_out and not source.test.shards:
+        why = source.inventory.no_held_out or f"{spec} has no held-out split"
+        raise InputError(f"{why}; or hold out a tenth of the training images: --hold-out 0.1")
     source = with_normal_ids(source)
     if chosen is not None:
         source = replace(subset_of(source, chosen), spec=spec)
+    if given:
+        source = replace(source, spec=spec, rendering=replace(source.rendering, **given))
     # A plug-in's own name, or a class list's, is checked like one that a user gives.
     source = replace(source, name=name_from(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
-        counts = {name: np.bincount(own, minlength=len(ids)) for name, own in labels.items()}
+        counts = {
+            name: np.bincount(own, minlength=len(ids))
+            for name, own in labels.items()
+            if source.splits[name].shards
+        }
         require_usable(source.spec, ids, counts)
     return source
+
+
+def take_rendering(spec: str, options: dict[str, str]) -> dict[str, Any]:
+    """Take what is said about `sfm.backbones.rendering.Rendering` out of the options of a spec.
+
+    Raises
+    ------
+    InputError
+        If a background is no colour, or a white no value.
+    """
+    given: dict[str, Any] = {}
+    for name, parse in PARSERS.items():
+        try:
+            given |= {name: parse(options.pop(name))} if name in options else {}
+        except ValueError as error:
+            raise InputError(f"{spec}: {error}") from error
+    return given
 
 
 def subset_of(source: Source, chosen: ClassList) -> Source:

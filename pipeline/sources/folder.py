@@ -1,6 +1,10 @@
-"""``folder:PATH``: one folder per class under ``train/`` and under ``test/`` or ``val/``."""
+"""``folder:PATH``: one folder per class under ``train/`` and under ``test/``, ``val/`` or the like."""
 
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +12,51 @@ import numpy as np
 from sfm.errors import InputError
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Source, Split, digest_of, file_split
+from sfm.pipeline.sources.inventory import (
+    HIDDEN,
+    IMAGES,
+    Inventory,
+    describe_kinds,
+    extension_of,
+    holds_image,
+    kind_of,
+)
+from sfm.pipeline.sources.options import require_known, split_options
+from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, file_split, some
+from sfm.pipeline.sources.splits import SPLIT_WORDS
+from sfm.pipeline.sources.walk import (
+    SYSTEM_FOLDERS,
+    count_files,
+    dangling_link,
+    leads_nowhere,
+    scan_folder,
+    walk_files,
+)
 from sfm.stats_store.class_lists import class_id_from
 from sfm.stats_store.names import folder_name
+
+LOOSE_IMAGES = "images outside of class folders"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the splits of a dataset of folders are.
+
+    Attributes
+    ----------
+    train : Path
+    held_out : Path or None
+        None if no folder holds classes that are those of the training split.
+    others : tuple of Path
+        Folders beside them, which are not read.
+    notes : tuple of str
+        What was chosen where there was a choice.
+    """
+
+    train: Path
+    held_out: Path | None
+    others: tuple[Path, ...]
+    notes: tuple[str, ...]
 
 
 def folder_source(text: str) -> Source:
@@ -19,65 +65,205 @@ def folder_source(text: str) -> Source:
     Parameters
     ----------
     text : str
-        Path of the folder that holds ``train/`` and ``test/`` or ``val/``.
+        Path of the folder that holds ``train/`` and ``test/`` or ``val/``; ``?train=NAME`` and ``?test=NAME``
+        choose folders of other names. Without any of them, of the folder that holds the class folders.
 
     Raises
     ------
     InputError
-        If a folder is missing, or the two splits hold different classes.
+        If a folder is missing, or the splits cannot be told apart.
     """
-    root = Path(text).expanduser()
+    place, options = split_options(text)
+    require_known(f"folder:{text}", options, ("train", "test"))
+    root = Path(place).expanduser()
     if not root.is_dir():
         raise InputError(f"no dataset at folder:{text}: {root} is not a folder")
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or held_out is None:
-        raise InputError(
-            f"folder:{text} must hold train/ and test/ (or val/), each with one folder per class"
-        )
-    train_ids, test_ids = class_folders(root / "train"), class_folders(held_out)
-    odd = sorted(set(map(class_id_from, train_ids)) ^ set(map(class_id_from, test_ids)))
-    if odd:
-        raise InputError(
-            f"train/ and {held_out.name}/ of folder:{text} hold different classes: "
-            f"{', '.join(odd[:5])}{' …' if len(odd) > 5 else ''} in one only"
-        )
-    # One class may have a folder in either Unicode normal form: they become one when the source is opened.
-    ids = sorted({*train_ids, *test_ids})
+    layout = find_layout(f"folder:{text}", root, options.get("train"), options.get("test"))
+    unused = count_beside(root, layout)
+    splits = [layout.train, *([layout.held_out] if layout.held_out else [])]
+    ids = sorted({class_id for split in splits for class_id in class_folders(split)})
     return Source(
         name=folder_name(root),
         spec=f"folder:{text}",
         class_ids=ids,
         class_names=display_names([class_id_from(class_id) for class_id in ids]),
-        train=folder_split(root / "train", ids),
-        test=folder_split(held_out, ids),
+        train=folder_split(layout.train, ids, unused),
+        test=folder_split(layout.held_out, ids, unused) if layout.held_out else NO_SAMPLES,
         decode=decode_image,
+        inventory=Inventory(dict(unused), layout.notes, no_held_out(f"folder:{text}", root, layout)),
     )
+
+
+def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> Layout:
+    """Find the folders of the splits, by the words that all kinds of source know, in any capitals.
+
+    A folder without any of the training classes, such as one of unlabelled images, is not held out.
+
+    Raises
+    ------
+    InputError
+        If there is no training folder, or several; lists what is there.
+    """
+    folders = {entry.name: Path(entry.path) for entry in subfolders(root)}
+    by_word: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
+    for name, folder in folders.items():
+        if word := SPLIT_WORDS.get(re.sub(r"[-_ .]", "", name.lower())):
+            by_word[word].append(folder)
+    training = [named_folder(spec, root, train)] if train else by_word["train"]
+    if len(training) > 1:
+        raise InputError(f"{spec} holds {listed(training)}: choose one with ?train=NAME")
+    if not training:
+        if test is not None or by_word["test"] or by_word["val"] or not folders:
+            raise InputError(
+                f"{spec} must hold train/, with one folder per class, and a held-out folder such as test/ or "
+                f"val/; it holds {listed(list(folders.values()))}: choose with ?train=NAME&test=NAME"
+            )
+        return Layout(root, None, (), ())  # The class folders lie in it; what is to be held out is asked for.
+    own = training[0]
+    if not class_folders(own):
+        found = describe_kinds(Counter(kind_of(entry.name) for entry in scan_folder(own))) or "nothing"
+        raise InputError(f"{own} holds no class folders, only {found}: put the images into one per class")
+    candidates = [folder for folder in (*by_word["test"], *by_word["val"]) if folder != own]
+    if test is not None:
+        return layout_of(root, folders, own, named_folder(spec, root, test), [])
+    classes = class_ids_in(own)
+    labelled = [folder for folder in candidates if classes & class_ids_in(folder)]
+    # One that holds the very classes comes before one that lacks some.
+    labelled.sort(key=lambda folder: classes != class_ids_in(folder))
+    held_out = labelled[0] if labelled else None
+    passed = [folder for folder in candidates if folder not in labelled]
+    notes = []
+    if passed:
+        notes.append(f"{listed(passed)} is not used: it holds no folder of a training class")
+    if len(labelled) > 1:
+        others = listed(labelled[1:])
+        notes.append(f"held out is {labelled[0].name}/, not {others}; ?test={labelled[1].name} chooses it")
+    return layout_of(root, folders, own, held_out, notes)
+
+
+def layout_of(
+    root: Path, folders: dict[str, Path], train: Path, held_out: Path | None, notes: Sequence[str]
+) -> Layout:
+    """Put a layout together; all else in the folder is not read."""
+    used = [split.resolve() for split in (train, held_out) if split is not None]
+    others = [
+        folder
+        for folder in folders.values()
+        if not any(split == folder.resolve() or folder.resolve() in split.parents for split in used)
+    ]
+    return Layout(train, held_out, tuple(others), tuple(notes))
+
+
+def named_folder(spec: str, root: Path, name: str) -> Path:
+    """Return the folder of a split that the user names.
+
+    Raises
+    ------
+    InputError
+        If there is none; lists what is there.
+    """
+    if (root / name).is_dir():
+        return root / name
+    there = [Path(entry.path) for entry in subfolders(root)]
+    raise InputError(f"{spec}: there is no folder {name} in {root}; it holds {listed(there)}")
+
+
+def no_held_out(spec: str, root: Path, layout: Layout) -> str:
+    """Return what to say of a dataset if nothing is held out."""
+    if layout.held_out is not None:
+        return f"{layout.held_out} holds no image"
+    if layout.train == root:
+        return f"{spec} must hold train/ and test/ (or val/), each with one folder per class"
+    there = listed([Path(entry.path) for entry in subfolders(root)])
+    return (
+        f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
+        f"holds {there}: choose one with ?test=NAME"
+    )
+
+
+def listed(folders: Sequence[Path]) -> str:
+    """Return the names of folders as text."""
+    return some([f"{folder.name}/" for folder in folders]) or "no folders"
+
+
+def subfolders(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the folders in a folder, by name; hidden ones are not meant.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or a link in it leads nowhere.
+    """
+    try:
+        entries = scan_folder(folder)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    shown = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
+    for entry in shown:
+        if leads_nowhere(entry) and "." not in entry.name:
+            raise InputError(dangling_link(entry))
+    return [entry for entry in shown if not leads_nowhere(entry) and entry.is_dir()]
 
 
 def class_folders(split: Path) -> list[str]:
-    """Return the sorted names of the class folders of a split; hidden ones are not classes."""
-    return sorted(
-        entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    """Return the sorted names of the class folders of a split."""
+    return [entry.name for entry in subfolders(split)]
 
 
-def folder_split(root: Path, class_ids: list[str]) -> Split:
-    """List the files of every class folder, with sizes and times of change, by class and name."""
+def class_ids_in(split: Path) -> set[str]:
+    """Return the ids of the classes of a split; its folders may be named in either Unicode normal form."""
+    return set(map(class_id_from, class_folders(split)))
+
+
+def count_beside(root: Path, layout: Layout) -> Counter[str]:
+    """Count the files beside the class folders, by kind and by the folder that holds them."""
+    unused = Counter({f"in {folder.name}/": count_files(folder) for folder in layout.others})
+    for folder in dict.fromkeys((root, layout.train, layout.held_out)):
+        if folder is None:
+            continue
+        for entry in scan_folder(folder):
+            if entry.name[0] == ".":
+                unused[HIDDEN] += 1
+            elif leads_nowhere(entry) or not entry.is_dir():
+                loose = folder in (layout.train, layout.held_out) and extension_of(entry.name) in IMAGES
+                unused[LOOSE_IMAGES if loose else kind_of(entry.name)] += 1
+    return +unused
+
+
+def folder_split(root: Path, class_ids: list[str], unused: Counter[str]) -> Split:
+    """List the images in every class folder and below, with sizes and times of change, by class and name.
+
+    Parameters
+    ----------
+    unused : Counter
+        Gets the files that are no images, by kind.
+
+    Raises
+    ------
+    InputError
+        If a folder cannot be read, a link leads nowhere, or a class holds files but no image.
+    """
     names: list[str] = []
     labels: list[int] = []
     seen: list[str] = []
     for label, class_id in enumerate(class_ids):
         if not (root / class_id).is_dir():
             continue
-        files = sorted(
-            (entry for entry in os.scandir(root / class_id) if entry.is_file() and entry.name[0] != "."),
-            key=lambda entry: entry.name,
-        )
-        for entry in files:
+        before, others = len(names), Counter[str]()
+        for path, entry in walk_files(str(root / class_id), others):
+            if not is_image(entry):
+                others[kind_of(entry.name)] += 1
+                continue
             status = entry.stat()
-            names.append(f"{class_id}/{entry.name}")
+            names.append(f"{class_id}/{path}")
             labels.append(label)
             seen.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
+        if len(names) == before and others:
+            raise InputError(
+                f"{root / class_id} holds no image, only {describe_kinds(others)}; remove the folder or add "
+                f"images"
+            )
+        unused.update(others)
 
     return file_split(
         labels=np.array(labels, dtype=np.int32),
@@ -85,3 +271,17 @@ def folder_split(root: Path, class_ids: list[str]) -> Split:
         path=lambda i: f"{root}/{names[i]}",
         listing=digest_of(str(root.resolve()), "\n".join(seen)),
     )
+
+
+def is_image(entry: os.DirEntry[str]) -> bool:
+    """Say whether a file is to be read as an image.
+
+    Raises
+    ------
+    InputError
+        If it has to be opened to tell, and cannot be.
+    """
+    try:
+        return holds_image(entry.path)
+    except OSError as error:
+        raise InputError(f"cannot read {entry.path}: {error.strerror or error}") from error

@@ -11,9 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
+from sfm.pipeline.sources.inventory import Inventory
+from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
 from sfm.stats_store.names import folder_name
 
+KINDS = ("images-idx3", "labels-idx1")
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 
 
@@ -52,7 +54,11 @@ def builtin_source(text: str) -> Source:
 
 def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
     """Read the labels and locate the images of both splits."""
-    labels = {split: read_labels(find(root, f"{split}-labels-idx1-ubyte")) for split in ("train", "t10k")}
+    held_out = any((root / f"t10k-{kind}-ubyte{end}").is_file() for kind in KINDS for end in ("", ".gz"))
+    labels = {
+        split: read_labels(find(root, f"{split}-labels-idx1-ubyte"))
+        for split in ("train", *(["t10k"] if held_out else []))
+    }
     values = sorted({int(value) for split in labels.values() for value in np.unique(split)})
     width = len(str(max(values, default=0)))
     class_ids = [str(value).zfill(width) for value in values]
@@ -76,9 +82,12 @@ def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
         class_ids=class_ids,
         class_names=class_names,
         train=idx_split(find(root, "train-images-idx3-ubyte"), index[labels["train"]], class_ids, shape),
-        test=idx_split(find(root, "t10k-images-idx3-ubyte"), index[labels["t10k"]], class_ids, shape),
+        test=idx_split(find(root, "t10k-images-idx3-ubyte"), index[labels["t10k"]], class_ids, shape)
+        if held_out
+        else NO_SAMPLES,
         decode=decode,
         licence=licence,
+        inventory=Inventory(no_held_out="" if held_out else f"{root} holds no t10k-images-idx3-ubyte"),
     )
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from sfm.pipeline.sources.places import (
     is_remote,
     listing_of,
     open_seekable,
-    split_files,
 )
-from sfm.pipeline.sources.source import Sample, Shard, Source, Split, at, digest_of
+from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of
+from sfm.pipeline.sources.splits import split_files
 from sfm.stats_store.class_lists import class_id_from
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ def parquet_source(text: str) -> Source:
     ----------
     text : str
         A folder, prefix or pattern of files that tell their split in their names, or
-        ``PATTERN?test=PATTERN``. ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE``
-        the class list in FILE says what the label numbers mean, if the dataset does not.
+        ``PATTERN?test=PATTERN``; of a folder, ``train=NAME`` and ``test=NAME`` choose the splits.
+        ``image=COLUMN`` and ``label=COLUMN`` name the columns; with ``names=FILE`` the class list in FILE
+        says what the label numbers mean, if the dataset does not.
 
     Raises
     ------
@@ -98,12 +99,16 @@ def parquet_source(text: str) -> Source:
     """
     spec = f"parquet:{text}"
     place, options = split_options(text)
-    require_known(spec, options, ("test", "image", "label", "names"))
+    require_known(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
-    train, test = split_files(place, options.get("test"), ".parquet")
+    found = split_files(place, (".parquet",), options.get("train"), options.get("test"))
+    train = found.train
     with opened(train[0]) as first:
         columns = columns_of(first.schema_arrow, train[0].url, options.get("image"), options.get("label"))
+        notes = [] if "names" in options else metadata_notes(first.schema_arrow, train[0].url, columns)
+    found = found.labelled(lambda file: has_labels(file, columns.label))
+    test = found.test
     names, shown = own_names(columns, train[0].url)
     if "names" in options:
         names = read_class_list(options["names"])
@@ -123,8 +128,20 @@ def parquet_source(text: str) -> Source:
         class_ids=ids,
         class_names=None if ids is None else [shown.get(class_id, class_id) for class_id in ids],
         train=parquet_split(tables[: len(train)], columns, names, ids),
-        test=parquet_split(tables[len(train) :], columns, names, ids),
+        test=parquet_split(tables[len(train) :], columns, names, ids) if test else NO_SAMPLES,
         decode=decode_image,
+        inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)),
+    )
+
+
+def has_labels(file: DataFile, column: str) -> bool:
+    """Say whether the first rows of a file have labels; -1 is none."""
+    with opened(file) as table:
+        if column not in table.schema_arrow.names:
+            return False
+        batch = next(table.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False), None)
+    return batch is not None and any(
+        label not in (None, -1, "-1") for label in batch.column(column).to_pylist()
     )
 
 
@@ -242,15 +259,46 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
                 f"there are {', '.join(schema.names)}"
             )
         found[role] = name
-    names = features.get(found["label"], {}).get("names")
-    return Columns(found["image"], found["label"], names)
+    twice = [name for name in found.values() if schema.names.count(name) > 1]
+    if twice:
+        raise InputError(f"{where} has several columns {twice[0]}: rename them")
+    return Columns(found["image"], found["label"], class_names_of(features.get(found["label"], {})))
 
 
 def features_of(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
-    """Return what the datasets library wrote into a schema about its columns, if it did."""
-    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    """Return what the datasets library wrote into a schema about its columns, if it did.
+
+    Whatever else another program wrote in its place says nothing about columns.
+    """
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except ValueError:
+        return {}
+    for name in ("info", "features"):
+        described = described.get(name) if isinstance(described, dict) else None
+    if not isinstance(described, dict):
+        return {}
+    return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
+
+
+def class_names_of(feature: dict[str, Any]) -> list[str] | None:
+    """Return the class names in what the datasets library says about a column; None unless it is a list."""
+    names = feature.get("names")
+    usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+    return list(names) if usable and isinstance(names, list) else None
+
+
+def metadata_notes(schema: "pyarrow.Schema", where: str, columns: Columns) -> list[str]:
+    """Say so, if metadata that should name the classes of a dataset cannot be used."""
+    features = features_of(schema)
+    foreign = b"huggingface" in (schema.metadata or {}) and not features
+    nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.names is None
+    if not (foreign or nameless):
+        return []
+    return [
+        f"the metadata of {where} names no classes that can be read: labels stand for themselves; give "
+        f"?names=LIST to name them"
+    ]
 
 
 def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str, str]]:

@@ -4,10 +4,10 @@ import contextlib
 import fnmatch
 import io
 import itertools
-import os
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
+from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
+from sfm.pipeline.sources.walk import always, walk_files
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
 from sfm.stats_store.names import folder_name, name_from
 
@@ -30,17 +32,8 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 LOOKUPS = 16
 MISSING = "there is no file {}"
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-}
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_WORD = re.compile(r"[a-z]+")
 
 
 @dataclass(frozen=True)
@@ -142,9 +135,14 @@ def _matches(name: str) -> list[DataFile]:
         name = str(local_path(name))
     if "*" in name:
         pattern = name.replace("[", "[[]").replace("?", "[?]")
+        folder = posixpath.dirname(name.partition("*")[0])
+
+        def matters(path: str) -> bool:
+            return fnmatch.fnmatchcase(posixpath.join(folder, path), pattern)
+
         found = [
             file
-            for file in list_files(posixpath.dirname(name.partition("*")[0]))
+            for file in list_files(folder, wanted=matters, depth=name.count("/", len(folder) + 1))
             if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
         ]
     else:
@@ -172,21 +170,35 @@ def _described(url: str, meta: "ObjectMeta") -> DataFile:
     return DataFile(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
 
 
-def list_files(folder: str) -> list[DataFile]:
-    """List all files below a folder or a prefix in a bucket, sorted by path.
+def list_files(
+    folder: str,
+    unused: Counter[str] | None = None,
+    wanted: Callable[[str], bool] = always,
+    depth: int | None = None,
+) -> list[DataFile]:
+    """List all files below a folder or a prefix in a bucket, sorted by path; links are followed.
+
+    Parameters
+    ----------
+    unused : Counter, optional
+        Gets what is passed over, by kind.
+    wanted : callable
+        Given a path below the folder, says whether a link of that name that leads nowhere matters.
+    depth : int, optional
+        Folders below one another that are entered at most, on a disk.
 
     Raises
     ------
     InputError
-        If there is none, or the place cannot be listed.
+        If the place cannot be listed, or a link that matters leads nowhere.
     """
+    unused = Counter() if unused is None else unused
     if not is_remote(folder):
         root = local_path(folder)
-        paths = (Path(top) / name for top, _, names in os.walk(root) for name in names)
-        return sorted(
-            (_local(path) for path in paths if path.name[0] != "." and path.is_file()),
-            key=lambda file: file.url,
-        )
+        if not root.is_dir():
+            return []
+        paths = [root / path for path, _ in walk_files(str(root), unused, wanted, depth)]
+        return sorted(map(_local, paths), key=lambda file: file.url)
     if urlsplit(folder).scheme not in REMOTE:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
@@ -194,7 +206,12 @@ def list_files(folder: str) -> list[DataFile]:
     with reaching(folder):
         listed = [item for batch in obstore.list(objects, prefix=prefix or None) for item in batch]
     files = (_described(f"{bucket}/{item['path']}", item) for item in listed)
-    shown = (file for file in files if not posixpath.basename(file.url).startswith("."))
+    shown = []
+    for file in files:
+        if "/." in file.url.removeprefix(folder.rstrip("/")):
+            unused[HIDDEN] += 1
+        else:
+            shown.append(file)
     return sorted(shown, key=lambda file: file.url)
 
 
@@ -344,54 +361,7 @@ class _Ranges(io.RawIOBase):
         return size
 
 
-def split_files(place: str, test: str | None, suffix: str) -> tuple[list[DataFile], list[DataFile]]:
-    """Find the files of both splits of a dataset.
-
-    Parameters
-    ----------
-    place : str
-        A pattern of training files if `test` is given. Otherwise a folder, prefix or pattern that holds both
-        splits, told apart by the words train, and test or val, in their paths.
-    test : str or None
-        A pattern of held-out files; one without a slash means files beside the training files.
-    suffix : str
-        What the names of files in a folder end in.
-
-    Raises
-    ------
-    InputError
-        If nothing is found, or the splits cannot be told apart.
-    """
-    if test is not None:
-        beside = test if "/" in test else posixpath.join(posixpath.dirname(place), test)
-        return find_files(place), find_files(beside)
-    if any(sign in place for sign in "{*") or place.endswith(suffix):
-        root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files(place)
-    else:
-        root = place.rstrip("/")
-        files = [file for file in list_files(root) if file.url.endswith(suffix)]
-        if not files:
-            raise InputError(f"no file that ends in {suffix} under {place}")
-    by_split: dict[str, list[DataFile]] = {"train": [], "test": [], "val": []}
-    for file in files:
-        word = split_word(file.url.removeprefix(root if is_remote(root) else str(local_path(root))))
-        if word:
-            by_split[word].append(file)
-    held_out = by_split["test"] or by_split["val"]
-    if not by_split["train"] or not held_out:
-        raise InputError(
-            f"cannot tell training from held-out files in {place} by the words train, and test or val, in "
-            f"their names: write PATTERN?test=PATTERN"
-        )
-    return by_split["train"], held_out
-
-
-def split_word(path: str) -> str | None:
-    """Return the split that a path names: train, test or val, or None."""
-    return next((SPLIT_WORDS[word] for word in _WORD.findall(path.lower()) if word in SPLIT_WORDS), None)
-
-
-def dataset_name(place: str, suffix: str) -> str:
+def dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
     """Return a name for the dataset at a place: of the folder, prefix or else the bucket."""
     fixed = re.split(r"[{*]", place)[0]
     folder = fixed if fixed == place and not place.endswith(suffix) else posixpath.dirname(fixed)

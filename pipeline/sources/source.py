@@ -30,7 +30,7 @@ A complete source of one's own, usable as ``pairs:PATH`` once an installed packa
 import difflib
 import hashlib
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -42,7 +42,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
+from sfm.pipeline.sources.inventory import Inventory
 from sfm.stats_store.digest import BLOCK_ROWS
 
 AT_ONCE = 8
@@ -52,6 +54,8 @@ VANISHED = "{} vanished while the dataset was read; run again"
 
 READERS = 8
 """Files read at a time: what a network disk takes to answer passes while others are decoded."""
+
+OTHER_CLASSES = "images of other classes"
 
 T = TypeVar("T")
 
@@ -128,11 +132,14 @@ class Shard:
         Given positions (ndarray of int64), each above the one before, or None for all, yields those samples,
         or a `SampleFile` for each; raises InputError if they cannot be read. It may be called again, in
         other processes too, and yields the same then; in one process, one shard is read at a time.
+    unused : Counter
+        What the last reading of all samples passed over, by kind; only where reading tells.
     """
 
     where: str
     labels: npt.NDArray[np.int32] | None
     read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample | SampleFile]]
+    unused: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,10 @@ class Split:
                 yield from shard.read(own - ends[number])
 
 
+NO_SAMPLES = Split((), "")
+"""The held-out split of a dataset that has none."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A labelled image dataset with a training and a held-out split.
@@ -205,9 +216,15 @@ class Source:
     class_names : list of str or None
         What people call the classes, in the same order; may repeat. None: the ids.
     train, test : Split
+        ``NO_SAMPLES`` where nothing is held out.
     decode : callable
         Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot. For
         a GPU it is pickled (by cloudpickle, with what it holds) and called in other processes.
+    licence : str
+    rendering : Rendering
+        How decoded images become opaque 8-bit pixels; what the options ``background`` and ``white`` say.
+    inventory : Inventory
+        What else lies there.
     """
 
     name: str
@@ -218,6 +235,8 @@ class Source:
     test: Split
     decode: Callable[[bytes], Image.Image]
     licence: str = field(default="unknown")
+    rendering: Rendering = field(default=Rendering())
+    inventory: Inventory = field(default_factory=Inventory)
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -387,7 +406,7 @@ def require_usable(
         if empty:
             raise InputError(
                 f"{spec} has no {split_name} images in class {some(empty)}{when}; remove the class or add "
-                f"images"
+                f"images, or leave it out with ?classes=LIST"
             )
 
 
@@ -423,6 +442,7 @@ def of_classes(source: Source, class_ids: Sequence[str], class_names: Sequence[s
             hint = f": did you mean {close[0]}?" if close else ""
             raise InputError(f"{source.spec} has no class {some(absent)}{hint}")
     wanted, place = "\n".join(ids), {class_id: c for c, class_id in enumerate(ids)}
+    others = 0
 
     def part(split: Split) -> Split:
         labels, listing = split.labels, digest_of(split.listing, wanted)
@@ -431,14 +451,18 @@ def of_classes(source: Source, class_ids: Sequence[str], class_names: Sequence[s
         assert source.class_ids is not None
         index = np.array([place.get(class_id, -1) for class_id in source.class_ids], dtype=np.int32)
         rows = np.flatnonzero(index[labels] >= 0)
+        nonlocal others
+        others += len(labels) - len(rows)
         return recut(split, rows, index[labels[rows]], listing)
 
+    train, test = part(source.train), part(source.test) if source.test.shards else source.test
     return replace(
         source,
         class_ids=ids,
         class_names=[name_of.get(class_id, class_id) for class_id in ids],
-        train=part(source.train),
-        test=part(source.test),
+        train=train,
+        test=test,
+        inventory=source.inventory.with_unused(OTHER_CLASSES, others),
     )
 
 
@@ -446,8 +470,15 @@ def filtered(shard: Shard, class_ids: Collection[str]) -> Shard:
     """Return a shard that drops samples of other classes while they are read; positions count the rest."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
-        kept = (sample for sample in shard.read(None) if sample.label in class_ids)
+        shard.unused[OTHER_CLASSES] = 0
+        kept = (sample for sample in shard.read(None) if keep(sample))
         return kept if positions is None else at(kept, positions)
+
+    def keep(sample: Sample | SampleFile) -> bool:
+        if sample.label in class_ids:
+            return True
+        shard.unused[OTHER_CLASSES] += 1
+        return False
 
     return replace(shard, read=read)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import shutil
 import struct
 from pathlib import Path
 
@@ -117,12 +118,16 @@ def test_val_stands_for_test(image_folder):
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda root: (root / "train" / "empty").mkdir(), "different classes: empty"),
+        (lambda root: (root / "train" / "empty").mkdir(), "no train images in class empty"),
+        (
+            lambda root: shutil.rmtree(root / "test" / "boot"),
+            r"no test images in class boot; .*\?classes=LIST",
+        ),
         (
             lambda root: [(root / s / "empty").mkdir() for s in ("train", "test")],
             "no train images in class empty",
         ),
-        (lambda root: (root / "test").rename(root / "testing"), r"must hold train/ and test/ \(or val/\)"),
+        (lambda root: (root / "train").rename(root / "images"), r"must hold train/, .* holds images/, test/"),
     ],
 )
 def test_spoilt_folders_are_named(image_folder, spoil, complaint):

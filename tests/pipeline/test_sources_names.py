@@ -101,7 +101,7 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     listed = tmp_path / "garments.txt"
     spec = f"{image_folder}?classes={listed}"
     listed.write_text("bag\nboot\ntrouser\n")
-    assert extract(config(spec, tmp_path / "st")).notes == []
+    assert extract(config(spec, tmp_path / "st")).notes == ()
     listed.write_text("bag\tHandbag\nboot\ntrouser\n")
     again = extract(config(spec, tmp_path / "st"))
     assert again.features.read == 0

@@ -118,7 +118,7 @@ def test_other_members_are_passed_over(tmp_path):
     [
         ([("x.png", b"1")], "x in .*train-0.tar has no label"),
         ([("x.cls", b"1")], "x in .*train-0.tar must have one image, found only .cls"),
-        ([("x.png", b"1"), ("x.jpg", b"1"), ("x.cls", b"1")], "must have one image, found png and jpg"),
+        ([("x.png", b"1"), ("x.jpg", b"1"), ("x.cls", b"1")], "must have one image, found .png and .jpg"),
         ([("x.png", b"1"), ("x.png", b"2")], "holds x.png twice"),
         ([("x.png", b"1"), ("x.cls", b"-1")], "x in .* has label -1, which marks unlabelled images"),
         ([("x.png", b"1"), ("x.json", b"{")], "x in .* has a label that cannot be read"),
@@ -203,7 +203,7 @@ def test_a_shard_is_streamed(tmp_path, s3_url):
     ("query", "complaint"),
     [
         ("?tests=x", "has no option tests: did you mean test="),
-        ("?shuffle=3", "has no option shuffle: there are test, names, classes"),
+        ("?shuffle=3", "has no option shuffle: there are train, test, names, classes, background, white"),
         ("?names=garmints.txt", "no class list garmints.txt"),
         ("?names=imagenet1k", "did you mean imagenet-1k"),
         ("?test=", "has no value"),

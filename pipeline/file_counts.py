@@ -1,0 +1,60 @@
+"""What became of the files of a dataset: found, used, and not used, by kind."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.pipeline.selection import UNUSED, Selection
+from sfm.pipeline.sources.inventory import describe_kinds
+from sfm.stats_store.cards import FileCounts
+from sfm.text import utf8_only
+
+LIMITED = "images beyond --limit-per-class"
+SMALL = "images of classes below --min-count"
+UNREADABLE = "images that cannot be decoded"
+
+
+def count_files(
+    class_ids: Sequence[str],
+    labels: Mapping[str, npt.NDArray[np.int32]],
+    selection: Selection,
+    unreadable: Mapping[str, npt.NDArray[np.int64]],
+    beside: Mapping[str, int],
+) -> FileCounts:
+    """Count what is in use of a source, and what is not, by kind.
+
+    Parameters
+    ----------
+    class_ids : sequence of str
+        Of the source.
+    labels : mapping of str to ndarray of int32
+        By split, index into `class_ids` of every sample that the source has.
+    selection : Selection
+        The samples in use.
+    unreadable : mapping of str to ndarray of int64
+        By split, positions of samples that cannot be decoded.
+    beside : mapping of str to int
+        Files that are no samples, by kind.
+    """
+    unused = Counter(beside)
+    in_class = np.isin(class_ids, selection.class_ids)
+    used = 0
+    for split, own in labels.items():
+        out = selection.labels[split] == UNUSED
+        used += int(np.count_nonzero(~out))
+        out[unreadable[split]] = False
+        unused[UNREADABLE] += len(unreadable[split])
+        unused[LIMITED] += int(np.count_nonzero(out & in_class[own]))
+        unused[SMALL] += int(np.count_nonzero(out & ~in_class[own]))
+    kinds = {utf8_only(kind): count for kind, count in sorted(unused.items()) if count}
+    return FileCounts(found=used + sum(kinds.values()), used=used, unused=kinds)
+
+
+def describe_files(files: FileCounts) -> str:
+    """Return one line: how many files were found, used, and not used, by kind."""
+    line = f"{files.found:,} files found, {files.used:,} used"
+    if files.unused:
+        line += f", {sum(files.unused.values()):,} not used: {describe_kinds(files.unused)}"
+    return line

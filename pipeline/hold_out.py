@@ -1,0 +1,100 @@
+"""``--hold-out``: a share of every class is held out of a dataset that comes without a held-out split.
+
+Samples are chosen by their digests, so the same images are held out in whatever order, and from whatever kind
+of container, they are read.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.errors import InputError
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.sources import Source, open_source
+
+
+def open_dataset(config: ExtractConfig) -> Source:
+    """Open the source of an extraction, with a held-out split unless one is to be made.
+
+    Raises
+    ------
+    InputError
+        If it cannot be used, has no held-out split, or has one beside which another is asked for.
+    """
+    source = open_source(config.source, held_out=config.hold_out is None)
+    if config.hold_out is not None and source.test.shards:
+        raise InputError(
+            f"{config.source} has a held-out split: leave out --hold-out to use it, or name the training "
+            f"images alone (such as folder:PATH/train, or wds:PATH/train-*.tar) to hold some of them out"
+        )
+    return source
+
+
+def held_out_counts(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
+    """Return how many samples of each class are held out: at least one, and not all; none of one alone."""
+    return np.clip(np.round(fraction * counts).astype(np.int64), 1, np.maximum(counts - 1, 0))
+
+
+def require_divisible(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+    """Refuse classes of which nothing can be held out.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (C,)
+        Training images per class.
+
+    Raises
+    ------
+    InputError
+        If a class has a single sample; names it.
+    """
+    single = np.flatnonzero(counts == 1)
+    if len(single):
+        raise InputError(f"class {class_ids[single[0]]} has one training image; --hold-out needs two or more")
+
+
+def keys_of(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
+    """Return a random number per sample, from its digest and a seed alone.
+
+    Parameters
+    ----------
+    digests : ndarray of uint8, shape (n, 32)
+    """
+    salt = f"hold-out {seed}".encode()
+    keys = [hashlib.sha256(salt + digest.tobytes()).digest()[:8] for digest in digests]
+    return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
+
+
+def rows_to_hold_out(
+    labels: npt.NDArray[np.int32],
+    keys: npt.NDArray[np.uint64],
+    class_ids: Sequence[str],
+    fraction: float,
+) -> npt.NDArray[np.bool_]:
+    """Mark a share of every class, at least one sample and not all: those with the lowest keys.
+
+    Copies of one image have one key; they stay on one side unless a class has nothing else.
+
+    Parameters
+    ----------
+    labels : ndarray of int32, shape (n,)
+        Negative for samples that are in no entry.
+    keys : ndarray of uint64, shape (n,)
+        As :func:`keys_of` gives them.
+
+    Raises
+    ------
+    InputError
+        If a class has a single sample.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
+    require_divisible(class_ids, counts)
+    held = np.zeros(len(labels), dtype=bool)
+    for c, count in enumerate(held_out_counts(counts, fraction).tolist()):
+        own = np.flatnonzero(labels == c)
+        own = own[np.argsort(keys[own], kind="stable")]
+        copies = int(np.searchsorted(keys[own], keys[own[count - 1]], side="right"))
+        held[own[: copies if copies < len(own) else count]] = True
+    return held

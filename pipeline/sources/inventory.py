@@ -1,0 +1,101 @@
+"""What lies in a dataset beside its samples: files by kind, and what was chosen where there was a choice."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+IMAGES = frozenset(
+    (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"),
+        *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"),
+        *("pnm", "pfm"),
+    )
+)
+"""Extensions of the formats that are decoded."""
+
+OTHER_IMAGES = frozenset(
+    (
+        *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"),
+        *("cr2", "nef", "arw"),
+    )
+)
+"""Extensions of images that are not decoded: a file of these stops the run rather than being passed over."""
+
+NO_IMAGES = frozenset(
+    (
+        *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"),
+        *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"),
+        *("py", "sh", "zip", "tar", "gz"),
+    )
+)
+"""Extensions of files that are known to hold no image, and are not opened to see."""
+
+MAGIC_BYTES = 16
+HIDDEN = "hidden"
+NO_FILE = "neither file nor folder"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What listing a dataset tells besides its samples.
+
+    Attributes
+    ----------
+    unused : mapping of str to int
+        Files that are not read, by kind.
+    notes : tuple of str
+        What was chosen where there was a choice, a line each.
+    no_held_out : str
+        Where the held-out split has no samples: what was looked for, and how to choose.
+    """
+
+    unused: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    no_held_out: str = ""
+
+    def with_unused(self, kind: str, count: int) -> "Inventory":
+        """Return the inventory with more files of a kind that are not read."""
+        unused = Counter(self.unused) + Counter({kind: count})
+        return Inventory(dict(unused), self.notes, self.no_held_out)
+
+
+def extension_of(name: str) -> str:
+    """Return what follows the last dot of a file's name, in small letters; empty if nothing does."""
+    return posixpath.splitext(name)[1].lower().removeprefix(".")
+
+
+def kind_of(name: str) -> str:
+    """Return the kind that a file which is not read is counted under: its extension, with the dot."""
+    extension = extension_of(name)
+    return f".{extension}" if extension else "without extension"
+
+
+def describe_kinds(counts: Mapping[str, int]) -> str:
+    """Return counts by kind as people write them, the most frequent first: ``3 .txt, 1 .csv``."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {kind}" for kind, count in ordered)
+
+
+def holds_image(path: str) -> bool:
+    """Say whether a file is to be read as an image: by its extension, or else by how it begins.
+
+    Raises
+    ------
+    OSError
+        If it has to be opened, and cannot be.
+    """
+    extension = extension_of(path)
+    if extension in IMAGES or extension in OTHER_IMAGES:
+        return True
+    if extension in NO_IMAGES:
+        return False
+    from sfm.pipeline.sources.decode import formats
+
+    with Path(path).open("rb") as file:
+        start = file.read(MAGIC_BYTES)
+    accepts = (Image.OPEN[name][1] for name in formats())
+    return any(accept is not None and bool(accept(start)) for accept in accepts)

@@ -1,0 +1,118 @@
+"""The files below a folder of a disk: links are followed, and what is passed over is counted."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.inventory import HIDDEN, NO_FILE
+
+CYCLE = "links to a folder that holds them"
+SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
+"""What file systems and file managers leave: copies, thumbnails, what cannot be read."""
+
+
+def always(_: str) -> bool:
+    """Return True, whatever the name."""
+    return True
+
+
+def walk_files(
+    root: str, unused: Counter[str], wanted: Callable[[str], bool] = always, depth: int | None = None
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
+
+    A folder's files come first, by name, then those of its folders. A link to a folder that holds it is not
+    followed again.
+
+    Parameters
+    ----------
+    unused : Counter
+        Gets what is passed over, by kind: what is hidden, and what is neither file nor folder.
+    wanted : callable
+        Given a path below `root`, says whether a link of that name that leads nowhere matters.
+    depth : int, optional
+        Folders below one another that are entered at most; 0 for the files of `root` alone.
+
+    Yields
+    ------
+    str, DirEntry
+        Path below `root`, with slashes, and the file.
+
+    Raises
+    ------
+    InputError
+        If a folder cannot be read, or a link that matters leads nowhere; names it.
+    """
+    yield from _walk(root, "", frozenset(), unused, wanted, depth)
+
+
+def _walk(
+    folder: str,
+    prefix: str,
+    around: frozenset[tuple[int, int]],
+    unused: Counter[str],
+    wanted: Callable[[str], bool],
+    depth: int | None,
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    try:
+        status = Path(folder).stat()
+        entries = scan_folder(folder)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    own = (status.st_dev, status.st_ino)
+    if own in around:
+        unused[CYCLE] += 1
+        return
+    folders = []
+    for entry in entries:
+        path = f"{prefix}{entry.name}"
+        if entry.name.startswith("."):
+            unused[HIDDEN] += 1
+        elif leads_nowhere(entry):
+            if wanted(path):
+                raise InputError(dangling_link(entry))
+            unused["links that lead nowhere"] += 1
+        elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
+            unused[f"in {entry.name}/"] += count_files(entry.path)
+        elif entry.is_dir():
+            folders.append(entry)
+        elif entry.is_file():
+            yield path, entry
+        else:
+            unused[NO_FILE] += 1
+    for entry in folders if depth is None or depth > 0 else ():
+        deeper = None if depth is None else depth - 1
+        yield from _walk(entry.path, f"{prefix}{entry.name}/", around | {own}, unused, wanted, deeper)
+
+
+def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, by name."""
+    with os.scandir(os.fspath(folder)) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a link to what is not there, or cannot be reached."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except OSError:
+        return True
+    return False
+
+
+def dangling_link(entry: os.DirEntry[str]) -> str:
+    """Return the line that names a link which leads nowhere."""
+    target = Path(entry.path).readlink()
+    return (
+        f"{entry.path} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
+        f"pull, git lfs pull), mount the disk that it is on, or remove the link"
+    )
+
+
+def count_files(folder: str | os.PathLike[str]) -> int:
+    """Return the number of files below a folder that is not read; links to folders are not followed."""
+    return sum(len(names) for _, _, names in os.walk(folder))

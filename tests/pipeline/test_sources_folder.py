@@ -1,0 +1,235 @@
+"""Folders as people keep them: nested, linked, with other files in them, and with splits by many names."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from sfm.errors import InputError
+from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.sources.folder import folder_source
+
+
+def paths(source: Source, split: str = "train") -> list[str]:
+    rows = np.arange(len(source.splits[split].labels))
+    return [sample.where for sample in source.splits[split].listed(rows)]
+
+
+def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_folder(tmp_path, image_folder):
+    bag = image_folder / "train" / "bag"
+    for number, nested in enumerate(("z/late", "batch2", "batch2/inner")):
+        (bag / nested).mkdir(parents=True, exist_ok=True)
+        (bag / f"{number:03d}.png").rename(bag / nested / "a.png")
+    elsewhere = tmp_path / "disk2"
+    elsewhere.mkdir()
+    (image_folder / "train" / "boot" / "005.png").rename(elsewhere / "5.png")
+    (image_folder / "train" / "boot" / "more").symlink_to(elsewhere)
+    source = open_source(f"folder:{image_folder}")
+    assert len(source.train.labels) == 36
+    assert paths(source) == [path for path, _ in ImageFolder(str(image_folder / "train")).samples]
+    assert source.inventory.unused == {}
+
+
+def test_a_link_to_a_folder_around_it_is_followed_once(image_folder):
+    (image_folder / "train" / "bag" / "again").symlink_to(image_folder / "train" / "bag")
+    source = open_source(f"folder:{image_folder}")
+    assert len(source.train.labels) == 36
+    assert source.inventory.unused == {"links to a folder that holds them": 1}
+
+
+@pytest.mark.parametrize("place", ["train/bag/003.png", "train/bag/batch2", "train/hat"])
+def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, place):
+    (image_folder / place).unlink(missing_ok=True)
+    (image_folder / place).symlink_to("../.git/annex/objects/x")
+    with pytest.raises(
+        InputError, match=rf"{place} is a link to .*annex/objects/x, which is not there: .*dvc"
+    ):
+        open_source(f"folder:{image_folder}")
+
+
+def test_a_link_to_itself_leads_nowhere(image_folder):
+    (image_folder / "train" / "bag" / "round").symlink_to("round")
+    with pytest.raises(InputError, match=r"bag/round is a link to round, which is not there"):
+        open_source(f"folder:{image_folder}")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_read_is_named(image_folder):
+    (image_folder / "train" / "bag" / "private").mkdir(mode=0)
+    with pytest.raises(InputError, match=r"cannot read the folder .*bag/private: Permission denied"):
+        open_source(f"folder:{image_folder}")
+
+
+def test_files_that_are_no_images_are_counted_by_kind(image_folder):
+    files = {
+        "train/bag/notes.txt": b"about",
+        "train/bag/Thumbs.db": b"\xd0\xcf",
+        "train/boot/more/SHA256SUMS": b"00 x",
+        "train/boot/labels.csv": b"a,b",
+        "train/boot/.DS_Store": b"",
+        "train/boot/@eaDir/001.png/thumb.jpg": b"\xff\xd8",
+        "train/loose.png": b"x",
+        "README.md": b"about",
+        "annotations/boxes.json": b"{}",
+    }
+    for name, content in files.items():
+        (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (image_folder / name).write_bytes(content)
+    source = open_source(f"folder:{image_folder}")
+    assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
+    assert source.inventory.unused == {
+        ".txt": 1,
+        ".db": 1,
+        ".csv": 1,
+        ".md": 1,
+        "without extension": 1,
+        "hidden": 1,
+        "in @eaDir/": 1,
+        "in annotations/": 1,
+        "images outside of class folders": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["000", "000.17", "000.png.orig", "000.JFIF"])
+def test_an_image_is_read_by_whatever_name(image_folder, name):
+    (image_folder / "train" / "bag" / "000.png").rename(image_folder / "train" / "bag" / name)
+    assert len(open_source(f"folder:{image_folder}").train.labels) == 36
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "photo.heic"])
+def test_what_is_called_an_image_is_taken_for_one(image_folder, name):
+    (image_folder / "train" / "bag" / name).write_bytes(b"?")
+    assert any(path.endswith(name) for path in paths(open_source(f"folder:{image_folder}")))
+
+
+def test_a_class_without_images_is_named_with_what_it_holds(image_folder):
+    for file in (image_folder / "train" / "bag").iterdir():
+        file.rename(file.with_suffix(".npy"))
+    with pytest.raises(InputError, match=r"train/bag holds no image, only 12 \.npy"):
+        open_source(f"folder:{image_folder}")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("train", "validation"),
+        ("TRAIN", "valid"),
+        ("train", "held-out"),
+        ("train", "Dev"),
+    ],
+)
+def test_splits_are_known_by_the_same_words_in_any_capitals(image_folder, train, test):
+    (image_folder / "train").rename(image_folder / train)
+    (image_folder / "test").rename(image_folder / test)
+    source = open_source(f"folder:{image_folder}")
+    assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
+    assert source.inventory.notes == ()
+
+
+def unlabelled(root: Path) -> None:
+    """A folder of images of no class."""
+    (root / "test").rename(root / "val")
+    (root / "test").mkdir()
+    shutil.copy(root / "val" / "bag" / "000.png", root / "test" / "1.png")
+
+
+def in_one_folder(root: Path) -> None:
+    """The same, a level further down."""
+    unlabelled(root)
+    (root / "test" / "images").mkdir()
+    (root / "test" / "1.png").rename(root / "test" / "images" / "1.png")
+
+
+@pytest.mark.parametrize("layout", [unlabelled, in_one_folder])
+def test_a_held_out_folder_without_classes_is_passed_over_for_one_that_has_them(image_folder, layout):
+    layout(image_folder)
+    source = open_source(f"folder:{image_folder}")
+    assert all("/val/" in path for path in paths(source, "test"))
+    assert source.inventory.unused == {"in test/": 1}
+    assert source.inventory.notes == ("test/ is not used: it holds no folder of a training class",)
+
+
+def test_of_two_held_out_folders_the_choice_is_told_and_can_be_made(image_folder):
+    shutil.copytree(image_folder / "test", image_folder / "val")
+    source = open_source(f"folder:{image_folder}")
+    assert all("/test/" in path for path in paths(source, "test"))
+    assert source.inventory.notes == ("held out is test/, not val/; ?test=val chooses it",)
+    assert source.inventory.unused == {"in val/": 24}
+    chosen = open_source(f"folder:{image_folder}?test=val")
+    assert all("/val/" in path for path in paths(chosen, "test"))
+    assert chosen.name == "garments"
+    shutil.rmtree(image_folder / "test" / "boot")
+    assert all("/val/" in path for path in paths(open_source(f"folder:{image_folder}"), "test"))
+
+
+def test_any_folder_can_be_named(image_folder):
+    (image_folder / "train").rename(image_folder / "seg_train")
+    (image_folder / "test").rename(image_folder / "seg_test")
+    source = open_source(f"folder:{image_folder}?train=seg_train&test=seg_test")
+    assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
+    with pytest.raises(InputError, match=r"no folder seg_tests in .*; it holds seg_test/, seg_train/"):
+        open_source(f"folder:{image_folder}?train=seg_train&test=seg_tests")
+
+
+def test_a_subset_of_classes_may_leave_out_those_that_a_split_lacks(tmp_path, image_folder):
+    shutil.rmtree(image_folder / "test" / "boot")
+    (tmp_path / "two.txt").write_text("bag\ntrouser\n")
+    source = open_source(f"folder:{image_folder}?classes={tmp_path}/two.txt")
+    assert source.class_ids == ["bag", "trouser"]
+    assert source.inventory.unused == {"images of other classes": 12}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (
+            lambda root: shutil.rmtree(root / "test"),
+            r"no held-out folder .*it holds train/: .*--hold-out 0\.1",
+        ),
+        (
+            lambda root: (root / "test").rename(root / "quiz"),
+            r"no held-out folder .*; it holds quiz/, train/: choose one with \?test=NAME; .*--hold-out 0\.1",
+        ),
+        (
+            lambda root: shutil.copytree(root / "train", root / "Training"),
+            r"holds Training/, train/: choose one with \?train=NAME",
+        ),
+        (
+            lambda root: (
+                [shutil.rmtree(root / "train" / name) for name in ("bag", "boot", "trouser")]
+                and (root / "train" / "1.jpg").write_bytes(b"?")
+            ),
+            r"train holds no class folders, only 1 \.jpg",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_used_is_described(image_folder, spoil: Callable[[Path], object], complaint):
+    spoil(image_folder)
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"folder:{image_folder}")
+
+
+def test_class_folders_without_a_split_need_a_share_to_hold_out(image_folder):
+    with pytest.raises(InputError, match=r"must hold train/ and test/ .*--hold-out 0\.1"):
+        open_source(f"folder:{image_folder / 'train'}")
+    source = open_source(f"folder:{image_folder / 'train'}", held_out=False)
+    assert len(source.train.labels) == 36
+    assert source.test.shards == ()
+
+
+def test_a_flat_folder_has_the_listing_that_it_always_had(image_folder):
+    """So that a repeat of an old extraction reads nothing."""
+    from sfm.pipeline.sources.source import digest_of
+
+    lines = []
+    for class_id in ("bag", "boot", "trouser"):
+        for file in sorted((image_folder / "train" / class_id).iterdir()):
+            status = file.stat()
+            lines.append(f"{class_id}/{file.name} {status.st_size} {status.st_mtime_ns}")
+    expected = digest_of(str((image_folder / "train").resolve()), "\n".join(lines))
+    assert folder_source(str(image_folder)).train.listing == expected
