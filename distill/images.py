@@ -13,11 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sfm.distill.pyramid import decode
+from sfm.text import one_line
 
 DECODED_AT_ONCE = 64
 
 PREVIEWED_CLASSES, PREVIEWED_IMAGES = 100, 10
 """How many classes a preview shows, and how many images of each."""
+
+CAPTION = 200
+"""Characters of a caption that are looked at; fewer are drawn, as many as fit."""
 
 
 def pixels(levels: Sequence[Tensor], canvas: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -126,6 +130,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    text = one_line(text, CAPTION)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

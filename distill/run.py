@@ -23,7 +23,7 @@ from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.classes import chosen_classes
 from sfm.distill.config import DistillConfig
-from sfm.distill.directory import whole_folder, write_file, writing
+from sfm.distill.directory import not_essential, whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import Objective
@@ -359,7 +359,7 @@ def publish(
     levels: Sequence[Tensor],
     record: dict[str, Any],
 ) -> None:
-    """Write images, class list and preview, and the record last: with it the run is finished.
+    """Write images, class list and record: with it the run is finished. The preview comes after.
 
     Raises
     ------
@@ -376,10 +376,11 @@ def publish(
         for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
     ]
     write_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
-    title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    write_file(out / "preview.png", preview(out / "images", folders, names, title))
     write_file(out / "run.json", json.dumps(record, indent=1).encode())
     checkpoints.keep(out / "checkpoint", 1)
+    title = f"{card.name}, distilled on {record['backbone']['spec']}"
+    with not_essential(out / "preview.png"):
+        write_file(out / "preview.png", preview(out / "images", folders, names, title))
 
 
 def images_digest(levels: Sequence[Tensor], plan: Plan) -> str:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from sfm.stats_store.names import problem_with_name
+
 
 class ExtractConfig(BaseModel):
     """Configuration of one extraction; what the command line, the library and ``run.json`` hold."""
@@ -122,6 +124,7 @@ class ExtractConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _no_pin(cls, value: str | None) -> str | None:
-        if value is not None and ("@" in value or value.strip() != value):
-            raise ValueError("must not contain @ or begin or end with a blank")
+        problem = None if value is None else problem_with_name(value)
+        if problem:
+            raise ValueError(problem)
         return value

@@ -15,6 +15,7 @@ from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
+from sfm.pipeline.existing import display_name_notes, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
@@ -48,7 +49,8 @@ class Extraction:
     cards : list of ExtractionCard
         How each of `published` was computed, in their order.
     notes : tuple of str
-        What the source chose where there was a choice.
+        What the source chose where there was a choice, and what entries that were there already lack of what
+        was asked for.
     """
 
     published: list[Published]
@@ -80,7 +82,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     Raises
     ------
     InputError
-        If dataset, backbone, or store cannot be used; nothing is published then.
+        If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
+        is in the store under another name than the one given.
     Unfinished
         If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
@@ -99,11 +102,12 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         if config.replace or config.rehash
         else known_entries(store, config, source.rendering, backbones.values(), listing)
     )
+    require_name(config, [p for entries in known.values() for p in entries])
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
-        notes = source.inventory.notes
+        notes = (*source.inventory.notes, *display_name_notes(source, store, published))
         return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
     key = digest_of(
         listing,
@@ -138,8 +142,10 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
     published = [p for b in backbones.values() for p in known[b.card.hash]]
+    require_name(config, published)
     cards = [store.open(p.summary).extraction for p in published]
-    return Extraction(published, features, gathered.skipped, cosines, cards, source.inventory.notes)
+    notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+    return Extraction(published, features, gathered.skipped, cosines, cards, notes)
 
 
 @contextmanager

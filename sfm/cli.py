@@ -19,6 +19,7 @@ from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
+from sfm.terminal import print_line as print
 
 if TYPE_CHECKING:
     from sfm.pipeline.extract import Extraction
@@ -38,6 +39,7 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
+    terminal.prepare_output()
     app()
 
 

@@ -6,6 +6,7 @@ import typer
 
 from sfm import terminal
 from sfm.command import App, AsJson, Quiet
+from sfm.terminal import print_line as print
 
 store_app = App(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True

@@ -1,19 +1,19 @@
 """What a person, or a script, sees of a store: entries, their history, and what became of them."""
 
 import datetime
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from sfm.layout import fit, open_console
 from sfm.stats_store.collect import Collection, Garbage
 from sfm.stats_store.copying import Copied
 from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
+from sfm.terminal import print_line as print
 from sfm.terminal import table
 
 
@@ -73,12 +73,13 @@ def array_document(entry: Entry, name: str) -> dict[str, Any]:
 def print_entry(document: dict[str, Any], most: int = 30) -> None:
     """Print an entry for a person: its cards, classes and arrays."""
     summary = document["summary"]
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(f"[bold]{summary['dataset']}@{summary['entry_digest'][:12]}[/bold]")
+    console = open_console()
+    pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
+    console.print(fit(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
-        console.print(f"[bold]{card}[/bold]")
+        console.print(card, style="bold")
         for name, value in document[card].items():
-            console.print(f"  {name}: {value}", markup=False, soft_wrap=True)
+            console.print(fit(f"  {name}: {value}", console), soft_wrap=True)
     classes = document["classes"]
     table(
         f"{len(classes)} classes" + (f" (the first {most})" if len(classes) > most else ""),

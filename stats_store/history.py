@@ -9,6 +9,7 @@ from typing import Literal
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Commit, Summary
+from sfm.stats_store.names import split_pin
 from sfm.stats_store.publish import put_commit
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.select import described, every
@@ -121,7 +122,7 @@ def known_summaries(store: Store, dataset: str) -> list[Summary]:
         has.
     """
     visible = store.summaries()
-    name, _, pin = dataset.partition("@")
+    name, pin = split_pin(dataset, {s.dataset for s in visible})
     if not pin or pin == "tuning" or any(pinned(s, name, pin) for s in visible):
         return visible
     older = [g.summary for g in generations(store) if g.state == "replaced"]

@@ -1,10 +1,12 @@
 """Cards: what a Hub, and a person, needs to know of what was exported."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from sfm.eval.export.formats import TABLE, TAR, distinct_names, folder_names
 from sfm.eval.report.read import ReportedRun
@@ -12,6 +14,7 @@ from sfm.eval.report.view import distill_command, headline, label_of, rows_of
 from sfm.eval.report.words import many, percent
 from sfm.eval.result import Row
 from sfm.stats_store.cards import DatasetCard
+from sfm.text import one_line
 
 LICENCES = frozenset(
     {
@@ -36,6 +39,8 @@ LICENCES = frozenset(
 )
 """What the Hub calls the licences that data usually has; any other is `other`, with its own name."""
 
+LONGEST_NAME = 400
+
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -58,14 +63,14 @@ def dataset_card(run: ReportedRun, form: str) -> str:
     )
     return rendered(
         "dataset.md",
-        yaml=data.to_yaml(),
+        yaml=Markup(data.to_yaml()),
         run=run,
         record=record,
         form=form,
         images=many(len(run.run.files), "image"),
         edited=run.details.images is not None and run.details.images != run.digest,
         rows=accuracy_rows(run),
-        command=distill_command(run),
+        command=Markup(distill_command(run)),
     )
 
 
@@ -103,7 +108,7 @@ def model_card(run: ReportedRun, source: DatasetCard, about: Mapping[str, Any], 
     )
     return rendered(
         "model.md",
-        yaml=data.to_yaml(),
+        yaml=Markup(data.to_yaml()),
         run=run,
         record=record,
         source=source,
@@ -152,8 +157,13 @@ def accuracy_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
 
 
 def cell(text: str) -> str:
-    """Return a text fit for a cell of a table in Markdown."""
-    return " ".join(text.replace("|", "\\|").split())
+    """Return a text fit for a line or a cell of a table in Markdown, shown as it is: no link, no HTML."""
+    return re.sub(r"[|\[\]<`]", r"\\\g<0>", one_line(" ".join(text.split()), LONGEST_NAME))
+
+
+def finalize(value: Any) -> Any:
+    """Return what a card shows of a value: of text one line, unless it is marked as a block."""
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def rendered(name: str, **words: Any) -> str:
@@ -165,6 +175,7 @@ def rendered(name: str, **words: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
+        finalize=finalize,
     )
     environment.filters["cell"] = cell
     return environment.get_template(name).render(words)

@@ -159,8 +159,8 @@ def require_one_writing(spec: str, written: Iterable[tuple[str, str]]) -> None:
     for class_id, text in written:
         if text and first.setdefault(class_id, text) != text:
             raise InputError(
-                f"{spec} writes labels of class {class_id} as {first[class_id]!r} and as {text!r}: write every "
-                f"class in one way (text that is a class id of names= is that class, other digits are positions)"
+                f"{spec} writes labels of class {class_id} as {first[class_id]!r} and as {text!r}: write "
+                f"every class in one way (text that is an id in names= is that class; other digits count)"
             )
 
 

@@ -23,6 +23,7 @@ from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
 from sfm.pipeline.sources.walk import always, dangling_link, walk_files
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
+from sfm.stats_store.names import folder_name, name_from
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -367,8 +368,8 @@ def dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
     fixed = re.split(r"[{*]", place)[0]
     folder = fixed if fixed == place and not place.endswith(suffix) else posixpath.dirname(fixed)
     if not is_remote(place):
-        return local_path(folder or ".").resolve().name
-    return [part for part in folder.split("/") if part][-1]
+        return folder_name(local_path(folder or "."))
+    return name_from([part for part in folder.split("/") if part][-1])
 
 
 def listing_of(files: Sequence[DataFile]) -> str:
