@@ -124,6 +124,12 @@ def parse_spec(text: str) -> Spec:
     return Spec(text, model=model, tag=tag or None, weights=weights)
 
 
+def absolute_spec(text: str) -> str:
+    """Return a spec whose file of weights has its whole path, so that it means the same in every folder."""
+    name, at, path = text.strip().partition("@")
+    return f"{name}@{Path(path).expanduser().absolute()}" if at and path else text
+
+
 def _unknown(name: str) -> str:
     known = [*LITE, *ALIASES]
     close = difflib.get_close_matches(name, known, n=3)

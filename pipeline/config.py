@@ -78,6 +78,11 @@ class ExtractConfig(BaseModel):
         description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the backbones run.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with on this machine, decoding included. Default: one per core.",
+    )
     workers: int | None = Field(
         default=None,
         ge=1,

@@ -10,6 +10,7 @@ import torch
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.rendering import Rendering
+from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.pipeline.config import ExtractConfig
@@ -89,6 +90,12 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
+    with computing_with(config.threads):
+        return extract_with_threads(config, progress)
+
+
+def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extraction:
+    """Do what :func:`extract` says, with torch's threads set."""
     source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
@@ -136,7 +143,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         cosines = {}
         # Another kind of device than the workers' would round otherwise.
         if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
-            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress)
+            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
         job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)
         for backbone in absent.values():
@@ -180,7 +187,7 @@ def steps_of(
         return
     here = quickest(backbones.values(), rules.precision)
     with (
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         closing(stage(source, work, here, staging, rules, equipment)) as steps,
     ):
         yield device, steps

@@ -208,7 +208,7 @@ def probe(
     with (
         single_threaded(),
         whole_float32(),
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):
         size = min(BATCH[device], max(1, len(samples) // equipment.threads))

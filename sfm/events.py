@@ -18,6 +18,8 @@ class Progress:
         What is counted: ``"images"``, ``"steps"``.
     figures : dict of str to float
         What to show next to the bar, e.g. ``{"loss": 0.31}``.
+    note : str
+        What the user should know now, in one line.
     """
 
     stage: str
@@ -25,6 +27,7 @@ class Progress:
     total: int
     unit: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 Listener = Callable[[Progress], None]

@@ -1,11 +1,13 @@
 """The command line of the store: ``sfm store``."""
 
+import shlex
 from typing import Annotated
 
 import typer
 
 from sfm import terminal
-from sfm.command import App, AsJson, Quiet
+from sfm.backbones.waiting import choose_waiting
+from sfm.command import App, AsJson, Quiet, Threads
 from sfm.terminal import print_line as print
 
 store_app = App(
@@ -165,7 +167,10 @@ def store_copy(
         source = open_store(url)
         known = known_summaries(source, dataset or "")
         chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left("; the same command goes on where it was"),
+            terminal.showing(quiet) as progress,
+        ):
             done = copy(source, create_store(target), chosen, replace=replace, progress=progress)
         if as_json:
             terminal.print_json({"entries": [store_tables.copied_document(c) for c in done]})
@@ -215,6 +220,7 @@ def store_merge(
     replace: Annotated[
         bool, typer.Option("--replace", help="Publish the next generation if this union is there already.")
     ] = False,
+    threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -223,9 +229,13 @@ def store_merge(
     Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
     """
     with terminal.reporting():
+        choose_waiting(threads)
         from sfm.merge import merge
 
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left("; the union was not published"),
+            terminal.showing(quiet) as progress,
+        ):
             done = merge(
                 url,
                 parts,
@@ -234,6 +244,7 @@ def store_merge(
                 image_size=image_size,
                 device=device,
                 replace=replace,
+                threads=threads,
                 progress=progress,
             )
         summary, outcome = done.published.summary, done.published.outcome
@@ -292,7 +303,8 @@ def store_rm(
             terminal.entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
             print(
-                f"The bytes are still there. To delete those of all removed entries: sfm store gc {url} --now"
+                f"The bytes are still there. To delete those of all removed entries: sfm store gc {shlex.quote(url)} "
+                "--now"
             )
 
 

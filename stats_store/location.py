@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,12 @@ def local_path(url: str) -> Path | None:
     return None if "://" in url or parts.scheme in REMOTE else Path(url).expanduser()
 
 
+def absolute_url(url: str) -> str:
+    """Return a store's URL with the whole path of a local folder: the same in every working directory."""
+    path = None if "://" in url else local_path(url)
+    return url if path is None else str(path.absolute())
+
+
 def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
     """Connect to the objects below a URL. Credentials come from the environment alone.
 
@@ -145,7 +152,7 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
     if path is not None:
         if not create and not path.is_dir():
             raise InputError(
-                f"no store at {path}: no such folder; create one with `sfm extract --store {path}`"
+                f"no store at {path}: no such folder; create one with `sfm extract --store {shlex.quote(str(path))}`"
             )
         with reaching(str(path)):
             return LocalStore(path.absolute(), mkdir=create)

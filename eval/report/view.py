@@ -244,9 +244,10 @@ def warnings(run: ReportedRun) -> list[str]:
         command = command_line("evaluate", str(run.directory), {"store": run.run.record.store})
         found.append(f"There are no figures yet. To have them: {command}")
     elif run.evaluation.provenance.images != run.digest:
+        command = command_line("evaluate", None, {"config": run.directory / "evaluation.json"})
         found.append(
             f"The figures are of other images: some were changed since they were evaluated. Evaluate again: "
-            f"sfm evaluate --config {run.directory / 'evaluation.json'}"
+            f"{command}"
         )
     elif edited:
         found.append("The figures are of the edited images.")
@@ -632,6 +633,11 @@ def versions(found: dict[str, str]) -> str:
 def distill_command(run: ReportedRun) -> str:
     """Write the command that makes the images again, from the very entry they were made from."""
     record = run.run.record
+    if isinstance(run.details.config.get("classes"), list):
+        # No option takes a list of classes; run.json holds it.
+        dataset = f"{record.dataset}@{record.entry_digest[:12]}"
+        again = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
+        return command_line("distill", None, again)
     asked = {name: value for name, value in run.details.config.items() if name not in ("resume", "out")}
     pinned = {
         "store": record.store,
