@@ -7,8 +7,9 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sfm.eval.export.formats import TABLE, TAR, distinct_names, folder_names
+from sfm.eval.report.figures import figures_of, label_of
 from sfm.eval.report.read import ReportedRun
-from sfm.eval.report.view import distill_command, headline, label_of, rows_of
+from sfm.eval.report.view import distill_command
 from sfm.eval.report.words import many, percent
 from sfm.eval.result import Row
 from sfm.stats_store.cards import DatasetCard
@@ -139,15 +140,15 @@ def loading(run: ReportedRun, form: str) -> dict[str, Any]:
 def accuracy_rows(run: ReportedRun) -> list[tuple[str, str, str]]:
     """Return backbone, what was trained on, and top-1 in percent of the figures that are of these images."""
     evaluation = run.evaluation
-    if evaluation is None or evaluation.provenance.images != run.digest or headline(evaluation) is None:
+    if evaluation is None or evaluation.provenance.images != run.digest:
         return []
     return [
         (
             row.backbone,
-            label_of(row),
+            label_of(row, evaluation),
             percent(row.top1_mean, row.top1_std) if isinstance(row, Row) else percent(row.top1),
         )
-        for row in rows_of(evaluation)
+        for row in figures_of(evaluation)
     ]
 
 
