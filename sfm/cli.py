@@ -212,9 +212,14 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
 
     done = export(config)
     if as_json:
-        terminal.print_json({"out": str(done.out), "files": done.files, "bytes": done.size})
-    else:
-        print(f"{done.out}: {config.format}, {done.files} files, {done.size / 1e6:.2f} MB")
+        terminal.print_json(
+            {"out": str(done.out), "files": done.files, "bytes": done.size, "licence": done.licence}
+        )
+        return
+    size = f"{done.files} files, {done.size / 1e6:.2f} MB"
+    print(f"{done.out}: {config.format}, {size}; licence: {done.licence}")
+    if done.licence == "unknown":
+        print("note: nobody named the licence of the real data: ask before you publish, then give --licence")
 
 
 add_command(
