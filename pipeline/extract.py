@@ -82,6 +82,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     known = (
         {} if config.replace or config.rehash else known_entries(store, config, backbones.values(), listing)
     )
+    require_licence(store, config, known)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
@@ -185,6 +186,24 @@ def known_entries(
         for b in backbones
         if all((b.card.hash, options) in found for options in wanted)
     }
+
+
+def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
+    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
+
+    Raises
+    ------
+    InputError
+        If there is such an entry.
+    """
+    for published in [p for found in known.values() for p in found] if config.licence else ():
+        named = store.open(published.summary).dataset.licence
+        if named != config.licence:
+            raise InputError(
+                f"--licence {config.licence}: {published.summary.dataset} through "
+                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
+                f"it again with this one"
+            )
 
 
 def staging_folder(config: ExtractConfig) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sfm.eval.findings import READ_ELSEWHERE
 from sfm.eval.report.figures import Figure, figures_of, label_of, most_thorough
 from sfm.eval.report.read import ReportedRun
-from sfm.eval.report.words import NOT_KNOWN, percent
+from sfm.eval.report.words import MODES, NOT_KNOWN, percent
 from sfm.eval.result import Evaluation, FullData
 
 OWN_BACKBONE = (
@@ -118,7 +118,7 @@ def matrices(runs: Sequence[ReportedRun], title: str) -> list[Grid]:
     if len(names) < 2:
         return []
     grids = []
-    for mode in dict.fromkeys(row.mode for row in distilled):
+    for mode in sorted({row.mode for row in distilled}, key=list(MODES).index):
         rows = []
         for run, evaluation, measured in told:
             own = {place_of_backbone(row): accuracy_cell(row) for row in measured if row.mode == mode}

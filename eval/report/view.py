@@ -357,7 +357,7 @@ def accuracies(name: str, evaluation: Evaluation) -> Accuracies:
     blocks, groups = [], []
     for key, backbone in backbones_of(rows).items():
         own = [row for row in rows if (row.backbone, row.image_size) == key]
-        own.sort(key=lambda row: list(IMAGES).index(row.images))
+        own.sort(key=lambda row: (list(IMAGES).index(row.images), list(MODES).index(how_of(row))))
         blocks.append(Block(backbone, [line(row, evaluation) for row in own]))
         groups.append((backbone, [bar(row, evaluation) for row in own]))
     told = "; ".join(

@@ -275,7 +275,7 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(r
 
 
 def test_a_report_has_all_its_parts(page: Page) -> None:
-    for part in ("Images", "Accuracy on held-out data", "Across backbones", "What is confused", "Cost"):
+    for part in ("Images", "Accuracy on held-out data", "Across backbones", "what is confused", "Cost"):
         assert part in page.text
     for part in ("How they were made", "Provenance", "To reproduce"):
         assert part in page.text
