@@ -192,7 +192,8 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     for result in results:
         print(f"Written to {result}")
     runs = " ".join(map(str, config.run))
-    print(f"Next: sfm report {runs} --store {config.store} --out report.html")
+    elsewhere = f" --evaluation {config.out}" if config.out else ""
+    print(f"Next: sfm report {runs} --store {config.store}{elsewhere} --out report.html")
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:

@@ -38,7 +38,7 @@ def report(config: ReportConfig) -> Path:
         cannot be written, or is there and is not a report.
     """
     require_replaceable(config.out)
-    page = render(report_of(read_all(config.runs, config.store)))
+    page = render(report_of(read_all(config.runs, config.store, config.evaluation)))
     write_whole(config.out, page.encode())
     return config.out
 

@@ -274,6 +274,21 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(r
     assert grid.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
 
 
+def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "results" / run.name
+    elsewhere.mkdir(parents=True)
+    (run / "evaluation.json").rename(elsewhere / "evaluation.json")
+    (bare,) = read_all([run], [])
+    assert bare.evaluation is None
+    for place in (elsewhere, elsewhere.parent, elsewhere / "evaluation.json"):
+        (found,) = read_all([run], [], [place])
+        assert found.evaluation
+        assert len(found.evaluation.rows) == 12
+    edit(next((run / "images").rglob("*.png")))
+    with pytest.raises(InputError, match="no result of the images of these runs is there"):
+        read_all([run], [], [elsewhere])
+
+
 def test_a_report_has_all_its_parts(page: Page) -> None:
     for part in ("Images", "Accuracy on held-out data", "Across backbones", "what is confused", "Cost"):
         assert part in page.text
