@@ -110,6 +110,7 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         else known_entries(store, config, source.rendering, backbones.values(), listing)
     )
     require_name(config, [p for entries in known.values() for p in entries])
+    require_licence(store, config, known)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
@@ -234,6 +235,24 @@ def known_entries(
         if all(entries):
             known[backbone.card.hash] = [entry for entry in entries if entry]
     return known
+
+
+def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
+    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
+
+    Raises
+    ------
+    InputError
+        If there is such an entry.
+    """
+    for published in [p for found in known.values() for p in found] if config.licence else ():
+        named = store.open(published.summary).dataset.licence
+        if named != config.licence:
+            raise InputError(
+                f"--licence {config.licence}: {published.summary.dataset} through "
+                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
+                f"it again with this one"
+            )
 
 
 def staging_folder(config: ExtractConfig) -> Path:

@@ -225,7 +225,8 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         return
     for result in results:
         print(f"Written to {result}")
-    terminal.print_next("report", *config.run, "--store", config.store, "--out", "report.html")
+    elsewhere = ["--evaluation", config.out] if config.out else []
+    terminal.print_next("report", *config.run, "--store", config.store, *elsewhere, "--out", "report.html")
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
@@ -247,9 +248,14 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     with terminal.saying_what_is_left("; nothing was exported"):
         done = export(config)
     if as_json:
-        terminal.print_json({"out": str(done.out), "files": done.files, "bytes": done.size})
-    else:
-        print(f"{done.out}: {config.format}, {done.files} files, {done.size / 1e6:.2f} MB")
+        terminal.print_json(
+            {"out": str(done.out), "files": done.files, "bytes": done.size, "licence": done.licence}
+        )
+        return
+    size = f"{done.files} files, {done.size / 1e6:.2f} MB"
+    print(f"{done.out}: {config.format}, {size}; licence: {done.licence}")
+    if done.licence == "unknown":
+        print("note: nobody named the licence of the real data: ask before you publish, then give --licence")
 
 
 add_command(

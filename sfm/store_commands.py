@@ -63,12 +63,21 @@ def store_show(
     history: Annotated[
         bool, typer.Option("--history", help="List all generations of NAME, replaced and removed ones too.")
     ] = False,
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Also compute the classifier's held-out accuracy of every class, worst first; reads the "
+            "held-out features.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
     with terminal.reporting():
         from sfm import store_tables
+        from sfm.stats_store.by_class import held_out_by_class
         from sfm.stats_store.history import history_of, known_summaries
         from sfm.stats_store.select import only
         from sfm.stats_store.store import open_store
@@ -84,7 +93,10 @@ def store_show(
         summary = only(
             known_summaries(store, dataset), dataset=dataset, backbone=backbone, image_size=image_size
         )
-        document = store_tables.entry_document(store.open(summary))
+        entry = store.open(summary)
+        document = store_tables.entry_document(entry)
+        if per_class:
+            store_tables.add_accuracies(document, held_out_by_class(entry))
         if as_json:
             terminal.print_json(document)
         else:

@@ -38,7 +38,9 @@ def test_distilling_through_a_backbone_that_is_missing_names_the_command(
     from sfm.distill.run import distill
 
     asked = {"store": fashion_store, "dataset": "fashion-mnist-6k", "out": tmp_path / "run"}
-    with pytest.raises(InputError, match=r"to add it: sfm extract builtin:fashion-mnist-6k .*--backbone lite2"):
+    with pytest.raises(
+        InputError, match=r"to add it: sfm extract builtin:fashion-mnist-6k .*--backbone lite2"
+    ):
         distill(DistillConfig.model_validate(asked | {"backbone": "lite2"}))
     with pytest.raises(InputError, match=r"to add it: sfm extract .*--backbone lite0 --image-size 64"):
         distill(DistillConfig.model_validate(asked | {"backbone": "lite0", "image_size": 64}))
