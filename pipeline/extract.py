@@ -1,5 +1,6 @@
 """``sfm extract``: source -> features -> moments -> entry in the store."""
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Extraction:
     notes : tuple of str
         What the source chose where there was a choice, and what entries that were there already lack of what
         was asked for.
+    statistics_seconds : float
+        Wall time from the end of the pass to the last entry's publication.
     """
 
     published: list[Published]
@@ -60,6 +63,7 @@ class Extraction:
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
     cards: list[ExtractionCard] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    statistics_seconds: float = 0.0
 
     @property
     def files(self) -> FileCounts | None:
@@ -147,13 +151,15 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
             cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
         job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)
+        began = time.perf_counter()
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
+        statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
     require_name(config, published)
     cards = [store.open(p.summary).extraction for p in published]
     notes = (*source.inventory.notes, *display_name_notes(source, store, published))
-    return Extraction(published, features, gathered.skipped, cosines, cards, notes)
+    return Extraction(published, features, gathered.skipped, cosines, cards, notes, statistics_seconds)
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_read": done.features.read,
             "images_resumed": done.features.resumed,
             "seconds": done.features.seconds,
+            "statistics_seconds": done.statistics_seconds,
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
@@ -101,6 +102,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+    if done.statistics_seconds:
+        print(f"then classifiers, sub-class centres and publishing in {done.statistics_seconds:.0f} s")
     if done.files:
         print(describe_files(done.files))
     for line in (*done.notes, *precision_lines(config, done)):

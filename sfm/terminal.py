@@ -286,6 +286,12 @@ def plan_table(plan: Any) -> None:
         *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
         ["pass over the images", f"about {duration(plan.seconds)} for {about}{images:,} images"],
+        [
+            "statistics after it",
+            "known after the pass"
+            if plan.statistics_seconds is None
+            else f"about {duration(plan.statistics_seconds)} for classifiers and sub-class centres",
+        ],
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
         ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
     ]

@@ -30,6 +30,7 @@ from sfm.eval.report.read import ReportedRun, Sheet
 from sfm.eval.report.tables import Cell, Grid, backbones_of, comparison, matrices
 from sfm.eval.report.words import IMAGES, MODES, NOT_KNOWN, command_line, duration, many, percent, size
 from sfm.eval.result import Evaluation, Row
+from sfm.stats_store.cards import ExtractionCard
 
 MOST_CLASSES, MOST_PER_CLASS, MOST_PICTURES = 100, 10, 400
 """How many classes are shown, how many images of each, and how many images in all."""
@@ -453,7 +454,7 @@ def costs(runs: Sequence[ReportedRun]) -> Grid:
             "Bytes of real images per distilled byte": f"{raw / run.image_bytes:,.1f}" if raw else NOT_KNOWN,
             "Real images, decoded at the input size": size(decoded),
             "Statistics in the store": size(behind.stored_bytes if behind else None),
-            "Extracting them": duration(behind.part.entry.extraction.seconds if behind else None),
+            "Extracting them": extraction_time(behind.part.entry.extraction) if behind else NOT_KNOWN,
             "Distilling": duration(details.wall_seconds),
             "Steps": f"{run.history[-1].step:,}" if run.history else NOT_KNOWN,
             "Peak memory": size(details.peak_memory_bytes),
@@ -473,6 +474,16 @@ def costs(runs: Sequence[ReportedRun]) -> Grid:
 def evaluating_seconds(evaluation: Evaluation) -> float:
     """Return what all commands took that figures come from."""
     return evaluation.provenance.seconds + sum(one.seconds for one in evaluation.earlier)
+
+
+def extraction_time(card: ExtractionCard) -> str:
+    """Return the wall time of the pass over the images and of the statistics after it."""
+    if card.options.get("origin") == "merged":
+        return duration(card.seconds)
+    if card.statistics_seconds is None:
+        return f"{duration(card.seconds)} for the pass over the images; the statistics were not timed"
+    whole, after = card.seconds + card.statistics_seconds, duration(card.statistics_seconds)
+    return f"{duration(whole)}: pass over the images {duration(card.seconds)}, statistics {after}"
 
 
 def origin(run: ReportedRun) -> Origin:
