@@ -5,6 +5,7 @@ name is overwritten by the next.
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -20,10 +21,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from sfm.errors import InputError
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.disk import share_mode
 
 TASK_ROWS = BLOCK_ROWS
 
@@ -269,9 +272,11 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
     """
     # Not with parents: a worker that was given up must not bring back a folder that is done with.
     file.parent.mkdir(exist_ok=True)
+    share_mode(file.parent, like=file.parent.parent)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as out:
+            share_mode(part, like=file.parent)
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -281,7 +286,7 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(folder: Path, key: str) -> Iterator[Staging]:
+def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[Staging]:
     """Claim the staging folder of an extraction for this process; it is deleted on success, kept on failure.
 
     A second process with the same key gets a private folder: both work, and the store decides who publishes.
@@ -292,15 +297,48 @@ def open_staging(folder: Path, key: str) -> Iterator[Staging]:
         Where all staging folders are.
     key : str
         Equal for extractions that would compute the same features.
+    like : Path, optional
+        A folder whose permissions all that is staged gets: that of the store, if it is staged there, so that
+        one of a team goes on with, or collects, what another left.
+
+    Raises
+    ------
+    InputError
+        If nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with stageable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if like:
+        share_mode(folder, like)
     with claim(folder / f"{key}.lock") as mine:
-        root = folder / (key if mine else f"{key}-{uuid.uuid4().hex[:8]}")
-        root.mkdir(exist_ok=True)
+        root = folder / (key if mine and is_writable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
+        with stageable(folder):
+            root.mkdir(exist_ok=True)
+        if like:
+            share_mode(root, like)
         yield Staging(root)
         shutil.rmtree(root)
         if mine:
             (folder / f"{key}.lock").unlink(missing_ok=True)
+
+
+def is_writable(folder: Path) -> bool:
+    """Say whether a folder, if it is there, may be written: it may be what another user left."""
+    return not folder.exists() or os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def stageable(folder: Path) -> Iterator[None]:
+    """Turn a folder that cannot be written into an :class:`InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
+            f"with --staging"
+        ) from error
 
 
 @contextmanager
@@ -314,7 +352,13 @@ def claim(file: Path) -> Iterator[bool]:
     """
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
-        with file.open("w") as lock:
+        if file.exists() and not os.access(file, os.W_OK):
+            yield False  # of another user
+            return
+        with stageable(file.parent):
+            opened = file.open("w")
+        with opened as lock:
+            share_mode(file, like=file.parent)
             held = locked(lock, file)
             if held or time.monotonic() > deadline:
                 yield held

@@ -6,10 +6,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 
 WORDNET = re.compile(r"n\d{8}")
 DIGITS = 5
@@ -68,7 +68,7 @@ def read_class_list(text: str) -> ClassList:
             encoding="utf-8"
         )
     else:
-        path = Path(text).expanduser()
+        path = expand_home(text)
         if not path.is_file():
             known = [*shipped_lists(), *ALIASES]
             close = difflib.get_close_matches(text, known, n=1)

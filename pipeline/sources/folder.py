@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Source, Split, digest_of, file_split
@@ -24,7 +25,7 @@ def folder_source(text: str) -> Source:
     InputError
         If a folder is missing, or the two splits hold different classes.
     """
-    root = Path(text).expanduser()
+    root = expand_home(text)
     if not root.is_dir():
         raise InputError(f"no dataset at folder:{text}: {root} is not a folder")
     held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)

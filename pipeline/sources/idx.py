@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.source import Source, Split, digest_of, indexed_split
 
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
@@ -26,7 +27,7 @@ def idx_source(text: str) -> Source:
     InputError
         If files are missing, damaged, or do not belong together.
     """
-    root = Path(text).expanduser()
+    root = expand_home(text)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{text}: {root} is not a folder")
     return read_idx(root, name=root.resolve().name, spec=f"idx:{text}", licence="unknown")
