@@ -356,6 +356,11 @@ def open_store(place: str | ObjectStore) -> Store:
     InputError
         If there is no store, its schema is unknown to this version, or the place cannot be reached.
     """
+    return opened(place, "give the URL of a store, or create one with `sfm extract`")
+
+
+def opened(place: str | ObjectStore, advice: str) -> Store:
+    """Open a store, with this advice for a place that is none; see :func:`open_store`."""
     url, objects, first = located(place, create=False)
     with reaching(url):
         try:
@@ -364,8 +369,7 @@ def open_store(place: str | ObjectStore) -> Store:
             if "NoSuchBucket" in str(error):
                 raise
             raise InputError(
-                f"{url} is not a store: it has no readable root zarr.json with an sfm schema; "
-                f"give the URL of a store, or create one with `sfm extract`"
+                f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
             ) from None
     require_readable(schema, url)
     return Store(url, objects)
@@ -393,7 +397,7 @@ def create_store(place: str | ObjectStore) -> Store:
                 group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
                 # Where it exists, another writer made the store a moment ago, which is just as well.
                 created(url, first, path, json.dumps(group, indent=1).encode())
-        store = open_store(place)
+        store = opened(place, "it holds other files: give an empty folder, or that of a store")
         # What is written is what is there: nothing is lost on a server that does as it is told.
         if created(url, first, "zarr.json", bytes(obstore.get(first, "zarr.json").bytes())):
             raise no_conditional_writes(url)
