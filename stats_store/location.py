@@ -283,8 +283,8 @@ def denied(path: Path | None) -> str:
     if path is None or below is None:
         return "permission denied"
     return (
-        f"permission denied at {below if below == path else path} ({owned(below)}). In a folder that a team "
-        f"shares, its owner runs chmod -R g+rwX and chmod g+s on it, and everyone uses umask 002"
+        f"permission denied: {owned(below)}. In a folder that a team shares, its owner runs chmod -R g+rwX "
+        f"and chmod g+s on it, and everyone uses umask 002"
     )
 
 
