@@ -136,8 +136,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
         try:
             put(store)
             break
-        except InputError as error:
-            assert "\n" not in str(error)
+        except InputError:
             assert len(store.summaries()) in (0, 1)
             failing += 5
     assert failing > 5
