@@ -51,11 +51,18 @@ def concurrently(
     return [results[number] for number in range(len(given))]
 
 
+def interruptibly(function: Callable[[], Result]) -> Result:
+    """Call a function that waits in foreign code, so that an interrupt does not have to wait for it."""
+    if threading.current_thread() is not threading.main_thread():
+        return function()
+    return concurrently(lambda call: call(), [function])[0]
+
+
 def _finished(
     function: Callable[[Item], Result], given: Sequence[Item], results: dict[int, Result], limit: int
 ) -> Iterator[int]:
     """Fill in results by place; yields how many there are as their number grows."""
-    if min(limit, len(given)) <= 1:
+    if min(limit, len(given)) <= 1 and threading.current_thread() is not threading.main_thread():
         for number, item in enumerate(given):
             results[number] = function(item)
             yield len(results)

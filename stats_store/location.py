@@ -19,6 +19,7 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sfm.errors import DamageError, InputError
 from sfm.paths import expand_home, is_clutter
+from sfm.stats_store.concurrency import interruptibly
 from sfm.stats_store.disk import (
     UNFINISHED,
     WHY,
@@ -310,11 +311,8 @@ def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) ->
     DamageError
         As `check` raises it, or if the disk cannot give it back.
     """
-    for wait in READ_AGAIN if is_remote(objects) else ():
-        try:
-            return check(bytes(obstore.get(objects, path).bytes()))
-        except DamageError:
-            time.sleep(wait)
+    if is_remote(objects):
+        return interruptibly(lambda: _read_remote(objects, path, check))
     try:
         data = bytes(obstore.get(objects, path).bytes())
     except BaseError as error:
@@ -326,13 +324,22 @@ def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) ->
     return check(data)
 
 
+def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
+    for wait in READ_AGAIN:
+        try:
+            return check(bytes(obstore.get(objects, path).bytes()))
+        except DamageError:
+            time.sleep(wait)
+    return check(bytes(obstore.get(objects, path).bytes()))
+
+
 def put_object(objects: ObjectStore, path: str, data: bytes) -> None:
     """Write an object, in one request: a writer killed between parts of an upload leaves some behind."""
     root = local_root(objects)
     if root is not None:
         write_file(root, path, data)
     else:
-        obstore.put(objects, path, data, use_multipart=False)
+        interruptibly(lambda: obstore.put(objects, path, data, use_multipart=False))
 
 
 def list_readable(objects: ObjectStore, prefix: str = "") -> "tuple[list[ObjectMeta], list[Path]]":
@@ -377,12 +384,12 @@ def _listing(objects: ObjectStore, call: Callable[[], T]) -> T:
     """List, again if the answer breaks off; obstore repeats requests that fail, but not these."""
     for wait in READ_AGAIN if is_remote(objects) else ():
         try:
-            return call()
+            return interruptibly(call)
         except BaseError as error:
             if "list response" not in str(error):
                 raise
             time.sleep(wait)
-    return call()
+    return interruptibly(call)
 
 
 def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
