@@ -50,6 +50,7 @@ from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.locking import lock_folder
+from sfm.paths import is_clutter
 from sfm.stats_store.advice import extract_line
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
@@ -240,7 +241,7 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
     # Hidden are the lock of this very run, and what file managers leave everywhere.
-    if not saved and any(path.is_file() and not path.name.startswith(".") for path in out.rglob("*")):
+    if not saved and any(path.is_file() and not is_clutter(path.name) for path in out.rglob("*")):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
 

@@ -14,6 +14,7 @@ from sfm.backbones.rendering import Rendering
 from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
+from sfm.paths import cache_folder, expand_home
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
@@ -138,7 +139,8 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         config.seed,
         source.rendering,
     )
-    with open_staging(staging_folder(config), key[:32]) as staging:
+    like = None if config.staging else local_path(config.store)
+    with open_staging(staging_folder(config), key[:32], like) as staging:
         tasks = tasks_of(source, selection)
         work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
         with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
@@ -262,8 +264,21 @@ def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, lis
 
 
 def staging_folder(config: ExtractConfig) -> Path:
-    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache."""
+    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache.
+
+    Raises
+    ------
+    InputError
+        If the user has no home, and so no cache.
+    """
     if config.staging:
-        return Path(config.staging).expanduser()
-    local = local_path(config.store)
-    return local / "staging" if local else Path.home() / ".cache" / "sfm" / "staging"
+        return expand_home(config.staging)
+    if local := local_path(config.store):
+        return local / "staging"
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(
+            "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "
+            "folder with --staging"
+        )
+    return cache / "sfm" / "staging"

@@ -214,6 +214,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     """Return what ``sfm store verify --json`` shows of one entry."""
     return {
         "sound": verdict.sound,
+        "readable": verdict.readable,
         "problems": verdict.problems,
         "commit": verdict.commit,
         "objects": verdict.objects,
@@ -233,7 +234,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
             v.summary.role if v.summary else "–",
             str(v.objects),
             size(v.size),
-            "sound" if v.sound else "DAMAGED",
+            "sound" if v.sound else "DAMAGED" if v.readable else "not read",
         ]
         for v in verdicts
     ]
@@ -241,7 +242,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
     table(f"{title}: {len(rows)} entries checked", columns, rows, right={"px", "objects", "size"})
     for verdict in verdicts:
         for problem in verdict.problems:
-            print(problem)
+            print(problem if verdict.readable else f"note: left out: {problem}")
 
 
 def copied_document(copied: Copied) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import (
@@ -75,7 +76,7 @@ def folder_source(text: str) -> Source:
     """
     place, options = split_options(text)
     require_known(f"folder:{text}", options, ("train", "test"))
-    root = Path(place).expanduser()
+    root = expand_home(place)
     if not root.is_dir():
         raise InputError(f"no dataset at folder:{text}: {root} is not a folder")
     layout = find_layout(f"folder:{text}", root, options.get("train"), options.get("test"))

@@ -19,6 +19,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
 from sfm.pipeline.sources.walk import always, dangling_link, walk_files
@@ -104,7 +105,7 @@ def is_remote(place: str) -> bool:
 
 def local_path(place: str) -> Path:
     """Return the path that a place on this machine's disks means."""
-    return Path(unquote(urlsplit(place).path) if place.startswith("file://") else place).expanduser()
+    return expand_home(unquote(urlsplit(place).path) if place.startswith("file://") else place)
 
 
 def find_files(pattern: str) -> list[DataFile]:
