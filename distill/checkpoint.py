@@ -92,7 +92,7 @@ def keep(folder: Path, count: int) -> None:
     """Delete all but the last `count` checkpoints, and what a killed process left."""
     saved = _saved(folder)
     for path in folder.iterdir():
-        if path not in saved[:count]:
+        if path not in saved[:count] and path.is_dir():
             shutil.rmtree(path)
 
 

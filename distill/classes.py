@@ -36,7 +36,7 @@ def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64
 
 
 def places_of(chosen: ClassList, card: DatasetCard) -> npt.NDArray[np.int64]:
-    """Return the places of the classes that a list names, in the entry's order; see :func:`chosen_classes`."""
+    """Return the places of the classes that a list names; see :func:`chosen_classes`."""
     places: list[int] = []
     for text in chosen.ids:
         place = _place(text, card, chosen.origin)

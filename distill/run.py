@@ -24,7 +24,7 @@ from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
-from sfm.distill.directory import whole_folder, write_file, writing
+from sfm.distill.directory import not_essential, whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import Objective
@@ -50,6 +50,7 @@ from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.locking import lock_folder
+from sfm.paths import is_clutter
 from sfm.stats_store.advice import extract_line
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
@@ -240,7 +241,7 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
     # Hidden are the lock of this very run, and what file managers leave everywhere.
-    if not saved and any(path.is_file() and not path.name.startswith(".") for path in out.rglob("*")):
+    if not saved and any(path.is_file() and not is_clutter(path.name) for path in out.rglob("*")):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
 
@@ -365,7 +366,7 @@ def publish(
     levels: Sequence[Tensor],
     record: dict[str, Any],
 ) -> None:
-    """Write images, class list and preview, and the record last: with it the run is finished.
+    """Write images, class list and record: with it the run is finished. The preview comes after.
 
     Raises
     ------
@@ -382,10 +383,11 @@ def publish(
         for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
     ]
     write_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
-    title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    write_file(out / "preview.png", preview(out / "images", folders, names, title))
     write_file(out / "run.json", json.dumps(record, indent=1).encode())
     checkpoints.keep(out / "checkpoint", 1)
+    title = f"{card.name}, distilled on {record['backbone']['spec']}"
+    with not_essential(out / "preview.png"):
+        write_file(out / "preview.png", preview(out / "images", folders, names, title))
 
 
 def images_digest(levels: Sequence[Tensor], plan: Plan) -> str:

@@ -1,5 +1,6 @@
 """``sfm extract``: source -> features -> moments -> entry in the store."""
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from sfm.backbones.rendering import Rendering
 from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
+from sfm.paths import cache_folder, expand_home
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
+from sfm.pipeline.existing import display_name_notes, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
@@ -49,7 +52,10 @@ class Extraction:
     cards : list of ExtractionCard
         How each of `published` was computed, in their order.
     notes : tuple of str
-        What the source chose where there was a choice.
+        What the source chose where there was a choice, and what entries that were there already lack of what
+        was asked for.
+    statistics_seconds : float
+        Wall time from the end of the pass to the last entry's publication.
     """
 
     published: list[Published]
@@ -58,6 +64,7 @@ class Extraction:
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
     cards: list[ExtractionCard] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    statistics_seconds: float = 0.0
 
     @property
     def files(self) -> FileCounts | None:
@@ -81,7 +88,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     Raises
     ------
     InputError
-        If dataset, backbone, or store cannot be used; nothing is published then.
+        If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
+        is in the store under another name than the one given.
     Unfinished
         If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
@@ -106,11 +114,13 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         if config.replace or config.rehash
         else known_entries(store, config, source.rendering, backbones.values(), listing)
     )
+    require_name(config, [p for entries in known.values() for p in entries])
+    require_licence(store, config, known)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
-        notes = source.inventory.notes
+        notes = (*source.inventory.notes, *display_name_notes(source, store, published))
         return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
     key = digest_of(
         listing,
@@ -129,7 +139,8 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         config.seed,
         source.rendering,
     )
-    with open_staging(staging_folder(config), key[:32]) as staging:
+    like = None if config.staging else local_path(config.store)
+    with open_staging(staging_folder(config), key[:32], like) as staging:
         tasks = tasks_of(source, selection)
         work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
         with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
@@ -142,11 +153,15 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
             cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
         job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)
+        began = time.perf_counter()
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
+        statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
+    require_name(config, published)
     cards = [store.open(p.summary).extraction for p in published]
-    return Extraction(published, features, gathered.skipped, cosines, cards, source.inventory.notes)
+    notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+    return Extraction(published, features, gathered.skipped, cosines, cards, notes, statistics_seconds)
 
 
 @contextmanager
@@ -230,9 +245,40 @@ def known_entries(
     return known
 
 
+def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
+    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
+
+    Raises
+    ------
+    InputError
+        If there is such an entry.
+    """
+    for published in [p for found in known.values() for p in found] if config.licence else ():
+        named = store.open(published.summary).dataset.licence
+        if named != config.licence:
+            raise InputError(
+                f"--licence {config.licence}: {published.summary.dataset} through "
+                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
+                f"it again with this one"
+            )
+
+
 def staging_folder(config: ExtractConfig) -> Path:
-    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache."""
+    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache.
+
+    Raises
+    ------
+    InputError
+        If the user has no home, and so no cache.
+    """
     if config.staging:
-        return Path(config.staging).expanduser()
-    local = local_path(config.store)
-    return local / "staging" if local else Path.home() / ".cache" / "sfm" / "staging"
+        return expand_home(config.staging)
+    if local := local_path(config.store):
+        return local / "staging"
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(
+            "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "
+            "folder with --staging"
+        )
+    return cache / "sfm" / "staging"

@@ -21,6 +21,7 @@ from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
+from sfm.text import utf8_only
 
 Role = Literal["full", "tuning"]
 
@@ -147,7 +148,7 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     found = {task.name: staging.found(task) for task in tasks}
     told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
     assert len(told) == len(tasks)
-    skipped = [f"{s.where}: {s.why}" for _, own in told for s in own.skipped]
+    skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
     rows = positions(source, told)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
 from sfm.terminal import accuracy_table, from_here
+from sfm.terminal import print_line as print
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "

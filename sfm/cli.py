@@ -21,6 +21,7 @@ from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
+from sfm.terminal import print_line as print
 
 if TYPE_CHECKING:
     from sfm.pipeline.extract import Extraction
@@ -40,6 +41,7 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
+    terminal.prepare_output()
     app()
 
 
@@ -83,6 +85,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             "images_read": done.features.read,
             "images_resumed": done.features.resumed,
             "seconds": done.features.seconds,
+            "statistics_seconds": done.statistics_seconds,
             "images_per_second": done.features.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
@@ -99,6 +102,8 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
         print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+    if done.statistics_seconds:
+        print(f"then classifiers, sub-class centres and publishing in {done.statistics_seconds:.0f} s")
     if done.files:
         print(describe_files(done.files))
     for line in (*done.notes, *precision_lines(config, done)):
@@ -223,7 +228,8 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         return
     for result in results:
         print(f"Written to {result}")
-    terminal.print_next("report", *config.run, "--store", config.store, "--out", "report.html")
+    elsewhere = ["--evaluation", config.out] if config.out else []
+    terminal.print_next("report", *config.run, "--store", config.store, *elsewhere, "--out", "report.html")
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
@@ -245,9 +251,14 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     with terminal.saying_what_is_left("; nothing was exported"):
         done = export(config)
     if as_json:
-        terminal.print_json({"out": str(done.out), "files": done.files, "bytes": done.size})
-    else:
-        print(f"{done.out}: {config.format}, {done.files} files, {done.size / 1e6:.2f} MB")
+        terminal.print_json(
+            {"out": str(done.out), "files": done.files, "bytes": done.size, "licence": done.licence}
+        )
+        return
+    size = f"{done.files} files, {done.size / 1e6:.2f} MB"
+    print(f"{done.out}: {config.format}, {size}; licence: {done.licence}")
+    if done.licence == "unknown":
+        print("note: nobody named the licence of the real data: ask before you publish, then give --licence")
 
 
 add_command(

@@ -1,5 +1,6 @@
 """What a running stage tells whoever started it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,3 +36,14 @@ Listener = Callable[[Progress], None]
 
 def nobody(_: Progress) -> None:
     """Listen to nothing."""
+
+
+def after(seconds: float, listener: Listener) -> Listener:
+    """Return a listener that passes on what a stage tells only once the stage has taken that long."""
+    began: dict[str, float] = {}
+
+    def listen(event: Progress) -> None:
+        if time.monotonic() - began.setdefault(event.stage, time.monotonic()) >= seconds:
+            listener(event)
+
+    return listen

@@ -11,6 +11,7 @@ from sfm.events import Listener, nobody
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.merging import Merged, Rows, Trained, Trainer, merge_entries, require_mergeable
 from sfm.stats_store.moments import Moments
+from sfm.stats_store.names import name_from, problem_with_name
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, create_store, open_store
 
@@ -53,14 +54,14 @@ def merge(
     InputError
         If a part is not found, or the parts do not go together.
     """
-    if name is not None and ("@" in name or "#" in name or not name.strip()):
-        raise InputError(f"--name {name!r} must not be empty or contain @ or #")
+    if name is not None and (not name or "#" in name or problem_with_name(name)):
+        raise InputError(f"--name {name!r} {problem_with_name(name) or 'must not contain #'}")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is none of auto, cpu, cuda")
     entries = [find(part, store, backbone, image_size) for part in parts]
     require_mergeable(entries)
     target = create_store(store)
-    union = name or "+".join(sorted({entry.dataset.name for entry in entries}))
+    union = name or name_from("+".join(sorted({entry.dataset.name for entry in entries})))
     return merge_entries(target, entries, union, on_disk(device, threads), replace=replace, progress=progress)
 
 

@@ -1,40 +1,57 @@
 """What a person sees: progress, tables, one line per error."""
 
 import errno
+import io
 import json
+import logging
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.progress import TaskID
 
 from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.interrupts import begin_reporting
+from sfm.layout import FittingBars, fit, open_console, print_table
+from sfm.text import DEGRADE, one_line
 
 PLAIN_SECONDS = 10.0
 UNFINISHED = 1
 INTERRUPTED = 130
 
 
+class OneLine(logging.Formatter):
+    """Log messages as one line each, fit for a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the message of a record."""
+        return one_line(super().formatMessage(record))
+
+
+def prepare_output() -> None:
+    """Make sure that no text can break the output: what an encoding lacks is degraded, logs are one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=DEGRADE)
+    if logging.lastResort:
+        logging.lastResort.setFormatter(OneLine())
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print one line, whatever the text holds; the commands' ``print``."""
+    print(one_line(text), file=file)
+
+
 def fail(message: str, status: int) -> typer.Exit:
     """Print one line on stderr and return the exit to raise."""
-    print(f"error: {message}", file=sys.stderr)
+    print_line(f"error: {message}", file=sys.stderr)
     return typer.Exit(status)
 
 
@@ -88,21 +105,11 @@ def showing(quiet: bool) -> Iterator[Listener]:
     if quiet:
         yield nobody
         return
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not console.is_terminal:
         yield plain_lines(console)
         return
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as bars:
+    with FittingBars(console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(event: Progress) -> None:
@@ -137,7 +144,7 @@ def plain_lines(console: Console) -> Listener:
             left = f", {seconds / event.done * (event.total - event.done):.0f} s left" if event.done else ""
             tail = "" if first or last else left
             line = f"{event.stage}: {event.done}/{event.total} {event.unit} {figures(event, ', ')}".rstrip()
-            console.print(f"{line}, {seconds:.0f} s{tail}", highlight=False, soft_wrap=True)
+            console.print(fit(f"{line}, {seconds:.0f} s{tail}", console), soft_wrap=True)
 
     return show
 
@@ -155,12 +162,12 @@ def figures(event: Progress, between: str) -> str:
 
 def print_next(*words: object) -> None:
     """Print the command to go on with, fit to be pasted into a shell."""
-    print(f"Next: {shlex.join(['sfm', *map(str, words)])}")
+    print_line(f"Next: {shlex.join(['sfm', *map(str, words)])}")
 
 
 def print_json(document: Any) -> None:
     """Print the one JSON document of a command."""
-    print(json.dumps(document, indent=1))
+    print(json.dumps(document, indent=1))  # noqa: T201
 
 
 def entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str] = ()) -> None:
@@ -228,7 +235,7 @@ def accuracy_table(record: dict[str, Any]) -> None:
     )
     table(title, columns, rows, right={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def from_here(path: str) -> str:
@@ -279,6 +286,12 @@ def plan_table(plan: Any) -> None:
         *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
         ["pass over the images", f"about {duration(plan.seconds)} for {about}{images:,} images"],
+        [
+            "statistics after it",
+            "known after the pass"
+            if plan.statistics_seconds is None
+            else f"about {duration(plan.statistics_seconds)} for classifiers and sub-class centres",
+        ],
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
         ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
     ]
@@ -294,13 +307,7 @@ def duration(seconds: float) -> str:
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: set[str]) -> None:
     """Print a table that a person can read; the columns in `right` are aligned so."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for column in columns:
-        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    print_table(open_console(), title, columns, rows, right)
 
 
 def percent(fraction: float | None, spread: float | None = None) -> str:

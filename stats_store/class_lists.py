@@ -1,4 +1,4 @@
-"""Lists of classes: the one format of ``?classes=``, ``names=`` and ``--classes``, and how a class is found."""
+"""Lists of classes: the one format of ``?classes=``, ``names=`` and ``--classes``; how a class is found."""
 
 import unicodedata
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sfm.backbones.card import BackboneCard, differences
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
+from sfm.stats_store.names import split_pin
 from sfm.stats_store.store import Entry, Store
 
 
@@ -49,7 +50,7 @@ def named(summaries: Sequence[Summary], dataset: str) -> list[Summary]:
     InputError
         If there is none; names close matches or what the store holds.
     """
-    name, _, pin = dataset.partition("@")
+    name, pin = split_pin(dataset, {s.dataset for s in summaries})
     of_name = [s for s in summaries if s.dataset == name]
     if not of_name:
         close = difflib.get_close_matches(name, {s.dataset for s in summaries})
@@ -181,9 +182,8 @@ def every(
     """
     if dataset is None:
         of_dataset = list(summaries)
-    elif "@" in dataset:
-        of_dataset = named(summaries, dataset)
     else:
+        # All of that name, whatever their role; or those that a pin means.
         of_dataset = [s for s in summaries if s.dataset == dataset] or named(summaries, dataset)
     fitting = [
         s

@@ -6,10 +6,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.stats_store.class_lists import (
     ClassList,
     class_id_from,
@@ -57,7 +57,7 @@ def read_class_list(text: str) -> ClassList:
     if name in shipped_lists():
         shipped = importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt"
         return parse_class_list(shipped.read_text(encoding="utf-8"), text)
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if not path.is_file():
         known = [*shipped_lists(), *ALIASES]
         close = difflib.get_close_matches(text, known, n=1)
@@ -159,8 +159,8 @@ def require_one_writing(spec: str, written: Iterable[tuple[str, str]]) -> None:
     for class_id, text in written:
         if text and first.setdefault(class_id, text) != text:
             raise InputError(
-                f"{spec} writes labels of class {class_id} as {first[class_id]!r} and as {text!r}: write every "
-                f"class in one way (text that is a class id of names= is that class, other digits are positions)"
+                f"{spec} writes labels of class {class_id} as {first[class_id]!r} and as {text!r}: write "
+                f"every class in one way (text that is an id in names= is that class; other digits count)"
             )
 
 

@@ -488,3 +488,13 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(config: DistillConfig, tmp
     assert not [path for path in config.out.rglob("*") if path.name.startswith(".")]
     distill(config.model_copy(update={"resume": True}))
     assert images(config.out) == images(undisturbed.out)
+
+
+def test_a_preview_that_cannot_be_written_is_a_warning_and_the_run_is_finished(
+    config: DistillConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    (config.out / "preview.png").mkdir(parents=True)
+    result = distill(config.model_copy(update={"steps": 2}))
+    assert json.loads((config.out / "run.json").read_text()) == result.record
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sfm.distill")]
+    assert f"{config.out}/preview.png is missing, the run is complete without it: " in message
