@@ -10,19 +10,23 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones import arithmetic as arithmetic  # tells cuBLAS what it must know before it is used
-from sfm.backbones.card import BackboneCard
-from sfm.backbones.checkpoint import first_line, packaged_file, read_tensors
+from sfm.backbones.card import BackboneCard, Preprocessing
+from sfm.backbones.checkpoint import first_line, packaged_file, read_checkpoint, readings
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.hub import hub_file
 from sfm.backbones.identity import is_under, reaching, weights_digest
 from sfm.backbones.memory import keep_freed_memory
-from sfm.backbones.preprocess import preprocessing_of
+from sfm.backbones.preprocess import preprocessing_of, square_side
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
+from sfm.events import Listener, Progress, nobody
+
+# What training scripts call the part of a larger model that a backbone is.
+_HOLDERS = frozenset({"", "module", "model", "backbone", "encoder"})
 
 
 class Trunk(nn.Module):
@@ -95,7 +99,9 @@ class Backbone:
         return feature.to(images.dtype)
 
 
-def load_backbone(spec: str, *, image_size: int | None = None, device: str = "auto") -> Backbone:
+def load_backbone(
+    spec: str, *, image_size: int | None = None, device: str = "auto", progress: Listener = nobody
+) -> Backbone:
     """Build a backbone, load its weights, and identify it.
 
     From then on the process keeps the memory it frees: its batches are all of one size.
@@ -111,6 +117,8 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
         Side of the input in pixels; else the spec's, else the one the weights were made for.
     device : {"auto", "cpu", "cuda"}
         "auto" is the GPU where there is one.
+    progress : Listener
+        Told which weights were taken where a file holds several sets.
 
     Returns
     -------
@@ -120,21 +128,24 @@ def load_backbone(spec: str, *, image_size: int | None = None, device: str = "au
     ------
     InputError
         If the spec names nothing known, its weights cannot be had, do not fit the architecture or are not
-        finite, if the model cannot take the image size, or if there is no such device.
+        finite, if they are evaluated on what images cannot be made into here, if the model cannot take the
+        image size, or if there is no such device.
     """
     keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
     if image_size is not None and image_size < 1:
         raise InputError(f"image size {image_size}: it is a number of pixels, at least 1")
-    model = _load(parsed)
+    _check_known(parsed)
+    preprocessing = _preprocessing(parsed, image_size)
+    model, choice = _load(parsed)
+    if choice:
+        progress(Progress(f"weights of {without_folder(spec)} from {choice}", 1, 1, "sets"))
     try:
         digest = weights_digest(reaching(model.state_dict(), _unused(parsed, model)))
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
-    wanted = parsed.image_size if image_size is None else image_size
-    size = int(model.pretrained_cfg["input_size"][-1]) if wanted is None else wanted
-    preprocessing = preprocessing_of(model.pretrained_cfg, size)
+    size = preprocessing.input_size
     trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     features = _fit(trunk, example, spec)
@@ -179,18 +190,18 @@ def _everywhere(
     return pixels.contiguous(memory_format=layout)
 
 
-def _load(spec: Spec) -> Any:
-    """Build the timm model at the resolution of its weights, with them in."""
-    _check_known(spec)
+def _load(spec: Spec) -> tuple[Any, str]:
+    """Build the timm model at the resolution of its weights; say which where a file holds several sets."""
     path = spec.weights if spec.package is None else packaged_file(spec.package)
     if path is None:
-        return _pretrained(spec)
+        return _pretrained(spec), ""
     model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
-    tensors = read_tensors(path, spec.prefix)
+    checkpoint = read_checkpoint(path, spec.prefix)
+    tensors, unused = checkpoint.tensors, _unused(spec, model)
     if spec.package is not None:
         tensors = _in_order(tensors, model, path)
-    _take(model, tensors, _unused(spec, model), f"{path} does not fit {spec.model}")
-    return model
+    choice = _take(model, tensors, unused, path, spec.model)
+    return model, ", ".join(filter(None, (checkpoint.choice, choice)))
 
 
 def _check_known(spec: Spec) -> None:
@@ -204,6 +215,17 @@ def _check_known(spec: Spec) -> None:
         raise InputError(
             f"timm has no weights '{spec.tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
         )
+
+
+def _preprocessing(spec: Spec, image_size: int | None) -> Preprocessing:
+    """Return how timm evaluates the weights of a spec, at another image size where one is asked for."""
+    known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
+    config = {**known.to_dict(), **spec.overrides}
+    wanted = spec.image_size if image_size is None else image_size
+    try:
+        return preprocessing_of(config, square_side(config) if wanted is None else wanted)
+    except InputError as error:
+        raise InputError(f"backbone '{spec.text}': {error}") from error
 
 
 def _pretrained(spec: Spec) -> Any:
@@ -239,26 +261,58 @@ def _in_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, T
     return dict(zip(own, tensors.values(), strict=True))
 
 
-def _take(model: Any, tensors: dict[str, Tensor], unused: Collection[str], complaint: str) -> None:
-    """Load a checkpoint whose classifier may be any or none."""
+def _take(model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str) -> str:
+    """Load a checkpoint whose classifier may be any or none; say which where it is in it twice."""
+    choice = ""
+    fitted, faults = _fitted(model, tensors, unused)
+    if faults:
+        places = readings(tensors, reaching(model.state_dict(), unused))
+        fitting = [prefix for prefix, there in places.items() if not _fitted(model, there, unused)[1]]
+        prefix, choice = _one_of(fitting, path, name) if fitting else (next(iter(places), ""), "")
+        fitted, faults = _fitted(model, places.get(prefix, tensors), unused)
+    if faults:
+        raise InputError(f"{path} does not fit {name}: {_few(faults)}")
+    model.load_state_dict({n: t for n, t in fitted.items() if not is_under(n, unused)}, strict=False)
+    return choice
+
+
+def _one_of(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
+    """Choose among the prefixes under which a checkpoint holds a model; say which where there are several."""
+    if len(fitting) == 1:
+        return fitting[0], ""
+    places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting}
+    usual = [prefix for prefix in fitting if _HOLDERS.issuperset(prefix.removesuffix(".").split("."))]
+    if len(usual) != 1:
+        raise InputError(
+            f"{path} holds {name} under {' and '.join(places.values())}: save those you mean alone"
+        )
+    chosen = places.pop(usual[0])
+    return usual[0], f"{chosen}, not {' or '.join(places.values())}"
+
+
+def _fitted(
+    model: Any, tensors: dict[str, Tensor], unused: Collection[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give tensors the model's names, and say what is wrong with them as they are if that cannot be done."""
     _match_grid(model, tensors.get("pos_embed"))
     faults = _faults(model, tensors, unused)
-    if faults:
-        # Models keep next to them how their first publisher's checkpoints translate to timm's names.
-        translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        try:
-            tensors = translate(tensors, model) if translate is not None else tensors
-        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{complaint}: {_few(faults)}") from error
-        if _faults(model, tensors, unused):
-            raise InputError(f"{complaint}: {_few(faults)}")
-    model.load_state_dict({n: t for n, t in tensors.items() if not is_under(n, unused)}, strict=False)
+    # Models keep next to them how their first publisher's checkpoints translate to timm's names.
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if not faults or translate is None:
+        return tensors, faults
+    try:
+        translated = translate(dict(tensors), model)
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
+        return tensors, faults
+    return translated, faults if _faults(model, translated, unused) else []
 
 
 def _match_grid(model: Any, stored: Tensor | None) -> None:
     """Give a vision transformer the input size that a stored position embedding was made for."""
     own = getattr(model, "pos_embed", None)
     if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
+        return
+    if stored.shape == own.shape:
         return
     rows, columns = model.patch_embed.grid_size
     side = math.isqrt(max(0, stored.shape[1] - (own.shape[1] - rows * columns)))

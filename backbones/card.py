@@ -2,16 +2,29 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
 
 
 class Preprocessing(BaseModel):
     """How an image becomes a backbone's input.
 
-    The shorter side is resized to ``resize`` pixels, the central ``input_size`` square is cut out, values are
+    The image is resized as ``crop_mode`` says, the central ``input_size`` square is cut out, values are
     scaled to [0, 1], ``mean`` is taken off and the rest divided by ``std``, per channel (red, green, blue).
+
+    Attributes
+    ----------
+    input_size : int
+        Side of the input in pixels.
+    resize : int
+        Side in pixels that the image is resized to before it is cropped.
+    resampling : str
+    mean, std : tuple of float
+    crop_mode : {"center", "pad", "squash", "border"}
+        timm's: which side of the image becomes ``resize`` pixels long. "center": the shorter, and the ends of
+        the longer are lost. "pad": as "center", where ``resize`` is less than ``input_size``; the rest is
+        black. "squash": both, whatever the aspect. "border": the longer; the rest is ``mean``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,6 +34,15 @@ class Preprocessing(BaseModel):
     resampling: Literal["bilinear", "bicubic", "lanczos"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_mode: Literal["center", "pad", "squash", "border"] = "center"
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Hashes of earlier versions did not cover it, and their readers refuse a card that names it.
+        fields: dict[str, Any] = handler(self)
+        if fields.get("crop_mode") == "center":
+            del fields["crop_mode"]
+        return fields
 
 
 class BackboneCard(BaseModel):
@@ -77,7 +99,7 @@ def differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
         )
     if stored.weights != given.weights:
         found.append(f"the weights (stored {stored.weights[:12]}, given {given.weights[:12]})")
-    old, new = stored.preprocessing.model_dump(), given.preprocessing.model_dump()
+    old, new = dict(stored.preprocessing), dict(given.preprocessing)
     changed = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
     if changed:
         found.append(f"the preprocessing ({', '.join(changed)})")

@@ -1,8 +1,12 @@
 """Weights from files: named tensors in, named tensors out, no code executed."""
 
 import pickle
+import re
 import struct
-from collections.abc import Mapping
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,15 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
+
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where checkpoints hold their weights, in timm's order: an average over training steps comes first."""
+
+# Of torch.compile, of fully sharded training, and of activation checkpoints.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+# How many models torch's AveragedModel has averaged.
+_AVERAGED = "n_averaged"
 
 # What torch's unpickler raises on bytes that are no checkpoint depends on the bytes.
 _UNREADABLE = (
@@ -29,46 +42,90 @@ _UNREADABLE = (
 )
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint file.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a checkpoint file.
+
+    Attributes
+    ----------
+    tensors : dict of str to Tensor
+        In the order of the file.
+    choice : str
+        Which of several sets of weights they are, and which they are not; empty where there is one.
+    """
+
+    tensors: dict[str, Tensor]
+    choice: str = ""
+
+
+def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
+    """Read a checkpoint file as timm does.
 
     Parameters
     ----------
     path : Path
-        A ``.safetensors`` file, or else a file of `torch.save`: tensors by name, alone or under
-        ``state_dict`` or ``model``. A pickle that holds more than plain data is refused.
+        A ``.safetensors`` file, or else a file of `torch.save`: tensors by name, alone or under the first of
+        ``CONTAINERS`` that is there. A pickle that holds more than plain data is refused, except for the
+        ``argparse.Namespace`` that training scripts keep.
     prefix : str
-        Where some names start with it, only those are kept, without it. ``module.`` before every name, which
-        data-parallel training leaves, is always taken off.
+        Where some names start with it, only those are kept, without it.
 
     Returns
     -------
-    dict of str to Tensor
-        In the order of the file.
+    Checkpoint
+        Names are without what data-parallel training, compilation and sharding put into them.
 
     Raises
     ------
     InputError
         If the file cannot be read or holds no tensors; it is named.
     """
-    try:
-        loaded = (
-            safetensors.torch.load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read weights from {path}: {first_line(error)}") from error
-    except _UNREADABLE as error:
-        raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)") from error
-    tensors = _tensors(loaded)
+    loaded = _load(path)
+    tensors, choice = _weights(loaded)
     if not tensors:
-        raise InputError(f"{path} holds no named tensors")
-    for start in (prefix, "module."):
-        chosen = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-        if chosen and (start == prefix or len(chosen) == len(tensors)):
-            tensors = chosen
-    return tensors
+        raise InputError(f"{path} holds no named tensors{_elsewhere(loaded)}")
+    cleaned = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(cleaned) < len(tensors):
+        counts = Counter(map(_unwrapped, tensors))
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise InputError(f"{path} holds {twice} twice, with and without the name of a wrapper")
+    start = _unwrapped(prefix)
+    chosen = {name.removeprefix(start): t for name, t in cleaned.items() if name.startswith(start)}
+    return Checkpoint(chosen or cleaned, choice)
+
+
+def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors alone of :func:`read_checkpoint`."""
+    return read_checkpoint(path, prefix).tensors
+
+
+def readings(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """Find the places in a larger model's checkpoint where a model may be.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        Those of the checkpoint.
+    own : collection of str
+        Names of the model's tensors.
+
+    Returns
+    -------
+    dict of str to dict
+        What precedes at least half of the model's names, the most complete first, and the tensors there,
+        without it. Those at a place within another belong to the inner one.
+    """
+    wanted, counts = set(own), Counter[str]()
+    for name in tensors:
+        starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
+        counts.update(name[:start] for start in starts if name[start:] in wanted)
+    found = [prefix for prefix, count in counts.most_common() if 2 * count >= len(wanted)]
+    places: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
+    for name, tensor in tensors.items():
+        innermost = max((p for p in found if name.startswith(p)), key=len, default=None)
+        if innermost is not None:
+            places[innermost][name.removeprefix(innermost)] = tensor
+    return places
 
 
 def packaged_file(package: str) -> Path:
@@ -87,14 +144,61 @@ def packaged_file(package: str) -> Path:
     return files[0]
 
 
-def _tensors(loaded: Any) -> dict[str, Tensor]:
-    """Descend to the mapping that holds the weights."""
+def _load(path: Path) -> Any:
+    """Read a file without running what it holds."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # timm's training keeps its arguments in a Namespace, which is plain data.
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"cannot read weights from {path}: {first_line(error)}") from error
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_unsafe(path)}"
+        ) from error
+
+
+def _unsafe(path: Path) -> str:
+    """Say which classes keep a checkpoint from being read, and what to do about them."""
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except (OSError, *_UNREADABLE):
+        return ""
+    if not classes:
+        return ""
+    advice = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+    names = ", ".join(classes[:3])
+    return f": {names} in it may run any code; where you trust it, save its weights alone: {advice}"
+
+
+def _weights(loaded: Any) -> tuple[dict[str, Tensor], str]:
+    """Descend to the mapping that holds the weights, and say which it is where there are several."""
     if not isinstance(loaded, Mapping):
-        return {}
-    for key in ("state_dict", "model"):
-        if isinstance(loaded.get(key), Mapping):
-            return _tensors(loaded[key])
-    return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+        return {}, ""
+    held = [key for key in CONTAINERS if isinstance(loaded.get(key), Mapping) and loaded[key]]
+    if not held:
+        named = {n: t for n, t in loaded.items() if isinstance(n, str) and isinstance(t, Tensor)}
+        return {name: tensor for name, tensor in named.items() if name != _AVERAGED}, ""
+    tensors, choice = _weights(loaded[held[0]])
+    return tensors, choice or (f"{held[0]}, not {' or '.join(held[1:])}" if held[1:] else "")
+
+
+def _elsewhere(loaded: Any) -> str:
+    """Name the parts of a checkpoint that hold tensors, of which none is known to be the weights."""
+    parts = loaded.items() if isinstance(loaded, Mapping) else ()
+    named = [str(key) for key, part in parts if isinstance(part, Mapping) and _weights(part)[0]]
+    if not named:
+        return ""
+    advice = f"torch.save(torch.load(FILE, weights_only=True)['{named[0]}'], NEW)"
+    return f" where timm looks, but under {', '.join(named[:5])}: save those you mean alone: {advice}"
+
+
+def _unwrapped(name: str) -> str:
+    """Take off what wrappers around a model, or around its parts, put into the names of tensors."""
+    return _WRAPPERS.sub("", name).removeprefix("module.")
 
 
 def first_line(error: Exception) -> str:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
+from sfm.backbones.rendering import render
+from sfm.errors import InputError
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -27,32 +29,63 @@ def preprocessing_of(config: Mapping[str, Any], image_size: int) -> Preprocessin
     Parameters
     ----------
     config : mapping
-        timm's pretrained configuration: ``crop_pct``, ``interpolation``, ``mean``, ``std``.
+        timm's data configuration: ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
     image_size : int
         Side of the backbone's input, in pixels.
 
     Returns
     -------
     Preprocessing
-        The crop keeps the share of the shorter side that the weights are evaluated with, rounded as in
-        timm.
+        The crop keeps the share of the image that the weights are evaluated with, rounded as in timm.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be made into what the weights are evaluated with.
     """
+    crop_mode, interpolation = config.get("crop_mode", "center"), config["interpolation"]
+    if crop_mode not in ("center", "squash", "border"):
+        raise InputError(f"crop mode '{crop_mode}' is not supported, only center, squash and border")
+    if interpolation not in _FILTERS:
+        raise InputError(f"interpolation '{interpolation}' is not supported, only {', '.join(_FILTERS)}")
+    channels = {config.get("input_size", (3,))[0], len(config["mean"]), len(config["std"])}
+    if channels != {3}:
+        raise InputError(f"inputs of {max(channels - {3})} channels are not supported, only of 3")
+    resize = math.floor(image_size / config["crop_pct"])
     return Preprocessing(
         input_size=image_size,
-        resize=math.floor(image_size / config["crop_pct"]),
-        resampling=config["interpolation"],
+        resize=resize,
+        resampling=interpolation,
         mean=config["mean"],
         std=config["std"],
+        crop_mode="pad" if crop_mode == "center" and resize < image_size else crop_mode,
     )
 
 
+def square_side(config: Mapping[str, Any]) -> int:
+    """Return the side of the input that timm's configuration of a set of weights names.
+
+    Raises
+    ------
+    InputError
+        If the input is not square.
+    """
+    _, rows, columns = config["input_size"]
+    if rows != columns:
+        raise InputError(
+            f"inputs of {rows} x {columns} px (rows x columns) are not supported, only square ones: "
+            f"give --image-size, for example --image-size {min(rows, columns)}"
+        )
+    return int(columns)
+
+
 def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Resize the shorter side of an image, keeping the aspect, and cut out the centre.
+    """Resize an image and cut out the centre, as timm does for evaluation.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        Of any mode. Transparency is dropped, 16-bit grey is scaled to 8 bits.
+        Of any mode; what is not opaque 8-bit pixels is rendered as such, by default: over white.
     preprocessing : Preprocessing
 
     Returns
@@ -60,14 +93,37 @@ def crop(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     ndarray of uint8, shape (input_size, input_size, 3)
         Red, green, blue.
     """
-    # Grey stays grey until it is resized: that is a third of the work, and gives the same pixels.
-    image = image if image.mode == "L" else _rgb(image)
+    image = render(image).image
     shorter = min(image.size)
-    if max(image.size) > _LONGEST * shorter:
+    if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _LONGEST * shorter:
         image = _centre(image, *(min(length, _LONGEST * shorter) for length in image.size))
-    width, height = (preprocessing.resize * length // shorter for length in image.size)
-    resized = image.resize((width, height), _FILTERS[preprocessing.resampling])
-    return np.asarray(_rgb(_centre(resized, preprocessing.input_size, preprocessing.input_size)))
+    resized = image.resize(_resized(image.size, preprocessing), _FILTERS[preprocessing.resampling])
+    return np.asarray(_centre_of_padded(resized, preprocessing).convert("RGB"))
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the width and height that an image of a size is resized to, rounded as in timm."""
+    side, (width, height) = preprocessing.resize, size
+    if preprocessing.crop_mode == "squash":
+        return side, side
+    if preprocessing.crop_mode == "border":
+        ratio = max(width / side, height / side)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    return side * width // min(size), side * height // min(size)
+
+
+def _centre_of_padded(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Cut out the input; what the image is too small for is filled around it."""
+    size = preprocessing.input_size
+    if min(image.size) < size:
+        border = preprocessing.crop_mode == "border"
+        fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
+        padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
+        padded.paste(
+            image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2)
+        )
+        image = padded
+    return _centre(image, size, size)
 
 
 def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
@@ -86,7 +142,7 @@ def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops)
     -------
     ndarray of uint8, shape (views, input_size, input_size, 3)
     """
-    image = _rgb(image)
+    image = render(image).image.convert("RGB")
     side, size = min(image.size), preprocessing.input_size
     square = _centre(image, side, side)
     views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
@@ -102,15 +158,3 @@ def look_through(image: Image.Image, preprocessing: Preprocessing, crops: Crops)
 def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
-        grey = np.asarray(image).astype(np.float32) / 257
-        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")

@@ -52,7 +52,7 @@ from sfm.pipeline.classifier import (
     train_classifier,
 )
 from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import cores
+from sfm.pipeline.equipment import cores, equipped, quickest
 from sfm.pipeline.features import Rules, follow, stage
 from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather, parts_of
@@ -113,7 +113,9 @@ def real_features(folder: Path, quick: bool, device: str) -> tuple[Staged, Stage
     staging.root.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("lite0", image_size=96, device=device)
     tasks = tasks_of(source, selection_of(config, source))
-    follow(stage(source, tasks, [backbone], staging, Rules(), cores()), tasks, tasks, staging, nobody)
+    fast = quickest([backbone], "float32")
+    with equipped(source, backbone.device.type, cores()) as equipment:
+        follow(stage(source, tasks, fast, staging, Rules(), equipment), tasks, tasks, staging, nobody)
     (part,) = parts_of(config, gather(config, source, tasks, staging), staging)
     return part.staged_train(staging, backbone.card.hash), part.staged_test(staging, backbone.card.hash)
 

@@ -1,7 +1,9 @@
 """Sub-class centres: k-means within each class."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sfm.backbones.crops import stream
+from sfm.pipeline.equipment import cores
 from sfm.pipeline.staging import Staged
 
 MOST_ROWS = 2048
@@ -17,6 +20,13 @@ MOST_ROWS = 2048
 
 GROUP_BYTES = 2**30
 """Samples held at a time to place centres; every group of classes is one pass over the features."""
+
+PlacedCallback = Callable[[int, int], None]
+"""Told on how many samples of a class centres were placed, and how many centres."""
+
+
+def ignore_placed(_samples: int, _k: int) -> None:
+    """Do nothing."""
 
 
 def sub_class_centres(
@@ -26,6 +36,7 @@ def sub_class_centres(
     features: int,
     numbers: Sequence[int],
     seed: int,
+    on_placed: PlacedCallback = ignore_placed,
 ) -> dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Cluster every class into K sub-classes, for each K asked for.
 
@@ -41,6 +52,8 @@ def sub_class_centres(
         Labels of all rows of `train`.
     numbers : sequence of int
         The K.
+    on_placed : callable, optional
+        Told of every K of every class whose centres are placed: on how many samples, and the K.
 
     Returns
     -------
@@ -50,7 +63,7 @@ def sub_class_centres(
     """
     if not numbers:
         return {}
-    placed = place_centres(train, labels, classes, features, numbers, seed)
+    placed = place_centres(train, labels, classes, features, numbers, seed, on_placed)
     sums = {k: np.zeros((classes, k, features)) for k in numbers}
     counts = {k: np.zeros((classes, k), dtype=np.int64) for k in numbers}
     for rows, block_labels in train:
@@ -85,12 +98,17 @@ def place_centres(
     features: int,
     numbers: Sequence[int],
     seed: int,
+    on_placed: PlacedCallback = ignore_placed,
 ) -> dict[int, npt.NDArray[np.float64]]:
-    """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples."""
+    """Place K centres per class by k-means on a bounded sample; NaN where a class has too few samples.
+
+    Every core takes a class and a K at a time.
+    """
     placed = {k: np.full((classes, k, features), np.nan) for k in numbers}
     held = np.minimum(np.bincount(labels, minlength=classes), MOST_ROWS)
-    # One thread, since parallel sums differ from run to run.
-    with threadpool_limits(limits=1):
+    with one_thread_each() as pool, warnings.catch_warnings():
+        # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         for members in groups_of(held, max(1, GROUP_BYTES // (4 * features))):
             chosen = np.zeros(len(labels), dtype=bool)
             for c in members:
@@ -100,11 +118,25 @@ def place_centres(
             for rows, block_labels in train.only(chosen):
                 for c in np.unique(block_labels):
                     kept[int(c)].append(rows[block_labels == c])
-            for c in members:
-                sample = np.concatenate(kept.pop(c))
-                for k in numbers:
-                    placed[k][c, : min(k, len(sample))] = k_means(sample, min(k, len(sample)), seed, c)
+            samples = [(np.concatenate(kept.pop(c)), c) for c in members]
+            work = [(sample, k, c) for sample, c in samples for k in numbers]
+            found = pool.map(lambda each: k_means(each[0], each[1], seed, each[2]), work)
+            for (sample, k, c), centres in zip(work, found, strict=True):
+                placed[k][c, : len(centres)] = centres
+                on_placed(len(sample), k)
     return placed
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """Provide a thread for every core, each of which computes alone: parallel sums differ from run to run."""
+
+    def limit_openmp() -> None:
+        # OpenMP keeps its limit for every thread by itself.
+        threadpool_limits(limits=1, user_api="openmp")
+
+    with threadpool_limits(limits=1), ThreadPoolExecutor(cores(), initializer=limit_openmp) as pool:
+        yield pool
 
 
 def groups_of(sizes: npt.NDArray[np.int64], most: int) -> list[range]:
@@ -119,11 +151,10 @@ def groups_of(sizes: npt.NDArray[np.int64], most: int) -> list[range]:
 
 
 def k_means(rows: npt.NDArray[np.float32], k: int, seed: int, c: int) -> npt.NDArray[np.float64]:
-    """Return the k centres of rows."""
-    with warnings.catch_warnings():
-        # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        state = int(stream(seed, 2, c).integers(2**31))
-        model = KMeans(k, n_init=1, random_state=state, algorithm="lloyd").fit(rows.astype(np.float64))
+    """Return the k centres of rows, or as many as there are rows."""
+    state = int(stream(seed, 2, c).integers(2**31))
+    model = KMeans(min(k, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
+        rows.astype(np.float64)
+    )
     centres: npt.NDArray[np.float64] = model.cluster_centers_
     return centres

@@ -1,38 +1,63 @@
-"""The linear classifier of all real data: multinomial logistic regression on features streamed from disk."""
+"""The linear classifier of all real data: its penalty chosen on a part of them, then fitted to all."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from sfm.pipeline.class_means import calibrate, class_mean_fit, losses_on, scale_logits
+from sfm.pipeline.folds import Mask, at_most, cut_folds
+from sfm.pipeline.logistic import (
+    Fit,
+    PassCallback,
+    Spread,
+    fit,
+    ignore_pass,
+    on_raw_features,
+    spread_of,
+    standardised,
+    zero_fit,
+)
 from sfm.pipeline.moments import Moments
 from sfm.pipeline.staging import Staged
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.accuracy import top_accuracies
+
+SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
 L2_PATH = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Penalties tried, from strong to weak; each fit starts at the one before."""
 
-TOLERANCE = 1e-4
-"""Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
+STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
+"""Tried before these, of few samples."""
 
 PATH_TOLERANCE = 1e-2
 """Fits that only choose the penalty need not be exact; the final one is held to ``TOLERANCE``."""
 
-MOST_ITERATIONS = 1000
-HISTORY = 20
 VALIDATION_EVERY = 10
 
-CHOOSING_ROWS = 131_072
+CHOOSING_ROWS = 16_384
 """Of more samples than these, as many of each class choose the penalty."""
 
-KEPT_BYTES = 3 * 2**29
-"""Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
+CHOOSING_PER_CLASS = 64
+"""Of classes with more samples, no fewer choose it."""
+
+VALIDATING_ROWS = 1000
+"""Folds are validated on in turn until so many samples have been, or ``MOST_FOLDS``."""
+
+MOST_FOLDS = 5
+
+WITHIN = 1.25
+"""Standard errors; a single sample that one penalty gets right and another wrong makes one."""
+
+MARGIN = 4.0
+"""Standard errors. On a few dozen samples, a classifier of standardised features may well have a lower
+cross-entropy than one near the class means, and a much lower accuracy on others."""
+
+FEW_ROWS = 4096
+"""Of no more samples than these, the penalty is on how far weights are from the class means."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,10 @@ class Classifier:
         Of the final fit.
     converged : bool
         Whether the largest entry of the gradient, times C, fell to ``TOLERANCE``.
+    towards_means : bool
+        Whether the penalty is on how far weights are from those of the nearest class mean, not from zero.
+    common_scale : bool
+        Whether one number scales all features that the penalty is on the weights of, not each its deviation.
     """
 
     weight: npt.NDArray[np.float32]
@@ -55,242 +84,198 @@ class Classifier:
     l2: float
     iterations: int
     converged: bool
+    common_scale: bool = False
+    towards_means: bool = False
+
+    @property
+    def solver(self) -> str:
+        """Say how it was trained."""
+        scaling = "one scale for all features" if self.common_scale else "standardised features"
+        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.towards_means}"
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Parameters on standardised features, float64: ``weight`` (C, D) and ``bias`` (C,)."""
-
-    weight: Tensor
-    bias: Tensor
-    iterations: int
-    converged: bool
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How features are spread; all float64.
+class Fold:
+    """Rows that are fitted, and samples that judge the fit.
 
     Attributes
-    ----------
-    mean, std : Tensor, shape (D,)
-        Per feature; a constant feature has deviation 1.
-    variance : Tensor, shape (D,)
-        Of the standardised features along each of the axes.
-    axes : Tensor, shape (D, D)
-        Principal axes of the standardised features, in columns.
-    """
-
-    mean: Tensor
-    std: Tensor
-    variance: Tensor
-    axes: Tensor
-
-
-def spread_of(moments: Moments) -> Spread:
-    """Return the spread of all samples that moments are of."""
-    n = moments.count.sum()
-    mean = moments.count @ moments.mean / n
-    apart = moments.mean - mean
-    scatter = moments.within_scatter + (apart * moments.count[:, None]).T @ apart
-    std = np.sqrt(np.diagonal(scatter) / n)
-    std = np.where(std > 1e-6 * std.max(initial=0.0), std, 1.0)
-    variance, axes = torch.linalg.eigh(torch.from_numpy(scatter / n / np.outer(std, std)))
-    return Spread(torch.from_numpy(mean), torch.from_numpy(std), variance.clamp(min=0), axes)
-
-
-def on_raw_features(weight: Tensor, bias: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
-    """Rewrite a classifier of ``(x - mean) / std`` as one of ``x``."""
-    raw = weight / spread.std
-    return raw, bias - raw @ spread.mean
-
-
-@dataclass(frozen=True)
-class Standardised:
-    """Standardised rows on a device, made again from the disk in every pass.
-
-    Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: float32 (n, D) and int64 (n,).
-    """
-
-    staged: Sequence[Staged]
-    spread: Spread
-    device: torch.device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mean, scale = (t.float().to(self.device) for t in (self.spread.mean, 1 / self.spread.std))
-        for features, labels in chain.from_iterable(self.staged):
-            for start in range(0, len(labels), BLOCK_ROWS):
-                own = slice(start, start + BLOCK_ROWS)
-                rows = torch.from_numpy(features[own]).to(self.device)
-                yield (rows - mean).mul_(scale), torch.from_numpy(labels[own]).long().to(self.device)
-
-
-def standardised(
-    staged: Sequence[Staged], samples: int, spread: Spread, device: torch.device
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return standardised rows that can be passed over again and again; kept where they fit."""
-    rows = Standardised(staged, spread, device)
-    most = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KEPT_BYTES
-    return list(rows) if 4 * samples * len(spread.mean) <= most else rows
-
-
-def cross_entropy_and_gradient(
-    rows: Iterable[tuple[Tensor, Tensor]], samples: int, weight: Tensor, bias: Tensor, device: torch.device
-) -> tuple[float, Tensor, Tensor]:
-    """Return the mean cross-entropy and its gradient, float64, in one pass over the rows.
-
-    Products and softmax are float32, sums over blocks float64.
-    """
-    w, b = weight.float().to(device), bias.float().to(device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    outer, total = torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
-    for x, y in rows:
-        log_likelihood = torch.addmm(b, x, w.T).log_softmax(dim=1)
-        loss -= log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
-        residual = log_likelihood.exp_()
-        residual[torch.arange(len(y), device=device), y] -= 1
-        total += residual.sum(dim=0, dtype=torch.float64)
-        outer += residual.T @ x
-    return loss.item() / samples, outer.cpu() / samples, total.cpu() / samples
-
-
-def fit(
-    rows: Iterable[tuple[Tensor, Tensor]],
-    samples: int,
-    spread: Spread,
-    l2: float,
-    start: Fit,
-    device: torch.device,
-    tolerance: float = TOLERANCE,
-) -> Fit:
-    """Minimise mean cross-entropy + l2/2 |W|^2 on standardised features, with L-BFGS and full gradients.
-
-    Every evaluation passes over all rows once. The search runs in coordinates in which the curvature at zero
-    weights, ``variance / C + l2`` along the principal axes, is the identity; that more than halves the
-    passes.
-
-    Parameters
     ----------
     rows : iterable of (features, labels)
         Standardised; see ``standardised``.
     samples : int
         How many rows there are.
-    spread : Spread
-    l2 : float
-    start : Fit
-        Where to start.
-    device : torch.device
-        Where the rows are.
-    tolerance : float
-        Of the largest entry of the gradient, times C.
+    validation : Staged
+        Raw; without views.
     """
-    classes, features = start.weight.shape
-    stretch = (spread.variance / classes + l2).rsqrt()
-    bias_stretch = classes**0.5
-    steepest = float("inf")
 
-    def parameters(point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        inner = torch.from_numpy(point[:-classes]).view(classes, features)
-        return (inner * stretch) @ spread.axes.T, torch.from_numpy(point[-classes:]) * bias_stretch
-
-    def loss_and_gradient(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        nonlocal steepest
-        weight, bias = parameters(point)
-        loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device)
-        outer += l2 * weight
-        steepest = classes * max(outer.abs().max().item(), total.abs().max().item())
-        inner = (outer @ spread.axes) * stretch
-        gradient: npt.NDArray[np.float64] = torch.cat([inner.flatten(), total * bias_stretch]).numpy()
-        return loss + l2 / 2 * weight.square().sum().item(), gradient
-
-    def stop_at_the_tolerance(_: npt.NDArray[np.float64]) -> None:
-        if steepest <= tolerance:
-            raise StopIteration
-
-    inner = (start.weight @ spread.axes) / stretch
-    found = minimize(
-        loss_and_gradient,
-        torch.cat([inner.flatten(), start.bias / bias_stretch]).numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        callback=stop_at_the_tolerance,
-        options={
-            "maxcor": HISTORY,
-            "maxiter": MOST_ITERATIONS,
-            "maxfun": 2 * MOST_ITERATIONS,
-            "ftol": 0,
-            "gtol": 0,
-        },
-    )
-    return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
+    rows: Iterable[tuple[Tensor, Tensor]]
+    samples: int
+    validation: Staged
 
 
-def mean_cross_entropy(
-    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
-    weight: npt.NDArray[np.float32],
-    bias: npt.NDArray[np.float32],
-) -> float:
-    """Return the mean cross-entropy of a classifier of raw features."""
-    loss, n = 0.0, 0
-    for features, labels in blocks:
-        logits = torch.from_numpy(features @ weight.T + bias)
-        loss += cross_entropy(logits.double(), torch.from_numpy(labels).long(), reduction="sum").item()
-        n += len(labels)
-    return loss / n
+@dataclass(frozen=True)
+class Candidate:
+    """A way to penalise: how features are scaled, what weights are shrunk to, and how strongly.
+
+    Attributes
+    ----------
+    spread : Spread
+    towards_means : bool
+        Shrink to the nearest class mean, not to zero.
+    path : sequence of float
+        Penalties to choose from, strongest first.
+    """
+
+    spread: Spread
+    towards_means: bool
+    path: Sequence[float]
 
 
-def rank_and_count(labels: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return, per sample, how many of its class come before it, and how many there are."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels)
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rank, counts[labels]
+@dataclass(frozen=True)
+class Choice:
+    """A penalty that was chosen.
+
+    Attributes
+    ----------
+    l2 : float
+        For as many samples as are given to ``train_classifier``.
+    spread : Spread
+        How features are scaled.
+    start : Fit
+        A fit with this penalty on a part of the samples.
+    means_factor : float
+        Of the logits of the nearest class mean that weights are shrunk to; 0 if they are shrunk to zero.
+    """
+
+    l2: float
+    spread: Spread
+    start: Fit
+    means_factor: float = 0.0
 
 
-def every_nth(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.bool_]:
-    """Mark every n-th sample of each class, in order; a class with fewer than n samples has none marked."""
-    rank, _ = rank_and_count(labels)
-    marked: npt.NDArray[np.bool_] = rank % n == n - 1
-    return marked
+def cut_rows(
+    looks: Sequence[Staged], labels: npt.NDArray[np.int32], held: Mask, spread: Spread, device: torch.device
+) -> Fold:
+    """Fit on what is not held out and validate on the rest; of many samples, on as many of each class.
+
+    Images that validate do so without their views, which no fit sees either.
+    """
+    classes = int(labels.max()) + 1
+    fitted, validating = ~held, held.copy()
+    most = max(CHOOSING_PER_CLASS, CHOOSING_ROWS // (classes * len(looks)))
+    if len(looks) * len(labels) > CHOOSING_ROWS:
+        fitted[fitted] = at_most(labels[fitted], most)
+        validating[validating] = at_most(labels[validating], most)
+    samples = len(looks) * int(fitted.sum())
+    rows = standardised([look.only(fitted) for look in looks], samples, spread, device)
+    return Fold(rows, samples, looks[0].only(validating))
 
 
-def at_most(labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.bool_]:
-    """Mark n samples of each class, evenly spaced in order; all of a class that has no more."""
-    rank, count = rank_and_count(labels)
-    marked: npt.NDArray[np.bool_] = (rank + 1) * n // count > rank * n // count
-    return marked
+@dataclass(frozen=True)
+class Judged:
+    """A penalty, and how the folds judge it.
+
+    Attributes
+    ----------
+    l2 : float
+    losses : ndarray of float64, shape (n,)
+        Cross-entropy on every sample of all folds.
+    start : Fit
+        The fit of the first fold.
+    """
+
+    l2: float
+    losses: npt.NDArray[np.float64]
+    start: Fit
+
+
+def standard_errors(worse: Judged, better: Judged) -> float:
+    """Return by how many standard errors one mean cross-entropy is above another, on the same samples."""
+    difference = worse.losses - better.losses
+    error = float(difference.std()) / len(difference) ** 0.5
+    return float(difference.mean()) / error if error > 0 else 0.0
+
+
+def follow_path(
+    folds: Sequence[Fold],
+    priors: Sequence[Fit],
+    candidate: Candidate,
+    device: torch.device,
+    on_pass: PassCallback,
+) -> Judged:
+    """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
+
+    The fits start at their priors, and each at the one before. Returned is the penalty with the least
+    cross-entropy; towards the class means, the strongest that is within ``WITHIN`` standard errors of it.
+    """
+    spread, fits = candidate.spread, list(priors)
+    tried: list[Judged] = []
+    for l2 in candidate.path:
+        fits = [
+            fit(fold.rows, fold.samples, spread, l2, start, device, PATH_TOLERANCE, on_pass, prior)
+            for fold, start, prior in zip(folds, fits, priors, strict=True)
+        ]
+        losses = [losses_on(own, spread, fold.validation) for own, fold in zip(fits, folds, strict=True)]
+        judged = Judged(l2, np.concatenate(losses), fits[0])
+        if tried and not judged.losses.mean() < tried[-1].losses.mean():
+            break
+        tried.append(judged)
+    if not candidate.towards_means:
+        return tried[-1]
+    return next(each for each in tried if standard_errors(each, tried[-1]) <= WITHIN)
 
 
 def choose_penalty(
     looks: Sequence[Staged],
-    labels: npt.NDArray[np.int32],
-    spread: Spread,
+    candidates: Sequence[Candidate],
     device: torch.device,
-    zero: Fit,
-    path: Sequence[float],
-) -> tuple[float, Fit]:
-    """Return the penalty with the least cross-entropy on every tenth sample of a class, and its fit.
+    on_pass: PassCallback = ignore_pass,
+) -> Choice:
+    """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
-    The path from strong to weak penalties ends when that loss rises. With no class of ten samples, the
-    penalty in the middle of the path is taken. Images that validate do so without their views, which no fit
-    sees either.
+    Another than the first candidate must be better by ``MARGIN`` standard errors. One tenth of the samples
+    validates; of few samples, several tenths in turn. Of more than ``CHOOSING_ROWS``, as many of each class
+    are fitted; the penalty on the mean loss then shrinks as one over the number of samples, as the weight of
+    a fixed prior does. If no class has two samples, the penalty in the middle of the first candidate's path
+    is taken, towards zero.
+
+    Parameters
+    ----------
+    looks : sequence of Staged
+        Training features, and those of their views.
+    candidates : sequence of Candidate
+    device : torch.device
     """
-    held = every_nth(labels, VALIDATION_EVERY)
-    if not held.any():
-        return path[len(path) // 2], zero
-    samples = len(looks) * int((~held).sum())
-    rows = standardised([look.only(~held) for look in looks], samples, spread, device)
-    validation = looks[0].only(held)
-    best_loss, best_l2, best = float("inf"), path[0], zero
-    for l2 in path:
-        current = fit(rows, samples, spread, l2, best, device, PATH_TOLERANCE)
-        weight, bias = on_raw_features(current.weight, current.bias, spread)
-        loss = mean_cross_entropy(validation, weight.float().numpy(), bias.float().numpy())
-        if loss >= best_loss:
-            break
-        best_loss, best_l2, best = loss, l2, current
-    return best_l2, best
+    labels = looks[0].all_labels()
+    zero = zero_fit(int(labels.max()) + 1, len(candidates[0].spread.mean))
+    held = cut_folds(labels, VALIDATION_EVERY, VALIDATING_ROWS, MOST_FOLDS)
+    if not held:
+        first = candidates[0]
+        return Choice(first.path[len(first.path) // 2], first.spread, zero)
+    best: tuple[Judged, Choice] | None = None
+    for candidate in candidates:
+        spread, factor = candidate.spread, 0.0
+        folds = [cut_rows(looks, labels, own, spread, device) for own in held]
+        priors = [zero] * len(folds)
+        if candidate.towards_means:
+            means = [class_mean_fit(fold.rows, *zero.weight.shape) for fold in folds]
+            factor = calibrate(means, [fold.validation for fold in folds], spread)
+            priors = [scale_logits(mean, factor) for mean in means]
+        judged = follow_path(folds, priors, candidate, device, on_pass)
+        if best is None or standard_errors(best[0], judged) > MARGIN:
+            share = folds[0].samples / (len(looks) * int((~held[0]).sum()))
+            best = judged, Choice(judged.l2 * share, spread, judged.start, factor)
+    assert best is not None
+    return best[1]
+
+
+def list_candidates(moments: Moments, path: Sequence[float], *, views: bool) -> list[Candidate]:
+    """Return the ways to penalise among which validation chooses: of many samples, there is one."""
+    plain = Candidate(spread_of(moments, all_axes=views), False, path)
+    if moments.count.sum() > FEW_ROWS:
+        return [plain]
+    common = spread_of(moments, common_scale=True, all_axes=views)
+    return [Candidate(common, True, [*STRONG_L2, *path]), plain]
 
 
 def train_classifier(
@@ -299,11 +284,14 @@ def train_classifier(
     device: torch.device,
     views: Sequence[Staged] = (),
     path: Sequence[float] = L2_PATH,
+    on_pass: PassCallback = ignore_pass,
 ) -> Classifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
-    Of more than ``CHOOSING_ROWS`` samples, an equal number of each class choose it. The penalty on the mean
-    loss then shrinks as one over the number of samples, as the weight of a fixed prior does.
+    Of at most ``FEW_ROWS`` samples, the penalty draws the weights to those of the nearest class mean, which
+    is hard to beat then, on features of one common scale, since deviations of single ones are noise. Only
+    where validation clearly says so are features standardised, and weights drawn to zero, as they are of
+    more.
 
     Parameters
     ----------
@@ -316,40 +304,27 @@ def train_classifier(
     views : sequence of Staged
         Features of augmented views of the same samples, in the same order; the classifier learns from them
         too.
+    path : sequence of float
+        Penalties to choose from, strongest first.
+    on_pass : callable, optional
+        Told how many rows a pass was over, after each.
     """
     looks = [train, *views]
-    spread = spread_of(moments)
-    classes, features = moments.mean.shape
-    zero = Fit(
-        torch.zeros(classes, features, dtype=torch.float64),
-        torch.zeros(classes, dtype=torch.float64),
-        0,
-        False,
+    samples = len(looks) * len(train.all_labels())
+    choice = choose_penalty(looks, list_candidates(moments, path, views=bool(views)), device, on_pass)
+    spread, rows = choice.spread, standardised(looks, samples, choice.spread, device)
+    prior, start = None, choice.start
+    if choice.means_factor:
+        start = prior = scale_logits(class_mean_fit(rows, *moments.mean.shape), choice.means_factor)
+    final = fit(rows, samples, spread, choice.l2, start, device, on_pass=on_pass, prior=prior)
+    weight, bias = (x.float().numpy() for x in on_raw_features(final.weight, final.bias, spread))
+    return Classifier(
+        weight, bias, choice.l2, final.iterations, final.converged, spread.common_scale, prior is not None
     )
-    labels = train.all_labels()
-    samples = len(looks) * len(labels)
-    choosing, share = looks, 1.0
-    if samples > CHOOSING_ROWS:
-        some = at_most(labels, max(VALIDATION_EVERY, CHOOSING_ROWS // (classes * len(looks))))
-        choosing, share = [look.only(some) for look in looks], float(some.mean())
-    l2, start = choose_penalty(choosing, choosing[0].all_labels(), spread, device, zero, path)
-    l2 *= share
-    rows = standardised(looks, samples, spread, device)
-    final = fit(rows, samples, spread, l2, start, device)
-    weight, bias = on_raw_features(final.weight, final.bias, spread)
-    return Classifier(weight.float().numpy(), bias.float().numpy(), l2, final.iterations, final.converged)
 
 
 def accuracies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: Classifier
-) -> tuple[float, float | None]:
-    """Return top-1 and top-5 accuracy as fractions; top-5 is None with fewer than five classes."""
-    right = np.zeros(2)
-    n = 0
-    for features, labels in blocks:
-        logits = features @ classifier.weight.T + classifier.bias
-        own = logits[np.arange(len(labels)), labels]
-        better = (logits > own[:, None]).sum(axis=1)
-        right += (better < 1).sum(), (better < 5).sum()
-        n += len(labels)
-    return float(right[0] / n), float(right[1] / n) if len(classifier.bias) >= 5 else None
+) -> tuple[float | None, float | None]:
+    """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.accuracy.top_accuracies`."""
+    return top_accuracies(blocks, classifier.weight, classifier.bias)

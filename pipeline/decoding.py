@@ -6,9 +6,9 @@ It is done in this process, or in others, see `sfm.pipeline.decoding_processes`.
 import struct
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,10 +18,11 @@ from PIL import Image
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import draw_crops, stream
 from sfm.backbones.preprocess import crop, look_through
+from sfm.backbones.rendering import Rendering, render
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
 from sfm.pipeline.sources.source import Sample, SampleFile, loaded
-from sfm.pipeline.staging import Skipped
+from sfm.pipeline.staging import MARKS, Skipped
 
 VIEWS = 5
 """Purpose of the random streams that views are drawn from."""
@@ -63,12 +64,15 @@ class Wanted:
     seed : int
         Of those views.
     on_error : {"fail", "skip"}
+    rendering : Rendering
+        Of what the source decodes.
     """
 
     preprocessings: tuple[Preprocessing, ...]
     views: int = 0
     seed: int = 0
     on_error: Literal["fail", "skip"] = "fail"
+    rendering: Rendering = field(default=Rendering())
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Decoded:
     seconds : float
         What it took one thread to decode and crop.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
+    marked : dict of str to dict of int to str
+        Of the samples that have one of `sfm.pipeline.staging.MARKS`, place and name.
     """
 
     kept: list[int]
@@ -97,6 +103,7 @@ class Decoded:
     skipped: list[Skipped]
     seconds: float
     pixels: Pixels
+    marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 Decoding = Callable[[Batch, Wanted], AbstractContextManager[Decoded]]
@@ -131,16 +138,21 @@ def decode_batch(
     kept: list[tuple[int, Sample, bytes]] = []
     seconds = 0.0
     skipped: list[Skipped] = []
+    marked: dict[str, dict[int, str]] = {}
     places, samples = [place for place, _ in batch], (sample for _, sample in batch)
     for place, sample in zip(places, loaded(samples, READERS), strict=True):
         began = time.perf_counter()
         try:
-            image, digest = decode(sample.data), sample_digest(sample.data)
+            rendered = render(decode(sample.data), wanted.rendering)
+            image, digest = rendered.image, sample_digest(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
                 rows[0] = crop(image, preprocessing)
                 rows[1:] = views_of(image, digest, preprocessing, wanted.views, wanted.seed)
             kept.append((place, sample, digest))
+            for mark in MARKS:
+                if getattr(rendered, mark):
+                    marked.setdefault(mark, {})[place] = sample.where
         except UNDECODABLE as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             if wanted.on_error == "fail":
@@ -158,7 +170,17 @@ def decode_batch(
         skipped=skipped,
         seconds=seconds,
         pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixels.items()},
+        marked=marked,
     )
+
+
+def join_marked(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+    """Put together what several parts of a batch, or batches of a task, have marked."""
+    found: dict[str, dict[int, str]] = {}
+    for part in parts:
+        for mark, samples in part.items():
+            found.setdefault(mark, {}).update(samples)
+    return found
 
 
 def views_of(

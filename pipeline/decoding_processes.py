@@ -36,6 +36,7 @@ from sfm.pipeline.decoding import (
     Pixels,
     Wanted,
     decode_batch,
+    join_marked,
     pixel_bytes,
     pixels_in,
 )
@@ -244,6 +245,7 @@ def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> De
         skipped=skipped,
         seconds=sum(part.seconds for part in parts),
         pixels=whole,
+        marked=join_marked(part.marked for part in parts),
     )
 
 

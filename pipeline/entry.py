@@ -1,6 +1,7 @@
 """Staged features of one backbone become one entry of the store."""
 
 import platform
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -9,21 +10,29 @@ import numpy as np
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.events import Listener, Progress
+from sfm.events import Listener
 from sfm.pipeline.centres import sub_class_centres
 from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.effort import (
+    Meter,
+    estimate_effort,
+    operations_of_centres,
+    operations_of_pass,
+    watch_blocks,
+)
 from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
 from sfm.pipeline.features import Pass, Rules
 from sfm.pipeline.moments import Moments, accumulate
 from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
+from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.store import Store
+from sfm.text import utf8_only
 
-SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a tenth of the training split"
 FLOAT16_LIMIT = 6e4
 FLOAT16_SHIFT = 0.001
 
@@ -67,13 +76,16 @@ class Statistics:
         Sub-class centres, per number of sub-classes.
     top1, top5 : float or None
         Accuracy of the classifier on the held-out features, as fractions.
+    seconds : float
+        Wall time of computing them.
     """
 
     moments: Moments
     classifier: Classifier
     centres: dict[int, tuple[Any, Any]]
-    top1: float
+    top1: float | None
     top5: float | None
+    seconds: float
 
 
 def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) -> Published:
@@ -94,7 +106,7 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) 
             draft,
             backbone.card,
             dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
-            extraction_card(job, part, backbone),
+            extraction_card(job, part, backbone, statistics),
             classifier_card(statistics),
             replace=job.config.replace,
         )
@@ -107,20 +119,31 @@ def compute(
     job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: Listener
 ) -> Statistics:
     """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
+    began = time.perf_counter()
     classes, features = len(job.gathered.selection.class_ids), backbone.card.features
-    stage = f"{'tuning ' if part.role == 'tuning' else ''}statistics of {backbone.card.spec}"
-    progress(Progress(stage, 0, 3, "parts"))
-    moments = accumulate(train, classes, features)
-    progress(Progress(stage, 1, 3, "parts"))
+    labels, numbers = train.all_labels(), job.config.sub_classes
     kinds = Rules(views=job.config.views, seed=job.config.seed).kinds(backbone.card.hash, "train")
     views = [part.staged_train(job.staging, kind) for kind in kinds[1:]]
-    classifier = train_classifier(train, moments, backbone.device, views)
+    stage = f"{'tuning ' if part.role == 'tuning' else ''}statistics of {backbone.card.spec}"
+    effort = estimate_effort(classes, features, len(labels), len(kinds), numbers)
+    meter = Meter(progress, stage, effort)
+    meter.tell()
+
+    def on_pass(rows: int) -> None:
+        meter.advance(operations_of_pass(rows, features, classes), effort.classifier)
+
+    def on_placed(rows: int, k: int) -> None:
+        meter.advance(operations_of_centres(rows, features, k), effort.total)
+
+    moments = accumulate(watch_blocks(train, meter, features, effort.moments), classes, features)
+    meter.reach(effort.moments)
+    classifier = train_classifier(train, moments, backbone.device, views, on_pass=on_pass)
     top1, top5 = accuracies(test, classifier)
-    progress(Progress(stage, 2, 3, "parts"))
-    numbers = job.config.sub_classes
-    centres = sub_class_centres(train, train.all_labels(), classes, features, numbers, job.config.seed)
-    progress(Progress(stage, 3, 3, "parts", {"top-1 %": 100 * top1}))
-    return Statistics(moments, classifier, centres, top1, top5)
+    meter.reach(effort.classifier)
+    centres = sub_class_centres(train, labels, classes, features, numbers, job.config.seed, on_placed)
+    meter.reach(effort.total)
+    meter.tell(**({} if top1 is None else {"top-1 %": 100 * top1}))
+    return Statistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
 
 def write_statistics(draft: Draft, statistics: Statistics) -> None:
@@ -152,7 +175,8 @@ def feature_dtype(rows: Staged, classifier: Classifier) -> np.dtype[Any]:
     if not all(np.abs(features).max() < FLOAT16_LIMIT for features, _ in rows):
         return np.dtype(np.float32)
     rounded = ((features.astype(np.float16).astype(np.float32), labels) for features, labels in rows)
-    shift = abs(accuracies(rounded, classifier)[0] - accuracies(rows, classifier)[0])
+    before, after = accuracies(rows, classifier)[0], accuracies(rounded, classifier)[0]
+    shift = abs((after or 0.0) - (before or 0.0))
     return np.dtype(np.float16 if shift <= FLOAT16_SHIFT else np.float32)
 
 
@@ -182,26 +206,35 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
         test_samples=test,
         fingerprint=part.fingerprint,
         leaves=[part.fingerprint],
-        licence=job.source.licence,
-        source=job.source.spec,
+        licence=job.config.licence or job.source.licence,
+        source=utf8_only(job.source.spec),
     )
 
 
-def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
+def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statistics) -> ExtractionCard:
     """Say how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
-        options=options_of(job.config, part.role),
+        options=options_of(
+            job.config,
+            part.role,
+            rendering_options(job.source.rendering, composited=part.marked["composited"].count > 0),
+        ),
         role=part.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         device=job.device,
         threads=torch.get_num_threads(),
         seconds=job.features.seconds,
+        statistics_seconds=statistics.seconds,
         images_per_second=job.features.images_per_second,
         listing=job.listing,
         skipped=job.gathered.skipped,
         train_bytes=part.train_bytes,
         flow_cosine=job.flow_cosines.get(backbone.card.hash),
+        composited=part.marked["composited"].count,
+        composited_example=part.marked["composited"].example,
+        dark=part.marked["dark"].count,
+        dark_example=part.marked["dark"].example,
         files=job.gathered.files,
     )
 
@@ -209,7 +242,7 @@ def extraction_card(job: Job, part: Part, backbone: Backbone) -> ExtractionCard:
 def classifier_card(statistics: Statistics) -> ClassifierCard:
     """Say how the classifier was trained and how good it is."""
     return ClassifierCard(
-        solver=SOLVER,
+        solver=statistics.classifier.solver,
         l2=statistics.classifier.l2,
         iterations=statistics.classifier.iterations,
         converged=statistics.classifier.converged,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import stream
 from sfm.backbones.preprocess import crop
+from sfm.backbones.rendering import render
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
 from sfm.pipeline.sources import Source
@@ -95,5 +96,6 @@ def exemplar_images(
     for row, place, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
         if sample_digest(sample.data) != digests[np.unravel_index(place, samples.shape)].tobytes():
             raise InputError(f"{sample.where} changed while it was extracted; run again")
-        images[samples == row] = crop(source.decode(sample.data), preprocessing)
+        rendered = render(source.decode(sample.data), source.rendering)
+        images[samples == row] = crop(rendered.image, preprocessing)
     return images

@@ -1,5 +1,6 @@
 """``sfm extract``: source -> features -> moments -> entry in the store."""
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -9,20 +10,25 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.rendering import Rendering
+from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
+from sfm.paths import cache_folder, expand_home
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
+from sfm.pipeline.existing import display_name_notes, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
+from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import digest_of
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
-from sfm.stats_store.cards import FileCounts
+from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
 from sfm.stats_store.store import Store, create_store
@@ -43,18 +49,27 @@ class Extraction:
     flow_cosines : dict of str to (float or None)
         In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
         in the two precisions. Only of backbones whose entries were not there already.
-    files : FileCounts or None
-        What became of the files of the dataset; None of entries that do not say.
+    cards : list of ExtractionCard
+        How each of `published` was computed, in their order.
     notes : tuple of str
-        What the source chose where there was a choice.
+        What the source chose where there was a choice, and what entries that were there already lack of what
+        was asked for.
+    statistics_seconds : float
+        Wall time from the end of the pass to the last entry's publication.
     """
 
     published: list[Published]
     features: Pass
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
-    files: FileCounts | None = None
+    cards: list[ExtractionCard] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    statistics_seconds: float = 0.0
+
+    @property
+    def files(self) -> FileCounts | None:
+        """What became of the files of the dataset; None of entries that do not say."""
+        return self.cards[0].files if self.cards else None
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -73,39 +88,59 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     Raises
     ------
     InputError
-        If dataset, backbone, or store cannot be used; nothing is published then.
+        If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
+        is in the store under another name than the one given.
     Unfinished
         If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
+    with computing_with(config.threads):
+        return extract_with_threads(config, progress)
+
+
+def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extraction:
+    """Do what :func:`extract` says, with torch's threads set."""
     source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device)
+        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     }
     store = create_store(config.store)
     listing = listing_of(config, source)
     known = (
-        {} if config.replace or config.rehash else known_entries(store, config, backbones.values(), listing)
+        {}
+        if config.replace or config.rehash
+        else known_entries(store, config, source.rendering, backbones.values(), listing)
     )
+    require_name(config, [p for entries in known.values() for p in entries])
+    require_licence(store, config, known)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
-        there = store.open(published[0].summary).extraction
-        notes = source.inventory.notes
-        return Extraction(published, Pass(0, 0, 0.0), there.skipped, files=there.files, notes=notes)
+        cards = [store.open(p.summary).extraction for p in published]
+        notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+        return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
     key = digest_of(
         listing,
         source.spec,
         str(config.limit_per_class),
         config.precision,
+        str(source.rendering),
         version("sfm-distill"),
         torch.__version__,
     )
-    rules = Rules(config.limit_per_class, config.on_error, config.precision, config.views, config.seed)
-    with open_staging(staging_folder(config), key[:32]) as staging:
+    rules = Rules(
+        config.limit_per_class,
+        config.on_error,
+        config.precision,
+        config.views,
+        config.seed,
+        source.rendering,
+    )
+    like = None if config.staging else local_path(config.store)
+    with open_staging(staging_folder(config), key[:32], like) as staging:
         tasks = tasks_of(source, selection)
         work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
         with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
@@ -115,13 +150,18 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         cosines = {}
         # Another kind of device than the workers' would round otherwise.
         if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
-            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress)
+            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
         job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)
+        began = time.perf_counter()
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
+        statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
-    return Extraction(published, features, gathered.skipped, cosines, gathered.files, source.inventory.notes)
+    require_name(config, published)
+    cards = [store.open(p.summary).extraction for p in published]
+    notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+    return Extraction(published, features, gathered.skipped, cosines, cards, notes, statistics_seconds)
 
 
 @contextmanager
@@ -156,7 +196,7 @@ def steps_of(
         return
     here = quickest(backbones.values(), rules.precision)
     with (
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         closing(stage(source, work, here, staging, rules, equipment)) as steps,
     ):
         yield device, steps
@@ -179,26 +219,66 @@ def with_skipped(listing: str) -> str:
 
 
 def known_entries(
-    store: Store, config: ExtractConfig, backbones: Collection[Backbone], listing: str
+    store: Store, config: ExtractConfig, rendering: Rendering, backbones: Collection[Backbone], listing: str
 ) -> dict[str, list[Published]]:
-    """Return, by backbone hash, the entries of this listing and these options, where none is missing."""
-    wanted = [options_digest(options_of(config, role)) for role in roles_of(config)]
+    """Return, by backbone hash, the entries of this listing and these options, where none is missing.
+
+    Whether images are composited, so that the background is one of the options, only reading tells: an entry
+    of either kind is the one, and the former comes first.
+    """
+    kinds = [rendering_options(rendering, composited) for composited in (True, False)]
+    wanted = [[options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
     listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
     found = {
         (s.backbone_hash, s.options): Published(s, "already there")
         for s in store.summaries()
         if s.listing in listings
     }
-    return {
-        b.card.hash: [found[b.card.hash, options] for options in wanted]
-        for b in backbones
-        if all((b.card.hash, options) in found for options in wanted)
-    }
+    known = {}
+    for backbone in backbones:
+        entries = [
+            next((found[key] for digest in digests if (key := (backbone.card.hash, digest)) in found), None)
+            for digests in wanted
+        ]
+        if all(entries):
+            known[backbone.card.hash] = [entry for entry in entries if entry]
+    return known
+
+
+def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
+    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
+
+    Raises
+    ------
+    InputError
+        If there is such an entry.
+    """
+    for published in [p for found in known.values() for p in found] if config.licence else ():
+        named = store.open(published.summary).dataset.licence
+        if named != config.licence:
+            raise InputError(
+                f"--licence {config.licence}: {published.summary.dataset} through "
+                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
+                f"it again with this one"
+            )
 
 
 def staging_folder(config: ExtractConfig) -> Path:
-    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache."""
+    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache.
+
+    Raises
+    ------
+    InputError
+        If the user has no home, and so no cache.
+    """
     if config.staging:
-        return Path(config.staging).expanduser()
-    local = local_path(config.store)
-    return local / "staging" if local else Path.home() / ".cache" / "sfm" / "staging"
+        return expand_home(config.staging)
+    if local := local_path(config.store):
+        return local / "staging"
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(
+            "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "
+            "folder with --staging"
+        )
+    return cache / "sfm" / "staging"

@@ -13,13 +13,16 @@ import numpy.typing as npt
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.events import Listener, Progress
-from sfm.pipeline.decoding import Batch, Wanted
+from sfm.pipeline.decoding import Batch, Wanted, join_marked
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
+from sfm.text import utf8_only
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -40,6 +43,8 @@ class Rules:
         Augmented views of each training image, besides the image itself.
     seed : int
         Of those views.
+    rendering : Rendering
+        The source's.
     """
 
     limit_per_class: int | None = None
@@ -47,6 +52,7 @@ class Rules:
     precision: Literal["float32", "bf16"] = "float32"
     views: int = 0
     seed: int = 0
+    rendering: Rendering = field(default=Rendering())
 
     def kinds(self, backbone: str, split: str) -> list[str]:
         """Return what is staged of a split for a backbone (its hash): features, then those of views."""
@@ -113,6 +119,8 @@ class Seen:
     skipped : list of Skipped
     seconds : dict of str to float
         As in `Step`.
+    marked : dict of str to dict of int to str
+        As in `sfm.pipeline.decoding.Decoded`.
     """
 
     kept: list[int]
@@ -121,6 +129,7 @@ class Seen:
     features: dict[str, npt.NDArray[np.float32]]
     skipped: list[Skipped]
     seconds: dict[str, float]
+    marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 def look(
@@ -150,7 +159,8 @@ def look(
     """
     preprocessings = tuple(dict.fromkeys(backbone.card.preprocessing for backbone in backbones))
     views = rules.views if split == "train" else 0
-    with equipment.decoding(batch, Wanted(preprocessings, views, rules.seed, rules.on_error)) as decoded:
+    wanted = Wanted(preprocessings, views, rules.seed, rules.on_error, rules.rendering)
+    with equipment.decoding(batch, wanted) as decoded:
         seconds = {"decode": decoded.seconds}
         features = {}
         for backbone in backbones:
@@ -162,7 +172,9 @@ def look(
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 require_finite(found, backbone.card.spec, decoded.where)
                 features[kind] = found
-    return Seen(decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds)
+    return Seen(
+        decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked
+    )
 
 
 def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequence[str]) -> None:
@@ -176,7 +188,12 @@ def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequ
 
 
 def batches(
-    source: Source, task: Task, equipment: Equipment, size: int, limit: int | None, labels: list[str]
+    source: Source,
+    task: Task,
+    equipment: Equipment,
+    size: int,
+    limit: int | None,
+    labels: list[tuple[str, str]],
 ) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its place; batches never span tasks.
 
@@ -186,8 +203,8 @@ def batches(
         Says whether files are read here.
     limit : int or None
         Where labels are not known, samples of a class to yield at most: no more of them can be in use.
-    labels : list of str
-        Gets the label of every sample that is listed.
+    labels : list of (str, str)
+        Gets the label of every sample that is listed, and how it is written.
 
     Raises
     ------
@@ -197,7 +214,7 @@ def batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     seen: Counter[str] = Counter()
     for place, sample in enumerate(equipment.reading(task.listed(source))):
-        labels.append(sample.label)
+        labels.append((sample.label, sample.written if isinstance(sample, Sample) else ""))
         seen[sample.label] += 1
         if task.rows is not None or limit is None or seen[sample.label] <= limit:
             batch.append((place, sample))
@@ -260,7 +277,7 @@ def stage(
 
         def ahead() -> Iterator[None]:
             for task in tasks:
-                absent, labels = missing(task, backbones, staging, rules), list[str]()
+                absent, labels = missing(task, backbones, staging, rules), list[tuple[str, str]]()
                 if absent is None:
                     continue
                 for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
@@ -297,7 +314,7 @@ def save(
     source: Source,
     backbones: Sequence[Backbone],
     rules: Rules,
-    labels: Sequence[str],
+    labels: Sequence[tuple[str, str]],
     parts: Sequence[Seen],
     unused: dict[str, int],
 ) -> None:
@@ -311,8 +328,9 @@ def save(
     Raises
     ------
     InputError
-        If its samples are not those that another backbone saw before.
+        If its samples are not those that another backbone saw before, or a class is written in two ways.
     """
+    require_one_writing(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
     if staging.has("digests", task) and not np.array_equal(np.load(staging.file("digests", task)), digests):
         staging.forget(task)
@@ -327,13 +345,21 @@ def save(
     staging.put("sizes", task, np.array([size for seen in parts for size in seen.sizes], dtype=np.int64))
     staging.put("digests", task, digests)
     known = task.rows is not None
-    classes = {label: index for index, label in enumerate(dict.fromkeys(labels))}
+    marked = join_marked(seen.marked for seen in parts)
+    written: dict[str, set[str]] = {label: set() for label, _ in labels}
+    for label, text in set(labels):
+        written[label].add(text)
+    classes = {label: index for index, label in enumerate(written)}
     found = Found(
         read=len(labels),
         kept=[place for seen in parts for place in seen.kept],
         skipped=[skipped for seen in parts for skipped in seen.skipped],
         classes=[] if known else list(classes),
-        labels=[] if known else [classes[label] for label in labels],
+        labels=[] if known else [classes[label] for label, _ in labels],
+        written=[] if known else [sorted(texts) for texts in written.values()],
+        marked={mark: sorted(samples) for mark, samples in marked.items()},
+        # A file's name need not be text, and what is stored must be.
+        examples={mark: utf8_only(samples[min(samples)]) for mark, samples in marked.items()},
         unused=unused,
     )
     staging.put_found(task, found)

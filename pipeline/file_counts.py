@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sfm.pipeline.selection import UNUSED, Selection
 from sfm.pipeline.sources.inventory import describe_kinds
 from sfm.stats_store.cards import FileCounts
+from sfm.text import utf8_only
 
 LIMITED = "images beyond --limit-per-class"
 SMALL = "images of classes below --min-count"
@@ -47,7 +48,7 @@ def count_files(
         unused[UNREADABLE] += len(unreadable[split])
         unused[LIMITED] += int(np.count_nonzero(out & in_class[own]))
         unused[SMALL] += int(np.count_nonzero(out & ~in_class[own]))
-    kinds = {kind: count for kind, count in sorted(unused.items()) if count}
+    kinds = {utf8_only(kind): count for kind, count in sorted(unused.items()) if count}
     return FileCounts(found=used + sum(kinds.values()), used=used, unused=kinds)
 
 

@@ -14,11 +14,14 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.file_counts import count_files
 from sfm.pipeline.fingerprint import Tally
 from sfm.pipeline.hold_out import keys_of, rows_to_hold_out
+from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
+from sfm.text import utf8_only
 
 Role = Literal["full", "tuning"]
 
@@ -38,6 +41,8 @@ class Part:
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
+    marked : dict of str to Marked
+        By mark, see `sfm.pipeline.staging.MARKS`: how many of these rows have it.
     """
 
     role: Role
@@ -47,6 +52,7 @@ class Part:
     test_rows: npt.NDArray[np.bool_]
     train_bytes: int
     fingerprint: str
+    marked: dict[str, Marked]
 
     def staged_train(self, staging: Staging, backbone: str) -> Staged:
         """Return the training features through a backbone, given by its hash."""
@@ -62,8 +68,14 @@ def roles_of(config: ExtractConfig) -> list[Role]:
     return ["full", "tuning"] if config.tune_fraction else ["full"]
 
 
-def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
-    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key."""
+def options_of(config: ExtractConfig, role: Role, rendering: dict[str, Any]) -> dict[str, Any]:
+    """Return everything besides backbone and data that shapes an entry's arrays; its digest is in the key.
+
+    Parameters
+    ----------
+    rendering : dict
+        As :func:`sfm.pipeline.pixels.rendering_options` gives it.
+    """
     options = {
         "origin": "extracted",
         "role": role,
@@ -76,6 +88,7 @@ def options_of(config: ExtractConfig, role: Role) -> dict[str, Any]:
         "seed": config.seed,
         "precision": config.precision,
         "views": 1 + config.views,
+        **rendering,
     }
     return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
@@ -135,7 +148,7 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     found = {task.name: staging.found(task) for task in tasks}
     told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
     assert len(told) == len(tasks)
-    skipped = [f"{s.where}: {s.why}" for _, own in told for s in own.skipped]
+    skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
     rows = positions(source, told)
@@ -163,7 +176,10 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     partitions = []
     for task, own in told:
         samples = rows[task.name][own.kept]
-        partitions.append(Partition(task.split, task.number, samples, selection.labels[task.split][samples]))
+        own_labels = selection.labels[task.split][samples]
+        partitions.append(
+            Partition(task.split, task.number, samples, own_labels, marked_rows(own), own.examples)
+        )
     files = count_files(class_ids, labels, selection, unreadable, beside)
     return Gathered(selection, partitions, sizes, skipped, files)
 
@@ -186,8 +202,18 @@ def classes_met(
     Raises
     ------
     InputError
-        If samples are of classes that the source does not name, or the splits hold different classes.
+        If samples are of classes that the source does not name, the splits hold different classes, or a
+        class is written in two ways.
     """
+    require_one_writing(
+        source.spec,
+        [
+            (label, text)
+            for _, own in told
+            for label, texts in zip(own.classes, own.written, strict=False)
+            for text in texts
+        ],
+    )
     met = {
         name: {label for task, own in told if task.split == name for label in own.classes}
         for name in source.splits
@@ -232,7 +258,8 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
             rows = partition.labels != UNUSED
             tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
         every = int(sizes[in_use].sum())
-        parts = [Part("full", train, test, in_use, held_out, every, tally.fingerprint())]
+        marked = count_marked([(train, in_use), (test, held_out)])
+        parts = [Part("full", train, test, in_use, held_out, every, tally.fingerprint(), marked)]
     else:
         keys = np.concatenate([keys_of(digests, config.seed) for digests in digests_of(staging, train)])
         held_out = rows_to_hold_out(labels, keys, class_ids, config.hold_out)
@@ -268,7 +295,8 @@ def divided(
         start = here.stop
         for split, rows in (("train", kept[here]), ("test", held[here])):
             tally.add(split, class_ids, partition.labels[rows], digests[rows])
-    return Part(role, train, train, kept, held, int(sizes[kept].sum()), tally.fingerprint())
+    marked = count_marked([(train, kept | held)])
+    return Part(role, train, train, kept, held, int(sizes[kept].sum()), tally.fingerprint(), marked)
 
 
 def held_out_rows(

@@ -15,6 +15,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
+from sfm.pipeline.effort import estimate_effort, measure_operations
 from sfm.pipeline.equipment import BATCH, cores, equipped, quickest, single_threaded
 from sfm.pipeline.features import Rules, Seen, look
 from sfm.pipeline.file_counts import count_files
@@ -23,7 +24,7 @@ from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, loaded
-from sfm.pipeline.staging import Task, tasks_of
+from sfm.pipeline.staging import MARKS, Task, tasks_of
 from sfm.stats_store.cards import FileCounts
 
 SHARE = 0.01
@@ -62,7 +63,10 @@ class Plan:
     images_per_second : float
         Of the probe, with this process's cores and device.
     seconds : float
-        Of the pass over the images; the classifier and the sub-class centres come on top.
+        Of the pass over the images.
+    statistics_seconds : float or None
+        Of the classifiers and sub-class centres of all entries, after the pass; None where only the pass
+        tells how many classes there are.
     staging_bytes, store_bytes : int
         Of unfinished work, and of the entries before compression.
     files : dict
@@ -70,6 +74,9 @@ class Plan:
         beside the shards, and in the first of each split.
     notes : tuple of str
         What the source chose where there was a choice.
+    composited, dark : int
+        Images of the probe that are not opaque, and that are suspiciously dark; see
+        `sfm.backbones.rendering.Rendered`.
     """
 
     source: str
@@ -87,6 +94,9 @@ class Plan:
     store_bytes: int
     files: dict[str, Any]
     notes: tuple[str, ...] = ()
+    composited: int = 0
+    dark: int = 0
+    statistics_seconds: float | None = None
 
 
 def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
@@ -102,7 +112,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = [
-        load_backbone(spec, image_size=config.image_size, device=config.device)
+        load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = tasks_of(source, selection)
@@ -112,7 +122,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     if config.hold_out is not None:
         samples = with_held_out(selection, samples, config.hold_out)
     progress(Progress("probe", 0, 1, "parts"))
-    probed, undecodable, rate = probe(source, tasks, backbones, config, total)
+    probed, undecodable, rate, marked = probe(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": rate}))
     classes = None if source.class_ids is None else len(source.class_ids)
     if selection is not None:
@@ -120,6 +130,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
     widths = [backbone.card.features for backbone in backbones]
     sizes = [backbone.card.preprocessing.input_size for backbone in backbones]
     return Plan(
+        **marked,
         source=source.spec,
         classes=classes,
         samples=samples,
@@ -139,7 +150,25 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
         * sum(entry_bytes(config, w, s, classes or 0, samples) for w, s in zip(widths, sizes, strict=True)),
         files=files.model_dump(),
         notes=source.inventory.notes,
+        statistics_seconds=statistics_seconds(config, backbones, classes, samples["train"]),
     )
+
+
+def statistics_seconds(
+    config: ExtractConfig, backbones: Sequence[Backbone], classes: int | None, samples: int
+) -> float | None:
+    """Estimate the seconds that the statistics of all entries take after the pass, on this machine."""
+    if not classes:
+        return None
+    seconds = 0.0
+    for backbone in backbones:
+        features = backbone.card.features
+        rate = measure_operations(classes, features, backbone.device)
+        for role in roles_of(config):
+            rows = round(samples * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else samples
+            effort = estimate_effort(classes, features, rows, 1 + config.views, config.sub_classes)
+            seconds += effort.total / rate
+    return seconds
 
 
 def counts_of(source: Source, selection: Selection | None, progress: Listener) -> dict[str, int]:
@@ -187,22 +216,22 @@ def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]
 
 def probe(
     source: Source, tasks: Sequence[Task], backbones: Sequence[Backbone], config: ExtractConfig, total: int
-) -> tuple[int, int, float]:
+) -> tuple[int, int, float, dict[str, int]]:
     """Look at a few images as the pass does.
 
     Returns
     -------
-    int, int, float
-        Images looked at, those that cannot be decoded, and the rest per second.
+    int, int, float, dict of str to int
+        Images looked at, those that cannot be decoded, the rest per second, and how many have each mark.
     """
     backbones = quickest(backbones, config.precision)
     device = backbones[0].device.type
-    rules = Rules(None, "skip", config.precision, config.views, config.seed)
+    rules = Rules(None, "skip", config.precision, config.views, config.seed, source.rendering)
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     with (
         single_threaded(),
         whole_float32(),
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):
         size = min(BATCH[device], max(1, len(samples) // equipment.threads))
@@ -220,7 +249,8 @@ def probe(
         rate = sum(map(len, batches)) / (time.perf_counter() - began)
         seen += [see(last)] if last else []
     undecodable = sum(len(each.skipped) for each in seen)
-    return len(samples), undecodable, rate
+    marked = {mark: sum(len(each.marked.get(mark, ())) for each in seen) for mark in MARKS}
+    return len(samples), undecodable, rate, marked
 
 
 def entry_bytes(config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]) -> int:

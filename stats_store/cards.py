@@ -86,10 +86,23 @@ class ExtractionCard(BaseModel):
         CPU threads that classifier and centres were computed with; features take one each.
     seconds, images_per_second : float
         Wall time of the features pass, and its rate over all splits.
+    statistics_seconds : float or None
+        Wall time of this entry's moments, classifier and sub-class centres, after the pass; None where that
+        was not recorded.
     train_bytes : int or None
         Encoded bytes of the training samples, as the source held them; None where that was not recorded.
     flow_cosine : float or None
         In another precision than float32: how alike the flows of a few hundred images are in the two.
+    composited : int or None
+        Images used that were not fully opaque and are composited over the background that `options` tell;
+        None where that was not recorded.
+    composited_example : str
+        Names the first of them.
+    dark : int or None
+        Images used that have more than 8 bits and no value above 1/16 of their range, where nothing said
+        which value is white; None where that was not recorded.
+    dark_example : str
+        Names the first of them.
     files : FileCounts or None
         What became of the files of the dataset; None where that was not recorded.
     """
@@ -107,6 +120,11 @@ class ExtractionCard(BaseModel):
     skipped: list[str] = []
     train_bytes: int | None = None
     flow_cosine: float | None = None
+    statistics_seconds: float | None = None
+    composited: int | None = None
+    composited_example: str = ""
+    dark: int | None = None
+    dark_example: str = ""
     files: FileCounts | None = None
 
 

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from sfm.backbones.card import differences
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.digest import BLOCK_ROWS, canonical, sha256
 from sfm.stats_store.discriminant import linear_discriminant
@@ -192,7 +193,7 @@ def merge_entries(
     trained = train is not None and trainer is not None
     classifier = trainer(train, moments) if train and trainer else closed_form(moments)
     progress(Progress("merge", 3, 4, "steps"))
-    top1, top5 = accuracies(test, classifier) if test else (None, None)
+    top1, top5 = top_accuracies(test, classifier.weight, classifier.bias) if test else (None, None)
     draft = Draft(target)
     try:
         write(draft, moments, centres, classifier, [rows for rows in (train, test) if rows])
@@ -209,6 +210,7 @@ def merge_entries(
                 seconds=time.perf_counter() - began,
                 images_per_second=0.0,
                 skipped=[sample for part in union.parts for sample in part.extraction.skipped],
+                **marked(union),
                 files=added_files([part.extraction.files for part in union.parts]),
             ),
             ClassifierCard(
@@ -277,6 +279,13 @@ def require_mergeable(parts: Sequence[Entry]) -> None:
         lacking = [array for array in MOMENTS if array not in part]
         if lacking:
             raise InputError(f"{described(part.summary)} cannot be merged: it holds no {', '.join(lacking)}")
+    backgrounds = {b: part for part in parts if (b := part.extraction.options.get("background"))}
+    if len(backgrounds) > 1:
+        which = " and ".join(described(part.summary) for part in backgrounds.values())
+        raise InputError(
+            f"{which} have transparent images over different backgrounds: {', '.join(backgrounds)}; extract "
+            f"them with one"
+        )
     times = Counter(leaf for part in parts for leaf in part.dataset.leaves)
     shared = [leaf for leaf, number in times.items() if number > 1]
     if shared:
@@ -361,22 +370,10 @@ def closed_form(moments: Moments) -> Trained:
     return Trained(found.weight, found.bias, solver, l2=0.0, iterations=0, converged=True)
 
 
-def accuracies(rows: Rows, classifier: Trained) -> tuple[float | None, float | None]:
-    """Return top-1 and top-5 accuracy as fractions; top-5 is None with fewer than five classes."""
-    right, n = np.zeros(2), 0
-    for features, labels in rows:
-        logits = features @ classifier.weight.T + classifier.bias
-        better = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(axis=1)
-        right += (better < 1).sum(), (better < 5).sum()
-        n += len(labels)
-    if not n:
-        return None, None
-    return float(right[0] / n), float(right[1] / n) if len(classifier.bias) >= 5 else None
-
-
 def options_of(union: Pooled, trained: bool, centres: dict[int, Any]) -> dict[str, Any]:
     """Return everything besides backbone and data that shapes the arrays; its digest is in the key."""
     options = union.parts[0].extraction.options
+    backgrounds = {b for part in union.parts if (b := part.extraction.options.get("background"))}
     return {
         "origin": "merged",
         "role": union.parts[0].extraction.role,
@@ -384,7 +381,20 @@ def options_of(union: Pooled, trained: bool, centres: dict[int, Any]) -> dict[st
         "classifier": "trained" if trained else "linear discriminant",
         "sub_classes": sorted(centres),
         **{name: options[name] for name in ALIKE if name in options},
+        **({"background": backgrounds.pop()} if backgrounds else {}),
     }
+
+
+def marked(union: Pooled) -> dict[str, Any]:
+    """Return how many images of the parts were composited, or are dark; None where a part does not tell."""
+    cards = [part.extraction for part in union.parts]
+    found: dict[str, Any] = {}
+    for mark in ("composited", "dark"):
+        counts = [getattr(card, mark) for card in cards]
+        examples = [getattr(card, f"{mark}_example") for card in cards]
+        found[mark] = None if None in counts else sum(counts)
+        found[f"{mark}_example"] = next(filter(None, examples), "")
+    return found
 
 
 def added_files(parts: Sequence[FileCounts | None]) -> FileCounts | None:

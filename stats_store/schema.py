@@ -12,7 +12,10 @@ from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
 from sfm.stats_store.digest import BLOCK_ROWS
 
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+CROP_MODE = "crop_mode"
+"""Required by entries of a backbone that is not fed a centre crop, which older versions cannot make."""
+
+KNOWN_REQUIREMENTS = frozenset({CROP_MODE})
 
 CHUNK_BYTES = 4 * 2**20
 

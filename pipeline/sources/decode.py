@@ -3,9 +3,13 @@
 import functools
 import io
 import struct
+import warnings
 import zlib
+from contextlib import suppress
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from sfm.backbones.rendering import DECLARED_WHITE, DEEP_COLOUR
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats of pixels only: others, such as PostScript, run programs on what they are given."""
@@ -29,26 +33,32 @@ DAMAGE = (
 )
 """How Pillow's readers fail on damaged files; all of these mean the same here."""
 
+MOST_TEXT = 16 << 20
+"""Bytes of a PNG file's colour profile, or of one of its texts, once unpacked; more may be an attack."""
+
 
 def decode_image(data: bytes) -> Image.Image:
     """Decode a whole image file, upright: orientation tags are applied. The first frame, if it moves.
 
-    Any mode: the way to red, green and blue belongs to a backbone's preprocessing.
+    Any mode, with its transparency: `sfm.backbones.rendering` makes opaque 8-bit pixels of it. Metadata that
+    cannot be read are passed over: the pixels count.
 
     Raises
     ------
     ValueError
-        If it is not a complete image of a known format, its pixels have no agreed range, or there are so many
-        that it must be a mistake or an attack; these are refused before memory is taken for them.
+        If it is not a complete image of a known format, or there are so many pixels that it must be a mistake
+        or an attack; these are refused before memory is taken for them.
     """
     if not data:
         raise ValueError("it is empty")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
         require_bounded(image)
+        layout = layout_of(image)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        require_range(image)
+        note_depth(image, layout)
+        with suppress(*DAMAGE):
+            ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise ValueError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
     except DAMAGE as error:
@@ -58,8 +68,14 @@ def decode_image(data: bytes) -> Image.Image:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Return the formats that this build of Pillow reads, with their readers loaded."""
+    """Return the formats that this build of Pillow reads, with their readers loaded and set up.
+
+    Pillow warns of metadata that it cannot read, for every such image and without its name; and it refuses
+    PNG files with a colour profile or a text of more than 1 MiB.
+    """
     Image.init()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MOST_TEXT)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -72,11 +88,24 @@ def require_bounded(image: Image.Image) -> None:
         )
 
 
-def require_range(image: Image.Image) -> None:
-    """Refuse pixels whose range is a matter of opinion: floats, and integers beyond 16 bits."""
-    if image.mode == "F":
-        raise ValueError("it has floating-point pixels of unknown range: convert it to 8 or 16 bits")
-    if image.mode == "I":
-        low, high = image.getextrema()
-        if low < 0 or high > 65535:  # type: ignore[operator]
-            raise ValueError(f"it has pixels from {low} to {high}: convert it to 8 or 16 bits")
+def layout_of(image: Image.Image) -> str:
+    """Return how Pillow is about to read the pixels of an image, such as ``RGB;16B``; empty if unknown."""
+    arguments = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def note_depth(image: Image.Image, layout: str) -> None:
+    """Note what the modes of Pillow do not tell: 12 bits of 16, and colours that had 16 bits.
+
+    Where PNG gives the transparent value at the depth of the file, it is made that of the pixels.
+    """
+    if layout == "I;12":
+        image.info[DECLARED_WHITE] = 4095
+    if ";16" in layout and not image.mode.startswith("I"):
+        image.info[DEEP_COLOUR] = True
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and layout in ("L;2", "L;4") and isinstance(clear, int):
+        image.info["transparency"] = clear * 255 // (2 ** int(layout[2:]) - 1)
+    if image.format == "PNG" and layout == "RGB;16B" and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)

@@ -11,9 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
 from sfm.pipeline.sources.walk import dangling_link
+from sfm.stats_store.names import folder_name
 
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 
@@ -28,10 +30,10 @@ def idx_source(text: str) -> Source:
     InputError
         If files are missing, damaged, or do not belong together.
     """
-    root = Path(text).expanduser()
+    root = expand_home(text)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{text}: {root} is not a folder")
-    return read_idx(root, name=root.resolve().name, spec=f"idx:{text}", licence="unknown")
+    return read_idx(root, name=folder_name(root), spec=f"idx:{text}", licence="unknown")
 
 
 def builtin_source(text: str) -> Source:

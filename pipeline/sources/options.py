@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from sfm.errors import InputError
 
+SHARED = ("classes", "background", "white")
+"""Options of every source, which :func:`sfm.pipeline.sources.open_source` takes out of the spec."""
+
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
@@ -57,8 +60,8 @@ def require_known(spec: str, options: dict[str, str], known: Sequence[str]) -> N
     """
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}=?" if close else f"there are {', '.join([*known, 'classes'])}"
+            close = difflib.get_close_matches(name, [*known, *SHARED], n=1)
+            hint = f"did you mean {close[0]}=?" if close else f"there are {', '.join([*known, *SHARED])}"
             raise InputError(f"{spec} has no option {name}: {hint}")
 
 

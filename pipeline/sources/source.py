@@ -42,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.stats_store.digest import BLOCK_ROWS
@@ -71,11 +72,14 @@ class Sample:
         Id of its class.
     where : str
         Names it for a person, e.g. its path.
+    written : str
+        How its label is written, where that is a number; "" where it does not matter.
     """
 
     data: bytes
     label: str
     where: str
+    written: str = ""
 
     def read(self) -> "Sample":
         """Return the sample, which is read already."""
@@ -216,6 +220,9 @@ class Source:
     decode : callable
         Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot. For
         a GPU it is pickled (by cloudpickle, with what it holds) and called in other processes.
+    licence : str
+    rendering : Rendering
+        How decoded images become opaque 8-bit pixels; what the options ``background`` and ``white`` say.
     inventory : Inventory
         What else lies there.
     """
@@ -228,6 +235,7 @@ class Source:
     test: Split
     decode: Callable[[bytes], Image.Image]
     licence: str = field(default="unknown")
+    rendering: Rendering = field(default=Rendering())
     inventory: Inventory = field(default_factory=Inventory)
 
     @property
@@ -510,6 +518,7 @@ def digest_of(*parts: str | bytes) -> str:
     """Return the SHA-256 (hexadecimal) of parts, each framed by its length."""
     whole = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        # File names may hold bytes that are not UTF-8.
+        data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         whole.update(len(data).to_bytes(8, "little") + data)
     return whole.hexdigest()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import normalised, number_id
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import flag, require_known, split_options
@@ -69,7 +70,7 @@ def torchvision_source(text: str) -> Source:
         raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
-    root, download = Path(options["root"]).expanduser(), flag(spec, options, "download")
+    root, download = expand_home(options["root"]), flag(spec, options, "download")
     train, test = (loaded(spec, name, root, download, which) for which in DATASETS[name])
     labels = [labels_of(train), labels_of(test)]
     ids, names = class_ids_of(train, labels)

@@ -1,6 +1,7 @@
 """Loading backbones: frozen, fast, on the device that was asked for, or refused in one line."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from timm.layers import StdConv2d  # type: ignore[attr-defined]
+from timm.models import _registry, get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones.build import Backbone, load_backbone, without_folder
 from sfm.backbones.checkpoint import packaged_file, read_tensors
 from sfm.backbones.fold import fold_batch_norms
+from sfm.backbones.identity import reaching, weights_digest
 from sfm.backbones.input import to_tensor
 from sfm.backbones.preprocess import crop
 from sfm.errors import InputError
@@ -181,7 +184,7 @@ def test_a_prefix_chooses_one_of_the_encoders_of_a_checkpoint(tmp_path: Path) ->
         ({"module.base.a": one, "module.other.a": two}, {"a": one}),
         ({"module.a": one, "module.b": two}, {"a": one, "b": two}),
         ({"a": one, "b": two}, {"a": one, "b": two}),
-        ({"module.a": one, "b": two}, {"module.a": one, "b": two}),
+        ({"module.a": one, "b": two}, {"a": one, "b": two}),
     ]:
         torch.save({"state_dict": stored}, path)
         assert read_tensors(path, "module.base.") == expected
@@ -317,3 +320,51 @@ def test_an_unknown_device_is_refused() -> None:
 def test_a_card_does_not_tell_the_folders_of_its_writer():
     assert without_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
     assert without_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
+
+
+@pytest.fixture
+def evaluated_as(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Change what timm's configuration of test_vit's weights says."""
+
+    def change(**fields: Any) -> None:
+        config: Any = get_pretrained_cfg("test_vit")
+        monkeypatch.setitem(_registry._model_pretrained_cfgs, "test_vit", replace(config, **fields))
+
+    return change
+
+
+def test_weights_are_identified_with_the_way_of_cropping_that_they_are_evaluated_with(
+    evaluated_as: Any, tmp_path: Path
+) -> None:
+    saved("test_vit", tmp_path / "w.safetensors")
+    centre = load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}").card
+    evaluated_as(crop_mode="squash", crop_pct=0.9)
+    squash = load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}").card
+    assert (squash.preprocessing.crop_mode, squash.preprocessing.resize) == ("squash", 177)
+    assert (squash.weights, squash.hash != centre.hash) == (centre.weights, True)
+
+
+def test_an_input_that_is_not_square_is_refused_before_weights_are_read_unless_it_is_made_square(
+    evaluated_as: Any, tmp_path: Path
+) -> None:
+    evaluated_as(input_size=(3, 192, 160))
+    spec = f"timm/test_vit@{tmp_path / 'w.safetensors'}"
+    (tmp_path / "w.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"192 x 160 px \(rows x columns\).*--image-size 160") as caught:
+        load_backbone(spec)
+    assert str(caught.value).startswith(f"backbone '{spec}': ")
+    weights = saved("test_vit", tmp_path / "w.safetensors", img_size=(192, 160))
+    backbone = load_backbone(spec, image_size=160)
+    assert backbone.features(some_images(1, 160)).shape == (1, 64)
+    # They are digested as stored, for the grid of the input that they were made for.
+    assert weights["pos_embed"].shape[1] == 1 + 12 * 10
+    assert backbone.card.weights == weights_digest(reaching(weights, ["head"]))
+
+
+def test_preprocessing_that_is_not_supported_is_refused_with_the_name_of_the_backbone(
+    evaluated_as: Any, tmp_path: Path
+) -> None:
+    saved("test_vit", tmp_path / "w.safetensors")
+    evaluated_as(interpolation="random")
+    with pytest.raises(InputError, match=r"backbone 'timm/test_vit@.*': interpolation 'random' is not"):
+        load_backbone(f"timm/test_vit@{tmp_path / 'w.safetensors'}")

@@ -40,6 +40,7 @@ SMALL, LARGE = (
     Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
     for size in (24, 40)
 )
+SQUASHED, BORDERED = (SMALL.model_copy(update={"crop_mode": mode}) for mode in ("squash", "border"))
 
 
 def batch_of(count: int, broken: tuple[int, ...] = (), first: int = 0) -> list[tuple[int, Sample]]:
@@ -62,7 +63,9 @@ def children() -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("wanted", [Wanted((SMALL,)), Wanted((SMALL, LARGE), views=2, seed=3)])
+@pytest.mark.parametrize(
+    "wanted", [Wanted((SMALL,)), Wanted((SMALL, LARGE, SQUASHED, BORDERED), views=2, seed=3)]
+)
 def test_processes_answer_what_a_thread_would(wanted):
     with decoding_in_processes(decode_image, 2, 1) as decoding:
         # More and larger batches need more memory than the first, and are decoded in parts.

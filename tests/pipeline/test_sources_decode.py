@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocess import crop
-from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.decode import decode_image, formats
 
 RAMP = np.arange(24 * 32, dtype=np.float64).reshape(24, 32) / (24 * 32 - 1)
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
@@ -125,9 +125,45 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken(side):
 
 def test_pixels_of_unknown_range_are_refused():
     with pytest.raises(ValueError, match="floating-point"):
-        decode_image(encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"))
+        looks(encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"))
     with pytest.raises(ValueError, match="pixels from -5 to 70000"):
-        decode_image(encoded(Image.fromarray(np.array([[-5, 70000]], dtype=np.int32)), "TIFF"))
+        looks(encoded(Image.fromarray(np.array([[-5, 70000]], dtype=np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0MM\0\x2a",
+        b"Exif\0\0XX no tags",
+        b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x05\x01\x12",
+        b"Exif\0\0II\x2a\0\xff\xff\xff\xff",
+    ],
+    ids=["cut short", "of no kind", "cut in a tag", "pointing nowhere"],
+)
+def test_an_image_whose_exif_cannot_be_read_is_an_image(kind, exif, recwarn):
+    try:
+        data = encoded(RGB, kind, exif=exif, quality=98)
+    except (SyntaxError, struct.error, OSError):
+        pytest.skip("Pillow does not write such a file")
+    recwarn.clear()
+    formats.cache_clear()  # pytest undoes what is set up with them
+    assert np.abs(looks(data) - looks(encoded(RGB, "PNG"))).max() <= 24
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("profile", [b"no profile", bytes(3_000_000)], ids=["broken", "large"])
+def test_an_image_with_a_strange_colour_profile_is_an_image(kind, profile):
+    data = encoded(RGB, kind, icc_profile=profile, quality=98)
+    assert np.abs(looks(data) - looks(encoded(RGB, "PNG"))).max() <= 24
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr", "CMYK", "1"])
+def test_odd_modes_are_converted(mode):
+    grey = {"LAB": (137, 128, 128), "YCbCr": (128, 128, 128), "CMYK": (0, 0, 0, 127), "1": 1}[mode]
+    seen = looks(encoded(Image.new(mode, (8, 8), grey), "TIFF"))
+    assert np.abs(seen - (255 if mode == "1" else 128)).max() <= 4
 
 
 @pytest.mark.parametrize(

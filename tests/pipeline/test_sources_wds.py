@@ -345,7 +345,7 @@ def test_a_shard_is_streamed(tmp_path, s3_url):
     ("query", "complaint"),
     [
         ("?tests=x", "has no option tests: did you mean test="),
-        ("?shuffle=3", "has no option shuffle: there are train, test, names, classes"),
+        ("?shuffle=3", "has no option shuffle: there are train, test, names, classes, background, white"),
         ("?names=garmints.txt", "no class list garmints.txt"),
         ("?names=imagenet1k", "did you mean imagenet-1k"),
         ("?test=", "has no value"),

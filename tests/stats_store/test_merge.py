@@ -87,13 +87,15 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
             licence=words.get("licence", "CC0"),
         ),
         ExtractionCard(
-            options={"origin": "extracted", "precision": words.get("precision", "float32"), "views": 1},
+            options={"origin": "extracted", "precision": words.get("precision", "float32"), "views": 1}
+            | ({"background": words["background"]} if "background" in words else {}),
             role=words.get("role", "full"),
             versions={},
             device="cpu",
             threads=1,
             seconds=0.0,
             images_per_second=0.0,
+            composited=words.get("composited"),
         ),
         ClassifierCard(
             solver="none", l2=0, iterations=0, converged=True, held_out_top1=0.5, held_out_top5=None
@@ -388,6 +390,31 @@ def test_parts_that_do_not_go_together_are_refused(store, words, message):
     with pytest.raises(InputError, match=message):
         merge_entries(store, [a, b], "all")
     assert len(store.summaries()) == 2
+
+
+def three(store: Store, *words: dict[str, object]) -> list[Entry]:
+    """Parts of 20 samples each, with what each of them holds."""
+    whole, rows = data(3), np.arange(60).reshape(3, 20)
+    return [
+        put_part(store, some_of(whole, own), leaf * 64, **own_words)
+        for own, leaf, own_words in zip(rows, "abc", words, strict=True)
+    ]
+
+
+def test_transparent_parts_over_one_background_go_with_opaque_ones(store):
+    white = {"background": "white", "composited": 5}
+    parts = three(store, {"composited": 0}, white, white | {"composited": 2})
+    union = opened(store, merge_entries(store, parts, "all"))
+    assert (union.extraction.options["background"], union.extraction.composited) == ("white", 7)
+    opaque = opened(store, merge_entries(store, parts[:1] + three(store, {}, {}, {})[1:], "opaque"))
+    assert "background" not in opaque.extraction.options
+    assert opaque.extraction.composited is None
+
+
+def test_parts_over_different_backgrounds_are_refused_wherever_they_are(store):
+    parts = three(store, {}, {"background": "white"}, {"background": "black"})
+    with pytest.raises(InputError, match="transparent images over different backgrounds: white, black"):
+        merge_entries(store, parts, "all")
 
 
 def test_a_shared_leaf_is_refused_however_deep(store):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from toy_entries import commit, fill
+from toy_entries import backbone_card, commit, fill
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
@@ -101,6 +101,23 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
     with pytest.raises(UpgradeError, match=r"the entry of new .* upgrade sfm-distill"):
         store.open(new)
     assert [(v.summary is None, len(v.problems)) for v in verify(store) if not v.sound] == [(True, 1)]
+
+
+def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_that_know_no_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = backbone_card()
+    squash = card.preprocessing.model_copy(update={"crop_mode": "squash"})
+    draft = Draft(store)
+    fill(draft, 3)
+    commit(draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash}))
+    summary = summary_of(store, "squashed")
+    assert store.open(summary).backbone.preprocessing == squash
+    assert all(v.sound for v in verify(store))
+    monkeypatch.setattr("sfm.stats_store.schema.KNOWN_REQUIREMENTS", frozenset())
+    entries, reasons = store.survey()
+    assert {s.dataset for s in entries} == {"old", "new"}
+    assert re.match(r"the entry of squashed .* requires crop_mode, unknown .*upgrade", reasons[0])
 
 
 def test_a_commit_of_a_kind_that_only_a_later_version_knows_is_refused(store: Store) -> None:

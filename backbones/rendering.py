@@ -1,0 +1,183 @@
+"""From an image of any mode to opaque 8-bit pixels: transparency composited, deep values scaled to white."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageColor
+
+DEEP_COLOUR, DECLARED_WHITE = "sfm deep colour", "sfm declared white"
+"""Keys of ``Image.info`` for what a decoder knows of a file and Pillow's modes do not tell.
+
+The former is True where its colours had 16 bits; the latter is the greatest value that its depth allows."""
+
+DARK = 1 / 16
+"""An integer image whose brightest value is below this share of its range is nearly black once scaled."""
+
+NAMED = {(255, 255, 255): "white", (0, 0, 0): "black"}
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How images become opaque 8-bit pixels.
+
+    Attributes
+    ----------
+    background : str
+        Colour behind what is transparent: ``"white"``, ``"black"`` or ``"#rrggbb"``.
+    white : float or None
+        The value that is white in integer images of more than 8 bits and in floating-point ones; None: the
+        greatest value of 16 bits, and floating-point images are refused.
+    """
+
+    background: str = "white"
+    white: float | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """An image as opaque 8-bit pixels.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        Grey (``L``) or ``RGB``, without transparency.
+    composited : bool
+        Whether a pixel was not opaque, so that the background shows.
+    dark : bool
+        Whether it has more than 8 bits and its brightest value is below `DARK` of their range, where nothing
+        says which value is white.
+    """
+
+    image: Image.Image
+    composited: bool = False
+    dark: bool = False
+
+
+DEFAULT = Rendering()
+
+
+def parse_background(text: str) -> str:
+    """Return a background colour in the one way in which it is recorded.
+
+    Raises
+    ------
+    ValueError
+        If it is not one.
+    """
+    if text in NAMED.values():
+        return text
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise ValueError(
+            f"background={text} is no colour: write background=white, black or #rrggbb, as in #ff8800"
+        )
+    colour = ImageColor.getrgb(text)
+    return NAMED.get((colour[0], colour[1], colour[2]), text.lower())
+
+
+def parse_white(text: str) -> float:
+    """Return the value that is white; a whole number is an int, so that 4095 and 4095.0 are the same.
+
+    Raises
+    ------
+    ValueError
+        If it is not a positive number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"white={text} is no brightness: write the value that is white, as in white=4095")
+    return int(value) if value.is_integer() else value
+
+
+def render(image: Image.Image, rendering: Rendering = DEFAULT) -> Rendered:
+    """Return an image as opaque 8-bit pixels.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode.
+    rendering : Rendering
+
+    Raises
+    ------
+    ValueError
+        If it has values whose range is a matter of opinion, or beyond what is white.
+    """
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    alpha = transparency_of(image)
+    opaque, dark = without_transparency(image, rendering.white)
+    if alpha is None:
+        return Rendered(opaque, dark=dark)
+    background = Image.new("RGB", image.size, ImageColor.getrgb(rendering.background))
+    background.paste(opaque.convert("RGB"), mask=alpha)
+    return Rendered(background, composited=True, dark=dark)
+
+
+def transparency_of(image: Image.Image) -> Image.Image | None:
+    """Return how opaque each pixel is, as an image of mode ``L``; None if all are."""
+    if image.mode in ("RGBA", "LA", "PA"):
+        alpha = image.getchannel("A")
+    elif "transparency" not in image.info:
+        return None
+    elif image.mode.startswith("I;16"):
+        hidden = np.asarray(image) == image.info["transparency"]
+        alpha = Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8))
+    elif image.mode in ("1", "L", "P", "RGB"):
+        alpha = image.convert("RGBA").getchannel("A")
+    else:
+        return None
+    return None if alpha.getextrema()[0] == 255 else alpha
+
+
+def without_transparency(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
+    """Return the colours of an image, ``L`` or ``RGB``, and whether it is dark; what is hidden shows."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return scaled_grey(image, white)
+    if image.mode == "L" and "transparency" not in image.info:
+        # Grey stays grey until it is resized: that is a third of the work, and gives the same pixels.
+        return image, False
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow warns about palettes with several transparent colours, but not on this way.
+        image = image.convert("RGBA")
+    colours = image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
+    if image.info.get(DEEP_COLOUR) is not True:
+        return colours, False
+    if white is not None:
+        raise ValueError(
+            f"its colours have 16 bits each, which white={white} cannot scale: convert it to 8 bits"
+        )
+    return colours, bool(np.asarray(colours).max() < 256 * DARK)
+
+
+def scaled_grey(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
+    """Scale a grey image of more than 8 bits to 8, and say whether it is dark.
+
+    Pillow's own conversion clips at 255 instead.
+    """
+    values: npt.NDArray[np.generic] = np.asarray(image)
+    declared = image.info.get(DECLARED_WHITE)
+    if white is not None:
+        most = white
+    elif image.mode == "F":
+        raise ValueError(
+            "it has floating-point pixels of unknown range: say which value is white, as in "
+            "DATASET?white=1.0, or convert it to 8 or 16 bits"
+        )
+    else:
+        most = declared if isinstance(declared, int) else 65535
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= most):  # nor if they are not numbers
+        limit = f"beyond 0 to white={white}: " if white is not None else ""
+        raise ValueError(
+            f"it has pixels from {low} to {high}, {limit}say which value is white, as in DATASET?white=4095, "
+            f"or convert it to 8 or 16 bits"
+        )
+    grey = np.clip(np.rint(values.astype(np.float32) / np.float32(most / 255)), 0, 255)
+    unknown = white is None and not isinstance(declared, int)
+    return Image.fromarray(grey.astype(np.uint8)), unknown and bool(high < 65536 * DARK)

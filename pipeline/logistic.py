@@ -1,0 +1,272 @@
+"""Multinomial logistic regression with a given L2 penalty, on features streamed from disk."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sfm.pipeline.moments import Moments
+from sfm.pipeline.staging import Staged
+from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.eigen import decompose_symmetric
+
+TOLERANCE = 1e-3
+"""Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
+
+MOST_ITERATIONS = 1000
+HISTORY = 20
+
+KEPT_BYTES = 3 * 2**29
+"""Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
+
+PassCallback = Callable[[int], None]
+"""Told after every pass how many rows it was over."""
+
+
+def ignore_pass(_: int) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Parameters on standardised features, float64: ``weight`` (C, D) and ``bias`` (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+    iterations: int
+    converged: bool
+
+
+def zero_fit(classes: int, features: int) -> Fit:
+    """Return the classifier that knows nothing."""
+    weight = torch.zeros(classes, features, dtype=torch.float64)
+    return Fit(weight, torch.zeros(classes, dtype=torch.float64), 0, False)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How features are spread; all float64.
+
+    Attributes
+    ----------
+    mean, std : Tensor, shape (D,)
+        What standardising subtracts from a feature, and divides it by.
+    variance : Tensor, shape (r,)
+        Of the standardised features along each of the axes.
+    axes : Tensor, shape (D, r)
+        Principal axes of the standardised features, in columns; those without any extent may be left out.
+    common_scale : bool
+        Whether all features are divided by the same number.
+    """
+
+    mean: Tensor
+    std: Tensor
+    variance: Tensor
+    axes: Tensor
+    common_scale: bool = False
+
+
+def spread_of(moments: Moments, *, common_scale: bool = False, all_axes: bool = True) -> Spread:
+    """Return the spread of all samples that moments are of.
+
+    Parameters
+    ----------
+    moments : Moments
+    common_scale : bool
+        Divide all features by the root of their mean variance, not each by its own deviation. Deviations
+        of few samples are noise.
+    all_axes : bool
+        Keep axes along which these samples have no extent; others (views of them) may have some.
+    """
+    n = moments.count.sum()
+    mean = moments.count @ moments.mean / n
+    apart = moments.mean - mean
+    scatter = moments.within_scatter + (apart * moments.count[:, None]).T @ apart
+    own = np.sqrt(np.diagonal(scatter) / n)
+    varies = own > 1e-6 * own.max(initial=0.0)
+    std = np.where(varies, own, 1.0)
+    if common_scale and varies.any():
+        std = np.full_like(own, np.sqrt(np.square(own).mean()))
+    scatter = np.where(varies & varies[:, None], scatter / n / np.outer(std, std), 0.0)
+    variance, axes = principal_axes(scatter)
+    if not all_axes:
+        extent = variance > 1e-10 * variance.max(initial=0.0)
+        variance, axes = variance[extent], axes[:, extent]
+    return Spread(
+        mean=torch.from_numpy(mean),
+        std=torch.from_numpy(std),
+        variance=torch.from_numpy(variance),
+        axes=torch.from_numpy(np.ascontiguousarray(axes)),
+        common_scale=common_scale,
+    )
+
+
+def principal_axes(
+    scatter: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return variances and axes of a scatter matrix; the coordinate axes if it cannot be decomposed.
+
+    The axes only make the search quick: any orthonormal ones lead to the same classifier.
+    """
+    try:
+        variance, axes = decompose_symmetric(scatter)
+    except np.linalg.LinAlgError:
+        variance, axes = np.diagonal(scatter), np.eye(len(scatter))
+    return np.maximum(variance, 0.0), axes
+
+
+def on_raw_features(weight: Tensor, bias: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
+    """Rewrite a classifier of ``(x - mean) / std`` as one of ``x``."""
+    raw = weight / spread.std
+    return raw, bias - raw @ spread.mean
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Standardised rows on a device, made again from the disk in every pass.
+
+    Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: float32 (n, D) and int64 (n,).
+    """
+
+    staged: Sequence[Staged]
+    spread: Spread
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mean, scale = (t.float().to(self.device) for t in (self.spread.mean, 1 / self.spread.std))
+        for features, labels in chain.from_iterable(self.staged):
+            for start in range(0, len(labels), BLOCK_ROWS):
+                own = slice(start, start + BLOCK_ROWS)
+                rows = torch.from_numpy(features[own]).to(self.device)
+                yield (rows - mean).mul_(scale), torch.from_numpy(labels[own]).long().to(self.device)
+
+
+def standardised(
+    staged: Sequence[Staged], samples: int, spread: Spread, device: torch.device
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return standardised rows that can be passed over again and again; kept where they fit."""
+    rows = Standardised(staged, spread, device)
+    most = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KEPT_BYTES
+    return list(rows) if 4 * samples * len(spread.mean) <= most else rows
+
+
+def cross_entropy_and_gradient(
+    rows: Iterable[tuple[Tensor, Tensor]], samples: int, weight: Tensor, bias: Tensor, device: torch.device
+) -> tuple[float, Tensor, Tensor]:
+    """Return the mean cross-entropy and its gradient, float64, in one pass over the rows.
+
+    Products and softmax are float32, sums over blocks float64.
+    """
+    w, b = weight.float().to(device), bias.float().to(device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    outer, total = torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
+    for x, y in rows:
+        log_likelihood = torch.addmm(b, x, w.T).log_softmax(dim=1)
+        loss -= log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
+        residual = log_likelihood.exp_()
+        residual[torch.arange(len(y), device=device), y] -= 1
+        total += residual.sum(dim=0, dtype=torch.float64)
+        outer += residual.T @ x
+    return loss.item() / samples, outer.cpu() / samples, total.cpu() / samples
+
+
+def fit(
+    rows: Iterable[tuple[Tensor, Tensor]],
+    samples: int,
+    spread: Spread,
+    l2: float,
+    start: Fit,
+    device: torch.device,
+    tolerance: float = TOLERANCE,
+    on_pass: PassCallback = ignore_pass,
+    prior: Fit | None = None,
+) -> Fit:
+    """Minimise mean cross-entropy + l2/2 |W - P|^2 on standardised features, with L-BFGS and full gradients.
+
+    Every evaluation passes over all rows once. The search runs in coordinates in which the curvature at zero
+    weights, ``variance / C + l2`` along the principal axes, is the identity; that more than halves the
+    passes.
+
+    Parameters
+    ----------
+    rows : iterable of (features, labels)
+        Standardised; see ``standardised``.
+    samples : int
+        How many rows there are.
+    spread : Spread
+    l2 : float
+    start : Fit
+        Where to start; its weights are taken along the axes that the spread has.
+    device : torch.device
+        Where the rows are.
+    tolerance : float
+        Of the largest entry of the gradient, times C.
+    on_pass : callable, optional
+    prior : Fit, optional
+        Its weights are P, and its biases are penalised alike; else P is zero, and biases are free.
+    """
+    bias_l2 = l2 if prior else 0.0
+    prior = prior or zero_fit(*start.weight.shape)
+    classes, extent = len(start.bias), len(spread.variance)
+    stretch = (spread.variance / classes + l2).rsqrt()
+    bias_stretch = (1 / classes + bias_l2) ** -0.5
+    steepest = float("inf")
+
+    def parameters(point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        inner = torch.from_numpy(point[:-classes]).view(classes, extent)
+        weight = prior.weight + (inner * stretch) @ spread.axes.T
+        return weight, prior.bias + torch.from_numpy(point[-classes:]) * bias_stretch
+
+    def loss_and_gradient(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        nonlocal steepest
+        weight, bias = parameters(point)
+        loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device)
+        on_pass(samples)
+        away, bias_away = weight - prior.weight, bias - prior.bias
+        outer += l2 * away
+        total += bias_l2 * bias_away
+        steepest = classes * max(outer.abs().max().item(), total.abs().max().item())
+        inner = (outer @ spread.axes) * stretch
+        gradient: npt.NDArray[np.float64] = torch.cat([inner.flatten(), total * bias_stretch]).numpy()
+        penalty = l2 * away.square().sum().item() + bias_l2 * bias_away.square().sum().item()
+        return loss + penalty / 2, gradient
+
+    def stop_at_the_tolerance(_: npt.NDArray[np.float64]) -> None:
+        if steepest <= tolerance:
+            raise StopIteration
+
+    inner = ((start.weight - prior.weight) @ spread.axes) / stretch
+    found = minimize(
+        loss_and_gradient,
+        torch.cat([inner.flatten(), (start.bias - prior.bias) / bias_stretch]).numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        callback=stop_at_the_tolerance,
+        options={
+            "maxcor": HISTORY,
+            "maxiter": MOST_ITERATIONS,
+            "maxfun": 2 * MOST_ITERATIONS,
+            "ftol": 0,
+            "gtol": 0,
+        },
+    )
+    return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
+
+
+def cross_entropies(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float64]:
+    """Return the cross-entropy of a classifier of raw features on every sample."""
+    found = [np.zeros(0)]
+    for features, labels in blocks:
+        logits = torch.from_numpy(features @ weight.T + bias).double()
+        found.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())
+    return np.concatenate(found)

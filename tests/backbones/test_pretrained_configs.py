@@ -1,0 +1,138 @@
+"""Every set of weights that timm knows is fed the pixels that timm evaluates it with, or is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from timm.models import get_pretrained_cfg
+
+from sfm.backbones.card import BackboneCard, Preprocessing, differences
+from sfm.backbones.preprocess import crop, preprocessing_of, square_side
+from sfm.errors import InputError
+
+# Smaller and larger than inputs, wide and tall; the difference from an input's side is odd and even.
+SHAPES = ((61, 97), (360, 31), (333, 401), (530, 1100))
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def distinct_configs() -> dict[str, dict[str, Any]]:
+    """Return what timm evaluates its weights with, without what is the same, by one of the weights' names."""
+    found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    for name in timm.list_pretrained():
+        config = resolve_data_config(pretrained_cfg=get_pretrained_cfg(name).to_dict())
+        fill = config["mean"] if config["crop_mode"] == "border" else None
+        pixels = (
+            config["input_size"],
+            config["crop_mode"],
+            config["crop_pct"],
+            config["interpolation"],
+            fill,
+        )
+        found.setdefault(pixels, (name, config))
+    return dict(found.values())
+
+
+CONFIGS = distinct_configs()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_pixels_are_those_of_timms_evaluation_or_the_input_is_refused(name: str) -> None:
+    config = CONFIGS[name]
+    _, rows, columns = config["input_size"]
+    if rows != columns:
+        with pytest.raises(InputError, match=f"{rows} x {columns} px .*--image-size {min(rows, columns)}"):
+            square_side(config)
+        return
+    transform: Any = create_transform(**config, normalize=False)
+    preprocessing = preprocessing_of(config, square_side(config))
+    for height, width in SHAPES:
+        image = noise(height, width)
+        expected = transform(image).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(crop(image, preprocessing), expected)
+
+
+def test_every_way_of_cropping_is_among_the_distinct_configs() -> None:
+    modes = {preprocessing_of(c, c["input_size"][-1]).crop_mode for c in CONFIGS.values()}
+    assert modes == {"center", "pad", "squash", "border"}
+    assert {c["interpolation"] for c in CONFIGS.values()} == {"bicubic", "bilinear"}
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    return {
+        "input_size": (3, 32, 32),
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"crop_mode": "stretch"}, "crop mode 'stretch' is not supported, only center, squash and border"),
+        ({"interpolation": "random"}, "interpolation 'random' is not supported, only bilinear, bicubic"),
+        ({"input_size": (4, 32, 32)}, "inputs of 4 channels are not supported"),
+        ({"mean": (0.5,), "std": (0.5,)}, "inputs of 1 channels are not supported"),
+    ],
+)
+def test_what_pixels_cannot_be_made_for_is_refused(changes: Mapping[str, Any], answer: str) -> None:
+    with pytest.raises(InputError, match=answer):
+        preprocessing_of(config_of(**changes), 32)
+
+
+def card_of(preprocessing: Preprocessing) -> BackboneCard:
+    return BackboneCard(
+        spec="x", model="x", rule="pre-logits", weights="0", preprocessing=preprocessing, features=1
+    )
+
+
+def test_a_centre_crop_has_the_card_and_the_hash_that_it_had_before_there_were_others() -> None:
+    card = card_of(preprocessing_of(config_of(), 32))
+    assert card.preprocessing.model_dump() == {
+        "input_size": 32,
+        "resize": 36,
+        "resampling": "bicubic",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
+    assert card.hash == "0e717de83380ce457c5dd05f8c96f84634f47347cbf928e2a9b0083f21e9f762"
+    assert BackboneCard.model_validate_json(card.model_dump_json()) == card
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+def test_another_way_of_cropping_is_another_backbone(mode: str) -> None:
+    centre, other = (card_of(preprocessing_of(config_of(crop_mode=m), 32)) for m in ("center", mode))
+    assert centre.hash != other.hash
+    assert differences(centre, other) == [f"the preprocessing (crop_mode center -> {mode})"]
+    assert BackboneCard.model_validate_json(other.model_dump_json()) == other
+
+
+def test_an_input_larger_than_the_resized_image_is_another_backbone_than_the_one_that_was_shifted() -> None:
+    # Earlier versions put the image half a pixel elsewhere than timm, and called that a centre crop.
+    padded = card_of(preprocessing_of(config_of(crop_pct=1.15), 32))
+    shifted = card_of(padded.preprocessing.model_copy(update={"crop_mode": "center"}))
+    assert padded.hash != shifted.hash
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_an_image_of_extreme_shape_has_the_size_of_any_other(mode: str) -> None:
+    preprocessing = preprocessing_of(config_of(crop_mode=mode), 32)
+    for height, width in ((1, 40_000), (40_000, 1), (1, 1)):
+        assert crop(noise(height, width), preprocessing).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_grey_gives_the_pixels_that_it_gives_as_red_green_and_blue(mode: str) -> None:
+    preprocessing = preprocessing_of(config_of(crop_mode=mode, mean=(0.2, 0.5, 0.7)), 32)
+    grey = noise(50, 40).convert("L")
+    np.testing.assert_array_equal(crop(grey, preprocessing), crop(grey.convert("RGB"), preprocessing))

@@ -1,0 +1,229 @@
+"""Transparent and deep images through an extraction: what is in the entry, in its key, and in the counts."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from sfm.backbones.card import Preprocessing
+from sfm.backbones.rendering import Rendering
+from sfm.errors import InputError
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.decoding import Wanted, decode_batch
+from sfm.pipeline.decoding_processes import PART, decoding_in_processes
+from sfm.pipeline.extract import Extraction, extract
+from sfm.pipeline.plan import plan
+from sfm.pipeline.sources import KINDS, open_source
+from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.source import Sample
+from sfm.stats_store.store import open_store
+
+TRAIN, TEST = 4, 2
+ALL = 2 * (TRAIN + TEST)
+
+
+def drawn(shape: str, number: int, mode: str = "RGBA") -> Image.Image:
+    """A black shape on nothing, or on white if the mode has no transparency."""
+    clear = (0, 0, 0, 0) if mode == "RGBA" else (255, 255, 255)
+    image = Image.new(mode, (40, 40), clear)
+    draw = getattr(ImageDraw.Draw(image), shape)
+    draw([4 + number, 4, 30 + number, 30], fill="black")
+    return image
+
+
+def dataset(root: Path, mode: str = "RGBA") -> Path:
+    for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
+        for shape in ("ellipse", "rectangle"):
+            folder = root / split / shape
+            folder.mkdir(parents=True)
+            for number in numbers:
+                drawn(shape, number, mode).save(folder / f"{number}.png")
+    return root
+
+
+def run(store: Path, source: str, **options: object) -> Extraction:
+    given = {"image_size": 32, "backbone": ["lite0"], "sub_classes": (2,)} | options
+    return extract(ExtractConfig(source=source, store=str(store), **given))
+
+
+def arrays(store: Path, done: Extraction) -> dict[str, np.ndarray]:
+    entry = open_store(str(store)).open(done.published[0].summary)
+    return {name: entry.read(name) for name in entry.names()}
+
+
+def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_path):
+    source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
+    white = run(store, source, exemplars=2)
+    (card,) = white.cards
+    assert (card.composited, card.options["background"]) == (ALL, "white")
+    assert card.composited_example == f"{tmp_path}/icons/train/ellipse/0.png"
+    assert (arrays(store, white)["exemplar/image"][:, :, 0, 0] == 255).all()
+    # The same pixels as of images that are on white already.
+    flat = run(store, f"folder:{dataset(tmp_path / 'flat', 'RGB')}", exemplars=2)
+    assert flat.cards[0].composited == 0
+    for name, array in arrays(store, white).items():
+        np.testing.assert_array_equal(array, arrays(store, flat)[name])
+    red = run(store, f"{source}?background=#ff0000", exemplars=2)
+    assert red.published[0].outcome == "published"
+    assert (arrays(store, red)["exemplar/image"][:, :, 0, 0] == [255, 0, 0]).all()
+    assert red.published[0].summary.fingerprint == white.published[0].summary.fingerprint
+    for again, first in (("", white), ("?background=#FFFFFF", white), ("?background=#ff0000", red)):
+        repeat = run(store, source + again, exemplars=2)
+        assert (repeat.features.read, repeat.published[0].summary) == (0, first.published[0].summary)
+        assert repeat.cards == first.cards
+
+
+def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
+    root = dataset(tmp_path / "icons", "RGB")
+    for file in root.rglob("*.png"):
+        Image.open(file).convert("RGBA").save(file)
+    first = run(tmp_path / "s", f"folder:{root}")
+    assert first.cards[0].composited == 0
+    assert first.cards[0].options == {
+        "origin": "extracted",
+        "role": "full",
+        "sub_classes": [2],
+        "exemplars": 0,
+        "keep_train_features": False,
+        "no_held_out": False,
+        "limit_per_class": None,
+        "tune_fraction": None,
+        "seed": 0,
+        "precision": "float32",
+        "views": 1,
+    }
+    again = run(tmp_path / "s", f"folder:{root}?background=black")
+    assert (again.features.read, again.published[0].summary) == (0, first.published[0].summary)
+    reread = run(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
+    assert (reread.published[0].outcome, reread.features.read) == ("already there", ALL)
+
+
+def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
+    root, store = dataset(tmp_path / "icons", "RGB"), tmp_path / "s"
+    drawn("ellipse", TRAIN).save(root / "test" / "ellipse" / f"{TRAIN}.png")
+    done = run(store, f"folder:{root}", tune_fraction=0.5)
+    full, tuning = done.cards
+    assert (full.role, full.composited, full.options["background"]) == ("full", 1, "white")
+    assert full.composited_example.endswith(f"test/ellipse/{TRAIN}.png")
+    assert (tuning.role, tuning.composited, "background" in tuning.options) == ("tuning", 0, False)
+    assert run(store, f"folder:{root}", tune_fraction=0.5).features.read == 0
+    assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).features.read == ALL
+
+
+def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypatch):
+    source, store, broken = f"flaky:{dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
+
+    def flaky(text: str):
+        inner = KINDS["folder"](text)
+
+        def decode(data: bytes) -> Image.Image:
+            image = decode_image(data)
+            if broken and data == (tmp_path / "icons/test/rectangle/5.png").read_bytes():
+                raise OSError("not now")
+            return image
+
+        return type(inner)(**(vars(inner) | {"spec": f"flaky:{text}", "decode": decode}))
+
+    monkeypatch.setitem(KINDS, "flaky", flaky)
+    with pytest.raises(InputError, match="not now"):
+        run(store, source)
+    broken.clear()
+    done = run(store, source)
+    assert (done.features.resumed, done.features.read) == (2 * TRAIN, 2 * TEST)
+    assert done.cards[0].composited == ALL
+    assert done.cards[0].composited_example.endswith("train/ellipse/0.png")
+
+
+def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
+    for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
+        with tarfile.open(tmp_path / f"{split}-0.tar", "w") as shard:
+            for shape in ("ellipse", "rectangle"):
+                for number in numbers:
+                    file = io.BytesIO()
+                    drawn(shape, number, "RGB" if number == 0 else "RGBA").save(file, "PNG")
+                    for end, data in (("png", file.getvalue()), ("cls", shape.encode())):
+                        info = tarfile.TarInfo(f"{shape}-{number}.{end}")
+                        info.size = len(data)
+                        shard.addfile(info, io.BytesIO(data))
+    done = run(tmp_path / "s", f"wds:{tmp_path}?background=black", limit_per_class=2)
+    assert done.cards[0].options["background"] == "black"
+    assert done.cards[0].composited == 2 * (1 + 2)
+    assert done.cards[0].composited_example.startswith("ellipse-1 in ")
+
+
+@pytest.mark.parametrize("count", [3, PART + 2])
+def test_processes_that_decode_composite_and_count_as_threads_do(count):
+    batch = []
+    for place in range(count):
+        file = io.BytesIO()
+        drawn("ellipse", place % 7, "RGBA" if place % 2 else "RGB").save(file, "PNG")
+        batch.append((place + 5, Sample(file.getvalue(), "a", f"{place}.png")))
+    rule = Preprocessing(input_size=24, resize=24, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    wanted = Wanted((rule,), views=1, rendering=Rendering("#00ff00"))
+    here = decode_batch(batch, decode_image, wanted)
+    with decoding_in_processes(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
+        assert there.marked == here.marked == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
+        np.testing.assert_array_equal(there.pixels[rule], here.pixels[rule])
+    assert (here.pixels[rule][0, 1, 0, 0] == [0, 255, 0]).all()
+    assert (here.pixels[rule][1, 1] == [0, 255, 0]).all(axis=-1).any()
+
+
+def deep(root: Path, top: int) -> Path:
+    for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
+        for shape in ("ellipse", "rectangle"):
+            (root / split / shape).mkdir(parents=True)
+            for number in numbers:
+                grey = np.asarray(drawn(shape, number, "RGB").convert("L"), dtype=np.float64)
+                image = Image.fromarray((grey * top / 255).astype(np.uint16))
+                image.save(root / split / shape / f"{number}.tif")
+    return root
+
+
+def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_path):
+    root, store = deep(tmp_path / "cells", 4095), tmp_path / "s"
+    dark = run(store, f"folder:{root}", exemplars=2)
+    assert dark.cards[0].dark == ALL
+    assert dark.cards[0].dark_example.endswith("train/ellipse/0.tif")
+    assert arrays(store, dark)["exemplar/image"].max() < 20
+    bright = run(store, f"folder:{root}?white=4095", exemplars=2)
+    assert (bright.published[0].outcome, bright.cards[0].dark) == ("published", 0)
+    assert bright.cards[0].options["white"] == 4095
+    assert arrays(store, bright)["exemplar/image"].max() == 255
+    assert run(store, f"folder:{root}?white=4095.0", exemplars=2).features.read == 0
+    with pytest.raises(
+        InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"
+    ):
+        run(store, f"folder:{root}?white=99")
+
+
+def test_a_dry_run_says_what_it_saw(tmp_path):
+    planned = plan(
+        ExtractConfig(
+            source=f"folder:{dataset(tmp_path / 'icons')}",
+            store=str(tmp_path / "s"),
+            backbone=["lite0"],
+            image_size=32,
+            dry_run=True,
+        )
+    )
+    assert (planned.probed, planned.composited, planned.dark) == (2 * TRAIN, 2 * TRAIN, 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("background=pink", "background=pink is no colour: write background=white, black or #rrggbb"),
+        ("white=bright", "white=bright is no brightness"),
+        ("background=black&background=white", "background is given twice"),
+    ],
+)
+def test_every_source_has_the_options_and_refuses_what_they_cannot_be(tmp_path, option, complaint):
+    for source in (f"folder:{dataset(tmp_path / 'icons')}", "builtin:fashion-mnist-6k"):
+        with pytest.raises(InputError, match=complaint):
+            open_source(f"{source}?{option}")
+        opened = open_source(f"{source}?background=#ff0000&white=4095")
+        assert opened.rendering == Rendering("#ff0000", 4095)
+        assert opened.name in ("icons", "fashion-mnist-6k")

@@ -1,0 +1,53 @@
+"""What an extraction says of images that were composited or are dark: a line each, with count and name."""
+
+from sfm.pixel_lines import pixel_lines
+from sfm.stats_store.cards import ExtractionCard, Summary
+
+
+def entry(role: str = "full", **words: object) -> tuple[Summary, ExtractionCard]:
+    options = {"background": "white"} if words.get("composited") else {}
+    card = ExtractionCard(
+        options=options,
+        role=role,
+        versions={},
+        device="cpu",
+        threads=1,
+        seconds=1,
+        images_per_second=1,
+        **words,
+    )
+    summary = Summary(
+        **dict.fromkeys(("dataset", "backbone", "model", "backbone_hash", "fingerprint", "options"), "x"),
+        **dict.fromkeys(("image_size", "classes", "features", "generation"), 1),
+        **{"role": role, "train_samples": 20, "test_samples": 10, "held_out_top1": None},
+        **{"entry_digest": "d", "created": "now"},
+    )
+    return summary, card
+
+
+def test_nothing_is_said_of_opaque_images():
+    assert list(pixel_lines([entry(composited=0, dark=0)])) == []
+
+
+def test_backbones_share_a_line_and_roles_have_their_own():
+    full = entry(composited=7, composited_example="icons/a.png", dark=0)
+    tuning = entry("tuning", composited=4, composited_example="icons/a.png", dark=0)
+    lines = list(pixel_lines([full, tuning, full, tuning]))
+    assert lines == [
+        "7 of 30 images are not fully opaque (such as icons/a.png): composited over white; choose with "
+        "DATASET?background=white, black or #rrggbb",
+        "4 of 30 images of the tuning entry are not fully opaque (such as icons/a.png): composited over "
+        "white; choose with DATASET?background=white, black or #rrggbb",
+    ]
+
+
+def test_dark_images_are_named_with_what_to_do():
+    (line,) = pixel_lines([entry(composited=0, dark=3, dark_example="cells/1.tif")])
+    assert "3 of 30 images" in line
+    assert "(such as cells/1.tif)" in line
+    assert line.endswith("as in DATASET?white=4095")
+
+
+def test_an_entry_that_does_not_tell_is_of_a_version_that_dropped_transparency():
+    (line,) = pixel_lines([entry()])
+    assert "--rehash" in line
