@@ -1,6 +1,7 @@
 """Tables and progress lines that fit the terminal: what is cut, and what is shown otherwise."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -17,6 +18,8 @@ LEAST_CELL = 12
 """A column of text is not folded to fewer characters than this: the rows are shown as lists instead."""
 
 LONGEST_CELL = 400
+COLUMN_GAP = "  "
+"""Between the columns of a table that is too wide for a box."""
 BAR_WIDTHS = 30, 10, 6
 """At most, at least, and at least on a terminal that is narrower than ``WIDE``."""
 
@@ -38,7 +41,7 @@ def fit(text: str, console: Console, most: int | None = None) -> str:
 def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: set[str]
 ) -> None:
-    """Print a table; where the terminal is too narrow for it, each row as a list.
+    """Print a table: in a box; without one, words folded, on a narrower terminal; as lists on a narrow one.
 
     Where the output is no terminal, nothing is folded or cut.
 
@@ -54,11 +57,19 @@ def print_table(
     if not console.is_terminal:
         console.width = max(PIPED_WIDTH, sum(natural) + frame)
     console.print(fit(title, console), style="bold", soft_wrap=True)
-    least = [min(width, LEAST_CELL) for width in natural]
-    if sum(least) + frame > console.width:
+    # A digest or a number is of no use in pieces; words are.
+    least = [
+        max(map(cell_len, [*column, *head.split()])) if name in right else min(width, LEAST_CELL)
+        for name, head, width, *column in zip(columns, heads, natural, *cells, strict=True)
+    ]
+    boxed = sum(natural) + frame <= console.width
+    if not boxed and sum(least) + len(COLUMN_GAP) * (len(columns) - 1) > console.width:
         print_lists(console, heads, cells)
         return
-    shown = Table(header_style="bold")
+    look: dict[str, Any] = (
+        {} if boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
+    )
+    shown = Table(header_style="bold", **look)
     for name, head, width in zip(columns, heads, least, strict=True):
         justify = "right" if name in right else "left"
         shown.add_column(head, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
