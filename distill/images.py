@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sfm.distill.captions import short_captions
 from sfm.distill.pyramid import decode
 from sfm.text import one_line
 
@@ -88,7 +89,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
     folder : Path
         What :func:`write_images` wrote.
     folders, labels : sequence of str
-        The classes' folders and what to call them; the first 100 are shown.
+        The classes' folders and what to call them; the first 100 are shown. What all begin with is left out.
     title : str
         One line for the top.
 
@@ -112,7 +113,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), _fitted(title, heading, width - 2 * margin), "#111111", heading)
-    for index, (paths, label) in enumerate(zip(shown, labels, strict=False)):
+    for index, (paths, label) in enumerate(zip(shown, short_captions(labels), strict=False)):
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.backbones.spec import parse_spec
+from sfm.backbones.threads import computing_with
+from sfm.backbones.waiting import CoreWatch
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
-from sfm.distill.classes import chosen_classes
 from sfm.distill.config import DistillConfig
 from sfm.distill.directory import not_essential, whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
@@ -40,17 +41,20 @@ from sfm.distill.kernels import (
     wanted_kernels,
 )
 from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
+from sfm.distill.portable import select_classes
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
-from sfm.distill.record import peak_memory, recipe_of, record_of
+from sfm.distill.record import notes_of, peak_memory, recipe_of, record_of
 from sfm.distill.stopping import Interrupted as Interrupted
 from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.locking import lock_folder
+from sfm.paths import is_clutter
+from sfm.stats_store.advice import extract_line
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
-from sfm.stats_store.select import match, narrow
+from sfm.stats_store.select import NotExtractedError, match, narrow
 from sfm.stats_store.store import Entry, open_store
 
 
@@ -127,15 +131,19 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
     known = known_summaries(store, config.dataset)
-    candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+    try:
+        candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+    except NotExtractedError as error:
+        line = extract_line(store, error.others, config.backbone, config.image_size)
+        raise InputError(f"{error}; to add it: {line}") from None
     size = candidates[0].image_size
     backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
     entry = match(store, candidates, backbone.card)
     backbone = in_precision(backbone, config.precision)
-    chosen = chosen_classes(config.classes, entry.dataset)
+    chosen = select_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     with ExitStack() as settings:
-        threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
+        threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())
         settings.enter_context(computing_with(threads))
         settings.enter_context(whole_float32())
         repeatable = settings.enter_context(repeating(backbone))
@@ -206,6 +214,7 @@ def state_of(
     if saved:
         path, checkpoint = saved
         checkpoints.require_same(checkpoint.recipe, recipe, config.out)
+        checkpoint = checkpoints.with_threads(checkpoint, recipe["threads"])
         return checkpoints.load(path, checkpoint, plan, device, group), checkpoint
     state = begin(plan, device, group)
     checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
@@ -232,9 +241,16 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
     # Hidden are the lock of this very run, and what file managers leave everywhere.
-    if not saved and any(path.is_file() and not path.name.startswith(".") for path in out.rglob("*")):
+    if not saved and any(path.is_file() and not is_clutter(path.name) for path in out.rglob("*")):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
+
+
+def says_what_is_saved(out: Path) -> str:
+    """Say what a run that ended at once has left to go on from, if anything."""
+    if any((out / "checkpoint").glob("step_*")):
+        return f"; {out} holds a checkpoint: repeat the same command with --resume to go on from it"
+    return " before anything was saved: the same command starts again"
 
 
 def plan_of(
@@ -310,7 +326,9 @@ def run_steps(
     Interrupted, InputError
         See :func:`distill`.
     """
-    progress(Progress("distil", state.step, config.steps, "steps"))
+    note = "; ".join(notes_of(checkpoint.recipe))
+    progress(Progress("distil", state.step, config.steps, "steps", note=note))
+    watch = CoreWatch(checkpoint.recipe["threads"])
     started = time.perf_counter() - checkpoint.seconds
     written = open_history(config.out / "history.csv", state.step) if group.first else nullcontext()
     with written as history, stop_requests() as stop_requested:
@@ -320,7 +338,7 @@ def run_steps(
             if history:
                 rate, side = plan.rate(state.step - 1), state.levels[-1].shape[-1]
                 append(history, state.step, loss, rate, side, seconds)
-            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}))
+            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}, watch.look()))
             last = state.step == config.steps
             if last or plan.levels(state.step) > len(state.levels):
                 shown = first_images(state.levels, plan.classes, plan.ipc, group)
@@ -338,17 +356,6 @@ def run_steps(
             if stop and not last:
                 raise Interrupted(state.step, config.steps, config.out)
     return checkpoint
-
-
-@contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    """Let torch use so many CPU threads for a while: their number shapes sums, and so the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def publish(

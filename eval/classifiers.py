@@ -13,7 +13,7 @@ from sfm.backbones.card import BackboneCard
 from sfm.eval.config import Mode
 from sfm.eval.methods import Trained
 from sfm.eval.part import Part
-from sfm.eval.result import Row
+from sfm.eval.result import Row, protocol_header
 from sfm.eval.subjects import Subject
 from sfm.eval.synthetic import DistilledRun
 from sfm.eval.whole import write_whole
@@ -59,12 +59,6 @@ def is_replaceable(path: Path, backbone_hash: str, images: str, row: Row) -> boo
         return True
     same = ("backbone_hash", backbone_hash), *protocol_header(row).items()
     return header.get("images", images) != images or all(header.get(k, v) == v for k, v in same)
-
-
-def protocol_header(row: Row) -> dict[str, str]:
-    """Return how a classifier was trained, as a file's header says it."""
-    told = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
-    return {name: str(value) for name, value in told.items() if value is not None}
 
 
 def as_file(

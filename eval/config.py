@@ -70,6 +70,11 @@ class EvaluateOptions(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
+    )
 
 
 class EvaluateConfig(EvaluateOptions):

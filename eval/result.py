@@ -243,6 +243,12 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def protocol_header(row: Row) -> dict[str, str]:
+    """Return how a row's classifier was trained, as the header of its file says it."""
+    told = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
+    return {name: str(value) for name, value in told.items() if value is not None}
+
+
 def as_json(evaluation: Evaluation) -> str:
     """Return an evaluation as JSON that a person can read: lists of numbers on one line each."""
     number = r"(?:-?[\d.]+(?:[eE][-+]?\d+)?|null)"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sfm.eval.accuracy import Heads
 from sfm.eval.inherit import Projectors
+from sfm.stats_store.eigen import decompose_symmetric
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
 """Penalties tried, in multiples of the mean eigenvalue of the scatter that is inverted."""
@@ -78,7 +79,11 @@ def decomposed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         U (sample, rank), s (rank,), V (feature, rank); directions of no extent are left out.
     """
     rows, columns = x.shape
-    spectrum, vectors = torch.linalg.eigh(x @ x.T if rows < columns else x.T @ x)
+    scatter = x @ x.T if rows < columns else x.T @ x
+    # Not by torch, whose one driver does not converge on some matrices of low rank.
+    spectrum, vectors = (
+        torch.from_numpy(found).to(x) for found in decompose_symmetric(scatter.cpu().numpy())
+    )
     kept = spectrum > spectrum[-1] * max(rows, columns) * torch.finfo(x.dtype).eps
     spectrum, vectors = spectrum[kept], vectors[:, kept]
     if rows < columns:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import for_features
+from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.classifiers import save_classifier
@@ -23,6 +24,7 @@ from sfm.eval.interrupted import work_folder
 from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
 from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
+from sfm.eval.portable import portable_config
 from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, as_json
 from sfm.eval.scores import HeldOut, full_data_of, held_out, row_of
 from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
@@ -145,6 +147,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
     """
     several = config.each()
     with ExitStack() as locks:
+        locks.enter_context(computing_with(config.threads))
         for result in dict.fromkeys(each.result.resolve() for each in several if each.out):
             locks.enter_context(lock_file(result))
         for folder in dict.fromkeys(each.run.resolve() for each in several if not each.out):
@@ -263,7 +266,7 @@ def finish(ready: Ready, work: Work, progress: Listener) -> tuple[Evaluation, li
             rows.append(scoring.row(images, "linear", None, unwritten))
     provenance = provenance_of(ready, time.perf_counter() - started)
     found = Evaluation(
-        config=config.model_dump(mode="json") | {"store": ready.store.url},
+        config=portable_config(config, ready.store.url),
         rows=rows,
         full_data=full_data,
         notes=[*edited, *ready.notes, *missing, *findings(rows, full_data, provenance.entries)],

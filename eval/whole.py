@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfm.errors import InputError
+from sfm.paths import content
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -69,17 +70,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file: give a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and content(path):
         raise InputError(f"--out {path} is not empty: give a new folder")
-    partial = path.with_name(f".{path.name}.partial")
+    # A folder that is there may be a file system of its own, and hold what systems leave in folders.
+    partial = (path if path.is_dir() else path.parent) / f".{path.name}.partial"
     try:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
-            if path.exists():
-                path.rmdir()
-            partial.rename(path)
+            if partial.parent == path:
+                for part in partial.iterdir():
+                    part.rename(path / part.name)
+                partial.rmdir()
+            else:
+                partial.rename(path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -120,7 +120,7 @@ def place_centres(
                     kept[int(c)].append(rows[block_labels == c])
             samples = [(np.concatenate(kept.pop(c)), c) for c in members]
             work = [(sample, k, c) for sample, c in samples for k in numbers]
-            found = pool.map(lambda each: k_means(*each[:2], seed, each[2]), work)
+            found = pool.map(lambda each: k_means(each[0], each[1], seed, each[2]), work)
             for (sample, k, c), centres in zip(work, found, strict=True):
                 placed[k][c, : len(centres)] = centres
                 on_placed(len(sample), k)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfm.pipeline.class_means import calibrate, class_mean_fit, losses_on, scale_logits
 from sfm.pipeline.folds import Mask, at_most, cut_folds
 from sfm.pipeline.logistic import (
     Fit,
@@ -15,10 +16,10 @@ from sfm.pipeline.logistic import (
     Spread,
     fit,
     ignore_pass,
-    mean_cross_entropy,
     on_raw_features,
     spread_of,
     standardised,
+    zero_fit,
 )
 from sfm.pipeline.moments import Moments
 from sfm.pipeline.staging import Staged
@@ -29,7 +30,7 @@ SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the tr
 L2_PATH = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Penalties tried, from strong to weak; each fit starts at the one before."""
 
-STRONG_L2 = (10.0, 3.0)
+STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
 """Tried before these, of few samples."""
 
 PATH_TOLERANCE = 1e-2
@@ -48,8 +49,15 @@ VALIDATING_ROWS = 1000
 
 MOST_FOLDS = 5
 
+WITHIN = 1.25
+"""Standard errors; a single sample that one penalty gets right and another wrong makes one."""
+
+MARGIN = 4.0
+"""Standard errors. On a few dozen samples, a classifier of standardised features may well have a lower
+cross-entropy than one near the class means, and a much lower accuracy on others."""
+
 FEW_ROWS = 4096
-"""Of no more samples than these, validation also chooses between the two scalings of features."""
+"""Of no more samples than these, the penalty is on how far weights are from the class means."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Classifier:
         Of the final fit.
     converged : bool
         Whether the largest entry of the gradient, times C, fell to ``TOLERANCE``.
+    towards_means : bool
+        Whether the penalty is on how far weights are from those of the nearest class mean, not from zero.
     common_scale : bool
         Whether one number scales all features that the penalty is on the weights of, not each its deviation.
     """
@@ -75,11 +85,13 @@ class Classifier:
     iterations: int
     converged: bool
     common_scale: bool = False
+    towards_means: bool = False
 
     @property
     def solver(self) -> str:
         """Say how it was trained."""
-        return f"{SOLVER}, {'one scale for all features' if self.common_scale else 'standardised features'}"
+        scaling = "one scale for all features" if self.common_scale else "standardised features"
+        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.towards_means}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,24 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A way to penalise: how features are scaled, what weights are shrunk to, and how strongly.
+
+    Attributes
+    ----------
+    spread : Spread
+    towards_means : bool
+        Shrink to the nearest class mean, not to zero.
+    path : sequence of float
+        Penalties to choose from, strongest first.
+    """
+
+    spread: Spread
+    towards_means: bool
+    path: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Choice:
     """A penalty that was chosen.
 
@@ -113,11 +143,14 @@ class Choice:
         How features are scaled.
     start : Fit
         A fit with this penalty on a part of the samples.
+    means_factor : float
+        Of the logits of the nearest class mean that weights are shrunk to; 0 if they are shrunk to zero.
     """
 
     l2: float
     spread: Spread
     start: Fit
+    means_factor: float = 0.0
 
 
 def cut_rows(
@@ -138,76 +171,111 @@ def cut_rows(
     return Fold(rows, samples, looks[0].only(validating))
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A penalty, and how the folds judge it.
+
+    Attributes
+    ----------
+    l2 : float
+    losses : ndarray of float64, shape (n,)
+        Cross-entropy on every sample of all folds.
+    start : Fit
+        The fit of the first fold.
+    """
+
+    l2: float
+    losses: npt.NDArray[np.float64]
+    start: Fit
+
+
+def standard_errors(worse: Judged, better: Judged) -> float:
+    """Return by how many standard errors one mean cross-entropy is above another, on the same samples."""
+    difference = worse.losses - better.losses
+    error = float(difference.std()) / len(difference) ** 0.5
+    return float(difference.mean()) / error if error > 0 else 0.0
+
+
 def follow_path(
     folds: Sequence[Fold],
-    zero: Fit,
-    spread: Spread,
+    priors: Sequence[Fit],
+    candidate: Candidate,
     device: torch.device,
-    path: Sequence[float],
     on_pass: PassCallback,
-) -> tuple[float, float, Fit]:
-    """Return the least cross-entropy on all folds together, its penalty, and the fit of the first fold.
+) -> Judged:
+    """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
-    The path from strong to weak penalties ends when that loss rises.
+    The fits start at their priors, and each at the one before. Returned is the penalty with the least
+    cross-entropy; towards the class means, the strongest that is within ``WITHIN`` standard errors of it.
     """
-    sizes = [len(fold.validation.all_labels()) for fold in folds]
-    best_loss, best_l2, best = float("inf"), path[0], [zero] * len(folds)
-    for l2 in path:
-        fits, losses = [], []
-        for fold, start in zip(folds, best, strict=True):
-            found = fit(fold.rows, fold.samples, spread, l2, start, device, PATH_TOLERANCE, on_pass)
-            weight, bias = on_raw_features(found.weight, found.bias, spread)
-            losses.append(mean_cross_entropy(fold.validation, weight.float().numpy(), bias.float().numpy()))
-            fits.append(found)
-        loss = float(np.average(losses, weights=sizes))
-        if not loss < best_loss:
+    spread, fits = candidate.spread, list(priors)
+    tried: list[Judged] = []
+    for l2 in candidate.path:
+        fits = [
+            fit(fold.rows, fold.samples, spread, l2, start, device, PATH_TOLERANCE, on_pass, prior)
+            for fold, start, prior in zip(folds, fits, priors, strict=True)
+        ]
+        losses = [losses_on(own, spread, fold.validation) for own, fold in zip(fits, folds, strict=True)]
+        judged = Judged(l2, np.concatenate(losses), fits[0])
+        if tried and not judged.losses.mean() < tried[-1].losses.mean():
             break
-        best_loss, best_l2, best = loss, l2, fits
-    return best_loss, best_l2, best[0]
+        tried.append(judged)
+    if not candidate.towards_means:
+        return tried[-1]
+    return next(each for each in tried if standard_errors(each, tried[-1]) <= WITHIN)
 
 
 def choose_penalty(
     looks: Sequence[Staged],
-    spreads: Sequence[Spread],
+    candidates: Sequence[Candidate],
     device: torch.device,
-    path: Sequence[float] = L2_PATH,
     on_pass: PassCallback = ignore_pass,
 ) -> Choice:
-    """Return the penalty, and the scaling, with the least cross-entropy on samples that the fit did not see.
+    """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
-    One tenth of the samples validates; of few samples, several tenths in turn. Of more than
-    ``CHOOSING_ROWS``, as many of each class are fitted; the penalty on the mean loss then shrinks as one over
-    the number of samples, as the weight of a fixed prior does. If no class has two samples, the penalty in
-    the middle of the path is taken, with the last of the scalings.
+    Another than the first candidate must be better by ``MARGIN`` standard errors. One tenth of the samples
+    validates; of few samples, several tenths in turn. Of more than ``CHOOSING_ROWS``, as many of each class
+    are fitted; the penalty on the mean loss then shrinks as one over the number of samples, as the weight of
+    a fixed prior does. If no class has two samples, the penalty in the middle of the first candidate's path
+    is taken, towards zero.
 
     Parameters
     ----------
     looks : sequence of Staged
         Training features, and those of their views.
-    spreads : sequence of Spread
-        Scalings to choose from.
+    candidates : sequence of Candidate
     device : torch.device
-    path : sequence of float
-        Penalties to choose from, strongest first.
     """
     labels = looks[0].all_labels()
-    zero = zero_fit(int(labels.max()) + 1, len(spreads[0].mean))
+    zero = zero_fit(int(labels.max()) + 1, len(candidates[0].spread.mean))
     held = cut_folds(labels, VALIDATION_EVERY, VALIDATING_ROWS, MOST_FOLDS)
     if not held:
-        return Choice(path[len(path) // 2], spreads[-1], zero)
-    found = []
-    for spread in spreads:
+        first = candidates[0]
+        return Choice(first.path[len(first.path) // 2], first.spread, zero)
+    best: tuple[Judged, Choice] | None = None
+    for candidate in candidates:
+        spread, factor = candidate.spread, 0.0
         folds = [cut_rows(looks, labels, own, spread, device) for own in held]
-        loss, l2, start = follow_path(folds, zero, spread, device, path, on_pass)
-        share = folds[0].samples / (len(looks) * int((~held[0]).sum()))
-        found.append((loss, Choice(l2 * share, spread, start)))
-    return min(found, key=lambda each: each[0])[1]
+        priors = [zero] * len(folds)
+        if candidate.towards_means:
+            means = [class_mean_fit(fold.rows, *zero.weight.shape) for fold in folds]
+            factor = calibrate(means, [fold.validation for fold in folds], spread)
+            priors = [scale_logits(mean, factor) for mean in means]
+        judged = follow_path(folds, priors, candidate, device, on_pass)
+        if best is None or standard_errors(best[0], judged) > MARGIN:
+            share = folds[0].samples / (len(looks) * int((~held[0]).sum()))
+            best = judged, Choice(judged.l2 * share, spread, judged.start, factor)
+    assert best is not None
+    return best[1]
 
 
-def zero_fit(classes: int, features: int) -> Fit:
-    """Return the classifier that knows nothing."""
-    weight = torch.zeros(classes, features, dtype=torch.float64)
-    return Fit(weight, torch.zeros(classes, dtype=torch.float64), 0, False)
+def list_candidates(moments: Moments, path: Sequence[float], *, views: bool) -> list[Candidate]:
+    """Return the ways to penalise among which validation chooses: of many samples, there is one."""
+    plain = Candidate(spread_of(moments, all_axes=views), False, path)
+    if moments.count.sum() > FEW_ROWS:
+        return [plain]
+    common = spread_of(moments, common_scale=True, all_axes=views)
+    return [Candidate(common, True, [*STRONG_L2, *path]), plain]
 
 
 def train_classifier(
@@ -220,9 +288,10 @@ def train_classifier(
 ) -> Classifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
-    Of at most ``FEW_ROWS`` samples, stronger penalties are tried too, and the scaling of the features is
-    chosen as well: deviations of single features are noise then, and dividing by them can cost more than a
-    classifier gains over the nearest class mean.
+    Of at most ``FEW_ROWS`` samples, the penalty draws the weights to those of the nearest class mean, which
+    is hard to beat then, on features of one common scale, since deviations of single ones are noise. Only
+    where validation clearly says so are features standardised, and weights drawn to zero, as they are of
+    more.
 
     Parameters
     ----------
@@ -242,15 +311,16 @@ def train_classifier(
     """
     looks = [train, *views]
     samples = len(looks) * len(train.all_labels())
-    spreads = [spread_of(moments, all_axes=bool(views))]
-    if len(train.all_labels()) <= FEW_ROWS:
-        spreads.append(spread_of(moments, common_scale=True, all_axes=bool(views)))
-        path = [*STRONG_L2, *path]
-    choice = choose_penalty(looks, spreads, device, path, on_pass)
+    choice = choose_penalty(looks, list_candidates(moments, path, views=bool(views)), device, on_pass)
     spread, rows = choice.spread, standardised(looks, samples, choice.spread, device)
-    final = fit(rows, samples, spread, choice.l2, choice.start, device, on_pass=on_pass)
+    prior, start = None, choice.start
+    if choice.means_factor:
+        start = prior = scale_logits(class_mean_fit(rows, *moments.mean.shape), choice.means_factor)
+    final = fit(rows, samples, spread, choice.l2, start, device, on_pass=on_pass, prior=prior)
     weight, bias = (x.float().numpy() for x in on_raw_features(final.weight, final.bias, spread))
-    return Classifier(weight, bias, choice.l2, final.iterations, final.converged, spread.common_scale)
+    return Classifier(
+        weight, bias, choice.l2, final.iterations, final.converged, spread.common_scale, prior is not None
+    )
 
 
 def accuracies(

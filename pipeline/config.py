@@ -24,6 +24,12 @@ class ExtractConfig(BaseModel):
     name: str | None = Field(
         default=None, min_length=1, description="Name of the dataset in the store; default: the source's own."
     )
+    licence: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Licence of the images, e.g. cc-by-4.0, for the entry and for what is exported from it; "
+        "default: the source's own, where it names one.",
+    )
     image_size: int | None = Field(
         default=None, ge=1, description="Input size in pixels; default: each backbone's own."
     )
@@ -78,6 +84,11 @@ class ExtractConfig(BaseModel):
         description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the backbones run.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with on this machine, decoding included. Default: one per core.",
+    )
     workers: int | None = Field(
         default=None,
         ge=1,

@@ -206,7 +206,7 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
         test_samples=test,
         fingerprint=part.fingerprint,
         leaves=[part.fingerprint],
-        licence=job.source.licence,
+        licence=job.config.licence or job.source.licence,
         source=utf8_only(job.source.spec),
     )
 

@@ -22,6 +22,7 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
+from sfm.text import utf8_only
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -357,7 +358,8 @@ def save(
         labels=[] if known else [classes[label] for label, _ in labels],
         written=[] if known else [sorted(texts) for texts in written.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
-        examples={mark: samples[min(samples)] for mark, samples in marked.items()},
+        # A file's name need not be text, and what is stored must be.
+        examples={mark: utf8_only(samples[min(samples)]) for mark, samples in marked.items()},
         unused=unused,
     )
     staging.put_found(task, found)

@@ -43,6 +43,12 @@ class Fit:
     converged: bool
 
 
+def zero_fit(classes: int, features: int) -> Fit:
+    """Return the classifier that knows nothing."""
+    weight = torch.zeros(classes, features, dtype=torch.float64)
+    return Fit(weight, torch.zeros(classes, dtype=torch.float64), 0, False)
+
+
 @dataclass(frozen=True)
 class Spread:
     """How features are spread; all float64.
@@ -92,8 +98,13 @@ def spread_of(moments: Moments, *, common_scale: bool = False, all_axes: bool = 
     if not all_axes:
         extent = variance > 1e-10 * variance.max(initial=0.0)
         variance, axes = variance[extent], axes[:, extent]
-    found = (torch.from_numpy(np.ascontiguousarray(x)) for x in (mean, std, variance, axes))
-    return Spread(*found, common_scale)
+    return Spread(
+        mean=torch.from_numpy(mean),
+        std=torch.from_numpy(std),
+        variance=torch.from_numpy(variance),
+        axes=torch.from_numpy(np.ascontiguousarray(axes)),
+        common_scale=common_scale,
+    )
 
 
 def principal_axes(
@@ -174,8 +185,9 @@ def fit(
     device: torch.device,
     tolerance: float = TOLERANCE,
     on_pass: PassCallback = ignore_pass,
+    prior: Fit | None = None,
 ) -> Fit:
-    """Minimise mean cross-entropy + l2/2 |W|^2 on standardised features, with L-BFGS and full gradients.
+    """Minimise mean cross-entropy + l2/2 |W - P|^2 on standardised features, with L-BFGS and full gradients.
 
     Every evaluation passes over all rows once. The search runs in coordinates in which the curvature at zero
     weights, ``variance / C + l2`` along the principal axes, is the identity; that more than halves the
@@ -196,35 +208,43 @@ def fit(
     tolerance : float
         Of the largest entry of the gradient, times C.
     on_pass : callable, optional
+    prior : Fit, optional
+        Its weights are P, and its biases are penalised alike; else P is zero, and biases are free.
     """
+    bias_l2 = l2 if prior else 0.0
+    prior = prior or zero_fit(*start.weight.shape)
     classes, extent = len(start.bias), len(spread.variance)
     stretch = (spread.variance / classes + l2).rsqrt()
-    bias_stretch = classes**0.5
+    bias_stretch = (1 / classes + bias_l2) ** -0.5
     steepest = float("inf")
 
     def parameters(point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         inner = torch.from_numpy(point[:-classes]).view(classes, extent)
-        return (inner * stretch) @ spread.axes.T, torch.from_numpy(point[-classes:]) * bias_stretch
+        weight = prior.weight + (inner * stretch) @ spread.axes.T
+        return weight, prior.bias + torch.from_numpy(point[-classes:]) * bias_stretch
 
     def loss_and_gradient(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         nonlocal steepest
         weight, bias = parameters(point)
         loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device)
         on_pass(samples)
-        outer += l2 * weight
+        away, bias_away = weight - prior.weight, bias - prior.bias
+        outer += l2 * away
+        total += bias_l2 * bias_away
         steepest = classes * max(outer.abs().max().item(), total.abs().max().item())
         inner = (outer @ spread.axes) * stretch
         gradient: npt.NDArray[np.float64] = torch.cat([inner.flatten(), total * bias_stretch]).numpy()
-        return loss + l2 / 2 * weight.square().sum().item(), gradient
+        penalty = l2 * away.square().sum().item() + bias_l2 * bias_away.square().sum().item()
+        return loss + penalty / 2, gradient
 
     def stop_at_the_tolerance(_: npt.NDArray[np.float64]) -> None:
         if steepest <= tolerance:
             raise StopIteration
 
-    inner = (start.weight @ spread.axes) / stretch
+    inner = ((start.weight - prior.weight) @ spread.axes) / stretch
     found = minimize(
         loss_and_gradient,
-        torch.cat([inner.flatten(), start.bias / bias_stretch]).numpy(),
+        torch.cat([inner.flatten(), (start.bias - prior.bias) / bias_stretch]).numpy(),
         jac=True,
         method="L-BFGS-B",
         callback=stop_at_the_tolerance,
@@ -239,15 +259,14 @@ def fit(
     return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
 
 
-def mean_cross_entropy(
+def cross_entropies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
     weight: npt.NDArray[np.float32],
     bias: npt.NDArray[np.float32],
-) -> float:
-    """Return the mean cross-entropy of a classifier of raw features."""
-    loss, n = 0.0, 0
+) -> npt.NDArray[np.float64]:
+    """Return the cross-entropy of a classifier of raw features on every sample."""
+    found = [np.zeros(0)]
     for features, labels in blocks:
-        logits = torch.from_numpy(features @ weight.T + bias)
-        loss += cross_entropy(logits.double(), torch.from_numpy(labels).long(), reduction="sum").item()
-        n += len(labels)
-    return loss / n
+        logits = torch.from_numpy(features @ weight.T + bias).double()
+        found.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())
+    return np.concatenate(found)

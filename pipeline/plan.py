@@ -15,6 +15,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
+from sfm.pipeline.effort import estimate_effort, measure_operations
 from sfm.pipeline.equipment import BATCH, cores, equipped, quickest, single_threaded
 from sfm.pipeline.features import Rules, Seen, look
 from sfm.pipeline.file_counts import count_files
@@ -62,7 +63,10 @@ class Plan:
     images_per_second : float
         Of the probe, with this process's cores and device.
     seconds : float
-        Of the pass over the images; the classifier and the sub-class centres come on top.
+        Of the pass over the images.
+    statistics_seconds : float or None
+        Of the classifiers and sub-class centres of all entries, after the pass; None where only the pass
+        tells how many classes there are.
     staging_bytes, store_bytes : int
         Of unfinished work, and of the entries before compression.
     files : dict
@@ -92,6 +96,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     composited: int = 0
     dark: int = 0
+    statistics_seconds: float | None = None
 
 
 def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
@@ -145,7 +150,25 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
         * sum(entry_bytes(config, w, s, classes or 0, samples) for w, s in zip(widths, sizes, strict=True)),
         files=files.model_dump(),
         notes=source.inventory.notes,
+        statistics_seconds=statistics_seconds(config, backbones, classes, samples["train"]),
     )
+
+
+def statistics_seconds(
+    config: ExtractConfig, backbones: Sequence[Backbone], classes: int | None, samples: int
+) -> float | None:
+    """Estimate the seconds that the statistics of all entries take after the pass, on this machine."""
+    if not classes:
+        return None
+    seconds = 0.0
+    for backbone in backbones:
+        features = backbone.card.features
+        rate = measure_operations(classes, features, backbone.device)
+        for role in roles_of(config):
+            rows = round(samples * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else samples
+            effort = estimate_effort(classes, features, rows, 1 + config.views, config.sub_classes)
+            seconds += effort.total / rate
+    return seconds
 
 
 def counts_of(source: Source, selection: Selection | None, progress: Listener) -> dict[str, int]:
@@ -208,7 +231,7 @@ def probe(
     with (
         single_threaded(),
         whole_float32(),
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):
         size = min(BATCH[device], max(1, len(samples) // equipment.threads))

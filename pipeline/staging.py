@@ -5,6 +5,7 @@ name is overwritten by the next.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -18,11 +19,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.locking import claim
+from sfm.errors import InputError
+from sfm.locking import acquire
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.disk import share_mode
 
 TASK_ROWS = BLOCK_ROWS
 
@@ -294,9 +297,11 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
     """
     # Not with parents: a worker that was given up must not bring back a folder that is done with.
     file.parent.mkdir(exist_ok=True)
+    share_mode(file.parent, like=file.parent.parent)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as out:
+            share_mode(part, like=file.parent)
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -306,7 +311,7 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(folder: Path, key: str) -> Iterator[Staging]:
+def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[Staging]:
     """Claim the staging folder of an extraction for this process; it is deleted on success, kept on failure.
 
     A second process with the same key gets a private folder: both work, and the store decides who publishes.
@@ -317,12 +322,62 @@ def open_staging(folder: Path, key: str) -> Iterator[Staging]:
         Where all staging folders are.
     key : str
         Equal for extractions that would compute the same features.
+    like : Path, optional
+        A folder whose permissions all that is staged gets: that of the store, if it is staged there, so that
+        one of a team goes on with, or collects, what another left.
+
+    Raises
+    ------
+    InputError
+        If nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with stageable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if like:
+        share_mode(folder, like)
     with claim(folder / f"{key}.lock") as mine:
-        root = folder / (key if mine else f"{key}-{uuid.uuid4().hex[:8]}")
-        root.mkdir(exist_ok=True)
+        root = folder / (key if mine and is_writable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
+        with stageable(folder):
+            root.mkdir(exist_ok=True)
+        if like:
+            share_mode(root, like)
         yield Staging(root)
         shutil.rmtree(root)
         if mine:
             (folder / f"{key}.lock").unlink(missing_ok=True)
+
+
+def is_writable(folder: Path) -> bool:
+    """Say whether a folder, if it is there, may be written: it may be what another user left."""
+    return not folder.exists() or os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def stageable(folder: Path) -> Iterator[None]:
+    """Turn a folder that cannot be written into an :class:`InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
+            f"with --staging"
+        ) from error
+
+
+@contextmanager
+def claim(file: Path) -> Iterator[bool]:
+    """Hold a lock that all who may write its folder can take; yields whether it is held."""
+    if file.exists() and not os.access(file, os.W_OK):
+        yield False  # of another user
+        return
+    with stageable(file.parent):
+        lock = acquire(file)
+    try:
+        if lock is not None:
+            share_mode(file, like=file.parent)
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.close()

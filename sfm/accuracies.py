@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
-from sfm.terminal import accuracy_table
+from sfm.terminal import accuracy_table, from_here
 from sfm.terminal import print_line as print
 
 FOOTNOTE = (
@@ -41,7 +41,7 @@ def print_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Print on stderr where distilled images do no better than random real ones."""
     for record in records:
         for line in warnings(record):
-            print(f"warning: {record['config']['run']}: {line}", file=sys.stderr)
+            print(f"warning: {from_here(record['config']['run'])}: {line}", file=sys.stderr)
 
 
 def warnings(record: dict[str, Any]) -> list[str]:

@@ -23,6 +23,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED)
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED)]
 
 
@@ -152,7 +158,8 @@ def choices(annotation: Any) -> str | None:
 def parsed_as(annotation: Any) -> Any:
     """Return the type Typer reads an option as; what it cannot read (a tuple of numbers) it reads as text."""
     members = [a for a in get_args(annotation) if a is not type(None)]
-    if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1:
+    # Of several types, the first is that of the command line; others come from a run.json.
+    if get_origin(annotation) in (Union, types.UnionType):
         annotation = members[0]
     if get_origin(annotation) is tuple:
         return str | None

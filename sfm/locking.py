@@ -63,23 +63,6 @@ def lock_file(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-@contextmanager
-def claim(file: Path) -> Iterator[bool]:
-    """Hold a file's lock, if it can be had; wait a little for one that a dying process still holds.
-
-    Yields
-    ------
-    bool
-        Whether it is held.
-    """
-    lock = acquire(file)
-    try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            lock.close()
-
-
 def acquire(file: Path) -> IO[str] | None:
     """Take a file's lock; the file is made if need be.
 

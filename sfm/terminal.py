@@ -4,10 +4,12 @@ import errno
 import io
 import json
 import logging
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -16,6 +18,7 @@ from rich.progress import TaskID
 
 from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.interrupts import begin_reporting
 from sfm.layout import FittingBars, fit, open_console, print_table
 from sfm.text import DEGRADE, one_line
 
@@ -55,6 +58,7 @@ def fail(message: str, status: int) -> typer.Exit:
 @contextmanager
 def reporting() -> Iterator[None]:
     """Turn what went wrong into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
+    begin_reporting()
     try:
         yield
     except InputError as error:
@@ -62,14 +66,22 @@ def reporting() -> Iterator[None]:
     except DamageError as error:
         raise fail(str(error), 1) from None
     except KeyboardInterrupt:
-        raise fail(
-            "interrupted; the same command goes on from the work that is complete", INTERRUPTED
-        ) from None
+        raise fail("interrupted", INTERRUPTED) from None
     except Exception as error:
         reason = space_or_permission(error)
         if reason is None:
             raise
         raise fail(reason, 2) from None
+
+
+@contextmanager
+def saying_what_is_left(message: str | Callable[[], str]) -> Iterator[None]:
+    """Say what an interrupted command leaves, and how to go on if it can; a function is asked then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = message if isinstance(message, str) else message()
+        raise fail(f"interrupted{left}", INTERRUPTED) from None
 
 
 def space_or_permission(error: BaseException) -> str | None:
@@ -101,6 +113,7 @@ def showing(quiet: bool) -> Iterator[Listener]:
         tasks: dict[str, TaskID] = {}
 
         def show(event: Progress) -> None:
+            tell(console, event.note)
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(event.stage, total=event.total, figures="", unit="")
             bars.update(
@@ -120,6 +133,7 @@ def plain_lines(console: Console) -> Listener:
     printed: dict[str, float] = {}
 
     def show(event: Progress) -> None:
+        tell(console, event.note)
         now = time.monotonic()
         first = event.stage not in began
         start = began.setdefault(event.stage, now)
@@ -135,9 +149,20 @@ def plain_lines(console: Console) -> Listener:
     return show
 
 
+def tell(console: Console, note: str) -> None:
+    """Print what the user should know now, if there is anything."""
+    if note:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
 def figures(event: Progress, between: str) -> str:
     """Return an event's figures as text."""
     return between.join(f"{name} {value:.4g}" for name, value in event.figures.items())
+
+
+def print_next(*words: object) -> None:
+    """Print the command to go on with, fit to be pasted into a shell."""
+    print_line(f"Next: {shlex.join(['sfm', *map(str, words)])}")
 
 
 def print_json(document: Any) -> None:
@@ -205,12 +230,18 @@ def accuracy_table(record: dict[str, Any]) -> None:
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     title = (
-        f"Accuracy on held-out features: {record['config']['run']}, "
+        f"Accuracy on held-out features: {from_here(record['config']['run'])}, "
         f"distilled on {record['provenance']['distilled_on']}"
     )
     table(title, columns, rows, right={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
         print_line(f"note: {note}")
+
+
+def from_here(path: str) -> str:
+    """Return a path as a person would write it in this folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
@@ -224,7 +255,7 @@ def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
         for run, distilled_on in runs:
             found = [at.get((mode, run, backbone)) for backbone in backbones]
             shown = [over_seeds(cell, "top1") if cell else "–" for cell in found]
-            rows.append([mode, distilled_on, run, *shown])
+            rows.append([mode, distilled_on, from_here(run), *shown])
     columns = ["trained", "distilled on", "run", *backbones]
     table("Top-1 %, by the backbone evaluated on", columns, rows, right=set(backbones))
 
@@ -255,6 +286,12 @@ def plan_table(plan: Any) -> None:
         *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
         ["pass over the images", f"about {duration(plan.seconds)} for {about}{images:,} images"],
+        [
+            "statistics after it",
+            "known after the pass"
+            if plan.statistics_seconds is None
+            else f"about {duration(plan.statistics_seconds)} for classifiers and sub-class centres",
+        ],
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
         ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
     ]

@@ -10,6 +10,20 @@ from sfm.stats_store.names import split_pin
 from sfm.stats_store.store import Entry, Store
 
 
+class NotExtractedError(InputError):
+    """A dataset is in the store, but not through this backbone at this size.
+
+    Attributes
+    ----------
+    others : list of Summary
+        Its entries that there are.
+    """
+
+    def __init__(self, message: str, others: Sequence[Summary]) -> None:
+        super().__init__(message)
+        self.others = list(others)
+
+
 def described(summary: Summary) -> str:
     """Return an entry in a few words, pinned: what a user can type to get exactly this one."""
     role = "" if summary.role == "full" else f" ({summary.role})"
@@ -76,17 +90,22 @@ def narrow(
     Raises
     ------
     InputError
-        If nothing fits (lists what the store does hold) or several sizes do (lists them).
+        If several sizes fit; lists them.
+    NotExtractedError
+        If nothing fits; lists what the store does hold.
     """
     of_dataset = named(summaries, dataset)
     fitting = [s for s in of_dataset if s.model == model]
     if not fitting:
-        raise InputError(f"no entry of {dataset} through {model} in the store: it holds {listed(of_dataset)}")
+        raise NotExtractedError(
+            f"no entry of {dataset} through {model} in the store: it holds {listed(of_dataset)}", of_dataset
+        )
     if image_size is not None:
         sized = [s for s in fitting if s.image_size == image_size]
         if not sized:
-            raise InputError(
-                f"no entry of {dataset} through {model} at {image_size} px: the store holds {listed(fitting)}"
+            raise NotExtractedError(
+                f"no entry of {dataset} through {model} at {image_size} px: the store holds {listed(fitting)}",
+                fitting,
             )
         return sized
     if len({s.image_size for s in fitting}) > 1:

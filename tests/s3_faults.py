@@ -2,6 +2,7 @@
 
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,13 +56,20 @@ class Proxy:
         Where it listens.
     choose : callable
         Returns the fault that befalls a request, or None; may be replaced at any time.
+    latency : float
+        Seconds that every answer takes more.
     seen, broken : list of Request
+    most : int
+        Most requests that were under way at a time.
     """
 
     endpoint: str
     choose: Callable[[Request], Fault | None] = lambda _: None
+    latency: float = 0.0
     seen: list[Request] = field(default_factory=list)
     broken: list[Request] = field(default_factory=list)
+    under_way: int = 0
+    most: int = 0
 
 
 @contextmanager
@@ -74,6 +82,17 @@ def breaking(upstream: str) -> Iterator[Proxy]:
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
+            with lock:
+                proxy.under_way += 1
+                proxy.most = max(proxy.most, proxy.under_way)
+            time.sleep(proxy.latency)
+            try:
+                self.handle_one()
+            finally:
+                with lock:
+                    proxy.under_way -= 1
+
+        def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             with lock:

@@ -40,7 +40,7 @@ def report(config: ReportConfig) -> Path:
     """
     require_replaceable(config.out)
     with lock_file(config.out):
-        page = render(report_of(read_all(config.runs, config.store)))
+        page = render(report_of(read_all(config.runs, config.store, config.evaluation)))
         write_whole(config.out, page.encode())
     return config.out
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import ClassList, display_names, read_class_list
 from sfm.pipeline.sources.folder import folder_source
 from sfm.pipeline.sources.idx import builtin_source, idx_source
@@ -130,5 +131,5 @@ def subset_of(source: Source, chosen: ClassList) -> Source:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
     names |= chosen.names
     part = of_classes(source, chosen.ids, [names[class_id] for class_id in chosen.ids])
-    is_file = Path(chosen.origin).expanduser().is_file()
+    is_file = expand_home(chosen.origin).is_file()
     return replace(part, name=f"{source.name}-{Path(chosen.origin).stem}" if is_file else chosen.origin)

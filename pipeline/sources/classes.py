@@ -6,10 +6,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.stats_store.class_lists import (
     ClassList,
     class_id_from,
@@ -57,7 +57,7 @@ def read_class_list(text: str) -> ClassList:
     if name in shipped_lists():
         shipped = importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt"
         return parse_class_list(shipped.read_text(encoding="utf-8"), text)
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if not path.is_file():
         known = [*shipped_lists(), *ALIASES]
         close = difflib.get_close_matches(text, known, n=1)

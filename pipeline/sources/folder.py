@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import (
@@ -75,7 +76,7 @@ def folder_source(text: str) -> Source:
     """
     place, options = split_options(text)
     require_known(f"folder:{text}", options, ("train", "test"))
-    root = Path(place).expanduser()
+    root = expand_home(place)
     if not root.is_dir():
         raise InputError(f"no dataset at folder:{text}: {root} is not a folder")
     layout = find_layout(f"folder:{text}", root, options.get("train"), options.get("test"))
@@ -172,9 +173,11 @@ def no_held_out(spec: str, root: Path, layout: Layout) -> str:
     """Return what to say of a dataset if nothing is held out."""
     if layout.held_out is not None:
         return f"{layout.held_out} holds no image"
-    if layout.train == root:
-        return f"{spec} must hold train/ and test/ (or val/), each with one folder per class"
     there = listed([Path(entry.path) for entry in subfolders(root)])
+    if layout.train == root:
+        return (
+            f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {there}"
+        )
     return (
         f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
         f"holds {there}: choose one with ?test=NAME"
@@ -201,7 +204,7 @@ def subfolders(folder: Path) -> list[os.DirEntry[str]]:
     shown = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in shown:
         if leads_nowhere(entry) and "." not in entry.name:
-            raise InputError(dangling_link(entry))
+            raise InputError(dangling_link(entry.path))
     return [entry for entry in shown if not leads_nowhere(entry) and entry.is_dir()]
 
 

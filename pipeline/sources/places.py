@@ -19,9 +19,10 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
-from sfm.pipeline.sources.walk import always, walk_files
+from sfm.pipeline.sources.walk import always, dangling_link, walk_files
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
 from sfm.stats_store.names import folder_name, name_from
 
@@ -104,7 +105,7 @@ def is_remote(place: str) -> bool:
 
 def local_path(place: str) -> Path:
     """Return the path that a place on this machine's disks means."""
-    return Path(unquote(urlsplit(place).path) if place.startswith("file://") else place).expanduser()
+    return expand_home(unquote(urlsplit(place).path) if place.startswith("file://") else place)
 
 
 def find_files(pattern: str) -> list[DataFile]:
@@ -153,6 +154,8 @@ def _matches(name: str) -> list[DataFile]:
 
 
 def _local(path: Path, missing: str = MISSING) -> DataFile:
+    if missing == MISSING and path.is_symlink() and not path.exists():
+        raise InputError(dangling_link(path))
     with reaching(str(path), missing=missing):
         status = path.stat()
     if not path.is_file():

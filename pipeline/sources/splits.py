@@ -140,7 +140,7 @@ def folder_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> 
     files = [file for file in listed if file.url.endswith(suffixes)]
     unused.update(kind_of(file.url) for file in listed if not file.url.endswith(suffixes))
     if not files:
-        raise InputError(f"no file that ends in {' or '.join(suffixes)} under {root}")
+        raise InputError(f"no file that ends in {suffixes[0]} under {root}")
     return files
 
 

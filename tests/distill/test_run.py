@@ -189,6 +189,22 @@ def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> 
         torch.set_num_threads(before)
 
 
+def test_a_run_goes_on_with_other_threads_if_asked_and_says_so(config: DistillConfig) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(config.model_copy(update={"threads": 2, "checkpoint_every": 2}), pull_the_plug_after(3))
+    told: list[str] = []
+    before = torch.get_num_threads()
+    again = config.model_copy(update={"resume": True, "threads": 1})
+    record = distill(again, lambda event: told.append(event.note)).record
+    assert record["threads"] == 1
+    assert record["notes"] == [
+        "computed with 2, then 1 threads: the last bits may differ from a run with one number throughout"
+    ]
+    assert [note for note in told if note] == record["notes"]
+    assert torch.get_num_threads() == before
+    assert distill(config.model_copy(update={"resume": True})).record == record
+
+
 def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.txt"
     chosen.write_bytes("\ufeff# two\r\nclass3\tthe last\r\n\r\nT-shirt/top\r\n".encode())

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
+from typer.testing import CliRunner
 
+from sfm.cli import app
 from sfm.errors import InputError
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
@@ -89,8 +91,16 @@ def test_datasets_loads_every_format_by_its_card(
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     out = exported(finished_run, tmp_path / "out", form)
-    found = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    found = datasets.load_dataset(
+        str(out), split="train", cache_dir=str(tmp_path / "cache"), verification_mode="all_checks"
+    )
     assert found.num_rows == 20
+    info = datasets.info.DatasetInfosDict.from_directory(str(out))["default"]
+    card = DatasetCard.load(out / "README.md").data.to_dict()["dataset_info"]
+    assert info.splits["train"].num_examples == 20
+    assert info.splits["train"].num_bytes == sum(map(len, originals(finished_run))) + 20 * 8
+    assert info.dataset_size == info.splits["train"].num_bytes == card["dataset_size"]
+    assert info.download_size == card["download_size"] > 0
     image, label = ("png", "cls") if form == "webdataset" else ("image", "label")
     assert sorted(found[label]) == [label for label in range(10) for _ in range(2)]
     shown = {np.asarray(one).tobytes() for one in found[image]}
@@ -164,6 +174,50 @@ def test_the_licence_of_the_data_goes_with_the_images(
     (run / "run.json").write_text(json.dumps(record | {"licence": given}))
     card = DatasetCard.load(exported(run, tmp_path / "out", "imagefolder") / "README.md")
     assert shown.items() <= card.data.to_dict().items()
+
+
+def test_a_licence_may_be_named_for_the_export_and_a_missing_one_is_said(run: Path, tmp_path: Path) -> None:
+    out = exported(run, tmp_path / "named", "imagefolder", licence="CC0-1.0")
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.license == "cc0-1.0"
+    assert "| licence of the real data | MIT |" in card.text
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"licence": "unknown"}))
+    command = ["export", str(run), "--format", "imagefolder", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command)
+    assert done.stdout.splitlines()[0].endswith("; licence: unknown")
+    assert "then give --licence" in done.stdout
+
+
+def test_the_card_of_a_dataset_says_how_to_read_its_figures(finished_run: Path, tmp_path: Path) -> None:
+    text = (exported(finished_run, tmp_path / "out", "imagefolder") / "README.md").read_text()
+    assert "| lite0 | Distilled, inherit (own backbone) |" in text
+    assert "shows that classifier more than the images" in " ".join(text.split())
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    for note in evaluation["notes"]:
+        assert note in text
+    assert "comes close to" not in text
+
+
+def test_the_code_on_a_classifier_card_classifies_an_image(
+    run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
+) -> None:
+    out = exported(run, tmp_path / "out", "classifier", store=fashion_store)
+    text = (out / "README.md").read_text()
+    assert f"the training split, 400 real images of {lite0_entry.dataset.name}" in text
+    assert "| resampling | bicubic |" in text
+    Image.fromarray(lite0_entry.read("exemplar/image")[9, 0]).save(out / "image.png")
+    code = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.strip() in names_of(run)
+
+
+def test_a_projector_of_other_images_is_not_exported(run: Path, fashion_store: str, tmp_path: Path) -> None:
+    image = sorted((run / "images").rglob("*.png"))[0]
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    with pytest.raises(InputError, match="no projector from lite1 to lite0"):
+        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
 def test_edited_images_are_exported_as_they_are_and_the_card_says_so(run: Path, tmp_path: Path) -> None:

@@ -6,20 +6,22 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sfm.pipeline import classifier as module
-from sfm.pipeline.classifier import (
+from sfm.pipeline import logistic
+from sfm.pipeline.centres import sub_class_centres
+from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
+from sfm.pipeline.folds import at_most, cut_folds, in_fold
+from sfm.pipeline.logistic import (
     Fit,
-    accuracies,
-    at_most,
     cross_entropy_and_gradient,
-    every_nth,
     fit,
     on_raw_features,
     spread_of,
     standardised,
-    train_classifier,
 )
 from sfm.pipeline.moments import moments_of
 from sfm.pipeline.staging import Partition, Staging
+from sfm.stats_store.accuracy import top_accuracies
+from sfm.stats_store.discriminant import linear_discriminant
 
 CPU = torch.device("cpu")
 
@@ -47,7 +49,7 @@ def test_the_optimum_is_that_of_scikit_learn(toy):
     moments = moments_of(features[:600], labels[:600], 5)
     spread = spread_of(moments)
     zero = Fit(torch.zeros(5, 12, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 0, False)
-    ours = fit(standardised([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU)
+    ours = fit(standardised([train], 600, spread, CPU), 600, spread, 0.01, zero, CPU, tolerance=1e-4)
     assert ours.converged
     rows = (features[:600].astype(np.float64) - spread.mean.numpy()) / spread.std.numpy()
     theirs = LogisticRegression(C=1 / (0.01 * 600), tol=1e-8, max_iter=5000).fit(rows, labels[:600])
@@ -99,7 +101,7 @@ def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
     train, features, labels = toy
     moments = moments_of(features[:600], labels[:600], 5)
     kept = train_classifier(train, moments, CPU)
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(logistic, "KEPT_BYTES", 0)
     assert not isinstance(standardised([train], 600, spread_of(moments), CPU), list)
     read_again = train_classifier(train, moments, CPU)
     np.testing.assert_array_equal(read_again.weight, kept.weight)
@@ -109,7 +111,7 @@ def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
 
 def test_no_block_is_larger_than_a_block_of_the_store(toy, monkeypatch):
     train, features, labels = toy
-    monkeypatch.setattr(module, "BLOCK_ROWS", 200)
+    monkeypatch.setattr(logistic, "BLOCK_ROWS", 200)
     spread = spread_of(moments_of(features[:600], labels[:600], 5))
     rows = list(standardised([train], 600, spread, CPU))
     assert [len(y) for _, y in rows] == [200, 200, 100, 100]
@@ -121,10 +123,11 @@ def test_of_many_samples_some_choose_the_penalty_and_all_are_fitted(toy, monkeyp
     moments = moments_of(features[:600], labels[:600], 5)
     by_all = train_classifier(train, moments, CPU)
     monkeypatch.setattr(module, "CHOOSING_ROWS", 300)
+    monkeypatch.setattr(module, "CHOOSING_PER_CLASS", 10)
     by_half = train_classifier(train, moments, CPU)
     assert by_half.converged
     # The penalty is one of the path's, times the share that chose it: the prior stays the same.
-    choices = np.array(module.L2_PATH) * 0.5
+    choices = np.array(module.L2_PATH) * 300 / 540
     assert np.isclose(by_half.l2, choices, rtol=0.1).any()
     held = [(features[600:], labels[600:])]
     assert accuracies(held, by_half)[0] >= accuracies(held, by_all)[0] - 0.02
@@ -143,7 +146,7 @@ def test_views_equal_to_their_images_change_nothing(toy):
 
 def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
     train, features, labels = toy
-    monkeypatch.setattr(module, "MOST_ITERATIONS", 3)
+    monkeypatch.setattr(logistic, "MOST_ITERATIONS", 3)
     assert not train_classifier(train, moments_of(features[:600], labels[:600], 5), CPU).converged
 
 
@@ -188,10 +191,22 @@ def test_accuracies_count_as_the_definition_does():
     )
 
 
-def test_every_tenth_sample_of_a_class_validates():
-    labels = np.array([0] * 25 + [1] * 9 + [0] * 5, dtype=np.int32)
-    marked = every_nth(labels, 10)
-    assert np.flatnonzero(marked).tolist() == [9, 19, 38]
+def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
+    labels = np.array([0] * 25 + [1] * 3 + [2] + [0] * 5, dtype=np.int32)
+    folds = [in_fold(labels, fold, 10) for fold in range(10)]
+    assert np.sum(folds, axis=0).tolist() == [1] * 28 + [0] + [1] * 5
+    assert [int((fold & (labels == 1)).sum()) for fold in folds] == [1] * 3 + [0] * 7
+    assert np.flatnonzero(folds[0]).tolist() == [9, 19, 27, 33]
+
+
+@pytest.mark.parametrize(
+    ("per_class", "folds", "validating"),
+    [(1, 0, 0), (2, 2, 10), (8, 5, 25), (30, 5, 75), (3000, 1, 1500)],
+)
+def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class, folds, validating):
+    labels = np.arange(5 * per_class, dtype=np.int32) % 5
+    found = cut_folds(labels, module.VALIDATION_EVERY, module.VALIDATING_ROWS, module.MOST_FOLDS)
+    assert (len(found), sum(int(fold.sum()) for fold in found)) == (folds, validating)
 
 
 def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
@@ -199,3 +214,118 @@ def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
     marked = at_most(labels, 4)
     assert np.bincount(labels[marked]).tolist() == [4, 3, 1]
     assert np.flatnonzero(marked & (labels == 0)).tolist() == [2, 5, 12, 15]
+
+
+def in_one_partition(folder, features, labels):
+    staging, partition = Staging(folder), Partition("train", 0, np.arange(len(labels)), labels)
+    staging.put("toy", partition, features)
+    return staging.staged("toy", [partition])
+
+
+def few_of_many_features(per_class, seed, classes=5, noise=300):
+    """Large features tell the classes apart; small ones are noise, which standardising makes as large."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((classes, 20))
+    labels = np.repeat(np.arange(classes, dtype=np.int32), per_class)
+    told = centres[labels] + rng.standard_normal((len(labels), 20))
+    small = 0.05 * rng.standard_normal((len(labels), noise))
+    return np.concatenate([told, small], axis=1).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("per_class", [1, 2, 4, 8])
+def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path, per_class):
+    held = [few_of_many_features(400, seed=99)]
+    found, nearest = [], []
+    for seed in range(3):
+        features, labels = few_of_many_features(per_class, seed)
+        moments = moments_of(features, labels, 5)
+        classifier = train_classifier(in_one_partition(tmp_path, features, labels), moments, CPU)
+        assert classifier.converged
+        assert classifier.common_scale
+        assert "one scale for all features" in classifier.solver
+        # One sample per class: nothing is left to validate on, and nothing is drawn to the class means.
+        assert classifier.towards_means == (per_class > 1)
+        found.append(accuracies(held, classifier)[0])
+        mean = moments.mean.astype(np.float32)
+        nearest.append(top_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
+    assert np.mean(found) >= np.mean(nearest) - 0.02
+
+
+def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(200, dtype=np.int32) % 4
+    features = rng.standard_normal((200, 12))
+    features[:, :4] += 3 * np.eye(4)[labels]
+    features[:, 4:] *= 1e4
+    train = in_one_partition(tmp_path, features.astype(np.float32), labels)
+    classifier = train_classifier(train, moments_of(features.astype(np.float32), labels, 4), CPU)
+    assert not classifier.common_scale
+    assert not classifier.towards_means
+    assert accuracies(train, classifier)[0] > 0.9
+
+
+def low_rank(rng, shape):
+    """Few directions, and most features constant, as of a few plain images."""
+    rows = np.zeros(shape, dtype=np.float32)
+    varying = rng.permutation(shape[1])[: shape[1] // 5]
+    rows[:, varying] = rng.standard_normal((shape[0], 2)) @ rng.standard_normal((2, len(varying)))
+    return rows
+
+
+DEGENERATE = {
+    "low rank": low_rank,
+    "constant": lambda rng, shape: np.full(shape, 0.3, dtype=np.float32),
+    "zero": lambda rng, shape: np.zeros(shape, dtype=np.float32),
+    "one feature varies": lambda rng, shape: np.eye(*shape, dtype=np.float32)[:, [0] * shape[1]] + 1,
+    "huge": lambda rng, shape: (1e15 * rng.standard_normal(shape)).astype(np.float32),
+    "tiny": lambda rng, shape: (1e-15 * rng.standard_normal(shape)).astype(np.float32),
+    "few ones": lambda rng, shape: (rng.random(shape) < 0.02).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+@pytest.mark.parametrize("per_class", [1, 3, 16])
+def test_features_of_any_rank_give_a_classifier_and_centres(tmp_path, kind, per_class):
+    labels = np.arange(2 * per_class, dtype=np.int32) % 2
+    features = DEGENERATE[kind](np.random.default_rng(1), (len(labels), 256))
+    train, moments = in_one_partition(tmp_path, features, labels), moments_of(features, labels, 2)
+    classifier = train_classifier(train, moments, CPU)
+    assert np.isfinite(classifier.weight).all()
+    assert np.isfinite(classifier.bias).all()
+    assert 0 <= accuracies(train, classifier)[0] <= 1
+    discriminant = linear_discriminant(moments)
+    assert np.isfinite(discriminant.weight).all()
+    assert np.isfinite(discriminant.bias).all()
+    centre, count = sub_class_centres(train, labels, 2, 256, [2], seed=0)[2]
+    assert count.sum() == len(labels)
+    assert np.isfinite(centre[count > 0]).all()
+
+
+def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, monkeypatch):
+    train, features, labels = toy
+    moments = moments_of(features[:600], labels[:600], 5)
+    spread = spread_of(moments)
+
+    def fail(_):
+        raise np.linalg.LinAlgError("does not converge")
+
+    monkeypatch.setattr(logistic, "decompose_symmetric", fail)
+    plain, zero = spread_of(moments), logistic.zero_fit(5, 12)
+    rows = standardised([train], 600, spread, CPU)
+    first, second = (fit(rows, 600, s, 0.1, zero, CPU, tolerance=1e-4) for s in (spread, plain))
+    assert first.converged
+    assert second.converged
+    torch.testing.assert_close(first.weight, second.weight, atol=1e-3, rtol=0)
+
+
+def test_a_classifier_that_says_the_same_of_every_class_is_never_right():
+    features, labels = np.zeros((30, 4), np.float32), np.arange(30, dtype=np.int32) % 10
+    same = Classifier(np.ones((10, 4), np.float32), np.zeros(10, np.float32), 1.0, 1, True)
+    assert accuracies([(features, labels)], same) == (0.0, 0.0)
+
+
+def test_accuracies_of_no_samples_are_not_defined():
+    assert accuracies([], Classifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True)) == (
+        None,
+        None,
+    )

@@ -1,0 +1,55 @@
+"""Eigendecompositions that always come: matrices of low rank, with rows of zeros, of zeros alone."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from sfm.stats_store.eigen import decompose_symmetric
+
+
+def matrices():
+    rng = np.random.default_rng(0)
+    whole = rng.standard_normal((30, 20))
+    narrow = rng.standard_normal((3, 20))
+    sparse = np.zeros((20, 20))
+    sparse[np.ix_([3, 4, 9], [3, 4, 9])] = [[2, 1, 0], [1, 2, 0], [0, 0, -3]]
+    return {
+        "full rank": whole.T @ whole,
+        "low rank": narrow.T @ narrow,
+        "rows of zeros": sparse,
+        "zero": np.zeros((5, 5)),
+        "one by one": np.full((1, 1), 4.0),
+        "empty": np.zeros((0, 0)),
+        "tiny": 1e-300 * (whole.T @ whole),
+    }
+
+
+@pytest.mark.parametrize("kind", matrices())
+def test_vectors_are_orthonormal_and_give_the_matrix_back(kind):
+    matrix = matrices()[kind]
+    values, vectors = decompose_symmetric(matrix)
+    scale = np.abs(matrix).max(initial=0.0) or 1.0
+    assert (np.diff(values) >= 0).all()
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(matrix)), atol=1e-10)
+    np.testing.assert_allclose((vectors * (values / scale)) @ vectors.T, matrix / scale, atol=1e-9)
+
+
+def test_where_one_driver_fails_the_next_is_tried(monkeypatch):
+    tried, eigh = [], scipy.linalg.eigh
+
+    def picky(matrix, *, driver, **options):
+        tried.append(driver)
+        if driver == "evd":
+            raise np.linalg.LinAlgError("does not converge")
+        values, vectors = eigh(matrix, driver=driver, **options)
+        return (values * np.nan if driver == "evr" else values), vectors
+
+    monkeypatch.setattr(scipy.linalg, "eigh", picky)
+    values, _ = decompose_symmetric(np.diag([1.0, 2.0]))
+    assert values.tolist() == [1.0, 2.0]
+    assert tried == ["evd", "evr", "ev"]
+
+
+def test_a_matrix_that_is_not_finite_is_refused():
+    with pytest.raises(np.linalg.LinAlgError):
+        decompose_symmetric(np.array([[1.0, np.nan], [np.nan, 1.0]]))
