@@ -24,8 +24,11 @@ BAR_WIDTHS = 30, 10, 6
 """At most, at least, and at least on a terminal that is narrower than ``WIDE``."""
 
 WIDE = 60
-CUT, LEAST_TEXT = ("what", "figures"), 8
-"""What is cut in a progress line, the first first, and to how many characters at least."""
+CUT = ("what", "figures")
+"""What is cut in a progress line, the first first."""
+
+LEAST_TEXT, LEAST_TEXT_IF_WIDE = 8, 16
+"""To how many characters; of the description, on a terminal that is not narrow, the second."""
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -133,11 +136,14 @@ def lay_out(lines: Sequence[dict[str, str | Task]], width: int) -> Table:
     wide = {n: max(cell_len(str(line[n])) for line in lines) for n in names if n != "bar"}
     most, least, narrow = BAR_WIDTHS
     wide["bar"] = least if width >= WIDE else narrow
+    cut_to = {n: min(wide[n], LEAST_TEXT) for n in CUT}
+    if width >= WIDE:
+        cut_to["what"] = min(wide["what"], LEAST_TEXT_IF_WIDE)
     # The description is cut first, then the figures; then the least important goes.
     for dropped in ("figures", "unit", "spent", "what", "bar"):
         shown = [n for n in names if wide[n]]
         fixed = sum(wide[n] + 1 for n in shown if n not in CUT)
-        room = width - fixed - sum(min(wide[n], LEAST_TEXT) + 1 for n in CUT if n in shown)
+        room = width - fixed - sum(cut_to[n] + 1 for n in CUT if n in shown)
         if room >= 0:
             break
         wide[dropped] = 0
@@ -146,7 +152,7 @@ def lay_out(lines: Sequence[dict[str, str | Task]], width: int) -> Table:
     for cut in (n for n in CUT if n in shown):
         # What is cut first leaves the other as much as it wants, and keeps its least.
         others = sum(wide[n] + 1 for n in CUT if n in shown and n != cut)
-        wide[cut] = max(min(wide[cut], room - others - 1), min(wide[cut], LEAST_TEXT))
+        wide[cut] = max(min(wide[cut], room - others - 1), cut_to[cut])
     if "bar" in shown:
         wide["bar"] = min(most, wide["bar"] + max(0, width - sum(wide[n] + 1 for n in shown)))
     for name in shown:
