@@ -159,9 +159,9 @@ def evaluate_locked(
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)
     works = [Work(work_folder(each.result)) for each in several]
-    for each in several:
+    for each, run in zip(several, runs, strict=True):
         require_writable(each.result)
-        read_result(each.result)
+        require_own(each, run)
     done = [
         finish(each, work, progress if len(ready) == 1 else named(progress, each.config.run.name))
         for each, work in zip(ready, works, strict=True)
@@ -172,6 +172,25 @@ def evaluate_locked(
     for work in works:
         work.remove()
     return [evaluation for evaluation, _ in done]
+
+
+def require_own(config: EvaluateConfig, run: DistilledRun) -> None:
+    """Refuse to write over what is no result, or, where `--out` names a place, over that of other images.
+
+    In the run itself, results of images that were replaced since are dropped, see
+    :func:`~sfm.eval.accumulate.accumulate`.
+
+    Raises
+    ------
+    InputError
+        If it is one of those.
+    """
+    before = read_result(config.result)
+    if config.out and before and before.provenance.images != array_digest(run.pixels):
+        raise InputError(
+            f"--out {config.out}: {config.result} holds the result of other images than those in "
+            f"{config.run}: give another place"
+        )
 
 
 def ready_for(
