@@ -25,7 +25,7 @@ from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
 from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
 from sfm.eval.portable import portable_config
-from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, as_json
+from sfm.eval.result import EntryRecord, Evaluation, FullData, NotWrittenError, Provenance, Row, as_json
 from sfm.eval.scores import HeldOut, full_data_of, held_out, row_of
 from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
 from sfm.eval.synthetic import DistilledRun, read_run
@@ -44,19 +44,6 @@ PROTOCOL = ("seeds", "epochs", "views", "projector_views", "seed")
 """Options that figures depend on, whatever is evaluated."""
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
-
-
-class NotWrittenError(InputError):
-    """Results that were found and cannot be written.
-
-    Attributes
-    ----------
-    evaluations : list of Evaluation
-    """
-
-    def __init__(self, message: str, evaluations: list[Evaluation]) -> None:
-        super().__init__(message)
-        self.evaluations = evaluations
 
 
 @dataclass(frozen=True)
