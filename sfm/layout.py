@@ -1,6 +1,7 @@
 """Tables and progress lines that fit the terminal: what is cut, and what is shown otherwise."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -17,12 +18,17 @@ LEAST_CELL = 12
 """A column of text is not folded to fewer characters than this: the rows are shown as lists instead."""
 
 LONGEST_CELL = 400
+COLUMN_GAP = "  "
+"""Between the columns of a table that is too wide for a box."""
 BAR_WIDTHS = 30, 10, 6
 """At most, at least, and at least on a terminal that is narrower than ``WIDE``."""
 
 WIDE = 60
-CUT, LEAST_TEXT = ("what", "figures"), 8
-"""What is cut in a progress line, the first first, and to how many characters at least."""
+CUT = ("what", "figures")
+"""What is cut in a progress line, the first first."""
+
+LEAST_TEXT, LEAST_TEXT_IF_WIDE = 8, 16
+"""To how many characters; of the description, on a terminal that is not narrow, the second."""
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -38,7 +44,7 @@ def fit(text: str, console: Console, most: int | None = None) -> str:
 def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: set[str]
 ) -> None:
-    """Print a table; where the terminal is too narrow for it, each row as a list.
+    """Print a table: in a box; without one, words folded, on a narrower terminal; as lists on a narrow one.
 
     Where the output is no terminal, nothing is folded or cut.
 
@@ -54,11 +60,19 @@ def print_table(
     if not console.is_terminal:
         console.width = max(PIPED_WIDTH, sum(natural) + frame)
     console.print(fit(title, console), style="bold", soft_wrap=True)
-    least = [min(width, LEAST_CELL) for width in natural]
-    if sum(least) + frame > console.width:
+    # A digest or a number is of no use in pieces; words are.
+    least = [
+        max(map(cell_len, [*column, *head.split()])) if name in right else min(width, LEAST_CELL)
+        for name, head, width, *column in zip(columns, heads, natural, *cells, strict=True)
+    ]
+    boxed = sum(natural) + frame <= console.width
+    if not boxed and sum(least) + len(COLUMN_GAP) * (len(columns) - 1) > console.width:
         print_lists(console, heads, cells)
         return
-    shown = Table(header_style="bold")
+    look: dict[str, Any] = (
+        {} if boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
+    )
+    shown = Table(header_style="bold", **look)
     for name, head, width in zip(columns, heads, least, strict=True):
         justify = "right" if name in right else "left"
         shown.add_column(head, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
@@ -122,11 +136,14 @@ def lay_out(lines: Sequence[dict[str, str | Task]], width: int) -> Table:
     wide = {n: max(cell_len(str(line[n])) for line in lines) for n in names if n != "bar"}
     most, least, narrow = BAR_WIDTHS
     wide["bar"] = least if width >= WIDE else narrow
+    cut_to = {n: min(wide[n], LEAST_TEXT) for n in CUT}
+    if width >= WIDE:
+        cut_to["what"] = min(wide["what"], LEAST_TEXT_IF_WIDE)
     # The description is cut first, then the figures; then the least important goes.
     for dropped in ("figures", "unit", "spent", "what", "bar"):
         shown = [n for n in names if wide[n]]
         fixed = sum(wide[n] + 1 for n in shown if n not in CUT)
-        room = width - fixed - sum(min(wide[n], LEAST_TEXT) + 1 for n in CUT if n in shown)
+        room = width - fixed - sum(cut_to[n] + 1 for n in CUT if n in shown)
         if room >= 0:
             break
         wide[dropped] = 0
@@ -135,7 +152,7 @@ def lay_out(lines: Sequence[dict[str, str | Task]], width: int) -> Table:
     for cut in (n for n in CUT if n in shown):
         # What is cut first leaves the other as much as it wants, and keeps its least.
         others = sum(wide[n] + 1 for n in CUT if n in shown and n != cut)
-        wide[cut] = max(min(wide[cut], room - others - 1), min(wide[cut], LEAST_TEXT))
+        wide[cut] = max(min(wide[cut], room - others - 1), cut_to[cut])
     if "bar" in shown:
         wide["bar"] = min(most, wide["bar"] + max(0, width - sum(wide[n] + 1 for n in shown)))
     for name in shown:

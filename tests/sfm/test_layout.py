@@ -42,10 +42,11 @@ def test_on_a_narrow_terminal_a_row_is_a_list(width):
     assert lines[8] == ""
 
 
-def test_on_a_terminal_that_is_a_little_narrow_a_table_folds_text_but_no_digest():
-    lines = printed(100, [ROW])
-    assert all(len(line) <= 100 for line in lines)
-    assert any("0123456789ab" in line for line in lines)
+@pytest.mark.parametrize("width", [80, 70])
+def test_on_a_terminal_that_is_a_little_narrow_a_table_folds_words_but_no_digest_and_no_number(width):
+    lines = printed(width, [ROW, ROW])
+    assert all(len(line) <= width for line in lines)
+    assert sum("0123456789ab" in line and " 200 " in line and "87.5" in line for line in lines) == 2
 
 
 def test_where_there_is_no_terminal_nothing_is_folded_or_cut():
