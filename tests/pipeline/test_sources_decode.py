@@ -196,7 +196,7 @@ def outcome(data: bytes) -> tuple[int, int] | str:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     data=st.sampled_from(FILES),
     cut=st.floats(0.05, 1),

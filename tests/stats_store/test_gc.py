@@ -296,5 +296,5 @@ class LifeOfAStore(RuleBasedStateMachine):
         assert found == self.seen
 
 
-LifeOfAStore.TestCase.settings = settings(max_examples=12, stateful_step_count=12, deadline=None)
+LifeOfAStore.TestCase.settings = settings(max_examples=12, stateful_step_count=12)
 TestLifeOfAStore = LifeOfAStore.TestCase
