@@ -1,9 +1,9 @@
 """How threads that compute together wait for each other, where other processes want the same cores.
 
-By default OpenMP threads spin for milliseconds, which gains a third on an idle machine and loses a core to
-nobody's good on a busy one: beside two busy processes on two cores `sfm distill` does a quarter to a half of
-the steps (``benchmarks/busy.py``). How they wait changes no bit of a result. The library of threads reads it
-once, when torch is loaded, so the command line decides it before.
+By default OpenMP threads spin for milliseconds. On two idle cores that gains `sfm distill` a third over one
+thread, where threads that sleep lose a third; beside two busy processes it costs half of the steps of one
+thread, where threads that sleep lose nothing (``benchmarks/busy.py``). How they wait changes no bit of a
+result. The library of threads reads it once, when torch is loaded, so the command line decides it before.
 """
 
 import os
@@ -15,14 +15,17 @@ import psutil
 
 POLICY = "OMP_WAIT_POLICY"
 CHOSEN_BY_USER = (POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-LOOK_SECONDS = 0.2
-"""How long to look at what other processes use, before torch is loaded."""
+LOOKS = (0.2, 0.5)
+"""Seconds to look at what other processes use, before torch is loaded: again only if they use much."""
 
 WANTED = 0.5
 """Cores that others use beyond those that are left over, from which on threads had better sleep."""
 
-MUCH = 0.25
-"""Share of its time that a run may wait for a core before it says so."""
+MUCH, LITTLE = 0.25, 0.02
+"""Shares of its time that a run waits for a core: on a busy machine, and on one that it has for itself."""
+
+_sleeping = False
+"""Whether threads sleep because this module chose so."""
 
 
 def choose_waiting(threads: int | None = None) -> None:
@@ -42,10 +45,14 @@ def choose_waiting(threads: int | None = None) -> None:
     told = os.environ.get("OMP_NUM_THREADS", "")
     wanted = threads or (int(told) if told.isdigit() else 0) or len(cores)
     if wanted > 1:
-        shares = psutil.cpu_percent(LOOK_SECONDS, percpu=True)
-        others = sum(shares[core] for core in cores if core < len(shares)) / 100
-        if is_crowded(wanted, others, len(cores)):
-            os.environ[POLICY] = "PASSIVE"
+        for seconds in LOOKS:
+            shares = psutil.cpu_percent(seconds, percpu=True)
+            others = sum(shares[core] for core in cores if core < len(shares)) / 100
+            if not is_crowded(wanted, others, len(cores)):
+                return
+        os.environ[POLICY] = "PASSIVE"
+        global _sleeping
+        _sleeping = True
 
 
 def is_crowded(threads: int, others: float, cores: int) -> bool:
@@ -72,18 +79,23 @@ class CoreWatch:
         waited = seconds_waited() or 0.0
         share = (waited - self._waited) / (now - self._since)
         self._since, self._waited = now, waited
-        found = advice(self.threads, share)
+        found = advice(self.threads, share, _sleeping)
         self._told = bool(found)
         return found
 
 
-def advice(threads: int, share: float) -> str:
+def advice(threads: int, share: float, sleeping: bool) -> str:
     """Return what to say to a run of several threads that waits for a core in a share of its time."""
-    if threads == 1 or share < MUCH:
+    if threads > 1 and sleeping and share < LITTLE:
+        return (
+            "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with "
+            "the same images"
+        )
+    if threads == 1 or share < MUCH or sleeping:
         return ""
     return (
         f"other processes want this machine's cores: {share:.0%} of the time goes into waiting for one; "
-        f"try --threads 1 (with --resume too, then the last bits of the images may differ)"
+        f"try --threads 1, or Ctrl-C and --resume, which gives the same images"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sfm.errors import InputError
 from sfm.eval.config import Mode
 
 Images = Literal["distilled", "none", "random", "nearest", "neighbour"]
@@ -236,6 +237,19 @@ class Evaluation(BaseModel):
     provenance: Provenance
     earlier: list[EarlierEvaluation] = []
     changes: list[str] = []
+
+
+class NotWrittenError(InputError):
+    """Results that were found and cannot be written.
+
+    Attributes
+    ----------
+    evaluations : list of Evaluation
+    """
+
+    def __init__(self, message: str, evaluations: list[Evaluation]) -> None:
+        super().__init__(message)
+        self.evaluations = evaluations
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:

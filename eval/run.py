@@ -25,7 +25,7 @@ from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
 from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
 from sfm.eval.portable import portable_config
-from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, as_json
+from sfm.eval.result import EntryRecord, Evaluation, FullData, NotWrittenError, Provenance, Row, as_json
 from sfm.eval.scores import HeldOut, full_data_of, held_out, row_of
 from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
 from sfm.eval.synthetic import DistilledRun, read_run
@@ -45,19 +45,6 @@ PROTOCOL = ("seeds", "epochs", "views", "projector_views", "seed")
 """Options that figures depend on, whatever is evaluated."""
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
-
-
-class NotWrittenError(InputError):
-    """Results that were found and cannot be written.
-
-    Attributes
-    ----------
-    evaluations : list of Evaluation
-    """
-
-    def __init__(self, message: str, evaluations: list[Evaluation]) -> None:
-        super().__init__(message)
-        self.evaluations = evaluations
 
 
 @dataclass(frozen=True)
@@ -173,9 +160,9 @@ def evaluate_locked(
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)
     works = [Work(work_folder(each.result)) for each in several]
-    for each in several:
+    for each, run in zip(several, runs, strict=True):
         require_writable(each.result)
-        read_result(each.result)
+        require_own(each, run)
     done = [
         finish(each, work, progress if len(ready) == 1 else named(progress, each.config.run.name))
         for each, work in zip(ready, works, strict=True)
@@ -186,6 +173,25 @@ def evaluate_locked(
     for work in works:
         work.remove()
     return [evaluation for evaluation, _ in done]
+
+
+def require_own(config: EvaluateConfig, run: DistilledRun) -> None:
+    """Refuse to write over what is no result, or, where `--out` names a place, over that of other images.
+
+    In the run itself, results of images that were replaced since are dropped, see
+    :func:`~sfm.eval.accumulate.accumulate`.
+
+    Raises
+    ------
+    InputError
+        If it is one of those.
+    """
+    before = read_result(config.result)
+    if config.out and before and before.provenance.images != array_digest(run.pixels):
+        raise InputError(
+            f"--out {config.out}: {config.result} holds the result of other images than those in "
+            f"{config.run}: give another place"
+        )
 
 
 def ready_for(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from sfm.pipeline.logistic import (
     standardised,
     zero_fit,
 )
-from sfm.pipeline.moments import Moments
+from sfm.pipeline.moments import Moments, accumulate
 from sfm.pipeline.staging import Staged
 from sfm.stats_store.accuracy import top_accuracies
 
@@ -35,6 +36,9 @@ STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
 
 PATH_TOLERANCE = 1e-2
 """Fits that only choose the penalty need not be exact; the final one is held to ``TOLERANCE``."""
+
+PATH_ITERATIONS = 50
+"""Nor may they take long: with weak penalties, few samples can be told apart ever more clearly."""
 
 VALIDATION_EVERY = 10
 
@@ -212,7 +216,18 @@ def follow_path(
     tried: list[Judged] = []
     for l2 in candidate.path:
         fits = [
-            fit(fold.rows, fold.samples, spread, l2, start, device, PATH_TOLERANCE, on_pass, prior)
+            fit(
+                fold.rows,
+                fold.samples,
+                spread,
+                l2,
+                start,
+                device,
+                PATH_TOLERANCE,
+                on_pass,
+                prior,
+                PATH_ITERATIONS,
+            )
             for fold, start, prior in zip(folds, fits, priors, strict=True)
         ]
         losses = [losses_on(own, spread, fold.validation) for own, fold in zip(fits, folds, strict=True)]
@@ -269,13 +284,16 @@ def choose_penalty(
     return best[1]
 
 
-def list_candidates(moments: Moments, path: Sequence[float], *, views: bool) -> list[Candidate]:
+def list_candidates(looks: Sequence[Staged], moments: Moments, path: Sequence[float]) -> list[Candidate]:
     """Return the ways to penalise among which validation chooses: of many samples, there is one."""
-    plain = Candidate(spread_of(moments, all_axes=views), False, path)
     if moments.count.sum() > FEW_ROWS:
-        return [plain]
-    common = spread_of(moments, common_scale=True, all_axes=views)
-    return [Candidate(common, True, [*STRONG_L2, *path]), plain]
+        # Views may vary along axes along which their images do not.
+        return [Candidate(spread_of(moments, all_axes=len(looks) > 1), False, path)]
+    if len(looks) > 1:
+        moments = accumulate(chain.from_iterable(looks), *moments.mean.shape)
+    common = spread_of(moments, common_scale=True, all_axes=False)
+    plain = spread_of(moments, all_axes=False)
+    return [Candidate(common, True, [*STRONG_L2, *path]), Candidate(plain, False, path)]
 
 
 def train_classifier(
@@ -311,7 +329,7 @@ def train_classifier(
     """
     looks = [train, *views]
     samples = len(looks) * len(train.all_labels())
-    choice = choose_penalty(looks, list_candidates(moments, path, views=bool(views)), device, on_pass)
+    choice = choose_penalty(looks, list_candidates(looks, moments, path), device, on_pass)
     spread, rows = choice.spread, standardised(looks, samples, choice.spread, device)
     prior, start = None, choice.start
     if choice.means_factor:

@@ -56,6 +56,9 @@ class Extraction:
         was asked for.
     statistics_seconds : float
         Wall time from the end of the pass to the last entry's publication.
+    files : FileCounts or None
+        What became of the files of this dataset in this pass; if nothing was read, what the entry says, and
+        None if it does not.
     """
 
     published: list[Published]
@@ -65,11 +68,7 @@ class Extraction:
     cards: list[ExtractionCard] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     statistics_seconds: float = 0.0
-
-    @property
-    def files(self) -> FileCounts | None:
-        """What became of the files of the dataset; None of entries that do not say."""
-        return self.cards[0].files if self.cards else None
+    files: FileCounts | None = None
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -121,7 +120,9 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
         notes = (*source.inventory.notes, *display_name_notes(source, store, published))
-        return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
+        return Extraction(
+            published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
+        )
     key = digest_of(
         listing,
         source.spec,
@@ -161,7 +162,10 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
     require_name(config, published)
     cards = [store.open(p.summary).extraction for p in published]
     notes = (*source.inventory.notes, *display_name_notes(source, store, published))
-    return Extraction(published, features, gathered.skipped, cosines, cards, notes, statistics_seconds)
+    # The entry of the same images may be of another folder, with other files beside them.
+    return Extraction(
+        published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files
+    )
 
 
 @contextmanager

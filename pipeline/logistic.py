@@ -186,6 +186,7 @@ def fit(
     tolerance: float = TOLERANCE,
     on_pass: PassCallback = ignore_pass,
     prior: Fit | None = None,
+    iterations: int | None = None,
 ) -> Fit:
     """Minimise mean cross-entropy + l2/2 |W - P|^2 on standardised features, with L-BFGS and full gradients.
 
@@ -210,6 +211,8 @@ def fit(
     on_pass : callable, optional
     prior : Fit, optional
         Its weights are P, and its biases are penalised alike; else P is zero, and biases are free.
+    iterations : int, optional
+        The most that it may take; default ``MOST_ITERATIONS``.
     """
     bias_l2 = l2 if prior else 0.0
     prior = prior or zero_fit(*start.weight.shape)
@@ -217,6 +220,7 @@ def fit(
     stretch = (spread.variance / classes + l2).rsqrt()
     bias_stretch = (1 / classes + bias_l2) ** -0.5
     steepest = float("inf")
+    iterations = iterations or MOST_ITERATIONS
 
     def parameters(point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         inner = torch.from_numpy(point[:-classes]).view(classes, extent)
@@ -250,8 +254,8 @@ def fit(
         callback=stop_at_the_tolerance,
         options={
             "maxcor": HISTORY,
-            "maxiter": MOST_ITERATIONS,
-            "maxfun": 2 * MOST_ITERATIONS,
+            "maxiter": iterations,
+            "maxfun": 2 * iterations,
             "ftol": 0,
             "gtol": 0,
         },

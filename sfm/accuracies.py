@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
-from sfm.terminal import accuracy_table, from_here
+from sfm.terminal import accuracy_table, from_here, matrix_table
 from sfm.terminal import print_line as print
 
 FOOTNOTE = (
@@ -25,6 +25,11 @@ def print_accuracies(record: dict[str, Any]) -> None:
         print(FOOTNOTE)
     for change in record["changes"]:
         print(change)
+
+
+def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
+    """Print the cross-backbone matrix; cells that are to be read elsewhere point to the footnote."""
+    matrix_table([c | {"mark": " *"} if is_read_elsewhere(c, c["distilled_on"]) else c for c in cells])
 
 
 def mark(row: dict[str, Any]) -> dict[str, Any]:

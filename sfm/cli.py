@@ -198,13 +198,14 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     """
     choose_waiting(config.threads)
     from sfm.eval.interrupted import says_what_is_kept
+    from sfm.eval.result import NotWrittenError
 
     results = [each.result for each in config.each()]
     unwritten: InputError | None = None
     try:
         with terminal.showing(quiet) as progress:
             from sfm.eval.matrix import matrix
-            from sfm.eval.run import NotWrittenError, evaluate_runs
+            from sfm.eval.run import evaluate_runs
 
             done = evaluate_runs(config, progress)
     except NotWrittenError as error:
@@ -221,7 +222,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         for record in records:
             accuracies.print_accuracies(record)
         if len(records) > 1:
-            terminal.matrix_table(cells)
+            accuracies.print_matrix(cells)
     if unwritten:
         raise unwritten
     if as_json:

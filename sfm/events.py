@@ -43,7 +43,8 @@ def after(seconds: float, listener: Listener) -> Listener:
     began: dict[str, float] = {}
 
     def listen(event: Progress) -> None:
-        if time.monotonic() - began.setdefault(event.stage, time.monotonic()) >= seconds:
+        now = time.monotonic()
+        if now - began.setdefault(event.stage, now) >= seconds:
             listener(event)
 
     return listen

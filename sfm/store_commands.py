@@ -325,8 +325,8 @@ def store_rm(
             terminal.entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
             print(
-                f"The bytes are still there. To delete those of all removed entries: sfm store gc {shlex.quote(url)} "
-                "--now"
+                "The bytes are still there. To delete those of all removed entries: "
+                f"{shlex.join(['sfm', 'store', 'gc', url, '--now'])}"
             )
 
 

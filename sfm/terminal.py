@@ -254,7 +254,7 @@ def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
     for mode in modes:
         for run, distilled_on in runs:
             found = [at.get((mode, run, backbone)) for backbone in backbones]
-            shown = [over_seeds(cell, "top1") if cell else "–" for cell in found]
+            shown = [over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in found]
             rows.append([mode, distilled_on, from_here(run), *shown])
     columns = ["trained", "distilled on", "run", *backbones]
     table("Top-1 %, by the backbone evaluated on", columns, rows, right=set(backbones))

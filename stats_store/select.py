@@ -104,7 +104,8 @@ def narrow(
         sized = [s for s in fitting if s.image_size == image_size]
         if not sized:
             raise NotExtractedError(
-                f"no entry of {dataset} through {model} at {image_size} px: the store holds {listed(fitting)}",
+                f"no entry of {dataset} through {model} at {image_size} px: the store holds "
+                f"{listed(fitting)}",
                 fitting,
             )
         return sized

@@ -2,7 +2,6 @@
 
 import http.client
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,7 +75,7 @@ class Proxy:
 def breaking(upstream: str) -> Iterator[Proxy]:
     """Run a proxy in front of `upstream` on a free port."""
     host, port = urlsplit(upstream).hostname, urlsplit(upstream).port
-    lock, creating = threading.Lock(), threading.Lock()
+    lock, creating, over = threading.Lock(), threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -85,9 +84,11 @@ def breaking(upstream: str) -> Iterator[Proxy]:
             with lock:
                 proxy.under_way += 1
                 proxy.most = max(proxy.most, proxy.under_way)
-            time.sleep(proxy.latency)
             try:
-                self.handle_one()
+                if over.wait(proxy.latency):
+                    self.close_connection = True
+                else:
+                    self.handle_one()
             finally:
                 with lock:
                     proxy.under_way -= 1
@@ -171,5 +172,6 @@ def breaking(upstream: str) -> Iterator[Proxy]:
     try:
         yield proxy
     finally:
+        over.set()
         server.shutdown()
         server.server_close()

@@ -27,7 +27,7 @@ from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, fi
 from sfm.pipeline.sources.splits import SPLIT_WORDS
 from sfm.pipeline.sources.walk import (
     SYSTEM_FOLDERS,
-    count_files,
+    count_files_below,
     dangling_link,
     leads_nowhere,
     scan_folder,
@@ -220,7 +220,7 @@ def class_ids_in(split: Path) -> set[str]:
 
 def count_beside(root: Path, layout: Layout) -> Counter[str]:
     """Count the files beside the class folders, by kind and by the folder that holds them."""
-    unused = Counter({f"in {folder.name}/": count_files(folder) for folder in layout.others})
+    unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.others})
     for folder in dict.fromkeys((root, layout.train, layout.held_out)):
         if folder is None:
             continue

@@ -75,7 +75,7 @@ def _walk(
                 raise InputError(dangling_link(entry.path))
             unused["links that lead nowhere"] += 1
         elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
-            unused[f"in {entry.name}/"] += count_files(entry.path)
+            unused[f"in {entry.name}/"] += count_files_below(entry.path)
         elif entry.is_dir():
             folders.append(entry)
         elif entry.is_file():
@@ -113,6 +113,6 @@ def dangling_link(path: str | os.PathLike[str]) -> str:
     )
 
 
-def count_files(folder: str | os.PathLike[str]) -> int:
+def count_files_below(folder: str | os.PathLike[str]) -> int:
     """Return the number of files below a folder that is not read; links to folders are not followed."""
     return sum(len(names) for _, _, names in os.walk(folder))

@@ -56,9 +56,14 @@ def test_a_machine_is_crowded_where_threads_and_others_want_more_cores_than_ther
 
 
 def test_a_run_that_waits_for_cores_is_told_of_threads_unless_it_has_one() -> None:
-    assert "try --threads 1" in advice(2, 0.5)
-    assert advice(2, 0.1) == ""
-    assert advice(1, 0.9) == ""
+    assert "try --threads 1" in advice(2, 0.5, sleeping=False)
+    assert advice(2, 0.1, sleeping=False) == ""
+    assert advice(1, 0.9, sleeping=False) == ""
+
+
+def test_a_run_whose_threads_sleep_is_told_when_the_machine_is_its_own() -> None:
+    assert "--resume is faster" in advice(2, 0.0, sleeping=True)
+    assert advice(2, 0.5, sleeping=True) == ""
 
 
 def test_a_run_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

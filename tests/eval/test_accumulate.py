@@ -155,6 +155,16 @@ def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: s
         )
 
 
+def test_the_result_of_another_run_is_not_written_over(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    found = evaluate(config(new_run(), fashion_store, mode=["linear"], out=out))
+    with pytest.raises(InputError, match="holds the result of other images than those in"):
+        evaluate(config(new_run("other", ipc=2), fashion_store, mode=["linear"], out=out))
+    assert written(out / "evaluation.json").rows == found.rows
+
+
 def test_where_nothing_can_be_written_nothing_is_computed(new_run: NewRun, fashion_store: str) -> None:
     run, told = new_run(), list[Progress]()
     (run / ".evaluation.json.partial").mkdir()
@@ -263,6 +273,8 @@ def test_an_interrupted_command_says_what_is_true(
     assert f"what is done is in {kept}: the same command goes on from there" in done.stderr
     shutil.rmtree(kept)
     monkeypatch.setattr(stage, "read_run", stop)
+    assert "the same command starts again" in CliRunner().invoke(app, command).stderr
+    monkeypatch.setattr("sfm.terminal.showing", stop)  # as while the stage is being imported
     assert "the same command starts again" in CliRunner().invoke(app, command).stderr
 
 

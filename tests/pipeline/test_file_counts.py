@@ -11,7 +11,7 @@ from sfm.events import Progress
 from sfm.pipeline import features as features_module
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.file_counts import describe_files
+from sfm.pipeline.file_counts import counts_from_kinds, describe_files
 from sfm.pipeline.plan import plan
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.store import open_store
@@ -108,6 +108,15 @@ def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
     assert (done.files.found, done.files.used) == (FOUND, FOUND - 5)
 
 
+def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_already(tmp_path, image_folder):
+    extract(config(tmp_path / "s", f"folder:{image_folder}", name="garments"))
+    other = shutil.copytree(image_folder, tmp_path / "other")
+    (other / "notes.txt").write_text("about")
+    done = extract(config(tmp_path / "s", f"folder:{other}", name="garments"))
+    assert done.published[0].outcome == "already there"
+    assert (done.features.read, done.files.unused) == (60, {".txt": 1})
+
+
 def test_a_plan_tells_what_is_known_before_the_pass(tmp_path, littered):
     planned = plan(config(tmp_path / "s", littered["folder"], limit_per_class=5))
     assert planned.files == {
@@ -123,6 +132,17 @@ def test_the_line_names_kinds_the_most_frequent_first():
     counts = FileCounts(found=1240, used=1234, unused={".csv": 1, ".txt": 3, "in val/": 2})
     assert describe_files(counts) == "1,240 files found, 1,234 used, 6 not used: 3 .txt, 2 in val/, 1 .csv"
     assert describe_files(FileCounts(found=2, used=2)) == "2 files found, 2 used"
+
+
+def test_kinds_can_be_written_and_read_whatever_files_are_called():
+    """Names of files are any bytes, and their ends may be numbers."""
+    unused = {".x\udce9\n": 9, "in " + "a" * 200 + "/": 8} | {f".{i:03d}": 1 for i in range(100)}
+    counts = counts_from_kinds(5, unused)
+    assert FileCounts.model_validate_json(counts.model_dump_json()) == counts
+    assert counts.found == 5 + 9 + 8 + 100
+    assert counts.unused[r".x\xe9\n"] == 9
+    assert counts.unused["of other kinds"] == 72
+    assert max(map(len, counts.unused)) <= 60
 
 
 def test_entries_that_were_written_before_say_nothing_about_files():

@@ -101,7 +101,7 @@ def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, i
 
 
 def test_the_options_of_other_extractions_are_what_they_were(tmp_path):
-    assert "hold_out" not in options_of(config(tmp_path, "x:y", hold_out=None), "full")
+    assert "hold_out" not in options_of(config(tmp_path, "x:y", hold_out=None), "full", {})
 
 
 def test_a_train_folder_without_a_held_out_one_can_be_divided(tmp_path, image_folder):
