@@ -37,6 +37,7 @@ from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Store, open_store
+from sfm.text import utf8_only
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
@@ -388,7 +389,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
     device = ready.subjects[0].backbone.device
     source = ready.source.entry
     return Provenance(
-        store=ready.store.url,
+        store=utf8_only(ready.store.url),
         dataset=source.dataset.name,
         fingerprint=source.summary.fingerprint,
         role=source.summary.role,

@@ -2,6 +2,7 @@
 
 import codecs
 import unicodedata
+from typing import Any
 
 JOINERS = "\u200c\u200d"
 """Format characters that scripts and emoji need; they neither move the cursor nor turn text around."""
@@ -68,3 +69,12 @@ codecs.register_error(DEGRADE, degrade)
 def utf8_only(text: str) -> str:
     r"""Return text with bytes that are not UTF-8 (as file names hold them) written as ``\xNN``."""
     return "".join(escape(c) if unicodedata.category(c) == "Cs" else c for c in text)
+
+
+def utf8_values(value: Any) -> Any:
+    """Return what a JSON file is to hold, with all text in it as :func:`utf8_only` gives it."""
+    if isinstance(value, str):
+        return utf8_only(value)
+    if isinstance(value, dict):
+        return {utf8_values(name): utf8_values(own) for name, own in value.items()}
+    return [utf8_values(own) for own in value] if isinstance(value, list) else value

@@ -16,7 +16,7 @@ from sfm.eval.report.view import distill_command
 from sfm.eval.report.words import many, percent
 from sfm.eval.result import Row
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import one_line
+from sfm.text import one_line, utf8_only
 
 LICENCES = frozenset(
     {
@@ -206,4 +206,4 @@ def rendered(name: str, **words: Any) -> str:
         finalize=finalize,
     )
     environment.filters["cell"] = cell
-    return environment.get_template(name).render(words)
+    return utf8_only(environment.get_template(name).render(words))

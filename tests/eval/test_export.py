@@ -1,6 +1,7 @@
 """Exports, each read back by the library that owns its format."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -129,6 +130,12 @@ def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path
     found = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     assert found.features["label"].names[:3] == ["T-shirt/top", "crane | bird (1)", "crane | bird (2)"]
     assert "| 1 | crane \\| bird | 1 |" in (out / "README.md").read_text()
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf8_is_exported(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / os.fsdecode(b"caf\xe9")))
+    out = exported(run, tmp_path / os.fsdecode(b"out\xe9"), "webdataset")
+    assert r"caf\xe9-again" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_path: Path) -> None:

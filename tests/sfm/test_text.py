@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfm.text import encodable, one_line, utf8_only
+from sfm.text import encodable, one_line, utf8_only, utf8_values
 
 HOSTILE = {
     "\x1b]52;c;Y3VybA==\x07\x1b[2J": r"\x1b]52;c;Y3VybA==\x07\x1b[2J",
@@ -44,3 +44,8 @@ def test_what_an_encoding_lacks_is_degraded(encoding, shown):
 
 def test_only_bytes_that_are_not_utf8_are_written_otherwise():
     assert utf8_only("caf\udce9\n猫") == "caf\\xe9\n猫"
+
+
+def test_a_json_document_of_paths_is_utf8():
+    document = {"out": "caf\udce9", "runs": ["a\udce9", 1, None], "caf\udce9": {"x": 1.5}}
+    assert utf8_values(document) == {"out": r"caf\xe9", "runs": [r"a\xe9", 1, None], r"caf\xe9": {"x": 1.5}}
