@@ -11,8 +11,11 @@ from torch import Tensor
 from sfm.pipeline.logistic import Fit, Spread, cross_entropies, on_raw_features
 from sfm.pipeline.staging import Staged
 
-LOG_TEMPERATURES = (-16.0, 6.0)
-"""Natural logarithms of the least and the largest factor of the logits."""
+MOST_LOGIT = 20.0
+"""The factor of the logits makes the largest bias no larger: beyond that, all probabilities are 0 or 1."""
+
+LOG_RANGE = 16.0
+"""Natural logarithm of the largest factor over the least."""
 
 
 def class_mean_fit(rows: Iterable[tuple[Tensor, Tensor]], classes: int, features: int) -> Fit:
@@ -57,5 +60,7 @@ def calibrate(fits: Sequence[Fit], validations: Sequence[Staged], spread: Spread
         ]
         return float(np.concatenate(found).mean())
 
-    best = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 0.05})
+    largest = max(float(fit.bias.abs().max()) for fit in fits)
+    end = float(np.log(MOST_LOGIT / largest)) if largest > 0 else 0.0
+    best = minimize_scalar(loss, bounds=(end - LOG_RANGE, end), method="bounded", options={"xatol": 0.05})
     return float(np.exp(best.x))

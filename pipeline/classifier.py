@@ -12,6 +12,7 @@ from torch import Tensor
 from sfm.pipeline.class_means import calibrate, class_mean_fit, losses_on, scale_logits
 from sfm.pipeline.folds import Mask, at_most, cut_folds
 from sfm.pipeline.logistic import (
+    TOLERANCE,
     Fit,
     PassCallback,
     Spread,
@@ -53,7 +54,7 @@ VALIDATING_ROWS = 1000
 
 MOST_FOLDS = 5
 
-WITHIN = 1.25
+WITHIN = 2.0
 """Standard errors; a single sample that one penalty gets right and another wrong makes one."""
 
 MARGIN = 4.0
@@ -303,6 +304,7 @@ def train_classifier(
     views: Sequence[Staged] = (),
     path: Sequence[float] = L2_PATH,
     on_pass: PassCallback = ignore_pass,
+    tolerance: float = TOLERANCE,
 ) -> Classifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
@@ -326,6 +328,8 @@ def train_classifier(
         Penalties to choose from, strongest first.
     on_pass : callable, optional
         Told how many rows a pass was over, after each.
+    tolerance : float
+        Of the final fit.
     """
     looks = [train, *views]
     samples = len(looks) * len(train.all_labels())
@@ -334,7 +338,7 @@ def train_classifier(
     prior, start = None, choice.start
     if choice.means_factor:
         start = prior = scale_logits(class_mean_fit(rows, *moments.mean.shape), choice.means_factor)
-    final = fit(rows, samples, spread, choice.l2, start, device, on_pass=on_pass, prior=prior)
+    final = fit(rows, samples, spread, choice.l2, start, device, tolerance, on_pass, prior)
     weight, bias = (x.float().numpy() for x in on_raw_features(final.weight, final.bias, spread))
     return Classifier(
         weight, bias, choice.l2, final.iterations, final.converged, spread.common_scale, prior is not None

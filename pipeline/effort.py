@@ -146,9 +146,14 @@ class Meter:
         self._done = max(self._done, end)
         self.tell()
 
+    def finish(self, **figures: float) -> None:
+        """Count all as done, and tell figures."""
+        self._done, self._told = self.effort.total, -1
+        self.tell(**figures)
+
     def tell(self, **figures: float) -> None:
         """Tell the percentage, where it has changed or there are figures to show."""
-        percent = min(100, int(100 * self._done / self.effort.total)) if self.effort.total else 0
+        percent = min(100, int(100 * self._done / self.effort.total))
         if percent != self._told or figures:
             self._told = percent
             self.progress(Progress(self.stage, percent, 100, "%", figures))

@@ -141,8 +141,7 @@ def compute(
     top1, top5 = accuracies(test, classifier)
     meter.reach(effort.classifier)
     centres = sub_class_centres(train, labels, classes, features, numbers, job.config.seed, on_placed)
-    meter.reach(effort.total)
-    meter.tell(**({} if top1 is None else {"top-1 %": 100 * top1}))
+    meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
     return Statistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
 

@@ -25,6 +25,9 @@ HISTORY = 20
 KEPT_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
 
+PRECISE_ROWS = 4096
+"""Up to so many rows are in double precision: next to a strong penalty, single precision hides the loss."""
+
 PassCallback = Callable[[int], None]
 """Told after every pass how many rows it was over."""
 
@@ -131,19 +134,20 @@ def on_raw_features(weight: Tensor, bias: Tensor, spread: Spread) -> tuple[Tenso
 class Standardised:
     """Standardised rows on a device, made again from the disk in every pass.
 
-    Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: float32 (n, D) and int64 (n,).
+    Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: `dtype` (n, D) and int64 (n,).
     """
 
     staged: Sequence[Staged]
     spread: Spread
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mean, scale = (t.float().to(self.device) for t in (self.spread.mean, 1 / self.spread.std))
+        mean, scale = (t.to(self.device, self.dtype) for t in (self.spread.mean, 1 / self.spread.std))
         for features, labels in chain.from_iterable(self.staged):
             for start in range(0, len(labels), BLOCK_ROWS):
                 own = slice(start, start + BLOCK_ROWS)
-                rows = torch.from_numpy(features[own]).to(self.device)
+                rows = torch.from_numpy(features[own]).to(self.device, self.dtype)
                 yield (rows - mean).mul_(scale), torch.from_numpy(labels[own]).long().to(self.device)
 
 
@@ -151,7 +155,8 @@ def standardised(
     staged: Sequence[Staged], samples: int, spread: Spread, device: torch.device
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Return standardised rows that can be passed over again and again; kept where they fit."""
-    rows = Standardised(staged, spread, device)
+    dtype = torch.float64 if samples <= PRECISE_ROWS else torch.float32
+    rows = Standardised(staged, spread, device, dtype)
     most = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KEPT_BYTES
     return list(rows) if 4 * samples * len(spread.mean) <= most else rows
 
@@ -161,13 +166,13 @@ def cross_entropy_and_gradient(
 ) -> tuple[float, Tensor, Tensor]:
     """Return the mean cross-entropy and its gradient, float64, in one pass over the rows.
 
-    Products and softmax are float32, sums over blocks float64.
+    Products and softmax are of the rows' precision, sums over blocks float64.
     """
-    w, b = weight.float().to(device), bias.float().to(device)
+    w, b = weight.to(device), bias.to(device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     outer, total = torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
     for x, y in rows:
-        log_likelihood = torch.addmm(b, x, w.T).log_softmax(dim=1)
+        log_likelihood = torch.addmm(b.to(x.dtype), x, w.to(x.dtype).T).log_softmax(dim=1)
         loss -= log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
         residual = log_likelihood.exp_()
         residual[torch.arange(len(y), device=device), y] -= 1
@@ -260,6 +265,9 @@ def fit(
             "gtol": 0,
         },
     )
+    if steepest > tolerance:
+        # The search may have ended at a point before the one that it tried last.
+        loss_and_gradient(found.x)
     return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
 
 

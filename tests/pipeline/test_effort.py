@@ -1,0 +1,64 @@
+"""What the statistics take: estimated before, told on the way, recorded after."""
+
+import pytest
+import torch
+
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.effort import Meter, estimate_effort, measure_operations
+from sfm.pipeline.extract import extract
+from sfm.pipeline.plan import plan
+
+
+def test_more_of_anything_takes_longer():
+    least = estimate_effort(10, 64, 1000, 1, (5,)).total
+    for more in ((20, 64, 1000, 1, (5,)), (10, 128, 1000, 1, (5,)), (10, 64, 9000, 1, (5,))):
+        assert estimate_effort(*more).total > least
+    assert estimate_effort(10, 64, 1000, 3, (5,)).total > least
+    assert estimate_effort(10, 64, 1000, 1, (5, 10)).total > least
+    assert estimate_effort(10, 64, 1000, 1, ()).centres == 0
+
+
+def test_the_speed_of_this_machine_is_tried():
+    assert measure_operations(3, 16, torch.device("cpu")) > 0
+
+
+def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
+    told = []
+    effort = estimate_effort(2, 2000, 5000, 1, (5,))
+    meter = Meter(lambda event: told.append((event.done, event.figures)), "statistics", effort)
+    meter.tell()
+    meter.advance(effort.total, effort.moments)
+    meter.advance(effort.total, effort.moments)
+    meter.finish(figure=1.0)
+    share = int(100 * effort.moments / effort.total)
+    assert told == [(0, {}), (share, {}), (100, {"figure": 1.0})]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(tmp_path / "store"),
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "limit_per_class": 3,
+        "sub_classes": (2,),
+    }
+
+
+def test_a_plan_says_what_comes_after_the_pass(small):
+    assert plan(ExtractConfig(**small, dry_run=True)).statistics_seconds > 0
+
+
+def test_the_statistics_are_told_in_percent_and_their_time_is_recorded(small):
+    told = []
+    done = extract(ExtractConfig(**small, tune_fraction=0.4), told.append)
+    for stage in ("statistics of lite0", "tuning statistics of lite0"):
+        percents = [event.done for event in told if event.stage == stage]
+        assert percents[0] == 0
+        assert percents[-1] == 100
+        assert percents == sorted(set(percents))
+        assert {event.unit for event in told if event.stage == stage} == {"%"}
+    seconds = [card.statistics_seconds for card in done.cards]
+    assert all(s > 0 for s in seconds)
+    assert done.statistics_seconds >= sum(seconds)
