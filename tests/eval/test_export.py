@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -265,9 +266,9 @@ def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path)
     left = {".DS_Store", "Thumbs.db", "lost+found"}
     for name in left:
         (tmp_path / name).mkdir()
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path) as partial:
+    with suppress(RuntimeError), whole_folder(tmp_path) as partial:
         (partial / "half").write_text("")
-        raise ZeroDivisionError
+        raise RuntimeError
     assert {path.name for path in tmp_path.iterdir()} == left
     with whole_folder(tmp_path) as partial:
         (partial / "images").mkdir()
