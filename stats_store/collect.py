@@ -18,14 +18,12 @@ from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import concurrently
-from sfm.stats_store.disk import UNFINISHED, LocalFile, local_root, modified, walk
+from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, local_root, modified, raise_unless_gone, walk
 from sfm.stats_store.history import Generation, generations
 from sfm.stats_store.location import (
     UnreadableError,
     delete_below,
-    denied,
     list_objects,
-    raise_unless_gone,
     reaching,
 )
 from sfm.stats_store.store import MARK, Store
@@ -127,12 +125,14 @@ def collect(
     commits = generations(store, progress)
     unreadable = [g for g in commits if g.newest and g.commit is None]
     notes = [*hidden, *(g.problem for g in unreadable)]
+    # Commits that were listed before and are not any more: hidden, or collected by somebody else just now.
+    lost = {i.path for i in index if is_commit(i.path)} - {g.path for g in commits}
     guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
     found = [
         *(
             garbage
             for garbage in unreferenced_runs(runs, index, commits)
-            if not (notes and garbage.reason == "never committed") and garbage.path not in guarded
+            if not ((notes or lost) and garbage.reason == "never committed") and garbage.path not in guarded
         ),
         *(
             Garbage(i.path, "unfinished write", i.modified, 1, i.size)
@@ -152,6 +152,8 @@ def collect(
                 if due and free and not dry_run:
                     delete(store, garbage)
         except UnreadableError as error:
+            if local_root(store.objects) is None:
+                raise  # a server allows all of it or nothing
             return garbage, False, f"{garbage.path} could not be deleted: {error}"
         return garbage, due and free, ""
 
@@ -159,6 +161,11 @@ def collect(
         (collection.deleted if gone else collection.kept).append(garbage)
         notes += [problem] if problem else []
     return collection
+
+
+def is_commit(path: str) -> bool:
+    """Say whether a path of the index is that of a commit."""
+    return path.count("/") == 4 and path.endswith(".json") and path[:-5].rpartition("/")[2].isdigit()
 
 
 def runs_of(commits: Sequence[Generation], key: str) -> set[str]:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obstore.store import LocalStore, ObjectStore
+
+from sfm.errors import InputError
 
 UNFINISHED = re.compile(r"#\d+$")
 """How a local file is named until it is complete; no listing shows it, and a killed writer leaves it."""
@@ -89,6 +92,17 @@ def owned(place: Path) -> str:
     """Return whose a path is, and its mode."""
     state = place.stat()
     return f"{place} is of user {user_name(state.st_uid)}, mode {stat.S_IMODE(state.st_mode):o}"
+
+
+def denied(path: Path | None) -> str:
+    """Return whose a path is that may not be read or written, and what to do about it."""
+    below = next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), None) if path else None
+    if path is None or below is None:
+        return "permission denied"
+    return (
+        f"permission denied: {owned(below)}. In a folder that a team shares, its owner runs chmod -R g+rwX "
+        f"and chmod g+s on it, and everyone uses umask 002"
+    )
 
 
 def user_name(number: int) -> str:
@@ -225,6 +239,32 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def folder_of_store(path: Path, *, create: bool) -> Path:
+    """Return the absolute path of a folder, with links followed: what is written is then read there too.
+
+    Raises
+    ------
+    InputError
+        If there is a file of that name, or no folder and it is not to be created.
+    OSError
+        If it cannot be looked at.
+    """
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        if not create:
+            raise InputError(
+                f"no store at {path}: no such folder; create one with "
+                f"`sfm extract --store {shlex.quote(str(path))}`"
+            ) from None
+    except ValueError:
+        raise InputError("the path of the store holds a null character") from None
+    else:
+        if not stat.S_ISDIR(state.st_mode):
+            raise InputError(f"no store at {path}: it is a file; give a folder")
+    return path.absolute()
+
+
 def walk(
     root: Path, prefix: str, unreadable: Callable[[Path], None], above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[LocalFile]:
@@ -267,3 +307,9 @@ def walk(
 def modified(state: os.stat_result) -> datetime.datetime:
     """Return when something was changed last."""
     return datetime.datetime.fromtimestamp(state.st_mtime, datetime.UTC)
+
+
+def raise_unless_gone(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
+    """Pass over what somebody else deleted a moment ago, and raise anything else."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]

@@ -5,9 +5,7 @@ import datetime
 import errno
 import os
 import secrets
-import shlex
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +22,12 @@ from sfm.stats_store.concurrency import interruptibly
 from sfm.stats_store.disk import (
     UNFINISHED,
     WHY,
+    denied,
+    folder_of_store,
     is_denied,
     local_root,
-    owned,
     path_of,
+    raise_unless_gone,
     sync,
     system_errno,
     walk,
@@ -196,32 +196,6 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
         return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
 
 
-def folder_of_store(path: Path, *, create: bool) -> Path:
-    """Return the absolute path of a folder, with links followed: what is written is then read there too.
-
-    Raises
-    ------
-    InputError
-        If there is a file of that name, or no folder and it is not to be created.
-    OSError
-        If it cannot be looked at.
-    """
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        if not create:
-            raise InputError(
-                f"no store at {path}: no such folder; create one with "
-                f"`sfm extract --store {shlex.quote(str(path))}`"
-            ) from None
-    except ValueError:
-        raise InputError("the path of the store holds a null character") from None
-    else:
-        if not stat.S_ISDIR(state.st_mode):
-            raise InputError(f"no store at {path}: it is a file; give a folder")
-    return path.absolute()
-
-
 def require_endpoint(name: str, value: str) -> None:
     """Refuse an endpoint that is no URL; obstore panics at some.
 
@@ -284,17 +258,6 @@ def explained(error: BaseException, place: str) -> str:
     if "environment" in reason or "permission" in reason:
         reason += f"; {CREDENTIALS[place.partition(':')[0]]}"
     return f"cannot use {place}: {reason}"
-
-
-def denied(path: Path | None) -> str:
-    """Return whose a path is that may not be read or written, and what to do about it."""
-    below = next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), None) if path else None
-    if path is None or below is None:
-        return "permission denied"
-    return (
-        f"permission denied: {owned(below)}. In a folder that a team shares, its owner runs chmod -R g+rwX "
-        f"and chmod g+s on it, and everyone uses umask 002"
-    )
 
 
 def first_line(error: BaseException) -> str:
@@ -484,9 +447,3 @@ def delete_below(objects: ObjectStore, prefix: str) -> int:
     if paths:
         obstore.delete(objects, paths)
     return len(paths)
-
-
-def raise_unless_gone(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
-    """Pass over what somebody else deleted a moment ago, and raise anything else."""
-    if not isinstance(error[1], FileNotFoundError):
-        raise error[1]

@@ -27,11 +27,11 @@ from sfm.stats_store.cards import (
 )
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.disk import denied
 from sfm.stats_store.location import (
     UnreadableError,
     connect,
     create_object,
-    denied,
     is_empty,
     list_readable,
     reaching,

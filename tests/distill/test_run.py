@@ -410,6 +410,7 @@ def test_an_out_directory_that_holds_something_else_is_refused_and_left_alone(
 
 def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillConfig, tmp_path: Path) -> None:
     config.out.mkdir()
+    (config.out / ".DS_Store").write_bytes(b"x")  # does not count
     distill(config.model_copy(update={"steps": 1}))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):

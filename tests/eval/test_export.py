@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sfm.cli import app
 from sfm.errors import InputError
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
+from sfm.eval.whole import whole_folder
 from sfm.stats_store.store import Entry
 
 SFM = str(Path(sys.executable).with_name("sfm"))
@@ -333,6 +335,21 @@ def test_a_damaged_projector_is_one_line(run: Path, fashion_store: str, tmp_path
 def test_a_classifier_needs_the_store(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--store is required for a classifier"):
         exported(finished_run, tmp_path / "out", "classifier")
+
+
+def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path) -> None:
+    left = {".DS_Store", "Thumbs.db", "lost+found"}
+    for name in left:
+        (tmp_path / name).mkdir()
+    with suppress(RuntimeError), whole_folder(tmp_path) as partial:
+        (partial / "half").write_text("")
+        raise RuntimeError
+    assert {path.name for path in tmp_path.iterdir()} == left
+    with whole_folder(tmp_path) as partial:
+        (partial / "images").mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == left | {"images"}
+    with pytest.raises(InputError, match="is not empty"), whole_folder(tmp_path):
+        pass
 
 
 def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Path) -> None:
