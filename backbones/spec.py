@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 
 PRE_LOGITS = "pre-logits"
 """The feature is what the model hands to its classifier: pooled, normalised, not yet classified."""
@@ -103,7 +104,7 @@ def parse_spec(text: str) -> Spec:
     name, at, path = text.strip().partition("@")
     if at and not path:
         raise InputError(f"backbone '{text}' names no file after '@'")
-    weights = Path(path).expanduser() if at else None
+    weights = expand_home(path) if at else None
     if name in LITE:
         if weights is not None:
             raise InputError(
@@ -122,6 +123,12 @@ def parse_spec(text: str) -> Spec:
     if not model or (dot and not tag):
         raise InputError(f"backbone '{text}' names no timm model: write timm/MODEL or timm/MODEL.TAG")
     return Spec(text, model=model, tag=tag or None, weights=weights)
+
+
+def absolute_spec(text: str) -> str:
+    """Return a spec whose file of weights has its whole path, so that it means the same in every folder."""
+    name, at, path = text.strip().partition("@")
+    return f"{name}@{Path(path).expanduser().absolute()}" if at and path else text
 
 
 def _unknown(name: str) -> str:

@@ -92,7 +92,7 @@ def keep(folder: Path, count: int) -> None:
     """Delete all but the last `count` checkpoints, and what a killed process left."""
     saved = _saved(folder)
     for path in folder.iterdir():
-        if path not in saved[:count]:
+        if path not in saved[:count] and path.is_dir():
             shutil.rmtree(path)
 
 
@@ -135,7 +135,7 @@ def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device, g
 
 
 def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
-    """Refuse to resume a run with another recipe.
+    """Refuse to resume a run with another recipe; with other threads it may be.
 
     Raises
     ------
@@ -145,13 +145,22 @@ def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> Non
     changed = [
         f"{name} was {_short(found.get(name))} and is {_short(asked[name])} now"
         for name in asked
-        if found.get(name) != asked[name]
+        if name != "threads" and found.get(name) != asked[name]
     ]
     if changed:
         raise InputError(
             f"cannot resume the run in {out}: {'; '.join(changed)}; "
             "repeat its own options, or choose another --out"
         )
+
+
+def with_threads(checkpoint: Checkpoint, threads: int) -> Checkpoint:
+    """Return a checkpoint to go on from with so many threads; it tells which there were before."""
+    recipe = checkpoint.recipe
+    if threads == recipe["threads"]:
+        return checkpoint
+    before = [*recipe.get("threads_before", []), recipe["threads"]]
+    return checkpoint.model_copy(update={"recipe": recipe | {"threads": threads, "threads_before": before}})
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import DatasetCard
+from sfm.stats_store.class_lists import ClassList, class_id_from, find_class, read_class_file
 
 
 def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64]:
@@ -16,8 +17,8 @@ def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64
     Parameters
     ----------
     file : Path or None
-        One class id or display name per line; empty lines and what follows a ``#`` do not count. None means
-        all classes.
+        A class list (see :func:`~sfm.stats_store.class_lists.parse_class_list`) whose ids may also be
+        display names. None means all classes.
     card : DatasetCard
 
     Returns
@@ -31,28 +32,30 @@ def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64
     """
     if file is None:
         return np.arange(len(card.class_ids))
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read --classes {file}: {error}") from error
-    chosen: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        text = line.partition("#")[0].strip()
-        if text:
-            place = _place(text, card, f"line {number} of {file}")
-            if place in chosen:
-                raise InputError(f"line {number} of {file} names '{text}' again: name every class once")
-            chosen.append(place)
-    return np.sort(np.array(chosen, dtype=np.int64))
+    return places_of(read_class_file(file.expanduser()), card)
+
+
+def places_of(chosen: ClassList, card: DatasetCard) -> npt.NDArray[np.int64]:
+    """Return the places of the classes that a list names; see :func:`chosen_classes`."""
+    places: list[int] = []
+    for text in chosen.ids:
+        place = _place(text, card, chosen.origin)
+        if place in places:
+            raise InputError(f"{chosen.origin} names '{text}' again: name every class once")
+        places.append(place)
+    return np.sort(np.array(places, dtype=np.int64))
 
 
 def _place(text: str, card: DatasetCard, where: str) -> int:
-    if text in card.class_ids:
-        return card.class_ids.index(text)
-    named = [place for place, name in enumerate(card.class_names) if name == text]
+    found = find_class(text, card.class_ids)
+    if found is not None:
+        return card.class_ids.index(found)
+    named = [place for place, name in enumerate(card.class_names) if class_id_from(name) == text]
     if not named:
         close = difflib.get_close_matches(text, [*card.class_ids, *card.class_names], n=3)
         guess = f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+        if " #" in text:
+            guess += "; '#' begins a comment only at the beginning of a line"
         raise InputError(f"{where}: {card.name} has no class '{text}'{guess}")
     if len(named) > 1:
         ids = ", ".join(card.class_ids[place] for place in named)

@@ -17,7 +17,7 @@ class DistillConfig(BaseModel):
         default=None, ge=8, description="Input size of the backbone, where the store holds several."
     )
     dataset: str = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
-    classes: Path | None = Field(
+    classes: Path | tuple[str, ...] | None = Field(
         default=None,
         description="File with the ids or names of the classes to distil, one per line; default: all.",
     )
@@ -77,6 +77,12 @@ class DistillConfig(BaseModel):
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with, in each process. Default: one per core, or as "
+        "OMP_NUM_THREADS says.",
+    )
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
     )

@@ -1,5 +1,6 @@
 """How a run's directory is written: whole files and whole folders appear, or nothing does."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sfm.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -21,6 +24,16 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(
             f"cannot write {path}: {reason}; free some space or allow writing, then repeat with --resume"
         ) from error
+
+
+@contextmanager
+def not_essential(path: Path) -> Iterator[None]:
+    """Turn any failure to make `path`, which only people look at, into a warning: the result stands."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        LOG.warning("%s is missing, the run is complete without it: %s", path, reason)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -12,12 +12,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sfm.distill.captions import short_captions
 from sfm.distill.pyramid import decode
+from sfm.text import one_line
 
 DECODED_AT_ONCE = 64
 
 PREVIEWED_CLASSES, PREVIEWED_IMAGES = 100, 10
 """How many classes a preview shows, and how many images of each."""
+
+CAPTION = 200
+"""Characters of a caption that are looked at; fewer are drawn, as many as fit."""
 
 
 def pixels(levels: Sequence[Tensor], canvas: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -84,7 +89,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
     folder : Path
         What :func:`write_images` wrote.
     folders, labels : sequence of str
-        The classes' folders and what to call them; the first 100 are shown.
+        The classes' folders and what to call them; the first 100 are shown. What all begin with is left out.
     title : str
         One line for the top.
 
@@ -108,7 +113,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), _fitted(title, heading, width - 2 * margin), "#111111", heading)
-    for index, (paths, label) in enumerate(zip(shown, labels, strict=False)):
+    for index, (paths, label) in enumerate(zip(shown, short_captions(labels), strict=False)):
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)
@@ -126,6 +131,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    text = one_line(text, CAPTION)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

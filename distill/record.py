@@ -13,6 +13,8 @@ from sfm.backbones.build import Backbone
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
 from sfm.distill.engine import Plan
+from sfm.distill.portable import portable_config
+from sfm.stats_store.location import absolute_url
 from sfm.stats_store.store import Entry
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
@@ -84,8 +86,8 @@ def record_of(
     """
     return {
         "command": "distill",
-        "config": config.model_dump(mode="json") | {"store": store},
-        "store": store,
+        "config": portable_config(config, store, checkpoint.recipe["classes"], checkpoint.recipe["threads"]),
+        "store": absolute_url(store),
         "entry_digest": entry.summary.entry_digest,
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
@@ -99,6 +101,7 @@ def record_of(
         "micro_batch": plan.micro_batch,
         "graphs": plan.graphs,
         "threads": checkpoint.recipe["threads"],
+        "notes": notes_of(checkpoint.recipe),
         "precision": config.precision,
         "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")}
         | {"obstacle": obstacle},
@@ -110,6 +113,17 @@ def record_of(
         "wall_seconds": checkpoint.seconds,
         "peak_memory_bytes": peak_memory_bytes,
     }
+
+
+def notes_of(recipe: dict[str, Any]) -> list[str]:
+    """Return what a user of the images should know about how they were computed, in sentences."""
+    before = recipe.get("threads_before", [])
+    if not before:
+        return []
+    numbers = ", then ".join(str(count) for count in [*before, recipe["threads"]])
+    return [
+        f"computed with {numbers} threads: the last bits may differ from a run with one number throughout"
+    ]
 
 
 def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:

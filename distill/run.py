@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.backbones.spec import parse_spec
+from sfm.backbones.threads import computing_with
+from sfm.backbones.waiting import CoreWatch
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
-from sfm.distill.classes import chosen_classes
 from sfm.distill.config import DistillConfig
-from sfm.distill.directory import whole_folder, write_file, writing
+from sfm.distill.directory import not_essential, whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import Objective
@@ -40,17 +41,22 @@ from sfm.distill.kernels import (
     wanted_kernels,
 )
 from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
+from sfm.distill.portable import select_classes
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
-from sfm.distill.record import peak_memory, recipe_of, record_of
+from sfm.distill.record import notes_of, peak_memory, recipe_of, record_of
 from sfm.distill.stopping import Interrupted as Interrupted
 from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.locking import lock_folder
+from sfm.paths import is_clutter
+from sfm.stats_store.advice import extract_line
 from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
-from sfm.stats_store.select import match, narrow
+from sfm.stats_store.select import NotExtractedError, match, narrow
 from sfm.stats_store.store import Entry, open_store
+from sfm.text import utf8_values
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     ------
     InputError
         If the store holds no such entry or not what the run needs, the directory holds something else, the
-        run to resume is another one, the loss is not finite, or the directory cannot be written.
+        run to resume is another one, the loss is not finite, or the directory cannot be written or is being
+        written by another process.
     Interrupted
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
@@ -112,7 +119,10 @@ def distill_at(config: DistillConfig, place: Place | None, progress: Listener) -
     InputError, Interrupted
         See :func:`distill`. Where some are lost, the other processes raise :class:`LostProcess`.
     """
-    with joined(place, config.device) as group:
+    with (
+        joined(place, config.device) as group,
+        lock_folder(config.out) if group.first else nullcontext(),
+    ):
         return distill_in(group, config, progress if group.first else nobody)
 
 
@@ -122,15 +132,19 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
     known = known_summaries(store, config.dataset)
-    candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+    try:
+        candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+    except NotExtractedError as error:
+        line = extract_line(store, error.others, config.backbone, config.image_size)
+        raise InputError(f"{error}; to add it: {line}") from None
     size = candidates[0].image_size
     backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
     entry = match(store, candidates, backbone.card)
     backbone = in_precision(backbone, config.precision)
-    chosen = chosen_classes(config.classes, entry.dataset)
+    chosen = select_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     with ExitStack() as settings:
-        threads = saved[1].recipe["threads"] if saved else torch.get_num_threads()
+        threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())
         settings.enter_context(computing_with(threads))
         settings.enter_context(whole_float32())
         repeatable = settings.enter_context(repeating(backbone))
@@ -179,6 +193,8 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
             obstacle=obstacle,
             peak_memory_bytes=peak,
         )
+        # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
+        record = utf8_values(record)
         publish(config.out, entry, chosen, plan, levels, record)
     return DistillResult(config.out, group.told(record))
 
@@ -201,6 +217,7 @@ def state_of(
     if saved:
         path, checkpoint = saved
         checkpoints.require_same(checkpoint.recipe, recipe, config.out)
+        checkpoint = checkpoints.with_threads(checkpoint, recipe["threads"])
         return checkpoints.load(path, checkpoint, plan, device, group), checkpoint
     state = begin(plan, device, group)
     checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
@@ -226,9 +243,17 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     if saved and not resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
-    if not saved and any(path.is_file() for path in out.rglob("*")):
+    # Hidden are the lock of this very run, and what file managers leave everywhere.
+    if not saved and any(path.is_file() and not is_clutter(path.name) for path in out.rglob("*")):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
+
+
+def says_what_is_saved(out: Path) -> str:
+    """Say what a run that ended at once has left to go on from, if anything."""
+    if any((out / "checkpoint").glob("step_*")):
+        return f"; {out} holds a checkpoint: repeat the same command with --resume to go on from it"
+    return " before anything was saved: the same command starts again"
 
 
 def plan_of(
@@ -304,7 +329,9 @@ def run_steps(
     Interrupted, InputError
         See :func:`distill`.
     """
-    progress(Progress("distil", state.step, config.steps, "steps"))
+    note = "; ".join(notes_of(checkpoint.recipe))
+    progress(Progress("distil", state.step, config.steps, "steps", note=note))
+    watch = CoreWatch(checkpoint.recipe["threads"])
     started = time.perf_counter() - checkpoint.seconds
     written = open_history(config.out / "history.csv", state.step) if group.first else nullcontext()
     with written as history, stop_requests() as stop_requested:
@@ -314,7 +341,7 @@ def run_steps(
             if history:
                 rate, side = plan.rate(state.step - 1), state.levels[-1].shape[-1]
                 append(history, state.step, loss, rate, side, seconds)
-            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}))
+            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}, watch.look()))
             last = state.step == config.steps
             if last or plan.levels(state.step) > len(state.levels):
                 shown = first_images(state.levels, plan.classes, plan.ipc, group)
@@ -334,17 +361,6 @@ def run_steps(
     return checkpoint
 
 
-@contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    """Let torch use so many CPU threads for a while: their number shapes sums, and so the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def publish(
     out: Path,
     entry: Entry,
@@ -353,7 +369,7 @@ def publish(
     levels: Sequence[Tensor],
     record: dict[str, Any],
 ) -> None:
-    """Write images, class list and preview, and the record last: with it the run is finished.
+    """Write images, class list and record: with it the run is finished. The preview comes after.
 
     Raises
     ------
@@ -370,10 +386,11 @@ def publish(
         for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
     ]
     write_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
-    title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    write_file(out / "preview.png", preview(out / "images", folders, names, title))
     write_file(out / "run.json", json.dumps(record, indent=1).encode())
     checkpoints.keep(out / "checkpoint", 1)
+    title = f"{card.name}, distilled on {record['backbone']['spec']}"
+    with not_essential(out / "preview.png"):
+        write_file(out / "preview.png", preview(out / "images", folders, names, title))
 
 
 def images_digest(levels: Sequence[Tensor], plan: Plan) -> str:

@@ -32,10 +32,13 @@ class Accuracy:
     top1 : list of float
     top5 : list of float or None
         None with fewer than five classes: the right class is then always among the first five.
+    per_class : list of (float or None)
+        Top-1 by class, over all seeds together; None for a class without samples.
     """
 
     top1: list[float]
     top5: list[float] | None
+    per_class: list[float | None]
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,11 +89,28 @@ def accuracy(heads: Heads, features: Tensor, labels: Tensor) -> Accuracy:
     def share(first: int) -> list[float]:
         return (place < first).double().mean(1).tolist()
 
-    return Accuracy(share(1), share(TOP) if heads.weight.shape[1] >= TOP else None)
+    classes = heads.weight.shape[1]
+    return Accuracy(share(1), share(TOP) if classes >= TOP else None, by_class(place == 0, labels, classes))
+
+
+def by_class(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Return the share of every class's samples that are classified rightly, over all seeds.
+
+    Parameters
+    ----------
+    right : Tensor of bool, shape (seed, sample)
+    labels : Tensor of int64, shape (sample,)
+    classes : int
+    """
+    samples = torch.bincount(labels, minlength=classes).tolist()
+    found = torch.bincount(labels, right.double().mean(0), minlength=classes).tolist()
+    return [share / count if count else None for share, count in zip(found, samples, strict=True)]
 
 
 def confusion(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
     """Count what every class was taken for, over all heads together.
+
+    A tie with the right class counts as the other one, as in :func:`ranks`.
 
     Parameters
     ----------
@@ -108,7 +128,11 @@ def confusion(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
     for block, y in zip(
         torch.split(features, SAMPLES_AT_ONCE), torch.split(labels, SAMPLES_AT_ONCE), strict=True
     ):
-        predicted = (block @ heads.weight.transpose(1, 2) + heads.bias[:, None]).argmax(-1)
+        logits = block @ heads.weight.transpose(1, 2) + heads.bias[:, None]
+        own = y.expand(logits.shape[:-1])[..., None]
+        right = logits.gather(-1, own)[..., 0]
+        best, other = logits.scatter(-1, own, -torch.inf).max(-1)
+        predicted = torch.where(right > best, y, other)
         counts += torch.bincount((y * classes + predicted).flatten(), minlength=classes * classes)
     return counts.view(classes, classes)
 

@@ -3,13 +3,21 @@
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from sfm.backbones.card import BackboneCard
 from sfm.eval.config import Mode
 from sfm.eval.methods import Trained
+from sfm.eval.part import Part
+from sfm.eval.result import Row, protocol_header
+from sfm.eval.subjects import Subject
+from sfm.eval.synthetic import DistilledRun
+from sfm.eval.whole import write_whole
+from sfm.stats_store.digest import array_digest, canonical, sha256
 
 FOLDER = "classifiers"
 
@@ -19,8 +27,47 @@ def file_name(spec: str, mode: Mode) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', spec).strip('-')}-{mode}.safetensors"
 
 
+def save_classifier(
+    folder: Path, trained: Trained, row: Row, run: DistilledRun, subject: Subject, source: Part
+) -> None:
+    """Write what a mode trained into ``classifiers/`` below a folder.
+
+    A file of the same images, backbone, mode and protocol is replaced; another one of that name stays, and
+    the new one's name ends in what it depends on.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    card = subject.backbone.card
+    images = array_digest(run.pixels)
+    data = as_file(trained, card, source.entry.backbone, row, run.class_ids, images)
+    path = folder / FOLDER / file_name(card.spec, row.mode)
+    if not is_replaceable(path, card.hash, images, row):
+        told = canonical([card.hash, row.epochs, row.views, row.seed, row.seeds])
+        path = path.with_name(f"{path.stem}-{sha256(told)[:8]}{path.suffix}")
+    write_whole(path, data)
+
+
+def is_replaceable(path: Path, backbone_hash: str, images: str, row: Row) -> bool:
+    """Return whether there is no classifier, or a damaged one, one of other images, or one trained alike."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return True
+    same = ("backbone_hash", backbone_hash), *protocol_header(row).items()
+    return header.get("images", images) != images or all(header.get(k, v) == v for k, v in same)
+
+
 def as_file(
-    trained: Trained, backbone: BackboneCard, inherited: BackboneCard, mode: Mode, class_ids: Sequence[str]
+    trained: Trained,
+    backbone: BackboneCard,
+    inherited: BackboneCard,
+    row: Row,
+    class_ids: Sequence[str],
+    images: str,
 ) -> bytes:
     """Return the classifier of the first seed as the bytes of a safetensors file.
 
@@ -34,9 +81,12 @@ def as_file(
     trained : Trained
     backbone, inherited : BackboneCard
         The one evaluated on, and the one distilled on.
-    mode : Mode
+    row : Row
+        What it scores.
     class_ids : sequence of str
         In the order of the weight's rows.
+    images : str
+        Digest of the distilled images.
     """
     tensors: dict[str, Tensor] = {"weight": trained.heads.weight[0], "bias": trained.heads.bias[0]}
     if trained.projectors is not None:
@@ -48,7 +98,9 @@ def as_file(
         "image_size": str(backbone.preprocessing.input_size),
         "distilled_on": inherited.spec,
         "distilled_on_hash": inherited.hash,
-        "mode": mode,
+        "mode": row.mode,
+        "images": images,
+        **protocol_header(row),
         "class_ids": json.dumps(list(class_ids)),
     }
     return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, about)

@@ -1,9 +1,13 @@
 """What `sfm evaluate` can be asked for."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sfm.errors import InputError
+from sfm.eval.whole import distinct_names
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -11,6 +15,8 @@ EVERY = "all"
 """What to write for every backbone of the store."""
 
 VIEWS_OF_ALL_IMAGES = 3000
+
+RESULT = "evaluation.json"
 
 
 class EvaluateOptions(BaseModel):
@@ -54,16 +60,34 @@ class EvaluateOptions(BaseModel):
     )
     save: bool = Field(
         default=False,
-        description="Also write the classifiers of the first seed to RUN/classifiers/, as safetensors.",
+        description="Also write the classifiers of the first seed to classifiers/ beside the result, as "
+        "safetensors.",
+    )
+    out: Path | None = Field(
+        default=None,
+        description="Where to write instead of RUN/evaluation.json, for read-only runs: a .json file, "
+        "or a folder (with a folder in it for each of several runs).",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
+    )
 
 
 class EvaluateConfig(EvaluateOptions):
     """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
 
     run: Path = Field(description="Directory that `sfm distill` wrote.")
+
+    @property
+    def result(self) -> Path:
+        """The file to write."""
+        if self.out is None:
+            return self.run / RESULT
+        return self.out if self.out.suffix == ".json" else self.out / RESULT
 
 
 class EvaluateRunsConfig(EvaluateOptions):
@@ -81,9 +105,29 @@ class EvaluateRunsConfig(EvaluateOptions):
         return [value] if isinstance(value, str | Path) else value
 
     def each(self) -> list[EvaluateConfig]:
-        """Return the configuration of every run's own evaluation."""
-        options = self.model_dump(exclude={"run"})
-        return [EvaluateConfig(run=run, **options) for run in self.run]
+        """Return the configuration of every run's own evaluation.
+
+        Raises
+        ------
+        InputError
+            If a run is given twice, or one file is to hold the results of several.
+        """
+        options = self.model_dump(exclude={"run", "out"})
+        paths = [run.resolve() for run in self.run]
+        for run, path in zip(self.run, paths, strict=True):
+            if paths.count(path) > 1:
+                raise InputError(f"{run} is given more than once: name every run directory once")
+        return [
+            EvaluateConfig(run=run, out=out, **options)
+            for run, out in zip(self.run, self._outs(), strict=True)
+        ]
+
+    def _outs(self) -> list[Path | None]:
+        if self.out is None or len(self.run) == 1:
+            return [self.out for _ in self.run]
+        if self.out.suffix == ".json":
+            raise InputError(f"--out {self.out} is one file, for {len(self.run)} runs: give a folder")
+        return [self.out / name.replace("/", "_") for name in distinct_names(self.run)]
 
 
 def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:
@@ -99,3 +143,38 @@ def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:
     if mode in ("linear", "kd"):
         return config.views
     return config.projector_views or max(config.views, -(-VIEWS_OF_ALL_IMAGES // images))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a figure depends on besides images and backbone; None for what has no part in it.
+
+    Attributes
+    ----------
+    epochs : int or None
+        Passes over the images.
+    views : int or None
+        Views per image and seed.
+    seed : int or None
+        Of the run.
+    """
+
+    epochs: int | None
+    views: int | None
+    seed: int | None
+
+
+def protocol_of(config: EvaluateOptions, mode: Mode, images: int) -> Protocol:
+    """Return how a mode trains on so many images.
+
+    Parameters
+    ----------
+    config : EvaluateOptions
+    mode : Mode
+    images : int
+        How many there are.
+    """
+    if mode == "inherit-statistics":
+        return Protocol(None, None, None)
+    epochs = None if mode == "inherit-ridge" else config.epochs
+    return Protocol(epochs, views_of(config, mode, images), config.seed)

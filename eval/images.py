@@ -21,6 +21,7 @@ from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, features_of_views
 from sfm.eval.result import Images
 from sfm.eval.synthetic import DistilledRun
+from sfm.eval.work import Work
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,11 @@ def real_images(
 
 
 def neighbours_of(
-    run: DistilledRun, exemplars: Exemplars | None, backbone: Backbone, config: EvaluateConfig
+    run: DistilledRun,
+    exemplars: Exemplars | None,
+    backbone: Backbone,
+    config: EvaluateConfig,
+    work: Work | None = None,
 ) -> list[ImageSet]:
     """Choose the exemplars that are nearest to the distilled images, as a backbone sees their centres.
 
@@ -137,11 +142,13 @@ def neighbours_of(
             np.repeat(np.arange(classes), exemplars.role.shape[1]),
         ),
         centre_crop(exemplars.role.size, side, side),
+        work=work,
     )
     of_distilled = features_of_views(
         backbone,
         LabelledImages(run.pixels, run.labels),
         centre_crop(len(run.pixels), run.record.canvas, inner),
+        work=work,
     )
     places = neighbours(
         exemplars.role,

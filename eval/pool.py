@@ -14,6 +14,8 @@ from sfm.backbones.crops import Crops, draw_crops, stream
 from sfm.backbones.input import to_tensor
 from sfm.backbones.views import look
 from sfm.eval.training import Purpose, Told, nobody_told
+from sfm.eval.work import KeptFeatures, Work, work_key
+from sfm.stats_store.digest import array_digest
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
 # next batch cost no page faults, which are a third of the time of larger ones. On a GPU, enough to fill it.
@@ -83,8 +85,9 @@ def features_of_views(
     images: LabelledImages,
     crops: Crops,
     on_views: Told = nobody_told,
+    work: Work | None = None,
 ) -> Tensor:
-    """Compute the feature of every view of every image.
+    """Compute the feature of every view of every image, or of those that are not done yet.
 
     Parameters
     ----------
@@ -94,6 +97,8 @@ def features_of_views(
         As :func:`draw_views` gives them.
     on_views : callable, optional
         Told the views done and how many there are.
+    work : Work, optional
+        Where features are kept; batches are the same as without it, and so is every bit.
 
     Returns
     -------
@@ -106,13 +111,36 @@ def features_of_views(
     most = PIXELS_AT_ONCE if backbone.device.type == "cpu" else PIXELS_AT_ONCE_ON_GPU
     step = max(1, most // size**2)
     features = torch.empty((total, backbone.card.features), device=backbone.device)
-    with torch.inference_mode(), whole_float32():
-        for start in range(0, total, step):
-            some = slice(start, min(start + step, total))
-            boxes = Crops(
-                crops.top[some], crops.left[some], crops.height[some], crops.width[some], crops.flip[some]
-            )
-            image = torch.arange(some.start, some.stop, device=backbone.device) // (total // count)
-            features[some] = backbone.features(look(pixels[image], boxes, size))
-            on_views(some.stop, total)
+    kept = KeptFeatures(work, features_key(backbone, images, crops, step), features) if work else None
+    done = kept.load() if kept else 0
+    if done:
+        on_views(done, total)
+    try:
+        with torch.inference_mode(), whole_float32():
+            for start in range(done, total, step):
+                some = slice(start, min(start + step, total))
+                boxes = Crops(
+                    crops.top[some], crops.left[some], crops.height[some], crops.width[some], crops.flip[some]
+                )
+                image = torch.arange(some.start, some.stop, device=backbone.device) // (total // count)
+                features[some] = backbone.features(look(pixels[image], boxes, size))
+                done = some.stop
+                if kept:
+                    kept.keep(done)
+                on_views(done, total)
+    finally:
+        if kept:
+            kept.flush(done)
     return features.view(count, total // count, -1)
+
+
+def features_key(backbone: Backbone, images: LabelledImages, crops: Crops, step: int) -> str:
+    """Name everything that the features of views depend on."""
+    boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
+    return work_key(
+        features=backbone.card.hash,
+        images=array_digest(images.pixels),
+        crops=[array_digest(box) for box in boxes],
+        step=step,
+        device=backbone.device,
+    )

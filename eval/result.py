@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sfm.errors import InputError
 from sfm.eval.config import Mode
 
 Images = Literal["distilled", "none", "random", "nearest", "neighbour"]
@@ -64,6 +65,14 @@ class Row(BaseModel):
         (columns), over all seeds; None above ``CLASSES_IN_FULL`` classes.
     confused : list of ConfusedPair or None
         The ``MOST_CONFUSED`` most frequent confusions, most frequent first.
+    per_class : list of (float or None) or None
+        For what was trained on no real image: top-1 by class, over all seeds; None for a class without
+        held-out samples.
+    backbone_hash : str or None
+        Of the backbone evaluated on. This and the following are None in files of versions that did not write
+        them, and where they have no part in the figure.
+    epochs, views, seed : int or None
+        Protocol of the training: passes, views per image and seed, seed of the run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,6 +94,11 @@ class Row(BaseModel):
     penalty: float | None = None
     confusion: list[list[int]] | None = None
     confused: list[ConfusedPair] | None = None
+    per_class: list[float | None] | None = None
+    backbone_hash: str | None = None
+    epochs: int | None = None
+    views: int | None = None
+    seed: int | None = None
 
 
 class FullData(BaseModel):
@@ -99,6 +113,8 @@ class FullData(BaseModel):
         As fractions. Top-5 is None with fewer than five classes.
     recovered : float or None
         `top1` as a fraction of that of the linear classifier.
+    per_class : list of (float or None) or None
+        Top-1 by class.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,10 +126,17 @@ class FullData(BaseModel):
     top1: float
     top5: float | None
     recovered: float | None = None
+    per_class: list[float | None] | None = None
 
 
 class EntryRecord(BaseModel):
-    """An entry of the store that figures come from."""
+    """An entry of the store that figures come from.
+
+    Attributes
+    ----------
+    train_per_class : float or None
+        Real training images per class, on average.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -122,6 +145,7 @@ class EntryRecord(BaseModel):
     image_size: int
     entry_digest: str
     held_out_samples: int
+    train_per_class: float | None = None
 
 
 class Provenance(BaseModel):
@@ -164,8 +188,30 @@ class Provenance(BaseModel):
     seconds: float
 
 
+class EarlierEvaluation(BaseModel):
+    """A command whose figures stand in the same file as those of a later one.
+
+    Attributes
+    ----------
+    config : dict
+        As of :class:`Evaluation`.
+    backbones : list of str
+        Hashes of those evaluated on.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    config: dict[str, Any]
+    backbones: list[str]
+    versions: dict[str, str]
+    device: str
+    seconds: float
+
+
 class Evaluation(BaseModel):
-    """Everything one evaluation found.
+    """What one command found, or, as a file, what all commands found of the same images.
+
+    The rows of the last command come first; `config` and `provenance` are that command's.
 
     Attributes
     ----------
@@ -175,6 +221,10 @@ class Evaluation(BaseModel):
     full_data : list of FullData
     notes : list of str
         What is missing from the rows, or to be known when reading them, in sentences.
+    earlier : list of EarlierEvaluation
+        Commands before the last one that rows come from.
+    changes : list of str
+        What the last command did to rows that the file held before, in sentences.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -185,6 +235,21 @@ class Evaluation(BaseModel):
     full_data: list[FullData]
     notes: list[str]
     provenance: Provenance
+    earlier: list[EarlierEvaluation] = []
+    changes: list[str] = []
+
+
+class NotWrittenError(InputError):
+    """Results that were found and cannot be written.
+
+    Attributes
+    ----------
+    evaluations : list of Evaluation
+    """
+
+    def __init__(self, message: str, evaluations: list[Evaluation]) -> None:
+        super().__init__(message)
+        self.evaluations = evaluations
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
@@ -192,9 +257,15 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def protocol_header(row: Row) -> dict[str, str]:
+    """Return how a row's classifier was trained, as the header of its file says it."""
+    told = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
+    return {name: str(value) for name, value in told.items() if value is not None}
+
+
 def as_json(evaluation: Evaluation) -> str:
     """Return an evaluation as JSON that a person can read: lists of numbers on one line each."""
-    number = r"-?[\d.]+(?:[eE][-+]?\d+)?"
+    number = r"(?:-?[\d.]+(?:[eE][-+]?\d+)?|null)"
     # A line break never stands inside a JSON string: no text can be mistaken for a list.
     numbers = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
     return numbers.sub(

@@ -3,7 +3,8 @@
 import functools
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -12,25 +13,36 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import for_features
+from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
-from sfm.eval.classifiers import FOLDER, as_file, file_name
-from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, views_of
+from sfm.eval.accumulate import accumulate, read_result
+from sfm.eval.classifiers import save_classifier
+from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, protocol_of, views_of
+from sfm.eval.findings import findings
 from sfm.eval.images import ImageSet, exemplars_of, neighbours_of, real_images
+from sfm.eval.interrupted import work_folder
 from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
 from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
-from sfm.eval.result import EntryRecord, Evaluation, FullData, Provenance, Row, as_json
-from sfm.eval.scores import full_data_of, held_out, row_of
+from sfm.eval.portable import portable_config
+from sfm.eval.result import EntryRecord, Evaluation, FullData, NotWrittenError, Provenance, Row, as_json
+from sfm.eval.scores import HeldOut, full_data_of, held_out, row_of
 from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
 from sfm.eval.synthetic import DistilledRun, read_run
-from sfm.eval.whole import write_whole
+from sfm.eval.whole import require_writable, write_whole
+from sfm.eval.work import Work, work_key
 from sfm.events import Listener, nobody
+from sfm.locking import lock_file, lock_folder
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Store, open_store
+from sfm.text import utf8_only
 
-__all__ = ["Evaluation", "evaluate", "evaluate_runs"]
+__all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
+
+PROTOCOL = ("seeds", "epochs", "views", "projector_views", "seed")
+"""Options that figures depend on, whatever is evaluated."""
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
 
@@ -72,6 +84,10 @@ class Ready:
 def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     """Train on distilled images, test on the held-out features in the store, write ``evaluation.json``.
 
+    What was evaluated before stays in the file, unless it is measured again. Features of views and finished
+    rows are kept beside it until all is done: an interrupted evaluation goes on where it was, and ends with
+    the same numbers.
+
     The features of a pool of augmented views are computed once per image set and backbone; all epochs and
     modes draw on them. Heads of different seeds share no view; projectors of all seeds share theirs. The last
     epoch counts. No test image is decoded.
@@ -85,13 +101,15 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     Returns
     -------
     Evaluation
-        As written into the run's directory.
+        What this evaluation found.
 
     Raises
     ------
     InputError
         If the directory is not a whole run, the store is another one or lacks what is needed, a backbone is
-        not the one of its entry, or the result cannot be written.
+        not the one of its entry, or the result cannot be written, which is tried before anything is trained.
+    NotWrittenError
+        If it cannot be written in the end; holds it.
     """
     (evaluation,) = evaluate_runs(EvaluateRunsConfig.model_validate(config.model_dump()), progress)
     return evaluation
@@ -105,14 +123,31 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
     Returns
     -------
     list of Evaluation
-        One per run, each as written into its directory; :func:`~sfm.eval.matrix.matrix` arranges them.
+        What this command found, one per run; :func:`~sfm.eval.matrix.matrix` arranges them. The files hold
+        what earlier commands found as well, see :func:`~sfm.eval.accumulate.accumulate`.
 
     Raises
     ------
     InputError
-        As :func:`evaluate`; or if the runs are of different data.
+        As :func:`evaluate`; or if the runs are of different data, or another process is writing one.
+    NotWrittenError
+        If all was evaluated and a result cannot be written; holds the results.
     """
     several = config.each()
+    with ExitStack() as locks:
+        locks.enter_context(computing_with(config.threads))
+        for result in dict.fromkeys(each.result.resolve() for each in several if each.out):
+            locks.enter_context(lock_file(result))
+        for folder in dict.fromkeys(each.run.resolve() for each in several if not each.out):
+            if folder.is_dir():
+                locks.enter_context(lock_folder(folder))
+        return evaluate_locked(config, several, progress)
+
+
+def evaluate_locked(
+    config: EvaluateRunsConfig, several: Sequence[EvaluateConfig], progress: Listener
+) -> list[Evaluation]:
+    """Do what :func:`evaluate_runs` says, in directories that no other process writes meanwhile."""
     runs = [read_run(each.run) for each in several]
     store = open_store(config.store)
     summaries = store.summaries()
@@ -124,9 +159,39 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
 
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)
-    return [
-        finish(each, progress if len(ready) == 1 else named(progress, each.config.run.name)) for each in ready
+    works = [Work(work_folder(each.result)) for each in several]
+    for each, run in zip(several, runs, strict=True):
+        require_writable(each.result)
+        require_own(each, run)
+    done = [
+        finish(each, work, progress if len(ready) == 1 else named(progress, each.config.run.name))
+        for each, work in zip(ready, works, strict=True)
     ]
+    unwritten = [line for _, lines in done for line in lines]
+    if unwritten:
+        raise NotWrittenError("; ".join(dict.fromkeys(unwritten)), [evaluation for evaluation, _ in done])
+    for work in works:
+        work.remove()
+    return [evaluation for evaluation, _ in done]
+
+
+def require_own(config: EvaluateConfig, run: DistilledRun) -> None:
+    """Refuse to write over what is no result, or, where `--out` names a place, over that of other images.
+
+    In the run itself, results of images that were replaced since are dropped, see
+    :func:`~sfm.eval.accumulate.accumulate`.
+
+    Raises
+    ------
+    InputError
+        If it is one of those.
+    """
+    before = read_result(config.result)
+    if config.out and before and before.provenance.images != array_digest(run.pixels):
+        raise InputError(
+            f"--out {config.out}: {config.result} holds the result of other images than those in "
+            f"{config.run}: give another place"
+        )
 
 
 def ready_for(
@@ -171,52 +236,143 @@ def named(progress: Listener, run: str) -> Listener:
     return lambda event: progress(replace(event, stage=f"{run}: {event.stage}"))
 
 
-def finish(ready: Ready, progress: Listener) -> Evaluation:
-    """Train, score and write what one run's evaluation consists of."""
+def finish(ready: Ready, work: Work, progress: Listener) -> tuple[Evaluation, list[str]]:
+    """Train, score and write what one run's evaluation consists of.
+
+    Returns
+    -------
+    Evaluation
+        What was found, whether it could be written or not.
+    list of str
+        What could not be written, and why.
+    """
     started = time.perf_counter()
-    config, run, source = ready.config, ready.run, ready.source
+    config, run = ready.config, ready.run
     distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
-    exemplars = exemplars_of(source)
+    exemplars = exemplars_of(ready.source)
     real, missing = real_images(exemplars, run.record.ipc, config)
     edited = ["The images are not as sfm distill wrote them: they were edited since."] if ready.edited else []
 
-    seen = [*ready.subjects, *([ready.teacher] if ready.teacher else [])]
-    pools = {
-        backbone.card.hash: pool_of(backbone, distilled, config.mode, config, progress)
-        for backbone in {s.backbone.card.hash: s.backbone for s in seen}.values()
-    }
-    targets = pools[ready.teacher.backbone.card.hash] if ready.teacher else None
+    @functools.cache
+    def views(backbone_hash: str) -> Tensor:
+        seen = [*ready.subjects, *([ready.teacher] if ready.teacher else [])]
+        backbone = next(s.backbone for s in seen if s.backbone.card.hash == backbone_hash)
+        return pool_of(backbone, distilled, config.mode, config, work, progress)
+
     rows: list[Row] = []
     full_data: list[FullData] = []
+    unwritten: list[str] = []
     for subject in ready.subjects:
         samples = held_out(subject)
         full = full_data_of(subject, samples)
         full_data += full
-        ground = Ground(subject, source, distilled, pools[subject.backbone.card.hash], targets)
+        scoring = Scoring(ready, subject, samples, full[0].top1, work, progress)
         for mode in dict.fromkeys(config.mode):
-            trained = train(mode, ground, config, progress)
-            rows.append(row_of(subject, distilled, mode, trained, samples, full[0].top1))
-            if config.save:
-                card = subject.backbone.card
-                data = as_file(trained, card, source.entry.backbone, mode, run.class_ids)
-                write_whole(config.run / FOLDER / file_name(card.spec, mode), data)
-        for images in (*real, *neighbours_of(run, exemplars, subject.backbone, config)):
-            pool = pool_of(subject.backbone, images, ["linear"], config, progress)
-            trained = train("linear", Ground(subject, source, images, pool, None), config, progress)
-            rows.append(row_of(subject, images, "linear", trained, samples, full[0].top1))
-    evaluation = Evaluation(
-        config=config.model_dump(mode="json") | {"store": ready.store.url},
+            rows.append(scoring.row(distilled, mode, views, unwritten))
+        for images in (*real, *neighbours_of(run, exemplars, subject.backbone, config, work)):
+            rows.append(scoring.row(images, "linear", None, unwritten))
+    provenance = provenance_of(ready, time.perf_counter() - started)
+    found = Evaluation(
+        config=portable_config(config, ready.store.url),
         rows=rows,
         full_data=full_data,
-        notes=[*edited, *ready.notes, *missing],
-        provenance=provenance_of(ready, time.perf_counter() - started),
+        notes=[*edited, *ready.notes, *missing, *findings(rows, full_data, provenance.entries)],
+        provenance=provenance,
     )
-    write_whole(config.run / "evaluation.json", as_json(evaluation).encode())
-    return evaluation
+    try:
+        together = accumulate(found, read_result(config.result), len(run.pixels))
+        write_whole(config.result, as_json(together).encode())
+        found = found.model_copy(update={"changes": together.changes})
+    except InputError as error:
+        unwritten.append(str(error))
+    return found, unwritten
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the rows of one backbone come about.
+
+    Attributes
+    ----------
+    ready : Ready
+    subject : Subject
+    samples : HeldOut
+    full_top1 : float
+        Of the classifier of all real images.
+    work : Work
+        Where rows are kept, and taken from.
+    progress : Listener
+    """
+
+    ready: Ready
+    subject: Subject
+    samples: HeldOut
+    full_top1: float
+    work: Work
+    progress: Listener
+
+    def row(
+        self, images: ImageSet, mode: Mode, views: Callable[[str], Tensor] | None, unwritten: list[str]
+    ) -> Row:
+        """Return what a mode scores on images; trained now, unless that was done before an interruption.
+
+        Parameters
+        ----------
+        images : ImageSet
+        mode : Mode
+        views : callable, optional
+            Gives the features of the images' views through the backbone of a hash; by default they are
+            computed for this row alone.
+        unwritten : list of str
+            Gets what could not be written.
+        """
+        config, source, subject = self.ready.config, self.ready.source, self.subject
+        key = row_key(self.ready, subject, images, mode)
+        done = self.work.read_row(key)
+        if done is not None:
+            return done
+        targets = None
+        if views is None:
+            pool = pool_of(subject.backbone, images, [mode], config, self.work, self.progress)
+        else:
+            pool = views(subject.backbone.card.hash)
+            if self.ready.teacher and mode in SEEN_BY_BOTH:
+                targets = views(self.ready.teacher.backbone.card.hash)
+        trained = train(mode, Ground(subject, source, images, pool, targets), config, self.progress)
+        protocol = protocol_of(config, mode, len(images.images.pixels))
+        row = row_of(subject, images, mode, trained, self.samples, self.full_top1, protocol)
+        if config.save and images.name == "distilled":
+            try:
+                save_classifier(config.result.parent, trained, row, self.ready.run, subject, source)
+            except InputError as error:
+                unwritten.append(str(error))
+                return row
+        self.work.keep_row(key, row)
+        return row
+
+
+def row_key(ready: Ready, subject: Subject, images: ImageSet, mode: Mode) -> str:
+    """Name everything that a row depends on, and the file that it leaves."""
+    asked = ready.config.model_dump(mode="json", include={*PROTOCOL, "save"})
+    return work_key(
+        row=[images.name, mode, subject.backbone.card.hash, subject.backbone.card.spec],
+        images=array_digest(images.images.pixels),
+        entries=[part.entry.summary.entry_digest for part in (subject.part, ready.source)],
+        classes=ready.run.class_ids,
+        asked=asked,
+        saved_to=str(ready.config.result.parent.resolve()) if ready.config.save else None,
+        version=version("sfm-distill"),
+        device=subject.backbone.device,
+    )
 
 
 def pool_of(
-    backbone: Backbone, images: ImageSet, modes: Sequence[Mode], config: EvaluateConfig, progress: Listener
+    backbone: Backbone,
+    images: ImageSet,
+    modes: Sequence[Mode],
+    config: EvaluateConfig,
+    work: Work,
+    progress: Listener,
 ) -> Tensor:
     """Compute the features of as many views as the modes look at: shape (image, view, feature)."""
     count = len(images.images.pixels)
@@ -225,7 +381,7 @@ def pool_of(
     )
     crops = draw_views(images.images, wanted, config.seed)
     told = telling(progress, f"features of {images.name} images on {backbone.card.spec}", "views")
-    return features_of_views(backbone, images.images, crops, told)
+    return features_of_views(backbone, images.images, crops, told, work)
 
 
 def provenance_of(ready: Ready, seconds: float) -> Provenance:
@@ -233,7 +389,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
     device = ready.subjects[0].backbone.device
     source = ready.source.entry
     return Provenance(
-        store=ready.store.url,
+        store=utf8_only(ready.store.url),
         dataset=source.dataset.name,
         fingerprint=source.summary.fingerprint,
         role=source.summary.role,
@@ -249,6 +405,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
                 image_size=s.backbone.card.preprocessing.input_size,
                 entry_digest=s.part.entry.summary.entry_digest,
                 held_out_samples=len(s.part.held_out()[1]),
+                train_per_class=s.part.entry.dataset.train_samples / len(s.part.entry.dataset.class_ids),
             )
             for s in ready.subjects
         ],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfm.errors import InputError
 from sfm.eval.accuracy import Heads, accuracy, confusion, nearest_mean_head
-from sfm.eval.config import Mode
+from sfm.eval.config import Mode, Protocol
 from sfm.eval.images import ImageSet
 from sfm.eval.methods import Trained, full_data_head
 from sfm.eval.part import Part
@@ -77,6 +77,7 @@ def full_data_of(subject: Subject, samples: HeldOut) -> list[FullData]:
             top1=score.top1[0],
             top5=None if score.top5 is None else score.top5[0],
             recovered=share_of(score.top1[0], scores["linear"].top1[0]),
+            per_class=score.per_class,
         )
         for classifier, score in scores.items()
     ]
@@ -90,7 +91,13 @@ def discriminant_head(part: Part, device: torch.device) -> Heads:
 
 
 def row_of(
-    subject: Subject, images: ImageSet, mode: Mode, trained: Trained, samples: HeldOut, full_top1: float
+    subject: Subject,
+    images: ImageSet,
+    mode: Mode,
+    trained: Trained,
+    samples: HeldOut,
+    full_top1: float,
+    protocol: Protocol,
 ) -> Row:
     """Score what a mode trained on images, and sum up the figures of all seeds.
 
@@ -98,6 +105,8 @@ def row_of(
     ----------
     full_top1 : float
         Top-1 accuracy of the full-data classifier of the same backbone.
+    protocol : Protocol
+        How it was trained.
     """
     score = accuracy(trained.heads, samples.features, samples.labels)
     top1_mean, top1_std = mean_and_deviation(score.top1)
@@ -118,12 +127,18 @@ def row_of(
         exemplars=images.exemplars,
         chosen=images.chosen,
         penalty=trained.penalty,
+        backbone_hash=subject.backbone.card.hash,
+        epochs=protocol.epochs,
+        views=protocol.views,
+        seed=protocol.seed,
     )
     if images.exemplars is not None:
         return row
     counts = confusion(trained.heads, samples.features, samples.labels)
     whole = counts.tolist() if len(counts) <= CLASSES_IN_FULL else None
-    return row.model_copy(update={"confusion": whole, "confused": most_confused(counts)})
+    return row.model_copy(
+        update={"confusion": whole, "confused": most_confused(counts), "per_class": score.per_class}
+    )
 
 
 def share_of(accuracy: float, full: float) -> float | None:

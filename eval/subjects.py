@@ -10,8 +10,9 @@ from sfm.errors import InputError
 from sfm.eval.config import EVERY, EvaluateConfig
 from sfm.eval.part import Part, part_of
 from sfm.eval.synthetic import DistilledRun, RunRecord
+from sfm.stats_store.advice import extract_line
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.select import match, narrow
+from sfm.stats_store.select import NotExtractedError, match, narrow
 from sfm.stats_store.store import Entry, Store
 
 Load = Callable[[str, int | None], Backbone]
@@ -118,7 +119,11 @@ def subject_of(
     model = parse_spec(spec).model
     as_distilled = any(s.model == model and s.image_size == record.image_size for s in comparable)
     size = config.image_size or (record.image_size if as_distilled else None)
-    candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
+    try:
+        candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
+    except NotExtractedError as error:
+        line = extract_line(store, [own], spec, config.image_size or record.image_size)
+        raise InputError(f"{error}; to add it: {line}") from None
     backbone = load(spec, candidates[0].image_size)
     alike = [s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == own.options]
     entry = match(store, alike or candidates, backbone.card)

@@ -1,12 +1,14 @@
-"""Files that are there whole, or not at all."""
+"""Files that are there whole, or not at all, and the names of what is written."""
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sfm.errors import InputError
+from sfm.paths import content
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -33,6 +35,28 @@ def write_whole(path: Path, data: bytes) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold; makes its folder.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with partial.open("wb"):
+            pass
+        partial.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; give --out to put the result elsewhere"
+        ) from error
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to write into; it takes the name `path` once everything is in it.
@@ -46,19 +70,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file: give a folder")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and content(path):
         raise InputError(f"--out {path} is not empty: give a new folder")
-    partial = path.with_name(f".{path.name}.partial")
+    # A folder that is there may be a file system of its own, and hold what systems leave in folders.
+    partial = (path if path.is_dir() else path.parent) / f".{path.name}.partial"
     try:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
-            if path.exists():
-                path.rmdir()
-            partial.rename(path)
+            if partial.parent == path:
+                for part in partial.iterdir():
+                    part.rename(path / part.name)
+                partial.rmdir()
+            else:
+                partial.rename(path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def distinct_names(given: Sequence[Path]) -> list[str]:
+    """Name directories by as few of their last folders as tell them apart."""
+    paths = [path.resolve() for path in given]
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("two paths are the same")

@@ -168,7 +168,7 @@ def crew(
         device=config.device,
         staging=str(staging.root.resolve()),
         rules=rules,
-        cores=max(1, cores() // count) if local else None,
+        cores=max(1, (config.threads or cores()) // count) if local else None,
         gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT

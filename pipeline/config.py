@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from sfm.stats_store.names import problem_with_name
+
 
 class ExtractConfig(BaseModel):
     """Configuration of one extraction; what the command line, the library and ``run.json`` hold."""
@@ -21,6 +23,12 @@ class ExtractConfig(BaseModel):
     )
     name: str | None = Field(
         default=None, min_length=1, description="Name of the dataset in the store; default: the source's own."
+    )
+    licence: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Licence of the images, e.g. cc-by-4.0, for the entry and for what is exported from it; "
+        "default: the source's own, where it names one.",
     )
     image_size: int | None = Field(
         default=None, ge=1, description="Input size in pixels; default: each backbone's own."
@@ -76,6 +84,11 @@ class ExtractConfig(BaseModel):
         description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the backbones run.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="CPU threads to compute with on this machine, decoding included. Default: one per core.",
+    )
     workers: int | None = Field(
         default=None,
         ge=1,
@@ -122,6 +135,7 @@ class ExtractConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _no_pin(cls, value: str | None) -> str | None:
-        if value is not None and ("@" in value or value.strip() != value):
-            raise ValueError("must not contain @ or begin or end with a blank")
+        problem = None if value is None else problem_with_name(value)
+        if problem:
+            raise ValueError(problem)
         return value

@@ -31,6 +31,7 @@ from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.store import Store
+from sfm.text import utf8_only
 
 FLOAT16_LIMIT = 6e4
 FLOAT16_SHIFT = 0.001
@@ -204,8 +205,8 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
         test_samples=test,
         fingerprint=part.fingerprint,
         leaves=[part.fingerprint],
-        licence=job.source.licence,
-        source=job.source.spec,
+        licence=job.config.licence or job.source.licence,
+        source=utf8_only(job.source.spec),
     )
 
 

@@ -11,11 +11,14 @@ import torch
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.rendering import Rendering
+from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
+from sfm.paths import cache_folder, expand_home
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
+from sfm.pipeline.existing import display_name_notes, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
@@ -49,9 +52,13 @@ class Extraction:
     cards : list of ExtractionCard
         How each of `published` was computed, in their order.
     notes : tuple of str
-        What the source chose where there was a choice.
+        What the source chose where there was a choice, and what entries that were there already lack of what
+        was asked for.
     statistics_seconds : float
         Wall time from the end of the pass to the last entry's publication.
+    files : FileCounts or None
+        What became of the files of this dataset in this pass; if nothing was read, what the entry says, and
+        None if it does not.
     """
 
     published: list[Published]
@@ -61,11 +68,7 @@ class Extraction:
     cards: list[ExtractionCard] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     statistics_seconds: float = 0.0
-
-    @property
-    def files(self) -> FileCounts | None:
-        """What became of the files of the dataset; None of entries that do not say."""
-        return self.cards[0].files if self.cards else None
+    files: FileCounts | None = None
 
 
 def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
@@ -84,12 +87,19 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     Raises
     ------
     InputError
-        If dataset, backbone, or store cannot be used; nothing is published then.
+        If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
+        is in the store under another name than the one given.
     Unfinished
         If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
+    with computing_with(config.threads):
+        return extract_with_threads(config, progress)
+
+
+def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extraction:
+    """Do what :func:`extract` says, with torch's threads set."""
     source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
@@ -103,12 +113,16 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         if config.replace or config.rehash
         else known_entries(store, config, source.rendering, backbones.values(), listing)
     )
+    require_name(config, [p for entries in known.values() for p in entries])
+    require_licence(store, config, known)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
-        notes = source.inventory.notes
-        return Extraction(published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes)
+        notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+        return Extraction(
+            published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
+        )
     key = digest_of(
         listing,
         source.spec,
@@ -126,7 +140,8 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         config.seed,
         source.rendering,
     )
-    with open_staging(staging_folder(config), key[:32]) as staging:
+    like = None if config.staging else local_path(config.store)
+    with open_staging(staging_folder(config), key[:32], like) as staging:
         tasks = tasks_of(source, selection)
         work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
         with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
@@ -136,7 +151,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         cosines = {}
         # Another kind of device than the workers' would round otherwise.
         if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
-            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress)
+            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
         job = Job(config, source, store, staging, final, device, features, gathered, cosines)
         parts = parts_of(config, gathered, staging)
         began = time.perf_counter()
@@ -144,9 +159,13 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
         statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
+    require_name(config, published)
     cards = [store.open(p.summary).extraction for p in published]
-    notes = source.inventory.notes
-    return Extraction(published, features, gathered.skipped, cosines, cards, notes, statistics_seconds)
+    notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+    # The entry of the same images may be of another folder, with other files beside them.
+    return Extraction(
+        published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files
+    )
 
 
 @contextmanager
@@ -181,7 +200,7 @@ def steps_of(
         return
     here = quickest(backbones.values(), rules.precision)
     with (
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         closing(stage(source, work, here, staging, rules, equipment)) as steps,
     ):
         yield device, steps
@@ -230,9 +249,40 @@ def known_entries(
     return known
 
 
+def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
+    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
+
+    Raises
+    ------
+    InputError
+        If there is such an entry.
+    """
+    for published in [p for found in known.values() for p in found] if config.licence else ():
+        named = store.open(published.summary).dataset.licence
+        if named != config.licence:
+            raise InputError(
+                f"--licence {config.licence}: {published.summary.dataset} through "
+                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
+                f"it again with this one"
+            )
+
+
 def staging_folder(config: ExtractConfig) -> Path:
-    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache."""
+    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache.
+
+    Raises
+    ------
+    InputError
+        If the user has no home, and so no cache.
+    """
     if config.staging:
-        return Path(config.staging).expanduser()
-    local = local_path(config.store)
-    return local / "staging" if local else Path.home() / ".cache" / "sfm" / "staging"
+        return expand_home(config.staging)
+    if local := local_path(config.store):
+        return local / "staging"
+    cache = cache_folder()
+    if cache is None:
+        raise InputError(
+            "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "
+            "folder with --staging"
+        )
+    return cache / "sfm" / "staging"

@@ -19,8 +19,10 @@ from sfm.events import Listener, Progress
 from sfm.pipeline.decoding import Batch, Wanted, join_marked
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
+from sfm.text import utf8_only
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -186,7 +188,12 @@ def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequ
 
 
 def batches(
-    source: Source, task: Task, equipment: Equipment, size: int, limit: int | None, labels: list[str]
+    source: Source,
+    task: Task,
+    equipment: Equipment,
+    size: int,
+    limit: int | None,
+    labels: list[tuple[str, str]],
 ) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its place; batches never span tasks.
 
@@ -196,8 +203,8 @@ def batches(
         Says whether files are read here.
     limit : int or None
         Where labels are not known, samples of a class to yield at most: no more of them can be in use.
-    labels : list of str
-        Gets the label of every sample that is listed.
+    labels : list of (str, str)
+        Gets the label of every sample that is listed, and how it is written.
 
     Raises
     ------
@@ -207,7 +214,7 @@ def batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     seen: Counter[str] = Counter()
     for place, sample in enumerate(equipment.reading(task.listed(source))):
-        labels.append(sample.label)
+        labels.append((sample.label, sample.written if isinstance(sample, Sample) else ""))
         seen[sample.label] += 1
         if task.rows is not None or limit is None or seen[sample.label] <= limit:
             batch.append((place, sample))
@@ -270,7 +277,7 @@ def stage(
 
         def ahead() -> Iterator[None]:
             for task in tasks:
-                absent, labels = missing(task, backbones, staging, rules), list[str]()
+                absent, labels = missing(task, backbones, staging, rules), list[tuple[str, str]]()
                 if absent is None:
                     continue
                 for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
@@ -307,7 +314,7 @@ def save(
     source: Source,
     backbones: Sequence[Backbone],
     rules: Rules,
-    labels: Sequence[str],
+    labels: Sequence[tuple[str, str]],
     parts: Sequence[Seen],
     unused: dict[str, int],
 ) -> None:
@@ -321,8 +328,9 @@ def save(
     Raises
     ------
     InputError
-        If its samples are not those that another backbone saw before.
+        If its samples are not those that another backbone saw before, or a class is written in two ways.
     """
+    require_one_writing(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
     if staging.has("digests", task) and not np.array_equal(np.load(staging.file("digests", task)), digests):
         staging.forget(task)
@@ -337,16 +345,21 @@ def save(
     staging.put("sizes", task, np.array([size for seen in parts for size in seen.sizes], dtype=np.int64))
     staging.put("digests", task, digests)
     known = task.rows is not None
-    classes = {label: index for index, label in enumerate(dict.fromkeys(labels))}
     marked = join_marked(seen.marked for seen in parts)
+    written: dict[str, set[str]] = {label: set() for label, _ in labels}
+    for label, text in set(labels):
+        written[label].add(text)
+    classes = {label: index for index, label in enumerate(written)}
     found = Found(
         read=len(labels),
         kept=[place for seen in parts for place in seen.kept],
         skipped=[skipped for seen in parts for skipped in seen.skipped],
         classes=[] if known else list(classes),
-        labels=[] if known else [classes[label] for label in labels],
+        labels=[] if known else [classes[label] for label, _ in labels],
+        written=[] if known else [sorted(texts) for texts in written.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
-        examples={mark: samples[min(samples)] for mark, samples in marked.items()},
+        # A file's name need not be text, and what is stored must be.
+        examples={mark: utf8_only(samples[min(samples)]) for mark, samples in marked.items()},
         unused=unused,
     )
     staging.put_found(task, found)

@@ -9,10 +9,14 @@ import numpy.typing as npt
 from sfm.pipeline.selection import UNUSED, Selection
 from sfm.pipeline.sources.inventory import describe_kinds
 from sfm.stats_store.cards import FileCounts
+from sfm.text import one_line
 
 LIMITED = "images beyond --limit-per-class"
 SMALL = "images of classes below --min-count"
 UNREADABLE = "images that cannot be decoded"
+OTHER_KINDS = "of other kinds"
+MOST_KINDS = 30
+KIND_LENGTH = 60
 
 
 def count_files(
@@ -47,8 +51,20 @@ def count_files(
         unused[UNREADABLE] += len(unreadable[split])
         unused[LIMITED] += int(np.count_nonzero(out & in_class[own]))
         unused[SMALL] += int(np.count_nonzero(out & ~in_class[own]))
-    kinds = {kind: count for kind, count in sorted(unused.items()) if count}
-    return FileCounts(found=used + sum(kinds.values()), used=used, unused=kinds)
+    return counts_from_kinds(used, unused)
+
+
+def counts_from_kinds(used: int, unused: Mapping[str, int]) -> FileCounts:
+    """Return counts whose kinds any text file and terminal can hold, and of which there are not too many.
+
+    Kinds are made of the names of files: any bytes, and as many kinds as there are files if their names end
+    in numbers.
+    """
+    kinds: Counter[str] = Counter()
+    for number, (kind, count) in enumerate(sorted(unused.items(), key=lambda item: (-item[1], item[0]))):
+        if count:
+            kinds[one_line(kind, KIND_LENGTH) if number < MOST_KINDS else OTHER_KINDS] += count
+    return FileCounts(found=used + kinds.total(), used=used, unused=dict(sorted(kinds.items())))
 
 
 def describe_files(files: FileCounts) -> str:

@@ -17,9 +17,11 @@ from sfm.pipeline.hold_out import keys_of, rows_to_hold_out
 from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
+from sfm.text import utf8_only
 
 Role = Literal["full", "tuning"]
 
@@ -146,7 +148,7 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     found = {task.name: staging.found(task) for task in tasks}
     told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
     assert len(told) == len(tasks)
-    skipped = [f"{s.where}: {s.why}" for _, own in told for s in own.skipped]
+    skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
     rows = positions(source, told)
@@ -200,8 +202,18 @@ def classes_met(
     Raises
     ------
     InputError
-        If samples are of classes that the source does not name, or the splits hold different classes.
+        If samples are of classes that the source does not name, the splits hold different classes, or a
+        class is written in two ways.
     """
+    require_one_writing(
+        source.spec,
+        [
+            (label, text)
+            for _, own in told
+            for label, texts in zip(own.classes, own.written, strict=False)
+            for text in texts
+        ],
+    )
     met = {
         name: {label for task, own in told if task.split == name for label in own.classes}
         for name in source.splits

@@ -18,7 +18,7 @@ from sfm.pipeline.decoding import Batch
 from sfm.pipeline.effort import estimate_effort, measure_operations
 from sfm.pipeline.equipment import BATCH, cores, equipped, quickest, single_threaded
 from sfm.pipeline.features import Rules, Seen, look
-from sfm.pipeline.file_counts import count_files
+from sfm.pipeline.file_counts import count_files, counts_from_kinds
 from sfm.pipeline.hold_out import held_out_counts, open_dataset
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
@@ -198,7 +198,7 @@ def files_of(source: Source, selection: Selection | None, samples: int) -> FileC
         unused = Counter(source.inventory.unused)
         for split in source.splits.values():
             unused.update(split.shards[0].unused if split.shards else {})
-        return FileCounts(found=samples + unused.total(), used=samples, unused=dict(unused))
+        return counts_from_kinds(samples, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
     return count_files(source.class_ids or [], source.labels, selection, none, source.inventory.unused)
 
@@ -231,7 +231,7 @@ def probe(
     with (
         single_threaded(),
         whole_float32(),
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, config.threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):
         size = min(BATCH[device], max(1, len(samples) // equipment.threads))

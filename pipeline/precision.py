@@ -23,7 +23,12 @@ AT_ONCE = 16
 
 
 def flow_cosines(
-    source: Source, tasks: Sequence[Task], backbones: Sequence[Backbone], rules: Rules, progress: Listener
+    source: Source,
+    tasks: Sequence[Task],
+    backbones: Sequence[Backbone],
+    rules: Rules,
+    progress: Listener,
+    threads: int | None = None,
 ) -> dict[str, float | None]:
     """Return how alike the flows of some images are in the precision of an extraction and in float32.
 
@@ -36,6 +41,8 @@ def flow_cosines(
     rules : Rules
         Of the extraction.
     progress : Listener
+    threads : int, optional
+        On a CPU; default: one per core.
 
     Returns
     -------
@@ -60,7 +67,7 @@ def flow_cosines(
     with (
         single_threaded(),
         whole_float32(),
-        equipped(source, device, cores()) as equipment,
+        equipped(source, device, threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):
         for done, each in enumerate(both):

@@ -5,11 +5,10 @@ name is overwritten by the next.
 """
 
 import dataclasses
-import fcntl
+import errno
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,15 +19,15 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from sfm.errors import InputError
+from sfm.locking import acquire
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.disk import share_mode
 
 TASK_ROWS = BLOCK_ROWS
-
-LOCK_SECONDS = 2.0
-"""How long a staging folder may stay claimed by a process that is being killed."""
 
 
 class Unfinished(Exception):  # noqa: N818 - a state of affairs, not a fault of the input
@@ -133,6 +132,8 @@ class Found:
         Names the first of them, for a person.
     unused : dict of str to int
         What was passed over beside the samples, by kind.
+    written : list of list of str
+        Per class met, the ways in which its labels are written; see `Sample.written`.
     """
 
     read: int
@@ -143,6 +144,7 @@ class Found:
     marked: dict[str, list[int]] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
+    written: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -295,9 +297,11 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
     """
     # Not with parents: a worker that was given up must not bring back a folder that is done with.
     file.parent.mkdir(exist_ok=True)
+    share_mode(file.parent, like=file.parent.parent)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as out:
+            share_mode(part, like=file.parent)
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -307,7 +311,7 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_staging(folder: Path, key: str) -> Iterator[Staging]:
+def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[Staging]:
     """Claim the staging folder of an extraction for this process; it is deleted on success, kept on failure.
 
     A second process with the same key gets a private folder: both work, and the store decides who publishes.
@@ -318,41 +322,62 @@ def open_staging(folder: Path, key: str) -> Iterator[Staging]:
         Where all staging folders are.
     key : str
         Equal for extractions that would compute the same features.
+    like : Path, optional
+        A folder whose permissions all that is staged gets: that of the store, if it is staged there, so that
+        one of a team goes on with, or collects, what another left.
+
+    Raises
+    ------
+    InputError
+        If nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with stageable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if like:
+        share_mode(folder, like)
     with claim(folder / f"{key}.lock") as mine:
-        root = folder / (key if mine else f"{key}-{uuid.uuid4().hex[:8]}")
-        root.mkdir(exist_ok=True)
+        root = folder / (key if mine and is_writable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
+        with stageable(folder):
+            root.mkdir(exist_ok=True)
+        if like:
+            share_mode(root, like)
         yield Staging(root)
         shutil.rmtree(root)
         if mine:
             (folder / f"{key}.lock").unlink(missing_ok=True)
 
 
+def is_writable(folder: Path) -> bool:
+    """Say whether a folder, if it is there, may be written: it may be what another user left."""
+    return not folder.exists() or os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def stageable(folder: Path) -> Iterator[None]:
+    """Turn a folder that cannot be written into an :class:`InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
+            f"with --staging"
+        ) from error
+
+
 @contextmanager
 def claim(file: Path) -> Iterator[bool]:
-    """Hold a file's lock, if it can be had; wait a little for one that a dying process still holds.
-
-    Yields
-    ------
-    bool
-        Whether it is held.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        with file.open("w") as lock:
-            held = locked(lock, file)
-            if held or time.monotonic() > deadline:
-                yield held
-                return
-        time.sleep(0.05)
-
-
-def locked(lock: IO[str], file: Path) -> bool:
-    """Take the lock of an open file, unless another has it; say whether it is held."""
+    """Hold a lock that all who may write its folder can take; yields whether it is held."""
+    if file.exists() and not os.access(file, os.W_OK):
+        yield False  # of another user
+        return
+    with stageable(file.parent):
+        lock = acquire(file)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file that its holder has deleted meanwhile locks out nobody.
-        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
+        if lock is not None:
+            share_mode(file, like=file.parent)
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.close()

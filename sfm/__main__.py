@@ -1,10 +1,14 @@
 """``python -m sfm``: the command line, and what ``torchrun -m sfm`` starts."""
 
-import os
-from contextlib import redirect_stdout
-from pathlib import Path
+from sfm.interrupts import take_signals
 
-from sfm.cli import main
+take_signals()
+
+import os  # noqa: E402
+from contextlib import redirect_stdout  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from sfm.start import main  # noqa: E402
 
 if __name__ == "__main__":
     if os.environ.get("RANK", "0") == "0":

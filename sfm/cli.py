@@ -1,5 +1,6 @@
 """The command line: ``sfm``. A stage is imported when its command runs, so that help is instant."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -8,23 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfm import terminal
+from sfm import accuracies, terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.command import AsJson, Quiet, add_command
+from sfm.backbones.waiting import choose_waiting
+from sfm.command import App, AsJson, Quiet, Threads, add_command
 from sfm.distill.config import DistillConfig
+from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
+from sfm.terminal import print_line as print
 
 if TYPE_CHECKING:
     from sfm.pipeline.extract import Extraction
 
 SKIPPED_SHOWN = 20
 
-app = typer.Typer(
+app = App(
     name="sfm",
     help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
     no_args_is_help=True,
@@ -37,6 +41,7 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
+    terminal.prepare_output()
     app()
 
 
@@ -55,12 +60,16 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if config.dry_run:
         run_plan(config, as_json, quiet)
         return
+    choose_waiting(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
         share_one_heap()
     from sfm.pipeline.staging import Unfinished
 
     try:
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left("; the same command goes on from the work that is complete"),
+            terminal.showing(quiet) as progress,
+        ):
             from sfm.pipeline.extract import extract
             from sfm.pipeline.file_counts import describe_files
 
@@ -106,11 +115,12 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         for line in done.skipped[:SKIPPED_SHOWN]:
             print(f"  {line}")
         if len(done.skipped) > SKIPPED_SHOWN:
-            print(f"  … `sfm store show {config.store} … --json` lists all of them")
+            print(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
     first = done.published[0].summary
-    print(
-        f"Next: sfm distill --store {config.store} --backbone {first.backbone} --dataset {first.dataset} "
-        f"--image-size {first.image_size} --out {first.dataset}-distilled"
+    terminal.print_next(
+        "distill",
+        *("--store", config.store, "--backbone", first.backbone, "--dataset", first.dataset),
+        *("--image-size", first.image_size, "--out", f"{first.dataset}-distilled"),
     )
 
 
@@ -133,7 +143,10 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     from sfm.pipeline.staging import Unfinished
 
     try:
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left("; a dry run saves nothing"),
+            terminal.showing(quiet) as progress,
+        ):
             from sfm.pipeline.plan import plan
 
             planned = plan(config, progress)
@@ -154,10 +167,14 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then say where the images are."""
-    from sfm.distill.run import Interrupted, distill
+    choose_waiting(config.threads)
+    from sfm.distill.run import Interrupted, distill, says_what_is_saved
 
     try:
-        with terminal.showing(quiet) as progress:
+        with (
+            terminal.saying_what_is_left(lambda: says_what_is_saved(config.out)),
+            terminal.showing(quiet) as progress,
+        ):
             done = distill(config, progress)
     except Interrupted as stop:
         raise terminal.fail(str(stop), terminal.INTERRUPTED) from None
@@ -171,36 +188,57 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
         f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     print(f"Look at {done.out / 'preview.png'}")
-    print(f"Next: sfm evaluate {done.out} --store {config.store}")
+    terminal.print_next("evaluate", done.out, "--store", config.store)
 
 
 def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
-    """Evaluate, then print the table of accuracies; of several runs, the matrix too."""
-    with terminal.showing(quiet) as progress:
-        from sfm.eval.matrix import matrix
-        from sfm.eval.run import evaluate_runs
+    """Evaluate, then print the table of accuracies; of several runs, the matrix too.
 
-        done = evaluate_runs(config, progress)
+    What was found is printed even if it cannot be written.
+    """
+    choose_waiting(config.threads)
+    from sfm.eval.interrupted import says_what_is_kept
+    from sfm.eval.result import NotWrittenError
+
+    results = [each.result for each in config.each()]
+    unwritten: InputError | None = None
+    try:
+        with terminal.showing(quiet) as progress:
+            from sfm.eval.matrix import matrix
+            from sfm.eval.run import evaluate_runs
+
+            done = evaluate_runs(config, progress)
+    except NotWrittenError as error:
+        done, unwritten = error.evaluations, error
+    except KeyboardInterrupt:
+        raise terminal.fail(says_what_is_kept(results), terminal.INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in done]
     cells = [cell.model_dump(mode="json") for cell in matrix(done)]
+    accuracies.print_warnings(records)
     if as_json:
         document = records[0] if len(records) == 1 else {"evaluations": records}
         terminal.print_json(document | {"matrix": cells})
+    else:
+        for record in records:
+            accuracies.print_accuracies(record)
+        if len(records) > 1:
+            accuracies.print_matrix(cells)
+    if unwritten:
+        raise unwritten
+    if as_json:
         return
-    for run, record in zip(config.run, records, strict=True):
-        terminal.accuracy_table(record)
-        print(f"Written to {run / 'evaluation.json'}")
-    if len(records) > 1:
-        terminal.matrix_table(cells)
-    runs = " ".join(map(str, config.run))
-    print(f"Next: sfm report {runs} --store {config.store} --out report.html")
+    for result in results:
+        print(f"Written to {result}")
+    elsewhere = ["--evaluation", config.out] if config.out else []
+    terminal.print_next("report", *config.run, "--store", config.store, *elsewhere, "--out", "report.html")
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
     """Write the report, then say where it is."""
     from sfm.eval.report.page import report
 
-    out = report(config)
+    with terminal.saying_what_is_left("; no report was written"):
+        out = report(config)
     if as_json:
         terminal.print_json({"out": str(out), "bytes": out.stat().st_size})
     else:
@@ -211,11 +249,17 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     """Export, then say what was written."""
     from sfm.eval.export.run import export
 
-    done = export(config)
+    with terminal.saying_what_is_left("; nothing was exported"):
+        done = export(config)
     if as_json:
-        terminal.print_json({"out": str(done.out), "files": done.files, "bytes": done.size})
-    else:
-        print(f"{done.out}: {config.format}, {done.files} files, {done.size / 1e6:.2f} MB")
+        terminal.print_json(
+            {"out": str(done.out), "files": done.files, "bytes": done.size, "licence": done.licence}
+        )
+        return
+    size = f"{done.files} files, {done.size / 1e6:.2f} MB"
+    print(f"{done.out}: {config.format}, {size}; licence: {done.licence}")
+    if done.licence == "unknown":
+        print("note: nobody named the licence of the real data: ask before you publish, then give --licence")
 
 
 add_command(
@@ -284,26 +328,34 @@ def quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path(
         "sfm-quickstart"
     ),
+    threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with terminal.reporting():
+        choose_waiting(threads)
         from sfm.distill.run import Interrupted
         from sfm.quickstart import quickstart
 
+        command = shlex.join(["sfm", "quickstart", "--out", str(out)])
+
         try:
-            with terminal.showing(quiet) as progress:
-                record: dict[str, Any] = quickstart(out, progress)
+            with (
+                terminal.saying_what_is_left(f": run `{command}` again to go on"),
+                terminal.showing(quiet) as progress,
+            ):
+                record: dict[str, Any] = quickstart(out, progress, threads)
         except Interrupted as stop:
             raise terminal.fail(
-                f"{stop.args[0].partition(':')[0]}: run `sfm quickstart --out {out}` again to go on",
+                f"{stop.args[0].partition(':')[0]}: run `{command}` again to go on",
                 terminal.INTERRUPTED,
             ) from None
     if as_json:
         terminal.print_json(record)
         return
-    terminal.accuracy_table(record["evaluation"])
+    accuracies.print_warnings([record["evaluation"]])
+    accuracies.print_accuracies(record["evaluation"])
     print(f"Ten distilled images: {record['preview']}")
     print(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 

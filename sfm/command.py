@@ -6,21 +6,57 @@ import json
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sfm.errors import InputError
-from sfm.terminal import reporting
+from sfm.terminal import fail, reporting
 
 SHARED = "Shared options"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED)
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED)]
+
+
+class OnceCommand(typer.core.TyperCommand):
+    """A command that refuses an option of one value when it is given again, rather than take the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments; exit with status 2 if an option of one value is repeated."""
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        if given:
+            _, _, order = self.make_parser(ctx).parse_args(args=given)
+            for option in dict.fromkeys(order):
+                if order.count(option) > 1 and not (option.multiple or getattr(option, "is_flag", False)):
+                    raise fail(
+                        f"{option.opts[0]} takes one value and is given {order.count(option)} times: give it "
+                        "once",
+                        2,
+                    )
+        return rest
+
+
+class App(typer.Typer):
+    """Commands that are :class:`OnceCommand`."""
+
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
+        """Add a command, see :class:`typer.Typer`."""
+        return super().command(*arguments, **{"cls": OnceCommand} | settings)
 
 
 def add_command(
@@ -122,7 +158,8 @@ def choices(annotation: Any) -> str | None:
 def parsed_as(annotation: Any) -> Any:
     """Return the type Typer reads an option as; what it cannot read (a tuple of numbers) it reads as text."""
     members = [a for a in get_args(annotation) if a is not type(None)]
-    if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1:
+    # Of several types, the first is that of the command line; others come from a run.json.
+    if get_origin(annotation) in (Union, types.UnionType):
         annotation = members[0]
     if get_origin(annotation) is tuple:
         return str | None

@@ -1,5 +1,6 @@
 """What a running stage tells whoever started it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ class Progress:
         What is counted: ``"images"``, ``"steps"``.
     figures : dict of str to float
         What to show next to the bar, e.g. ``{"loss": 0.31}``.
+    note : str
+        What the user should know now, in one line.
     """
 
     stage: str
@@ -25,6 +28,7 @@ class Progress:
     total: int
     unit: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 Listener = Callable[[Progress], None]
@@ -32,3 +36,15 @@ Listener = Callable[[Progress], None]
 
 def nobody(_: Progress) -> None:
     """Listen to nothing."""
+
+
+def after(seconds: float, listener: Listener) -> Listener:
+    """Return a listener that passes on what a stage tells only once the stage has taken that long."""
+    began: dict[str, float] = {}
+
+    def listen(event: Progress) -> None:
+        now = time.monotonic()
+        if now - began.setdefault(event.stage, now) >= seconds:
+            listener(event)
+
+    return listen

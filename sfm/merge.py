@@ -11,6 +11,7 @@ from sfm.events import Listener, nobody
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.merging import Merged, Rows, Trained, Trainer, merge_entries, require_mergeable
 from sfm.stats_store.moments import Moments
+from sfm.stats_store.names import name_from, problem_with_name
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, create_store, open_store
 
@@ -24,6 +25,7 @@ def merge(
     image_size: int | None = None,
     device: str = "auto",
     replace: bool = False,
+    threads: int | None = None,
     progress: Listener = nobody,
 ) -> Merged:
     """Publish the entry of the union of disjoint datasets, from the entries of these datasets.
@@ -44,21 +46,23 @@ def merge(
         Which entry of each part, where there are several.
     device : str
         Where the classifier is trained: ``auto``, ``cpu`` or ``cuda``.
+    threads : int, optional
+        CPU threads that it is trained with.
 
     Raises
     ------
     InputError
         If a part is not found, or the parts do not go together.
     """
-    if name is not None and ("@" in name or "#" in name or not name.strip()):
-        raise InputError(f"--name {name!r} must not be empty or contain @ or #")
+    if name is not None and (not name or "#" in name or problem_with_name(name)):
+        raise InputError(f"--name {name!r} {problem_with_name(name) or 'must not contain #'}")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is none of auto, cpu, cuda")
     entries = [find(part, store, backbone, image_size) for part in parts]
     require_mergeable(entries)
     target = create_store(store)
-    union = name or "+".join(sorted({entry.dataset.name for entry in entries}))
-    return merge_entries(target, entries, union, on_disk(device), replace=replace, progress=progress)
+    union = name or name_from("+".join(sorted({entry.dataset.name for entry in entries})))
+    return merge_entries(target, entries, union, on_disk(device, threads), replace=replace, progress=progress)
 
 
 def find(part: str, store: str, backbone: str | None, image_size: int | None) -> Entry:
@@ -69,12 +73,13 @@ def find(part: str, store: str, backbone: str | None, image_size: int | None) ->
     return place.open(only(known, dataset=dataset, backbone=backbone, image_size=image_size))
 
 
-def on_disk(device: str) -> Trainer:
+def on_disk(device: str, threads: int | None) -> Trainer:
     """Return a trainer that keeps the features on disk, since it reads them hundreds of times."""
 
     def train(rows: Rows, moments: Moments) -> Trained:
         import torch
 
+        from sfm.backbones.threads import computing_with
         from sfm.pipeline.classifier import train_classifier
         from sfm.pipeline.staging import Staged
 
@@ -86,7 +91,8 @@ def on_disk(device: str) -> Trainer:
                 np.save(files[-1], features)
                 labels.append(own)
             chosen = torch.device(there if device == "auto" else device)
-            found = train_classifier(Staged(tuple(files), tuple(labels)), moments, chosen)
+            with computing_with(threads):
+                found = train_classifier(Staged(tuple(files), tuple(labels)), moments, chosen)
         solver = f"{found.solver}, on the stored training features of all parts"
         return Trained(found.weight, found.bias, solver, found.l2, found.iterations, found.converged)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sfm.stats_store.cards import ExtractionCard, Summary
+from sfm.text import one_line
 
 
 def pixel_document(card: ExtractionCard) -> dict[str, Any]:
@@ -58,4 +59,4 @@ def lines_on(card: ExtractionCard, of: str) -> Iterator[str]:
 
 def such_as(example: str) -> str:
     """Return an example in brackets, if there is one."""
-    return f" (such as {example})" if example else ""
+    return f" (such as {one_line(example)})" if example else ""

@@ -5,13 +5,14 @@ from typing import Any
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
 from sfm.events import Listener, nobody
+from sfm.locking import lock_folder
 
 DATASET = "fashion-mnist-6k"
 IMAGE_SIZE = 96
 EXEMPLARS = 8
 
 
-def quickstart(out: Path, progress: Listener = nobody) -> dict[str, Any]:
+def quickstart(out: Path, progress: Listener = nobody, threads: int | None = None) -> dict[str, Any]:
     """Extract Fashion-MNIST-6k with lite0 and lite1, distil ten images on lite0, evaluate them on both.
 
     A quickstart that was interrupted goes on where it was.
@@ -21,12 +22,20 @@ def quickstart(out: Path, progress: Listener = nobody) -> dict[str, Any]:
     out : Path
         Folder for the store (``store/``) and the distilled set (``distilled/``).
     progress : callable, optional
+    threads : int, optional
+        CPU threads to compute with.
 
     Returns
     -------
     dict
         ``store``, ``preview``: paths; ``run``, ``evaluation``: what the two JSON files hold.
     """
+    with lock_folder(out):
+        return run_quickstart(out, progress, threads)
+
+
+def run_quickstart(out: Path, progress: Listener, threads: int | None) -> dict[str, Any]:
+    """Do what :func:`quickstart` says, in a folder that no other process writes meanwhile."""
     store, run = str(out / "store"), out / "distilled"
     extract(
         ExtractConfig(
@@ -35,16 +44,25 @@ def quickstart(out: Path, progress: Listener = nobody) -> dict[str, Any]:
             backbone=["lite0", "lite1"],
             image_size=IMAGE_SIZE,
             exemplars=EXEMPLARS,
+            threads=threads,
         ),
         progress,
     )
     distilled = distill(
         DistillConfig(
-            store=store, backbone="lite0", image_size=IMAGE_SIZE, dataset=DATASET, out=run, resume=True
+            store=store,
+            backbone="lite0",
+            image_size=IMAGE_SIZE,
+            dataset=DATASET,
+            out=run,
+            threads=threads,
+            resume=True,
         ),
         progress,
     )
-    evaluation = evaluate(EvaluateConfig(run=run, store=store, backbone=["lite0", "lite1"]), progress)
+    evaluation = evaluate(
+        EvaluateConfig(run=run, store=store, backbone=["lite0", "lite1"], threads=threads), progress
+    )
     return {
         "store": store,
         "preview": str(run / "preview.png"),

@@ -1,13 +1,19 @@
 """The command line of the store: ``sfm store``."""
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from sfm import terminal
-from sfm.command import AsJson, Quiet
+from sfm.backbones.waiting import choose_waiting
+from sfm.command import App, AsJson, Quiet, Threads
+from sfm.events import Listener, after
+from sfm.terminal import print_line as print
 
-store_app = typer.Typer(
+store_app = App(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
 )
 
@@ -24,6 +30,17 @@ ImageSize = Annotated[int | None, typer.Option("--image-size", help="Only this i
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")]
 
 
+SHOWN_AFTER = 1.0
+"""Seconds that a stage may take before its progress is shown."""
+
+
+@contextmanager
+def at_work(quiet: bool, interrupted: str) -> Iterator[Listener]:
+    """Show the progress of whatever takes longer than a moment, and end with what is true on an interrupt."""
+    with terminal.saying_what_is_left(f": {interrupted}"), terminal.showing(quiet) as progress:
+        yield after(SHOWN_AFTER, progress)
+
+
 def examples(*lines: str) -> str:
     """Return the end of a command's help."""
     return "\n\n".join(["Examples:", *(f"  $ sfm store {line}" for line in lines)])
@@ -35,7 +52,8 @@ def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
     with terminal.reporting():
         from sfm.stats_store.store import open_store
 
-        entries, unreadable = open_store(url).survey()
+        with at_work(quiet, "nothing was changed") as progress:
+            entries, unreadable = open_store(url).survey(progress)
         if as_json:
             shown = [s.model_dump(mode="json") for s in entries]
             terminal.print_json({"entries": shown, "unreadable": unreadable})
@@ -60,28 +78,41 @@ def store_show(
     history: Annotated[
         bool, typer.Option("--history", help="List all generations of NAME, replaced and removed ones too.")
     ] = False,
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Also compute the classifier's held-out accuracy of every class, worst first; reads the "
+            "held-out features.",
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
     with terminal.reporting():
         from sfm import store_tables
+        from sfm.stats_store.by_class import held_out_by_class
         from sfm.stats_store.history import history_of, known_summaries
         from sfm.stats_store.select import only
         from sfm.stats_store.store import open_store
 
-        store = open_store(url)
         if history:
-            found = history_of(store, dataset, backbone, image_size)
+            with at_work(quiet, "nothing was changed") as progress:
+                found = history_of(open_store(url), dataset, backbone, image_size, progress)
             if as_json:
                 terminal.print_json({"history": [store_tables.generation_document(g) for g in found]})
             else:
                 store_tables.print_history(f"History of {dataset} in {url}", found)
             return
-        summary = only(
-            known_summaries(store, dataset), dataset=dataset, backbone=backbone, image_size=image_size
-        )
-        document = store_tables.entry_document(store.open(summary))
+        with at_work(quiet, "nothing was changed") as progress:
+            store = open_store(url)
+            known = known_summaries(store, dataset, progress)
+            summary = only(known, dataset=dataset, backbone=backbone, image_size=image_size)
+            entry = store.open(summary)
+            document = store_tables.entry_document(entry)
+            if per_class:
+                store_tables.add_accuracies(document, held_out_by_class(entry))
         if as_json:
             terminal.print_json(document)
         else:
@@ -109,23 +140,19 @@ def store_verify(
         from sfm.stats_store.store import open_store
         from sfm.stats_store.verify import verify
 
-        store = open_store(url)
         asked = any(word is not None for word in (dataset, backbone, image_size))
         chosen = None
-        if asked:
-            chosen = every(
-                known_summaries(store, dataset or ""),
-                dataset=dataset,
-                backbone=backbone,
-                image_size=image_size,
-            )
-        with terminal.showing(quiet) as progress:
+        with at_work(quiet, "nothing was changed; the next check begins anew") as progress:
+            store = open_store(url)
+            if asked:
+                known = known_summaries(store, dataset or "", progress)
+                chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
             verdicts = verify(store, chosen, progress)
         if as_json:
             terminal.print_json({"entries": [store_tables.verdict_document(v) for v in verdicts]})
         else:
             store_tables.print_verdicts(f"Store {url}", verdicts)
-        damaged = sum(not v.sound for v in verdicts)
+        damaged = sum(not v.sound and v.readable for v in verdicts)
         if damaged:
             raise terminal.fail(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
 
@@ -161,10 +188,12 @@ def store_copy(
         from sfm.stats_store.select import every
         from sfm.stats_store.store import create_store, open_store
 
-        source = open_store(url)
-        known = known_summaries(source, dataset or "")
-        chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
-        with terminal.showing(quiet) as progress:
+        with at_work(
+            quiet, "entries that are not whole are not visible; the same command goes on"
+        ) as progress:
+            source = open_store(url)
+            known = known_summaries(source, dataset or "", progress)
+            chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
             done = copy(source, create_store(target), chosen, replace=replace, progress=progress)
         if as_json:
             terminal.print_json({"entries": [store_tables.copied_document(c) for c in done]})
@@ -214,6 +243,7 @@ def store_merge(
     replace: Annotated[
         bool, typer.Option("--replace", help="Publish the next generation if this union is there already.")
     ] = False,
+    threads: Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -222,9 +252,10 @@ def store_merge(
     Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
     """
     with terminal.reporting():
+        choose_waiting(threads)
         from sfm.merge import merge
 
-        with terminal.showing(quiet) as progress:
+        with at_work(quiet, "the union may not be published; the same command begins again") as progress:
             done = merge(
                 url,
                 parts,
@@ -233,6 +264,7 @@ def store_merge(
                 image_size=image_size,
                 device=device,
                 replace=replace,
+                threads=threads,
                 progress=progress,
             )
         summary, outcome = done.published.summary, done.published.outcome
@@ -264,19 +296,21 @@ def store_rm(
 ) -> None:
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
     with terminal.reporting():
+        from sfm.stats_store.concurrency import concurrently
         from sfm.stats_store.history import containing, remove
         from sfm.stats_store.select import every, only
         from sfm.stats_store.store import open_store
 
-        store = open_store(url)
-        visible = store.summaries()
-        removed = every(visible, dataset=dataset, backbone=backbone, image_size=image_size)
-        if not every_entry:
-            removed = [only(visible, dataset=dataset, backbone=backbone, image_size=image_size)]
-        merged = containing(store, visible, removed)
-        if not dry_run:
-            for summary in removed:
-                remove(store, summary)
+        told = "nothing was changed" if dry_run else "some may be removed; the same command removes the rest"
+        with at_work(quiet, told) as progress:
+            store = open_store(url)
+            visible = store.summaries(progress)
+            removed = every(visible, dataset=dataset, backbone=backbone, image_size=image_size)
+            if not every_entry:
+                removed = [only(visible, dataset=dataset, backbone=backbone, image_size=image_size)]
+            merged = containing(store, visible, removed, progress)
+            if not dry_run:
+                concurrently(lambda summary: remove(store, summary), removed, progress, "remove", "entries")
         if as_json:
             terminal.print_json(
                 {
@@ -291,7 +325,8 @@ def store_rm(
             terminal.entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
             print(
-                f"The bytes are still there. To delete those of all removed entries: sfm store gc {url} --now"
+                "The bytes are still there. To delete those of all removed entries: "
+                f"{shlex.join(['sfm', 'store', 'gc', url, '--now'])}"
             )
 
 
@@ -323,14 +358,20 @@ def store_gc(
         from sfm.stats_store.collect import collect, parse_age
         from sfm.stats_store.store import open_store
 
-        done = collect(open_store(url), older_than=parse_age(older_than), now=now, dry_run=dry_run)
+        oldest = parse_age(older_than)
+        told = "nothing was changed" if dry_run else "what is deleted is deleted; the same command goes on"
+        with at_work(quiet, told) as progress:
+            done = collect(open_store(url), older_than=oldest, now=now, dry_run=dry_run, progress=progress)
         if as_json:
             terminal.print_json(
                 {
                     "dry_run": dry_run,
                     "deleted": [store_tables.garbage_document(g) for g in done.deleted],
                     "kept": [store_tables.garbage_document(g) for g in done.kept],
+                    "notes": done.notes,
                 }
             )
         else:
             store_tables.print_collection(done, "Would be deleted" if dry_run else "Deleted")
+            for note in done.notes:
+                print(f"note: left alone, with all that may belong to it: {note}")

@@ -1,20 +1,21 @@
 """What a person, or a script, sees of a store: entries, their history, and what became of them."""
 
 import datetime
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+import numpy.typing as npt
 
+from sfm.layout import fit, open_console
 from sfm.stats_store.collect import Collection, Garbage
 from sfm.stats_store.copying import Copied
 from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
-from sfm.terminal import table
+from sfm.terminal import percent, table
+from sfm.terminal import print_line as print
 
 
 def entry_document(entry: Entry) -> dict[str, Any]:
@@ -49,6 +50,18 @@ def class_documents(entry: Entry) -> list[dict[str, Any]]:
     ]
 
 
+def add_accuracies(document: dict[str, Any], shares: npt.NDArray[np.float64] | None) -> None:
+    """Add the held-out accuracy of every class to what is shown of an entry; None where there is none."""
+    for place, one in enumerate(document["classes"]):
+        known = shares is not None and np.isfinite(shares[place])
+        one["held_out_top1"] = float(shares[place]) if shares is not None and known else None
+
+
+def worst_first(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Order classes by their held-out accuracy, if it was asked for; those without one come last."""
+    return sorted(classes, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0))
+
+
 def array_document(entry: Entry, name: str) -> dict[str, Any]:
     """Return shape, type and sizes of an array; an array of a later schema is not opened."""
     stored = sum(record.size for path, record in entry.commit.objects.items() if path.startswith(f"{name}/"))
@@ -73,26 +86,29 @@ def array_document(entry: Entry, name: str) -> dict[str, Any]:
 def print_entry(document: dict[str, Any], most: int = 30) -> None:
     """Print an entry for a person: its cards, classes and arrays."""
     summary = document["summary"]
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(f"[bold]{summary['dataset']}@{summary['entry_digest'][:12]}[/bold]")
+    console = open_console()
+    pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
+    console.print(fit(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
-        console.print(f"[bold]{card}[/bold]")
+        console.print(card, style="bold")
         for name, value in document[card].items():
-            console.print(f"  {name}: {value}", markup=False, soft_wrap=True)
-    classes = document["classes"]
+            console.print(fit(f"  {name}: {value}", console), soft_wrap=True)
+    classes = worst_first(document["classes"])
+    asked = any("held_out_top1" in c for c in classes)
     table(
         f"{len(classes)} classes" + (f" (the first {most})" if len(classes) > most else ""),
-        ["id", "name", "train", "held out"],
+        ["id", "name", "train", "held out", *(["top-1 %"] if asked else [])],
         [
             [
                 c["class_id"],
                 c["name"],
                 str(c["train_samples"]),
                 "–" if c["test_samples"] is None else str(c["test_samples"]),
+                *([percent(c["held_out_top1"])] if asked else []),
             ]
             for c in classes[:most]
         ],
-        right={"train", "held out"},
+        right={"train", "held out", "top-1 %"},
     )
     table(
         "arrays",
@@ -198,6 +214,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     """Return what ``sfm store verify --json`` shows of one entry."""
     return {
         "sound": verdict.sound,
+        "readable": verdict.readable,
         "problems": verdict.problems,
         "commit": verdict.commit,
         "objects": verdict.objects,
@@ -217,7 +234,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
             v.summary.role if v.summary else "–",
             str(v.objects),
             size(v.size),
-            "sound" if v.sound else "DAMAGED",
+            "sound" if v.sound else "DAMAGED" if v.readable else "not read",
         ]
         for v in verdicts
     ]
@@ -225,7 +242,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
     table(f"{title}: {len(rows)} entries checked", columns, rows, right={"px", "objects", "size"})
     for verdict in verdicts:
         for problem in verdict.problems:
-            print(problem)
+            print(problem if verdict.readable else f"note: left out: {problem}")
 
 
 def copied_document(copied: Copied) -> dict[str, Any]:

@@ -1,43 +1,64 @@
 """What a person sees: progress, tables, one line per error."""
 
 import errno
+import io
 import json
+import logging
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.progress import TaskID
 
 from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.interrupts import begin_reporting
+from sfm.layout import FittingBars, fit, open_console, print_table
+from sfm.text import DEGRADE, one_line
 
 PLAIN_SECONDS = 10.0
 UNFINISHED = 1
 INTERRUPTED = 130
 
 
+class OneLine(logging.Formatter):
+    """Log messages as one line each, fit for a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the message of a record."""
+        return one_line(super().formatMessage(record))
+
+
+def prepare_output() -> None:
+    """Make sure that no text can break the output: what an encoding lacks is degraded, logs are one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=DEGRADE)
+    if logging.lastResort:
+        logging.lastResort.setFormatter(OneLine())
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print one line, whatever the text holds; the commands' ``print``."""
+    print(one_line(text), file=file)
+
+
 def fail(message: str, status: int) -> typer.Exit:
     """Print one line on stderr and return the exit to raise."""
-    print(f"error: {message}", file=sys.stderr)
+    print_line(f"error: {message}", file=sys.stderr)
     return typer.Exit(status)
 
 
 @contextmanager
 def reporting() -> Iterator[None]:
     """Turn what went wrong into one line and an exit status: 2 bad input, 1 damage, 130 interrupted."""
+    begin_reporting()
     try:
         yield
     except InputError as error:
@@ -45,14 +66,22 @@ def reporting() -> Iterator[None]:
     except DamageError as error:
         raise fail(str(error), 1) from None
     except KeyboardInterrupt:
-        raise fail(
-            "interrupted; the same command goes on from the work that is complete", INTERRUPTED
-        ) from None
+        raise fail("interrupted", INTERRUPTED) from None
     except Exception as error:
         reason = space_or_permission(error)
         if reason is None:
             raise
         raise fail(reason, 2) from None
+
+
+@contextmanager
+def saying_what_is_left(message: str | Callable[[], str]) -> Iterator[None]:
+    """Say what an interrupted command leaves, and how to go on if it can; a function is asked then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = message if isinstance(message, str) else message()
+        raise fail(f"interrupted{left}", INTERRUPTED) from None
 
 
 def space_or_permission(error: BaseException) -> str | None:
@@ -76,24 +105,15 @@ def showing(quiet: bool) -> Iterator[Listener]:
     if quiet:
         yield nobody
         return
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not console.is_terminal:
         yield plain_lines(console)
         return
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as bars:
+    with FittingBars(console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(event: Progress) -> None:
+            tell(console, event.note)
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(event.stage, total=event.total, figures="", unit="")
             bars.update(
@@ -113,6 +133,7 @@ def plain_lines(console: Console) -> Listener:
     printed: dict[str, float] = {}
 
     def show(event: Progress) -> None:
+        tell(console, event.note)
         now = time.monotonic()
         first = event.stage not in began
         start = began.setdefault(event.stage, now)
@@ -123,9 +144,15 @@ def plain_lines(console: Console) -> Listener:
             left = f", {seconds / event.done * (event.total - event.done):.0f} s left" if event.done else ""
             tail = "" if first or last else left
             line = f"{event.stage}: {event.done}/{event.total} {event.unit} {figures(event, ', ')}".rstrip()
-            console.print(f"{line}, {seconds:.0f} s{tail}", highlight=False, soft_wrap=True)
+            console.print(fit(f"{line}, {seconds:.0f} s{tail}", console), soft_wrap=True)
 
     return show
+
+
+def tell(console: Console, note: str) -> None:
+    """Print what the user should know now, if there is anything."""
+    if note:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def figures(event: Progress, between: str) -> str:
@@ -133,9 +160,14 @@ def figures(event: Progress, between: str) -> str:
     return between.join(f"{name} {value:.4g}" for name, value in event.figures.items())
 
 
+def print_next(*words: object) -> None:
+    """Print the command to go on with, fit to be pasted into a shell."""
+    print_line(f"Next: {shlex.join(['sfm', *map(str, words)])}")
+
+
 def print_json(document: Any) -> None:
     """Print the one JSON document of a command."""
-    print(json.dumps(document, indent=1))
+    print(json.dumps(document, indent=1))  # noqa: T201
 
 
 def entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str] = ()) -> None:
@@ -198,12 +230,18 @@ def accuracy_table(record: dict[str, Any]) -> None:
     ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
     title = (
-        f"Accuracy on held-out features: {record['config']['run']}, "
+        f"Accuracy on held-out features: {from_here(record['config']['run'])}, "
         f"distilled on {record['provenance']['distilled_on']}"
     )
     table(title, columns, rows, right={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
+
+
+def from_here(path: str) -> str:
+    """Return a path as a person would write it in this folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
@@ -216,8 +254,8 @@ def matrix_table(cells: Sequence[dict[str, Any]]) -> None:
     for mode in modes:
         for run, distilled_on in runs:
             found = [at.get((mode, run, backbone)) for backbone in backbones]
-            shown = [over_seeds(cell, "top1") if cell else "–" for cell in found]
-            rows.append([mode, distilled_on, run, *shown])
+            shown = [over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in found]
+            rows.append([mode, distilled_on, from_here(run), *shown])
     columns = ["trained", "distilled on", "run", *backbones]
     table("Top-1 %, by the backbone evaluated on", columns, rows, right=set(backbones))
 
@@ -269,13 +307,7 @@ def duration(seconds: float) -> str:
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: set[str]) -> None:
     """Print a table that a person can read; the columns in `right` are aligned so."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    shown = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for column in columns:
-        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
+    print_table(open_console(), title, columns, rows, right)
 
 
 def percent(fraction: float | None, spread: float | None = None) -> str:

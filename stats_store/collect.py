@@ -4,19 +4,28 @@ import datetime
 import fcntl
 import re
 import shutil
+import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import obstore
-from obstore.store import LocalStore
 
-from sfm.errors import DamageError, InputError
+from sfm.errors import InputError
+from sfm.events import Listener, nobody
+from sfm.paths import is_clutter
+from sfm.stats_store.concurrency import concurrently
+from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, local_root, modified, raise_unless_gone, walk
 from sfm.stats_store.history import Generation, generations
-from sfm.stats_store.location import UNFINISHED, delete_below, list_objects, reaching
+from sfm.stats_store.location import (
+    UnreadableError,
+    delete_below,
+    list_objects,
+    reaching,
+)
 from sfm.stats_store.store import MARK, Store
 
 SAFE_AGE = datetime.timedelta(days=7)
@@ -55,19 +64,22 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Collection:
-    """What a collection deleted (or would delete), and what it left because it is too young or in use."""
+    """What a collection did.
+
+    Attributes
+    ----------
+    deleted : list of Garbage
+        What it deleted, or would delete.
+    kept : list of Garbage
+        What it left because it is too young, or in use.
+    notes : list of str
+        One line each: what could not be read, and so was left with all that it may refer to; what could not
+        be deleted.
+    """
 
     deleted: list[Garbage]
     kept: list[Garbage]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One object of a store; of a local one, a file or an empty folder."""
-
-    path: str
-    size: int
-    modified: datetime.datetime
+    notes: list[str] = field(default_factory=list)
 
 
 def collect(
@@ -76,12 +88,14 @@ def collect(
     older_than: datetime.timedelta = SAFE_AGE,
     now: bool = False,
     dry_run: bool = False,
+    progress: Listener = nobody,
 ) -> Collection:
     """Delete runs that no current entry refers to, and unfinished work that was abandoned.
 
-    Every commit is read first. If the newest of a key cannot be, nothing is deleted, since it may refer to
-    anything; an older one refers to nothing that readers see. Data is deleted before the commit that refers
-    to it, so that an interrupted collection is finished by the next.
+    Every commit is read first. If the newest of a key cannot be, nothing of that key is deleted, nor any run
+    that no commit refers to, since the unreadable one may; an older one refers to nothing that readers see.
+    Data is deleted before the commit that refers to it, so that an interrupted collection is finished by the
+    next. What may not be deleted is left, and does not keep the rest from being deleted.
 
     Parameters
     ----------
@@ -94,6 +108,8 @@ def collect(
         `older_than`, because somebody may be writing it.
     dry_run : bool
         Delete nothing; say what would be.
+    progress : callable, optional
+        Told about every piece of garbage.
 
     Returns
     -------
@@ -101,77 +117,100 @@ def collect(
 
     Raises
     ------
-    DamageError
-        If the newest commit of a key is damaged, or of a schema that this version cannot read.
     InputError
-        If the store cannot be reached, or nothing may be deleted there.
+        If the store cannot be reached.
     """
-    # Runs are listed before commits: one that is committed in between is then found to be referred to.
     with reaching(store.url):
-        runs, index = stored(store, "runs"), stored(store, "index")
-    commits = generations(store)
-    unreadable = [g.problem for g in commits if g.newest and g.commit is None]
-    if unreadable:
-        raise DamageError(f"{unreadable[0]}; nothing was deleted, since it may refer to anything")
+        runs, index, hidden = stored(store)
+    commits = generations(store, progress)
+    unreadable = [g for g in commits if g.newest and g.commit is None]
+    notes = [*hidden, *(g.problem for g in unreadable)]
+    # Commits that were listed before and are not any more: hidden, or collected by somebody else just now.
+    lost = {i.path for i in index if is_commit(i.path)} - {g.path for g in commits}
+    guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
     found = [
-        *unreferenced_runs(runs, index, commits),
+        *(
+            garbage
+            for garbage in unreferenced_runs(runs, index, commits)
+            if not ((notes or lost) and garbage.reason == "never committed") and garbage.path not in guarded
+        ),
         *(
             Garbage(i.path, "unfinished write", i.modified, 1, i.size)
-            for i in index
-            if UNFINISHED.search(i.path)
+            for i in (*index, *runs)
+            if UNFINISHED.search(i.path) and (i.path.startswith("index/") or i.path.count("/") == 1)
         ),
         *staging_folders(store),
     ]
     time = datetime.datetime.now(datetime.UTC)
-    collection = Collection([], [])
-    for garbage in found:
+    collection = Collection([], [], notes)
+
+    def settle_one(garbage: Garbage) -> tuple[Garbage, bool, str]:
         age = max(time - garbage.since, datetime.timedelta(0))  # the store's clock may be ahead of ours
         due = age >= older_than or (now and bool(garbage.commits))
-        with reaching(store.url), claimed(store, garbage) as free:
-            if due and free and not dry_run:
-                delete(store, garbage)
-        (collection.deleted if due and free else collection.kept).append(garbage)
+        try:
+            with reaching(store.url), claimed(store, garbage) as free:
+                if due and free and not dry_run:
+                    delete(store, garbage)
+        except UnreadableError as error:
+            if local_root(store.objects) is None:
+                raise  # a server allows all of it or nothing
+            return garbage, False, f"{garbage.path} could not be deleted: {error}"
+        return garbage, due and free, ""
+
+    for garbage, gone, problem in concurrently(settle_one, found, progress, "delete", "found"):
+        (collection.deleted if gone else collection.kept).append(garbage)
+        notes += [problem] if problem else []
     return collection
 
 
-def stored(store: Store, prefix: str) -> list[Stored]:
-    """List the objects below a prefix; of a local store also what a killed writer left there."""
-    root = local_root(store)
-    if root is None:
-        return [
-            Stored(item["path"], item["size"], item["last_modified"])
-            for item in list_objects(store.objects, prefix)
-        ]
-    found = []
-    for path in (root / prefix).rglob("*"):
-        try:
-            if path.is_file() or not any(path.iterdir()):
-                found.append(Stored(path.relative_to(root).as_posix(), *size_and_time(path)))
-        except FileNotFoundError:
-            continue  # a writer at work renamed or discarded it since it was listed
-    return found
+def is_commit(path: str) -> bool:
+    """Say whether a path of the index is that of a commit."""
+    return path.count("/") == 4 and path.endswith(".json") and path[:-5].rpartition("/")[2].isdigit()
 
 
-def size_and_time(path: Path) -> tuple[int, datetime.datetime]:
-    """Return size and time of change of a file; a folder has no size."""
-    state = path.stat()
-    size = state.st_size if path.is_file() else 0
-    return size, datetime.datetime.fromtimestamp(state.st_mtime, datetime.UTC)
+def runs_of(commits: Sequence[Generation], key: str) -> set[str]:
+    """Return the paths of the runs that the commits of a key refer to."""
+    return {f"runs/{g.commit.run}" for g in commits if g.key == key and g.commit}
 
 
-def local_root(store: Store) -> Path | None:
-    """Return the folder of a store on this machine's disks; None for any other."""
-    objects = store.objects
-    return Path(objects.prefix) if isinstance(objects, LocalStore) and objects.prefix else None
+def stored(store: Store) -> tuple[list[LocalFile], list[LocalFile], list[str]]:
+    """List the objects of runs and of the index; of a local store also what a killed writer left there.
+
+    Runs come first: one that is committed in between is then found to be referred to.
+
+    Returns
+    -------
+    list of LocalFile, list of LocalFile
+    list of str
+        One line per folder that may not be listed.
+    """
+    root, listed, hidden = local_root(store.objects), [], []
+    for prefix in ("runs", "index"):
+        if root is None:
+            objects = list_objects(store.objects, prefix)
+            listed.append([LocalFile(o["path"], o["size"], o["last_modified"]) for o in objects])
+        else:
+            found = walk(root, prefix, lambda p: hidden.append(f"cannot read {p}: {denied(p)}"))
+            listed.append([f for f in found if f.path != prefix])
+    return listed[0], listed[1], hidden
+
+
+def size_and_time(path: Path) -> tuple[int, datetime.datetime] | None:
+    """Return size (0 of a folder) and time of change; None of what is gone or may not be seen."""
+    try:
+        state = path.stat()
+    except (FileNotFoundError, PermissionError):
+        return None
+    return 0 if stat.S_ISDIR(state.st_mode) else state.st_size, modified(state)
 
 
 def unreferenced_runs(
-    runs: Sequence[Stored], index: Sequence[Stored], commits: Sequence[Generation]
+    runs: Sequence[LocalFile], index: Sequence[LocalFile], commits: Sequence[Generation]
 ) -> Iterator[Garbage]:
     """Yield the runs that no current commit refers to."""
-    objects: dict[str, list[Stored]] = defaultdict(list)
+    objects: dict[str, list[LocalFile]] = defaultdict(list)
     for item in runs:
-        if item.path != "runs/zarr.json":
+        if item.path.count("/") > 1 or not item.is_file:
             objects[item.path.split("/")[1]].append(item)
     referring: dict[str, list[Generation]] = defaultdict(list)
     for generation in commits:
@@ -207,14 +246,15 @@ def successors(past: Sequence[Generation], commits: Sequence[Generation]) -> lis
 
 def staging_folders(store: Store) -> Iterator[Garbage]:
     """Yield the folders of unfinished extractions; those of a remote store are in its writers' caches."""
-    root = local_root(store)
+    root = local_root(store.objects)
     if root is None or not (root / "staging").is_dir():
         return
     for path in sorted((root / "staging").iterdir()):
-        if path.suffix == ".lock" and path.with_suffix("").exists():
+        if (path.suffix == ".lock" and path.with_suffix("").exists()) or is_clutter(path.name):
             continue  # deleted together with its folder
-        files = [path, *path.rglob("*")]
-        known = [size_and_time(file) for file in files if file.exists()]
+        known = [known for file in (path, *path.rglob("*")) if (known := size_and_time(file))]
+        if not known:
+            continue  # its extraction ended a moment ago
         yield Garbage(
             path=path.relative_to(root).as_posix(),
             reason="abandoned staging",
@@ -227,12 +267,17 @@ def staging_folders(store: Store) -> Iterator[Garbage]:
 @contextmanager
 def claimed(store: Store, garbage: Garbage) -> Iterator[bool]:
     """Hold the lock of a staging folder while it is looked at; yields False if an extraction holds it."""
-    root = local_root(store)
+    root = local_root(store.objects)
     lock = (root / garbage.path).with_suffix(".lock") if root else None
     if garbage.reason != "abandoned staging" or lock is None or not lock.exists():
         yield True
         return
-    with lock.open("r+") as held:
+    try:
+        held = lock.open("r+")
+    except PermissionError:
+        yield False  # of another user, who may be at work
+        return
+    with held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -243,11 +288,11 @@ def claimed(store: Store, garbage: Garbage) -> Iterator[bool]:
 
 def delete(store: Store, garbage: Garbage) -> None:
     """Delete garbage, then the commits that refer to it."""
-    root = local_root(store)
+    root = local_root(store.objects)
     if root and garbage.reason in ("abandoned staging", "unfinished write"):
         path = root / garbage.path
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=raise_unless_gone)
         else:
             path.unlink(missing_ok=True)
         if garbage.reason == "abandoned staging":

@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-import obstore
-
 from sfm.errors import DamageError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Listener, nobody
 from sfm.stats_store.cards import Commit, ObjectRecord, Summary
+from sfm.stats_store.concurrency import REQUESTS, concurrently
 from sfm.stats_store.digest import canonical, sha256
-from sfm.stats_store.location import list_objects, reaching, read_object, settle
+from sfm.stats_store.location import list_readable, put_object, reaching, read_object, settle
 from sfm.stats_store.publish import put_commit_bytes
-from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import Store, commit_name, generation_of, parse_commit
 from sfm.stats_store.verified import read_published
+
+ENTRIES = 8
+"""Entries that are copied at a time, each by as many requests as that leaves of all."""
 
 Outcome = Literal["copied", "already there", "repaired", "differs in the target", "removed there", "damaged"]
 
@@ -86,15 +87,14 @@ def copy(
     InputError
         If a store cannot be reached, or the target cannot be written.
     """
-    done = []
-    progress(Progress("copy", 0, len(summaries), "entries"))
-    for number, summary in enumerate(summaries, start=1):
+
+    def copy_one(summary: Summary) -> Copied:
         try:
-            done.append(copy_entry(source, target, summary, replace=replace))
+            return copy_entry(source, target, summary, replace=replace)
         except DamageError as error:
-            done.append(Copied(summary, "damaged", str(error)))
-        progress(Progress("copy", number, len(summaries), "entries"))
-    return done
+            return Copied(summary, "damaged", str(error))
+
+    return concurrently(copy_one, summaries, progress, "copy", "entries", limit=ENTRIES)
 
 
 def copy_entry(source: Store, target: Store, summary: Summary, *, replace: bool) -> Copied:
@@ -157,7 +157,7 @@ def carry(source: Store, target: Store, commit: Commit, *, committed: bool) -> t
     """
     run = f"runs/{commit.run}"
     with reaching(target.url):
-        there = {item["path"]: item["size"] for item in list_objects(target.objects, run)}
+        there = {item["path"]: item["size"] for item in list_readable(target.objects, run)[0]}
 
     def transfer(name: str, *, anyway: bool = False) -> bool:
         path, record = f"{run}/{name}", commit.objects[name]
@@ -166,7 +166,7 @@ def carry(source: Store, target: Store, commit: Commit, *, committed: bool) -> t
         with reaching(source.url):
             data = read_published(source.objects, path, record)
         with reaching(target.url):
-            obstore.put(target.objects, path, data, use_multipart=False)
+            put_object(target.objects, path, data)
             try:
                 read_published(target.objects, path, record)
             except DamageError as error:
@@ -175,8 +175,8 @@ def carry(source: Store, target: Store, commit: Commit, *, committed: bool) -> t
 
     first = [] if committed else ["zarr.json"]
     written = sum(transfer(name, anyway=True) for name in first)
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        written += sum(pool.map(transfer, [name for name in commit.objects if name not in first]))
+    rest = [name for name in commit.objects if name not in first]
+    written += sum(concurrently(transfer, rest, limit=REQUESTS // ENTRIES))
     with reaching(target.url):
         settle(target.objects, run)
     return written, len(commit.objects) - written

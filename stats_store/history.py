@@ -1,18 +1,28 @@
 """What a key has held over time: entries that were replaced or removed, and how to remove one."""
 
 import datetime
+import json
+import logging
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.cards import Commit, Summary
+from sfm.events import Listener, nobody
+from sfm.stats_store.cards import Commit, DatasetCard, Summary
+from sfm.stats_store.concurrency import concurrently
+from sfm.stats_store.location import UnreadableError, reaching
+from sfm.stats_store.names import split_pin
 from sfm.stats_store.publish import put_commit
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.select import described, every
-from sfm.stats_store.store import PARALLEL_REQUESTS, Store, generation_of
+from sfm.stats_store.store import Store, generation_of
+from sfm.stats_store.verified import read_published
+
+LOG = logging.getLogger(__name__)
 
 State = Literal["current", "replaced", "removed", "tombstone", "unreadable"]
 
@@ -57,7 +67,7 @@ class Generation:
         return sum(record.size for record in self.commit.objects.values()) if self.commit else 0
 
 
-def generations(store: Store) -> list[Generation]:
+def generations(store: Store, progress: Listener = nobody) -> list[Generation]:
     """Return every commit of a store that still exists, by key, oldest first.
 
     One listing and one request per commit. What :func:`~sfm.stats_store.collect.collect` has deleted is not
@@ -70,8 +80,8 @@ def generations(store: Store) -> list[Generation]:
     """
     by_key = store.generations()
     paths = [path for versions in by_key.values() for path in versions]
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        read = dict(zip(paths, pool.map(lambda path: commit_or_problem(store, path), paths), strict=True))
+    commits = concurrently(lambda path: commit_or_problem(store, path), paths, progress, "read", "commits")
+    read = dict(zip(paths, commits, strict=True))
     found = []
     for key, versions in by_key.items():
         own = [read[path][0] for path in versions]
@@ -86,7 +96,7 @@ def commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]:
     """Return a commit, or None and what is wrong with it."""
     try:
         return store.commit(path), ""
-    except (DamageError, UpgradeError) as error:
+    except (DamageError, UpgradeError, UnreadableError) as error:
         return None, str(error)
 
 
@@ -107,7 +117,7 @@ def states(commits: Sequence[Commit | None]) -> list[State]:
     return [state(i) for i in range(len(commits))]
 
 
-def known_summaries(store: Store, dataset: str) -> list[Summary]:
+def known_summaries(store: Store, dataset: str, progress: Listener = nobody) -> list[Summary]:
     """Return what a name can mean: all visible entries, and those replaced since that the name pins.
 
     ``NAME@DIGEST`` goes on meaning the same content when the entry is replaced, until the replaced run is
@@ -120,11 +130,11 @@ def known_summaries(store: Store, dataset: str) -> list[Summary]:
         ``NAME`` or ``NAME@DIGEST``. Older generations are looked at only for a digest that no visible entry
         has.
     """
-    visible = store.summaries()
-    name, _, pin = dataset.partition("@")
+    visible = store.summaries(progress)
+    name, pin = split_pin(dataset, {s.dataset for s in visible})
     if not pin or pin == "tuning" or any(pinned(s, name, pin) for s in visible):
         return visible
-    older = [g.summary for g in generations(store) if g.state == "replaced"]
+    older = [g.summary for g in generations(store, progress) if g.state == "replaced"]
     # The same content may have been replaced by itself: one of its generations is enough.
     distinct = {(s.key, s.entry_digest): s for s in older if s and pinned(s, name, pin)}
     return visible + list(distinct.values())
@@ -167,7 +177,11 @@ def remove(store: Store, summary: Summary) -> Commit:
 
 
 def history_of(
-    store: Store, dataset: str, backbone: str | None = None, image_size: int | None = None
+    store: Store,
+    dataset: str,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    progress: Listener = nobody,
 ) -> list[Generation]:
     """Return all generations of the keys that ever held such an entry, oldest first within each key.
 
@@ -184,20 +198,49 @@ def history_of(
     InputError
         If no generation fits.
     """
-    everything = generations(store)
+    everything = generations(store, progress)
     summaries = [g.summary for g in everything if g.summary]
     keys = {s.key for s in every(summaries, dataset=dataset, backbone=backbone, image_size=image_size)}
     return [g for g in everything if g.key in keys]
 
 
-def containing(store: Store, visible: Sequence[Summary], removed: Sequence[Summary]) -> list[Summary]:
+def containing(
+    store: Store, visible: Sequence[Summary], removed: Sequence[Summary], progress: Listener = nobody
+) -> list[Summary]:
     """Return the visible entries that were merged from the data of entries that are to be removed.
 
-    Whoever takes data down wants to know: a merged entry stays when one of its parts goes.
+    Whoever takes data down wants to know: a merged entry stays when one of its parts goes. Costs two requests
+    per entry of the same backbone. An entry whose card cannot be read is passed over with a warning.
     """
     leaves = {s.fingerprint for s in removed}
     backbones = {s.backbone_hash for s in removed}
     others = [s for s in visible if s.backbone_hash in backbones and s.fingerprint not in leaves]
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        cards = list(pool.map(lambda s: store.open(s).dataset, others))
-    return [s for s, card in zip(others, cards, strict=True) if leaves & set(card.leaves)]
+
+    def shares(summary: Summary) -> bool:
+        try:
+            return bool(leaves & set(dataset_card(store, summary).leaves))
+        except (DamageError, UpgradeError, UnreadableError) as error:
+            LOG.warning("whether %s was merged from it is not known: %s", described(summary), error)
+            return False
+
+    shared = concurrently(shares, others, progress, "look into", "entries")
+    return [s for s, found in zip(others, shared, strict=True) if found]
+
+
+def dataset_card(store: Store, summary: Summary) -> DatasetCard:
+    """Read which images an entry is of, without opening it.
+
+    Raises
+    ------
+    DamageError
+        If the entry is damaged.
+    UpgradeError
+        If its cards are of a later version.
+    """
+    commit = store.commit_of(summary)
+    with reaching(store.url):
+        data = read_published(store.objects, f"runs/{commit.run}/zarr.json", commit.objects["zarr.json"])
+    try:
+        return DatasetCard.model_validate(json.loads(data)["attributes"]["dataset"])
+    except (KeyError, ValidationError) as error:
+        raise UpgradeError(f"the cards of {described(summary)} cannot be read by this version") from error

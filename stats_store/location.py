@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import errno
 import os
-import re
 import secrets
 import shutil
 import time
@@ -18,6 +17,22 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sfm.errors import DamageError, InputError
+from sfm.paths import expand_home, is_clutter
+from sfm.stats_store.concurrency import interruptibly
+from sfm.stats_store.disk import (
+    UNFINISHED,
+    WHY,
+    denied,
+    folder_of_store,
+    is_denied,
+    local_root,
+    path_of,
+    raise_unless_gone,
+    sync,
+    system_errno,
+    walk,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -49,9 +64,6 @@ AT_WORK: "RetryConfig" = {
     },
 }
 """A place that has answered before will do so again; hours of work may depend on it."""
-
-UNFINISHED = re.compile(r"#\d+$")
-"""How obstore names a local file until it is complete; no listing shows it, and a killed writer leaves it."""
 
 READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
@@ -117,11 +129,34 @@ def shown(url: str) -> str:
 
 
 def local_path(url: str) -> Path | None:
-    """Return the folder a URL means, or None if it is not on this machine's disks."""
+    """Return the folder a URL means, or None if it is not on this machine's disks.
+
+    Raises
+    ------
+    InputError
+        If it is a ``file://`` URL of another machine, or of which a part would be lost; or one of ``~`` where
+        there is no home.
+    """
+    if url.startswith(("/", "./", "../", "~")):
+        return expand_home(url)
     parts = split(url)
     if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise InputError(
+                "the store URL file://... names another machine: write file:///PATH, or PATH alone"
+            )
+        if parts.query or parts.fragment or url.endswith(("?", "#")):
+            raise InputError(
+                f"{shown(url)}...: write %23 for # and %3F for ? in a file:// URL, or PATH alone"
+            )
         return Path(unquote(parts.path))
-    return None if "://" in url or parts.scheme in REMOTE else Path(url).expanduser()
+    return None if "://" in url or parts.scheme in REMOTE else expand_home(url)
+
+
+def absolute_url(url: str) -> str:
+    """Return a store's URL with the whole path of a local folder: the same in every working directory."""
+    path = None if "://" in url else local_path(url)
+    return url if path is None else str(path.absolute())
 
 
 def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
@@ -143,12 +178,8 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
     """
     path = local_path(url)
     if path is not None:
-        if not create and not path.is_dir():
-            raise InputError(
-                f"no store at {path}: no such folder; create one with `sfm extract --store {path}`"
-            )
         with reaching(str(path)):
-            return LocalStore(path.absolute(), mkdir=create)
+            return LocalStore(folder_of_store(path, create=create), mkdir=create)
     parts = split(url)
     if parts.scheme not in REMOTE:
         raise InputError(f"unknown store location {parts.scheme}://: use {LOCATIONS}")
@@ -190,6 +221,8 @@ def reaching(place: str) -> Iterator[None]:
 
     Raises
     ------
+    UnreadableError
+        If access was denied.
     InputError
         If the place cannot be reached, read or written.
     """
@@ -197,16 +230,24 @@ def reaching(place: str) -> Iterator[None]:
         yield
     except (BaseError, OSError) as error:
         # The error itself may quote credentials: it must not be shown as a cause either.
+        if is_denied(error) or isinstance(error, PermissionDeniedError):
+            raise UnreadableError(explained(error, place)) from None
         raise InputError(explained(error, place)) from None
+
+
+class UnreadableError(InputError):
+    """Access was denied: to one object of many, perhaps, that somebody keeps private."""
 
 
 def explained(error: BaseException, place: str) -> str:
     """Return why a place cannot be used, in one line without credentials."""
-    text = str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+    text, number = str(error), system_errno(error)
+    if number == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {place}: free some and run the same command again"
-    if "://" not in place:
-        return f"cannot use {place}: {first_line(error)}"
+    if "://" not in place or place.startswith("file://"):
+        if is_denied(error):
+            return f"cannot use {place}: {denied(path_of(error))}"
+        return f"cannot use {place}: {WHY.get(number or 0) or first_line(error)}"
     reason = next((reason for sign, reason in REASONS if sign in text), None)
     if reason is None and isinstance(error, UnauthenticatedError):
         reason = "the server does not accept the credentials in the environment"
@@ -239,14 +280,55 @@ def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) ->
     FileNotFoundError
         If there is no such object.
     DamageError
-        As `check` raises it.
+        As `check` raises it, or if the disk cannot give it back.
     """
-    for wait in READ_AGAIN if is_remote(objects) else ():
+    if is_remote(objects):
+        return interruptibly(lambda: _read_remote(objects, path, check))
+    try:
+        data = bytes(obstore.get(objects, path).bytes())
+    except BaseError as error:
+        if system_errno(error) in (errno.EIO, errno.ENOTDIR):
+            raise DamageError(
+                f"damaged object {path}: {os.strerror(system_errno(error) or 0).lower()}"
+            ) from None
+        raise
+    return check(data)
+
+
+def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
+    for wait in READ_AGAIN:
         try:
             return check(bytes(obstore.get(objects, path).bytes()))
         except DamageError:
             time.sleep(wait)
     return check(bytes(obstore.get(objects, path).bytes()))
+
+
+def put_object(objects: ObjectStore, path: str, data: bytes) -> None:
+    """Write an object, in one request: a writer killed between parts of an upload leaves some behind."""
+    root = local_root(objects)
+    if root is not None:
+        write_file(root, path, data)
+    else:
+        interruptibly(lambda: obstore.put(objects, path, data, use_multipart=False))
+
+
+def list_readable(objects: ObjectStore, prefix: str = "") -> "tuple[list[ObjectMeta], list[Path]]":
+    """Return all objects whose path starts with ``prefix/``, and the folders that may not be listed.
+
+    Only a disk has such folders; a server refuses the whole listing.
+    """
+    root = local_root(objects)
+    if root is None:
+        return list_objects(objects, prefix), []
+    unreadable: list[Path] = []
+    found = walk(root, prefix, unreadable.append)
+    listed = [
+        {"path": f.path, "size": f.size, "last_modified": f.modified, "e_tag": None, "version": None}
+        for f in found
+        if f.is_file and not UNFINISHED.search(f.path)
+    ]
+    return listed, unreadable  # type: ignore[return-value]
 
 
 def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
@@ -257,7 +339,15 @@ def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
 
 
 def is_empty(objects: ObjectStore) -> bool:
-    """Say whether there is no object at all."""
+    """Say whether there is no object at all; on a disk, nothing but clutter."""
+    root = local_root(objects)
+    if root is not None:
+        return not any(
+            found.is_file
+            and not UNFINISHED.search(found.path)
+            and not any(map(is_clutter, found.path.split("/")))
+            for found in walk(root, "", lambda _: None)
+        )
     return not _listing(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
@@ -265,12 +355,12 @@ def _listing(objects: ObjectStore, call: Callable[[], T]) -> T:
     """List, again if the answer breaks off; obstore repeats requests that fail, but not these."""
     for wait in READ_AGAIN if is_remote(objects) else ():
         try:
-            return call()
+            return interruptibly(call)
         except BaseError as error:
             if "list response" not in str(error):
                 raise
             time.sleep(wait)
-    return call()
+    return interruptibly(call)
 
 
 def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
@@ -283,7 +373,8 @@ def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
     AlreadyExistsError
         If there is one; it may be ours, if the answer to an earlier attempt was lost on the way.
     """
-    if not (isinstance(objects, LocalStore) and objects.prefix):
+    root = local_root(objects)
+    if root is None:
         for wait in READ_AGAIN if is_remote(objects) else ():
             try:
                 obstore.put(objects, path, data, mode="create", use_multipart=False)
@@ -295,20 +386,10 @@ def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
                 time.sleep(wait)
         obstore.put(objects, path, data, mode="create", use_multipart=False)
         return
-    target = Path(objects.prefix) / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # obstore takes a name like this for a file that is being written, and lists it nowhere.
-    unfinished = target.with_name(f"{target.name}#{secrets.randbits(60)}")
     try:
-        with unfinished.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(unfinished, target)
+        write_file(root, path, data, create=True)
     except FileExistsError as error:
-        raise AlreadyExistsError(f"{target} already exists") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        raise AlreadyExistsError(f"{path} already exists") from error
     settle(objects, path)
 
 
@@ -317,18 +398,33 @@ def settle(objects: ObjectStore, path: str) -> None:
 
     An object store promises that by itself, and so does nothing here; a disk has to be asked, file by file.
     """
-    if not (isinstance(objects, LocalStore) and objects.prefix):
+    root = local_root(objects)
+    if root is None:
         return
-    root = Path(objects.prefix)
     target = root / path
     above = [folder for folder in target.parents if folder.is_relative_to(root)]
     whole = (file for file in target.rglob("*") if not UNFINISHED.search(file.name))
     for file in [target, *whole, *above]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(file)
+
+
+def require_writable(objects: ObjectStore) -> None:
+    """Find out now, not at the end of hours of work, whether a store on a disk can be added to.
+
+    Raises
+    ------
+    OSError
+        If a folder may not be written, the disk is full, or its file system cannot create files exclusively.
+    """
+    root = local_root(objects)
+    if root is None:
+        return
+    name = f"index/probe#{secrets.randbits(60)}"
+    write_file(root, name, b"", create=True)
+    (root / name).unlink()
+    for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def delete_below(objects: ObjectStore, prefix: str) -> int:
@@ -339,10 +435,15 @@ def delete_below(objects: ObjectStore, prefix: str) -> int:
     int
         How many were deleted.
     """
+    root = local_root(objects)
+    if root is not None:
+        # Only a disk has folders; an empty one would look like a run to a person.
+        listed, unreadable = list_readable(objects, prefix)
+        if unreadable:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(unreadable[0]))
+        shutil.rmtree(root / prefix, onerror=raise_unless_gone)
+        return len(listed)
     paths = [item["path"] for item in list_objects(objects, prefix)]
     if paths:
         obstore.delete(objects, paths)
-    if isinstance(objects, LocalStore) and objects.prefix:
-        # Only a disk has folders; an empty one would look like a run to a person.
-        shutil.rmtree(Path(objects.prefix) / prefix, ignore_errors=True)
     return len(paths)

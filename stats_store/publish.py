@@ -6,13 +6,11 @@ import json
 import logging
 import uuid
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import obstore
 import zarr
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from zarr.storage import ObjectStore as ZarrObjectStore
@@ -28,6 +26,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import (
     BLOCK_ROWS,
     array_digest,
@@ -40,12 +39,13 @@ from sfm.stats_store.digest import (
 from sfm.stats_store.location import (
     create_object,
     delete_below,
+    put_object,
     reaching,
     read_object,
     settle,
 )
 from sfm.stats_store.schema import CROP_MODE, create_array
-from sfm.stats_store.store import MARK, PARALLEL_REQUESTS, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import MARK, Store, commit_name, generation_of, parse_commit
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
 
 LOG = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def publish(
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     metadata = json.dumps(group, indent=1).encode()
     with reaching(store.url):
-        obstore.put(store.objects, f"runs/{draft.run}/zarr.json", metadata)
+        put_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
         draft.written[f"runs/{draft.run}/zarr.json"] = record_of(metadata)
         objects = kept(draft)
         settle(store.objects, f"runs/{draft.run}")
@@ -275,8 +275,7 @@ def kept(draft: Draft) -> dict[str, ObjectRecord]:
                 f"{draft.store.url} did not keep what was written, nothing was published: {error}"
             ) from error
 
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        list(pool.map(check, draft.written))
+    concurrently(check, draft.written)
     return {path.removeprefix(f"runs/{draft.run}/"): record for path, record in draft.written.items()}
 
 
@@ -308,7 +307,7 @@ def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:
         winner = created_or_found(store, path, data)
         if winner.run == ours.run:
             # From here on the absence of the commit is a loss, and readers can tell.
-            obstore.put(store.objects, path.removesuffix(".json") + MARK, b"")
+            put_object(store.objects, path.removesuffix(".json") + MARK, b"")
     return winner
 
 

@@ -6,7 +6,22 @@ from collections.abc import Sequence
 from sfm.backbones.card import BackboneCard, differences
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
+from sfm.stats_store.names import split_pin
 from sfm.stats_store.store import Entry, Store
+
+
+class NotExtractedError(InputError):
+    """A dataset is in the store, but not through this backbone at this size.
+
+    Attributes
+    ----------
+    others : list of Summary
+        Its entries that there are.
+    """
+
+    def __init__(self, message: str, others: Sequence[Summary]) -> None:
+        super().__init__(message)
+        self.others = list(others)
 
 
 def described(summary: Summary) -> str:
@@ -35,7 +50,7 @@ def named(summaries: Sequence[Summary], dataset: str) -> list[Summary]:
     InputError
         If there is none; names close matches or what the store holds.
     """
-    name, _, pin = dataset.partition("@")
+    name, pin = split_pin(dataset, {s.dataset for s in summaries})
     of_name = [s for s in summaries if s.dataset == name]
     if not of_name:
         close = difflib.get_close_matches(name, {s.dataset for s in summaries})
@@ -75,17 +90,23 @@ def narrow(
     Raises
     ------
     InputError
-        If nothing fits (lists what the store does hold) or several sizes do (lists them).
+        If several sizes fit; lists them.
+    NotExtractedError
+        If nothing fits; lists what the store does hold.
     """
     of_dataset = named(summaries, dataset)
     fitting = [s for s in of_dataset if s.model == model]
     if not fitting:
-        raise InputError(f"no entry of {dataset} through {model} in the store: it holds {listed(of_dataset)}")
+        raise NotExtractedError(
+            f"no entry of {dataset} through {model} in the store: it holds {listed(of_dataset)}", of_dataset
+        )
     if image_size is not None:
         sized = [s for s in fitting if s.image_size == image_size]
         if not sized:
-            raise InputError(
-                f"no entry of {dataset} through {model} at {image_size} px: the store holds {listed(fitting)}"
+            raise NotExtractedError(
+                f"no entry of {dataset} through {model} at {image_size} px: the store holds "
+                f"{listed(fitting)}",
+                fitting,
             )
         return sized
     if len({s.image_size for s in fitting}) > 1:
@@ -162,9 +183,8 @@ def every(
     """
     if dataset is None:
         of_dataset = list(summaries)
-    elif "@" in dataset:
-        of_dataset = named(summaries, dataset)
     else:
+        # All of that name, whatever their role; or those that a pin means.
         of_dataset = [s for s in summaries if s.dataset == dataset] or named(summaries, dataset)
     fitting = [
         s

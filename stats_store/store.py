@@ -3,7 +3,6 @@
 import json
 import logging
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
+from sfm.events import Listener, nobody
 from sfm.stats_store.cards import (
     ClassifierCard,
     Commit,
@@ -25,25 +25,43 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.disk import denied
 from sfm.stats_store.location import (
+    UnreadableError,
     connect,
     create_object,
     is_empty,
-    list_objects,
+    list_readable,
     reaching,
     read_object,
+    require_writable,
     shown,
 )
 from sfm.stats_store.schema import UpgradeError, require_readable
 from sfm.stats_store.verified import VerifiedStore, read_published
 
-PARALLEL_REQUESTS = 16
-
 MARK = ".published"
 """Ending of the empty object beside a commit that its writer knows to be there."""
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index of a store lists.
+
+    Attributes
+    ----------
+    generations : dict of str to list of str
+        By key (backbone hash/fingerprint/options) the paths of all commits, oldest first.
+    unreadable : list of str
+        One line per folder on a disk that may not be listed.
+    """
+
+    generations: dict[str, list[str]]
+    unreadable: list[str]
 
 
 @dataclass(frozen=True)
@@ -60,12 +78,12 @@ class Store:
     url: str
     objects: ObjectStore
 
-    def survey(self) -> tuple[list[Summary], list[str]]:
+    def survey(self, progress: Listener = nobody) -> tuple[list[Summary], list[str]]:
         """Return a summary of every visible entry, and why others cannot be shown.
 
         One listing, then one request per entry: the commit of its highest generation. An entry whose newest
-        commit is damaged, or needs a later version of this program, does not stand for the one it replaced,
-        nor in the way of the others.
+        commit is damaged, or needs a later version of this program, or may not be read, does not stand for
+        the one it replaced, nor in the way of the others.
 
         Returns
         -------
@@ -74,25 +92,38 @@ class Store:
         list of str
             One line per entry that cannot be shown, with the path of its commit.
         """
-        latest = [versions[-1] for versions in self.generations().values()]
-        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            found = list(pool.map(self._commit_or_reason, latest))
+        index = self.index()
+        latest = [versions[-1] for versions in index.generations.values()]
+        found = concurrently(self._commit_or_reason, latest, progress, "list", "entries")
         entries = [c.summary for c in found if isinstance(c, Commit) and c.kind == "entry" and c.summary]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
-        return entries, [reason for reason in found if isinstance(reason, str)]
+        return entries, index.unreadable + [reason for reason in found if isinstance(reason, str)]
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self, progress: Listener = nobody) -> list[Summary]:
         """Return a summary of every visible entry; logs a warning for each that cannot be shown.
 
         See :meth:`survey`.
         """
-        entries, reasons = self.survey()
+        entries, reasons = self.survey(progress)
         for reason in reasons:
             LOG.warning("left out of %s: %s", self.url, reason)
         return entries
 
     def generations(self, key: str = "") -> dict[str, list[str]]:
-        """Return the paths of all commits by key (backbone hash/fingerprint/options), oldest first.
+        """Return the paths of all commits by key, or of one key, oldest first; see :meth:`index`.
+
+        Raises
+        ------
+        InputError
+            If the store cannot be reached, or the folder of the key may not be listed.
+        """
+        index = self.index(key)
+        if key and index.unreadable:
+            raise UnreadableError(index.unreadable[0])
+        return index.generations
+
+    def index(self, key: str = "") -> Index:
+        """List the commits of all keys, or of one.
 
         A newest commit that was published and is gone is among them: reading it says so, where its absence
         would bring back what it replaced or removed.
@@ -103,7 +134,7 @@ class Store:
             If the store cannot be reached.
         """
         with reaching(self.url):
-            listed = list_objects(self.objects, f"index/{key}" if key else "index")
+            listed, unreadable = list_readable(self.objects, f"index/{key}" if key else "index")
         commits: dict[str, set[str]] = defaultdict(set)
         marked: dict[str, set[str]] = defaultdict(set)
         for item in listed:
@@ -114,7 +145,10 @@ class Store:
         for folder, paths in marked.items():
             newest = max(map(generation_of, commits[folder]), default=0)
             commits[folder] |= {path for path in paths if generation_of(path) > newest}
-        return {name: sorted(paths, key=generation_of) for name, paths in commits.items() if paths}
+        return Index(
+            {name: sorted(paths, key=generation_of) for name, paths in commits.items() if paths},
+            [f"cannot read {folder}: {denied(folder)}" for folder in unreadable],
+        )
 
     def commit(self, path: str) -> Commit:
         """Read a commit and check that it is what its writer wrote, where its writer put it.
@@ -135,8 +169,23 @@ class Store:
     def _commit_or_reason(self, path: str) -> Commit | str:
         try:
             return self.commit(path)
-        except (DamageError, UpgradeError) as error:
+        except (DamageError, UpgradeError, UnreadableError) as error:
             return str(error)
+
+    def commit_of(self, summary: Summary) -> Commit:
+        """Read the commit that a summary shows.
+
+        Raises
+        ------
+        DamageError
+            If it shows another entry by now, or as :meth:`commit` does.
+        """
+        commit = self.commit(f"index/{summary.key}/{commit_name(summary.generation)}")
+        if commit.summary is None or commit.summary.entry_digest != summary.entry_digest:
+            raise DamageError(
+                f"damaged commit of {summary.dataset}: its entry is no longer {summary.entry_digest[:12]}"
+            )
+        return commit
 
     def open(self, summary: Summary) -> "Entry":
         """Open the entry that a summary shows; its metadata is checked against the commit here.
@@ -148,15 +197,12 @@ class Store:
         InputError
             If this version cannot read it, or the store cannot be reached.
         """
-        commit = self.commit(f"index/{summary.key}/{commit_name(summary.generation)}")
-        if commit.summary is None or commit.summary.entry_digest != summary.entry_digest:
-            raise DamageError(
-                f"damaged commit of {summary.dataset}: its entry is no longer {summary.entry_digest[:12]}"
-            )
+        commit = self.commit_of(summary)
+        assert commit.summary is not None
         records = {f"runs/{commit.run}/{path}": record for path, record in commit.objects.items()}
         metadata = [path for path in records if path.endswith("/zarr.json")]
-        with reaching(self.url), ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            data = pool.map(lambda path: read_published(self.objects, path, records[path]), metadata)
+        with reaching(self.url):
+            data = concurrently(lambda path: read_published(self.objects, path, records[path]), metadata)
             read = dict(zip(metadata, data, strict=True))
         try:
             cards = json.loads(read[f"runs/{commit.run}/zarr.json"])["attributes"]
@@ -310,6 +356,11 @@ def open_store(place: str | ObjectStore) -> Store:
     InputError
         If there is no store, its schema is unknown to this version, or the place cannot be reached.
     """
+    return opened(place, "give the URL of a store, or create one with `sfm extract`")
+
+
+def opened(place: str | ObjectStore, advice: str) -> Store:
+    """Open a store, with this advice for a place that is none; see :func:`open_store`."""
     url, objects, first = located(place, create=False)
     with reaching(url):
         try:
@@ -318,8 +369,7 @@ def open_store(place: str | ObjectStore) -> Store:
             if "NoSuchBucket" in str(error):
                 raise
             raise InputError(
-                f"{url} is not a store: it has no readable root zarr.json with an sfm schema; "
-                f"give the URL of a store, or create one with `sfm extract`"
+                f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
             ) from None
     require_readable(schema, url)
     return Store(url, objects)
@@ -347,10 +397,11 @@ def create_store(place: str | ObjectStore) -> Store:
                 group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
                 # Where it exists, another writer made the store a moment ago, which is just as well.
                 created(url, first, path, json.dumps(group, indent=1).encode())
-        store = open_store(place)
+        store = opened(place, "it holds other files: give an empty folder, or that of a store")
         # What is written is what is there: nothing is lost on a server that does as it is told.
         if created(url, first, "zarr.json", bytes(obstore.get(first, "zarr.json").bytes())):
             raise no_conditional_writes(url)
+        require_writable(first)
     return store
 
 

@@ -18,7 +18,8 @@ from zarr.storage import ObjectStore, WrapperStore
 
 from sfm.errors import DamageError
 from sfm.stats_store.cards import ObjectRecord
-from sfm.stats_store.location import read_object
+from sfm.stats_store.disk import local_root
+from sfm.stats_store.location import put_object, read_object
 
 
 def record_of(data: bytes) -> ObjectRecord:
@@ -139,6 +140,9 @@ class RecordingStore(WrapperStore[ObjectStore[Any]]):
         """Write an object, and note what was given."""
         data = value.to_bytes()
         self._written[key] = record_of(data)
+        if local_root(self._store.store) is not None:
+            await asyncio.to_thread(put_object, self._store.store, key, data)
+            return
         # In one request: a writer killed between the parts of an upload leaves some that nobody can see.
         await obstore.put_async(self._store.store, key, data, use_multipart=False)
 

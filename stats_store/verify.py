@@ -1,9 +1,10 @@
 """Compare a store, byte by byte and number by number, with what was published."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy.typing as npt
@@ -12,17 +13,23 @@ from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.backbones.card import BackboneCard
-from sfm.errors import DamageError
+from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
+from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
 from sfm.stats_store.digest import entry_digest, stream_digest
-from sfm.stats_store.location import reaching
+from sfm.stats_store.location import UnreadableError, reaching
 from sfm.stats_store.publish import options_digest
 from sfm.stats_store.schema import UpgradeError, is_known
-from sfm.stats_store.store import PARALLEL_REQUESTS, Store, commit_name
+from sfm.stats_store.store import Store, commit_name
 from sfm.stats_store.verified import VerifiedStore, read_published
 
-WINDOW_BYTES = 32 * 2**20
+WINDOW_BYTES = 16 * 2**20
+HELD_BYTES = 256 * 2**20
+"""Memory for what is being compared, of all entries together."""
+
+ENTRIES, ARRAYS, CHUNKS = 8, 8, 8
+"""How many of each are looked at side by side; ``REQUESTS`` is the limit of all together."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Verdict:
         How many objects the commit lists, and their published size in bytes.
     problems : list of str
         One line per problem, with the path of the object; empty for a sound entry.
+    readable : bool
+        Whether all of it could be read; false where access was denied, which `problems` says.
     """
 
     commit: str
@@ -46,6 +55,7 @@ class Verdict:
     objects: int
     size: int
     problems: list[str]
+    readable: bool = True
 
     @property
     def sound(self) -> bool:
@@ -81,96 +91,189 @@ def verify(
     InputError
         If the store cannot be reached.
     """
+    unlisted: list[str] = []
     if summaries is None:
-        keys = store.generations().values()
+        index = store.index()
+        keys, unlisted = index.generations.values(), index.unreadable
         paths = [path for versions in keys for path in versions]
         visible = {versions[-1] for versions in keys}
     else:
         paths = [f"index/{s.key}/{commit_name(s.generation)}" for s in summaries]
         visible = set(paths)
-    with reaching(store.url), ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        read = dict(zip(paths, pool.map(lambda path: commit_or_problem(store, path), paths), strict=True))
+    with reaching(store.url):
+        commits = concurrently(lambda p: commit_or_verdict(store, p), paths, progress, "read", "commits")
+        read = dict(zip(paths, commits, strict=True))
         entries = [
             (path, commit)
             for path, commit in read.items()
             if isinstance(commit, Commit) and commit.kind == "entry" and path in visible
         ]
-        counter = Counter(progress, sum(len(commit.objects) for _, commit in entries))
-        checked = {path: verify_entry(store, path, commit, counter, pool) for path, commit in entries}
-    unreadable = {
-        path: Verdict(path, None, 0, 0, [problem])
-        for path, problem in read.items()
-        if isinstance(problem, str)
-    }
-    return [v for path in paths if (v := checked.get(path) or unreadable.get(path))]
+        total = sum(len(commit.objects) for _, commit in entries)
+        check = Check(store, Counter(progress, total))
+        verdicts = concurrently(lambda entry: check.entry(*entry), entries, limit=ENTRIES)
+    checked = {verdict.commit: verdict for verdict in verdicts}
+    others = {path: verdict for path, verdict in read.items() if isinstance(verdict, Verdict)}
+    found = [v for path in paths if (v := checked.get(path) or others.get(path))]
+    return found + [Verdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
 
 
 class Counter:
-    """Counts checked objects and says so."""
+    """Counts checked objects, from any thread, and says so."""
 
     def __init__(self, progress: Listener, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
+        self._lock = threading.Lock()
         progress(Progress("verify", 0, total, "objects"))
 
     def add(self, objects: int) -> None:
         """Count some more."""
-        self._done += objects
-        self._progress(Progress("verify", self._done, self._total, "objects"))
+        with self._lock:
+            self._done += objects
+            self._progress(Progress("verify", self._done, self._total, "objects"))
 
 
-def commit_or_problem(store: Store, path: str) -> Commit | str:
+def commit_or_verdict(store: Store, path: str) -> Commit | Verdict:
     """Return a commit, or what is wrong with it."""
     try:
         return store.commit(path)
     except (DamageError, UpgradeError) as error:
-        return str(error)
+        return Verdict(path, None, 0, 0, [str(error)])
+    except UnreadableError as error:
+        return Verdict(path, None, 0, 0, [f"{path}: {error}"], readable=False)
 
 
-def verify_entry(
-    store: Store, path: str, commit: Commit, counter: Counter, pool: ThreadPoolExecutor
-) -> Verdict:
-    """Check everything that a commit vouches for."""
-    assert commit.summary is not None
-    run = f"runs/{commit.run}"
-    records = {f"{run}/{name}": record for name, record in commit.objects.items()}
-    by_array = {name: [p for p in records if p.startswith(f"{run}/{name}/c/")] for name in commit.arrays}
-    chunks = {p for paths in by_array.values() for p in paths}
+class Check:
+    """Checks entries, some at a time: in all not more than ``REQUESTS`` requests and ``HELD_BYTES``.
 
-    def examine(paths: Iterable[str]) -> list[bytes | str]:
-        return list(pool.map(lambda path: object_or_problem(store, path, records[path]), paths))
+    Parameters
+    ----------
+    store : Store
+    counter : Counter
+    """
 
-    def problems_of(paths: Iterable[str]) -> list[str]:
-        return [found for found in examine(paths) if isinstance(found, str)]
+    def __init__(self, store: Store, counter: Counter) -> None:
+        self._store, self._counter = store, counter
+        self._slots, self._memory = threading.Semaphore(REQUESTS), Budget(HELD_BYTES)
 
-    metadata = [p for p in records if p not in chunks]
-    read = dict(zip(metadata, examine(metadata), strict=True))
-    problems = [found for found in read.values() if isinstance(found, str)]
-    sound = {p: found for p, found in read.items() if isinstance(found, bytes)}
-    counter.add(len(metadata))
-    if not problems:
-        problems += card_problems(commit, sound.get(f"{run}/zarr.json"))
-    arrays = VerifiedStore(ZarrObjectStore(store.objects, read_only=True), records, sound)
-    for name, paths in by_array.items():
-        if not is_known(name):
-            problems += problems_of(
-                paths
-            )  # of a later minor version: its bytes can be compared, not its values
-            counter.add(len(paths))
-            continue
-        found = array_problem(arrays, f"{run}/{name}", commit.arrays[name])
-        # The first damaged chunk ends the reading of an array: look at every one, to name them all.
-        problems += (problems_of(paths) or [found]) if found else []
-        counter.add(len(paths))
-    size = sum(record.size for record in records.values())
-    return Verdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
+    def entry(self, path: str, commit: Commit) -> Verdict:
+        """Check everything that a commit vouches for."""
+        assert commit.summary is not None
+        run = f"runs/{commit.run}"
+        records = {f"{run}/{name}": record for name, record in commit.objects.items()}
+        size = sum(record.size for record in records.values())
+        by_array = {name: [p for p in records if p.startswith(f"{run}/{name}/c/")] for name in commit.arrays}
+        chunks = {p for paths in by_array.values() for p in paths}
+        metadata = [p for p in records if p not in chunks]
+        try:
+            read = dict(zip(metadata, self.objects(metadata, records), strict=True))
+            problems = [found for found in read.values() if isinstance(found, str)]
+            sound = {p: found for p, found in read.items() if isinstance(found, bytes)}
+            self._counter.add(len(metadata))
+            if not problems:
+                problems += card_problems(commit, sound.get(f"{run}/zarr.json"))
 
+            def array(name: str) -> list[str]:
+                return self.array(f"{run}/{name}", commit.arrays[name], by_array[name], records, sound)
 
-def object_or_problem(store: Store, path: str, record: ObjectRecord) -> bytes | str:
-    """Return an object, or what is wrong with it."""
-    try:
-        return read_published(store.objects, path, record)
-    except DamageError as error:
-        return str(error)
+            problems += [line for lines in concurrently(array, by_array, limit=ARRAYS) for line in lines]
+        except UnreadableError as error:
+            return Verdict(path, commit.summary, len(records), size, [str(error)], readable=False)
+        return Verdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
+
+    def array(
+        self,
+        path: str,
+        published: str,
+        chunks: Sequence[str],
+        records: dict[str, ObjectRecord],
+        metadata: dict[str, bytes],
+    ) -> list[str]:
+        """Return what is wrong with an array."""
+        problems: list[str] = []
+        if not is_known(path.split("/", 2)[2]):
+            # Of a later minor version: its bytes can be compared, not its values.
+            problems = self.problems(chunks, records)
+        else:
+            found = self.digest_problem(path, published, records, metadata)
+            # The first damaged chunk ends the reading of an array: look at every one, to name them all.
+            problems = (self.problems(chunks, records) or [found]) if found else []
+        self._counter.add(len(chunks))
+        return problems
+
+    def digest_problem(
+        self, path: str, published: str, records: dict[str, ObjectRecord], metadata: dict[str, bytes]
+    ) -> str | None:
+        """Recompute an array's digest from its chunks; return what is wrong, or None."""
+        objects = ZarrObjectStore(self._store.objects, read_only=True)
+        try:
+            array = zarr.open_array(
+                VerifiedStore(objects, records, metadata), path=path, mode="r", zarr_format=3
+            )
+
+            def parts() -> Iterator[npt.NDArray[Any]]:
+                for start, stop, chunks in windows(array, path):
+                    # What is read, and what is unpacked from it.
+                    held = self._memory.take(
+                        sum(records[p].size for p in chunks if p in records)
+                        + (stop - start) * row_bytes(array)
+                    )
+                    try:
+                        known = [p for p in chunks if p in records]
+                        read = dict(
+                            zip(known, concurrently(self.one(records), known, limit=CHUNKS), strict=True)
+                        )
+                        arrays = VerifiedStore(objects, records, metadata | read)
+                        part = zarr.open_array(arrays, path=path, mode="r", zarr_format=3)
+                        yield part[start:stop]  # type: ignore[misc]
+                    finally:
+                        self._memory.give_back(held)
+
+            digest = stream_digest(parts(), array.dtype, array.shape)
+        except DamageError as error:
+            return str(error)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            # The bytes are the published ones, but no array: its writer was at fault.
+            return f"damaged array {path}: it cannot be decoded ({type(error).__name__})"
+        return None if digest == published else f"damaged array {path}: its digest is not the published one"
+
+    def one(self, records: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
+        """Return what reads an object and compares it with its record."""
+
+        def read(path: str) -> bytes:
+            with self._slots, reaching(self._store.url):
+                return read_published(self._store.objects, path, records[path])
+
+        return read
+
+    def objects(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[bytes | str]:
+        """Return every object, or what is wrong with it."""
+        read = self.one(records)
+
+        def read_or_problem(path: str) -> bytes | str:
+            try:
+                return read(path)
+            except DamageError as error:
+                return str(error)
+
+        return concurrently(read_or_problem, paths, limit=CHUNKS)
+
+    def problems(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[str]:
+        """Return what is wrong with objects, of which a few are held at a time."""
+        read = self.one(records)
+
+        def problem(path: str) -> str:
+            held = self._memory.take(records[path].size)
+            try:
+                read(path)
+            except DamageError as error:
+                return str(error)
+            finally:
+                self._memory.give_back(held)
+            return ""
+
+        return [found for found in concurrently(problem, paths, limit=CHUNKS) if found]
 
 
 def card_problems(commit: Commit, group: bytes | None) -> list[str]:
@@ -200,24 +303,20 @@ def card_problems(commit: Commit, group: bytes | None) -> list[str]:
     return problems
 
 
-def array_problem(arrays: VerifiedStore, path: str, published: str) -> str | None:
-    """Recompute an array's digest from its chunks; return what is wrong, or None."""
-    try:
-        array = zarr.open_array(arrays, path=path, mode="r", zarr_format=3)
-        digest = stream_digest(windows(array), array.dtype, array.shape)
-    except DamageError as error:
-        return str(error)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        # The bytes are the published ones, but no array: its writer was at fault.
-        return f"damaged array {path}: it cannot be decoded ({type(error).__name__})"
-    return None if digest == published else f"damaged array {path}: its digest is not the published one"
+def windows(array: "zarr.Array[Any]", path: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield an array in parts of whole chunks: first row, end, and the paths of the chunks.
 
-
-def windows(array: "zarr.Array[Any]") -> Iterator[npt.NDArray[Any]]:
-    """Yield an array in parts of whole chunks, so that none is read twice and memory stays bounded."""
-    step = array.chunks[0] if array.shards is None else array.shards[0]
-    row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
-    step *= max(1, WINDOW_BYTES // (step * row_bytes))
+    So none is read twice and memory stays bounded.
+    """
+    rows = array.chunks[0] if array.shards is None else array.shards[0]
+    step = rows * max(1, WINDOW_BYTES // max(1, rows * row_bytes(array)))
+    inner = [range(-(-n // size)) for n, size in zip(array.shape[1:], array.chunks[1:], strict=True)]
     for start in range(0, array.shape[0], step):
-        part: npt.NDArray[Any] = array[start : start + step]  # type: ignore[assignment]
-        yield part
+        stop = min(start + step, array.shape[0])
+        outer = range(start // rows, -(-stop // rows))
+        yield start, stop, ["/".join(map(str, (path, "c", *place))) for place in product(outer, *inner)]
+
+
+def row_bytes(array: "zarr.Array[Any]") -> int:
+    """Return the size of a row in memory."""
+    return max(1, array.nbytes // max(1, array.shape[0]))

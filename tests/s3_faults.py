@@ -55,25 +55,45 @@ class Proxy:
         Where it listens.
     choose : callable
         Returns the fault that befalls a request, or None; may be replaced at any time.
+    latency : float
+        Seconds that every answer takes more.
     seen, broken : list of Request
+    most : int
+        Most requests that were under way at a time.
     """
 
     endpoint: str
     choose: Callable[[Request], Fault | None] = lambda _: None
+    latency: float = 0.0
     seen: list[Request] = field(default_factory=list)
     broken: list[Request] = field(default_factory=list)
+    under_way: int = 0
+    most: int = 0
 
 
 @contextmanager
 def breaking(upstream: str) -> Iterator[Proxy]:
     """Run a proxy in front of `upstream` on a free port."""
     host, port = urlsplit(upstream).hostname, urlsplit(upstream).port
-    lock, creating = threading.Lock(), threading.Lock()
+    lock, creating, over = threading.Lock(), threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
+            with lock:
+                proxy.under_way += 1
+                proxy.most = max(proxy.most, proxy.under_way)
+            try:
+                if over.wait(proxy.latency):
+                    self.close_connection = True
+                else:
+                    self.handle_one()
+            finally:
+                with lock:
+                    proxy.under_way -= 1
+
+        def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             with lock:
@@ -152,5 +172,6 @@ def breaking(upstream: str) -> Iterator[Proxy]:
     try:
         yield proxy
     finally:
+        over.set()
         server.shutdown()
         server.server_close()

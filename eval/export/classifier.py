@@ -1,6 +1,7 @@
 """The inherited classifier, and the projector that brings another backbone's features to it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.eval.export.cards import model_card
 from sfm.eval.export.config import ExportConfig
+from sfm.eval.report.figures import most_thorough, place_of
 from sfm.eval.report.read import ReportedRun
 from sfm.eval.report.words import command_line
-from sfm.eval.result import Row
-from sfm.stats_store.store import Entry
+from sfm.eval.result import Row, protocol_header
+from sfm.stats_store.store import Entry, open_store
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -38,12 +41,13 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
     part, entry = run.behind.part, run.behind.part.entry
     inherited: Tensors = {name: part.read(f"classifier/{name}") for name in ("weight", "bias")}
     spec = config.backbone or entry.backbone.spec
+    card: BackboneCard | None = entry.backbone
     backbone: dict[str, Any] = {
         "spec": spec,
         "hash": entry.backbone.hash,
         "image_size": entry.summary.image_size,
     }
-    tensors = inherited
+    tensors, header = inherited, dict[str, str]()
     if spec != entry.backbone.spec:
         saved, header = read_saved(run, entry, spec, config)
         tensors = {
@@ -52,14 +56,18 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
             "classifier_bias": inherited["bias"],
         }
         backbone |= {"hash": header["backbone_hash"], "image_size": int(header["image_size"])}
+        card = card_of(config.store, header["backbone_hash"])
+    if card:
+        backbone |= card.model_dump(mode="json", include={"model", "rule", "preprocessing"})
     own = spec == entry.backbone.spec
-    row = None if own else figure(run, spec)
+    row = None if own else figure(run, header)
     held_out = entry.classifier.held_out_top1 if own and part.whole else row.top1_mean if row else None
     about = {
         "backbone": backbone,
         "inherited_from": entry.backbone.model_dump(mode="json"),
         "entry": entry.summary.entry_digest,
         "distilled_images": run.digest,
+        "role": entry.summary.role,
         "class_ids": run.run.class_ids,
         "class_names": run.run.class_names,
         "tensors": {name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
@@ -67,7 +75,18 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
     }
     save_file(tensors, folder / "model.safetensors", {"format": "np", "backbone_hash": backbone["hash"]})
     (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(run, entry.dataset, about, row), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(run, entry.dataset, about, row, config.licence), encoding="utf-8"
+    )
+
+
+def card_of(store: str | None, backbone_hash: str) -> BackboneCard | None:
+    """Find a backbone's card in a store; it says how images are to be fed to it."""
+    opened = open_store(store) if store else None
+    for summary in opened.summaries() if opened else ():
+        if opened and summary.backbone_hash == backbone_hash:
+            return opened.open(summary).backbone
+    return None
 
 
 def read_saved(
@@ -78,8 +97,9 @@ def read_saved(
     Raises
     ------
     InputError
-        If there is none for this backbone, or it is of another run.
+        If there is none for this backbone, or it is of another run or of other images.
     """
+    found: list[tuple[tuple[int, int], Tensors, dict[str, str]]] = []
     for path in sorted((run.directory / "classifiers").glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -92,6 +112,10 @@ def read_saved(
         classes = json.loads(header["class_ids"])
         if (header["distilled_on_hash"], classes) != (entry.backbone.hash, run.run.class_ids):
             raise InputError(f"{path} is not of the run in {run.directory}: evaluate again with --save")
+        if header.get("images", run.digest) == run.digest:
+            found.append(((int(header.get("epochs", 0)), int(header.get("seeds", 0))), tensors, header))
+    if found:
+        _, tensors, header = max(found, key=lambda one: one[0])
         return tensors, header
     made_by = command_line(
         "evaluate",
@@ -103,10 +127,12 @@ def read_saved(
     )
 
 
-def figure(run: ReportedRun, spec: str) -> Row | None:
-    """Return what the inherited classifier scores on a backbone, if that was measured on these images."""
+def figure(run: ReportedRun, header: Mapping[str, str]) -> Row | None:
+    """Return what an exported classifier scores, if that was measured on these images."""
     evaluation = run.evaluation
     if evaluation is None or evaluation.provenance.images != run.digest:
         return None
-    found = [r for r in evaluation.rows if (r.images, r.mode, r.backbone) == ("distilled", "inherit", spec)]
-    return found[0] if found else None
+    place = ("distilled", header["backbone"], int(header["image_size"]), "inherit")
+    found = [row for row in evaluation.rows if place_of(row) == place]
+    alike = [row for row in found if protocol_header(row).items() <= header.items()]
+    return next(iter(alike or most_thorough(found)), None)

@@ -23,6 +23,12 @@ class ExportConfig(BaseModel):
         "projector that `sfm evaluate --save` left, as safetensors. All with a card.",
     )
     out: Path = Field(description="Folder to write; must be new or empty.")
+    licence: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Licence to name on the card, e.g. cc-by-4.0. Default: that of the real data, as their "
+        "source or `sfm extract --licence` named it.",
+    )
     store: str | None = Field(
         default=None, description="Store the images were distilled from (needed for a classifier)."
     )

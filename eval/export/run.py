@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfm.eval.export.cards import dataset_card
+from sfm.eval.export.cards import dataset_card, licence_name
 from sfm.eval.export.classifier import write_classifier
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.formats import write_imagefolder, write_parquet, write_webdataset
 from sfm.eval.report.read import ReportedRun, read_all
 from sfm.eval.whole import whole_folder
+from sfm.locking import lock_file
 
 WRITERS: dict[str, Callable[[Path, ReportedRun], None]] = {
     "imagefolder": write_imagefolder,
@@ -31,11 +32,14 @@ class Exported:
         How many files are in it.
     size : int
         Their size, in bytes.
+    licence : str
+        What the card says; "unknown" if neither the command nor the data's source named one.
     """
 
     out: Path
     files: int
     size: int
+    licence: str = "unknown"
 
 
 def export(config: ExportConfig) -> Exported:
@@ -58,7 +62,7 @@ def export(config: ExportConfig) -> Exported:
         run, or what is asked for was not made yet; says what makes it.
     """
     (run,) = read_all([config.run], [config.store] if config.store else [])
-    with whole_folder(config.out) as partial:
+    with lock_file(config.out), whole_folder(config.out) as partial:
         if config.format == "classifier":
             write_classifier(partial, run, config)
         else:
@@ -66,9 +70,12 @@ def export(config: ExportConfig) -> Exported:
             (partial / "classes.json").write_text(
                 json.dumps(class_list(run), indent=1, ensure_ascii=False), encoding="utf-8"
             )
-            (partial / "README.md").write_text(dataset_card(run, config.format), encoding="utf-8")
+            (partial / "README.md").write_text(
+                dataset_card(run, config.format, partial, config.licence), encoding="utf-8"
+            )
         files = [path for path in partial.rglob("*") if path.is_file()]
-        done = Exported(config.out, len(files), sum(path.stat().st_size for path in files))
+        size = sum(path.stat().st_size for path in files)
+        done = Exported(config.out, len(files), size, licence_name(run, config.licence))
     return done
 
 

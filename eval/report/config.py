@@ -16,6 +16,11 @@ class ReportConfig(BaseModel):
         json_schema_extra={"argument": True, "metavar": "DIR..."},
     )
     out: Path = Field(description="HTML file to write; a report that is there already is replaced.")
+    evaluation: list[Path] = Field(
+        default=[],
+        description="What `sfm evaluate --out` wrote of these runs: a .json file, or a folder; repeat for "
+        "several. It is shown together with the evaluation.json in the run.",
+    )
     store: list[str] = Field(
         default=[],
         description="Store that the images were distilled from, to show its real images beside them and what "

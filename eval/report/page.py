@@ -12,6 +12,8 @@ from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.read import read_all
 from sfm.eval.report.view import Report, report_of
 from sfm.eval.whole import write_whole
+from sfm.locking import lock_file
+from sfm.text import utf8_only
 
 MARK = b"<!doctype html>\n<!-- sfm report -->"
 """How every report begins; a file that does not is not replaced."""
@@ -38,8 +40,9 @@ def report(config: ReportConfig) -> Path:
         cannot be written, or is there and is not a report.
     """
     require_replaceable(config.out)
-    page = render(report_of(read_all(config.runs, config.store)))
-    write_whole(config.out, page.encode())
+    with lock_file(config.out):
+        page = render(report_of(read_all(config.runs, config.store, config.evaluation)))
+        write_whole(config.out, utf8_only(page).encode())
     return config.out
 
 

@@ -12,9 +12,12 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sfm.errors import InputError
+from sfm.eval.accumulate import accumulate
+from sfm.eval.config import RESULT
 from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_pixels, read_run
+from sfm.eval.whole import distinct_names
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
@@ -130,7 +133,9 @@ class ReportedRun:
         return sum(file.stat().st_size for file in self.run.files)
 
 
-def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[ReportedRun]:
+def read_all(
+    directories: Sequence[Path], places: Sequence[str], results: Sequence[Path] = ()
+) -> list[ReportedRun]:
     """Read runs, and find the entries they were distilled from in the stores.
 
     Parameters
@@ -138,12 +143,15 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
     directories : sequence of Path
     places : sequence of str
         Paths or URLs of stores; may be empty.
+    results : sequence of Path
+        Files, or folders of files, that `sfm evaluate --out` wrote.
 
     Raises
     ------
     InputError
         If a directory is not a finished run, or appears twice; if a file in it is not what was written
-        there; if a store cannot be opened, knows none of the runs, or other classes.
+        there; if a result is of none of the runs; if a store cannot be opened, knows none of the runs, or
+        other classes.
     """
     resolved = [directory.resolve() for directory in directories]
     for directory, path in zip(directories, resolved, strict=True):
@@ -161,16 +169,18 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
             )
         for i, entry in found.items():
             behind.setdefault(i, behind_of(part_of(entry, runs[i].class_ids, directories[i])))
+    digests = [array_digest(run.pixels) for run in runs]
+    elsewhere = results_of(results, digests)
     return [
         ReportedRun(
             directory=directory,
             name=name,
             run=run,
             details=parsed(TypeAdapter(Details), directory / "run.json"),
-            digest=array_digest(run.pixels),
+            digest=digests[i],
             history=read_history(directory / "history.csv"),
             growth=read_growth(directory / "growth"),
-            evaluation=read_evaluation(directory / "evaluation.json"),
+            evaluation=together([read_evaluation(directory / RESULT), *elsewhere[i]], len(run.files)),
             behind=behind.get(i),
         )
         for i, (directory, name, run) in enumerate(
@@ -179,13 +189,35 @@ def read_all(directories: Sequence[Path], places: Sequence[str]) -> list[Reporte
     ]
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Name directories by as few of their last folders as tell them apart."""
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise ValueError("two paths are the same")
+def results_of(places: Sequence[Path], digests: Sequence[str]) -> list[list[Evaluation]]:
+    """Read results that lie elsewhere; return those of every run, by the digest of its images.
+
+    Raises
+    ------
+    InputError
+        If there is none at a place, or it is of none of the runs.
+    """
+    found: list[list[Evaluation]] = [[] for _ in digests]
+    for place in places:
+        files = sorted({*place.glob(RESULT), *place.glob(f"*/{RESULT}")}) if place.is_dir() else [place]
+        evaluations = [evaluation for file in files if (evaluation := read_evaluation(file))]
+        own = [evaluation for evaluation in evaluations if evaluation.provenance.images in digests]
+        if not own:
+            raise InputError(f"--evaluation {place}: no result of the images of these runs is there")
+        for evaluation in own:
+            for i, digest in enumerate(digests):
+                if evaluation.provenance.images == digest:
+                    found[i].append(evaluation)
+    return found
+
+
+def together(evaluations: Sequence[Evaluation | None], images: int) -> Evaluation | None:
+    """Put evaluations of one run together; the later ones count."""
+    whole: Evaluation | None = None
+    for evaluation in evaluations:
+        if evaluation is not None:
+            whole = accumulate(evaluation, whole, images)
+    return whole
 
 
 def entry_of(store: Store, run: DistilledRun) -> Entry | None:

@@ -11,25 +11,38 @@ import numpy.typing as npt
 from markupsafe import Markup
 from PIL import Image
 
+from sfm.eval.findings import NO_BETTER, warnings_of
 from sfm.eval.report.charts import Bar, Kind, bar_chart, loss_chart
+from sfm.eval.report.classes import ByClass, Confusions, by_class, confusions
+from sfm.eval.report.figures import (
+    Figure,
+    figures_of,
+    headline,
+    how_of,
+    in_words,
+    inherited_elsewhere,
+    label_of,
+    most_thorough,
+    recovered,
+)
+from sfm.eval.report.headings import group_titles, page_title, subjects
 from sfm.eval.report.read import ReportedRun, Sheet
+from sfm.eval.report.tables import Cell, Grid, backbones_of, comparison, matrices
 from sfm.eval.report.words import IMAGES, MODES, NOT_KNOWN, command_line, duration, many, percent, size
-from sfm.eval.result import Evaluation, FullData, Row
+from sfm.eval.result import Evaluation, Row
 from sfm.stats_store.cards import ExtractionCard
 
 MOST_CLASSES, MOST_PER_CLASS, MOST_PICTURES = 100, 10, 400
 """How many classes are shown, how many images of each, and how many images in all."""
 
+MOST_INHERITED = 3
+"""How many other backbones are at the top."""
+
 MOST_BESIDE = 6
 """Images of a class in one line."""
 
-MOST_CONFUSIONS = 10
-
 QUALITY = 90
 """Of WebP: at this, images look as they are, at a quarter of a PNG's size."""
-
-HEADLINE_MODES = ("inherit", "linear")
-"""The mode whose figure stands at the top: fixed, not the best, which would be a choice on held-out data."""
 
 
 @dataclass(frozen=True)
@@ -102,33 +115,6 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One figure of a table that is also shaded: `share` in [0, 1], None where there is none."""
-
-    text: str
-    share: float | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table with names at its rows and columns."""
-
-    title: str
-    corner: str
-    columns: list[str]
-    rows: list[tuple[str, list[Cell]]]
-
-
-@dataclass(frozen=True)
-class Confusions:
-    """The pairs of classes that one classifier confused most."""
-
-    title: str
-    pairs: list[tuple[str, str, Cell]]
-
-
-@dataclass(frozen=True)
 class Course:
     """How the images of one run came to be."""
 
@@ -168,6 +154,7 @@ class Report:
     galleries: list[Gallery]
     comparisons: list[Grid]
     accuracies: list[Accuracies]
+    classes: list[ByClass]
     modes: list[tuple[str, str]]
     matrices: list[Grid]
     confusions: list[Confusions]
@@ -179,20 +166,22 @@ class Report:
 def report_of(runs: Sequence[ReportedRun]) -> Report:
     """Put together what is to be said of runs, at least one."""
     evaluated = [(r.name, r.evaluation) for r in runs if r.evaluation]
-    used = {how_of(row) for _, evaluation in evaluated for row in rows_of(evaluation)}
-    first = runs[0].run.record
-    alone = f"{first.dataset}, distilled on {first.backbone.spec}"
+    used = {how_of(row) for _, evaluation in evaluated for row in figures_of(evaluation)}
+    several = len(runs) > 1
+    groups = by_dataset(runs)
+    titled = list(zip(groups, group_titles(groups), strict=True))
     return Report(
-        title=alone if len(runs) == 1 else f"{len(runs)} distilled datasets compared",
+        title=page_title(runs),
         made_by=f"sfm-distill {version('sfm-distill')}",
-        several=len(runs) > 1,
-        glances=[glance(run) for run in runs],
-        galleries=[gallery(alike) for alike in by_dataset(runs)],
-        comparisons=[comparison(alike) for alike in by_dataset(runs) if evaluations(alike) > 1],
+        several=several,
+        glances=[glance(run, told) for run, told in zip(runs, subjects(runs), strict=True)],
+        galleries=[gallery(alike, title) for alike, title in titled],
+        comparisons=[comparison(alike, title) for alike, title in titled if evaluations(alike) > 1],
         accuracies=[accuracies(name, evaluation) for name, evaluation in evaluated],
         modes=[(mode, text) for mode, text in MODES.items() if mode in used],
-        matrices=[grid for alike in by_dataset(runs) for grid in matrices(alike)],
-        confusions=[c for run in runs if (c := confusions(run, named=len(runs) > 1))],
+        classes=[found for run in runs if (found := by_class(run, named=several))],
+        matrices=[grid for alike, title in titled for grid in matrices(alike, title)],
+        confusions=[c for run in runs if (c := confusions(run, named=several))],
         courses=[course(run, loss_bounds(runs)) for run in runs if run.history or run.growth],
         costs=costs(runs),
         origins=[origin(run) for run in runs],
@@ -212,24 +201,33 @@ def evaluations(runs: Sequence[ReportedRun]) -> int:
     return sum(run.evaluation is not None for run in runs)
 
 
-def glance(run: ReportedRun) -> Glance:
+def glance(run: ReportedRun, subject: str) -> Glance:
     """Say the most important of a run."""
     record, details = run.run.record, run.details
     per_class = f"{record.ipc:,} per class"
     real = f", made from {many(details.train_samples, 'real image')}" if details.train_samples else ""
     facts = [Fact("Distilled images", f"{len(run.run.files):,}", per_class + real)]
-    if run.evaluation and (row := headline(run.evaluation)):
-        share = recovered(row, run.evaluation)
-        against = f": {percent(share)} % of what all real images give" if share is not None else ""
-        facts.append(
-            Fact("Top-1 accuracy", f"{percent(row.top1_mean)} %", f"{row.mode} on {row.backbone}{against}")
-        )
+    if run.evaluation:
+        facts += accuracy_facts(run.evaluation)
     facts.append(Fact("Size", size(run.image_bytes), "as PNG files"))
     if details.wall_seconds is not None:
         memory = f", {size(details.peak_memory_bytes)} of memory" if details.peak_memory_bytes else ""
         facts.append(Fact("Made in", duration(details.wall_seconds), f"{details.device}{memory}"))
-    subject = f"{record.dataset}, distilled on {record.backbone.spec} at {record.image_size} px"
     return Glance(run.name, subject, facts, warnings(run))
+
+
+def accuracy_facts(evaluation: Evaluation) -> list[Fact]:
+    """Say what the images are worth: on the backbone distilled on, and inherited on others."""
+    row = headline(evaluation)
+    if row is None:
+        missing = f"linear on {evaluation.provenance.distilled_on}: evaluate with --mode linear"
+        found = [Fact("Top-1 accuracy", "not measured", missing)]
+    else:
+        found = [Fact("Top-1 accuracy", f"{percent(row.top1_mean)} %", in_words(row, evaluation))]
+    for other in inherited_elsewhere(evaluation)[:MOST_INHERITED]:
+        note = in_words(other, evaluation)
+        found.append(Fact("Top-1, inherited", f"{percent(other.top1_mean)} %", note))
+    return found
 
 
 def warnings(run: ReportedRun) -> list[str]:
@@ -245,39 +243,21 @@ def warnings(run: ReportedRun) -> list[str]:
         command = command_line("evaluate", str(run.directory), {"store": run.run.record.store})
         found.append(f"There are no figures yet. To have them: {command}")
     elif run.evaluation.provenance.images != run.digest:
+        command = command_line("evaluate", None, {"config": run.directory / "evaluation.json"})
         found.append(
             f"The figures are of other images: some were changed since they were evaluated. Evaluate again: "
-            f"sfm evaluate --config {run.directory / 'evaluation.json'}"
+            f"{command}"
         )
     elif edited:
         found.append("The figures are of the edited images.")
     if run.evaluation and run.evaluation.provenance.role == "tuning":
         found.append("The figures are for tuning: of a part of the training split, not of held-out data.")
+    if run.evaluation:
+        found += warnings_of(most_thorough(run.evaluation.rows))
     return found
 
 
-def headline(evaluation: Evaluation) -> Row | None:
-    """Return the row to show first: of distilled images, if possible on the backbone distilled on."""
-    rows = [row for row in evaluation.rows if row.images == "distilled"]
-    own = [row for row in rows if row.backbone == evaluation.provenance.distilled_on] or rows
-    for mode in HEADLINE_MODES:
-        for row in own:
-            if row.mode == mode:
-                return row
-    return own[0] if own else None
-
-
-def recovered(row: Row | FullData, evaluation: Evaluation) -> float | None:
-    """Return top-1 as a fraction of that of all real images through the same backbone, if that is known."""
-    top1 = row.top1_mean if isinstance(row, Row) else row.top1
-    for full in evaluation.full_data:
-        same = (full.backbone, full.image_size) == (row.backbone, row.image_size)
-        if same and full.classifier == "linear" and full.top1 > 0:
-            return top1 / full.top1
-    return None
-
-
-def gallery(runs: Sequence[ReportedRun]) -> Gallery:
+def gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
     """Show the images of runs of one dataset by class, with real ones beside them where there are any."""
     first = runs[0].run
     classes = min(MOST_CLASSES, len(first.class_ids))
@@ -310,7 +290,7 @@ def gallery(runs: Sequence[ReportedRun]) -> Gallery:
     elif real_shown:
         notes.append("“Real”: the stored real image that is nearest to the mean of its class.")
     tiles = min(MOST_BESIDE, max(len(shelf.pictures) for shelf in shelves))
-    return Gallery(first.record.dataset, shelves, tiles, several or real_shown, notes)
+    return Gallery(title, shelves, tiles, several or real_shown, notes)
 
 
 def distilled_pictures(
@@ -367,42 +347,21 @@ def picture(pixels: npt.NDArray[np.uint8]) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def kind_of(row: Row | FullData) -> Kind:
+def kind_of(row: Figure) -> Kind:
     """Say what a classifier was made of."""
     kinds: dict[str, Kind] = {"distilled": "distilled", "none": "no images", "all real": "all real"}
     return kinds.get(row.images, "few real")
 
 
-def rows_of(evaluation: Evaluation) -> list[Row | FullData]:
-    """Return all figures of an evaluation."""
-    return [*evaluation.rows, *evaluation.full_data]
-
-
-def how_of(row: Row | FullData) -> str:
-    """Say what was trained."""
-    return row.mode if isinstance(row, Row) else row.classifier
-
-
-def label_of(row: Row | FullData) -> str:
-    """Name a row by what was trained on, and how."""
-    return f"{IMAGES[row.images]}, {how_of(row)}"
-
-
-def backbones_of(rows: Iterable[Row | FullData]) -> dict[tuple[str, int], str]:
-    """Name the backbones of rows; by their input size too, where that differs."""
-    keys = list(dict.fromkeys((row.backbone, row.image_size) for row in rows))
-    sizes = {image_size for _, image_size in keys}
-    return {(spec, px): spec if len(sizes) == 1 else f"{spec} at {px} px" for spec, px in keys}
-
-
 def accuracies(name: str, evaluation: Evaluation) -> Accuracies:
     """Tabulate and draw the figures of a run."""
-    rows = rows_of(evaluation)
+    rows = figures_of(evaluation)
     blocks, groups = [], []
     for key, backbone in backbones_of(rows).items():
         own = [row for row in rows if (row.backbone, row.image_size) == key]
+        own.sort(key=lambda row: (list(IMAGES).index(row.images), list(MODES).index(how_of(row))))
         blocks.append(Block(backbone, [line(row, evaluation) for row in own]))
-        groups.append((backbone, [bar(row) for row in own]))
+        groups.append((backbone, [bar(row, evaluation) for row in own]))
     told = "; ".join(
         f"{backbone}: " + ", ".join(f"{one.label} {one.value:.1f}" for one in bars)
         for backbone, bars in groups
@@ -413,11 +372,11 @@ def accuracies(name: str, evaluation: Evaluation) -> Accuracies:
         blocks=blocks,
         seeds=" or ".join(map(str, repeated)),
         chart=bar_chart(groups, f"Bar chart of the top-1 accuracies of {name} in percent. {told}."),
-        notes=evaluation.notes,
+        notes=[note for note in evaluation.notes if not note.startswith(NO_BETTER)],
     )
 
 
-def line(row: Row | FullData, evaluation: Evaluation) -> Line:
+def line(row: Figure, evaluation: Evaluation) -> Line:
     """Write a row of figures."""
     if isinstance(row, Row):
         spread = (row.top1_std, row.top5_std) if row.seeds > 1 else (None, None)
@@ -426,93 +385,17 @@ def line(row: Row | FullData, evaluation: Evaluation) -> Line:
     else:
         top1, top5 = percent(row.top1), NOT_KNOWN if row.top5 is None else percent(row.top5)
     share = recovered(row, evaluation)
-    return Line(label_of(row), kind_of(row), top1, top5, NOT_KNOWN if share is None else percent(share))
+    return Line(
+        label_of(row, evaluation), kind_of(row), top1, top5, NOT_KNOWN if share is None else percent(share)
+    )
 
 
-def bar(row: Row | FullData) -> Bar:
+def bar(row: Figure, evaluation: Evaluation) -> Bar:
     """Draw a row of figures."""
     if isinstance(row, Row):
         spread = 100 * row.top1_std if row.seeds > 1 else None
-        return Bar(label_of(row), 100 * row.top1_mean, spread, kind_of(row))
-    return Bar(label_of(row), 100 * row.top1, None, kind_of(row))
-
-
-def comparison(runs: Sequence[ReportedRun]) -> Grid:
-    """Put the figures of runs of one dataset side by side."""
-    rows = [row for run in runs if run.evaluation for row in rows_of(run.evaluation)]
-    names = backbones_of(rows)
-    found: dict[str, list[Cell]] = {}
-    for row in sorted(rows, key=lambda row: list(names).index((row.backbone, row.image_size))):
-        found.setdefault(f"{names[row.backbone, row.image_size]}: {label_of(row)}", [])
-    for run in runs:
-        own: dict[str, Cell] = {}
-        for row in rows_of(run.evaluation) if run.evaluation else []:
-            label = f"{names[row.backbone, row.image_size]}: {label_of(row)}"
-            own[label] = accuracy_cell(row)
-        for label, cells in found.items():
-            cells.append(own.get(label, Cell(NOT_KNOWN, None)))
-    title = f"Top-1 accuracy on {runs[0].run.record.dataset}, %"
-    return Grid(title, "trained on", [run.name for run in runs], list(found.items()))
-
-
-def accuracy_cell(row: Row | FullData) -> Cell:
-    """Write a top-1 accuracy to be shaded."""
-    if isinstance(row, FullData):
-        return Cell(percent(row.top1), row.top1)
-    return Cell(percent(row.top1_mean, row.top1_std if row.seeds > 1 else None), row.top1_mean)
-
-
-def matrices(runs: Sequence[ReportedRun]) -> list[Grid]:
-    """Show, for every mode, what was distilled on which backbone against which it is evaluated on.
-
-    Empty where only one backbone is concerned.
-    """
-    told = [(run, run.evaluation) for run in runs if run.evaluation]
-    distilled = [row for _, e in told for row in e.rows if row.images == "distilled"]
-    names = backbones_of(distilled)
-    if len(names) < 2:
-        return []
-    grids = []
-    for mode in dict.fromkeys(row.mode for row in distilled):
-        rows = []
-        for run, evaluation in told:
-            own = {
-                (row.backbone, row.image_size): accuracy_cell(row)
-                for row in evaluation.rows
-                if row.images == "distilled" and row.mode == mode
-            }
-            spec, record = evaluation.provenance.distilled_on, run.run.record
-            label = f"{spec} ({run.name}, {record.ipc} per class)" if len(told) > 1 else spec
-            rows.append((label, [own.get(key, Cell(NOT_KNOWN, None)) for key in names]))
-        full = {
-            (row.backbone, row.image_size): accuracy_cell(row)
-            for _, evaluation in told
-            for row in evaluation.full_data
-            if row.classifier == "linear"
-        }
-        rows.append(("all real images", [full.get(key, Cell(NOT_KNOWN, None)) for key in names]))
-        dataset = runs[0].run.record.dataset
-        title = f"{dataset}, {mode}: top-1 accuracy, %"
-        grids.append(Grid(title, "distilled on ↓ evaluated on →", list(names.values()), rows))
-    return grids
-
-
-def confusions(run: ReportedRun, *, named: bool) -> Confusions | None:
-    """List the pairs of classes that the classifier at the top of the report confuses most."""
-    row = headline(run.evaluation) if run.evaluation else None
-    if row is None or not row.confused:
-        return None
-    names = run.run.class_names
-    pairs = []
-    for pair in row.confused[:MOST_CONFUSIONS]:
-        if row.confusion:
-            share = pair.count / max(1, sum(row.confusion[pair.right]))
-            cell = Cell(f"{percent(share)} %", share)
-        else:
-            cell = Cell(f"{pair.count:,} times", None)
-        pairs.append((names[pair.right], names[pair.predicted], cell))
-    whose = f"{run.name}: " if named else ""
-    return Confusions(f"{whose}{label_of(row)} on {row.backbone}", pairs)
+        return Bar(label_of(row, evaluation), 100 * row.top1_mean, spread, kind_of(row))
+    return Bar(label_of(row, evaluation), 100 * row.top1, None, kind_of(row))
 
 
 def loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
@@ -576,7 +459,7 @@ def costs(runs: Sequence[ReportedRun]) -> Grid:
             "Steps": f"{run.history[-1].step:,}" if run.history else NOT_KNOWN,
             "Peak memory": size(details.peak_memory_bytes),
             "Device": details.device or NOT_KNOWN,
-            "Evaluating": duration(evaluation.provenance.seconds if evaluation else None),
+            "Evaluating": duration(evaluating_seconds(evaluation) if evaluation else None),
         }
         for label, value in told.items():
             rows.setdefault(label, []).append(value)
@@ -586,6 +469,11 @@ def costs(runs: Sequence[ReportedRun]) -> Grid:
         if set(values) != {NOT_KNOWN}
     ]
     return Grid("What it took", "", [run.name for run in runs], kept)
+
+
+def evaluating_seconds(evaluation: Evaluation) -> float:
+    """Return what all commands took that figures come from."""
+    return evaluation.provenance.seconds + sum(one.seconds for one in evaluation.earlier)
 
 
 def extraction_time(card: ExtractionCard) -> str:
@@ -623,8 +511,9 @@ def origin(run: ReportedRun) -> Origin:
                 )
             )
         facts.append(Fact("Evaluated with", versions(evaluation.provenance.versions)))
-        options = {name: value for name, value in evaluation.config.items() if name != "run"}
-        commands.append(command_line("evaluate", str(run.directory), options))
+        for config in (*(one.config for one in reversed(evaluation.earlier)), evaluation.config):
+            options = {name: value for name, value in config.items() if name != "run"}
+            commands.append(command_line("evaluate", str(run.directory), options))
     return Origin(run.name, [fact for fact in facts if fact.value], commands)
 
 
@@ -643,6 +532,11 @@ def versions(found: dict[str, str]) -> str:
 def distill_command(run: ReportedRun) -> str:
     """Write the command that makes the images again, from the very entry they were made from."""
     record = run.run.record
+    if isinstance(run.details.config.get("classes"), list):
+        # No option takes a list of classes; run.json holds it.
+        dataset = f"{record.dataset}@{record.entry_digest[:12]}"
+        again = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
+        return command_line("distill", None, again)
     asked = {name: value for name, value in run.details.config.items() if name not in ("resume", "out")}
     pinned = {
         "store": record.store,

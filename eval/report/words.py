@@ -19,7 +19,8 @@ IMAGES = {
 MODES = {
     "linear": "a fresh linear classifier, trained on the images",
     "inherit": "the classifier of all real images through the backbone distilled on, behind a linear "
-    "projector that is trained on the images",
+    "projector that is trained on the images; through the backbone distilled on (own backbone), it shows "
+    "that classifier more than the images",
     "inherit-ridge": "as inherit, the projector in closed form",
     "inherit-statistics": "as inherit, the projector from class means alone: no image is used",
     "kd": "a fresh classifier, trained on the images with soft labels of the inherited one",

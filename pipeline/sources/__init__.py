@@ -18,14 +18,18 @@ import numpy as np
 
 from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import ClassList, display_names, read_class_list
 from sfm.pipeline.sources.folder import folder_source
 from sfm.pipeline.sources.idx import builtin_source, idx_source
 from sfm.pipeline.sources.options import join_options, split_options
 from sfm.pipeline.sources.parquet import parquet_source
 from sfm.pipeline.sources.source import Sample, Shard, Source, Split, of_classes, require_usable
+from sfm.pipeline.sources.spelling import with_normal_ids
 from sfm.pipeline.sources.torchvision_datasets import torchvision_source
 from sfm.pipeline.sources.wds import wds_source
+from sfm.stats_store.class_lists import find_class, with_ids
+from sfm.stats_store.names import name_from
 
 __all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
 
@@ -77,10 +81,13 @@ def open_source(spec: str, held_out: bool = True) -> Source:
     if held_out and not source.test.shards:
         why = source.inventory.no_held_out or f"{spec} has no held-out split"
         raise InputError(f"{why}; or hold out a tenth of the training images: --hold-out 0.1")
+    source = with_normal_ids(source)
     if chosen is not None:
         source = replace(subset_of(source, chosen), spec=spec)
     if given:
         source = replace(source, spec=spec, rendering=replace(source.rendering, **given))
+    # A plug-in's own name, or a class list's, is checked like one that a user gives.
+    source = replace(source, name=name_from(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
         counts = {
@@ -117,10 +124,12 @@ def subset_of(source: Source, chosen: ClassList) -> Source:
     InputError
         If the source is known not to have one of them.
     """
+    own = source.class_ids or ()
+    chosen = with_ids(chosen, [find_class(class_id, own) or class_id for class_id in chosen.ids])
     names = dict(zip(chosen.ids, display_names(chosen.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
     names |= chosen.names
     part = of_classes(source, chosen.ids, [names[class_id] for class_id in chosen.ids])
-    is_file = Path(chosen.origin).expanduser().is_file()
+    is_file = expand_home(chosen.origin).is_file()
     return replace(part, name=f"{source.name}-{Path(chosen.origin).stem}" if is_file else chosen.origin)

@@ -4,40 +4,31 @@ import difflib
 import importlib.resources
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
+from sfm.stats_store.class_lists import (
+    ClassList,
+    class_id_from,
+    find_class,
+    parse_class_list,
+    read_class_file,
+)
+
+__all__ = ["ClassList", "display_names", "label_id", "read_class_list", "shipped_lists"]
 
 WORDNET = re.compile(r"n\d{8}")
 DIGITS = 5
+NUMBER = re.compile(r"-?\d{1,18}")
 ALIASES = {
     "imagefruit": "imagenet-fruits",
     "imagemeow": "imagenet-cats",
     "imagesquawk": "imagenet-birds",
 }
 """Names by which earlier papers know the same ten classes."""
-
-
-@dataclass(frozen=True)
-class ClassList:
-    """A list of classes.
-
-    Attributes
-    ----------
-    origin : str
-        The file or the name it was read from.
-    ids : list of str
-        In the order of the list.
-    names : dict of str to str
-        Display names, of those that the list names.
-    """
-
-    origin: str
-    ids: list[str]
-    names: dict[str, str]
 
 
 def shipped_lists() -> list[str]:
@@ -64,34 +55,15 @@ def read_class_list(text: str) -> ClassList:
     """
     name = ALIASES.get(text, text)
     if name in shipped_lists():
-        content = (importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt").read_text(
-            encoding="utf-8"
-        )
-    else:
-        path = Path(text).expanduser()
-        if not path.is_file():
-            known = [*shipped_lists(), *ALIASES]
-            close = difflib.get_close_matches(text, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
-            raise InputError(f"no class list {text}: it is neither a file nor a list by that name; {hint}")
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not a class list: it is not UTF-8 text") from error
-    ids: list[str] = []
-    names: dict[str, str] = {}
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        class_id, _, shown = (part.strip() for part in line.partition("\t"))
-        if class_id in ids:
-            raise InputError(f"line {number} of class list {text} repeats the class {class_id}")
-        ids.append(class_id)
-        if shown:
-            names[class_id] = shown
-    if not ids:
-        raise InputError(f"class list {text} holds no class")
-    return ClassList(text, ids, names)
+        shipped = importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt"
+        return parse_class_list(shipped.read_text(encoding="utf-8"), text)
+    path = expand_home(text)
+    if not path.is_file():
+        known = [*shipped_lists(), *ALIASES]
+        close = difflib.get_close_matches(text, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
+        raise InputError(f"no class list {text}: it is neither a file nor a list by that name; {hint}")
+    return replace(read_class_file(path), origin=text)
 
 
 def number_id(label: int) -> str:
@@ -102,10 +74,12 @@ def number_id(label: int) -> str:
 def label_id(label: object, names: ClassList | None, where: str) -> str:
     """Return the class id that a stored label means.
 
+    Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
+
     Parameters
     ----------
     label : object
-        An integer, or text: a number or a class id.
+        An integer, or text: a class id or a number.
     names : ClassList or None
         What the numbers 0, 1, … mean; without it a number is its own id.
     where : str
@@ -116,8 +90,12 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
     InputError
         If the label is missing, out of range or unknown; names the sample.
     """
-    if isinstance(label, str) and re.fullmatch(r"\s*-?\d+\s*", label):
-        label = int(label)
+    if isinstance(label, str):
+        label = class_id_from(label.strip())
+        if names is not None and label in names.ids:
+            return label
+        if NUMBER.fullmatch(label):
+            label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         raise InputError(f"{where} has no usable label: found {label!r}, expected a number or a class id")
     if isinstance(label, int):
@@ -133,12 +111,57 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
                 f"0 to {len(names.ids) - 1}"
             )
         return names.ids[label]
-    label = label.strip()
-    if names is not None and label not in names.ids:
+    if names is None:
+        return label
+    found = find_class(label, names.ids)
+    if found is None:
         close = difflib.get_close_matches(label, names.ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"{where} has label {label!r}, which {names.origin} does not name{hint}")
-    return label
+    return found
+
+
+def written_number(label: object) -> str:
+    """Return how a label that is a number, or may be read as one, is written; "" for any other label."""
+    if isinstance(label, str) and NUMBER.fullmatch(label.strip()):
+        return label.strip()
+    return str(label) if isinstance(label, int) else ""
+
+
+def meaning_of(names: ClassList | None) -> str:
+    """Return what a split's listing holds of the list that its label numbers are read with.
+
+    Where ids are digits, text labels used to be taken for positions: what was extracted so is not the same.
+    """
+    if names is None:
+        return ""
+    return "\n".join(names.ids) + ("\ntext is an id" if any(map(NUMBER.fullmatch, names.ids)) else "")
+
+
+def require_one_writing(spec: str, written: Iterable[tuple[str, str]]) -> None:
+    """Refuse labels that are written differently but would be one class, such as 1 and 01.
+
+    They may be two classes, or an id and a position in a list; no one but the user can tell.
+
+    Parameters
+    ----------
+    spec : str
+        What the user wrote.
+    written : iterable of (str, str)
+        Class id, and how its label is written (see :func:`written_number`).
+
+    Raises
+    ------
+    InputError
+        Names the class and two ways in which it is written.
+    """
+    first: dict[str, str] = {}
+    for class_id, text in written:
+        if text and first.setdefault(class_id, text) != text:
+            raise InputError(
+                f"{spec} writes labels of class {class_id} as {first[class_id]!r} and as {text!r}: write "
+                f"every class in one way (text that is an id in names= is that class; other digits count)"
+            )
 
 
 def normalised(class_id: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import (
@@ -26,12 +27,14 @@ from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, fi
 from sfm.pipeline.sources.splits import SPLIT_WORDS
 from sfm.pipeline.sources.walk import (
     SYSTEM_FOLDERS,
-    count_files,
+    count_files_below,
     dangling_link,
     leads_nowhere,
     scan_folder,
     walk_files,
 )
+from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.names import folder_name
 
 LOOSE_IMAGES = "images outside of class folders"
 
@@ -73,7 +76,7 @@ def folder_source(text: str) -> Source:
     """
     place, options = split_options(text)
     require_known(f"folder:{text}", options, ("train", "test"))
-    root = Path(place).expanduser()
+    root = expand_home(place)
     if not root.is_dir():
         raise InputError(f"no dataset at folder:{text}: {root} is not a folder")
     layout = find_layout(f"folder:{text}", root, options.get("train"), options.get("test"))
@@ -81,10 +84,10 @@ def folder_source(text: str) -> Source:
     splits = [layout.train, *([layout.held_out] if layout.held_out else [])]
     ids = sorted({class_id for split in splits for class_id in class_folders(split)})
     return Source(
-        name=root.resolve().name,
+        name=folder_name(root),
         spec=f"folder:{text}",
         class_ids=ids,
-        class_names=display_names(ids),
+        class_names=display_names([class_id_from(class_id) for class_id in ids]),
         train=folder_split(layout.train, ids, unused),
         test=folder_split(layout.held_out, ids, unused) if layout.held_out else NO_SAMPLES,
         decode=decode_image,
@@ -124,10 +127,10 @@ def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> L
     candidates = [folder for folder in (*by_word["test"], *by_word["val"]) if folder != own]
     if test is not None:
         return layout_of(root, folders, own, named_folder(spec, root, test), [])
-    classes = set(class_folders(own))
-    labelled = [folder for folder in candidates if classes & set(class_folders(folder))]
+    classes = class_ids_in(own)
+    labelled = [folder for folder in candidates if classes & class_ids_in(folder)]
     # One that holds the very classes comes before one that lacks some.
-    labelled.sort(key=lambda folder: classes != set(class_folders(folder)))
+    labelled.sort(key=lambda folder: classes != class_ids_in(folder))
     held_out = labelled[0] if labelled else None
     passed = [folder for folder in candidates if folder not in labelled]
     notes = []
@@ -170,9 +173,11 @@ def no_held_out(spec: str, root: Path, layout: Layout) -> str:
     """Return what to say of a dataset if nothing is held out."""
     if layout.held_out is not None:
         return f"{layout.held_out} holds no image"
-    if layout.train == root:
-        return f"{spec} must hold train/ and test/ (or val/), each with one folder per class"
     there = listed([Path(entry.path) for entry in subfolders(root)])
+    if layout.train == root:
+        return (
+            f"{spec} must hold train/ and test/ (or val/), each with one folder per class; it holds {there}"
+        )
     return (
         f"{spec} has no held-out folder (test/, val/, ...) with the classes of {layout.train.name}/; it "
         f"holds {there}: choose one with ?test=NAME"
@@ -199,7 +204,7 @@ def subfolders(folder: Path) -> list[os.DirEntry[str]]:
     shown = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in shown:
         if leads_nowhere(entry) and "." not in entry.name:
-            raise InputError(dangling_link(entry))
+            raise InputError(dangling_link(entry.path))
     return [entry for entry in shown if not leads_nowhere(entry) and entry.is_dir()]
 
 
@@ -208,9 +213,14 @@ def class_folders(split: Path) -> list[str]:
     return [entry.name for entry in subfolders(split)]
 
 
+def class_ids_in(split: Path) -> set[str]:
+    """Return the ids of the classes of a split; its folders may be named in either Unicode normal form."""
+    return set(map(class_id_from, class_folders(split)))
+
+
 def count_beside(root: Path, layout: Layout) -> Counter[str]:
     """Count the files beside the class folders, by kind and by the folder that holds them."""
-    unused = Counter({f"in {folder.name}/": count_files(folder) for folder in layout.others})
+    unused = Counter({f"in {folder.name}/": count_files_below(folder) for folder in layout.others})
     for folder in dict.fromkeys((root, layout.train, layout.held_out)):
         if folder is None:
             continue

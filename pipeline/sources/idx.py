@@ -11,10 +11,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
+from sfm.pipeline.sources.walk import dangling_link
+from sfm.stats_store.names import folder_name
 
-KINDS = ("images-idx3", "labels-idx1")
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 
 
@@ -28,10 +30,10 @@ def idx_source(text: str) -> Source:
     InputError
         If files are missing, damaged, or do not belong together.
     """
-    root = Path(text).expanduser()
+    root = expand_home(text)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{text}: {root} is not a folder")
-    return read_idx(root, name=root.resolve().name, spec=f"idx:{text}", licence="unknown")
+    return read_idx(root, name=folder_name(root), spec=f"idx:{text}", licence="unknown")
 
 
 def builtin_source(text: str) -> Source:
@@ -53,7 +55,7 @@ def builtin_source(text: str) -> Source:
 
 def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
     """Read the labels and locate the images of both splits."""
-    held_out = any((root / f"t10k-{kind}-ubyte{end}").is_file() for kind in KINDS for end in ("", ".gz"))
+    held_out = any(entry.name.startswith("t10k-") for entry in root.iterdir())
     labels = {
         split: read_labels(find(root, f"{split}-labels-idx1-ubyte"))
         for split in ("train", *(["t10k"] if held_out else []))
@@ -95,6 +97,8 @@ def find(root: Path, stem: str) -> Path:
     for candidate in (root / stem, root / f"{stem}.gz"):
         if candidate.is_file():
             return candidate
+        if candidate.is_symlink() and not candidate.exists():
+            raise InputError(dangling_link(candidate))
     raise InputError(f"{root} holds no {stem} or {stem}.gz")
 
 

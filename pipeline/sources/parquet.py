@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import ClassList, label_id, normalised, number_id, read_class_list
+from sfm.pipeline.sources.classes import (
+    ClassList,
+    label_id,
+    meaning_of,
+    normalised,
+    number_id,
+    read_class_list,
+    require_one_writing,
+    written_number,
+)
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import (
@@ -25,6 +34,7 @@ from sfm.pipeline.sources.places import (
 )
 from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of
 from sfm.pipeline.sources.splits import split_files
+from sfm.stats_store.class_lists import class_id_from
 
 if TYPE_CHECKING:
     import pyarrow
@@ -61,11 +71,14 @@ class Table:
         Rows of each row group.
     labels : tuple of str or None
         Class id of every row; None where it would take long to find out, on another machine.
+    written : frozenset of (str, str)
+        Class ids, and how their labels are written.
     """
 
     file: DataFile
     rows: tuple[int, ...]
     labels: tuple[str, ...] | None
+    written: frozenset[tuple[str, str]] = frozenset()
 
 
 def parquet_source(text: str) -> Source:
@@ -103,6 +116,7 @@ def parquet_source(text: str) -> Source:
     near = not any(is_remote(file.url) for file in (*train, *test))
     with ThreadPoolExecutor(LOOKUPS) as pool:
         tables = list(pool.map(lambda file: describe(file, columns, names, near), [*train, *test]))
+    require_one_writing(spec, (pair for table in tables for pair in table.written))
     ids: list[str] | None = None
     if near:
         ids = sorted({label for table in tables for label in table.labels or ()})
@@ -151,8 +165,22 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
         if not near:
             return Table(file, tuple(rows), None)
         stored = table.read(columns=[columns.label]).column(columns.label).to_pylist()
-    labels = (label_id(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
-    return Table(file, tuple(rows), tuple(labels))
+    labels = tuple(row_label(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
+    written = frozenset(zip(labels, map(written_number, stored), strict=True))
+    return Table(file, tuple(rows), labels, written)
+
+
+def row_label(label: object, names: ClassList | None, where: str) -> str:
+    """Return the class id that a row's label means: without names, text is the id itself, digits or not.
+
+    Raises
+    ------
+    InputError
+        See :func:`label_id`.
+    """
+    if names is None and isinstance(label, str) and label.strip():
+        return class_id_from(label.strip())
+    return label_id(label, names, where)
 
 
 def parquet_split(
@@ -173,7 +201,10 @@ def parquet_split(
             labels = np.array([index[label] for label in table.labels[start:end]], dtype=np.int32)
         return Shard(f"rows {start} to {end - 1} of {table.file.url}", labels, read)
 
-    meaning = "\n".join(names.ids) if names else ""
+    meaning = meaning_of(names)
+    # Text of digits used to be taken for numbers: what was extracted so is not the same.
+    if names is None and any(class_id and class_id == text for t in tables for class_id, text in t.written):
+        meaning = "text is an id"
     return Split(
         tuple(shard(table, groups) for table in tables for groups in row_groups(table.rows)),
         digest_of(listing_of([table.file for table in tables]), columns.image, columns.label, meaning),
@@ -278,7 +309,7 @@ def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str,
     if columns.names is None:
         return None, {}
     if len({normalised(name) for name in columns.names}) == len(columns.names):
-        return ClassList(where, columns.names, {}), {}
+        return ClassList(where, [class_id_from(name) for name in columns.names], {}), {}
     return None, {number_id(label): name for label, name in enumerate(columns.names)}
 
 
@@ -317,7 +348,9 @@ def samples(
             images, labels = batch.column(columns.image), batch.column(columns.label)
             for image, label in zip(images, labels, strict=True):
                 where = f"row {row} of {file.url}"
-                yield Sample(image_bytes(image.as_py(), where), label_id(label.as_py(), names, where), where)
+                stored = label.as_py()
+                class_id = row_label(stored, names, where)
+                yield Sample(image_bytes(image.as_py(), where), class_id, where, written_number(stored))
                 row += 1
 
 

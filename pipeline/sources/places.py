@@ -19,10 +19,12 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
-from sfm.pipeline.sources.walk import always, walk_files
+from sfm.pipeline.sources.walk import always, dangling_link, walk_files
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
+from sfm.stats_store.names import folder_name, name_from
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -103,7 +105,7 @@ def is_remote(place: str) -> bool:
 
 def local_path(place: str) -> Path:
     """Return the path that a place on this machine's disks means."""
-    return Path(unquote(urlsplit(place).path) if place.startswith("file://") else place).expanduser()
+    return expand_home(unquote(urlsplit(place).path) if place.startswith("file://") else place)
 
 
 def find_files(pattern: str) -> list[DataFile]:
@@ -152,6 +154,8 @@ def _matches(name: str) -> list[DataFile]:
 
 
 def _local(path: Path, missing: str = MISSING) -> DataFile:
+    if missing == MISSING and path.is_symlink() and not path.exists():
+        raise InputError(dangling_link(path))
     with reaching(str(path), missing=missing):
         status = path.stat()
     if not path.is_file():
@@ -365,8 +369,8 @@ def dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
     fixed = re.split(r"[{*]", place)[0]
     folder = fixed if fixed == place and not place.endswith(suffix) else posixpath.dirname(fixed)
     if not is_remote(place):
-        return local_path(folder or ".").resolve().name
-    return [part for part in folder.split("/") if part][-1]
+        return folder_name(local_path(folder or "."))
+    return name_from([part for part in folder.split("/") if part][-1])
 
 
 def listing_of(files: Sequence[DataFile]) -> str:

@@ -72,11 +72,14 @@ class Sample:
         Id of its class.
     where : str
         Names it for a person, e.g. its path.
+    written : str
+        How its label is written, where that is a number; "" where it does not matter.
     """
 
     data: bytes
     label: str
     where: str
+    written: str = ""
 
     def read(self) -> "Sample":
         """Return the sample, which is read already."""
@@ -515,6 +518,7 @@ def digest_of(*parts: str | bytes) -> str:
     """Return the SHA-256 (hexadecimal) of parts, each framed by its length."""
     whole = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        # File names may hold bytes that are not UTF-8.
+        data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         whole.update(len(data).to_bytes(8, "little") + data)
     return whole.hexdigest()

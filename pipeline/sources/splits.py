@@ -140,7 +140,7 @@ def folder_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> 
     files = [file for file in listed if file.url.endswith(suffixes)]
     unused.update(kind_of(file.url) for file in listed if not file.url.endswith(suffixes))
     if not files:
-        raise InputError(f"no file that ends in {' or '.join(suffixes)} under {root}")
+        raise InputError(f"no file that ends in {suffixes[0]} under {root}")
     return files
 
 
@@ -174,10 +174,10 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
         )
     held_out = named(place, paths, test, by_word) if test else by_word["test"] or by_word["val"]
     training = named(place, paths, train, by_word) if train else by_word["train"]
-    both = sorted(set(training) & set(held_out))
-    if both:
-        training = [path for path in training if path not in both]
-    strays = [path for path in by_word[None] if path not in {*training, *held_out}]
+    out = set(held_out)
+    training = [path for path in training if path not in out]
+    used = out.union(training)
+    strays = [path for path in by_word[None] if path not in used]
     if strays and (train is None or test is None):
         raise InputError(
             f"{place} holds files of no split that is known: {some(strays)}; known are the words "
@@ -186,8 +186,9 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     if not training:
         raise InputError(f"no training file in {place} (found: {some(list(paths))}): {hint}")
     notes: list[str] = []
-    passed = [path for path in by_word["val"] if path not in training] if test is None else []
-    passed = passed if by_word["test"] else []
+    passed = []
+    if test is None and by_word["test"]:
+        passed = [path for path in by_word["val"] if path not in used]
     if passed:
         notes.append(f"held out is test, not val ({some(passed, 2)}); ?test=val chooses it")
     no_held_out = "" if held_out else f"{place} has training files only ({WORDS_TOLD}): {hint}"

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import normalised, number_id
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import flag, require_known, split_options
 from sfm.pipeline.sources.source import Source, Split, digest_of, file_split, indexed_split
+from sfm.pipeline.sources.walk import dangling_link
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -68,7 +70,7 @@ def torchvision_source(text: str) -> Source:
         raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
-    root, download = Path(options["root"]).expanduser(), flag(spec, options, "download")
+    root, download = expand_home(options["root"]), flag(spec, options, "download")
     train, test = (loaded(spec, name, root, download, which) for which in DATASETS[name])
     labels = [labels_of(train), labels_of(test)]
     ids, names = class_ids_of(train, labels)
@@ -165,8 +167,18 @@ def torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], i
 
 
 def seen(path: str) -> str:
-    """Return what can be seen of a file without reading it."""
-    status = Path(path).stat()
+    """Return what can be seen of a file without reading it.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or is a link that leads nowhere.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        line = dangling_link(path) if Path(path).is_symlink() else f"cannot read {path}: {error.strerror}"
+        raise InputError(line) from error
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 

@@ -72,10 +72,10 @@ def _walk(
             unused[HIDDEN] += 1
         elif leads_nowhere(entry):
             if wanted(path):
-                raise InputError(dangling_link(entry))
+                raise InputError(dangling_link(entry.path))
             unused["links that lead nowhere"] += 1
         elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
-            unused[f"in {entry.name}/"] += count_files(entry.path)
+            unused[f"in {entry.name}/"] += count_files_below(entry.path)
         elif entry.is_dir():
             folders.append(entry)
         elif entry.is_file():
@@ -104,15 +104,15 @@ def leads_nowhere(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def dangling_link(entry: os.DirEntry[str]) -> str:
+def dangling_link(path: str | os.PathLike[str]) -> str:
     """Return the line that names a link which leads nowhere."""
-    target = Path(entry.path).readlink()
+    target = Path(path).readlink()
     return (
-        f"{entry.path} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
+        f"{os.fspath(path)} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
         f"pull, git lfs pull), mount the disk that it is on, or remove the link"
     )
 
 
-def count_files(folder: str | os.PathLike[str]) -> int:
+def count_files_below(folder: str | os.PathLike[str]) -> int:
     """Return the number of files below a folder that is not read; links to folders are not followed."""
     return sum(len(names) for _, _, names in os.walk(folder))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import ClassList, label_id, read_class_list
+from sfm.pipeline.sources.classes import ClassList, label_id, meaning_of, read_class_list, written_number
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import IMAGES
 from sfm.pipeline.sources.options import require_known, split_options
@@ -97,8 +97,7 @@ def wds_split(files: Sequence[DataFile], names: ClassList | None) -> Split:
 
         return Shard(file.url, None, read, unused)
 
-    meaning = "\n".join(names.ids) if names else ""
-    return Split(tuple(map(shard, files)), digest_of(listing_of(files), meaning))
+    return Split(tuple(map(shard, files)), digest_of(listing_of(files), meaning_of(names)))
 
 
 def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> Iterator[Sample]:
@@ -120,7 +119,7 @@ def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> It
         image = next(extension for extension in parts if extension in IMAGES)
         read_from, label = stored_label(parts, where)
         unused.update(f".{extension}" for extension in parts if extension not in (image, read_from))
-        yield Sample(parts[image], label_id(label, names, where), where)
+        yield Sample(parts[image], label_id(label, names, where), where, written_number(label))
 
 
 def stored_label(parts: dict[str, bytes], where: str) -> tuple[str, object]:

@@ -67,9 +67,7 @@ def as_trained(folder: Path, *, ema: bool, wrap: Callable[[nn.Module], nn.Module
 
 
 @pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize(
-    "wrap", [lambda m: m, nn.DataParallel, torch.compile], ids=["bare", "parallel", "compiled"]
-)
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel], ids=["bare", "parallel"])
 def test_a_checkpoint_of_timms_training_is_loaded_as_timm_loads_it(
     ema: bool, wrap: Any, tmp_path: Path
 ) -> None:

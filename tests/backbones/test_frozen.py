@@ -105,7 +105,9 @@ CLIPS = st.sampled_from([None, (0.0, None), (0.0, 6.0), (-1.0, 1.0)])
 def links(draw: st.DrawFn) -> tuple[nn.Conv2d, Clip | None]:
     """A convolution of four channels, and what clips it."""
     kernel, stride = draw(st.integers(1, 5)), draw(st.integers(1, 3))
-    padding, dilation = draw(st.integers(0, 2)), draw(st.integers(1, 2))
+    # torch itself (2.14, oneDNN 3.12) crashes now and then on a padded convolution of one pixel.
+    padding = draw(st.integers(0, 2)) if kernel > 1 else 0
+    dilation = draw(st.integers(1, 2))
     groups = draw(st.sampled_from([1, 2, 4]))
     torch.manual_seed(0)
     if draw(st.booleans()):

@@ -86,7 +86,7 @@ def test_the_quickstart_weights_are_timms_model_under_timms_names(tmp_path: Path
     assert local.hash == load_backbone("lite0", image_size=96).card.hash
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_one_bit_of_one_weight_changes_the_hash(
     data: st.DataObject,

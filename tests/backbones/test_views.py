@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
@@ -22,7 +22,6 @@ def some_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(1, 80), out=st.integers(1, 80), mirror=st.booleans())
 def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
     seed: int, size: int, out: int, mirror: bool
@@ -34,7 +33,6 @@ def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
     torch.testing.assert_close(matrices.sum(-1), torch.ones(5, out))
 
 
-@settings(deadline=None)
 @given(side=st.integers(1, 40), inset=st.integers(0, 10))
 def test_a_centre_crop_at_its_own_size_is_a_slice(side: int, inset: int) -> None:
     size = side + 2 * inset
@@ -43,7 +41,6 @@ def test_a_centre_crop_at_its_own_size_is_a_slice(side: int, inset: int) -> None
     torch.testing.assert_close(cut, images[..., inset : inset + side, inset : inset + side])
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(2, 40), out=st.integers(1, 40))
 def test_a_flipped_view_is_the_mirror_image_of_the_view(seed: int, size: int, out: int) -> None:
     images, crops = some_images(3, size), draw_crops(stream(seed), 3, size)
@@ -54,7 +51,6 @@ def test_a_flipped_view_is_the_mirror_image_of_the_view(seed: int, size: int, ou
     torch.testing.assert_close(seen[True], seen[False].flip(-1))
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 40), factor=st.integers(1, 64))
 def test_enlarging_a_whole_image_agrees_with_torch(size: int, factor: int) -> None:
     images, out = some_images(2, size), size + factor
@@ -78,7 +74,6 @@ def test_gradient_reaches_every_pixel_that_is_looked_at() -> None:
     torch.testing.assert_close(images.grad, expected)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.integers(8, 300))
 def test_crops_stay_inside_the_image_and_within_area_and_ratio(seed: int, size: int) -> None:
     crops = draw_crops(stream(seed), 50, size)

@@ -75,3 +75,17 @@ def test_the_preview_shows_the_first_hundred_classes_and_ten_images_of_each(
     assert written.any(), "there are labels"
     assert not written[:, :20].any(), "labels stay inside the margins"
     assert not written[:, -20:].any()
+
+
+HOSTILE = ["cat\nFelis", "pets[/raw]\x1b[2J", "safe\u202etxt.exe", "x" * 1_000_000, "猫", ""]
+
+
+@pytest.mark.parametrize("ipc", [1, 2])
+def test_any_name_has_a_caption_of_one_line(tmp_path: Path, ipc: int) -> None:
+    folders = class_folders(HOSTILE, HOSTILE)
+    grey = np.full((8, 8, 3), 128, dtype=np.uint8)
+    write_images(tmp_path, iter([grey] * (len(HOSTILE) * ipc)), folders, ipc)
+    data = preview(tmp_path, folders, HOSTILE, "a title\nof two lines")
+    plain = preview(tmp_path, folders, ["a name"] * len(HOSTILE), "a title")
+    with Image.open(BytesIO(data)) as sheet, Image.open(BytesIO(plain)) as other:
+        assert sheet.size == other.size

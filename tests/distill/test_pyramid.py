@@ -41,7 +41,7 @@ def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
 
 
 @given(canvas=st.integers(9, 40), levels=st.integers(1, 7), scale=st.floats(0.01, 50))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
     canvas: int, levels: int, scale: float
 ) -> None:

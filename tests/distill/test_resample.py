@@ -11,7 +11,6 @@ from sfm.distill.resample import look, resample, resampling, taps
 @given(
     rows=st.integers(1, 12), columns=st.integers(1, 12), per_row=st.integers(1, 4), seed=st.integers(0, 999)
 )
-@settings(deadline=None)
 def test_resampling_multiplies_by_a_matrix_and_its_gradient_by_the_transpose(
     rows: int, columns: int, per_row: int, seed: int
 ) -> None:
@@ -41,7 +40,7 @@ def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, 
 
 
 @given(each=st.integers(1, 3), count=st.integers(1, 3), size=st.integers(8, 20), seed=st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_looking_equals_the_matrix_products_of_the_backbones_views(
     each: int, count: int, size: int, seed: int
 ) -> None:

@@ -68,7 +68,8 @@ def test_a_run_leaves_images_classes_record_history_and_preview(config: DistillC
     record = json.loads((out / "run.json").read_text())
     assert record == result.record
     assert record["command"] == "distill"
-    assert DistillConfig.model_validate(record["config"]) == config
+    asked = config.model_copy(update={"threads": torch.get_num_threads()})
+    assert DistillConfig.model_validate(record["config"]) == asked
     assert (record["image_size"], record["canvas"], record["ipc"]) == (32, 37, 1)
     assert record["backbone"]["hash"]
     assert record["peak_memory_bytes"] > 1e8
@@ -189,9 +190,25 @@ def test_a_run_goes_on_with_the_threads_it_began_with(config: DistillConfig) -> 
         torch.set_num_threads(before)
 
 
+def test_a_run_goes_on_with_other_threads_if_asked_and_says_so(config: DistillConfig) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(config.model_copy(update={"threads": 2, "checkpoint_every": 2}), pull_the_plug_after(3))
+    told: list[str] = []
+    before = torch.get_num_threads()
+    again = config.model_copy(update={"resume": True, "threads": 1})
+    record = distill(again, lambda event: told.append(event.note)).record
+    assert record["threads"] == 1
+    assert record["notes"] == [
+        "computed with 2, then 1 threads: the last bits may differ from a run with one number throughout"
+    ]
+    assert [note for note in told if note] == record["notes"]
+    assert torch.get_num_threads() == before
+    assert distill(config.model_copy(update={"resume": True})).record == record
+
+
 def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp_path: Path) -> None:
     chosen = tmp_path / "chosen.txt"
-    chosen.write_text("class3  # the last\n\nT-shirt/top\n")
+    chosen.write_bytes("\ufeff# two\r\nclass3\tthe last\r\n\r\nT-shirt/top\r\n".encode())
     distill(config.model_copy(update={"classes": chosen, "ipc": 2}))
     assert [path.name for path in sorted((config.out / "images").iterdir())] == ["0_t-shirt-top", "1_class3"]
     assert json.loads((config.out / "classes.json").read_text()) == [
@@ -204,9 +221,11 @@ def test_some_classes_are_distilled_by_their_own_flow(config: DistillConfig, tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class0\nclass9\n", r"line 2 of .*: patterns has no class 'class9'; did you mean"),
-        ("class0\nT-shirt/top\n", "line 2 of .* names 'T-shirt/top' again"),
+        ("class0\nclass9\n", r"chosen.txt: patterns has no class 'class9'; did you mean"),
+        ("class0\nT-shirt/top\n", "chosen.txt names 'T-shirt/top' again"),
         ("class0\n", "at least two classes"),
+        ("class0 # the first\nclass3\n", "only at the beginning of a line"),
+        ("class0\nclass0\n", "line 2 of class list .* repeats"),
     ],
 )
 def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
@@ -216,7 +235,7 @@ def test_a_list_of_classes_that_cannot_be_used_is_refused_in_one_line(
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         distill(config.model_copy(update={"classes": file}))
-    with pytest.raises(InputError, match="cannot read --classes"):
+    with pytest.raises(InputError, match="cannot read the class list"):
         distill(config.model_copy(update={"classes": tmp_path / "none.txt"}))
     assert not config.out.exists()
 
@@ -391,6 +410,7 @@ def test_an_out_directory_that_holds_something_else_is_refused_and_left_alone(
 
 def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillConfig, tmp_path: Path) -> None:
     config.out.mkdir()
+    (config.out / ".DS_Store").write_bytes(b"x")  # does not count
     distill(config.model_copy(update={"steps": 1}))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
@@ -470,3 +490,13 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(config: DistillConfig, tmp
     assert not [path for path in config.out.rglob("*") if path.name.startswith(".")]
     distill(config.model_copy(update={"resume": True}))
     assert images(config.out) == images(undisturbed.out)
+
+
+def test_a_preview_that_cannot_be_written_is_a_warning_and_the_run_is_finished(
+    config: DistillConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    (config.out / "preview.png").mkdir(parents=True)
+    result = distill(config.model_copy(update={"steps": 2}))
+    assert json.loads((config.out / "run.json").read_text()) == result.record
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("sfm.distill")]
+    assert f"{config.out}/preview.png is missing, the run is complete without it: " in message

@@ -93,7 +93,7 @@ def test_every_backbone_has_both_modes_real_images_and_all_real_data_beside_them
         for backbone in ("lite0", "lite1")
         for classifier in ("linear", "nearest class mean", "discriminant")
     ]
-    assert whole.notes == []
+    assert not any("real images:" in note or "left out" in note for note in whole.notes)
 
 
 def test_a_row_sums_up_its_seeds_by_mean_and_sample_deviation(whole: Evaluation) -> None:
@@ -214,7 +214,7 @@ def test_draws_that_share_images_are_told_of(new_run: NewRun, fashion_store: str
 def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun, fashion_store: str) -> None:
     found = evaluate(config(new_run(ipc=4), fashion_store, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "neighbour"]
-    assert [note.split(":")[0] for note in found.notes] == [
+    assert [note.split(":")[0] for note in found.notes if "through" not in note] == [
         "No random real images",
         "No real images nearest to the mean",
     ]

@@ -1,20 +1,25 @@
 """Exports, each read back by the library that owns its format."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
+from typer.testing import CliRunner
 
+from sfm.cli import app
 from sfm.errors import InputError
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
+from sfm.eval.whole import whole_folder
 from sfm.stats_store.store import Entry
 
 SFM = str(Path(sys.executable).with_name("sfm"))
@@ -89,8 +94,16 @@ def test_datasets_loads_every_format_by_its_card(
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     out = exported(finished_run, tmp_path / "out", form)
-    found = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    found = datasets.load_dataset(
+        str(out), split="train", cache_dir=str(tmp_path / "cache"), verification_mode="all_checks"
+    )
     assert found.num_rows == 20
+    info = datasets.info.DatasetInfosDict.from_directory(str(out))["default"]
+    card = DatasetCard.load(out / "README.md").data.to_dict()["dataset_info"]
+    assert info.splits["train"].num_examples == 20
+    assert info.splits["train"].num_bytes == sum(map(len, originals(finished_run))) + 20 * 8
+    assert info.dataset_size == info.splits["train"].num_bytes == card["dataset_size"]
+    assert info.download_size == card["download_size"] > 0
     image, label = ("png", "cls") if form == "webdataset" else ("image", "label")
     assert sorted(found[label]) == [label for label in range(10) for _ in range(2)]
     shown = {np.asarray(one).tobytes() for one in found[image]}
@@ -119,6 +132,26 @@ def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path
     found = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     assert found.features["label"].names[:3] == ["T-shirt/top", "crane | bird (1)", "crane | bird (2)"]
     assert "| 1 | crane \\| bird | 1 |" in (out / "README.md").read_text()
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf8_is_exported(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / os.fsdecode(b"caf\xe9")))
+    out = exported(run, tmp_path / os.fsdecode(b"out\xe9"), "webdataset")
+    assert r"caf\xe9-again" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_path: Path) -> None:
+    with_name(run, 1, "cat\nFelis [x](http://evil)\x1b[2J")
+    with_name(run, 2, "x" * 100_000)
+    record = json.loads((run / "run.json").read_text()) | {"dataset": "pets [raw]\n# evil <b>"}
+    (run / "run.json").write_text(json.dumps(record))
+    out = exported(run, tmp_path / "out", "webdataset")
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.pretty_name.startswith("pets [raw]\n# evil <b>, distilled on")
+    assert "# pets \\[raw\\] # evil \\<b>, distilled on lite0\n" in card.text
+    assert "| 1 | cat Felis \\[x\\](http://evil)\\x1b\\[2J | 1 |\n" in card.text
+    assert "\x1b" not in (out / "README.md").read_text()
+    assert json.loads((out / "classes.json").read_text())[1]["name"] == "cat\nFelis [x](http://evil)\x1b[2J"
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "webdataset", "parquet"])
@@ -150,6 +183,50 @@ def test_the_licence_of_the_data_goes_with_the_images(
     (run / "run.json").write_text(json.dumps(record | {"licence": given}))
     card = DatasetCard.load(exported(run, tmp_path / "out", "imagefolder") / "README.md")
     assert shown.items() <= card.data.to_dict().items()
+
+
+def test_a_licence_may_be_named_for_the_export_and_a_missing_one_is_said(run: Path, tmp_path: Path) -> None:
+    out = exported(run, tmp_path / "named", "imagefolder", licence="CC0-1.0")
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.license == "cc0-1.0"
+    assert "| licence of the real data | MIT |" in card.text
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"licence": "unknown"}))
+    command = ["export", str(run), "--format", "imagefolder", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command)
+    assert done.stdout.splitlines()[0].endswith("; licence: unknown")
+    assert "then give --licence" in done.stdout
+
+
+def test_the_card_of_a_dataset_says_how_to_read_its_figures(finished_run: Path, tmp_path: Path) -> None:
+    text = (exported(finished_run, tmp_path / "out", "imagefolder") / "README.md").read_text()
+    assert "| lite0 | Distilled, inherit (own backbone) |" in text
+    assert "shows that classifier more than the images" in " ".join(text.split())
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    for note in evaluation["notes"]:
+        assert note in text
+    assert "comes close to" not in text
+
+
+def test_the_code_on_a_classifier_card_classifies_an_image(
+    run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
+) -> None:
+    out = exported(run, tmp_path / "out", "classifier", store=fashion_store)
+    text = (out / "README.md").read_text()
+    assert f"the training split, 400 real images of {lite0_entry.dataset.name}" in text
+    assert "| resampling | bicubic |" in text
+    Image.fromarray(lite0_entry.read("exemplar/image")[9, 0]).save(out / "image.png")
+    code = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.strip() in names_of(run)
+
+
+def test_a_projector_of_other_images_is_not_exported(run: Path, fashion_store: str, tmp_path: Path) -> None:
+    image = sorted((run / "images").rglob("*.png"))[0]
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    with pytest.raises(InputError, match="no projector from lite1 to lite0"):
+        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
 def test_edited_images_are_exported_as_they_are_and_the_card_says_so(run: Path, tmp_path: Path) -> None:
@@ -258,6 +335,21 @@ def test_a_damaged_projector_is_one_line(run: Path, fashion_store: str, tmp_path
 def test_a_classifier_needs_the_store(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--store is required for a classifier"):
         exported(finished_run, tmp_path / "out", "classifier")
+
+
+def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path) -> None:
+    left = {".DS_Store", "Thumbs.db", "lost+found"}
+    for name in left:
+        (tmp_path / name).mkdir()
+    with suppress(RuntimeError), whole_folder(tmp_path) as partial:
+        (partial / "half").write_text("")
+        raise RuntimeError
+    assert {path.name for path in tmp_path.iterdir()} == left
+    with whole_folder(tmp_path) as partial:
+        (partial / "images").mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == left | {"images"}
+    with pytest.raises(InputError, match="is not empty"), whole_folder(tmp_path):
+        pass
 
 
 def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sfm.eval.report.page import render, report
 from sfm.eval.report.read import ReportedRun, distinct_names, read_all
 from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
 from sfm.eval.report.words import command_line, duration, percent, size
+from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publish import Draft, publish
 from sfm.stats_store.store import Entry, create_store
 
@@ -156,15 +157,140 @@ def test_the_figures_are_those_of_the_evaluation(page: Page, finished_run: Path)
             assert f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}" in page.text
     for row in evaluation["full_data"]:
         assert f"{100 * row['top1']:.1f}" in page.text
-    row = next(r for r in evaluation["rows"] if r["mode"] == "inherit" and r["backbone"] == "lite0")
+    row = next(r for r in evaluation["rows"] if r["mode"] == "linear" and r["backbone"] == "lite0")
     pair = row["confused"][0]
     names = [c["name"] for c in json.loads((finished_run / "classes.json").read_text())]
     share = pair["count"] / sum(row["confusion"][pair["right"]])
     assert f"{names[pair['right']]}{names[pair['predicted']]}{100 * share:.1f} %" in page.text
 
 
+def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    rows = {(r.images, r.backbone, r.mode): r for r in evaluation.rows}
+    (glance,) = report_of([read]).glances
+    accuracies = [(f.label, f.value, f.note.partition(":")[0]) for f in glance.facts if "Top-1" in f.label]
+    assert accuracies == [
+        ("Top-1 accuracy", f"{percent(rows['distilled', 'lite0', 'linear'].top1_mean)} %", "linear on lite0"),
+        (
+            "Top-1, inherited",
+            f"{percent(rows['distilled', 'lite1', 'inherit'].top1_mean)} %",
+            "inherit on lite1",
+        ),
+    ]
+    alone = [r for r in evaluation.rows if (r.backbone, r.mode) == ("lite0", "inherit")]
+    only_own = replace(read, evaluation=evaluation.model_copy(update={"rows": alone}))
+    (glance,) = report_of([only_own]).glances
+    assert [f.value for f in glance.facts if "Top-1" in f.label] == ["not measured"]
+
+
+def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    worse = [
+        r.model_copy(update={"top1_mean": 0.05}) if r.images == "distilled" else r for r in evaluation.rows
+    ]
+    lost = replace(read, evaluation=evaluation.model_copy(update={"rows": worse}))
+    (glance,) = report_of([lost]).glances
+    assert [text.split(":")[1].split(",")[0] for text in glance.warnings] == [
+        " through lite0 at 32 px",
+        " through lite0 at 32 px",
+        " through lite1 at 32 px",
+        " through lite1 at 32 px",
+    ]
+    assert all("no better than as many real ones picked at random" in text for text in glance.warnings)
+
+
+def test_more_than_all_real_images_give_is_said_in_words(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    better = [r.model_copy(update={"top1_mean": 0.99}) if r.mode == "linear" else r for r in evaluation.rows]
+    found = replace(read, evaluation=evaluation.model_copy(update={"rows": better}))
+    (glance,) = report_of([found]).glances
+    (note,) = [f.note for f in glance.facts if f.label == "Top-1 accuracy"]
+    assert note.startswith("linear on lite0: more than the classifier of all real images, see the notes")
+
+
+def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    confusion = [[0] * 10 for _ in range(10)]
+    confusion[0][1], confusion[0][0] = 30, 70
+    confusion[2][3], confusion[2][2] = 4, 4
+    pairs = [ConfusedPair(right=0, predicted=1, count=30), ConfusedPair(right=2, predicted=3, count=4)]
+    changed = {"confusion": confusion, "confused": pairs, "per_class": None}
+    rows = [r.model_copy(update=changed) for r in evaluation.rows]
+    shown = report_of([replace(read, evaluation=evaluation.model_copy(update={"rows": rows}))])
+    assert [(right, cell.text) for right, _, cell in shown.confusions[0].pairs] == [
+        ("Pullover", "50.0 %"),
+        ("T-shirt/top", "30.0 %"),
+    ]
+    (found,) = shown.classes
+    assert found.columns == ["distilled", "all real"]
+    assert [(name, cells[0].text) for name, cells in found.rows] == [
+        ("Pullover", "50.0"),
+        ("T-shirt/top", "70.0"),
+    ]
+
+
+def test_accuracies_by_class_are_those_of_the_held_out_samples(read: ReportedRun, lite0_entry: Entry) -> None:
+    assert read.evaluation
+    (full,) = [f for f in read.evaluation.full_data if (f.backbone, f.classifier) == ("lite0", "linear")]
+    labels = lite0_entry.read("test/label")
+    features = lite0_entry.read("test/feature").astype(np.float32)
+    logits = features @ lite0_entry.read("classifier/weight").T + lite0_entry.read("classifier/bias")
+    right = logits.argmax(1) == labels
+    assert full.per_class == pytest.approx([right[labels == c].mean() for c in range(10)], abs=0.026)
+    for row in read.evaluation.rows:
+        if row.confusion:
+            assert row.per_class == pytest.approx([n[c] / sum(n) for c, n in enumerate(row.confusion)])
+
+
+def test_runs_of_one_dataset_have_headings_that_say_what_differs(read: ReportedRun) -> None:
+    other = replace(
+        read,
+        name="longer",
+        details=read.details.model_copy(update={"config": {**read.details.config, "steps": 900}, "seed": 7}),
+    )
+    shown = report_of([read, other])
+    assert [glance.subject for glance in shown.glances] == [
+        "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class, 14 steps, seed 0",
+        "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class, 900 steps, seed 7",
+    ]
+    assert report_of([other]).title == "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class (longer)"
+
+
+def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    more = [r.model_copy(update={"epochs": 900, "top1_mean": 0.5}) for r in evaluation.rows if r.epochs]
+    both = evaluation.model_copy(update={"rows": [*evaluation.rows, *more]})
+    shown = report_of([replace(read, evaluation=both), replace(read, name="other")])
+    labels = [line.label for block in shown.accuracies[0].blocks for line in block.lines]
+    assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
+    (grid,) = shown.comparisons
+    rows = dict(grid.rows)
+    assert rows["lite0: Distilled, linear"][0].text.startswith("50.0")
+    assert grid.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
+
+
+def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "results" / run.name
+    elsewhere.mkdir(parents=True)
+    (run / "evaluation.json").rename(elsewhere / "evaluation.json")
+    (bare,) = read_all([run], [])
+    assert bare.evaluation is None
+    for place in (elsewhere, elsewhere.parent, elsewhere / "evaluation.json"):
+        (found,) = read_all([run], [], [place])
+        assert found.evaluation
+        assert len(found.evaluation.rows) == 12
+    edit(next((run / "images").rglob("*.png")))
+    with pytest.raises(InputError, match="no result of the images of these runs is there"):
+        read_all([run], [], [elsewhere])
+
+
 def test_a_report_has_all_its_parts(page: Page) -> None:
-    for part in ("Images", "Accuracy on held-out data", "Across backbones", "What is confused", "Cost"):
+    for part in ("Images", "Accuracy on held-out data", "Across backbones", "what is confused", "Cost"):
         assert part in page.text
     for part in ("How they were made", "Provenance", "To reproduce"):
         assert part in page.text

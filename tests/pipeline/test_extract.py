@@ -319,3 +319,21 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     assert int(resumed[1]) >= 120
     assert resumed[2] == undisturbed[2]
     assert [p for p in (tmp_path / "b" / "staging").iterdir() if p.is_dir()] == []
+
+
+def test_a_licence_goes_into_the_card_and_changes_no_digest(tmp_path):
+    plain = extract(config(tmp_path / "a", limit_per_class=3)).published[0].summary
+    named = extract(config(tmp_path / "b", limit_per_class=3, licence="cc-by-4.0")).published[0].summary
+    assert entry_of(str(tmp_path / "a")).dataset.licence == "MIT"
+    assert entry_of(str(tmp_path / "b")).dataset.licence == "cc-by-4.0"
+    assert (named.key, named.entry_digest) == (plain.key, plain.entry_digest)
+
+
+def test_a_licence_that_would_not_be_taken_up_is_refused(tmp_path):
+    asked = config(tmp_path / "store", limit_per_class=3)
+    extract(asked)
+    with pytest.raises(InputError, match=r"--licence cc-by-4\.0: .* with licence MIT; --replace"):
+        extract(asked.model_copy(update={"licence": "cc-by-4.0"}))
+    extract(asked.model_copy(update={"licence": "cc-by-4.0", "replace": True}))
+    assert entry_of(asked.store).dataset.licence == "cc-by-4.0"
+    assert extract(asked.model_copy(update={"licence": "cc-by-4.0"})).published[0].outcome == "already there"

@@ -1,6 +1,7 @@
 """Transparent and deep images through an extraction: what is in the entry, in its key, and in the counts."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -111,6 +112,13 @@ def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     assert (tuning.role, tuning.composited, "background" in tuning.options) == ("tuning", 0, False)
     assert run(store, f"folder:{root}", tune_fraction=0.5).features.read == 0
     assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).features.read == ALL
+
+
+def test_images_that_are_held_out_of_the_training_split_are_counted_once(tmp_path):
+    root = dataset(tmp_path / "icons")
+    shutil.rmtree(root / "test")
+    (card,) = run(tmp_path / "s", f"folder:{root}", hold_out=0.5).cards
+    assert (card.composited, card.options["background"]) == (2 * TRAIN, "white")
 
 
 def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypatch):

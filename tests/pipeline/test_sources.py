@@ -67,6 +67,14 @@ def test_a_class_list_beside_idx_files_names_the_classes(tmp_path):
     ("spoil", "complaint"),
     [
         (lambda root: (root / "train-images-idx3-ubyte").unlink(), "holds no train-images-idx3-ubyte"),
+        (lambda root: (root / "t10k-labels-idx1-ubyte").unlink(), "holds no t10k-labels-idx1-ubyte"),
+        (
+            lambda root: (
+                (root / "train-labels-idx1-ubyte").rename(root / "x")
+                and (root / "train-labels-idx1-ubyte").symlink_to("gone")
+            ),
+            "train-labels-idx1-ubyte is a link to gone, which is not there",
+        ),
         (lambda root: (root / "train-labels-idx1-ubyte").write_bytes(b"\0\0"), "header cannot be read"),
         (lambda root: (root / "t10k-images-idx3-ubyte").write_bytes(b"PK\3\4" * 9), "begins with 504b0304"),
         (

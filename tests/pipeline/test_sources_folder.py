@@ -215,7 +215,7 @@ def test_a_layout_that_cannot_be_used_is_described(image_folder, spoil: Callable
 
 
 def test_class_folders_without_a_split_need_a_share_to_hold_out(image_folder):
-    with pytest.raises(InputError, match=r"must hold train/ and test/ .*--hold-out 0\.1"):
+    with pytest.raises(InputError, match=r"must hold train/ and test/ .*holds bag/, boot/.*--hold-out 0\.1"):
         open_source(f"folder:{image_folder / 'train'}")
     source = open_source(f"folder:{image_folder / 'train'}", held_out=False)
     assert len(source.train.labels) == 36

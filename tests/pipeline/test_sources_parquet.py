@@ -208,3 +208,77 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
     with pytest.raises(InputError, match=r'needs pyarrow, .*pip install "sfm-distill\[parquet\]"'):
         open_source(f"parquet:{tmp_path}")
+
+
+def label_metadata(**label: object) -> bytes:
+    """Metadata of the datasets library, but for what it says about labels."""
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", **label}}
+    return json.dumps({"info": {"features": features}}).encode()
+
+
+FOREIGN = [
+    b"{",
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b'{"info": null}',
+    b'{"info": {"features": ["image", "label"]}}',
+    label_metadata(names={"0": "a"}),
+    label_metadata(num_classes=3),
+    label_metadata(names=[0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize("metadata", FOREIGN)
+def test_metadata_that_name_no_classes_are_told_and_labels_stand_for_themselves(
+    tmp_path, pictures, class_file, metadata
+):
+    root = write_tables(tmp_path / "garments", pictures)
+    for file in (root / "data").iterdir():
+        pq.write_table(pq.read_table(file).replace_schema_metadata({b"huggingface": metadata}), file)
+    source = open_source(f"parquet:{root}")
+    assert source.class_ids == ["00000", "00001", "00002"]
+    (note,) = source.inventory.notes
+    assert "names no classes that can be read" in note
+    assert "?names=LIST" in note
+    named = open_source(f"parquet:{root}?names={class_file}")
+    assert (named.class_ids, named.inventory.notes) == (NAMES, ())
+
+
+def test_metadata_of_other_programs_need_no_remark(tmp_path, pictures):
+    root = write_tables(tmp_path / "garments", pictures)
+    for file in (root / "data").iterdir():
+        pq.write_table(pq.read_table(file).replace_schema_metadata({b"pandas": b"{"}), file)
+    assert open_source(f"parquet:{root}").inventory.notes == ()
+
+
+def test_two_configurations_in_a_folder_are_refused(tmp_path, pictures):
+    for config in ("full", "noisy"):
+        write_tables(tmp_path / config, pictures)
+    with pytest.raises(
+        InputError, match=rf"several datasets, in full/data, noisy/data: .*{tmp_path}/full/data"
+    ):
+        open_source(f"parquet:{tmp_path}")
+    assert open_source(f"parquet:{tmp_path}/full").class_ids == NAMES
+
+
+@pytest.mark.parametrize("unlabelled", ["-1", "none", "no column"])
+def test_a_test_split_without_labels_is_passed_over_for_validation(tmp_path, pictures, unlabelled):
+    root = write_tables(tmp_path / "garments", pictures)
+    table = pq.read_table(root / "data" / "validation-00000-of-00001.parquet")
+    labels = pa.array([-1 if unlabelled == "-1" else None] * len(table), pa.int64())
+    without = table.drop_columns(["label"])
+    table = without if unlabelled == "no column" else without.append_column("label", labels)
+    pq.write_table(table, root / "data" / "test-00000-of-00001.parquet")
+    source = open_source(f"parquet:{root}")
+    assert len(source.test.labels) == 36
+    assert source.inventory.notes == ("held out is val: test has no labels (test-00000-of-00001.parquet)",)
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    image = pa.array([b"1", b"2"])
+    table = pa.Table.from_arrays([image, pa.array([0, 1]), pa.array([0, 1])], ["image", "label", "label"])
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    with pytest.raises(InputError, match="has several columns label: rename them"):
+        open_source(f"parquet:{tmp_path}")

@@ -112,7 +112,7 @@ def test_linked_folders_of_files_are_followed_and_dangling_links_named(tmp_path)
     (tmp_path / "set" / "notes.txt").symlink_to("gone.txt")
     assert split_files(root, TAR).inventory.unused == {"links that lead nowhere": 1}
     (tmp_path / "set" / "train-2.tar").symlink_to("gone.tar")
-    for place in (root, f"{root}/*.tar"):
+    for place in (root, f"{root}/*.tar", f"{root}/{{train-2,val-0}}.tar"):
         with pytest.raises(InputError, match=r"train-2.tar is a link to gone.tar, which is not there"):
             split_files(place, TAR)
 

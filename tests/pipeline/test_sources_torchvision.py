@@ -105,6 +105,9 @@ def test_files_are_taken_as_they_are_under_their_wordnet_ids(tmp_path, pictures)
     (tmp_path / "imagenette2" / "train" / "n01440764" / "0.jpeg").unlink()
     with pytest.raises(InputError, match=r"0.jpeg vanished while the dataset was read"):
         everything(source.train)
+    (tmp_path / "imagenette2" / "train" / "n01440764" / "0.jpeg").symlink_to("gone.jpeg")
+    with pytest.raises(InputError, match=r"0.jpeg is a link to gone.jpeg, which is not there"):
+        open_source(f"torchvision:Imagenette?root={tmp_path}")
 
 
 def test_classes_of_pets_keep_their_ids_whatever_the_order_of_their_numbers(tmp_path, pictures):

@@ -1,7 +1,9 @@
 """WebDataset shards: written by the webdataset library, streamed back sample by sample."""
 
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,8 +92,12 @@ def tar_of(*members: tuple[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+WHOLE = tar_of(*((f"{i}.{kind}", b"7" * 700) for i in range(4) for kind in ("png", "cls")))
+
+
 def shard_of(tmp_path: Path, data: bytes) -> Shard:
     """A shard of a dataset whose training split it is."""
+    tmp_path.mkdir(exist_ok=True)
     for name in ("train-0.tar", "test-0.tar"):
         (tmp_path / name).write_bytes(data)
     return wds_source(f"{tmp_path}/{{train,test}}-0.tar").train.shards[0]
@@ -135,6 +141,145 @@ def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, complaint):
         list(shard_of(tmp_path, tar_of(*members)).read(None))
 
 
+def read_all(shard: Shard) -> list[tuple[bytes, str]]:
+    return [(sample.data, sample.label) for sample in shard.read(None)]
+
+
+def test_what_is_part_of_no_sample_is_counted_by_kind(tmp_path):
+    data = tar_of(
+        ("__meta__.json", b"{}"),
+        ("README", b"about"),
+        ("x.png", b"image"),
+        ("x.cls", b"4"),
+        ("x.json", b"{}"),
+        ("x.depth.png", b"depth"),
+        ("x.npy", b"array"),
+        ("._x.png", b"left by a file manager"),
+        ("captions.v2.txt", b"all"),
+    )
+    shard = shard_of(tmp_path, data)
+    expected = {
+        "about the shard (__*)": 1,
+        "without extension": 1,
+        ".json": 1,
+        ".depth.png": 1,
+        ".npy": 1,
+        "hidden": 1,
+        ".txt": 1,
+    }
+    for _ in range(2):
+        assert read_all(shard) == [(b"image", "00004")]
+        assert dict(shard.unused) == expected
+
+
+def test_names_with_dots_are_cut_at_the_last_where_that_pairs(tmp_path):
+    """More of them in a row than are held back."""
+    names = [f"a/0_v1.{i}" for i in range(40)] + ["1_plain", "1_v1.7"]
+    data = tar_of(
+        *((f"{name}.{kind}", f"{i}".encode()) for i, name in enumerate(names) for kind in ("png", "cls"))
+    )
+    shard = shard_of(tmp_path, data)
+    assert read_all(shard) == [(f"{i}".encode(), f"{i:05d}") for i in range(42)]
+    assert next(iter(shard.read(None))).where.startswith("a/0_v1.0 in ")
+    assert not shard.unused
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        (["0.rgb.png", "0.cls"], r"0 in .* must have one image, found \.cls, \.rgb\.png: name the image 0\."),
+        (["0_v1.3.png"], r"0_v1\.3\.png in .*train-0\.tar cannot be paired"),
+        (["0_v1.3.cls"], r"0_v1\.3\.cls in .*train-0\.tar cannot be paired"),
+        (["0_v1.3.png", "0_v1.3.jpg", "0_v1.3.cls"], r"0_v1\.3\.png in .* cannot be paired"),
+        (["0.heic", "0.cls"], r"0 in .* must have one image, found \.cls, \.heic"),
+        (
+            [*(f"0.{i}.{kind}" for i in range(17) for kind in ("png", "cls")), "0.png", "0.cls"],
+            "0 in .* cannot tell which belong together",
+        ),
+    ],
+)
+def test_an_image_or_label_that_cannot_be_paired_stops_the_run_and_is_named(tmp_path, members, complaint):
+    with pytest.raises(InputError, match=complaint):
+        read_all(shard_of(tmp_path, tar_of(*((name, b"1") for name in members))))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_place_of_an_image_is_named(tmp_path, kind):
+    """As tar writes for a file of two names, or a folder of links."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        link = tarfile.TarInfo("x.png")
+        link.type, link.linkname = kind, "y.png"
+        archive.addfile(link)
+    with pytest.raises(InputError, match=r"x\.png in .* is a link to y\.png: .*--hard-dereference"):
+        read_all(shard_of(tmp_path, file.getvalue()))
+
+
+def zipped(tmp_path: Path, data: bytes, suffix: str = ".tar.gz") -> Shard:
+    """The training shard of a dataset of shards by a name that ends so."""
+    for name in ("train-0", "val-0"):
+        (tmp_path / f"{name}{suffix}").write_bytes(data)
+    return wds_source(str(tmp_path)).train.shards[0]
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar"])
+def test_shards_that_gzip_has_compressed_are_read(tmp_path, suffix):
+    plain = read_all(shard_of(tmp_path / "plain", WHOLE))
+    folder = tmp_path / "zipped"
+    folder.mkdir()
+    assert read_all(zipped(folder, gzip.compress(WHOLE), suffix)) == plain
+    # As pigz and split files make them: several streams behind one another.
+    halves = gzip.compress(WHOLE[:3000]) + gzip.compress(WHOLE[3000:])
+    assert read_all(zipped(folder, halves, suffix)) == plain
+
+
+def test_compressed_shards_in_a_bucket_are_read(s3_url):
+    for name in ("train-0.tar.gz", "val-0.tar.gz"):
+        obstore.put(objects_of(s3_url), name, gzip.compress(WHOLE))
+    assert len(read_all(wds_source(s3_url).train.shards[0])) == 4
+    source = wds_source(f"{s3_url}/train-0.tar.gz?test=val-0.tar.gz")
+    assert (source.name, len(read_all(source.test.shards[0]))) == ("stats", 4)
+
+
+PACKED = gzip.compress(WHOLE, mtime=0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [PACKED[:5], PACKED[: len(PACKED) // 2], PACKED[:-4], PACKED[:-8] + bytes(8), gzip.compress(b"<html>")],
+    ids=["header", "half", "end", "checksum", "no tar"],
+)
+def test_damage_to_a_compressed_shard_is_named(tmp_path, data):
+    with pytest.raises(InputError, match=r"train-0\.tar\.gz is damaged, truncated or no tar archive"):
+        read_all(zipped(tmp_path, data))
+
+
+def test_shards_that_something_else_has_compressed_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"train-0\.tar is compressed with xz: unpack it"):
+        read_all(shard_of(tmp_path, lzma.compress(WHOLE)))
+    (tmp_path / "train-1.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(InputError, match=r"train-1\.tar\.zst is compressed with something else than gzip"):
+        wds_source(str(tmp_path))
+
+
+def test_a_shard_that_is_there_packed_and_unpacked_is_refused(tmp_path):
+    shard_of(tmp_path, WHOLE)
+    (tmp_path / "train-0.tar.gz").write_bytes(PACKED)
+    with pytest.raises(InputError, match=r"train-0\.tar and .*train-0\.tar\.gz are one shard"):
+        wds_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("label", [None, ("x.cls", b"-1")])
+def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, label):
+    (tmp_path / "test-0.tar").write_bytes(tar_of(("x.png", b"1"), *([label] if label else [])))
+    for name in ("train-0.tar", "val-0.tar"):
+        (tmp_path / name).write_bytes(WHOLE)
+    source = wds_source(str(tmp_path))
+    assert source.test.shards[0].where.endswith("val-0.tar")
+    assert source.inventory.notes == ("held out is val: test has no labels (test-0.tar)",)
+    assert source.inventory.unused == {"of test": 1}
+
+
 @pytest.mark.parametrize(
     ("label", "complaint"),
     [("3", "label 3, out of range: .*garments.txt names 3"), ("boots", "did you mean boot")],
@@ -146,9 +291,6 @@ def test_a_label_that_the_class_list_does_not_name_is_refused(tmp_path, class_fi
     source = wds_source(f"{tmp_path}?names={class_file}")
     with pytest.raises(InputError, match=complaint):
         everything(source.train)
-
-
-WHOLE = tar_of(*((f"{i}.{kind}", b"7" * 700) for i in range(4) for kind in ("png", "cls")))
 
 
 @pytest.mark.parametrize("end", [0, 100, 512, 1000, 1536, 2048, 12_288])

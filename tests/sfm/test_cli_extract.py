@@ -17,6 +17,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, image_folder):
     planned = json.loads(done.stdout)["plan"]
     assert planned["samples"] == {"train": 36, "test": 24}
     assert planned["seconds"] > 0
+    assert planned["files"] == {"found": 60, "used": 60, "unused": {}}
     assert planned["statistics_seconds"] > 0
     assert not (tmp_path / "s").exists()
 
@@ -32,9 +33,12 @@ def test_skipped_images_are_told_at_the_end_and_in_json(tmp_path, image_folder):
     assert done.returncode == 0, done.stderr
     assert "1 images could not be decoded and are not in the entries" in done.stdout
     assert str(broken) in done.stdout
+    assert "60 files found, 59 used, 1 not used: 1 images that cannot be decoded" in done.stdout
     assert "then classifiers, sub-class centres and publishing in " in done.stdout
     again = sfm(*extract, "--image-size", 32, "--on-error", "skip", "--json")
-    (line,) = json.loads(again.stdout)["skipped"]
+    told = json.loads(again.stdout)
+    (line,) = told["skipped"]
+    assert told["files"] == {"found": 60, "used": 59, "unused": {"images that cannot be decoded": 1}}
     assert line.startswith(f"{broken}: ")
 
 

@@ -285,3 +285,18 @@ def replace_with_other_means(store: Store, summary) -> None:
     for name in entry.names():
         draft.write(name, entry.read(name) + (1.0 if name == "train/mean" else 0))
     publish(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier, replace=True)
+
+
+def test_show_computes_the_accuracy_of_every_class_if_asked_to(fashion_store):
+    store = open_store(fashion_store)
+    entry = store.open(next(s for s in store.summaries() if (s.backbone, s.role) == ("lite0", "full")))
+    labels, features = entry.read("test/label"), entry.read("test/feature").astype(np.float32)
+    predicted = (features @ entry.read("classifier/weight").T + entry.read("classifier/bias")).argmax(1)
+    expected = [float((predicted[labels == c] == c).mean()) for c in range(10)]
+    words = ("show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0")
+    shown = document(*words, "--per-class")["classes"]
+    assert [c["held_out_top1"] for c in shown] == pytest.approx(expected, abs=0.026)
+    assert "held_out_top1" not in document(*words)["classes"][0]
+    printed = sfm(*words, "--per-class").stdout
+    worst, best = (entry.dataset.class_names[place(expected)] for place in (np.argmin, np.argmax))
+    assert printed.index(f" {worst} ") < printed.index(f" {best} ")

@@ -24,7 +24,7 @@ def logits_and_labels(draw, elements):
 
 
 @given(logits_and_labels(SOME))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ties_rank_as_they_do_in_evaluation(case):
     logits, labels = case
     expected = ranks_of_tensors(torch.from_numpy(logits), torch.from_numpy(labels).long())
@@ -32,7 +32,7 @@ def test_ties_rank_as_they_do_in_evaluation(case):
 
 
 @given(logits_and_labels(ODD))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_logits_that_are_not_finite_are_refused_where_evaluation_refuses_them(case):
     logits, labels = case
     if np.isfinite(logits).all():

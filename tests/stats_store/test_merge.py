@@ -135,7 +135,7 @@ def assert_moments(entry: Entry, whole: Data) -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 3), min_size=60, max_size=60),
@@ -157,7 +157,7 @@ def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order
         )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 2), min_size=60, max_size=60).filter(lambda owners: len(set(owners)) == 3),

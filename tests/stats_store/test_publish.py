@@ -130,7 +130,7 @@ def test_a_store_can_live_in_memory(tmp_path: Path) -> None:
 
 def test_an_object_that_is_being_written_is_listed_nowhere(store: Store) -> None:
     folder = Path(store.url) / "index"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "00000001.json#123456789012345678").write_bytes(b"half")
     assert all("#" not in item["path"] for item in list_objects(store.objects))
     create_object(store.objects, "index/00000001.json", b"whole")

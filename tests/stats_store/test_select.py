@@ -8,8 +8,9 @@ from toy_entries import backbone_card, commit, fill
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
+from sfm.stats_store.history import history_of, known_summaries
 from sfm.stats_store.publish import Draft
-from sfm.stats_store.select import described, match, named, narrow, only
+from sfm.stats_store.select import described, every, match, named, narrow, only
 from sfm.stats_store.store import Store, create_store
 
 
@@ -156,3 +157,14 @@ def test_an_array_that_an_entry_does_not_hold_is_answered_with_those_it_does(sto
     assert "exemplar/image" not in entry
     with pytest.raises(InputError, match=r"holds no exemplar/image; it holds test/feature, .*, train/mean"):
         entry.read("exemplar/image")
+
+
+def test_an_entry_whose_name_holds_an_at_sign_is_found_by_its_name(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    old = add(store, 1, backbone_card("lite0"), dataset="birds@2024")
+    other = add(store, 2, backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
+    for name in ("birds@2024", f"birds@2024@{old.entry_digest[:8]}"):
+        assert only(known_summaries(store, name), dataset=name) == old
+        assert every(store.summaries(), dataset=name) == [old]
+        assert [g.summary for g in history_of(store, name)] == [old]
+    assert only(store.summaries(), dataset=f"birds@{other.entry_digest[:8]}") == other

@@ -1,0 +1,122 @@
+"""How long the store's commands take where every request does: entries in a bucket, an answer after 50 ms.
+
+``python benchmarks/store_requests.py [--entries 200] [--latency 0.05] [--before CHECKOUT] [--json FILE]``
+
+A real S3 server (moto) behind a proxy that delays and counts. ``--before`` runs the same commands from
+another checkout of this project too, and gives the ratio.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import obstore
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HERE / "tests"))
+
+from s3_faults import Proxy, breaking  # noqa: E402
+from s3_server import create_bucket, environment, objects_of, running_s3  # noqa: E402
+from toy_entries import backbone_card, commit, put  # noqa: E402
+
+from sfm.stats_store.publish import Draft  # noqa: E402
+from sfm.stats_store.store import create_store  # noqa: E402
+
+
+def make_store(folder: Path, entries: int, chunks: int) -> None:
+    """Write small entries, and one of many chunks."""
+    store = create_store(str(folder))
+    for number in range(entries):
+        put(store, number, dataset=f"set{number:04d}", fingerprint=f"{number:064x}")
+    if chunks:
+        draft = Draft(store)
+        draft.write("test/feature", np.zeros((4096 * chunks, 16), dtype=np.float16))
+        commit(draft, dataset="long", backbone=backbone_card("lite1"))
+
+
+def upload(folder: Path, url: str) -> None:
+    """Put the files of a store into a bucket, as they are."""
+    bucket = objects_of(url)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda f: obstore.put(bucket, f.relative_to(folder).as_posix(), f.read_bytes()), files))
+
+
+def measure(checkout: Path, words: list[str], proxy: Proxy, env: dict[str, str]) -> dict[str, Any]:
+    """Run ``sfm store`` from a checkout; returns seconds, requests, and most requests at a time."""
+    proxy.seen.clear()
+    proxy.most = 0
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "sfm", "store", *words]
+    done = subprocess.run(
+        command, cwd=checkout, env=env | {"PYTHONPATH": str(checkout)}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: {done.stderr}")
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "requests": len(proxy.seen), "at_a_time": proxy.most}
+
+
+def main() -> None:
+    """Run every command from every checkout, and print what each took."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--entries", type=int, default=200)
+    arguments.add_argument("--chunks", type=int, default=100, help="of the long entry; 0: none")
+    arguments.add_argument("--latency", type=float, default=0.05, help="seconds")
+    arguments.add_argument("--before", type=Path, help="another checkout, measured too")
+    arguments.add_argument("--json", type=Path, help="write the figures here")
+    given = arguments.parse_args()
+    checkouts = {"now": HERE} | ({"before": given.before.resolve()} if given.before else {})
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as scratch, running_s3() as endpoint, breaking(endpoint) as proxy:
+        make_store(Path(scratch) / "store", given.entries, given.chunks)
+        env = os.environ | environment(proxy.endpoint)
+        os.environ.update(env)
+        for name, checkout in checkouts.items():
+            for bucket in (name, f"{name}-copy"):
+                create_bucket(endpoint, f"store-{bucket}")
+            url, proxy.latency = f"s3://store-{name}/s", 0.0
+            upload(Path(scratch) / "store", url)
+            proxy.latency = given.latency
+            commands = {
+                "ls": ["ls", url],
+                "show": ["show", url, "set0000"],
+                "verify": ["verify", url],
+                **({"verify, one long entry": ["verify", url, "--dataset", "long"]} if given.chunks else {}),
+                "copy": ["copy", url, f"s3://store-{name}-copy/s"],
+                "rm, one": ["rm", url, "set0000"],
+                "rm --all": ["rm", url, "set0001", "--all"],
+                "gc --now": ["gc", url, "--now"],
+            }
+            for command, words in commands.items():
+                rows.setdefault(command, {})[name] = measure(checkout, [*words, "--quiet"], proxy, env)
+    table = Table(title=f"{given.entries} entries, {1000 * given.latency:.0f} ms a request")
+    for column in (
+        "command",
+        *(f"{n} {w}" for n in checkouts for w in ("s", "requests", "at a time")),
+        "ratio",
+    ):
+        table.add_column(column, justify="left" if column == "command" else "right")
+    for command, found in rows.items():
+        cells = [f"{f['seconds']:.1f} {f['requests']} {f['at_a_time']}".split() for f in found.values()]
+        ratio = found["before"]["seconds"] / found["now"]["seconds"] if "before" in found else None
+        table.add_row(command, *(c for cell in cells for c in cell), f"{ratio:.1f}" if ratio else "–")
+    Console(width=120).print(table)
+    if given.json:
+        given.json.write_text(
+            json.dumps({"entries": given.entries, "latency": given.latency, "commands": rows})
+        )
+
+
+if __name__ == "__main__":
+    main()

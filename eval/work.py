@@ -1,0 +1,142 @@
+"""Work of an evaluation that is kept until all of it is done, so that an interrupted one goes on.
+
+Every file is named by what it depends on, appears whole, and holds its own digest: what is not as it was
+written is computed again. Work that cannot be kept costs nothing but the going on.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sfm.errors import InputError
+from sfm.eval.result import Row
+from sfm.eval.whole import write_whole
+from sfm.stats_store.digest import array_digest, canonical, sha256
+
+SECONDS_BETWEEN_WRITES = 15.0
+"""At most so much of the work on one set of views is lost when a process is killed."""
+
+LOG = logging.getLogger(__name__)
+
+
+class _StoredRow(BaseModel):
+    row: str
+    sha256: str
+
+
+@dataclass
+class Work:
+    """Rows and features of views that are done.
+
+    Attributes
+    ----------
+    folder : Path
+        Made when something is kept.
+    writable : bool
+        False once something could not be kept.
+    """
+
+    folder: Path
+    writable: bool = field(default=True, init=False)
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a file; says once if that is not possible."""
+        if self.writable:
+            try:
+                write_whole(self.folder / name, data)
+            except InputError as error:
+                self.writable = False
+                LOG.warning("an interruption would start over: %s", error)
+
+    def read_row(self, key: str) -> Row | None:
+        """Return a row that is done, if it is there as it was written."""
+        try:
+            stored = _StoredRow.model_validate_json((self.folder / f"{key}.json").read_bytes())
+            whole = stored.sha256 == sha256(stored.row.encode())
+            return Row.model_validate_json(stored.row) if whole else None
+        except (OSError, ValidationError):
+            return None
+
+    def keep_row(self, key: str, row: Row) -> None:
+        """Keep a row that is done."""
+        text = row.model_dump_json()
+        stored = _StoredRow(row=text, sha256=sha256(text.encode()))
+        self.keep(f"{key}.json", stored.model_dump_json().encode())
+
+    def remove(self) -> None:
+        """Delete all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass
+class KeptFeatures:
+    """The features of one set of views, kept while they are computed, in blocks of consecutive views.
+
+    Attributes
+    ----------
+    work : Work
+    key : str
+        Names everything that they depend on.
+    features : Tensor, shape (view, feature)
+        Filled in order by whoever computes them.
+    stored : int
+        How many of them are on the disk.
+    """
+
+    work: Work
+    key: str
+    features: Tensor
+    stored: int = field(default=0, init=False)
+    _wrote: float = field(default_factory=time.monotonic, init=False)
+
+    def load(self) -> int:
+        """Fill in what is on the disk without a gap; return how many views that are."""
+        while self.stored < len(self.features):
+            block = self._read(self.stored)
+            if block is None:
+                break
+            self.features[self.stored : self.stored + len(block)] = block.to(self.features.device)
+            self.stored += len(block)
+        return self.stored
+
+    def keep(self, done: int) -> None:
+        """Write what is new of the first `done` views, if the last write is a while ago or all are done."""
+        if done == len(self.features) or time.monotonic() - self._wrote > SECONDS_BETWEEN_WRITES:
+            self.flush(done)
+
+    def flush(self, done: int) -> None:
+        """Write what is new of the first `done` views."""
+        if done > self.stored:
+            block = self.features[self.stored : done].cpu().contiguous()
+            about = {"key": self.key, "digest": array_digest(block.numpy())}
+            self.work.keep(self._name(self.stored), save({"features": block}, about))
+            self.stored, self._wrote = done, time.monotonic()
+
+    def _name(self, start: int) -> str:
+        return f"{self.key}-{start:09d}.safetensors"
+
+    def _read(self, start: int) -> Tensor | None:
+        try:
+            with safe_open(self.work.folder / self._name(start), framework="pt") as file:
+                about, block = file.metadata() or {}, file.get_tensor("features")
+        except (OSError, SafetensorError):
+            return None
+        fits = block.dtype == torch.float32 and block.shape[1:] == self.features.shape[1:]
+        whole = about == {"key": self.key, "digest": array_digest(block.numpy())}
+        return block if fits and whole and 0 < len(block) <= len(self.features) - start else None
+
+
+def work_key(**parts: Any) -> str:
+    """Return the name of work that depends on these values, the device, and torch."""
+    device = parts.pop("device")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return sha256(canonical(parts | {"device": name, "torch": torch.__version__}))[:40]

@@ -1,0 +1,35 @@
+"""How well the classifier of an entry recognises every class, from what the entry holds. Arrays only."""
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.stats_store.store import Entry
+
+ROWS_AT_ONCE = 4096
+
+
+def held_out_by_class(entry: Entry) -> npt.NDArray[np.float64] | None:
+    """Return the share of every class's held-out samples that the stored classifier is right about.
+
+    A tie is never right. Reads the held-out features block by block.
+
+    Returns
+    -------
+    ndarray, shape (class,), or None
+        NaN for a class without held-out samples; None where the entry keeps no held-out features.
+    """
+    if "test/feature" not in entry:
+        return None
+    weight, bias = entry.read("classifier/weight"), entry.read("classifier/bias")
+    labels = entry.read("test/label")
+    right = np.zeros(len(labels), dtype=bool)
+    for start in range(0, len(labels), ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, len(labels)))
+        logits = entry.read("test/feature", rows).astype(np.float32) @ weight.T + bias
+        own = logits[np.arange(len(logits)), labels[rows]]
+        right[rows] = (logits >= own[:, None]).sum(axis=1) == 1
+    with np.errstate(invalid="ignore"):
+        shares: npt.NDArray[np.float64] = np.bincount(labels, right, minlength=len(weight)) / np.bincount(
+            labels, minlength=len(weight)
+        )
+    return shares

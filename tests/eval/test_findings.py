@@ -1,0 +1,65 @@
+"""What figures say against the images stands beside them."""
+
+from sfm.eval.findings import above_full_data, warnings_of
+from sfm.eval.result import EntryRecord, FullData, Row
+
+
+def row(images: str, top1: float, mode: str = "linear", backbone: str = "lite0") -> Row:
+    return Row.model_validate(
+        {
+            "images": images,
+            "backbone": backbone,
+            "image_size": 32,
+            "mode": mode,
+            "top1_mean": top1,
+            "top1_std": 0.01,
+            "top5_mean": None,
+            "top5_std": None,
+            "seeds": 2,
+            "top1": [top1, top1],
+            "top5": None,
+        }
+    )
+
+
+def full(classifier: str, top1: float) -> FullData:
+    return FullData.model_validate(
+        {"backbone": "lite0", "image_size": 32, "classifier": classifier, "top1": top1, "top5": None}
+    )
+
+
+ENTRY = EntryRecord(
+    backbone="lite0",
+    backbone_hash="ab",
+    image_size=32,
+    entry_digest="cd",
+    held_out_samples=400,
+    train_per_class=8.0,
+)
+
+
+def test_distilled_images_that_lose_to_random_ones_are_warned_of_per_backbone_and_mode() -> None:
+    rows = [
+        row("distilled", 0.4),
+        row("distilled", 0.6, mode="kd"),
+        row("random", 0.5),
+        row("distilled", 0.3, backbone="lite1"),
+        row("random", 0.3, backbone="lite1"),
+        row("distilled", 0.1, backbone="lite2"),
+    ]
+    assert warnings_of(rows) == [
+        "The distilled images are no better than as many real ones picked at random: through lite0 at 32 px, "
+        "linear, they reach 40.0 ± 1.0 %, random real ones 50.0 ± 1.0 %.",
+        "The distilled images are no better than as many real ones picked at random: through lite1 at 32 px, "
+        "linear, they reach 30.0 ± 1.0 %, random real ones 30.0 ± 1.0 %.",
+    ]
+
+
+def test_more_than_the_classifier_of_all_real_images_is_put_in_words() -> None:
+    data = [full("linear", 0.6), full("nearest class mean", 0.65), full("discriminant", 0.5)]
+    (said,) = above_full_data([row("none", 0.62, "inherit-statistics")], data, [ENTRY])
+    assert said.startswith(
+        "Above 100 % of full data, through lite0 at 32 px: inherit-statistics 62.0 ± 1.0 %, nearest class "
+        "mean 65.0 %; the classifier of all real images has 60.0 %, which learned from 8 images per class."
+    )
+    assert above_full_data([row("distilled", 0.5)], data[::2], [ENTRY]) == []

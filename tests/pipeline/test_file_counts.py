@@ -1,0 +1,152 @@
+"""What became of the files of a dataset is told right after every pass, however it ran."""
+
+import shutil
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from sfm.events import Progress
+from sfm.pipeline import features as features_module
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+from sfm.pipeline.file_counts import counts_from_kinds, describe_files
+from sfm.pipeline.plan import plan
+from sfm.stats_store.cards import ExtractionCard, FileCounts
+from sfm.stats_store.store import open_store
+
+
+def config(store: Path, source: str, **changes: object) -> ExtractConfig:
+    values: dict[str, object] = {
+        "source": source,
+        "store": str(store),
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "sub_classes": (2,),
+    }
+    return ExtractConfig(**(values | changes))
+
+
+@pytest.fixture
+def littered(tmp_path: Path, image_folder: Path) -> dict[str, str]:
+    """A folder and shards of 36 + 24 images, one of them broken, and as many other files: 3 .txt, 1 .npy."""
+    broken = image_folder / "train" / "boot" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    root = tmp_path / "shards"
+    root.mkdir()
+    for split in ("train", "test"):
+        for part in range(2):
+            with tarfile.open(root / f"{split}-{part}.tar", "w") as archive:
+                for number, file in enumerate(sorted((image_folder / split).glob("*/*.png"))[part::2]):
+                    add(archive, f"{number}.png", file.read_bytes())
+                    add(archive, f"{number}.cls", file.parent.name.encode())
+                if split == "train":
+                    add(archive, f"{number}.txt", b"a caption")
+    with tarfile.open(root / "train-2.tar", "w") as archive:
+        add(archive, "notes.npy", b"x")
+        add(archive, "000.png", (image_folder / "train" / "bag" / "000.png").read_bytes())
+        add(archive, "000.cls", b"bag")
+        add(archive, "000.txt", b"a caption")
+    shutil.copy(image_folder / "train" / "bag" / "000.png", image_folder / "train" / "bag" / "again.png")
+    for number, class_id in enumerate(("bag", "bag", "boot")):
+        (image_folder / "train" / class_id / f"{number}.txt").write_text("a caption")
+    (image_folder / "train" / "bag" / "x.npy").write_bytes(b"x")
+    (tmp_path / "two.txt").write_text("bag\nboot\n")
+    return {"folder": f"folder:{image_folder}", "wds": f"wds:{root}"}
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, BytesIO(data))
+
+
+FOUND = 65
+"""37 + 24 images, 3 captions, 1 array."""
+
+
+@pytest.mark.parametrize("kind", ["folder", "wds"])
+@pytest.mark.parametrize(
+    ("changes", "query", "unused"),
+    [
+        (
+            {"limit_per_class": 5},
+            "?classes={root}/two.txt",
+            {"images of other classes": 20, "images beyond --limit-per-class": 8 + 7 + 3 + 3},
+        ),
+        ({"min_count": 12, "small_classes": "drop"}, "", {"images of classes below --min-count": 19}),
+    ],
+    ids=["some classes, limited", "small classes dropped"],
+)
+def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes, query, unused):
+    source = littered[kind] + query.format(root=tmp_path)
+    done = extract(config(tmp_path / "s", source, on_error="skip", **changes))
+    expected = {".txt": 3, ".npy": 1, "images that cannot be decoded": 1, **unused}
+    assert done.files.unused == expected
+    assert done.files.found == FOUND
+    assert done.files.used == FOUND - sum(expected.values())
+    summary = done.published[0].summary
+    assert done.files.used == summary.train_samples + summary.test_samples
+    assert open_store(str(tmp_path / "s")).open(summary).extraction.files == done.files
+    again = extract(config(tmp_path / "s", source, on_error="skip", **changes))
+    assert (again.features.read, again.files) == (0, done.files)
+
+
+def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
+    settings = config(tmp_path / "s", littered["wds"], on_error="skip")
+    monkeypatch.setattr(features_module, "AHEAD", 0)
+
+    def stop(event: Progress) -> None:
+        if event.stage == "features" and event.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(settings, stop)
+    done = extract(settings)
+    assert done.features.resumed > 0
+    assert (done.files.found, done.files.used) == (FOUND, FOUND - 5)
+
+
+def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_already(tmp_path, image_folder):
+    extract(config(tmp_path / "s", f"folder:{image_folder}", name="garments"))
+    other = shutil.copytree(image_folder, tmp_path / "other")
+    (other / "notes.txt").write_text("about")
+    done = extract(config(tmp_path / "s", f"folder:{other}", name="garments"))
+    assert done.published[0].outcome == "already there"
+    assert (done.features.read, done.files.unused) == (60, {".txt": 1})
+
+
+def test_a_plan_tells_what_is_known_before_the_pass(tmp_path, littered):
+    planned = plan(config(tmp_path / "s", littered["folder"], limit_per_class=5))
+    assert planned.files == {
+        "found": FOUND,
+        "used": 30,
+        "unused": {".npy": 1, ".txt": 3, "images beyond --limit-per-class": 31},
+    }
+    streamed = plan(config(tmp_path / "s", littered["wds"])).files
+    assert streamed["unused"] == {".txt": 1}
+
+
+def test_the_line_names_kinds_the_most_frequent_first():
+    counts = FileCounts(found=1240, used=1234, unused={".csv": 1, ".txt": 3, "in val/": 2})
+    assert describe_files(counts) == "1,240 files found, 1,234 used, 6 not used: 3 .txt, 2 in val/, 1 .csv"
+    assert describe_files(FileCounts(found=2, used=2)) == "2 files found, 2 used"
+
+
+def test_kinds_can_be_written_and_read_whatever_files_are_called():
+    """Names of files are any bytes, and their ends may be numbers."""
+    unused = {".x\udce9\n": 9, "in " + "a" * 200 + "/": 8} | {f".{i:03d}": 1 for i in range(100)}
+    counts = counts_from_kinds(5, unused)
+    assert FileCounts.model_validate_json(counts.model_dump_json()) == counts
+    assert counts.found == 5 + 9 + 8 + 100
+    assert counts.unused[r".x\xe9\n"] == 9
+    assert counts.unused["of other kinds"] == 72
+    assert max(map(len, counts.unused)) <= 60
+
+
+def test_entries_that_were_written_before_say_nothing_about_files():
+    card = ExtractionCard(
+        options={}, role="full", versions={}, device="cpu", threads=1, seconds=1.0, images_per_second=1.0
+    )
+    assert card.files is None

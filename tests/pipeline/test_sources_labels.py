@@ -1,0 +1,121 @@
+"""Labels that are text: an id is an id, digits or not, and no two ways of writing become one class."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+from sfm.pipeline.sources import open_source
+from sfm.pipeline.sources.classes import label_id
+from sfm.stats_store.class_lists import ClassList
+
+# In ImageFolder's order, which is not that of the numbers.
+TWELVE = ClassList("a list", sorted(map(str, range(12))), {})
+
+
+@pytest.mark.parametrize("text", ["2", " 10\n", "11"])
+def test_text_that_is_a_listed_id_is_that_class(text):
+    assert label_id(text, TWELVE, "somewhere") == text.strip()
+
+
+def test_an_integer_is_a_position():
+    assert label_id(2, TWELVE, "somewhere") == "10"
+
+
+def test_text_of_digits_that_is_no_id_is_a_position():
+    assert label_id("1", ClassList("a list", ["bag", "boot"], {}), "somewhere") == "boot"
+    assert label_id("001", ClassList("a list", ["001", "002"], {}), "somewhere") == "001"
+
+
+def test_a_listed_id_is_found_in_the_other_unicode_normal_form():
+    assert label_id("e\u0301", ClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
+
+
+def grey(level: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((8, 8), level, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_shards(root: Path, labels: dict[str, list[object]], ending: str = "txt") -> Path:
+    """One shard per split; the image of label number i of a split is grey level 20 i."""
+    root.mkdir()
+    for split, own in labels.items():
+        with tarfile.open(root / f"{split}-0.tar", "w") as archive:
+            for number, label in enumerate(own):
+                text = json.dumps({"label": label}) if ending == "json" else str(label)
+                for name, data in (("png", grey(20 * number % 256)), (ending, text.encode())):
+                    member = tarfile.TarInfo(f"{number:03d}.{name}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return root
+
+
+def write_tables(root: Path, labels: dict[str, list[object]]) -> Path:
+    root.mkdir()
+    for split, own in labels.items():
+        images = [{"bytes": grey(20 * n % 256), "path": None} for n in range(len(own))]
+        pq.write_table(pa.table({"image": images, "label": own}), root / f"{split}-0.parquet")
+    return root
+
+
+def labels_met(spec: str) -> list[str]:
+    return [sample.label for shard in open_source(spec).train.shards for sample in shard.read(None)]
+
+
+@pytest.mark.parametrize("ending", ["txt", "cls", "json"])
+def test_shards_with_text_labels_keep_their_classes_whatever_the_order_of_the_list(tmp_path, ending):
+    texts = [str(c) for c in range(12)]
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE.ids))
+    root = write_shards(tmp_path / "ds", {"train": texts, "val": texts}, ending)
+    assert labels_met(f"wds:{root}?names={tmp_path}/names.txt") == texts
+
+
+def test_integers_in_json_stay_positions(tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE.ids))
+    root = write_shards(tmp_path / "ds", {"train": list(range(12)), "val": list(range(12))}, "json")
+    assert labels_met(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE.ids
+
+
+def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_path):
+    texts = write_tables(tmp_path / "texts", {"train": ["1", "01", "2"], "test": ["1", "01", "2"]})
+    assert open_source(f"parquet:{texts}").class_ids == ["01", "1", "2"]
+    assert labels_met(f"parquet:{texts}") == ["1", "01", "2"]
+    numbers = write_tables(tmp_path / "numbers", {"train": [1, 2], "test": [1, 2]})
+    assert open_source(f"parquet:{numbers}").class_ids == ["00001", "00002"]
+
+
+def test_a_text_column_with_names_keeps_its_classes(tmp_path):
+    texts = [str(c) for c in range(12)]
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE.ids))
+    root = write_tables(tmp_path / "ds", {"train": texts, "test": texts})
+    assert labels_met(f"parquet:{root}?names={tmp_path}/names.txt") == texts
+
+
+def test_a_position_and_an_id_that_mean_one_class_are_not_merged(tmp_path):
+    (tmp_path / "names.txt").write_text("1\n2\n5\n10\n")
+    root = write_tables(tmp_path / "ds", {"train": ["0", "1", "2", "3"], "test": ["0", "1", "2", "3"]})
+    with pytest.raises(InputError, match=r"writes labels of class 1 as '[01]' and as '[01]'"):
+        open_source(f"parquet:{root}?names={tmp_path}/names.txt")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_numbers_written_in_two_ways_are_refused_in_one_shard_or_across_splits(tmp_path, split):
+    labels = {"train": ["1", "2", "1", "2"], "val": ["1", "2", "1", "2"]}
+    labels[split] = ["01", "2", "1" if split == "train" else "01", "2"]
+    root = write_shards(tmp_path / "ds", labels)
+    config = ExtractConfig(
+        source=f"wds:{root}", store=str(tmp_path / "st"), backbone=["lite0"], image_size=32, sub_classes=(2,)
+    )
+    with pytest.raises(InputError, match=r"writes labels of class 00001 as '0?1' and as '0?1'"):
+        extract(config)
+    assert not list((tmp_path / "st" / "index").glob("**/*.json"))

@@ -1,0 +1,110 @@
+"""Names of files, folders and datasets as real disks have them: not UTF-8, in two normal forms, linked."""
+
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from sfm.errors import InputError
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract import extract
+from sfm.pipeline.sources import Split, open_source
+from sfm.stats_store.store import open_store
+
+NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
+
+
+def rename_class(root: Path, old: str, train: str | bytes, test: str | bytes) -> None:
+    for split, new in (("train", train), ("test", test)):
+        target = os.path.join(os.fsencode(root / split), os.fsencode(new))  # noqa: PTH118
+        (root / split / old).rename(os.fsdecode(target))
+
+
+def images(split: Split) -> list[tuple[str, bytes]]:
+    found = (sample.read() for shard in split.shards for sample in shard.read(None))
+    return sorted((sample.label, sample.data) for sample in found)
+
+
+def config(source: Path | str, store: Path, **words: object) -> ExtractConfig:
+    known = {"backbone": ["lite0"], "image_size": 32, "sub_classes": (2,), "store": str(store)}
+    return ExtractConfig(source=f"folder:{source}", **(known | words))
+
+
+def test_a_class_folder_in_two_normal_forms_is_one_class(image_folder, tmp_path):
+    composed = shutil.copytree(image_folder, tmp_path / "linux")
+    rename_class(composed, "bag", NFC, NFC)
+    rename_class(image_folder, "bag", NFD, NFC)
+    source, other = open_source(f"folder:{image_folder}"), open_source(f"folder:{composed}")
+    assert source.class_ids == source.class_names == ["boot", "trouser", NFC]
+    for name, split in source.splits.items():
+        assert sorted(source.labels[name]) == sorted(other.labels[name])
+        assert images(split) == images(other.splits[name])
+
+
+def test_two_folders_of_one_split_that_differ_in_normal_form_are_refused(image_folder):
+    rename_class(image_folder, "bag", NFC, NFC)
+    rename_class(image_folder, "boot", NFD, NFD)
+    with pytest.raises(InputError, match="the same but for how they are written"):
+        open_source(f"folder:{image_folder}")
+
+
+def test_a_class_is_chosen_in_either_normal_form(image_folder, tmp_path):
+    rename_class(image_folder, "bag", NFD, NFD)
+    listed = tmp_path / "some.txt"
+    for form in (NFC, NFD):
+        listed.write_text(f"{form}\tSummer\nboot\n", encoding="utf-8")
+        source = open_source(f"folder:{image_folder}?classes={listed}")
+        assert (source.class_ids, source.class_names) == (["boot", NFC], ["boot", "Summer"])
+
+
+def test_files_whose_names_are_not_utf8_are_read_and_one_that_cannot_be_is_named(image_folder, tmp_path):
+    folder = os.fsencode(image_folder / "train" / "bag")
+    os.rename(folder + b"/000.png", folder + b"/caf\xe9.png")  # noqa: PTH104
+    Path(os.fsdecode(folder + b"/\xff.png")).write_bytes(b"no image")
+    with pytest.raises(InputError, match="cannot decode") as refused:
+        extract(config(image_folder, tmp_path / "st"))
+    assert "bag" in str(refused.value)
+    done = extract(config(image_folder, tmp_path / "st", on_error="skip"))
+    assert done.published[0].summary.train_samples == 36
+    store = open_store(str(tmp_path / "st"))
+    (line,) = store.open(store.summaries()[0]).extraction.skipped
+    assert r"/bag/\xff.png: " in line
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_refused_by_name(image_folder):
+    rename_class(image_folder, "bag", b"caf\xe9", b"caf\xe9")
+    with pytest.raises(InputError, match=r"not UTF-8: caf\\xe9; rename it"):
+        open_source(f"folder:{image_folder}")
+
+
+def test_a_dataset_is_named_after_the_link_and_without_what_a_name_cannot_hold(image_folder, tmp_path):
+    (tmp_path / "birds@2024").symlink_to(image_folder)
+    assert open_source(f"folder:{tmp_path}/birds@2024").name == "birds-2024"
+    assert open_source(f"folder:{tmp_path}/birds@2024/train/..").name == "birds-2024"
+
+
+def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(image_folder, tmp_path):
+    entry = extract(config(image_folder, tmp_path / "st", name="theirs")).published[0].summary
+    refusal = f"--name mine is not taken: .* as theirs@{entry.entry_digest[:12]} .* --replace"
+    with pytest.raises(InputError, match=refusal):
+        extract(config(image_folder, tmp_path / "st", name="mine"))
+    with pytest.raises(InputError, match=refusal):
+        extract(config(image_folder, tmp_path / "st", name="mine", rehash=True))
+    assert extract(config(image_folder, tmp_path / "st", name="theirs")).features.read == 0
+    replaced = extract(config(image_folder, tmp_path / "st", name="mine", replace=True)).published[0]
+    assert (replaced.outcome, replaced.summary.dataset) == ("published", "mine")
+
+
+def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
+    listed = tmp_path / "garments.txt"
+    spec = f"{image_folder}?classes={listed}"
+    listed.write_text("bag\nboot\ntrouser\n")
+    assert extract(config(spec, tmp_path / "st")).notes == ()
+    listed.write_text("bag\tHandbag\nboot\ntrouser\n")
+    again = extract(config(spec, tmp_path / "st"))
+    assert again.features.read == 0
+    (note,) = again.notes
+    assert "class bag is 'bag' there and 'Handbag' now" in note
+    assert "--replace" in note

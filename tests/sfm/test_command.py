@@ -1,0 +1,55 @@
+"""What every command has from `sfm.command`: options of one value are given once."""
+
+from pathlib import Path
+
+import pytest
+
+from sfm.cli import app
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that is refused; return its one line."""
+    with pytest.raises(SystemExit) as end:
+        app([str(argument) for argument in arguments])
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (2, "")
+    (line,) = told.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["distill", "--store", "s", "--backbone", "a", "--backbone", "b", "--dataset", "d"], "--backbone"),
+        (["distill", "--store", "s", "--backbone", "a", "--store=t", "--dataset", "d"], "--store"),
+        (["distill", "--config", "run.json", "--config", "other.json"], "--config"),
+        (["extract", "folder:x", "--store", "s", "--backbone", "a", "--seed", 1, "--seed", 1], "--seed"),
+        (["evaluate", "run", "--store", "s", "--epochs", 1, "--epochs", 2], "--epochs"),
+        (["report", "run", "--out", "a.html", "--out", "b.html"], "--out"),
+        (["export", "run", "--format", "parquet", "--format", "webdataset", "--out", "x"], "--format"),
+        (["quickstart", "--out", "a", "--out", "b"], "--out"),
+        (["store", "show", "s", "d", "--backbone", "a", "--backbone", "b"], "--backbone"),
+        (["store", "verify", "s", "--dataset", "a", "--dataset", "b"], "--dataset"),
+        (["store", "copy", "s", "t", "--image-size", 1, "--image-size", 2], "--image-size"),
+        (["store", "merge", "s", "a", "b", "--name", "x", "--name", "y"], "--name"),
+        (["store", "rm", "s", "d", "--backbone", "a", "--backbone", "b"], "--backbone"),
+        (["store", "gc", "s", "--older-than", "1d", "--older-than", "2d"], "--older-than"),
+    ],
+)
+def test_an_option_of_one_value_that_is_given_twice_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    option: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal(capsys, *arguments) == (
+        f"error: {option} takes one value and is given 2 times: give it once"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate = ["evaluate", "nowhere", "--store", "s", "--backbone", "a", "--backbone", "b"]
+    assert "no run directory" in refusal(capsys, *evaluate, "--save", "--save", "--quiet")

@@ -1,0 +1,132 @@
+"""Ctrl-C from the first moment on: one line, status 130, no traceback."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sfm.cli import app
+from sfm.terminal import print_next
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+WHEN_IMPORTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+def interrupted(
+    tmp_path: Path, module: str, number: signal.Signals, command: list[str]
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command that gets a signal at the moment when it imports a module."""
+    (tmp_path / "sitecustomize.py").write_text(WHEN_IMPORTED.format(module=module, number=int(number)))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path}
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("typer", signal.SIGINT),
+        ("sfm.store_commands", signal.SIGTERM),
+        ("torch", signal.SIGINT),
+        ("torch.nn", signal.SIGTERM),
+        ("numpy.linalg", signal.SIGINT),
+        ("timm", signal.SIGINT),
+    ],
+)
+def test_a_signal_while_modules_are_imported_is_one_line(
+    tmp_path: Path, module: str, number: signal.Signals
+) -> None:
+    distilling = ["distill", "--store", "nowhere", "--backbone", "lite0", "--dataset", "d"]
+    command = [sys.executable, "-m", "sfm", *distilling, "--out", str(tmp_path / "run")]
+    done = interrupted(tmp_path, module, number, command)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_installed_command_starts_so_too(tmp_path: Path) -> None:
+    installed = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"]["sfm"]
+    module, _, function = installed.partition(":")
+    script = f"import sys; from {module} import {function}; sys.exit({function}())"
+    done = interrupted(tmp_path, "typer", signal.SIGINT, [sys.executable, "-c", script, "--help"])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from sfm.interrupts import take_signals; take_signals()\n"
+        "signal.raise_signal(signal.SIGINT); print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("work", "arguments", "left"),
+    [
+        ("sfm.pipeline.plan.plan", ["extract", "folder:x", "--dry-run"], "a dry run saves nothing"),
+        ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "the same command goes on from the work"),
+        (
+            "sfm.distill.run.distill",
+            ["distill", "--dataset", "d", "--out", "new"],
+            "before anything was saved",
+        ),
+        ("sfm.distill.run.distill", ["distill", "--dataset", "d", "--out", "old"], "--resume to go on"),
+        ("sfm.eval.report.page.report", ["report", "run", "--out", "x.html"], "no report was written"),
+        (
+            "sfm.eval.export.run.export",
+            ["export", "run", "--format", "parquet", "--out", "x"],
+            "nothing was exported",
+        ),
+        ("sfm.quickstart.quickstart", ["quickstart", "--out", "a b"], "`sfm quickstart --out 'a b'` again"),
+    ],
+)
+def test_an_interrupted_command_says_what_it_leaves(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    work: str,
+    arguments: list[str],
+    left: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old" / "checkpoint" / "step_00000100").mkdir(parents=True)
+    monkeypatch.setattr(work, interrupt)
+    if arguments[0] in ("extract", "distill"):
+        arguments = [*arguments, "--store", "s", "--backbone", "lite0"]
+    with pytest.raises(SystemExit) as end:
+        app([*arguments, "--quiet"])
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (130, "")
+    assert told.err.startswith("error: interrupted")
+    assert left in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_the_command_to_go_on_with_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_next("evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
+    line = capsys.readouterr().out
+    assert shlex.split(line.removeprefix("Next: ")) == [
+        *("sfm", "evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
+    ]

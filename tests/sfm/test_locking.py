@@ -1,0 +1,106 @@
+"""One writer at a time for an output folder, whatever becomes of that writer."""
+
+import errno
+import fcntl
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sfm import locking
+from sfm.distill.config import DistillConfig
+from sfm.distill.run import distill
+from sfm.errors import InputError
+from sfm.locking import LOCK, lock_file, lock_folder
+from sfm.quickstart import quickstart
+
+HOLD = """
+import sys
+from pathlib import Path
+from sfm.locking import lock_folder
+with lock_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "LOCK_SECONDS", 0.0)
+
+
+@contextmanager
+def another_process_writing(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_folder_that_another_process_writes_is_refused_naming_the_process(tmp_path: Path) -> None:
+    with another_process_writing(tmp_path / "run") as writer:
+        told = rf"run is being written by process {writer.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+        with pytest.raises(InputError, match=told), lock_folder(tmp_path / "run"):
+            pytest.fail("two processes write one folder")
+
+
+def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
+    with another_process_writing(tmp_path / "run") as writer:
+        writer.kill()
+        writer.wait()
+        assert (tmp_path / "run" / LOCK).exists()
+        with lock_folder(tmp_path / "run"):
+            pass
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_nothing_is_left_of_a_folder_that_stayed_empty(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with lock_file(tmp_path / "a" / "report.html"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_stays(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "file").write_text("kept")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with lock_folder(tmp_path / "file"):
+        pass
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with lock_folder(tmp_path / "run"), lock_folder(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume: bool) -> None:
+    config = DistillConfig(store="s", backbone="lite0", dataset="d", out=tmp_path / "run", resume=resume)
+    with (
+        another_process_writing(config.out),
+        pytest.raises(InputError, match=re.escape(f"{config.out} is being written by process")),
+    ):
+        distill(config)
+
+
+def test_a_second_quickstart_in_one_folder_is_refused(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "q"), pytest.raises(InputError, match="is being written by process"):
+        quickstart(tmp_path / "q")
+    assert list(tmp_path.iterdir()) == []

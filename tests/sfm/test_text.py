@@ -1,0 +1,51 @@
+"""Text from data on a terminal: one line, printable, in any encoding."""
+
+import pytest
+
+from sfm.text import encodable, one_line, utf8_only, utf8_values
+
+HOSTILE = {
+    "\x1b]52;c;Y3VybA==\x07\x1b[2J": r"\x1b]52;c;Y3VybA==\x07\x1b[2J",
+    "birds\r\x1b[2Kall verified": r"birds\r\x1b[2Kall verified",
+    "birds\nerror: disk broken": r"birds\nerror: disk broken",
+    "safe\u202etxt.exe": r"safe\u202etxt.exe",
+    "\x9b31mred": r"\x9b31mred",
+    "a\x00b\ttab": r"a\x00b\ttab",
+    "line\u2028paragraph\u2029": r"line\u2028paragraph\u2029",
+    "caf\udce9": r"caf\xe9",
+    "bird\ud800": r"bird\ud800",
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
+def test_what_moves_a_cursor_or_turns_text_is_escaped(text, shown):
+    assert one_line(text) == shown
+    assert one_line(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["T-shirt/top", "猫", "می\u200cخواهم", "👩\u200d🚒", "pets [raw]", r"C:\new", "é"]
+)
+def test_names_of_people_stay_as_they_are(text):
+    assert one_line(text) == text
+
+
+def test_a_very_long_name_is_cut():
+    assert one_line("x" * 10_000_000 + "\n", most=50) == "x" * 49 + "…"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", r"caf\xe9 87.5 +/- 0.1 - ... \u732b"), ("cp1252", r"café 87.5 ± 0.1 – … \u732b")],
+)
+def test_what_an_encoding_lacks_is_degraded(encoding, shown):
+    assert encodable("café 87.5 ± 0.1 – … 猫", encoding) == shown
+
+
+def test_only_bytes_that_are_not_utf8_are_written_otherwise():
+    assert utf8_only("caf\udce9\n猫") == "caf\\xe9\n猫"
+
+
+def test_a_json_document_of_paths_is_utf8():
+    document = {"out": "caf\udce9", "runs": ["a\udce9", 1, None], "caf\udce9": {"x": 1.5}}
+    assert utf8_values(document) == {"out": r"caf\xe9", "runs": [r"a\xe9", 1, None], r"caf\xe9": {"x": 1.5}}

@@ -1,0 +1,46 @@
+"""The command that adds what a store lacks runs as it is printed."""
+
+from pathlib import Path
+
+import pytest
+
+from sfm.errors import InputError
+from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.parts import options_of
+from sfm.stats_store.advice import DEFAULTS, extract_line, option_words
+from sfm.stats_store.select import NotExtractedError, narrow
+from sfm.stats_store.store import open_store
+
+
+def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> None:
+    store = open_store(fashion_store)
+    with pytest.raises(NotExtractedError) as missing:
+        narrow(store.summaries(), dataset="fashion-mnist-6k@tuning", model="tf_efficientnet_lite2")
+    assert extract_line(store, missing.value.others, "lite2", None) == (
+        f"sfm extract builtin:fashion-mnist-6k --store {fashion_store} --backbone lite2 --image-size 32 "
+        "--sub-classes 2,3 --exemplars 6 --limit-per-class 40 --tune-fraction 0.25"
+    )
+
+
+def test_what_need_not_be_given_is_the_default_of_extraction() -> None:
+    config = ExtractConfig(source="builtin:fashion-mnist-6k", store="s", backbone=["lite0"])
+    assert option_words(options_of(config, "full", {})) == []
+    for name, default in DEFAULTS.items():
+        if name != "views":
+            own = getattr(config, name)
+            assert (list(own) if isinstance(own, tuple) else own) == default
+
+
+def test_distilling_through_a_backbone_that_is_missing_names_the_command(
+    fashion_store: str, tmp_path: Path
+) -> None:
+    from sfm.distill.config import DistillConfig
+    from sfm.distill.run import distill
+
+    asked = {"store": fashion_store, "dataset": "fashion-mnist-6k", "out": tmp_path / "run"}
+    with pytest.raises(
+        InputError, match=r"to add it: sfm extract builtin:fashion-mnist-6k .*--backbone lite2"
+    ):
+        distill(DistillConfig.model_validate(asked | {"backbone": "lite2"}))
+    with pytest.raises(InputError, match=r"to add it: sfm extract .*--backbone lite0 --image-size 64"):
+        distill(DistillConfig.model_validate(asked | {"backbone": "lite0", "image_size": 64}))

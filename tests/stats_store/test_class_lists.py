@@ -1,0 +1,49 @@
+"""The one format of class lists, and how a class is found by what is written in one."""
+
+import unicodedata
+
+import pytest
+
+from sfm.errors import InputError
+from sfm.stats_store.class_lists import find_class, parse_class_list, read_class_file
+
+NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
+
+
+def test_a_hash_is_a_comment_at_the_beginning_of_a_line_only():
+    found = parse_class_list("# languages\nc\nc#\nf #2\n", "a list")
+    assert found.ids == ["c", "c#", "f #2"]
+
+
+def test_a_display_name_follows_a_tab():
+    found = parse_class_list("c\tThe C language\n\n go \n", "a list")
+    assert (found.ids, found.names) == (["c", "go"], {"c": "The C language"})
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfc\ngo\n", b"c\r\ngo\r\n", b"c\ngo"])
+def test_a_file_of_any_editor_is_read(tmp_path, data):
+    (tmp_path / "list.txt").write_bytes(data)
+    assert read_class_file(tmp_path / "list.txt").ids == ["c", "go"]
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"caf\xe9\n", "it is not UTF-8 text"),
+        (b"c\ngo\nc\n", "line 3 of class list .* repeats the class c"),
+        (f"{NFC}\n{NFD}\n".encode(), "line 2 of class list .* repeats"),
+        (b"# none\n", "holds no class"),
+    ],
+)
+def test_a_file_that_is_no_list_is_refused(tmp_path, data, complaint):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(InputError, match=complaint):
+        read_class_file(tmp_path / "list.txt")
+
+
+def test_a_class_is_found_in_either_unicode_normal_form_and_as_it_is_shown():
+    ids = ["c", NFD, "cat\nFelis"]
+    assert find_class("c", ids) == "c"
+    assert find_class(NFC, ids) == NFD
+    assert find_class(r"cat\nFelis", ids) == "cat\nFelis"
+    assert find_class("d", ids) is None

@@ -1,0 +1,163 @@
+"""Requests side by side: bounded, in order, and over at once when somebody interrupts."""
+
+import datetime
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from s3_faults import Proxy, breaking
+from toy_entries import backbone_card, put
+from typer.testing import CliRunner
+
+from sfm.cli import app
+from sfm.events import Progress, after
+from sfm.stats_store.collect import collect
+from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
+from sfm.stats_store.copying import copy
+from sfm.stats_store.history import containing
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verify import verify
+
+LATENCY = 0.05
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that everything goes through, and that delays nothing until it is told to."""
+    with breaking(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+        proxy.latency = 0.0
+
+
+@pytest.fixture
+def far_away(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
+    """A store of five entries on a server that takes its time."""
+    near = create_store(str(tmp_path / "near"))
+    for number in range(5):
+        put(near, number, backbone=backbone_card(f"lite{number}"), dataset=f"set{number}")
+    copy(near, create_store(s3_url), near.summaries())
+    proxy.latency, proxy.most = LATENCY, 0
+    return open_store(s3_url)
+
+
+def interrupt_soon() -> None:
+    """Press Ctrl-C in a moment."""
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def test_results_keep_the_order_of_what_was_given_and_progress_only_grows() -> None:
+    told: list[Progress] = []
+    assert concurrently(lambda n: n * n, range(50), told.append, "square", "numbers") == [
+        n * n for n in range(50)
+    ]
+    assert (told[0].done, told[-1].done, {event.total for event in told}) == (0, 50, {50})
+    assert [event.done for event in told] == sorted({event.done for event in told})
+    assert concurrently(str, []) == []
+
+
+def test_no_more_than_the_limit_are_under_way() -> None:
+    together = threading.Barrier(3)
+    most, under_way, lock = 0, 0, threading.Lock()
+
+    def call(_: int) -> None:
+        nonlocal most, under_way
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        together.wait(timeout=20)
+        with lock:
+            under_way -= 1
+
+    concurrently(call, range(12), limit=3)
+    assert most == 3
+
+
+def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
+    begun = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(ValueError):
+        concurrently(fail, range(100), limit=2)
+    assert len(begun) <= 2
+
+
+def test_an_interrupt_does_not_wait_for_what_is_under_way() -> None:
+    over = threading.Event()
+    interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        concurrently(lambda _: over.wait(60), range(100))
+    over.set()
+
+
+def test_a_budget_lets_in_what_fits_and_what_is_larger_than_all_of_it_alone() -> None:
+    budget = Budget(10)
+    assert (budget.take(4), budget.take(6)) == (4, 6)
+    waiting = threading.Thread(target=budget.take, args=(99,), daemon=True)
+    waiting.start()
+    budget.give_back(4)
+    assert waiting.is_alive()
+    budget.give_back(6)
+    waiting.join(20)
+    assert not waiting.is_alive()
+
+
+def test_progress_is_shown_of_what_takes_long_alone() -> None:
+    told: list[Progress] = []
+    for seconds in (0.0, 1000.0):
+        listen = after(seconds, told.append)
+        listen(Progress("copy", 0, 2))
+        listen(Progress("copy", 2, 2))
+    assert [event.done for event in told] == [0, 2]
+
+
+def test_entries_objects_and_commits_are_asked_for_side_by_side(far_away: Store, proxy: Proxy) -> None:
+    summaries = far_away.summaries()
+    assert proxy.most == len(summaries)
+    proxy.most = 0
+    assert [v.sound for v in verify(far_away)] == [True] * len(summaries)
+    assert len(summaries) < proxy.most <= REQUESTS
+    proxy.most = 0
+    done = copy(far_away, create_store(f"{far_away.url}-copy"), summaries[:4])
+    assert {c.outcome for c in done} == {"copied"}
+    assert 4 < proxy.most <= REQUESTS
+
+
+def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url: str, proxy: Proxy) -> None:
+    store = create_store(s3_url)
+    for number in range(3):
+        put(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
+    summaries = store.summaries()
+    proxy.seen.clear()
+    assert containing(store, summaries, summaries[:1]) == []
+    assert len(proxy.seen) == 2 * 2
+
+
+@pytest.mark.parametrize("words", [["ls"], ["show", "toy"], ["verify"], ["gc", "--dry-run"]])
+def test_an_interrupted_command_says_in_one_line_what_is_true(
+    s3_url: str, proxy: Proxy, words: list[str]
+) -> None:
+    create_store(s3_url)
+    proxy.latency = 20.0
+    interrupt_soon()
+    done = CliRunner().invoke(app, ["store", words[0], s3_url, *words[1:]])
+    proxy.latency = 0.0
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.startswith("error: interrupted: nothing was changed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    for number in range(6):
+        put(store, number, replace=True)
+    done = concurrently(lambda _: collect(store, older_than=datetime.timedelta(0)), range(3), limit=3)
+    assert all(not found.notes for found in done)
+    assert len({garbage.path for found in done for garbage in found.deleted}) == 5
+    assert [v.sound for v in verify(store)] == [True]

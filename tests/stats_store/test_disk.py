@@ -1,0 +1,170 @@
+"""Disks as people have them: clutter, strange paths, no hard links, full, read-only, no home."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from obstore.exceptions import AlreadyExistsError
+from toy_entries import put
+
+from sfm.errors import InputError
+from sfm.paths import cache_folder, content, expand_home
+from sfm.stats_store import disk
+from sfm.stats_store.location import create_object, explained, local_path
+from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.verify import verify
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._x", ".gitkeep", "lost+found/", "Thumbs.db", "Desktop.ini", "empty/"]
+)
+def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
+    put(create_store(str(tmp_path)))
+    assert (tmp_path / name).exists()
+    assert [v.sound for v in verify(open_store(str(tmp_path)))] == [True]
+
+
+def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="it holds other files: give an empty folder"):
+        create_store(str(tmp_path))
+    assert content(tmp_path) == [tmp_path / "thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])
+def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name: str) -> None:
+    put(create_store(str(tmp_path / name)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [v.sound for v in verify(open_store(str(tmp_path / name)))] == [True]
+
+
+@pytest.mark.parametrize("url", ["file:///x/a#b", "file:///x/a?b", "file:///x/a#", "file://team/x"])
+def test_a_file_url_of_which_a_part_would_be_lost_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="write"):
+        local_path(url)
+
+
+def test_a_file_url_is_decoded() -> None:
+    assert local_path("file:///x/a%23b%20c") == local_path("file://localhost/x/a%23b%20c") == Path("/x/a#b c")
+
+
+def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    put(create_store(str(tmp_path / "link")))
+    (tmp_path / "real" / "runs").rename(tmp_path / "big")
+    (tmp_path / "real" / "runs").symlink_to(tmp_path / "big")
+    (tmp_path / "real" / "index" / "round").symlink_to(tmp_path / "real")
+    assert [v.sound for v in verify(create_store(str(tmp_path / "link")))] == [True]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("file", "it is a file"),
+        ("file/store", "a part of the path is a file"),
+        ("x" * 300, "too long"),
+        ("\0", "null"),
+    ],
+)
+def test_a_place_that_cannot_be_a_folder_is_said_in_one_line(tmp_path: Path, path: str, reason: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for visit in (create_store, open_store):
+        with pytest.raises(InputError, match=reason) as error:
+            visit(str(tmp_path / path))
+        assert "\n" not in str(error.value)
+
+
+def without(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a call of the system fail as it does on file systems that have no such thing."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    without("link", number, monkeypatch)
+    without("fsync", errno.EINVAL, monkeypatch)
+    store = create_store(str(tmp_path))
+    summary = put(store)
+    with pytest.raises(AlreadyExistsError):
+        create_object(store.objects, f"index/{summary.key}/00000001.json", b"other")
+    assert [v.sound for v in verify(store)] == [True]
+    assert not list(tmp_path.rglob("*#*"))
+
+
+def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without("link", errno.EPERM, monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "neither")
+
+    monkeypatch.setattr(disk, "rename_if_free", fail)
+    with pytest.raises(InputError, match=r"neither hard links nor exclusive renames.*use another disk"):
+        create_store(str(tmp_path / "store"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, whole = create_store(str(tmp_path)), disk.write_file
+    failing = left = 0
+
+    def write(root: Path, path: str, data: bytes, **words: bool) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(number, os.strerror(number), str(root / path))
+        whole(root, path, data, **words)
+
+    monkeypatch.setattr("sfm.stats_store.location.write_file", write)
+    while True:
+        left = failing
+        try:
+            put(store)
+            break
+        except InputError:
+            assert len(store.summaries()) in (0, 1)
+            failing += 5
+    assert failing > 5
+    assert [v.sound for v in verify(store)] == [True]
+
+
+def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> None:
+    put(create_store(str(tmp_path / "store")))
+    mount = ["mount", "--bind", "-o", "ro", str(tmp_path / "store"), str(tmp_path / "store")]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        assert [v.sound for v in verify(open_store(str(tmp_path / "store")))] == [True]
+        with pytest.raises(InputError, match="the file system is read-only"):
+            create_store(str(tmp_path / "store"))
+    finally:
+        subprocess.run(["umount", str(tmp_path / "store")], check=True)
+
+
+def test_without_a_home_a_path_that_needs_one_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"for ~nobody-of-this-name .*: give a full path"):
+        expand_home("~nobody-of-this-name/store")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere")
+
+
+def test_an_error_is_explained_by_its_number_also_in_the_words_of_obstore() -> None:
+    error = RuntimeError("Generic LocalFileSystem error: Unable to open file /x/y: Disk quota (os error 122)")
+    assert disk.path_of(error) == Path("/x/y")
+    if errno.EDQUOT == 122:
+        assert explained(error, "/x") == f"cannot use /x: {disk.WHY[errno.EDQUOT]}"

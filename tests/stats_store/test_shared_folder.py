@@ -1,0 +1,164 @@
+"""A store on a team's disk: whatever the umasks, what one publishes the others can use, and nobody blocks."""
+
+import datetime
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from other_users import TEAM, acting_as, needs_root, shared_folder
+from toy_entries import backbone_card, grow_old, put
+from typer.testing import CliRunner, Result
+
+from sfm.cli import app
+from sfm.errors import InputError
+from sfm.pipeline.staging import Task, open_staging
+from sfm.stats_store.collect import collect
+from sfm.stats_store.copying import copy
+from sfm.stats_store.history import remove
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import create_store, open_store
+from sfm.stats_store.verify import verify
+
+pytestmark = needs_root
+
+ANNA, BEN, CLEO = 12345, 12346, 12347
+TASK = Task("train", 0, None)
+NOTHING = datetime.timedelta(0)
+
+
+def sfm(*words: object) -> Result:
+    """Run ``sfm store`` with these words."""
+    return CliRunner().invoke(app, ["store", *map(str, words)], env={"COLUMNS": "140"})
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Where the team's store is: made by Anna, with the umask of a team."""
+    with shared_folder() as team:
+        with acting_as(ANNA, 0o002):
+            put(create_store(str(team / "store")), 0, dataset="birds")
+        yield team / "store"
+
+
+def abandon(folder: Path, key: str, like: Path | None = None) -> None:
+    """Begin an extraction that does not end."""
+    with suppress(RuntimeError), open_staging(folder, key, like) as staging:
+        staging.put("kind", TASK, np.zeros((1, 2)))
+        raise RuntimeError
+
+
+def private(path: Path) -> None:
+    """Make a file or folder its owner's alone, as versions before this one did under umask 077."""
+    path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_store(place: Path) -> None:
+    with acting_as(CLEO, 0o077):
+        put(create_store(str(place)), 1, dataset="boats", backbone=backbone_card("lite1"))
+    for path in [p for p in place.rglob("*") if p.stat().st_uid == CLEO]:
+        assert path.stat().st_gid == TEAM
+        assert stat.S_IMODE(path.stat().st_mode) == (0o2775 if path.is_dir() else 0o664), path
+    with acting_as(BEN, 0o022):
+        store = open_store(str(place))
+        assert [s.dataset for s in store.summaries()] == ["birds", "boats"]
+        assert [v.sound for v in verify(store)] == [True, True]
+        remove(store, store.summaries()[1])
+    with acting_as(ANNA, 0o002):
+        assert [g.reason for g in collect(store, older_than=NOTHING).deleted] == ["removed"]
+
+
+def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
+    with shared_folder() as team, acting_as(ANNA, 0o077):
+        create_store(str(team / "mine"))
+        os.umask(0o002)
+        put(create_store(str(team / "mine")))
+        assert not [p for p in (team / "mine").rglob("*") if p.stat().st_mode & 0o077]
+
+
+@pytest.mark.parametrize("hidden", ["commit", "key", "run"])
+def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path, hidden: str) -> None:
+    with acting_as(CLEO, 0o002):
+        store = create_store(str(place))
+        boats = put(store, 1, dataset="boats", backbone=backbone_card("lite1"))
+        draft = Draft(store)
+        draft.write("train/count", np.arange(3))
+        run = store.commit_of(boats).run
+        paths = {
+            "commit": place / "index" / boats.key / "00000001.json",
+            "key": place / "index" / boats.key,
+            "run": place / "runs" / run,
+        }
+        private(paths[hidden])
+    with acting_as(BEN, 0o002):
+        store = create_store(str(place))
+        listed = sfm("ls", place)
+        assert listed.exit_code == 0
+        if hidden != "run":
+            assert "note: left out: " in listed.stdout
+            assert "is of user 12347" in listed.stdout.replace("\n", "")
+            assert [s.dataset for s in store.summaries()] == ["birds"]
+        assert sfm("show", place, "birds").exit_code == 0
+        checked = sfm("verify", place, "--quiet")
+        assert (checked.exit_code, "DAMAGED" in checked.stdout) == (0, False)
+        assert "note: left out: " in checked.stdout
+        put(store, 2, dataset="birds", replace=True)
+        birds = next(s for s in store.summaries() if s.dataset == "birds")
+        done = collect(store, older_than=NOTHING, now=True)
+        assert [g.reason for g in done.deleted] == ["replaced"]
+        assert any("12347" in note for note in done.notes)
+        assert copy(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
+    assert (place / "runs" / run).is_dir()
+    assert (place / "runs" / draft.run).is_dir()
+
+
+def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() -> None:
+    with shared_folder() as team:
+        with acting_as(ANNA, 0o022):
+            put(create_store(str(team / "store")))
+        with acting_as(BEN, 0o022):
+            with pytest.raises(InputError) as error:
+                create_store(str(team / "store"))
+            assert len(open_store(str(team / "store")).summaries()) == 1
+        for word in (
+            "permission denied: ",
+            "store is of user 12345, mode 2755",
+            "chmod -R g+rwX",
+            "umask 002",
+        ):
+            assert word in str(error.value)
+        # The folder is opened, and those below, of an earlier version, are not.
+        (team / "store").chmod(0o2775)
+        with acting_as(BEN, 0o002), pytest.raises(InputError, match="store/index is of user 12345"):
+            create_store(str(team / "store"))
+
+
+def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> None:
+    with acting_as(CLEO, 0o077):
+        abandon(place / "staging", "key")
+        for path in ("key", "key.lock"):
+            private(place / "staging" / path)
+        (place / "staging").chmod(0o2775)
+    with acting_as(BEN, 0o022):
+        with open_staging(place / "staging", "key", place) as staging:
+            assert staging.root.name.startswith("key-")
+        grow_old_as_far_as_allowed(place / "staging")
+        assert collect(open_store(str(place)), older_than=NOTHING).deleted == []
+
+
+def grow_old_as_far_as_allowed(folder: Path) -> None:
+    """Set times back where one may."""
+    with pytest.raises(PermissionError):
+        grow_old(folder)
+
+
+def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:
+    with acting_as(CLEO, 0o077):
+        abandon(place / "staging", "key", place)
+    with acting_as(BEN, 0o077), open_staging(place / "staging", "key", place) as staging:
+        assert staging.has("kind", TASK)
+        staging.put("kind", TASK, np.ones((1, 2)))
+    assert list((place / "staging").iterdir()) == []
