@@ -1,5 +1,6 @@
 """What every room's tests share: a small real store, and free loopback of the machine's threads."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ SIZE = 32
 # No test asserts how long something takes: the machine may be busy.
 settings.register_profile("any speed", deadline=None)
 settings.load_profile("any speed")
+
+# Shells have what they start in the background ignore SIGINT, and all its children too; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
