@@ -94,11 +94,6 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
     return Checkpoint(chosen or cleaned, choice)
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors alone of :func:`read_checkpoint`."""
-    return read_checkpoint(path, prefix).tensors
-
-
 def readings(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, dict[str, Tensor]]:
     """Find the places in a larger model's checkpoint where a model may be.
 

@@ -128,7 +128,7 @@ def parse_spec(text: str) -> Spec:
 def absolute_spec(text: str) -> str:
     """Return a spec whose file of weights has its whole path, so that it means the same in every folder."""
     name, at, path = text.strip().partition("@")
-    return f"{name}@{Path(path).expanduser().absolute()}" if at and path else text
+    return f"{name}@{expand_home(path).absolute()}" if at and path else text
 
 
 def _unknown(name: str) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
+from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
 from sfm.stats_store.class_lists import ClassList, class_id_from, find_class, read_class_file
 
@@ -32,7 +33,7 @@ def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64
     """
     if file is None:
         return np.arange(len(card.class_ids))
-    return places_of(read_class_file(file.expanduser()), card)
+    return places_of(read_class_file(expand_home(file)), card)
 
 
 def places_of(chosen: ClassList, card: DatasetCard) -> npt.NDArray[np.int64]:

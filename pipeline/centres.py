@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -129,13 +130,14 @@ def place_centres(
 
 @contextmanager
 def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """Provide a thread for every core, each of which computes alone: parallel sums differ from run to run."""
+    """Provide a thread for every core in use. Each computes alone: parallel sums differ from run to run."""
 
     def limit_openmp() -> None:
         # OpenMP keeps its limit for every thread by itself.
         threadpool_limits(limits=1, user_api="openmp")
 
-    with threadpool_limits(limits=1), ThreadPoolExecutor(cores(), initializer=limit_openmp) as pool:
+    threads = min(cores(), torch.get_num_threads())  # as many as --threads allows
+    with threadpool_limits(limits=1), ThreadPoolExecutor(threads, initializer=limit_openmp) as pool:
         yield pool
 
 

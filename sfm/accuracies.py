@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
-from sfm.terminal import accuracy_table, from_here, matrix_table
-from sfm.terminal import print_line as print
+from sfm.terminal import accuracy_table, from_here, matrix_table, print_line
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -22,9 +21,9 @@ def print_accuracies(record: dict[str, Any]) -> None:
     notes = [note for note in record["notes"] if note not in warned]
     accuracy_table(record | {"rows": rows, "notes": notes})
     if rows != record["rows"]:
-        print(FOOTNOTE)
+        print_line(FOOTNOTE)
     for change in record["changes"]:
-        print(change)
+        print_line(change)
 
 
 def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
@@ -46,7 +45,7 @@ def print_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Print on stderr where distilled images do no better than random real ones."""
     for record in records:
         for line in warnings(record):
-            print(f"warning: {from_here(record['config']['run'])}: {line}", file=sys.stderr)
+            print_line(f"warning: {from_here(record['config']['run'])}: {line}", file=sys.stderr)
 
 
 def warnings(record: dict[str, Any]) -> list[str]:

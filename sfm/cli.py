@@ -21,7 +21,7 @@ from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
 from sfm.pixel_lines import pixel_document, pixel_lines
 from sfm.store_commands import store_app
-from sfm.terminal import print_line as print
+from sfm.terminal import print_line
 
 if TYPE_CHECKING:
     from sfm.pipeline.extract import Extraction
@@ -51,7 +51,7 @@ def front(
 ) -> None:
     """Distil a vision dataset into a few synthetic images per class, from class statistics alone."""
     if show_version:
-        print(f"sfm-distill {version('sfm-distill')}")
+        print_line(f"sfm-distill {version('sfm-distill')}")
         raise typer.Exit
 
 
@@ -99,23 +99,25 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     )
     if done.features.read:
         rate = f"{done.features.images_per_second:.0f} images/s"
-        print(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
+        print_line(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
     else:
-        print("nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)")
+        print_line(
+            "nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)"
+        )
     if done.statistics_seconds:
-        print(f"then classifiers, sub-class centres and publishing in {done.statistics_seconds:.0f} s")
+        print_line(f"then classifiers, sub-class centres and publishing in {done.statistics_seconds:.0f} s")
     if done.files:
-        print(describe_files(done.files))
+        print_line(describe_files(done.files))
     for line in (*done.notes, *precision_lines(config, done)):
-        print(line)
+        print_line(line)
     for line in pixel_lines([(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]):
-        print(line)
+        print_line(line)
     if done.skipped:
-        print(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
+        print_line(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
         for line in done.skipped[:SKIPPED_SHOWN]:
-            print(f"  {line}")
+            print_line(f"  {line}")
         if len(done.skipped) > SKIPPED_SHOWN:
-            print(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
+            print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
     first = done.published[0].summary
     terminal.print_next(
         "distill",
@@ -159,10 +161,10 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     from sfm.pipeline.file_counts import describe_files
     from sfm.stats_store.cards import FileCounts
 
-    print(f"{'' if planned.counted else 'about '}{describe_files(FileCounts(**planned.files))}")
+    print_line(f"{'' if planned.counted else 'about '}{describe_files(FileCounts(**planned.files))}")
     for note in planned.notes:
-        print(note)
-    print("Nothing was written; without --dry-run, the same command extracts")
+        print_line(note)
+    print_line("Nothing was written; without --dry-run, the same command extracts")
 
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
@@ -182,12 +184,12 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
         terminal.print_json({"out": str(done.out), **done.record})
         return
     record = done.record
-    print(
+    print_line(
         f"{done.out}: {record['ipc']} image(s) per class of {record['dataset']}, "
         f"loss {record['loss']:.4f}, {record['wall_seconds']:.0f} s, "
         f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
-    print(f"Look at {done.out / 'preview.png'}")
+    print_line(f"Look at {done.out / 'preview.png'}")
     terminal.print_next("evaluate", done.out, "--store", config.store)
 
 
@@ -228,7 +230,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     if as_json:
         return
     for result in results:
-        print(f"Written to {result}")
+        print_line(f"Written to {result}")
     elsewhere = ["--evaluation", config.out] if config.out else []
     terminal.print_next("report", *config.run, "--store", config.store, *elsewhere, "--out", "report.html")
 
@@ -242,7 +244,9 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
     if as_json:
         terminal.print_json({"out": str(out), "bytes": out.stat().st_size})
     else:
-        print(f"{out}: {len(config.runs)} run(s), {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+        print_line(
+            f"{out}: {len(config.runs)} run(s), {out.stat().st_size / 1e6:.1f} MB; open it in a browser"
+        )
 
 
 def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
@@ -257,9 +261,11 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
         )
         return
     size = f"{done.files} files, {done.size / 1e6:.2f} MB"
-    print(f"{done.out}: {config.format}, {size}; licence: {done.licence}")
+    print_line(f"{done.out}: {config.format}, {size}; licence: {done.licence}")
     if done.licence == "unknown":
-        print("note: nobody named the licence of the real data: ask before you publish, then give --licence")
+        print_line(
+            "note: nobody named the licence of the real data: ask before you publish, then give --licence"
+        )
 
 
 add_command(
@@ -356,8 +362,8 @@ def quickstart_command(
         return
     accuracies.print_warnings([record["evaluation"]])
     accuracies.print_accuracies(record["evaluation"])
-    print(f"Ten distilled images: {record['preview']}")
-    print(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
+    print_line(f"Ten distilled images: {record['preview']}")
+    print_line(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def acquire(file: Path) -> IO[str] | None:
         with suppress(FileNotFoundError):
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = file.open("a+")
-            if locked(lock, file):
+            if take_lock(lock, file):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -85,7 +85,7 @@ def acquire(file: Path) -> IO[str] | None:
         time.sleep(0.05)
 
 
-def locked(lock: IO[str], file: Path) -> bool:
+def take_lock(lock: IO[str], file: Path) -> bool:
     """Take the lock of an open file, unless another has it; say whether it is held."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ from sfm import terminal
 from sfm.backbones.waiting import choose_waiting
 from sfm.command import App, AsJson, Quiet, Threads
 from sfm.events import Listener, after
-from sfm.terminal import print_line as print
+from sfm.terminal import print_line
 
 store_app = App(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
@@ -60,7 +60,7 @@ def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
         else:
             terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
             for reason in unreadable:
-                print(f"note: left out: {reason}")
+                print_line(f"note: left out: {reason}")
 
 
 @store_app.command(
@@ -274,7 +274,7 @@ def store_merge(
         else:
             terminal.entry_table(f"Store {url}", [summary], [outcome])
             for note in done.notes:
-                print(f"note: {note}")
+                print_line(f"note: {note}")
 
 
 @store_app.command(
@@ -324,7 +324,7 @@ def store_rm(
         if merged:
             terminal.entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
-            print(
+            print_line(
                 "The bytes are still there. To delete those of all removed entries: "
                 f"{shlex.join(['sfm', 'store', 'gc', url, '--now'])}"
             )
@@ -374,4 +374,4 @@ def store_gc(
         else:
             store_tables.print_collection(done, "Would be deleted" if dry_run else "Deleted")
             for note in done.notes:
-                print(f"note: left alone, with all that may belong to it: {note}")
+                print_line(f"note: left alone, with all that may belong to it: {note}")

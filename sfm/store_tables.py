@@ -14,8 +14,7 @@ from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
-from sfm.terminal import percent, table
-from sfm.terminal import print_line as print
+from sfm.terminal import percent, print_line, table
 
 
 def entry_document(entry: Entry) -> dict[str, Any]:
@@ -127,7 +126,9 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
         right={"KiB", "stored KiB", "ratio"},
     )
     ratio = document["compression_ratio"]
-    print(f"{size(document['stored_bytes'])} stored" + (f", compression ratio {ratio:.2f}" if ratio else ""))
+    print_line(
+        f"{size(document['stored_bytes'])} stored" + (f", compression ratio {ratio:.2f}" if ratio else "")
+    )
 
 
 def generation_document(generation: Generation) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def print_collection(collection: Collection, verb: str) -> None:
             total = size(sum(g.size for g in found))
             table(f"{title}: {len(found)}, {total}", columns, rows, right={"age", "objects", "size"})
     if not collection.deleted:
-        print("nothing to delete")
+        print_line("nothing to delete")
 
 
 def size(number: int) -> str:
@@ -242,7 +243,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
     table(f"{title}: {len(rows)} entries checked", columns, rows, right={"px", "objects", "size"})
     for verdict in verdicts:
         for problem in verdict.problems:
-            print(problem if verdict.readable else f"note: left out: {problem}")
+            print_line(problem if verdict.readable else f"note: left out: {problem}")
 
 
 def copied_document(copied: Copied) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def prepare_output() -> None:
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:
-    """Print one line, whatever the text holds; the commands' ``print``."""
+    """Print one line, whatever the text holds."""
     print(one_line(text), file=file)
 
 
@@ -63,7 +63,7 @@ def reporting() -> Iterator[None]:
         yield
     except InputError as error:
         raise fail(str(error), 2) from None
-    except DamageError as error:
+    except (DamageError, FloatingPointError) as error:
         raise fail(str(error), 1) from None
     except KeyboardInterrupt:
         raise fail("interrupted", INTERRUPTED) from None

@@ -1,5 +1,6 @@
 """The command that makes an entry that a store lacks, like one that it holds."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,8 @@ def extract_line(store: Store, others: Sequence[Summary], backbone: str, image_s
 
 def name_words(card: DatasetCard) -> list[str]:
     """Return the option that names a dataset, unless its source does."""
-    return [] if card.name in card.source else ["--name", card.name]
+    place = card.source.partition("?")[0].rstrip("/")
+    return [] if card.name == re.split("[:/]", place)[-1] else ["--name", card.name]
 
 
 def option_words(options: dict[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from sfm.errors import DamageError
+from sfm.stats_store.accuracy import ranks
 from sfm.stats_store.store import Entry
 
 ROWS_AT_ONCE = 4096
@@ -17,6 +19,11 @@ def held_out_by_class(entry: Entry) -> npt.NDArray[np.float64] | None:
     -------
     ndarray, shape (class,), or None
         NaN for a class without held-out samples; None where the entry keeps no held-out features.
+
+    Raises
+    ------
+    DamageError
+        If the classifier or a feature is not finite.
     """
     if "test/feature" not in entry:
         return None
@@ -26,8 +33,10 @@ def held_out_by_class(entry: Entry) -> npt.NDArray[np.float64] | None:
     for start in range(0, len(labels), ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, len(labels)))
         logits = entry.read("test/feature", rows).astype(np.float32) @ weight.T + bias
-        own = logits[np.arange(len(logits)), labels[rows]]
-        right[rows] = (logits >= own[:, None]).sum(axis=1) == 1
+        try:
+            right[rows] = ranks(logits, labels[rows]) < 1
+        except FloatingPointError as error:
+            raise DamageError(f"the entry of {entry.summary.dataset} is not sound: {error}") from error
     with np.errstate(invalid="ignore"):
         shares: npt.NDArray[np.float64] = np.bincount(labels, right, minlength=len(weight)) / np.bincount(
             labels, minlength=len(weight)

@@ -1,7 +1,6 @@
 """Garbage collection: delete what no reader can see any more, and nothing else."""
 
 import datetime
-import fcntl
 import re
 import shutil
 import stat
@@ -16,6 +15,7 @@ import obstore
 
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
+from sfm.locking import take_lock
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, local_root, modified, raise_unless_gone, walk
@@ -278,12 +278,7 @@ def claimed(store: Store, garbage: Garbage) -> Iterator[bool]:
         yield False  # of another user, who may be at work
         return
     with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield take_lock(held, lock)
 
 
 def delete(store: Store, garbage: Garbage) -> None:

@@ -87,17 +87,18 @@ def copy(
     InputError
         If a store cannot be reached, or the target cannot be written.
     """
+    entries = min(ENTRIES, max(1, len(summaries)))
 
     def copy_one(summary: Summary) -> Copied:
         try:
-            return copy_entry(source, target, summary, replace=replace)
+            return copy_entry(source, target, summary, REQUESTS // entries, replace=replace)
         except DamageError as error:
             return Copied(summary, "damaged", str(error))
 
-    return concurrently(copy_one, summaries, progress, "copy", "entries", limit=ENTRIES)
+    return concurrently(copy_one, summaries, progress, "copy", "entries", limit=entries)
 
 
-def copy_entry(source: Store, target: Store, summary: Summary, *, replace: bool) -> Copied:
+def copy_entry(source: Store, target: Store, summary: Summary, requests: int, *, replace: bool) -> Copied:
     """Copy one entry.
 
     Raises
@@ -116,7 +117,7 @@ def copy_entry(source: Store, target: Store, summary: Summary, *, replace: bool)
         removed = standing is not None and standing.kind == "tombstone"
         return Copied(summary, "removed there" if removed else "differs in the target")
     committed = same and standing is not None and standing.run == commit.run
-    written, found = carry(source, target, commit, committed=committed)
+    written, found = carry(source, target, commit, requests, committed=committed)
     if committed:
         return Copied(summary, "repaired" if written else "already there", "", written, found)
     winner = commit_copy(target, raw, summary.key, latest + 1)
@@ -149,7 +150,7 @@ def same_entry(commit: Commit, summary: Summary) -> bool:
     )
 
 
-def carry(source: Store, target: Store, commit: Commit, *, committed: bool) -> tuple[int, int]:
+def carry(source: Store, target: Store, commit: Commit, requests: int, *, committed: bool) -> tuple[int, int]:
     """Make the target hold every object of a run; returns how many were written, and how many found there.
 
     Unless the run is committed there already, its root metadata is written in any case and first: a run with
@@ -176,7 +177,7 @@ def carry(source: Store, target: Store, commit: Commit, *, committed: bool) -> t
     first = [] if committed else ["zarr.json"]
     written = sum(transfer(name, anyway=True) for name in first)
     rest = [name for name in commit.objects if name not in first]
-    written += sum(concurrently(transfer, rest, limit=REQUESTS // ENTRIES))
+    written += sum(concurrently(transfer, rest, limit=requests))
     with reaching(target.url):
         settle(target.objects, run)
     return written, len(commit.objects) - written

