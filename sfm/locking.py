@@ -76,13 +76,23 @@ def acquire(file: Path) -> IO[str] | None:
         # The one that holds the lock may take its file away, and the folder with it.
         with suppress(FileNotFoundError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = file.open("a+")
+            lock = _open(file)
             if take_lock(lock, file):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
             return None
         time.sleep(0.05)
+
+
+def _open(file: Path) -> IO[str]:
+    """Open a lock's file; one that another user made can be locked, though not written."""
+    try:
+        return file.open("a+")
+    except PermissionError:
+        if not file.exists():
+            raise
+        return file.open("r")
 
 
 def take_lock(lock: IO[str], file: Path) -> bool:

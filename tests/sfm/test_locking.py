@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from other_users import acting_as, needs_root, shared_folder
 
 from sfm import locking
 from sfm.distill.config import DistillConfig
@@ -88,6 +89,23 @@ def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with lock_folder(tmp_path / "run"), lock_folder(tmp_path / "run"):
         pass
+
+
+@needs_root
+def test_a_lock_that_another_user_made_locks_too() -> None:
+    with shared_folder() as team:
+        run = team / "run"
+        with acting_as(12345):
+            run.mkdir(mode=0o2775)
+            run.chmod(0o2775)
+            (run / LOCK).touch()
+        with (
+            another_process_writing(run),
+            acting_as(12346),
+            pytest.raises(InputError, match="is being written by"),
+            lock_folder(run),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("resume", [False, True])
