@@ -18,7 +18,7 @@ from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.earlier_versions import asks_for_background, earlier_version_notes, with_marks
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
-from sfm.pipeline.existing import display_name_notes, require_name
+from sfm.pipeline.existing import display_name_notes, require_licence, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
@@ -114,8 +114,9 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         if config.replace or config.rehash
         else known_entries(store, config, source, backbones.values(), listing)
     )
-    require_name(config, [p for entries in known.values() for p in entries])
-    require_licence(store, config, known)
+    standing = [p for entries in known.values() for p in entries]
+    require_name(config, standing)
+    require_licence(config, store, standing)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
@@ -161,6 +162,7 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
     require_name(config, published)
+    require_licence(config, store, published)
     read = [backbone.card.hash for backbone in absent.values()]
     marked = {(backbone, part.role): part.marked for backbone in read for part in parts}
     cards = [
@@ -268,24 +270,6 @@ def known_entries(
         ):
             known[backbone.card.hash] = [entry for entry in entries if entry]
     return known
-
-
-def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
-    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
-
-    Raises
-    ------
-    InputError
-        If there is such an entry.
-    """
-    for published in [p for found in known.values() for p in found] if config.licence else ():
-        named = store.open(published.summary).dataset.licence
-        if named != config.licence:
-            raise InputError(
-                f"--licence {config.licence}: {published.summary.dataset} through "
-                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
-                f"it again with this one"
-            )
 
 
 def staging_folder(config: ExtractConfig) -> Path:
