@@ -45,9 +45,9 @@ def earlier_version_notes(
     unknown = [p.summary for p, card in zip(published, cards, strict=True) if card.composited is None]
     if unknown:
         notes.append(
-            f"{pins(unknown)} is of an earlier version, which dropped transparency: if images are "
-            f"transparent, read them again with --rehash, and remove the earlier entry then: "
-            f"{removal(store, unknown)}"
+            f"{pins(unknown)} is of an earlier version, which dropped transparency: if images may be "
+            f"transparent, read them again with --rehash, and if that publishes a new entry, remove the "
+            f"earlier one: {removal(store, unknown)}"
         )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
     beside = superseded(store, composited) if composited else []

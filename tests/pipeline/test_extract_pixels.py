@@ -128,7 +128,7 @@ def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_pa
     found = run(store, source)
     assert (found.features.read, found.published[0].summary) == (0, old)
     (note,) = found.notes
-    assert note.startswith(f"{pin} is of an earlier version, which dropped transparency: if images are")
+    assert note.startswith(f"{pin} is of an earlier version, which dropped transparency: if images may")
     assert "--rehash" in note
     assert note.endswith(removal)
     for options in ({"rehash": True}, {}):
