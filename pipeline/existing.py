@@ -1,4 +1,4 @@
-"""What entries that are in the store already are called: asked-for names are never passed over silently."""
+"""Entries that are in the store already: asked-for names and licences are never passed over silently."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +25,24 @@ def require_name(config: ExtractConfig, found: Iterable[Published]) -> None:
             f"{described(others[0])}; use that name, or give the entry the new one with --replace (which "
             f"reads the images again)"
         )
+
+
+def require_licence(config: ExtractConfig, store: Store, found: Iterable[Published]) -> None:
+    """Refuse a ``--licence`` that entries which were not published now lack: they would not take it up.
+
+    Raises
+    ------
+    InputError
+        If there is such an entry.
+    """
+    for published in [p for p in found if p.outcome != "published"] if config.licence else ():
+        licence = store.open(published.summary).dataset.licence
+        if licence != config.licence:
+            raise InputError(
+                f"--licence {config.licence}: {published.summary.dataset} through "
+                f"{published.summary.backbone} is in {store.url} with licence {licence}; --replace publishes "
+                f"it again with this one"
+            )
 
 
 def display_name_notes(source: Source, store: Store, found: Sequence[Published]) -> list[str]:

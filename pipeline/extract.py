@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.rendering import Rendering
 from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.paths import cache_folder, expand_home
 from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.earlier_versions import asks_for_background, earlier_version_notes, with_marks
 from sfm.pipeline.entry import Job, publish_entry
 from sfm.pipeline.equipment import cores, equipped, quickest
-from sfm.pipeline.existing import display_name_notes, require_name
+from sfm.pipeline.existing import display_name_notes, require_licence, require_name
 from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
@@ -50,7 +50,8 @@ class Extraction:
         In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
         in the two precisions. Only of backbones whose entries were not there already.
     cards : list of ExtractionCard
-        How each of `published` was computed, in their order.
+        How each of `published` was computed, in their order; of images that were read, with what this pass
+        found transparent or dark.
     notes : tuple of str
         What the source chose where there was a choice, and what entries that were there already lack of what
         was asked for.
@@ -111,15 +112,16 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
     known = (
         {}
         if config.replace or config.rehash
-        else known_entries(store, config, source.rendering, backbones.values(), listing)
+        else known_entries(store, config, source, backbones.values(), listing)
     )
-    require_name(config, [p for entries in known.values() for p in entries])
-    require_licence(store, config, known)
+    standing = [p for entries in known.values() for p in entries]
+    require_name(config, standing)
+    require_licence(config, store, standing)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
-        notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+        notes = notes_on(source, store, published, cards)
         return Extraction(
             published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
         )
@@ -160,8 +162,14 @@ def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extractio
         statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
     require_name(config, published)
-    cards = [store.open(p.summary).extraction for p in published]
-    notes = (*source.inventory.notes, *display_name_notes(source, store, published))
+    require_licence(config, store, published)
+    read = [backbone.card.hash for backbone in absent.values()]
+    marked = {(backbone, part.role): part.marked for backbone in read for part in parts}
+    cards = [
+        with_marks(store.open(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role)))
+        for p in published
+    ]
+    notes = notes_on(source, store, published, cards)
     # The entry of the same images may be of another folder, with other files beside them.
     return Extraction(
         published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files
@@ -222,15 +230,27 @@ def with_skipped(listing: str) -> str:
     return digest_of(listing, "skipped")
 
 
+def notes_on(
+    source: Source, store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+) -> tuple[str, ...]:
+    """Return what the source chose, and what entries that were there already lack of what was asked for."""
+    return (
+        *source.inventory.notes,
+        *display_name_notes(source, store, published),
+        *earlier_version_notes(store, published, cards),
+    )
+
+
 def known_entries(
-    store: Store, config: ExtractConfig, rendering: Rendering, backbones: Collection[Backbone], listing: str
+    store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
 ) -> dict[str, list[Published]]:
     """Return, by backbone hash, the entries of this listing and these options, where none is missing.
 
     Whether images are composited, so that the background is one of the options, only reading tells: an entry
-    of either kind is the one, and the former comes first.
+    of either kind is the one, and the former comes first. One of a version that dropped transparency is not,
+    where a background was chosen.
     """
-    kinds = [rendering_options(rendering, composited) for composited in (True, False)]
+    kinds = [rendering_options(source.rendering, composited) for composited in (True, False)]
     wanted = [[options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
     listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
     found = {
@@ -244,27 +264,12 @@ def known_entries(
             next((found[key] for digest in digests if (key := (backbone.card.hash, digest)) in found), None)
             for digests in wanted
         ]
-        if all(entries):
+        if all(entries) and not (
+            asks_for_background(source)
+            and any(e and store.open(e.summary).extraction.composited is None for e in entries)
+        ):
             known[backbone.card.hash] = [entry for entry in entries if entry]
     return known
-
-
-def require_licence(store: Store, config: ExtractConfig, known: Mapping[str, list[Published]]) -> None:
-    """Refuse to name a licence for entries that are there with another one: it would not be taken up.
-
-    Raises
-    ------
-    InputError
-        If there is such an entry.
-    """
-    for published in [p for found in known.values() for p in found] if config.licence else ():
-        named = store.open(published.summary).dataset.licence
-        if named != config.licence:
-            raise InputError(
-                f"--licence {config.licence}: {published.summary.dataset} through "
-                f"{published.summary.backbone} is in {store.url} with licence {named}; --replace publishes "
-                f"it again with this one"
-            )
 
 
 def staging_folder(config: ExtractConfig) -> Path:

@@ -39,12 +39,7 @@ def lines_on(card: ExtractionCard, of: str) -> Iterator[str]:
     of : str
         Its images.
     """
-    if card.composited is None:
-        yield (
-            "the entry is of an earlier version, which dropped transparency: if images are transparent, read "
-            "them again with --rehash"
-        )
-    elif card.composited:
+    if card.composited:
         yield (
             f"{card.composited} of {of} are not fully opaque{such_as(card.composited_example)}: composited "
             f"over {card.options.get('background')}; choose with DATASET?background=white, black or #rrggbb"

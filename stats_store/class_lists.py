@@ -1,7 +1,7 @@
 """Lists of classes: the one format of ``?classes=``, ``names=`` and ``--classes``; how a class is found."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +41,38 @@ def read_class_file(path: Path) -> ClassList:
     InputError
         If it cannot be read, is not UTF-8, holds no class, or one twice.
     """
+    return parse_class_list(read_list_text(path), str(path))
+
+
+def read_list_text(path: Path) -> str:
+    """Read the text of a class list; a byte order mark is no part of it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is not UTF-8.
+    """
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a class list: it is not UTF-8 text") from error
     except OSError as error:
         raise InputError(f"cannot read the class list {path}: {error.strerror or error}") from error
-    return parse_class_list(content, str(path))
+
+
+def list_lines(content: str) -> Iterator[tuple[int, str, str]]:
+    r"""Yield the lines of a class list that count: number, name, and the display name after a tab, or "".
+
+    Examples
+    --------
+    >>> list(list_lines("# languages\n\nc#\ngo\tGo\n"))
+    [(3, 'c#', ''), (4, 'go', 'Go')]
+    """
+    # Not splitlines(): a name may hold what that takes for the end of a line.
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            name, _, shown = (part.strip() for part in line.partition("\t"))
+            yield number, name, shown
 
 
 def parse_class_list(content: str, origin: str) -> ClassList:
@@ -73,11 +98,7 @@ def parse_class_list(content: str, origin: str) -> ClassList:
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
-    # Not splitlines(): a name may hold what that takes for the end of a line.
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        text, _, shown = (part.strip() for part in line.partition("\t"))
+    for number, text, shown in list_lines(content):
         class_id = class_id_from(text)
         if class_id in lines:
             raise InputError(f"line {number} of class list {origin} repeats the class {class_id}")

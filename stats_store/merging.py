@@ -21,6 +21,12 @@ from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.digest import BLOCK_ROWS, canonical, sha256
 from sfm.stats_store.discriminant import linear_discriminant
+from sfm.stats_store.merged_rendering import (
+    add_marks,
+    common_rendering,
+    rendering_notes,
+    require_one_rendering,
+)
 from sfm.stats_store.moments import Moments, among, merge, no_moments
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.select import described
@@ -210,7 +216,7 @@ def merge_entries(
                 seconds=time.perf_counter() - began,
                 images_per_second=0.0,
                 skipped=[sample for part in union.parts for sample in part.extraction.skipped],
-                **marked(union),
+                **add_marks(union.parts),
                 files=added_files([part.extraction.files for part in union.parts]),
             ),
             ClassifierCard(
@@ -279,13 +285,7 @@ def require_mergeable(parts: Sequence[Entry]) -> None:
         lacking = [array for array in MOMENTS if array not in part]
         if lacking:
             raise InputError(f"{described(part.summary)} cannot be merged: it holds no {', '.join(lacking)}")
-    backgrounds = {b: part for part in parts if (b := part.extraction.options.get("background"))}
-    if len(backgrounds) > 1:
-        which = " and ".join(described(part.summary) for part in backgrounds.values())
-        raise InputError(
-            f"{which} have transparent images over different backgrounds: {', '.join(backgrounds)}; extract "
-            f"them with one"
-        )
+    require_one_rendering(parts)
     times = Counter(leaf for part in parts for leaf in part.dataset.leaves)
     shared = [leaf for leaf, number in times.items() if number > 1]
     if shared:
@@ -373,7 +373,6 @@ def closed_form(moments: Moments) -> Trained:
 def options_of(union: Pooled, trained: bool, centres: dict[int, Any]) -> dict[str, Any]:
     """Return everything besides backbone and data that shapes the arrays; its digest is in the key."""
     options = union.parts[0].extraction.options
-    backgrounds = {b for part in union.parts if (b := part.extraction.options.get("background"))}
     return {
         "origin": "merged",
         "role": union.parts[0].extraction.role,
@@ -381,20 +380,8 @@ def options_of(union: Pooled, trained: bool, centres: dict[int, Any]) -> dict[st
         "classifier": "trained" if trained else "linear discriminant",
         "sub_classes": sorted(centres),
         **{name: options[name] for name in ALIKE if name in options},
-        **({"background": backgrounds.pop()} if backgrounds else {}),
+        **common_rendering(union.parts),
     }
-
-
-def marked(union: Pooled) -> dict[str, Any]:
-    """Return how many images of the parts were composited, or are dark; None where a part does not tell."""
-    cards = [part.extraction for part in union.parts]
-    found: dict[str, Any] = {}
-    for mark in ("composited", "dark"):
-        counts = [getattr(card, mark) for card in cards]
-        examples = [getattr(card, f"{mark}_example") for card in cards]
-        found[mark] = None if None in counts else sum(counts)
-        found[f"{mark}_example"] = next(filter(None, examples), "")
-    return found
 
 
 def added_files(parts: Sequence[FileCounts | None]) -> FileCounts | None:
@@ -437,6 +424,7 @@ def notes_on(union: Pooled, classifier: Trained) -> list[str]:
     dropped = [k for k in dropped if k not in union.sub_classes()]
     if dropped:
         notes.append(f"no {', '.join(map(str, dropped))} sub-class centres: not every part holds them")
+    notes += rendering_notes(union.parts)
     if any("exemplar/image" in part for part in union.parts):
         notes.append("exemplars are not merged: they are images, and stay where they are")
     return notes

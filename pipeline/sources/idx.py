@@ -15,6 +15,7 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
 from sfm.pipeline.sources.walk import dangling_link
+from sfm.stats_store.class_lists import list_lines, read_list_text
 from sfm.stats_store.names import folder_name
 
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
@@ -23,7 +24,8 @@ BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 def idx_source(text: str) -> Source:
     """Open a folder of idx files: ``train-images-idx3-ubyte`` and its three companions.
 
-    A file ``classes.txt`` beside them, one name per line in label order, gives the classes their names.
+    A file ``classes.txt`` beside them, one name per line in label order, gives the classes their names; empty
+    lines and those that begin with ``#`` do not count.
 
     Raises
     ------
@@ -66,10 +68,10 @@ def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
     names = root / "classes.txt"
     class_names = class_ids
     if names.exists():
-        lines = names.read_text(encoding="utf-8").splitlines()
-        if len(lines) <= max(values):
-            raise InputError(f"{names} has {len(lines)} lines, but labels go up to {max(values)}")
-        class_names = [lines[value] for value in values]
+        listed = [shown or name for _, name, shown in list_lines(read_list_text(names))]
+        if len(listed) <= max(values):
+            raise InputError(f"{names} has {len(listed)} names, but labels go up to {max(values)}")
+        class_names = [listed[value] for value in values]
     index = np.zeros(256, dtype=np.int32)
     index[values] = np.arange(len(values))
     shape = image_shape(find(root, "train-images-idx3-ubyte"))

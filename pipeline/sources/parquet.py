@@ -73,12 +73,15 @@ class Table:
         Class id of every row; None where it would take long to find out, on another machine.
     written : frozenset of (str, str)
         Class ids, and how their labels are written.
+    text_numbers : bool
+        Whether a label is text of digits.
     """
 
     file: DataFile
     rows: tuple[int, ...]
     labels: tuple[str, ...] | None
     written: frozenset[tuple[str, str]] = frozenset()
+    text_numbers: bool = False
 
 
 def parquet_source(text: str) -> Source:
@@ -167,7 +170,8 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
         stored = table.read(columns=[columns.label]).column(columns.label).to_pylist()
     labels = tuple(row_label(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
     written = frozenset(zip(labels, map(written_number, stored), strict=True))
-    return Table(file, tuple(rows), labels, written)
+    text_numbers = any(isinstance(label, str) and written_number(label) for label in stored)
+    return Table(file, tuple(rows), labels, written, text_numbers)
 
 
 def row_label(label: object, names: ClassList | None, where: str) -> str:
@@ -203,7 +207,7 @@ def parquet_split(
 
     meaning = meaning_of(names)
     # Text of digits used to be taken for numbers: what was extracted so is not the same.
-    if names is None and any(class_id and class_id == text for t in tables for class_id, text in t.written):
+    if names is None and any(table.text_numbers for table in tables):
         meaning = "text is an id"
     return Split(
         tuple(shard(table, groups) for table in tables for groups in row_groups(table.rows)),
@@ -227,6 +231,11 @@ def opened(file: DataFile) -> "Iterator[pyarrow.parquet.ParquetFile]":
     try:
         with pyarrow.parquet.ParquetFile(pyarrow.PythonFile(handle, mode="r"), buffer_size=1 << 20) as table:
             yield table
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file.url} holds text that is not UTF-8: {bytes(error.object)[:40]!r}; write its labels as "
+            f"UTF-8"
+        ) from error
     except (pyarrow.ArrowException, OSError) as error:
         line = str(error).partition("\n")[0]
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error

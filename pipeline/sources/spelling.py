@@ -69,4 +69,4 @@ def renamed_shard(shard: Shard, index: npt.NDArray[np.int32], normal: Mapping[st
             yield replace(sample, label=normal.get(sample.label, sample.label))
 
     labels = None if shard.labels is None else index[shard.labels]
-    return Shard(shard.where, labels, read)
+    return replace(shard, labels=labels, read=read)

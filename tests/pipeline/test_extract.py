@@ -329,11 +329,12 @@ def test_a_licence_goes_into_the_card_and_changes_no_digest(tmp_path):
     assert (named.key, named.entry_digest) == (plain.key, plain.entry_digest)
 
 
-def test_a_licence_that_would_not_be_taken_up_is_refused(tmp_path):
+@pytest.mark.parametrize("rehash", [False, True])
+def test_a_licence_that_would_not_be_taken_up_is_refused(tmp_path, rehash):
     asked = config(tmp_path / "store", limit_per_class=3)
     extract(asked)
     with pytest.raises(InputError, match=r"--licence cc-by-4\.0: .* with licence MIT; --replace"):
-        extract(asked.model_copy(update={"licence": "cc-by-4.0"}))
+        extract(asked.model_copy(update={"licence": "cc-by-4.0", "rehash": rehash}))
     extract(asked.model_copy(update={"licence": "cc-by-4.0", "replace": True}))
     assert entry_of(asked.store).dataset.licence == "cc-by-4.0"
     assert extract(asked.model_copy(update={"licence": "cc-by-4.0"})).published[0].outcome == "already there"

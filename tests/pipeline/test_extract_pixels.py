@@ -15,6 +15,7 @@ from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Wanted, decode_batch
 from sfm.pipeline.decoding_processes import PART, decoding_in_processes
+from sfm.pipeline.entry import extraction_card
 from sfm.pipeline.extract import Extraction, extract
 from sfm.pipeline.plan import plan
 from sfm.pipeline.sources import KINDS, open_source
@@ -100,6 +101,62 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
     assert (again.features.read, again.published[0].summary) == (0, first.published[0].summary)
     reread = run(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
     assert (reread.published[0].outcome, reread.features.read) == ("already there", ALL)
+
+
+@pytest.fixture
+def earlier(monkeypatch):
+    """Extract as versions did that dropped transparency: neither card nor key tells."""
+
+    def extracted(*given, **options: object) -> Extraction:
+        def card(*words):
+            made = extraction_card(*words)
+            kept = {name: value for name, value in made.options.items() if name != "background"}
+            return made.model_copy(update={"options": kept, "composited": None, "dark": None})
+
+        with monkeypatch.context() as patch:
+            patch.setattr("sfm.pipeline.entry.extraction_card", card)
+            return run(*given, **options)
+
+    return extracted
+
+
+def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_path, earlier):
+    source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
+    old = earlier(store, source).published[0].summary
+    pin = f"icons@{old.entry_digest[:12]}"
+    removal = f"sfm store rm {store} {pin}"
+    found = run(store, source)
+    assert (found.features.read, found.published[0].summary) == (0, old)
+    (note,) = found.notes
+    assert note.startswith(f"{pin} is of an earlier version, which dropped transparency: if images may")
+    assert "--rehash" in note
+    assert note.endswith(removal)
+    for options in ({"rehash": True}, {}):
+        new = run(store, source, **options)
+        assert (new.published[0].summary == old, new.cards[0].composited) == (False, ALL)
+        (note,) = new.notes
+        assert note.startswith(f"{pin} is of the same images")
+        assert note.endswith(removal)
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_an_entry_that_dropped_transparency_is_none_over_a_background(tmp_path, earlier, background):
+    source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
+    earlier(store, source)
+    done = run(store, f"{source}?background={background}")
+    assert (done.features.read, done.published[0].outcome) == (ALL, "published")
+    assert done.cards[0].options["background"] == background
+
+
+def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp_path, earlier):
+    source, store = f"folder:{dataset(tmp_path / 'icons', 'RGB')}", tmp_path / "s"
+    old = earlier(store, source)
+    reread = run(store, source, rehash=True)
+    assert (reread.published[0].outcome, reread.published[0].summary) == (
+        "already there",
+        old.published[0].summary,
+    )
+    assert (reread.cards[0].composited, reread.cards[0].dark, reread.notes) == (0, 0, ())
 
 
 def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):

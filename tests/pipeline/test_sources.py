@@ -61,6 +61,10 @@ def test_a_class_list_beside_idx_files_names_the_classes(tmp_path):
     root = write_idx_folder(tmp_path / "d")
     (root / "classes.txt").write_text("zero\none\ntwo\n")
     assert open_source(f"idx:{root}").class_names == ["zero", "one", "two"]
+    # As other class lists: a byte order mark, comments, and what is no end of a line.
+    text = "\ufeff# digits\r\nze\u2028ro\r\n\r\none\tEins\r\ntwo\x0b2"
+    (root / "classes.txt").write_text(text, encoding="utf-8", newline="")
+    assert open_source(f"idx:{root}").class_names == ["ze\u2028ro", "Eins", "two\x0b2"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,11 @@ def test_a_class_list_beside_idx_files_names_the_classes(tmp_path):
             ),
             "6 images of 4x3; expected 9",
         ),
-        (lambda root: (root / "classes.txt").write_text("zero\n"), "has 1 lines, but labels go up to 2"),
+        (
+            lambda root: (root / "classes.txt").write_bytes("null\neins\nzwölf\n".encode("latin-1")),
+            "classes.txt is not a class list: it is not UTF-8 text",
+        ),
+        (lambda root: (root / "classes.txt").write_text("zero\n"), "has 1 names, but labels go up to 2"),
     ],
 )
 def test_spoilt_idx_files_are_named(tmp_path, spoil, complaint):

@@ -10,7 +10,9 @@ import pytest
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.sources import Split, open_source
+from sfm.pipeline.sources import Shard, Source, Split, open_source
+from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.spelling import with_normal_ids
 from sfm.stats_store.store import open_store
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
@@ -108,3 +110,20 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     (note,) = again.notes
     assert "class bag is 'bag' there and 'Handbag' now" in note
     assert "--replace" in note
+
+
+def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
+    shard = Shard("a shard", None, lambda positions: iter(()))
+    source = Source(
+        name="d",
+        spec="plugin:d",
+        class_ids=["boot", NFD],
+        class_names=None,
+        train=Split((shard,), "listing"),
+        test=Split((shard,), "listing"),
+        decode=decode_image,
+    )
+    renamed = with_normal_ids(source)
+    shard.unused[".txt"] += 2
+    assert renamed.class_ids == ["boot", NFC]
+    assert renamed.train.shards[0].unused == {".txt": 2}

@@ -16,6 +16,8 @@ from s3_server import objects_of
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.parquet import row_groups
+from sfm.pipeline.sources.places import find_files, listing_of
+from sfm.pipeline.sources.source import digest_of
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 NAMES = ["bag", "boot", "trouser"]
@@ -282,3 +284,38 @@ def test_a_column_that_is_there_twice_is_named(tmp_path):
         pq.write_table(table, tmp_path / f"{split}.parquet")
     with pytest.raises(InputError, match="has several columns label: rename them"):
         open_source(f"parquet:{tmp_path}")
+
+
+def write_labels(root: Path, labels: pa.Array, pictures: Sequence) -> Path:
+    """Write train.parquet and test.parquet with these labels, over and over."""
+    root.mkdir()
+    images = pa.array([{"bytes": p.data, "path": None} for p in pictures[: len(labels)]], IMAGE)
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": images, "label": labels}), root / f"{split}.parquet")
+    return root
+
+
+def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
+    labels = pa.array([b"\xe9t\xe9", b"b", b"\xe9t\xe9", b"b"]).view(pa.string())
+    root = write_labels(tmp_path / "d", labels, pictures)
+    complaint = r"train\.parquet holds text that is not UTF-8: b'\\xe9t\\xe9'; write its labels as UTF-8"
+    with pytest.raises(InputError, match=complaint):
+        open_source(f"parquet:{root}")
+    # On another machine, labels are only read in the pass.
+    monkeypatch.setattr("sfm.pipeline.sources.parquet.is_remote", lambda url: True)
+    with pytest.raises(InputError, match=complaint):
+        everything(open_source(f"parquet:{root}").train)
+
+
+@pytest.mark.parametrize(
+    ("labels", "meaning"),
+    [
+        (pa.array([10_000, 10_001] * 2), ""),
+        (pa.array(["10000", "10001"] * 2), "text is an id"),
+        (pa.array(["7", "8"] * 2), "text is an id"),
+    ],
+)
+def test_only_text_of_digits_changes_what_a_repeat_looks_for(tmp_path, pictures, labels, meaning):
+    root = write_labels(tmp_path / "d", labels, pictures)
+    files = listing_of(find_files(str(root / "train.parquet")))
+    assert open_source(f"parquet:{root}").train.listing == digest_of(files, "image", "label", meaning)

@@ -46,8 +46,3 @@ def test_dark_images_are_named_with_what_to_do():
     assert "3 of 30 images" in line
     assert "(such as cells/1.tif)" in line
     assert line.endswith("as in DATASET?white=4095")
-
-
-def test_an_entry_that_does_not_tell_is_of_a_version_that_dropped_transparency():
-    (line,) = pixel_lines([entry()])
-    assert "--rehash" in line

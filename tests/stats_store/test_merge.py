@@ -88,7 +88,7 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
         ),
         ExtractionCard(
             options={"origin": "extracted", "precision": words.get("precision", "float32"), "views": 1}
-            | ({"background": words["background"]} if "background" in words else {}),
+            | {name: words[name] for name in ("background", "white") if name in words},
             role=words.get("role", "full"),
             versions={},
             device="cpu",
@@ -415,6 +415,32 @@ def test_parts_over_different_backgrounds_are_refused_wherever_they_are(store):
     parts = three(store, {}, {"background": "white"}, {"background": "black"})
     with pytest.raises(InputError, match="transparent images over different backgrounds: white, black"):
         merge_entries(store, parts, "all")
+
+
+def test_parts_that_take_different_values_for_white_are_refused(store):
+    parts = three(store, {}, {"white": 4095}, {"white": 1023})
+    with pytest.raises(InputError, match="take different values of deep images for white: 4095, 1023"):
+        merge_entries(store, parts, "union")
+
+
+def test_a_value_for_white_is_recorded_and_parts_without_it_are_named(store):
+    alike = three(store, *[{"white": 4095, "composited": 0}] * 3)
+    merged = merge_entries(store, alike, "alike")
+    assert opened(store, merged).extraction.options["white"] == 4095
+    assert not [note for note in merged.notes if note.startswith("white")]
+    mixed = merge_entries(memory(), three(memory(), {"white": 4095}, {"name": "deep"}, {"white": 4095}), "m")
+    (note,) = [note for note in mixed.notes if note.startswith("white")]
+    assert note.startswith("white: deep@")
+    assert "names none, other parts take 4095 for it" in note
+
+
+def test_a_part_that_may_have_dropped_transparency_is_named_beside_composited_ones(store):
+    white = {"background": "white", "composited": 5}
+    merged = merge_entries(store, three(store, white, {"name": "old"}, {"composited": 0}), "union")
+    (note,) = [note for note in merged.notes if note.startswith("transparency")]
+    assert note.startswith("transparency: old@")
+    assert "may have dropped it, other parts are over white" in note
+    assert opened(store, merged).extraction.composited is None
 
 
 def test_a_shared_leaf_is_refused_however_deep(store):
