@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from sfm.pipeline.sources.inventory import (
     extension_of,
     holds_image,
     kind_of,
+    may_name_folder,
 )
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, file_split, some
-from sfm.pipeline.sources.splits import SPLIT_WORDS
+from sfm.pipeline.sources.splits import SPLIT_WORDS, split_word
 from sfm.pipeline.sources.walk import (
     SYSTEM_FOLDERS,
     count_files_below,
@@ -189,13 +190,23 @@ def listed(folders: Sequence[Path]) -> str:
     return some([f"{folder.name}/" for folder in folders]) or "no folders"
 
 
-def subfolders(folder: Path) -> list[os.DirEntry[str]]:
+def may_name_split(name: str) -> bool:
+    """Say whether what cannot be opened may be a folder beside others, to go by its name."""
+    return "." not in name or (may_name_folder(name) and split_word(name) is not None)
+
+
+def subfolders(folder: Path, matters: Callable[[str], bool] = may_name_split) -> list[os.DirEntry[str]]:
     """Return the folders in a folder, by name; hidden ones are not meant.
+
+    Parameters
+    ----------
+    matters : callable
+        Says whether a link of that name that leads nowhere stops the run.
 
     Raises
     ------
     InputError
-        If it cannot be read, or a link in it leads nowhere.
+        If it cannot be read, or a link that matters leads nowhere.
     """
     try:
         entries = scan_folder(folder)
@@ -203,14 +214,14 @@ def subfolders(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     shown = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in shown:
-        if leads_nowhere(entry) and "." not in entry.name:
+        if leads_nowhere(entry) and matters(entry.name):
             raise InputError(dangling_link(entry.path))
     return [entry for entry in shown if not leads_nowhere(entry) and entry.is_dir()]
 
 
 def class_folders(split: Path) -> list[str]:
     """Return the sorted names of the class folders of a split."""
-    return [entry.name for entry in subfolders(split)]
+    return [entry.name for entry in subfolders(split, may_name_folder)]
 
 
 def class_ids_in(split: Path) -> set[str]:

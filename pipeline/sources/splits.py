@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.inventory import Inventory, kind_of
+from sfm.pipeline.sources.inventory import Inventory, kind_of, may_name_folder
 from sfm.pipeline.sources.places import DataFile, find_files, is_remote, list_files, local_path
 from sfm.pipeline.sources.source import some
 
@@ -134,7 +134,7 @@ def folder_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> 
     """
 
     def matters(path: str) -> bool:
-        return path.endswith(suffixes) or "." not in posixpath.basename(path)
+        return path.endswith(suffixes) or may_name_folder(path)
 
     listed = list_files(root, unused, matters)
     files = [file for file in listed if file.url.endswith(suffixes)]

@@ -41,7 +41,10 @@ def test_a_link_to_a_folder_around_it_is_followed_once(image_folder):
     assert source.inventory.unused == {"links to a folder that holds them": 1}
 
 
-@pytest.mark.parametrize("place", ["train/bag/003.png", "train/bag/batch2", "train/hat"])
+@pytest.mark.parametrize(
+    "place",
+    ["train/bag/003.png", "train/bag/batch2", "train/hat", "train/cls.v1", "test/St. Bernard", "val.v1"],
+)
 def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, place):
     (image_folder / place).unlink(missing_ok=True)
     (image_folder / place).symlink_to("../.git/annex/objects/x")
@@ -49,6 +52,13 @@ def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, plac
         InputError, match=rf"{place} is a link to .*annex/objects/x, which is not there: .*dvc"
     ):
         open_source(f"folder:{image_folder}")
+
+
+def test_a_link_to_a_file_beside_the_class_folders_may_lead_nowhere(image_folder):
+    for place in ("LICENSE.txt", "tour.mp4", "train/labels.csv", "train/loose.png"):
+        (image_folder / place).symlink_to("../.git/annex/objects/x")
+    source = open_source(f"folder:{image_folder}")
+    assert source.inventory.unused == {".txt": 1, ".mp4": 1, ".csv": 1, "images outside of class folders": 1}
 
 
 def test_a_link_to_itself_leads_nowhere(image_folder):
