@@ -75,7 +75,8 @@ def rows_to_hold_out(
 ) -> npt.NDArray[np.bool_]:
     """Mark a share of every class, at least one sample and not all: those with the lowest keys.
 
-    Copies of one image have one key; they stay on one side unless a class has nothing else.
+    Copies of one image have one key; they stay on one side unless a class has nothing else. Copies that are
+    more than the share are left for training, where there are others to hold out.
 
     Parameters
     ----------
@@ -94,7 +95,33 @@ def rows_to_hold_out(
     held = np.zeros(len(labels), dtype=bool)
     for c, count in enumerate(held_out_counts(counts, fraction).tolist()):
         own = np.flatnonzero(labels == c)
-        own = own[np.argsort(keys[own], kind="stable")]
-        copies = int(np.searchsorted(keys[own], keys[own[count - 1]], side="right"))
-        held[own[: copies if copies < len(own) else count]] = True
+        held[own[choose_by_key(keys[own], count)]] = True
     return held
+
+
+def choose_by_key(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
+    """Mark up to a number of samples, lowest keys first; those of one key are marked together or not at all.
+
+    Keys shared by more samples than are still wanted are passed over. Where every key is, that of the fewest
+    samples is taken.
+
+    Parameters
+    ----------
+    keys : ndarray of uint64, shape (n,)
+    count : int
+        Less than n. It is exceeded only where every key has more samples.
+    """
+    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    if len(sizes) <= 1:
+        return np.arange(len(keys)) < count
+    chosen = np.zeros(len(sizes), dtype=bool)
+    left = count
+    for number, size in enumerate(sizes.tolist()):
+        if size <= left:
+            chosen[number] = True
+            left -= size
+        if not left:
+            break
+    if not chosen.any():
+        chosen[np.argmin(sizes)] = True
+    return chosen[group]

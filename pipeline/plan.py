@@ -65,18 +65,20 @@ class Plan:
     seconds : float
         Of the pass over the images.
     statistics_seconds : float or None
-        Of the classifiers and sub-class centres of all entries, after the pass; None where only the pass
-        tells how many classes there are.
+        Of the classifiers and sub-class centres of all entries, after the pass; of `classes_met` where only
+        the pass tells how many classes there are.
     staging_bytes, store_bytes : int
         Of unfinished work, and of the entries before compression.
     files : dict
-        ``found``, ``used`` and ``unused`` by kind; where images were not counted, `samples` and what lies
-        beside the shards, and in the first of each split.
+        ``found``, ``used`` and ``unused`` by kind; where images were not counted, `samples`, what lies beside
+        the shards, and what lies in the first of each split, times their number.
     notes : tuple of str
         What the source chose where there was a choice.
     composited, dark : int
         Images of the probe that are not opaque, and that are suspiciously dark; see
         `sfm.backbones.rendering.Rendered`.
+    classes_met : int
+        Classes in the first shards, where images were not counted.
     """
 
     source: str
@@ -97,6 +99,7 @@ class Plan:
     composited: int = 0
     dark: int = 0
     statistics_seconds: float | None = None
+    classes_met: int = 0
 
 
 def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
@@ -116,7 +119,7 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = tasks_of(source, selection)
-    samples = counts_of(source, selection, progress)
+    samples, met = counts_of(source, selection, progress)
     total = sum(samples.values())
     files = files_of(source, selection, total)
     if config.hold_out is not None:
@@ -147,10 +150,11 @@ def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
         seconds=total / rate,
         staging_bytes=32 * total + 4 * sum(widths) * (total + config.views * samples["train"]),
         store_bytes=len(roles_of(config))
-        * sum(entry_bytes(config, w, s, classes or 0, samples) for w, s in zip(widths, sizes, strict=True)),
+        * sum(entry_bytes(config, w, s, classes or met, samples) for w, s in zip(widths, sizes, strict=True)),
         files=files.model_dump(),
         notes=source.inventory.notes,
-        statistics_seconds=statistics_seconds(config, backbones, classes, samples["train"]),
+        statistics_seconds=statistics_seconds(config, backbones, classes or met, samples["train"]),
+        classes_met=met,
     )
 
 
@@ -171,16 +175,23 @@ def statistics_seconds(
     return seconds
 
 
-def counts_of(source: Source, selection: Selection | None, progress: Listener) -> dict[str, int]:
-    """Return the number of samples by split; of streams, that of the first shard times that of the shards."""
+def counts_of(source: Source, selection: Selection | None, progress: Listener) -> tuple[dict[str, int], int]:
+    """Return the number of samples by split, and of the classes met while counting.
+
+    Of streams, the samples of the first shard are counted, times the number of shards.
+    """
     if selection is not None:
-        return {name: len(selection.rows(name)) for name in source.splits}
+        return {name: len(selection.rows(name)) for name in source.splits}, 0
     found = {}
+    met: set[str] = set()
     for done, (name, split) in enumerate(source.splits.items()):
         progress(Progress("first shards", done, len(source.splits), "splits"))
-        found[name] = sum(1 for _ in split.shards[0].read(None)) * len(split.shards) if split.shards else 0
+        found[name] = 0
+        for sample in split.shards[0].read(None) if split.shards else ():
+            found[name] += len(split.shards)
+            met.add(sample.label)
     progress(Progress("first shards", len(found), len(found), "splits"))
-    return found
+    return found, len(met)
 
 
 def with_held_out(selection: Selection | None, samples: dict[str, int], fraction: float) -> dict[str, int]:
@@ -193,11 +204,15 @@ def with_held_out(selection: Selection | None, samples: dict[str, int], fraction
 
 
 def files_of(source: Source, selection: Selection | None, samples: int) -> FileCounts:
-    """Return what is known of the files of a source before the pass, once its samples were counted."""
+    """Return what is known of the files of a source before the pass, once its samples were counted.
+
+    What lies in the first shard of a split is taken for what lies in each, as the samples are.
+    """
     if selection is None or source.labels is None:
         unused = Counter(source.inventory.unused)
         for split in source.splits.values():
-            unused.update(split.shards[0].unused if split.shards else {})
+            for kind, count in split.shards[0].unused.items() if split.shards else ():
+                unused[kind] += count * len(split.shards)
         return counts_from_kinds(samples, unused)
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
     return count_files(source.class_ids or [], source.labels, selection, none, source.inventory.unused)

@@ -270,7 +270,12 @@ def plan_table(plan: Any) -> None:
     about = "" if plan.counted else "about "
     images = sum(plan.samples.values())
     rows = [
-        ["classes", "known after the pass" if plan.classes is None else f"{plan.classes:,}"],
+        [
+            "classes",
+            f"{plan.classes_met:,} in the first shards, all known after the pass"
+            if plan.classes is None
+            else f"{plan.classes:,}",
+        ],
         *([f"{split} images", f"{about}{count:,}"] for split, count in plan.samples.items()),
         ["partitions", f"{plan.partitions:,}"],
         *(

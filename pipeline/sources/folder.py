@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from sfm.pipeline.sources.inventory import (
     extension_of,
     holds_image,
     kind_of,
+    may_name_folder,
 )
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, file_split, some
-from sfm.pipeline.sources.splits import SPLIT_WORDS
+from sfm.pipeline.sources.splits import SPLIT_WORDS, split_word
 from sfm.pipeline.sources.walk import (
     SYSTEM_FOLDERS,
     count_files_below,
@@ -98,7 +99,8 @@ def folder_source(text: str) -> Source:
 def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> Layout:
     """Find the folders of the splits, by the words that all kinds of source know, in any capitals.
 
-    A folder without any of the training classes, such as one of unlabelled images, is not held out.
+    Folders that are called by such a word come before those that hold one in their names (``val2017``). A
+    folder without any of the training classes, such as one of unlabelled images, is not held out.
 
     Raises
     ------
@@ -106,15 +108,22 @@ def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> L
         If there is no training folder, or several; lists what is there.
     """
     folders = {entry.name: Path(entry.path) for entry in subfolders(root)}
-    by_word: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
-    for name, folder in folders.items():
-        if word := SPLIT_WORDS.get(re.sub(r"[-_ .]", "", name.lower())):
-            by_word[word].append(folder)
-    training = [named_folder(spec, root, train)] if train else by_word["train"]
+    by_name, by_word = folders_by_split(folders.values())
+    if train is None and test is None and (called := classes_called_splits(folders.values(), by_name)):
+        note = f"{listed(called)} is taken for a class, not for a split: it holds no class folders"
+        return Layout(root, None, (), (note,))
+    chosen = None if test is None else named_folder(spec, root, test)
+    candidates = [*by_name["test"], *by_name["val"]]
+    further = [*by_word["test"], *by_word["val"]]
+    if train:
+        training = [named_folder(spec, root, train)]
+    else:
+        held_out = [chosen] if chosen else candidates or further
+        training = by_name["train"] or training_by_word(folders.values(), by_word["train"], held_out)
     if len(training) > 1:
         raise InputError(f"{spec} holds {listed(training)}: choose one with ?train=NAME")
     if not training:
-        if test is not None or by_word["test"] or by_word["val"] or not folders:
+        if test is not None or candidates or not folders:
             raise InputError(
                 f"{spec} must hold train/, with one folder per class, and a held-out folder such as test/ or "
                 f"val/; it holds {listed(list(folders.values()))}: choose with ?train=NAME&test=NAME"
@@ -124,14 +133,10 @@ def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> L
     if not class_folders(own):
         found = describe_kinds(Counter(kind_of(entry.name) for entry in scan_folder(own))) or "nothing"
         raise InputError(f"{own} holds no class folders, only {found}: put the images into one per class")
-    candidates = [folder for folder in (*by_word["test"], *by_word["val"]) if folder != own]
-    if test is not None:
-        return layout_of(root, folders, own, named_folder(spec, root, test), [])
-    classes = class_ids_in(own)
-    labelled = [folder for folder in candidates if classes & class_ids_in(folder)]
-    # One that holds the very classes comes before one that lacks some.
-    labelled.sort(key=lambda folder: classes != class_ids_in(folder))
-    held_out = labelled[0] if labelled else None
+    if chosen is not None:
+        return layout_of(root, folders, own, chosen, [])
+    candidates = [folder for folder in candidates if folder != own]
+    labelled = with_classes_of(own, candidates) or with_classes_of(own, further)
     passed = [folder for folder in candidates if folder not in labelled]
     notes = []
     if passed:
@@ -139,7 +144,61 @@ def find_layout(spec: str, root: Path, train: str | None, test: str | None) -> L
     if len(labelled) > 1:
         others = listed(labelled[1:])
         notes.append(f"held out is {labelled[0].name}/, not {others}; ?test={labelled[1].name} chooses it")
-    return layout_of(root, folders, own, held_out, notes)
+    return layout_of(root, folders, own, labelled[0] if labelled else None, notes)
+
+
+def folders_by_split(folders: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Return the folders called as a split is, and those with such a word in their names, by split."""
+    by_name: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
+    by_word: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
+    for folder in folders:
+        if split := SPLIT_WORDS.get(re.sub(r"[-_ .]", "", folder.name.lower())):
+            by_name[split].append(folder)
+        elif split := split_word(folder.name):
+            by_word[split].append(folder)
+    return by_name, by_word
+
+
+def classes_called_splits(folders: Collection[Path], by_name: Mapping[str, list[Path]]) -> list[Path]:
+    """Return the folders that are called as a split is, but are classes; none if one of them is a split.
+
+    Both splits without class folders are no classes, but images that were not sorted.
+    """
+    called = [folder for split in by_name.values() for folder in split]
+    both = 0 < len(by_name["train"]) < len(called)
+    if both or len(called) == len(folders) or any(map(class_folders, called)):
+        return []
+    return called if all(map(may_be_class, folders)) else []
+
+
+def may_be_class(folder: Path) -> bool:
+    """Say whether a folder holds an image or a folder, or cannot be listed."""
+    try:
+        entries = scan_folder(folder)
+    except OSError:
+        return True  # It is named when its images are listed.
+    shown = (entry for entry in entries if entry.name[0] != "." and not leads_nowhere(entry))
+    return any(entry.is_dir() or (entry.is_file() and is_image(entry)) for entry in shown)
+
+
+def training_by_word(
+    folders: Iterable[Path], candidates: Sequence[Path], held_out: Sequence[Path]
+) -> list[Path]:
+    """Return the folders for training, of those with a word for it in their names.
+
+    They have classes in common with a held-out folder, and with no folder that names no split: classes may be
+    called ``bullet train`` and ``test tube``, and hold folders of equal names.
+    """
+    others = [folder for folder in folders if split_word(folder.name) is None and folder not in held_out]
+    found = [folder for folder in candidates if with_classes_of(folder, held_out)]
+    return [] if any(with_classes_of(folder, others) for folder in found) else found
+
+
+def with_classes_of(train: Path, folders: Sequence[Path]) -> list[Path]:
+    """Return the folders that hold classes of a training folder; those that lack some come last."""
+    classes = class_ids_in(train)
+    sharing = [folder for folder in folders if folder != train and classes & class_ids_in(folder)]
+    return sorted(sharing, key=lambda folder: classes != class_ids_in(folder))
 
 
 def layout_of(
@@ -189,13 +248,23 @@ def listed(folders: Sequence[Path]) -> str:
     return some([f"{folder.name}/" for folder in folders]) or "no folders"
 
 
-def subfolders(folder: Path) -> list[os.DirEntry[str]]:
+def may_name_split(name: str) -> bool:
+    """Say whether what cannot be opened may be a folder beside others, to go by its name."""
+    return "." not in name or (may_name_folder(name) and split_word(name) is not None)
+
+
+def subfolders(folder: Path, matters: Callable[[str], bool] = may_name_split) -> list[os.DirEntry[str]]:
     """Return the folders in a folder, by name; hidden ones are not meant.
+
+    Parameters
+    ----------
+    matters : callable
+        Says whether a link of that name that leads nowhere stops the run.
 
     Raises
     ------
     InputError
-        If it cannot be read, or a link in it leads nowhere.
+        If it cannot be read, or a link that matters leads nowhere.
     """
     try:
         entries = scan_folder(folder)
@@ -203,14 +272,14 @@ def subfolders(folder: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     shown = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in shown:
-        if leads_nowhere(entry) and "." not in entry.name:
+        if leads_nowhere(entry) and matters(entry.name):
             raise InputError(dangling_link(entry.path))
     return [entry for entry in shown if not leads_nowhere(entry) and entry.is_dir()]
 
 
 def class_folders(split: Path) -> list[str]:
     """Return the sorted names of the class folders of a split."""
-    return [entry.name for entry in subfolders(split)]
+    return [entry.name for entry in subfolders(split, may_name_folder)]
 
 
 def class_ids_in(split: Path) -> set[str]:

@@ -34,6 +34,9 @@ NO_IMAGES = frozenset(
 )
 """Extensions of files that are known to hold no image, and are not opened to see."""
 
+INDEXES = frozenset(("parquet", "arrow", "idx", "index", "bin"))
+"""Extensions of data and indexes that lie beside images and shards."""
+
 MAGIC_BYTES = 16
 HIDDEN = "hidden"
 NO_FILE = "neither file nor folder"
@@ -66,6 +69,11 @@ class Inventory:
 def extension_of(name: str) -> str:
     """Return what follows the last dot of a file's name, in small letters; empty if nothing does."""
     return posixpath.splitext(name)[1].lower().removeprefix(".")
+
+
+def may_name_folder(name: str) -> bool:
+    """Say whether what cannot be opened may be a folder, to go by its name: ``cls.v1`` may, ``a.txt`` not."""
+    return extension_of(name) not in IMAGES | OTHER_IMAGES | NO_IMAGES | INDEXES
 
 
 def kind_of(name: str) -> str:

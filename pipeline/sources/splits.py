@@ -8,10 +8,10 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.inventory import Inventory, kind_of
+from sfm.pipeline.sources.inventory import Inventory, kind_of, may_name_folder
 from sfm.pipeline.sources.places import DataFile, find_files, is_remote, list_files, local_path
 from sfm.pipeline.sources.source import some
 
@@ -47,21 +47,35 @@ class SplitFiles:
     inventory : Inventory
     val : list of DataFile
         What could be held out in place of `test`, where nobody chose.
+    found_as : str
+        The split that words in their paths say `test` is: test or val; empty where the user chose.
     """
 
     train: list[DataFile]
     test: list[DataFile]
     inventory: Inventory
     val: list[DataFile] = field(default_factory=list)
+    found_as: str = ""
 
     def labelled(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
-        """Return the files with ``val`` held out if ``test`` has no labels, as that of a competition."""
-        if not self.val or has_labels(self.test[0]):
+        """Return the files with ``val`` held out if ``test`` has no labels, as that of a competition.
+
+        Without a ``val`` that has labels nothing is held out. What the user chose is left as it is.
+        """
+        if not self.found_as or any(map(has_labels, self.test)):
             return self
-        unused = Counter(self.inventory.unused) - Counter({"of val": len(self.val)})
-        note = f"held out is val: test has no labels ({posixpath.basename(self.test[0].url)})"
-        inventory = Inventory(dict(unused), (note,)).with_unused("of test", len(self.test))
-        return SplitFiles(self.train, self.val, inventory)
+        name = posixpath.basename(self.test[0].url)
+        if self.val:
+            note = f"held out is val: {self.found_as} has no labels ({name})"
+            unused = Counter(self.inventory.unused) - Counter({"of val": len(self.val)})
+            chosen = SplitFiles(self.train, self.val, Inventory(dict(unused), (note,)), found_as="val")
+            chosen = chosen.labelled(has_labels)
+        else:
+            note = f"{self.found_as} is not used: it has no labels ({name})"
+            why = f"nothing can be held out: {self.found_as} has no labels ({name})"
+            chosen = SplitFiles(self.train, [], Inventory(self.inventory.unused, (note,), why))
+        inventory = chosen.inventory.with_unused(f"of {self.found_as}", len(self.test))
+        return replace(chosen, inventory=inventory)
 
 
 def split_word(path: str) -> str | None:
@@ -121,6 +135,7 @@ def split_files(
         [paths[path] for path in chosen.test],
         Inventory(dict(unused), chosen.notes, chosen.no_held_out),
         [paths[path] for path in chosen.val],
+        split_word(chosen.test[0]) or "" if chosen.test and test is None else "",
     )
 
 
@@ -134,7 +149,7 @@ def folder_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> 
     """
 
     def matters(path: str) -> bool:
-        return path.endswith(suffixes) or "." not in posixpath.basename(path)
+        return path.endswith(suffixes) or may_name_folder(path)
 
     listed = list_files(root, unused, matters)
     files = [file for file in listed if file.url.endswith(suffixes)]

@@ -28,6 +28,10 @@ AHEAD = 16
 """Samples with dotted names that are held back, in case that they turn out to be parts of one sample."""
 
 
+class NoLabelError(InputError):
+    """A sample has an image, but no label."""
+
+
 @dataclass
 class Group:
     """Neighbouring members that share the name up to the first dot.
@@ -248,12 +252,13 @@ def dotted_samples(group: Group, file: DataFile) -> Iterator[tuple[str, dict[str
     Raises
     ------
     InputError
-        If one lacks an image or a label; names it.
+        If one lacks an image or a label (:class:`NoLabelError`); names it.
     """
     for stem, parts in group.dotted.items():
         images = [end for end in parts if end in IMAGES]
         if len(images) != 1 or len(parts) == len(images):
-            raise InputError(
+            kind = NoLabelError if len(images) == 1 else InputError
+            raise kind(
                 f"{stem}.{next(iter(parts))} in {file.url} cannot be paired: beside an image there must be a "
                 f"label of the same name (.{', .'.join(LABELS)}); found {group.names()}"
             )

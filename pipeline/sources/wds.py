@@ -15,7 +15,7 @@ from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import DataFile, dataset_name, listing_of
 from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of
 from sfm.pipeline.sources.splits import split_files
-from sfm.pipeline.sources.tar_members import sample_parts
+from sfm.pipeline.sources.tar_members import NoLabelError, sample_parts
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNREAD_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -58,12 +58,17 @@ def wds_source(text: str) -> Source:
 
 
 def has_labels(file: DataFile) -> bool:
-    """Say whether the first sample of a shard has a label; -1 is none."""
-    key, parts = next(sample_parts(file, Counter()), ("", {}))
+    """Say whether the first sample of a shard has a label; -1 is none.
+
+    A shard that cannot be read is not without labels: it is named when it is read.
+    """
     try:
+        key, parts = next(sample_parts(file, Counter()), ("", {}))
         _, label = stored_label(parts, f"{key} in {file.url}")
-    except InputError:
+    except NoLabelError:
         return False
+    except InputError:
+        return True
     return str(label).strip() != "-1"
 
 
@@ -128,7 +133,7 @@ def stored_label(parts: dict[str, bytes], where: str) -> tuple[str, object]:
     Raises
     ------
     InputError
-        If there is none, or it cannot be read.
+        If there is none (:class:`NoLabelError`), or it cannot be read.
     """
     try:
         if "cls" in parts:
@@ -143,4 +148,4 @@ def stored_label(parts: dict[str, bytes], where: str) -> tuple[str, object]:
             return "txt", parts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{where} has a label that cannot be read: {error}") from error
-    raise InputError(f"{where} has no label: expected a .cls, a .txt, or {JSON_KEYS[0]!r} in a .json")
+    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_KEYS[0]!r} in a .json")

@@ -1,5 +1,7 @@
 """What the statistics take: estimated before, told on the way, recorded after."""
 
+import tarfile
+
 import pytest
 import torch
 
@@ -48,6 +50,20 @@ def small(tmp_path):
 
 def test_a_plan_says_what_comes_after_the_pass(small):
     assert plan(ExtractConfig(**small, dry_run=True)).statistics_seconds > 0
+
+
+def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
+    """Though only the pass tells how many classes there are."""
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / f"{split}-0.tar", "w") as archive:
+            for number, file in enumerate(sorted((image_folder / split).glob("*/*.png"))):
+                (tmp_path / "x.txt").write_text(file.parent.name)
+                archive.add(file, f"{number}.png")
+                archive.add(tmp_path / "x.txt", f"{number}.txt")
+    shards = f"wds:{tmp_path}/{{train,test}}-0.tar"
+    planned = plan(ExtractConfig(**(small | {"source": shards, "limit_per_class": None}), dry_run=True))
+    assert (planned.classes, planned.classes_met) == (None, 3)
+    assert planned.statistics_seconds > 0
 
 
 def test_the_statistics_are_told_in_percent_and_their_time_is_recorded(small):

@@ -77,6 +77,25 @@ def test_copies_of_an_image_stay_on_one_side():
     assert rows_to_hold_out(np.zeros(4, dtype=np.int32), keys_of(same, 0), ["a"], 0.5).sum() == 2
 
 
+@pytest.mark.parametrize(
+    ("copies", "fraction", "held"),
+    [
+        ([80, *[1] * 20], 0.1, [1] * 10),
+        ([1, 1, 8], 0.3, [1, 1]),
+        ([1, 4, 1, 4], 0.3, [1, 1]),
+        ([6, 4], 0.1, [4]),
+        ([3, 97], 0.1, [3]),
+    ],
+)
+def test_copies_do_not_change_the_share_where_it_can_be_kept(copies, fraction, held):
+    """Sizes of groups of copies, the one with the lowest key first."""
+    keys = np.repeat(np.arange(len(copies)), copies).astype(np.uint64)
+    order = np.random.default_rng(0).permutation(len(keys))
+    found = rows_to_hold_out(np.zeros(len(keys), dtype=np.int32), keys[order], ["a"], fraction)
+    chosen, sizes = np.unique(keys[order][found], return_counts=True)
+    assert sizes.tolist() == held == [copies[key] for key in chosen]
+
+
 def summary(done: Extraction, number: int = 0) -> tuple[str, str, int, int]:
     s = done.published[number].summary
     return s.fingerprint, s.options, s.train_samples, s.test_samples

@@ -41,7 +41,10 @@ def test_a_link_to_a_folder_around_it_is_followed_once(image_folder):
     assert source.inventory.unused == {"links to a folder that holds them": 1}
 
 
-@pytest.mark.parametrize("place", ["train/bag/003.png", "train/bag/batch2", "train/hat"])
+@pytest.mark.parametrize(
+    "place",
+    ["train/bag/003.png", "train/bag/batch2", "train/hat", "train/cls.v1", "test/St. Bernard", "val.v1"],
+)
 def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, place):
     (image_folder / place).unlink(missing_ok=True)
     (image_folder / place).symlink_to("../.git/annex/objects/x")
@@ -49,6 +52,13 @@ def test_a_link_that_leads_nowhere_stops_the_run_and_is_named(image_folder, plac
         InputError, match=rf"{place} is a link to .*annex/objects/x, which is not there: .*dvc"
     ):
         open_source(f"folder:{image_folder}")
+
+
+def test_a_link_to_a_file_beside_the_class_folders_may_lead_nowhere(image_folder):
+    for place in ("LICENSE.txt", "tour.mp4", "train/labels.csv", "train/loose.png"):
+        (image_folder / place).symlink_to("../.git/annex/objects/x")
+    source = open_source(f"folder:{image_folder}")
+    assert source.inventory.unused == {".txt": 1, ".mp4": 1, ".csv": 1, "images outside of class folders": 1}
 
 
 def test_a_link_to_itself_leads_nowhere(image_folder):
@@ -129,6 +139,68 @@ def test_splits_are_known_by_the_same_words_in_any_capitals(image_folder, train,
     source = open_source(f"folder:{image_folder}")
     assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
     assert source.inventory.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "val2017"),
+        ("train", "test_set"),
+        ("train", "Test-Images"),
+        ("train", "valid data"),
+        ("train2017", "val2017"),
+        ("seg_train", "test"),
+    ],
+)
+def test_splits_are_known_by_words_in_their_names(image_folder, train, test):
+    """As those of shards and tables are."""
+    (image_folder / "train").rename(image_folder / train)
+    (image_folder / "test").rename(image_folder / test)
+    (image_folder / "test_masks" / "masks").mkdir(parents=True)
+    source = open_source(f"folder:{image_folder}")
+    assert (len(source.train.labels), len(source.test.labels)) == (36, 24)
+    assert (source.inventory.notes, source.inventory.unused) == ((), {})
+
+
+def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_name(image_folder):
+    shutil.copytree(image_folder / "test", image_folder / "test_set")
+    (image_folder / "test").rename(image_folder / "val")
+    source = open_source(f"folder:{image_folder}")
+    assert all("/val/" in path for path in paths(source, "test"))
+    assert source.inventory.unused == {"in test_set/": 24}
+
+
+@pytest.mark.parametrize("name", ["train", "test", "Val", "dev"])
+def test_a_class_may_be_called_as_a_split_is(image_folder, name):
+    root = image_folder / "train"
+    (root / "boot").rename(root / name)
+    source = open_source(f"folder:{root}", held_out=False)
+    assert source.class_ids == sorted(("bag", name, "trouser"))
+    assert len(source.train.labels) == 36
+    assert f"{name}/ is taken for a class, not for a split" in source.inventory.notes[0]
+    with pytest.raises(InputError, match=r"holds .*trouser/.*--hold-out 0\.1"):
+        open_source(f"folder:{root}")
+
+
+def test_classes_with_a_split_in_their_names_stay_classes(image_folder):
+    root = image_folder / "train"
+    for class_id, name in (("bag", "bullet train"), ("boot", "test tube"), ("trouser", "trouser")):
+        (root / class_id / "batch1").mkdir()
+        (root / class_id / "000.png").rename(root / class_id / "batch1" / "000.png")
+        (root / class_id).rename(root / name)
+    source = open_source(f"folder:{root}", held_out=False)
+    assert source.class_ids == ["bullet train", "test tube", "trouser"]
+
+
+@pytest.mark.parametrize(
+    "others", [{"test": "1.png"}, {"test": "1.png", "more": "1.png"}, {"boxes": "1.json"}]
+)
+def test_splits_whose_images_are_not_sorted_are_no_classes(tmp_path, image_folder, others):
+    for folder, name in ({"train": "1.png"} | others).items():
+        (tmp_path / "flat" / folder).mkdir(parents=True)
+        shutil.copy(image_folder / "test" / "bag" / "000.png", tmp_path / "flat" / folder / name)
+    with pytest.raises(InputError, match=r"train holds no class folders, only 1 \.png"):
+        open_source(f"folder:{tmp_path}/flat", held_out=False)
 
 
 def unlabelled(root: Path) -> None:

@@ -277,6 +277,19 @@ def test_a_test_split_without_labels_is_passed_over_for_validation(tmp_path, pic
     assert source.inventory.notes == ("held out is val: test has no labels (test-00000-of-00001.parquet)",)
 
 
+def test_a_validation_split_without_labels_leaves_nothing_held_out(tmp_path, pictures):
+    root = write_tables(tmp_path / "garments", pictures)
+    path = root / "data" / "validation-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    column = pa.array([-1] * len(table), pa.int64())
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", column), path)
+    with pytest.raises(InputError, match=r"val has no labels \(validation-.*--hold-out 0\.1"):
+        open_source(f"parquet:{root}")
+    source = open_source(f"parquet:{root}", held_out=False)
+    assert (source.test.shards, source.inventory.unused) == ((), {"of val": 1})
+    assert source.class_ids == NAMES
+
+
 def test_a_column_that_is_there_twice_is_named(tmp_path):
     image = pa.array([b"1", b"2"])
     table = pa.Table.from_arrays([image, pa.array([0, 1]), pa.array([0, 1])], ["image", "label", "label"])

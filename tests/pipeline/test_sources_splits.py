@@ -111,6 +111,10 @@ def test_linked_folders_of_files_are_followed_and_dangling_links_named(tmp_path)
     assert below(root, split_files(root, TAR).train) == ["b/train-1.tar", "train-0.tar"]
     (tmp_path / "set" / "notes.txt").symlink_to("gone.txt")
     assert split_files(root, TAR).inventory.unused == {"links that lead nowhere": 1}
+    (tmp_path / "set" / "part.v2").symlink_to("../disk3")
+    with pytest.raises(InputError, match=r"part.v2 is a link to ../disk3, which is not there"):
+        split_files(root, TAR)
+    (tmp_path / "set" / "part.v2").unlink()
     (tmp_path / "set" / "train-2.tar").symlink_to("gone.tar")
     for place in (root, f"{root}/*.tar", f"{root}/{{train-2,val-0}}.tar"):
         with pytest.raises(InputError, match=r"train-2.tar is a link to gone.tar, which is not there"):

@@ -16,6 +16,7 @@ from peak_memory import peak_memory
 from s3_server import objects_of
 
 from sfm.errors import InputError
+from sfm.pipeline.sources import open_source
 from sfm.pipeline.sources.source import Sample, Shard, Split
 from sfm.pipeline.sources.wds import wds_source
 
@@ -269,15 +270,42 @@ def test_a_shard_that_is_there_packed_and_unpacked_is_refused(tmp_path):
         wds_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("label", [None, ("x.cls", b"-1")])
-def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, label):
-    (tmp_path / "test-0.tar").write_bytes(tar_of(("x.png", b"1"), *([label] if label else [])))
+UNLABELLED = [[("x.png", b"1")], [("x.png", b"1"), ("x.cls", b"-1")], [("img.0.png", b"1")]]
+
+
+@pytest.mark.parametrize("members", UNLABELLED)
+def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
+    (tmp_path / "test-0.tar").write_bytes(tar_of(*members))
     for name in ("train-0.tar", "val-0.tar"):
         (tmp_path / name).write_bytes(WHOLE)
     source = wds_source(str(tmp_path))
     assert source.test.shards[0].where.endswith("val-0.tar")
     assert source.inventory.notes == ("held out is val: test has no labels (test-0.tar)",)
     assert source.inventory.unused == {"of test": 1}
+
+
+@pytest.mark.parametrize("members", UNLABELLED)
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, members):
+    (tmp_path / "train-0.tar").write_bytes(WHOLE)
+    (tmp_path / f"{split}-0.tar").write_bytes(tar_of(*members))
+    source = open_source(f"wds:{tmp_path}", held_out=False)
+    assert source.test.shards == ()
+    assert source.inventory.notes == (f"{split} is not used: it has no labels ({split}-0.tar)",)
+    assert source.inventory.unused == {f"of {split}": 1}
+    with pytest.raises(InputError, match=rf"{split} has no labels \({split}-0.tar\); .*--hold-out 0\.1"):
+        open_source(f"wds:{tmp_path}")
+
+
+def test_a_test_split_is_passed_over_for_lack_of_labels_only(tmp_path):
+    """Not if it is damaged, its first shard alone has none, or it was chosen."""
+    (tmp_path / "train-0.tar").write_bytes(WHOLE)
+    (tmp_path / "test-0.tar").write_bytes(tar_of(("x.png", b"1")))
+    assert len(wds_source(f"{tmp_path}?test=test").test.shards) == 1
+    (tmp_path / "test-1.tar").write_bytes(WHOLE)
+    assert len(wds_source(str(tmp_path)).test.shards) == 2
+    (tmp_path / "test-0.tar").write_bytes(WHOLE[:600])
+    assert len(wds_source(str(tmp_path)).test.shards) == 2
 
 
 @pytest.mark.parametrize(
