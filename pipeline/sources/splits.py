@@ -72,7 +72,7 @@ class SplitFiles:
             chosen = chosen.labelled(has_labels)
         else:
             note = f"{self.found_as} is not used: it has no labels ({name})"
-            why = f"nothing can be held out: {self.found_as} has no labels ({name})"
+            why = f"there is no held-out split to use: {self.found_as} has no labels ({name})"
             chosen = SplitFiles(self.train, [], Inventory(self.inventory.unused, (note,), why))
         inventory = chosen.inventory.with_unused(f"of {self.found_as}", len(self.test))
         return replace(chosen, inventory=inventory)
