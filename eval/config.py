@@ -17,6 +17,13 @@ EVERY = "all"
 VIEWS_OF_ALL_IMAGES = 3000
 
 RESULT = "evaluation.json"
+CLASSIFIERS = "classifiers"
+"""Folder of saved classifiers, beside the result."""
+
+
+def classifier_folder(result: Path) -> Path:
+    """Return where the classifiers of a result are kept: results of several runs may share a folder."""
+    return result.with_name(CLASSIFIERS if result.name == RESULT else f"{result.stem}-{CLASSIFIERS}")
 
 
 class EvaluateOptions(BaseModel):
@@ -61,7 +68,7 @@ class EvaluateOptions(BaseModel):
     save: bool = Field(
         default=False,
         description="Also write the classifiers of the first seed to classifiers/ beside the result, as "
-        "safetensors.",
+        "safetensors; with --out NAME.json, to NAME-classifiers/.",
     )
     out: Path | None = Field(
         default=None,

@@ -17,7 +17,14 @@ from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.classifiers import save_classifier
-from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, protocol_of, views_of
+from sfm.eval.config import (
+    EvaluateConfig,
+    EvaluateRunsConfig,
+    Mode,
+    classifier_folder,
+    protocol_of,
+    views_of,
+)
 from sfm.eval.findings import findings
 from sfm.eval.images import ImageSet, exemplars_of, neighbours_of, real_images
 from sfm.eval.interrupted import work_folder
@@ -343,7 +350,9 @@ class Scoring:
         row = row_of(subject, images, mode, trained, self.samples, self.full_top1, protocol)
         if config.save and images.name == "distilled":
             try:
-                save_classifier(config.result.parent, trained, row, self.ready.run, subject, source)
+                save_classifier(
+                    classifier_folder(config.result), trained, row, self.ready.run, subject, source
+                )
             except InputError as error:
                 unwritten.append(str(error))
                 return row
@@ -360,7 +369,7 @@ def row_key(ready: Ready, subject: Subject, images: ImageSet, mode: Mode) -> str
         entries=[part.entry.summary.entry_digest for part in (subject.part, ready.source)],
         classes=ready.run.class_ids,
         asked=asked,
-        saved_to=str(ready.config.result.parent.resolve()) if ready.config.save else None,
+        saved_to=str(classifier_folder(ready.config.result).resolve()) if ready.config.save else None,
         version=version("sfm-distill"),
         device=subject.backbone.device,
     )

@@ -144,7 +144,7 @@ def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: s
     assert not (run / "classifiers").exists()
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} >= {
         "results/one.json",
-        "results/classifiers/lite0-linear.safetensors",
+        "results/one-classifiers/lite0-linear.safetensors",
         "many/run/evaluation.json",
         "many/run/classifiers/lite0-linear.safetensors",
         "many/other/evaluation.json",
@@ -153,6 +153,18 @@ def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: s
         evaluate_runs(
             EvaluateRunsConfig.model_validate({"run": [run, other], "out": tmp_path / "x.json"} | options)
         )
+
+
+def test_results_in_one_folder_keep_their_classifiers_apart(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
+    for name, ipc in (("a", 1), ("b", 2)):
+        run, out = new_run(name, ipc=ipc), tmp_path / "results" / f"{name}.json"
+        found = evaluate(config(run, fashion_store, mode=["linear"], save=True, out=out))
+        path = tmp_path / "results" / f"{name}-classifiers" / "lite0-linear.safetensors"
+        assert safe_open(path, framework="pt").metadata()["images"] == found.provenance.images
+    first = tmp_path / "results" / "a-classifiers" / "lite0-linear.safetensors"
+    assert safe_open(first, framework="pt").metadata()["images"] != found.provenance.images
 
 
 def test_the_result_of_another_run_is_not_written_over(
