@@ -268,6 +268,24 @@ def test_views_that_were_computed_are_not_computed_again(
     assert first == [30, 40, 50, 60, 70, 80]
 
 
+def test_a_finished_evaluation_leaves_the_work_of_an_interrupted_one(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run, told = new_run(), list[Progress]()
+    interrupted = config(run, fashion_store, mode=["linear"])
+
+    def interrupt(event: Progress) -> None:
+        if "random" in event.stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(interrupted, interrupt)
+    evaluate(config(run, fashion_store, mode=["inherit-statistics"], views=3, epochs=2))
+    evaluate(interrupted, told.append)
+    assert not any("distilled" in event.stage for event in told)
+    assert not (run / "evaluation.partial").exists()
+
+
 def test_an_interrupted_command_says_what_is_true(
     new_run: NewRun, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
