@@ -438,4 +438,6 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seconds=seconds,
+        distilled_on_hash=source.backbone.hash,
+        distilled_at=source.backbone.preprocessing.input_size,
     )

@@ -180,7 +180,7 @@ def read_all(
             digest=digests[i],
             history=read_history(directory / "history.csv"),
             growth=read_growth(directory / "growth"),
-            evaluation=together([read_evaluation(directory / RESULT), *elsewhere[i]], len(run.files)),
+            evaluation=together([read_evaluation(directory / RESULT), *elsewhere[i]], run),
             behind=behind.get(i),
         )
         for i, (directory, name, run) in enumerate(
@@ -211,13 +211,16 @@ def results_of(places: Sequence[Path], digests: Sequence[str]) -> list[list[Eval
     return found
 
 
-def together(evaluations: Sequence[Evaluation | None], images: int) -> Evaluation | None:
+def together(evaluations: Sequence[Evaluation | None], run: DistilledRun) -> Evaluation | None:
     """Put evaluations of one run together; the later ones count."""
+    backbone = run.record.backbone
+    own = {"distilled_on_hash": backbone.hash, "distilled_at": backbone.preprocessing.input_size}
     whole: Evaluation | None = None
     for evaluation in evaluations:
         if evaluation is not None:
-            whole = accumulate(evaluation, whole, images)
-    return whole
+            whole = accumulate(evaluation, whole, len(run.files))
+    # Files of older versions do not say it.
+    return whole and whole.model_copy(update={"provenance": whole.provenance.model_copy(update=own)})
 
 
 def entry_of(store: Store, run: DistilledRun) -> Entry | None:

@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
+from sfm.eval.matrix import matrix
 from sfm.eval.report.charts import Bar, bar_chart
 from sfm.eval.report.config import ReportConfig
+from sfm.eval.report.figures import headline, inherited_elsewhere, label_of
 from sfm.eval.report.page import render, report
 from sfm.eval.report.read import ReportedRun, distinct_names, read_all
 from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
 from sfm.eval.report.words import command_line, duration, percent, size
-from sfm.eval.result import ConfusedPair
+from sfm.eval.result import ConfusedPair, Row
 from sfm.stats_store.publish import Draft, publish
 from sfm.stats_store.store import Entry, create_store
 
@@ -182,6 +184,39 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(re
     only_own = replace(read, evaluation=evaluation.model_copy(update={"rows": alone}))
     (glance,) = report_of([only_own]).glances
     assert [f.value for f in glance.facts if "Top-1" in f.label] == ["not measured"]
+
+
+def at_another_size(row: Row) -> Row:
+    return row.model_copy(update={"image_size": 48, "backbone_hash": "another", "top1_mean": 0.99})
+
+
+def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    own = [row for row in evaluation.rows if row.backbone == "lite0"]
+    both = evaluation.model_copy(update={"rows": [*map(at_another_size, own), *own]})
+    assert headline(both) == headline(evaluation)
+    assert [row.image_size for row in inherited_elsewhere(both)] == [48]
+    marked = [row.image_size for row in both.rows if "own backbone" in label_of(row, both)]
+    assert marked == [32]
+    only = both.model_copy(update={"rows": list(map(at_another_size, own))})
+    (glance,) = report_of([replace(read, evaluation=only)]).glances
+    assert glance.facts[1].note == "linear on lite0 at 32 px: evaluate with --mode linear"
+    assert [(c.mode, c.own_backbone) for c in matrix([both])][:4] == [
+        (row.mode, False) for row in own if row.images in ("distilled", "none")
+    ] + [("linear", True)]
+
+
+def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path) -> None:
+    path = run / "evaluation.json"
+    old = json.loads(path.read_text())
+    for name in ("distilled_on_hash", "distilled_at"):
+        old["provenance"].pop(name)
+    path.write_text(json.dumps(old))
+    (read,) = read_all([run], [])
+    assert read.evaluation
+    assert read.evaluation.provenance.distilled_on_hash == read.run.record.backbone.hash
+    assert read.evaluation.provenance.distilled_at == 32
 
 
 def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(read: ReportedRun) -> None:
