@@ -39,7 +39,10 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
 
 
 def random_beside(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the row of random real images through the same backbone, if possible of the same protocol."""
+    """Return the row of random real images through the same backbone that another row is to be held against.
+
+    That is one of the same protocol; for other modes than `linear` otherwise the one of the most epochs.
+    """
     same = [
         real
         for real in rows
@@ -47,8 +50,15 @@ def random_beside(row: Row, rows: Sequence[Row]) -> Row | None:
         and (real.backbone, real.image_size) == (row.backbone, row.image_size)
         and real.backbone_hash in (None, row.backbone_hash)
     ]
-    alike = [r for r in same if (r.epochs, r.seed, r.seeds) == (row.epochs, row.seed, row.seeds)]
-    return next(iter(alike or same), None)
+    alike = [real for real in same if measured_alike(real, row)]
+    found = alike if row.mode == "linear" else alike or same
+    return max(found, key=lambda real: (real.epochs or 0, real.seeds), default=None)
+
+
+def measured_alike(real: Row, row: Row) -> bool:
+    """Return whether two rows have the same protocol; views count where both train a head on them."""
+    same = (real.epochs, real.seed, real.seeds) == (row.epochs, row.seed, row.seeds)
+    return same and (real.views == row.views or row.mode not in ("linear", "kd"))
 
 
 def above_full_data(
