@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, protocol_of
-from sfm.eval.findings import findings
+from sfm.eval.findings import ABOVE_FULL_DATA, NO_BETTER, findings
 from sfm.eval.result import EarlierEvaluation, Evaluation, Row
 
 Key = tuple[Any, ...]
@@ -28,13 +28,11 @@ def read_result(path: Path) -> Evaluation | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; move it away") from error
     try:
         return Evaluation.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(
-            f"{path} is not what this version of `sfm evaluate` writes: move it away, or give another --out"
-        ) from error
+        raise InputError(f"{path} is not what this version of `sfm evaluate` writes: move it away") from error
 
 
 def key_of(row: Row) -> Key:
@@ -60,13 +58,15 @@ def accumulate(found: Evaluation, before: Evaluation | None, images: int) -> Eva
     Evaluation
         The command's rows first; its `changes` say what was replaced and dropped.
     """
+    found = with_protocols(found, images)
     if before is None:
         return found
     if data_of(before) != data_of(found):
         line = f"dropped: {counted(len(before.rows))} of images or data that are no longer those of the run"
         return found.model_copy(update={"changes": [line]})
     stale = stale_hashes(before, found)
-    old = [with_protocol(row, before, images) for row in before.rows]
+    before = with_protocols(before, images)
+    old = before.rows
     gone = [row for row in old if row.backbone_hash in stale]
     new = {key_of(row): row for row in found.rows}
     again = [(row, new[key_of(row)]) for row in old if row.backbone_hash not in stale and key_of(row) in new]
@@ -111,6 +111,12 @@ def stale_hashes(before: Evaluation, found: Evaluation) -> set[str]:
     }
 
 
+def with_protocols(evaluation: Evaluation, images: int) -> Evaluation:
+    """Return an evaluation of so many images whose rows say how they were measured, as older ones do not."""
+    rows = [with_protocol(row, evaluation, images) for row in evaluation.rows]
+    return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
+
+
 def with_protocol(row: Row, evaluation: Evaluation, images: int) -> Row:
     """Return a row of an older version with what it left to the configuration of its file."""
     if row.backbone_hash is not None:
@@ -153,8 +159,7 @@ def counted(rows: int) -> str:
 
 def other_notes(evaluation: Evaluation) -> list[str]:
     """Return the notes that do not follow from the figures."""
-    own = findings(evaluation.rows, evaluation.full_data, evaluation.provenance.entries)
-    return [note for note in evaluation.notes if note not in own]
+    return [note for note in evaluation.notes if not note.startswith((NO_BETTER, ABOVE_FULL_DATA))]
 
 
 def holds(note: str, rows: Sequence[Row]) -> bool:

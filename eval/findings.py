@@ -10,6 +10,9 @@ READ_ELSEWHERE = frozenset({"inherit", "inherit-ridge"})
 NO_BETTER = "The distilled images are no better than as many real ones picked at random"
 """How a warning begins."""
 
+ABOVE_FULL_DATA = "Above 100 % of full data"
+"""How the sentence begins that names what beats the classifier of all real images."""
+
 
 def say(row: Row) -> str:
     """Write a row's top-1 accuracy in percent, with its deviation where it was repeated."""
@@ -85,7 +88,7 @@ def above_full_data(
             count = per_class.get(same)
             learned = f", which learned from {count:,.0f} images per class" if count else ""
             found.append(
-                f"Above 100 % of full data, through {full.backbone} at {full.image_size} px: "
+                f"{ABOVE_FULL_DATA}, through {full.backbone} at {full.image_size} px: "
                 f"{', '.join(dict.fromkeys(better))}; the classifier of all real images has "
                 f"{100 * full.top1:.1f} %{learned}. It is no upper bound: on few images, class means can "
                 f"be the better classifier. See docs/evaluation.md."

@@ -21,6 +21,7 @@ from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.figures import headline, inherited_elsewhere, label_of
 from sfm.eval.report.page import render, report
 from sfm.eval.report.read import ReportedRun, distinct_names, read_all
+from sfm.eval.report.tables import unlike
 from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
 from sfm.eval.report.words import command_line, duration, percent, size
 from sfm.eval.result import ConfusedPair, Row
@@ -309,6 +310,28 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(r
     assert grid.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
 
 
+def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
+    read: ReportedRun, run: Path
+) -> None:
+    assert read.evaluation
+    path = run / "evaluation.json"
+    old = json.loads(path.read_text())
+    for row in old["rows"]:
+        for name in ("backbone_hash", "epochs", "views", "seed"):
+            row.pop(name, None)
+    path.write_text(json.dumps(old))
+    (older,) = read_all([run], [])
+    assert older.evaluation
+    assert older.evaluation.rows == read.evaluation.rows
+    inherited = [row for row in read.evaluation.rows if row.mode == "inherit"]
+    bare = replace(read, name="b", evaluation=read.evaluation.model_copy(update={"rows": inherited}))
+    assert unlike([read, replace(older, name="a"), bare]) == ""
+    short = [row.model_copy(update={"epochs": 1 if row.epochs else None}) for row in read.evaluation.rows]
+    other = replace(read, name="c", evaluation=read.evaluation.model_copy(update={"rows": short}))
+    assert unlike([read, bare, other]).endswith("3 seeds, 4 views; c: 1 epochs, 3 seeds, 4 views")
+    assert "b:" not in unlike([read, bare, other])
+
+
 def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "results" / run.name
     elsewhere.mkdir(parents=True)
@@ -549,6 +572,13 @@ def test_a_damaged_file_is_one_line_that_names_it(
     with pytest.raises(InputError, match=message) as refused:
         written(tmp_path / "r.html", run)
     assert name in str(refused.value)
+
+
+def test_a_folder_in_place_of_an_evaluation_is_one_line(run: Path, tmp_path: Path) -> None:
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*evaluation\.json: Is a directory; move it away"):
+        written(tmp_path / "r.html", run)
 
 
 def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> None:
