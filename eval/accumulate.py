@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfm.errors import InputError
-from sfm.eval.config import EvaluateConfig, protocol_of
+from sfm.eval.config import NOT_RANDOM, EvaluateConfig, Protocol, protocol_of
 from sfm.eval.findings import ABOVE_FULL_DATA, NO_BETTER, findings
 from sfm.eval.result import EarlierEvaluation, Evaluation, Row
 
@@ -87,7 +87,9 @@ def accumulate(found: Evaluation, before: Evaluation | None, images: int) -> Eva
             "full_data": full_data,
             "notes": list(dict.fromkeys(notes)),
             "provenance": found.provenance.model_copy(update={"entries": entries}),
-            "earlier": [one for one in (as_earlier(before), *before.earlier) if contributes(one, kept)],
+            "earlier": [
+                one for one in (as_earlier(before), *before.earlier) if contributes(one, kept, images)
+            ],
             "changes": changes(again, gone, kept),
         }
     )
@@ -170,22 +172,29 @@ def holds(note: str, rows: Sequence[Row]) -> bool:
 def as_earlier(evaluation: Evaluation) -> EarlierEvaluation:
     """Return what is kept of a command once another one follows it."""
     provenance = evaluation.provenance
+    own = provenance.evaluated_on
     return EarlierEvaluation(
         config=evaluation.config,
-        backbones=[e.backbone_hash for e in provenance.entries],
+        backbones=[e.backbone_hash for e in provenance.entries] if own is None else own,
         versions=provenance.versions,
         device=provenance.device,
         seconds=provenance.seconds,
     )
 
 
-def contributes(earlier: EarlierEvaluation, kept: Sequence[Row]) -> bool:
-    """Return whether one of the rows kept can be of an earlier command."""
-    modes = {"linear", *earlier.config.get("mode", ())}
-    return any(
-        row.backbone_hash in earlier.backbones
-        and row.mode in modes
-        and row.epochs in (None, earlier.config.get("epochs"))
-        and row.seed in (None, earlier.config.get("seed"))
-        for row in kept
-    )
+def contributes(earlier: EarlierEvaluation, kept: Sequence[Row], images: int) -> bool:
+    """Return whether one of the rows kept, of so many images each, can be of an earlier command."""
+    own = [row for row in kept if row.backbone_hash in earlier.backbones]
+    try:
+        config = EvaluateConfig.model_validate(earlier.config)
+    except ValidationError:
+        return bool(own)
+    return any(is_asked_for(row, config, images) for row in own)
+
+
+def is_asked_for(row: Row, config: EvaluateConfig, images: int) -> bool:
+    """Return whether a command gives such a row; real images are trained on in mode `linear`, unasked."""
+    modes = config.mode if row.images in ("distilled", "none") else ["linear"]
+    seeds = 1 if row.mode in NOT_RANDOM else config.seeds
+    protocol = Protocol(row.epochs, row.views, row.seed)
+    return row.mode in modes and row.seeds == seeds and protocol == protocol_of(config, row.mode, images)

@@ -11,6 +11,9 @@ from sfm.eval.whole import distinct_names
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+NOT_RANDOM = frozenset({"inherit-ridge", "inherit-statistics"})
+"""Modes in closed form: they have one seed."""
+
 EVERY = "all"
 """What to write for every backbone of the store."""
 

@@ -163,6 +163,8 @@ class Provenance(BaseModel):
         Hash of its backbone; None in files of versions that did not write it.
     distilled_at : int or None
         Input size of its backbone, in pixels; None as above.
+    evaluated_on : list of str or None
+        Hashes of the backbones of the last command alone; None as above.
     ipc : int
         Images per class.
     images : str
@@ -192,6 +194,7 @@ class Provenance(BaseModel):
     seconds: float
     distilled_on_hash: str | None = None
     distilled_at: int | None = None
+    evaluated_on: list[str] | None = None
 
 
 class EarlierEvaluation(BaseModel):

@@ -440,4 +440,5 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
         seconds=seconds,
         distilled_on_hash=source.backbone.hash,
         distilled_at=source.backbone.preprocessing.input_size,
+        evaluated_on=[s.backbone.card.hash for s in ready.subjects],
     )

@@ -81,6 +81,23 @@ def test_another_protocol_is_another_row(new_run: NewRun, fashion_store: str) ->
     ]
 
 
+def test_commands_stay_on_record_while_figures_of_theirs_are_there(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run, quick = new_run(), {"mode": ["inherit-ridge"], "epochs": 1, "views": 1, "projector_views": 1}
+    for options in ({"seeds": 1}, {"backbone": ["lite1"]}, {"backbone": ["lite1"]}, {"seeds": 1}):
+        evaluate(config(run, fashion_store, **quick | options))
+    (lite1,) = written(run / "evaluation.json").earlier
+    hashes = {e.backbone: e.backbone_hash for e in written(run / "evaluation.json").provenance.entries}
+    assert (lite1.config["backbone"], lite1.backbones) == (["lite1"], [hashes["lite1"]])
+    for seeds in (3, 1):
+        evaluate(config(run, fashion_store, **quick | {"seeds": seeds}))
+    earlier = [
+        (one.config["backbone"], one.config["seeds"]) for one in written(run / "evaluation.json").earlier
+    ]
+    assert earlier == [([], 3), (["lite1"], 2)]
+
+
 def test_figures_of_images_that_are_gone_are_dropped_and_said(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     before = evaluate(config(run, fashion_store))
