@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sfm.errors import InputError
 from sfm.eval.whole import distinct_names
+from sfm.paths import expand_homes
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -86,11 +87,15 @@ class EvaluateOptions(BaseModel):
         description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
     )
 
+    _expand_out = field_validator("out")(expand_homes)
+
 
 class EvaluateConfig(EvaluateOptions):
     """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
 
     run: Path = Field(description="Directory that `sfm distill` wrote.")
+
+    _expand_run = field_validator("run")(expand_homes)
 
     @property
     def result(self) -> Path:
@@ -108,6 +113,8 @@ class EvaluateRunsConfig(EvaluateOptions):
         description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
         json_schema_extra={"argument": True, "metavar": "RUN"},
     )
+
+    _expand_run = field_validator("run")(expand_homes)
 
     @field_validator("run", mode="before")
     @classmethod
