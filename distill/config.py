@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sfm.paths import expand_homes
 
 
 class DistillConfig(BaseModel):
@@ -98,3 +100,5 @@ class DistillConfig(BaseModel):
         "its part of the threads.",
     )
     resume: bool = Field(default=False, description="Go on from the last checkpoint in the directory.")
+
+    _expand_out = field_validator("out")(expand_homes)

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from sfm.backbones.spec import absolute_spec
 from sfm.distill.classes import chosen_classes, places_of
 from sfm.distill.config import DistillConfig
-from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
 from sfm.stats_store.class_lists import ClassList
 from sfm.stats_store.location import absolute_url
@@ -33,7 +32,7 @@ def portable_config(config: DistillConfig, store: str, class_ids: list[str], thr
         "store": absolute_url(store),
         "backbone": absolute_spec(config.backbone),
         "classes": None if config.classes is None else class_ids,
-        "out": str(expand_home(config.out).absolute()),
+        "out": str(config.out.absolute()),
         "threads": threads,
     }
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from sfm.errors import InputError
-from sfm.eval.config import EvaluateConfig, protocol_of
-from sfm.eval.findings import findings
+from sfm.eval.config import NOT_RANDOM, EvaluateConfig, Protocol, protocol_of
+from sfm.eval.findings import ABOVE_FULL_DATA, NO_BETTER, findings
 from sfm.eval.result import EarlierEvaluation, Evaluation, Row
 
 Key = tuple[Any, ...]
@@ -28,13 +28,11 @@ def read_result(path: Path) -> Evaluation | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; move it away") from error
     try:
         return Evaluation.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(
-            f"{path} is not what this version of `sfm evaluate` writes: move it away, or give another --out"
-        ) from error
+        raise InputError(f"{path} is not what this version of `sfm evaluate` writes: move it away") from error
 
 
 def key_of(row: Row) -> Key:
@@ -60,13 +58,15 @@ def accumulate(found: Evaluation, before: Evaluation | None, images: int) -> Eva
     Evaluation
         The command's rows first; its `changes` say what was replaced and dropped.
     """
+    found = with_protocols(found, images)
     if before is None:
         return found
     if data_of(before) != data_of(found):
         line = f"dropped: {counted(len(before.rows))} of images or data that are no longer those of the run"
         return found.model_copy(update={"changes": [line]})
     stale = stale_hashes(before, found)
-    old = [with_protocol(row, before, images) for row in before.rows]
+    before = with_protocols(before, images)
+    old = before.rows
     gone = [row for row in old if row.backbone_hash in stale]
     new = {key_of(row): row for row in found.rows}
     again = [(row, new[key_of(row)]) for row in old if row.backbone_hash not in stale and key_of(row) in new]
@@ -87,7 +87,9 @@ def accumulate(found: Evaluation, before: Evaluation | None, images: int) -> Eva
             "full_data": full_data,
             "notes": list(dict.fromkeys(notes)),
             "provenance": found.provenance.model_copy(update={"entries": entries}),
-            "earlier": [one for one in (as_earlier(before), *before.earlier) if contributes(one, kept)],
+            "earlier": [
+                one for one in (as_earlier(before), *before.earlier) if contributes(one, kept, images)
+            ],
             "changes": changes(again, gone, kept),
         }
     )
@@ -109,6 +111,12 @@ def stale_hashes(before: Evaluation, found: Evaluation) -> set[str]:
         if by_hash.get(e.backbone_hash, e.entry_digest) != e.entry_digest
         or by_name.get((e.backbone, e.image_size), e.backbone_hash) != e.backbone_hash
     }
+
+
+def with_protocols(evaluation: Evaluation, images: int) -> Evaluation:
+    """Return an evaluation of so many images whose rows say how they were measured, as older ones do not."""
+    rows = [with_protocol(row, evaluation, images) for row in evaluation.rows]
+    return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
 
 
 def with_protocol(row: Row, evaluation: Evaluation, images: int) -> Row:
@@ -153,8 +161,7 @@ def counted(rows: int) -> str:
 
 def other_notes(evaluation: Evaluation) -> list[str]:
     """Return the notes that do not follow from the figures."""
-    own = findings(evaluation.rows, evaluation.full_data, evaluation.provenance.entries)
-    return [note for note in evaluation.notes if note not in own]
+    return [note for note in evaluation.notes if not note.startswith((NO_BETTER, ABOVE_FULL_DATA))]
 
 
 def holds(note: str, rows: Sequence[Row]) -> bool:
@@ -165,22 +172,29 @@ def holds(note: str, rows: Sequence[Row]) -> bool:
 def as_earlier(evaluation: Evaluation) -> EarlierEvaluation:
     """Return what is kept of a command once another one follows it."""
     provenance = evaluation.provenance
+    own = provenance.evaluated_on
     return EarlierEvaluation(
         config=evaluation.config,
-        backbones=[e.backbone_hash for e in provenance.entries],
+        backbones=[e.backbone_hash for e in provenance.entries] if own is None else own,
         versions=provenance.versions,
         device=provenance.device,
         seconds=provenance.seconds,
     )
 
 
-def contributes(earlier: EarlierEvaluation, kept: Sequence[Row]) -> bool:
-    """Return whether one of the rows kept can be of an earlier command."""
-    modes = {"linear", *earlier.config.get("mode", ())}
-    return any(
-        row.backbone_hash in earlier.backbones
-        and row.mode in modes
-        and row.epochs in (None, earlier.config.get("epochs"))
-        and row.seed in (None, earlier.config.get("seed"))
-        for row in kept
-    )
+def contributes(earlier: EarlierEvaluation, kept: Sequence[Row], images: int) -> bool:
+    """Return whether one of the rows kept, of so many images each, can be of an earlier command."""
+    own = [row for row in kept if row.backbone_hash in earlier.backbones]
+    try:
+        config = EvaluateConfig.model_validate(earlier.config)
+    except ValidationError:
+        return bool(own)
+    return any(is_asked_for(row, config, images) for row in own)
+
+
+def is_asked_for(row: Row, config: EvaluateConfig, images: int) -> bool:
+    """Return whether a command gives such a row; real images are trained on in mode `linear`, unasked."""
+    modes = config.mode if row.images in ("distilled", "none") else ["linear"]
+    seeds = 1 if row.mode in NOT_RANDOM else config.seeds
+    protocol = Protocol(row.epochs, row.views, row.seed)
+    return row.mode in modes and row.seeds == seeds and protocol == protocol_of(config, row.mode, images)

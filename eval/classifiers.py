@@ -19,8 +19,6 @@ from sfm.eval.synthetic import DistilledRun
 from sfm.eval.whole import write_whole
 from sfm.stats_store.digest import array_digest, canonical, sha256
 
-FOLDER = "classifiers"
-
 
 def file_name(spec: str, mode: Mode) -> str:
     """Return the name of a classifier's file: the spec's letters, digits, dots and dashes, and the mode."""
@@ -30,10 +28,11 @@ def file_name(spec: str, mode: Mode) -> str:
 def save_classifier(
     folder: Path, trained: Trained, row: Row, run: DistilledRun, subject: Subject, source: Part
 ) -> None:
-    """Write what a mode trained into ``classifiers/`` below a folder.
+    """Write what a mode trained into a folder that holds the classifiers of one result.
 
-    A file of the same images, backbone, mode and protocol is replaced; another one of that name stays, and
-    the new one's name ends in what it depends on.
+    A file of the same images, backbone, mode and protocol is replaced, and so is one of images that are no
+    longer those of the run; another one of that name stays, and the new one's name ends in what it depends
+    on.
 
     Raises
     ------
@@ -43,7 +42,7 @@ def save_classifier(
     card = subject.backbone.card
     images = array_digest(run.pixels)
     data = as_file(trained, card, source.entry.backbone, row, run.class_ids, images)
-    path = folder / FOLDER / file_name(card.spec, row.mode)
+    path = folder / file_name(card.spec, row.mode)
     if not is_replaceable(path, card.hash, images, row):
         told = canonical([card.hash, row.epochs, row.views, row.seed, row.seeds])
         path = path.with_name(f"{path.stem}-{sha256(told)[:8]}{path.suffix}")

@@ -8,15 +8,26 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sfm.errors import InputError
 from sfm.eval.whole import distinct_names
+from sfm.paths import expand_homes
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+NOT_RANDOM = frozenset({"inherit-ridge", "inherit-statistics"})
+"""Modes in closed form: they have one seed."""
+
 EVERY = "all"
 """What to write for every backbone of the store."""
 
 VIEWS_OF_ALL_IMAGES = 3000
 
 RESULT = "evaluation.json"
+CLASSIFIERS = "classifiers"
+"""Folder of saved classifiers, beside the result."""
+
+
+def classifier_folder(result: Path) -> Path:
+    """Return where the classifiers of a result are kept: results of several runs may share a folder."""
+    return result.with_name(CLASSIFIERS if result.name == RESULT else f"{result.stem}-{CLASSIFIERS}")
 
 
 class EvaluateOptions(BaseModel):
@@ -61,7 +72,7 @@ class EvaluateOptions(BaseModel):
     save: bool = Field(
         default=False,
         description="Also write the classifiers of the first seed to classifiers/ beside the result, as "
-        "safetensors.",
+        "safetensors; with --out NAME.json, to NAME-classifiers/.",
     )
     out: Path | None = Field(
         default=None,
@@ -76,11 +87,15 @@ class EvaluateOptions(BaseModel):
         description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
     )
 
+    _expand_out = field_validator("out")(expand_homes)
+
 
 class EvaluateConfig(EvaluateOptions):
     """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
 
     run: Path = Field(description="Directory that `sfm distill` wrote.")
+
+    _expand_run = field_validator("run")(expand_homes)
 
     @property
     def result(self) -> Path:
@@ -98,6 +113,8 @@ class EvaluateRunsConfig(EvaluateOptions):
         description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
         json_schema_extra={"argument": True, "metavar": "RUN"},
     )
+
+    _expand_run = field_validator("run")(expand_homes)
 
     @field_validator("run", mode="before")
     @classmethod

@@ -10,6 +10,9 @@ READ_ELSEWHERE = frozenset({"inherit", "inherit-ridge"})
 NO_BETTER = "The distilled images are no better than as many real ones picked at random"
 """How a warning begins."""
 
+ABOVE_FULL_DATA = "Above 100 % of full data"
+"""How the sentence begins that names what beats the classifier of all real images."""
+
 
 def say(row: Row) -> str:
     """Write a row's top-1 accuracy in percent, with its deviation where it was repeated."""
@@ -39,7 +42,10 @@ def warnings_of(rows: Sequence[Row]) -> list[str]:
 
 
 def random_beside(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the row of random real images through the same backbone, if possible of the same protocol."""
+    """Return the row of random real images through the same backbone that another row is to be held against.
+
+    That is one of the same protocol; for other modes than `linear` otherwise the one of the most epochs.
+    """
     same = [
         real
         for real in rows
@@ -47,8 +53,15 @@ def random_beside(row: Row, rows: Sequence[Row]) -> Row | None:
         and (real.backbone, real.image_size) == (row.backbone, row.image_size)
         and real.backbone_hash in (None, row.backbone_hash)
     ]
-    alike = [r for r in same if (r.epochs, r.seed, r.seeds) == (row.epochs, row.seed, row.seeds)]
-    return next(iter(alike or same), None)
+    alike = [real for real in same if measured_alike(real, row)]
+    found = alike if row.mode == "linear" else alike or same
+    return max(found, key=lambda real: (real.epochs or 0, real.seeds), default=None)
+
+
+def measured_alike(real: Row, row: Row) -> bool:
+    """Return whether two rows have the same protocol; views count where both train a head on them."""
+    same = (real.epochs, real.seed, real.seeds) == (row.epochs, row.seed, row.seeds)
+    return same and (real.views == row.views or row.mode not in ("linear", "kd"))
 
 
 def above_full_data(
@@ -75,7 +88,7 @@ def above_full_data(
             count = per_class.get(same)
             learned = f", which learned from {count:,.0f} images per class" if count else ""
             found.append(
-                f"Above 100 % of full data, through {full.backbone} at {full.image_size} px: "
+                f"{ABOVE_FULL_DATA}, through {full.backbone} at {full.image_size} px: "
                 f"{', '.join(dict.fromkeys(better))}; the classifier of all real images has "
                 f"{100 * full.top1:.1f} %{learned}. It is no upper bound: on few images, class means can "
                 f"be the better classifier. See docs/evaluation.md."

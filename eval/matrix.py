@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from sfm.eval.config import Mode
-from sfm.eval.result import Evaluation
+from sfm.eval.result import Evaluation, is_own
 
 
 class Cell(BaseModel):
@@ -21,6 +21,8 @@ class Cell(BaseModel):
         Images per class.
     backbone : str
         Spec of the backbone evaluated on: the column.
+    own_backbone : bool
+        Whether it is the one distilled on, at the same input size.
     mode : Mode
         What was trained; every mode makes a matrix of its own.
     top1_mean, top1_std : float
@@ -40,6 +42,7 @@ class Cell(BaseModel):
     top1_std: float
     seeds: int
     recovered: float | None
+    own_backbone: bool = False
 
 
 def matrix(evaluations: Sequence[Evaluation]) -> list[Cell]:
@@ -55,6 +58,7 @@ def matrix(evaluations: Sequence[Evaluation]) -> list[Cell]:
             top1_std=row.top1_std,
             seeds=row.seeds,
             recovered=row.recovered,
+            own_backbone=is_own(row, evaluation.provenance),
         )
         for evaluation in evaluations
         for row in evaluation.rows

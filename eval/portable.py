@@ -4,7 +4,6 @@ from typing import Any
 
 from sfm.backbones.spec import absolute_spec
 from sfm.eval.config import EvaluateConfig
-from sfm.paths import expand_home
 from sfm.stats_store.location import absolute_url
 from sfm.text import utf8_values
 
@@ -24,7 +23,7 @@ def portable_config(config: EvaluateConfig, store: str) -> dict[str, Any]:
     whole = kept | {
         "store": absolute_url(store),
         "backbone": [absolute_spec(spec) for spec in config.backbone],
-        **{name: str(expand_home(path).absolute()) for name, path in paths.items() if path is not None},
+        **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }
     # Paths may hold bytes that are not UTF-8, which JSON cannot.
     return {name: utf8_values(value) for name, value in whole.items()}

@@ -159,6 +159,12 @@ class Provenance(BaseModel):
         Digest of the entry that the images were distilled from.
     distilled_on : str
         Spec of its backbone.
+    distilled_on_hash : str or None
+        Hash of its backbone; None in files of versions that did not write it.
+    distilled_at : int or None
+        Input size of its backbone, in pixels; None as above.
+    evaluated_on : list of str or None
+        Hashes of the backbones of the last command alone; None as above.
     ipc : int
         Images per class.
     images : str
@@ -186,6 +192,9 @@ class Provenance(BaseModel):
     versions: dict[str, str]
     device: str
     seconds: float
+    distilled_on_hash: str | None = None
+    distilled_at: int | None = None
+    evaluated_on: list[str] | None = None
 
 
 class EarlierEvaluation(BaseModel):
@@ -255,6 +264,14 @@ class NotWrittenError(InputError):
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
     """Return the mean and the sample standard deviation (n - 1); 0 for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def is_own(row: Row, provenance: Provenance) -> bool:
+    """Return whether a row is of the backbone distilled on: of its weights and input size, if known."""
+    if row.backbone_hash and provenance.distilled_on_hash:
+        return row.backbone_hash == provenance.distilled_on_hash
+    same_size = provenance.distilled_at in (None, row.image_size)
+    return row.backbone == provenance.distilled_on and same_size
 
 
 def protocol_header(row: Row) -> dict[str, str]:

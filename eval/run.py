@@ -17,7 +17,14 @@ from sfm.backbones.threads import computing_with
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.classifiers import save_classifier
-from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig, Mode, protocol_of, views_of
+from sfm.eval.config import (
+    EvaluateConfig,
+    EvaluateRunsConfig,
+    Mode,
+    classifier_folder,
+    protocol_of,
+    views_of,
+)
 from sfm.eval.findings import findings
 from sfm.eval.images import ImageSet, exemplars_of, neighbours_of, real_images
 from sfm.eval.interrupted import work_folder
@@ -254,7 +261,7 @@ def finish(ready: Ready, work: Work, progress: Listener) -> tuple[Evaluation, li
     edited = ["The images are not as sfm distill wrote them: they were edited since."] if ready.edited else []
 
     @functools.cache
-    def views(backbone_hash: str) -> Tensor:
+    def views(backbone_hash: str) -> Pool:
         seen = [*ready.subjects, *([ready.teacher] if ready.teacher else [])]
         backbone = next(s.backbone for s in seen if s.backbone.card.hash == backbone_hash)
         return pool_of(backbone, distilled, config.mode, config, work, progress)
@@ -289,6 +296,21 @@ def finish(ready: Ready, work: Work, progress: Listener) -> tuple[Evaluation, li
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Features of views.
+
+    Attributes
+    ----------
+    features : Tensor, shape (image, view, feature)
+    key : str
+        Under which they are kept.
+    """
+
+    features: Tensor
+    key: str
+
+
+@dataclass(frozen=True)
 class Scoring:
     """How the rows of one backbone come about.
 
@@ -312,7 +334,7 @@ class Scoring:
     progress: Listener
 
     def row(
-        self, images: ImageSet, mode: Mode, views: Callable[[str], Tensor] | None, unwritten: list[str]
+        self, images: ImageSet, mode: Mode, views: Callable[[str], Pool] | None, unwritten: list[str]
     ) -> Row:
         """Return what a mode scores on images; trained now, unless that was done before an interruption.
 
@@ -331,23 +353,26 @@ class Scoring:
         done = self.work.read_row(key)
         if done is not None:
             return done
-        targets = None
+        targets: Pool | None = None
         if views is None:
             pool = pool_of(subject.backbone, images, [mode], config, self.work, self.progress)
         else:
             pool = views(subject.backbone.card.hash)
             if self.ready.teacher and mode in SEEN_BY_BOTH:
                 targets = views(self.ready.teacher.backbone.card.hash)
-        trained = train(mode, Ground(subject, source, images, pool, targets), config, self.progress)
+        ground = Ground(subject, source, images, pool.features, targets.features if targets else None)
+        trained = train(mode, ground, config, self.progress)
         protocol = protocol_of(config, mode, len(images.images.pixels))
         row = row_of(subject, images, mode, trained, self.samples, self.full_top1, protocol)
         if config.save and images.name == "distilled":
             try:
-                save_classifier(config.result.parent, trained, row, self.ready.run, subject, source)
+                save_classifier(
+                    classifier_folder(config.result), trained, row, self.ready.run, subject, source
+                )
             except InputError as error:
                 unwritten.append(str(error))
                 return row
-        self.work.keep_row(key, row)
+        self.work.keep_row(key, row, [used.key for used in (pool, targets) if used])
         return row
 
 
@@ -360,7 +385,7 @@ def row_key(ready: Ready, subject: Subject, images: ImageSet, mode: Mode) -> str
         entries=[part.entry.summary.entry_digest for part in (subject.part, ready.source)],
         classes=ready.run.class_ids,
         asked=asked,
-        saved_to=str(ready.config.result.parent.resolve()) if ready.config.save else None,
+        saved_to=str(classifier_folder(ready.config.result).resolve()) if ready.config.save else None,
         version=version("sfm-distill"),
         device=subject.backbone.device,
     )
@@ -373,15 +398,16 @@ def pool_of(
     config: EvaluateConfig,
     work: Work,
     progress: Listener,
-) -> Tensor:
-    """Compute the features of as many views as the modes look at: shape (image, view, feature)."""
+) -> Pool:
+    """Compute the features of as many views as the modes look at."""
     count = len(images.images.pixels)
     wanted = max(
         views_of(config, mode, count) * (images.sharing if mode in ("linear", "kd") else 1) for mode in modes
     )
     crops = draw_views(images.images, wanted, config.seed)
     told = telling(progress, f"features of {images.name} images on {backbone.card.spec}", "views")
-    return features_of_views(backbone, images.images, crops, told, work)
+    features = features_of_views(backbone, images.images, crops, told, work)
+    return Pool(features, work.used[-1])
 
 
 def provenance_of(ready: Ready, seconds: float) -> Provenance:
@@ -412,4 +438,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seconds=seconds,
+        distilled_on_hash=source.backbone.hash,
+        distilled_at=source.backbone.preprocessing.input_size,
+        evaluated_on=[s.backbone.card.hash for s in ready.subjects],
     )

@@ -5,8 +5,9 @@ written is computed again. Work that cannot be kept costs nothing but the going 
 """
 
 import logging
-import shutil
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ from sfm.stats_store.digest import array_digest, canonical, sha256
 SECONDS_BETWEEN_WRITES = 15.0
 """At most so much of the work on one set of views is lost when a process is killed."""
 
+KEY_LENGTH = 40
+"""Every file's name begins with a key of so many characters, after a dot while it is being written."""
+
 LOG = logging.getLogger(__name__)
 
 
 class _StoredRow(BaseModel):
     row: str
     sha256: str
+    made_from: list[str] = []
 
 
 @dataclass
@@ -43,10 +48,13 @@ class Work:
         Made when something is kept.
     writable : bool
         False once something could not be kept.
+    used : list of str
+        Keys that were read or kept, the latest last.
     """
 
     folder: Path
     writable: bool = field(default=True, init=False)
+    used: list[str] = field(default_factory=list, init=False)
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file; says once if that is not possible."""
@@ -59,22 +67,31 @@ class Work:
 
     def read_row(self, key: str) -> Row | None:
         """Return a row that is done, if it is there as it was written."""
+        self.used.append(key)
         try:
             stored = _StoredRow.model_validate_json((self.folder / f"{key}.json").read_bytes())
-            whole = stored.sha256 == sha256(stored.row.encode())
-            return Row.model_validate_json(stored.row) if whole else None
+            if stored.sha256 != sha256(stored.row.encode()):
+                return None
+            row = Row.model_validate_json(stored.row)
         except (OSError, ValidationError):
             return None
+        self.used += stored.made_from
+        return row
 
-    def keep_row(self, key: str, row: Row) -> None:
-        """Keep a row that is done."""
+    def keep_row(self, key: str, row: Row, made_from: Sequence[str] = ()) -> None:
+        """Keep a row that is done, and the keys of the features that it was made from."""
         text = row.model_dump_json()
-        stored = _StoredRow(row=text, sha256=sha256(text.encode()))
+        stored = _StoredRow(row=text, sha256=sha256(text.encode()), made_from=list(made_from))
         self.keep(f"{key}.json", stored.model_dump_json().encode())
 
     def remove(self) -> None:
-        """Delete all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete what was used; the folder may hold work of another command, which was interrupted."""
+        used = set(self.used)
+        with suppress(OSError):
+            for path in list(self.folder.iterdir()):
+                if path.name.lstrip(".")[:KEY_LENGTH] in used:
+                    path.unlink(missing_ok=True)
+            self.folder.rmdir()
 
 
 @dataclass
@@ -100,6 +117,7 @@ class KeptFeatures:
 
     def load(self) -> int:
         """Fill in what is on the disk without a gap; return how many views that are."""
+        self.work.used.append(self.key)
         while self.stored < len(self.features):
             block = self._read(self.stored)
             if block is None:
@@ -139,4 +157,4 @@ def work_key(**parts: Any) -> str:
     """Return the name of work that depends on these values, the device, and torch."""
     device = parts.pop("device")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return sha256(canonical(parts | {"device": name, "torch": torch.__version__}))[:40]
+    return sha256(canonical(parts | {"device": name, "torch": torch.__version__}))[:KEY_LENGTH]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
+from sfm.eval.result import Provenance, Row, is_own
 from sfm.terminal import accuracy_table, from_here, matrix_table, print_line
 
 FOOTNOTE = (
@@ -15,8 +16,11 @@ FOOTNOTE = (
 
 def print_accuracies(record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, how to read them, and what became of earlier ones."""
-    distilled_on = record["provenance"]["distilled_on"]
-    rows = [mark(row) if is_read_elsewhere(row, distilled_on) else row for row in record["rows"]]
+    provenance = Provenance.model_validate(record["provenance"])
+    rows = [
+        mark(row) if is_read_elsewhere(row, is_own(Row.model_validate(row), provenance)) else row
+        for row in record["rows"]
+    ]
     warned = warnings(record)
     notes = [note for note in record["notes"] if note not in warned]
     accuracy_table(record | {"rows": rows, "notes": notes})
@@ -28,7 +32,7 @@ def print_accuracies(record: dict[str, Any]) -> None:
 
 def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; cells that are to be read elsewhere point to the footnote."""
-    matrix_table([c | {"mark": " *"} if is_read_elsewhere(c, c["distilled_on"]) else c for c in cells])
+    matrix_table([c | {"mark": " *"} if is_read_elsewhere(c, c["own_backbone"]) else c for c in cells])
 
 
 def mark(row: dict[str, Any]) -> dict[str, Any]:
@@ -36,9 +40,9 @@ def mark(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"mode": f"{row['mode']} *"}
 
 
-def is_read_elsewhere(row: dict[str, Any], distilled_on: str) -> bool:
+def is_read_elsewhere(row: dict[str, Any], own_backbone: bool) -> bool:
     """Return whether a row says little of the images, because of the backbone it was measured on."""
-    return row["mode"] in READ_ELSEWHERE and row["backbone"] == distilled_on
+    return row["mode"] in READ_ELSEWHERE and own_backbone
 
 
 def print_warnings(records: Sequence[dict[str, Any]]) -> None:

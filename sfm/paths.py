@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from sfm.errors import InputError
 
@@ -23,6 +24,13 @@ def expand_home(path: str | Path) -> Path:
         raise InputError(
             f"{path}: no home folder is known for {Path(path).parts[0]} (HOME is not set): give a full path"
         ) from None
+
+
+def expand_homes(value: Any) -> Any:
+    """Expand ``~`` in a field of a configuration: a path, a list of paths, or None."""
+    if isinstance(value, list):
+        return [expand_home(path) for path in value]
+    return value if value is None else expand_home(value)
 
 
 def cache_folder() -> Path | None:

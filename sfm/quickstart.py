@@ -6,6 +6,7 @@ from typing import Any
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
 from sfm.events import Listener, nobody
 from sfm.locking import lock_folder
+from sfm.paths import expand_home
 
 DATASET = "fashion-mnist-6k"
 IMAGE_SIZE = 96
@@ -30,6 +31,7 @@ def quickstart(out: Path, progress: Listener = nobody, threads: int | None = Non
     dict
         ``store``, ``preview``: paths; ``run``, ``evaluation``: what the two JSON files hold.
     """
+    out = expand_home(out)
     with lock_folder(out):
         return run_quickstart(out, progress, threads)
 

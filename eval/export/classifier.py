@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
+from sfm.eval.config import RESULT, classifier_folder
 from sfm.eval.export.cards import model_card
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.figures import most_thorough, place_of
@@ -100,7 +101,7 @@ def read_saved(
         If there is none for this backbone, or it is of another run or of other images.
     """
     found: list[tuple[tuple[int, int], Tensors, dict[str, str]]] = []
-    for path in sorted((run.directory / "classifiers").glob("*.safetensors")):
+    for path in sorted(classifier_folder(run.directory / RESULT).glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
                 header = file.metadata() or {}

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sfm.paths import expand_homes
 
 Format = Literal["imagefolder", "webdataset", "parquet", "classifier"]
 
@@ -36,3 +38,5 @@ class ExportConfig(BaseModel):
         default=None,
         description="Backbone that the classifier is to be used with. Default: the one distilled on.",
     )
+
+    _expand_paths = field_validator("run", "out")(expand_homes)

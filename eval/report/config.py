@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sfm.paths import expand_homes
 
 
 class ReportConfig(BaseModel):
@@ -26,3 +28,5 @@ class ReportConfig(BaseModel):
         description="Store that the images were distilled from, to show its real images beside them and what "
         "its statistics cost; repeat for several. Without it, the report holds no real image.",
     )
+
+    _expand_paths = field_validator("runs", "out", "evaluation")(expand_homes)

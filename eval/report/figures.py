@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sfm.eval.findings import READ_ELSEWHERE, random_beside
 from sfm.eval.report.words import IMAGES, percent
-from sfm.eval.result import Evaluation, FullData, Row
+from sfm.eval.result import Evaluation, FullData, Row, is_own
 
 Figure = Row | FullData
 
@@ -27,7 +27,7 @@ def label_of(row: Figure, evaluation: Evaluation) -> str:
     label = f"{IMAGES[row.images]}, {how_of(row)}"
     if not isinstance(row, Row):
         return label
-    if row.mode in READ_ELSEWHERE and row.backbone == evaluation.provenance.distilled_on:
+    if row.mode in READ_ELSEWHERE and is_own(row, evaluation.provenance):
         label += " (own backbone)"
     told = protocol(row, [other for other in evaluation.rows if place_of(other) == place_of(row)])
     return f"{label} ({told})" if told else label
@@ -64,20 +64,18 @@ def headline(evaluation: Evaluation) -> Row | None:
 
     Fixed, not the best, which would be a choice on held-out data.
     """
-    own = evaluation.provenance.distilled_on
     for row in most_thorough(evaluation.rows):
-        if (row.images, row.mode, row.backbone) == ("distilled", "linear", own):
+        if (row.images, row.mode) == ("distilled", "linear") and is_own(row, evaluation.provenance):
             return row
     return None
 
 
 def inherited_elsewhere(evaluation: Evaluation) -> list[Row]:
     """Return the rows of `inherit` on other backbones than the one distilled on."""
-    own = evaluation.provenance.distilled_on
     return [
         row
         for row in most_thorough(evaluation.rows)
-        if (row.images, row.mode) == ("distilled", "inherit") and row.backbone != own
+        if (row.images, row.mode) == ("distilled", "inherit") and not is_own(row, evaluation.provenance)
     ]
 
 
@@ -108,7 +106,8 @@ def recovered(row: Figure, evaluation: Evaluation) -> float | None:
 def in_words(row: Row, evaluation: Evaluation) -> str:
     """Say what a figure is of, and what stands beside it."""
     share, real = recovered(row, evaluation), random_beside(row, evaluation.rows)
-    text = f"{row.mode} on {row.backbone}"
+    resized = row.backbone == evaluation.provenance.distilled_on and not is_own(row, evaluation.provenance)
+    text = f"{row.mode} on {row.backbone}" + (f" at {row.image_size} px" if resized else "")
     if share is not None and share > 1:
         text += ": more than the classifier of all real images, see the notes below"
     elif share is not None:

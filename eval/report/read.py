@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sfm.errors import InputError
-from sfm.eval.accumulate import accumulate
+from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.config import RESULT
 from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
@@ -180,7 +180,7 @@ def read_all(
             digest=digests[i],
             history=read_history(directory / "history.csv"),
             growth=read_growth(directory / "growth"),
-            evaluation=together([read_evaluation(directory / RESULT), *elsewhere[i]], len(run.files)),
+            evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run),
             behind=behind.get(i),
         )
         for i, (directory, name, run) in enumerate(
@@ -200,7 +200,7 @@ def results_of(places: Sequence[Path], digests: Sequence[str]) -> list[list[Eval
     found: list[list[Evaluation]] = [[] for _ in digests]
     for place in places:
         files = sorted({*place.glob(RESULT), *place.glob(f"*/{RESULT}")}) if place.is_dir() else [place]
-        evaluations = [evaluation for file in files if (evaluation := read_evaluation(file))]
+        evaluations = [evaluation for file in files if (evaluation := read_result(file))]
         own = [evaluation for evaluation in evaluations if evaluation.provenance.images in digests]
         if not own:
             raise InputError(f"--evaluation {place}: no result of the images of these runs is there")
@@ -211,13 +211,16 @@ def results_of(places: Sequence[Path], digests: Sequence[str]) -> list[list[Eval
     return found
 
 
-def together(evaluations: Sequence[Evaluation | None], images: int) -> Evaluation | None:
+def together(evaluations: Sequence[Evaluation | None], run: DistilledRun) -> Evaluation | None:
     """Put evaluations of one run together; the later ones count."""
+    backbone = run.record.backbone
+    own = {"distilled_on_hash": backbone.hash, "distilled_at": backbone.preprocessing.input_size}
     whole: Evaluation | None = None
     for evaluation in evaluations:
         if evaluation is not None:
-            whole = accumulate(evaluation, whole, images)
-    return whole
+            whole = accumulate(evaluation, whole, len(run.files))
+    # Files of older versions do not say it.
+    return whole and whole.model_copy(update={"provenance": whole.provenance.model_copy(update=own)})
 
 
 def entry_of(store: Store, run: DistilledRun) -> Entry | None:
@@ -266,22 +269,3 @@ def read_growth(folder: Path) -> list[Sheet]:
     """
     named = {path: re.fullmatch(r"step_(\d+)\.png", path.name) for path in sorted(folder.glob("*.png"))}
     return [Sheet(int(name[1]), read_pixels(path)) for path, name in named.items() if name]
-
-
-def read_evaluation(path: Path) -> Evaluation | None:
-    """Read what an evaluation found; None if there was none.
-
-    Raises
-    ------
-    InputError
-        If it is not what this version of `sfm evaluate` writes.
-    """
-    if not path.exists():
-        return None
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(
-            f"{path} is not what this version of `sfm evaluate` writes: run it again, or delete the file to "
-            f"have a report without figures"
-        ) from error

@@ -85,6 +85,7 @@ def unlike(runs: Sequence[ReportedRun]) -> str:
         for run in runs
         if run.evaluation
     }
+    protocols = {name: found for name, found in protocols.items() if found}
     if len(set(map(frozenset, protocols.values()))) <= 1:
         return ""
     shown = {

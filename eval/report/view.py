@@ -29,7 +29,7 @@ from sfm.eval.report.headings import group_titles, page_title, subjects
 from sfm.eval.report.read import ReportedRun, Sheet
 from sfm.eval.report.tables import Cell, Grid, backbones_of, comparison, matrices
 from sfm.eval.report.words import IMAGES, MODES, NOT_KNOWN, command_line, duration, many, percent, size
-from sfm.eval.result import Evaluation, Row
+from sfm.eval.result import Evaluation, Row, is_own
 from sfm.stats_store.cards import ExtractionCard
 
 MOST_CLASSES, MOST_PER_CLASS, MOST_PICTURES = 100, 10, 400
@@ -220,7 +220,9 @@ def accuracy_facts(evaluation: Evaluation) -> list[Fact]:
     """Say what the images are worth: on the backbone distilled on, and inherited on others."""
     row = headline(evaluation)
     if row is None:
-        missing = f"linear on {evaluation.provenance.distilled_on}: evaluate with --mode linear"
+        size = evaluation.provenance.distilled_at
+        own = evaluation.provenance.distilled_on + (f" at {size} px" if size else "")
+        missing = f"linear on {own}: evaluate with --mode linear"
         found = [Fact("Top-1 accuracy", "not measured", missing)]
     else:
         found = [Fact("Top-1 accuracy", f"{percent(row.top1_mean)} %", in_words(row, evaluation))]
@@ -322,7 +324,7 @@ def neighbours(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
         return None
     provenance = run.evaluation.provenance
     found = [row for row in run.evaluation.rows if row.chosen]
-    own = [row for row in found if row.backbone == provenance.distilled_on] or found
+    own = [row for row in found if is_own(row, provenance)] or found
     if not own or provenance.images != run.digest:
         return None
     places = np.array(own[0].chosen)

@@ -81,6 +81,23 @@ def test_another_protocol_is_another_row(new_run: NewRun, fashion_store: str) ->
     ]
 
 
+def test_commands_stay_on_record_while_figures_of_theirs_are_there(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run, quick = new_run(), {"mode": ["inherit-ridge"], "epochs": 1, "views": 1, "projector_views": 1}
+    for options in ({"seeds": 1}, {"backbone": ["lite1"]}, {"backbone": ["lite1"]}, {"seeds": 1}):
+        evaluate(config(run, fashion_store, **quick | options))
+    (lite1,) = written(run / "evaluation.json").earlier
+    hashes = {e.backbone: e.backbone_hash for e in written(run / "evaluation.json").provenance.entries}
+    assert (lite1.config["backbone"], lite1.backbones) == (["lite1"], [hashes["lite1"]])
+    for seeds in (3, 1):
+        evaluate(config(run, fashion_store, **quick | {"seeds": seeds}))
+    earlier = [
+        (one.config["backbone"], one.config["seeds"]) for one in written(run / "evaluation.json").earlier
+    ]
+    assert earlier == [([], 3), (["lite1"], 2)]
+
+
 def test_figures_of_images_that_are_gone_are_dropped_and_said(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
     before = evaluate(config(run, fashion_store))
@@ -144,7 +161,7 @@ def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: s
     assert not (run / "classifiers").exists()
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} >= {
         "results/one.json",
-        "results/classifiers/lite0-linear.safetensors",
+        "results/one-classifiers/lite0-linear.safetensors",
         "many/run/evaluation.json",
         "many/run/classifiers/lite0-linear.safetensors",
         "many/other/evaluation.json",
@@ -153,6 +170,18 @@ def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: s
         evaluate_runs(
             EvaluateRunsConfig.model_validate({"run": [run, other], "out": tmp_path / "x.json"} | options)
         )
+
+
+def test_results_in_one_folder_keep_their_classifiers_apart(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
+    for name, ipc in (("a", 1), ("b", 2)):
+        run, out = new_run(name, ipc=ipc), tmp_path / "results" / f"{name}.json"
+        found = evaluate(config(run, fashion_store, mode=["linear"], save=True, out=out))
+        path = tmp_path / "results" / f"{name}-classifiers" / "lite0-linear.safetensors"
+        assert safe_open(path, framework="pt").metadata()["images"] == found.provenance.images
+    first = tmp_path / "results" / "a-classifiers" / "lite0-linear.safetensors"
+    assert safe_open(first, framework="pt").metadata()["images"] != found.provenance.images
 
 
 def test_the_result_of_another_run_is_not_written_over(
@@ -254,6 +283,24 @@ def test_views_that_were_computed_are_not_computed_again(
     evaluate(config(run, fashion_store, mode=["linear"]), told.append)
     first = [event.done for event in told if "distilled" in event.stage and event.unit == "views"]
     assert first == [30, 40, 50, 60, 70, 80]
+
+
+def test_a_finished_evaluation_leaves_the_work_of_an_interrupted_one(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run, told = new_run(), list[Progress]()
+    interrupted = config(run, fashion_store, mode=["linear"])
+
+    def interrupt(event: Progress) -> None:
+        if "random" in event.stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(interrupted, interrupt)
+    evaluate(config(run, fashion_store, mode=["inherit-statistics"], views=3, epochs=2))
+    evaluate(interrupted, told.append)
+    assert not any("distilled" in event.stage for event in told)
+    assert not (run / "evaluation.partial").exists()
 
 
 def test_an_interrupted_command_says_what_is_true(

@@ -1,6 +1,6 @@
 """What figures say against the images stands beside them."""
 
-from sfm.eval.findings import above_full_data, warnings_of
+from sfm.eval.findings import above_full_data, random_beside, warnings_of
 from sfm.eval.result import EntryRecord, FullData, Row
 
 
@@ -53,6 +53,22 @@ def test_distilled_images_that_lose_to_random_ones_are_warned_of_per_backbone_an
         "The distilled images are no better than as many real ones picked at random: through lite1 at 32 px, "
         "linear, they reach 30.0 ± 1.0 %, random real ones 30.0 ± 1.0 %.",
     ]
+
+
+def test_random_images_count_that_were_trained_on_alike_or_else_most_thoroughly() -> None:
+    def trained(made: Row, epochs: int | None, views: int, seeds: int = 2) -> Row:
+        return made.model_copy(update={"epochs": epochs, "views": views, "seeds": seeds, "seed": 0})
+
+    short, few, whole = (
+        trained(row("random", top1), epochs, views)
+        for top1, epochs, views in ((0.1, 1, 50), (0.2, 1000, 4), (0.5, 1000, 50))
+    )
+    rows = [short, few, whole]
+    assert random_beside(trained(row("distilled", 0.3), 1000, 50), rows) == whole
+    assert random_beside(trained(row("distilled", 0.3), 1000, 4), rows) == few
+    assert random_beside(trained(row("distilled", 0.3, "inherit"), 1, 300), rows) == short
+    assert random_beside(trained(row("distilled", 0.3, "inherit-ridge"), None, 9, 1), [short, whole]) == whole
+    assert random_beside(trained(row("distilled", 0.3), 1000, 9), rows) is None
 
 
 def test_more_than_the_classifier_of_all_real_images_is_put_in_words() -> None:

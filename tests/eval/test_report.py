@@ -15,13 +15,16 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
+from sfm.eval.matrix import matrix
 from sfm.eval.report.charts import Bar, bar_chart
 from sfm.eval.report.config import ReportConfig
+from sfm.eval.report.figures import headline, inherited_elsewhere, label_of
 from sfm.eval.report.page import render, report
 from sfm.eval.report.read import ReportedRun, distinct_names, read_all
+from sfm.eval.report.tables import unlike
 from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
 from sfm.eval.report.words import command_line, duration, percent, size
-from sfm.eval.result import ConfusedPair
+from sfm.eval.result import ConfusedPair, Row
 from sfm.stats_store.publish import Draft, publish
 from sfm.stats_store.store import Entry, create_store
 
@@ -184,6 +187,39 @@ def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(re
     assert [f.value for f in glance.facts if "Top-1" in f.label] == ["not measured"]
 
 
+def at_another_size(row: Row) -> Row:
+    return row.model_copy(update={"image_size": 48, "backbone_hash": "another", "top1_mean": 0.99})
+
+
+def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(read: ReportedRun) -> None:
+    evaluation = read.evaluation
+    assert evaluation
+    own = [row for row in evaluation.rows if row.backbone == "lite0"]
+    both = evaluation.model_copy(update={"rows": [*map(at_another_size, own), *own]})
+    assert headline(both) == headline(evaluation)
+    assert [row.image_size for row in inherited_elsewhere(both)] == [48]
+    marked = [row.image_size for row in both.rows if "own backbone" in label_of(row, both)]
+    assert marked == [32]
+    only = both.model_copy(update={"rows": list(map(at_another_size, own))})
+    (glance,) = report_of([replace(read, evaluation=only)]).glances
+    assert glance.facts[1].note == "linear on lite0 at 32 px: evaluate with --mode linear"
+    assert [(c.mode, c.own_backbone) for c in matrix([both])][:4] == [
+        (row.mode, False) for row in own if row.images in ("distilled", "none")
+    ] + [("linear", True)]
+
+
+def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path) -> None:
+    path = run / "evaluation.json"
+    old = json.loads(path.read_text())
+    for name in ("distilled_on_hash", "distilled_at"):
+        old["provenance"].pop(name)
+    path.write_text(json.dumps(old))
+    (read,) = read_all([run], [])
+    assert read.evaluation
+    assert read.evaluation.provenance.distilled_on_hash == read.run.record.backbone.hash
+    assert read.evaluation.provenance.distilled_at == 32
+
+
 def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(read: ReportedRun) -> None:
     evaluation = read.evaluation
     assert evaluation
@@ -272,6 +308,28 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(r
     rows = dict(grid.rows)
     assert rows["lite0: Distilled, linear"][0].text.startswith("50.0")
     assert grid.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
+
+
+def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
+    read: ReportedRun, run: Path
+) -> None:
+    assert read.evaluation
+    path = run / "evaluation.json"
+    old = json.loads(path.read_text())
+    for row in old["rows"]:
+        for name in ("backbone_hash", "epochs", "views", "seed"):
+            row.pop(name, None)
+    path.write_text(json.dumps(old))
+    (older,) = read_all([run], [])
+    assert older.evaluation
+    assert older.evaluation.rows == read.evaluation.rows
+    inherited = [row for row in read.evaluation.rows if row.mode == "inherit"]
+    bare = replace(read, name="b", evaluation=read.evaluation.model_copy(update={"rows": inherited}))
+    assert unlike([read, replace(older, name="a"), bare]) == ""
+    short = [row.model_copy(update={"epochs": 1 if row.epochs else None}) for row in read.evaluation.rows]
+    other = replace(read, name="c", evaluation=read.evaluation.model_copy(update={"rows": short}))
+    assert unlike([read, bare, other]).endswith("3 seeds, 4 views; c: 1 epochs, 3 seeds, 4 views")
+    assert "b:" not in unlike([read, bare, other])
 
 
 def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
@@ -514,6 +572,13 @@ def test_a_damaged_file_is_one_line_that_names_it(
     with pytest.raises(InputError, match=message) as refused:
         written(tmp_path / "r.html", run)
     assert name in str(refused.value)
+
+
+def test_a_folder_in_place_of_an_evaluation_is_one_line(run: Path, tmp_path: Path) -> None:
+    (run / "evaluation.json").unlink()
+    (run / "evaluation.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*evaluation\.json: Is a directory; move it away"):
+        written(tmp_path / "r.html", run)
 
 
 def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> None:

@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from sfm.cli import app
+from sfm.distill.config import DistillConfig
+from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.export.config import ExportConfig
+from sfm.eval.report.config import ReportConfig
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -53,3 +58,20 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(
 def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate = ["evaluate", "nowhere", "--store", "s", "--backbone", "a", "--backbone", "b"]
     assert "no run directory" in refusal(capsys, *evaluate, "--save", "--save", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EvaluateConfig(run="~/run", store="s", out="~/r.json"),
+        EvaluateRunsConfig(run=["~/run"], store="s", out="~/r.json").each()[0],
+        DistillConfig(store="s", backbone="lite0", dataset="d", out="~/run"),
+        ReportConfig(runs=["~/run"], out="~/r.html", evaluation=["~/r.json"]),
+        ExportConfig(run="~/run", format="parquet", out="~/x"),
+    ],
+)
+def test_a_path_in_the_home_folder_may_be_given_with_a_tilde(config: BaseModel) -> None:
+    paths = [value for _, value in config if isinstance(value, Path)]
+    paths += [path for _, value in config if isinstance(value, list) for path in value if isinstance(path, Path)]
+    assert paths
+    assert [path for path in paths if not path.is_relative_to(Path.home())] == []
