@@ -143,11 +143,11 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
     several = config.each()
     with ExitStack() as locks:
         locks.enter_context(computing_with(config.threads))
-        for result in dict.fromkeys(each.result.resolve() for each in several if each.out):
-            locks.enter_context(lock_file(result))
-        for folder in dict.fromkeys(each.run.resolve() for each in several if not each.out):
-            if folder.is_dir():
-                locks.enter_context(lock_folder(folder))
+        for each in several:
+            if each.out:
+                locks.enter_context(lock_file(each.result))
+            elif each.run.is_dir():
+                locks.enter_context(lock_folder(each.run))
         return evaluate_locked(config, several, progress)
 
 

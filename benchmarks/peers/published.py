@@ -39,7 +39,7 @@ def published_backbone(spec: str, backbone: Backbone) -> Backbone:
         Gives the input size, the mean and the standard deviation.
     """
     parsed = parse_spec(spec)
-    model = _load(parsed)
+    model, _ = _load(parsed)
     size = backbone.card.preprocessing.input_size
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)
