@@ -72,6 +72,8 @@ def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.C
 )
 def test_a_path_in_the_home_folder_may_be_given_with_a_tilde(config: BaseModel) -> None:
     paths = [value for _, value in config if isinstance(value, Path)]
-    paths += [path for _, value in config if isinstance(value, list) for path in value if isinstance(path, Path)]
+    paths += [
+        path for _, value in config if isinstance(value, list) for path in value if isinstance(path, Path)
+    ]
     assert paths
     assert [path for path in paths if not path.is_relative_to(Path.home())] == []
