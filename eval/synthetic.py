@@ -104,8 +104,8 @@ def read_run(directory: Path) -> DistilledRun:
         raise InputError(f"no run directory at {directory}: give the --out of a `sfm distill`")
     if (directory / "checkpoint").is_dir() and not (directory / "run.json").exists():
         raise InputError(
-            f"{directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, or repeat "
-            f"its command with --resume if it was interrupted"
+            f"{directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, or "
+            f"repeat its command with --resume if it was interrupted"
         )
     record = parsed(TypeAdapter(RunRecord), directory / "run.json")
     classes = parsed(TypeAdapter(list[ClassRecord]), directory / "classes.json")
