@@ -33,12 +33,13 @@ def test_a_second_evaluation_of_a_run_is_refused(run: Path, fashion_store: str) 
         evaluate(EvaluateConfig(run=run, store=fashion_store))
 
 
-def test_a_run_named_twice_does_not_lock_itself_out(run: Path, fashion_store: str) -> None:
+def test_a_run_named_twice_is_refused_before_it_locks_itself_out(run: Path, fashion_store: str) -> None:
     short = {"mode": ["linear"], "epochs": 1, "views": 1, "seeds": 1, "device": "cpu"}
     twice = EvaluateRunsConfig.model_validate(
         {"run": [run, Path(os.path.relpath(run))], "store": fashion_store, **short}
     )
-    assert len(evaluate_runs(twice)) == 2
+    with pytest.raises(InputError, match="run is given more than once"):
+        evaluate_runs(twice)
 
 
 def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path, fashion_store: str) -> None:
