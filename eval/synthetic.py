@@ -102,6 +102,11 @@ def read_run(directory: Path) -> DistilledRun:
     """
     if not directory.is_dir():
         raise InputError(f"no run directory at {directory}: give the --out of a `sfm distill`")
+    if (directory / "checkpoint").is_dir() and not (directory / "run.json").exists():
+        raise InputError(
+            f"{directory} is not a finished run of `sfm distill`, but holds a checkpoint: wait for it, or "
+            f"repeat its command with --resume if it was interrupted"
+        )
     record = parsed(TypeAdapter(RunRecord), directory / "run.json")
     classes = parsed(TypeAdapter(list[ClassRecord]), directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:

@@ -1,6 +1,8 @@
 """The inherited classifier, and the projector that brings another backbone's features to it."""
 
 import json
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from sfm.eval.config import RESULT, classifier_folder
 from sfm.eval.export.cards import model_card
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.figures import most_thorough, place_of
-from sfm.eval.report.read import ReportedRun
+from sfm.eval.report.read import ReportedRun, result_files
 from sfm.eval.report.words import command_line
 from sfm.eval.result import Row, protocol_header
 from sfm.stats_store.store import Entry, open_store
@@ -101,7 +103,7 @@ def read_saved(
         If there is none for this backbone, or it is of another run or of other images.
     """
     found: list[tuple[tuple[int, int], Tensors, dict[str, str]]] = []
-    for path in sorted(classifier_folder(run.directory / RESULT).glob("*.safetensors")):
+    for path in saved_files(run, config):
         try:
             with safe_open(path, framework="numpy") as file:
                 header = file.metadata() or {}
@@ -110,6 +112,8 @@ def read_saved(
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{path} is damaged: evaluate again with --save") from error
+        if path.parent != classifier_folder(run.directory / RESULT) and header.get("images") != run.digest:
+            continue  # a folder of results holds those of other runs, too
         classes = json.loads(header["class_ids"])
         if (header["distilled_on_hash"], classes) != (entry.backbone.hash, run.run.class_ids):
             raise InputError(f"{path} is not of the run in {run.directory}: evaluate again with --save")
@@ -118,14 +122,21 @@ def read_saved(
     if found:
         _, tensors, header = max(found, key=lambda one: one[0])
         return tensors, header
-    made_by = command_line(
-        "evaluate",
-        str(run.directory),
-        {"store": config.store, "backbone": spec, "mode": "inherit", "save": True},
-    )
-    raise InputError(
-        f"no projector from {spec} to {entry.backbone.spec} in {run.directory}: make it with `{made_by}`"
-    )
+    out, then = config.evaluation[0] if config.evaluation else None, ""
+    if out is None and not os.access(run.directory, os.W_OK):
+        out = Path(f"{run.directory.resolve().name}-evaluation.json")
+        then = f", and give --evaluation {shlex.quote(str(out))}"
+    asked = {"store": config.store, "backbone": spec, "mode": "inherit", "save": True, "out": out}
+    made_by = command_line("evaluate", str(run.directory), asked)
+    wanted = f"projector from {spec} to {entry.backbone.spec}"
+    raise InputError(f"no {wanted} in {run.directory}: make it with `{made_by}`{then}")
+
+
+def saved_files(run: ReportedRun, config: ExportConfig) -> list[Path]:
+    """Return the classifiers beside the result in the run, and beside the results elsewhere."""
+    results = [run.directory / RESULT, *(file for place in config.evaluation for file in result_files(place))]
+    folders = dict.fromkeys(map(classifier_folder, results))
+    return [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
 
 
 def figure(run: ReportedRun, header: Mapping[str, str]) -> Row | None:

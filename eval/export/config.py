@@ -34,9 +34,14 @@ class ExportConfig(BaseModel):
     store: str | None = Field(
         default=None, description="Store the images were distilled from (needed for a classifier)."
     )
+    evaluation: list[Path] = Field(
+        default=[],
+        description="What `sfm evaluate --out` wrote of this run: a .json file, or a folder; repeat for "
+        "several. Its figures and classifiers count together with those in the run.",
+    )
     backbone: str | None = Field(
         default=None,
         description="Backbone that the classifier is to be used with. Default: the one distilled on.",
     )
 
-    _expand_paths = field_validator("run", "out")(expand_homes)
+    _expand_paths = field_validator("run", "out", "evaluation")(expand_homes)

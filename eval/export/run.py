@@ -61,7 +61,7 @@ def export(config: ExportConfig) -> Exported:
         If the directory is not a finished run, the folder to write is not empty, the store does not know the
         run, or what is asked for was not made yet; says what makes it.
     """
-    (run,) = read_all([config.run], [config.store] if config.store else [])
+    (run,) = read_all([config.run], [config.store] if config.store else [], config.evaluation)
     with lock_file(config.out), whole_folder(config.out) as partial:
         if config.format == "classifier":
             write_classifier(partial, run, config)

@@ -199,8 +199,7 @@ def results_of(places: Sequence[Path], digests: Sequence[str]) -> list[list[Eval
     """
     found: list[list[Evaluation]] = [[] for _ in digests]
     for place in places:
-        files = sorted({*place.glob(RESULT), *place.glob(f"*/{RESULT}")}) if place.is_dir() else [place]
-        evaluations = [evaluation for file in files if (evaluation := read_result(file))]
+        evaluations = [evaluation for file in result_files(place) if (evaluation := read_result(file))]
         own = [evaluation for evaluation in evaluations if evaluation.provenance.images in digests]
         if not own:
             raise InputError(f"--evaluation {place}: no result of the images of these runs is there")
@@ -209,6 +208,11 @@ def results_of(places: Sequence[Path], digests: Sequence[str]) -> list[list[Eval
                 if evaluation.provenance.images == digest:
                     found[i].append(evaluation)
     return found
+
+
+def result_files(place: Path) -> list[Path]:
+    """Return the results at a place: a file, or a folder that `sfm evaluate --out` wrote."""
+    return sorted({*place.glob(RESULT), *place.glob(f"*/{RESULT}")}) if place.is_dir() else [place]
 
 
 def together(evaluations: Sequence[Evaluation | None], run: DistilledRun) -> Evaluation | None:

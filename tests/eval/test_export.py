@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from sfm.cli import app
 from sfm.errors import InputError
+from sfm.eval.config import classifier_folder
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
 from sfm.eval.whole import whole_folder
@@ -315,6 +316,25 @@ def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
     assert made.returncode == 0, made.stderr
     done = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout)["files"] == 3
+
+
+@pytest.mark.parametrize("result", ["r.json", "results/evaluation.json"])
+def test_figures_and_projectors_of_a_run_that_cannot_be_written_lie_elsewhere(
+    run: Path, fashion_store: str, tmp_path: Path, result: str
+) -> None:
+    elsewhere = tmp_path / result
+    classifier_folder(elsewhere).parent.mkdir(exist_ok=True)
+    (run / "classifiers").rename(classifier_folder(elsewhere))
+    (run / "evaluation.json").rename(elsewhere)
+    given = elsewhere if result == "r.json" else elsewhere.parent
+    options = {"store": fashion_store, "backbone": "lite1", "evaluation": [given]}
+    about = json.loads((exported(run, tmp_path / "out", "classifier", **options) / "config.json").read_text())
+    rows = json.loads(elsewhere.read_text())["rows"]
+    (row,) = [r for r in rows if (r["backbone"], r["mode"]) == ("lite1", "inherit")]
+    assert about["held_out_top1"] == row["top1_mean"]
+    (classifier_folder(elsewhere) / "lite1-inherit.safetensors").unlink()
+    with pytest.raises(InputError, match=f"make it with `sfm evaluate .* --out {given}`"):
+        exported(run, tmp_path / "again", "classifier", **options)
 
 
 def test_a_projector_of_other_classes_is_not_mixed_up(

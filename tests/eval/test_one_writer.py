@@ -1,5 +1,6 @@
 """Evaluations, exports and reports are written by one process at a time."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,12 +9,12 @@ import pytest
 
 from sfm import locking
 from sfm.errors import InputError
-from sfm.eval.config import EvaluateConfig
+from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.eval.run import evaluate
+from sfm.eval.run import evaluate, evaluate_runs
 from sfm.locking import lock_file, lock_folder
 
 
@@ -30,6 +31,15 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 def test_a_second_evaluation_of_a_run_is_refused(run: Path, fashion_store: str) -> None:
     with lock_folder(run), pytest.raises(InputError, match=r"run is being written by process \d+ on"):
         evaluate(EvaluateConfig(run=run, store=fashion_store))
+
+
+def test_a_run_named_twice_is_refused_before_it_locks_itself_out(run: Path, fashion_store: str) -> None:
+    short = {"mode": ["linear"], "epochs": 1, "views": 1, "seeds": 1, "device": "cpu"}
+    twice = EvaluateRunsConfig.model_validate(
+        {"run": [run, Path(os.path.relpath(run))], "store": fashion_store, **short}
+    )
+    with pytest.raises(InputError, match="run is given more than once"):
+        evaluate_runs(twice)
 
 
 def test_a_folder_that_is_no_run_is_left_as_it_was(tmp_path: Path, fashion_store: str) -> None:

@@ -80,6 +80,11 @@ def drop_record(run: Path) -> None:
     (run / "run.json").unlink()
 
 
+def be_unfinished(run: Path) -> None:
+    (run / "run.json").unlink()
+    (run / "checkpoint").mkdir()
+
+
 def drop_classes(run: Path) -> None:
     (run / "classes.json").unlink()
 
@@ -111,6 +116,7 @@ def renumber_classes(run: Path) -> None:
         (spoil_image, r"cannot read the image .*4_class/0\.png"),
         (write_nonsense, r"cannot read the image .*4_class/0\.png"),
         (drop_record, r"not a finished run of `sfm distill`: cannot read run\.json"),
+        (be_unfinished, r"not a finished run of `sfm distill`, but holds a checkpoint: .* with --resume"),
         (drop_classes, r"not a finished run of `sfm distill`: cannot read classes\.json"),
         (spoil_record, r"run\.json is not what `sfm distill` writes"),
         (be_another_command, r"run\.json is not what `sfm distill` writes: command"),
