@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 
 @contextmanager
-def computing_with(threads: int | None) -> Iterator[None]:
+def limit_threads(threads: int | None) -> Iterator[None]:
     """Use so many CPU threads for a while, in torch and in numpy; None leaves them as they are.
 
     Their number shapes sums, and so the last bits.

@@ -28,7 +28,7 @@ _sleeping = False
 """Whether threads sleep because this module chose so."""
 
 
-def choose_waiting(threads: int | None = None) -> None:
+def choose_wait_policy(threads: int | None = None) -> None:
     """Let threads that wait sleep rather than spin, if other processes use the cores that they would take.
 
     Does nothing where torch is loaded already, or the environment says how to wait.

@@ -18,7 +18,7 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
 from sfm.backbones.spec import parse_spec
-from sfm.backbones.threads import computing_with
+from sfm.backbones.threads import limit_threads
 from sfm.backbones.waiting import CoreWatch
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill.centres import Centres, read_centres
@@ -145,7 +145,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     with ExitStack() as settings:
         threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())
-        settings.enter_context(computing_with(threads))
+        settings.enter_context(limit_threads(threads))
         settings.enter_context(whole_float32())
         repeatable = settings.enter_context(repeating(backbone))
         views = config.steps * len(chosen) * config.ipc * config.views
@@ -249,7 +249,7 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     return saved
 
 
-def says_what_is_saved(out: Path) -> str:
+def describe_checkpoint(out: Path) -> str:
     """Say what a run that ended at once has left to go on from, if anything."""
     if any((out / "checkpoint").glob("step_*")):
         return f"; {out} holds a checkpoint: repeat the same command with --resume to go on from it"

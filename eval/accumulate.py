@@ -88,7 +88,7 @@ def accumulate(found: Evaluation, before: Evaluation | None, images: int) -> Eva
             "notes": list(dict.fromkeys(notes)),
             "provenance": found.provenance.model_copy(update={"entries": entries}),
             "earlier": [
-                one for one in (as_earlier(before), *before.earlier) if contributes(one, kept, images)
+                one for one in (earlier_command(before), *before.earlier) if still_counts(one, kept, images)
             ],
             "changes": changes(again, gone, kept),
         }
@@ -169,7 +169,7 @@ def holds(note: str, rows: Sequence[Row]) -> bool:
     return not any(note.startswith(f"{row.backbone} is left out: ") for row in rows)
 
 
-def as_earlier(evaluation: Evaluation) -> EarlierEvaluation:
+def earlier_command(evaluation: Evaluation) -> EarlierEvaluation:
     """Return what is kept of a command once another one follows it."""
     provenance = evaluation.provenance
     own = provenance.evaluated_on
@@ -182,7 +182,7 @@ def as_earlier(evaluation: Evaluation) -> EarlierEvaluation:
     )
 
 
-def contributes(earlier: EarlierEvaluation, kept: Sequence[Row], images: int) -> bool:
+def still_counts(earlier: EarlierEvaluation, kept: Sequence[Row], images: int) -> bool:
     """Return whether one of the rows kept, of so many images each, can be of an earlier command."""
     own = [row for row in kept if row.backbone_hash in earlier.backbones]
     try:

@@ -9,7 +9,7 @@ def work_folder(result: Path) -> Path:
     return result.with_name(f"{result.stem}.partial")
 
 
-def says_what_is_kept(results: Sequence[Path]) -> str:
+def describe_partial_results(results: Sequence[Path]) -> str:
     """Say what an interrupted evaluation has left to go on from, if anything."""
     kept = [
         folder for result in results if (folder := work_folder(result)).is_dir() and any(folder.iterdir())

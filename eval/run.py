@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import for_features
-from sfm.backbones.threads import computing_with
+from sfm.backbones.threads import limit_threads
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.classifiers import save_classifier
@@ -142,7 +142,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
     """
     several = config.each()
     with ExitStack() as locks:
-        locks.enter_context(computing_with(config.threads))
+        locks.enter_context(limit_threads(config.threads))
         for each in several:
             if each.out:
                 locks.enter_context(lock_file(each.result))

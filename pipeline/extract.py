@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import computing_with
+from sfm.backbones.threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.paths import cache_folder, expand_home
@@ -95,7 +95,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
     """
     if config.dry_run:
         raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
-    with computing_with(config.threads):
+    with limit_threads(config.threads):
         return extract_with_threads(config, progress)
 
 

@@ -263,15 +263,15 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
     else:
         keys = np.concatenate([keys_of(digests, config.seed) for digests in digests_of(staging, train)])
         held_out = rows_to_hold_out(labels, keys, class_ids, config.hold_out)
-        parts = [divided("full", train, in_use & ~held_out, held_out, class_ids, sizes, staging)]
+        parts = [split_training_rows("full", train, in_use & ~held_out, held_out, class_ids, sizes, staging)]
         labels, in_use = np.where(held_out, UNUSED, labels).astype(np.int32), in_use & ~held_out
     if config.tune_fraction is not None:
         held = held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
-        parts.append(divided("tuning", train, in_use & ~held, held, class_ids, sizes, staging))
+        parts.append(split_training_rows("tuning", train, in_use & ~held, held, class_ids, sizes, staging))
     return parts
 
 
-def divided(
+def split_training_rows(
     role: Role,
     train: list[Partition],
     kept: npt.NDArray[np.bool_],

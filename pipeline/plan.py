@@ -12,7 +12,7 @@ import numpy as np
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import computing_with
+from sfm.backbones.threads import limit_threads
 from sfm.events import Listener, Progress, nobody
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
@@ -168,7 +168,7 @@ def statistics_seconds(
     seconds = 0.0
     for backbone in backbones:
         features = backbone.card.features
-        with computing_with(config.threads):
+        with limit_threads(config.threads):
             rate = measure_operations(classes, features, backbone.device)
         for role in roles_of(config):
             rows = round(samples * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else samples

@@ -11,7 +11,7 @@ import typer
 
 from sfm import accuracies, terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.backbones.waiting import choose_waiting
+from sfm.backbones.waiting import choose_wait_policy
 from sfm.command import App, AsJson, Quiet, Threads, add_command
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
@@ -60,14 +60,14 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if config.dry_run:
         run_plan(config, as_json, quiet)
         return
-    choose_waiting(config.threads)
+    choose_wait_policy(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
         share_one_heap()
     from sfm.pipeline.staging import Unfinished
 
     try:
         with (
-            terminal.saying_what_is_left("; the same command goes on from the work that is complete"),
+            terminal.explain_interrupt("; the same command goes on from the work that is complete"),
             terminal.showing(quiet) as progress,
         ):
             from sfm.pipeline.extract import extract
@@ -146,7 +146,7 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
     try:
         with (
-            terminal.saying_what_is_left("; a dry run saves nothing"),
+            terminal.explain_interrupt("; a dry run saves nothing"),
             terminal.showing(quiet) as progress,
         ):
             from sfm.pipeline.plan import plan
@@ -169,12 +169,12 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then say where the images are."""
-    choose_waiting(config.threads)
-    from sfm.distill.run import Interrupted, distill, says_what_is_saved
+    choose_wait_policy(config.threads)
+    from sfm.distill.run import Interrupted, describe_checkpoint, distill
 
     try:
         with (
-            terminal.saying_what_is_left(lambda: says_what_is_saved(config.out)),
+            terminal.explain_interrupt(lambda: describe_checkpoint(config.out)),
             terminal.showing(quiet) as progress,
         ):
             done = distill(config, progress)
@@ -198,8 +198,8 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
 
     What was found is printed even if it cannot be written.
     """
-    choose_waiting(config.threads)
-    from sfm.eval.interrupted import says_what_is_kept
+    choose_wait_policy(config.threads)
+    from sfm.eval.interrupted import describe_partial_results
     from sfm.eval.result import NotWrittenError
 
     results = [each.result for each in config.each()]
@@ -213,7 +213,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     except NotWrittenError as error:
         done, unwritten = error.evaluations, error
     except KeyboardInterrupt:
-        raise terminal.fail(says_what_is_kept(results), terminal.INTERRUPTED) from None
+        raise terminal.fail(describe_partial_results(results), terminal.INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in done]
     cells = [cell.model_dump(mode="json") for cell in matrix(done)]
     accuracies.print_warnings(records)
@@ -239,7 +239,7 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
     """Write the report, then say where it is."""
     from sfm.eval.report.page import report
 
-    with terminal.saying_what_is_left("; no report was written"):
+    with terminal.explain_interrupt("; no report was written"):
         out = report(config)
     if as_json:
         terminal.print_json({"out": str(out), "bytes": out.stat().st_size})
@@ -253,7 +253,7 @@ def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     """Export, then say what was written."""
     from sfm.eval.export.run import export
 
-    with terminal.saying_what_is_left("; nothing was exported"):
+    with terminal.explain_interrupt("; nothing was exported"):
         done = export(config)
     if as_json:
         terminal.print_json(
@@ -340,7 +340,7 @@ def quickstart_command(
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with terminal.reporting():
-        choose_waiting(threads)
+        choose_wait_policy(threads)
         from sfm.distill.run import Interrupted
         from sfm.quickstart import quickstart
 
@@ -348,7 +348,7 @@ def quickstart_command(
 
         try:
             with (
-                terminal.saying_what_is_left(f": run `{command}` again to go on"),
+                terminal.explain_interrupt(f": run `{command}` again to go on"),
                 terminal.showing(quiet) as progress,
             ):
                 record: dict[str, Any] = quickstart(out, progress, threads)

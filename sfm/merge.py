@@ -79,7 +79,7 @@ def on_disk(device: str, threads: int | None) -> Trainer:
     def train(rows: Rows, moments: Moments) -> Trained:
         import torch
 
-        from sfm.backbones.threads import computing_with
+        from sfm.backbones.threads import limit_threads
         from sfm.pipeline.classifier import train_classifier
         from sfm.pipeline.staging import Staged
 
@@ -91,7 +91,7 @@ def on_disk(device: str, threads: int | None) -> Trainer:
                 np.save(files[-1], features)
                 labels.append(own)
             chosen = torch.device(there if device == "auto" else device)
-            with computing_with(threads):
+            with limit_threads(threads):
                 found = train_classifier(Staged(tuple(files), tuple(labels)), moments, chosen)
         solver = f"{found.solver}, on the stored training features of all parts"
         return Trained(found.weight, found.bias, solver, found.l2, found.iterations, found.converged)

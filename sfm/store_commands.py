@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfm import terminal
-from sfm.backbones.waiting import choose_waiting
+from sfm.backbones.waiting import choose_wait_policy
 from sfm.command import App, AsJson, Quiet, Threads
 from sfm.events import Listener, after
 from sfm.terminal import print_line
@@ -37,7 +37,7 @@ SHOWN_AFTER = 1.0
 @contextmanager
 def at_work(quiet: bool, interrupted: str) -> Iterator[Listener]:
     """Show the progress of whatever takes longer than a moment, and end with what is true on an interrupt."""
-    with terminal.saying_what_is_left(f": {interrupted}"), terminal.showing(quiet) as progress:
+    with terminal.explain_interrupt(f": {interrupted}"), terminal.showing(quiet) as progress:
         yield after(SHOWN_AFTER, progress)
 
 
@@ -252,7 +252,7 @@ def store_merge(
     Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
     """
     with terminal.reporting():
-        choose_waiting(threads)
+        choose_wait_policy(threads)
         from sfm.merge import merge
 
         with at_work(quiet, "the union may not be published; the same command begins again") as progress:

@@ -75,7 +75,7 @@ def reporting() -> Iterator[None]:
 
 
 @contextmanager
-def saying_what_is_left(message: str | Callable[[], str]) -> Iterator[None]:
+def explain_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
     """Say what an interrupted command leaves, and how to go on if it can; a function is asked then."""
     try:
         yield

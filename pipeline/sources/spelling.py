@@ -40,7 +40,7 @@ def with_normal_ids(source: Source) -> Source:
     index = np.array([place[normal[class_id]] for class_id in ids], dtype=np.int32)
 
     def renamed(split: Split) -> Split:
-        return replace(split, shards=tuple(renamed_shard(shard, index, normal) for shard in split.shards))
+        return replace(split, shards=tuple(rename_labels(shard, index, normal) for shard in split.shards))
 
     return replace(
         source,
@@ -61,7 +61,7 @@ def is_ambiguous(source: Source, normal: Mapping[str, str]) -> bool:
     return source.labels is None and len(set(normal.values())) < len(normal)
 
 
-def renamed_shard(shard: Shard, index: npt.NDArray[np.int32], normal: Mapping[str, str]) -> Shard:
+def rename_labels(shard: Shard, index: npt.NDArray[np.int32], normal: Mapping[str, str]) -> Shard:
     """Return a shard whose labels and samples name their classes otherwise."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:

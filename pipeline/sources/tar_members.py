@@ -78,7 +78,7 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def unpacked(stream: BinaryIO, where: str) -> BinaryIO:
+def decompress_stream(stream: BinaryIO, where: str) -> BinaryIO:
     """Return a stream of what a stream holds once it is unpacked: itself, if gzip has not compressed it.
 
     Raises
@@ -120,7 +120,7 @@ def members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, bytes |
     """
     with open_stream(file) as stream:
         try:
-            content = unpacked(stream, file.url)
+            content = decompress_stream(stream, file.url)
             with tarfile.open(fileobj=content, mode="r|", tarinfo=_Header, bufsize=CHUNK) as archive:
                 while (info := archive.next()) is not None:
                     # tarfile would remember every member, to find it again.

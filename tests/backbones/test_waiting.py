@@ -12,7 +12,7 @@ TOLD = """
 import os
 from sfm.backbones import waiting
 waiting.psutil.cpu_percent = lambda *_, **__: [%s] * 1024
-waiting.choose_waiting(%s)
+waiting.choose_wait_policy(%s)
 print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """
 
