@@ -59,7 +59,7 @@ class Proxy:
         Seconds that every answer takes more.
     seen, broken : list of Request
     most : int
-        Most requests that were under way at a time.
+        Most requests that waited for their answers at a time.
     """
 
     endpoint: str
@@ -84,14 +84,14 @@ def breaking(upstream: str) -> Iterator[Proxy]:
             with lock:
                 proxy.under_way += 1
                 proxy.most = max(proxy.most, proxy.under_way)
-            try:
-                if over.wait(proxy.latency):
-                    self.close_connection = True
-                else:
-                    self.handle_one()
-            finally:
-                with lock:
-                    proxy.under_way -= 1
+            ended = over.wait(proxy.latency)
+            with lock:
+                # Before it is answered: a client that has its answer may already be at the next.
+                proxy.under_way -= 1
+            if ended:
+                self.close_connection = True
+            else:
+                self.handle_one()
 
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))

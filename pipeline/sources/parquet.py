@@ -143,9 +143,8 @@ def has_labels(file: DataFile, column: str) -> bool:
         if column not in table.schema_arrow.names:
             return False
         batch = next(table.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False), None)
-    return batch is not None and any(
-        label not in (None, -1, "-1") for label in batch.column(column).to_pylist()
-    )
+        labels = [] if batch is None else batch.column(column).to_pylist()
+    return any(label not in (None, -1, "-1") for label in labels)
 
 
 def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bool) -> Table:
