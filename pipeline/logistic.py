@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -251,20 +252,23 @@ def fit(
             raise StopIteration
 
     inner = ((start.weight - prior.weight) @ spread.axes) / stretch
-    found = minimize(
-        loss_and_gradient,
-        torch.cat([inner.flatten(), (start.bias - prior.bias) / bias_stretch]).numpy(),
-        jac=True,
-        method="L-BFGS-B",
-        callback=stop_at_the_tolerance,
-        options={
-            "maxcor": HISTORY,
-            "maxiter": iterations,
-            "maxfun": 2 * iterations,
-            "ftol": 0,
-            "gtol": 0,
-        },
-    )
+    # OpenBLAS' threads spin after each of scipy's small products, which would make the passes take three
+    # times as long: torch wants the same cores.
+    with ThreadpoolController().select(internal_api="openblas").limit(limits=1):
+        found = minimize(
+            loss_and_gradient,
+            torch.cat([inner.flatten(), (start.bias - prior.bias) / bias_stretch]).numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            callback=stop_at_the_tolerance,
+            options={
+                "maxcor": HISTORY,
+                "maxiter": iterations,
+                "maxfun": 2 * iterations,
+                "ftol": 0,
+                "gtol": 0,
+            },
+        )
     if steepest > tolerance:
         # The search may have ended at a point before the one that it tried last.
         loss_and_gradient(found.x)

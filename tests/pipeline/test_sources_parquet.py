@@ -311,7 +311,9 @@ def write_labels(root: Path, labels: pa.Array, pictures: Sequence) -> Path:
 def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
     labels = pa.array([b"\xe9t\xe9", b"b", b"\xe9t\xe9", b"b"]).view(pa.string())
     root = write_labels(tmp_path / "d", labels, pictures)
-    complaint = r"(train|test)\.parquet holds text that is not UTF-8: b'\\xe9t\\xe9'; write its labels as UTF-8"
+    complaint = (
+        r"(train|test)\.parquet holds text that is not UTF-8: b'\\xe9t\\xe9'; write its labels as UTF-8"
+    )
     with pytest.raises(InputError, match=complaint):
         open_source(f"parquet:{root}")
     # On another machine, labels are only read in the pass.
