@@ -13,12 +13,13 @@ from typing import Literal
 
 import obstore
 
+from sfm.deletion import raise_unless_gone
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.locking import take_lock
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import concurrently
-from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, local_root, modified, raise_unless_gone, walk
+from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, local_root, modified, walk
 from sfm.stats_store.history import Generation, generations
 from sfm.stats_store.location import (
     UnreadableError,

@@ -307,9 +307,3 @@ def walk(
 def modified(state: os.stat_result) -> datetime.datetime:
     """Return when something was changed last."""
     return datetime.datetime.fromtimestamp(state.st_mtime, datetime.UTC)
-
-
-def raise_unless_gone(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
-    """Pass over what somebody else deleted a moment ago, and raise anything else."""
-    if not isinstance(error[1], FileNotFoundError):
-        raise error[1]

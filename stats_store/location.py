@@ -16,6 +16,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
+from sfm.deletion import raise_unless_gone
 from sfm.errors import DamageError, InputError
 from sfm.paths import expand_home, is_clutter
 from sfm.stats_store.concurrency import interruptibly
@@ -27,7 +28,6 @@ from sfm.stats_store.disk import (
     is_denied,
     local_root,
     path_of,
-    raise_unless_gone,
     sync,
     system_errno,
     walk,
