@@ -270,10 +270,11 @@ def is_remote(objects: ObjectStore) -> bool:
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
-def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
+def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T], size: int | None = None) -> T:
     """Read an object and return what `check` makes of it.
 
-    What arrives damaged from a server is asked for again: it may have suffered on the way.
+    What arrives damaged from a server is asked for again: it may have suffered on the way. Of an object that
+    is longer than `size` nothing is read.
 
     Raises
     ------
@@ -283,9 +284,9 @@ def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) ->
         As `check` raises it, or if the disk cannot give it back.
     """
     if is_remote(objects):
-        return interruptibly(lambda: _read_remote(objects, path, check))
+        return interruptibly(lambda: _read_remote(objects, path, check, size))
     try:
-        data = bytes(obstore.get(objects, path).bytes())
+        data = _bytes_of(objects, path, size)
     except BaseError as error:
         if system_errno(error) in (errno.EIO, errno.ENOTDIR):
             raise DamageError(
@@ -295,13 +296,20 @@ def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) ->
     return check(data)
 
 
-def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
+def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], size: int | None) -> T:
     for wait in READ_AGAIN:
         try:
-            return check(bytes(obstore.get(objects, path).bytes()))
+            return check(_bytes_of(objects, path, size))
         except DamageError:
             time.sleep(wait)
-    return check(bytes(obstore.get(objects, path).bytes()))
+    return check(_bytes_of(objects, path, size))
+
+
+def _bytes_of(objects: ObjectStore, path: str, size: int | None) -> bytes:
+    found = obstore.get(objects, path)
+    if size is not None and found.meta["size"] > size:
+        raise DamageError(f"damaged object {path}: {found.meta['size']} bytes, {size} were published")
+    return bytes(found.bytes())
 
 
 def put_object(objects: ObjectStore, path: str, data: bytes) -> None:

@@ -19,6 +19,9 @@ KNOWN_REQUIREMENTS = frozenset({CROP_MODE})
 
 CHUNK_BYTES = 4 * 2**20
 
+NUMBER = re.compile(r"_([1-9][0-9]{0,5})\Z")
+"""Ends the name of an array over sub-classes."""
+
 DIMENSIONS: dict[str, tuple[str, ...]] = {
     "train/count": ("class",),
     "train/mean": ("class", "feature"),
@@ -40,7 +43,19 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 
 def generic(name: str) -> str:
     """Return the name that arrays of one kind share: ``train/centre`` for every ``train/centre_<K>``."""
-    return re.sub(r"_\d+$", "", name)
+    return NUMBER.sub("", name)
+
+
+def sub_classes(name: str) -> int | None:
+    """Return the number of sub-classes per class in the name of an array, if it has one.
+
+    Examples
+    --------
+    >>> sub_classes("train/centre_count_10"), sub_classes("train/count")
+    (10, None)
+    """
+    found = NUMBER.search(name)
+    return int(found[1]) if found else None
 
 
 def dimensions(name: str) -> tuple[str, ...]:
@@ -99,7 +114,8 @@ class UpgradeError(InputError):
 
 def is_known(name: str) -> bool:
     """Say whether an array is of this schema; a newer minor version may hold others."""
-    return generic(name) in DIMENSIONS
+    axes = DIMENSIONS.get(generic(name), ())
+    return bool(axes) and ("sub_class" in axes) == (sub_classes(name) is not None)
 
 
 def require_readable(schema: SchemaVersion, where: str) -> None:
