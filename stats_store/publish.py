@@ -26,6 +26,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.commits import MARK, commit_name, generation_after, generation_of, parse_commit
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import (
     BLOCK_ROWS,
@@ -45,7 +46,7 @@ from sfm.stats_store.location import (
     settle,
 )
 from sfm.stats_store.schema import CROP_MODE, create_array
-from sfm.stats_store.store import MARK, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
 
 LOG = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def publish(
         settle(store.objects, f"runs/{draft.run}")
     generation = generation_of(paths[-1]) if paths else 0
     while True:
-        generation += 1
+        generation = generation_after(generation, key)
         summary = Summary(
             dataset=dataset.name,
             backbone=backbone.spec,

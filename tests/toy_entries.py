@@ -1,5 +1,6 @@
 """Small entries of random numbers, published for real."""
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> Ba
         spec=spec,
         model=f"timm_{spec}",
         rule="pre-logits",
-        weights=weights,
+        weights=hashlib.sha256(weights.encode()).hexdigest(),
         preprocessing=preprocessing,
         features=FEATURES,
     )
