@@ -138,7 +138,7 @@ def read_commit(content: Any, path: str) -> Commit:
     """Return the commit that its content describes; see :func:`parse_commit` for the errors."""
     what = f"damaged commit {path}"
     schema = parse_card(SchemaVersion, content, "schema", what, SCHEMA_MINOR)
-    require_readable(schema, f"the entry in {path}")
+    require_readable(schema, named_place(content, path))
     try:
         commit = Commit.model_validate(content)
     except ValidationError as error:
@@ -150,6 +150,13 @@ def read_commit(content: Any, path: str) -> Commit:
     if problem:
         raise DamageError(f"{what}: {problem}")
     return commit
+
+
+def named_place(content: dict[str, Any], path: str) -> str:
+    """Return the path of a commit, with the name of its dataset where a later version still says it so."""
+    summary = content.get("summary")
+    name = summary.get("dataset") if isinstance(summary, dict) else None
+    return f"the entry of {one_line(name, most=80)} ({path})" if isinstance(name, str) else path
 
 
 def contradiction(commit: Commit, summary: Summary) -> str:
