@@ -78,6 +78,24 @@ def require_distinct(values: Sequence[str]) -> Sequence[str]:
     return values
 
 
+def require_plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse options of an extraction that are not of the kind that this program reads.
+
+    Raises
+    ------
+    ValueError
+        If a known one is of another kind, or any holds NaN or an infinity.
+    """
+    require_finite(options)
+    views = options.get("views", 1)
+    if not isinstance(views, int) or not 1 <= views <= 10**6:
+        raise ValueError("views should be a number from 1")
+    for name in ("background", "white"):
+        if isinstance(options.get(name), list | dict):
+            raise ValueError(f"{name} should be one value")
+    return options
+
+
 def require_finite(value: Any) -> Any:
     """Refuse data that no JSON document can hold: NaN or an infinity, at any depth.
 
@@ -92,4 +110,4 @@ def require_finite(value: Any) -> Any:
 
 ClassIds = Annotated[list[Name], Field(min_length=1, max_length=2**20), AfterValidator(require_distinct)]
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(require_finite)]
+Options = Annotated[dict[str, Any], AfterValidator(require_plain_options)]

@@ -15,11 +15,11 @@ from sfm.field_types import (
     Fraction,
     Generation,
     InputPixels,
-    JsonObject,
     Name,
     NotNegative,
     ObjectName,
     ObjectSize,
+    Options,
     RunId,
     Version,
 )
@@ -138,7 +138,7 @@ class ExtractionCard(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    options: JsonObject
+    options: Options
     role: Literal["full", "tuning"]
     versions: dict[str, str]
     device: str

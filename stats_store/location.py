@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import os
+import re
 import secrets
 import shutil
 import time
@@ -13,7 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sfm.deletion import raise_unless_gone
@@ -34,6 +41,7 @@ from sfm.stats_store.disk import (
     walk,
     write_file,
 )
+from sfm.text import one_line
 from sfm.untrusted import JSON_BYTES, OversizeError, read_file
 
 if TYPE_CHECKING:
@@ -255,6 +263,13 @@ class UnreadableError(InputError):
 def explained(error: BaseException, place: str) -> str:
     """Return why a place cannot be used, in one line without credentials."""
     text, number = str(error), system_errno(error)
+    if isinstance(error, InvalidPathError):
+        named = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
+        name = one_line(named[1], most=200) if named else "unknown"
+        return (
+            f"cannot use {place}: somebody made an object there that has no proper name ({name}), and no "
+            f"listing gets past it: delete it with the tools of the server"
+        )
     if number == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {place}: free some and run the same command again"
     if "://" not in place or place.startswith("file://"):

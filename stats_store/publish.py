@@ -48,6 +48,7 @@ from sfm.stats_store.location import (
 from sfm.stats_store.schema import CROP_MODE, create_array
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
+from sfm.untrusted import JSON_BYTES
 
 LOG = logging.getLogger(__name__)
 
@@ -200,6 +201,10 @@ def publish(
     }
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     metadata = json.dumps(group, indent=1).encode()
+    if len(metadata) > JSON_BYTES:
+        raise InputError(
+            f"the cards of {dataset.name} have {len(metadata)} bytes, at most {JSON_BYTES} are read"
+        )
     with reaching(store.url):
         put_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
         draft.written[f"runs/{draft.run}/zarr.json"] = record_of(metadata)
