@@ -333,8 +333,9 @@ def _read_local(root: Path, path: str, most: int) -> bytes:
 
 def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int) -> T:
     for wait in READ_AGAIN:
+        data = _fetch(objects, path, most)
         try:
-            return check(_fetch(objects, path, most))
+            return check(data)
         except DamageError:
             time.sleep(wait)
     return check(_fetch(objects, path, most))

@@ -203,7 +203,8 @@ def publish(
     metadata = json.dumps(group, indent=1).encode()
     if len(metadata) > JSON_BYTES:
         raise InputError(
-            f"the cards of {dataset.name} have {len(metadata)} bytes, at most {JSON_BYTES} are read"
+            f"the names and cards of {dataset.name} take {len(metadata)} bytes as JSON, and no reader takes "
+            f"more than {JSON_BYTES}"
         )
     with reaching(store.url):
         put_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)

@@ -24,6 +24,7 @@ from sfm.stats_store.schema import UpgradeError, is_known
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verified import record_of
 from sfm.stats_store.verify import verify
+from sfm.text import one_line
 from sfm.untrusted import JSON_BYTES
 
 ATOMS = st.one_of(
@@ -72,7 +73,7 @@ CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").byt
 
 
 @given(place=st.sampled_from(places(CONTENT)), value=VALUES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = PATH
     try:
@@ -80,11 +81,11 @@ def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_vers
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert PATH in complaint
-    assert complaint.isprintable()
+    assert complaint == one_line(complaint)
 
 
 @given(place=st.sampled_from(places(CARDS)), value=VALUES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = COMMIT.run
     try:
@@ -92,7 +93,7 @@ def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_versio
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert COMMIT.run in complaint
-    assert complaint.isprintable()
+    assert complaint == one_line(complaint)
 
 
 @given(data=st.binary(max_size=60))
