@@ -18,6 +18,7 @@ from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.locking import take_lock
 from sfm.paths import is_clutter
+from sfm.stats_store.commits import MARK, is_commit
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, local_root, modified, walk
 from sfm.stats_store.history import Generation, generations
@@ -27,7 +28,7 @@ from sfm.stats_store.location import (
     list_objects,
     reaching,
 )
-from sfm.stats_store.store import MARK, Store
+from sfm.stats_store.store import Store
 
 SAFE_AGE = datetime.timedelta(days=7)
 
@@ -93,8 +94,9 @@ def collect(
 ) -> Collection:
     """Delete runs that no current entry refers to, and unfinished work that was abandoned.
 
-    Every commit is read first. If the newest of a key cannot be, nothing of that key is deleted, nor any run
-    that no commit refers to, since the unreadable one may; an older one refers to nothing that readers see.
+    Every commit is read first. If one cannot be, nothing of its key is deleted. If it is the newest of the
+    key, neither is any run that no commit refers to, since the unreadable one may; an older one refers to
+    nothing that readers see.
     Data is deleted before the commit that refers to it, so that an interrupted collection is finished by the
     next. What may not be deleted is left, and does not keep the rest from being deleted.
 
@@ -124,16 +126,17 @@ def collect(
     with reaching(store.url):
         runs, index, hidden = stored(store)
     commits = generations(store, progress)
-    unreadable = [g for g in commits if g.newest and g.commit is None]
+    unreadable = [g for g in commits if g.commit is None]
     notes = [*hidden, *(g.problem for g in unreadable)]
     # Commits that were listed before and are not any more: hidden, or collected by somebody else just now.
-    lost = {i.path for i in index if is_commit(i.path)} - {g.path for g in commits}
+    lost = {i.path for i in index if i.is_file and is_commit(i.path)} - {g.path for g in commits}
+    uncertain = bool(hidden or lost or any(g.newest for g in unreadable))
     guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
     found = [
         *(
             garbage
             for garbage in unreferenced_runs(runs, index, commits)
-            if not ((notes or lost) and garbage.reason == "never committed") and garbage.path not in guarded
+            if not (uncertain and garbage.reason == "never committed") and garbage.path not in guarded
         ),
         *(
             Garbage(i.path, "unfinished write", i.modified, 1, i.size)
@@ -162,11 +165,6 @@ def collect(
         (collection.deleted if gone else collection.kept).append(garbage)
         notes += [problem] if problem else []
     return collection
-
-
-def is_commit(path: str) -> bool:
-    """Say whether a path of the index is that of a commit."""
-    return path.count("/") == 4 and path.endswith(".json") and path[:-5].rpartition("/")[2].isdigit()
 
 
 def runs_of(commits: Sequence[Generation], key: str) -> set[str]:

@@ -8,11 +8,12 @@ from typing import Literal
 from sfm.errors import DamageError
 from sfm.events import Listener, nobody
 from sfm.stats_store.cards import Commit, ObjectRecord, Summary
+from sfm.stats_store.commits import commit_name, generation_after, generation_of, parse_commit
 from sfm.stats_store.concurrency import REQUESTS, concurrently
 from sfm.stats_store.digest import canonical, sha256
 from sfm.stats_store.location import list_readable, put_object, reaching, read_object, settle
 from sfm.stats_store.publish import put_commit_bytes
-from sfm.stats_store.store import Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import read_published
 
 ENTRIES = 8
@@ -120,7 +121,7 @@ def copy_entry(source: Store, target: Store, summary: Summary, requests: int, *,
     written, found = carry(source, target, commit, requests, committed=committed)
     if committed:
         return Copied(summary, "repaired" if written else "already there", "", written, found)
-    winner = commit_copy(target, raw, summary.key, latest + 1)
+    winner = commit_copy(target, raw, summary.key, generation_after(latest, summary.key))
     outcome: Outcome = "copied" if winner.run == commit.run else "differs in the target"
     return Copied(summary, outcome, "", written, found)
 

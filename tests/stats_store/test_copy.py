@@ -11,7 +11,7 @@ from toy_entries import backbone_card, grow_old, put
 
 from sfm.stats_store.collect import collect
 from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.digest import canonical, entry_digest, sha256
 from sfm.stats_store.history import generations, remove
 from sfm.stats_store.location import list_objects
 from sfm.stats_store.select import every
@@ -170,6 +170,8 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     inner["signature"] = {"by": "a later version"}
     inner["summary"]["quality"] = 0.5
     inner["arrays"]["train/skewness"] = "0" * 64
+    key = (summary.backbone_hash, summary.fingerprint, summary.options)
+    inner["summary"]["entry_digest"] = entry_digest(inner["arrays"], *key)
     for name, data in news.items():
         obstore.put(source.objects, f"runs/{run}/{name}", data)
         inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
