@@ -34,6 +34,7 @@ from sfm.stats_store.commits import (
     unseal,
 )
 from sfm.stats_store.concurrency import concurrently
+from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.disk import denied
 from sfm.stats_store.location import (
     UnreadableError,
@@ -46,8 +47,9 @@ from sfm.stats_store.location import (
     require_writable,
     shown,
 )
-from sfm.stats_store.schema import UpgradeError, require_readable
-from sfm.stats_store.verified import VerifiedStore, read_published
+from sfm.stats_store.schema import UpgradeError, generic, require_readable
+from sfm.stats_store.values import centre_problem, value_problem
+from sfm.stats_store.verified import VerifiedStore, decoding, read_published
 
 LOG = logging.getLogger(__name__)
 
@@ -208,8 +210,9 @@ class Store:
         metadata = [path for path in records if path.endswith("/zarr.json")]
         with reaching(self.url):
             data = concurrently(lambda path: read_published(self.objects, path, records[path]), metadata)
-        read = dict(zip(metadata, data, strict=True))
+            read = dict(zip(metadata, data, strict=True))
         cards = read_cards(commit, read[f"runs/{commit.run}/zarr.json"])
+        layouts = require_layouts(commit, cards.backbone, cards.dataset, cards.extraction, read)
         return Entry(
             store_url=self.url,
             summary=commit.summary,
@@ -218,7 +221,7 @@ class Store:
             dataset=cards.dataset,
             extraction=cards.extraction,
             classifier=cards.classifier,
-            arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read),
+            arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read, layouts),
         )
 
 
@@ -265,23 +268,37 @@ class Entry:
                 f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {name}; "
                 f"it holds {', '.join(self.names())}"
             )
-        with reaching(self.store_url):
-            return zarr.open_array(
-                self.arrays, path=f"runs/{self.commit.run}/{name}", mode="r", zarr_format=3
-            )
+        path = f"runs/{self.commit.run}/{name}"
+        if path not in self.arrays.layouts:
+            raise InputError(f"{name} is of a kind that this version cannot read: upgrade sfm-distill")
+        with reaching(self.store_url), decoding(path):
+            return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
 
     def read(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
-        """Read an array, or some of its rows; every byte is compared with the published digest.
+        """Read an array, or some of its rows; every byte and every value is checked.
+
+        Bytes are compared with the published digest. Values are those that such an array can hold: see
+        :mod:`sfm.stats_store.values`.
 
         Raises
         ------
         DamageError
-            If a chunk is missing or damaged; names it.
+            If a chunk is missing or damaged, or a value cannot be; names it.
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
+        selected = self._read(name, rows)
+        problem = value_problem(name, selected, self.dataset)
+        count = name.replace("train/centre_", "train/centre_count_")
+        if not problem and generic(name) == "train/centre" and count in self:
+            problem = centre_problem(selected, self._read(count, rows))
+        if problem:
+            raise DamageError(f"damaged array runs/{self.commit.run}/{name}: {problem}")
+        return selected
+
+    def _read(self, name: str, rows: slice | None) -> npt.NDArray[Any]:
         array = self.array(name)
-        with reaching(self.store_url):
+        with reaching(self.store_url), decoding(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
 

@@ -17,7 +17,7 @@ from sfm.stats_store.digest import canonical, entry_digest, sha256
 from sfm.stats_store.publish import Draft, Published, publish, put_commit
 from sfm.stats_store.store import Store
 
-CLASSES, FEATURES = 4, 6
+CLASSES, FEATURES, TRAIN = 4, 6, 20
 
 
 def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
@@ -39,7 +39,7 @@ def fill(draft: Draft, seed: int = 0) -> dict[str, np.ndarray]:
     """Write a few arrays of random numbers and return them."""
     rng = np.random.default_rng(seed)
     arrays = {
-        "train/count": rng.integers(1, 9, CLASSES),
+        "train/count": 1 + rng.multinomial(TRAIN - CLASSES, np.full(CLASSES, 1 / CLASSES)),
         "train/mean": rng.standard_normal((CLASSES, FEATURES)),
         "train/centre_2": rng.standard_normal((CLASSES, 2, FEATURES)).astype(np.float32),
         "test/feature": rng.standard_normal((5000, FEATURES)).astype(np.float16),
@@ -70,7 +70,7 @@ def commit(
             name=dataset,
             class_ids=ids,
             class_names=ids,
-            train_samples=20,
+            train_samples=TRAIN,
             test_samples=5000,
             fingerprint=fingerprint,
             leaves=leaves or [fingerprint],
