@@ -120,7 +120,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
 def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    store, whole = create_store(str(tmp_path)), disk.write_file
+    store, whole = create_store(str(tmp_path)), disk.create_file
     failing = left = 0
 
     def write(root: Path, path: str, data: bytes, **words: bool) -> None:
@@ -130,7 +130,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
             raise OSError(number, os.strerror(number), str(root / path))
         whole(root, path, data, **words)
 
-    monkeypatch.setattr("sfm.stats_store.location.write_file", write)
+    monkeypatch.setattr("sfm.stats_store.location.create_file", write)
     while True:
         left = failing
         try:
