@@ -206,7 +206,7 @@ def require_plain(parts: SplitResult) -> None:
         If it has an empty part, ``.`` or ``..``, as they are or in percent signs.
     """
     inner = parts.path.removeprefix("/").removesuffix("/")
-    if inner and any(unquote(part) in ("", ".", "..") for part in inner.split("/")):
+    if parts.path not in ("", "/") and any(unquote(part) in ("", ".", "..") for part in inner.split("/")):
         raise InputError(
             f"the store URL {shown(parts.geturl())} has an empty part, . or .. in its path: write the whole "
             f"path, {parts.scheme}://BUCKET/PATH"
