@@ -11,11 +11,12 @@ from sfm.deletion import LinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.locking import open_lock, take_lock
+from sfm.stats_store.commits import MARK
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.disk import local_root
 from sfm.stats_store.garbage import Garbage, find_garbage
 from sfm.stats_store.location import UnreadableError, delete_object, delete_run, reaching
-from sfm.stats_store.store import MARK, Store
+from sfm.stats_store.store import Store
 
 SAFE_AGE = datetime.timedelta(days=7)
 

@@ -13,6 +13,14 @@ from sfm.errors import DamageError
 from sfm.events import Listener, nobody
 from sfm.stats_store.cards import Commit, Summary
 from sfm.stats_store.collect import SAFE_AGE
+from sfm.stats_store.commits import (
+    commit_name,
+    commit_path,
+    generation_after,
+    generation_of,
+    parse_commit,
+    read_cards,
+)
 from sfm.stats_store.concurrency import REQUESTS, concurrently
 from sfm.stats_store.digest import canonical, sha256
 from sfm.stats_store.history import generations
@@ -26,9 +34,10 @@ from sfm.stats_store.location import (
     write_object,
 )
 from sfm.stats_store.publish import put_commit_bytes
-from sfm.stats_store.store import Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import read_published
-from sfm.stats_store.verify import Check, Counter, card_problems
+from sfm.stats_store.verify import Check, Counter
 
 ENTRIES = 8
 """Entries that are copied at a time, each by as many requests as that leaves of all."""
@@ -155,7 +164,7 @@ class Copying:
         DamageError
             If it is not whole and sound in the source, or the target did not keep what was written.
         """
-        path = f"index/{summary.key}/{commit_name(summary.generation)}"
+        path = commit_path(summary)
         with reaching(self.source.url):
             raw, commit = read_object(
                 self.source.objects, path, lambda data: (data, parse_commit(data, path))
@@ -169,9 +178,10 @@ class Copying:
             return Copied(summary, "removed there" if removed else "differs in the target")
         if standing and same and not self.problems(standing):
             return Copied(summary, "already there", found=len(standing.objects))
+        following = generation_after(latest, summary.key)
         run, written = self.carry(commit)
-        data = with_run(raw, run, latest + 1)
-        path = f"index/{summary.key}/{commit_name(latest + 1)}"
+        data = with_run(raw, run, following)
+        path = f"index/{summary.key}/{commit_name(following)}"
         if problems := self.problems(parse_commit(data, path)):
             raise DamageError(f"{problems[0]}; nothing was committed in {self.target.url}")
         winner = put_commit_bytes(self.target, path, data)
@@ -197,12 +207,14 @@ class Copying:
             If an object of the source is not what was published. Nothing is written for cards that are not
             those of the entry.
         """
-        metadata = [name for name in commit.objects if name.endswith("zarr.json")]
+        metadata = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
         read = dict(
             zip(metadata, concurrently(self.reader(commit), metadata, limit=self.requests), strict=True)
         )
-        if problems := card_problems(commit, read.get("zarr.json")):
-            raise DamageError(problems[0])
+        try:
+            read_cards(commit, read["zarr.json"])
+        except UpgradeError as error:
+            raise DamageError(f"{error}, which can verify it") from error
         for run in run_ids(commit):
             there = self.objects_there(run, commit)
             if there is not None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from sfm.events import Listener, nobody
 from sfm.paths import is_clutter
+from sfm.stats_store.commits import is_commit
 from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, is_denied, local_root, modified, walk
 from sfm.stats_store.history import Generation, generations
 from sfm.stats_store.location import RUN, list_objects, reaching
@@ -68,9 +69,10 @@ class Listing:
 def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbage], list[str]]:
     """Return everything that no reader can reach, and one line for all that was left out of it.
 
-    Every commit is read. If the newest of a key cannot be, nothing of that key is garbage, nor any run that
-    no commit refers to, since the unreadable one may; an older one refers to nothing that readers see.
-    Readers follow links, on which a store may lie on several disks; what is behind a link is never garbage.
+    Every commit is read. If one cannot be, nothing of its key is garbage. If it is the newest of the key,
+    neither is any run that no commit refers to, since the unreadable one may; an older one refers to nothing
+    that readers see. Readers follow links, by which a store may lie on several disks; what is behind a link
+    is never garbage.
 
     Raises
     ------
@@ -81,12 +83,12 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
         listing = list_store(store)
         staging, passed_over = staging_folders(local_root(store.objects))
     commits = generations(store, progress)
-    unreadable = [g for g in commits if g.newest and g.commit is None]
+    unreadable = [g for g in commits if g.commit is None]
     # Commits that were listed before and are not any more: hidden, or collected by somebody else just now.
-    lost = {i.path for i in listing.index if is_commit(i.path)} - {g.path for g in commits}
+    lost = {i.path for i in listing.index if i.is_file and is_commit(i.path)} - {g.path for g in commits}
     # Behind a link of the index there may be commits that are not there today: a disk that is not mounted.
     hidden = [path for path in listing.links if path.startswith("index")]
-    all_known = not (unreadable or lost or hidden or listing.hidden)
+    all_known = not (any(g.newest for g in unreadable) or lost or hidden or listing.hidden)
     guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
     runs = unreferenced_runs(listing, commits)
     found = [
@@ -96,11 +98,6 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     ]
     links = [f"{p} is a symbolic link: nothing behind it is deleted" for p in (*listing.links, *passed_over)]
     return found, [*listing.hidden, *links, *(g.problem for g in unreadable)]
-
-
-def is_commit(path: str) -> bool:
-    """Say whether a path of the index is that of a commit."""
-    return path.count("/") == 4 and path.endswith(".json") and path[:-5].rpartition("/")[2].isdigit()
 
 
 def runs_of(commits: Sequence[Generation], key: str) -> set[str]:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sfm import deletion
@@ -29,10 +35,13 @@ from sfm.stats_store.disk import (
     is_denied,
     local_root,
     path_of,
+    resolve,
     sync,
     system_errno,
     walk,
 )
+from sfm.text import one_line
+from sfm.untrusted import JSON_BYTES, OversizeError, read_file
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -67,6 +76,17 @@ AT_WORK: "RetryConfig" = {
 
 READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
+
+DAMAGED = (
+    errno.EIO,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENXIO,
+)
+"""What the system says of one object that cannot be read; others may well be."""
 
 ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
@@ -259,6 +279,13 @@ class UnreadableError(InputError):
 def explained(error: BaseException, place: str) -> str:
     """Return why a place cannot be used, in one line without credentials."""
     text, number = str(error), system_errno(error)
+    if isinstance(error, InvalidPathError):
+        named = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
+        name = one_line(named[1], most=200) if named else "unknown"
+        return (
+            f"cannot use {place}: somebody made an object there that has no proper name ({name}), and no "
+            f"listing gets past it: delete it with the tools of the server"
+        )
     if number == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {place}: free some and run the same command again"
     if "://" not in place or place.startswith("file://"):
@@ -287,38 +314,59 @@ def is_remote(objects: ObjectStore) -> bool:
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
-def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
-    """Read an object and return what `check` makes of it.
+def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int = JSON_BYTES) -> T:
+    """Read an object of at most so many bytes and return what `check` makes of it.
 
-    What arrives damaged from a server is asked for again: it may have suffered on the way.
+    A larger one is not read. What arrives damaged from a server is asked for again: it may have suffered on
+    the way.
 
     Raises
     ------
     FileNotFoundError
         If there is no such object.
     DamageError
-        As `check` raises it, or if the disk cannot give it back.
+        As `check` raises it, if the object is larger, or if the disk cannot give it back.
     """
+    root = local_root(objects)
+    if root is not None:
+        return check(_read_local(root, path, most))
     if is_remote(objects):
-        return interruptibly(lambda: _read_remote(objects, path, check))
+        return interruptibly(lambda: _read_remote(objects, path, check, most))
+    return check(_fetch(objects, path, most))
+
+
+def _read_local(root: Path, path: str, most: int) -> bytes:
     try:
-        data = bytes(obstore.get(objects, path).bytes())
-    except BaseError as error:
-        if system_errno(error) in (errno.EIO, errno.ENOTDIR):
-            raise DamageError(
-                f"damaged object {path}: {os.strerror(system_errno(error) or 0).lower()}"
-            ) from None
+        return read_file(resolve(root, path), most)
+    except OversizeError:
+        size = resolve(root, path).stat().st_size
+        raise DamageError(oversize(path, size, most)) from None
+    except OSError as error:
+        if error.errno in DAMAGED:
+            raise DamageError(f"damaged object {path}: {(error.strerror or '').lower()}") from None
         raise
-    return check(data)
 
 
-def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
+def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int) -> T:
     for wait in READ_AGAIN:
+        data = _fetch(objects, path, most)
         try:
-            return check(bytes(obstore.get(objects, path).bytes()))
+            return check(data)
         except DamageError:
             time.sleep(wait)
-    return check(bytes(obstore.get(objects, path).bytes()))
+    return check(_fetch(objects, path, most))
+
+
+def _fetch(objects: ObjectStore, path: str, most: int) -> bytes:
+    found = obstore.get(objects, path)  # the answer's head; nothing of the object yet
+    if found.meta["size"] > most:
+        raise DamageError(oversize(path, found.meta["size"], most))
+    return bytes(found.bytes())
+
+
+def oversize(path: str, size: int, most: int) -> str:
+    """Say that an object is too large to be read."""
+    return f"damaged object {path}: it has {size} bytes, at most {most} are read"
 
 
 def list_readable(objects: ObjectStore, prefix: str = "") -> "tuple[list[ObjectMeta], list[Path]]":
@@ -427,13 +475,14 @@ def write_object(objects: ObjectStore, path: str, data: bytes) -> bool:
     def create_or_find() -> bool:
         try:
             create_object(objects, path, data, durable=False)
+            return True
         except AlreadyExistsError:
-            if read_object(objects, path, bytes) != data:
-                raise OccupiedError(
-                    f"{path} exists already with other content, and nothing that exists is overwritten"
-                ) from None
-            return False
-        return True
+            with contextlib.suppress(DamageError, FileNotFoundError):
+                if read_object(objects, path, bytes, len(data)) == data:
+                    return False
+        raise OccupiedError(
+            f"{path} exists already with other content, and nothing that exists is overwritten"
+        )
 
     return interruptibly(create_or_find)
 

@@ -26,6 +26,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.commits import MARK, commit_name, generation_after, generation_of, parse_commit
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import (
     BLOCK_ROWS,
@@ -46,8 +47,9 @@ from sfm.stats_store.location import (
     write_object,
 )
 from sfm.stats_store.schema import CROP_MODE, create_array
-from sfm.stats_store.store import MARK, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
+from sfm.untrusted import JSON_BYTES
 
 LOG = logging.getLogger(__name__)
 
@@ -200,6 +202,11 @@ def publish(
     }
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     metadata = json.dumps(group, indent=1).encode()
+    if len(metadata) > JSON_BYTES:
+        raise InputError(
+            f"the names and cards of {dataset.name} take {len(metadata)} bytes as JSON, and no reader takes "
+            f"more than {JSON_BYTES}"
+        )
     with reaching(store.url):
         write_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
         draft.written[f"runs/{draft.run}/zarr.json"] = record_of(metadata)
@@ -207,7 +214,7 @@ def publish(
         settle(store.objects, f"runs/{draft.run}")
     generation = generation_of(paths[-1]) if paths else 0
     while True:
-        generation += 1
+        generation = generation_after(generation, key)
         summary = Summary(
             dataset=dataset.name,
             backbone=backbone.spec,

@@ -54,7 +54,7 @@ def read_published(objects: obstore.store.ObjectStore, path: str, record: Object
         return data
 
     try:
-        return read_object(objects, path, published)
+        return read_object(objects, path, published, record.size)
     except FileNotFoundError as error:
         raise DamageError(f"missing object {path}: it was published and is gone") from error
 

@@ -1,6 +1,5 @@
 """Compare a store, byte by byte and number by number, with what was published."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,19 +8,17 @@ from typing import Any
 
 import numpy.typing as npt
 import zarr
-from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
-from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
+from sfm.stats_store.cards import Commit, ObjectRecord, Summary
+from sfm.stats_store.commits import commit_path, read_cards
 from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
-from sfm.stats_store.digest import entry_digest, stream_digest
+from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.location import UnreadableError, reaching
-from sfm.stats_store.publish import options_digest
 from sfm.stats_store.schema import UpgradeError, is_known
-from sfm.stats_store.store import Store, commit_name
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import VerifiedStore, read_published
 
 WINDOW_BYTES = 16 * 2**20
@@ -98,7 +95,7 @@ def verify(
         paths = [path for versions in keys for path in versions]
         visible = {versions[-1] for versions in keys}
     else:
-        paths = [f"index/{s.key}/{commit_name(s.generation)}" for s in summaries]
+        paths = [commit_path(s) for s in summaries]
         visible = set(paths)
     with reaching(store.url):
         commits = concurrently(lambda p: commit_or_verdict(store, p), paths, progress, "read", "commits")
@@ -170,7 +167,7 @@ class Check:
             sound = {p: found for p, found in read.items() if isinstance(found, bytes)}
             self._counter.add(len(metadata))
             if not problems:
-                problems += card_problems(commit, sound.get(f"{run}/zarr.json"))
+                problems += card_problems(commit, sound[f"{run}/zarr.json"])
 
             def array(name: str) -> list[str]:
                 return self.array(f"{run}/{name}", commit.arrays[name], by_array[name], records, sound)
@@ -276,31 +273,13 @@ class Check:
         return [found for found in concurrently(problem, paths, limit=CHUNKS) if found]
 
 
-def card_problems(commit: Commit, group: bytes | None) -> list[str]:
-    """Compare the cards of a run with the key of its entry, and the entry digest with what it covers."""
-    summary, path = commit.summary, f"runs/{commit.run}/zarr.json"
-    assert summary is not None
-    if group is None:
-        return [f"missing object {path}: it was not published"]
+def card_problems(commit: Commit, group: bytes) -> list[str]:
+    """Return what is wrong with the cards of a run; they repeat what its commit says."""
     try:
-        cards = json.loads(group)["attributes"]
-        backbone = BackboneCard.model_validate(cards["backbone"]).hash
-        fingerprint = DatasetCard.model_validate(cards["dataset"]).fingerprint
-        options = options_digest(ExtractionCard.model_validate(cards["extraction"]).options)
-    except (KeyError, TypeError, ValidationError) as error:
-        return [f"damaged object {path}: its cards cannot be read ({type(error).__name__})"]
-    problems = [
-        f"damaged object {path}: its {what} is not the one in the entry's key"
-        for what, found, wanted in (
-            ("backbone", backbone, summary.backbone_hash),
-            ("dataset", fingerprint, summary.fingerprint),
-            ("options", options, summary.options),
-        )
-        if found != wanted
-    ]
-    if entry_digest(commit.arrays, backbone, fingerprint, options) != summary.entry_digest:
-        problems.append(f"damaged entry {summary.entry_digest[:12]}: its digest is not that of its content")
-    return problems
+        read_cards(commit, group)
+    except (DamageError, UpgradeError) as error:
+        return [str(error)]
+    return []
 
 
 def windows(array: "zarr.Array[Any]", path: str) -> Iterator[tuple[int, int, list[str]]]:

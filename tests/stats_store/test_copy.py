@@ -272,9 +272,8 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     inner["signature"] = {"by": "a later version"}
     inner["summary"]["quality"] = 0.5
     inner["arrays"]["train/skewness"] = "0" * 64
-    inner["summary"]["entry_digest"] = entry_digest(
-        inner["arrays"], summary.backbone_hash, summary.fingerprint, summary.options
-    )
+    key = (summary.backbone_hash, summary.fingerprint, summary.options)
+    inner["summary"]["entry_digest"] = entry_digest(inner["arrays"], *key)
     for name, data in news.items():
         obstore.put(source.objects, f"runs/{run}/{name}", data)
         inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
