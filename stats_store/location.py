@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +22,14 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from sfm.deletion import raise_unless_gone
+from sfm import deletion
 from sfm.errors import DamageError, InputError
 from sfm.paths import expand_home, is_clutter
 from sfm.stats_store.concurrency import interruptibly
 from sfm.stats_store.disk import (
     UNFINISHED,
     WHY,
+    create_file,
     denied,
     folder_of_store,
     is_denied,
@@ -39,7 +39,6 @@ from sfm.stats_store.disk import (
     sync,
     system_errno,
     walk,
-    write_file,
 )
 from sfm.text import one_line
 from sfm.untrusted import JSON_BYTES, OversizeError, read_file
@@ -195,7 +194,7 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
     Raises
     ------
     InputError
-        If the scheme is unknown, the URL carries credentials, or the folder does not exist.
+        If the scheme is unknown, the URL carries credentials or ``..``, or the folder does not exist.
     """
     path = local_path(url)
     if path is not None:
@@ -211,10 +210,27 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
         )
     if not parts.netloc:
         raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
+    require_plain(parts)
     for name in ENDPOINTS:
         require_endpoint(name, os.environ.get(name, ""))
     with reaching(shown(url)):
         return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
+
+
+def require_plain(parts: SplitResult) -> None:
+    """Refuse a path in a bucket that would be tidied up into another one on its way there.
+
+    Raises
+    ------
+    InputError
+        If it has an empty part, ``.`` or ``..``, as they are or in percent signs.
+    """
+    inner = parts.path.removeprefix("/").removesuffix("/")
+    if parts.path not in ("", "/") and any(unquote(part) in ("", ".", "..") for part in inner.split("/")):
+        raise InputError(
+            f"the store URL {shown(parts.geturl())} has an empty part, . or .. in its path: write the whole "
+            f"path, {parts.scheme}://BUCKET/PATH"
+        )
 
 
 def require_endpoint(name: str, value: str) -> None:
@@ -353,15 +369,6 @@ def oversize(path: str, size: int, most: int) -> str:
     return f"damaged object {path}: it has {size} bytes, at most {most} are read"
 
 
-def put_object(objects: ObjectStore, path: str, data: bytes) -> None:
-    """Write an object, in one request: a writer killed between parts of an upload leaves some behind."""
-    root = local_root(objects)
-    if root is not None:
-        write_file(root, path, data)
-    else:
-        interruptibly(lambda: obstore.put(objects, path, data, use_multipart=False))
-
-
 def list_readable(objects: ObjectStore, prefix: str = "") -> "tuple[list[ObjectMeta], list[Path]]":
     """Return all objects whose path starts with ``prefix/``, and the folders that may not be listed.
 
@@ -412,10 +419,17 @@ def _listing(objects: ObjectStore, call: Callable[[], T]) -> T:
     return interruptibly(call)
 
 
-def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
+def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool = True) -> None:
     """Create an object unless there is one: one writer of many succeeds, and no reader sees a part of it.
 
-    On a local disk it also survives a power cut once this returns.
+    Nothing else writes objects, so nothing that exists is ever overwritten. They go in one request: a writer
+    killed between the parts of an upload would leave some that nobody can see.
+
+    Parameters
+    ----------
+    durable : bool
+        On a local disk, return only when it would survive a power cut; otherwise :func:`settle` does that
+        for many objects.
 
     Raises
     ------
@@ -436,10 +450,41 @@ def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
         obstore.put(objects, path, data, mode="create", use_multipart=False)
         return
     try:
-        write_file(root, path, data, create=True)
+        create_file(root, path, data, durable=durable)
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} already exists") from error
-    settle(objects, path)
+    if durable:
+        settle(objects, path)
+
+
+class OccupiedError(InputError):
+    """There is an object of that name already, with other content."""
+
+
+def write_object(objects: ObjectStore, path: str, data: bytes) -> bool:
+    """Create an object, or find it there with the very same bytes; return whether it was not there.
+
+    What is found may be ours, if an answer was lost on the way. Not durable on a disk before :func:`settle`.
+
+    Raises
+    ------
+    OccupiedError
+        If there is one with other content, which stays.
+    """
+
+    def create_or_find() -> bool:
+        try:
+            create_object(objects, path, data, durable=False)
+            return True
+        except AlreadyExistsError:
+            with contextlib.suppress(DamageError, FileNotFoundError):
+                if read_object(objects, path, bytes, len(data)) == data:
+                    return False
+        raise OccupiedError(
+            f"{path} exists already with other content, and nothing that exists is overwritten"
+        )
+
+    return interruptibly(create_or_find)
 
 
 def settle(objects: ObjectStore, path: str) -> None:
@@ -469,30 +514,56 @@ def require_writable(objects: ObjectStore) -> None:
     if root is None:
         return
     name = f"index/probe#{secrets.randbits(60)}"
-    write_file(root, name, b"", create=True)
-    (root / name).unlink()
+    create_file(root, name, b"", durable=True)
+    deletion.delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
-def delete_below(objects: ObjectStore, prefix: str) -> int:
-    """Delete every object whose path starts with ``prefix/``.
+RUN = re.compile(r"[0-9a-f]{32}")
+"""What the id of a run looks like; a commit of a stranger may name anything, and so may a listing."""
 
-    Returns
-    -------
-    int
-        How many were deleted.
+
+def delete_run(objects: ObjectStore, run: str) -> None:
+    """Delete every object of a run; of a local store its folder, in which links are deleted as links.
+
+    Raises
+    ------
+    ValueError
+        If that is not the id of a run: it could be the path of other runs.
+    OSError
+        If it is a link, or something may not be listed or deleted.
+    """
+    if not RUN.fullmatch(run):
+        raise ValueError(f"{run!r} is not the id of a run")
+    prefix, root = f"runs/{run}", local_root(objects)
+    if root is not None:
+        # What cannot all be deleted is left whole.
+        for _ in walk(root, prefix, _raise_denied, follow=False):
+            pass
+        deletion.delete_below(root, prefix)
+        return
+    paths = [item["path"] for item in list_objects(objects, prefix)]
+    if mine := [path for path in paths if path.startswith(f"{prefix}/")]:
+        obstore.delete(objects, mine)
+
+
+def delete_object(objects: ObjectStore, path: str) -> None:
+    """Delete one object, if it is still there; of a local store not through a link.
+
+    Raises
+    ------
+    OSError
+        If it is a link or lies behind one, or may not be deleted.
     """
     root = local_root(objects)
     if root is not None:
-        # Only a disk has folders; an empty one would look like a run to a person.
-        listed, unreadable = list_readable(objects, prefix)
-        if unreadable:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(unreadable[0]))
-        shutil.rmtree(root / prefix, onerror=raise_unless_gone)
-        return len(listed)
-    paths = [item["path"] for item in list_objects(objects, prefix)]
-    if paths:
-        obstore.delete(objects, paths)
-    return len(paths)
+        deletion.delete_below(root, path)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        obstore.delete(objects, path)
+
+
+def _raise_denied(folder: Path) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

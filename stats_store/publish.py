@@ -38,12 +38,13 @@ from sfm.stats_store.digest import (
     sha256,
 )
 from sfm.stats_store.location import (
+    OccupiedError,
     create_object,
-    delete_below,
-    put_object,
+    delete_run,
     reaching,
     read_object,
     settle,
+    write_object,
 )
 from sfm.stats_store.schema import CROP_MODE, create_array
 from sfm.stats_store.store import Store
@@ -128,7 +129,7 @@ class Draft:
         """
         if not self.offered:
             try:
-                delete_below(self.store.objects, f"runs/{self.run}")
+                delete_run(self.store.objects, self.run)
             except (BaseError, OSError) as error:
                 LOG.warning("runs/%s is left for `sfm store gc` (%s)", self.run, type(error).__name__)
 
@@ -207,7 +208,7 @@ def publish(
             f"more than {JSON_BYTES}"
         )
     with reaching(store.url):
-        put_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
+        write_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
         draft.written[f"runs/{draft.run}/zarr.json"] = record_of(metadata)
         objects = kept(draft)
         settle(store.objects, f"runs/{draft.run}")
@@ -314,7 +315,8 @@ def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:
         winner = created_or_found(store, path, data)
         if winner.run == ours.run:
             # From here on the absence of the commit is a loss, and readers can tell.
-            put_object(store.objects, path.removesuffix(".json") + MARK, b"")
+            with contextlib.suppress(OccupiedError):
+                write_object(store.objects, path.removesuffix(".json") + MARK, b"")
     return winner
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ from sfm.stats_store.location import (
     UnreadableError,
     connect,
     create_object,
+    delete_object,
     is_empty,
     list_readable,
     reaching,
@@ -358,19 +360,26 @@ def create_store(place: str | ObjectStore) -> Store:
         conditional writes that commits need.
     """
     url, _, first = located(place, create=True)
-    schema = {"schema": SchemaVersion().model_dump()}
     with reaching(url):
-        if is_empty(first):
-            for path, attributes in (("zarr.json", schema), ("runs/zarr.json", {})):
-                group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-                # Where it exists, another writer made the store a moment ago, which is just as well.
-                created(url, first, path, json.dumps(group, indent=1).encode())
+        root = group({"schema": SchemaVersion().model_dump()})
+        made = is_empty(first) and created(url, first, "zarr.json", root)
+        # Where it is there by now, another writer made the store a moment ago, which is just as well.
         store = opened(place, "it holds other files: give an empty folder, or that of a store")
         # What is written is what is there: nothing is lost on a server that does as it is told.
         if created(url, first, "zarr.json", read_object(first, "zarr.json", bytes)):
+            if made:
+                with suppress(BaseError):
+                    delete_object(first, "zarr.json")
             raise no_conditional_writes(url)
+        if made:
+            created(url, first, "runs/zarr.json", group({}))
         require_writable(first)
     return store
+
+
+def group(attributes: dict[str, Any]) -> bytes:
+    """Return the metadata of a Zarr group."""
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 
 
 def created(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:
