@@ -29,10 +29,9 @@ from sfm.stats_store.commits import (
     MARK,
     commit_path,
     generation_of,
+    parse_commit,
     read_cards,
-    read_commit,
     root_schema,
-    unseal,
 )
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.declared import require_layouts
@@ -102,8 +101,8 @@ class Store:
         """
         index = self.index()
         latest = [versions[-1] for versions in index.generations.values()]
-        found = concurrently(self._commit_or_reason, latest, progress, "list", "entries")
-        entries = [c.summary for c in found if isinstance(c, Commit) and c.kind == "entry" and c.summary]
+        found = concurrently(self._summary_or_reason, latest, progress, "list", "entries")
+        entries = [summary for summary in found if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
         return entries, index.unreadable + [reason for reason in found if isinstance(reason, str)]
 
@@ -170,14 +169,14 @@ class Store:
         """
         with reaching(self.url):
             try:
-                content = read_object(self.objects, path, lambda data: unseal(data, path))
+                return read_object(self.objects, path, lambda data: parse_commit(data, path))
             except FileNotFoundError:
                 raise DamageError(f"missing commit {path}: it was published and is gone") from None
-        return read_commit(content, path)
 
-    def _commit_or_reason(self, path: str) -> Commit | str:
+    def _summary_or_reason(self, path: str) -> Summary | str | None:
         try:
-            return self.commit(path)
+            commit = self.commit(path)
+            return commit.summary if commit.kind == "entry" else None
         except (DamageError, UpgradeError, UnreadableError) as error:
             return str(error)
 
