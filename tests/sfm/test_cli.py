@@ -204,9 +204,8 @@ def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_
 
 def test_a_run_json_repeats_a_run_and_options_override_it(fashion_store, tmp_path):
     assert distil(fashion_store, tmp_path / "a", "--dataset", "fashion-mnist-6k", "--seed", 3).returncode == 0
-    again = sfm(
-        "distill", "--config", tmp_path / "a" / "run.json", "--out", tmp_path / "b", "--json", "--quiet"
-    )
+    places = "--store", fashion_store, "--out", tmp_path / "b"
+    again = sfm("distill", "--config", tmp_path / "a" / "run.json", *places, "--json", "--quiet")
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""
     assert json.loads(again.stdout)["seed"] == 3
