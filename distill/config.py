@@ -5,8 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.fields import (
-    LARGEST_INPUT,
+from sfm.config_fields import (
     MANY,
     MOST_PER_CLASS,
     MOST_PROCESSES,
@@ -15,6 +14,7 @@ from sfm.fields import (
     Place,
     Recipe,
 )
+from sfm.field_types import LARGEST_INPUT
 from sfm.paths import expand_homes
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sfm.config_fields import LARGEST_CANVAS
 from sfm.distill.captions import short_captions
 from sfm.distill.pyramid import decode
-from sfm.fields import LARGEST_CANVAS
 from sfm.image_files import read_png
 from sfm.text import one_line
 

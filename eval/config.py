@@ -6,9 +6,10 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Place, Recipe
 from sfm.errors import InputError
 from sfm.eval.whole import distinct_names
-from sfm.fields import LARGEST_INPUT, MANY, MOST_PROCESSES, BackboneField, Place, Recipe
+from sfm.field_types import LARGEST_INPUT
 from sfm.paths import expand_homes
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from sfm.fields import LARGEST_INPUT, MANY, MOST_PROCESSES, BackboneField, Consent, Place, Recipe
+from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Consent, Place, Recipe
+from sfm.field_types import LARGEST_INPUT
 from sfm.stats_store.names import problem_with_name
 
 

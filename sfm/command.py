@@ -12,8 +12,8 @@ import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from sfm.config_fields import FromFile
 from sfm.errors import InputError
-from sfm.fields import FromFile
 from sfm.terminal import fail, reporting
 from sfm.text import one_line
 from sfm.untrusted import OversizeError, parse_json

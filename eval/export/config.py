@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.fields import BackboneField, Place, Recipe
+from sfm.config_fields import BackboneField, Place, Recipe
 from sfm.paths import expand_homes
 
 Format = Literal["imagefolder", "webdataset", "parquet", "classifier"]

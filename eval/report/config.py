@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.fields import Place
+from sfm.config_fields import Place
 from sfm.paths import expand_homes
 
 

@@ -131,7 +131,7 @@ def test_show_prints_cards_classes_and_arrays(fashion_store):
         (["extract", "bultin:fashion-mnist-6k", "--backbone", "lite0"], ["did you mean builtin:"]),
         (["extract", "builtin:fashion-mnist-6k", "--backbone", "lite9"], ["lite9", "lite0"]),
         (["extract", "builtin:fashion-mnist-6k"], ["--backbone is required"]),
-        (["extract", "--backbone", "lite0"], ["SOURCE is required"]),
+        (["extract", "--backbone", "lite0"], ["DATASET is required"]),
         (
             ["extract", "builtin:fashion-mnist-6k", "--backbone", "lite0", "--image-size", "0"],
             ["--image-size 0", "greater than or equal to 1"],

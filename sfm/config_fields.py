@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
 
-LARGEST_INPUT, LARGEST_CANVAS = 4096, 8192
-"""Sides of a backbone's input and of a distilled image, in pixels."""
+LARGEST_CANVAS = 8192
+"""Side of a distilled image, in pixels: more than the largest input needs."""
 
 MOST_PER_CLASS = 10_000
 """Distilled images of a class."""
