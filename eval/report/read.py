@@ -27,8 +27,8 @@ from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted import read_file
 
-HISTORY_BYTES = 64 * 2**20
-"""Longest history that is read: of a million steps."""
+HISTORY_BYTES = 32 * 2**20
+"""Longest history that is read: of half a million steps."""
 
 MOST_LEVELS, LARGEST_LOSS = 20, 1e30
 """Levels of a pyramid of any size, and what a loss stays below."""
