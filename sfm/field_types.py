@@ -142,7 +142,9 @@ def require_finite(value: Any) -> Any:
     return value
 
 
-ClassIds = Annotated[list[Name], FailFast(), Field(min_length=1), AfterValidator(require_distinct)]
+ClassIds = Annotated[
+    list[Name], FailFast(), Field(min_length=1, max_length=2**20), AfterValidator(require_distinct)
+]
 
 Names = Annotated[list[Name], FailFast()]
 
@@ -155,3 +157,5 @@ Versions = Annotated[dict[str, str], at_most(1000)]
 Counts = Annotated[dict[str, Count], at_most(100_000)]
 
 Options = Annotated[dict[str, Any], AfterValidator(require_plain_options)]
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(require_finite)]
