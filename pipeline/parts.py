@@ -18,6 +18,7 @@ from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import require_one_writing
+from sfm.pipeline.sources.limits import require_listable
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
@@ -226,6 +227,7 @@ def classes_met(
                 f"in one only"
             )
         class_ids = sorted(met["train"])
+        require_listable(class_ids, None, source.spec)
     else:
         class_ids = source.class_ids
         unknown = sorted((met["train"] | met["test"]) - set(class_ids))
