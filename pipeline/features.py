@@ -241,14 +241,22 @@ def missing(
     task: Task, backbones: Collection[Backbone], staging: Staging, rules: Rules
 ) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
+    found = staging.found(task)
+    if found is None:
+        return list(backbones)
+    rows = len(found.kept)
     absent = [
         backbone
         for backbone in backbones
-        if not all(staging.has(kind, task) for kind in rules.kinds(backbone.card.hash, task.split))
+        if not all(
+            staging.has(kind, task, np.float32, rows, (backbone.card.features,))
+            for kind in rules.kinds(backbone.card.hash, task.split)
+        )
     ]
-    known = all(staging.has(kind, task) for kind in ("sizes", "digests"))
-    complete = known and staging.found_file(task).exists()
-    return None if complete and not absent else absent
+    known = staging.has("sizes", task, np.int64, rows, ()) and staging.has(
+        "digests", task, np.uint8, rows, (32,)
+    )
+    return None if known and not absent else absent
 
 
 def stage(
@@ -342,7 +350,7 @@ def save(
     """
     require_one_writing(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
-    if staging.has("digests", task) and not np.array_equal(np.load(staging.file("digests", task)), digests):
+    if staging.saw_others(task, digests):
         staging.forget(task)
         raise InputError(
             f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "

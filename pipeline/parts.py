@@ -97,7 +97,7 @@ def options_of(config: ExtractConfig, role: Role, rendering: dict[str, Any]) -> 
 def digests_of(staging: Staging, work: Sequence[Partition]) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the sample digests of partitions, one array of shape (n, 32) each."""
     for partition in work:
-        yield np.load(staging.file("digests", partition))
+        yield staging.digests(partition)
 
 
 def digests_at(
@@ -148,7 +148,9 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     """
     found = {task.name: staging.found(task) for task in tasks}
     told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
-    assert len(told) == len(tasks)
+    gone = next((task.name for task in tasks if found[task.name] is None), None)
+    if gone is not None:
+        raise InputError(f"unfinished work in {staging.root}, {gone}, is damaged or gone: run again")
     skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
@@ -251,7 +253,7 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
     test = [p for p in gathered.partitions if p.split == "test"]
     labels = np.concatenate([p.labels for p in train])
     class_ids = gathered.selection.class_ids
-    sizes = np.concatenate([np.load(staging.file("sizes", partition)) for partition in train])
+    sizes = np.concatenate([staging.sizes(partition) for partition in train])
     in_use = labels != UNUSED
     if config.hold_out is None:
         held_out = np.concatenate([p.labels for p in test]) != UNUSED

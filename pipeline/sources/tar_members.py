@@ -215,7 +215,7 @@ def next_member(archive: tarfile.TarFile, metered: Metered) -> tarfile.TarInfo |
     archive.members.clear()  # type: ignore[attr-defined]
     if info is not None:
         metered.most = archive.offset + HEADER_BYTES  # type: ignore[attr-defined]
-        named = info.isdir() or PurePosixPath(info.name).name
+        named = info.isdir() or info.name.strip("/")
         if info.size < 0 or not named or len(info.name) > PATH_CHARACTERS:
             raise tarfile.ReadError(
                 f"a member of {info.size} bytes has a name of {len(info.name)} characters"
