@@ -204,7 +204,7 @@ def _unsafe(path: Path) -> str:
     try:
         with torch.serialization.safe_globals([Namespace]):
             classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # As above: the bytes may be anything.
+    except Exception:  # noqa: BLE001 - as above, the bytes may be anything
         return ""
     if not classes:
         return ""
