@@ -4,7 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.clouds import is_without_container
 from sfm.stats_store.commits import (
     COMMIT,
     MARK,
@@ -83,7 +84,7 @@ class Store:
     """
 
     url: str
-    objects: ObjectStore
+    objects: ObjectStore = field(repr=False)
 
     def survey(self, progress: Listener = nobody) -> tuple[list[Summary], list[str]]:
         """Return a summary of every visible entry, and why others cannot be shown.
@@ -335,7 +336,7 @@ def opened(place: str | ObjectStore, advice: str) -> Store:
         try:
             schema = read_object(first, "zarr.json", root_schema)
         except (FileNotFoundError, DamageError) as error:
-            if "NoSuchBucket" in str(error):
+            if is_without_container(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
