@@ -3,8 +3,9 @@
 ``python tests/fuzz/campaign.py replay CASE.json ...`` runs kept cases again and prints all about them.
 """
 
+import contextlib
 import json
-import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -13,18 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz.cases import Problem, cases, run_case
+from fuzz.cases import Cases, Problem, run_case
 from fuzz.mutations import Json, Stale
 from fuzz.seeds import Seeds, make_seeds
 from fuzz.worker import Outcome, Worker, open_worker
 from hypothesis import HealthCheck, Phase, given, seed, settings
-
-ROUND = 400
-"""Cases that hypothesis draws between two looks at the clock's end; it forgets its past at each."""
+from hypothesis import strategies as st
 
 
 @dataclass
@@ -52,9 +52,10 @@ class Fuzzer:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def shrink(self, case: Json, kind: str) -> Json:
-        """Return the case with the fewest mutations that still shows a problem of this kind, unsigned if so."""
+        """Return the case with the fewest mutations that still shows a problem of this kind."""
         smaller = [
-            case | {"mutations": [m for m in case["mutations"] if m is not left]} for left in case["mutations"]
+            case | {"mutations": [m for m in case["mutations"] if m is not left]}
+            for left in case["mutations"]
         ]
         if case["signed"]:
             smaller.append(case | {"signed": False})
@@ -82,25 +83,30 @@ def open_fuzzer(folder: Path) -> Iterator[Fuzzer]:
 
 def fuzz(fuzzer: Fuzzer, until: float, start: int, tell: Callable[[Json, Problem], None]) -> None:
     """Draw and run cases until a time of the monotonic clock."""
-    drawn = cases(fuzzer.seeds)
-    numbers = random.Random(start)
-    while time.monotonic() < until:
+    drawn = Cases(fuzzer.seeds)
 
-        @seed(numbers.getrandbits(64))
-        @settings(
-            max_examples=ROUND,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=drawn)
-        def one_round(case: Json) -> None:
-            if time.monotonic() < until:
-                for problem in fuzzer.problems(case):
-                    tell(case, problem)
+    @seed(start)
+    @settings(
+        max_examples=10**6,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(rng=st.randoms(use_true_random=True))
+    def run_one(rng: Random) -> None:
+        if time.monotonic() > until:
+            raise Enough
+        case = drawn.draw(rng)
+        for problem in fuzzer.problems(case):
+            tell(case, problem)
 
-        one_round()
+    with contextlib.suppress(Enough):
+        run_one()
+
+
+class Enough(BaseException):
+    """Time is up: nothing that hypothesis would look into."""
 
 
 @dataclass
@@ -163,6 +169,7 @@ def search(folder: Path, minutes: float, start: int) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))  # Mutations are no sounder than the rest.
     if sys.argv[1] == "replay":
         replay(sys.argv[2:])
     else:

@@ -1,20 +1,20 @@
 """Cases: which sound thing is changed how, which command meets it, and what must hold then."""
 
-import hashlib
 import json
+import os
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import hypothesis.strategies as st
 from fuzz import mutations
-from fuzz.hostile import NUMBERS, TEXTS, values
+from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import Json, Stale
-from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, Seeds
-from fuzz.signing import place, record_objects, sealed, sign_checkpoint, sign_entry
+from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, Seeds, run_id
+from fuzz.signing import is_small, place, record_objects, sealed, sign_checkpoint, sign_entry
 from fuzz.worker import GROWTH, Outcome, Worker
 
 # -- the commands --------------------------------------------------------------------------------------------
@@ -82,7 +82,6 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "stopped": {
         "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
-        "distill again": (*DISTILL, "--store", "good", "--out", "evil"),
         "report": ("report", "evil", "--out", "new.html"),
     },
     "folder": {
@@ -104,14 +103,32 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "idx": {"extract": extracting("idx:evil"), "dry": (*extracting("idx:evil"), "--dry-run")},
     "weights": {
-        "safetensors": swapped(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}),
+        "safetensors": swapped(
+            extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}
+        ),
         "torch": swapped(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}),
-        "distill": (*swapped(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}), "--store", "good", "--out", "new"),
+        "distill": (
+            *swapped(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}),
+            "--store",
+            "good",
+            "--out",
+            "new",
+        ),
     },
     "config": {
         "extract": ("extract", "--config", "evil/extract.json", "--store", "new"),
         "extract only": ("extract", "--config", "evil/extract.json"),
-        "distill": ("distill", "--config", "evil/distill.json", "--store", "good", "--out", "new", "--steps", 2),
+        "distill": (
+            "distill",
+            "--config",
+            "evil/distill.json",
+            "--store",
+            "good",
+            "--out",
+            "new",
+            "--steps",
+            2,
+        ),
         "distill only": ("distill", "--config", "evil/distill.json", "--steps", 2),
         "evaluate": ("evaluate", "--config", "evil/evaluate.json", *EVALUATING[:8], "--out", "new"),
         "report": ("report", "--config", "evil/report.json", "--out", "new.html"),
@@ -135,17 +152,6 @@ USES = {"good": "store", "run": "run"}
 # -- drawing a case ------------------------------------------------------------------------------------------
 
 
-def names_of(seeds: Seeds, subject: str) -> dict[str, list[str]]:
-    """Return the files of a subject by kind, under names that are the same in every session."""
-    known = {path: name for name, path in seeds.commits.items()} if subject == "store" else {}
-    root, kinds = seeds.root / subject, dict[str, list[str]]()
-    for file in sorted(root.rglob("*")):
-        path = file.relative_to(root).as_posix()
-        if file.is_file() and not path.endswith(".lock"):
-            kinds.setdefault(kind_of(path), []).append(known.get(path, path))
-    return kinds
-
-
 def kind_of(path: str) -> str:
     """Return what files of this kind have in common: drawing one kind comes before drawing one file."""
     parts = path.split("/")
@@ -155,142 +161,210 @@ def kind_of(path: str) -> str:
         if len(parts) <= 3:
             return "cards" if len(parts) == 3 else "group"
         return "chunk" if "c" in parts[4:] else ("metadata" if len(parts) == 5 else "group")
-    return parts[0] if len(parts) > 1 and parts[0] in ("images", "growth", "checkpoint") else Path(path).suffix
+    return parts[0] if len(parts) > 1 and parts[0] in ("images", "growth", "checkpoint") else Path(path).name
 
 
-def json_changes(document: Any) -> "st.SearchStrategy[Json]":
-    """Return strategies for a change of a document."""
-    at = st.sampled_from(mutations.paths(document))
-    return st.one_of(
-        *[st.fixed_dictionaries({"how": st.just("set"), "path": at, "value": values()})] * 4,
-        st.fixed_dictionaries({"how": st.just("take"), "path": at, "from": at}),
-        st.fixed_dictionaries({"how": st.just("delete"), "path": at}),
-        st.fixed_dictionaries({"how": st.just("rename"), "path": at, "value": st.sampled_from(TEXTS)}),
-        st.fixed_dictionaries({"how": st.just("repeat"), "path": at}),
-    )
-
-
-SHARE = st.integers(0, 1000).map(lambda n: n / 1000)
-SPAN = st.sampled_from((1, 4, 16, 200, 5000))
-WHOLE = st.sampled_from([n for n in NUMBERS if isinstance(n, int)])
-SCALAR = st.sampled_from((*TEXTS, *(n for n in NUMBERS if n == n)))
-
-
-def kinds(**fields: Any) -> "st.SearchStrategy[Json]":
-    """Return a strategy of mutations; fields that are no strategies are the same in all."""
-    return st.fixed_dictionaries(
-        {name: f if isinstance(f, st.SearchStrategy) else st.just(f) for name, f in fields.items()}
-    )
-
-
-BYTES = st.one_of(
-    *[kinds(kind="bytes", how="flip", at=SHARE, value=st.integers(1, 255))] * 2,
-    kinds(kind="bytes", how="cut", at=SHARE),
-    kinds(kind="bytes", how="remove", at=SHARE, value=SPAN),
-    kinds(kind="bytes", how="extend", value=st.integers(0, 255)),
-    kinds(kind="bytes", how="clear", at=SHARE, value=SPAN),
-    kinds(kind="bytes", how="splice", at=SHARE, value=SPAN, **{"from": SHARE}),
-    kinds(kind="bytes", how="number", at=SHARE, format=st.sampled_from(("<I", ">I")), value=WHOLE.map(lambda n: n % 2**32)),
-    kinds(kind="bytes", how="number", at=SHARE, format=st.sampled_from(("<Q", ">Q")), value=WHOLE.map(lambda n: n % 2**64)),
-    *[kinds(kind="bytes", how="blob", value=st.sampled_from(sorted(mutations.BLOBS)))] * 2,
-)
-
-PATHS = kinds(
-    kind="path",
-    how=st.sampled_from(
-        ("gone", "link folder", "link file", "link itself", "link parent", "link zeros", "pipe", "folder", "huge")
-    ),
-)
-
-CONTAINERS: dict[str, "st.SearchStrategy[Json]"] = {
-    "png": st.one_of(
-        kinds(kind="png", field=st.sampled_from(sorted(mutations.PNG)), value=WHOLE),
-        kinds(kind="png", chunk=st.sampled_from(sorted(mutations.PNG_CHUNKS))),
-    ),
-    "tar": st.one_of(
-        kinds(kind="tar", member=st.integers(0, 11), field=st.sampled_from(sorted(mutations.TAR)), value=SCALAR),
-        kinds(kind="tar", member=st.integers(0, 11), field=st.just("type"), value=st.sampled_from([*"0123456789SLKxgXVMND\0"])),
-        kinds(kind="tar", member=st.integers(0, 11), field=st.just("size"), value=WHOLE),
-        kinds(
-            kind="pax",
-            type=st.sampled_from("xgXLKS"),
-            key=st.sampled_from(("size", "path", "linkpath", "mtime", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "GNU.sparse.realsize", "hdrcharset", "")),
-            value=SCALAR,
-        ),
-    ),
-    "parquet": st.one_of(
-        kinds(kind="parquet", column=st.sampled_from(("image", "label")), row=st.integers(0, 11), all=st.booleans(), value=st.sampled_from((*mutations.BLOBS, *TEXTS, *NUMBERS, None, True))),
-        kinds(kind="parquet", group=st.just(1), column=st.just("label"), row=st.integers(0, 11), value=WHOLE),
-    ),
-    "idx": kinds(kind="idx", number=st.integers(0, 3), value=WHOLE),
-    "lines": st.one_of(
-        kinds(kind="lines", how="cell", row=st.integers(0, 9), column=st.integers(0, 9), value=SCALAR | st.sampled_from(({mutations.MAKE: "long text"},))),
-        kinds(kind="lines", how="line", row=st.integers(0, 9), value=SCALAR | st.sampled_from(({mutations.MAKE: "long text"},))),
-        kinds(kind="lines", how=st.sampled_from(("repeat", "delete")), row=st.integers(0, 9)),
-    ),
-    "pickle": st.one_of(
-        kinds(kind="pickle", pickle=st.sampled_from(sorted(mutations.PICKLES))),
-        kinds(kind="pickle", number=st.integers(0, 400), value=WHOLE),
-    ),
-    "blosc": kinds(kind="blosc", field=st.sampled_from(sorted(mutations.BLOSC)), value=WHOLE),
-    "crc": BYTES.map(lambda mutation: mutation | {"crc": True}),
-    "array": kinds(kind="array", how=st.sampled_from(mutations.SPOILT)),
+WEIGHTS = {
+    "commit": 6,
+    "cards": 6,
+    "metadata": 6,
+    "chunk": 4,
+    "run.json": 4,
+    "evaluation.json": 4,
+    "checkpoint": 4,
 }
-"""Mutations that keep to a format, but for one field."""
+SUBJECTS = [*["store"] * 8, *["run"] * 5, *["stopped"] * 2, *["folder", "shards", "tables", "idx"], *COMMANDS]
 
 
-def changes_of(seeds: Seeds, subject: str, name: str) -> "st.SearchStrategy[Json]":
-    """Return a strategy for the mutations of a file, named as the cases name it."""
-    file, kind = seeds.path(subject, name), kind_of(seeds.commits.get(name, name))
-    fitting: list[st.SearchStrategy[Json]] = []
-    if file.suffix == ".json":
-        fitting = [json_changes(inner(json.loads(file.read_bytes()))).map(lambda change: {"kind": "json"} | change)] * 6
-    if file.suffix in (".png", ".tar", ".parquet"):
-        fitting = [CONTAINERS[file.suffix[1:]]] * 3
-    if file.suffix == ".parquet":
-        described = json_changes({"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}})
-        fitting = [*fitting, described.map(lambda change: {"kind": "parquet", "metadata": change})]
-    if file.suffix == ".safetensors":
-        data = file.read_bytes()
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        fitting = [json_changes(header).map(lambda change: {"kind": "safetensors"} | change)] * 4
-        fitting = [*fitting, kinds(kind="safetensors", how="length", value=WHOLE)]
-    if file.suffix in (".txt", ".csv"):
-        fitting = [CONTAINERS["lines"]] * 3
-    if file.suffix == ".pth":
-        fitting = [CONTAINERS["pickle"]] * 2
-    if "ubyte" in file.name:
-        fitting = [CONTAINERS["idx"]] * 2
-    if kind == "chunk":
-        fitting = [CONTAINERS["blosc"], CONTAINERS["crc"]]
-    if kind == "metadata" and subject == "store":
-        fitting = [*fitting, *[CONTAINERS["array"]] * 6]
-    return st.one_of(*fitting, BYTES, PATHS)
+def whole(rng: Random) -> int:
+    return rng.choice([n for n in NUMBERS if isinstance(n, int)])
+
+
+def scalar(rng: Random) -> Any:
+    return rng.choice(TEXTS) if rng.random() < 0.6 else rng.choice([n for n in NUMBERS if n == n])
+
+
+def draw_json(rng: Random, document: Any) -> Json:
+    """Draw a change of a document."""
+    every = mutations.paths(document)
+    path = rng.choice(every)
+    how = rng.choice(("set",) * 6 + ("take", "delete", "rename", "repeat"))
+    change = {"how": how, "path": path}
+    if how == "set":
+        change["value"] = draw_value(rng)
+    elif how == "take":
+        change["from"] = rng.choice(every)
+    elif how == "rename":
+        change["value"] = rng.choice(TEXTS)
+    return change
+
+
+def draw_bytes(rng: Random) -> Json:
+    """Draw a change of bytes, whatever they mean."""
+    how = rng.choice(("flip", "flip", "cut", "remove", "extend", "clear", "splice", "number", "blob", "blob"))
+    change: Json = {"kind": "bytes", "how": how, "at": rng.randrange(1001) / 1000}
+    change["value"] = rng.choice((1, 4, 16, 200, 5000))
+    if how in ("flip", "extend"):
+        change["value"] = rng.randrange(1, 256)
+    elif how == "splice":
+        change["from"] = rng.randrange(1001) / 1000
+    elif how == "number":
+        change["format"] = rng.choice(("<I", ">I", "<Q", ">Q"))
+        change["value"] = whole(rng) % (2**32 if "I" in change["format"] else 2**64)
+    elif how == "blob":
+        change["value"] = rng.choice(sorted(mutations.BLOBS))
+    return change
+
+
+def draw_path(rng: Random) -> Json:
+    return {"kind": "path", "how": rng.choice(mutations.PATHS)}
+
+
+def draw_png(rng: Random) -> Json:
+    if rng.random() < 0.5:
+        return {"kind": "png", "chunk": rng.choice(sorted(mutations.PNG_CHUNKS))}
+    return {"kind": "png", "field": rng.choice(sorted(mutations.PNG)), "value": whole(rng)}
+
+
+def draw_tar(rng: Random) -> Json:
+    if rng.random() < 0.3:
+        key = rng.choice(
+            ("size", "path", "linkpath", "mtime", "hdrcharset", "GNU.sparse.size", "GNU.sparse.map")
+        )
+        return {"kind": "pax", "type": rng.choice("xgXLKS"), "key": key, "value": scalar(rng)}
+    field = rng.choice((*sorted(mutations.TAR), "type", "size"))
+    value = rng.choice("0123456789SLKxgXVMND\0") if field == "type" else whole(rng)
+    if field not in ("type", "size"):
+        value = scalar(rng)
+    return {"kind": "tar", "member": rng.randrange(24), "field": field, "value": value}
+
+
+def draw_parquet(rng: Random) -> Json:
+    if rng.random() < 0.3:
+        label = {"names": ["a", "b", "c"], "_type": "ClassLabel"}
+        described = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+        return {"kind": "parquet", "metadata": draw_json(rng, described)}
+    value = rng.choice((*mutations.BLOBS, *TEXTS, *NUMBERS, None, True))
+    column = rng.choice(("image", "label"))
+    whole_column = rng.random() < 0.5
+    return {
+        "kind": "parquet",
+        "column": column,
+        "row": rng.randrange(24),
+        "all": whole_column,
+        "value": value,
+    }
+
+
+def draw_idx(rng: Random) -> Json:
+    return {"kind": "idx", "number": rng.randrange(4), "value": whole(rng)}
+
+
+def draw_lines(rng: Random) -> Json:
+    how = rng.choice(("cell", "cell", "line", "repeat", "delete"))
+    value = scalar(rng) if rng.random() < 0.9 else {mutations.MAKE: "long text"}
+    return {"kind": "lines", "how": how, "row": rng.randrange(9), "column": rng.randrange(9), "value": value}
+
+
+def draw_pickle(rng: Random) -> Json:
+    if rng.random() < 0.3:
+        return {"kind": "pickle", "pickle": rng.choice(sorted(mutations.PICKLES))}
+    return {"kind": "pickle", "number": rng.randrange(400), "value": whole(rng)}
+
+
+def draw_chunk(rng: Random) -> Json:
+    if rng.random() < 0.5:
+        return draw_bytes(rng) | {"crc": True}
+    return {"kind": "blosc", "field": rng.choice(sorted(mutations.BLOSC)), "value": whole(rng)}
+
+
+def draw_array(rng: Random) -> Json:
+    return {"kind": "array", "how": rng.choice(mutations.SPOILT)}
+
+
+BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
+    ".png": draw_png,
+    ".tar": draw_tar,
+    ".parquet": draw_parquet,
+    ".txt": draw_lines,
+    ".csv": draw_lines,
+    ".pth": draw_pickle,
+    "": draw_idx,
+}
 
 
 def inner(document: Any) -> Any:
     """Return what of a commit object is changed: the commit, not its envelope."""
-    return document["commit"] if isinstance(document, dict) and set(document) == {"commit", "sha256"} else document
+    return document["commit"] if isinstance(document, dict) and "commit" in document else document
 
 
-def cases(seeds: Seeds) -> "st.SearchStrategy[Json]":
-    """Return a strategy for whole cases."""
-    files = {subject: names_of(seeds, subject) for subject in COMMANDS}
-    subjects = [*["store"] * 8, *["run"] * 4, *["stopped"] * 2, *COMMANDS]
+@dataclass(frozen=True)
+class Site:
+    """A file that may be changed: its name in cases, its kind, and its JSON, if it holds any."""
 
-    @st.composite
-    def draw_case(draw: Any) -> Json:
-        subject = draw(st.sampled_from(subjects))
-        command = draw(st.sampled_from(sorted(COMMANDS[subject])))
+    name: str
+    kind: str
+    suffix: str
+    document: Any
+
+    def draw(self, rng: Random) -> Json:
+        """Draw a mutation of the file: mostly one that keeps to its format, but for one thing."""
+        if rng.random() < 0.2:
+            return draw_path(rng) if rng.random() < 0.4 else draw_bytes(rng)
+        if self.kind == "chunk":
+            return draw_chunk(rng)
+        if self.kind == "metadata" and rng.random() < 0.6:
+            return draw_array(rng)
+        if self.suffix == ".safetensors" and rng.random() < 0.2:
+            return {"kind": "safetensors", "how": "length", "value": whole(rng)}
+        if self.document is not None:
+            return {"kind": self.suffix[1:]} | draw_json(rng, self.document)
+        return BY_SUFFIX.get(self.suffix, draw_bytes)(rng)
+
+
+def find_sites(seeds: Seeds, subject: str) -> list[list[Site]]:
+    """Return the files of a subject by kind; kinds that matter more come several times."""
+    known = {path: name for name, path in seeds.commits.items()} if subject == "store" else {}
+    root, found = seeds.root / subject, dict[str, list[Site]]()
+    for file in sorted(root.rglob("*")):
+        path = file.relative_to(root).as_posix()
+        if not file.is_file() or path.endswith(".lock"):
+            continue
+        document = None
+        if file.suffix == ".json":
+            document = inner(json.loads(file.read_bytes()))
+        elif file.suffix == ".safetensors":
+            data = file.read_bytes()
+            document = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        site = Site(known.get(path, path), kind_of(path), file.suffix, document)
+        found.setdefault(site.kind, []).append(site)
+    return [sites for kind, sites in sorted(found.items()) for _ in range(WEIGHTS.get(kind, 1))]
+
+
+class Cases:
+    """Draws cases; equal states of the random numbers give equal cases."""
+
+    def __init__(self, seeds: Seeds) -> None:
+        self.sites = {subject: find_sites(seeds, subject) for subject in COMMANDS}
+
+    def draw(self, rng: Random) -> Json:
+        """Draw a case: one to three mutations of a subject, and the command that meets it."""
+        subject = rng.choice(SUBJECTS)
+        command = rng.choice(sorted(COMMANDS[subject]))
+        words = " ".join(map(str, COMMANDS[subject][command]))
+        met = [[site] for kind in self.sites[subject] for site in kind if f"evil/{site.name}" in words]
         found = []
-        for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
-            kind = draw(st.sampled_from(sorted(files[subject])))
-            name = draw(st.sampled_from(files[subject][kind]))
-            found.append({"file": name} | draw(changes_of(seeds, subject, name)))
-        signed = draw(st.sampled_from((True, True, False)))
-        return {"subject": subject, "command": command, "signed": signed, "mutations": found}
-
-    return draw_case()
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            sites = rng.choice(met or self.sites[subject])
+            if subject == "store" and rng.random() < 0.85:
+                # Of the entry that the command is about.
+                own = "fish-2" if " fish " in f"{words} " else "birds-1"
+                sites = [
+                    s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{run_id(own)}"))
+                ] or sites
+            site = rng.choice(sites)
+            found.append({"file": site.name} | site.draw(rng))
+        return {"subject": subject, "command": command, "signed": rng.random() < 2 / 3, "mutations": found}
 
 
 # -- running a case ------------------------------------------------------------------------------------------
@@ -317,13 +391,24 @@ def prepare(case: Json, seeds: Seeds, folder: Path) -> list[str]:
     (folder / "canary" / "mine").write_bytes(b"somebody's\n")
     (folder / "canary" / "train" / "mine.json").write_bytes(b"{}")
     subject = case["subject"]
-    shutil.copytree(seeds.root / subject, folder / "evil")
+    lay_out(seeds.root / subject, folder / "evil")
     words = [str(word) for word in COMMANDS[subject][case["command"]]]
     for name, seed in USES.items():
         if any(word == name for word in words):
-            shutil.copytree(seeds.root / seed, folder / name)
+            lay_out(seeds.root / seed, folder / name)
     spoil(case, seeds, folder / "evil")
     return [w.replace("{b}", seeds.backbone).replace("{seeds}", str(seeds.root)) for w in words]
+
+
+def lay_out(sound: Path, target: Path) -> None:
+    """Copy a sound thing; of a store, whose objects nobody may ever overwrite, links will do."""
+    shutil.copytree(sound, target, copy_function=os.link if sound.name == "store" else shutil.copy2)
+
+
+def rewrite(file: Path, data: bytes) -> None:
+    """Write a file that may be a link to a sound one."""
+    file.unlink(missing_ok=True)
+    file.write_bytes(data)
 
 
 def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
@@ -337,8 +422,6 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
         file = evil / names.get(mutation["file"], mutation["file"])
         again = mutation["file"] in met or any(m["kind"] in ("array", "path") for m in ordered[:-1])
         met.add(mutation["file"])
-        if again and not file.exists():
-            continue
         if mutation["kind"] == "array":
             mutations.apply(file.parent, mutation, again)
             digest_array(evil, file.parent, seeds)
@@ -349,7 +432,7 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
                 if not again:
                     raise
                 continue
-            file.write_bytes(mutations.written({"commit": commit, "sha256": "0" * 64}))
+            rewrite(file, mutations.written({"commit": commit, "sha256": "0" * 64}))
         else:
             mutations.apply(file, mutation, again)
         if case["signed"] and store and mutation["file"] not in names:
@@ -365,7 +448,7 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
 
 def load(file: Path) -> Any:
     """Read the JSON of a file that may be anything by now."""
-    if file.is_symlink() or not file.is_file() or file.stat().st_size > 2**26:
+    if not is_small(file):
         return None
     try:
         return json.loads(file.read_bytes())
@@ -378,9 +461,9 @@ def commits_of(evil: Path, name: str, seeds: Seeds) -> Iterator[tuple[Path, Json
     parts = name.split("/")
     for path in seeds.commits.values():
         document = load(evil / path)
-        if isinstance(document, dict) and isinstance(document.get("commit"), dict):
-            if parts[0] == "runs" and len(parts) > 2 and document["commit"].get("run") == parts[1]:
-                yield evil / path, document["commit"]
+        commit = document.get("commit") if isinstance(document, dict) else None
+        if isinstance(commit, dict) and len(parts) > 2 and commit.get("run") == parts[1]:
+            yield evil / path, commit
 
 
 def record_run(evil: Path, name: str, seeds: Seeds) -> None:
@@ -389,7 +472,7 @@ def record_run(evil: Path, name: str, seeds: Seeds) -> None:
         run = evil / "runs" / name.split("/")[1]
         if not run.is_symlink():
             record_objects(commit, run)
-            file.write_bytes(sealed(commit))
+            rewrite(file, sealed(commit))
 
 
 def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
@@ -404,7 +487,7 @@ def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
         with_rows = array[...] if array.ndim else None
         if with_rows is not None and with_rows.dtype.kind != "M":
             commit["arrays"]["/".join(name.split("/")[2:])] = array_digest(with_rows)
-            file.write_bytes(sealed(commit))
+            rewrite(file, sealed(commit))
 
 
 def seal(evil: Path, file: Path, move: bool) -> None:
@@ -415,7 +498,7 @@ def seal(evil: Path, file: Path, move: bool) -> None:
     commit = document["commit"]
     sign_entry(commit)
     target = place(commit, evil, file) if move else file
-    file.write_bytes(sealed(commit))
+    rewrite(file, sealed(commit))
     if target != file:
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
@@ -423,56 +506,51 @@ def seal(evil: Path, file: Path, move: bool) -> None:
         file.with_suffix(".published").unlink(missing_ok=True)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Return a digest of every file below a folder, and where links lead."""
-    return {
-        path.relative_to(folder).as_posix(): f"-> {path.readlink()}"
-        if path.is_symlink()
-        else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
-    }
+def states(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Return what tells whether a file below a folder was changed or replaced, for every file and link."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or path.is_file():
+            state = path.lstat()
+            found[path.relative_to(folder).as_posix()] = (state.st_ino, state.st_size, state.st_mtime_ns)
+    return found
 
 
-def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, str]:
-    """Return the objects of entries that nobody changed: they are somebody's, and current."""
-    if case["subject"] != "store":
+def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]]:
+    """Return the objects of current entries of a store whose key nobody touched: they are somebody's."""
+    touched = [mutation["file"] for mutation in case["mutations"]]
+    if case["subject"] != "store" or any(not t.startswith(("commit/", "runs/")) for t in touched):
         return {}
-    touched = {m["file"] for m in case["mutations"]}
-    kept: dict[str, str] = {}
+    kept: dict[str, tuple[Any, ...]] = {}
     for name in ("birds-1", "birds-tuning-1", "fish-2"):
-        key = Path(seeds.commits[f"commit/{name}"]).parent.as_posix()
-        own = {n for n, path in seeds.commits.items() if path.startswith(key)}
-        run = json.loads((seeds.root / "store" / seeds.commits[f"commit/{name}"]).read_bytes())["commit"]["run"]
-        if touched & own or any(t.startswith((f"runs/{run}", key, "zarr.json", "runs/zarr.json")) for t in touched):
-            continue
-        if any(t.split("/")[0] in ("index", "zarr.json") for t in touched):
-            continue
-        kept |= digests(evil / "runs" / run) and {
-            f"runs/{run}/{path}": digest for path, digest in digests(evil / "runs" / run).items()
-        }
+        run = load(seeds.path("store", f"commit/{name}"))["commit"]["run"]
+        changed = (f"commit/{name.rpartition('-')[0]}-", f"runs/{run}/")
+        if not any(t.startswith(changed) for t in touched):
+            kept |= {f"runs/{run}/{path}": state for path, state in states(evil / "runs" / run).items()}
     return kept
 
 
 def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[list[Problem], Outcome]:
     """Run a case in an empty folder; return what must not be."""
     words = prepare(case, seeds, folder)
-    canary, evil = digests(folder / "canary"), folder / "evil"
-    good = digests(folder / "good") if (folder / "good").exists() else {}
+    canary, evil = states(folder / "canary"), folder / "evil"
+    good = states(folder / "good") if (folder / "good").exists() else {}
     theirs = protected(case, seeds, evil)
     outcome = worker(words, folder)
     found = list(problems(outcome, as_json="--json" in words))
-    if digests(folder / "canary") != canary:
+    if states(folder / "canary") != canary:
         found.append(Problem("canary", "the folder of somebody else was changed"))
-    after = digests(folder / "good") if good else {}
-    changed = [path for path, digest in good.items() if after.get(path) != digest]
+    after = states(folder / "good") if good else {}
+    changed = [path for path, state in good.items() if after.get(path) != state]
     if changed:
         found.append(Problem("victim: good store", f"{changed[:3]} of the sound store are changed or gone"))
     if theirs:
-        left = digests(evil)
-        lost = [path for path, digest in theirs.items() if left.get(path) != digest]
+        left = states(evil)
+        lost = [path for path, state in theirs.items() if left.get(path) != state]
         if lost:
-            found.append(Problem("victim: other entries", f"{lost[:3]} of entries in use are changed or gone"))
+            found.append(
+                Problem("victim: other entries", f"{lost[:3]} of entries in use are changed or gone")
+            )
     target = {"copy": words[-1], "merge": words[2]}.get(words[1]) if words[0] == "store" else None
     if words[-1] == "--replace":
         target = words[-2]
@@ -480,7 +558,9 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
         checked = worker(["store", "verify", target], folder)
         if checked.status != 0:
             told = checked.err.strip().splitlines()[-1:] or [""]
-            found.append(Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}"))
+            found.append(
+                Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}")
+            )
     found += markdown(folder / "new")
     return found, outcome
 
@@ -523,7 +603,13 @@ def not_json(constant: str) -> None:
 
 def is_plain(character: str) -> bool:
     """Say whether a character neither moves the cursor nor turns the writing direction."""
-    return character in "\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character in "\u200c\u200d" or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    )
 
 
 def markdown(folder: Path) -> Iterator[Problem]:

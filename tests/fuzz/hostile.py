@@ -1,14 +1,16 @@
 """Values that a hostile writer puts where something else belongs."""
 
 import json
+from random import Random
 from typing import Any
-
-import hypothesis.strategies as st
 
 MAKE = "$make"
 """Marks a value that is described rather than written out: long, deep, or no JSON at all."""
 
 LONG, DEEP = 100_000, 20_000
+
+FISH = b"fish-2".hex().ljust(32, "0")
+"""Run of another entry, see `seeds.run_id`."""
 
 TEXTS = (
     "",
@@ -22,9 +24,10 @@ TEXTS = (
     "birds",
     "birds@tuning",
     "fish",
-    "01" * 16,
-    "02" * 16 + "/",
-    "02" * 16 + "/train",
+    FISH,
+    f"{FISH}/",
+    f"{FISH}/train",
+    f"../runs/{FISH}",
     "ab" * 32,
     "AB" * 32,
     "٣" * 8,
@@ -89,7 +92,7 @@ MADE = (
     {MAKE: "surrogate"},
 )
 
-VALUES = (
+PLAIN = (
     None,
     True,
     False,
@@ -103,17 +106,15 @@ VALUES = (
     {"": ""},
     {"a": None},
     {"../x": {}},
-    *TEXTS,
-    *NUMBERS,
-    *MADE,
 )
 
 
-def values() -> "st.SearchStrategy[Any]":
-    """Return hostile values: mostly known ones, now and then anything."""
-    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    anything = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v))
-    return st.one_of(*[st.sampled_from(VALUES)] * 5, anything)
+def draw_value(rng: Random) -> Any:
+    """Draw a hostile value: mostly one of those above, now and then several of them together."""
+    if rng.random() < 0.9:
+        return rng.choice(rng.choice((PLAIN, TEXTS, TEXTS, NUMBERS, NUMBERS, MADE)))
+    own = [draw_value(rng) for _ in range(rng.randrange(4))]
+    return own if rng.random() < 0.5 else {rng.choice(TEXTS): value for value in own}
 
 
 def written(document: Any) -> bytes:

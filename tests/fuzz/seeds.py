@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from fuzz.signing import sealed, sign_entry
+from fuzz.signing import sealed
 from fuzz.worker import Worker
 from PIL import Image
 
@@ -128,7 +128,9 @@ def write_shards(root: Path, images: dict[tuple[str, int, int], npt.NDArray[np.u
                 for (own, label, number), pixels in images.items():
                     if own != split or number % 2 != shard:
                         continue
-                    about = ("cls", b"%d" % label) if shard else ("json", json.dumps({"label": label}).encode())
+                    about = (
+                        ("cls", b"%d" % label) if shard else ("json", json.dumps({"label": label}).encode())
+                    )
                     for ending, data in (("png", png(pixels)), about):
                         member = tarfile.TarInfo(f"{label}{number}.{ending}")
                         member.size = len(data)
@@ -213,6 +215,11 @@ def write_configs(root: Path, backbone: str) -> None:
         (folder / f"{command}.json").write_text(json.dumps(record, indent=1))
 
 
+def run_id(name: str) -> str:
+    """Return the id that the run of a commit gets: cases name it, in every session."""
+    return name.encode().hex().ljust(32, "0")[:32]
+
+
 def settle_names(store: Path) -> dict[str, str]:
     """Give every run an id that is the same in every session; return the commits by name."""
     named = {}
@@ -221,13 +228,10 @@ def settle_names(store: Path) -> dict[str, str]:
         summary = commit["summary"]
         role = "" if summary["role"] == "full" else f"-{summary['role']}"
         name = f"{summary['dataset']}{role}-{summary['generation']}"
-        run = f"{len(named):02x}" * 16
+        run = run_id(name)
         if commit["kind"] == "entry":
             (store / "runs" / commit["run"]).rename(store / "runs" / run)
         commit["run"] = run
         file.write_bytes(sealed(commit))
         named[f"commit/{name}"] = file.relative_to(store).as_posix()
     return named
-
-
-__all__ = ["Seeds", "make_seeds", "sign_entry"]

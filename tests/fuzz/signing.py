@@ -7,6 +7,11 @@ from typing import Any
 from sfm.stats_store.digest import canonical, sha256
 
 
+def is_small(file: Path) -> bool:
+    """Say whether a path is a file that can be read: not a link, a pipe, or a huge one."""
+    return file.is_file() and not file.is_symlink() and file.stat().st_size < 2**26
+
+
 def spelled(document: Any) -> bytes:
     """Return a document in the one spelling that digests are of; a hostile writer may spell NaN, too."""
     try:
@@ -26,7 +31,7 @@ def sealed(commit: Any) -> bytes:
 
 def record_objects(commit: dict[str, Any], run: Path) -> None:
     """Make a commit list the objects of its run as they are on the disk now."""
-    files = (path for path in run.rglob("*") if path.is_file() and path.stat().st_size < 2**26)
+    files = filter(is_small, run.rglob("*"))
     commit["objects"] = {path.relative_to(run).as_posix(): object_record(path.read_bytes()) for path in files}
 
 
@@ -63,6 +68,8 @@ def place(commit: Any, root: Path, file: Path) -> Path:
 def sign_checkpoint(folder: Path) -> None:
     """Make a checkpoint hold the digest of its tensors as they are now."""
     about, tensors = folder / "checkpoint.json", folder / "state.safetensors"
+    if not is_small(about) or not is_small(tensors):
+        return
     try:
         card = json.loads(about.read_bytes())
         card["sha256"] = sha256(tensors.read_bytes())

@@ -6,6 +6,7 @@ own, so that none can hurt the next; the answer is one JSON line.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -115,28 +116,13 @@ def status_field(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) << 10
 
 
-def import_everything() -> None:
-    """Import what the commands import when they run, and nothing that starts a thread."""
-    import matplotlib.figure
-    import PIL.Image
-    import pyarrow.parquet
-    import timm
-
-    import sfm.cli
-    import sfm.distill.run
-    import sfm.eval.export.run
-    import sfm.eval.matrix
-    import sfm.eval.report.page
-    import sfm.eval.run
-    import sfm.merge
-    import sfm.pipeline.extract
-    import sfm.pipeline.plan
-    import sfm.start
-    import sfm.stats_store.collect
-    import sfm.stats_store.copying
-    import sfm.stats_store.verify
-
-    PIL.Image.init()
+MODULES = (
+    *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.merge"),
+    *("sfm.distill.run", "sfm.eval.run", "sfm.eval.matrix", "sfm.eval.export.run", "sfm.eval.report.page"),
+    *("sfm.pipeline.extract", "sfm.pipeline.plan"),
+    *("sfm.stats_store.collect", "sfm.stats_store.copying", "sfm.stats_store.verify"),
+)
+"""What the commands import when they run; none of it starts a thread."""
 
 
 def innermost(error: BaseException) -> str:
@@ -170,7 +156,7 @@ def run_fork(argv: list[str], cwd: str, report: int) -> None:
             main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it is what is looked for
         traceback.print_exc()
         os.write(report, innermost(error).encode(errors="backslashreplace"))
         status = 70
@@ -228,7 +214,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Whatever is printed while importing is no answer.
     requests = os.fdopen(os.dup(0))
-    import_everything()
+    for name in MODULES:
+        importlib.import_module(name)
     for line in requests:
         print(json.dumps(run_watched(**json.loads(line))), file=answers, flush=True)
 
