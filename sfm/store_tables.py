@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.layout import fit, open_console
-from sfm.stats_store.collect import Collection, Garbage
+from sfm.stats_store.collect import Collection
 from sfm.stats_store.copying import Copied
+from sfm.stats_store.garbage import Garbage
 from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry

@@ -11,6 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
 from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.text import one_line
 
 CROP_MODE = "crop_mode"
 """Required by entries of a backbone that is not fed a centre crop, which older versions cannot make."""
@@ -18,9 +19,6 @@ CROP_MODE = "crop_mode"
 KNOWN_REQUIREMENTS = frozenset({CROP_MODE})
 
 CHUNK_BYTES = 4 * 2**20
-
-NUMBER = re.compile(r"_([1-9][0-9]{0,5})\Z")
-"""Ends the name of an array over sub-classes."""
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {
     "train/count": ("class",),
@@ -41,9 +39,14 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+NUMBERED = re.compile(r"(train/centre|train/centre_count)(_[1-9][0-9]{0,5})")
+"""Names of the arrays of which an entry holds one per number of sub-classes."""
+
+
 def generic(name: str) -> str:
     """Return the name that arrays of one kind share: ``train/centre`` for every ``train/centre_<K>``."""
-    return NUMBER.sub("", name)
+    found = NUMBERED.fullmatch(name)
+    return found[1] if found else name
 
 
 def sub_classes(name: str) -> int | None:
@@ -54,8 +57,8 @@ def sub_classes(name: str) -> int | None:
     >>> sub_classes("train/centre_count_10"), sub_classes("train/count")
     (10, None)
     """
-    found = NUMBER.search(name)
-    return int(found[1]) if found else None
+    found = NUMBERED.fullmatch(name)
+    return int(found[2][1:]) if found else None
 
 
 def dimensions(name: str) -> tuple[str, ...]:
@@ -134,5 +137,6 @@ def require_readable(schema: SchemaVersion, where: str) -> None:
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
         raise UpgradeError(
-            f"{where} requires {', '.join(unknown)}, unknown to this version: upgrade sfm-distill"
+            f"{where} requires {one_line(', '.join(unknown), most=200)}, unknown to this version: upgrade "
+            f"sfm-distill"
         )

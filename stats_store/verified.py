@@ -20,8 +20,7 @@ from zarr.storage import ObjectStore, WrapperStore
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ObjectRecord
 from sfm.stats_store.declared import Layout
-from sfm.stats_store.disk import local_root
-from sfm.stats_store.location import put_object, read_object
+from sfm.stats_store.location import read_object, write_object
 
 UNDECODABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, SystemError)
 """What zarr and its codecs raise for bytes that are no array."""
@@ -172,18 +171,18 @@ class RecordingStore(WrapperStore[ObjectStore[Any]]):
         return await self._store.get(key, prototype, byte_range) if key in self._written else None
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write an object, and note what was given."""
+        """Create an object, and note what was given; each is written once."""
         data = value.to_bytes()
+        await asyncio.to_thread(write_object, self._store.store, key, data)
         self._written[key] = record_of(data)
-        if local_root(self._store.store) is not None:
-            await asyncio.to_thread(put_object, self._store.store, key, data)
-            return
-        # In one request: a writer killed between the parts of an upload leaves some that nobody can see.
-        await obstore.put_async(self._store.store, key, data, use_multipart=False)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object of the run unless it was written before; those above it are the store's."""
-        if key.startswith(f"runs/{self._run}/") and key not in self._written:
+        """Create metadata of a group between the run and an array, unless that was done before.
+
+        That of the run holds the cards, and is created with them; those above it are the store's.
+        """
+        run = f"runs/{self._run}/"
+        if key.startswith(run) and key != f"{run}zarr.json" and key not in self._written:
             await self.set(key, value)
 
 

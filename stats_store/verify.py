@@ -12,20 +12,18 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError
 from sfm.events import Listener, Progress, nobody
-from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
+from sfm.stats_store.cards import Commit, DatasetCard, ObjectRecord, Summary
+from sfm.stats_store.commits import commit_path, read_cards
 from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
 from sfm.stats_store.declared import Layout, chunks_by_array, find_layouts
-from sfm.stats_store.digest import entry_digest, stream_digest
+from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.location import UnreadableError, reaching
-from sfm.stats_store.publish import options_digest
 from sfm.stats_store.schema import UpgradeError
-from sfm.stats_store.store import Store, commit_name
+from sfm.stats_store.store import Store
 from sfm.stats_store.values import Comparison, value_problem
 from sfm.stats_store.verified import VerifiedStore, decoding, read_published
-from sfm.untrusted import parse_json
 
 WINDOW_BYTES = 16 * 2**20
 MATRIX_BYTES = 128 * 2**20
@@ -105,7 +103,7 @@ def verify(
         paths = [path for versions in keys for path in versions]
         visible = {versions[-1] for versions in keys}
     else:
-        paths = [f"index/{s.key}/{commit_name(s.generation)}" for s in summaries]
+        paths = [commit_path(s) for s in summaries]
         visible = set(paths)
     with reaching(store.url):
         commits = concurrently(lambda p: commit_or_verdict(store, p), paths, progress, "read", "commits")
@@ -354,39 +352,12 @@ def open_arrays(
     path, problems = f"{run}/zarr.json", list[str]()
     if path in metadata:
         try:
-            cards = parse_json(metadata[path])["attributes"]
-            backbone = BackboneCard.model_validate(cards["backbone"])
-            dataset = DatasetCard.model_validate(cards["dataset"])
-            extraction = ExtractionCard.model_validate(cards["extraction"])
-            problems = key_problems(commit, backbone, dataset, extraction)
-            layouts, more = find_layouts(commit, backbone, dataset, extraction, metadata)
-            problems += more
-        except (KeyError, TypeError, ValueError) as error:
-            problems = [f"damaged object {path}: its cards cannot be read ({type(error).__name__})"]
-    elif "zarr.json" not in commit.objects:
-        problems = [f"missing object {path}: it was not published"]
+            cards = read_cards(commit, metadata[path])
+            dataset = cards.dataset
+            layouts, problems = find_layouts(commit, cards.backbone, dataset, cards.extraction, metadata)
+        except (DamageError, UpgradeError) as error:
+            problems = [str(error)]
     return EntryArrays(run, commit.arrays, records, metadata, dataset, layouts), problems
-
-
-def key_problems(
-    commit: Commit, backbone: BackboneCard, dataset: DatasetCard, extraction: ExtractionCard
-) -> list[str]:
-    """Compare the cards of a run with the key of its entry, and the entry digest with what it covers."""
-    summary, path = commit.summary, f"runs/{commit.run}/zarr.json"
-    assert summary is not None
-    options = options_digest(extraction.options)
-    problems = [
-        f"damaged object {path}: its {what} is not the one in the entry's key"
-        for what, found, wanted in (
-            ("backbone", backbone.hash, summary.backbone_hash),
-            ("dataset", dataset.fingerprint, summary.fingerprint),
-            ("options", options, summary.options),
-        )
-        if found != wanted
-    ]
-    if entry_digest(commit.arrays, backbone.hash, dataset.fingerprint, options) != summary.entry_digest:
-        problems.append(f"damaged entry {summary.entry_digest[:12]}: its digest is not that of its content")
-    return problems
 
 
 def windows(array: "zarr.Array[Any]", path: str, most: int) -> Iterator[tuple[int, int, list[str]]]:

@@ -1,14 +1,20 @@
 """Small entries of random numbers, published for real."""
 
+import hashlib
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
-from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.commits import commit_path
+from sfm.stats_store.digest import canonical, entry_digest, sha256
+from sfm.stats_store.publish import Draft, Published, publish, put_commit
 from sfm.stats_store.store import Store
 
 CLASSES, FEATURES = 4, 6
@@ -24,7 +30,7 @@ def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> Ba
         spec=spec,
         model=f"timm_{spec}",
         rule="pre-logits",
-        weights=weights,
+        weights=hashlib.sha256(weights.encode()).hexdigest(),
         preprocessing=preprocessing,
         features=FEATURES,
     )
@@ -92,6 +98,32 @@ def put(store: Store, seed: int = 0, **words: object) -> Summary:
     draft = Draft(store)
     fill(draft, seed)
     return commit(draft, **words).summary  # type: ignore[arg-type]
+
+
+def publish_many(store: Store, summary: Summary, entries: int) -> None:
+    """Publish commits like that of an entry, of other data; their runs do not exist."""
+    whole = store.commit(commit_path(summary))
+    for number in range(entries):
+        fingerprint, run = f"{number:064x}", f"{number:032x}"
+        digest = entry_digest(whole.arrays, summary.backbone_hash, fingerprint, summary.options)
+        own = summary.model_copy(update={"fingerprint": fingerprint, "entry_digest": digest})
+        put_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    """Return the bytes of a commit of this content."""
+    return json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+
+
+def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change a commit of a store in a folder and sign it again, as its writer could; returns its file."""
+    path = Path(store.url) / commit_path(summary)
+    content = json.loads(path.read_bytes())["commit"]
+    change(content)
+    key = (summary.backbone_hash, summary.fingerprint, summary.options)
+    content["summary"]["entry_digest"] = entry_digest(content["arrays"], *key)
+    path.write_bytes(signed(content))
+    return path
 
 
 def grow_old(path: Path, days: float = 8) -> None:

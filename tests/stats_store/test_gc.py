@@ -183,9 +183,10 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
 def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
     store = create_store(str(tmp_path))
     kept = put(store, 0)
-    (tmp_path / "runs" / "half" / "train").mkdir(parents=True)
-    (tmp_path / "runs" / "half" / "train" / "zarr.json#1").write_bytes(b"{")
-    (tmp_path / "runs" / "empty").mkdir()
+    half, empty = tmp_path / "runs" / f"{1:032x}", tmp_path / "runs" / f"{2:032x}"
+    (half / "train").mkdir(parents=True)
+    (half / "train" / "zarr.json#1").write_bytes(b"{")
+    empty.mkdir()
     (tmp_path / "index" / kept.key / "00000002.json#1").write_bytes(b"{")
     grow_old(tmp_path)
     done = collect(store)
