@@ -8,6 +8,7 @@ from sfm.field_types import (
     Classes,
     ClassIds,
     Count,
+    Counts,
     Digest,
     DigestOrNone,
     Features,
@@ -15,13 +16,19 @@ from sfm.field_types import (
     Fraction,
     Generation,
     InputPixels,
+    Leaves,
     Name,
+    Names,
     NotNegative,
     ObjectName,
     ObjectSize,
     Options,
     RunId,
+    Texts,
     Version,
+    Versions,
+    at_most,
+    fail_fast,
 )
 
 SCHEMA_MAJOR = 1
@@ -42,7 +49,7 @@ class SchemaVersion(BaseModel):
 
     major: Version = SCHEMA_MAJOR
     minor: Version = SCHEMA_MINOR
-    requires: Annotated[list[Name], Field(max_length=100)] = []
+    requires: Annotated[list[Name], at_most(100)] = []
 
 
 class DatasetCard(BaseModel):
@@ -67,11 +74,11 @@ class DatasetCard(BaseModel):
 
     name: Name
     class_ids: ClassIds
-    class_names: list[Name]
+    class_names: Names
     train_samples: Count
     test_samples: Count
     fingerprint: Digest
-    leaves: Annotated[list[Digest], Field(min_length=1)]
+    leaves: Leaves
     licence: str = "unknown"
     source: str = "unknown"
 
@@ -99,7 +106,7 @@ class FileCounts(BaseModel):
 
     found: Count
     used: Count
-    unused: dict[str, Count] = {}
+    unused: Counts = {}
 
 
 class ExtractionCard(BaseModel):
@@ -140,13 +147,13 @@ class ExtractionCard(BaseModel):
 
     options: Options
     role: Literal["full", "tuning"]
-    versions: dict[str, str]
+    versions: Versions
     device: str
     threads: Count
     seconds: NotNegative
     images_per_second: NotNegative
     listing: DigestOrNone = ""
-    skipped: list[str] = []
+    skipped: Texts = []
     train_bytes: Count | None = None
     flow_cosine: Finite | None = None
     statistics_seconds: NotNegative | None = None
@@ -248,5 +255,5 @@ class Commit(BaseModel):
     kind: Literal["entry", "tombstone"]
     run: RunId
     summary: Summary | None = None
-    arrays: Annotated[dict[ObjectName, Digest], Field(max_length=MOST_ARRAYS)] = {}
-    objects: dict[ObjectName, ObjectRecord] = {}
+    arrays: Annotated[dict[ObjectName, Digest], at_most(MOST_ARRAYS)] = {}
+    objects: Annotated[dict[ObjectName, ObjectRecord], fail_fast(ObjectName, ObjectRecord)] = {}

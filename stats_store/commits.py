@@ -6,6 +6,7 @@ so that it can be passed over.
 
 import json
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,6 +42,10 @@ METADATA_BYTES = 2 * JSON_BYTES
 
 LATER = ("literal_error", "extra_forbidden")
 """What pydantic calls a word that a later version may have introduced."""
+
+
+ONE_AT_A_TIME = threading.Lock()
+"""Held while a document is parsed, whose values may take 30 times its length."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ def parse_commit(data: bytes, path: str) -> Commit:
     UpgradeError
         If it was written with a schema that this version cannot read.
     """
-    return read_commit(unseal(data, path), path)
+    with ONE_AT_A_TIME:
+        return read_commit(unseal(data, path), path)
 
 
 def unseal(data: bytes, path: str) -> Any:
@@ -135,7 +141,7 @@ def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_commit(content: Any, path: str) -> Commit:
-    """Return the commit that its content describes; see :func:`parse_commit` for the errors."""
+    """Return the commit that JSON describes; see :func:`parse_commit` for the errors."""
     what = f"damaged commit {path}"
     schema = parse_card(SchemaVersion, content, "schema", what, SCHEMA_MINOR)
     require_readable(schema, named_place(content, path))
@@ -198,16 +204,17 @@ def read_cards(commit: Commit, data: bytes) -> Cards:
         If a later version wrote words that this one does not know.
     """
     what, minor = f"damaged object runs/{commit.run}/zarr.json", commit.schema_version.minor
-    try:
-        found = parse_json(data)["attributes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{what}: not readable as the cards of an entry") from error
-    cards = Cards(
-        backbone=parse_card(BackboneCard, found, "backbone", what, minor),
-        dataset=parse_card(DatasetCard, found, "dataset", what, minor),
-        extraction=parse_card(ExtractionCard, found, "extraction", what, minor),
-        classifier=parse_card(ClassifierCard, found, "classifier", what, minor),
-    )
+    with ONE_AT_A_TIME:
+        try:
+            found = parse_json(data)["attributes"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamageError(f"{what}: not readable as the cards of an entry") from error
+        cards = Cards(
+            backbone=parse_card(BackboneCard, found, "backbone", what, minor),
+            dataset=parse_card(DatasetCard, found, "dataset", what, minor),
+            extraction=parse_card(ExtractionCard, found, "extraction", what, minor),
+            classifier=parse_card(ClassifierCard, found, "classifier", what, minor),
+        )
     shown = commit.summary.model_dump() if commit.summary else {}
     differing = [name for name, value in summary_fields(cards).items() if shown.get(name) != value]
     if differing:
@@ -257,8 +264,8 @@ def refusal(error: ValidationError, what: str, minor: int) -> DamageError | Upgr
     """
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
-    where = ".".join(map(str, first["loc"]))
-    line = one_line(f"{what}: {where}: {first['msg']}" if where else f"{what}: {first['msg']}", most=500)
+    where, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    line = one_line(f"{what}: {where}: {why}" if where else f"{what}: {why}", most=500)
     if minor > SCHEMA_MINOR and all(problem["type"] in LATER for problem in problems):
         return UpgradeError(f"{line}; it is of schema 1.{minor}: upgrade sfm-distill")
     return DamageError(line)

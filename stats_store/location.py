@@ -18,13 +18,13 @@ from obstore.exceptions import (
     BaseError,
     InvalidPathError,
     PermissionDeniedError,
-    UnauthenticatedError,
 )
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sfm import deletion
 from sfm.errors import DamageError, InputError
 from sfm.paths import expand_home, is_clutter
+from sfm.stats_store.clouds import reason, require_environment
 from sfm.stats_store.concurrency import interruptibly
 from sfm.stats_store.disk import (
     UNFINISHED,
@@ -87,39 +87,6 @@ DAMAGED = (
     errno.ENXIO,
 )
 """What the system says of one object that cannot be read; others may well be."""
-
-ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-
-REASONS = (
-    ("/latest/api/token", "no credentials in the environment"),
-    ("/computeMetadata/", "no credentials in the environment"),
-    ("/metadata/identity", "no credentials in the environment"),
-    ("MissingAccount", "no AZURE_STORAGE_ACCOUNT_NAME in the environment"),
-    ("BadScheme", "its endpoint is plain http: set AWS_ALLOW_HTTP=true to use it all the same"),
-    ("NoSuchBucket", "there is no such bucket"),
-    ("PermanentRedirect", "the bucket is in another region: set AWS_REGION"),
-    ("InvalidAccessKeyId", "the server does not know the access key in the environment"),
-    ("SignatureDoesNotMatch", "the secret in the environment is not that of the access key"),
-    ("ExpiredToken", "the credentials in the environment have expired"),
-    ("dns error", "the name of its endpoint cannot be resolved"),
-    ("ConnectionRefused", "its endpoint refuses connections"),
-    ("TimedOut", "its endpoint does not answer"),
-    ("503 Service Unavailable", "its endpoint stays busy (503)"),
-    ("500 Internal Server Error", "its endpoint keeps failing (500)"),
-    ("Config error", "a setting for it in the environment is not valid"),
-    ("Unable to recognise URL", "the URL is not complete"),
-)
-"""What may be told of an error from far away: never its own words, since servers send back what they were
-sent, tokens included, and the address of an endpoint may hold a password."""
-
-
-FOR_S3 = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
-FOR_GS = "set GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket"
-FOR_AZ = (
-    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true for a public "
-    "container"
-)
-CREDENTIALS = {"s3": FOR_S3, "s3a": FOR_S3, "gs": FOR_GS, "az": FOR_AZ, "abfs": FOR_AZ, "abfss": FOR_AZ}
 
 
 def split(url: str) -> SplitResult:
@@ -211,8 +178,7 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
     if not parts.netloc:
         raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
     require_plain(parts)
-    for name in ENDPOINTS:
-        require_endpoint(name, os.environ.get(name, ""))
+    require_environment(parts.scheme)
     with reaching(shown(url)):
         return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
 
@@ -233,25 +199,6 @@ def require_plain(parts: SplitResult) -> None:
         )
 
 
-def require_endpoint(name: str, value: str) -> None:
-    """Refuse an endpoint that is no URL; obstore panics at some.
-
-    Raises
-    ------
-    InputError
-        Names the variable; does not repeat its value.
-    """
-    try:
-        parts = urlsplit(value)
-        valid = not value or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise InputError(
-            f"{name} in the environment is not a URL: write http(s)://HOST or http(s)://HOST:PORT"
-        )
-
-
 @contextlib.contextmanager
 def reaching(place: str) -> Iterator[None]:
     """Turn what an object store reports into one line without credentials.
@@ -269,6 +216,11 @@ def reaching(place: str) -> Iterator[None]:
         # The error itself may quote credentials: it must not be shown as a cause either.
         if is_denied(error) or isinstance(error, PermissionDeniedError):
             raise UnreadableError(explained(error, place)) from None
+        raise InputError(explained(error, place)) from None
+    except BaseException as error:
+        # obstore panics where a setting makes a request that cannot be; Python has no name for that class.
+        if type(error).__name__ != "PanicException":
+            raise
         raise InputError(explained(error, place)) from None
 
 
@@ -292,16 +244,7 @@ def explained(error: BaseException, place: str) -> str:
         if is_denied(error):
             return f"cannot use {place}: {denied(path_of(error))}"
         return f"cannot use {place}: {WHY.get(number or 0) or first_line(error)}"
-    reason = next((reason for sign, reason in REASONS if sign in text), None)
-    if reason is None and isinstance(error, UnauthenticatedError):
-        reason = "the server does not accept the credentials in the environment"
-    if reason is None and isinstance(error, PermissionDeniedError):
-        reason = "permission denied by the server (403)"
-    if reason is None:
-        reason = f"the request failed ({type(error).__name__})"
-    if "environment" in reason or "permission" in reason:
-        reason += f"; {CREDENTIALS[place.partition(':')[0]]}"
-    return f"cannot use {place}: {reason}"
+    return f"cannot use {place}: {reason(error, place.partition(':')[0].lower())}"
 
 
 def first_line(error: BaseException) -> str:

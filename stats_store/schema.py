@@ -49,6 +49,18 @@ def generic(name: str) -> str:
     return found[1] if found else name
 
 
+def sub_classes(name: str) -> int | None:
+    """Return the number of sub-classes per class in the name of an array, if it has one.
+
+    Examples
+    --------
+    >>> sub_classes("train/centre_count_10"), sub_classes("train/count")
+    (10, None)
+    """
+    found = NUMBERED.fullmatch(name)
+    return int(found[2][1:]) if found else None
+
+
 def dimensions(name: str) -> tuple[str, ...]:
     """Return the dimension names of an array.
 
@@ -105,7 +117,8 @@ class UpgradeError(InputError):
 
 def is_known(name: str) -> bool:
     """Say whether an array is of this schema; a newer minor version may hold others."""
-    return generic(name) in DIMENSIONS and name not in ("train/centre", "train/centre_count")
+    axes = DIMENSIONS.get(generic(name), ())
+    return bool(axes) and ("sub_class" in axes) == (sub_classes(name) is not None)
 
 
 def require_readable(schema: SchemaVersion, where: str) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -24,17 +24,18 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.clouds import is_without_container
 from sfm.stats_store.commits import (
     COMMIT,
     MARK,
     commit_path,
     generation_of,
+    parse_commit,
     read_cards,
-    read_commit,
     root_schema,
-    unseal,
 )
 from sfm.stats_store.concurrency import concurrently
+from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.disk import denied
 from sfm.stats_store.location import (
     UnreadableError,
@@ -48,8 +49,9 @@ from sfm.stats_store.location import (
     require_writable,
     shown,
 )
-from sfm.stats_store.schema import UpgradeError, require_readable
-from sfm.stats_store.verified import VerifiedStore, read_published
+from sfm.stats_store.schema import UpgradeError, generic, require_readable
+from sfm.stats_store.values import centre_problem, value_problem
+from sfm.stats_store.verified import VerifiedStore, decoding, read_published
 
 LOG = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Store:
     """
 
     url: str
-    objects: ObjectStore
+    objects: ObjectStore = field(repr=False)
 
     def survey(self, progress: Listener = nobody) -> tuple[list[Summary], list[str]]:
         """Return a summary of every visible entry, and why others cannot be shown.
@@ -100,8 +102,8 @@ class Store:
         """
         index = self.index()
         latest = [versions[-1] for versions in index.generations.values()]
-        found = concurrently(self._commit_or_reason, latest, progress, "list", "entries")
-        entries = [c.summary for c in found if isinstance(c, Commit) and c.kind == "entry" and c.summary]
+        found = concurrently(self._summary_or_reason, latest, progress, "list", "entries")
+        entries = [summary for summary in found if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
         return entries, index.unreadable + [reason for reason in found if isinstance(reason, str)]
 
@@ -168,14 +170,14 @@ class Store:
         """
         with reaching(self.url):
             try:
-                content = read_object(self.objects, path, lambda data: unseal(data, path))
+                return read_object(self.objects, path, lambda data: parse_commit(data, path))
             except FileNotFoundError:
                 raise DamageError(f"missing commit {path}: it was published and is gone") from None
-        return read_commit(content, path)
 
-    def _commit_or_reason(self, path: str) -> Commit | str:
+    def _summary_or_reason(self, path: str) -> Summary | str | None:
         try:
-            return self.commit(path)
+            commit = self.commit(path)
+            return commit.summary if commit.kind == "entry" else None
         except (DamageError, UpgradeError, UnreadableError) as error:
             return str(error)
 
@@ -210,8 +212,9 @@ class Store:
         metadata = [path for path in records if path.endswith("/zarr.json")]
         with reaching(self.url):
             data = concurrently(lambda path: read_published(self.objects, path, records[path]), metadata)
-        read = dict(zip(metadata, data, strict=True))
+            read = dict(zip(metadata, data, strict=True))
         cards = read_cards(commit, read[f"runs/{commit.run}/zarr.json"])
+        layouts = require_layouts(commit, cards.backbone, cards.dataset, cards.extraction, read)
         return Entry(
             store_url=self.url,
             summary=commit.summary,
@@ -220,7 +223,7 @@ class Store:
             dataset=cards.dataset,
             extraction=cards.extraction,
             classifier=cards.classifier,
-            arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read),
+            arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read, layouts),
         )
 
 
@@ -267,23 +270,37 @@ class Entry:
                 f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {name}; "
                 f"it holds {', '.join(self.names())}"
             )
-        with reaching(self.store_url):
-            return zarr.open_array(
-                self.arrays, path=f"runs/{self.commit.run}/{name}", mode="r", zarr_format=3
-            )
+        path = f"runs/{self.commit.run}/{name}"
+        if path not in self.arrays.layouts:
+            raise InputError(f"{name} is of a kind that this version cannot read: upgrade sfm-distill")
+        with reaching(self.store_url), decoding(path):
+            return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
 
     def read(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
-        """Read an array, or some of its rows; every byte is compared with the published digest.
+        """Read an array, or some of its rows; every byte and every value is checked.
+
+        Bytes are compared with the published digest. Values are those that such an array can hold: see
+        :mod:`sfm.stats_store.values`.
 
         Raises
         ------
         DamageError
-            If a chunk is missing or damaged; names it.
+            If a chunk is missing or damaged, or a value cannot be; names it.
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
+        selected = self._read(name, rows)
+        problem = value_problem(name, selected, self.dataset)
+        count = name.replace("train/centre_", "train/centre_count_")
+        if not problem and generic(name) == "train/centre" and count in self:
+            problem = centre_problem(selected, self._read(count, rows))
+        if problem:
+            raise DamageError(f"damaged array runs/{self.commit.run}/{name}: {problem}")
+        return selected
+
+    def _read(self, name: str, rows: slice | None) -> npt.NDArray[Any]:
         array = self.array(name)
-        with reaching(self.store_url):
+        with reaching(self.store_url), decoding(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
 
@@ -319,7 +336,7 @@ def opened(place: str | ObjectStore, advice: str) -> Store:
         try:
             schema = read_object(first, "zarr.json", root_schema)
         except (FileNotFoundError, DamageError) as error:
-            if "NoSuchBucket" in str(error):
+            if is_without_container(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"

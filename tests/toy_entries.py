@@ -18,6 +18,7 @@ from sfm.stats_store.publish import Draft, Published, publish, put_commit
 from sfm.stats_store.store import Store
 
 CLASSES, FEATURES = 4, 6
+TRAIN, TEST = 20, 5000
 
 
 def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
@@ -39,11 +40,11 @@ def fill(draft: Draft, seed: int = 0) -> dict[str, np.ndarray]:
     """Write a few arrays of random numbers and return them."""
     rng = np.random.default_rng(seed)
     arrays = {
-        "train/count": rng.integers(1, 9, CLASSES),
+        "train/count": 1 + rng.multinomial(TRAIN - CLASSES, np.full(CLASSES, 1 / CLASSES)),
         "train/mean": rng.standard_normal((CLASSES, FEATURES)),
         "train/centre_2": rng.standard_normal((CLASSES, 2, FEATURES)).astype(np.float32),
-        "test/feature": rng.standard_normal((5000, FEATURES)).astype(np.float16),
-        "test/label": rng.integers(0, CLASSES, 5000).astype(np.int32),
+        "test/feature": rng.standard_normal((TEST, FEATURES)).astype(np.float16),
+        "test/label": rng.integers(0, CLASSES, TEST).astype(np.int32),
     }
     for name, array in arrays.items():
         draft.write(name, array)
@@ -59,6 +60,7 @@ def commit(
     role: str = "full",
     options: dict[str, object] | None = None,
     leaves: list[str] | None = None,
+    test_samples: int = TEST,
     replace: bool = False,
 ) -> Published:
     """Publish a draft with plausible cards."""
@@ -70,8 +72,8 @@ def commit(
             name=dataset,
             class_ids=ids,
             class_names=ids,
-            train_samples=20,
-            test_samples=5000,
+            train_samples=TRAIN,
+            test_samples=test_samples,
             fingerprint=fingerprint,
             leaves=leaves or [fingerprint],
         ),

@@ -46,9 +46,10 @@ def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     staging = Staging(tmp_path)
     partition = Partition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
     staging.put("backbone", partition, np.ones((2, 2)))
+    assert staging.has("backbone", partition, np.float64, 2, (2,))
     file = staging.file("backbone", partition)
     file.rename(file.with_suffix(".part"))
-    assert not staging.has("backbone", partition)
+    assert not staging.has("backbone", partition, np.float64, 2, (2,))
 
 
 def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):

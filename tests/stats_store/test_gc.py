@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import backbone_card, commit, fill, grow_old, put
+from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
@@ -265,7 +265,7 @@ class LifeOfAStore(RuleBasedStateMachine):
     def publish(self, spec: str, seed: int, replace: bool) -> None:
         """Publish content that `seed` stands for under the key that `spec` stands for."""
         draft = Draft(self.store)
-        draft.write("train/count", np.full(3, seed))
+        draft.write("classifier/bias", np.full(CLASSES, seed, dtype=np.float32))
         commit(draft, backbone=backbone_card(weights=spec), dataset=spec, replace=replace)
         if replace or spec not in self.seen:
             self.seen[spec] = seed
@@ -293,7 +293,7 @@ class LifeOfAStore(RuleBasedStateMachine):
     @invariant()
     def readers_see_what_was_published_last(self) -> None:
         """Every visible entry reads as published."""
-        found = {s.dataset: self.store.open(s).read("train/count")[0] for s in self.store.summaries()}
+        found = {s.dataset: self.store.open(s).read("classifier/bias")[0] for s in self.store.summaries()}
         assert found == self.seen
 
 

@@ -104,8 +104,11 @@ def test_chunks_that_were_written_with_other_numbers_are_found_although_their_by
 
 def test_a_chunk_that_is_vouched_for_and_cannot_be_decoded_is_a_problem_not_a_crash(store: Store) -> None:
     summary = store.summaries()[0]
-    (run_of(store, summary) / "train/mean/c/0/0").write_bytes(b"no chunk")
-    record = record_of(b"no chunk").model_dump()
+    chunk = run_of(store, summary) / "train/mean/c/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[-1] ^= 1  # CRC32C
+    chunk.write_bytes(data)
+    record = record_of(bytes(data)).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": record}))
     (problem,) = verify(store, [summary])[0].problems
     assert "/train/mean: it cannot be decoded" in problem
