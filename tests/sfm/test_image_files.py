@@ -1,4 +1,4 @@
-"""Image files of strangers: PNG alone is tried where PNG is due; pixels are counted before they are decoded."""
+"""Image files of strangers: PNG alone is tried where PNG is due; pixels are counted before decoding."""
 
 import os
 import struct
