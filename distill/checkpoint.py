@@ -1,7 +1,6 @@
 """Everything to resume a run exactly, as safetensors and JSON."""
 
 import hashlib
-import shutil
 import stat
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfm.atomic import remove, require_no_link
 from sfm.config_fields import MANY, MOST_PER_CLASS, MOST_PROCESSES
 from sfm.distill.adam import Moments
 from sfm.distill.directory import whole_folder
@@ -123,6 +123,7 @@ def save(folder: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> No
     InputError
         If it cannot be written; earlier checkpoints are untouched then.
     """
+    require_no_link(folder)
     with whole_folder(folder / f"step_{checkpoint.step:08d}") as partial:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors"
@@ -137,7 +138,7 @@ def keep(folder: Path, count: int) -> None:
     saved = _saved(folder)
     for path in folder.iterdir():
         if path not in saved[:count] and path.is_dir():
-            shutil.rmtree(path)
+            remove(path)
 
 
 def find(folder: Path) -> tuple[Path, Checkpoint] | None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfm.atomic import require_no_link
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
@@ -235,10 +236,13 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     Raises
     ------
     InputError
-        If the directory holds a run and `resume` is not set, or something that is not a run.
+        If the directory holds a run and `resume` is not set, or something that is not a run; or a link in
+        the place of a folder in which a run deletes what it no longer needs.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a directory")
+    for name in ("checkpoint", "growth"):
+        require_no_link(out / name)
     saved = checkpoints.find(out / "checkpoint")
     if saved and not resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"

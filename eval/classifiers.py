@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from sfm.atomic import require_no_link
 from sfm.backbones.card import BackboneCard
 from sfm.eval.config import Mode
 from sfm.eval.methods import Trained
@@ -45,6 +46,7 @@ def save_classifier(
     card = subject.backbone.card
     images = array_digest(run.pixels)
     data = as_file(trained, card, source.entry.backbone, row, run.class_ids, images)
+    require_no_link(folder)
     path = folder / file_name(card.spec, row.mode)
     if not is_replaceable(path, card.hash, images, row):
         told = canonical([card.hash, row.epochs, row.views, row.seed, row.seeds])

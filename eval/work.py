@@ -17,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
+from sfm.atomic import require_no_link
+from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.eval.result import Row
 from sfm.eval.whole import write_whole
@@ -61,6 +63,7 @@ class Work:
         """Write a file; says once if that is not possible."""
         if self.writable:
             try:
+                require_no_link(self.folder)
                 write_whole(self.folder / name, data)
             except InputError as error:
                 self.writable = False
@@ -91,7 +94,7 @@ class Work:
         with suppress(OSError):
             for path in list(self.folder.iterdir()):
                 if path.name.lstrip(".")[:KEY_LENGTH] in used:
-                    path.unlink(missing_ok=True)
+                    delete_below(self.folder.parent, f"{self.folder.name}/{path.name}")
             self.folder.rmdir()
 
 

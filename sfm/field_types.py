@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, TypeAdapter
+from pydantic import ValidationError as Invalid
 
 LONGEST_TEXT = 1000
 """Characters of a name: of a dataset, a class, a class id, a backbone, an object of a run."""
@@ -65,6 +66,39 @@ ChannelStd = Annotated[float, Field(ge=1e-6, le=1e6)]
 """Values are divided by it."""
 
 
+def at_most(number: int) -> BeforeValidator:
+    """Return a validator that refuses what has more items before it looks at any."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > number:
+            raise ValueError(f"{len(value)} items, at most {number} are read")
+        return value
+
+    return BeforeValidator(check)
+
+
+def fail_fast(key: Any, value: Any) -> BeforeValidator:
+    """Return a validator of an object's items that ends at the first that breaks a rule.
+
+    Of itself pydantic describes them all, which takes a hundred times the memory of the JSON.
+    """
+    item: TypeAdapter[tuple[Any, Any]] = TypeAdapter(tuple[key, value])
+
+    def check(found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        checked = {}
+        for name, own in found.items():
+            try:
+                checked[name] = item.validate_python((name, own))[1]
+            except Invalid as error:
+                first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+                raise ValueError(f"{name[:80]!r}: {first['msg']}") from None
+        return checked
+
+    return BeforeValidator(check)
+
+
 def require_distinct(values: Sequence[str]) -> Sequence[str]:
     """Refuse a list that holds a value twice.
 
@@ -76,6 +110,24 @@ def require_distinct(values: Sequence[str]) -> Sequence[str]:
     if len(set(values)) < len(values):
         raise ValueError("should not hold a value twice")
     return values
+
+
+def require_plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse options of an extraction that are not of the kind that this program reads.
+
+    Raises
+    ------
+    ValueError
+        If a known one is of another kind, or any holds NaN or an infinity.
+    """
+    require_finite(options)
+    views = options.get("views", 1)
+    if not isinstance(views, int) or not 1 <= views <= 10**6:
+        raise ValueError("views should be a number from 1")
+    for name in ("background", "white"):
+        if isinstance(options.get(name), list | dict):
+            raise ValueError(f"{name} should be one value")
+    return options
 
 
 def require_finite(value: Any) -> Any:
@@ -90,6 +142,20 @@ def require_finite(value: Any) -> Any:
     return value
 
 
-ClassIds = Annotated[list[Name], Field(min_length=1, max_length=2**20), AfterValidator(require_distinct)]
+ClassIds = Annotated[
+    list[Name], FailFast(), Field(min_length=1, max_length=2**20), AfterValidator(require_distinct)
+]
+
+Names = Annotated[list[Name], FailFast()]
+
+Texts = Annotated[list[str], FailFast()]
+
+Leaves = Annotated[list[Digest], FailFast(), Field(min_length=1)]
+
+Versions = Annotated[dict[str, str], at_most(1000)]
+
+Counts = Annotated[dict[str, Count], at_most(100_000)]
+
+Options = Annotated[dict[str, Any], AfterValidator(require_plain_options)]
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(require_finite)]
