@@ -13,9 +13,11 @@ from typing import Any
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import Json, Stale
-from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, Seeds, run_id
+from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
 from fuzz.signing import is_small, place, record_objects, sealed, sign_checkpoint, sign_entry
 from fuzz.worker import GROWTH, Outcome, Worker
+
+from sfm.stats_store.digest import sha256
 
 # -- the commands --------------------------------------------------------------------------------------------
 # They run in a folder with what was changed as `evil`, a sound store as `good`, a sound run as `run`, and a
@@ -25,6 +27,9 @@ EXTRACT = ("extract", "{source}", "--store", "new", "--backbone", "{b}", *EXTRAC
 DISTILL = ("distill", "--backbone", "{b}", *DISTILLING, "--json")
 EVALUATE = ("evaluate", "run", "--store", "good", *EVALUATING, "--json")
 MERGE = ("--name", "both", "--threads", 1)
+
+
+WAYS = tuple(word for mode in MODES for word in ("--mode", mode))
 
 
 def swapped(words: tuple[Any, ...], **others: str) -> tuple[Any, ...]:
@@ -138,6 +143,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),
         "names": extracting("wds:{seeds}/shards?names=evil/names.txt"),
     },
+    "half": {"evaluate": (*EVALUATE, *WAYS, "--out", "evil")},
     "staging": {
         "extract": (
             *extracting("wds:{seeds}/shards"),
@@ -294,8 +300,13 @@ BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
 
 
 def inner(document: Any) -> Any:
-    """Return what of a commit object is changed: the commit, not its envelope."""
-    return document["commit"] if isinstance(document, dict) and "commit" in document else document
+    """Return what is changed of a document that holds a digest of something else: that."""
+    if isinstance(document, dict) and "sha256" in document:
+        if "commit" in document:
+            return document["commit"]
+        if "row" in document:
+            return json.loads(document["row"])
+    return document
 
 
 @dataclass(frozen=True)
@@ -433,6 +444,10 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
                     raise
                 continue
             rewrite(file, mutations.written({"commit": commit, "sha256": "0" * 64}))
+        elif case["subject"] == "half" and mutation["kind"] == "json" and not again:
+            row = mutations.written(mutations.change_json(inner(load(file)), mutation)).decode()
+            digest = sha256(row.encode()) if case["signed"] else "0" * 64
+            rewrite(file, json.dumps(load(file) | {"row": row, "sha256": digest}).encode())
         else:
             mutations.apply(file, mutation, again)
         if case["signed"] and store and mutation["file"] not in names:
