@@ -197,7 +197,7 @@ def draw_json(rng: Random, document: Any) -> Json:
     how = rng.choice(("set",) * 6 + ("take", "delete", "rename", "repeat"))
     change = {"how": how, "path": path}
     if how == "set":
-        change["value"] = draw_value(rng)
+        change["value"] = draw_value(rng, like=mutations.locate(document, path))
     elif how == "take":
         change["from"] = rng.choice(every)
     elif how == "rename":
