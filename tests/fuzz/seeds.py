@@ -103,8 +103,10 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
     stop_early(root / "run", root / "stopped")
     stage(root, sfm, backbone)
     write_configs(root, backbone)
-    (root / "store" / "staging").exists() and shutil.rmtree(root / "store" / "staging")
-    return Seeds(root, backbone, settle_names(root / "store"))
+    shutil.rmtree(root / "store" / "staging", ignore_errors=True)
+    commits = settle_names(root / "store")
+    abandon(root / "store")
+    return Seeds(root, backbone, commits)
 
 
 def pictures(rng: np.random.Generator) -> dict[tuple[str, int, int], npt.NDArray[np.uint8]]:
@@ -225,6 +227,16 @@ def write_configs(root: Path, backbone: str) -> None:
     recorded["extract"]["config"] |= {"backbone": [backbone], "image_size": 32, "threads": 1, "store": "new"}
     for command, record in recorded.items():
         (folder / f"{command}.json").write_text(json.dumps(record, indent=1))
+
+
+def abandon(store: Path) -> None:
+    """Leave in a store what writers that were killed leave: a run without a commit, and staged work."""
+    shutil.copytree(store / "runs" / run_id("fish-1"), store / "runs" / ("ab" * 16))
+    staged = store / "staging" / ("cd" * 16) / "found"
+    staged.mkdir(parents=True)
+    (staged / "train-000000.json").write_text("{}")
+    for file in (*store.rglob("*"), store):
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 100 * 86400))
 
 
 def run_id(name: str) -> str:
