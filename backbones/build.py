@@ -24,6 +24,8 @@ from sfm.backbones.preprocess import preprocessing_of, square_side
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.field_types import LARGEST_INPUT
+from sfm.text import one_line
 
 # What training scripts call the part of a larger model that a backbone is.
 _HOLDERS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -134,8 +136,8 @@ def load_backbone(
     keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image size {image_size}: it is a number of pixels, at least 1")
+    if image_size is not None and not 1 <= image_size <= LARGEST_INPUT:
+        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {LARGEST_INPUT}")
     _check_known(parsed)
     preprocessing = _preprocessing(parsed, image_size)
     model, choice = _load(parsed)
@@ -312,7 +314,8 @@ def _match_grid(model: Any, stored: Tensor | None) -> None:
     own = getattr(model, "pos_embed", None)
     if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
         return
-    if stored.shape == own.shape:
+    # Of the same width, or a model of any size would be made to fit it.
+    if stored.shape == own.shape or stored.shape[::2] != own.shape[::2]:
         return
     rows, columns = model.patch_embed.grid_size
     side = math.isqrt(max(0, stored.shape[1] - (own.shape[1] - rows * columns)))
@@ -335,7 +338,8 @@ def _faults(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> 
 
 
 def _few(faults: list[str]) -> str:
-    return ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+    told = ", ".join(one_line(fault, 120) for fault in faults[:3])
+    return told + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
 def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:

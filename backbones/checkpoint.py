@@ -1,8 +1,9 @@
 """Weights from files: named tensors in, named tensors out, no code executed."""
 
-import pickle
+import errno
+import mmap
 import re
-import struct
+import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
+from sfm.text import one_line
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where checkpoints hold their weights, in timm's order: an average over training steps comes first."""
@@ -24,22 +26,18 @@ CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Of torch.compile, of fully sharded training, and of activation checkpoints.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
+_ZIP = b"PK\x03\x04"
+_ZEROS = b"\nbytearray\n"
+
 # How many models torch's AveragedModel has averaged.
 _AVERAGED = "n_averaged"
 
-# What torch's unpickler raises on bytes that are no checkpoint depends on the bytes.
-_UNREADABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
+_NESTED = 8
+"""How deep the mapping that holds the weights may lie."""
+
+_REPEATED_BYTES = 2**24
+"""Up to here a tensor may repeat values of its file, as buffers of positions do; a larger one is made to
+fill memory."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,15 @@ def read_checkpoint(path: Path, prefix: str = "") -> Checkpoint:
     """
     loaded = _load(path)
     tensors, choice = _weights(loaded)
+    odd = next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None)
+    if odd is not None:
+        raise InputError(f"{path} is damaged: {one_line(odd, 100)} is not a tensor of numbers that it holds")
     if not tensors:
         raise InputError(f"{path} holds no named tensors{_elsewhere(loaded)}")
     cleaned = {_unwrapped(name): tensor for name, tensor in tensors.items()}
     if len(cleaned) < len(tensors):
         counts = Counter(map(_unwrapped, tensors))
-        twice = next(name for name, count in counts.items() if count > 1)
+        twice = one_line(next(name for name, count in counts.items() if count > 1), 100)
         raise InputError(f"{path} holds {twice} twice, with and without the name of a wrapper")
     start = _unwrapped(prefix)
     chosen = {name.removeprefix(start): t for name, t in cleaned.items() if name.startswith(start)}
@@ -140,19 +141,62 @@ def packaged_file(package: str) -> Path:
 
 
 def _load(path: Path) -> Any:
-    """Read a file without running what it holds."""
+    """Read a file without running what it holds; memory holds no more than the file does.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is not a file of tensors by name.
+    """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _require_unpacked(path)
         # timm's training keeps its arguments in a Namespace, which is plain data.
-        with torch.serialization.safe_globals([Namespace]):
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of tensors that are refused anyway.
             return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read weights from {path}: {first_line(error)}") from error
-    except _UNREADABLE as error:
+        raise InputError(f"cannot read weights from {path}: {one_line(first_line(error), 300)}") from error
+    except (
+        Exception
+    ) as error:  # What torch's unpickler raises on bytes that are no checkpoint depends on them.
         raise InputError(
             f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_unsafe(path)}"
         ) from error
+
+
+def _require_unpacked(path: Path) -> None:
+    """Refuse a file of `torch.save` that takes more memory than it has bytes.
+
+    Such files are zip archives that compress nothing, or of an earlier format. A compressed archive may be of
+    any size once it is unpacked, and a pickle may ask for an array of any number of zeros.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[: len(_ZIP)] != _ZIP:
+            asks = content.find(_ZEROS) >= 0
+        else:
+            archive = torch._C.PyTorchFileReader(str(path))
+            size = sum(archive.get_record_size(name) for name in archive.get_all_records())
+            if size > len(content):
+                raise InputError(f"{path} unpacks to {size:,} bytes: torch.save writes no compressed files")
+            asks = _ZEROS in archive.get_record("data.pkl")
+    if asks:
+        raise InputError(f"{path} is not a checkpoint of plain tensors: it holds arrays of bytes")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Say whether a tensor is dense, in memory, and of real numbers that it holds itself."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+        return False
+    if tensor.is_complex() or tensor.is_quantized:
+        return False
+    size = tensor.numel() * tensor.element_size()
+    return size <= max(tensor.untyped_storage().nbytes(), _REPEATED_BYTES)
 
 
 def _unsafe(path: Path) -> str:
@@ -160,31 +204,35 @@ def _unsafe(path: Path) -> str:
     try:
         with torch.serialization.safe_globals([Namespace]):
             classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (OSError, *_UNREADABLE):
+    except Exception:  # noqa: BLE001 - as above, the bytes may be anything
         return ""
     if not classes:
         return ""
     advice = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
-    names = ", ".join(classes[:3])
+    names = one_line(", ".join(classes[:3]), 200)
     return f": {names} in it may run any code; where you trust it, save its weights alone: {advice}"
 
 
-def _weights(loaded: Any) -> tuple[dict[str, Tensor], str]:
+def _weights(loaded: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
     """Descend to the mapping that holds the weights, and say which it is where there are several."""
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, Mapping) or depth > _NESTED:
         return {}, ""
     held = [key for key in CONTAINERS if isinstance(loaded.get(key), Mapping) and loaded[key]]
     if not held:
         named = {n: t for n, t in loaded.items() if isinstance(n, str) and isinstance(t, Tensor)}
         return {name: tensor for name, tensor in named.items() if name != _AVERAGED}, ""
-    tensors, choice = _weights(loaded[held[0]])
+    tensors, choice = _weights(loaded[held[0]], depth + 1)
     return tensors, choice or (f"{held[0]}, not {' or '.join(held[1:])}" if held[1:] else "")
 
 
 def _elsewhere(loaded: Any) -> str:
     """Name the parts of a checkpoint that hold tensors, of which none is known to be the weights."""
     parts = loaded.items() if isinstance(loaded, Mapping) else ()
-    named = [str(key) for key, part in parts if isinstance(part, Mapping) and _weights(part)[0]]
+    named = [
+        one_line(str(key), 100)
+        for key, part in parts
+        if isinstance(key, str) and isinstance(part, Mapping) and _weights(part)[0]
+    ]
     if not named:
         return ""
     advice = f"torch.save(torch.load(FILE, weights_only=True)['{named[0]}'], NEW)"

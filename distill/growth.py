@@ -7,9 +7,11 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from sfm.atomic import make_folder
 from sfm.distill.directory import write_file, writing
 from sfm.distill.group import ALONE, Group
 from sfm.distill.images import pixels
+from sfm.errors import InputError
 
 CLASSES, TILE = 10, 64
 """How many classes a sheet shows, and the side of one image in it, in pixels."""
@@ -49,7 +51,7 @@ def write_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) 
     Raises
     ------
     InputError
-        If it cannot be written.
+        If it cannot be written, or the folder is a link.
     """
     side = min(canvas, TILE)
     sheet = Image.new("RGB", (len(levels[0]) * side, side))
@@ -58,6 +60,8 @@ def write_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) 
         sheet.paste(small, (place * side, 0))
     data = BytesIO()
     sheet.save(data, "PNG", optimize=True)
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link, and nothing is written through it: delete it")
     with writing(folder):
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
     write_file(folder / f"step_{step:08d}.png", data.getvalue())

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from sfm.pipeline.equipment import single_threaded
 from sfm.pipeline.logistic import Fit, Spread, cross_entropies, on_raw_features
 from sfm.pipeline.staging import Staged
 
@@ -30,10 +31,11 @@ def class_mean_fit(rows: Iterable[tuple[Tensor, Tensor]], classes: int, features
     """
     total = torch.zeros(classes, features, dtype=torch.float64)
     count = torch.zeros(classes, dtype=torch.float64)
-    for x, y in rows:
-        members = torch.nn.functional.one_hot(y, classes).double()
-        total += (members.T @ x.double()).cpu()
-        count += members.sum(dim=0).cpu()
+    with single_threaded():
+        for x, y in rows:
+            members = torch.nn.functional.one_hot(y, classes).double()
+            total += (members.T @ x.double()).cpu()
+            count += members.sum(dim=0).cpu()
     mean = total / count.clamp(min=1)[:, None]
     return Fit(mean, -mean.square().sum(dim=1) / 2, 0, False)
 

@@ -30,6 +30,9 @@ VIEWS = 5
 READERS = 2
 """Threads that read the files of a batch: others come while the first few are decoded."""
 
+WHY_CHARACTERS = 300
+"""Of what an image library says about bytes that are no image."""
+
 UNDECODABLE = (
     OSError,
     ValueError,
@@ -135,7 +138,7 @@ def decode_batch(
     """
     if pixels is None:
         pixels = pixels_in(np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
-    kept: list[tuple[int, Sample, bytes]] = []
+    kept: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[Skipped] = []
     marked: dict[str, dict[int, str]] = {}
@@ -143,18 +146,20 @@ def decode_batch(
     for place, sample in zip(places, loaded(samples, READERS), strict=True):
         began = time.perf_counter()
         try:
+            if sample.fault:
+                raise ValueError(sample.fault)
             rendered = render(decode(sample.data), wanted.rendering)
             image, digest = rendered.image, sample_digest(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
                 rows[0] = crop(image, preprocessing)
                 rows[1:] = views_of(image, digest, preprocessing, wanted.views, wanted.seed)
-            kept.append((place, sample, digest))
+            kept.append((place, sample.where, digest, len(sample.data)))
             for mark in MARKS:
                 if getattr(rendered, mark):
                     marked.setdefault(mark, {})[place] = sample.where
         except UNDECODABLE as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
+            why = (str(error).splitlines() or [type(error).__name__])[0][:WHY_CHARACTERS]
             if wanted.on_error == "fail":
                 raise InputError(
                     f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "
@@ -163,10 +168,10 @@ def decode_batch(
             skipped.append(Skipped(place, sample.where, why))
         seconds += time.perf_counter() - began
     return Decoded(
-        kept=[place for place, _, _ in kept],
-        where=[sample.where for _, sample, _ in kept],
-        digests=np.array([list(digest) for _, _, digest in kept], dtype=np.uint8).reshape(-1, 32),
-        sizes=[len(sample.data) for _, sample, _ in kept],
+        kept=[place for place, _, _, _ in kept],
+        where=[where for _, where, _, _ in kept],
+        digests=np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32),
+        sizes=[size for _, _, _, size in kept],
         skipped=skipped,
         seconds=seconds,
         pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixels.items()},

@@ -11,7 +11,7 @@ import torch
 from sfm.events import Listener, Progress
 from sfm.pipeline import classifier
 from sfm.pipeline.centres import MOST_ROWS
-from sfm.pipeline.logistic import cross_entropy_and_gradient
+from sfm.pipeline.logistic import cross_entropy_and_gradient, workers_of
 from sfm.pipeline.moments import moments_of
 from sfm.stats_store.digest import BLOCK_ROWS
 
@@ -111,7 +111,8 @@ def measure_operations(classes: int, features: int, device: torch.device) -> flo
     for attempt in range(3):
         began = time.perf_counter()
         moments_of(rows, labels, classes)
-        cross_entropy_and_gradient([block] * 8, 8 * len(rows), weight, bias, device)
+        with workers_of(device) as workers:
+            cross_entropy_and_gradient([block] * 8, 8 * len(rows), weight, bias, device, workers)
         if attempt:  # What is done for the first time takes longer.
             seconds += time.perf_counter() - began
             done += operations_of_moments(len(rows), features)

@@ -1,7 +1,9 @@
 """Staged features of one backbone become one entry of the store."""
 
+import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -32,6 +34,9 @@ from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.store import Store
 from sfm.text import utf8_only
+
+SKIPPED_BYTES = 2**22
+"""Of what an entry says about samples that were skipped."""
 
 FLOAT16_LIMIT = 6e4
 FLOAT16_SHIFT = 0.001
@@ -227,7 +232,7 @@ def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statis
         statistics_seconds=statistics.seconds,
         images_per_second=job.features.images_per_second,
         listing=job.listing,
-        skipped=job.gathered.skipped,
+        skipped=first_skipped(job.gathered.skipped),
         train_bytes=part.train_bytes,
         flow_cosine=job.flow_cosines.get(backbone.card.hash),
         composited=part.marked["composited"].count,
@@ -236,6 +241,13 @@ def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statis
         dark_example=part.marked["dark"].example,
         files=job.gathered.files,
     )
+
+
+def first_skipped(skipped: Sequence[str]) -> list[str]:
+    """Return the samples that were skipped, or the first of them where a card cannot hold them all."""
+    sizes = np.cumsum([len(json.dumps(line)) for line in skipped])
+    told = int(np.searchsorted(sizes, SKIPPED_BYTES, side="right"))
+    return [*skipped[:told], *([f"{len(skipped) - told:,} others"] if told < len(skipped) else [])]
 
 
 def classifier_card(statistics: Statistics) -> ClassifierCard:

@@ -20,6 +20,7 @@ from sfm.pipeline.decoding import Batch, Wanted, join_marked
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import require_one_writing
+from sfm.pipeline.sources.limits import BATCH_BYTES, WAITING_BYTES
 from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
 from sfm.text import utf8_only
@@ -218,7 +219,8 @@ def batches(
         seen[sample.label] += 1
         if task.rows is not None or limit is None or seen[sample.label] <= limit:
             batch.append((place, sample))
-        if len(batch) == size:
+        # Which images are seen together depends on the images alone: they may round each other otherwise.
+        if len(batch) == size or bytes_in(batch) > BATCH_BYTES:
             yield batch
             batch = []
     if task.rows is not None and len(labels) != len(task.rows):
@@ -230,18 +232,31 @@ def batches(
         yield batch
 
 
+def bytes_in(batch: Batch) -> int:
+    """Return the size of the encoded images that a batch holds; files that are not read yet hold none."""
+    return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
+
+
 def missing(
     task: Task, backbones: Collection[Backbone], staging: Staging, rules: Rules
 ) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
+    found = staging.found(task)
+    if found is None:
+        return list(backbones)
+    rows = len(found.kept)
     absent = [
         backbone
         for backbone in backbones
-        if not all(staging.has(kind, task) for kind in rules.kinds(backbone.card.hash, task.split))
+        if not all(
+            staging.has(kind, task, np.float32, rows, (backbone.card.features,))
+            for kind in rules.kinds(backbone.card.hash, task.split)
+        )
     ]
-    known = all(staging.has(kind, task) for kind in ("sizes", "digests"))
-    complete = known and staging.found_file(task).exists()
-    return None if complete and not absent else absent
+    known = staging.has("sizes", task, np.int64, rows, ()) and staging.has(
+        "digests", task, np.uint8, rows, (32,)
+    )
+    return None if known and not absent else absent
 
 
 def stage(
@@ -271,6 +286,7 @@ def stage(
     """
     device = backbones[0].device.type
     waiting: deque[Future[Seen] | Callable[[], None]] = deque()
+    held: deque[int] = deque()  # Bytes of the batches among those.
     parts: list[Seen] = []
     workers = ThreadPoolExecutor(equipment.threads, thread_name_prefix="look")
     with single_threaded(), whole_float32(), workers as pool:
@@ -282,6 +298,7 @@ def stage(
                     continue
                 for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
                     waiting.append(pool.submit(look, batch, task.split, equipment, absent, rules))
+                    held.append(bytes_in(batch))
                     yield
                 unused = {} if task.rows is not None else dict(task.shard(source).unused)
                 waiting.append(partial(save, staging, task, source, absent, rules, labels, parts, unused))
@@ -290,6 +307,7 @@ def stage(
         def next_done() -> Step:
             first = waiting.popleft()
             if isinstance(first, Future):
+                held.popleft()
                 parts.append(seen := first.result())
                 return Step(len(seen.kept) + len(seen.skipped), len(seen.skipped), 0, seen.seconds)
             first()
@@ -298,7 +316,7 @@ def stage(
 
         try:
             for _ in ahead():
-                while len(waiting) > 2 * equipment.threads + AHEAD:
+                while len(waiting) > 2 * equipment.threads + AHEAD or (held and sum(held) > WAITING_BYTES):
                     yield next_done()
             while waiting:
                 yield next_done()
@@ -332,7 +350,7 @@ def save(
     """
     require_one_writing(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
-    if staging.has("digests", task) and not np.array_equal(np.load(staging.file("digests", task)), digests):
+    if staging.saw_others(task, digests):
         staging.forget(task)
         raise InputError(
             f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "

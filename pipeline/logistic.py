@@ -1,8 +1,12 @@
 """Multinomial logistic regression with a given L2 penalty, on features streamed from disk."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sfm.pipeline.equipment import single_threaded
 from sfm.pipeline.moments import Moments
 from sfm.pipeline.staging import Staged
 from sfm.stats_store.digest import BLOCK_ROWS
@@ -28,6 +33,12 @@ KEPT_BYTES = 3 * 2**29
 
 PRECISE_ROWS = 4096
 """Up to so many rows are in double precision: next to a strong penalty, single precision hides the loss."""
+
+PIECE_ROWS = 1024
+"""Rows that one core takes at a time in a pass; what is summed up in which order depends on it."""
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 PassCallback = Callable[[int], None]
 """Told after every pass how many rows it was over."""
@@ -88,6 +99,11 @@ def spread_of(moments: Moments, *, common_scale: bool = False, all_axes: bool = 
     all_axes : bool
         Keep axes along which these samples have no extent; others (views of them) may have some.
     """
+    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+        return _spread_of(moments, common_scale, all_axes)
+
+
+def _spread_of(moments: Moments, common_scale: bool, all_axes: bool) -> Spread:
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     apart = moments.mean - mean
@@ -162,23 +178,80 @@ def standardised(
     return list(rows) if 4 * samples * len(spread.mean) <= most else rows
 
 
+@contextmanager
+def workers_of(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+    """Provide threads for pieces of a pass, as many as torch has, while each operation uses one alone.
+
+    What is summed up in which order then depends on the rows only: no bit of the result depends on how many
+    cores or threads there are. None on a GPU, and for one thread.
+    """
+    count = torch.get_num_threads()
+    # OpenBLAS' threads spin after each of scipy's small products, too, which would make the passes take three
+    # times as long.
+    with ThreadpoolController().select(user_api="blas").limit(limits=1), single_threaded():
+        if device.type != "cpu" or count == 1:
+            yield None
+            return
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            yield workers
+
+
+def map_in_order(
+    workers: ThreadPoolExecutor | None, call: Callable[[T], U], items: Iterable[T]
+) -> Iterator[U]:
+    """Yield what a function makes of items, in their order; only a few are ahead of who takes them."""
+    if workers is None:
+        yield from map(call, items)
+        return
+    waiting: deque[Future[U]] = deque()
+    for item in items:
+        waiting.append(workers.submit(call, item))
+        if len(waiting) > workers._max_workers + 1:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def cut_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut blocks of rows into pieces for one core each."""
+    for x, y in rows:
+        yield from zip(x.split(PIECE_ROWS), y.split(PIECE_ROWS), strict=True)
+
+
 def cross_entropy_and_gradient(
-    rows: Iterable[tuple[Tensor, Tensor]], samples: int, weight: Tensor, bias: Tensor, device: torch.device
+    rows: Iterable[tuple[Tensor, Tensor]],
+    samples: int,
+    weight: Tensor,
+    bias: Tensor,
+    device: torch.device,
+    workers: ThreadPoolExecutor | None = None,
 ) -> tuple[float, Tensor, Tensor]:
     """Return the mean cross-entropy and its gradient, float64, in one pass over the rows.
 
-    Products and softmax are of the rows' precision, sums over blocks float64.
+    Products and softmax are of the rows' precision, sums over pieces float64.
+
+    Parameters
+    ----------
+    workers : ThreadPoolExecutor, optional
+        As :func:`workers_of` gives it.
     """
     w, b = weight.to(device), bias.to(device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     outer, total = torch.zeros_like(w, dtype=torch.float64), torch.zeros_like(b, dtype=torch.float64)
-    for x, y in rows:
+
+    def sums_of(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x, y = piece
         log_likelihood = torch.addmm(b.to(x.dtype), x, w.to(x.dtype).T).log_softmax(dim=1)
-        loss -= log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
+        likelihood = log_likelihood.gather(1, y[:, None]).sum(dtype=torch.float64)
         residual = log_likelihood.exp_()
         residual[torch.arange(len(y), device=device), y] -= 1
-        total += residual.sum(dim=0, dtype=torch.float64)
-        outer += residual.T @ x
+        return likelihood, residual.T @ x, residual.sum(dim=0, dtype=torch.float64)
+
+    pieces = cut_pieces(rows) if device.type == "cpu" else rows
+    for likelihood, own_outer, own_total in map_in_order(workers, sums_of, pieces):
+        loss -= likelihood
+        total += own_total
+        outer += own_outer
     return loss.item() / samples, outer.cpu() / samples, total.cpu() / samples
 
 
@@ -236,7 +309,7 @@ def fit(
     def loss_and_gradient(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         nonlocal steepest
         weight, bias = parameters(point)
-        loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device)
+        loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device, workers)
         on_pass(samples)
         away, bias_away = weight - prior.weight, bias - prior.bias
         outer += l2 * away
@@ -251,10 +324,8 @@ def fit(
         if steepest <= tolerance:
             raise StopIteration
 
-    inner = ((start.weight - prior.weight) @ spread.axes) / stretch
-    # OpenBLAS' threads spin after each of scipy's small products, which would make the passes take three
-    # times as long: torch wants the same cores.
-    with ThreadpoolController().select(internal_api="openblas").limit(limits=1):
+    with workers_of(device) as workers:
+        inner = ((start.weight - prior.weight) @ spread.axes) / stretch
         found = minimize(
             loss_and_gradient,
             torch.cat([inner.flatten(), (start.bias - prior.bias) / bias_stretch]).numpy(),
@@ -269,10 +340,10 @@ def fit(
                 "gtol": 0,
             },
         )
-    if steepest > tolerance:
-        # The search may have ended at a point before the one that it tried last.
-        loss_and_gradient(found.x)
-    return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
+        if steepest > tolerance:
+            # The search may have ended at a point before the one that it tried last.
+            loss_and_gradient(found.x)
+        return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
 
 
 def cross_entropies(
@@ -282,7 +353,8 @@ def cross_entropies(
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of raw features on every sample."""
     found = [np.zeros(0)]
-    for features, labels in blocks:
-        logits = torch.from_numpy(features @ weight.T + bias).double()
-        found.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())
+    with ThreadpoolController().select(user_api="blas").limit(limits=1), single_threaded():
+        for features, labels in blocks:
+            logits = torch.from_numpy(features @ weight.T + bias).double()
+            found.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())
     return np.concatenate(found)

@@ -18,6 +18,7 @@ from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.classes import require_one_writing
+from sfm.pipeline.sources.limits import require_listable
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
@@ -96,7 +97,7 @@ def options_of(config: ExtractConfig, role: Role, rendering: dict[str, Any]) -> 
 def digests_of(staging: Staging, work: Sequence[Partition]) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the sample digests of partitions, one array of shape (n, 32) each."""
     for partition in work:
-        yield np.load(staging.file("digests", partition))
+        yield staging.digests(partition)
 
 
 def digests_at(
@@ -147,7 +148,9 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     """
     found = {task.name: staging.found(task) for task in tasks}
     told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
-    assert len(told) == len(tasks)
+    gone = next((task.name for task in tasks if found[task.name] is None), None)
+    if gone is not None:
+        raise InputError(f"unfinished work in {staging.root}, {gone}, is damaged or gone: run again")
     skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
@@ -226,6 +229,7 @@ def classes_met(
                 f"in one only"
             )
         class_ids = sorted(met["train"])
+        require_listable(class_ids, None, source.spec)
     else:
         class_ids = source.class_ids
         unknown = sorted((met["train"] | met["test"]) - set(class_ids))
@@ -249,7 +253,7 @@ def parts_of(config: ExtractConfig, gathered: Gathered, staging: Staging) -> lis
     test = [p for p in gathered.partitions if p.split == "test"]
     labels = np.concatenate([p.labels for p in train])
     class_ids = gathered.selection.class_ids
-    sizes = np.concatenate([np.load(staging.file("sizes", partition)) for partition in train])
+    sizes = np.concatenate([staging.sizes(partition) for partition in train])
     in_use = labels != UNUSED
     if config.hold_out is None:
         held_out = np.concatenate([p.labels for p in test]) != UNUSED

@@ -8,7 +8,6 @@ import dataclasses
 import errno
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +17,19 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
+from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.locking import acquire
+from sfm.pipeline.row_files import holds_rows, read_rows, write_rows
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.limits import NAME_CHARACTERS
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.disk import share_mode
+from sfm.untrusted import read_file
 
 TASK_ROWS = BLOCK_ROWS
 
@@ -147,6 +151,39 @@ class Found:
     written: list[list[str]] = field(default_factory=list)
 
 
+FOUND: TypeAdapter[Found] = TypeAdapter(Found)
+FOUND_BYTES = 2**27
+"""Of what reading a task tells: five million samples of a shard of the most members."""
+
+
+def is_plausible(found: Found, task: Task) -> bool:
+    """Say whether what is said to have been found in a task may have been: anybody may have written it."""
+    kept, read = np.array(found.kept, dtype=np.int64), found.read
+    skipped = [sample.place for sample in found.skipped]
+    labels = np.array(found.labels, dtype=np.int64)
+    known = task.rows is not None
+    return (
+        read >= 0
+        and (task.rows is None or read == len(task.rows))
+        and len(labels) == (0 if known else read)
+        and are_places(kept, read)
+        and are_places(np.array(skipped, dtype=np.int64), read)
+        and not set(skipped).intersection(found.kept)
+        and bool(((labels >= 0) & (labels < len(found.classes))).all())
+        and len(set(found.classes)) == len(found.classes)
+        and all(0 < len(class_id) <= NAME_CHARACTERS for class_id in found.classes)
+        and set(found.marked) <= set(MARKS) & set(found.examples)
+        and all(are_places(np.array(own, dtype=np.int64), read) for own in found.marked.values())
+        and all(count >= 0 for count in found.unused.values())
+    )
+
+
+def are_places(places: npt.NDArray[np.int64], read: int) -> bool:
+    """Say whether these are ascending places among so many samples."""
+    inside = bool(((places >= 0) & (places < read)).all())
+    return inside and bool((np.diff(places) > 0).all())
+
+
 @dataclass(frozen=True)
 class Partition:
     """Staged samples of one split: the unit of resuming.
@@ -198,7 +235,8 @@ class Staged:
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
         for i, file in enumerate(self.files):
-            rows, labels = np.load(file), self.labels[i]
+            labels = self.labels[i]
+            rows = read_rows(file, np.float32, len(labels))
             if self.keep is not None:
                 rows, labels = rows[self.keep[i]], labels[self.keep[i]]
             if len(labels):
@@ -250,16 +288,31 @@ class Staging:
         """Return where rows of a kind (a backbone's hash, or ``digests``) lie once complete."""
         return self.root / kind / f"{of.name}.npy"
 
-    def has(self, kind: str, of: Task | Partition) -> bool:
-        """Say whether those rows are complete."""
-        return self.file(kind, of).exists()
+    def has(
+        self, kind: str, of: Task | Partition, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...]
+    ) -> bool:
+        """Say whether those rows are complete, and what they should be: others may write here, too."""
+        return holds_rows(self.file(kind, of), dtype, rows, columns)
+
+    def sizes(self, of: Partition) -> npt.NDArray[np.int64]:
+        """Return the encoded bytes of the samples of a partition."""
+        return read_rows(self.file("sizes", of), np.int64, len(of.labels), ())
+
+    def digests(self, of: Partition) -> npt.NDArray[np.uint8]:
+        """Return the sample digests of a partition, shape (n, 32)."""
+        return read_rows(self.file("digests", of), np.uint8, len(of.labels), (32,))
+
+    def saw_others(self, task: Task, digests: npt.NDArray[np.uint8]) -> bool:
+        """Say whether an earlier pass of a task, that is staged whole, saw other samples than these."""
+        found, file = self.found(task), self.file("digests", task)
+        if found is None or not holds_rows(file, np.uint8, len(found.kept), (32,)):
+            return False
+        return not np.array_equal(read_rows(file, np.uint8, len(found.kept), (32,)), digests)
 
     def put(self, kind: str, of: Task | Partition, rows: npt.NDArray[Any]) -> None:
         """Save rows; they appear all at once."""
         with appearing(self.file(kind, of)) as out:
-            # numpy's own way of writing to a file forgets why it failed, e.g. that the disk is full.
-            np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(rows))
-            out.write(rows.tobytes(order="A"))
+            write_rows(out, rows)
 
     def found_file(self, task: Task) -> Path:
         """Return where it is told what reading a task told."""
@@ -271,18 +324,18 @@ class Staging:
             out.write(json.dumps(dataclasses.asdict(found)).encode())
 
     def found(self, task: Task) -> Found | None:
-        """Return what reading a task told; None if it was not read to its end."""
+        """Return what reading a task told; None if it was not read to its end, or the file is damaged."""
         try:
-            record = json.loads(self.found_file(task).read_bytes())
-        except FileNotFoundError:
+            found = FOUND.validate_json(read_file(self.found_file(task), FOUND_BYTES), strict=True)
+            return found if is_plausible(found, task) else None
+        except (OSError, ValueError, OverflowError):
             return None
-        return Found(**{**record, "skipped": [Skipped(**skipped) for skipped in record["skipped"]]})
 
     def forget(self, task: Task) -> None:
         """Delete all that is staged of a task."""
-        self.found_file(task).unlink(missing_ok=True)
+        delete_below(self.root, f"found/{self.found_file(task).name}")
         for file in self.root.glob(f"*/{task.name}.npy"):
-            file.unlink(missing_ok=True)
+            delete_below(self.root, file.relative_to(self.root))
 
     def staged(self, kind: str, of: Sequence[Partition]) -> Staged:
         """Return the rows of several partitions as one sequence."""
@@ -336,20 +389,26 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     if like:
         share_mode(folder, like)
     with claim(folder / f"{key}.lock") as mine:
-        root = folder / (key if mine and is_writable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
+        root = folder / (key if mine and is_usable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
         with stageable(folder):
             root.mkdir(exist_ok=True)
         if like:
             share_mode(root, like)
         yield Staging(root)
-        shutil.rmtree(root)
+        delete_below(folder, root.name)
         if mine:
-            (folder / f"{key}.lock").unlink(missing_ok=True)
+            delete_below(folder, f"{key}.lock")
 
 
-def is_writable(folder: Path) -> bool:
-    """Say whether a folder, if it is there, may be written: it may be what another user left."""
-    return not folder.exists() or os.access(folder, os.W_OK | os.X_OK)
+def is_usable(folder: Path) -> bool:
+    """Say whether a folder, if it is there, may be written and holds no link.
+
+    It may be what another user left, and what is behind a link may be anybody's.
+    """
+    if not os.path.lexists(folder):
+        return True
+    mine = folder.is_dir() and not folder.is_symlink() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    return mine and not any(path.is_symlink() for path in folder.iterdir())
 
 
 @contextmanager

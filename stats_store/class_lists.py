@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sfm.errors import InputError
 from sfm.text import one_line
+from sfm.untrusted import OversizeError, read_file
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def read_list_text(path: Path) -> str:
         If it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
+    except OversizeError as error:
+        raise InputError(f"{error}: it is no class list") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a class list: it is not UTF-8 text") from error
     except OSError as error:

@@ -22,6 +22,7 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.classes import ClassList, display_names, read_class_list
 from sfm.pipeline.sources.folder import folder_source
 from sfm.pipeline.sources.idx import builtin_source, idx_source
+from sfm.pipeline.sources.limits import require_listable
 from sfm.pipeline.sources.options import join_options, split_options
 from sfm.pipeline.sources.parquet import parquet_source
 from sfm.pipeline.sources.source import Sample, Shard, Source, Split, of_classes, require_usable
@@ -81,6 +82,8 @@ def open_source(spec: str, held_out: bool = True) -> Source:
     if held_out and not source.test.shards:
         why = source.inventory.no_held_out or f"{spec} has no held-out split"
         raise InputError(f"{why}; or hold out a tenth of the training images: --hold-out 0.1")
+    if source.class_ids is not None:
+        require_listable(source.class_ids, source.class_names, source.spec)
     source = with_normal_ids(source)
     if chosen is not None:
         source = replace(subset_of(source, chosen), spec=spec)

@@ -10,6 +10,7 @@ from typing import cast
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
+from sfm.pipeline.sources.limits import require_listable, require_short_name
 from sfm.stats_store.class_lists import (
     ClassList,
     class_id_from,
@@ -17,12 +18,14 @@ from sfm.stats_store.class_lists import (
     parse_class_list,
     read_class_file,
 )
+from sfm.text import one_line
 
 __all__ = ["ClassList", "display_names", "label_id", "read_class_list", "shipped_lists"]
 
 WORDNET = re.compile(r"n\d{8}")
 DIGITS = 5
 NUMBER = re.compile(r"-?\d{1,18}")
+LARGEST = 2**63 - 1
 ALIASES = {
     "imagefruit": "imagenet-fruits",
     "imagemeow": "imagenet-cats",
@@ -63,7 +66,9 @@ def read_class_list(text: str) -> ClassList:
         close = difflib.get_close_matches(text, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
         raise InputError(f"no class list {text}: it is neither a file nor a list by that name; {hint}")
-    return replace(read_class_file(path), origin=text)
+    found = replace(read_class_file(path), origin=text)
+    require_listable(found.ids, list(found.names.values()), f"the class list {text}")
+    return found
 
 
 def number_id(label: int) -> str:
@@ -91,14 +96,17 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
         If the label is missing, out of range or unknown; names the sample.
     """
     if isinstance(label, str):
-        label = class_id_from(label.strip())
+        label = class_id_from(require_short_name(label.strip(), where))
         if names is not None and label in names.ids:
             return label
         if NUMBER.fullmatch(label):
             label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        raise InputError(f"{where} has no usable label: found {label!r}, expected a number or a class id")
+        found = one_line(repr(label), 40)
+        raise InputError(f"{where} has no usable label: found {found}, expected a number or a class id")
     if isinstance(label, int):
+        if abs(label) > LARGEST:
+            raise InputError(f"{where} has a label beyond {LARGEST}: it is damaged")
         if label < 0:
             raise InputError(
                 f"{where} has label {label}, which marks unlabelled images: choose another split"

@@ -2,7 +2,9 @@
 
 import gzip
 import importlib.resources
+import math
 import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,10 +15,14 @@ from PIL import Image
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import Inventory
+from sfm.pipeline.sources.limits import IMAGE_BYTES, MEMBERS
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
 from sfm.pipeline.sources.walk import dangling_link
 from sfm.stats_store.class_lists import list_lines, read_list_text
 from sfm.stats_store.names import folder_name
+
+DAMAGE = (OSError, EOFError, zlib.error)
+"""How a disk and gzip fail."""
 
 BUILTIN = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 
@@ -114,13 +120,31 @@ def read_header(path: Path, file: BinaryIO, axes: int) -> tuple[int, ...]:
     try:
         header = file.read(4 + 4 * axes)
         magic, *shape = struct.unpack(f">{1 + axes}I", header)
-    except (struct.error, OSError, EOFError) as error:
+    except (struct.error, *DAMAGE) as error:
         raise InputError(f"{path} is not an idx file: its header cannot be read") from error
     if magic != 0x0800 + axes:
         raise InputError(
             f"{path} is not an idx file of {axes}-dimensional bytes: it begins with {header[:4].hex()}"
         )
+    require_readable(path, tuple(shape), len(header))
     return tuple(shape)
+
+
+def require_readable(path: Path, shape: tuple[int, ...], header: int) -> None:
+    """Refuse a file whose header promises more than it may hold, before memory is taken for it.
+
+    Raises
+    ------
+    InputError
+        If there are too many samples, images are empty or too large, or the file is shorter than it says.
+    """
+    count, pixels, most = shape[0], math.prod(shape[1:]), Image.MAX_IMAGE_PIXELS or IMAGE_BYTES
+    if count > MEMBERS or pixels > most or pixels < 1:
+        size = " x ".join(map(str, shape))
+        raise InputError(f"{path} promises {size} bytes: at most {MEMBERS:,} images of {most:,} are read")
+    held = path.stat().st_size - header
+    if path.suffix != ".gz" and held < count * pixels:
+        raise InputError(f"{path} ends after {held:,} of the {count * pixels:,} bytes that it promises")
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
@@ -129,7 +153,7 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
         (count,) = read_header(path, file, 1)
         try:
             data = file.read(count)
-        except (OSError, EOFError) as error:
+        except DAMAGE as error:
             raise InputError(f"{path} is damaged: {error}") from error
     if len(data) != count:
         raise InputError(f"{path} ends after {len(data)} of {count} labels")
@@ -160,7 +184,7 @@ def idx_split(
         try:
             file.seek(16 + i * size)
             data = file.read(size)
-        except (OSError, EOFError) as error:
+        except DAMAGE as error:
             raise InputError(f"{path} is damaged at image {i}: {error}") from error
         if len(data) != size:
             raise InputError(f"{path} ends before image {i} of {count}")

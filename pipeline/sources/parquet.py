@@ -23,6 +23,7 @@ from sfm.pipeline.sources.classes import (
     written_number,
 )
 from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.limits import require_short_name
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import (
     LOOKUPS,
@@ -182,7 +183,7 @@ def row_label(label: object, names: ClassList | None, where: str) -> str:
         See :func:`label_id`.
     """
     if names is None and isinstance(label, str) and label.strip():
-        return class_id_from(label.strip())
+        return class_id_from(require_short_name(label.strip(), where))
     return label_id(label, names, where)
 
 

@@ -45,7 +45,9 @@ from PIL import Image
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import Inventory
+from sfm.pipeline.sources.limits import AHEAD_BYTES, IMAGE_BYTES
 from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.untrusted import OversizeError, read_file
 
 AT_ONCE = 8
 """Files that a reading thread takes at once."""
@@ -74,16 +76,24 @@ class Sample:
         Names it for a person, e.g. its path.
     written : str
         How its label is written, where that is a number; "" where it does not matter.
+    fault : str
+        Why it was not read, though it is there: it counts as one that cannot be decoded.
     """
 
     data: bytes
     label: str
     where: str
     written: str = ""
+    fault: str = ""
 
     def read(self) -> "Sample":
         """Return the sample, which is read already."""
         return self
+
+
+def too_large(size: int | None = None) -> str:
+    """Return what is wrong with an image that is not read."""
+    return f"{'' if size is None else f'{size:,} bytes: '}more than {IMAGE_BYTES:,} bytes are no image"
 
 
 @final
@@ -103,15 +113,25 @@ class SampleFile:
     label: str
 
     def read(self) -> Sample:
-        """Return the sample.
+        """Return the sample; a file that is larger than any image is not read, which the sample tells.
 
         Raises
         ------
         InputError
             If the file cannot be read.
         """
+        return self.read_up_to(IMAGE_BYTES) or Sample(b"", self.label, self.where, fault=too_large())
+
+    def read_ahead(self) -> "Sample | SampleFile":
+        """Return the sample before it is its turn; a large file as it is, since memory holds many of them."""
+        return self.read_up_to(AHEAD_BYTES) or self
+
+    def read_up_to(self, most: int) -> Sample | None:
+        """Return the sample, or None if it has more than so many bytes."""
         try:
-            return Sample(Path(self.where).read_bytes(), self.label, self.where)
+            return Sample(read_file(Path(self.where), most), self.label, self.where)
+        except OversizeError:
+            return None
         except FileNotFoundError as error:
             raise InputError(VANISHED.format(self.where)) from error
         except OSError as error:
@@ -354,17 +374,22 @@ def loaded(samples: Iterable[Sample | SampleFile], readers: int = READERS) -> It
         yield from (sample.read() for sample in coming)
         return
     with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-        waiting: deque[Future[list[Sample]]] = deque()
+        waiting: deque[Future[list[Sample | SampleFile]]] = deque()
         try:
             while few := list(islice(coming, AT_ONCE)):
-                waiting.append(pool.submit(lambda files: [file.read() for file in files], few))
+                waiting.append(pool.submit(read_ahead, few))
                 if len(waiting) > readers:
-                    yield from waiting.popleft().result()
+                    yield from (sample.read() for sample in waiting.popleft().result())
             while waiting:
-                yield from waiting.popleft().result()
+                yield from (sample.read() for sample in waiting.popleft().result())
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def read_ahead(samples: Sequence[Sample | SampleFile]) -> list[Sample | SampleFile]:
+    """Read samples, but for large files."""
+    return [sample.read_ahead() if isinstance(sample, SampleFile) else sample for sample in samples]
 
 
 def require_usable(

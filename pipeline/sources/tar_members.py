@@ -11,8 +11,19 @@ from typing import BinaryIO, cast
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import HIDDEN, IMAGES, NO_FILE, extension_of, kind_of
+from sfm.pipeline.sources.limits import (
+    BATCH_BYTES,
+    GROUP_BYTES,
+    HEADER_BYTES,
+    IMAGE_BYTES,
+    LABEL_BYTES,
+    MEMBERS,
+    PATH_CHARACTERS,
+)
 from sfm.pipeline.sources.places import DataFile, open_stream
 from sfm.pipeline.sources.source import some
+from sfm.stats_store.location import first_line
+from sfm.text import one_line
 
 LABELS = ("cls", "json", "txt")
 GZIP = b"\x1f\x8b"
@@ -23,7 +34,12 @@ OTHER_COMPRESSION = {
     b"\x04\x22\x4d\x18": "lz4",
 }
 CHUNK = 1 << 20
-DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
+DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, RecursionError, OverflowError)
+"""How tarfile and gzip fail on damaged files, and on some that were made to harm."""
+
+Content = bytes | int
+"""Of an image or a label; of an image that is too large to be read, its size."""
+
 AHEAD = 16
 """Samples with dotted names that are held back, in case that they turn out to be parts of one sample."""
 
@@ -40,18 +56,37 @@ class Group:
     ----------
     key : str
         That name.
-    parts : dict of str to bytes
+    parts : dict of str to Content
         Images and labels, by what follows the first dot.
     dotted : dict of str to dict
         Images and labels with more dots: by their name up to the last dot, then by what follows.
     others : list of str
         Names of members that are neither.
+    size : int
+        Bytes of images and labels.
     """
 
     key: str
-    parts: dict[str, bytes] = field(default_factory=dict)
-    dotted: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    parts: dict[str, Content] = field(default_factory=dict)
+    dotted: dict[str, dict[str, Content]] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, stem: str, end: str, content: Content, where: str) -> None:
+        """Take a member in.
+
+        Raises
+        ------
+        InputError
+            If there is one of that name, or they are too large together.
+        """
+        parts = self.parts if stem == self.key else self.dotted.setdefault(stem, {})
+        if end in parts:
+            raise InputError(f"{where} twice")
+        self.size += len(content) if isinstance(content, bytes) else 0
+        if self.size > GROUP_BYTES:
+            raise InputError(f"{where} and others of its name, of more than {GROUP_BYTES:,} bytes together")
+        parts[end] = content
 
     def names(self) -> str:
         """Return what the members' names end in, as text."""
@@ -61,6 +96,29 @@ class Group:
         ]
         ends += [name.removeprefix(self.key) for name in self.others]
         return some(ends) if len(ends) != 1 else f"only {ends[0]}"
+
+
+class Metered:
+    """A stream that tarfile reads no further than it may: headers can be of any length."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._place = 0
+        self.most = HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Read on.
+
+        Raises
+        ------
+        tarfile.ReadError
+            If more than `most` bytes would have been read.
+        """
+        if self._place > self.most:
+            raise tarfile.ReadError(f"what it says about a member is longer than {HEADER_BYTES:,} bytes")
+        data = self._stream.read(size)
+        self._place += len(data)
+        return data
 
 
 class _Header(tarfile.TarInfo):
@@ -99,7 +157,7 @@ def drain(stream: BinaryIO) -> None:
         pass
 
 
-def members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, bytes | None]]:
+def members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, Content | None]]:
     """Stream the members of a shard.
 
     Parameters
@@ -109,31 +167,84 @@ def members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, bytes |
 
     Yields
     ------
-    str, bytes or None
+    str, Content or None
         Name and content of a member, in the order of the archive; only one is in memory. None for the
         content of what is neither image nor label.
 
     Raises
     ------
     InputError
-        If the shard is not there, is not a whole tar archive, or holds links in place of images.
+        If the shard is not there, is not a whole tar archive, holds links or sparse files in place of images,
+        or what is larger than any dataset holds.
     """
     with open_stream(file) as stream:
         try:
             content = decompress_stream(stream, file.url)
-            with tarfile.open(fileobj=content, mode="r|", tarinfo=_Header, bufsize=CHUNK) as archive:
-                while (info := archive.next()) is not None:
-                    # tarfile would remember every member, to find it again.
-                    archive.members.clear()  # type: ignore[attr-defined]
+            metered = Metered(content)
+            with tarfile.open(
+                fileobj=cast("BinaryIO", metered), mode="r|", tarinfo=_Header, bufsize=CHUNK
+            ) as archive:
+                count = 0
+                while (info := next_member(archive, metered)) is not None:
+                    count += 1
+                    if count > MEMBERS:
+                        raise InputError(f"{file.url} has more than {MEMBERS:,} members: cut it into several")
                     if can_hold_sample(file, info, unused):
-                        part = extension_of(info.name) in (*IMAGES, *LABELS)
-                        body = archive.extractfile(info) if part else None
-                        yield info.name, body.read() if body else None
+                        yield info.name, content_of(file, archive, info)
             drain(content)
+        except InputError:
+            raise
         except DAMAGE as error:
             raise InputError(
-                f"{file.url} is damaged, truncated or no tar archive: {error}; write it again"
+                f"{file.url} is damaged, truncated or no tar archive: {first_line(error)}; write it again"
             ) from error
+
+
+def next_member(archive: tarfile.TarFile, metered: Metered) -> tarfile.TarInfo | None:
+    """Return the header of the next member; None at the end.
+
+    Raises
+    ------
+    tarfile.ReadError
+        If headers are longer than any.
+    """
+    # Up to there are contents, which are skipped piece by piece; what follows is held until it is understood.
+    metered.most = archive.offset + HEADER_BYTES  # type: ignore[attr-defined]
+    info = archive.next()
+    # tarfile would remember every member, to find it again.
+    archive.members.clear()  # type: ignore[attr-defined]
+    if info is not None:
+        metered.most = archive.offset + HEADER_BYTES  # type: ignore[attr-defined]
+        named = info.isdir() or info.name.strip("/")
+        if info.size < 0 or not named or len(info.name) > PATH_CHARACTERS:
+            raise tarfile.ReadError(
+                f"a member of {info.size} bytes has a name of {len(info.name)} characters"
+            )
+    if sum(len(name) + len(text) for name, text in archive.pax_headers.items()) > HEADER_BYTES:
+        raise tarfile.ReadError(f"what it says about all members is longer than {HEADER_BYTES:,} bytes")
+    return info
+
+
+def content_of(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Content | None:
+    """Return the content of a member that is an image or a label, and None for others.
+
+    Raises
+    ------
+    InputError
+        If it is sparse, or a label that is longer than any; names it.
+    """
+    extension = extension_of(info.name)
+    if extension not in (*IMAGES, *LABELS):
+        return None
+    where = f"{one_line(info.name)} in {file.url}"
+    if info.issparse():
+        raise InputError(f"{where} is a sparse file: write the shard without tar --sparse")
+    if extension in LABELS and info.size > LABEL_BYTES:
+        raise InputError(f"{where} has {info.size:,} bytes: labels and captions of {LABEL_BYTES:,} are read")
+    if info.size > IMAGE_BYTES:
+        return info.size
+    body = archive.extractfile(info)
+    return body.read() if body else None
 
 
 def can_hold_sample(file: DataFile, info: tarfile.TarInfo, unused: Counter[str]) -> bool:
@@ -172,7 +283,7 @@ def key_of(name: str) -> tuple[str, str]:
     return str(path.with_name(stem)), extension.lower()
 
 
-def sample_parts(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def sample_parts(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, dict[str, Content]]]:
     """Stream the samples of a shard: each a key, and its images and labels by extension.
 
     Neighbouring members that share the name up to the first dot are one sample, as WebDataset has it; members
@@ -197,21 +308,20 @@ def sample_parts(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, di
         stem, end = (
             (key, extension) if "." not in extension else (name[: name.rindex(".")], extension_of(name))
         )
-        if stem != key and stem not in group.dotted and len(group.dotted) == AHEAD:
+        held_back = len(group.dotted) == AHEAD or group.size > BATCH_BYTES
+        if stem != key and stem not in group.dotted and group.dotted and held_back:
             yield from dotted_samples(group, file)
             group.dotted.clear()
+            group.size = 0
             streamed = True
-        parts = group.parts if stem == key else group.dotted.setdefault(stem, {})
-        if end in parts:
-            raise InputError(f"{file.url} holds {name} twice")
-        parts[end] = content
+        group.add(stem, end, content, f"{file.url} holds {name}")
     if group is not None:
         yield from samples_in(group, file, unused, streamed)
 
 
 def samples_in(
     group: Group, file: DataFile, unused: Counter[str], streamed: bool
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield what a group of members makes: one sample, or as many as there are dotted names.
 
     Parameters
@@ -246,7 +356,7 @@ def samples_in(
     yield group.key, group.parts
 
 
-def dotted_samples(group: Group, file: DataFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+def dotted_samples(group: Group, file: DataFile) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of members whose names are cut at the last dot.
 
     Raises

@@ -1,8 +1,7 @@
 """``wds:PATTERN``: WebDataset tar shards, streamed from a disk, a web server or a bucket."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +10,13 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.classes import ClassList, label_id, meaning_of, read_class_list, written_number
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import IMAGES
+from sfm.pipeline.sources.limits import LABEL_BYTES
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import DataFile, dataset_name, listing_of
-from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of
+from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of, too_large
 from sfm.pipeline.sources.splits import split_files
-from sfm.pipeline.sources.tar_members import NoLabelError, sample_parts
+from sfm.pipeline.sources.tar_members import Content, NoLabelError, sample_parts
+from sfm.untrusted import parse_json
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNREAD_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -124,10 +125,12 @@ def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> It
         image = next(extension for extension in parts if extension in IMAGES)
         read_from, label = stored_label(parts, where)
         unused.update(f".{extension}" for extension in parts if extension not in (image, read_from))
-        yield Sample(parts[image], label_id(label, names, where), where, written_number(label))
+        data = parts[image]
+        data, fault = (data, "") if isinstance(data, bytes) else (b"", too_large(data))
+        yield Sample(data, label_id(label, names, where), where, written_number(label), fault)
 
 
-def stored_label(parts: dict[str, bytes], where: str) -> tuple[str, object]:
+def stored_label(parts: Mapping[str, Content], where: str) -> tuple[str, object]:
     """Return the label of a sample, as it is written, and the extension of the member that holds it.
 
     Raises
@@ -135,17 +138,18 @@ def stored_label(parts: dict[str, bytes], where: str) -> tuple[str, object]:
     InputError
         If there is none (:class:`NoLabelError`), or it cannot be read.
     """
+    texts = {end: part for end, part in parts.items() if isinstance(part, bytes)}
     try:
-        if "cls" in parts:
-            return "cls", parts["cls"].decode()
-        if "json" in parts:
-            described = json.loads(parts["json"])
+        if "cls" in texts:
+            return "cls", texts["cls"].decode()
+        if "json" in texts:
+            described = parse_json(texts["json"], LABEL_BYTES)
             if isinstance(described, dict):
                 found = next((described[name] for name in JSON_KEYS if name in described), None)
                 if found is not None:
                     return "json", found
-        if "txt" in parts:
-            return "txt", parts["txt"].decode()
+        if "txt" in texts:
+            return "txt", texts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{where} has a label that cannot be read: {error}") from error
     raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_KEYS[0]!r} in a .json")

@@ -101,10 +101,19 @@ def test_spoilt_idx_files_are_named(tmp_path, spoil, complaint):
         open_source(f"idx:{root}")
 
 
-def test_an_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
+def test_an_idx_file_that_ends_early_is_named_before_it_is_read(tmp_path):
     root = write_idx_folder(tmp_path / "d")
     file = root / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(InputError, match="images-idx3-ubyte ends after 67 of the 72 bytes"):
+        open_source(f"idx:{root}")
+
+
+def test_a_packed_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
+    root = write_idx_folder(tmp_path / "d")
+    file = root / "train-images-idx3-ubyte"
+    file.with_suffix(".gz").write_bytes(gzip.compress(file.read_bytes()[:-5]))
+    file.unlink()
     source = open_source(f"idx:{root}")
     with pytest.raises(InputError, match="ends before image 5 of 6"):
         sample(source.train, 5)

@@ -1,10 +1,12 @@
 """Staged rows: masks and blocks change what is read, never the rows."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm.pipeline.staging import Partition, Staging, open_staging
+from sfm.deletion import LinkError
+from sfm.pipeline.staging import Partition, Staging, Task, open_staging
 from sfm.stats_store.digest import BLOCK_ROWS
 
 
@@ -44,9 +46,10 @@ def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     staging = Staging(tmp_path)
     partition = Partition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
     staging.put("backbone", partition, np.ones((2, 2)))
+    assert staging.has("backbone", partition, np.float64, 2, (2,))
     file = staging.file("backbone", partition)
     file.rename(file.with_suffix(".part"))
-    assert not staging.has("backbone", partition)
+    assert not staging.has("backbone", partition, np.float64, 2, (2,))
 
 
 def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):
@@ -65,3 +68,33 @@ def test_a_failed_extraction_keeps_its_staging(tmp_path):
         pass
     with open_staging(tmp_path, "key") as again:
         assert (again.root / "work").read_text() == "half"
+
+
+@pytest.mark.parametrize("inside", ["", "backbone"])
+def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, inside):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "train-000000.npy").write_bytes(b"mine")
+    link = tmp_path / "staging" / "key" / inside
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    with open_staging(tmp_path / "staging", "key") as staging:
+        assert staging.root.name.startswith("key-")
+        staging.put("backbone", Partition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2)))
+        staging.forget(Task("train", 0, None))
+        assert not list(staging.root.rglob("*.npy"))
+    assert (victim / "train-000000.npy").read_bytes() == b"mine"
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["key"]
+
+
+def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "train-000000.npy").write_bytes(b"mine")
+    with open_staging(tmp_path / "staging", "key") as staging:
+        (staging.root / "backbone").symlink_to(victim)
+        with pytest.raises(LinkError):
+            staging.forget(Task("train", 0, None))
+    assert (victim / "train-000000.npy").read_bytes() == b"mine"
+    assert list((tmp_path / "staging").iterdir()) == []
