@@ -223,7 +223,7 @@ def find_layouts(
     Returns
     -------
     dict of str to Layout
-        By full path of the array, those that are sound.
+        By full path of the array, those that can be read.
     list of str
         One line per problem, with the path of the object.
     """
@@ -264,6 +264,7 @@ def find_layouts(
             f"damaged run runs/{commit.run}: {hollow} bytes of its arrays are compressed more than {RATIO} "
             f"times, as no statistics are"
         )
+        layouts = {}
     return layouts, problems
 
 

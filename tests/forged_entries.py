@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sfm.stats_store.cards import Summary
+from sfm.stats_store.commits import commit_path
 from sfm.stats_store.digest import canonical, sha256
-from sfm.stats_store.store import Store, commit_name
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import record_of
 
 
@@ -18,7 +19,7 @@ def run_of(store: Store, summary: Summary) -> Path:
 
 def change_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a commit in place, and digest it again."""
-    path = Path(store.url) / "index" / summary.key / commit_name(summary.generation)
+    path = Path(store.url) / commit_path(summary)
     content = json.loads(path.read_bytes())["commit"]
     change(content)
     path.write_text(json.dumps({"commit": content, "sha256": sha256(canonical(content))}))

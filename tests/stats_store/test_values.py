@@ -15,6 +15,7 @@ from sfm.errors import DamageError
 from sfm.pipeline.centres import nearest_centre
 from sfm.pipeline.moments import moments_of
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
+from sfm.stats_store.digest import sha256
 from sfm.stats_store.merging import MOMENTS, merge_entries
 from sfm.stats_store.moments import merge
 from sfm.stats_store.publish import Draft, publish
@@ -33,8 +34,8 @@ def dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
         class_names=ids,
         train_samples=train,
         test_samples=test,
-        fingerprint=name[0] * 64,
-        leaves=[name[0] * 64],
+        fingerprint=sha256(name.encode()),
+        leaves=[sha256(name.encode())],
     )
 
 
