@@ -17,10 +17,11 @@ def entry(role: str = "full", **words: object) -> tuple[Summary, ExtractionCard]
         **words,
     )
     summary = Summary(
-        **dict.fromkeys(("dataset", "backbone", "model", "backbone_hash", "fingerprint", "options"), "x"),
+        **dict.fromkeys(("dataset", "backbone", "model"), "x"),
+        **dict.fromkeys(("backbone_hash", "fingerprint", "options", "entry_digest"), "0" * 64),
         **dict.fromkeys(("image_size", "classes", "features", "generation"), 1),
         **{"role": role, "train_samples": 20, "test_samples": 10, "held_out_top1": None},
-        **{"entry_digest": "d", "created": "now"},
+        created="now",
     )
     return summary, card
 
