@@ -10,10 +10,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfm.atomic import remove, require_no_link
+from sfm.atomic import require_no_link
 from sfm.config_fields import MANY, MOST_PER_CLASS, MOST_PROCESSES
+from sfm.deletion import delete_below
 from sfm.distill.adam import Moments
-from sfm.distill.directory import whole_folder
+from sfm.distill.directory import whole_folder, writing
 from sfm.distill.engine import Plan, State
 from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import canvas_size, resolutions
@@ -134,11 +135,24 @@ def save(folder: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> No
 
 
 def keep(folder: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints, and what a killed process left."""
+    """Delete all but the last `count` checkpoints, and what a killed process left.
+
+    Raises
+    ------
+    InputError
+        If something cannot be deleted, or the folder is a link.
+    """
+    require_no_link(folder)
     saved = _saved(folder)
-    for path in folder.iterdir():
-        if path not in saved[:count] and path.is_dir():
-            remove(path)
+    with writing(folder):
+        for path in folder.iterdir():
+            if path in saved[:count] or not path.is_dir():
+                continue
+            if path.is_symlink():
+                path.unlink()
+            else:
+                # Through the folder's own parent: a link that takes its place meanwhile is not followed.
+                delete_below(folder.parent, f"{folder.name}/{path.name}")
 
 
 def find(folder: Path) -> tuple[Path, Checkpoint] | None:

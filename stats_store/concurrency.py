@@ -1,8 +1,10 @@
 """Many requests at a time: on a remote store nearly all of the time goes into waiting for answers."""
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from sfm.events import Listener, Progress, nobody
@@ -56,6 +58,24 @@ def interruptibly(function: Callable[[], Result]) -> Result:
     if threading.current_thread() is not threading.main_thread():
         return function()
     return concurrently(lambda call: call(), [function])[0]
+
+
+async def in_daemon_thread(function: Callable[[], Result]) -> Result:
+    """Call a function that waits in foreign code from a coroutine.
+
+    Unlike those of :func:`asyncio.to_thread`, its thread is not waited for when the program ends.
+    """
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever awaits it
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def _finished(

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sfm.errors import DamageError, InputError
 from sfm.events import Listener, nobody
 from sfm.paths import is_clutter
-from sfm.stats_store.commits import is_commit
+from sfm.stats_store.cards import Commit
+from sfm.stats_store.commits import is_commit, read_cards
 from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, is_denied, local_root, modified, walk
 from sfm.stats_store.history import Generation, generations
-from sfm.stats_store.location import RUN, list_objects, reaching
+from sfm.stats_store.location import RUN, list_objects, reaching, read_object
 from sfm.stats_store.store import Store
 
 Reason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
@@ -70,9 +72,10 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     """Return everything that no reader can reach, and one line for all that was left out of it.
 
     Every commit is read. If one cannot be, nothing of its key is garbage. If it is the newest of the key,
-    neither is any run that no commit refers to, since the unreadable one may; an older one refers to nothing
-    that readers see. Readers follow links, by which a store may lie on several disks; what is behind a link
-    is never garbage.
+    neither is any run that it may refer to: one without a commit, and one with other cards than those of the
+    commit that claims it. An older one refers to nothing that readers see.
+
+    Readers follow links, by which a store may lie on several disks; what is behind a link is never garbage.
 
     Raises
     ------
@@ -90,9 +93,12 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     hidden = [path for path in listing.links if path.startswith("index")]
     all_known = not (any(g.newest for g in unreadable) or lost or hidden or listing.hidden)
     guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
-    runs = unreferenced_runs(listing, commits)
+    by_path = {g.path: g.commit for g in commits}
+    runs = [g for g in unreferenced_runs(listing, commits) if g.path not in guarded]
+    if not all_known:
+        runs = [g for g in runs if g.commits and is_of(store, g.path, [by_path[p] for p in g.commits])]
     found = [
-        *(g for g in runs if g.path not in guarded and (all_known or g.reason != "never committed")),
+        *runs,
         *(unfinished_writes(listing) if local_root(store.objects) else ()),
         *staging,
     ]
@@ -126,6 +132,19 @@ def list_store(store: Store) -> Listing:
     links = [f.path for f in (*found[0], *found[1]) if f.is_link and not is_inside_run(f.path)]
     runs, index = ([f for f in files if f.path not in ("runs", "index", *links)] for files in found)
     return Listing(runs, index, links, hidden)
+
+
+def is_of(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
+    """Say whether a run has the cards of all these commits: anybody may commit the id of a run of others."""
+    try:
+        with reaching(store.url):
+            data = read_object(store.objects, f"{run}/zarr.json", bytes)
+        for commit in commits:
+            if commit is not None:
+                read_cards(commit, data)
+    except (DamageError, InputError, FileNotFoundError):
+        return False
+    return True
 
 
 def denied_line(path: Path) -> str:

@@ -19,6 +19,7 @@ from zarr.storage import ObjectStore, WrapperStore
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ObjectRecord
+from sfm.stats_store.concurrency import in_daemon_thread
 from sfm.stats_store.declared import Layout
 from sfm.stats_store.location import read_object, write_object
 
@@ -173,7 +174,8 @@ class RecordingStore(WrapperStore[ObjectStore[Any]]):
     async def set(self, key: str, value: Buffer) -> None:
         """Create an object, and note what was given; each is written once."""
         data = value.to_bytes()
-        await asyncio.to_thread(write_object, self._store.store, key, data)
+        # Whoever interrupts a write does not wait for a server that stands still.
+        await in_daemon_thread(lambda: write_object(self._store.store, key, data))
         self._written[key] = record_of(data)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:

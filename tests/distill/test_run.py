@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from sfm.backbones.build import Backbone
+from sfm.distill.checkpoint import keep
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import Interrupted, distill
 from sfm.errors import DamageError, InputError
@@ -430,6 +431,13 @@ def test_a_link_in_the_place_of_a_folder_that_a_run_clears_is_refused_before_any
         "thesis",
         "thesis/chapter1.tex",
     ]
+
+
+def test_checkpoints_are_not_deleted_behind_a_link(tmp_path: Path, elsewhere: Path) -> None:
+    (tmp_path / "checkpoint").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="checkpoint is a symbolic link"):
+        keep(tmp_path / "checkpoint", 1)
+    assert (elsewhere / "thesis" / "chapter1.tex").read_text() == "mine"
 
 
 def test_links_among_checkpoints_and_in_the_place_of_images_go_and_what_is_behind_stays(

@@ -3,7 +3,10 @@
 import datetime
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,3 +164,33 @@ def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
     assert all(not found.notes for found in done)
     assert len({garbage.path for found in done for garbage in found.deleted}) == 5
     assert [v.sound for v in verify(store)] == [True]
+
+
+WRITE = """
+import sys
+import numpy as np
+from sfm.stats_store.location import connect
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import Store
+draft = Draft(Store(sys.argv[1], connect(sys.argv[1])))
+print("writing", flush=True)
+draft.write("train/count", np.arange(3))
+"""
+
+
+def test_an_interrupted_writer_does_not_wait_for_a_server_that_stands_still(
+    proxy: Proxy, s3_url: str
+) -> None:
+    proxy.latency = 100.0
+    command = [sys.executable, "-c", WRITE, s3_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout
+            assert writer.stdout.readline() == "writing\n"
+            while not proxy.seen and not proxy.under_way:
+                time.sleep(0.01)
+            writer.send_signal(signal.SIGINT)
+            _, printed = writer.communicate(timeout=30)
+        finally:
+            writer.kill()
+    assert "KeyboardInterrupt" in printed

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
+from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put, rewrite_commit
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
@@ -155,6 +155,24 @@ def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_
     assert done.notes == [f"damaged commit index/{first.key}/00000002.json: not readable as a commit"]
 
 
+def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it(
+    tmp_path,
+):
+    store = create_store(str(tmp_path))
+    victim = put(store, 0)
+    run = store.commit(f"index/{victim.key}/00000001.json").run
+    stranger = put(store, 1, dataset="x", fingerprint="e" * 64)
+    rewrite_commit(store, stranger, lambda content: content.update(run=run))
+    put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
+    assert collect(store, older_than=NOTHING, now=True, dry_run=True).deleted[0].reason == "never committed"
+    path = tmp_path / "index" / victim.key / "00000001.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"{}")
+    assert collect(store, older_than=NOTHING, now=True).deleted == []
+    path.write_bytes(whole)
+    assert [v.problems for v in verify(store, [victim])] == [[]]
+
+
 def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
     store = create_store(str(tmp_path))
     first = put(store, 0)
@@ -217,6 +235,23 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
         assert sorted(p.name for p in (tmp_path / "staging").iterdir()) == ["busy", "busy.lock"]
         with (tmp_path / "staging" / "busy.lock").open() as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
+    store = create_store(str(tmp_path))
+    put(store, 0)
+    kept = put(store, 1, replace=True)
+    for number in range(5):
+        Draft(store).write("train/count", np.arange(3))
+        (tmp_path / "staging" / str(number)).mkdir(parents=True)
+        (tmp_path / "staging" / f"{number}.lock").touch()
+    grow_old(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: collect(store, older_than=NOTHING, now=True), range(4)))
+    assert [each.notes for each in done] == [[]] * 4
+    assert len(runs(store)) == 1
+    assert list((tmp_path / "staging").iterdir()) == []
+    assert [v.summary for v in verify(store)] == [kept]
 
 
 def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):

@@ -159,6 +159,6 @@ def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:
     with acting_as(CLEO, 0o077):
         abandon(place / "staging", "key", place)
     with acting_as(BEN, 0o077), open_staging(place / "staging", "key", place) as staging:
-        assert staging.has("kind", TASK)
+        assert staging.has("kind", TASK, np.float64, 1, (2,))
         staging.put("kind", TASK, np.ones((1, 2)))
     assert list((place / "staging").iterdir()) == []
