@@ -4,12 +4,11 @@ The variables are those that obstore reads. An error is told by its kind alone a
 servers send back what they were sent, tokens included, and the address of an endpoint may hold a password.
 """
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-
-from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
 from sfm.errors import InputError
 
@@ -160,6 +159,10 @@ REASONS = (
     ("TimedOut", "its endpoint does not answer: check {address}"),
     ("503 Service Unavailable", "its endpoint stays busy (503)"),
     ("500 Internal Server Error", "its endpoint keeps failing (500)"),
+    ("400 Bad Request", "its endpoint does not understand the request (400): check {address}"),
+    ("401 Unauthorized", "the server does not accept the credentials in the environment; {credentials}"),
+    ("403 Forbidden", "permission denied by the server (403); {credentials}"),
+    ("404 Not Found", "its endpoint has nothing at that address (404): check {address}"),
     ("501 Not Implemented", "its endpoint does not know the request (501): check {address}"),
     ("Config error", "a setting for it in the environment is not valid: look through {prefix}_..."),
     ("HTTP client", "a setting for it in the environment is not valid: look through {prefix}_..."),
@@ -176,10 +179,6 @@ def reason(error: BaseException, scheme: str) -> str:
     """Return why a cloud failed, and what to do about it, in one line without credentials."""
     text = str(error)
     said = next((said for sign, said in REASONS if sign in text), None)
-    if said is None and isinstance(error, UnauthenticatedError):
-        said = "the server does not accept the credentials in the environment; {credentials}"
-    if said is None and isinstance(error, PermissionDeniedError):
-        said = "permission denied by the server (403); {credentials}"
     if said is None:
         said = f"the request failed ({type(error).__name__})"
     return said.format(**vars(CLOUDS[scheme]))
@@ -215,15 +214,23 @@ def require_environment(scheme: str) -> None:
 
 
 def is_url(text: str) -> bool:
-    """Say whether a text is the address of a web server, in ASCII."""
+    """Say whether a text is the address of a web server, in ASCII, by the stricter rules of browsers."""
     try:
         parts = urlsplit(text)
+        host = parts.hostname or ""
+        if "[" in parts.netloc:
+            ipaddress.IPv6Address(host)
+        elif re.fullmatch(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?", host):
+            ipaddress.IPv4Address(host)
+        else:
+            # Names in other scripts, written in ASCII.
+            host.encode("ascii").decode("idna")
         valid = parts.scheme in ("http", "https") and parts.port != 0
     except ValueError:
         return False
-    host = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"
     # urlsplit forgives white space at the ends, which obstore does not.
-    return valid and bool(
-        re.fullmatch(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+", text)
-        and re.fullmatch(rf"(.*@)?({host})(:[0-9]*)?", parts.netloc)
+    return (
+        valid
+        and bool(re.fullmatch(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+", text))
+        and bool(re.fullmatch(r"(.*@)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?", parts.netloc))
     )

@@ -1,4 +1,4 @@
-"""Dask under TLS, by the lines that docs/extraction.md shows; whoever has no certificate is told in one line."""
+"""Dask under TLS, by the lines of docs/extraction.md; whoever has no certificate is told in one line."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sfm.cli import app
+from sfm.pipeline.cluster import remote_client
 
 DOCS = Path(__file__).parents[2] / "docs" / "extraction.md"
 EXAMPLE = re.compile(
@@ -49,7 +50,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(tls: Path) -> Iterator[str]:
-    """Start a scheduler and two workers as the docs do; return the scheduler's address."""
+    """Start a scheduler and a worker as the docs do; return the scheduler's address."""
     port = free_port()
     commands = COMMANDS.replace("HOST", "127.0.0.1").replace("8786", str(port)).splitlines()
     scheduler, worker, _ = (shlex.split(line)[1:] for line in commands)
@@ -57,7 +58,7 @@ def address(tls: Path) -> Iterator[str]:
     environment = {**os.environ, "DASK_CONFIG": str(tls)}
     running = [
         subprocess.Popen([sys.executable, "-m", "dask", *words, "--no-dashboard"], env=environment, **quiet)
-        for words in (scheduler, [*worker, "--no-nanny"], [*worker, "--no-nanny"])
+        for words in (scheduler, [*worker, "--no-nanny"])
     ]
     try:
         wait_until_it_listens(port)
@@ -77,6 +78,11 @@ def wait_until_it_listens(port: int) -> None:
     raise TimeoutError(port)
 
 
+def configured(more: Mapping[str, Any]) -> Any:
+    """Return a context in which Dask's configuration has this, too."""
+    return dask.config.set(dask.config.merge(dask.config.config, more))
+
+
 def extract(tmp_path: Path, scheduler: str, configuration: Mapping[str, Any]) -> tuple[int, str]:
     """Run the last command of the docs, on other images; return its exit status and what it printed."""
     words = shlex.split(COMMANDS.splitlines()[-1])[1:]
@@ -85,12 +91,12 @@ def extract(tmp_path: Path, scheduler: str, configuration: Mapping[str, Any]) ->
         words[words.index(option) + 1] = str(value)
     words[1] = "builtin:fashion-mnist-6k"
     small = ["--image-size", "32", "--limit-per-class", "10", "--sub-classes", "2", "--quiet"]
-    with dask.config.set(dict(configuration)):
+    with configured(configuration):
         done = CliRunner().invoke(app, [*words, *small])
     return done.exit_code, done.output
 
 
-def test_an_extraction_runs_on_workers_under_tls(tmp_path: Path, address: str, tls: Path) -> None:
+def test_an_extraction_runs_on_a_worker_under_tls(tmp_path: Path, address: str, tls: Path) -> None:
     status, printed = extract(tmp_path, address, dask.config.collect(paths=[str(tls)], env={}))
     assert status == 0, printed
     assert "published" in printed
@@ -101,12 +107,9 @@ def test_the_certificate_of_the_client_may_come_from_the_environment(
 ) -> None:
     names = re.findall(r"`(DASK_DISTRIBUTED__COMM__TLS__\w+)`", DOCS.read_text(encoding="utf-8"))
     environment = dict(zip(names, (str(tls.parent / f"{x}.pem") for x in ("ca", "cert", "key")), strict=True))
-    # Whether workers are fit is asked through the connection: this one is refused for its options alone.
-    with dask.config.set(dask.config.collect(paths=[], env=environment)):
-        from distributed import Client
-
-        with Client(address, timeout=10) as client:
-            assert client.scheduler_info()["address"] == address
+    configuration = dask.config.collect(paths=[], env=environment)
+    with configured(configuration), remote_client(address) as client:
+        assert list(client.nthreads().values()) == [8]
 
 
 def of_another_authority(folder: Path, tls: Path) -> dict[str, Any]:
@@ -120,7 +123,9 @@ def refused_by_the_scheduler(folder: Path, tls: Path) -> dict[str, Any]:
 
 
 def file_that_is_not_there(folder: Path, tls: Path) -> dict[str, Any]:
-    return {"distributed": {"comm": {"tls": {"ca-file": str(folder / "ca.pem")}}}}
+    configuration = dask.config.collect(paths=[str(tls)], env={})
+    configuration["distributed"]["comm"]["tls"]["client"]["key"] = str(folder / "nowhere.pem")
+    return configuration
 
 
 @pytest.mark.parametrize(
