@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sfm.eval.export.formats import TABLE, TAR, distinct_names, folder_names
+from sfm.eval.report.commands import distill_command
 from sfm.eval.report.figures import figures_of, label_of
 from sfm.eval.report.read import ReportedRun
-from sfm.eval.report.view import distill_command
 from sfm.eval.report.words import many, percent
 from sfm.eval.result import Row
 from sfm.stats_store.cards import DatasetCard

@@ -14,6 +14,7 @@ from PIL import Image
 from sfm.eval.findings import NO_BETTER, warnings_of
 from sfm.eval.report.charts import Bar, Kind, bar_chart, loss_chart
 from sfm.eval.report.classes import ByClass, Confusions, by_class, confusions
+from sfm.eval.report.commands import distill_command, evaluate_again
 from sfm.eval.report.figures import (
     Figure,
     figures_of,
@@ -28,17 +29,7 @@ from sfm.eval.report.figures import (
 from sfm.eval.report.headings import group_titles, page_title, subjects
 from sfm.eval.report.read import ReportedRun, Sheet
 from sfm.eval.report.tables import Cell, Grid, backbones_of, comparison, matrices
-from sfm.eval.report.words import (
-    IMAGES,
-    MODES,
-    NOT_KNOWN,
-    command_line,
-    duration,
-    evaluate_again,
-    many,
-    percent,
-    size,
-)
+from sfm.eval.report.words import IMAGES, MODES, NOT_KNOWN, command_line, duration, many, percent, size
 from sfm.eval.result import Evaluation, Row, is_own
 from sfm.stats_store.cards import ExtractionCard
 
@@ -539,23 +530,3 @@ def edited_or_not(run: ReportedRun) -> str:
 def versions(found: dict[str, str]) -> str:
     """Write versions on one line."""
     return ", ".join(f"{name} {number}" for name, number in found.items())
-
-
-def distill_command(run: ReportedRun) -> str:
-    """Write the command that makes the images again, from the very entry they were made from."""
-    record = run.run.record
-    if isinstance(run.details.config.get("classes"), list):
-        # No option takes a list of classes; run.json holds it.
-        dataset = f"{record.dataset}@{record.entry_digest[:12]}"
-        again = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
-        return command_line(
-            "distill", None, {**again, "store": record.store, "backbone": record.config.backbone}
-        )
-    asked = {name: value for name, value in run.details.config.items() if name not in ("resume", "out")}
-    pinned = {
-        "store": record.store,
-        "backbone": record.config.backbone,
-        "image_size": record.image_size,
-        "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
-    }
-    return command_line("distill", None, {**pinned, **asked, **pinned, "out": f"{run.directory}-again"})

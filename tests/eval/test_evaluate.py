@@ -334,8 +334,8 @@ def test_a_classifier_is_inherited_only_with_the_backbone_it_was_trained_on(
 
 def test_a_result_that_cannot_be_written_leaves_the_old_one(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    (run / "evaluation.json").write_text("the old one")
-    (run / ".evaluation.json.partial").mkdir()
+    (run / "evaluation.json").mkdir()
+    (run / "evaluation.json" / "mine").write_text("the old one")
     with pytest.raises(InputError, match=r"cannot write .*evaluation\.json"):
         evaluate(config(run, fashion_store, mode=["linear"], epochs=1, views=1))
-    assert (run / "evaluation.json").read_text() == "the old one"
+    assert (run / "evaluation.json" / "mine").read_text() == "the old one"
