@@ -162,9 +162,7 @@ def _load(path: Path) -> Any:
         raise
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"cannot read weights from {path}: {one_line(first_line(error), 300)}") from error
-    except (
-        Exception
-    ) as error:  # What torch's unpickler raises on bytes that are no checkpoint depends on them.
+    except Exception as error:  # What torch raises on bytes that are no checkpoint depends on the bytes.
         raise InputError(
             f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_unsafe(path)}"
         ) from error

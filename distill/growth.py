@@ -11,7 +11,6 @@ from sfm.atomic import make_folder
 from sfm.distill.directory import write_file, writing
 from sfm.distill.group import ALONE, Group
 from sfm.distill.images import pixels
-from sfm.errors import InputError
 
 CLASSES, TILE = 10, 64
 """How many classes a sheet shows, and the side of one image in it, in pixels."""
@@ -51,7 +50,7 @@ def write_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) 
     Raises
     ------
     InputError
-        If it cannot be written, or the folder is a link.
+        If it cannot be written.
     """
     side = min(canvas, TILE)
     sheet = Image.new("RGB", (len(levels[0]) * side, side))
@@ -60,8 +59,6 @@ def write_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) 
         sheet.paste(small, (place * side, 0))
     data = BytesIO()
     sheet.save(data, "PNG", optimize=True)
-    if folder.is_symlink():
-        raise InputError(f"{folder} is a link, and nothing is written through it: delete it")
     with writing(folder):
         make_folder(folder)
     write_file(folder / f"step_{step:08d}.png", data.getvalue())

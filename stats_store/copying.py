@@ -22,6 +22,7 @@ from sfm.stats_store.commits import (
     read_cards,
 )
 from sfm.stats_store.concurrency import REQUESTS, concurrently
+from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.digest import canonical, sha256
 from sfm.stats_store.history import generations
 from sfm.stats_store.location import (
@@ -204,15 +205,17 @@ class Copying:
         Raises
         ------
         DamageError
-            If an object of the source is not what was published. Nothing is written for cards that are not
-            those of the entry.
+            If an object of the source is not what was published. Nothing is written where cards are not those
+            of the entry, or arrays not what the cards declare.
         """
         metadata = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
         read = dict(
             zip(metadata, concurrently(self.reader(commit), metadata, limit=self.requests), strict=True)
         )
         try:
-            read_cards(commit, read["zarr.json"])
+            cards = read_cards(commit, read["zarr.json"])
+            whole = {f"runs/{commit.run}/{name}": data for name, data in read.items()}
+            require_layouts(commit, cards.backbone, cards.dataset, cards.extraction, whole)
         except UpgradeError as error:
             raise DamageError(f"{error}, which can verify it") from error
         for run in run_ids(commit):

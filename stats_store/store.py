@@ -30,7 +30,7 @@ from sfm.stats_store.commits import (
     MARK,
     commit_path,
     generation_of,
-    parse_commit,
+    parse_sealed,
     read_cards,
     root_schema,
 )
@@ -170,9 +170,12 @@ class Store:
         """
         with reaching(self.url):
             try:
-                return read_object(self.objects, path, lambda data: parse_commit(data, path))
+                found = read_object(self.objects, path, lambda data: parse_sealed(data, path))
             except FileNotFoundError:
                 raise DamageError(f"missing commit {path}: it was published and is gone") from None
+        if isinstance(found, DamageError):
+            raise found
+        return found
 
     def _summary_or_reason(self, path: str) -> Summary | str | None:
         try:

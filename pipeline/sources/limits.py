@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from sfm.errors import InputError
+from sfm.field_types import LONGEST_TEXT
 from sfm.text import one_line
 from sfm.untrusted import JSON_BYTES
 
@@ -38,7 +39,7 @@ PATH_CHARACTERS = 4096
 MEMBERS = 10_000_000
 """Of a shard, and labels of an idx file."""
 
-NAME_CHARACTERS = 1000
+NAME_CHARACTERS = LONGEST_TEXT
 """Of the id and of the display name of a class."""
 
 CLASS_BYTES = 2**23

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-import json
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +23,12 @@ from sfm.pipeline.sources.classes import (
     written_number,
 )
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.limits import require_short_name
+from sfm.pipeline.sources.limits import (
+    IMAGE_BYTES,
+    NAME_CHARACTERS,
+    require_listable,
+    require_short_name,
+)
 from sfm.pipeline.sources.options import require_known, split_options
 from sfm.pipeline.sources.places import (
     LOOKUPS,
@@ -33,16 +38,34 @@ from sfm.pipeline.sources.places import (
     listing_of,
     open_seekable,
 )
-from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of
+from sfm.pipeline.sources.source import (
+    NO_SAMPLES,
+    Sample,
+    Shard,
+    Source,
+    Split,
+    at,
+    digest_of,
+    some,
+    too_large,
+)
 from sfm.pipeline.sources.splits import split_files
 from sfm.stats_store.class_lists import class_id_from
+from sfm.text import one_line
+from sfm.untrusted import JSON_BYTES, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
 ROWS_PER_SHARD = 1024
-ROWS_AT_ONCE = 64
+FIRST_ROWS = 64
+LABELS_AT_ONCE = 16_384
+STRING_BYTES = JSON_BYTES
+"""Of a text in the description of a table, such as the metadata that name classes."""
+
+CONTAINERS = 1_000_000
+"""Of things in a list there, such as row groups."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +163,11 @@ def parquet_source(text: str) -> Source:
 
 def has_labels(file: DataFile, column: str) -> bool:
     """Say whether the first rows of a file have labels; -1 is none."""
-    with opened(file) as table:
+    with opened(file, [column]) as table:
         if column not in table.schema_arrow.names:
             return False
-        batch = next(table.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False), None)
-        labels = [] if batch is None else batch.column(column).to_pylist()
-    return any(label not in (None, -1, "-1") for label in labels)
+        labels = itertools.islice(stored_labels(table, file, column), FIRST_ROWS)
+        return any(label not in (None, -1, "-1") for label in labels)
 
 
 def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bool) -> Table:
@@ -156,7 +178,7 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
     InputError
         If it lacks a column, numbers its classes otherwise than others, or has labels out of range; names it.
     """
-    with opened(file) as table:
+    with opened(file, [columns.label]) as table:
         absent = {columns.image, columns.label} - set(table.schema_arrow.names)
         if absent:
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
@@ -167,11 +189,49 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
         rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         if not near:
             return Table(file, tuple(rows), None)
-        stored = table.read(columns=[columns.label]).column(columns.label).to_pylist()
-    labels = tuple(row_label(label, names, f"row {row} of {file.url}") for row, label in enumerate(stored))
-    written = frozenset(zip(labels, map(written_number, stored), strict=True))
-    text_numbers = any(isinstance(label, str) and written_number(label) for label in stored)
-    return Table(file, tuple(rows), labels, written, text_numbers)
+        ids: dict[tuple[type, object], str] = {}
+        labels = []
+        for row, label in enumerate(stored_labels(table, file, columns.label)):
+            key = type(label), label
+            if key not in ids:
+                ids[key] = row_label(label, names, f"row {row} of {file.url}")
+            labels.append(ids[key])
+    if len(labels) != sum(rows):
+        raise InputError(f"{file.url} is damaged: it has {len(labels):,} labels for {sum(rows):,} rows")
+    written = frozenset((class_id, written_number(label)) for (_, label), class_id in ids.items())
+    text_numbers = any(isinstance(label, str) and written_number(label) for _, label in ids)
+    return Table(file, tuple(rows), tuple(labels), written, text_numbers)
+
+
+def stored_labels(
+    table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str
+) -> Iterator[str | int | float | None]:
+    """Yield the labels of a file that was opened for their column; each text is in memory once.
+
+    Raises
+    ------
+    InputError
+        If the column holds neither numbers nor text, or text that is longer than any label.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    row = 0
+    for batch in table.iter_batches(LABELS_AT_ONCE, columns=[column], use_threads=False):
+        labels = batch.column(column)
+        kind = labels.type.value_type if isinstance(labels, pyarrow.DictionaryArray) else labels.type
+        if pyarrow.types.is_nested(kind):
+            raise InputError(f"row {row} of {file.url} has no usable label: found {one_line(str(kind), 60)}")
+        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+            texts = labels.dictionary if isinstance(labels, pyarrow.DictionaryArray) else labels
+            longest = pyarrow.compute.max(pyarrow.compute.utf8_length(texts)).as_py() or 0
+            if longest > NAME_CHARACTERS:
+                raise InputError(
+                    f"{file.url} has, from row {row} on, a class name of {longest:,} characters: at most "
+                    f"{NAME_CHARACTERS:,} are read"
+                )
+        row += len(labels)
+        yield from labels.to_pylist()
 
 
 def row_label(label: object, names: ClassList | None, where: str) -> str:
@@ -216,31 +276,78 @@ def parquet_split(
 
 
 @contextlib.contextmanager
-def opened(file: DataFile) -> "Iterator[pyarrow.parquet.ParquetFile]":
+def opened(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.parquet.ParquetFile]":
     """Open a parquet file.
+
+    Parameters
+    ----------
+    file : DataFile
+    repeating : sequence of str
+        Paths of columns whose values, where they repeat, are to be in memory once.
 
     Raises
     ------
     InputError
-        If it cannot be read, or what it holds is damaged; names it.
+        If it cannot be read, what it holds is damaged, or it promises more than it may hold; names it.
     """
     import pyarrow
     import pyarrow.parquet
 
     handle = open_seekable(file)
     try:
-        with pyarrow.parquet.ParquetFile(pyarrow.PythonFile(handle, mode="r"), buffer_size=1 << 20) as table:
+        content = pyarrow.PythonFile(handle, mode="r")
+        metadata = pyarrow.parquet.ParquetFile(
+            content, thrift_string_size_limit=STRING_BYTES, thrift_container_size_limit=CONTAINERS
+        ).metadata
+        require_possible(metadata, file)
+        with pyarrow.parquet.ParquetFile(
+            content,
+            metadata=metadata,
+            buffer_size=1 << 20,
+            read_dictionary=[path for path in text_columns(metadata) if path in repeating],
+        ) as table:
             yield table
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file.url} holds text that is not UTF-8: {bytes(error.object)[:40]!r}; write its labels as "
             f"UTF-8"
         ) from error
-    except (pyarrow.ArrowException, OSError) as error:
-        line = str(error).partition("\n")[0]
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        line = one_line(str(error).partition("\n")[0], 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()
+
+
+def text_columns(metadata: "pyarrow.parquet.FileMetaData") -> list[str]:
+    """Return the paths of the columns of bytes and of text."""
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+
+
+def require_possible(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -> None:
+    """Refuse a file that promises more rows than it has bytes, however often images repeat.
+
+    Raises
+    ------
+    InputError
+        Names it.
+    """
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if any(count < 0 for count in rows) or sum(rows) != metadata.num_rows or sum(rows) > file.size:
+        raise InputError(
+            f"{file.url} is damaged: it promises {metadata.num_rows:,} rows in {file.size:,} bytes"
+        )
 
 
 def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: str | None) -> Columns:
@@ -265,7 +372,7 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
         if name is None or name not in schema.names:
             raise InputError(
                 f"{where} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
-                f"there are {', '.join(schema.names)}"
+                f"there are {some(schema.names, 20)}"
             )
         found[role] = name
     twice = [name for name in found.values() if schema.names.count(name) > 1]
@@ -280,7 +387,7 @@ def features_of(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     Whatever else another program wrote in its place says nothing about columns.
     """
     try:
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        described = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
     except ValueError:
         return {}
     for name in ("info", "features"):
@@ -317,6 +424,7 @@ def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str,
     """
     if columns.names is None:
         return None, {}
+    require_listable(columns.names, None, f"the metadata of {where}")
     if len({normalised(name) for name in columns.names}) == len(columns.names):
         return ClassList(where, [class_id_from(name) for name in columns.names], {}), {}
     return None, {number_id(label): name for label, name in enumerate(columns.names)}
@@ -351,16 +459,40 @@ def samples(
     """
     row = start
     with opened(file) as table:
+        require_encoded(table, file, columns.image)
+        # One row at a time takes 8 us more each, and any of them may be large.
         for batch in table.iter_batches(
-            ROWS_AT_ONCE, list(groups), columns=[columns.image, columns.label], use_threads=False
+            1, list(groups), columns=[columns.image, columns.label], use_threads=False
         ):
             images, labels = batch.column(columns.image), batch.column(columns.label)
             for image, label in zip(images, labels, strict=True):
                 where = f"row {row} of {file.url}"
                 stored = label.as_py()
                 class_id = row_label(stored, names, where)
-                yield Sample(image_bytes(image.as_py(), where), class_id, where, written_number(stored))
+                data, fault = image_bytes(image.as_py(), where), ""
+                if len(data) > IMAGE_BYTES:
+                    data, fault = b"", too_large(len(data))
+                yield Sample(data, class_id, where, written_number(stored), fault)
                 row += 1
+
+
+def require_encoded(table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str) -> None:
+    """Refuse a column of lists and the like, which no image is encoded in.
+
+    Raises
+    ------
+    InputError
+        Names the file.
+    """
+    import pyarrow
+
+    kind = table.schema_arrow.field(column).type
+    parts = [field.type for field in kind] if pyarrow.types.is_struct(kind) else [kind]
+    if any(pyarrow.types.is_nested(part) for part in parts):
+        raise InputError(
+            f"{file.url} holds no encoded image in {column}: found {one_line(str(kind), 60)}; embed "
+            f"the image files in the table"
+        )
 
 
 def image_bytes(cell: object, where: str) -> bytes:

@@ -15,6 +15,7 @@ from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import flag, require_known, split_options
 from sfm.pipeline.sources.source import Source, Split, digest_of, file_split, indexed_split
 from sfm.pipeline.sources.walk import dangling_link
+from sfm.text import one_line
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -74,6 +75,8 @@ def torchvision_source(text: str) -> Source:
     train, test = (loaded(spec, name, root, download, which) for which in DATASETS[name])
     labels = [labels_of(train), labels_of(test)]
     ids, names = class_ids_of(train, labels)
+    if any(not len(own) or own.min() < 0 or own.max() >= len(ids) for own in labels):
+        raise InputError(f"cannot open {spec}: labels are not those of {len(ids)} classes; fetch it again")
     return Source(
         name=name.lower(),
         spec=spec,
@@ -99,9 +102,9 @@ def loaded(spec: str, name: str, root: Path, download: bool, which: dict[str, An
     asked = {"download": True} if download else {}
     try:
         return getattr(torchvision.datasets, name)(root, **which, **asked)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+    except Exception as error:  # What torchvision and scipy raise on files that are damaged depends on them.
         hint = "" if download else ", or fetch it with &download=yes"
-        line = str(error).partition("\n")[0]
+        line = one_line(str(error).partition("\n")[0] or type(error).__name__, 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error
@@ -131,7 +134,7 @@ def class_ids_of(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[lis
 
     Ids are WordNet ids where the dataset knows them, else its class names where they differ, else numbers.
     """
-    count = 1 + max(int(split.max()) for split in labels)
+    count = 1 + max(int(split.max(initial=0)) for split in labels)
     names = [
         name if isinstance(name, str) else name[0]
         for name in getattr(dataset, "classes", map(number_id, range(count)))

@@ -13,9 +13,11 @@ from typing import Any
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import Json, Stale
-from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, Seeds, run_id
+from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
 from fuzz.signing import is_small, place, record_objects, sealed, sign_checkpoint, sign_entry
 from fuzz.worker import GROWTH, Outcome, Worker
+
+from sfm.stats_store.digest import sha256
 
 # -- the commands --------------------------------------------------------------------------------------------
 # They run in a folder with what was changed as `evil`, a sound store as `good`, a sound run as `run`, and a
@@ -25,6 +27,9 @@ EXTRACT = ("extract", "{source}", "--store", "new", "--backbone", "{b}", *EXTRAC
 DISTILL = ("distill", "--backbone", "{b}", *DISTILLING, "--json")
 EVALUATE = ("evaluate", "run", "--store", "good", *EVALUATING, "--json")
 MERGE = ("--name", "both", "--threads", 1)
+
+
+WAYS = tuple(word for mode in MODES for word in ("--mode", mode))
 
 
 def swapped(words: tuple[Any, ...], **others: str) -> tuple[Any, ...]:
@@ -138,6 +143,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),
         "names": extracting("wds:{seeds}/shards?names=evil/names.txt"),
     },
+    "half": {"evaluate": (*EVALUATE, *WAYS, "--out", "evil")},
     "staging": {
         "extract": (
             *extracting("wds:{seeds}/shards"),
@@ -191,7 +197,7 @@ def draw_json(rng: Random, document: Any) -> Json:
     how = rng.choice(("set",) * 6 + ("take", "delete", "rename", "repeat"))
     change = {"how": how, "path": path}
     if how == "set":
-        change["value"] = draw_value(rng)
+        change["value"] = draw_value(rng, like=mutations.locate(document, path))
     elif how == "take":
         change["from"] = rng.choice(every)
     elif how == "rename":
@@ -217,7 +223,7 @@ def draw_bytes(rng: Random) -> Json:
 
 
 def draw_path(rng: Random) -> Json:
-    return {"kind": "path", "how": rng.choice(mutations.PATHS)}
+    return {"kind": "path", "how": rng.choice(mutations.PATHS), "up": rng.randrange(1, 5)}
 
 
 def draw_png(rng: Random) -> Json:
@@ -294,8 +300,13 @@ BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
 
 
 def inner(document: Any) -> Any:
-    """Return what of a commit object is changed: the commit, not its envelope."""
-    return document["commit"] if isinstance(document, dict) and "commit" in document else document
+    """Return what is changed of a document that holds a digest of something else: that."""
+    if isinstance(document, dict) and "sha256" in document:
+        if "commit" in document:
+            return document["commit"]
+        if "row" in document:
+            return json.loads(document["row"])
+    return document
 
 
 @dataclass(frozen=True)
@@ -356,7 +367,7 @@ class Cases:
         found = []
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             sites = rng.choice(met or self.sites[subject])
-            if subject == "store" and rng.random() < 0.85:
+            if subject == "store" and "gc" not in command and rng.random() < 0.85:
                 # Of the entry that the command is about.
                 own = "fish-2" if " fish " in f"{words} " else "birds-1"
                 sites = [
@@ -433,6 +444,10 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
                     raise
                 continue
             rewrite(file, mutations.written({"commit": commit, "sha256": "0" * 64}))
+        elif case["subject"] == "half" and mutation["kind"] == "json" and not again:
+            row = mutations.written(mutations.change_json(inner(load(file)), mutation)).decode()
+            digest = sha256(row.encode()) if case["signed"] else "0" * 64
+            rewrite(file, json.dumps(load(file) | {"row": row, "sha256": digest}).encode())
         else:
             mutations.apply(file, mutation, again)
         if case["signed"] and store and mutation["file"] not in names:
@@ -561,7 +576,7 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
             found.append(
                 Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}")
             )
-    found += markdown(folder / "new")
+    found += written_problems(folder / "new")
     return found, outcome
 
 
@@ -612,10 +627,13 @@ def is_plain(character: str) -> bool:
     )
 
 
-def markdown(folder: Path) -> Iterator[Problem]:
-    """Yield what must not be in the cards that were written."""
+def written_problems(folder: Path) -> Iterator[Problem]:
+    """Yield what must not be in the cards and the page that were written."""
     for file in sorted(folder.glob("*.md")) if folder.is_dir() else ():
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
         bad = sorted({c for c in text if c != "\n" and not is_plain(c)})
         if bad:
             yield Problem("control characters in a card", ascii("".join(bad)))
+    page = folder.with_suffix(".html")
+    if page.is_file() and "<script>alert(1)" in page.read_text(encoding="utf-8"):
+        yield Problem("script in a page", "a name is not escaped")

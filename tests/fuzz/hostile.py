@@ -109,8 +109,13 @@ PLAIN = (
 )
 
 
-def draw_value(rng: Random) -> Any:
-    """Draw a hostile value: mostly one of those above, now and then several of them together."""
+def draw_value(rng: Random, like: Any = None) -> Any:
+    """Draw a hostile value: mostly one of those above, half of them of the type that belongs there."""
+    if rng.random() < 0.5:
+        if isinstance(like, str):
+            return rng.choice(TEXTS)
+        if isinstance(like, int | float) and not isinstance(like, bool):
+            return rng.choice(NUMBERS)
     if rng.random() < 0.9:
         return rng.choice(rng.choice((PLAIN, TEXTS, TEXTS, NUMBERS, NUMBERS, MADE)))
     own = [draw_value(rng) for _ in range(rng.randrange(4))]

@@ -152,7 +152,10 @@ def apply_path(file: Path, change: Json) -> None:
     """Put something else than a file at a path: a link, a pipe, a folder, a huge file, nothing."""
     how = change["how"]
     if how == "link parent":
-        file = file.parent
+        # So many folders above the file, but not the whole subject.
+        above = [file, *file.parents]
+        subject = above.index(_canary(file).parent) - 1
+        file = above[min(change.get("up", 1), subject - 1)]
     if file.is_dir() and not file.is_symlink():
         shutil.rmtree(file)
     else:

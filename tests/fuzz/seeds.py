@@ -29,6 +29,16 @@ save_file(tensors, "weights/w.safetensors")
 torch.save(tensors, "weights/w.pth")
 """
 
+INTERRUPTED = """
+import sys
+import sfm.eval.work
+from sfm.start import main
+sfm.eval.work.Work.remove = lambda self: None
+sys.argv = ["sfm", *{argv}]
+main()
+"""
+"""An evaluation that keeps what it would keep if it were killed at its end."""
+
 EXTRACTING = ("--image-size", 32, "--sub-classes", "2", "--exemplars", 4, "--keep-train-features")
 DISTILLING = ("--dataset", "birds", "--ipc", 2, "--checkpoint-every", 2, "--steps", 4, "--threads", 1)
 EVALUATING = ("--seeds", 1, "--epochs", 2, "--views", 1, "--projector-views", 2, "--threads", 1)
@@ -43,7 +53,7 @@ class Seeds:
     ----------
     root : Path
         Holds a folder per subject: ``store``, ``run``, ``stopped``, ``folder``, ``shards``, ``tables``,
-        ``idx``, ``weights``, ``config``, ``lists``, ``staging``.
+        ``idx``, ``weights``, ``config``, ``lists``, ``staging``, ``half`` (an evaluation).
     backbone : str
         Spec of a tiny backbone of random weights.
     commits : dict of str to str
@@ -88,11 +98,15 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
     modes = [word for mode in MODES for word in ("--mode", mode)]
     evaluating = ("evaluate", "run", "--store", "store", *EVALUATING, *modes)
     sfm(*evaluating, "--save")
+    sfm("-c", INTERRUPTED.format(argv=[*map(str, evaluating), "--out", "half"]))
+    (root / "half" / "evaluation.json").unlink()
     stop_early(root / "run", root / "stopped")
     stage(root, sfm, backbone)
     write_configs(root, backbone)
-    (root / "store" / "staging").exists() and shutil.rmtree(root / "store" / "staging")
-    return Seeds(root, backbone, settle_names(root / "store"))
+    shutil.rmtree(root / "store" / "staging", ignore_errors=True)
+    commits = settle_names(root / "store")
+    abandon(root / "store")
+    return Seeds(root, backbone, commits)
 
 
 def pictures(rng: np.random.Generator) -> dict[tuple[str, int, int], npt.NDArray[np.uint8]]:
@@ -213,6 +227,16 @@ def write_configs(root: Path, backbone: str) -> None:
     recorded["extract"]["config"] |= {"backbone": [backbone], "image_size": 32, "threads": 1, "store": "new"}
     for command, record in recorded.items():
         (folder / f"{command}.json").write_text(json.dumps(record, indent=1))
+
+
+def abandon(store: Path) -> None:
+    """Leave in a store what writers that were killed leave: a run without a commit, and staged work."""
+    shutil.copytree(store / "runs" / run_id("fish-1"), store / "runs" / ("ab" * 16))
+    staged = store / "staging" / ("cd" * 16) / "found"
+    staged.mkdir(parents=True)
+    (staged / "train-000000.json").write_text("{}")
+    for file in (*store.rglob("*"), store):
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 100 * 86400))
 
 
 def run_id(name: str) -> str:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECONDS = 20.0
-"""What a command may take on toy data; a sound one takes about one."""
+CPU_SECONDS, SECONDS = 20, 60.0
+"""What a command on toy data may take, of the processor and in all; a sound one takes about a second."""
 
 GROWTH = 256 * 2**20
 """What a command on toy data may take beyond what is imported; a sound one takes up to 90 MiB."""
@@ -142,6 +142,7 @@ def run_fork(argv: list[str], cwd: str, report: int) -> None:
     limit = status_field("VmData") + DATA
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/clear_refs").write_text("5")
     os.write(report, f"{status_field('VmRSS')}\n".encode())
@@ -190,6 +191,7 @@ def run_watched(argv: list[str], cwd: str, seconds: float) -> dict[str, Any]:
         for stream in (out, err):
             stream.seek(0)
             printed.append(stream.read().decode(errors="surrogateescape"))
+    in_time = in_time and ended != signal.SIGXCPU
     return {
         "status": os.waitstatus_to_exitcode(ended) if in_time else None,
         "out": printed[0],

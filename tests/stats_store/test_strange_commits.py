@@ -5,12 +5,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import boto3
 import obstore
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
+from peak_memory import peak_memory
+from s3_server import REGION
 from toy_entries import put, rewrite_commit, signed
 
 from sfm.errors import DamageError, InputError
@@ -318,6 +322,35 @@ def test_an_object_that_is_larger_than_it_may_be_is_not_fetched(tmp_path: Path, 
         assert read_object(store.objects, "index/big", len, 100) == 100
         with pytest.raises(DamageError, match="it has 100 bytes, at most 99 are read"):
             read_object(store.objects, "index/big", len, 99)
+
+
+def test_a_name_that_no_path_can_have_on_a_server_is_told(s3_url: str, s3_endpoint: str) -> None:
+    store = create_store(s3_url)
+    parts = urlsplit(s3_url)
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_endpoint,
+        region_name=REGION,
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+    key = f"{parts.path.lstrip('/')}/index//x".lstrip("/")
+    client.put_object(Bucket=parts.netloc, Key=key, Body=b"")
+    with pytest.raises(InputError, match=r"no proper name \(.*index//x\), and no listing .*: delete it"):
+        store.summaries()
+    client.delete_object(Bucket=parts.netloc, Key=key)
+    assert store.summaries() == []
+
+
+@pytest.mark.parametrize("part", ["objects", "class_names"])
+def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str) -> None:
+    if part == "class_names":
+        data = json.dumps(replaced(CARDS, ("attributes", "dataset", part), [0] * 300_000)).encode()
+    else:
+        data = signed(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
+    with peak_memory() as growth, pytest.raises(DamageError):
+        read_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
+    assert growth[0] < 100 * 2**20
 
 
 def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:

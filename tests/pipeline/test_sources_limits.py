@@ -1,0 +1,264 @@
+"""Datasets of a stranger: what is larger than any dataset holds is refused before memory is taken for it."""
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from peak_memory import peak_memory
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.pipeline.decoding import Wanted, decode_batch
+from sfm.pipeline.sources import limits, open_source, tar_members
+from sfm.pipeline.sources import source as source_module
+from sfm.pipeline.sources.decode import decode_image
+from sfm.pipeline.sources.places import find_files
+from sfm.pipeline.sources.source import Sample, SampleFile, loaded
+from sfm.pipeline.sources.wds import samples
+
+MIB = 2**20
+END = bytes(1024)
+LONG = "x" * 1001
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def member(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data), kind
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def gnu_sparse(name: str, size: int) -> bytes:
+    """A member of one block that says it is so large, with zeros in between."""
+    header = bytearray(member(name, bytes(512), tarfile.GNUTYPE_SPARSE)[:512])
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(512)
+
+
+def pax(name: str, **headers: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers = 512, headers
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(512)
+
+
+def read_shard(path: Path, content: bytes) -> list[Sample]:
+    path.write_bytes(content)
+    return list(samples(find_files(str(path))[0], None, Counter()))
+
+
+LABEL = member("0.cls", b"1")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (gnu_sparse("0.png", 2**30) + LABEL, "0.png in .* is a sparse file"),
+        (gnu_sparse("0.png", 10 * 2**40) + LABEL, "0.png in .* is a sparse file"),
+        (pax("0.png", **{"GNU.sparse.size": str(2**30), "GNU.sparse.offset": "0"}) + LABEL, "sparse file"),
+        (pax("0.png", **{"GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**30)}) + LABEL, "sparse file"),
+        (b"".join(pax("0.png", comment="x" * 900)[:1536] for _ in range(3000)), "damaged, truncated"),
+        (member("0.png", png()) + member("0.json", b"[" * 100_000), "label that cannot be read"),
+        (member("0.png", png()) + member("0.json", b'{"label": ' + b"9" * 5000 + b"}"), "cannot be read"),
+        (member("0.png", png()) + member("0.json", b'{"label": ' + b"9" * 500 + b"}"), "a label beyond"),
+        (member("0.png", png()) + member("0.json", b'{"label": 1e400}'), "no usable label: found inf"),
+        (member("0.png", png()) + member("0.json", b'{"label": NaN}'), "no usable label: found nan"),
+        (member("0.png", png()) + member("0.cls", LONG.encode()), "class name of 1,001 characters"),
+        (member("0.png", png()) + member("0.cls", b"9" * 5000), "class name of 5,000 characters"),
+        (member("0.png", png()) + member("0.txt", bytes(17 * MIB)), "0.txt in .* has 17,825,792 bytes"),
+        (member("d/" + "x" * 5000 + ".png", png()), "a name of 5006 characters"),
+    ],
+)
+def test_a_hostile_shard_is_one_line_and_takes_no_memory(tmp_path, content, complaint):
+    with peak_memory() as growth, pytest.raises(InputError, match=complaint) as raised:
+        read_shard(tmp_path / "a.tar", content + END)
+    assert growth[0] < 64 * MIB
+    assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_that_unpack_to_any_size_are_not_unpacked(tmp_path, kind):
+    content = gzip.compress(member("h", bytes(256 * MIB), kind), compresslevel=1)
+    with peak_memory() as growth, pytest.raises(InputError, match="longer than 4,194,304 bytes"):
+        read_shard(tmp_path / "a.tar.gz", content)
+    assert growth[0] < 64 * MIB
+
+
+def test_many_headers_about_all_members_are_bounded_together(tmp_path):
+    def everywhere(number: int) -> bytes:
+        return tarfile.TarInfo.create_pax_global_header({f"k{number}": "x" * 900_000})
+
+    content = b"".join(everywhere(i) + member(f"{i}/", b"", tarfile.DIRTYPE) for i in range(6))
+    with pytest.raises(InputError, match="about all members is longer"):
+        read_shard(tmp_path / "a.tar", content + END)
+
+
+def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_members, "IMAGE_BYTES", 1000)
+    small = member("1.png", png()) + member("1.cls", b"1")
+    large, found = read_shard(tmp_path / "a.tar", member("0.png", bytes(1001)) + LABEL + small + END)
+    assert (large.data, large.label, found.data) == (b"", "00001", png())
+    wanted = Wanted(preprocessings=(), on_error="skip")
+    decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
+    assert decoded.kept == [1]
+    assert [s.why for s in decoded.skipped] == ["1,001 bytes: more than 536,870,912 bytes are no image"]
+    with pytest.raises(InputError, match="cannot decode 0 in .*a.tar: 1,001 bytes"):
+        decode_batch([(0, large)], decode_image, Wanted(preprocessings=()))
+
+
+def test_a_huge_file_in_a_folder_is_not_read(tmp_path):
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(10 * 2**40)
+    with peak_memory() as growth:
+        sample = next(loaded([SampleFile(str(tmp_path / "huge.png"), "a")]))
+    assert sample.fault == "more than 536,870,912 bytes are no image"
+    assert growth[0] < 64 * MIB
+
+
+def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
+    files = [SampleFile(str(tmp_path / f"{i}.png"), "a") for i in range(30)]
+    for file in files:
+        Path(file.where).write_bytes(bytes(8 * MIB + 1))
+    with peak_memory() as growth:
+        assert sum(len(sample.data) for sample in loaded(files)) == 30 * (8 * MIB + 1)
+    assert growth[0] < 64 * MIB
+    monkeypatch.setattr(source_module, "AHEAD_BYTES", 0)
+    assert [sample.where for sample in loaded(files)] == [file.where for file in files]
+
+
+def test_pipes_sockets_and_links_in_circles_are_not_waited_for(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(png())
+    folder = tmp_path / "train" / "a"
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe")
+    (folder / "null.png").symlink_to("/dev/null")
+    (folder / "linked.png").symlink_to(folder / "pipe.png")
+    (folder / "circle").symlink_to(folder)
+    source = open_source(f"folder:{tmp_path}")
+    assert np.bincount(source.train.labels).tolist() == [1, 1]
+    assert source.inventory.unused["neither file nor folder"] == 4
+    with pytest.raises(InputError, match="not a regular file"):
+        SampleFile(str(folder / "pipe.png"), "a").read()
+
+
+def write_idx(path: Path, shape: tuple[int, ...], data: bytes, packed: bool = False) -> None:
+    content = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape) + data
+    path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(content) if packed else content)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "images"),
+    [
+        ((2**32 - 1,), (2, 4, 4)),
+        ((2,), (2, 2**32 - 1, 2**32 - 1)),
+        ((2,), (2, 0, 4)),
+        ((2,), (2**32 - 1, 4, 4)),
+    ],
+)
+def test_idx_files_that_promise_more_than_any_holds_are_refused(tmp_path, labels, images, packed):
+    write_idx(tmp_path / "train-labels-idx1-ubyte", labels, b"\0\1", packed)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images, bytes(32), packed)
+    with peak_memory() as growth, pytest.raises(InputError, match="ubyte(.gz)? promises .* bytes: at most"):
+        open_source(f"idx:{tmp_path}", held_out=False)
+    assert growth[0] < 64 * MIB
+
+
+def write_table(root: Path, image: pa.Array, label: pa.Array, metadata: dict | None = None) -> str:
+    table = pa.table({"image": image, "label": label}).replace_schema_metadata(metadata)
+    for split in ("train", "test"):
+        pq.write_table(table, root / f"{split}.parquet", compression="zstd")
+    return f"parquet:{root}"
+
+
+def test_images_that_repeat_in_a_table_are_in_memory_once(tmp_path):
+    cell = bytes(8 * MIB)
+    image = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array([cell]))
+    source = open_source(write_table(tmp_path, image, pa.array([0, 1] * 100)))
+    assert (tmp_path / "train.parquet").stat().st_size < MIB
+    with peak_memory() as growth:
+        assert sum(len(sample.data) == len(cell) for sample in source.train.shards[0].read(None)) == 200
+    assert growth[0] < 128 * MIB
+
+
+def test_labels_that_repeat_in_a_table_are_in_memory_once(tmp_path):
+    text = "x" * 8 * MIB
+    label = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 100, pa.int32()), pa.array([text, "b"]))
+    with peak_memory() as growth, pytest.raises(InputError, match="class name of 8,388,608 characters"):
+        open_source(write_table(tmp_path, pa.array([png()] * 200), label))
+    assert growth[0] < 128 * MIB
+
+
+def test_a_table_of_more_rows_than_bytes_is_refused(tmp_path):
+    count = 2_000_000
+    spec = write_table(
+        tmp_path,
+        pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([png()])),
+        pa.array(np.zeros(count, np.int8)),
+    )
+    with peak_memory() as growth, pytest.raises(InputError, match="promises 2,000,000 rows in"):
+        open_source(spec)
+    assert growth[0] < 64 * MIB
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"[" * 100_000,
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ' + b"[" * 100_000,
+        b'{"info": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_metadata_of_a_table_that_cannot_be_parsed_name_no_classes(tmp_path, metadata):
+    spec = write_table(tmp_path, pa.array([png()] * 2), pa.array([0, 1]), {b"huggingface": metadata})
+    assert open_source(spec).class_ids == ["00000", "00001"]
+
+
+def test_lists_are_no_images(tmp_path):
+    with pytest.raises(InputError, match="holds no encoded image in image: found list"):
+        source = open_source(write_table(tmp_path, pa.array([[[1]], [[2]]]), pa.array([0, 1])))
+        list(source.train.shards[0].read(None))
+
+
+def test_class_names_of_any_length_are_refused_where_they_are_listed(tmp_path, class_file):
+    class_file.write_text(f"bag\n{LONG}\n")
+    with pytest.raises(InputError, match="the class list .*garments.txt has a class name of 1,001"):
+        open_source(f"builtin:fashion-mnist-6k?classes={class_file}")
+    names = (
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "%s"]}}}}' % LONG.encode()
+    )
+    spec = write_table(tmp_path, pa.array([png()] * 2), pa.array([0, 1]), {b"huggingface": names})
+    with pytest.raises(InputError, match="the metadata of .*train.parquet has a class name of 1,001"):
+        open_source(spec)
+
+
+def test_classes_that_no_card_can_hold_are_refused():
+    ids = [f"{i:0900d}" for i in range(20_000)]
+    with pytest.raises(InputError, match="20,000 classes, whose names take"):
+        limits.require_listable(ids, None, "a dataset")
+    limits.require_listable([f"{i:06d}" for i in range(210_000)], None, "the largest dataset of landmarks")
+
+
+def test_a_class_list_that_is_a_pipe_or_of_any_size_is_not_read(tmp_path):
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="huge.txt has 1099511627776 bytes"):
+        open_source(f"builtin:fashion-mnist-6k?classes={tmp_path / 'huge.txt'}")
