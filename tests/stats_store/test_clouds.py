@@ -89,11 +89,6 @@ ANSWERS = [
         "permission denied by the server (403); set AWS_ACCESS_KEY_ID",
     ),
     (
-        "s3",
-        (404, "NotFound", "No such page."),
-        "its endpoint has nothing at that address (404): check AWS_END",
-    ),
-    (
         "az",
         (404, "ContainerNotFound", "The specified container does not exist."),
         "there is no such container",
