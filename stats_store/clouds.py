@@ -142,6 +142,8 @@ REASONS = (
     ("PublicAccessNotPermitted", "the account has no public containers; {credentials}"),
     ("InvalidResourceName", "that is no name of a {container}"),
     ("OutOfRangeInput", "that is no name of a {container}; on an emulator, the endpoint ends in /ACCOUNT"),
+    ("InvalidBucketName", "that is no name of a {container}"),
+    ("AuthorizationHeaderMalformed", "the bucket is in another region: set AWS_REGION"),
     ("PermanentRedirect", "the bucket is in another region: set AWS_REGION"),
     ("InvalidAccessKeyId", "the server does not know the access key in the environment; {credentials}"),
     (

@@ -78,6 +78,17 @@ def require_line(url: str, reason: str, open_it: Callable[[str], object] = open_
 UNSIGNED = (403, "AuthorizationFailure", "Server failed to authenticate the request. Make sure the value of")
 ANSWERS = [
     (
+        "s3",
+        (400, "AuthorizationHeaderMalformed", "The region is wrong."),
+        "the bucket is in another region: se",
+    ),
+    ("s3", (400, "InvalidBucketName", "The specified bucket is not valid."), "that is no name of a bucket"),
+    (
+        "s3",
+        (403, "AccessDenied", "Access Denied"),
+        "permission denied by the server (403); set AWS_ACCESS_KEY_ID",
+    ),
+    (
         "az",
         (404, "ContainerNotFound", "The specified container does not exist."),
         "there is no such container",
@@ -118,14 +129,16 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize(("scheme", "answer", "reason"), ANSWERS, ids=[a[1][1] for a in ANSWERS])
+@pytest.mark.parametrize(("scheme", "answer", "reason"), ANSWERS, ids=[f"{a[0]}-{a[1][1]}" for a in ANSWERS])
 def test_what_a_server_refuses_is_said_with_the_variables_of_its_cloud(
     scheme: str, answer: tuple[int, str, str], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, code, message = answer
     with answering(status, code, f"{message} {CANARY}") as address:
         variables = {**AZURE, "AZURE_STORAGE_ENDPOINT": f"{address}/account", "AZURE_ALLOW_HTTP": "true"}
-        for name, value in {**variables, **PUBLIC, "GOOGLE_BASE_URL": address}.items():
+        variables |= {"AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "k"}
+        variables |= {**PUBLIC, "GOOGLE_BASE_URL": address, "AWS_SECRET_ACCESS_KEY": CANARY}
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
         for open_it in (open_store, create_store):
             require_line(f"{scheme}://place/x", reason, open_it)
