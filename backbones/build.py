@@ -24,6 +24,7 @@ from sfm.backbones.preprocess import preprocessing_of, square_side
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
+from sfm.field_types import LARGEST_INPUT
 from sfm.text import one_line
 
 # What training scripts call the part of a larger model that a backbone is.
@@ -135,8 +136,8 @@ def load_backbone(
     keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image size {image_size}: it is a number of pixels, at least 1")
+    if image_size is not None and not 1 <= image_size <= LARGEST_INPUT:
+        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {LARGEST_INPUT}")
     _check_known(parsed)
     preprocessing = _preprocessing(parsed, image_size)
     model, choice = _load(parsed)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
 
+from sfm.field_types import ChannelMean, ChannelStd, Digest, Features, InputPixels, Name, ResizedPixels
+
 
 class Preprocessing(BaseModel):
     """How an image becomes a backbone's input.
@@ -29,11 +31,11 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_size: int
-    resize: int
+    input_size: InputPixels
+    resize: ResizedPixels
     resampling: Literal["bilinear", "bicubic", "lanczos"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[ChannelMean, ChannelMean, ChannelMean]
+    std: tuple[ChannelStd, ChannelStd, ChannelStd]
     crop_mode: Literal["center", "pad", "squash", "border"] = "center"
 
     @model_serializer(mode="wrap")
@@ -65,12 +67,12 @@ class BackboneCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    spec: str
-    model: str
-    rule: str
-    weights: str
+    spec: Name
+    model: Name
+    rule: Name
+    weights: Digest
     preprocessing: Preprocessing
-    features: int
+    features: Features
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -1,12 +1,12 @@
 """What the distillation needs of a store's entry: class means and sub-class centres."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
+from sfm.stats_store.schema import generic, sub_classes
 from sfm.stats_store.store import Entry
 
 
@@ -44,33 +44,22 @@ def read_centres(entry: Entry, ipc: int, chosen: npt.NDArray[np.int64], apart: b
     Raises
     ------
     InputError
-        If the entry has fewer than two classes, no centres for `ipc`, or values that are not finite.
+        If the entry has fewer than two classes, or no centres for `ipc`.
+    DamageError
+        If an array is damaged, or its values cannot be.
     """
-    names = [entry.dataset.class_names[c] for c in chosen]
-    if len(names) < 2:
-        raise InputError(f"{entry.dataset.name} has {len(names)} class: a flow needs at least two classes")
+    if len(chosen) < 2:
+        raise InputError(f"{entry.dataset.name} has {len(chosen)} class: a flow needs at least two classes")
     means = entry.read("train/mean").astype(np.float64)[chosen]
-    _require_finite(entry, "train/mean", means, names)
     if ipc == 1 or not apart:
         return Centres(means, means[:, None].repeat(ipc, axis=1))
     name = f"train/centre_{ipc}"
     if name not in entry:
-        found = (re.fullmatch(r"train/centre_(\d+)", array) for array in entry.names())
-        held = sorted(int(match[1]) for match in found if match)
+        held = sorted(k for n in entry.names() if generic(n) == "train/centre" and (k := sub_classes(n)))
         raise InputError(
             f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
             f"{', '.join(map(str, [1, *held]))}, or extract with --sub-classes {ipc}"
         )
     sampled = entry.read(f"train/centre_count_{ipc}")[chosen] > 0
     own = np.where(sampled[:, :, None], entry.read(name).astype(np.float64)[chosen], means[:, None])
-    _require_finite(entry, name, own, names)
     return Centres(means, own)
-
-
-def _require_finite(entry: Entry, name: str, values: npt.NDArray[np.float64], classes: list[str]) -> None:
-    wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if wrong.any():
-        raise InputError(
-            f"{name} of {entry.dataset.name} is not finite for {wrong.sum()} of {len(values)} classes "
-            f"(first: {classes[int(wrong.argmax())]}): extract the dataset again"
-        )

@@ -1,23 +1,67 @@
 """Everything to resume a run exactly, as safetensors and JSON."""
 
 import hashlib
-import shutil
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfm.atomic import remove, require_no_link
+from sfm.config_fields import MANY, MOST_PER_CLASS, MOST_PROCESSES
 from sfm.distill.adam import Moments
 from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State
 from sfm.distill.group import ALONE, Group
+from sfm.distill.pyramid import canvas_size, resolutions
 from sfm.errors import DamageError, InputError
+from sfm.field_types import Finite, InputPixels, Name, NotNegative
+from sfm.tensor_files import HEADER_BYTES, Declared, TensorFileError, declared, open_tensors, require_declared
+from sfm.text import one_line
+from sfm.untrusted import read_file
 
 KEPT = 2
+
+MOST_FEATURES = 2**16
+"""Length of a feature vector."""
+
+LONGEST_TOLD = 100
+"""Characters of a value of a recipe in an error."""
+
+Threads = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
+
+
+class SavedRecipe(BaseModel):
+    """The part of a recipe that is relied on before it is compared with what is asked for now."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    classes: Annotated[list[Name], Field(fail_fast=True, min_length=1)]
+    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    image_size: InputPixels
+    views: Annotated[int, Field(ge=1, le=MANY)]
+    micro_batch: Annotated[int, Field(ge=1, le=MANY)]
+    graphs: Annotated[int, Field(ge=0, le=MANY)]
+    threads: Threads
+    threads_before: Annotated[list[Threads], Field(max_length=1000)] = []
+    compiled: bool = False
+    captured: bool = False
+
+    def most_bytes(self) -> int:
+        """Return what the tensors of a state take at most."""
+        images = len(self.classes) * self.ipc
+        pixels = sum(side**2 for side in resolutions(canvas_size(self.image_size)))
+        # Levels with two moments each, features as they were last seen, and the age.
+        return 4 * images * (3 * 3 * pixels + self.views * MOST_FEATURES) + 8
+
+
+def require_recipe(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a recipe that no run has."""
+    SavedRecipe.model_validate(value)
+    return value
 
 
 class Checkpoint(BaseModel):
@@ -40,10 +84,10 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    recipe: dict[str, Any]
-    step: int
-    loss: float | None
-    seconds: float
+    recipe: Annotated[dict[str, Any], AfterValidator(require_recipe)]
+    step: Annotated[int, Field(ge=0, le=MANY)]
+    loss: Finite | None
+    seconds: NotNegative
     sha256: str = ""
 
 
@@ -79,6 +123,7 @@ def save(folder: Path, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> No
     InputError
         If it cannot be written; earlier checkpoints are untouched then.
     """
+    require_no_link(folder)
     with whole_folder(folder / f"step_{checkpoint.step:08d}") as partial:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors"
@@ -93,7 +138,7 @@ def keep(folder: Path, count: int) -> None:
     saved = _saved(folder)
     for path in folder.iterdir():
         if path not in saved[:count] and path.is_dir():
-            shutil.rmtree(path)
+            remove(path)
 
 
 def find(folder: Path) -> tuple[Path, Checkpoint] | None:
@@ -109,29 +154,91 @@ def find(folder: Path) -> tuple[Path, Checkpoint] | None:
     saved = _saved(folder)
     for path in saved:
         try:
-            checkpoint = Checkpoint.model_validate_json((path / "checkpoint.json").read_bytes())
-            if _sha256(path / "state.safetensors") == checkpoint.sha256:
+            checkpoint = Checkpoint.model_validate_json(read_file(path / "checkpoint.json"))
+            if _is_whole(path / "state.safetensors", checkpoint):
                 return path, checkpoint
-        except (FileNotFoundError, ValidationError):
+        except PermissionError:
+            raise
+        except (OSError, ValueError):
             continue
     if saved:
         raise DamageError(f"no checkpoint in {folder} is intact: start the run again in another directory")
     return None
 
 
-def load(path: Path, checkpoint: Checkpoint, plan: Plan, device: torch.device, group: Group = ALONE) -> State:
-    """Load the state that :func:`find` found: of all images, or those of this process."""
+def load(
+    path: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    features: int,
+    device: torch.device,
+    group: Group = ALONE,
+) -> State:
+    """Load the state that :func:`find` found: of all images, or those of this process.
+
+    Raises
+    ------
+    DamageError
+        If it is no state of this run: a step beyond its end, other tensors, or values that are not finite.
+    """
     own = group.share(plan.classes, plan.ipc)
-    with safe_open(path / "state.safetensors", framework="pt") as file:
-        tensors = {
-            name: (file.get_slice(name)[own] if _is_per_image(name) else file.get_tensor(name)).to(device)
-            for name in file.keys()  # noqa: SIM118 - not a dict
-        }
+    most = SavedRecipe.model_validate(checkpoint.recipe).most_bytes()
+    try:
+        if checkpoint.step > plan.steps:
+            raise TensorFileError(f"{path} is of step {checkpoint.step} of {plan.steps}")
+        file = path / "state.safetensors"
+        with open_tensors(file, "pt", most) as opened:
+            expected = declared_state(plan, checkpoint.step, features, group)
+            if "seen" in expected and declared(opened).get("seen", ("", ()))[0] in ("BF16", "F16"):
+                expected["seen"] = declared(opened)["seen"][0], expected["seen"][1]
+            require_declared(opened, expected, file)
+            tensors = {
+                name: (opened.get_slice(name)[own] if _is_per_image(name) else opened.get_tensor(name))
+                for name in expected
+            }
+        require_sane(tensors, checkpoint.step, file)
+    except (FileNotFoundError, TensorFileError) as error:
+        raise DamageError(
+            f"{error}: delete {path} to go on from the checkpoint before it, or start the run again in "
+            "another directory"
+        ) from error
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     numbers = range(_count(tensors))
     levels = [tensors[f"{index}/level"].requires_grad_() for index in numbers]
     first, second = ([tensors[f"{index}/adam/{name}"] for index in numbers] for name in ("first", "second"))
     moments = Moments(first, second, int(tensors["age"]))
     return State(checkpoint.step, levels, moments, tensors.get("seen"))
+
+
+def declared_state(plan: Plan, step: int, features: int, group: Group = ALONE) -> Declared:
+    """Return types and shapes of what :func:`tensors_of` gives after so many steps."""
+    count = plan.levels(max(step - 1, 0))
+    shapes = {
+        f"{index}/{name}": (plan.images, 3, side, side)
+        for index, side in enumerate(resolutions(plan.canvas)[:count])
+        for name in ("level", "adam/first", "adam/second")
+    }
+    found: Declared = {name: ("F32", shape) for name, shape in shapes.items()}
+    found["age"] = ("I64", ())
+    in_parts = plan.micro_batch < group.shares(plan.classes, plan.ipc)[0].stop
+    if step and plan.gradient == "one-pass" and in_parts:
+        found["seen"] = ("F32", (plan.images * plan.views, features))
+    return found
+
+
+def require_sane(tensors: dict[str, Tensor], step: int, file: Path) -> None:
+    """Refuse values that no step leaves.
+
+    Raises
+    ------
+    TensorFileError
+        Names the tensor.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all() or (name.endswith("/adam/second") and (tensor < 0).any()):
+            raise TensorFileError(f"{file} holds values in {name} that no run leaves")
+    if not 0 <= int(tensors["age"]) <= step:
+        raise TensorFileError(f"{file} holds an age that no run has after {step} steps")
 
 
 def require_same(found: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
@@ -175,6 +282,13 @@ def _count(tensors: dict[str, Tensor]) -> int:
     return sum(name.endswith("/level") for name in tensors)
 
 
+def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
+    """Return whether a file is as it was written; a file that is too long for that is not read."""
+    state = path.stat()
+    most = SavedRecipe.model_validate(checkpoint.recipe).most_bytes() + HEADER_BYTES
+    return stat.S_ISREG(state.st_mode) and state.st_size <= most and _sha256(path) == checkpoint.sha256
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -182,4 +296,4 @@ def _sha256(path: Path) -> str:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text[:12] if len(text) == 64 else text
+    return text[:12] if len(text) == 64 else one_line(text, LONGEST_TOLD)

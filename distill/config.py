@@ -5,6 +5,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.config_fields import (
+    MANY,
+    MOST_PER_CLASS,
+    MOST_PROCESSES,
+    BackboneField,
+    ClassesField,
+    Place,
+    Recipe,
+)
+from sfm.field_types import LARGEST_INPUT
 from sfm.paths import expand_homes
 
 
@@ -13,92 +23,109 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str = Field(description="The store of statistics: a path or a URL (s3://, gs://, az://).")
-    backbone: str = Field(description="The backbone whose statistics to match, e.g. lite0.")
-    image_size: int | None = Field(
-        default=None, ge=8, description="Input size of the backbone, where the store holds several."
+    store: Place[str] = Field(description="The store of statistics: a path or a URL (s3://, gs://, az://).")
+    backbone: BackboneField[str] = Field(description="The backbone whose statistics to match, e.g. lite0.")
+    image_size: Recipe[int | None] = Field(
+        default=None,
+        ge=8,
+        le=LARGEST_INPUT,
+        description="Input size of the backbone, where the store holds several.",
     )
-    dataset: str = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
-    classes: Path | tuple[str, ...] | None = Field(
+    dataset: Recipe[str] = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
+    classes: ClassesField[Path | tuple[str, ...] | None] = Field(
         default=None,
         description="File with the ids or names of the classes to distil, one per line; default: all.",
     )
-    out: Path = Field(description="Directory to write; must be new or empty, unless --resume.")
-    objective: Literal["sfm", "sfm-decoupled"] = Field(
+    out: Place[Path] = Field(description="Directory to write; must be new or empty, unless --resume.")
+    objective: Recipe[Literal["sfm", "sfm-decoupled"]] = Field(
         default="sfm",
         description="sfm: cosine of the flows; sfm-decoupled: squared error of own and other-class centres.",
     )
-    alpha: float = Field(
+    alpha: Recipe[float] = Field(
         default=1.0, ge=0, le=1, description="Weight of the own centres (sfm-decoupled only)."
     )
-    ipc: int = Field(
+    ipc: Recipe[int] = Field(
         default=1,
         ge=1,
+        le=MOST_PER_CLASS,
         description="Images per class; above 1 the store must hold as many sub-class centres.",
     )
-    centres: Literal["sub-class", "none"] = Field(
+    centres: Recipe[Literal["sub-class", "none"]] = Field(
         default="sub-class",
         description="What the images of a class are matched to, above one: a sub-class centre each, or "
         "(none, as published) all to the class mean.",
     )
-    views: int = Field(default=1, ge=1, description="Augmented views of every image in every step.")
-    steps: int = Field(default=2000, ge=1, description="Optimisation steps.")
-    learning_rate: float = Field(
+    views: Recipe[int] = Field(
+        default=1, ge=1, le=MANY, description="Augmented views of every image in every step."
+    )
+    steps: Recipe[int] = Field(default=2000, ge=1, le=MANY, description="Optimisation steps.")
+    learning_rate: Recipe[float] = Field(
         default=2e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
     )
-    final_rate: float = Field(
+    final_rate: Recipe[float] = Field(
         default=1.0,
         ge=0,
         le=1,
         description="Part of the learning rate that is left at the end: over the second half of the run it "
         "falls along half a cosine (1: it does not fall).",
     )
-    grow_every: int | None = Field(
+    grow_every: Recipe[int | None] = Field(
         default=None,
         ge=1,
+        le=MANY,
         description="Steps between two levels of the pyramid (default: spread over half the run).",
     )
-    micro_batch: int | None = Field(
+    micro_batch: Recipe[int | None] = Field(
         default=None,
         ge=1,
+        le=MANY,
         description="Images whose activations are in memory at a time (default: as many as fit, at most 34 "
         "views, on a GPU 25).",
     )
-    gradient: Literal["exact", "one-pass"] = Field(
+    gradient: Recipe[Literal["exact", "one-pass"]] = Field(
         default="exact",
         description="With several micro-batches: exact (one forward more) or one-pass (features of the other "
         "images are those last seen).",
     )
-    graphs: int | None = Field(
+    graphs: Recipe[int | None] = Field(
         default=None,
         ge=0,
+        le=MANY,
         description="With several micro-batches, exact: images whose graphs are kept while the others are "
         "looked at, so that they go forward once (default: as many as take 120 MiB; on a GPU, those of one "
         "micro-batch).",
     )
-    checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
-    seed: int = Field(default=0, ge=0, description="Seed of the images' start and of the views.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
-    threads: int | None = Field(
+    checkpoint_every: Recipe[int] = Field(
+        default=100, ge=1, le=MANY, description="Steps between two checkpoints."
+    )
+    seed: Recipe[int] = Field(
+        default=0, ge=0, lt=2**63, description="Seed of the images' start and of the views."
+    )
+    device: Recipe[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="Where to compute.")
+    threads: Recipe[int | None] = Field(
         default=None,
         ge=1,
+        le=MOST_PROCESSES,
         description="CPU threads to compute with, in each process. Default: one per core, or as "
         "OMP_NUM_THREADS says.",
     )
-    precision: Literal["float32", "bf16"] = Field(
+    precision: Recipe[Literal["float32", "bf16"]] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
     )
-    compile: Literal["auto", "yes", "no"] = Field(
+    compile: Recipe[Literal["auto", "yes", "no"]] = Field(
         default="auto",
         description="Compile the backbone with torch.compile (auto: on a GPU, where the run is long enough "
         "to gain what that costs).",
     )
-    devices: int = Field(
+    devices: Recipe[int] = Field(
         default=1,
         ge=1,
+        le=MOST_PROCESSES,
         description="Share the classes among so many processes: on GPUs, one for each; on a CPU, each with "
         "its part of the threads.",
     )
-    resume: bool = Field(default=False, description="Go on from the last checkpoint in the directory.")
+    resume: Recipe[bool] = Field(
+        default=False, description="Go on from the last checkpoint in the directory."
+    )
 
     _expand_out = field_validator("out")(expand_homes)

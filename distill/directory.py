@@ -1,14 +1,13 @@
 """How a run's directory is written: whole files and whole folders appear, or nothing does."""
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sfm import atomic
 from sfm.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -44,25 +43,15 @@ def write_file(path: Path, data: bytes) -> None:
     InputError
         If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     with writing(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
+        atomic.write_file(path, data)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to write into; it takes the name `path` once everything in it is on the disk.
 
-    A folder that had the name before is replaced. After an error nothing is left behind.
+    A folder, or a link, that had the name before is replaced. After an error nothing is left behind.
 
     Raises
     ------
@@ -72,23 +61,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            atomic.remove(partial)
             partial.mkdir(parents=True)
             yield partial
             for inside in (*partial.rglob("*"), partial):
-                _sync(inside)
-            if path.exists():
-                shutil.rmtree(path)
+                atomic.sync(inside)
+            atomic.remove(path)
             partial.rename(path)
-            _sync(path.parent)
+            atomic.sync(path.parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):
+                atomic.remove(partial)
             raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

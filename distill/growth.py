@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from sfm.atomic import make_folder
 from sfm.distill.directory import write_file, writing
 from sfm.distill.group import ALONE, Group
 from sfm.distill.images import pixels
@@ -59,5 +60,5 @@ def write_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) 
     data = BytesIO()
     sheet.save(data, "PNG", optimize=True)
     with writing(folder):
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
     write_file(folder / f"step_{step:08d}.png", data.getvalue())

@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import TextIO
 
 from sfm.distill.directory import write_file, writing
+from sfm.errors import InputError
+from sfm.untrusted import read_file
+
+HISTORY_BYTES = 32 * 2**20
+"""Longest history that is read: of half a million steps."""
 
 COLUMNS = ("step", "loss", "learning_rate", "resolution", "seconds")
 
@@ -16,12 +21,29 @@ def open_history(path: Path, step: int) -> TextIO:
     Raises
     ------
     InputError
-        If it cannot be written.
+        If it cannot be written, or what is there is no history.
     """
-    rows = path.read_text().splitlines()[1 : step + 1] if path.exists() else []
+    rows = read_lines(path)[1 : step + 1]
     write_file(path, "".join(f"{line}\n" for line in (",".join(COLUMNS), *rows)).encode())
     with writing(path):
         return path.open("a", newline="")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a history; none if it is not there.
+
+    Raises
+    ------
+    InputError
+        If it is no history.
+    """
+    try:
+        return read_file(path, HISTORY_BYTES).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text, or too long"
+        raise InputError(f"cannot read {path}: {reason}; move it away") from error
 
 
 def append(

@@ -12,8 +12,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sfm.config_fields import LARGEST_CANVAS
 from sfm.distill.captions import short_captions
 from sfm.distill.pyramid import decode
+from sfm.image_files import read_png
 from sfm.text import one_line
 
 DECODED_AT_ONCE = 64
@@ -117,8 +119,8 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)
-            with Image.open(path) as image:
-                sheet.paste(image.resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
+            image = Image.fromarray(read_png(path, LARGEST_CANVAS**2))
+            sheet.paste(image.resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
         if many:
             name = _fitted(label, font, left - margin - gap)
             draw.text((left - gap, y + tile // 2), name, "#333333", font, anchor="rm")

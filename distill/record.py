@@ -3,19 +3,25 @@
 import platform
 import resource
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from sfm.backbones.build import Backbone
+from sfm.config_fields import MOST_PER_CLASS
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
 from sfm.distill.engine import Plan
 from sfm.distill.portable import portable_config
+from sfm.errors import InputError
+from sfm.field_types import Count, Finite, Name, NotNegative
 from sfm.stats_store.location import absolute_url
 from sfm.stats_store.store import Entry
+from sfm.untrusted import parse_json, read_file
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
@@ -113,6 +119,38 @@ def record_of(
         "wall_seconds": checkpoint.seconds,
         "peak_memory_bytes": peak_memory_bytes,
     }
+
+
+class FinishedRecord(BaseModel):
+    """The part of the ``run.json`` of a finished run that is told; all of it is kept."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    dataset: Name
+    loss: Finite
+    wall_seconds: NotNegative
+    peak_memory_bytes: Count
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the ``run.json`` of a finished run.
+
+    Raises
+    ------
+    InputError
+        If it is not what :func:`record_of` gives.
+    """
+    try:
+        record: dict[str, Any] = parse_json(read_file(path))
+        FinishedRecord.model_validate(record)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not what `sfm distill` writes: delete it to have the run finished again"
+        ) from error
+    return record
 
 
 def notes_of(recipe: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfm.atomic import require_no_link
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.frozen import frozen
@@ -44,7 +45,7 @@ from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_b
 from sfm.distill.portable import select_classes
 from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
-from sfm.distill.record import notes_of, peak_memory, recipe_of, record_of
+from sfm.distill.record import notes_of, peak_memory, read_record, recipe_of, record_of
 from sfm.distill.stopping import Interrupted as Interrupted
 from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
@@ -155,14 +156,13 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
         recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
         if saved:
             checkpoints.require_same(saved[1].recipe, recipe, config.out)
-            finished = config.out / "run.json"
-            if finished.exists():
-                return DistillResult(config.out, json.loads(finished.read_bytes()))
+            if (config.out / "run.json").exists():
+                return DistillResult(config.out, read_record(config.out / "run.json"))
 
         began = time.perf_counter()
         wanted = wanted_kernels(plan, config.compile, backbone.device, group)
         if saved:
-            wanted = Kernels(saved[1].recipe["compiled"], saved[1].recipe["captured"])
+            wanted = Kernels(*(saved[1].recipe.get(name, False) for name in ("compiled", "captured")))
         backbone, kernels, obstacle = quickened(backbone, plan, wanted)
         if obstacle and (saved or config.compile == "yes"):
             advice = "but in this run it was" if saved else "leave out --compile yes"
@@ -171,7 +171,7 @@ def distill_in(group: Group, config: DistillConfig, progress: Listener) -> Disti
         if backbone.device.type == "cuda":
             # What preparing took is gone, or counted as held.
             torch.cuda.reset_peak_memory_stats(backbone.device)
-        state, checkpoint = state_of(config, plan, saved, recipe, backbone.device, group)
+        state, checkpoint = state_of(config, plan, saved, recipe, backbone, group)
         seconds = checkpoint.seconds + time.perf_counter() - began
         checkpoint = checkpoint.model_copy(update={"seconds": seconds})
         objective = objective_of(config, centres, backbone.device)
@@ -204,7 +204,7 @@ def state_of(
     plan: Plan,
     saved: tuple[Path, Checkpoint] | None,
     recipe: dict[str, Any],
-    device: torch.device,
+    backbone: Backbone,
     group: Group,
 ) -> tuple[State, Checkpoint]:
     """Return the state to go on from: the saved one, or a new one, which is saved.
@@ -218,8 +218,9 @@ def state_of(
         path, checkpoint = saved
         checkpoints.require_same(checkpoint.recipe, recipe, config.out)
         checkpoint = checkpoints.with_threads(checkpoint, recipe["threads"])
-        return checkpoints.load(path, checkpoint, plan, device, group), checkpoint
-    state = begin(plan, device, group)
+        features = backbone.card.features
+        return checkpoints.load(path, checkpoint, plan, features, backbone.device, group), checkpoint
+    state = begin(plan, backbone.device, group)
     checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
     tensors = checkpoints.tensors_of(state, plan, group)
     if group.first:
@@ -235,10 +236,13 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
     Raises
     ------
     InputError
-        If the directory holds a run and `resume` is not set, or something that is not a run.
+        If the directory holds a run and `resume` is not set, or something that is not a run; or a link in
+        the place of a folder in which a run deletes what it no longer needs.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a directory")
+    for name in ("checkpoint", "growth"):
+        require_no_link(out / name)
     saved = checkpoints.find(out / "checkpoint")
     if saved and not resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"

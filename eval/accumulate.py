@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from sfm.errors import InputError
 from sfm.eval.config import NOT_RANDOM, EvaluateConfig, Protocol, protocol_of
 from sfm.eval.findings import ABOVE_FULL_DATA, NO_BETTER, findings
-from sfm.eval.result import EarlierEvaluation, Evaluation, Row
+from sfm.eval.result import RESULT_BYTES, EarlierEvaluation, Evaluation, Row
+from sfm.untrusted import OversizeError, read_file
 
 Key = tuple[Any, ...]
 
@@ -24,14 +25,12 @@ def read_result(path: Path) -> Evaluation | None:
         If it cannot be read, or is something else.
     """
     try:
-        data = path.read_bytes()
+        return Evaluation.model_validate_json(read_file(path, RESULT_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; move it away") from error
-    try:
-        return Evaluation.model_validate_json(data)
-    except ValidationError as error:
+    except (OversizeError, ValidationError) as error:
         raise InputError(f"{path} is not what this version of `sfm evaluate` writes: move it away") from error
 
 

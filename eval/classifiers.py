@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sfm.atomic import require_no_link
 from sfm.backbones.card import BackboneCard
 from sfm.eval.config import Mode
 from sfm.eval.methods import Trained
@@ -18,6 +18,10 @@ from sfm.eval.subjects import Subject
 from sfm.eval.synthetic import DistilledRun
 from sfm.eval.whole import write_whole
 from sfm.stats_store.digest import array_digest, canonical, sha256
+from sfm.tensor_files import TensorFileError, open_tensors
+
+CLASSIFIER_BYTES = 2**31
+"""Longest file of a classifier that is looked into."""
 
 
 def file_name(spec: str, mode: Mode) -> str:
@@ -42,6 +46,7 @@ def save_classifier(
     card = subject.backbone.card
     images = array_digest(run.pixels)
     data = as_file(trained, card, source.entry.backbone, row, run.class_ids, images)
+    require_no_link(folder)
     path = folder / file_name(card.spec, row.mode)
     if not is_replaceable(path, card.hash, images, row):
         told = canonical([card.hash, row.epochs, row.views, row.seed, row.seeds])
@@ -52,9 +57,9 @@ def save_classifier(
 def is_replaceable(path: Path, backbone_hash: str, images: str, row: Row) -> bool:
     """Return whether there is no classifier, or a damaged one, one of other images, or one trained alike."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "pt", CLASSIFIER_BYTES) as file:
             header = file.metadata() or {}
-    except (OSError, SafetensorError):
+    except (FileNotFoundError, TensorFileError):
         return True
     same = ("backbone_hash", backbone_hash), *protocol_header(row).items()
     return header.get("images", images) != images or all(header.get(k, v) == v for k, v in same)

@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Place, Recipe
 from sfm.errors import InputError
 from sfm.eval.whole import distinct_names
+from sfm.field_types import LARGEST_INPUT
 from sfm.paths import expand_homes
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
@@ -35,19 +37,20 @@ class EvaluateOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str = Field(description="Store the images were distilled from: a path or URL.")
-    backbone: list[str] = Field(
+    store: Place[str] = Field(description="Store the images were distilled from: a path or URL.")
+    backbone: BackboneField[list[str]] = Field(
         default=[],
         description="Backbone to evaluate on; repeat for several, or `all` for every one that the store "
         "holds of this dataset. Default: the one distilled on.",
     )
-    image_size: int | None = Field(
+    image_size: Recipe[int | None] = Field(
         default=None,
         ge=1,
+        le=LARGEST_INPUT,
         description="Input size of the evaluation backbones, in pixels. Default: the size distilled at, "
         "where the store holds it.",
     )
-    mode: list[Mode] = Field(
+    mode: Recipe[list[Mode]] = Field(
         default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
         description="What is trained on the images; repeat for several. linear: a fresh head. inherit: a "
@@ -55,35 +58,40 @@ class EvaluateOptions(BaseModel):
         "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
         "soft labels. joint, stage: projector and head, together or one after the other.",
     )
-    seeds: int = Field(default=3, ge=1, description="Repetitions; the table shows mean and deviation.")
-    epochs: int = Field(default=1000, ge=1, description="Passes over the synthetic images.")
-    views: int = Field(
+    seeds: Recipe[int] = Field(
+        default=3, ge=1, le=MANY, description="Repetitions; the table shows mean and deviation."
+    )
+    epochs: Recipe[int] = Field(default=1000, ge=1, le=MANY, description="Passes over the synthetic images.")
+    views: Recipe[int] = Field(
         default=50,
         ge=1,
+        le=MANY,
         description="Augmented views per image and seed that heads are trained on, their features computed "
         "once; as many as epochs give every epoch a view of its own.",
     )
-    projector_views: int | None = Field(
+    projector_views: Recipe[int | None] = Field(
         default=None,
         ge=1,
+        le=MANY,
         description="Views per image that projectors are trained on; they have more weights to fit, and all "
         f"seeds share the views. Default: {VIEWS_OF_ALL_IMAGES} of all images together, at least --views.",
     )
-    save: bool = Field(
+    save: Recipe[bool] = Field(
         default=False,
         description="Also write the classifiers of the first seed to classifiers/ beside the result, as "
         "safetensors; with --out NAME.json, to NAME-classifiers/.",
     )
-    out: Path | None = Field(
+    out: Place[Path | None] = Field(
         default=None,
         description="Where to write instead of RUN/evaluation.json, for read-only runs: a .json file, "
         "or a folder (with a folder in it for each of several runs).",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
-    threads: int | None = Field(
+    device: Recipe[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="Where to compute.")
+    seed: Recipe[int] = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
+    threads: Recipe[int | None] = Field(
         default=None,
         ge=1,
+        le=MOST_PROCESSES,
         description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
     )
 
@@ -93,7 +101,7 @@ class EvaluateOptions(BaseModel):
 class EvaluateConfig(EvaluateOptions):
     """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
 
-    run: Path = Field(description="Directory that `sfm distill` wrote.")
+    run: Place[Path] = Field(description="Directory that `sfm distill` wrote.")
 
     _expand_run = field_validator("run")(expand_homes)
 
@@ -108,7 +116,7 @@ class EvaluateConfig(EvaluateOptions):
 class EvaluateRunsConfig(EvaluateOptions):
     """The configuration of the evaluation of several runs, each on the same backbones: a matrix."""
 
-    run: list[Path] = Field(
+    run: Place[list[Path]] = Field(
         min_length=1,
         description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
         json_schema_extra={"argument": True, "metavar": "RUN"},

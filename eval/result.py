@@ -2,12 +2,16 @@
 
 import re
 import statistics
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from sfm.config_fields import MANY, MOST_PER_CLASS
 from sfm.errors import InputError
 from sfm.eval.config import Mode
+from sfm.field_types import Count, Fraction, InputPixels, Name, NotNegative
+
+T = TypeVar("T")
 
 Images = Literal["distilled", "none", "random", "nearest", "neighbour"]
 Fixed = Literal["linear", "nearest class mean", "discriminant"]
@@ -17,15 +21,39 @@ CLASSES_IN_FULL = 100
 
 MOST_CONFUSED = 100
 
+MOST_VERSIONS = 100
+
+RESULT_BYTES = 128 * 2**20
+"""Longest file that is read: hundreds of rows with figures of 10,000 classes each."""
+
+ListOf = Annotated[list[T], Field(fail_fast=True)]
+"""A list of a file: what is wrong with the first element is told, not with each of millions."""
+
+Times = Annotated[int, Field(ge=1, le=MANY)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PerClass = ListOf[Fraction | None]
+Confusion = ListOf[ListOf[Count]]
+
+
+def require_few(value: Any) -> Any:
+    """Refuse a dict of more names than packages have, before its values are looked at."""
+    if isinstance(value, dict) and len(value) > MOST_VERSIONS:
+        raise ValueError(f"has {len(value)} names, at most {MOST_VERSIONS} are read")
+    return value
+
+
+Versions = Annotated[dict[str, str], BeforeValidator(require_few)]
+"""Versions, by package."""
+
 
 class ConfusedPair(BaseModel):
     """How often one class was taken for another, over all seeds; classes by their index."""
 
     model_config = ConfigDict(frozen=True)
 
-    right: int
-    predicted: int
-    count: int
+    right: Count
+    predicted: Count
+    count: Count
 
 
 class Row(BaseModel):
@@ -78,27 +106,27 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     images: Images
-    backbone: str
-    image_size: int
+    backbone: Name
+    image_size: InputPixels
     mode: Mode
-    top1_mean: float
-    top1_std: float
-    top5_mean: float | None
-    top5_std: float | None
-    seeds: int
-    top1: list[float]
-    top5: list[float] | None
-    recovered: float | None = None
-    exemplars: int | None = None
-    chosen: list[list[int]] | None = None
-    penalty: float | None = None
-    confusion: list[list[int]] | None = None
-    confused: list[ConfusedPair] | None = None
-    per_class: list[float | None] | None = None
-    backbone_hash: str | None = None
-    epochs: int | None = None
-    views: int | None = None
-    seed: int | None = None
+    top1_mean: Fraction
+    top1_std: Fraction
+    top5_mean: Fraction | None
+    top5_std: Fraction | None
+    seeds: Times
+    top1: ListOf[Fraction]
+    top5: ListOf[Fraction] | None
+    recovered: NotNegative | None = None
+    exemplars: Count | None = None
+    chosen: ListOf[ListOf[Count]] | None = None
+    penalty: NotNegative | None = None
+    confusion: Confusion | None = None
+    confused: ListOf[ConfusedPair] | None = None
+    per_class: PerClass | None = None
+    backbone_hash: Name | None = None
+    epochs: Times | None = None
+    views: Times | None = None
+    seed: Seed | None = None
 
 
 class FullData(BaseModel):
@@ -120,13 +148,13 @@ class FullData(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     images: Literal["all real"] = "all real"
-    backbone: str
-    image_size: int
+    backbone: Name
+    image_size: InputPixels
     classifier: Fixed
-    top1: float
-    top5: float | None
-    recovered: float | None = None
-    per_class: list[float | None] | None = None
+    top1: Fraction
+    top5: Fraction | None
+    recovered: NotNegative | None = None
+    per_class: PerClass | None = None
 
 
 class EntryRecord(BaseModel):
@@ -140,12 +168,12 @@ class EntryRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    backbone: str
-    backbone_hash: str
-    image_size: int
-    entry_digest: str
-    held_out_samples: int
-    train_per_class: float | None = None
+    backbone: Name
+    backbone_hash: Name
+    image_size: InputPixels
+    entry_digest: Name
+    held_out_samples: Count
+    train_per_class: NotNegative | None = None
 
 
 class Provenance(BaseModel):
@@ -180,21 +208,21 @@ class Provenance(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     store: str
-    dataset: str
-    fingerprint: str
+    dataset: Name
+    fingerprint: Name
     role: Literal["full", "tuning"]
-    distilled_from: str
-    distilled_on: str
-    ipc: int
-    images: str
+    distilled_from: Name
+    distilled_on: Name
+    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    images: Name
     edited: bool | None = None
-    entries: list[EntryRecord]
-    versions: dict[str, str]
-    device: str
-    seconds: float
-    distilled_on_hash: str | None = None
-    distilled_at: int | None = None
-    evaluated_on: list[str] | None = None
+    entries: ListOf[EntryRecord]
+    versions: Versions
+    device: Name
+    seconds: NotNegative
+    distilled_on_hash: Name | None = None
+    distilled_at: InputPixels | None = None
+    evaluated_on: ListOf[Name] | None = None
 
 
 class EarlierEvaluation(BaseModel):
@@ -211,10 +239,10 @@ class EarlierEvaluation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     config: dict[str, Any]
-    backbones: list[str]
-    versions: dict[str, str]
-    device: str
-    seconds: float
+    backbones: ListOf[Name]
+    versions: Versions
+    device: Name
+    seconds: NotNegative
 
 
 class Evaluation(BaseModel):
@@ -240,12 +268,12 @@ class Evaluation(BaseModel):
 
     command: Literal["evaluate"] = "evaluate"
     config: dict[str, Any]
-    rows: list[Row]
-    full_data: list[FullData]
-    notes: list[str]
+    rows: ListOf[Row]
+    full_data: ListOf[FullData]
+    notes: ListOf[str]
     provenance: Provenance
-    earlier: list[EarlierEvaluation] = []
-    changes: list[str] = []
+    earlier: ListOf[EarlierEvaluation] = []
+    changes: ListOf[str] = []
 
 
 class NotWrittenError(InputError):

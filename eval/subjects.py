@@ -43,7 +43,12 @@ def source_part(store: Store, summaries: Sequence[Summary], run: DistilledRun, d
             f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
             f"was replaced since"
         )
-    return part_of(store.open(found[0]), run.class_ids, directory)
+    part = part_of(store.open(found[0]), run.class_ids, directory)
+    if (record.backbone.hash, record.image_size) != (part.entry.backbone.hash, found[0].image_size):
+        raise InputError(
+            f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
+        )
+    return part
 
 
 def find_subjects(

@@ -1,18 +1,28 @@
 """Read what a distillation left behind: its images as anyone else would, and where they came from."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sfm.backbones.card import BackboneCard
+from sfm.config_fields import LARGEST_CANVAS, MOST_PER_CLASS
 from sfm.errors import InputError
+from sfm.field_types import Count, Digest, InputPixels, Name
+from sfm.image_files import read_png
+from sfm.text import one_line
+from sfm.untrusted import OversizeError, read_file
+
+ALWAYS_READ, MOST_COMPRESSED = 2**30, 50
+"""Bytes of pixels that are read whatever their files' size, and how many to a byte of larger sets' files."""
+
+LONGEST_TOLD = 200
+"""Characters of the name of a field in an error."""
 
 Parsed = TypeVar("Parsed")
 
@@ -45,14 +55,14 @@ class RunRecord(BaseModel):
     command: Literal["distill"]
     config: AskedFor
     store: str
-    entry_digest: str
-    fingerprint: str
-    dataset: str
+    entry_digest: Digest
+    fingerprint: Digest
+    dataset: Name
     backbone: BackboneCard
-    image_size: int
-    canvas: int
-    ipc: int
-    images: str | None = None
+    image_size: InputPixels
+    canvas: Annotated[int, Field(ge=1, le=LARGEST_CANVAS)]
+    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    images: Digest | None = None
 
 
 class ClassRecord(BaseModel):
@@ -60,9 +70,13 @@ class ClassRecord(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    index: int
-    class_id: str
-    name: str
+    index: Count
+    class_id: Name
+    name: Name
+
+
+ClassRecords = Annotated[list[ClassRecord], Field(fail_fast=True)]
+"""All of ``classes.json``."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +122,24 @@ def read_run(directory: Path) -> DistilledRun:
             f"repeat its command with --resume if it was interrupted"
         )
     record = parsed(TypeAdapter(RunRecord), directory / "run.json")
-    classes = parsed(TypeAdapter(list[ClassRecord]), directory / "classes.json")
+    classes = parsed(
+        TypeAdapter(Annotated[list[ClassRecord], Field(fail_fast=True)]), directory / "classes.json"
+    )
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
         raise InputError(f"{directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
     folders = _numbered(directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")
     files = [file for folder in folders for file in _numbered(folder, record.ipc, "image", r"(\d+)\.png")]
+    require_inside(directory, [directory / "images", *folders, *files])
+    require_plausible(directory, files, record.canvas)
+    pixels = np.empty((len(files), record.canvas, record.canvas, 3), np.uint8)
+    for place, file in zip(pixels, files, strict=True):
+        place[:] = read_png(file, record.canvas**2, (record.canvas, record.canvas))
     return DistilledRun(
         record,
         [c.class_id for c in classes],
         [c.name for c in classes],
         files,
-        np.stack([_read_image(file, record.canvas) for file in files]),
+        pixels,
         np.repeat(np.arange(len(classes)), record.ipc),
     )
 
@@ -132,17 +153,53 @@ def parsed(kind: TypeAdapter[Parsed], path: Path) -> Parsed:
         If it is missing, or not what is written there.
     """
     try:
-        return kind.validate_json(path.read_bytes())
+        return kind.validate_json(read_file(path))
     except OSError as error:
         raise InputError(
             f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = one_line(".".join(map(str, first["loc"])), LONGEST_TOLD) or "the file"
         raise InputError(
             f"{path} is not what `sfm distill` writes: {where}: {first['msg'].lower()}"
         ) from error
+    except OversizeError as error:
+        raise InputError(f"{path} is not what `sfm distill` writes: it is too long") from error
+
+
+def require_inside(directory: Path, paths: Iterable[Path]) -> None:
+    """Refuse links that lead out of a run's directory: an export or a report would give away what is there.
+
+    Raises
+    ------
+    InputError
+        Names the first.
+    """
+    root = directory.resolve()
+    for path in paths:
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise InputError(
+                f"{path} is a link that leads out of the run directory, to what may be private: if you trust "
+                f"whoever made it, copy the directory with `cp -rL`"
+            )
+
+
+def require_plausible(directory: Path, files: Sequence[Path], canvas: int) -> None:
+    """Refuse small files that claim to be gigabytes of images.
+
+    Raises
+    ------
+    InputError
+        If they do.
+    """
+    pixels = len(files) * canvas**2 * 3
+    held = sum(file.stat().st_size for file in files)
+    if pixels > ALWAYS_READ and pixels > MOST_COMPRESSED * held:
+        raise InputError(
+            f"the {len(files)} images in {directory} would take {pixels / 2**30:.1f} GiB, their files have "
+            f"{held / 2**20:.1f} MiB: distilled images do not compress like that"
+        )
 
 
 def _numbered(folder: Path, count: int, what: str, pattern: str) -> list[Path]:
@@ -151,7 +208,7 @@ def _numbered(folder: Path, count: int, what: str, pattern: str) -> list[Path]:
         raise InputError(f"no {what}s: {folder} is missing")
     found: dict[int, Path] = {}
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-        name = re.fullmatch(pattern, path.name)
+        name = re.fullmatch(pattern, path.name, re.ASCII)
         number = int(name[1]) if name else count
         if number >= count or number in found:
             raise InputError(f"unexpected {path}: {folder} should hold {_many(count, what)} and no more")
@@ -166,31 +223,5 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _listed(numbers: Iterable[int], most: int = 5) -> str:
-    shown = [f"number {n}" for n in numbers]
-    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
-
-
-def read_pixels(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image, of shape (height, width, 3): red, green and blue, whatever an editor saved.
-
-    That is how torchvision's ImageFolder reads it.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"cannot read the image {path}: {error}") from error
-
-
-def _read_image(path: Path, canvas: int) -> npt.NDArray[np.uint8]:
-    pixels = read_pixels(path)
-    if pixels.shape != (canvas, canvas, 3):
-        height, width = pixels.shape[:2]
-        raise InputError(f"{path} has {width} x {height} pixels, run.json says {canvas} x {canvas}")
-    return pixels
+def _listed(numbers: Sequence[int], most: int = 5) -> str:
+    return ", ".join(f"number {n}" for n in numbers[:most]) + (", ..." if len(numbers) > most else "")

@@ -1,12 +1,11 @@
 """Files that are there whole, or not at all, and the names of what is written."""
 
 import errno
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sfm.atomic import remove, write_file
 from sfm.errors import InputError
 from sfm.paths import content
 
@@ -19,18 +18,9 @@ def write_whole(path: Path, data: bytes) -> None:
     InputError
         If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        path.parent.mkdir(exist_ok=True)
+        write_file(path, data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -48,9 +38,9 @@ def require_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with partial.open("wb"):
-            pass
-        partial.unlink()
+        remove(partial)
+        partial.touch(exist_ok=False)
+        remove(partial)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; give --out to put the result elsewhere"
@@ -76,17 +66,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = (path if path.is_dir() else path.parent) / f".{path.name}.partial"
     try:
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
             partial.mkdir(parents=True)
             yield partial
             if partial.parent == path:
                 for part in partial.iterdir():
                     part.rename(path / part.name)
-                partial.rmdir()
+                remove(partial)
             else:
                 partial.rename(path)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):
+                remove(partial)
             raise
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

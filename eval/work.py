@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sfm.atomic import require_no_link
+from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.eval.result import Row
 from sfm.eval.whole import write_whole
 from sfm.stats_store.digest import array_digest, canonical, sha256
+from sfm.tensor_files import declared, open_tensors
+from sfm.untrusted import OversizeError, read_file
 
 SECONDS_BETWEEN_WRITES = 15.0
 """At most so much of the work on one set of views is lost when a process is killed."""
@@ -60,6 +63,7 @@ class Work:
         """Write a file; says once if that is not possible."""
         if self.writable:
             try:
+                require_no_link(self.folder)
                 write_whole(self.folder / name, data)
             except InputError as error:
                 self.writable = False
@@ -69,11 +73,11 @@ class Work:
         """Return a row that is done, if it is there as it was written."""
         self.used.append(key)
         try:
-            stored = _StoredRow.model_validate_json((self.folder / f"{key}.json").read_bytes())
+            stored = _StoredRow.model_validate_json(read_file(self.folder / f"{key}.json"))
             if stored.sha256 != sha256(stored.row.encode()):
                 return None
             row = Row.model_validate_json(stored.row)
-        except (OSError, ValidationError):
+        except (OSError, ValidationError, OversizeError):
             return None
         self.used += stored.made_from
         return row
@@ -90,7 +94,7 @@ class Work:
         with suppress(OSError):
             for path in list(self.folder.iterdir()):
                 if path.name.lstrip(".")[:KEY_LENGTH] in used:
-                    path.unlink(missing_ok=True)
+                    delete_below(self.folder.parent, f"{self.folder.name}/{path.name}")
             self.folder.rmdir()
 
 
@@ -143,14 +147,18 @@ class KeptFeatures:
         return f"{self.key}-{start:09d}.safetensors"
 
     def _read(self, start: int) -> Tensor | None:
+        path = self.work.folder / self._name(start)
         try:
-            with safe_open(self.work.folder / self._name(start), framework="pt") as file:
+            with open_tensors(path, "pt", 4 * self.features[start:].numel()) as file:
+                kind, (views, *width) = declared(file).get("features", ("", (0,)))
+                fits = kind == "F32" and width == [*self.features.shape[1:]]
+                if not fits or not 0 < views <= len(self.features) - start:
+                    return None
                 about, block = file.metadata() or {}, file.get_tensor("features")
-        except (OSError, SafetensorError):
+        except (FileNotFoundError, ValueError):
             return None
-        fits = block.dtype == torch.float32 and block.shape[1:] == self.features.shape[1:]
         whole = about == {"key": self.key, "digest": array_digest(block.numpy())}
-        return block if fits and whole and 0 < len(block) <= len(self.features) - start else None
+        return block if whole and block.isfinite().all() else None
 
 
 def work_key(**parts: Any) -> str:

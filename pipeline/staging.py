@@ -8,10 +8,9 @@ import dataclasses
 import errno
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.locking import acquire
 from sfm.pipeline.row_files import holds_rows, read_rows, write_rows
@@ -333,9 +333,9 @@ class Staging:
 
     def forget(self, task: Task) -> None:
         """Delete all that is staged of a task."""
-        self.found_file(task).unlink(missing_ok=True)
+        delete_below(self.root, f"found/{self.found_file(task).name}")
         for file in self.root.glob(f"*/{task.name}.npy"):
-            file.unlink(missing_ok=True)
+            delete_below(self.root, file.relative_to(self.root))
 
     def staged(self, kind: str, of: Sequence[Partition]) -> Staged:
         """Return the rows of several partitions as one sequence."""
@@ -389,26 +389,26 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     if like:
         share_mode(folder, like)
     with claim(folder / f"{key}.lock") as mine:
-        root = folder / (key if mine and is_writable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
+        root = folder / (key if mine and is_usable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
         with stageable(folder):
             root.mkdir(exist_ok=True)
         if like:
             share_mode(root, like)
         yield Staging(root)
-        shutil.rmtree(root)
+        delete_below(folder, root.name)
         if mine:
-            (folder / f"{key}.lock").unlink(missing_ok=True)
+            delete_below(folder, f"{key}.lock")
 
 
-def is_writable(folder: Path) -> bool:
-    """Say whether a folder, if it is there, may be written: it may be what another user left."""
+def is_usable(folder: Path) -> bool:
+    """Say whether a folder, if it is there, may be written and holds no link.
+
+    It may be what another user left, and what is behind a link may be anybody's.
+    """
     if not os.path.lexists(folder):
         return True
-    with suppress(OSError), os.scandir(folder) as entries:
-        # Links that others left would have this process write elsewhere.
-        linked = folder.is_symlink() or any(entry.is_symlink() for entry in entries)
-        return not linked and os.access(folder, os.W_OK | os.X_OK)
-    return False
+    mine = folder.is_dir() and not folder.is_symlink() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    return mine and not any(path.is_symlink() for path in folder.iterdir())
 
 
 @contextmanager

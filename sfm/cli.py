@@ -287,7 +287,7 @@ add_command(
     summary="Distil a few synthetic images per class from the statistics in a store.",
     examples=[
         "sfm distill --store ./store --backbone lite0 --dataset fashion-mnist-6k --out ./distilled",
-        "sfm distill --config ./distilled/run.json --seed 1 --out ./distilled-1",
+        "sfm distill --config ./distilled/run.json --store ./store --seed 1 --out ./distilled-1",
     ],
 )
 add_command(
@@ -300,7 +300,7 @@ add_command(
         "sfm evaluate ./distilled --store ./store",
         "sfm evaluate ./distilled --store ./store --backbone lite0 --backbone lite1 --mode inherit",
         "sfm evaluate ./on-lite0 ./on-lite1 --store ./store --backbone all --json",
-        "sfm evaluate --config ./distilled/evaluation.json",
+        "sfm evaluate ./distilled --config ./distilled/evaluation.json --store ./store",
     ],
 )
 add_command(

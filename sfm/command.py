@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import json
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,19 @@ import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from sfm.config_fields import FromFile
 from sfm.errors import InputError
 from sfm.terminal import fail, reporting
+from sfm.text import one_line
+from sfm.untrusted import OversizeError, parse_json
 
 SHARED = "Shared options"
+
+MOST_TOLD, LONGEST_TOLD = 5, 200
+"""Problems that are told at once, and characters of a value in them."""
+
+CONFIG_BYTES = 128 * 2**20
+"""Longest file that --config reads: an evaluation.json of many figures by class."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -85,14 +93,26 @@ def add_command(
     """
 
     def command(**given: Any) -> None:
-        as_json, quiet, file = given.pop("json"), given.pop("quiet"), given.pop("config")
+        as_json, quiet = given.pop("json"), given.pop("quiet")
+        file, trusted = given.pop("config"), given.pop("trust_config")
         with reporting():
-            run(configured(model, name, file, given), as_json, quiet)
+            run(configured(model, name, file, given, trusted=trusted), as_json, quiet)
 
     parameters = [parameter(field_name, field) for field_name, field in model.model_fields.items()]
     parameters += [
         option(
-            "config", Path | None, "--config", "Take the configuration of a run.json; options override it."
+            "config",
+            Path | None,
+            "--config",
+            "Take the recipe of a run.json; options override it. Places are given beside it.",
+        ),
+        option(
+            "trust_config",
+            bool,
+            "--trust-config",
+            "Take the places that --config names too: where to read and write, schedulers, files of weights. "
+            "For files of your own.",
+            default=False,
         ),
         option(
             "json",
@@ -170,50 +190,94 @@ def parsed_as(annotation: Any) -> Any:
     return annotation | None
 
 
-def configured(model: type[BaseModel], name: str, file: Path | None, given: dict[str, Any]) -> BaseModel:
+def configured(
+    model: type[BaseModel], name: str, file: Path | None, given: dict[str, Any], *, trusted: bool = False
+) -> BaseModel:
     """Return the configuration: the file's values, overridden by what was given.
 
     Raises
     ------
     InputError
-        If the file is not a configuration of this command, or a value is missing or not valid.
+        If the file is not a configuration of this command or, unless it is trusted, names places that were
+        not given; or if a value is missing or not valid.
     """
     values = from_file(file, name) if file else {}
-    values |= {key: value for key, value in given.items() if value not in (None, [])}
+    given = {key: value for key, value in given.items() if value not in (None, [])}
+    if file and not trusted:
+        require_no_places(model, file, {key: value for key, value in values.items() if key not in given})
     try:
-        return model(**values)
+        return model(**values | given)
     except ValidationError as error:
-        problems = [problem(model, detail) for detail in error.errors()]
+        problems = [problem(model, detail) for detail in error.errors(include_url=False)[:MOST_TOLD]]
         raise InputError("; ".join(dict.fromkeys(problems))) from error
 
 
 def from_file(file: Path, name: str) -> dict[str, Any]:
-    """Read the configuration in a ``run.json``."""
+    """Read the configuration in a ``run.json``; from a pipe too."""
     try:
-        record = json.loads(file.read_bytes())
-        command, values = record["command"], dict(record["config"])
+        with file.open("rb") as opened:
+            record = parse_json(opened.read(CONFIG_BYTES + 1), CONFIG_BYTES)
+        command, values = record["command"], {**record["config"]}
     except OSError as error:
         raise InputError(f"--config {file}: {error.strerror}") from error
+    except OversizeError as error:
+        raise InputError(f"--config {file} is too long: at most {CONFIG_BYTES} bytes are read") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--config {file} is not a run.json: it needs `command` and `config`") from error
     if command != name:
-        raise InputError(f"--config {file} is of `sfm {command}`, not of `sfm {name}`")
+        shown = one_line(str(command), LONGEST_TOLD)
+        raise InputError(f"--config {file} is of `sfm {shown}`, not of `sfm {name}`")
     return values
+
+
+def require_no_places(model: type[BaseModel], file: Path, values: dict[str, Any]) -> None:
+    """Refuse a file that says where to read or write, or what may leave: it may be of somebody else."""
+    places = {
+        name: values[name]
+        for name, field in model.model_fields.items()
+        if name in values and from_file_rule(field).is_place(values[name])
+    }
+    if not places:
+        return
+    named = ", ".join(
+        f"{flag_of(model, name)} {one_line(str(value), LONGEST_TOLD)}" for name, value in places.items()
+    )
+    wanted = " ".join(flag_of(model, name) for name in places)
+    raise InputError(
+        f"--config {file} sets {named}: a file gives the recipe only; give {wanted} on the command line, or "
+        "--trust-config if the file is your own"
+    )
+
+
+def from_file_rule(field: FieldInfo) -> FromFile:
+    """Return which values of a field a file may not give; every field says so."""
+    (rule,) = (marker for marker in field.metadata if isinstance(marker, FromFile))
+    return rule
+
+
+def flag_of(model: type[BaseModel], name: str) -> str:
+    """Return what a field is called on the command line."""
+    field = model.model_fields.get(name)
+    extra = field.json_schema_extra if field and isinstance(field.json_schema_extra, dict) else {}
+    if extra.get("argument"):
+        return str(extra.get("metavar", name.upper())).rstrip(".")
+    return "--" + name.replace("_", "-")
 
 
 def problem(model: type[BaseModel], detail: Any) -> str:
     """Return one validation error in the words of the command line."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
     field = model.model_fields.get(name)
-    extra = field.json_schema_extra if field and isinstance(field.json_schema_extra, dict) else {}
-    shown = name.upper() if extra.get("argument") else "--" + name.replace("_", "-")
+    shown = flag_of(model, name)
     if detail["type"] == "missing":
         return f"{shown} is required; see `--help`"
     if detail["type"] == "extra_forbidden":
-        return f"unknown setting {name!r} in the configuration"
+        return f"unknown setting '{one_line(name, LONGEST_TOLD)}' in the configuration"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "literal_error" and field is not None:
         known = choices(field.annotation)
-        close = difflib.get_close_matches(str(detail["input"]), known.split("|") if known else [])
+        asked = str(detail["input"])[:LONGEST_TOLD]
+        close = difflib.get_close_matches(asked, known.split("|") if known else [])
         message += f": did you mean {' or '.join(close)}?" if close else ""
-    return f"{shown} {detail['input']}: {message[0].lower()}{message[1:]}"
+    given = one_line(str(detail["input"]), LONGEST_TOLD)
+    return f"{shown} {given}: {message[0].lower()}{message[1:]}"

@@ -10,12 +10,14 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from sfm.deletion import delete_below
 from sfm.errors import InputError
 
 LOCK = ".lock"
@@ -76,7 +78,7 @@ def acquire(file: Path) -> IO[str] | None:
         # The one that holds the lock may take its file away, and the folder with it.
         with suppress(FileNotFoundError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = _open(file)
+            lock = open_lock(file)
             if take_lock(lock, file):
                 return lock
             lock.close()
@@ -85,14 +87,35 @@ def acquire(file: Path) -> IO[str] | None:
         time.sleep(0.05)
 
 
-def _open(file: Path) -> IO[str]:
-    """Open a lock's file; one that another user made can be locked, though not written."""
+def open_lock(file: Path) -> IO[str]:
+    """Open a lock's file, made if need be; one that another user made can be locked, though not written.
+
+    Raises
+    ------
+    InputError
+        If it is a link: the name of a holder would be written over what is behind it.
+    """
     try:
-        return file.open("a+")
+        return os.fdopen(_open_itself(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
     except PermissionError:
         if not file.exists():
             raise
-        return file.open("r")
+        return os.fdopen(_open_itself(file, os.O_RDONLY), "r")
+
+
+def _open_itself(file: Path, flags: int) -> int:
+    """Open a file, but nothing that has another name too, and wait for no pipe."""
+    try:
+        descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{file} is a symbolic link, which cannot be a lock: delete it") from None
+    state = os.fstat(descriptor)
+    if stat.S_ISREG(state.st_mode) and state.st_nlink < 2:
+        return descriptor
+    os.close(descriptor)
+    raise InputError(f"{file} is not a file of its own, which cannot be a lock: delete it")
 
 
 def take_lock(lock: IO[str], file: Path) -> bool:
@@ -129,7 +152,7 @@ def _held(file: Path, what: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            file.unlink()
+            delete_below(file.parent, file.name)
         with suppress(OSError):
             lock.close()
 

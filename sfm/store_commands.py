@@ -174,7 +174,7 @@ def store_copy(
         bool,
         typer.Option(
             "--replace",
-            help="Go over what TARGET holds under the same key or had removed; repair what is damaged there.",
+            help="Go over what TARGET has under the same key or had removed; publish again what is damaged.",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.layout import fit, open_console
-from sfm.stats_store.collect import Collection, Garbage
+from sfm.stats_store.collect import Collection
 from sfm.stats_store.copying import Copied
+from sfm.stats_store.garbage import Garbage
 from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
@@ -19,7 +20,8 @@ from sfm.terminal import percent, print_line, table
 
 def entry_document(entry: Entry) -> dict[str, Any]:
     """Return all that ``sfm store show`` shows of an entry."""
-    arrays = {name: array_document(entry, name) for name in entry.names()}
+    stored_bytes = bytes_by_array(entry)
+    arrays = {name: array_document(entry, name, stored_bytes[name]) for name in entry.names()}
     known = [a for a in arrays.values() if a["bytes"] is not None]
     whole, stored = sum(a["bytes"] for a in known), sum(a["stored_bytes"] for a in known)
     return {
@@ -61,9 +63,18 @@ def worst_first(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(classes, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0))
 
 
-def array_document(entry: Entry, name: str) -> dict[str, Any]:
+def bytes_by_array(entry: Entry) -> dict[str, int]:
+    """Return the stored size of every array, metadata included."""
+    found = dict.fromkeys(entry.names(), 0)
+    for path, record in entry.commit.objects.items():
+        name = path.removesuffix("/zarr.json").partition("/c/")[0]
+        if name in found:
+            found[name] += record.size
+    return found
+
+
+def array_document(entry: Entry, name: str, stored: int) -> dict[str, Any]:
     """Return shape, type and sizes of an array; an array of a later schema is not opened."""
-    stored = sum(record.size for path, record in entry.commit.objects.items() if path.startswith(f"{name}/"))
     if not is_known(name):
         return {
             "shape": None,

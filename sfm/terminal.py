@@ -152,7 +152,7 @@ def plain_lines(console: Console) -> Listener:
 def tell(console: Console, note: str) -> None:
     """Print what the user should know now, if there is anything."""
     if note:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(one_line(f"note: {note}"), highlight=False, markup=False, soft_wrap=True)
 
 
 def figures(event: Progress, between: str) -> str:

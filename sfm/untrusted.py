@@ -58,7 +58,9 @@ def read_file(path: Path, most: int = JSON_BYTES) -> bytes:
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if state.st_size > most:
             raise OversizeError(f"{path} has {state.st_size} bytes, at most {most} are read")
-        data = file.read(most + 1)
+        # Python takes memory for as many bytes as are asked for, not as there are.
+        data = file.read(state.st_size + 1)
+        data += file.read(most + 1 - len(data)) if len(data) > state.st_size else b""
     if len(data) > most:
         raise OversizeError(f"{path} is longer than {most} bytes")
     return data

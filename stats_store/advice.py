@@ -41,8 +41,8 @@ def extract_line(store: Store, others: Sequence[Summary], backbone: str, image_s
     card, options = entry.dataset, entry.extraction.options
     asked = [*("--store", absolute_url(store.url), "--backbone", backbone)]
     asked += ["--image-size", str(image_size or others[0].image_size)]
-    if options.get("origin") != "extracted" or card.source == "unknown":
-        # Of what was merged, no source is known.
+    if options.get("origin") != "extracted" or card.source == "unknown" or card.source.startswith("-"):
+        # Of what was merged, no source is known; and none is an option.
         return shlex.join(["sfm", "extract", "DATASET", *asked])
     return shlex.join(["sfm", "extract", card.source, *asked, *name_words(card), *option_words(options)])
 

@@ -1,11 +1,41 @@
 """What an entry says about itself: the attributes of a run, and the commit that makes a run visible."""
 
-from typing import Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sfm.field_types import (
+    Classes,
+    ClassIds,
+    Count,
+    Counts,
+    Digest,
+    DigestOrNone,
+    Features,
+    Finite,
+    Fraction,
+    Generation,
+    InputPixels,
+    Leaves,
+    Name,
+    Names,
+    NotNegative,
+    ObjectName,
+    ObjectSize,
+    Options,
+    RunId,
+    Texts,
+    Version,
+    Versions,
+    at_most,
+    fail_fast,
+)
 
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
+
+MOST_ARRAYS = 1000
+"""Arrays of an entry; there are about twenty."""
 
 
 class SchemaVersion(BaseModel):
@@ -17,9 +47,9 @@ class SchemaVersion(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    major: int = SCHEMA_MAJOR
-    minor: int = SCHEMA_MINOR
-    requires: list[str] = []
+    major: Version = SCHEMA_MAJOR
+    minor: Version = SCHEMA_MINOR
+    requires: Annotated[list[Name], at_most(100)] = []
 
 
 class DatasetCard(BaseModel):
@@ -42,15 +72,21 @@ class DatasetCard(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str
-    class_ids: list[str]
-    class_names: list[str]
-    train_samples: int
-    test_samples: int
-    fingerprint: str
-    leaves: list[str]
+    name: Name
+    class_ids: ClassIds
+    class_names: Names
+    train_samples: Count
+    test_samples: Count
+    fingerprint: Digest
+    leaves: Leaves
     licence: str = "unknown"
     source: str = "unknown"
+
+    @model_validator(mode="after")
+    def _one_name_per_class(self) -> Self:
+        if len(self.class_names) != len(self.class_ids):
+            raise ValueError(f"{len(self.class_names)} class names for {len(self.class_ids)} class ids")
+        return self
 
 
 class FileCounts(BaseModel):
@@ -68,9 +104,9 @@ class FileCounts(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    found: int
-    used: int
-    unused: dict[str, int] = {}
+    found: Count
+    used: Count
+    unused: Counts = {}
 
 
 class ExtractionCard(BaseModel):
@@ -109,21 +145,21 @@ class ExtractionCard(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    options: dict[str, Any]
+    options: Options
     role: Literal["full", "tuning"]
-    versions: dict[str, str]
+    versions: Versions
     device: str
-    threads: int
-    seconds: float
-    images_per_second: float
-    listing: str = ""
-    skipped: list[str] = []
-    train_bytes: int | None = None
-    flow_cosine: float | None = None
-    statistics_seconds: float | None = None
-    composited: int | None = None
+    threads: Count
+    seconds: NotNegative
+    images_per_second: NotNegative
+    listing: DigestOrNone = ""
+    skipped: Texts = []
+    train_bytes: Count | None = None
+    flow_cosine: Finite | None = None
+    statistics_seconds: NotNegative | None = None
+    composited: Count | None = None
     composited_example: str = ""
-    dark: int | None = None
+    dark: Count | None = None
     dark_example: str = ""
     files: FileCounts | None = None
 
@@ -145,11 +181,11 @@ class ClassifierCard(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     solver: str
-    l2: float
-    iterations: int
+    l2: NotNegative
+    iterations: Count
     converged: bool
-    held_out_top1: float | None
-    held_out_top5: float | None
+    held_out_top1: Fraction | None
+    held_out_top5: Fraction | None
 
 
 class Summary(BaseModel):
@@ -169,23 +205,23 @@ class Summary(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    dataset: str
-    backbone: str
-    model: str
-    backbone_hash: str
-    image_size: int
-    fingerprint: str
-    options: str
+    dataset: Name
+    backbone: Name
+    model: Name
+    backbone_hash: Digest
+    image_size: InputPixels
+    fingerprint: Digest
+    options: Digest
     role: Literal["full", "tuning"]
-    classes: int
-    features: int
-    train_samples: int
-    test_samples: int
-    held_out_top1: float | None
-    listing: str = ""
-    entry_digest: str
-    generation: int
-    created: str
+    classes: Classes
+    features: Features
+    train_samples: Count
+    test_samples: Count
+    held_out_top1: Fraction | None
+    listing: DigestOrNone = ""
+    entry_digest: Digest
+    generation: Generation
+    created: Name
 
     @property
     def key(self) -> str:
@@ -196,8 +232,8 @@ class Summary(BaseModel):
 class ObjectRecord(BaseModel):
     """Size in bytes and SHA-256 of one stored object."""
 
-    size: int
-    sha256: str
+    size: ObjectSize
+    sha256: Digest
 
 
 class Commit(BaseModel):
@@ -217,7 +253,7 @@ class Commit(BaseModel):
 
     schema_version: SchemaVersion = Field(default_factory=SchemaVersion, alias="schema")
     kind: Literal["entry", "tombstone"]
-    run: str
+    run: RunId
     summary: Summary | None = None
-    arrays: dict[str, str] = {}
-    objects: dict[str, ObjectRecord] = {}
+    arrays: Annotated[dict[ObjectName, Digest], at_most(MOST_ARRAYS)] = {}
+    objects: Annotated[dict[ObjectName, ObjectRecord], fail_fast(ObjectName, ObjectRecord)] = {}

@@ -56,12 +56,13 @@ WHY = {
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of a local store, or an empty folder: path below the root, size, time of change."""
+    """A file of a local store, an empty folder, or a link: path below the root, size, time of change."""
 
     path: str
     size: int
     modified: datetime.datetime
     is_file: bool = True
+    is_link: bool = False
 
 
 def local_root(objects: ObjectStore) -> Path | None:
@@ -132,13 +133,32 @@ def share_mode(path: Path, like: Path) -> None:
 
 
 def make_folders(folder: Path, root: Path) -> None:
-    """Make a folder below a root, and those above it, with the root's permissions."""
-    if folder == root or folder.is_dir():
+    """Make a folder below a root, and those above it, with the root's permissions.
+
+    A folder right below the root may be a link, to another disk; a link further down may lead anywhere, and
+    nothing is written behind it.
+
+    Raises
+    ------
+    InputError
+        If a file, or such a link, has the name of a folder.
+    """
+    if folder == root:
         return
     make_folders(folder.parent, root)
+    if folder.is_symlink() and folder.parent != root:
+        raise InputError(
+            f"cannot write below {folder}: it is a symbolic link, behind which nothing is written; put a "
+            f"folder in its place"
+        )
+    if folder.is_dir():
+        return
     with suppress(FileExistsError):
         folder.mkdir()
         share_mode(folder, root)
+    if not folder.is_dir():
+        what = "a symbolic link that leads to no folder" if folder.is_symlink() else "a file, not a folder"
+        raise InputError(f"cannot write below {folder}: it is {what}")
 
 
 def resolve(root: Path, path: str) -> Path:
@@ -155,18 +175,18 @@ def resolve(root: Path, path: str) -> Path:
     return root.joinpath(*parts)
 
 
-def write_file(root: Path, path: str, data: bytes, *, create: bool = False) -> None:
-    """Write a file below a root so that readers see all of it or nothing, with the root's permissions.
+def create_file(root: Path, path: str, data: bytes, *, durable: bool) -> None:
+    """Create a file below a root so that readers see all of it or nothing, with the root's permissions.
 
     Parameters
     ----------
-    create : bool
-        Fail if there is one, and return only when the file would survive a power cut.
+    durable : bool
+        Return only when its content would survive a power cut.
 
     Raises
     ------
     FileExistsError
-        If there is one and it was to be created.
+        If there is something of that name; it is left as it is.
     """
     target = resolve(root, path)
     make_folders(target.parent, root)
@@ -177,12 +197,9 @@ def write_file(root: Path, path: str, data: bytes, *, create: bool = False) -> N
             share_mode(unfinished, root)
             file.write(data)
             file.flush()
-            if create:
+            if durable:
                 sync(unfinished)
-        if create:
-            name_if_free(unfinished, target)
-        else:
-            unfinished.replace(target)
+        name_if_free(unfinished, target)
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -227,7 +244,8 @@ def rename_if_free(source: Path, target: Path) -> None:
 def sync(path: Path) -> None:
     """Wait until a file or folder would survive a power cut, where the file system can promise that."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # A pipe that somebody put there must not be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError:
         return  # of another user, who has synced it
     try:
@@ -266,7 +284,12 @@ def folder_of_store(path: Path, *, create: bool) -> Path:
 
 
 def walk(
-    root: Path, prefix: str, unreadable: Callable[[Path], None], above: tuple[tuple[int, int], ...] = ()
+    root: Path,
+    prefix: str,
+    unreadable: Callable[[Path], None],
+    above: tuple[tuple[int, int], ...] = (),
+    *,
+    follow: bool = True,
 ) -> Iterator[LocalFile]:
     """Yield the files and empty folders below a prefix; links are followed, but not in a circle.
 
@@ -274,10 +297,15 @@ def walk(
     ----------
     unreadable : callable
         Told every folder that may not be listed; the others are listed all the same.
+    follow : bool
+        False yields links as links, whatever is behind them, and the prefix too if it is one.
     """
     folder = root / prefix
     try:
-        state = folder.stat()
+        state = folder.stat() if follow or not prefix else folder.lstat()
+        if stat.S_ISLNK(state.st_mode):
+            yield LocalFile(prefix, state.st_size, modified(state), is_file=False, is_link=True)
+            return
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return  # not there, or discarded by its writer since it was listed
@@ -291,8 +319,12 @@ def walk(
     for entry in entries:
         path = f"{prefix}/{entry.name}" if prefix else entry.name
         try:
-            if entry.is_dir():
-                yield from walk(root, path, unreadable, (*above, (state.st_dev, state.st_ino)))
+            if not follow and entry.is_symlink():
+                own = entry.stat(follow_symlinks=False)
+                yield LocalFile(path, own.st_size, modified(own), is_file=False, is_link=True)
+            elif entry.is_dir():
+                inside = (*above, (state.st_dev, state.st_ino))
+                yield from walk(root, path, unreadable, inside, follow=follow)
             elif entry.is_file():
                 own = entry.stat()
                 yield LocalFile(path, own.st_size, modified(own))

@@ -1,25 +1,23 @@
 """What a key has held over time: entries that were replaced or removed, and how to remove one."""
 
 import datetime
-import json
 import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ValidationError
-
 from sfm.errors import DamageError, InputError
 from sfm.events import Listener, nobody
 from sfm.stats_store.cards import Commit, DatasetCard, Summary
+from sfm.stats_store.commits import generation_after, generation_of, read_cards
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.location import UnreadableError, reaching
 from sfm.stats_store.names import split_pin
 from sfm.stats_store.publish import put_commit
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.select import described, every
-from sfm.stats_store.store import Store, generation_of
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import read_published
 
 LOG = logging.getLogger(__name__)
@@ -169,9 +167,10 @@ def remove(store: Store, summary: Summary) -> Commit:
     if latest != summary.generation:
         raise changed
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    removed = summary.model_copy(update={"generation": latest + 1, "created": now})
+    following = generation_after(latest, summary.key)
+    removed = summary.model_copy(update={"generation": following, "created": now})
     tombstone = Commit(kind="tombstone", run=uuid.uuid4().hex, summary=removed)
-    if put_commit(store, summary.key, latest + 1, tombstone).run != tombstone.run:
+    if put_commit(store, summary.key, following, tombstone).run != tombstone.run:
         raise changed
     return tombstone
 
@@ -240,7 +239,4 @@ def dataset_card(store: Store, summary: Summary) -> DatasetCard:
     commit = store.commit_of(summary)
     with reaching(store.url):
         data = read_published(store.objects, f"runs/{commit.run}/zarr.json", commit.objects["zarr.json"])
-    try:
-        return DatasetCard.model_validate(json.loads(data)["attributes"]["dataset"])
-    except (KeyError, ValidationError) as error:
-        raise UpgradeError(f"the cards of {described(summary)} cannot be read by this version") from error
+    return read_cards(commit, data).dataset

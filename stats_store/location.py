@@ -4,8 +4,8 @@ import contextlib
 import datetime
 import errno
 import os
+import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,26 +13,35 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+)
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
-from sfm.deletion import raise_unless_gone
+from sfm import deletion
 from sfm.errors import DamageError, InputError
 from sfm.paths import expand_home, is_clutter
+from sfm.stats_store.clouds import reason, require_environment
 from sfm.stats_store.concurrency import interruptibly
 from sfm.stats_store.disk import (
     UNFINISHED,
     WHY,
+    create_file,
     denied,
     folder_of_store,
     is_denied,
     local_root,
     path_of,
+    resolve,
     sync,
     system_errno,
     walk,
-    write_file,
 )
+from sfm.text import one_line
+from sfm.untrusted import JSON_BYTES, OversizeError, read_file
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -68,38 +77,16 @@ AT_WORK: "RetryConfig" = {
 READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
 
-ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-
-REASONS = (
-    ("/latest/api/token", "no credentials in the environment"),
-    ("/computeMetadata/", "no credentials in the environment"),
-    ("/metadata/identity", "no credentials in the environment"),
-    ("MissingAccount", "no AZURE_STORAGE_ACCOUNT_NAME in the environment"),
-    ("BadScheme", "its endpoint is plain http: set AWS_ALLOW_HTTP=true to use it all the same"),
-    ("NoSuchBucket", "there is no such bucket"),
-    ("PermanentRedirect", "the bucket is in another region: set AWS_REGION"),
-    ("InvalidAccessKeyId", "the server does not know the access key in the environment"),
-    ("SignatureDoesNotMatch", "the secret in the environment is not that of the access key"),
-    ("ExpiredToken", "the credentials in the environment have expired"),
-    ("dns error", "the name of its endpoint cannot be resolved"),
-    ("ConnectionRefused", "its endpoint refuses connections"),
-    ("TimedOut", "its endpoint does not answer"),
-    ("503 Service Unavailable", "its endpoint stays busy (503)"),
-    ("500 Internal Server Error", "its endpoint keeps failing (500)"),
-    ("Config error", "a setting for it in the environment is not valid"),
-    ("Unable to recognise URL", "the URL is not complete"),
+DAMAGED = (
+    errno.EIO,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENXIO,
 )
-"""What may be told of an error from far away: never its own words, since servers send back what they were
-sent, tokens included, and the address of an endpoint may hold a password."""
-
-
-FOR_S3 = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket"
-FOR_GS = "set GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket"
-FOR_AZ = (
-    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_SKIP_SIGNATURE=true for a public "
-    "container"
-)
-CREDENTIALS = {"s3": FOR_S3, "s3a": FOR_S3, "gs": FOR_GS, "az": FOR_AZ, "abfs": FOR_AZ, "abfss": FOR_AZ}
+"""What the system says of one object that cannot be read; others may well be."""
 
 
 def split(url: str) -> SplitResult:
@@ -174,7 +161,7 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
     Raises
     ------
     InputError
-        If the scheme is unknown, the URL carries credentials, or the folder does not exist.
+        If the scheme is unknown, the URL carries credentials or ``..``, or the folder does not exist.
     """
     path = local_path(url)
     if path is not None:
@@ -190,28 +177,25 @@ def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectSt
         )
     if not parts.netloc:
         raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
-    for name in ENDPOINTS:
-        require_endpoint(name, os.environ.get(name, ""))
+    require_plain(parts)
+    require_environment(parts.scheme)
     with reaching(shown(url)):
         return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
 
 
-def require_endpoint(name: str, value: str) -> None:
-    """Refuse an endpoint that is no URL; obstore panics at some.
+def require_plain(parts: SplitResult) -> None:
+    """Refuse a path in a bucket that would be tidied up into another one on its way there.
 
     Raises
     ------
     InputError
-        Names the variable; does not repeat its value.
+        If it has an empty part, ``.`` or ``..``, as they are or in percent signs.
     """
-    try:
-        parts = urlsplit(value)
-        valid = not value or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:
-        valid = False
-    if not valid:
+    inner = parts.path.removeprefix("/").removesuffix("/")
+    if parts.path not in ("", "/") and any(unquote(part) in ("", ".", "..") for part in inner.split("/")):
         raise InputError(
-            f"{name} in the environment is not a URL: write http(s)://HOST or http(s)://HOST:PORT"
+            f"the store URL {shown(parts.geturl())} has an empty part, . or .. in its path: write the whole "
+            f"path, {parts.scheme}://BUCKET/PATH"
         )
 
 
@@ -233,6 +217,11 @@ def reaching(place: str) -> Iterator[None]:
         if is_denied(error) or isinstance(error, PermissionDeniedError):
             raise UnreadableError(explained(error, place)) from None
         raise InputError(explained(error, place)) from None
+    except BaseException as error:
+        # obstore panics where a setting makes a request that cannot be; Python has no name for that class.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(explained(error, place)) from None
 
 
 class UnreadableError(InputError):
@@ -242,22 +231,20 @@ class UnreadableError(InputError):
 def explained(error: BaseException, place: str) -> str:
     """Return why a place cannot be used, in one line without credentials."""
     text, number = str(error), system_errno(error)
+    if isinstance(error, InvalidPathError):
+        named = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
+        name = one_line(named[1], most=200) if named else "unknown"
+        return (
+            f"cannot use {place}: somebody made an object there that has no proper name ({name}), and no "
+            f"listing gets past it: delete it with the tools of the server"
+        )
     if number == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {place}: free some and run the same command again"
     if "://" not in place or place.startswith("file://"):
         if is_denied(error):
             return f"cannot use {place}: {denied(path_of(error))}"
         return f"cannot use {place}: {WHY.get(number or 0) or first_line(error)}"
-    reason = next((reason for sign, reason in REASONS if sign in text), None)
-    if reason is None and isinstance(error, UnauthenticatedError):
-        reason = "the server does not accept the credentials in the environment"
-    if reason is None and isinstance(error, PermissionDeniedError):
-        reason = "permission denied by the server (403)"
-    if reason is None:
-        reason = f"the request failed ({type(error).__name__})"
-    if "environment" in reason or "permission" in reason:
-        reason += f"; {CREDENTIALS[place.partition(':')[0]]}"
-    return f"cannot use {place}: {reason}"
+    return f"cannot use {place}: {reason(error, place.partition(':')[0].lower())}"
 
 
 def first_line(error: BaseException) -> str:
@@ -270,47 +257,59 @@ def is_remote(objects: ObjectStore) -> bool:
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
-def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
-    """Read an object and return what `check` makes of it.
+def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int = JSON_BYTES) -> T:
+    """Read an object of at most so many bytes and return what `check` makes of it.
 
-    What arrives damaged from a server is asked for again: it may have suffered on the way.
+    A larger one is not read. What arrives damaged from a server is asked for again: it may have suffered on
+    the way.
 
     Raises
     ------
     FileNotFoundError
         If there is no such object.
     DamageError
-        As `check` raises it, or if the disk cannot give it back.
+        As `check` raises it, if the object is larger, or if the disk cannot give it back.
     """
-    if is_remote(objects):
-        return interruptibly(lambda: _read_remote(objects, path, check))
-    try:
-        data = bytes(obstore.get(objects, path).bytes())
-    except BaseError as error:
-        if system_errno(error) in (errno.EIO, errno.ENOTDIR):
-            raise DamageError(
-                f"damaged object {path}: {os.strerror(system_errno(error) or 0).lower()}"
-            ) from None
-        raise
-    return check(data)
-
-
-def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T]) -> T:
-    for wait in READ_AGAIN:
-        try:
-            return check(bytes(obstore.get(objects, path).bytes()))
-        except DamageError:
-            time.sleep(wait)
-    return check(bytes(obstore.get(objects, path).bytes()))
-
-
-def put_object(objects: ObjectStore, path: str, data: bytes) -> None:
-    """Write an object, in one request: a writer killed between parts of an upload leaves some behind."""
     root = local_root(objects)
     if root is not None:
-        write_file(root, path, data)
-    else:
-        interruptibly(lambda: obstore.put(objects, path, data, use_multipart=False))
+        return check(_read_local(root, path, most))
+    if is_remote(objects):
+        return interruptibly(lambda: _read_remote(objects, path, check, most))
+    return check(_fetch(objects, path, most))
+
+
+def _read_local(root: Path, path: str, most: int) -> bytes:
+    try:
+        return read_file(resolve(root, path), most)
+    except OversizeError:
+        size = resolve(root, path).stat().st_size
+        raise DamageError(oversize(path, size, most)) from None
+    except OSError as error:
+        if error.errno in DAMAGED:
+            raise DamageError(f"damaged object {path}: {(error.strerror or '').lower()}") from None
+        raise
+
+
+def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int) -> T:
+    for wait in READ_AGAIN:
+        data = _fetch(objects, path, most)
+        try:
+            return check(data)
+        except DamageError:
+            time.sleep(wait)
+    return check(_fetch(objects, path, most))
+
+
+def _fetch(objects: ObjectStore, path: str, most: int) -> bytes:
+    found = obstore.get(objects, path)  # the answer's head; nothing of the object yet
+    if found.meta["size"] > most:
+        raise DamageError(oversize(path, found.meta["size"], most))
+    return bytes(found.bytes())
+
+
+def oversize(path: str, size: int, most: int) -> str:
+    """Say that an object is too large to be read."""
+    return f"damaged object {path}: it has {size} bytes, at most {most} are read"
 
 
 def list_readable(objects: ObjectStore, prefix: str = "") -> "tuple[list[ObjectMeta], list[Path]]":
@@ -363,10 +362,17 @@ def _listing(objects: ObjectStore, call: Callable[[], T]) -> T:
     return interruptibly(call)
 
 
-def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
+def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool = True) -> None:
     """Create an object unless there is one: one writer of many succeeds, and no reader sees a part of it.
 
-    On a local disk it also survives a power cut once this returns.
+    Nothing else writes objects, so nothing that exists is ever overwritten. They go in one request: a writer
+    killed between the parts of an upload would leave some that nobody can see.
+
+    Parameters
+    ----------
+    durable : bool
+        On a local disk, return only when it would survive a power cut; otherwise :func:`settle` does that
+        for many objects.
 
     Raises
     ------
@@ -387,10 +393,41 @@ def create_object(objects: ObjectStore, path: str, data: bytes) -> None:
         obstore.put(objects, path, data, mode="create", use_multipart=False)
         return
     try:
-        write_file(root, path, data, create=True)
+        create_file(root, path, data, durable=durable)
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} already exists") from error
-    settle(objects, path)
+    if durable:
+        settle(objects, path)
+
+
+class OccupiedError(InputError):
+    """There is an object of that name already, with other content."""
+
+
+def write_object(objects: ObjectStore, path: str, data: bytes) -> bool:
+    """Create an object, or find it there with the very same bytes; return whether it was not there.
+
+    What is found may be ours, if an answer was lost on the way. Not durable on a disk before :func:`settle`.
+
+    Raises
+    ------
+    OccupiedError
+        If there is one with other content, which stays.
+    """
+
+    def create_or_find() -> bool:
+        try:
+            create_object(objects, path, data, durable=False)
+            return True
+        except AlreadyExistsError:
+            with contextlib.suppress(DamageError, FileNotFoundError):
+                if read_object(objects, path, bytes, len(data)) == data:
+                    return False
+        raise OccupiedError(
+            f"{path} exists already with other content, and nothing that exists is overwritten"
+        )
+
+    return interruptibly(create_or_find)
 
 
 def settle(objects: ObjectStore, path: str) -> None:
@@ -420,30 +457,56 @@ def require_writable(objects: ObjectStore) -> None:
     if root is None:
         return
     name = f"index/probe#{secrets.randbits(60)}"
-    write_file(root, name, b"", create=True)
-    (root / name).unlink()
+    create_file(root, name, b"", durable=True)
+    deletion.delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
-def delete_below(objects: ObjectStore, prefix: str) -> int:
-    """Delete every object whose path starts with ``prefix/``.
+RUN = re.compile(r"[0-9a-f]{32}")
+"""What the id of a run looks like; a commit of a stranger may name anything, and so may a listing."""
 
-    Returns
-    -------
-    int
-        How many were deleted.
+
+def delete_run(objects: ObjectStore, run: str) -> None:
+    """Delete every object of a run; of a local store its folder, in which links are deleted as links.
+
+    Raises
+    ------
+    ValueError
+        If that is not the id of a run: it could be the path of other runs.
+    OSError
+        If it is a link, or something may not be listed or deleted.
+    """
+    if not RUN.fullmatch(run):
+        raise ValueError(f"{run!r} is not the id of a run")
+    prefix, root = f"runs/{run}", local_root(objects)
+    if root is not None:
+        # What cannot all be deleted is left whole.
+        for _ in walk(root, prefix, _raise_denied, follow=False):
+            pass
+        deletion.delete_below(root, prefix)
+        return
+    paths = [item["path"] for item in list_objects(objects, prefix)]
+    if mine := [path for path in paths if path.startswith(f"{prefix}/")]:
+        obstore.delete(objects, mine)
+
+
+def delete_object(objects: ObjectStore, path: str) -> None:
+    """Delete one object, if it is still there; of a local store not through a link.
+
+    Raises
+    ------
+    OSError
+        If it is a link or lies behind one, or may not be deleted.
     """
     root = local_root(objects)
     if root is not None:
-        # Only a disk has folders; an empty one would look like a run to a person.
-        listed, unreadable = list_readable(objects, prefix)
-        if unreadable:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(unreadable[0]))
-        shutil.rmtree(root / prefix, onerror=raise_unless_gone)
-        return len(listed)
-    paths = [item["path"] for item in list_objects(objects, prefix)]
-    if paths:
-        obstore.delete(objects, paths)
-    return len(paths)
+        deletion.delete_below(root, path)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        obstore.delete(objects, path)
+
+
+def _raise_denied(folder: Path) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sfm.backbones.card import differences
-from sfm.errors import InputError
+from sfm.errors import DamageError, InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
@@ -29,8 +29,10 @@ from sfm.stats_store.merged_rendering import (
 )
 from sfm.stats_store.moments import Moments, among, merge, no_moments
 from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.schema import generic, sub_classes
 from sfm.stats_store.select import described
 from sfm.stats_store.store import Entry, Store
+from sfm.stats_store.values import diagonal_problem
 
 MOMENTS = ("train/count", "train/mean", "train/scatter_diagonal", "train/within_scatter")
 ALIKE = ("precision", "views")
@@ -133,11 +135,12 @@ class Pooled:
 
     def sub_classes(self) -> list[int]:
         """Return the numbers of sub-class centres that every part stores."""
-        prefix = "train/centre_count_"
-        held = [
-            {int(n.removeprefix(prefix)) for n in part.names() if n.startswith(prefix)} for part in self.parts
-        ]
-        return sorted(set.intersection(*held))
+        return sorted(set.intersection(*map(sub_classes_of, self.parts)))
+
+
+def sub_classes_of(part: Entry) -> set[int]:
+    """Return the numbers of sub-class centres that an entry stores."""
+    return {k for name in part.names() if generic(name) == "train/centre_count" and (k := sub_classes(name))}
 
 
 @dataclass(frozen=True)
@@ -314,6 +317,8 @@ def merged_moments(union: Pooled) -> Moments:
     total = no_moments(len(union.class_ids), union.parts[0].backbone.features)
     for part, position in zip(union.parts, union.positions, strict=True):
         own = Moments(*(part.read(name) for name in MOMENTS))
+        if problem := diagonal_problem(np.diagonal(own.within_scatter), own.scatter_diagonal):
+            raise DamageError(f"damaged array runs/{part.commit.run}/train/within_scatter: {problem}")
         total = merge(total, among(own, position, len(union.class_ids)))
     return total
 
@@ -419,9 +424,7 @@ def notes_on(union: Pooled, classifier: Trained) -> list[str]:
         lacking = [described(p.summary) for p in union.parts if f"{split}/feature" not in p]
         if 0 < len(lacking) < len(union.parts):
             notes.append(f"no {what}: {'; '.join(lacking)} holds none")
-    held = {n for part in union.parts for n in part.names() if n.startswith("train/centre_count_")}
-    dropped = sorted(int(n.rpartition("_")[2]) for n in held)
-    dropped = [k for k in dropped if k not in union.sub_classes()]
+    dropped = sorted(set.union(*map(sub_classes_of, union.parts)) - set(union.sub_classes()))
     if dropped:
         notes.append(f"no {', '.join(map(str, dropped))} sub-class centres: not every part holds them")
     notes += rendering_notes(union.parts)

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
+from sfm.field_types import LONGEST_TEXT
 from sfm.text import is_shown, utf8_only
 
 
@@ -12,6 +13,8 @@ def problem_with_name(name: str) -> str | None:
     """Return why a dataset cannot have a name; None if it can."""
     if "@" in name or name.strip() != name or not name:
         return "must not contain @ or begin or end with a blank"
+    if len(name) > LONGEST_TEXT:
+        return f"must not be longer than {LONGEST_TEXT} characters"
     if not all(map(is_shown, name)):
         return "must be one line without control characters"
     return None
@@ -26,7 +29,7 @@ def name_from(text: str) -> str:
     ('birds-2024', 'dataset')
     """
     shown = "".join(c if is_shown(c) and c not in "@/" else "-" for c in utf8_only(text).strip())
-    return unicodedata.normalize("NFC", shown).strip() or "dataset"
+    return unicodedata.normalize("NFC", shown)[:LONGEST_TEXT].strip() or "dataset"
 
 
 def folder_name(path: Path) -> str:

@@ -26,6 +26,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.commits import MARK, commit_name, generation_after, generation_of, parse_commit
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import (
     BLOCK_ROWS,
@@ -37,16 +38,18 @@ from sfm.stats_store.digest import (
     sha256,
 )
 from sfm.stats_store.location import (
+    OccupiedError,
     create_object,
-    delete_below,
-    put_object,
+    delete_run,
     reaching,
     read_object,
     settle,
+    write_object,
 )
 from sfm.stats_store.schema import CROP_MODE, create_array
-from sfm.stats_store.store import MARK, Store, commit_name, generation_of, parse_commit
+from sfm.stats_store.store import Store
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
+from sfm.untrusted import JSON_BYTES
 
 LOG = logging.getLogger(__name__)
 
@@ -126,7 +129,7 @@ class Draft:
         """
         if not self.offered:
             try:
-                delete_below(self.store.objects, f"runs/{self.run}")
+                delete_run(self.store.objects, self.run)
             except (BaseError, OSError) as error:
                 LOG.warning("runs/%s is left for `sfm store gc` (%s)", self.run, type(error).__name__)
 
@@ -199,14 +202,19 @@ def publish(
     }
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     metadata = json.dumps(group, indent=1).encode()
+    if len(metadata) > JSON_BYTES:
+        raise InputError(
+            f"the names and cards of {dataset.name} take {len(metadata)} bytes as JSON, and no reader takes "
+            f"more than {JSON_BYTES}"
+        )
     with reaching(store.url):
-        put_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
+        write_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)
         draft.written[f"runs/{draft.run}/zarr.json"] = record_of(metadata)
         objects = kept(draft)
         settle(store.objects, f"runs/{draft.run}")
     generation = generation_of(paths[-1]) if paths else 0
     while True:
-        generation += 1
+        generation = generation_after(generation, key)
         summary = Summary(
             dataset=dataset.name,
             backbone=backbone.spec,
@@ -307,7 +315,8 @@ def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:
         winner = created_or_found(store, path, data)
         if winner.run == ours.run:
             # From here on the absence of the commit is a loss, and readers can tell.
-            put_object(store.objects, path.removesuffix(".json") + MARK, b"")
+            with contextlib.suppress(OccupiedError):
+                write_object(store.objects, path.removesuffix(".json") + MARK, b"")
     return winner
 
 

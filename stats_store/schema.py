@@ -11,6 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
 from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.text import one_line
 
 CROP_MODE = "crop_mode"
 """Required by entries of a backbone that is not fed a centre crop, which older versions cannot make."""
@@ -38,9 +39,26 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+NUMBERED = re.compile(r"(train/centre|train/centre_count)(_[1-9][0-9]{0,5})")
+"""Names of the arrays of which an entry holds one per number of sub-classes."""
+
+
 def generic(name: str) -> str:
     """Return the name that arrays of one kind share: ``train/centre`` for every ``train/centre_<K>``."""
-    return re.sub(r"_\d+$", "", name)
+    found = NUMBERED.fullmatch(name)
+    return found[1] if found else name
+
+
+def sub_classes(name: str) -> int | None:
+    """Return the number of sub-classes per class in the name of an array, if it has one.
+
+    Examples
+    --------
+    >>> sub_classes("train/centre_count_10"), sub_classes("train/count")
+    (10, None)
+    """
+    found = NUMBERED.fullmatch(name)
+    return int(found[2][1:]) if found else None
 
 
 def dimensions(name: str) -> tuple[str, ...]:
@@ -99,7 +117,8 @@ class UpgradeError(InputError):
 
 def is_known(name: str) -> bool:
     """Say whether an array is of this schema; a newer minor version may hold others."""
-    return generic(name) in DIMENSIONS
+    axes = DIMENSIONS.get(generic(name), ())
+    return bool(axes) and ("sub_class" in axes) == (sub_classes(name) is not None)
 
 
 def require_readable(schema: SchemaVersion, where: str) -> None:
@@ -118,5 +137,6 @@ def require_readable(schema: SchemaVersion, where: str) -> None:
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
         raise UpgradeError(
-            f"{where} requires {', '.join(unknown)}, unknown to this version: upgrade sfm-distill"
+            f"{where} requires {one_line(', '.join(unknown), most=200)}, unknown to this version: upgrade "
+            f"sfm-distill"
         )

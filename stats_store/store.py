@@ -3,15 +3,14 @@
 import json
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
-import obstore
 import zarr
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import ObjectStore
-from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.backbones.card import BackboneCard
@@ -25,13 +24,24 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
+from sfm.stats_store.clouds import is_without_container
+from sfm.stats_store.commits import (
+    COMMIT,
+    MARK,
+    commit_path,
+    generation_of,
+    parse_commit,
+    read_cards,
+    root_schema,
+)
 from sfm.stats_store.concurrency import concurrently
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.disk import denied
 from sfm.stats_store.location import (
     UnreadableError,
     connect,
     create_object,
+    delete_object,
     is_empty,
     list_readable,
     reaching,
@@ -39,11 +49,9 @@ from sfm.stats_store.location import (
     require_writable,
     shown,
 )
-from sfm.stats_store.schema import UpgradeError, require_readable
-from sfm.stats_store.verified import VerifiedStore, read_published
-
-MARK = ".published"
-"""Ending of the empty object beside a commit that its writer knows to be there."""
+from sfm.stats_store.schema import UpgradeError, generic, require_readable
+from sfm.stats_store.values import centre_problem, value_problem
+from sfm.stats_store.verified import VerifiedStore, decoding, read_published
 
 LOG = logging.getLogger(__name__)
 
@@ -76,7 +84,7 @@ class Store:
     """
 
     url: str
-    objects: ObjectStore
+    objects: ObjectStore = field(repr=False)
 
     def survey(self, progress: Listener = nobody) -> tuple[list[Summary], list[str]]:
         """Return a summary of every visible entry, and why others cannot be shown.
@@ -94,8 +102,8 @@ class Store:
         """
         index = self.index()
         latest = [versions[-1] for versions in index.generations.values()]
-        found = concurrently(self._commit_or_reason, latest, progress, "list", "entries")
-        entries = [c.summary for c in found if isinstance(c, Commit) and c.kind == "entry" and c.summary]
+        found = concurrently(self._summary_or_reason, latest, progress, "list", "entries")
+        entries = [summary for summary in found if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
         return entries, index.unreadable + [reason for reason in found if isinstance(reason, str)]
 
@@ -138,10 +146,9 @@ class Store:
         commits: dict[str, set[str]] = defaultdict(set)
         marked: dict[str, set[str]] = defaultdict(set)
         for item in listed:
-            folder, _, name = item["path"].removeprefix("index/").rpartition("/")
-            for found, ending in ((commits, ".json"), (marked, MARK)):
-                if folder.count("/") == 2 and name.endswith(ending) and name.removesuffix(ending).isdigit():
-                    found[folder].add(item["path"].removesuffix(ending) + ".json")
+            if found := COMMIT.fullmatch(item["path"]):
+                to = marked if found[3] == MARK else commits
+                to[found[1]].add(item["path"].removesuffix(found[3]) + ".json")
         for folder, paths in marked.items():
             newest = max(map(generation_of, commits[folder]), default=0)
             commits[folder] |= {path for path in paths if generation_of(path) > newest}
@@ -156,7 +163,8 @@ class Store:
         Raises
         ------
         DamageError
-            If the object is gone, does not match its own digest, or belongs elsewhere in the index.
+            If the object is gone, does not match its own digest, belongs elsewhere in the index, or holds
+            what no writer writes.
         InputError
             If it was written with a schema that this version cannot read, or the store cannot be reached.
         """
@@ -166,9 +174,10 @@ class Store:
             except FileNotFoundError:
                 raise DamageError(f"missing commit {path}: it was published and is gone") from None
 
-    def _commit_or_reason(self, path: str) -> Commit | str:
+    def _summary_or_reason(self, path: str) -> Summary | str | None:
         try:
-            return self.commit(path)
+            commit = self.commit(path)
+            return commit.summary if commit.kind == "entry" else None
         except (DamageError, UpgradeError, UnreadableError) as error:
             return str(error)
 
@@ -180,7 +189,7 @@ class Store:
         DamageError
             If it shows another entry by now, or as :meth:`commit` does.
         """
-        commit = self.commit(f"index/{summary.key}/{commit_name(summary.generation)}")
+        commit = self.commit(commit_path(summary))
         if commit.summary is None or commit.summary.entry_digest != summary.entry_digest:
             raise DamageError(
                 f"damaged commit of {summary.dataset}: its entry is no longer {summary.entry_digest[:12]}"
@@ -188,12 +197,12 @@ class Store:
         return commit
 
     def open(self, summary: Summary) -> "Entry":
-        """Open the entry that a summary shows; its metadata is checked against the commit here.
+        """Open the entry that a summary shows; metadata and cards are checked against the commit here.
 
         Raises
         ------
         DamageError
-            If metadata is missing or is not what was published.
+            If metadata is missing or is not what was published, or a card is not that of the commit's entry.
         InputError
             If this version cannot read it, or the store cannot be reached.
         """
@@ -204,23 +213,18 @@ class Store:
         with reaching(self.url):
             data = concurrently(lambda path: read_published(self.objects, path, records[path]), metadata)
             read = dict(zip(metadata, data, strict=True))
-        try:
-            cards = json.loads(read[f"runs/{commit.run}/zarr.json"])["attributes"]
-            return Entry(
-                store_url=self.url,
-                summary=commit.summary,
-                commit=commit,
-                backbone=BackboneCard.model_validate(cards["backbone"]),
-                dataset=DatasetCard.model_validate(cards["dataset"]),
-                extraction=ExtractionCard.model_validate(cards["extraction"]),
-                classifier=ClassifierCard.model_validate(cards["classifier"]),
-                arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read),
-            )
-        except (KeyError, ValidationError) as error:
-            raise UpgradeError(
-                f"the cards of {summary.dataset} ({summary.entry_digest[:12]}) are of a kind that this "
-                f"version cannot read: upgrade sfm-distill"
-            ) from error
+        cards = read_cards(commit, read[f"runs/{commit.run}/zarr.json"])
+        layouts = require_layouts(commit, cards.backbone, cards.dataset, cards.extraction, read)
+        return Entry(
+            store_url=self.url,
+            summary=commit.summary,
+            commit=commit,
+            backbone=cards.backbone,
+            dataset=cards.dataset,
+            extraction=cards.extraction,
+            classifier=cards.classifier,
+            arrays=VerifiedStore(ZarrObjectStore(self.objects, read_only=True), records, read, layouts),
+        )
 
 
 @dataclass(frozen=True)
@@ -266,73 +270,39 @@ class Entry:
                 f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {name}; "
                 f"it holds {', '.join(self.names())}"
             )
-        with reaching(self.store_url):
-            return zarr.open_array(
-                self.arrays, path=f"runs/{self.commit.run}/{name}", mode="r", zarr_format=3
-            )
+        path = f"runs/{self.commit.run}/{name}"
+        if path not in self.arrays.layouts:
+            raise InputError(f"{name} is of a kind that this version cannot read: upgrade sfm-distill")
+        with reaching(self.store_url), decoding(path):
+            return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
 
     def read(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
-        """Read an array, or some of its rows; every byte is compared with the published digest.
+        """Read an array, or some of its rows; every byte and every value is checked.
+
+        Bytes are compared with the published digest. Values are those that such an array can hold: see
+        :mod:`sfm.stats_store.values`.
 
         Raises
         ------
         DamageError
-            If a chunk is missing or damaged; names it.
+            If a chunk is missing or damaged, or a value cannot be; names it.
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        array = self.array(name)
-        with reaching(self.store_url):
-            selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
+        selected = self._read(name, rows)
+        problem = value_problem(name, selected, self.dataset)
+        count = name.replace("train/centre_", "train/centre_count_")
+        if not problem and generic(name) == "train/centre" and count in self:
+            problem = centre_problem(selected, self._read(count, rows))
+        if problem:
+            raise DamageError(f"damaged array runs/{self.commit.run}/{name}: {problem}")
         return selected
 
-
-def commit_name(generation: int) -> str:
-    """Return the file name of a generation's commit."""
-    return f"{generation:08d}.json"
-
-
-def generation_of(path: str) -> int:
-    """Return the generation that a commit's path names."""
-    return int(path.rpartition("/")[2].removesuffix(".json"))
-
-
-def parse_commit(data: bytes, path: str) -> Commit:
-    """Parse the bytes of a commit; see :meth:`Store.commit` for the errors."""
-    try:
-        envelope = json.loads(data)
-        content = envelope["commit"]
-        intact = sha256(canonical(content)) == envelope["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"damaged commit {path}: not readable as a commit") from error
-    if not intact:
-        raise DamageError(f"damaged commit {path}: it does not match its own digest")
-    try:
-        schema = SchemaVersion.model_validate(content["schema"])
-        require_readable(schema, f"the entry of {content['summary']['dataset']} ({path})")
-        commit = Commit.model_validate(content)
-    except (ValidationError, KeyError, TypeError) as error:
-        raise UpgradeError(
-            f"{path} is of a kind that this version cannot read: upgrade sfm-distill"
-        ) from error
-    # A commit says where it belongs: one that lies elsewhere would pass for another entry's.
-    if (s := commit.summary) is None or f"index/{s.key}/{commit_name(s.generation)}" != path:
-        raise DamageError(f"damaged commit {path}: it belongs to another place in the index")
-    return commit
-
-
-def root_schema(data: bytes) -> SchemaVersion:
-    """Parse the root metadata of a store.
-
-    Raises
-    ------
-    DamageError
-        If it is not that of a store.
-    """
-    try:
-        return SchemaVersion.model_validate(json.loads(data)["attributes"]["schema"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamageError("not the root of a store") from error
+    def _read(self, name: str, rows: slice | None) -> npt.NDArray[Any]:
+        array = self.array(name)
+        with reaching(self.store_url), decoding(array.path):
+            selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
+        return selected
 
 
 def located(place: str | ObjectStore, *, create: bool) -> tuple[str, ObjectStore, ObjectStore]:
@@ -366,7 +336,7 @@ def opened(place: str | ObjectStore, advice: str) -> Store:
         try:
             schema = read_object(first, "zarr.json", root_schema)
         except (FileNotFoundError, DamageError) as error:
-            if "NoSuchBucket" in str(error):
+            if is_without_container(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
@@ -390,19 +360,26 @@ def create_store(place: str | ObjectStore) -> Store:
         conditional writes that commits need.
     """
     url, _, first = located(place, create=True)
-    schema = {"schema": SchemaVersion().model_dump()}
     with reaching(url):
-        if is_empty(first):
-            for path, attributes in (("zarr.json", schema), ("runs/zarr.json", {})):
-                group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-                # Where it exists, another writer made the store a moment ago, which is just as well.
-                created(url, first, path, json.dumps(group, indent=1).encode())
+        root = group({"schema": SchemaVersion().model_dump()})
+        made = is_empty(first) and created(url, first, "zarr.json", root)
+        # Where it is there by now, another writer made the store a moment ago, which is just as well.
         store = opened(place, "it holds other files: give an empty folder, or that of a store")
         # What is written is what is there: nothing is lost on a server that does as it is told.
-        if created(url, first, "zarr.json", bytes(obstore.get(first, "zarr.json").bytes())):
+        if created(url, first, "zarr.json", read_object(first, "zarr.json", bytes)):
+            if made:
+                with suppress(BaseError):
+                    delete_object(first, "zarr.json")
             raise no_conditional_writes(url)
+        if made:
+            created(url, first, "runs/zarr.json", group({}))
         require_writable(first)
     return store
+
+
+def group(attributes: dict[str, Any]) -> bytes:
+    """Return the metadata of a Zarr group."""
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 
 
 def created(url: str, objects: ObjectStore, path: str, data: bytes) -> bool:

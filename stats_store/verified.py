@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import obstore
@@ -16,10 +17,13 @@ from zarr.abc.store import (
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore, WrapperStore
 
-from sfm.errors import DamageError
+from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ObjectRecord
-from sfm.stats_store.disk import local_root
-from sfm.stats_store.location import put_object, read_object
+from sfm.stats_store.declared import Layout
+from sfm.stats_store.location import read_object, write_object
+
+UNDECODABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, SystemError)
+"""What zarr and its codecs raise for bytes that are no array."""
 
 
 def record_of(data: bytes) -> ObjectRecord:
@@ -55,9 +59,28 @@ def read_published(objects: obstore.store.ObjectStore, path: str, record: Object
         return data
 
     try:
-        return read_object(objects, path, published)
+        return read_object(objects, path, published, record.size)
     except FileNotFoundError as error:
         raise DamageError(f"missing object {path}: it was published and is gone") from error
+
+
+@contextmanager
+def decoding(path: str) -> Iterator[None]:
+    """Report an array that zarr cannot decode.
+
+    Its bytes are the published ones, so its writer was at fault.
+
+    Raises
+    ------
+    DamageError
+        Names the array.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except UNDECODABLE as error:
+        raise DamageError(f"damaged array {path}: it cannot be decoded ({type(error).__name__})") from error
 
 
 class VerifiedStore(WrapperStore[ObjectStore[Any]]):
@@ -73,17 +96,23 @@ class VerifiedStore(WrapperStore[ObjectStore[Any]]):
         By full path. An object that is not listed does not exist; one that is listed must.
     read : mapping of str to bytes
         Objects that were read and compared before; they are not asked for again.
+    layouts : mapping of str to Layout
+        Arrays by full path, as :func:`~sfm.stats_store.declared.find_layouts` gives them: all there are.
     """
 
     def __init__(
-        self, store: ObjectStore[Any], records: Mapping[str, ObjectRecord], read: Mapping[str, bytes]
+        self,
+        store: ObjectStore[Any],
+        records: Mapping[str, ObjectRecord],
+        read: Mapping[str, bytes],
+        layouts: Mapping[str, Layout],
     ) -> None:
         super().__init__(store)
-        self._records, self._read = records, read
+        self._records, self._read, self.layouts = records, read, layouts
 
     def _with_store(self, store: Store) -> "VerifiedStore":
         assert isinstance(store, ObjectStore)
-        return VerifiedStore(store, self._records, self._read)
+        return VerifiedStore(store, self._records, self._read, self.layouts)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -98,6 +127,11 @@ class VerifiedStore(WrapperStore[ObjectStore[Any]]):
         data = self._read.get(key)
         if data is None:
             data = await asyncio.to_thread(read_published, self._store.store, key, record)
+        array, is_chunk, _ = key.partition("/c/")
+        problem = self.layouts[array].chunk_problem(data) if is_chunk else None
+        if problem:
+            # Before it is decoded: that would take what it claims.
+            raise DamageError(f"damaged object {key}: {problem}")
         return prototype.buffer.from_bytes(_part(data, byte_range))
 
     async def get_partial_values(
@@ -137,18 +171,18 @@ class RecordingStore(WrapperStore[ObjectStore[Any]]):
         return await self._store.get(key, prototype, byte_range) if key in self._written else None
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write an object, and note what was given."""
+        """Create an object, and note what was given; each is written once."""
         data = value.to_bytes()
+        await asyncio.to_thread(write_object, self._store.store, key, data)
         self._written[key] = record_of(data)
-        if local_root(self._store.store) is not None:
-            await asyncio.to_thread(put_object, self._store.store, key, data)
-            return
-        # In one request: a writer killed between the parts of an upload leaves some that nobody can see.
-        await obstore.put_async(self._store.store, key, data, use_multipart=False)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object of the run unless it was written before; those above it are the store's."""
-        if key.startswith(f"runs/{self._run}/") and key not in self._written:
+        """Create metadata of a group between the run and an array, unless that was done before.
+
+        That of the run holds the cards, and is created with them; those above it are the store's.
+        """
+        run = f"runs/{self._run}/"
+        if key.startswith(run) and key != f"{run}zarr.json" and key not in self._written:
             await self.set(key, value)
 
 

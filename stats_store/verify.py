@@ -1,30 +1,34 @@
 """Compare a store, byte by byte and number by number, with what was published."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import zarr
-from pydantic import ValidationError
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from sfm.backbones.card import BackboneCard
-from sfm.errors import DamageError, InputError
+from sfm.errors import DamageError
 from sfm.events import Listener, Progress, nobody
-from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
+from sfm.stats_store.cards import Commit, DatasetCard, ObjectRecord, Summary
+from sfm.stats_store.commits import commit_path, read_cards
 from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
-from sfm.stats_store.digest import entry_digest, stream_digest
+from sfm.stats_store.declared import Layout, chunks_by_array, find_layouts
+from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.location import UnreadableError, reaching
-from sfm.stats_store.publish import options_digest
-from sfm.stats_store.schema import UpgradeError, is_known
-from sfm.stats_store.store import Store, commit_name
-from sfm.stats_store.verified import VerifiedStore, read_published
+from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.store import Store
+from sfm.stats_store.values import Comparison, value_problem
+from sfm.stats_store.verified import VerifiedStore, decoding, read_published
 
 WINDOW_BYTES = 16 * 2**20
+MATRIX_BYTES = 128 * 2**20
+"""Largest scatter matrix, of 4,096 features, that is held whole and so compared with its transpose."""
+
 HELD_BYTES = 256 * 2**20
 """Memory for what is being compared, of all entries together."""
 
@@ -70,7 +74,8 @@ def verify(
 
     Of every entry: the commit against its own digest and its place in the index, every object it lists
     against size and SHA-256, the digest of every array recomputed from its chunks, the cards against the
-    entry's key, and the entry digest. Every object is read once.
+    entry's key, the entry digest, shapes and types against the cards, and values: those of each array, and
+    arrays against each other. Every object is read once.
 
     Parameters
     ----------
@@ -98,7 +103,7 @@ def verify(
         paths = [path for versions in keys for path in versions]
         visible = {versions[-1] for versions in keys}
     else:
-        paths = [f"index/{s.key}/{commit_name(s.generation)}" for s in summaries]
+        paths = [commit_path(s) for s in summaries]
         visible = set(paths)
     with reaching(store.url):
         commits = concurrently(lambda p: commit_or_verdict(store, p), paths, progress, "read", "commits")
@@ -115,6 +120,31 @@ def verify(
     others = {path: verdict for path, verdict in read.items() if isinstance(verdict, Verdict)}
     found = [v for path in paths if (v := checked.get(path) or others.get(path))]
     return found + [Verdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
+
+
+def check_entry(store: Store, path: str, commit: Commit) -> list[str]:
+    """Return everything that is wrong with one entry: its bytes, cards, shapes and values.
+
+    Parameters
+    ----------
+    store : Store
+    path : str
+        Of the commit below the store's root.
+    commit : Commit
+        Read from there; of kind "entry".
+
+    Returns
+    -------
+    list of str
+        One line per problem, with the path of the object; empty for a sound entry.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be reached.
+    """
+    with reaching(store.url):
+        return Check(store, Counter(nobody, len(commit.objects))).entry(path, commit).problems
 
 
 class Counter:
@@ -161,82 +191,83 @@ class Check:
         run = f"runs/{commit.run}"
         records = {f"{run}/{name}": record for name, record in commit.objects.items()}
         size = sum(record.size for record in records.values())
-        by_array = {name: [p for p in records if p.startswith(f"{run}/{name}/c/")] for name in commit.arrays}
-        chunks = {p for paths in by_array.values() for p in paths}
-        metadata = [p for p in records if p not in chunks]
+        chunks = {
+            name: [f"{run}/{name}/{key}" for key in keys] for name, keys in chunks_by_array(commit).items()
+        }
+        listed = {p for paths in chunks.values() for p in paths}
+        metadata = [p for p in records if p.endswith("/zarr.json") and p not in listed]
+        others = [p for p in records if not p.endswith("/zarr.json") and p not in listed]
         try:
             read = dict(zip(metadata, self.objects(metadata, records), strict=True))
             problems = [found for found in read.values() if isinstance(found, str)]
             sound = {p: found for p, found in read.items() if isinstance(found, bytes)}
-            self._counter.add(len(metadata))
-            if not problems:
-                problems += card_problems(commit, sound.get(f"{run}/zarr.json"))
+            problems += self.problems(others, records)
+            self._counter.add(len(metadata) + len(others))
+            arrays, found = open_arrays(commit, records, sound)
+            problems += found
 
             def array(name: str) -> list[str]:
-                return self.array(f"{run}/{name}", commit.arrays[name], by_array[name], records, sound)
+                return self.array(arrays, name, chunks[name])
 
-            problems += [line for lines in concurrently(array, by_array, limit=ARRAYS) for line in lines]
+            found = [line for lines in concurrently(array, chunks, limit=ARRAYS) for line in lines]
+            if not found:
+                contradictions = arrays.comparison.problems()
+                found = [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
+            problems += found
         except UnreadableError as error:
             return Verdict(path, commit.summary, len(records), size, [str(error)], readable=False)
         return Verdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
-    def array(
-        self,
-        path: str,
-        published: str,
-        chunks: Sequence[str],
-        records: dict[str, ObjectRecord],
-        metadata: dict[str, bytes],
-    ) -> list[str]:
+    def array(self, arrays: "EntryArrays", name: str, chunks: Sequence[str]) -> list[str]:
         """Return what is wrong with an array."""
         problems: list[str] = []
-        if not is_known(path.split("/", 2)[2]):
-            # Of a later minor version: its bytes can be compared, not its values.
-            problems = self.problems(chunks, records)
+        if f"{arrays.run}/{name}" not in arrays.layouts:
+            # Of a later minor version, or of no shape it can have: its bytes can be compared, not its values.
+            problems = self.problems(chunks, arrays.records)
         else:
-            found = self.digest_problem(path, published, records, metadata)
+            found = self.content_problem(arrays, name)
             # The first damaged chunk ends the reading of an array: look at every one, to name them all.
-            problems = (self.problems(chunks, records) or [found]) if found else []
+            problems = (self.problems(chunks, arrays.records) or [found]) if found else []
         self._counter.add(len(chunks))
         return problems
 
-    def digest_problem(
-        self, path: str, published: str, records: dict[str, ObjectRecord], metadata: dict[str, bytes]
-    ) -> str | None:
-        """Recompute an array's digest from its chunks; return what is wrong, or None."""
-        objects = ZarrObjectStore(self._store.objects, read_only=True)
+    def content_problem(self, arrays: "EntryArrays", name: str) -> str | None:
+        """Recompute an array's digest from its chunks and check its values; return what is wrong, or None."""
+        path, dataset, found = f"{arrays.run}/{name}", arrays.dataset, list[str | None]()
+        assert dataset is not None
         try:
-            array = zarr.open_array(
-                VerifiedStore(objects, records, metadata), path=path, mode="r", zarr_format=3
-            )
+            with decoding(path):
+                array = arrays.open(self._store, path)
 
-            def parts() -> Iterator[npt.NDArray[Any]]:
-                for start, stop, chunks in windows(array, path):
-                    # What is read, and what is unpacked from it.
-                    held = self._memory.take(
-                        sum(records[p].size for p in chunks if p in records)
-                        + (stop - start) * row_bytes(array)
-                    )
-                    try:
-                        known = [p for p in chunks if p in records]
-                        read = dict(
-                            zip(known, concurrently(self.one(records), known, limit=CHUNKS), strict=True)
-                        )
-                        arrays = VerifiedStore(objects, records, metadata | read)
-                        part = zarr.open_array(arrays, path=path, mode="r", zarr_format=3)
-                        yield part[start:stop]  # type: ignore[misc]
-                    finally:
-                        self._memory.give_back(held)
+                def parts() -> Iterator[npt.NDArray[Any]]:
+                    most = MATRIX_BYTES if name == "train/within_scatter" else WINDOW_BYTES
+                    for start, stop, chunks in windows(array, path, most):
+                        with self.held(arrays, array, stop - start, chunks) as read:
+                            rows = arrays.open(self._store, path, read)[start:stop]
+                            assert isinstance(rows, np.ndarray)
+                            found.append(value_problem(name, rows, dataset))
+                            arrays.comparison.add(name, rows, start)
+                            yield rows
 
-            digest = stream_digest(parts(), array.dtype, array.shape)
+                digest = stream_digest(parts(), array.dtype, array.shape)
         except DamageError as error:
             return str(error)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
-            # The bytes are the published ones, but no array: its writer was at fault.
-            return f"damaged array {path}: it cannot be decoded ({type(error).__name__})"
-        return None if digest == published else f"damaged array {path}: its digest is not the published one"
+        if digest != arrays.digests[name]:
+            return f"damaged array {path}: its digest is not the published one"
+        problem = next(filter(None, found), None)
+        return f"damaged array {path}: {problem}" if problem else None
+
+    @contextmanager
+    def held(
+        self, arrays: "EntryArrays", array: "zarr.Array[Any]", rows: int, chunks: Sequence[str]
+    ) -> Iterator[dict[str, bytes]]:
+        """Read chunks, and hold memory for them and for the rows unpacked from them."""
+        size = sum(arrays.records[p].size for p in chunks) + rows * row_bytes(array)
+        taken = self._memory.take(size)
+        try:
+            yield dict(zip(chunks, concurrently(self.one(arrays.records), chunks, limit=CHUNKS), strict=True))
+        finally:
+            self._memory.give_back(taken)
 
     def one(self, records: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
         """Return what reads an object and compares it with its record."""
@@ -276,40 +307,66 @@ class Check:
         return [found for found in concurrently(problem, paths, limit=CHUNKS) if found]
 
 
-def card_problems(commit: Commit, group: bytes | None) -> list[str]:
-    """Compare the cards of a run with the key of its entry, and the entry digest with what it covers."""
-    summary, path = commit.summary, f"runs/{commit.run}/zarr.json"
-    assert summary is not None
-    if group is None:
-        return [f"missing object {path}: it was not published"]
-    try:
-        cards = json.loads(group)["attributes"]
-        backbone = BackboneCard.model_validate(cards["backbone"]).hash
-        fingerprint = DatasetCard.model_validate(cards["dataset"]).fingerprint
-        options = options_digest(ExtractionCard.model_validate(cards["extraction"]).options)
-    except (KeyError, TypeError, ValidationError) as error:
-        return [f"damaged object {path}: its cards cannot be read ({type(error).__name__})"]
-    problems = [
-        f"damaged object {path}: its {what} is not the one in the entry's key"
-        for what, found, wanted in (
-            ("backbone", backbone, summary.backbone_hash),
-            ("dataset", fingerprint, summary.fingerprint),
-            ("options", options, summary.options),
-        )
-        if found != wanted
-    ]
-    if entry_digest(commit.arrays, backbone, fingerprint, options) != summary.entry_digest:
-        problems.append(f"damaged entry {summary.entry_digest[:12]}: its digest is not that of its content")
-    return problems
+@dataclass(frozen=True)
+class EntryArrays:
+    """The arrays of an entry while they are checked.
+
+    Attributes
+    ----------
+    run : str
+        Path of the run.
+    digests : dict of str to str
+        The published digest of every array.
+    records : dict of str to ObjectRecord
+        Every object of the run, by full path.
+    metadata : dict of str to bytes
+        Every sound ``zarr.json`` of it.
+    dataset : DatasetCard or None
+        None where it cannot be read; then there are no layouts.
+    layouts : dict of str to Layout
+        Arrays that can be opened, by full path.
+    comparison : Comparison
+        Takes in what arrays have in common.
+    """
+
+    run: str
+    digests: dict[str, str]
+    records: dict[str, ObjectRecord]
+    metadata: dict[str, bytes]
+    dataset: DatasetCard | None
+    layouts: dict[str, Layout]
+    comparison: Comparison = field(default_factory=Comparison)
+
+    def open(self, store: Store, path: str, read: dict[str, bytes] | None = None) -> "zarr.Array[Any]":
+        """Open an array, some of whose chunks have been read."""
+        objects = ZarrObjectStore(store.objects, read_only=True)
+        known = VerifiedStore(objects, self.records, self.metadata | (read or {}), self.layouts)
+        return zarr.open_array(known, path=path, mode="r", zarr_format=3)
 
 
-def windows(array: "zarr.Array[Any]", path: str) -> Iterator[tuple[int, int, list[str]]]:
+def open_arrays(
+    commit: Commit, records: dict[str, ObjectRecord], metadata: dict[str, bytes]
+) -> tuple[EntryArrays, list[str]]:
+    """Return the arrays of an entry, and what is wrong with its cards and with their shapes."""
+    run, dataset, layouts = f"runs/{commit.run}", None, dict[str, Layout]()
+    path, problems = f"{run}/zarr.json", list[str]()
+    if path in metadata:
+        try:
+            cards = read_cards(commit, metadata[path])
+            dataset = cards.dataset
+            layouts, problems = find_layouts(commit, cards.backbone, dataset, cards.extraction, metadata)
+        except (DamageError, UpgradeError) as error:
+            problems = [str(error)]
+    return EntryArrays(run, commit.arrays, records, metadata, dataset, layouts), problems
+
+
+def windows(array: "zarr.Array[Any]", path: str, most: int) -> Iterator[tuple[int, int, list[str]]]:
     """Yield an array in parts of whole chunks: first row, end, and the paths of the chunks.
 
-    So none is read twice and memory stays bounded.
+    So none is read twice, and memory stays bounded: parts have `most` bytes, or are one row of chunks.
     """
-    rows = array.chunks[0] if array.shards is None else array.shards[0]
-    step = rows * max(1, WINDOW_BYTES // max(1, rows * row_bytes(array)))
+    rows = array.chunks[0]
+    step = rows * max(1, most // max(1, rows * row_bytes(array)))
     inner = [range(-(-n // size)) for n, size in zip(array.shape[1:], array.chunks[1:], strict=True)]
     for start in range(0, array.shape[0], step):
         stop = min(start + step, array.shape[0])

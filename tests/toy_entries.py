@@ -1,17 +1,24 @@
 """Small entries of random numbers, published for real."""
 
+import hashlib
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
-from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.commits import commit_path
+from sfm.stats_store.digest import canonical, entry_digest, sha256
+from sfm.stats_store.publish import Draft, Published, publish, put_commit
 from sfm.stats_store.store import Store
 
 CLASSES, FEATURES = 4, 6
+TRAIN, TEST = 20, 5000
 
 
 def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
@@ -23,7 +30,7 @@ def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> Ba
         spec=spec,
         model=f"timm_{spec}",
         rule="pre-logits",
-        weights=weights,
+        weights=hashlib.sha256(weights.encode()).hexdigest(),
         preprocessing=preprocessing,
         features=FEATURES,
     )
@@ -33,11 +40,11 @@ def fill(draft: Draft, seed: int = 0) -> dict[str, np.ndarray]:
     """Write a few arrays of random numbers and return them."""
     rng = np.random.default_rng(seed)
     arrays = {
-        "train/count": rng.integers(1, 9, CLASSES),
+        "train/count": 1 + rng.multinomial(TRAIN - CLASSES, np.full(CLASSES, 1 / CLASSES)),
         "train/mean": rng.standard_normal((CLASSES, FEATURES)),
         "train/centre_2": rng.standard_normal((CLASSES, 2, FEATURES)).astype(np.float32),
-        "test/feature": rng.standard_normal((5000, FEATURES)).astype(np.float16),
-        "test/label": rng.integers(0, CLASSES, 5000).astype(np.int32),
+        "test/feature": rng.standard_normal((TEST, FEATURES)).astype(np.float16),
+        "test/label": rng.integers(0, CLASSES, TEST).astype(np.int32),
     }
     for name, array in arrays.items():
         draft.write(name, array)
@@ -53,6 +60,7 @@ def commit(
     role: str = "full",
     options: dict[str, object] | None = None,
     leaves: list[str] | None = None,
+    test_samples: int = TEST,
     replace: bool = False,
 ) -> Published:
     """Publish a draft with plausible cards."""
@@ -64,8 +72,8 @@ def commit(
             name=dataset,
             class_ids=ids,
             class_names=ids,
-            train_samples=20,
-            test_samples=5000,
+            train_samples=TRAIN,
+            test_samples=test_samples,
             fingerprint=fingerprint,
             leaves=leaves or [fingerprint],
         ),
@@ -90,6 +98,32 @@ def put(store: Store, seed: int = 0, **words: object) -> Summary:
     draft = Draft(store)
     fill(draft, seed)
     return commit(draft, **words).summary  # type: ignore[arg-type]
+
+
+def publish_many(store: Store, summary: Summary, entries: int) -> None:
+    """Publish commits like that of an entry, of other data; their runs do not exist."""
+    whole = store.commit(commit_path(summary))
+    for number in range(entries):
+        fingerprint, run = f"{number:064x}", f"{number:032x}"
+        digest = entry_digest(whole.arrays, summary.backbone_hash, fingerprint, summary.options)
+        own = summary.model_copy(update={"fingerprint": fingerprint, "entry_digest": digest})
+        put_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    """Return the bytes of a commit of this content."""
+    return json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+
+
+def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change a commit of a store in a folder and sign it again, as its writer could; returns its file."""
+    path = Path(store.url) / commit_path(summary)
+    content = json.loads(path.read_bytes())["commit"]
+    change(content)
+    key = (summary.backbone_hash, summary.fingerprint, summary.options)
+    content["summary"]["entry_digest"] = entry_digest(content["arrays"], *key)
+    path.write_bytes(signed(content))
+    return path
 
 
 def grow_old(path: Path, days: float = 8) -> None:

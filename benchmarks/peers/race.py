@@ -175,7 +175,12 @@ def follow(
     folder.mkdir(parents=True, exist_ok=True)
     ends = [*range(every, steps, every), steps]
     marks = [folder / f"step_{end:06d}" for end in ends]
-    recipe = json.loads(json.dumps(asdict(plan))) | {"entry": ground.entries[role].summary.entry_digest}
+    entry = ground.entries[role]
+    recipe = json.loads(json.dumps(asdict(plan))) | {
+        "entry": entry.summary.entry_digest,
+        "classes": entry.dataset.class_ids,
+        "threads": 1,
+    }
     if plan.final_rate == 1:
         # No step depends on how many are to come, so a longer run goes on where a shorter one ended.
         del recipe["steps"]
@@ -191,7 +196,9 @@ def follow(
                 f"{folder} has no images of step {lost[0]}: keep them as often as the run that left it, "
                 f"or choose another --work"
             )
-        state, seconds = checkpoints.load(saved[0], saved[1], plan, device), saved[1].seconds
+        longest = replace(plan, steps=max(plan.steps, saved[1].step))
+        features = ground.backbone.card.features
+        state, seconds = checkpoints.load(*saved, longest, features, device), saved[1].seconds
     else:
         state, seconds = engine.begin(plan, device), spent
     for end in (end for end in ends if end > state.step):

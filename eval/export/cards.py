@@ -79,7 +79,7 @@ def dataset_card(run: ReportedRun, form: str, folder: Path, given: str | None) -
         licence=licence_name(run, None),
         rows=accuracy_rows(run),
         notes=figure_notes(run),
-        command=Markup(distill_command(run)),
+        command=Markup(one_line(distill_command(run))),
     )
 
 
@@ -184,9 +184,17 @@ def figure_notes(run: ReportedRun) -> list[str]:
     return evaluation.notes if evaluation and evaluation.provenance.images == run.digest else []
 
 
-def cell(text: str) -> str:
+def cell(text: str, most: int = LONGEST_NAME) -> str:
     """Return a text fit for a line or a cell of a table in Markdown, shown as it is: no link, no HTML."""
-    return re.sub(r"[|\[\]<`]", r"\\\g<0>", one_line(" ".join(text.split()), LONGEST_NAME))
+    return re.sub(r"[\\|\[\]<`*_~&$]", r"\\\g<0>", one_line(" ".join(text.split()), most))
+
+
+def code(text: str) -> str:
+    """Return a text as code in a line or a cell of a table in Markdown, whatever it holds."""
+    shown = one_line(" ".join(text.split()), LONGEST_NAME)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    room = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{room}{shown}{room}{fence}".replace("|", "\\|")
 
 
 def finalize(value: Any) -> Any:
@@ -205,5 +213,5 @@ def rendered(name: str, **words: Any) -> str:
         autoescape=False,  # Markdown, not HTML
         finalize=finalize,
     )
-    environment.filters["cell"] = cell
+    environment.filters |= {"cell": cell, "code": code}
     return utf8_only(environment.get_template(name).render(words))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Json, ValidationError
 from safetensors.numpy import save_file
 
 from sfm.backbones.card import BackboneCard
@@ -20,10 +20,33 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.figures import most_thorough, place_of
 from sfm.eval.report.read import ReportedRun, result_files
 from sfm.eval.report.words import command_line
-from sfm.eval.result import Row, protocol_header
+from sfm.eval.result import Row, Seed, Times, protocol_header
+from sfm.field_types import Digest, InputPixels, Name
 from sfm.stats_store.store import Entry, open_store
+from sfm.tensor_files import TensorFileError, declared, open_tensors, require_declared
+
+CLASSIFIER_BYTES = 2**31
+"""Longest file of a classifier that is read."""
 
 Tensors = dict[str, npt.NDArray[np.float32]]
+
+
+class SavedHeader(BaseModel):
+    """The header of a classifier with projector; texts, as safetensors keeps them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    backbone: Name
+    backbone_hash: Digest
+    image_size: InputPixels
+    distilled_on_hash: Digest
+    mode: Name
+    class_ids: Json[list[str]]
+    images: Digest | None = None
+    epochs: Times | None = None
+    views: Times | None = None
+    seed: Seed | None = None
+    seeds: Times | None = None
 
 
 def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> None:
@@ -103,22 +126,25 @@ def read_saved(
         If there is none for this backbone, or it is of another run or of other images.
     """
     found: list[tuple[tuple[int, int], Tensors, dict[str, str]]] = []
+    own = classifier_folder(run.directory / RESULT)
     for path in saved_files(run, config):
         try:
-            with safe_open(path, framework="numpy") as file:
+            with open_tensors(path, "numpy", CLASSIFIER_BYTES) as file:
                 header = file.metadata() or {}
                 if (header.get("backbone"), header.get("mode")) != (spec, "inherit"):
                     continue
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+                about = SavedHeader.model_validate(header)
+                if path.parent != own and about.images != run.digest:
+                    continue  # a folder of results holds those of other runs, too
+                if (about.distilled_on_hash, about.class_ids) != (entry.backbone.hash, run.run.class_ids):
+                    raise InputError(
+                        f"{path} is not of the run in {run.directory}: evaluate again with --save"
+                    )
+                if about.images in (None, run.digest):
+                    tensors = read_projected(file, path, len(about.class_ids), entry.backbone.features)
+                    found.append(((about.epochs or 0, about.seeds or 0), tensors, header))
+        except (FileNotFoundError, TensorFileError, ValidationError) as error:
             raise InputError(f"{path} is damaged: evaluate again with --save") from error
-        if path.parent != classifier_folder(run.directory / RESULT) and header.get("images") != run.digest:
-            continue  # a folder of results holds those of other runs, too
-        classes = json.loads(header["class_ids"])
-        if (header["distilled_on_hash"], classes) != (entry.backbone.hash, run.run.class_ids):
-            raise InputError(f"{path} is not of the run in {run.directory}: evaluate again with --save")
-        if header.get("images", run.digest) == run.digest:
-            found.append(((int(header.get("epochs", 0)), int(header.get("seeds", 0))), tensors, header))
     if found:
         _, tensors, header = max(found, key=lambda one: one[0])
         return tensors, header
@@ -130,6 +156,39 @@ def read_saved(
     made_by = command_line("evaluate", str(run.directory), asked)
     wanted = f"projector from {spec} to {entry.backbone.spec}"
     raise InputError(f"no {wanted} in {run.directory}: make it with `{made_by}`{then}")
+
+
+def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
+    """Read the tensors of a classifier with projector from a file that is open.
+
+    Parameters
+    ----------
+    file
+        See :func:`~sfm.tensor_files.open_tensors`.
+    path : Path
+        Of the file.
+    classes, target : int
+        Of the run, and length of the features that the projector maps to.
+
+    Raises
+    ------
+    TensorFileError
+        If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
+    """
+    _, own = declared(file).get("weight", ("", ()))
+    shapes = {
+        "weight": (classes, *own[1:]),
+        "bias": (classes,),
+        "projector_weight": (target, *own[1:]),
+        "projector_bias": (target,),
+    }
+    if len(own) != 2:
+        raise TensorFileError(f"{path} holds a weight of shape {list(own)}")
+    require_declared(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    tensors: Tensors = {name: file.get_tensor(name) for name in shapes}
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise TensorFileError(f"{path} holds values that are not finite")
+    return tensors
 
 
 def saved_files(run: ReportedRun, config: ExportConfig) -> list[Path]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.config_fields import BackboneField, Place, Recipe
 from sfm.paths import expand_homes
 
 Format = Literal["imagefolder", "webdataset", "parquet", "classifier"]
@@ -15,31 +16,31 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: Path = Field(
+    run: Place[Path] = Field(
         description="Directory that `sfm distill` wrote.",
         json_schema_extra={"argument": True, "metavar": "DIR"},
     )
-    format: Format = Field(
+    format: Recipe[Format] = Field(
         description="imagefolder: a folder of images per class. webdataset: a tar of .png, .cls and .json. "
         "parquet: as the Hugging Face Hub keeps images. classifier: the inherited classifier, with the "
         "projector that `sfm evaluate --save` left, as safetensors. All with a card.",
     )
-    out: Path = Field(description="Folder to write; must be new or empty.")
-    licence: str | None = Field(
+    out: Place[Path] = Field(description="Folder to write; must be new or empty.")
+    licence: Recipe[str | None] = Field(
         default=None,
         min_length=1,
         description="Licence to name on the card, e.g. cc-by-4.0. Default: that of the real data, as their "
         "source or `sfm extract --licence` named it.",
     )
-    store: str | None = Field(
+    store: Place[str | None] = Field(
         default=None, description="Store the images were distilled from (needed for a classifier)."
     )
-    evaluation: list[Path] = Field(
+    evaluation: Place[list[Path]] = Field(
         default=[],
         description="What `sfm evaluate --out` wrote of this run: a .json file, or a folder; repeat for "
         "several. Its figures and classifiers count together with those in the run.",
     )
-    backbone: str | None = Field(
+    backbone: BackboneField[str | None] = Field(
         default=None,
         description="Backbone that the classifier is to be used with. Default: the one distilled on.",
     )

@@ -1,26 +1,40 @@
 """Read everything a report shows: run directories, and what stores know of the data behind them."""
 
 import csv
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from sfm.config_fields import LARGEST_CANVAS, MANY
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.config import RESULT
 from sfm.eval.part import Part, part_of
-from sfm.eval.result import Evaluation
-from sfm.eval.synthetic import DistilledRun, parsed, read_pixels, read_run
+from sfm.eval.result import Evaluation, Versions
+from sfm.eval.synthetic import DistilledRun, parsed, read_run, require_inside
 from sfm.eval.whole import distinct_names
+from sfm.field_types import Count, Digest, Finite, Name, NotNegative
+from sfm.image_files import read_png
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
+from sfm.untrusted import read_file
+
+HISTORY_BYTES = 32 * 2**20
+"""Longest history that is read: of half a million steps."""
+
+MOST_LEVELS, LARGEST_LOSS = 20, 1e30
+"""Levels of a pyramid of any size, and what a loss stays below."""
+
+SHEET_PIXELS = 2**20
+"""Pixels of a sheet: ten images of 64 pixels a side, and more."""
 
 NEAREST_TO_MEAN = 1
 """Value of ``exemplar/role``."""
@@ -38,21 +52,19 @@ class Details(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     config: dict[str, Any]
-    licence: str | None = None
-    train_samples: int | None = None
-    seed: int | None = None
-    images: str | None = None
-    versions: dict[str, str] = {}
-    device: str | None = None
-    loss: float | None = None
-    wall_seconds: float | None = None
-    peak_memory_bytes: int | None = None
+    licence: Name | None = None
+    train_samples: Count | None = None
+    seed: Count | None = None
+    images: Digest | None = None
+    versions: Versions = {}
+    device: Name | None = None
+    loss: Finite | None = None
+    wall_seconds: NotNegative | None = None
+    peak_memory_bytes: Count | None = None
 
 
-class Step(BaseModel):
+class Step(NamedTuple):
     """One row of ``history.csv``."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     step: int
     loss: float
@@ -180,7 +192,7 @@ def read_all(
             digest=digests[i],
             history=read_history(directory / "history.csv"),
             growth=read_growth(directory / "growth"),
-            evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run),
+            evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run, directory),
             behind=behind.get(i),
         )
         for i, (directory, name, run) in enumerate(
@@ -215,13 +227,22 @@ def result_files(place: Path) -> list[Path]:
     return sorted({*place.glob(RESULT), *place.glob(f"*/{RESULT}")}) if place.is_dir() else [place]
 
 
-def together(evaluations: Sequence[Evaluation | None], run: DistilledRun) -> Evaluation | None:
-    """Put evaluations of one run together; the later ones count."""
+def together(
+    evaluations: Sequence[Evaluation | None], run: DistilledRun, directory: Path
+) -> Evaluation | None:
+    """Put evaluations of one run together; the later ones count.
+
+    Raises
+    ------
+    InputError
+        If one is of other classes.
+    """
     backbone = run.record.backbone
     own = {"distilled_on_hash": backbone.hash, "distilled_at": backbone.preprocessing.input_size}
     whole: Evaluation | None = None
     for evaluation in evaluations:
         if evaluation is not None:
+            require_fitting(evaluation, run, directory)
             whole = accumulate(evaluation, whole, len(run.files))
     # Files of older versions do not say it.
     return whole and whole.model_copy(update={"provenance": whole.provenance.model_copy(update=own)})
@@ -252,15 +273,41 @@ def read_history(path: Path) -> list[Step]:
     InputError
         If it is not what `sfm distill` writes.
     """
-    if not path.exists():
-        return []
     try:
-        with path.open(newline="") as file:
-            return TypeAdapter(list[Step]).validate_python(list(csv.DictReader(file)))
-    except (ValidationError, csv.Error, UnicodeDecodeError) as error:
+        lines = read_file(path, HISTORY_BYTES).decode().splitlines()
+        steps = [step_of(row) for row in csv.DictReader(lines)]
+        require_course(steps)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(
             f"{path} is not what `sfm distill` writes: restore it, or delete it to have a report without it"
         ) from error
+    return steps
+
+
+def step_of(row: Mapping[str, str]) -> Step:
+    """Read a row of a history."""
+    return Step(int(row["step"]), float(row["loss"]), int(row["resolution"]))
+
+
+def require_course(steps: Sequence[Step]) -> None:
+    """Refuse what no run leaves: steps count up, the pyramid grows and never shrinks, losses are finite.
+
+    Raises
+    ------
+    ValueError
+        If that is so.
+    """
+    if len({step.resolution for step in steps}) > MOST_LEVELS:
+        raise ValueError("too many levels")
+    first = Step(0, 0.0, 1)
+    for before, step in itertools.pairwise([first, *steps]):
+        grown = before.resolution <= step.resolution <= LARGEST_CANVAS
+        if not (before.step < step.step <= MANY and abs(step.loss) < LARGEST_LOSS and grown):
+            raise ValueError(f"step {step.step} does not follow step {before.step}")
 
 
 def read_growth(folder: Path) -> list[Sheet]:
@@ -269,7 +316,37 @@ def read_growth(folder: Path) -> list[Sheet]:
     Raises
     ------
     InputError
-        If one is not an image.
+        If one is not an image, or there are more than a pyramid has levels.
     """
     named = {path: re.fullmatch(r"step_(\d+)\.png", path.name) for path in sorted(folder.glob("*.png"))}
-    return [Sheet(int(name[1]), read_pixels(path)) for path, name in named.items() if name]
+    sheets = {path: int(name[1]) for path, name in named.items() if name}
+    if len(sheets) > MOST_LEVELS:
+        raise InputError(f"{folder} holds {len(sheets)} sheets: a run leaves one for each level, at most 20")
+    require_inside(folder.parent, [folder, *sheets])
+    return [Sheet(step, read_png(path, SHEET_PIXELS)) for path, step in sheets.items()]
+
+
+def require_fitting(evaluation: Evaluation, run: DistilledRun, directory: Path) -> None:
+    """Refuse figures of other classes than the run's.
+
+    Raises
+    ------
+    InputError
+        If there are some.
+    """
+    classes, ipc = len(run.class_ids), run.record.ipc
+    by_class = [row.per_class for row in evaluation.rows if row.per_class is not None]
+    by_class += [row.per_class for row in evaluation.full_data if row.per_class is not None]
+    squares = [row.confusion for row in evaluation.rows if row.confusion is not None]
+    pairs = [pair for row in evaluation.rows for pair in row.confused or ()]
+    chosen = [row.chosen for row in evaluation.rows if row.chosen is not None]
+    if not (
+        all(len(figures) == classes for figures in by_class)
+        and all(len(rows) == classes and all(len(row) == classes for row in rows) for rows in squares)
+        and all(max(pair.right, pair.predicted) < classes for pair in pairs)
+        and all(len(rows) == classes and all(len(row) == ipc for row in rows) for rows in chosen)
+    ):
+        raise InputError(
+            f"the evaluation of {directory} has figures of other classes or images than the run's: move "
+            f"{directory / RESULT} away and evaluate again"
+        )

@@ -28,7 +28,17 @@ from sfm.eval.report.figures import (
 from sfm.eval.report.headings import group_titles, page_title, subjects
 from sfm.eval.report.read import ReportedRun, Sheet
 from sfm.eval.report.tables import Cell, Grid, backbones_of, comparison, matrices
-from sfm.eval.report.words import IMAGES, MODES, NOT_KNOWN, command_line, duration, many, percent, size
+from sfm.eval.report.words import (
+    IMAGES,
+    MODES,
+    NOT_KNOWN,
+    command_line,
+    duration,
+    evaluate_again,
+    many,
+    percent,
+    size,
+)
 from sfm.eval.result import Evaluation, Row, is_own
 from sfm.stats_store.cards import ExtractionCard
 
@@ -245,7 +255,7 @@ def warnings(run: ReportedRun) -> list[str]:
         command = command_line("evaluate", str(run.directory), {"store": run.run.record.store})
         found.append(f"There are no figures yet. To have them: {command}")
     elif run.evaluation.provenance.images != run.digest:
-        command = command_line("evaluate", None, {"config": run.directory / "evaluation.json"})
+        command = evaluate_again(run.directory, run.evaluation.config)
         found.append(
             f"The figures are of other images: some were changed since they were evaluated. Evaluate again: "
             f"{command}"
@@ -538,7 +548,9 @@ def distill_command(run: ReportedRun) -> str:
         # No option takes a list of classes; run.json holds it.
         dataset = f"{record.dataset}@{record.entry_digest[:12]}"
         again = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
-        return command_line("distill", None, again)
+        return command_line(
+            "distill", None, {**again, "store": record.store, "backbone": record.config.backbone}
+        )
     asked = {name: value for name, value in run.details.config.items() if name not in ("resume", "out")}
     pinned = {
         "store": record.store,

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 NOT_KNOWN = "–"
@@ -87,3 +88,9 @@ def command_line(verb: str, argument: str | None, options: Mapping[str, Any]) ->
         elif value is not None and value is not False:
             words += [flag, str(value)]
     return shlex.join(words)
+
+
+def evaluate_again(run: Path, config: Mapping[str, Any]) -> str:
+    """Write the command that repeats an evaluation; ``--config`` takes no places from a file."""
+    places = {name: config.get(name) for name in ("store", "backbone", "out")}
+    return command_line("evaluate", str(run), {"config": run / "evaluation.json", **places})

@@ -1,37 +1,17 @@
 """From the bytes of an image file to an upright image, or to one clear reason why not."""
 
 import functools
-import io
-import struct
+import sys
 import warnings
-import zlib
 from contextlib import suppress
 
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from sfm.backbones.rendering import DECLARED_WHITE, DEEP_COLOUR
+from sfm.image_files import DAMAGE, open_image
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats of pixels only: others, such as PostScript, run programs on what they are given."""
-
-DAMAGE = (
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    RuntimeWarning,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-"""How Pillow's readers fail on damaged files; all of these mean the same here."""
 
 MOST_TEXT = 16 << 20
 """Bytes of a PNG file's colour profile, or of one of its texts, once unpacked; more may be an attack."""
@@ -52,8 +32,8 @@ def decode_image(data: bytes) -> Image.Image:
     if not data:
         raise ValueError("it is empty")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=formats())
-        require_bounded(image)
+        most = Image.MAX_IMAGE_PIXELS or sys.maxsize
+        image = open_image(data, formats(), most)
         layout = layout_of(image)
         image.load()
         note_depth(image, layout)
@@ -77,15 +57,6 @@ def formats() -> tuple[str, ...]:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MOST_TEXT)
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def require_bounded(image: Image.Image) -> None:
-    """Refuse an image whose header promises more pixels than Pillow deems safe, 89 million."""
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and image.width * image.height > most:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are more than {most:,}: it could be a decompression bomb"
-        )
 
 
 def layout_of(image: Image.Image) -> str:

@@ -299,7 +299,12 @@ def test_the_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "answer"),
-    [(100, "cannot take images of 100 px: .*divisible by patch size"), (0, "at least 1"), (-3, "at least 1")],
+    [
+        (100, "cannot take images of 100 px: .*divisible by patch size"),
+        (0, "1 to 4096"),
+        (-3, "1 to 4096"),
+        (4097, "1 to 4096"),
+    ],
 )
 def test_an_image_size_that_the_model_cannot_take_is_refused(size: int, answer: str, tmp_path: Path) -> None:
     saved("test_vit", tmp_path / "w.safetensors")

@@ -92,7 +92,7 @@ def test_what_pixels_cannot_be_made_for_is_refused(changes: Mapping[str, Any], a
 
 def card_of(preprocessing: Preprocessing) -> BackboneCard:
     return BackboneCard(
-        spec="x", model="x", rule="pre-logits", weights="0", preprocessing=preprocessing, features=1
+        spec="x", model="x", rule="pre-logits", weights="0" * 64, preprocessing=preprocessing, features=1
     )
 
 

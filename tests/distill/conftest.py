@@ -10,6 +10,7 @@ from sfm.backbones.crops import draw_crops, stream
 from sfm.backbones.views import look
 from sfm.distill.config import DistillConfig
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.digest import sha256
 from sfm.stats_store.publish import Draft, publish
 from sfm.stats_store.store import create_store
 
@@ -54,8 +55,8 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
             class_names=NAMES[: len(ids)],
             train_samples=8 * len(ids),
             test_samples=0,
-            fingerprint=name,
-            leaves=[name],
+            fingerprint=sha256(name.encode()),
+            leaves=[sha256(name.encode())],
         )
         extraction = ExtractionCard(
             options={}, role="full", versions={}, device="cpu", threads=1, seconds=0.0, images_per_second=0.0

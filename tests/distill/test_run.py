@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from sfm.backbones.build import Backbone
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import Interrupted, distill
-from sfm.errors import InputError
+from sfm.errors import DamageError, InputError
 from sfm.events import Progress
 
 
@@ -408,6 +408,45 @@ def test_an_out_directory_that_holds_something_else_is_refused_and_left_alone(
     assert [path.name for path in config.out.iterdir()] == ["thesis.tex"]
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder of somebody who has no part in it."""
+    folder = tmp_path / "elsewhere"
+    (folder / "thesis").mkdir(parents=True)
+    (folder / "thesis" / "chapter1.tex").write_text("mine")
+    return folder
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["checkpoint", "growth"])
+def test_a_link_in_the_place_of_a_folder_that_a_run_clears_is_refused_before_any_work(
+    config: DistillConfig, elsewhere: Path, name: str, resume: bool
+) -> None:
+    config.out.mkdir()
+    (config.out / name).symlink_to(elsewhere)
+    with pytest.raises(InputError, match=rf"run/{name} is a symbolic link.*put a folder in its place"):
+        distill(config.model_copy(update={"resume": resume}))
+    assert [path.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*")] == [
+        "thesis",
+        "thesis/chapter1.tex",
+    ]
+
+
+def test_links_among_checkpoints_and_in_the_place_of_images_go_and_what_is_behind_stays(
+    config: DistillConfig, elsewhere: Path
+) -> None:
+    with pytest.raises(PulledPlugError):
+        distill(config.model_copy(update={"checkpoint_every": 2}), pull_the_plug_after(5))
+    checkpoints = config.out / "checkpoint"
+    for path in (config.out / "images", config.out / ".images.partial", checkpoints / "step_00000001"):
+        path.symlink_to(elsewhere)
+    (checkpoints / ".step_00000012.partial").symlink_to(elsewhere)
+    distill(config.model_copy(update={"checkpoint_every": 2, "resume": True}))
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000012"]
+    assert not (config.out / "images").is_symlink()
+    assert (elsewhere / "thesis" / "chapter1.tex").read_text() == "mine"
+
+
 def test_an_empty_out_directory_is_used_and_a_file_is_refused(config: DistillConfig, tmp_path: Path) -> None:
     config.out.mkdir()
     (config.out / ".DS_Store").write_bytes(b"x")  # does not count
@@ -462,9 +501,9 @@ def test_statistics_that_are_not_finite_are_refused_by_name(
         {"train/mean": means, "train/centre_2": centres, "train/centre_count_2": counts},
     )
     config = config.model_copy(update={"store": str(store)})
-    with pytest.raises(InputError, match=r"train/mean of bad-mean is not finite .*sock, left"):
+    with pytest.raises(DamageError, match=r"damaged array .*/train/mean: 1 of \d+ values is not finite"):
         distill(config.model_copy(update={"dataset": "bad-mean"}))
-    with pytest.raises(InputError, match=r"train/centre_2 of bad-centre is not finite .*Straße"):
+    with pytest.raises(DamageError, match=r"damaged array .*/train/centre_2: 1 sub-classes have samples"):
         distill(config.model_copy(update={"dataset": "bad-centre", "ipc": 2}))
     assert not config.out.exists()
 

@@ -41,6 +41,7 @@ def republish(entry: Entry, url: Path, *, classes: int = 10, without: str = "not
         update={
             "class_ids": entry.dataset.class_ids[:classes],
             "class_names": entry.dataset.class_names[:classes],
+            "train_samples": int(entry.read("train/count")[:classes].sum()),
             "test_samples": 0 if without == "test/" else int(kept.sum()),
         }
     )

@@ -21,6 +21,7 @@ from sfm.eval.config import classifier_folder
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
 from sfm.eval.whole import whole_folder
+from sfm.eval.work import KEY_LENGTH, Work
 from sfm.stats_store.store import Entry
 
 SFM = str(Path(sys.executable).with_name("sfm"))
@@ -143,14 +144,14 @@ def test_a_run_in_a_folder_whose_name_is_not_utf8_is_exported(finished_run: Path
 
 def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_path: Path) -> None:
     with_name(run, 1, "cat\nFelis [x](http://evil)\x1b[2J")
-    with_name(run, 2, "x" * 100_000)
+    with_name(run, 2, "x" * 1000)
     record = json.loads((run / "run.json").read_text()) | {"dataset": "pets [raw]\n# evil <b>"}
     (run / "run.json").write_text(json.dumps(record))
     out = exported(run, tmp_path / "out", "webdataset")
     card = DatasetCard.load(out / "README.md")
     assert card.data.pretty_name.startswith("pets [raw]\n# evil <b>, distilled on")
     assert "# pets \\[raw\\] # evil \\<b>, distilled on lite0\n" in card.text
-    assert "| 1 | cat Felis \\[x\\](http://evil)\\x1b\\[2J | 1 |\n" in card.text
+    assert "| 1 | cat Felis \\[x\\](http://evil)\\\\x1b\\[2J | 1 |\n" in card.text
     assert "\x1b" not in (out / "README.md").read_text()
     assert json.loads((out / "classes.json").read_text())[1]["name"] == "cat\nFelis [x](http://evil)\x1b[2J"
 
@@ -370,6 +371,38 @@ def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == left | {"images"}
     with pytest.raises(InputError, match="is not empty"), whole_folder(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_export_deletes_nothing_behind_a_link(tmp_path: Path, there: bool) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.tex").write_text("mine")
+    if there:
+        out.mkdir()
+    ((out if there else tmp_path) / ".out.partial").symlink_to(victim)
+    with suppress(RuntimeError), whole_folder(out) as partial:
+        (partial / "half").write_text("")
+        raise RuntimeError
+    with whole_folder(out) as partial:
+        (partial / "images").mkdir()
+    assert [path.name for path in out.iterdir()] == ["images"]
+    assert (victim / "thesis.tex").read_text() == "mine"
+
+
+def test_work_of_an_evaluation_is_neither_kept_nor_deleted_behind_a_link(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, victim = "a" * KEY_LENGTH, tmp_path / "victim"
+    victim.mkdir()
+    (victim / f"{key}.json").write_text("mine")
+    (tmp_path / "work").symlink_to(victim)
+    work = Work(tmp_path / "work")
+    work.used.append(key)
+    work.keep(f"{key}.json", b"x")
+    work.remove()
+    assert (victim / f"{key}.json").read_text() == "mine"
+    assert "work is a symbolic link" in caplog.text
 
 
 def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Path) -> None:

@@ -135,13 +135,12 @@ def test_the_command_prints_the_matrix_and_repeats_itself_from_what_it_wrote(
 
     first = document["evaluations"][0]
     (two_runs[0] / "evaluation.json").rename(two_runs[0] / "before.json")
-    again = runner.invoke(app, ["evaluate", "--config", f"{runs[0]}/before.json", "--quiet", "--json"])
+    repeat = ["--config", f"{runs[0]}/before.json", "--trust-config", "--quiet", "--json"]
+    again = runner.invoke(app, ["evaluate", *repeat])
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["rows"] == first["rows"]
     assert json.loads((two_runs[0] / "evaluation.json").read_text())["rows"] == first["rows"]
-    other = runner.invoke(
-        app, ["evaluate", runs[1], "--config", f"{runs[0]}/before.json", "--quiet", "--json", "--seed", "5"]
-    )
+    other = runner.invoke(app, ["evaluate", runs[1], *repeat, "--seed", "5"])
     assert json.loads(other.stdout)["config"] == first["config"] | {"run": runs[1], "seed": 5}
 
 

@@ -433,7 +433,7 @@ def test_images_edited_by_hand_are_shown_and_it_is_said(run: Path, tmp_path: Pat
     edit(next((run / "images").rglob("*.png")))
     page = written(tmp_path / "after.html", run)
     assert "The images are not those that were distilled: some were edited since." in page.text
-    assert f"Evaluate again: sfm evaluate --config {run / 'evaluation.json'}" in page.text
+    assert f"Evaluate again: sfm evaluate {run} --config {run / 'evaluation.json'} --store " in page.text
     evaluation = json.loads((run / "evaluation.json").read_text())
     evaluation["provenance"]["images"] = read_all([run], [])[0].digest
     (run / "evaluation.json").write_text(json.dumps(evaluation))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peak_memory import peak_memory
 
+from sfm.deletion import LinkError
 from sfm.errors import InputError
 from sfm.pipeline.row_files import holds_rows, read_rows
 from sfm.pipeline.staging import Found, Partition, Staging, Task, open_staging
@@ -166,16 +167,31 @@ def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
     assert Staging(tmp_path).found(task) is None
 
 
-def test_work_that_leads_elsewhere_by_links_is_not_gone_on_with(tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (tmp_path / "linked").symlink_to(elsewhere)
-    (tmp_path / "holding").mkdir()
-    (tmp_path / "holding" / "digests").symlink_to(elsewhere)
-    for key in ("linked", "holding"):
-        with open_staging(tmp_path, key) as staging:
-            assert staging.root.name != key
-            staging.put(
-                "digests", Partition("train", 0, np.arange(2), np.zeros(2, np.int32)), np.ones((2, 32))
-            )
-    assert list(elsewhere.iterdir()) == []
+@pytest.mark.parametrize("inside", ["", "backbone"])
+def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, inside):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "train-000000.npy").write_bytes(b"mine")
+    link = tmp_path / "staging" / "key" / inside
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    with open_staging(tmp_path / "staging", "key") as staging:
+        assert staging.root.name.startswith("key-")
+        staging.put("backbone", Partition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2)))
+        staging.forget(Task("train", 0, None))
+        assert not list(staging.root.rglob("*.npy"))
+    assert (victim / "train-000000.npy").read_bytes() == b"mine"
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["key"]
+
+
+def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "train-000000.npy").write_bytes(b"mine")
+    with open_staging(tmp_path / "staging", "key") as staging:
+        (staging.root / "backbone").symlink_to(victim)
+        with pytest.raises(LinkError):
+            staging.forget(Task("train", 0, None))
+    assert (victim / "train-000000.npy").read_bytes() == b"mine"
+    assert list((tmp_path / "staging").iterdir()) == []

@@ -131,7 +131,7 @@ def test_show_prints_cards_classes_and_arrays(fashion_store):
         (["extract", "bultin:fashion-mnist-6k", "--backbone", "lite0"], ["did you mean builtin:"]),
         (["extract", "builtin:fashion-mnist-6k", "--backbone", "lite9"], ["lite9", "lite0"]),
         (["extract", "builtin:fashion-mnist-6k"], ["--backbone is required"]),
-        (["extract", "--backbone", "lite0"], ["SOURCE is required"]),
+        (["extract", "--backbone", "lite0"], ["DATASET is required"]),
         (
             ["extract", "builtin:fashion-mnist-6k", "--backbone", "lite0", "--image-size", "0"],
             ["--image-size 0", "greater than or equal to 1"],
@@ -204,9 +204,8 @@ def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_
 
 def test_a_run_json_repeats_a_run_and_options_override_it(fashion_store, tmp_path):
     assert distil(fashion_store, tmp_path / "a", "--dataset", "fashion-mnist-6k", "--seed", 3).returncode == 0
-    again = sfm(
-        "distill", "--config", tmp_path / "a" / "run.json", "--out", tmp_path / "b", "--json", "--quiet"
-    )
+    places = "--store", fashion_store, "--out", tmp_path / "b"
+    again = sfm("distill", "--config", tmp_path / "a" / "run.json", *places, "--json", "--quiet")
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""
     assert json.loads(again.stdout)["seed"] == 3

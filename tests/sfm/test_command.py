@@ -1,15 +1,20 @@
-"""What every command has from `sfm.command`: options of one value are given once."""
+"""What every command has from `sfm.command`: options given once, and `--config`, which gives a recipe."""
 
+import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from sfm.cli import app
+from sfm.command import configured, from_file_rule
 from sfm.distill.config import DistillConfig
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
+from sfm.pipeline.config import ExtractConfig
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -77,3 +82,123 @@ def test_a_path_in_the_home_folder_may_be_given_with_a_tilde(config: BaseModel) 
     ]
     assert paths
     assert [path for path in paths if not path.is_relative_to(Path.home())] == []
+
+
+CONFIGS = [DistillConfig, EvaluateConfig, EvaluateRunsConfig, ExportConfig, ExtractConfig, ReportConfig]
+RECIPE = {"backbone": "lite0", "dataset": "birds", "steps": 7}
+PLACES = {"store": "/their/store", "out": "/home/you", "classes": "/etc/passwd"}
+
+
+def config_file(tmp_path: Path, config: object, command: str = "distill") -> Path:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"command": command, "config": config}))
+    return file
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_every_field_says_whether_a_file_may_give_it(model: type[BaseModel]) -> None:
+    for name, field in model.model_fields.items():
+        assert from_file_rule(field), name
+
+
+def test_every_command_with_a_config_is_of_these_models() -> None:
+    import sfm.api
+
+    public = {
+        value for value in vars(sfm.api).values() if isinstance(value, type) and issubclass(value, BaseModel)
+    }
+    assert {model for model in public if model.__name__.endswith("Config")} == set(CONFIGS)
+
+
+def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path) -> None:
+    file = config_file(tmp_path, {**RECIPE, **PLACES})
+    own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
+    found = configured(DistillConfig, "distill", file, dict(own))
+    assert found == DistillConfig(**RECIPE, **own)
+    assert configured(DistillConfig, "distill", file, {}, trusted=True) == DistillConfig(**RECIPE, **PLACES)
+
+
+def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config_file(tmp_path, {**RECIPE, **PLACES})
+    line = refusal(capsys, "distill", "--config", file, "--store", "mine")
+    assert line.endswith(
+        "sets --classes /etc/passwd, --out /home/you: a file gives the recipe only; give --classes --out on "
+        "the command line, or --trust-config if the file is your own"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "named"),
+    [
+        ("extract", {"scheduler": "tcp://theirs:8786"}, "--scheduler tcp://theirs:8786"),
+        ("extract", {"source": "folder:/home/you"}, "DATASET"),
+        ("extract", {"staging": "/home/you"}, "--staging"),
+        ("extract", {"exemplars": 8}, "--exemplars 8"),
+        ("extract", {"keep_train_features": True}, "--keep-train-features"),
+        ("extract", {"replace": True}, "--replace"),
+        ("extract", {"backbone": ["lite0", "timm/vit_base@/home/you/weights.pth"]}, "--backbone"),
+        ("distill", {"backbone": "timm/vit_base@/home/you/weights.pth"}, "--backbone"),
+        ("evaluate", {"run": ["/home/you/run"]}, "RUN"),
+        ("evaluate", {"out": "/home/you"}, "--out"),
+        ("report", {"evaluation": ["/home/you"]}, "--evaluation"),
+        ("report", {"runs": ["/home/you/run"]}, "DIR"),
+        ("export", {"out": "/home/you"}, "--out"),
+    ],
+)
+def test_what_reads_writes_connects_or_leaves_is_not_taken_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, config: dict[str, object], named: str
+) -> None:
+    line = refusal(capsys, command, "--config", config_file(tmp_path, config, command))
+    assert f"sets {named}" in line
+    assert "a file gives the recipe only" in line
+
+
+def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
+    off = {"staging": None, "scheduler": None, "exemplars": 0, "replace": False, "backbone": ["lite0"]}
+    found = configured(
+        ExtractConfig, "extract", config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
+    )
+    assert found.model_dump()["exemplars"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"[" * 100_000, "is not a run.json"),
+        (b'{"command": "distill", "config": [[1, 2]]}', "is not a run.json"),
+        (b'{"command": "x\\u001b[2J", "config": {}}', r"is of `sfm x\x1b[2J`"),
+        (b'{"command": "' + b"x" * 10**6 + b'", "config": {}}', "x…`, not of"),
+        (
+            b'{"command": "distill", "config": {"ipc": 1000000000000}}',
+            "--ipc 1000000000000: input should be less",
+        ),
+        (b'{"command": "distill", "config": {"seed": ' + b"9" * 4000 + b"}}", "--seed 999"),
+        (b'{"command": "distill", "config": {"learning_rate": NaN}}', "--learning-rate nan"),
+        (
+            b'{"command": "distill", "config": {' + b",".join(b'"a%d": 1' % i for i in range(999)) + b"}}",
+            "'a2'",
+        ),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, told: str
+) -> None:
+    (tmp_path / "run.json").write_bytes(text)
+    line = refusal(
+        capsys, "distill", "--config", tmp_path / "run.json", "--store", "s", "--out", tmp_path / "o"
+    )
+    assert told in line
+    assert len(line) < 1500
+
+
+def test_a_configuration_may_come_through_a_pipe(tmp_path: Path) -> None:
+    file = config_file(tmp_path, RECIPE)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(file.read_bytes(),))
+    writer.start()
+    found = configured(DistillConfig, "distill", pipe, {"store": "mine", "out": tmp_path})
+    writer.join()
+    assert found == DistillConfig(**RECIPE, store="mine", out=tmp_path)

@@ -2,10 +2,11 @@
 
 import errno
 import fcntl
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,6 +89,25 @@ def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with lock_folder(tmp_path / "run"), lock_folder(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
+    tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "run").mkdir()
+    link(tmp_path / "thesis.tex", tmp_path / "run" / LOCK)
+    told = r"run/\.lock is .*, which cannot be a lock: delete it"
+    with pytest.raises(InputError, match=told), lock_folder(tmp_path / "run"):
+        pytest.fail("it is locked")
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(InputError, match="is not a file of its own"), lock_folder(tmp_path):
         pass
 
 

@@ -48,14 +48,15 @@ def test_distilling_and_evaluating_are_repeated_in_another_folder(
 
     (workplace / "garden.txt").unlink()
     monkeypatch.chdir(tmp_path)
-    run("distill", "--config", workplace / "one" / "run.json", "--out", "two")
+    store = workplace / "store"
+    run("distill", "--config", workplace / "one" / "run.json", "--store", store, "--out", "two")
     assert images(tmp_path / "two") == images(workplace / "one")
     again = json.loads((tmp_path / "two" / "run.json").read_text())["config"]
     assert again == record["config"] | {"out": str(tmp_path / "two")}
 
     evaluated = json.loads((workplace / "one" / "evaluation.json").read_text())
     (workplace / "one" / "evaluation.json").rename(tmp_path / "evaluation.json")
-    run("evaluate", "--config", tmp_path / "evaluation.json")
+    run("evaluate", workplace / "one", "--config", tmp_path / "evaluation.json", "--store", store)
     repeated = json.loads((workplace / "one" / "evaluation.json").read_text())
     assert repeated["rows"] == evaluated["rows"]
 
@@ -66,7 +67,7 @@ def test_a_run_is_resumed_from_another_folder_by_its_run_json(
     where = ["--store", "store", "--backbone", "lite0", "--dataset", "fashion-mnist-6k"]
     run("distill", *where, "--out", "one", "--steps", 1, "--device", "cpu")
     monkeypatch.chdir(tmp_path)
-    run("distill", "--config", workplace / "one" / "run.json", "--resume")
+    run("distill", "--config", workplace / "one" / "run.json", "--trust-config", "--resume")
     assert not (tmp_path / "one").exists()
 
 
@@ -89,6 +90,6 @@ def test_a_class_of_the_configuration_that_is_not_there_is_refused_by_name(
         json.dumps({"command": "distill", "config": where | {"classes": ["Bag", "Sandals"]}})
     )
     with pytest.raises(SystemExit) as end:
-        app(["distill", "--config", "run.json", "--quiet"])
+        app(["distill", "--config", "run.json", "--trust-config", "--quiet"])
     assert end.value.code == 2
     assert "fashion-mnist-6k has no class 'Sandals'" in capsys.readouterr().err

@@ -233,7 +233,7 @@ def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
         draft = Draft(store)
         fill(draft)
         draft.write("train/scatter_diagonal", np.ones((4, 6)))
-        draft.write("train/within_scatter", np.eye(6))
+        draft.write("train/within_scatter", 4 * np.eye(6))
         commit(draft, dataset=name, fingerprint=name[0] * 64)
     code = (
         "import sys\n"

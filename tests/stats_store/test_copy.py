@@ -3,15 +3,19 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import obstore
 import pytest
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import backbone_card, grow_old, put, rewrite_commit
 
+from sfm.stats_store.cards import Summary
 from sfm.stats_store.collect import collect
+from sfm.stats_store.commits import commit_path
 from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.digest import canonical, entry_digest, sha256
 from sfm.stats_store.history import generations, remove
 from sfm.stats_store.location import list_objects
 from sfm.stats_store.select import every
@@ -66,32 +70,120 @@ def test_only_what_was_asked_for_is_copied(disk, tmp_path):
     assert [(s.dataset, s.backbone) for s in target.summaries()] == [("toy", "lite1")]
 
 
-def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing_or_wrong(disk, tmp_path):
+def leave_partial_copy(source: Store, target: Store, run: str, chunks: int = 3) -> list[Path]:
+    """Put some objects of a run into another store, as a copy that was killed does; returns them."""
+    folder = Path(source.url) / "runs" / run
+    paths = sorted(p.relative_to(source.url) for p in folder.rglob("c/**/*") if p.is_file())[:chunks]
+    for path in paths:
+        (Path(target.url) / path).parent.mkdir(parents=True)
+        shutil.copy(Path(source.url) / path, Path(target.url) / path)
+    return [Path(target.url) / path for path in paths]
+
+
+def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
     (chosen,) = every(disk.summaries(), dataset="other")
-    run = disk.commit(f"index/{chosen.key}/00000001.json").run
-    files = [p for p in (tmp_path / "disk" / "runs" / run).rglob("*") if p.is_file()]
-    chunks = sorted(p.relative_to(tmp_path / "disk") for p in files if p.name != "zarr.json")
-    for number, chunk in enumerate(chunks[:3]):
-        half = tmp_path / "t" / chunk
-        half.parent.mkdir(parents=True)
-        data = (tmp_path / "disk" / chunk).read_bytes()
-        half.write_bytes(data[:-1] + b"?" if number == 2 else data)
+    commit = disk.commit(f"index/{chosen.key}/00000001.json")
+    leave_partial_copy(disk, target, commit.run)
     (done,) = copy(disk, target, [chosen])
-    assert (done.outcome, done.found, done.written) == ("copied", 2, len(files) - 2)
+    assert (done.outcome, done.found, done.written) == ("copied", 3, len(commit.objects) - 3)
+    assert target.commit(f"index/{chosen.key}/00000001.json") == commit
     assert [v.sound for v in verify(target)] == [True]
 
 
-def test_a_resumed_copy_is_safe_from_garbage_collection(disk, tmp_path):
+@pytest.mark.parametrize("fault", ["other bytes", "an object of another entry", "too old to be safe from gc"])
+def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry(disk, tmp_path, fault):
     target = create_store(str(tmp_path / "t"))
-    copy(disk, target, disk.summaries())
-    shutil.rmtree(tmp_path / "t" / "index")
-    grow_old(tmp_path / "t")
-    assert len(collect(target, dry_run=True).deleted) == 3
-    (done,) = copy(disk, target, disk.summaries()[:1])
-    assert (done.outcome, done.written) == ("copied", 1)
-    assert len(collect(target).deleted) == 2
+    (chosen,) = every(disk.summaries(), dataset="other")
+    commit = disk.commit(f"index/{chosen.key}/00000001.json")
+    left = leave_partial_copy(disk, target, commit.run)
+    if fault == "other bytes":
+        left[1].write_bytes(left[1].read_bytes()[:-1] + b"?")
+    elif fault == "an object of another entry":
+        left[1].with_name("99").write_bytes(b"x")
+    else:
+        grow_old(tmp_path / "t", days=5)
+    before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
+    (done,) = copy(disk, target, [chosen])
+    assert (done.outcome, done.found) == ("copied", 0)
+    assert {path: path.read_bytes() for path in before} == before
+    now = target.commit(f"index/{chosen.key}/00000001.json")
+    assert now.run != commit.run
+    assert now.model_copy(update={"run": commit.run}) == commit
     assert [v.sound for v in verify(target)] == [True]
+    collect(target, older_than=timedelta(0))
+    assert [v.sound for v in verify(target)] == [True]
+
+
+def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
+    stranger = create_store(str(tmp_path / "stranger"))
+    evil = put(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    victim = disk.commit(f"index/{disk.summaries()[0].key}/00000001.json").run
+    before = content(disk)
+    take_run_id(stranger, evil, victim)
+    assert [v.sound for v in verify(stranger)] == [True]
+    (done,) = copy(stranger, disk, stranger.summaries())
+    assert (done.outcome, done.found) == ("copied", 0)
+    assert {path: data for path, data in content(disk).items() if path in before} == before
+    assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
+    assert [v.sound for v in verify(disk)] == [True] * 4
+
+
+def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
+    stranger = create_store(str(tmp_path / "stranger"))
+    evil = put(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    victim = disk.commit(f"index/{disk.summaries()[0].key}/00000001.json").run
+    shutil.rmtree(tmp_path / "disk" / "runs" / victim)
+    take_run_id(stranger, evil, victim)
+    assert outcomes(copy(stranger, disk, stranger.summaries())) == ["copied"]
+    assert not (tmp_path / "disk" / "runs" / victim).exists()
+
+
+def test_two_entries_of_a_stranger_with_one_run_id_do_not_mix(tmp_path):
+    stranger = create_store(str(tmp_path / "stranger"))
+    first = put(stranger, 5, dataset="a", fingerprint="a" * 64)
+    second = put(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
+    other = create_store(str(tmp_path / "other"))
+    run = stranger.commit(f"index/{first.key}/00000001.json").run
+    take_run_id(other, second, run)
+    target = create_store(str(tmp_path / "t"))
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda s: copy(s, target, s.summaries()), (stranger, other)))
+    assert [outcomes(each) for each in done] == [["copied"]] * 2
+    assert [v.problems for v in verify(target)] == [[], []]
+    assert len({target.commit(f"index/{s.key}/00000001.json").run for s in (first, second)}) == 2
+
+
+@pytest.mark.parametrize("fault", ["values", "cards"])
+def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_path, fault):
+    (chosen,) = every(disk.summaries(), dataset="other")
+    run = Path(disk.url) / "runs" / disk.commit(commit_path(chosen)).run
+
+    def change(content) -> None:
+        if fault == "values":
+            content["arrays"]["train/mean"] = "0" * 64
+        else:
+            cards = (run / "zarr.json").read_bytes().replace(b'"seed": 0', b'"seed": 1')
+            (run / "zarr.json").write_bytes(cards)
+            content["objects"]["zarr.json"]["sha256"] = sha256(cards)
+
+    rewrite_commit(disk, chosen, change)
+    (chosen,) = every(disk.summaries(), dataset="other")
+    (verdict,) = verify(disk, [chosen])
+    assert not verdict.sound
+    target = create_store(str(tmp_path / "t"))
+    (done,) = copy(disk, target, [chosen])
+    assert done.outcome == "damaged"
+    assert done.detail.startswith(verdict.problems[0])
+    assert target.summaries() == []
+    assert (fault == "values") == any(path.startswith("runs/") for path in content(target))
+
+
+def take_run_id(store: Store, summary: Summary, run: str) -> None:
+    """Give an entry another run id, as whoever wrote it could."""
+    folder = Path(store.url) / "runs"
+    (folder / store.commit(commit_path(summary)).run).rename(folder / run)
+    rewrite_commit(store, summary, lambda content: content.update(run=run))
 
 
 def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk, tmp_path):
@@ -133,19 +225,24 @@ def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
     assert [v.sound for v in verify(target)] == [True]
 
 
-def test_a_replica_repairs_damaged_objects_in_place(disk, tmp_path):
+def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tmp_path):
     replica = create_store(str(tmp_path / "replica"))
     copy(disk, replica, disk.summaries())
-    before = content(disk)
     victims = sorted(p for p in (tmp_path / "disk" / "runs").rglob("c/**/*") if p.is_file())
     victims[0].unlink()
-    victims[-1].write_bytes(b"")
-    assert sum(not v.sound for v in verify(disk)) >= 1
+    victims[1].write_bytes(b"")
+    before = content(disk)
+    (damaged,) = [v.summary for v in verify(disk) if not v.sound]
     assert set(outcomes(copy(replica, disk, replica.summaries()))) == {"already there"}
     done = copy(replica, disk, replica.summaries(), replace=True)
-    assert sum(c.written for c in done) == 2
-    assert "repaired" in outcomes(done)
-    assert content(disk) == before
+    assert {c.summary.key: c.outcome for c in done if c.written} == {damaged.key: "repaired"}
+    assert sorted(outcomes(done)) == ["already there", "already there", "repaired"]
+    assert {path: data for path, data in content(disk).items() if path in before} == before
+    assert [v.problems for v in verify(disk, disk.summaries())] == [[], [], []]
+    assert [s.generation for s in disk.summaries() if s.key == damaged.key] == [2]
+    collect(disk, now=True)
+    assert [v.problems for v in verify(disk)] == [[], [], []]
+    assert len(list((tmp_path / "disk" / "runs").iterdir())) == 4
 
 
 def test_a_replica_stands_in_for_a_damaged_commit(disk, tmp_path):
@@ -170,6 +267,8 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     inner["signature"] = {"by": "a later version"}
     inner["summary"]["quality"] = 0.5
     inner["arrays"]["train/skewness"] = "0" * 64
+    key = (summary.backbone_hash, summary.fingerprint, summary.options)
+    inner["summary"]["entry_digest"] = entry_digest(inner["arrays"], *key)
     for name, data in news.items():
         obstore.put(source.objects, f"runs/{run}/{name}", data)
         inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}

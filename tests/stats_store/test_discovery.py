@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from toy_entries import commit, fill, put
+from toy_entries import commit, fill, publish_many, put
 
 from sfm import store_tables
 from sfm.stats_store.copying import copy
-from sfm.stats_store.publish import Draft, put_commit
+from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verify import verify
 
@@ -15,11 +15,7 @@ from sfm.stats_store.verify import verify
 @pytest.mark.parametrize("entries", [50, pytest.param(1000, marks=pytest.mark.torture)])
 def test_listing_reads_commits_alone(tmp_path, entries):
     store = create_store(str(tmp_path))
-    real = put(store)
-    whole = store.commit(f"index/{real.key}/00000001.json")
-    for number in range(entries - 1):
-        summary = real.model_copy(update={"fingerprint": f"{number:064x}"})
-        put_commit(store, summary.key, 1, whole.model_copy(update={"run": f"{number:x}", "summary": summary}))
+    publish_many(store, put(store), entries - 1)
     began = time.perf_counter()
     assert len(open_store(str(tmp_path)).summaries()) == entries
     seconds = time.perf_counter() - began

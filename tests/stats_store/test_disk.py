@@ -4,16 +4,20 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from obstore.exceptions import AlreadyExistsError
+from obstore.store import LocalStore
 from toy_entries import put
 
 from sfm.errors import InputError
 from sfm.paths import cache_folder, content, expand_home
 from sfm.stats_store import disk
-from sfm.stats_store.location import create_object, explained, local_path
+from sfm.stats_store.copying import copy
+from sfm.stats_store.history import remove
+from sfm.stats_store.location import OccupiedError, create_object, explained, local_path, write_object
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verify import verify
 
@@ -120,7 +124,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
 def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    store, whole = create_store(str(tmp_path)), disk.write_file
+    store, whole = create_store(str(tmp_path)), disk.create_file
     failing = left = 0
 
     def write(root: Path, path: str, data: bytes, **words: bool) -> None:
@@ -130,7 +134,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
             raise OSError(number, os.strerror(number), str(root / path))
         whole(root, path, data, **words)
 
-    monkeypatch.setattr("sfm.stats_store.location.write_file", write)
+    monkeypatch.setattr("sfm.stats_store.location.create_file", write)
     while True:
         left = failing
         try:
@@ -141,6 +145,61 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
             failing += 5
     assert failing > 5
     assert [v.sound for v in verify(store)] == [True]
+
+
+def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
+    """Return number, time of change and content of every file."""
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
+    store, replica = create_store(str(tmp_path / "store")), create_store(str(tmp_path / "replica"))
+    steps: list[Callable[[], object]] = [
+        lambda: put(store, 0),
+        lambda: put(store, 0),
+        lambda: put(store, 1, replace=True),
+        lambda: copy(store, replica, store.summaries()),
+        lambda: copy(store, replica, store.summaries(), replace=True),
+        lambda: next((tmp_path / "store" / "runs").rglob("c/0")).write_bytes(b"damage"),
+        lambda: copy(replica, store, replica.summaries(), replace=True),
+        lambda: remove(store, store.summaries()[0]),
+        lambda: copy(replica, store, replica.summaries(), replace=True),
+        lambda: create_store(store.url),
+    ]
+    before = states(tmp_path)
+    for number, step in enumerate(steps):
+        step()
+        after = states(tmp_path)
+        changed = [path for path in before if path in after and before[path] != after[path]]
+        assert len(changed) == (number == 5), (number, changed)
+        before = after
+    assert len(store.summaries()) == 1
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link", "dangling link"])
+def test_what_is_there_is_left_as_it_is(tmp_path: Path, there: str) -> None:
+    objects = LocalStore(tmp_path)
+    target, mine = tmp_path / "a" / "b", tmp_path / "mine"
+    target.parent.mkdir()
+    mine.write_bytes(b"mine")
+    if there == "folder":
+        target.mkdir()
+    elif there == "file":
+        target.write_bytes(b"mine")
+    else:
+        target.symlink_to(mine if there == "link" else tmp_path / "nowhere")
+    with pytest.raises(AlreadyExistsError):
+        create_object(objects, "a/b", b"other")
+    if there in ("file", "link"):
+        assert not write_object(objects, "a/b", b"mine")
+        with pytest.raises(OccupiedError, match="a/b exists already with other content"):
+            write_object(objects, "a/b", b"other")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "mine"]
+    assert mine.read_bytes() == b"mine"
 
 
 def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> None:

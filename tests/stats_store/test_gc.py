@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import backbone_card, commit, fill, grow_old, put
+from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
@@ -183,9 +183,10 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
 def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
     store = create_store(str(tmp_path))
     kept = put(store, 0)
-    (tmp_path / "runs" / "half" / "train").mkdir(parents=True)
-    (tmp_path / "runs" / "half" / "train" / "zarr.json#1").write_bytes(b"{")
-    (tmp_path / "runs" / "empty").mkdir()
+    half, empty = tmp_path / "runs" / f"{1:032x}", tmp_path / "runs" / f"{2:032x}"
+    (half / "train").mkdir(parents=True)
+    (half / "train" / "zarr.json#1").write_bytes(b"{")
+    empty.mkdir()
     (tmp_path / "index" / kept.key / "00000002.json#1").write_bytes(b"{")
     grow_old(tmp_path)
     done = collect(store)
@@ -264,7 +265,7 @@ class LifeOfAStore(RuleBasedStateMachine):
     def publish(self, spec: str, seed: int, replace: bool) -> None:
         """Publish content that `seed` stands for under the key that `spec` stands for."""
         draft = Draft(self.store)
-        draft.write("train/count", np.full(3, seed))
+        draft.write("classifier/bias", np.full(CLASSES, seed, dtype=np.float32))
         commit(draft, backbone=backbone_card(weights=spec), dataset=spec, replace=replace)
         if replace or spec not in self.seen:
             self.seen[spec] = seed
@@ -292,7 +293,7 @@ class LifeOfAStore(RuleBasedStateMachine):
     @invariant()
     def readers_see_what_was_published_last(self) -> None:
         """Every visible entry reads as published."""
-        found = {s.dataset: self.store.open(s).read("train/count")[0] for s in self.store.summaries()}
+        found = {s.dataset: self.store.open(s).read("classifier/bias")[0] for s in self.store.summaries()}
         assert found == self.seen
 
 

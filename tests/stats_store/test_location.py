@@ -140,3 +140,13 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
     assert explained(GenericError("Generic error: something else\n\nDebug"), "/data/store") == (
         "cannot use /data/store: Generic error: something else"
     )
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+@pytest.mark.parametrize(
+    "path", ["a/../c", "a/./c", "a//c", "..", ".", "/", "a/%2e%2E/c", "a/.\t./c", "a/..", "/a", "a//"]
+)
+def test_a_path_in_a_bucket_that_would_become_another_is_refused(scheme: str, path: str) -> None:
+    with pytest.raises(InputError, match=r"has an empty part, \. or \.\. in its path: write") as error:
+        connect(f"{scheme}://bucket/{path}")
+    assert "\n" not in str(error.value)

@@ -72,7 +72,7 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
         draft.write(f"{split}/feature", own.features.astype(dtype))
         draft.write(f"{split}/label", own.labels)
     if words.get("exemplars"):
-        draft.write("exemplar/image", np.zeros((len(own.ids), 1, 4, 4, 3), dtype=np.uint8))
+        draft.write("exemplar/image", np.zeros((len(own.ids), 1, 96, 96, 3), dtype=np.uint8))
     done = publish(
         draft,
         words.get("backbone", backbone_card()),

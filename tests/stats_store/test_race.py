@@ -24,7 +24,7 @@ from sfm.errors import DamageError, InputError
 from sfm.stats_store.collect import collect
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import remove
-from sfm.stats_store.location import list_objects
+from sfm.stats_store.location import connect, list_objects
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verify import verify
@@ -186,6 +186,7 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extra
     with pytest.raises(InputError, match=r"does not support conditional writes .* use another bucket"):
         create_store(s3_url)
     proxy.choose = lambda _: None
+    assert list_objects(connect(s3_url)) == []
     create_store(s3_url)
     proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
     with pytest.raises(InputError, match="does not support conditional writes"):

@@ -15,12 +15,15 @@ import pytest
 from s3_faults import Proxy, breaking
 from s3_server import REGION, environment
 from store_processes import child, processes, sfm_command
-from toy_entries import commit, fill
+from toy_entries import commit, fill, publish_many
 
 from sfm.errors import InputError
-from sfm.stats_store.cards import Commit, Summary
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.collect import collect
+from sfm.stats_store.copying import copy
+from sfm.stats_store.history import remove
 from sfm.stats_store.location import connect, list_objects
-from sfm.stats_store.publish import Draft, put_commit
+from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verify import verify
 
@@ -173,9 +176,7 @@ def test_listing_costs_one_request_per_entry(
     proxy: Proxy, s3_url: str, published: Summary, entries: int
 ) -> None:
     store = create_store(s3_url)
-    for number in range(entries - 1):
-        summary = published.model_copy(update={"fingerprint": f"{number:064x}"})
-        put_commit(store, summary.key, 1, Commit(kind="entry", run=f"{number:032x}", summary=summary))
+    publish_many(store, published, entries - 1)
     before = len(proxy.seen)
     assert len(store.summaries()) == entries
     requests = proxy.seen[before:]
@@ -204,6 +205,19 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
         f"\ntorture: an entry of {objects} objects on S3: {writing} requests to publish it, "
         f"{reading} to read all of it"
     )
+
+
+def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s3_url: str) -> None:
+    store = create_store(s3_url)
+    draft = Draft(store)
+    fill(draft)
+    summary = commit(draft).summary
+    copy(store, create_store(f"{s3_url}-copy"), [summary])
+    remove(store, summary)
+    collect(store, now=True)
+    writing = [request for request in proxy.seen if request.method in ("PUT", "POST")]
+    assert len(writing) > 20
+    assert [r.path for r in writing if not r.creates and "delete" not in r.path] == []
 
 
 def commands(url: str, other: str, out: Path) -> dict[str, list[str]]:

@@ -1,0 +1,161 @@
+"""Types of what JSON that anybody may have written says: what becomes a path, a size or a loop bound.
+
+Every writer of this program stays within these limits, so that a value beyond them is damage.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, TypeAdapter
+from pydantic import ValidationError as Invalid
+
+LONGEST_TEXT = 1000
+"""Characters of a name: of a dataset, a class, a class id, a backbone, an object of a run."""
+
+LARGEST_OBJECT = 2**31
+"""Bytes of one object of a run; the codec of the arrays, Blosc, cannot make a larger one."""
+
+LARGEST_INPUT = 4096
+"""Pixels of a side of a backbone's input."""
+
+LAST_GENERATION = 99_999_999
+"""The name of a commit has eight digits."""
+
+SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}"
+
+RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256, hexadecimal."""
+
+DigestOrNone = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+"""A SHA-256, hexadecimal, or empty."""
+
+ObjectName = Annotated[str, StringConstraints(pattern=rf"^{SEGMENT}(/{SEGMENT})*$", max_length=LONGEST_TEXT)]
+"""A path below a run, or the name of an array: no part of it is empty, begins with a dot or needs quoting."""
+
+Name = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
+
+ObjectSize = Annotated[int, Field(ge=0, le=LARGEST_OBJECT)]
+
+Count = Annotated[int, Field(ge=0, le=10**15)]
+"""Of samples, files, bytes or iterations."""
+
+Classes = Annotated[int, Field(ge=1, le=2**20)]
+
+Features = Annotated[int, Field(ge=1, le=2**16)]
+
+Generation = Annotated[int, Field(ge=1, le=LAST_GENERATION)]
+
+Version = Annotated[int, Field(ge=0, le=10**6)]
+
+InputPixels = Annotated[int, Field(ge=1, le=LARGEST_INPUT)]
+
+ResizedPixels = Annotated[int, Field(ge=1, le=4 * LARGEST_INPUT)]
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+ChannelMean = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+ChannelStd = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""Values are divided by it."""
+
+
+def at_most(number: int) -> BeforeValidator:
+    """Return a validator that refuses what has more items before it looks at any."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > number:
+            raise ValueError(f"{len(value)} items, at most {number} are read")
+        return value
+
+    return BeforeValidator(check)
+
+
+def fail_fast(key: Any, value: Any) -> BeforeValidator:
+    """Return a validator of an object's items that ends at the first that breaks a rule.
+
+    Of itself pydantic describes them all, which takes a hundred times the memory of the JSON.
+    """
+    item: TypeAdapter[tuple[Any, Any]] = TypeAdapter(tuple[key, value])
+
+    def check(found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        checked = {}
+        for name, own in found.items():
+            try:
+                checked[name] = item.validate_python((name, own))[1]
+            except Invalid as error:
+                first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+                raise ValueError(f"{name[:80]!r}: {first['msg']}") from None
+        return checked
+
+    return BeforeValidator(check)
+
+
+def require_distinct(values: Sequence[str]) -> Sequence[str]:
+    """Refuse a list that holds a value twice.
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
+    if len(set(values)) < len(values):
+        raise ValueError("should not hold a value twice")
+    return values
+
+
+def require_plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Refuse options of an extraction that are not of the kind that this program reads.
+
+    Raises
+    ------
+    ValueError
+        If a known one is of another kind, or any holds NaN or an infinity.
+    """
+    require_finite(options)
+    views = options.get("views", 1)
+    if not isinstance(views, int) or not 1 <= views <= 10**6:
+        raise ValueError("views should be a number from 1")
+    for name in ("background", "white"):
+        if isinstance(options.get(name), list | dict):
+            raise ValueError(f"{name} should be one value")
+    return options
+
+
+def require_finite(value: Any) -> Any:
+    """Refuse data that no JSON document can hold: NaN or an infinity, at any depth.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    json.dumps(value, allow_nan=False)
+    return value
+
+
+ClassIds = Annotated[
+    list[Name], FailFast(), Field(min_length=1, max_length=2**20), AfterValidator(require_distinct)
+]
+
+Names = Annotated[list[Name], FailFast()]
+
+Texts = Annotated[list[str], FailFast()]
+
+Leaves = Annotated[list[Digest], FailFast(), Field(min_length=1)]
+
+Versions = Annotated[dict[str, str], at_most(1000)]
+
+Counts = Annotated[dict[str, Count], at_most(100_000)]
+
+Options = Annotated[dict[str, Any], AfterValidator(require_plain_options)]
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(require_finite)]

@@ -1,0 +1,42 @@
+"""Entries that are changed and signed again, as whoever wrote them could."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.store import Store, commit_name
+from sfm.stats_store.verified import record_of
+
+
+def run_of(store: Store, summary: Summary) -> Path:
+    """Return the folder of an entry's run."""
+    return Path(store.url) / "runs" / store.commit_of(summary).run
+
+
+def change_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a commit in place, and digest it again."""
+    path = Path(store.url) / "index" / summary.key / commit_name(summary.generation)
+    content = json.loads(path.read_bytes())["commit"]
+    change(content)
+    path.write_text(json.dumps({"commit": content, "sha256": sha256(canonical(content))}))
+
+
+def change_object(store: Store, summary: Summary, name: str, data: bytes) -> None:
+    """Write an object of a run, and list it in the commit."""
+    path = run_of(store, summary) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    record = record_of(data).model_dump()
+    change_commit(store, summary, lambda content: content["objects"].update({name: record}))
+
+
+def change_metadata(
+    store: Store, summary: Summary, array: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Change the ``zarr.json`` of an array."""
+    metadata = json.loads((run_of(store, summary) / array / "zarr.json").read_bytes())
+    change(metadata)
+    change_object(store, summary, f"{array}/zarr.json", json.dumps(metadata).encode())

@@ -1,0 +1,49 @@
+"""Files are replaced whole, in folders where a stranger may have put links in their place."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sfm.atomic import make_folder, remove, write_file
+from sfm.errors import InputError
+
+
+@pytest.fixture
+def thesis(tmp_path: Path) -> Path:
+    """A file of somebody who has no part in it."""
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "elsewhere" / "thesis.tex"
+    file.write_text("mine")
+    return file
+
+
+@pytest.mark.parametrize("name", ["result.json", ".result.json.partial"])
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_of_the_name_is_replaced_and_not_written_through(
+    tmp_path: Path, thesis: Path, name: str, link: object
+) -> None:
+    link(thesis, tmp_path / name)  # type: ignore[operator]
+    write_file(tmp_path / "result.json", b"new")
+    assert thesis.read_text() == "mine"
+    assert (tmp_path / "result.json").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "result.json"]
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        write_file(tmp_path / "folder", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, thesis: Path) -> None:
+    (tmp_path / "link").symlink_to(thesis.parent)
+    with pytest.raises(InputError, match="link is a symbolic link, behind which nothing is written"):
+        make_folder(tmp_path / "link")
+    remove(tmp_path / "link")
+    remove(tmp_path / "link")
+    assert not os.path.lexists(tmp_path / "link")
+    assert thesis.read_text() == "mine"
+    make_folder(tmp_path / "link")
+    make_folder(tmp_path / "link")

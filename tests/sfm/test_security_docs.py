@@ -1,0 +1,25 @@
+"""Every test and every page that docs/security.md names is there: a promise without a test is none."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "docs" / "security.md", ROOT / "SECURITY.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    tests = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", text)) <= tests
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).is_file(), link
+
+
+def test_every_kind_of_thing_that_is_not_trusted_names_a_test() -> None:
+    table = PAGES[0].read_text(encoding="utf-8").split("## Not trusted")[1].split("\n\n")[2]
+    rows = table.splitlines()[2:]
+    assert len(rows) >= 9
+    assert all(re.search(r"`test_\w+\.py`", row) for row in rows)

@@ -1,0 +1,94 @@
+"""Safetensors files of strangers: opened only if what they declare is what they should hold."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sfm.tensor_files import HEADER_BYTES, TensorFileError, declared, open_tensors, require_declared
+
+TENSORS = {"weight": np.zeros((2, 3), np.float32), "age": np.array(4)}
+EXPECTED = {"weight": ("F32", (2, 3)), "age": ("I64", ())}
+MOST = 2 * 3 * 4 + 8
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file(TENSORS, tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
+    with open_tensors(file, "numpy", MOST) as opened:
+        assert declared(opened) == EXPECTED
+        require_declared(opened, EXPECTED, file)
+        assert opened.get_tensor("age") == 4
+
+
+@pytest.mark.parametrize(
+    ("expected", "told"),
+    [
+        (
+            EXPECTED | {"weight": ("F32", (2, 4))},
+            r'holds F32 of shape \[2, 3\] as "weight", not F32 of shape',
+        ),
+        (EXPECTED | {"weight": ("F64", (2, 3))}, "not F64 of shape"),
+        (EXPECTED | {"bias": ("F32", (2,))}, 'holds nothing as "bias", not F32'),
+        ({"age": ("I64", ())}, r'\[2, 3\] as "weight", not nothing'),
+    ],
+)
+def test_other_tensors_are_refused_by_name(file: Path, expected: dict[str, object], told: str) -> None:
+    with open_tensors(file, "numpy", MOST) as opened, pytest.raises(TensorFileError, match=told):
+        require_declared(opened, expected, file)  # type: ignore[arg-type]
+
+
+def lengthen(file: Path) -> None:
+    os.truncate(file, 2**40)
+
+
+def large_header(file: Path) -> None:
+    data = b"{" + b" " * HEADER_BYTES + b"}"
+    file.write_bytes(len(data).to_bytes(8, "little") + data)
+
+
+def deep_header(file: Path) -> None:
+    data = b'{"__metadata__":' + b"[" * 100_000
+    file.write_bytes(len(data).to_bytes(8, "little") + data)
+
+
+def hole(file: Path) -> None:
+    header = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    data = json.dumps(header).encode()
+    file.write_bytes(len(data).to_bytes(8, "little") + data)
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lengthen, large_header, deep_header, hole, pipe, folder, lambda file: file.write_bytes(b"\x01")],
+)
+def test_a_file_that_is_damaged_or_too_long_is_refused_in_one_line(
+    file: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(file)
+    with pytest.raises(TensorFileError) as caught, open_tensors(file, "numpy", MOST):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), open_tensors(tmp_path / "none", "numpy", MOST):
+        pass

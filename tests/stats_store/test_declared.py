@@ -1,0 +1,315 @@
+"""Sizes of arrays are known from the cards of their entry: anything else is refused before it is read."""
+
+import json
+import re
+import shutil
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from forged_entries import change_commit, change_metadata, change_object, run_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy_entries import CLASSES, FEATURES, TEST, TRAIN, backbone_card, put
+from zarr.storage import MemoryStore
+
+from sfm.errors import DamageError
+from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
+from sfm.stats_store.declared import (
+    HOLLOW_BYTES,
+    TYPES,
+    Layout,
+    declared_shape,
+    find_layouts,
+    read_layout,
+)
+from sfm.stats_store.schema import DIMENSIONS, create_array, generic, is_known
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verify import check_entry, verify
+
+NAMES = sorted(name + "_3" if "sub_class" in axes else name for name, axes in DIMENSIONS.items())
+LARGE = 10**12
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = create_store(str(tmp_path_factory.mktemp("original")))
+    put(store, 1)
+    return Path(store.url)
+
+
+@pytest.fixture
+def store(original: Path, tmp_path: Path) -> Store:
+    return open_store(str(shutil.copytree(original, tmp_path / "store")))
+
+
+def cards(train: int = TRAIN, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
+    ids = [f"n{i}" for i in range(CLASSES)]
+    dataset = DatasetCard(
+        name="toy",
+        class_ids=ids,
+        class_names=ids,
+        train_samples=train,
+        test_samples=TEST,
+        fingerprint="f" * 64,
+        leaves=[],
+    )
+    extraction = ExtractionCard(
+        options=options, role="full", versions={}, device="cpu", threads=1, seconds=0.0, images_per_second=0.0
+    )
+    return dataset, extraction
+
+
+def reasons(store: Store, summary: Summary) -> list[str]:
+    """Return why an entry cannot be opened, and what `verify` says of it."""
+    with pytest.raises(DamageError) as error:
+        store.open(summary)
+    problems = verify(store)[0].problems
+    path = f"index/{summary.key}/{summary.generation:08d}.json"
+    assert check_entry(store, path, store.commit(path)) == problems
+    return [str(error.value), *problems]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> None:
+    sizes = {
+        "class": CLASSES,
+        "feature": FEATURES,
+        "feature_b": FEATURES,
+        "sub_class": 3,
+        "sample": TEST if name.startswith("test/") else TRAIN,
+        "exemplar": 7,
+        "y": 96,
+        "x": 96,
+        "channel": 3,
+    }
+    expected = tuple(sizes[axis] for axis in DIMENSIONS[generic(name)])
+    assert is_known(name)
+    assert declared_shape(name, backbone_card(), cards()[0], exemplars=7) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["train/centre", "train/count_5", "train/centre_0", "train/centre_05", "train/centre_5_5", ""]
+)
+def test_a_name_that_is_not_quite_one_of_the_schema_is_of_an_unknown_array(name: str) -> None:
+    assert not is_known(name)
+
+
+@given(st.sampled_from(NAMES), st.data())
+@settings(max_examples=40, deadline=None)
+def test_whatever_this_program_writes_has_a_layout_that_is_its_own(name: str, data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.integers(1, 9)) for _ in DIMENSIONS[generic(name)])
+    dtype = np.dtype(data.draw(st.sampled_from(TYPES[generic(name)])))
+    objects = MemoryStore()
+    array = create_array(objects, "r", name, shape, dtype)
+    array[...] = data.draw(st.sampled_from([0, 7])) * np.ones(shape, dtype)
+    written = {path: value.to_bytes() for path, value in objects._store_dict.items()}
+    layout = read_layout(written[f"runs/r/{name}/zarr.json"])
+    assert layout == Layout(shape, array.chunks, dtype, blosc=True, crc32c=True)
+    assert layout.nbytes == array.nbytes
+    chunks = {p: d for p, d in written.items() if not p.endswith("zarr.json")}
+    assert sorted(chunks) == sorted(f"runs/r/{name}/{key}" for key in layout.chunks())
+    assert [layout.chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
+
+
+def set_shape(*shape: int) -> Callable[[dict[str, Any]], None]:
+    return lambda metadata: metadata.update(shape=list(shape))
+
+
+def set_chunks(*shape: int) -> Callable[[dict[str, Any]], None]:
+    return lambda metadata: metadata["chunk_grid"]["configuration"].update(chunk_shape=list(shape))
+
+
+def set_(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda metadata: metadata.update(fields)
+
+
+SHARDS = {"name": "sharding_indexed", "configuration": {"chunk_shape": [4, 6], "codecs": [{"name": "bytes"}]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_shape(LARGE, FEATURES), r"shape \(1000000000000, 6\), by the cards of its entry \(4, 6\)"),
+        (set_shape(CLASSES, FEATURES + 1), r"shape \(4, 7\), by the cards"),
+        (set_shape(CLASSES), "its chunk_grid cannot be those of a published array"),
+        (set_shape(-1, FEATURES), "its shape cannot"),
+        (set_shape(*[1] * 1000), "its shape and chunk_grid cannot"),
+        (set_shape(2**70, FEATURES), "its shape cannot"),
+        (set_(shape=[4.0, 6]), r"shape.0: input should be a valid integer"),
+        (set_(shape={"4": 6}), "shape: input should be a valid list"),
+        (set_(data_type="float32"), "type float32, not float64"),
+        (set_(data_type="string"), "its data_type cannot"),
+        (set_chunks(0, 6), r"chunks of \(0, 6\) do not divide \(4, 6\)"),
+        (set_chunks(2**40, 6), "do not divide"),
+        (set_chunks(1, 6), "missing object .*/train/mean/c/1/0: the commit does not list it"),
+        (set_(chunk_grid={"name": "regular"}), "chunk_shape: input should be a valid list"),
+        (set_(chunk_grid={"name": "rectangular"}), "chunk_shape: "),
+        (set_(chunk_key_encoding={"name": "v2"}), "its chunk_key_encoding cannot"),
+        (
+            set_(chunk_key_encoding={"name": "default", "configuration": {"separator": "."}}),
+            "its chunk_key_encoding cannot",
+        ),
+        (set_(codecs=[SHARDS]), "its codecs cannot"),
+        (set_(codecs=[{"name": "bytes"}, {"name": "gzip"}]), "its codecs cannot"),
+        (set_(codecs=[]), "its codecs cannot"),
+        (set_(codecs=[{"name": "bytes"}] * 1000), "its codecs cannot"),
+        (set_(fill_value="0x7fc00000"), "its fill_value cannot"),
+        (set_(storage_transformers=[{"name": "x"}]), "its storage_transformers cannot"),
+        (set_(zarr_format=2), "its zarr_format cannot"),
+        (set_(node_type="group"), "its node_type cannot"),
+    ],
+)
+def test_metadata_that_its_entrys_cards_do_not_declare_is_refused_at_open_and_by_verify(
+    store: Store, change: Callable[[dict[str, Any]], None], reason: str
+) -> None:
+    (summary,) = store.summaries()
+    change_metadata(store, summary, "train/mean", change)
+    run = f"runs/{store.commit_of(summary).run}"
+    for line in reasons(store, summary):
+        assert line.startswith((f"damaged object {run}/train/mean/zarr.json: ", "missing object"))
+        assert re.search(reason, line), line
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"null", b"[" * 100_000, b'{"shape": 1e400}', b"\xff", b"{" * 9]
+)
+def test_metadata_that_is_no_json_object_is_damage(store: Store, data: bytes) -> None:
+    (summary,) = store.summaries()
+    change_object(store, summary, "train/mean/zarr.json", data)
+    assert all("/train/mean/zarr.json: " in line for line in reasons(store, summary))
+
+
+def test_metadata_that_the_commit_does_not_list_is_missing(store: Store) -> None:
+    (summary,) = store.summaries()
+    change_commit(store, summary, lambda content: content["objects"].pop("train/mean/zarr.json"))
+    assert all(line.endswith("/zarr.json: the commit does not list it") for line in reasons(store, summary))
+
+
+def test_a_chunk_too_many_is_damage(store: Store) -> None:
+    (summary,) = store.summaries()
+    change_object(store, summary, "train/mean/c/7/7", b"chunk")
+    assert all("the commit lists 2 chunks, it has 1" in line for line in reasons(store, summary))
+
+
+def test_a_chunk_larger_than_it_can_be_is_damage_and_not_read(store: Store) -> None:
+    (summary,) = store.summaries()
+    huge = {"size": 2**40, "sha256": "0" * 64}
+    change_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": huge}))
+    first, *more = reasons(store, summary)
+    assert "/train/mean/c/0/0: 1099511627776 bytes, a chunk has at most" in first
+    assert any("were published" in line for line in more)
+
+
+def test_an_object_that_grew_is_not_read_into_memory(store: Store) -> None:
+    (summary,) = store.summaries()
+    entry = store.open(summary)
+    with (run_of(store, summary) / "train/mean/c/0/0").open("r+b") as chunk:
+        chunk.truncate(2**30)  # sparse
+    tracemalloc.start()
+    with pytest.raises(DamageError, match=r"1073741824 bytes, .* were published"):
+        entry.read("train/mean")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def of_many_samples(samples: int, chunk_size: int) -> list[str]:
+    """Return what is wrong with training features whose chunks have so many bytes each."""
+    shape, chunk_shape = (samples, FEATURES), (4096, FEATURES)
+    metadata = {
+        "node_type": "array",
+        "zarr_format": 3,
+        "shape": shape,
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+        "chunk_key_encoding": {"name": "default"},
+        "fill_value": "NaN",
+        "codecs": [{"name": "bytes"}, {"name": "blosc"}, {"name": "crc32c"}],
+    }
+    dataset, extraction = cards(train=samples)
+    record = ObjectRecord(size=chunk_size, sha256="0" * 64)
+    names = ["train/feature/zarr.json", *(f"train/feature/c/{row}/0" for row in range(-(-samples // 4096)))]
+    commit = Commit(
+        kind="entry", run="r", arrays={"train/feature": "0" * 64}, objects=dict.fromkeys(names, record)
+    )
+    documents = {"runs/r/train/feature/zarr.json": json.dumps(metadata).encode()}
+    return find_layouts(commit, backbone_card(), dataset, extraction, documents)[1]
+
+
+def test_few_bytes_do_not_stand_for_gigabytes() -> None:
+    samples = HOLLOW_BYTES // (4 * FEATURES)
+    assert of_many_samples(samples - 4096, chunk_size=50) == []
+    assert of_many_samples(10 * samples, chunk_size=50_000) == []
+    (problem,) = of_many_samples(samples + 4096, chunk_size=50)
+    assert "compressed more than 1000 times" in problem
+
+
+def test_exemplars_are_as_many_as_the_options_say() -> None:
+    dataset, extraction = cards(exemplars=5)
+    objects = MemoryStore()
+    for name, shape in (("exemplar/role", (CLASSES, 2)), ("exemplar/sample", (CLASSES, 5))):
+        create_array(objects, "r", name, shape, np.dtype(TYPES[name][0]))[...] = 0
+    written = {path: value.to_bytes() for path, value in objects._store_dict.items()}
+    listed = {p.removeprefix("runs/r/"): ObjectRecord(size=len(d), sha256="0") for p, d in written.items()}
+    arrays = dict.fromkeys(("exemplar/role", "exemplar/sample"), "0" * 64)
+    commit = Commit(kind="entry", run="r", arrays=arrays, objects=listed)
+    (problem,) = find_layouts(commit, backbone_card(), dataset, extraction, written)[1]
+    assert "exemplar/role/zarr.json: shape (4, 2), by the cards of its entry (4, 5)" in problem
+    _, silent = cards()
+    (problem,) = find_layouts(commit, backbone_card(), dataset, silent, written)[1]
+    assert problem == "damaged run runs/r: its exemplar arrays have different lengths"
+
+
+def with_crc(data: bytes) -> bytes:
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def put_chunk(store: Store, data: bytes) -> str:
+    """Write the chunk of ``test/feature``, vouched for; return why it cannot be read."""
+    (summary,) = store.summaries()
+    change_object(store, summary, "test/feature/c/0/0", with_crc(data))
+    with pytest.raises(DamageError) as error:
+        store.open(summary).read("test/feature")
+    assert any("test/feature" in line for line in verify(store)[0].problems)
+    return str(error.value)
+
+
+def chunk_of(store: Store) -> bytes:
+    (summary,) = store.summaries()
+    return (run_of(store, summary) / "test/feature/c/0/0").read_bytes()[:-4]
+
+
+def test_a_chunk_that_claims_gigabytes_is_damage_before_it_is_decompressed(store: Store) -> None:
+    chunk = bytearray(chunk_of(store))
+    struct.pack_into("<I", chunk, 4, 2**31 - 1)
+    assert "it would decompress to 2147483647 bytes, a chunk has 49152" in put_chunk(store, bytes(chunk))
+    struct.pack_into("<II", chunk, 4, 49152, 2**31 - 1)
+    assert "its header is not that of compressed data" in put_chunk(store, bytes(chunk))
+    assert "it is too short to be compressed" in put_chunk(store, b"")
+
+
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 255)), min_size=1, max_size=9))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+def test_a_chunk_with_any_bytes_changed_is_read_or_is_damage(
+    original: Path, changes: list[tuple[int, int]]
+) -> None:
+    store = open_store(str(original))
+    chunk = bytearray(chunk_of(store))
+    before = bytes(chunk)
+    for place, change in changes:
+        chunk[place] ^= change
+    (summary,) = store.summaries()
+    try:
+        change_object(store, summary, "test/feature/c/0/0", with_crc(bytes(chunk)))
+        store.open(summary).read("test/feature")
+    except DamageError as error:
+        assert "test/feature" in str(error)  # noqa: PT017
+    finally:
+        change_object(store, summary, "test/feature/c/0/0", with_crc(before))

@@ -1,0 +1,219 @@
+"""Links in a store, of a stranger or of a fellow writer: readers follow them, gc leaves what is behind."""
+
+import shutil
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+from obstore.store import MemoryStore, ObjectStore
+from toy_entries import backbone_card, grow_old, put
+
+from sfm.errors import InputError
+from sfm.stats_store.collect import collect
+from sfm.stats_store.location import connect, delete_run
+from sfm.stats_store.publish import Draft
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verify import verify
+
+NOTHING = timedelta(0)
+RUN = "a" * 32
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return everything below a folder: bytes of files, None of folders."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")
+    }
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two current entries, one that was replaced, and a run never committed; all old."""
+    folder = tmp_path_factory.mktemp("template")
+    store = create_store(str(folder))
+    put(store, 0)
+    put(store, 1, replace=True)
+    put(store, 2, backbone=backbone_card("lite1"))
+    Draft(store, run=RUN).write("train/count", np.arange(3))
+    (folder / "staging" / "old").mkdir(parents=True)
+    (folder / "staging" / "old" / "rows.npy").write_bytes(b"x")
+    grow_old(folder)
+    return folder
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path) -> Store:
+    """A store of one's own like the template."""
+    return open_store(str(shutil.copytree(template, tmp_path / "store")))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder of somebody who has no part in it, old, with names as they are in a store."""
+    folder = tmp_path / "elsewhere"
+    for name in ("thesis/chapter1.tex", f"{RUN}/notes.txt", "index/a#1", "00000002.json#1", "old/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    grow_old(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "path", ["staging", "staging/x", "staging/old.lock", "runs/x", f"runs/{RUN}", "index/x", "index/x#1"]
+)
+def test_what_is_behind_a_link_in_a_store_is_left_alone_and_named(
+    store: Store, elsewhere: Path, path: str
+) -> None:
+    link = Path(store.url) / path
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.symlink_to(elsewhere)
+    before = tree(elsewhere)
+    done = collect(store, older_than=NOTHING, now=True)
+    assert tree(elsewhere) == before
+    assert f"{path} is a symbolic link: nothing behind it is deleted" in done.notes
+    assert link.is_symlink()
+    assert [g.reason for g in done.deleted if g.reason == "replaced"] == ["replaced"]
+    assert [v.problems for v in verify(store, store.summaries())] == [[], []]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("top", ["runs", "index"])
+def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
+    store: Store, tmp_path: Path, top: str, depth: int
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for number, folder in enumerate(sorted(Path(store.url).glob("/".join([top, *["*"] * (depth - 1)])))):
+        if folder.is_dir():
+            shutil.move(folder, disk / str(number))
+            folder.symlink_to(disk / str(number))
+    before, runs = tree(disk), tree(Path(store.url) / "runs")
+    done = collect(store, older_than=NOTHING, now=True)
+    if top == "index" or depth < 3:
+        assert tree(disk) == before
+        assert any(f"{top}" in note and "is a symbolic link" in note for note in done.notes)
+        assert [g.path for g in done.deleted] == ["staging/old"]
+        assert tree(Path(store.url) / "runs") == runs
+    else:
+        # Inside a run links are parts of it: they go with it, and what is behind them stays.
+        assert tree(disk) == before
+        assert {g.reason for g in done.deleted} == {"replaced", "never committed", "abandoned staging"}
+    assert [v.problems for v in verify(store, store.summaries())] == [[], []]
+
+
+def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp_path: Path) -> None:
+    index = Path(store.url) / "index"
+    index.rename(tmp_path / "disk")
+    index.symlink_to(tmp_path / "not mounted")
+    runs = tree(Path(store.url) / "runs")
+    assert open_store(store.url).summaries() == []
+    collect(store, older_than=NOTHING, now=True)
+    assert tree(Path(store.url) / "runs") == runs
+
+
+def test_links_in_a_run_that_was_abandoned_are_deleted_as_links(store: Store, elsewhere: Path) -> None:
+    run = Path(store.url) / "runs" / RUN
+    (run / "deep").symlink_to(elsewhere)
+    (run / "train" / "count" / "file").symlink_to(elsewhere / "thesis" / "chapter1.tex")
+    (run / "nowhere").symlink_to("nowhere")
+    before = tree(elsewhere)
+    done = collect(store, older_than=NOTHING)
+    assert f"runs/{RUN}" in {g.path for g in done.deleted}
+    assert not run.exists()
+    assert tree(elsewhere) == before
+
+
+@pytest.mark.parametrize("place", [f"runs/{RUN}", "staging/old"])
+def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
+    store: Store, elsewhere: Path, place: str
+) -> None:
+    folder, done, before = Path(store.url) / place, threading.Event(), tree(elsewhere)
+    swapped = 0
+
+    def swap() -> None:
+        nonlocal swapped
+        while not done.is_set():
+            with suppress(OSError):
+                (folder / "thesis").mkdir(parents=True, exist_ok=True)
+                (folder / "thesis" / "chapter1.tex").write_text("bait")
+                folder.rename(folder.with_name("aside"))
+                folder.symlink_to(elsewhere)
+                swapped += 1
+                folder.unlink()
+            shutil.rmtree(folder.with_name("aside"), ignore_errors=True)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    deleted, end = 0, time.monotonic() + 30
+    try:
+        while (deleted < 8 or swapped < 40) and time.monotonic() < end:
+            with suppress(InputError):
+                deleted += place in {g.path for g in collect(store, older_than=NOTHING).deleted}
+    finally:
+        done.set()
+        swapping.join()
+    assert tree(elsewhere) == before
+    assert deleted
+    assert swapped
+
+
+@pytest.mark.parametrize("run", ["", "/", "..", "../runs", f"{RUN}/train", f"{RUN}/", "A" * 32, RUN[1:]])
+def test_what_is_not_the_id_of_a_run_is_refused_before_anything_is_deleted(run: str) -> None:
+    objects = MemoryStore()
+    obstore.put(objects, f"runs/{RUN}/zarr.json", b"x")
+    with pytest.raises(ValueError, match="is not the id of a run"):
+        delete_run(objects, run)
+    assert obstore.list(objects).collect()
+
+
+@pytest.mark.parametrize("where", ["disk", "s3", "memory"])
+def test_one_run_is_deleted_and_none_whose_name_begins_alike(
+    tmp_path: Path, request: pytest.FixtureRequest, where: str
+) -> None:
+    objects: ObjectStore = MemoryStore()
+    if where != "memory":
+        objects = connect(str(tmp_path) if where == "disk" else request.getfixturevalue("s3_url"))
+    for name in (f"{RUN}/zarr.json", f"{RUN}/train/zarr.json", f"{RUN}0/zarr.json", "zarr.json"):
+        obstore.put(objects, f"runs/{name}", b"x")
+    delete_run(objects, RUN)
+    left = [item["path"] for batch in obstore.list(objects) for item in batch]
+    assert sorted(left) == [f"runs/{RUN}0/zarr.json", "runs/zarr.json"]
+
+
+def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
+    mine = Path(store.url) / "runs" / "my notes" / "a.txt"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    grow_old(mine.parent)
+    assert len(collect(store, older_than=NOTHING, now=True).deleted) == 3
+    assert mine.read_text() == "x"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
+@pytest.mark.parametrize("path", ["index", "index/HASH", "index/HASH/FINGERPRINT"])
+def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, path: str, kind: str) -> None:
+    store = create_store(str(tmp_path / "store"))
+    card = backbone_card()
+    folder = Path(store.url) / path.replace("HASH", card.hash).replace("FINGERPRINT", "f" * 64)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "file":
+        folder.write_bytes(b"")
+    else:
+        folder.symlink_to(elsewhere if kind == "link" else "nowhere")
+    before = tree(elsewhere)
+    if path == "index" and kind == "link":
+        put(store)  # somebody keeps their index on another disk
+        return
+    with pytest.raises(
+        InputError, match=rf"cannot write below {folder}: it is a (file|symbolic link)"
+    ) as error:
+        put(store)
+    assert "\n" not in str(error.value)
+    assert tree(elsewhere) == before

@@ -1,0 +1,358 @@
+"""Anybody may have written a commit: what none of ours would say is damage, named, and harms no other."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+from toy_entries import put, rewrite_commit, signed
+
+from sfm.errors import DamageError, InputError
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.collect import collect
+from sfm.stats_store.commits import METADATA_BYTES, commit_path, parse_commit, read_cards, root_schema
+from sfm.stats_store.copying import copy
+from sfm.stats_store.history import generations, history_of, remove
+from sfm.stats_store.location import read_object
+from sfm.stats_store.schema import UpgradeError, is_known
+from sfm.stats_store.store import Store, create_store, open_store
+from sfm.stats_store.verified import record_of
+from sfm.stats_store.verify import verify
+from sfm.text import one_line
+from sfm.untrusted import JSON_BYTES
+
+ATOMS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([-1, 0, 10**9, 10**30, -(10**40), 2**31, 2**63]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=20),
+    st.sampled_from(["", ".", "../../x", "a//b", "/etc", "f" * 64, "F" * 64, "²", "٣", "\0", "9" * 400]),
+)
+VALUES = st.recursive(
+    ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
+
+
+def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the place of every value in a JSON document: the names and numbers that lead to it."""
+    inner = document.items() if isinstance(document, dict) else enumerate(document)
+    return [
+        place
+        for name, value in inner
+        for place in [
+            (*above, name),
+            *(places(value, (*above, name)) if isinstance(value, dict | list) else []),
+        ]
+    ]
+
+
+def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """Return a copy of a JSON document with another value in one place."""
+    copied = json.loads(json.dumps(document))
+    inner = copied
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    return copied
+
+
+MEMORY = MemoryStore()
+SOUND = put(create_store(MEMORY))
+PATH = commit_path(SOUND)
+COMMIT = open_store(MEMORY).commit(PATH)
+CONTENT = json.loads(bytes(obstore.get(MEMORY, PATH).bytes()))["commit"]
+CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").bytes()))
+
+
+@given(place=st.sampled_from(places(CONTENT)), value=VALUES)
+@settings(max_examples=100, deadline=None)
+def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_version(place, value):
+    complaint = PATH
+    try:
+        parse_commit(signed(replaced(CONTENT, place, value)), PATH)
+    except (DamageError, UpgradeError) as error:
+        complaint = str(error)
+    assert PATH in complaint
+    assert complaint == one_line(complaint)
+
+
+@given(place=st.sampled_from(places(CARDS)), value=VALUES)
+@settings(max_examples=100, deadline=None)
+def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_version(place, value):
+    complaint = COMMIT.run
+    try:
+        read_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
+    except (DamageError, UpgradeError) as error:
+        complaint = str(error)
+    assert COMMIT.run in complaint
+    assert complaint == one_line(complaint)
+
+
+@given(data=st.binary(max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_any_bytes_are_a_commit_or_damage(data):
+    with pytest.raises(DamageError, match="not readable as a commit"):
+        parse_commit(data, PATH)
+    with pytest.raises(DamageError):
+        root_schema(data)
+
+
+BAD_NAMES = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "a//b",
+    "/a",
+    "a/",
+    "a/../b",
+    "a\\b",
+    "a\0",
+    "a\nb",
+    "é",
+    "a" * 256,
+    "a\n",
+)
+
+RULES: list[tuple[tuple[Any, ...], Any]] = [
+    (("kind",), "alias"),
+    (("schema",), None),
+    (("schema", "major"), -1),
+    (("schema", "minor"), 10**9),
+    (("schema", "requires"), ["x"] * 101),
+    (("summary",), None),
+    (("summary", "dataset"), "x" * 1001),
+    (("summary", "backbone"), "x" * 1001),
+    (("summary", "classes"), 0),
+    (("summary", "features"), 10**9),
+    (("summary", "train_samples"), -1),
+    (("summary", "image_size"), 0),
+    (("summary", "image_size"), 10**9),
+    (("summary", "held_out_top1"), 1.5),
+    (("summary", "listing"), "../x"),
+    (("summary", "entry_digest"), "0" * 64),
+    (("arrays",), {f"a{number}": "0" * 64 for number in range(1001)}),
+    (("arrays", "train/mean"), "0" * 63),
+    (("arrays", "../mean"), "0" * 64),
+    (("arrays", "train/lost"), "0" * 64),
+    (("objects",), {}),
+    (("objects", "zarr.json", "size"), -1),
+    (("objects", "zarr.json", "size"), 2**31 + 1),
+    (("objects", "zarr.json", "size"), METADATA_BYTES + 1),
+    (("objects", "zarr.json", "sha256"), "F" * 64),
+    *((("objects", name), {"size": 1, "sha256": "0" * 64}) for name in BAD_NAMES),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), RULES, ids=[f"{'.'.join(p)}={str(v)[:12]!r}" for p, v in RULES])
+def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...], value: Any) -> None:
+    with pytest.raises(DamageError, match=rf"^damaged commit {PATH}: "):
+        parse_commit(signed(replaced(CONTENT, place, value)), PATH)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[" * 100_000,
+        b'{"commit":' * 300,
+        signed(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
+        signed(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
+        signed(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
+        signed(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
+        signed(CONTENT) + b" " * JSON_BYTES,
+    ],
+    ids=["empty", "deep list", "deep object", "name twice", "NaN", "surrogate", "long number", "long"],
+)
+def test_what_is_no_plain_json_is_damaged(data: bytes) -> None:
+    with pytest.raises(DamageError, match="not readable as a commit"):
+        parse_commit(data, PATH)
+
+
+LYING: list[tuple[tuple[str, ...], Any]] = [
+    (("backbone", "weights"), "0" * 64),
+    (("backbone", "features"), 7),
+    (("backbone", "spec"), "lite1"),
+    (("dataset", "name"), "birds"),
+    (("dataset", "fingerprint"), "0" * 64),
+    (("dataset", "class_ids"), ["a", "b", "c"]),
+    (("dataset", "class_ids"), ["a", "b", "c", "c"]),
+    (("dataset", "class_names"), ["a", "b", "c"]),
+    (("dataset", "class_names"), ["a", "b", "c", "d" * 1001]),
+    (("dataset", "train_samples"), 21),
+    (("dataset", "leaves"), ["x"]),
+    (("extraction", "role"), "tuning"),
+    (("extraction", "options"), {"seed": 1}),
+    (("extraction", "seconds"), float("inf")),
+    (("extraction", "options"), {"seed": float("nan")}),
+    (("classifier", "held_out_top1"), 0.75),
+    (("backbone", "preprocessing", "std"), [0, 1, 1]),
+    (("backbone", "preprocessing", "mean"), [float("nan"), 0, 0]),
+    (("backbone", "preprocessing", "input_size"), 10**9),
+    (("backbone", "preprocessing", "resampling"), "nearest"),
+    (("backbone", "preprocessing", "gamma"), 2.2),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), LYING, ids=[f"{'.'.join(p)}={str(v)[:12]}" for p, v in LYING])
+def test_cards_that_break_a_rule_or_contradict_the_commit_are_refused(
+    place: tuple[str, ...], value: Any
+) -> None:
+    data = json.dumps(replaced(CARDS, ("attributes", *place), value)).encode()
+    with pytest.raises(DamageError, match=rf"^damaged object runs/{COMMIT.run}/zarr\.json: "):
+        read_cards(COMMIT, data)
+
+
+def test_an_entry_whose_cards_lie_is_not_opened(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    summary = put(store)
+    file = tmp_path / "runs" / store.open(summary).commit.run / "zarr.json"
+    file.write_text(file.read_text().replace('"name": "toy"', '"name": "yot"'))
+    record = record_of(file.read_bytes()).model_dump()
+    rewrite_commit(store, summary, lambda content: content["objects"].update({"zarr.json": record}))
+    with pytest.raises(DamageError, match=r"zarr\.json: its dataset differ from the commit's"):
+        store.open(store.summaries()[0])
+
+
+BAD_RUNS: dict[str, Callable[[str], str]] = {
+    "empty": lambda _: "",
+    "folder": lambda run: run + "/",
+    "below": lambda run: run + "/train",
+    "above": lambda _: "../../x",
+    "upper": str.upper,
+    "newline": lambda run: run + "\n",
+}
+
+
+def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
+    """Publish a victim's entry, and a stranger's, whose replaced first commit names a strange run."""
+    victim = put(store, 1, fingerprint="1" * 64, dataset="victim")
+    old = put(store, 2, fingerprint="2" * 64, dataset="stranger")
+    new = put(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
+    content = json.loads(bytes(obstore.get(store.objects, commit_path(old)).bytes()))["commit"]
+    content["run"] = bad(store.open(victim).commit.run)
+    obstore.put(store.objects, commit_path(old), signed(content))
+    return victim, new
+
+
+@pytest.mark.parametrize(
+    ("place", "bad"), [*(("disk", bad) for bad in BAD_RUNS), ("s3", "empty"), ("s3", "below")]
+)
+def test_a_strange_run_id_costs_nobody_an_entry(
+    place: str, bad: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = create_store(str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url"))
+    victim, new = two_people(store, BAD_RUNS[bad])
+    gone = put(store, 4, fingerprint="3" * 64, dataset="gone")
+    remove(store, gone)
+    done = collect(store, now=True)
+    (note,) = done.notes
+    assert f"damaged commit {commit_path(new).replace('00000002', '00000001')}: run: " in note
+    assert [g.reason for g in done.deleted] == ["removed"]
+    assert {s.dataset for s in store.summaries()} == {"victim", "stranger"}
+    assert [v.sound for v in verify(store) if v.summary] == [True, True]
+    assert [g.state for g in history_of(store, "stranger")] == ["unreadable", "current"]
+    assert len(generations(store)) == 4
+    remove(store, new)
+    assert collect(store, now=True).deleted == []
+    target = create_store(str(tmp_path / "target"))
+    assert [c.outcome for c in copy(store, target, store.summaries())] == ["copied"]
+    assert store.summaries() == [victim]
+
+
+@pytest.mark.parametrize("name", ["0000000²", "0000000٣", "1", "000000001", "0000000a", "-0000001"])
+def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    summary = put(store)
+    for ending in (".json", ".published"):
+        (tmp_path / "index" / summary.key / f"{name}{ending}").write_bytes(b"{}")
+        other = tmp_path / "index" / "x" / "y" / "z"
+        other.mkdir(parents=True, exist_ok=True)
+        (other / f"00000001{ending}").write_bytes(b"{}")
+    assert store.survey() == ([summary], [])
+    assert collect(store, now=True).notes == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "sparse"])
+def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
+    kind: str, tmp_path: Path
+) -> None:
+    store = create_store(str(tmp_path))
+    kept, summary = put(store, 1, fingerprint="1" * 64), put(store, 2)
+    run = tmp_path / "runs" / store.open(summary).commit.run
+
+    def put_there(path: Path) -> None:
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "sparse":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else path)
+
+    put_there(run / "train" / "count" / "zarr.json")
+    with pytest.raises(DamageError, match=r"^damaged object runs/.*/train/count/zarr\.json: "):
+        store.open(summary)
+    assert [v.sound for v in verify(store)].count(True) == 1
+    put_there(tmp_path / commit_path(summary))
+    entries, reasons = store.survey()
+    assert entries == [kept]
+    assert all(commit_path(summary) in reason for reason in reasons)
+    assert reasons
+
+
+def test_an_object_that_is_larger_than_it_may_be_is_not_fetched(tmp_path: Path, s3_url: str) -> None:
+    for store in (create_store(str(tmp_path)), create_store(s3_url), create_store(MemoryStore())):
+        obstore.put(store.objects, "index/big", b"x" * 100)
+        assert read_object(store.objects, "index/big", len, 100) == 100
+        with pytest.raises(DamageError, match="it has 100 bytes, at most 99 are read"):
+            read_object(store.objects, "index/big", len, 99)
+
+
+def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
+    store = create_store(str(tmp_path))
+    summary = put(store)
+    last = summary.model_copy(update={"generation": 99_999_999})
+    (tmp_path / commit_path(last)).write_bytes(
+        signed(
+            replaced(
+                json.loads((tmp_path / commit_path(summary)).read_bytes())["commit"],
+                ("summary", "generation"),
+                99_999_999,
+            )
+        )
+    )
+    assert store.summaries() == [last]
+    with pytest.raises(InputError, match=r"holds the last possible generation, 99999999"):
+        put(store, 1, replace=True)
+    with pytest.raises(InputError, match="the last possible generation"):
+        remove(store, last)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("train/centre_5", True),
+        ("train/centre_count_10", True),
+        ("train/count", True),
+        ("train/count_5", False),
+        ("train/centre", False),
+        ("train/centre_", False),
+        ("train/centre_05", False),
+        ("train/centre_٣", False),
+        ("train/centre_99999999", False),
+    ],
+)
+def test_only_arrays_of_the_schema_are_known(name: str, known: bool) -> None:
+    assert is_known(name) == known

@@ -1,0 +1,231 @@
+"""Values that cannot be statistics of a dataset are found, by whoever reads them; all others pass."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from toy_entries import CLASSES, FEATURES, backbone_card
+
+from sfm.errors import DamageError
+from sfm.pipeline.centres import nearest_centre
+from sfm.pipeline.moments import moments_of
+from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
+from sfm.stats_store.merging import MOMENTS, merge_entries
+from sfm.stats_store.moments import merge
+from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.store import Store, create_store
+from sfm.stats_store.values import Comparison, value_problem
+from sfm.stats_store.verify import verify
+
+NAN, INF = float("nan"), float("inf")
+
+
+def dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
+    ids = [f"n{i}" for i in range(CLASSES)]
+    return DatasetCard(
+        name=name,
+        class_ids=ids,
+        class_names=ids,
+        train_samples=train,
+        test_samples=test,
+        fingerprint=name[0] * 64,
+        leaves=[name[0] * 64],
+    )
+
+
+def sound_arrays(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return all arrays of the entry of some samples, each of which is held out as well."""
+    moments = moments_of(features, labels, CLASSES)
+    place = np.full((CLASSES, 2, FEATURES), [[[0.0], [9.0]]])
+    nearest = np.array(
+        [nearest_centre(row[None], place[label])[0] for row, label in zip(features, labels, strict=True)]
+    )
+    count = np.array([[np.sum((labels == c) & (nearest == k)) for k in (0, 1)] for c in range(CLASSES)])
+    centre = np.full(place.shape, np.nan, np.float32)
+    for c, k in np.argwhere(count):
+        centre[c, k] = features[(labels == c) & (nearest == k)].mean(axis=0)
+    return {
+        **dict(zip(MOMENTS, vars(moments).values(), strict=True)),
+        "train/centre_2": centre,
+        "train/centre_count_2": count,
+        "classifier/weight": np.ones((CLASSES, FEATURES), np.float32),
+        "classifier/bias": np.zeros(CLASSES, np.float32),
+        "test/feature": features,
+        "test/label": labels,
+        "train/feature": features.astype(np.float16),
+        "train/label": labels,
+        "exemplar/role": np.array([[1, 0]] * (CLASSES - 1) + [[1, 255]], np.uint8),
+        "exemplar/sample": np.array([[0, 1]] * (CLASSES - 1) + [[0, -1]]),
+    }
+
+
+SAMPLES = st.integers(1, 30).flatmap(
+    lambda n: st.tuples(
+        arrays(np.float32, (n, FEATURES), elements=st.floats(-100, 100, width=16)),
+        arrays(np.int32, n, elements=st.integers(0, CLASSES - 1)),
+    )
+)
+
+
+def problems_of(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int = 100) -> list[str]:
+    """Return all that is wrong with the arrays of an entry, read some rows at a time."""
+    comparison, problems = Comparison(), []
+    for name, array in found.items():
+        for start in range(0, len(array), rows):
+            part = array[start : start + rows]
+            problems.append(value_problem(name, part, dataset))
+            comparison.add(name, part, start)
+    return [*filter(None, problems), *comparison.problems().values()]
+
+
+@given(SAMPLES, st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_the_arrays_of_any_samples_pass_in_parts_of_any_size(samples: Any, rows: int) -> None:
+    features, labels = samples
+    assert problems_of(sound_arrays(features, labels), dataset_card(len(labels)), rows) == []
+
+
+@given(SAMPLES, SAMPLES)
+@settings(max_examples=40, deadline=None)
+def test_merged_moments_pass(one: Any, other: Any) -> None:
+    union = merge(*(moments_of(features, labels, CLASSES) for features, labels in (one, other)))
+    found = dict(zip(MOMENTS, vars(union).values(), strict=True))
+    assert problems_of(found, dataset_card(len(one[1]) + len(other[1]))) == []
+
+
+def changed(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array[place] = value
+        return array
+
+    return change
+
+
+def add(place: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: changed(place, array[place] + value)(array)
+
+
+BAD = [
+    ("train/count", changed(1, -1), "counts from -1"),
+    ("train/count", changed(1, 2**63 - 1), "counts from"),
+    ("train/count", add(0, 1), "13 samples, the dataset has 12 training samples"),
+    ("train/count", changed(0, 0), "9 samples, the dataset has 12"),
+    ("train/mean", changed((1, 2), NAN), "1 of 24 values is not finite"),
+    ("train/mean", changed((1, 2), -INF), "1 of 24 values is not finite"),
+    ("train/mean", changed(slice(2), NAN), "12 of 24 values are not finite"),
+    ("train/scatter_diagonal", changed((0, 0), -1e-30), "a sum of squares is negative"),
+    ("train/scatter_diagonal", changed((0, 0), NAN), "not finite"),
+    ("train/within_scatter", np.negative, "a sum of squares on its diagonal is negative"),
+    ("train/within_scatter", changed((0, 1), 1e9), "it is not symmetric"),
+    ("train/within_scatter", changed((FEATURES - 1, 0), 1e9), "it is not symmetric"),
+    ("train/within_scatter", changed((0, 1), INF), "not finite"),
+    ("train/within_scatter", lambda array: 2 * array, "its diagonal is not the sum of"),
+    ("train/centre_2", changed((0, 0, 0), NAN), "1 sub-classes have samples and no finite centre"),
+    ("train/centre_2", changed((0, 0), INF), "1 sub-classes have samples and no finite centre"),
+    ("train/centre_count_2", changed((0, 0), -1), "counts from -1 to"),
+    ("train/centre_count_2", changed((0, 0), 2**62), "counts from"),
+    ("train/centre_count_2", changed((0, 0), 2**63 - 1), "counts from"),
+    ("train/centre_count_2", add((0, 0), 1), "more samples than 1 classes have"),
+    ("classifier/weight", changed((0, 0), NAN), "not finite"),
+    ("classifier/bias", changed(0, INF), "not finite"),
+    ("test/feature", changed((0, 0), NAN), "not finite"),
+    ("test/label", changed(0, -1), "labels from -1 to 3 of 4 classes"),
+    ("test/label", changed(0, CLASSES), "labels from 0 to 4 of 4 classes"),
+    ("test/label", changed(0, 2**31 - 1), "labels from"),
+    ("train/feature", changed((0, 0), INF), "not finite"),
+    ("train/label", changed(0, 99), "labels from"),
+    ("exemplar/role", changed((0, 0), 7), "roles other than 0, 1, 255"),
+    ("exemplar/sample", changed((0, 0), -2), "sample -2"),
+]
+IDS = [f"{name}: {reason}" for name, _, reason in BAD]
+
+
+def twelve() -> dict[str, np.ndarray]:
+    """Three samples of each class, of which one is near the second centre."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(CLASSES, dtype=np.int32), 3)
+    features = rng.standard_normal((len(labels), FEATURES)) + np.tile([0, 0, 9], CLASSES)[:, None]
+    return sound_arrays(features.astype(np.float32), labels)
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), BAD, ids=IDS)
+def test_a_value_that_cannot_be_is_a_problem(
+    name: str, change: Callable[[np.ndarray], np.ndarray], reason: str
+) -> None:
+    found = twelve()
+    assert problems_of(found, dataset_card(12)) == []
+    assert reason in problems_of(found | {name: change(found[name])}, dataset_card(12))[0]
+
+
+def test_large_finite_values_pass_without_a_warning() -> None:
+    for dtype in (np.float16, np.float32, np.float64):
+        most = np.full((3, FEATURES), np.finfo(dtype).max, dtype)
+        assert value_problem("test/feature", most, dataset_card(3)) is None
+        assert value_problem("test/feature", -most, dataset_card(3)) is None
+
+
+def publish_arrays(store: Store, found: dict[str, np.ndarray], name: str) -> Summary:
+    draft = Draft(store)
+    for array, values in found.items():
+        if not array.startswith("exemplar/"):
+            draft.write(array, values)
+    extraction = ExtractionCard(
+        options={}, role="full", versions={}, device="cpu", threads=1, seconds=0.0, images_per_second=0.0
+    )
+    classifier = ClassifierCard(
+        solver="none", l2=0.0, iterations=0, converged=True, held_out_top1=None, held_out_top5=None
+    )
+    return publish(draft, backbone_card(), dataset_card(12, 12, name), extraction, classifier).summary
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return create_store(str(tmp_path / "store"))
+
+
+PUBLISHED = {name: bad for bad in reversed(BAD) if not (name := bad[0]).startswith("exemplar/")}
+PUBLISHED["both scatters"] = next(bad for bad in BAD if bad[2].startswith("its diagonal"))
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), PUBLISHED.values(), ids=PUBLISHED)
+def test_reading_verifying_and_merging_refuse_it_by_name(
+    store: Store, name: str, change: Callable[[np.ndarray], np.ndarray], reason: str
+) -> None:
+    found = twelve()
+    good = publish_arrays(store, found, "good")
+    bad = publish_arrays(store, found | {name: change(found[name])}, "bad")
+    entry = store.open(bad)
+    (line,) = verify(store, [bad])[0].problems
+    assert line.startswith(f"damaged array runs/{entry.commit.run}/{name}: ")
+    assert reason in line
+    if not reason.startswith("its diagonal"):  # only where both are at hand
+        with pytest.raises(DamageError, match=f"damaged array runs/{entry.commit.run}/{name}: "):
+            entry.read(name)
+    if name.startswith(("classifier/", "train/feature", "train/label")):
+        return  # not merged: without a trainer the union has a classifier in closed form
+    for parts in ([bad, good], [good, bad]):
+        with pytest.raises(DamageError, match=f"damaged array runs/{entry.commit.run}/{name}: "):
+            merge_entries(store, [store.open(part) for part in parts], "union")
+    assert {s.dataset for s in store.summaries()} == {"good", "bad"}
+
+
+def test_rows_are_checked_as_they_are_read(store: Store) -> None:
+    found = twelve()
+    bad = publish_arrays(store, found | {"test/feature": changed((11, 0), NAN)(found["test/feature"])}, "bad")
+    entry = store.open(bad)
+    assert np.array_equal(entry.read("test/feature", slice(0, 6)), found["test/feature"][:6])
+    with pytest.raises(DamageError, match="1 of 36 values is not finite"):
+        entry.read("test/feature", slice(6, 12))
+
+
+def test_a_class_without_training_samples_is_as_it_should_be(store: Store) -> None:
+    features, labels = np.ones((12, FEATURES), np.float32), np.repeat(np.arange(3, dtype=np.int32), 4)
+    summary = publish_arrays(store, sound_arrays(features, labels), "lone")
+    assert [v.problems for v in verify(store)] == [[]]
+    assert store.open(summary).read("train/count").tolist() == [4, 4, 4, 0]
