@@ -67,13 +67,15 @@ def sub_class_centres(
     placed = place_centres(train, labels, classes, features, numbers, seed, on_placed)
     sums = {k: np.zeros((classes, k, features)) for k in numbers}
     counts = {k: np.zeros((classes, k), dtype=np.int64) for k in numbers}
-    for rows, block_labels in train:
-        for c in np.unique(block_labels):
-            own = rows[block_labels == c].astype(np.float64)
-            for k in numbers:
-                nearest = nearest_centre(own, placed[k][c])
-                sums[k][c] += (nearest == np.arange(k)[:, None]).astype(np.float64) @ own
-                counts[k][c] += np.bincount(nearest, minlength=k)
+    # One thread, since how many there are would shape the sums.
+    with threadpool_limits(limits=1, user_api="blas"):
+        for rows, block_labels in train:
+            for c in np.unique(block_labels):
+                own = rows[block_labels == c].astype(np.float64)
+                for k in numbers:
+                    nearest = nearest_centre(own, placed[k][c])
+                    sums[k][c] += (nearest == np.arange(k)[:, None]).astype(np.float64) @ own
+                    counts[k][c] += np.bincount(nearest, minlength=k)
     result = {}
     for k in numbers:
         order = np.argsort(-counts[k], axis=1, kind="stable")

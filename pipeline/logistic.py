@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sfm.pipeline.equipment import single_threaded
+from sfm.pipeline.equipment import cores, single_threaded
 from sfm.pipeline.moments import Moments
 from sfm.pipeline.staging import Staged
 from sfm.stats_store.digest import BLOCK_ROWS
@@ -33,6 +33,9 @@ KEPT_BYTES = 3 * 2**29
 
 PRECISE_ROWS = 4096
 """Up to so many rows are in double precision: next to a strong penalty, single precision hides the loss."""
+
+AHEAD = 2
+"""Pieces that wait, or whose sums do, per core."""
 
 PIECE_ROWS = 1024
 """Rows that one core takes at a time in a pass; what is summed up in which order depends on it."""
@@ -206,7 +209,7 @@ def map_in_order(
     waiting: deque[Future[U]] = deque()
     for item in items:
         waiting.append(workers.submit(call, item))
-        if len(waiting) > workers._max_workers + 1:
+        if len(waiting) > AHEAD * cores():
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
@@ -215,7 +218,7 @@ def map_in_order(
 def cut_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut blocks of rows into pieces for one core each."""
     for x, y in rows:
-        yield from zip(x.split(PIECE_ROWS), y.split(PIECE_ROWS), strict=True)
+        yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
 
 
 def cross_entropy_and_gradient(

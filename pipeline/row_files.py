@@ -20,10 +20,11 @@ class DamagedRowsError(InputError):
 
 
 def write_rows(out: IO[bytes], rows: npt.NDArray[Any]) -> None:
-    """Write rows to a file, contiguous in memory."""
+    """Write rows to a file, row after row."""
+    rows = np.ascontiguousarray(rows)
     # numpy's own way of writing to a file forgets why it failed, e.g. that the disk is full.
     np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(rows))
-    out.write(rows.tobytes(order="A"))
+    out.write(rows.tobytes())
 
 
 def read_rows(

@@ -102,8 +102,8 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
         if NUMBER.fullmatch(label):
             label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        found = one_line(repr(label), 40)
-        raise InputError(f"{where} has no usable label: found {found}, expected a number or a class id")
+        shown = one_line(repr(label), 40)
+        raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
     if isinstance(label, int):
         if abs(label) > LARGEST:
             raise InputError(f"{where} has a label beyond {LARGEST}: it is damaged")

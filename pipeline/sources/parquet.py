@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD = 1024
 FIRST_ROWS = 64
 LABELS_AT_ONCE = 16_384
+LABEL_READERS = 4
 STRING_BYTES = JSON_BYTES
 """Of a text in the description of a table, such as the metadata that name classes."""
 
@@ -141,7 +142,8 @@ def parquet_source(text: str) -> Source:
         names = read_class_list(options["names"])
         shown = {class_id: names.names.get(class_id, class_id) for class_id in names.ids}
     near = not any(is_remote(file.url) for file in (*train, *test))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
+    # On a disk labels are read, too, whose pages may be of any size.
+    with ThreadPoolExecutor(LABEL_READERS if near else LOOKUPS) as pool:
         tables = list(pool.map(lambda file: describe(file, columns, names, near), [*train, *test]))
     require_one_writing(spec, (pair for table in tables for pair in table.written))
     ids: list[str] | None = None

@@ -209,12 +209,12 @@ def next_member(archive: tarfile.TarFile, metered: Metered) -> tarfile.TarInfo |
         If headers are longer than any.
     """
     # Up to there are contents, which are skipped piece by piece; what follows is held until it is understood.
-    metered.most = archive.offset + HEADER_BYTES  # type: ignore[attr-defined]
+    metered.most = archive.offset + HEADER_BYTES
     info = archive.next()
     # tarfile would remember every member, to find it again.
     archive.members.clear()  # type: ignore[attr-defined]
     if info is not None:
-        metered.most = archive.offset + HEADER_BYTES  # type: ignore[attr-defined]
+        metered.most = archive.offset + HEADER_BYTES
         named = info.isdir() or info.name.strip("/")
         if info.size < 0 or not named or len(info.name) > PATH_CHARACTERS:
             raise tarfile.ReadError(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from sfm.backbones.threads import limit_threads
 from sfm.pipeline import classifier as module
 from sfm.pipeline import logistic
 from sfm.pipeline.centres import sub_class_centres
@@ -18,7 +19,7 @@ from sfm.pipeline.logistic import (
     spread_of,
     standardised,
 )
-from sfm.pipeline.moments import moments_of
+from sfm.pipeline.moments import accumulate, moments_of
 from sfm.pipeline.staging import Partition, Staging
 from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.discriminant import linear_discriminant
@@ -54,6 +55,21 @@ def test_the_optimum_is_that_of_scikit_learn(toy):
     rows = (features[:600].astype(np.float64) - spread.mean.numpy()) / spread.std.numpy()
     theirs = LogisticRegression(C=1 / (0.01 * 600), tol=1e-8, max_iter=5000).fit(rows, labels[:600])
     np.testing.assert_allclose(ours.weight.numpy(), theirs.coef_, atol=2e-3)
+
+
+def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(6000, dtype=np.int32) % 40
+    features = (rng.standard_normal((40, 130))[labels] + rng.standard_normal((6000, 130))).astype(np.float32)
+    staging, partition = Staging(tmp_path), Partition("train", 0, np.arange(6000), labels)
+    staging.put("toy", partition, features)
+    train, found = staging.staged("toy", [partition]), set()
+    for threads in (1, 2, 3, 4):
+        with limit_threads(threads):
+            moments = accumulate(train, 40, 130)
+            trained = train_classifier(train, moments, CPU, path=(1e-1, 1e-2))
+        found.add(b"".join(a.tobytes() for a in (moments.within_scatter, trained.weight, trained.bias)))
+    assert len(found) == 1
 
 
 def test_a_classifier_of_standardised_features_is_rewritten_for_raw_ones(toy):

@@ -326,6 +326,23 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
     assert missing(tasks[0], backbones, staging, Rules()) == backbones
 
 
+def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
+    backbone = load_backbone("lite0", image_size=32)
+    source, staging = folder_source(str(image_folder)), Staging(tmp_path)
+    tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
+    list(stage(source, tasks, [backbone], staging, Rules(), one_thread))
+    files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
+    sound = {file: file.read_bytes() for file in files}
+    assert len(files) == 4
+    assert missing(tasks[0], [backbone], staging, Rules()) is None
+    for file in files:
+        for damaged in (b"", sound[file][:-1], sound[file] + b" 1", b"[" * 100_000):
+            file.write_bytes(damaged)
+            assert missing(tasks[0], [backbone], staging, Rules()) is not None
+            list(stage(source, tasks, [backbone], staging, Rules(), one_thread))
+            assert {file: file.read_bytes() for file in files} == sound
+
+
 def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, image_folder):
     source = f"folder:{image_folder}"
     exact = extract(config(tmp_path / "a", source)).published[0]

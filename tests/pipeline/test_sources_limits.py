@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import re
 import struct
 import tarfile
 from collections import Counter
@@ -88,7 +89,7 @@ def test_a_hostile_shard_is_one_line_and_takes_no_memory(tmp_path, content, comp
     with peak_memory() as growth, pytest.raises(InputError, match=complaint) as raised:
         read_shard(tmp_path / "a.tar", content + END)
     assert growth[0] < 64 * MIB
-    assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
+    assert re.fullmatch(r".{,1000}", str(raised.value))
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -117,7 +118,7 @@ def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_pat
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
     assert decoded.kept == [1]
     assert [s.why for s in decoded.skipped] == ["1,001 bytes: more than 536,870,912 bytes are no image"]
-    with pytest.raises(InputError, match="cannot decode 0 in .*a.tar: 1,001 bytes"):
+    with pytest.raises(InputError, match=r"cannot decode 0 in .*a.tar: 1,001 bytes"):
         decode_batch([(0, large)], decode_image, Wanted(preprocessings=()))
 
 
@@ -177,7 +178,7 @@ def write_idx(path: Path, shape: tuple[int, ...], data: bytes, packed: bool = Fa
 def test_idx_files_that_promise_more_than_any_holds_are_refused(tmp_path, labels, images, packed):
     write_idx(tmp_path / "train-labels-idx1-ubyte", labels, b"\0\1", packed)
     write_idx(tmp_path / "train-images-idx3-ubyte", images, bytes(32), packed)
-    with peak_memory() as growth, pytest.raises(InputError, match="ubyte(.gz)? promises .* bytes: at most"):
+    with peak_memory() as growth, pytest.raises(InputError, match=r"ubyte(.gz)? promises .* bytes: at most"):
         open_source(f"idx:{tmp_path}", held_out=False)
     assert growth[0] < 64 * MIB
 
@@ -233,20 +234,20 @@ def test_metadata_of_a_table_that_cannot_be_parsed_name_no_classes(tmp_path, met
 
 
 def test_lists_are_no_images(tmp_path):
+    source = open_source(write_table(tmp_path, pa.array([[[1]], [[2]]]), pa.array([0, 1])))
     with pytest.raises(InputError, match="holds no encoded image in image: found list"):
-        source = open_source(write_table(tmp_path, pa.array([[[1]], [[2]]]), pa.array([0, 1])))
         list(source.train.shards[0].read(None))
 
 
 def test_class_names_of_any_length_are_refused_where_they_are_listed(tmp_path, class_file):
     class_file.write_text(f"bag\n{LONG}\n")
-    with pytest.raises(InputError, match="the class list .*garments.txt has a class name of 1,001"):
+    with pytest.raises(InputError, match=r"the class list .*garments.txt has a class name of 1,001"):
         open_source(f"builtin:fashion-mnist-6k?classes={class_file}")
     names = (
         b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "%s"]}}}}' % LONG.encode()
     )
     spec = write_table(tmp_path, pa.array([png()] * 2), pa.array([0, 1]), {b"huggingface": names})
-    with pytest.raises(InputError, match="the metadata of .*train.parquet has a class name of 1,001"):
+    with pytest.raises(InputError, match=r"the metadata of .*train.parquet has a class name of 1,001"):
         open_source(spec)
 
 
@@ -260,5 +261,5 @@ def test_classes_that_no_card_can_hold_are_refused():
 def test_a_class_list_that_is_a_pipe_or_of_any_size_is_not_read(tmp_path):
     with (tmp_path / "huge.txt").open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(InputError, match="huge.txt has 1099511627776 bytes"):
+    with pytest.raises(InputError, match=r"huge.txt has 1099511627776 bytes"):
         open_source(f"builtin:fashion-mnist-6k?classes={tmp_path / 'huge.txt'}")

@@ -1,6 +1,7 @@
 """Datasets as torchvision keeps them: arrays become portable pixmaps, files are taken as they are."""
 
 import hashlib
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -144,3 +145,36 @@ def test_classes_of_pets_keep_their_ids_whatever_the_order_of_their_numbers(tmp_
 def test_what_torchvision_does_not_have_gets_a_hint(spec, complaint):
     with pytest.raises(InputError, match=complaint):
         open_source(f"torchvision:{spec}")
+
+
+class Command:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_only_the_published_pickles_are_unpickled(tmp_path, name):
+    opened = getattr(torchvision.datasets, name)
+    folder = tmp_path / opened.base_folder
+    folder.mkdir()
+    for file in [*(file for file, _ in (*opened.train_list, *opened.test_list)), opened.meta["filename"]]:
+        (folder / file).write_bytes(pickle.dumps(Command(f"touch {tmp_path / 'pwned'}")))
+    with pytest.raises(InputError, match="not found or corrupted"):
+        open_source(f"torchvision:{name}?root={tmp_path}")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x0a\x03" + b"\xff" * 8, b"\xff" * 40])
+def test_what_torchvision_fails_on_is_one_line(tmp_path, content):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (folder / f"{split}-{kind}-ubyte").write_bytes(content)
+    with pytest.raises(InputError, match="cannot open torchvision:MNIST"):
+        open_source(f"torchvision:MNIST?root={tmp_path}")

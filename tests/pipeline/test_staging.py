@@ -1,12 +1,18 @@
 """Staged rows: masks and blocks change what is read, never the rows."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from peak_memory import peak_memory
 
 from sfm.deletion import LinkError
-from sfm.pipeline.staging import Partition, Staging, Task, open_staging
+from sfm.errors import InputError
+from sfm.pipeline.row_files import holds_rows, read_rows
+from sfm.pipeline.staging import Found, Partition, Staging, Task, open_staging
 from sfm.stats_store.digest import BLOCK_ROWS
 
 
@@ -68,6 +74,97 @@ def test_a_failed_extraction_keeps_its_staging(tmp_path):
         pass
     with open_staging(tmp_path, "key") as again:
         assert (again.root / "work").read_text() == "half"
+
+
+def header(shape: str, dtype: str = "<f4") -> bytes:
+    """The beginning of an NPY file, as anybody may write it."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        header("(3, 2)")[:40],
+        header("(3, 2)") + bytes(23),
+        header("(3, 2)") + bytes(25),
+        header("(3, 1000000000000)") + bytes(24),
+        header("(2, 3)") + bytes(24),
+        header("(6,)") + bytes(24),
+        header("(-3, -2)") + bytes(24),
+        header("(3, 2)", "<i4") + bytes(24),
+        header("(3, 2)", "|O") + b"cos\nsystem\n(S'touch pwned'\ntR.",
+        header("((((((((((3,),),),),),),),),),2)") + bytes(24),
+        header("(3, 2") + bytes(24),
+        header("(3, 2)") + np.float32([1, 2, np.nan, 4, 5, 6]).tobytes(),
+        header("(3, 2)") + np.float32([1, 2, np.inf, 4, 5, 6]).tobytes(),
+    ],
+)
+def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
+    (tmp_path / "rows.npy").write_bytes(content)
+    with peak_memory() as growth:
+        assert not holds_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
+    assert growth[0] < 2**24
+    (tmp_path / "sound.npy").write_bytes(header("(3, 2)") + np.arange(6, dtype=np.float32).tobytes())
+    assert holds_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
+
+
+def test_rows_that_are_gone_or_never_end_are_one_line(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    for name in ("pipe", "gone"):
+        with pytest.raises(InputError, match=f"{name}.npy is damaged or gone: run again"):
+            read_rows(tmp_path / f"{name}.npy", np.float32, 3)
+
+
+SOUND = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "why": "it is empty"}]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"read": 2},
+        {"read": 10**12},
+        {"read": -1},
+        {"read": "3"},
+        {"kept": [0, 3]},
+        {"kept": [2, 0]},
+        {"kept": [0, 1]},
+        {"kept": [0, 10**30]},
+        {"kept": [-1, 2]},
+        {"kept": None},
+        {"skipped": [{}]},
+        {"labels": [0, 0, 0]},
+        {"classes": ["a"], "labels": [0, 0, 1]},
+        {"classes": ["a"], "labels": [0, 0, -1]},
+        {"classes": ["x" * 1001], "labels": [0, 0, 0]},
+        {"classes": ["a", "a"], "labels": [0, 0, 1]},
+        {"marked": {"dark": [7]}, "examples": {"dark": "b.png"}},
+        {"marked": {"dark": [0]}},
+        {"marked": {"bright": [0]}, "examples": {"bright": "b.png"}},
+        {"unused": {"a": -1}},
+    ],
+)
+def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
+    staging = Staging(tmp_path)
+    known = Task("train", 0, np.arange(3))
+    task = known if "classes" not in change else Task("train", 0, None)
+    (tmp_path / "found").mkdir()
+    sound = {**SOUND, "classes": [], "labels": []}
+    staging.found_file(known).write_text(json.dumps(sound))
+    assert isinstance(staging.found(known), Found)
+    staging.found_file(task).write_text(json.dumps({**sound, **change}))
+    assert staging.found(task) is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 100_000, b"{}", b"[]", b"\xff", b'{"read": ' + b"9" * 5000 + b"}"]
+)
+def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
+    task = Task("train", 0, np.arange(3))
+    (tmp_path / "found").mkdir()
+    Staging(tmp_path).found_file(task).write_bytes(content)
+    assert Staging(tmp_path).found(task) is None
 
 
 @pytest.mark.parametrize("inside", ["", "backbone"])
