@@ -144,8 +144,12 @@ def replay(files: list[str]) -> None:
         with open_fuzzer(folder / "w") as fuzzer:
             for file in files:
                 case = json.loads(Path(file).read_bytes())
-                found, outcome = fuzzer(case)
                 print(f"== {file}: {json.dumps(case)[:2000]}")
+                try:
+                    found, outcome = fuzzer(case)
+                except Stale as error:
+                    print(f"stale: {error}")
+                    continue
                 print(f"status {outcome.status}, {outcome.seconds:.1f} s, {outcome.growth >> 20} MiB")
                 print(ascii(outcome.out[-2000:]))
                 print(outcome.err[-6000:].encode("ascii", "backslashreplace").decode())

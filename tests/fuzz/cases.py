@@ -26,6 +26,7 @@ from sfm.stats_store.digest import sha256
 EXTRACT = ("extract", "{source}", "--store", "new", "--backbone", "{b}", *EXTRACTING[:4], "--threads", 1)
 DISTILL = ("distill", "--backbone", "{b}", *DISTILLING, "--json")
 EVALUATE = ("evaluate", "run", "--store", "good", *EVALUATING, "--json")
+NEW = ("--out", "new", "--steps", 2)
 MERGE = ("--name", "both", "--threads", 1)
 
 
@@ -40,6 +41,10 @@ def swapped(words: tuple[Any, ...], **others: str) -> tuple[Any, ...]:
 def extracting(source: str) -> tuple[Any, ...]:
     return tuple(source if word == "{source}" else word for word in EXTRACT)
 
+
+FROM_EXTRACT = ("--config", "evil/extract.json")
+FROM_DISTILL = ("--config", "evil/distill.json")
+FROM_EVALUATE = ("--config", "evil/evaluate.json", *EVALUATING, "--out", "new")
 
 COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "store": {
@@ -82,8 +87,11 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "export classifier": ("export", "evil", "--format", "classifier", "--store", "good", "--out", "new"),
         "distill again": (*DISTILL, "--store", "good", "--out", "evil"),
         "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
-        "config": ("distill", "--config", "evil/run.json", "--store", "good", "--out", "new", "--steps", 2),
-        "config evaluate": ("evaluate", "--config", "evil/evaluation.json", *EVALUATING, "--out", "new"),
+        "config": ("distill", "--config", "evil/run.json", "--store", "good", "--backbone", "{b}", *NEW),
+        "config evaluate": (
+            *("evaluate", "run", "--config", "evil/evaluation.json", "--store", "good"),
+            *(*EVALUATING, "--out", "new"),
+        ),
     },
     "stopped": {
         "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
@@ -121,23 +129,18 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         ),
     },
     "config": {
-        "extract": ("extract", "--config", "evil/extract.json", "--store", "new"),
-        "extract only": ("extract", "--config", "evil/extract.json"),
-        "distill": (
-            "distill",
-            "--config",
-            "evil/distill.json",
-            "--store",
-            "good",
-            "--out",
-            "new",
-            "--steps",
-            2,
-        ),
-        "distill only": ("distill", "--config", "evil/distill.json", "--steps", 2),
-        "evaluate": ("evaluate", "--config", "evil/evaluate.json", *EVALUATING[:8], "--out", "new"),
-        "report": ("report", "--config", "evil/report.json", "--out", "new.html"),
-        "export": ("export", "--config", "evil/export.json", "--out", "new"),
+        "extract": ("extract", "folder:{seeds}/folder", *FROM_EXTRACT, "--store", "new", "--backbone", "{b}"),
+        "extract trusted": ("extract", *FROM_EXTRACT, "--store", "new", "--trust-config"),
+        "extract only": ("extract", *FROM_EXTRACT),
+        "distill": ("distill", *FROM_DISTILL, "--store", "good", "--backbone", "{b}", *NEW),
+        "distill trusted": ("distill", *FROM_DISTILL, "--trust-config", "--store", "good", *NEW),
+        "distill only": ("distill", *FROM_DISTILL, "--steps", 2),
+        "evaluate": ("evaluate", "run", *FROM_EVALUATE, "--store", "good"),
+        "evaluate trusted": ("evaluate", *FROM_EVALUATE, "--trust-config"),
+        "report": ("report", "run", "--config", "evil/report.json", "--out", "new.html"),
+        "report trusted": ("report", "--config", "evil/report.json", "--out", "new.html", "--trust-config"),
+        "export": ("export", "run", "--config", "evil/export.json", "--out", "new"),
+        "export trusted": ("export", "--config", "evil/export.json", "--out", "new", "--trust-config"),
     },
     "lists": {
         "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),

@@ -39,6 +39,16 @@ main()
 """
 """An evaluation that keeps what it would keep if it were killed at its end."""
 
+KILLED = """
+import sys
+import sfm.distill.run
+from sfm.start import main
+sfm.distill.run.publish = lambda *arguments: sys.exit(9)
+sys.argv = ["sfm", *{argv}]
+main()
+"""
+"""A distillation that ends before its images are written."""
+
 EXTRACTING = ("--image-size", 32, "--sub-classes", "2", "--exemplars", 4, "--keep-train-features")
 DISTILLING = ("--dataset", "birds", "--ipc", 2, "--checkpoint-every", 2, "--steps", 4, "--threads", 1)
 EVALUATING = ("--seeds", 1, "--epochs", 2, "--views", 1, "--projector-views", 2, "--threads", 1)
@@ -100,7 +110,8 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
     sfm(*evaluating, "--save")
     sfm("-c", INTERRUPTED.format(argv=[*map(str, evaluating), "--out", "half"]))
     (root / "half" / "evaluation.json").unlink()
-    stop_early(root / "run", root / "stopped")
+    sfm("-c", KILLED.format(argv=[*map(str, distilling), "--out", "stopped"]), status=9)
+    shutil.rmtree(root / "stopped" / "checkpoint" / "step_00000004")
     stage(root, sfm, backbone)
     write_configs(root, backbone)
     shutil.rmtree(root / "store" / "staging", ignore_errors=True)
@@ -182,19 +193,6 @@ def write_lists(root: Path) -> None:
     root.mkdir()
     (root / "classes.txt").write_text("# two of them\nfinch\nwren\n")
     (root / "names.txt").write_text("finch\tFinch\nrobin\tRobin redbreast\nwren\n")
-
-
-def stop_early(finished: Path, stopped: Path) -> None:
-    """Make of a finished run one that was interrupted at its third step."""
-    shutil.copytree(finished, stopped)
-    for name in ("images", "classifiers"):
-        shutil.rmtree(stopped / name)
-    for name in ("run.json", "classes.json", "evaluation.json", "preview.png"):
-        (stopped / name).unlink()
-    saved = stopped / "checkpoint" / "step_00000004"
-    saved = saved.rename(saved.with_name("step_00000003"))
-    card = json.loads((saved / "checkpoint.json").read_bytes())
-    (saved / "checkpoint.json").write_text(json.dumps(card | {"step": 3}))
 
 
 def stage(root: Path, sfm: object, backbone: str) -> None:

@@ -28,8 +28,9 @@ SOUND = {
     ("run", "distill again"): 2,
     ("stopped", "report"): 2,
     ("config", "distill only"): 2,
+    ("config", "extract only"): 2,
 }
-"""Commands that refuse what is sound: a run that is finished, one that is not."""
+"""Commands that refuse what is sound: runs that are finished or not, files that name places."""
 
 FOUND = sorted(Path(__file__).with_name("found").glob("*.json"))
 """Cases that showed a fault once: a file that the fuzzer wrote goes there once the fault is mended."""

@@ -22,8 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CPU_SECONDS, SECONDS = 20, 60.0
-"""What a command on toy data may take, of the processor and in all; a sound one takes about a second."""
+CPU_SECONDS, IDLE_SECONDS, SECONDS = 20, 10.0, 120.0
+"""What a command on toy data may take of the processor, without using it, and in all.
+
+A sound one takes about a second, but other processes may be at work.
+"""
 
 GROWTH = 256 * 2**20
 """What a command on toy data may take beyond what is imported; a sound one takes up to 90 MiB."""
@@ -36,6 +39,7 @@ LARGEST_FILE = 256 * 2**20
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # Others reserve a gigabyte, which counts as data.
     "COLUMNS": "140",
     "PYTHONDONTWRITEBYTECODE": "1",
     "HF_HUB_OFFLINE": "1",
@@ -142,6 +146,7 @@ def run_fork(argv: list[str], cwd: str, report: int) -> None:
     limit = status_field("VmData") + DATA
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    signal.alarm(int(SECONDS) + 60)  # If nobody is left to end it.
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/clear_refs").write_text("5")
@@ -203,12 +208,21 @@ def run_watched(argv: list[str], cwd: str, seconds: float) -> dict[str, Any]:
 
 
 def wait(child: int, seconds: float) -> bool:
-    """Wait until a child has ended, without reaping it; return False if it takes longer."""
+    """Wait until a child has ended, without reaping it; return False if it hangs, or takes longer."""
     descriptor = os.pidfd_open(child)
+    began = active = time.monotonic()
+    used: list[bytes] = []
     try:
-        return bool(select.select([descriptor], [], [], seconds)[0])
+        while not select.select([descriptor], [], [], 0.5)[0]:
+            fields = Path(f"/proc/{child}/stat").read_bytes().rpartition(b")")[2].split()
+            now = time.monotonic()
+            if fields[11:13] != used:  # user and system time
+                active, used = now, fields[11:13]
+            if now - began > seconds or now - active > IDLE_SECONDS:
+                return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def serve() -> None:
