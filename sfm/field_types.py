@@ -24,7 +24,9 @@ LAST_GENERATION = 99_999_999
 
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}"
 
-RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+RUN_ID = r"[0-9a-f]{32}"
+
+RunId = Annotated[str, StringConstraints(pattern=f"^{RUN_ID}$")]
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256, hexadecimal."""

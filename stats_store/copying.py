@@ -25,15 +25,8 @@ from sfm.stats_store.concurrency import REQUESTS, concurrently
 from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.digest import canonical, sha256
 from sfm.stats_store.history import generations
-from sfm.stats_store.location import (
-    OccupiedError,
-    UnreadableError,
-    list_readable,
-    reaching,
-    read_object,
-    settle,
-    write_object,
-)
+from sfm.stats_store.location import UnreadableError, reaching
+from sfm.stats_store.objects import OccupiedError, list_readable, read_object, settle, write_object
 from sfm.stats_store.publish import put_commit_bytes
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store

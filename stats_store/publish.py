@@ -37,11 +37,11 @@ from sfm.stats_store.digest import (
     entry_digest,
     sha256,
 )
-from sfm.stats_store.location import (
+from sfm.stats_store.location import reaching
+from sfm.stats_store.objects import (
     OccupiedError,
     create_object,
     delete_run,
-    reaching,
     read_object,
     settle,
     write_object,

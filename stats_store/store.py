@@ -37,17 +37,14 @@ from sfm.stats_store.commits import (
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.disk import denied
-from sfm.stats_store.location import (
-    UnreadableError,
-    connect,
+from sfm.stats_store.location import UnreadableError, connect, reaching, shown
+from sfm.stats_store.objects import (
     create_object,
     delete_object,
     is_empty,
     list_readable,
-    reaching,
     read_object,
     require_writable,
-    shown,
 )
 from sfm.stats_store.schema import UpgradeError, generic, require_readable
 from sfm.stats_store.values import centre_problem, value_problem

@@ -35,7 +35,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("AWS_", "AZURE_", "AZURITE_", "GOOGLE_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("sfm.stats_store.location.READ_AGAIN", ())
+    monkeypatch.setattr("sfm.stats_store.objects.READ_AGAIN", ())
     monkeypatch.setitem(connect.__globals__["AT_FIRST"], "max_retries", 0)
 
 

@@ -17,7 +17,7 @@ from sfm.stats_store.commits import commit_path
 from sfm.stats_store.copying import copy
 from sfm.stats_store.digest import canonical, entry_digest, sha256
 from sfm.stats_store.history import generations, remove
-from sfm.stats_store.location import list_objects
+from sfm.stats_store.objects import list_objects
 from sfm.stats_store.select import every
 from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verify import verify

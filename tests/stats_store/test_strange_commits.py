@@ -23,7 +23,7 @@ from sfm.stats_store.collect import collect
 from sfm.stats_store.commits import METADATA_BYTES, commit_path, parse_commit, read_cards, root_schema
 from sfm.stats_store.copying import copy
 from sfm.stats_store.history import generations, history_of, remove
-from sfm.stats_store.location import read_object
+from sfm.stats_store.objects import read_object
 from sfm.stats_store.schema import UpgradeError, is_known
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verified import record_of
