@@ -19,15 +19,12 @@ from sfm.distill.engine import Plan, State
 from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import canvas_size, resolutions
 from sfm.errors import DamageError, InputError
-from sfm.field_types import Finite, InputPixels, Name, NotNegative
+from sfm.field_types import MOST_FEATURES, Finite, InputPixels, Name, NotNegative
 from sfm.tensor_files import HEADER_BYTES, Declared, TensorFileError, declared, open_tensors, require_declared
 from sfm.text import one_line
 from sfm.untrusted import read_file
 
 KEPT = 2
-
-MOST_FEATURES = 2**16
-"""Length of a feature vector."""
 
 LONGEST_TOLD = 100
 """Characters of a value of a recipe in an error."""

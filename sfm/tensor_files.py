@@ -1,14 +1,15 @@
 """Open safetensors files that anybody may have written: what they hold is known before it is read."""
 
-import errno
 import json
-import stat
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
+
+from sfm.untrusted import open_regular
 
 HEADER_BYTES = 16 * 2**20
 """Longest header that is read: names, shapes and types of the tensors, and texts such as class ids."""
@@ -41,12 +42,10 @@ def open_tensors(path: Path, framework: Literal["pt", "numpy"], most: int) -> It
         If it is no such file, cannot be read, or is longer.
     """
     try:
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             header = int.from_bytes(file.read(8), "little")
-        if header > HEADER_BYTES or state.st_size > 8 + header + most:
+        if header > HEADER_BYTES or size > 8 + header + most:
             raise TensorFileError(f"{path} is longer than what it should hold")
         with safe_open(path, framework=framework) as opened:
             yield opened

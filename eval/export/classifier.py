@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
-from sfm.eval.config import RESULT, classifier_folder
+from sfm.eval.config import CLASSIFIER_BYTES, RESULT, classifier_folder
 from sfm.eval.export.cards import model_card
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.figures import most_thorough, place_of
@@ -24,9 +24,6 @@ from sfm.eval.result import Row, Seed, Times, protocol_header
 from sfm.field_types import Digest, InputPixels, Name
 from sfm.stats_store.store import Entry, open_store
 from sfm.tensor_files import TensorFileError, declared, open_tensors, require_declared
-
-CLASSIFIER_BYTES = 2**31
-"""Longest file of a classifier that is read."""
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
