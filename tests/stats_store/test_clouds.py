@@ -1,6 +1,7 @@
 """What is wrong with a cloud, in one line that says what to do and tells no secret.
 
-What servers answer was recorded from Azurite 3 and, for Google, is as its XML API documents it.
+The answers ContainerNotFound, ResourceNotFound, AuthorizationFailure, InvalidResourceName and OutOfRangeInput
+were recorded from Azurite 3. All others are as the documentation of Azure, Amazon and Google has them.
 """
 
 import json
