@@ -23,7 +23,7 @@ from sfm.eval.report.words import command_line
 from sfm.eval.result import Row, Seed, Times, protocol_header
 from sfm.field_types import Digest, InputPixels, Name
 from sfm.stats_store.store import Entry, open_store
-from sfm.tensor_files import TensorFileError, declared, open_tensors, require_declared
+from sfm.tensor_files import TensorFileError, open_tensors, require_tensors, tensor_types
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -172,7 +172,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     TensorFileError
         If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
     """
-    _, own = declared(file).get("weight", ("", ()))
+    _, own = tensor_types(file).get("weight", ("", ()))
     shapes = {
         "weight": (classes, *own[1:]),
         "bias": (classes,),
@@ -181,7 +181,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     }
     if len(own) != 2:
         raise TensorFileError(f"{path} holds a weight of shape {list(own)}")
-    require_declared(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    require_tensors(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
     tensors: Tensors = {name: file.get_tensor(name) for name in shapes}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TensorFileError(f"{path} holds values that are not finite")

@@ -1,4 +1,4 @@
-"""Links in a store, of a stranger or of a fellow writer: readers follow them, gc leaves what is behind."""
+"""Links in a store, of whoever may write to it: readers follow them, gc leaves what is behind."""
 
 import shutil
 import threading

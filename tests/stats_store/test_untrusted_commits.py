@@ -245,7 +245,7 @@ BAD_RUNS: dict[str, Callable[[str], str]] = {
 
 
 def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
-    """Publish a victim's entry, and a stranger's, whose replaced first commit names a strange run."""
+    """Publish a victim's entry, and a stranger's, whose replaced first commit names a run that is none."""
     victim = put(store, 1, fingerprint="1" * 64, dataset="victim")
     old = put(store, 2, fingerprint="2" * 64, dataset="stranger")
     new = put(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
@@ -258,7 +258,7 @@ def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summar
 @pytest.mark.parametrize(
     ("place", "bad"), [*(("disk", bad) for bad in BAD_RUNS), ("s3", "empty"), ("s3", "below")]
 )
-def test_a_strange_run_id_costs_nobody_an_entry(
+def test_a_run_id_that_is_none_costs_nobody_an_entry(
     place: str, bad: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     store = create_store(str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url"))

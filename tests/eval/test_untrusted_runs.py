@@ -1,4 +1,4 @@
-"""Run directories of strangers: what `sfm distill` and `sfm evaluate` do not write is refused in one line."""
+"""Run directories of others: what `sfm distill` and `sfm evaluate` do not write is refused in one line."""
 
 import json
 import os
