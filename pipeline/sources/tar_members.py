@@ -41,7 +41,7 @@ Content = bytes | int
 """Of an image or a label; of an image that is too large to be read, its size."""
 
 READS_AT_END = 64
-"""Reads that find nothing more, after which a shard counts as cut off; tarfile makes one or two at the end."""
+"""Reads that find nothing more, after which a shard counts as cut off; tarfile makes a few at the end."""
 
 AHEAD = 16
 """Samples with dotted names that are held back, in case that they turn out to be parts of one sample."""
