@@ -19,15 +19,19 @@ from sfm.distill.engine import Plan, State
 from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import canvas_size, resolutions
 from sfm.errors import DamageError, InputError
-from sfm.field_types import Finite, InputPixels, Name, NotNegative
-from sfm.tensor_files import HEADER_BYTES, Declared, TensorFileError, declared, open_tensors, require_declared
+from sfm.field_types import MOST_FEATURES, Finite, InputPixels, Name, NotNegative
+from sfm.tensor_files import (
+    HEADER_BYTES,
+    TensorFileError,
+    TensorTypes,
+    open_tensors,
+    require_tensors,
+    tensor_types,
+)
 from sfm.text import one_line
 from sfm.untrusted import read_file
 
 KEPT = 2
-
-MOST_FEATURES = 2**16
-"""Length of a feature vector."""
 
 LONGEST_TOLD = 100
 """Characters of a value of a recipe in an error."""
@@ -202,10 +206,10 @@ def load(
             raise TensorFileError(f"{path} is of step {checkpoint.step} of {plan.steps}")
         file = path / "state.safetensors"
         with open_tensors(file, "pt", most) as opened:
-            expected = declared_state(plan, checkpoint.step, features, group)
-            if "seen" in expected and declared(opened).get("seen", ("", ()))[0] in ("BF16", "F16"):
-                expected["seen"] = declared(opened)["seen"][0], expected["seen"][1]
-            require_declared(opened, expected, file)
+            expected = expected_tensors(plan, checkpoint.step, features, group)
+            if "seen" in expected and tensor_types(opened).get("seen", ("", ()))[0] in ("BF16", "F16"):
+                expected["seen"] = tensor_types(opened)["seen"][0], expected["seen"][1]
+            require_tensors(opened, expected, file)
             tensors = {
                 name: (opened.get_slice(name)[own] if _is_per_image(name) else opened.get_tensor(name))
                 for name in expected
@@ -224,7 +228,7 @@ def load(
     return State(checkpoint.step, levels, moments, tensors.get("seen"))
 
 
-def declared_state(plan: Plan, step: int, features: int, group: Group = ALONE) -> Declared:
+def expected_tensors(plan: Plan, step: int, features: int, group: Group = ALONE) -> TensorTypes:
     """Return types and shapes of what :func:`tensors_of` gives after so many steps."""
     count = plan.levels(max(step - 1, 0))
     shapes = {
@@ -232,7 +236,7 @@ def declared_state(plan: Plan, step: int, features: int, group: Group = ALONE) -
         for index, side in enumerate(resolutions(plan.canvas)[:count])
         for name in ("level", "adam/first", "adam/second")
     }
-    found: Declared = {name: ("F32", shape) for name, shape in shapes.items()}
+    found: TensorTypes = {name: ("F32", shape) for name, shape in shapes.items()}
     found["age"] = ("I64", ())
     in_parts = plan.micro_batch < group.shares(plan.classes, plan.ipc)[0].stop
     if step and plan.gradient == "one-pass" and in_parts:

@@ -7,10 +7,7 @@ from typing import TextIO
 
 from sfm.distill.directory import write_file, writing
 from sfm.errors import InputError
-from sfm.untrusted import read_file
-
-HISTORY_BYTES = 32 * 2**20
-"""Longest history that is read: of half a million steps."""
+from sfm.untrusted import HISTORY_BYTES, read_file
 
 COLUMNS = ("step", "loss", "learning_rate", "resolution", "seconds")
 

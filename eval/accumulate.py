@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from sfm.errors import InputError
 from sfm.eval.config import NOT_RANDOM, EvaluateConfig, Protocol, protocol_of
 from sfm.eval.findings import ABOVE_FULL_DATA, NO_BETTER, findings
-from sfm.eval.result import RESULT_BYTES, EarlierEvaluation, Evaluation, Row
-from sfm.untrusted import OversizeError, read_file
+from sfm.eval.result import EarlierEvaluation, Evaluation, Row
+from sfm.untrusted import RESULT_BYTES, OversizeError, read_file
 
 Key = tuple[Any, ...]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfm.atomic import require_no_link
 from sfm.backbones.card import BackboneCard
-from sfm.eval.config import Mode
+from sfm.eval.config import CLASSIFIER_BYTES, Mode
 from sfm.eval.methods import Trained
 from sfm.eval.part import Part
 from sfm.eval.result import Row, protocol_header
@@ -19,9 +19,6 @@ from sfm.eval.synthetic import DistilledRun
 from sfm.eval.whole import write_whole
 from sfm.stats_store.digest import array_digest, canonical, sha256
 from sfm.tensor_files import TensorFileError, open_tensors
-
-CLASSIFIER_BYTES = 2**31
-"""Longest file of a classifier that is looked into."""
 
 
 def file_name(spec: str, mode: Mode) -> str:

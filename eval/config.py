@@ -26,6 +26,9 @@ RESULT = "evaluation.json"
 CLASSIFIERS = "classifiers"
 """Folder of saved classifiers, beside the result."""
 
+CLASSIFIER_BYTES = 2**31
+"""Longest file of a classifier that is read."""
+
 
 def classifier_folder(result: Path) -> Path:
     """Return where the classifiers of a result are kept: results of several runs may share a folder."""

@@ -4,12 +4,12 @@ import re
 import statistics
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from sfm.config_fields import MANY, MOST_PER_CLASS
 from sfm.errors import InputError
 from sfm.eval.config import Mode
-from sfm.field_types import Count, Fraction, InputPixels, Name, NotNegative
+from sfm.field_types import Count, Fraction, InputPixels, Name, NotNegative, Versions
 
 T = TypeVar("T")
 
@@ -21,11 +21,6 @@ CLASSES_IN_FULL = 100
 
 MOST_CONFUSED = 100
 
-MOST_VERSIONS = 100
-
-RESULT_BYTES = 128 * 2**20
-"""Longest file that is read: hundreds of rows with figures of 10,000 classes each."""
-
 ListOf = Annotated[list[T], Field(fail_fast=True)]
 """A list of a file: what is wrong with the first element is told, not with each of millions."""
 
@@ -33,17 +28,6 @@ Times = Annotated[int, Field(ge=1, le=MANY)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PerClass = ListOf[Fraction | None]
 Confusion = ListOf[ListOf[Count]]
-
-
-def require_few(value: Any) -> Any:
-    """Refuse a dict of more names than packages have, before its values are looked at."""
-    if isinstance(value, dict) and len(value) > MOST_VERSIONS:
-        raise ValueError(f"has {len(value)} names, at most {MOST_VERSIONS} are read")
-    return value
-
-
-Versions = Annotated[dict[str, str], BeforeValidator(require_few)]
-"""Versions, by package."""
 
 
 class ConfusedPair(BaseModel):

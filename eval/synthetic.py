@@ -122,9 +122,7 @@ def read_run(directory: Path) -> DistilledRun:
             f"repeat its command with --resume if it was interrupted"
         )
     record = parsed(TypeAdapter(RunRecord), directory / "run.json")
-    classes = parsed(
-        TypeAdapter(Annotated[list[ClassRecord], Field(fail_fast=True)]), directory / "classes.json"
-    )
+    classes = parsed(TypeAdapter(ClassRecords), directory / "classes.json")
     if [c.index for c in classes] != list(range(len(classes))) or not classes:
         raise InputError(f"{directory / 'classes.json'} does not number its classes 0, 1, 2, ...")
     folders = _numbered(directory / "images", len(classes), "class folder", r"(\d+)(_.*)?")

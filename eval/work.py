@@ -23,7 +23,7 @@ from sfm.errors import InputError
 from sfm.eval.result import Row
 from sfm.eval.whole import write_whole
 from sfm.stats_store.digest import array_digest, canonical, sha256
-from sfm.tensor_files import declared, open_tensors
+from sfm.tensor_files import open_tensors, tensor_types
 from sfm.untrusted import OversizeError, read_file
 
 SECONDS_BETWEEN_WRITES = 15.0
@@ -150,7 +150,7 @@ class KeptFeatures:
         path = self.work.folder / self._name(start)
         try:
             with open_tensors(path, "pt", 4 * self.features[start:].numel()) as file:
-                kind, (views, *width) = declared(file).get("features", ("", (0,)))
+                kind, (views, *width) = tensor_types(file).get("features", ("", (0,)))
                 fits = kind == "F32" and width == [*self.features.shape[1:]]
                 if not fits or not 0 < views <= len(self.features) - start:
                     return None

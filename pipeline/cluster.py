@@ -40,28 +40,14 @@ from sfm.events import Listener, Progress
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.equipment import Equipment, cores, equipped, quickest
 from sfm.pipeline.features import Rules, Step, stage
+from sfm.pipeline.scheduler_errors import explain
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging, Task, Unfinished
-from sfm.text import one_line
 
 PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """What features depend on: workers must have the same versions."""
 
 CONNECT_SECONDS = 10.0
-
-REFUSALS = (
-    ("ssl_context", "a tls:// address needs a certificate, and Dask's configuration names none"),
-    ("encryption required", "Dask's configuration asks for encryption: give a tls:// address"),
-    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of the authority in Dask's configuration"),
-    ("KEY_VALUES_MISMATCH", "certificate and key in Dask's configuration do not belong together"),
-    ("No such file", "a file that Dask's configuration names for TLS is not there"),
-    ("[SSL]", "a file that Dask's configuration names for TLS holds no certificate or key"),
-    ("[X509", "a file that Dask's configuration names for TLS holds no certificate or key"),
-    ("cannot convert to SSL", "it does not speak TLS: give its tcp:// address"),
-)
-"""Signs of why a scheduler cannot be used, first match first, and what is said then."""
-
-BROKEN_OFF = ("ALERT", "EOF occurred", "reset by peer", "Stream is closed", "Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -254,7 +240,7 @@ def remote_client(address: str) -> Iterator[Client]:
         # Dask takes certificates from its own configuration.
         client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(refusal(address, error)) from error
+        raise InputError(explain(address, error)) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
@@ -263,27 +249,6 @@ def remote_client(address: str) -> Iterator[Client]:
                 f"the Dask scheduler at {address} has no workers: start some with `dask worker {address}`"
             ) from error
         yield client
-
-
-def refusal(address: str, error: BaseException) -> str:
-    """Return why a scheduler cannot be used, in one line."""
-    causes: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    told = next((told for sign, told in REFUSALS if any(sign in text for text in causes)), None)
-    if told is None and isinstance(error, ValueError):
-        told = f"{one_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
-    if told is None and any(sign in text for text in causes for sign in BROKEN_OFF):
-        told = (
-            "it does not accept the certificate in Dask's configuration"
-            if address.startswith("tls://")
-            else "it breaks the connection off: one that speaks TLS has a tls:// address"
-        )
-    if told is None:
-        return f"no Dask scheduler answers at {address}: start one with `dask scheduler`"
-    return f"cannot use the Dask scheduler at {address}: {told}"
 
 
 def on_each(

@@ -1,7 +1,6 @@
 """Rows in NPY files, read only if they are what is expected: unfinished work may be anybody's, or damaged."""
 
 import os
-import stat
 import tokenize
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
+from sfm.untrusted import open_regular
 
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, RecursionError, MemoryError)
 """How numpy fails on a header that it has not written."""
@@ -46,18 +46,15 @@ def read_rows(
         If the file is not there, is no regular file, or holds anything else; names it.
     """
     try:
-        # A pipe that nobody writes must not be waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode) or np.lib.format.read_magic(file) != (1, 0):
+        with open_regular(path) as file:
+            if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not a file of rows")
             shape, by_columns, found = np.lib.format.read_array_header_1_0(file)
             fits = len(shape) == 2 if columns is None else shape[1:] == columns
             if not fits or shape[:1] != (rows,) or by_columns or found != np.dtype(dtype):
                 raise ValueError(f"{found} of shape {shape}")
             count = int(np.prod(shape, dtype=object))
-            if state.st_size - file.tell() != count * found.itemsize:
+            if os.fstat(file.fileno()).st_size - file.tell() != count * found.itemsize:
                 raise ValueError("it is longer or shorter than it says")
             return np.fromfile(file, dtype=found, count=count).reshape(shape)
     except (*UNREADABLE, tokenize.TokenError) as error:

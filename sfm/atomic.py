@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, written in folders that a stranger may have made."""
+"""Files that are there whole or not at all, in folders in which others may have put links."""
 
 import os
 from contextlib import suppress

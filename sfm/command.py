@@ -16,15 +16,15 @@ from sfm.config_fields import FromFile
 from sfm.errors import InputError
 from sfm.terminal import fail, reporting
 from sfm.text import one_line
-from sfm.untrusted import OversizeError, parse_json, read_file
+from sfm.untrusted import RESULT_BYTES, OversizeError, parse_json, read_file
 
 SHARED = "Shared options"
 
 MOST_TOLD, LONGEST_TOLD = 5, 200
 """Problems that are told at once, and characters of a value in them."""
 
-CONFIG_BYTES = 128 * 2**20
-"""Longest file that --config reads: an evaluation.json of many figures by class."""
+CONFIG_BYTES = RESULT_BYTES
+"""Longest file that --config reads: it takes any that a command writes."""
 
 INHERITED = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """Where the shell passes pipes, as in ``<(…)``: somebody writes them, which of others nobody knows."""

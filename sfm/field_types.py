@@ -19,12 +19,19 @@ LARGEST_OBJECT = 2**31
 LARGEST_INPUT = 4096
 """Pixels of a side of a backbone's input."""
 
+MOST_CLASSES = 2**20
+
+MOST_FEATURES = 2**16
+"""Length of a feature vector."""
+
 LAST_GENERATION = 99_999_999
 """The name of a commit has eight digits."""
 
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}"
 
-RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+RUN_ID = r"[0-9a-f]{32}"
+
+RunId = Annotated[str, StringConstraints(pattern=f"^{RUN_ID}$")]
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256, hexadecimal."""
@@ -42,9 +49,9 @@ ObjectSize = Annotated[int, Field(ge=0, le=LARGEST_OBJECT)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 """Of samples, files, bytes or iterations."""
 
-Classes = Annotated[int, Field(ge=1, le=2**20)]
+Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
 
-Features = Annotated[int, Field(ge=1, le=2**16)]
+Features = Annotated[int, Field(ge=1, le=MOST_FEATURES)]
 
 Generation = Annotated[int, Field(ge=1, le=LAST_GENERATION)]
 
@@ -143,7 +150,7 @@ def require_finite(value: Any) -> Any:
 
 
 ClassIds = Annotated[
-    list[Name], FailFast(), Field(min_length=1, max_length=2**20), AfterValidator(require_distinct)
+    list[Name], FailFast(), Field(min_length=1, max_length=MOST_CLASSES), AfterValidator(require_distinct)
 ]
 
 Names = Annotated[list[Name], FailFast()]
@@ -157,5 +164,3 @@ Versions = Annotated[dict[str, str], at_most(1000)]
 Counts = Annotated[dict[str, Count], at_most(100_000)]
 
 Options = Annotated[dict[str, Any], AfterValidator(require_plain_options)]
-
-JsonObject = Annotated[dict[str, Any], AfterValidator(require_finite)]

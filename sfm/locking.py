@@ -19,12 +19,17 @@ from typing import IO
 
 from sfm.deletion import delete_below
 from sfm.errors import InputError
+from sfm.text import one_line
+from sfm.untrusted import parse_json, read_file
 
 LOCK = ".lock"
 """Name of the lock in a folder; hidden, so that nobody takes it for a part of what the folder holds."""
 
 LOCK_SECONDS = 2.0
 """How long a lock may stay held by a process that is being killed."""
+
+HOLDER_BYTES = 2**12
+"""Longest description of a holder that is read."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What a file system without locks answers."""
@@ -160,7 +165,7 @@ def _held(file: Path, what: Path) -> Iterator[None]:
 def _holder(file: Path) -> str:
     """Return who holds a lock, as its file tells."""
     try:
-        about = json.loads(file.read_bytes())
-        return f"process {about['process']} on {about['host']} since {about['since']}"
+        about = parse_json(read_file(file, HOLDER_BYTES))
+        return one_line(f"process {about['process']} on {about['host']} since {about['since']}", 200)
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -1,8 +1,7 @@
 """Open safetensors files that anybody may have written: what they hold is known before it is read."""
 
-import errno
 import json
-import stat
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from sfm.text import one_line
+from sfm.untrusted import open_regular
 
 HEADER_BYTES = 16 * 2**20
 """Longest header that is read: names, shapes and types of the tensors, and texts such as class ids."""
 
-Declared = dict[str, tuple[str, tuple[int, ...]]]
+TensorTypes = dict[str, tuple[str, tuple[int, ...]]]
 """Type, as safetensors names it, and shape of every tensor of a file, by name."""
 
 
@@ -43,12 +43,10 @@ def open_tensors(path: Path, framework: Literal["pt", "numpy"], most: int) -> It
         If it is no such file, cannot be read, or is longer.
     """
     try:
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             header = int.from_bytes(file.read(8), "little")
-        if header > HEADER_BYTES or state.st_size > 8 + header + most:
+        if header > HEADER_BYTES or size > 8 + header + most:
             raise TensorFileError(f"{path} is longer than what it should hold")
         with safe_open(path, framework=framework) as opened:
             yield opened
@@ -59,13 +57,13 @@ def open_tensors(path: Path, framework: Literal["pt", "numpy"], most: int) -> It
         raise TensorFileError(f"cannot read {path}: {one_line(str(reason), 300)}") from error
 
 
-def declared(file: Any) -> Declared:
+def tensor_types(file: Any) -> TensorTypes:
     """Return what a file that is open declares to hold."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     return {name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
 
 
-def require_declared(file: Any, expected: Declared, path: Path) -> None:
+def require_tensors(file: Any, expected: TensorTypes, path: Path) -> None:
     """Refuse a file that is open and holds other tensors.
 
     Raises
@@ -73,15 +71,15 @@ def require_declared(file: Any, expected: Declared, path: Path) -> None:
     TensorFileError
         Names the first that differs.
     """
-    found = declared(file)
+    found = tensor_types(file)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise TensorFileError(
-                f"{path} holds {described(found.get(name))} as {json.dumps(name)[:100]}, not "
-                f"{described(expected.get(name))}"
+                f"{path} holds {describe(found.get(name))} as {json.dumps(name)[:100]}, not "
+                f"{describe(expected.get(name))}"
             )
 
 
-def described(one: tuple[str, tuple[int, ...]] | None) -> str:
+def describe(one: tuple[str, tuple[int, ...]] | None) -> str:
     """Say what a tensor is in few words."""
     return "nothing" if one is None else f"{one[0]} of shape {list(one[1])}"

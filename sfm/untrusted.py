@@ -4,12 +4,19 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
 JSON_BYTES = 16 * 2**20
-"""Longest JSON document that is read: a commit of 100,000 objects, a card of 100,000 classes."""
+"""Longest JSON document that is read, where no other limit is given: a commit of 100,000 objects."""
+
+
+RESULT_BYTES = 128 * 2**20
+"""Longest ``evaluation.json`` that is read: hundreds of rows with figures of 10,000 classes each."""
+
+HISTORY_BYTES = 32 * 2**20
+"""Longest ``history.csv`` that is read: of half a million steps."""
 
 
 class OversizeError(ValueError):
@@ -40,8 +47,24 @@ def parse_json(data: bytes, most: int = JSON_BYTES) -> Any:
     return from_json(data)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it; no pipe, device or socket, which may never end.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is no regular file.
+    """
+    # A pipe that nobody writes must not be waited for.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
 def read_file(path: Path, most: int = JSON_BYTES) -> bytes:
-    """Read a file of at most `most` bytes; no pipe, device or socket, which may never end.
+    """Read a regular file of at most `most` bytes.
 
     Raises
     ------
@@ -50,17 +73,13 @@ def read_file(path: Path, most: int = JSON_BYTES) -> bytes:
     OSError
         If it cannot be read, or is no regular file.
     """
-    # A pipe that nobody writes must not be waited for.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        if state.st_size > most:
-            raise OversizeError(f"{path} has {state.st_size} bytes, at most {most} are read")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OversizeError(f"{path} has {size} bytes, at most {most} are read")
         # Python takes memory for as many bytes as are asked for, not as there are.
-        data = file.read(state.st_size + 1)
-        data += file.read(most + 1 - len(data)) if len(data) > state.st_size else b""
+        data = file.read(size + 1)
+        data += file.read(most + 1 - len(data)) if len(data) > size else b""
     if len(data) > most:
         raise OversizeError(f"{path} is longer than {most} bytes")
     return data

@@ -15,7 +15,8 @@ from sfm.stats_store.commits import MARK
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.disk import local_root
 from sfm.stats_store.garbage import Garbage, find_garbage
-from sfm.stats_store.location import UnreadableError, delete_object, delete_run, reaching
+from sfm.stats_store.location import UnreadableError, reaching
+from sfm.stats_store.objects import delete_object, delete_run
 from sfm.stats_store.store import Store
 
 SAFE_AGE = datetime.timedelta(days=7)

@@ -37,12 +37,11 @@ MARK = ".published"
 COMMIT = re.compile(r"index/([0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64})/([0-9]{8})(\.json|\.published)")
 """Path of a commit or its mark: key, generation, ending. Nothing else in the index means anything."""
 
-METADATA_BYTES = 2 * JSON_BYTES
+RUN_METADATA_BYTES = 2 * JSON_BYTES
 """Most bytes of all metadata of a run, which opening its entry reads and holds."""
 
 LATER = ("literal_error", "extra_forbidden")
 """What pydantic calls a word that a later version may have introduced."""
-
 
 ONE_AT_A_TIME = threading.Lock()
 """Held while a document is parsed, whose values may take 30 times its length."""
@@ -126,6 +125,11 @@ def parse_sealed(data: bytes, path: str) -> Commit | DamageError:
             return error
 
 
+def seal(content: Any) -> bytes:
+    """Return the bytes of a commit of this content: it and its digest, as :func:`unseal` reads them."""
+    return json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+
+
 def unseal(data: bytes, path: str) -> Any:
     """Return the content of a commit, which matches its digest.
 
@@ -135,7 +139,8 @@ def unseal(data: bytes, path: str) -> Any:
         If it does not, or the bytes are no such document.
     """
     try:
-        parse_json(data)  # bounds length and depth
+        # Bounds length and depth first; json alone lets a name that stands twice be noticed.
+        parse_json(data)
         sealed = json.loads(data, object_pairs_hook=unambiguous)
         content = sealed["commit"]
         intact = sha256(canonical(content)) == sealed["sha256"]
@@ -172,7 +177,7 @@ def read_commit(content: Any, path: str) -> Commit:
     # A commit says where it belongs: one that lies elsewhere would pass for another entry's.
     if commit.summary is None or commit_path(commit.summary) != path:
         raise DamageError(f"{what}: it belongs to another place in the index")
-    problem = contradiction(commit, commit.summary) if commit.kind == "entry" else ""
+    problem = commit_problem(commit, commit.summary) if commit.kind == "entry" else ""
     if problem:
         raise DamageError(f"{what}: {problem}")
     return commit
@@ -185,14 +190,14 @@ def named_place(content: dict[str, Any], path: str) -> str:
     return f"the entry of {one_line(name, most=80)} ({path})" if isinstance(name, str) else path
 
 
-def contradiction(commit: Commit, summary: Summary) -> str:
+def commit_problem(commit: Commit, summary: Summary) -> str:
     """Return what parts of a commit of an entry do not agree in, or ""."""
     lacking = {"zarr.json", *(f"{name}/zarr.json" for name in commit.arrays)} - commit.objects.keys()
     if lacking:
         return f"it lists no {min(lacking)}"
     metadata = sum(r.size for name, r in commit.objects.items() if name.rpartition("/")[2] == "zarr.json")
-    if metadata > METADATA_BYTES:
-        return f"its metadata has {metadata} bytes, at most {METADATA_BYTES} are read"
+    if metadata > RUN_METADATA_BYTES:
+        return f"its metadata has {metadata} bytes, at most {RUN_METADATA_BYTES} are read"
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
     if entry_digest(commit.arrays, *key) != summary.entry_digest:
         return f"the digest {summary.entry_digest[:12]} is not that of its content"

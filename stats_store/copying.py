@@ -1,7 +1,6 @@
 """Copy entries between stores, byte for byte."""
 
 import datetime
-import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,25 +19,20 @@ from sfm.stats_store.commits import (
     generation_of,
     parse_commit,
     read_cards,
+    seal,
 )
 from sfm.stats_store.concurrency import REQUESTS, concurrently
 from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.digest import canonical, sha256
 from sfm.stats_store.history import generations
-from sfm.stats_store.location import (
-    OccupiedError,
-    UnreadableError,
-    list_readable,
-    reaching,
-    read_object,
-    settle,
-    write_object,
-)
+from sfm.stats_store.location import UnreadableError, reaching
+from sfm.stats_store.objects import OccupiedError, list_readable, read_object, settle, write_object
 from sfm.stats_store.publish import put_commit_bytes
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified import read_published
 from sfm.stats_store.verify import Check, Counter
+from sfm.untrusted import parse_json
 
 ENTRIES = 8
 """Entries that are copied at a time, each by as many requests as that leaves of all."""
@@ -215,7 +209,7 @@ class Copying:
         try:
             cards = read_cards(commit, read["zarr.json"])
             whole = {f"runs/{commit.run}/{name}": data for name, data in read.items()}
-            require_layouts(commit, cards.backbone, cards.dataset, cards.extraction, whole)
+            require_layouts(commit, cards, whole)
         except UpgradeError as error:
             raise DamageError(f"{error}, which can verify it") from error
         for run in run_ids(commit):
@@ -319,8 +313,8 @@ def same_entry(commit: Commit, summary: Summary) -> bool:
 
 def with_run(raw: bytes, run: str, generation: int) -> bytes:
     """Return a commit with another run and generation; fields that this version does not know are kept."""
-    content = json.loads(raw)["commit"]
+    content = parse_json(raw)["commit"]
     if (content["run"], content["summary"]["generation"]) == (run, generation):
         return raw
     content["run"], content["summary"]["generation"] = run, generation
-    return json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+    return seal(content)

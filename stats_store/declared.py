@@ -11,16 +11,18 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard
+from sfm.stats_store.commits import Cards
 from sfm.stats_store.schema import DIMENSIONS, generic, is_known, sub_classes
 from sfm.untrusted import parse_json
 
-RATIO = 1000
-"""A chunk that decompresses to more bytes per byte is hollow: features have 1 to 5, only constants 10,000."""
+HIGH_RATIO = 1000
+"""A compression ratio that only constants exceed; features have 1 to 5."""
 
-HOLLOW_BYTES = 256 * 2**20
-"""What the hollow chunks of an entry may decompress to. All others take storage before they take memory."""
+HIGH_RATIO_BYTES = 256 * 2**20
+"""What the chunks of an entry beyond that ratio may decompress to, all together: they take memory and hardly
+any storage."""
 
-METADATA_BYTES = 2**20
+ARRAY_METADATA_BYTES = 2**20
 """Longest ``zarr.json`` of an array; this program writes less than 2 KiB."""
 
 MOST_AXES = max(map(len, DIMENSIONS.values()))
@@ -146,7 +148,7 @@ def read_layout(data: bytes) -> Layout:
         If it is of another kind; says why.
     """
     try:
-        found = _Metadata.model_validate(parse_json(data, METADATA_BYTES))
+        found = _Metadata.model_validate(parse_json(data, ARRAY_METADATA_BYTES))
         chunk_shape = tuple(_CHUNK_SHAPE.validate_python(found.chunk_grid.configuration.get("chunk_shape")))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -202,11 +204,7 @@ def declared_shape(
 
 
 def find_layouts(
-    commit: Commit,
-    backbone: BackboneCard,
-    dataset: DatasetCard,
-    extraction: ExtractionCard,
-    metadata: Mapping[str, bytes],
+    commit: Commit, cards: Cards, metadata: Mapping[str, bytes]
 ) -> tuple[dict[str, Layout], list[str]]:
     """Compare the metadata of every known array with the cards, and with the chunks that a commit lists.
 
@@ -215,8 +213,8 @@ def find_layouts(
     Parameters
     ----------
     commit : Commit
-    backbone, dataset, extraction
-        The cards of its run.
+    cards : Cards
+        Of its run.
     metadata : mapping of str to bytes
         Every ``zarr.json`` of the run, by full path.
 
@@ -245,36 +243,20 @@ def find_layouts(
         except ValueError as error:
             problems.append(f"damaged object {path}/zarr.json: {error}")
             continue
-        exemplars = exemplars_per_class(extraction, layout) if name.startswith("exemplar/") else 0
-        shape = declared_shape(name, backbone, dataset, exemplars)
+        exemplars = exemplars_per_class(cards.extraction, layout) if name.startswith("exemplar/") else 0
+        shape = declared_shape(name, cards.backbone, cards.dataset, exemplars)
         problem = shape_problem(path, name, layout, shape) or list_problem(path, layout, listed.get(name, {}))
         if problem:
             problems.append(problem)
         else:
             layouts[path] = layout
     problems += exemplar_problems(commit.run, layouts)
-    hollow = sum(
-        layout.chunk_bytes
-        for path, layout in layouts.items()
-        for size in listed[path.removeprefix(f"runs/{commit.run}/")].values()
-        if size * RATIO < layout.chunk_bytes
-    )
-    if hollow > HOLLOW_BYTES:
-        problems.append(
-            f"damaged run runs/{commit.run}: {hollow} bytes of its arrays are compressed more than {RATIO} "
-            f"times, as no statistics are"
-        )
-        layouts = {}
+    if excessive := high_ratio_problem(commit.run, layouts, listed):
+        return {}, [*problems, excessive]
     return layouts, problems
 
 
-def require_layouts(
-    commit: Commit,
-    backbone: BackboneCard,
-    dataset: DatasetCard,
-    extraction: ExtractionCard,
-    metadata: Mapping[str, bytes],
-) -> dict[str, Layout]:
+def require_layouts(commit: Commit, cards: Cards, metadata: Mapping[str, bytes]) -> dict[str, Layout]:
     """Return the layouts of :func:`find_layouts`.
 
     Raises
@@ -282,7 +264,7 @@ def require_layouts(
     DamageError
         If the metadata of an array is not what the cards declare; names it.
     """
-    layouts, problems = find_layouts(commit, backbone, dataset, extraction, metadata)
+    layouts, problems = find_layouts(commit, cards, metadata)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DamageError(problems[0] + more)
@@ -334,3 +316,21 @@ def exemplar_problems(run: str, layouts: Mapping[str, Layout]) -> list[str]:
     own = [layout for path, layout in layouts.items() if path.startswith(f"runs/{run}/exemplar/")]
     different = len({layout.shape[:2] for layout in own}) > 1
     return [f"damaged run runs/{run}: its exemplar arrays have different lengths"] if different else []
+
+
+def high_ratio_problem(
+    run: str, layouts: Mapping[str, Layout], listed: Mapping[str, Mapping[str, int]]
+) -> str | None:
+    """Return whether few bytes of storage would take much memory: see ``HIGH_RATIO_BYTES``."""
+    unpacked = sum(
+        layout.chunk_bytes
+        for path, layout in layouts.items()
+        for size in listed[path.removeprefix(f"runs/{run}/")].values()
+        if size * HIGH_RATIO < layout.chunk_bytes
+    )
+    if unpacked <= HIGH_RATIO_BYTES:
+        return None
+    return (
+        f"damaged run runs/{run}: {unpacked} bytes of its arrays are compressed more than {HIGH_RATIO} "
+        f"times, as no statistics are"
+    )

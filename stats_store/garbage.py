@@ -16,7 +16,8 @@ from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit, read_cards
 from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, is_denied, local_root, modified, walk
 from sfm.stats_store.history import Generation, generations
-from sfm.stats_store.location import RUN, list_objects, reaching, read_object
+from sfm.stats_store.location import reaching
+from sfm.stats_store.objects import RUN, list_objects, read_object
 from sfm.stats_store.store import Store
 
 Reason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]

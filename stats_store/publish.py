@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import logging
 import uuid
 from collections.abc import Iterable
@@ -26,7 +25,7 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
-from sfm.stats_store.commits import MARK, commit_name, generation_after, generation_of, parse_commit
+from sfm.stats_store.commits import MARK, commit_name, generation_after, generation_of, parse_commit, seal
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.digest import (
     BLOCK_ROWS,
@@ -37,17 +36,17 @@ from sfm.stats_store.digest import (
     entry_digest,
     sha256,
 )
-from sfm.stats_store.location import (
+from sfm.stats_store.location import reaching
+from sfm.stats_store.objects import (
     OccupiedError,
     create_object,
     delete_run,
-    reaching,
     read_object,
     settle,
     write_object,
 )
 from sfm.stats_store.schema import CROP_MODE, create_array
-from sfm.stats_store.store import Store
+from sfm.stats_store.store import Store, group_metadata
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
 from sfm.untrusted import JSON_BYTES
 
@@ -200,8 +199,7 @@ def publish(
         "extraction": extraction.model_dump(mode="json"),
         "classifier": classifier.model_dump(mode="json"),
     }
-    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    metadata = json.dumps(group, indent=1).encode()
+    metadata = group_metadata(attributes)
     if len(metadata) > JSON_BYTES:
         raise InputError(
             f"the names and cards of {dataset.name} take {len(metadata)} bytes as JSON, and no reader takes "
@@ -304,8 +302,7 @@ def put_commit(store: Store, key: str, generation: int, commit: Commit) -> Commi
         If the store cannot be reached, or cannot be written.
     """
     content = commit.model_dump(mode="json", by_alias=True)
-    data = json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
-    return put_commit_bytes(store, f"index/{key}/{commit_name(generation)}", data)
+    return put_commit_bytes(store, f"index/{key}/{commit_name(generation)}", seal(content))
 
 
 def put_commit_bytes(store: Store, path: str, data: bytes) -> Commit:

@@ -37,17 +37,14 @@ from sfm.stats_store.commits import (
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.declared import require_layouts
 from sfm.stats_store.disk import denied
-from sfm.stats_store.location import (
-    UnreadableError,
-    connect,
+from sfm.stats_store.location import UnreadableError, connect, reaching, shown
+from sfm.stats_store.objects import (
     create_object,
     delete_object,
     is_empty,
     list_readable,
-    reaching,
     read_object,
     require_writable,
-    shown,
 )
 from sfm.stats_store.schema import UpgradeError, generic, require_readable
 from sfm.stats_store.values import centre_problem, value_problem
@@ -217,7 +214,7 @@ class Store:
             data = concurrently(lambda path: read_published(self.objects, path, records[path]), metadata)
             read = dict(zip(metadata, data, strict=True))
         cards = read_cards(commit, read[f"runs/{commit.run}/zarr.json"])
-        layouts = require_layouts(commit, cards.backbone, cards.dataset, cards.extraction, read)
+        layouts = require_layouts(commit, cards, read)
         return Entry(
             store_url=self.url,
             summary=commit.summary,
@@ -364,7 +361,7 @@ def create_store(place: str | ObjectStore) -> Store:
     """
     url, _, first = located(place, create=True)
     with reaching(url):
-        root = group({"schema": SchemaVersion().model_dump()})
+        root = group_metadata({"schema": SchemaVersion().model_dump()})
         made = is_empty(first) and created(url, first, "zarr.json", root)
         # Where it is there by now, another writer made the store a moment ago, which is just as well.
         store = opened(place, "it holds other files: give an empty folder, or that of a store")
@@ -375,12 +372,12 @@ def create_store(place: str | ObjectStore) -> Store:
                     delete_object(first, "zarr.json")
             raise no_conditional_writes(url)
         if made:
-            created(url, first, "runs/zarr.json", group({}))
+            created(url, first, "runs/zarr.json", group_metadata({}))
         require_writable(first)
     return store
 
 
-def group(attributes: dict[str, Any]) -> bytes:
+def group_metadata(attributes: dict[str, Any]) -> bytes:
     """Return the metadata of a Zarr group."""
     return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
 

@@ -21,7 +21,7 @@ from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ObjectRecord
 from sfm.stats_store.concurrency import in_daemon_thread
 from sfm.stats_store.declared import Layout
-from sfm.stats_store.location import read_object, write_object
+from sfm.stats_store.objects import read_object, write_object
 
 UNDECODABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, SystemError)
 """What zarr and its codecs raise for bytes that are no array."""

@@ -122,31 +122,6 @@ def verify(
     return found + [Verdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
 
 
-def check_entry(store: Store, path: str, commit: Commit) -> list[str]:
-    """Return everything that is wrong with one entry: its bytes, cards, shapes and values.
-
-    Parameters
-    ----------
-    store : Store
-    path : str
-        Of the commit below the store's root.
-    commit : Commit
-        Read from there; of kind "entry".
-
-    Returns
-    -------
-    list of str
-        One line per problem, with the path of the object; empty for a sound entry.
-
-    Raises
-    ------
-    InputError
-        If the store cannot be reached.
-    """
-    with reaching(store.url):
-        return Check(store, Counter(nobody, len(commit.objects))).entry(path, commit).problems
-
-
 class Counter:
     """Counts checked objects, from any thread, and says so."""
 
@@ -354,7 +329,7 @@ def open_arrays(
         try:
             cards = read_cards(commit, metadata[path])
             dataset = cards.dataset
-            layouts, problems = find_layouts(commit, cards.backbone, dataset, cards.extraction, metadata)
+            layouts, problems = find_layouts(commit, cards, metadata)
         except (DamageError, UpgradeError) as error:
             problems = [str(error)]
     return EntryArrays(run, commit.arrays, records, metadata, dataset, layouts), problems

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.commits import commit_path
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.commits import commit_path, seal
+from sfm.stats_store.digest import entry_digest
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified import record_of
 
@@ -17,12 +17,15 @@ def run_of(store: Store, summary: Summary) -> Path:
     return Path(store.url) / "runs" / store.commit_of(summary).run
 
 
-def change_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a commit in place, and digest it again."""
+def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change a commit of a store in a folder and digest it again; returns its file."""
     path = Path(store.url) / commit_path(summary)
     content = json.loads(path.read_bytes())["commit"]
     change(content)
-    path.write_text(json.dumps({"commit": content, "sha256": sha256(canonical(content))}))
+    key = (summary.backbone_hash, summary.fingerprint, summary.options)
+    content["summary"]["entry_digest"] = entry_digest(content["arrays"], *key)
+    path.write_bytes(seal(content))
+    return path
 
 
 def change_object(store: Store, summary: Summary, name: str, data: bytes) -> None:
@@ -31,7 +34,7 @@ def change_object(store: Store, summary: Summary, name: str, data: bytes) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     record = record_of(data).model_dump()
-    change_commit(store, summary, lambda content: content["objects"].update({name: record}))
+    rewrite_commit(store, summary, lambda content: content["objects"].update({name: record}))
 
 
 def change_metadata(

@@ -1,24 +1,25 @@
 """Small entries of random numbers, published for real."""
 
 import hashlib
-import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.commits import commit_path
-from sfm.stats_store.digest import canonical, entry_digest, sha256
+from sfm.stats_store.digest import entry_digest
 from sfm.stats_store.publish import Draft, Published, publish, put_commit
 from sfm.stats_store.store import Store
 
 CLASSES, FEATURES = 4, 6
 TRAIN, TEST = 20, 5000
+
+CLASSIFIER = ClassifierCard(
+    solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None
+)
 
 
 def backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
@@ -86,9 +87,7 @@ def commit(
             seconds=1.0,
             images_per_second=20.0,
         ),
-        ClassifierCard(
-            solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None
-        ),
+        CLASSIFIER,
         replace=replace,
     )
 
@@ -108,22 +107,6 @@ def publish_many(store: Store, summary: Summary, entries: int) -> None:
         digest = entry_digest(whole.arrays, summary.backbone_hash, fingerprint, summary.options)
         own = summary.model_copy(update={"fingerprint": fingerprint, "entry_digest": digest})
         put_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
-
-
-def signed(content: dict[str, Any]) -> bytes:
-    """Return the bytes of a commit of this content."""
-    return json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
-
-
-def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Change a commit of a store in a folder and sign it again, as its writer could; returns its file."""
-    path = Path(store.url) / commit_path(summary)
-    content = json.loads(path.read_bytes())["commit"]
-    change(content)
-    key = (summary.backbone_hash, summary.fingerprint, summary.options)
-    content["summary"]["entry_digest"] = entry_digest(content["arrays"], *key)
-    path.write_bytes(signed(content))
-    return path
 
 
 def grow_old(path: Path, days: float = 8) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
-from sfm.eval.config import RESULT, classifier_folder
+from sfm.eval.config import CLASSIFIER_BYTES, RESULT, classifier_folder
 from sfm.eval.export.cards import model_card
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.figures import most_thorough, place_of
@@ -23,10 +23,7 @@ from sfm.eval.report.words import command_line
 from sfm.eval.result import Row, Seed, Times, protocol_header
 from sfm.field_types import Digest, InputPixels, Name
 from sfm.stats_store.store import Entry, open_store
-from sfm.tensor_files import TensorFileError, declared, open_tensors, require_declared
-
-CLASSIFIER_BYTES = 2**31
-"""Longest file of a classifier that is read."""
+from sfm.tensor_files import TensorFileError, open_tensors, require_tensors, tensor_types
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -175,7 +172,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     TensorFileError
         If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
     """
-    _, own = declared(file).get("weight", ("", ()))
+    _, own = tensor_types(file).get("weight", ("", ()))
     shapes = {
         "weight": (classes, *own[1:]),
         "bias": (classes,),
@@ -184,7 +181,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     }
     if len(own) != 2:
         raise TensorFileError(f"{path} holds a weight of shape {list(own)}")
-    require_declared(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    require_tensors(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
     tensors: Tensors = {name: file.get_tensor(name) for name in shapes}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TensorFileError(f"{path} holds values that are not finite")

@@ -17,18 +17,15 @@ from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.config import RESULT
 from sfm.eval.part import Part, part_of
-from sfm.eval.result import Evaluation, Versions
+from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_run, require_inside
 from sfm.eval.whole import distinct_names
-from sfm.field_types import Count, Digest, Finite, Name, NotNegative
+from sfm.field_types import Count, Digest, Finite, Name, NotNegative, Versions
 from sfm.image_files import read_png
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
-from sfm.untrusted import read_file
-
-HISTORY_BYTES = 32 * 2**20
-"""Longest history that is read: of half a million steps."""
+from sfm.untrusted import HISTORY_BYTES, read_file
 
 MOST_LEVELS, LARGEST_LOSS = 20, 1e30
 """Levels of a pyramid of any size, and what a loss stays below."""

@@ -1,4 +1,4 @@
-"""Whatever a stranger made of a store, a run, a dataset or a file: one line, exit 0, 1 or 2, within bounds.
+"""Whatever anybody made of a store, a run, a dataset or a file: one line, exit 0, 1 or 2, within bounds.
 
 Nobody else's file is touched either. `make test` runs the faults found so far and a few fixed cases; `make
 torture` runs new ones for SFM_FUZZ_MINUTES (30), from SFM_FUZZ_SEED (random, printed). What it finds is

@@ -1,4 +1,4 @@
-"""Datasets of a stranger: what is larger than any dataset holds is refused before memory is taken for it."""
+"""What is larger than any dataset holds is refused before memory is taken for it."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Files are replaced whole, in folders where a stranger may have put links in their place."""
+"""Files are replaced whole, in folders where others may have put links in their place."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Image files of strangers: PNG alone is tried where PNG is due; pixels are counted before decoding."""
+"""Image files that anybody made: PNG alone is tried where PNG is due; pixels are counted before decoding."""
 
 import os
 import struct

@@ -54,6 +54,17 @@ def test_a_folder_that_another_process_writes_is_refused_naming_the_process(tmp_
             pytest.fail("two processes write one folder")
 
 
+@pytest.mark.parametrize("told", [b"[" * 100_000, b"{}", b"{" + b" " * 2**20])
+def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(tmp_path: Path, told: bytes) -> None:
+    with another_process_writing(tmp_path / "run"):
+        (tmp_path / "run" / LOCK).write_bytes(told)
+        with (
+            pytest.raises(InputError, match="is being written by another process"),
+            lock_folder(tmp_path / "run"),
+        ):
+            pytest.fail("two processes write one folder")
+
+
 def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
     with another_process_writing(tmp_path / "run") as writer:
         writer.kill()

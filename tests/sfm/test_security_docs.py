@@ -1,4 +1,4 @@
-"""Every test and every page that docs/security.md names is there: a promise without a test is none."""
+"""Every test and every page that the documentation names is there: a promise without a test is none."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "docs" / "security.md", ROOT / "SECURITY.md"]
+SECURITY = ROOT / "docs" / "security.md"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "SECURITY.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -15,11 +16,11 @@ def test_what_the_page_names_is_there(page: Path) -> None:
     tests = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", text)) <= tests
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / link).is_file(), link
+        assert (page.parent / link).exists(), link
 
 
 def test_every_kind_of_thing_that_is_not_trusted_names_a_test() -> None:
-    table = PAGES[0].read_text(encoding="utf-8").split("## Not trusted")[1].split("\n\n")[2]
+    table = SECURITY.read_text(encoding="utf-8").split("## Not trusted")[1].split("\n\n")[2]
     rows = table.splitlines()[2:]
     assert len(rows) >= 9
     assert all(re.search(r"`test_\w+\.py`", row) for row in rows)

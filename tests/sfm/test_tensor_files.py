@@ -1,4 +1,4 @@
-"""Safetensors files of strangers: opened only if what they declare is what they should hold."""
+"""Safetensors files that anybody wrote: opened only if what they declare is what they should hold."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sfm.tensor_files import HEADER_BYTES, TensorFileError, declared, open_tensors, require_declared
+from sfm.tensor_files import HEADER_BYTES, TensorFileError, open_tensors, require_tensors, tensor_types
 
 TENSORS = {"weight": np.zeros((2, 3), np.float32), "age": np.array(4)}
 EXPECTED = {"weight": ("F32", (2, 3)), "age": ("I64", ())}
@@ -24,8 +24,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
     with open_tensors(file, "numpy", MOST) as opened:
-        assert declared(opened) == EXPECTED
-        require_declared(opened, EXPECTED, file)
+        assert tensor_types(opened) == EXPECTED
+        require_tensors(opened, EXPECTED, file)
         assert opened.get_tensor("age") == 4
 
 
@@ -43,7 +43,7 @@ def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
 )
 def test_other_tensors_are_refused_by_name(file: Path, expected: dict[str, object], told: str) -> None:
     with open_tensors(file, "numpy", MOST) as opened, pytest.raises(TensorFileError, match=told):
-        require_declared(opened, expected, file)  # type: ignore[arg-type]
+        require_tensors(opened, expected, file)  # type: ignore[arg-type]
 
 
 def lengthen(file: Path) -> None:

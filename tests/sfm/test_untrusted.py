@@ -1,4 +1,4 @@
-"""Files and JSON of a stranger: bounded before memory is taken."""
+"""Files and JSON that anybody wrote: bounded before memory is taken."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,7 @@
 """What is wrong with a cloud, in one line that says what to do and tells no secret.
 
-What servers answer was recorded from Azurite 3 and, for Google, is as its XML API documents it.
+The answers ContainerNotFound, ResourceNotFound, AuthorizationFailure, InvalidResourceName and OutOfRangeInput
+were recorded from Azurite 3. All others are as the documentation of Azure, Amazon and Google has them.
 """
 
 import json
@@ -35,7 +36,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("AWS_", "AZURE_", "AZURITE_", "GOOGLE_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("sfm.stats_store.location.READ_AGAIN", ())
+    monkeypatch.setattr("sfm.stats_store.objects.READ_AGAIN", ())
     monkeypatch.setitem(connect.__globals__["AT_FIRST"], "max_retries", 0)
 
 

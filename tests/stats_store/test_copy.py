@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import obstore
 import pytest
-from toy_entries import backbone_card, grow_old, put, rewrite_commit
+from forged_entries import rewrite_commit
+from toy_entries import backbone_card, grow_old, put
 
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.collect import collect
-from sfm.stats_store.commits import commit_path
+from sfm.stats_store.commits import commit_path, seal
 from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import canonical, entry_digest, sha256
+from sfm.stats_store.digest import entry_digest, sha256
 from sfm.stats_store.history import generations, remove
-from sfm.stats_store.location import list_objects
+from sfm.stats_store.objects import list_objects
 from sfm.stats_store.select import every
 from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verify import verify
@@ -272,9 +273,7 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     for name, data in news.items():
         obstore.put(source.objects, f"runs/{run}/{name}", data)
         inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
-    obstore.put(
-        source.objects, path, json.dumps({"commit": inner, "sha256": sha256(canonical(inner))}).encode()
-    )
+    obstore.put(source.objects, path, seal(inner))
     plain, busy = create_store(str(tmp_path / "a")), create_store(str(tmp_path / "b"))
     put(busy, 9)
     (chosen,) = source.summaries()

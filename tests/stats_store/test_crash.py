@@ -21,7 +21,7 @@ from store_processes import (
 from sfm.errors import InputError
 from sfm.stats_store import location
 from sfm.stats_store.collect import collect
-from sfm.stats_store.location import list_objects
+from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, open_store
 from sfm.stats_store.verify import verify
 

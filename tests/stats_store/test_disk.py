@@ -17,7 +17,8 @@ from sfm.paths import cache_folder, content, expand_home
 from sfm.stats_store import disk
 from sfm.stats_store.copying import copy
 from sfm.stats_store.history import remove
-from sfm.stats_store.location import OccupiedError, create_object, explained, local_path, write_object
+from sfm.stats_store.location import explained, local_path
+from sfm.stats_store.objects import OccupiedError, create_object, write_object
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verify import verify
 
@@ -134,7 +135,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
             raise OSError(number, os.strerror(number), str(root / path))
         whole(root, path, data, **words)
 
-    monkeypatch.setattr("sfm.stats_store.location.create_file", write)
+    monkeypatch.setattr("sfm.stats_store.objects.create_file", write)
     while True:
         left = failing
         try:

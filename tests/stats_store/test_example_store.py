@@ -12,8 +12,9 @@ from toy_entries import put
 
 from sfm import store_tables
 from sfm.errors import InputError
+from sfm.stats_store.commits import seal
 from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import canonical, entry_digest, sha256
+from sfm.stats_store.digest import entry_digest, sha256
 from sfm.stats_store.history import generations
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Store, create_store, open_store
@@ -95,7 +96,7 @@ def rewrite(path: Path, change) -> None:
     """Change the content of a commit, as a later version would have written it."""
     inner = json.loads(path.read_text())["commit"]
     change(inner)
-    path.write_text(json.dumps({"commit": inner, "sha256": sha256(canonical(inner))}))
+    path.write_bytes(seal(inner))
 
 
 def of_a_later_minor_version(scratch: Path) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import obstore
 import pytest
+from forged_entries import rewrite_commit
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put, rewrite_commit
+from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging

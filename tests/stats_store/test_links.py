@@ -1,4 +1,4 @@
-"""Links in a store, of a stranger or of a fellow writer: readers follow them, gc leaves what is behind."""
+"""Links in a store, of whoever may write to it: readers follow them, gc leaves what is behind."""
 
 import shutil
 import threading
@@ -15,7 +15,8 @@ from toy_entries import backbone_card, grow_old, put
 
 from sfm.errors import InputError
 from sfm.stats_store.collect import collect
-from sfm.stats_store.location import connect, delete_run
+from sfm.stats_store.location import connect
+from sfm.stats_store.objects import delete_run
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verify import verify

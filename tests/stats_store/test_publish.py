@@ -9,7 +9,7 @@ from toy_entries import backbone_card, commit, fill
 
 from sfm.errors import InputError
 from sfm.stats_store.digest import BLOCK_ROWS, array_digest
-from sfm.stats_store.location import create_object, list_objects
+from sfm.stats_store.objects import create_object, list_objects
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verify import verify

@@ -24,7 +24,8 @@ from sfm.errors import DamageError, InputError
 from sfm.stats_store.collect import collect
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import remove
-from sfm.stats_store.location import connect, list_objects
+from sfm.stats_store.location import connect
+from sfm.stats_store.objects import list_objects
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verify import verify

@@ -22,7 +22,8 @@ from sfm.stats_store.cards import Summary
 from sfm.stats_store.collect import collect
 from sfm.stats_store.copying import copy
 from sfm.stats_store.history import remove
-from sfm.stats_store.location import connect, list_objects
+from sfm.stats_store.location import connect
+from sfm.stats_store.objects import list_objects
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verify import verify

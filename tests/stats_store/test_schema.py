@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from toy_entries import backbone_card, commit, fill, rewrite_commit
+from forged_entries import rewrite_commit
+from toy_entries import backbone_card, commit, fill
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary

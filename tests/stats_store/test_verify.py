@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from forged_entries import rewrite_commit
 from s3_faults import breaking
-from toy_entries import backbone_card, commit, fill, rewrite_commit
+from toy_entries import backbone_card, commit, fill
 
 from sfm.events import Progress
 from sfm.stats_store.cards import Summary

@@ -10,20 +10,28 @@ from urllib.parse import urlsplit
 import boto3
 import obstore
 import pytest
+from forged_entries import rewrite_commit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 from peak_memory import peak_memory
 from s3_server import REGION
-from toy_entries import put, rewrite_commit, signed
+from toy_entries import put
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.collect import collect
-from sfm.stats_store.commits import METADATA_BYTES, commit_path, parse_commit, read_cards, root_schema
+from sfm.stats_store.commits import (
+    RUN_METADATA_BYTES,
+    commit_path,
+    parse_commit,
+    read_cards,
+    root_schema,
+    seal,
+)
 from sfm.stats_store.copying import copy
 from sfm.stats_store.history import generations, history_of, remove
-from sfm.stats_store.location import read_object
+from sfm.stats_store.objects import read_object
 from sfm.stats_store.schema import UpgradeError, is_known
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verified import record_of
@@ -81,7 +89,7 @@ CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").byt
 def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = PATH
     try:
-        parse_commit(signed(replaced(CONTENT, place, value)), PATH)
+        parse_commit(seal(replaced(CONTENT, place, value)), PATH)
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert PATH in complaint
@@ -150,7 +158,7 @@ RULES: list[tuple[tuple[Any, ...], Any]] = [
     (("objects",), {}),
     (("objects", "zarr.json", "size"), -1),
     (("objects", "zarr.json", "size"), 2**31 + 1),
-    (("objects", "zarr.json", "size"), METADATA_BYTES + 1),
+    (("objects", "zarr.json", "size"), RUN_METADATA_BYTES + 1),
     (("objects", "zarr.json", "sha256"), "F" * 64),
     *((("objects", name), {"size": 1, "sha256": "0" * 64}) for name in BAD_NAMES),
 ]
@@ -159,7 +167,7 @@ RULES: list[tuple[tuple[Any, ...], Any]] = [
 @pytest.mark.parametrize(("place", "value"), RULES, ids=[f"{'.'.join(p)}={str(v)[:12]!r}" for p, v in RULES])
 def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...], value: Any) -> None:
     with pytest.raises(DamageError, match=rf"^damaged commit {PATH}: "):
-        parse_commit(signed(replaced(CONTENT, place, value)), PATH)
+        parse_commit(seal(replaced(CONTENT, place, value)), PATH)
 
 
 @pytest.mark.parametrize(
@@ -168,11 +176,11 @@ def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...]
         b"",
         b"[" * 100_000,
         b'{"commit":' * 300,
-        signed(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
-        signed(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
-        signed(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
-        signed(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
-        signed(CONTENT) + b" " * JSON_BYTES,
+        seal(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
+        seal(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
+        seal(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
+        seal(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
+        seal(CONTENT) + b" " * JSON_BYTES,
     ],
     ids=["empty", "deep list", "deep object", "name twice", "NaN", "surrogate", "long number", "long"],
 )
@@ -237,20 +245,20 @@ BAD_RUNS: dict[str, Callable[[str], str]] = {
 
 
 def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
-    """Publish a victim's entry, and a stranger's, whose replaced first commit names a strange run."""
+    """Publish a victim's entry, and a stranger's, whose replaced first commit names a run that is none."""
     victim = put(store, 1, fingerprint="1" * 64, dataset="victim")
     old = put(store, 2, fingerprint="2" * 64, dataset="stranger")
     new = put(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
     content = json.loads(bytes(obstore.get(store.objects, commit_path(old)).bytes()))["commit"]
     content["run"] = bad(store.open(victim).commit.run)
-    obstore.put(store.objects, commit_path(old), signed(content))
+    obstore.put(store.objects, commit_path(old), seal(content))
     return victim, new
 
 
 @pytest.mark.parametrize(
     ("place", "bad"), [*(("disk", bad) for bad in BAD_RUNS), ("s3", "empty"), ("s3", "below")]
 )
-def test_a_strange_run_id_costs_nobody_an_entry(
+def test_a_run_id_that_is_none_costs_nobody_an_entry(
     place: str, bad: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     store = create_store(str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url"))
@@ -347,7 +355,7 @@ def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str)
     if part == "class_names":
         data = json.dumps(replaced(CARDS, ("attributes", "dataset", part), [0] * 300_000)).encode()
     else:
-        data = signed(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
+        data = seal(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
     with peak_memory() as growth, pytest.raises(DamageError):
         read_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
     assert growth[0] < 100 * 2**20
@@ -358,7 +366,7 @@ def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
     summary = put(store)
     last = summary.model_copy(update={"generation": 99_999_999})
     (tmp_path / commit_path(last)).write_bytes(
-        signed(
+        seal(
             replaced(
                 json.loads((tmp_path / commit_path(summary)).read_bytes())["commit"],
                 ("summary", "generation"),

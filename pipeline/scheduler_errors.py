@@ -1,0 +1,38 @@
+"""Why a Dask scheduler cannot be used, in one line."""
+
+from sfm.text import one_line
+
+REFUSALS = (
+    ("ssl_context", "a tls:// address needs a certificate, and Dask's configuration names none"),
+    ("encryption required", "Dask's configuration asks for encryption: give a tls:// address"),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of the authority in Dask's configuration"),
+    ("KEY_VALUES_MISMATCH", "certificate and key in Dask's configuration do not belong together"),
+    ("No such file", "a file that Dask's configuration names for TLS is not there"),
+    ("[SSL]", "a file that Dask's configuration names for TLS holds no certificate or key"),
+    ("[X509", "a file that Dask's configuration names for TLS holds no certificate or key"),
+    ("cannot convert to SSL", "it does not speak TLS: give its tcp:// address"),
+)
+"""Signs of why a scheduler cannot be used, first match first, and what is said then."""
+
+BROKEN_OFF = ("ALERT", "EOF occurred", "reset by peer", "Stream is closed", "Broken pipe")
+
+
+def explain(address: str, error: BaseException) -> str:
+    """Return why a scheduler cannot be used, in one line."""
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    told = next((told for sign, told in REFUSALS if any(sign in text for text in causes)), None)
+    if told is None and isinstance(error, ValueError):
+        told = f"{one_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
+    if told is None and any(sign in text for text in causes for sign in BROKEN_OFF):
+        told = (
+            "it does not accept the certificate in Dask's configuration"
+            if address.startswith("tls://")
+            else "it breaks the connection off: one that speaks TLS has a tls:// address"
+        )
+    if told is None:
+        return f"no Dask scheduler answers at {address}: start one with `dask scheduler`"
+    return f"cannot use the Dask scheduler at {address}: {told}"
