@@ -10,7 +10,7 @@ from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Place, Recipe
 from sfm.errors import InputError
 from sfm.eval.whole import distinct_names
 from sfm.field_types import LARGEST_INPUT
-from sfm.paths import expand_homes
+from sfm.paths import expand_homes, resolved
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -141,7 +141,7 @@ class EvaluateRunsConfig(EvaluateOptions):
             If a run is given twice, or one file is to hold the results of several.
         """
         options = self.model_dump(exclude={"run", "out"})
-        paths = [run.resolve() for run in self.run]
+        paths = [resolved(run) for run in self.run]
         for run, path in zip(self.run, paths, strict=True):
             if paths.count(path) > 1:
                 raise InputError(f"{run} is given more than once: name every run directory once")

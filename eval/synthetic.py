@@ -15,6 +15,7 @@ from sfm.config_fields import LARGEST_CANVAS, MOST_PER_CLASS
 from sfm.errors import InputError
 from sfm.field_types import Count, Digest, InputPixels, Name
 from sfm.image_files import read_png
+from sfm.paths import resolved
 from sfm.text import one_line
 from sfm.untrusted import OversizeError, read_file
 
@@ -174,9 +175,9 @@ def require_inside(directory: Path, paths: Iterable[Path]) -> None:
     InputError
         Names the first.
     """
-    root = directory.resolve()
+    root = resolved(directory)
     for path in paths:
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        if path.is_symlink() and not resolved(path).is_relative_to(root):
             raise InputError(
                 f"{path} is a link that leads out of the run directory, to what may be private: if you trust "
                 f"whoever made it, copy the directory with `cp -rL`"
@@ -192,7 +193,7 @@ def require_plausible(directory: Path, files: Sequence[Path], canvas: int) -> No
         If they do.
     """
     pixels = len(files) * canvas**2 * 3
-    held = sum(file.stat().st_size for file in files)
+    held = sum(file.stat().st_size for file in files if file.is_file())
     if pixels > ALWAYS_READ and pixels > MOST_COMPRESSED * held:
         raise InputError(
             f"the {len(files)} images in {directory} would take {pixels / 2**30:.1f} GiB, their files have "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfm.atomic import remove, write_file
 from sfm.errors import InputError
-from sfm.paths import content
+from sfm.paths import content, resolved
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -85,7 +85,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def distinct_names(given: Sequence[Path]) -> list[str]:
     """Name directories by as few of their last folders as tell them apart."""
-    paths = [path.resolve() for path in given]
+    paths = [resolved(path) for path in given]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):

@@ -16,7 +16,7 @@ from sfm.config_fields import FromFile
 from sfm.errors import InputError
 from sfm.terminal import fail, reporting
 from sfm.text import one_line
-from sfm.untrusted import RESULT_BYTES, OversizeError, parse_json
+from sfm.untrusted import RESULT_BYTES, OversizeError, parse_json, read_file
 
 SHARED = "Shared options"
 
@@ -25,6 +25,9 @@ MOST_TOLD, LONGEST_TOLD = 5, 200
 
 CONFIG_BYTES = RESULT_BYTES
 """Longest file that --config reads: it takes any that a command writes."""
+
+INHERITED = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""Where the shell passes pipes, as in ``<(…)``: somebody writes them, which of others nobody knows."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -213,10 +216,14 @@ def configured(
 
 
 def from_file(file: Path, name: str) -> dict[str, Any]:
-    """Read the configuration in a ``run.json``; from a pipe too."""
+    """Read the configuration in a ``run.json``; from a pipe of the shell too."""
     try:
-        with file.open("rb") as opened:
-            record = parse_json(opened.read(CONFIG_BYTES + 1), CONFIG_BYTES)
+        if str(file).startswith(INHERITED):
+            with file.open("rb") as opened:
+                data = opened.read(CONFIG_BYTES + 1)
+        else:
+            data = read_file(file, CONFIG_BYTES)
+        record = parse_json(data, CONFIG_BYTES)
         command, values = record["command"], {**record["config"]}
     except OSError as error:
         raise InputError(f"--config {file}: {error.strerror}") from error

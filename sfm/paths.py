@@ -26,6 +26,11 @@ def expand_home(path: str | Path) -> Path:
         ) from None
 
 
+def resolved(path: Path) -> Path:
+    """Return the path behind all links; of links in a circle, which `Path.resolve` raises for, their own."""
+    return Path(os.path.realpath(path))
+
+
 def expand_homes(value: Any) -> Any:
     """Expand ``~`` in a field of a configuration: a path, a list of paths, or None."""
     if isinstance(value, list):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from sfm.text import one_line
 from sfm.untrusted import open_regular
 
 HEADER_BYTES = 16 * 2**20
@@ -53,7 +54,7 @@ def open_tensors(path: Path, framework: Literal["pt", "numpy"], most: int) -> It
         raise
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise TensorFileError(f"cannot read {path}: {reason}") from error
+        raise TensorFileError(f"cannot read {path}: {one_line(str(reason), 300)}") from error
 
 
 def tensor_types(file: Any) -> TensorTypes:

@@ -22,6 +22,7 @@ from sfm.eval.report.read import ReportedRun, result_files
 from sfm.eval.report.words import command_line
 from sfm.eval.result import Row, Seed, Times, protocol_header
 from sfm.field_types import Digest, InputPixels, Name
+from sfm.paths import resolved
 from sfm.stats_store.store import Entry, open_store
 from sfm.tensor_files import TensorFileError, open_tensors, require_tensors, tensor_types
 
@@ -147,7 +148,7 @@ def read_saved(
         return tensors, header
     out, then = config.evaluation[0] if config.evaluation else None, ""
     if out is None and not os.access(run.directory, os.W_OK):
-        out = Path(f"{run.directory.resolve().name}-evaluation.json")
+        out = Path(f"{resolved(run.directory).name}-evaluation.json")
         then = f", and give --evaluation {shlex.quote(str(out))}"
     asked = {"store": config.store, "backbone": spec, "mode": "inherit", "save": True, "out": out}
     made_by = command_line("evaluate", str(run.directory), asked)

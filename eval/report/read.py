@@ -22,6 +22,7 @@ from sfm.eval.synthetic import DistilledRun, parsed, read_run, require_inside
 from sfm.eval.whole import distinct_names
 from sfm.field_types import Count, Digest, Finite, Name, NotNegative, Versions
 from sfm.image_files import read_png
+from sfm.paths import resolved
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
@@ -162,9 +163,9 @@ def read_all(
         there; if a result is of none of the runs; if a store cannot be opened, knows none of the runs, or
         other classes.
     """
-    resolved = [directory.resolve() for directory in directories]
-    for directory, path in zip(directories, resolved, strict=True):
-        if resolved.count(path) > 1:
+    paths = [resolved(directory) for directory in directories]
+    for directory, path in zip(directories, paths, strict=True):
+        if paths.count(path) > 1:
             raise InputError(f"{directory} is given more than once: name every run directory once")
     runs = [read_run(directory) for directory in directories]
     behind: dict[int, Behind] = {}
@@ -192,9 +193,7 @@ def read_all(
             evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run, directory),
             behind=behind.get(i),
         )
-        for i, (directory, name, run) in enumerate(
-            zip(directories, distinct_names(resolved), runs, strict=True)
-        )
+        for i, (directory, name, run) in enumerate(zip(directories, distinct_names(paths), runs, strict=True))
     ]
 
 

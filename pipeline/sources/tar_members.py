@@ -39,6 +39,9 @@ DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, 
 Content = bytes | int
 """Of an image or a label; of an image that is too large to be read, its size."""
 
+READS_AT_END = 64
+"""Reads that find nothing more, after which a shard counts as cut off; tarfile makes a few at the end."""
+
 AHEAD = 16
 """Samples with dotted names that are held back, in case that they turn out to be parts of one sample."""
 
@@ -103,6 +106,7 @@ class Metered:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._place = 0
+        self._reads_at_end = 0
         self.most = HEADER_BYTES
 
     def read(self, size: int) -> bytes:
@@ -111,12 +115,16 @@ class Metered:
         Raises
         ------
         tarfile.ReadError
-            If more than `most` bytes would have been read.
+            If more than `most` bytes would have been read, or there is nothing more, again and again: tarfile
+            goes on for as many bytes as a header claims.
         """
         if self._place > self.most:
             raise tarfile.ReadError(f"what it says about a member is longer than {HEADER_BYTES:,} bytes")
         data = self._stream.read(size)
         self._place += len(data)
+        self._reads_at_end += not data
+        if self._reads_at_end > READS_AT_END:
+            raise tarfile.ReadError("it ends within a member")
         return data
 
 
@@ -214,7 +222,7 @@ def next_member(archive: tarfile.TarFile, metered: Metered) -> tarfile.TarInfo |
     archive.members.clear()  # type: ignore[attr-defined]
     if info is not None:
         metered.most = archive.offset + HEADER_BYTES
-        named = info.isdir() or info.name.strip("/")
+        named = info.isdir() or PurePosixPath(info.name).name
         if info.size < 0 or not named or len(info.name) > PATH_CHARACTERS:
             raise tarfile.ReadError(
                 f"a member of {info.size} bytes has a name of {len(info.name)} characters"

@@ -80,6 +80,15 @@ def link_of_an_image(run: Path) -> None:
     image.symlink_to(private)
 
 
+def link_of_an_image_to(name: str) -> Damage:
+    def damage(run: Path) -> None:
+        image = image_of(run)
+        image.unlink()
+        image.symlink_to(name)
+
+    return damage
+
+
 def link_of_a_folder(name: str) -> Damage:
     def damage(run: Path) -> None:
         shutil.move(run / name, run.parent / "private")
@@ -138,6 +147,8 @@ def gigabytes(run: Path) -> None:
         (pipe("evaluation.json"), "evaluation.json: it is not a regular file"),
         (pipe("history.csv"), "history.csv: it is not a regular file"),
         (link_of_an_image, "0.png is a link that leads out of the run directory"),
+        (link_of_an_image_to("nowhere.png"), "0.png: No such file"),
+        (link_of_an_image_to("0.png"), "0.png: Too many levels of symbolic links"),
         (link_of_a_folder("images"), "images is a link that leads out"),
         (link_of_a_folder("growth"), "growth is a link that leads out"),
         (gigabytes, "would take 1.9 GiB, their files have 0.0 MiB"),

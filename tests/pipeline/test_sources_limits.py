@@ -52,6 +52,13 @@ def gnu_sparse(name: str, size: int) -> bytes:
     return bytes(header) + bytes(512)
 
 
+def promised(name: str, size: int) -> bytes:
+    """The header of a member that is said to be so large, and nothing of it."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
 def pax(name: str, **headers: str) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.pax_headers = 512, headers
@@ -69,6 +76,9 @@ LABEL = member("0.cls", b"1")
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
+        (promised("0.bin", 2**70), "truncated .* ends within a member"),
+        (promised("0.png", 2**70), "truncated .* ends within a member"),
+        (member(".", png()) + LABEL, "damaged, truncated"),
         (gnu_sparse("0.png", 2**30) + LABEL, "0.png in .* is a sparse file"),
         (gnu_sparse("0.png", 10 * 2**40) + LABEL, "0.png in .* is a sparse file"),
         (pax("0.png", **{"GNU.sparse.size": str(2**30), "GNU.sparse.offset": "0"}) + LABEL, "sparse file"),

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from sfm.cli import app
 from sfm.command import configured, from_file_rule
 from sfm.distill.config import DistillConfig
+from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
@@ -193,12 +194,19 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(
     assert len(line) < 1500
 
 
-def test_a_configuration_may_come_through_a_pipe(tmp_path: Path) -> None:
+def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) -> None:
+    readable, writable = os.pipe()
+    writer = threading.Timer(0.2, lambda: os.write(writable, file.read_bytes()) and os.close(writable))
     file = config_file(tmp_path, RECIPE)
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=pipe.write_bytes, args=(file.read_bytes(),))
     writer.start()
-    found = configured(DistillConfig, "distill", pipe, {"store": "mine", "out": tmp_path})
+    given = {"store": "mine", "out": tmp_path}
+    found = configured(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
     writer.join()
+    os.close(readable)
     assert found == DistillConfig(**RECIPE, store="mine", out=tmp_path)
+
+
+def test_a_pipe_that_lies_about_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(InputError, match="it is not a regular file"):
+        configured(DistillConfig, "distill", tmp_path / "run.json", {})
