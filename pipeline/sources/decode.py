@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from contextlib import suppress
 
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -49,9 +50,11 @@ def decode_image(data: bytes) -> Image.Image:
 def formats() -> tuple[str, ...]:
     """Return the formats that this build of Pillow reads, with their readers loaded and set up.
 
-    Pillow refuses PNG files with a colour profile or a text of more than 1 MiB.
+    Pillow warns of metadata that it cannot read, for every such image and without its name; and it refuses
+    PNG files with a colour profile or a text of more than 1 MiB.
     """
     Image.init()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MOST_TEXT)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
