@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfm.backbones import arithmetic as arithmetic  # tells cuBLAS what it must know before it is used
 from sfm.backbones.card import BackboneCard, Preprocessing
-from sfm.backbones.checkpoint import first_line, packaged_file, read_checkpoint, readings
+from sfm.backbones.checkpoint import packaged_file, read_checkpoint, readings
 from sfm.backbones.fold import fold_batch_norms
 from sfm.backbones.hub import hub_file
 from sfm.backbones.identity import is_under, reaching, weights_digest
@@ -25,7 +25,7 @@ from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
 from sfm.events import Listener, Progress, nobody
 from sfm.field_types import LARGEST_INPUT
-from sfm.text import one_line
+from sfm.text import first_line, one_line
 
 # What training scripts call the part of a larger model that a backbone is.
 _HOLDERS = frozenset({"", "module", "model", "backbone", "encoder"})

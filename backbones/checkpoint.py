@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.text import one_line
+from sfm.text import first_line, one_line
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where checkpoints hold their weights, in timm's order: an average over training steps comes first."""
@@ -240,8 +240,3 @@ def _elsewhere(loaded: Any) -> str:
 def _unwrapped(name: str) -> str:
     """Take off what wrappers around a model, or around its parts, put into the names of tensors."""
     return _WRAPPERS.sub("", name).removeprefix("module.")
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, cut to one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from sfm import atomic
 from sfm.errors import InputError
+from sfm.text import first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def not_essential(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         LOG.warning("%s is missing, the run is complete without it: %s", path, reason)
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfm.errors import InputError
+from sfm.text import first_line
 
 
 class LostProcess(InputError):  # noqa: N818 - named for what has happened
@@ -171,7 +172,6 @@ def _exchanging() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
         raise LostProcess(
-            f"another process of this run has ended ({reason}): see what it says; --resume goes on"
+            f"another process of this run has ended ({first_line(error)}): see what it says; --resume goes on"
         ) from error

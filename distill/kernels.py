@@ -11,12 +11,12 @@ import torch
 from sfm.backbones.arithmetic import same_bits
 from sfm.backbones.build import Backbone
 from sfm.backbones.captured import Captured
-from sfm.backbones.checkpoint import first_line
 from sfm.backbones.compiled import can_compile, compiled
 from sfm.backbones.frozen import frozen
 from sfm.distill.engine import Plan
 from sfm.distill.group import ALONE, Group
 from sfm.errors import InputError
+from sfm.text import first_line
 
 Wish = Literal["auto", "yes", "no"]
 

@@ -14,6 +14,11 @@ DEGRADE = "sfm.degrade"
 """Name of the codec error handler of :func:`degrade`."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without what follows its first line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def one_line(text: str, most: int | None = None) -> str:
     r"""Return text as one line without control characters, fit for a terminal, a caption or a log.
 

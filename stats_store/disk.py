@@ -106,6 +106,11 @@ def denied(path: Path | None) -> str:
     )
 
 
+def unlisted(folder: Path) -> str:
+    """Return the line about a folder that may not be listed."""
+    return f"cannot read {folder}: {denied(folder)}"
+
+
 def user_name(number: int) -> str:
     """Return the name of a user, or the number of one without a name."""
     try:

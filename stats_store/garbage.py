@@ -14,7 +14,7 @@ from sfm.events import Listener, nobody
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit, read_cards
-from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, is_denied, local_root, modified, walk
+from sfm.stats_store.disk import UNFINISHED, LocalFile, is_denied, local_root, modified, unlisted, walk
 from sfm.stats_store.history import Generation, generations
 from sfm.stats_store.location import reaching
 from sfm.stats_store.objects import RUN, list_objects, read_object
@@ -126,7 +126,7 @@ def list_store(store: Store) -> Listing:
         return Listing(runs, index, [], [])
     hidden: list[str] = []
     found = [
-        list(walk(root, prefix, lambda p: hidden.append(denied_line(p)), follow=False))
+        list(walk(root, prefix, lambda p: hidden.append(unlisted(p)), follow=False))
         for prefix in ("runs", "index")
     ]
     # Inside a run a link is a part of it, and deleted as a link.
@@ -146,11 +146,6 @@ def is_of(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
     except (DamageError, InputError, FileNotFoundError):
         return False
     return True
-
-
-def denied_line(path: Path) -> str:
-    """Return the line about a folder that may not be listed."""
-    return f"cannot read {path}: {denied(path)}"
 
 
 def is_inside_run(path: str) -> bool:

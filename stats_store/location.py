@@ -16,7 +16,7 @@ from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.clouds import reason, require_environment
 from sfm.stats_store.disk import WHY, denied, folder_of_store, is_denied, path_of, system_errno
-from sfm.text import one_line
+from sfm.text import first_line, one_line
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -203,8 +203,3 @@ def explained(error: BaseException, place: str) -> str:
             return f"cannot use {place}: {denied(path_of(error))}"
         return f"cannot use {place}: {WHY.get(number or 0) or first_line(error)}"
     return f"cannot use {place}: {reason(error, place.partition(':')[0].lower())}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, without the debugging detail that follows its first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -253,7 +253,7 @@ def require_writable(objects: ObjectStore) -> None:
     delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            _raise_denied(folder)
 
 
 def delete_run(objects: ObjectStore, run: str) -> None:

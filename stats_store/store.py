@@ -36,7 +36,7 @@ from sfm.stats_store.commits import (
 )
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.declared import require_layouts
-from sfm.stats_store.disk import denied
+from sfm.stats_store.disk import unlisted
 from sfm.stats_store.location import UnreadableError, connect, reaching, shown
 from sfm.stats_store.objects import (
     create_object,
@@ -151,7 +151,7 @@ class Store:
             commits[folder] |= {path for path in paths if generation_of(path) > newest}
         return Index(
             {name: sorted(paths, key=generation_of) for name, paths in commits.items() if paths},
-            [f"cannot read {folder}: {denied(folder)}" for folder in unreadable],
+            [unlisted(folder) for folder in unreadable],
         )
 
     def commit(self, path: str) -> Commit:

@@ -51,7 +51,7 @@ from sfm.pipeline.sources.source import (
 )
 from sfm.pipeline.sources.splits import split_files
 from sfm.stats_store.class_lists import class_id_from
-from sfm.text import one_line
+from sfm.text import first_line, one_line
 from sfm.untrusted import JSON_BYTES, parse_json
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def opened(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.p
         OverflowError,
         MemoryError,
     ) as error:
-        line = one_line(str(error).partition("\n")[0], 300)
+        line = one_line(first_line(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()

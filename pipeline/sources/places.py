@@ -23,8 +23,9 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
 from sfm.pipeline.sources.walk import always, dangling_link, walk_files
-from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained, first_line
+from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained
 from sfm.stats_store.names import folder_name, name_from
+from sfm.text import first_line
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

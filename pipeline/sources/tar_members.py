@@ -22,8 +22,7 @@ from sfm.pipeline.sources.limits import (
 )
 from sfm.pipeline.sources.places import DataFile, open_stream
 from sfm.pipeline.sources.source import some
-from sfm.stats_store.location import first_line
-from sfm.text import one_line
+from sfm.text import first_line, one_line
 
 LABELS = ("cls", "json", "txt")
 GZIP = b"\x1f\x8b"
