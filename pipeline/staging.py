@@ -29,6 +29,7 @@ from sfm.pipeline.sources.limits import NAME_CHARACTERS
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.disk import share_mode
+from sfm.text import utf8_values
 from sfm.untrusted import read_file
 
 TASK_ROWS = BLOCK_ROWS
@@ -321,7 +322,7 @@ class Staging:
     def put_found(self, task: Task, found: Found) -> None:
         """Save what reading a task told; it comes last, so where it is, the digests are."""
         with appearing(self.found_file(task)) as out:
-            out.write(json.dumps(dataclasses.asdict(found)).encode())
+            out.write(json.dumps(utf8_values(dataclasses.asdict(found))).encode())
 
     def found(self, task: Task) -> Found | None:
         """Return what reading a task told; None if it was not read to its end, or the file is damaged."""
