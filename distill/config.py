@@ -11,7 +11,9 @@ from sfm.config_fields import (
     MOST_PROCESSES,
     BackboneField,
     ClassesField,
+    Copies,
     Place,
+    Processes,
     Recipe,
 )
 from sfm.field_types import LARGEST_INPUT
@@ -44,7 +46,7 @@ class DistillConfig(BaseModel):
     alpha: Recipe[float] = Field(
         default=1.0, ge=0, le=1, description="Weight of the own centres (sfm-decoupled only)."
     )
-    ipc: Recipe[int] = Field(
+    ipc: Copies[int] = Field(
         default=1,
         ge=1,
         le=MOST_PER_CLASS,
@@ -55,7 +57,7 @@ class DistillConfig(BaseModel):
         description="What the images of a class are matched to, above one: a sub-class centre each, or "
         "(none, as published) all to the class mean.",
     )
-    views: Recipe[int] = Field(
+    views: Copies[int] = Field(
         default=1, ge=1, le=MANY, description="Augmented views of every image in every step."
     )
     steps: Recipe[int] = Field(default=2000, ge=1, le=MANY, description="Optimisation steps.")
@@ -75,7 +77,7 @@ class DistillConfig(BaseModel):
         le=MANY,
         description="Steps between two levels of the pyramid (default: spread over half the run).",
     )
-    micro_batch: Recipe[int | None] = Field(
+    micro_batch: Copies[int | None] = Field(
         default=None,
         ge=1,
         le=MANY,
@@ -87,7 +89,7 @@ class DistillConfig(BaseModel):
         description="With several micro-batches: exact (one forward more) or one-pass (features of the other "
         "images are those last seen).",
     )
-    graphs: Recipe[int | None] = Field(
+    graphs: Copies[int | None] = Field(
         default=None,
         ge=0,
         le=MANY,
@@ -117,7 +119,7 @@ class DistillConfig(BaseModel):
         description="Compile the backbone with torch.compile (auto: on a GPU, where the run is long enough "
         "to gain what that costs).",
     )
-    devices: Recipe[int] = Field(
+    devices: Processes[int] = Field(
         default=1,
         ge=1,
         le=MOST_PROCESSES,

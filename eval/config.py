@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Place, Recipe
+from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Copies, Place, Pool, Recipe
 from sfm.errors import InputError
 from sfm.eval.whole import distinct_names
 from sfm.field_types import LARGEST_INPUT
@@ -61,18 +61,18 @@ class EvaluateOptions(BaseModel):
         "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
         "soft labels. joint, stage: projector and head, together or one after the other.",
     )
-    seeds: Recipe[int] = Field(
+    seeds: Copies[int] = Field(
         default=3, ge=1, le=MANY, description="Repetitions; the table shows mean and deviation."
     )
     epochs: Recipe[int] = Field(default=1000, ge=1, le=MANY, description="Passes over the synthetic images.")
-    views: Recipe[int] = Field(
+    views: Pool[int] = Field(
         default=50,
         ge=1,
         le=MANY,
         description="Augmented views per image and seed that heads are trained on, their features computed "
         "once; as many as epochs give every epoch a view of its own.",
     )
-    projector_views: Recipe[int | None] = Field(
+    projector_views: Pool[int | None] = Field(
         default=None,
         ge=1,
         le=MANY,

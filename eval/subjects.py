@@ -100,7 +100,7 @@ def specs_of(
     ``all`` is the one distilled on, as its run names it, and the others of the store as it names them, in the
     order of their names: the same columns for every run.
     """
-    named = [spec for spec in config.backbone if spec != EVERY]
+    named = list(dict.fromkeys(spec for spec in config.backbone if spec != EVERY))
     if EVERY not in config.backbone:
         return [(spec, True) for spec in named or [record.config.backbone]]
     stored = {s.backbone: s.backbone for s in comparable if s.backbone_hash != record.backbone.hash}

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Consent, Place, Recipe
+from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Consent, Place, Processes, Recipe
 from sfm.field_types import LARGEST_INPUT
 from sfm.stats_store.names import problem_with_name
 
@@ -103,7 +103,7 @@ class ExtractConfig(BaseModel):
         le=MOST_PROCESSES,
         description="CPU threads to compute with on this machine, decoding included. Default: one per core.",
     )
-    workers: Recipe[int | None] = Field(
+    workers: Processes[int | None] = Field(
         default=None,
         ge=1,
         le=MOST_PROCESSES,

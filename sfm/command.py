@@ -12,7 +12,7 @@ import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from sfm.config_fields import FromFile
+from sfm.config_fields import not_from_file
 from sfm.errors import InputError
 from sfm.terminal import fail, reporting
 from sfm.text import one_line
@@ -238,12 +238,8 @@ def from_file(file: Path, name: str) -> dict[str, Any]:
 
 
 def require_no_places(model: type[BaseModel], file: Path, values: dict[str, Any]) -> None:
-    """Refuse a file that says where to read or write, or what may leave: it may be of somebody else."""
-    places = {
-        name: values[name]
-        for name, field in model.model_fields.items()
-        if name in values and from_file_rule(field).is_place(values[name])
-    }
+    """Refuse a file that says where to read or write, what may leave, or to take much memory."""
+    places = not_from_file(model, values)
     if not places:
         return
     named = ", ".join(
@@ -251,15 +247,9 @@ def require_no_places(model: type[BaseModel], file: Path, values: dict[str, Any]
     )
     wanted = " ".join(flag_of(model, name) for name in places)
     raise InputError(
-        f"--config {file} sets {named}: a file gives the recipe only; give {wanted} on the command line, or "
-        "--trust-config if the file is your own"
+        f"--config {file} sets {named}: a file gives the recipe only, of usual size; give {wanted} on the "
+        "command line, or --trust-config if the file is your own"
     )
-
-
-def from_file_rule(field: FieldInfo) -> FromFile:
-    """Return which values of a field a file may not give; every field says so."""
-    (rule,) = (marker for marker in field.metadata if isinstance(marker, FromFile))
-    return rule
 
 
 def flag_of(model: type[BaseModel], name: str) -> str:

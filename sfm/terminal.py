@@ -26,6 +26,9 @@ PLAIN_SECONDS = 10.0
 UNFINISHED = 1
 INTERRUPTED = 130
 
+LONGEST_ERROR = 4000
+"""Characters of an error: a name in it may have been made to fill the screen."""
+
 
 class OneLine(logging.Formatter):
     """Log messages as one line each, fit for a terminal."""
@@ -51,7 +54,7 @@ def print_line(text: str, file: TextIO | None = None) -> None:
 
 def fail(message: str, status: int) -> typer.Exit:
     """Print one line on stderr and return the exit to raise."""
-    print_line(f"error: {message}", file=sys.stderr)
+    print_line(f"error: {one_line(message, LONGEST_ERROR)}", file=sys.stderr)
     return typer.Exit(status)
 
 
@@ -68,7 +71,7 @@ def reporting() -> Iterator[None]:
     except KeyboardInterrupt:
         raise fail("interrupted", INTERRUPTED) from None
     except Exception as error:
-        reason = space_or_permission(error)
+        reason = space_or_permission(error) or no_memory(error)
         if reason is None:
             raise
         raise fail(reason, 2) from None
@@ -82,6 +85,14 @@ def explain_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         left = message if isinstance(message, str) else message()
         raise fail(f"interrupted{left}", INTERRUPTED) from None
+
+
+def no_memory(error: BaseException) -> str | None:
+    """Return a line for memory that is not there, on the CPU or a GPU; None for anything else."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return f"not enough memory: ask for fewer images or views at a time ({text})"
+    return None
 
 
 def space_or_permission(error: BaseException) -> str | None:

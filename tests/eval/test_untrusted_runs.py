@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
 from sfm.eval.export.cards import cell, code
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
+from sfm.eval.report.commands import OPTIONS, distill_command, evaluate_again
 from sfm.eval.report.read import ReportedRun, read_all
 from sfm.eval.synthetic import read_run
 from sfm.eval.work import KeptFeatures, Work
@@ -359,6 +362,23 @@ def test_no_name_of_a_run_leaves_its_place_in_a_card(run: Path, tmp_path: Path) 
 def reported(run: Path) -> ReportedRun:
     (found,) = read_all([run], [])
     return found
+
+
+def test_commands_to_paste_hold_options_of_the_recipe_only(run: Path) -> None:
+    assert DistillConfig.model_fields.keys() - {"out", "resume"} == OPTIONS
+    config = {"trust_config": True, "config": "theirs.json", "x; y": 1, "resume": True}
+    changed("run.json", lambda document: document["config"].update(config))(run)
+    words = shlex.split(distill_command(reported(run)))
+    assert {"--trust-config", "--config", "--x; y", "--resume"}.isdisjoint(words)
+    assert words[words.index("--out") + 1] == f"{run}-again"
+
+
+def test_commands_to_paste_give_what_a_configuration_file_may_not(run: Path) -> None:
+    changed("run.json", lambda document: document["config"].update(classes=["0", "1"], views=1000))(run)
+    assert "--views 1000" in distill_command(reported(run))
+    assert evaluate_again(run, {"store": "s", "run": str(run), "seeds": 500}).endswith(
+        "--store s --seeds 500"
+    )
 
 
 def test_a_history_of_many_steps_is_read(run: Path) -> None:

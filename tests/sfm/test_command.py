@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from sfm.cli import app
-from sfm.command import configured, from_file_rule
+from sfm.command import configured
+from sfm.config_fields import rule_of
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
@@ -99,7 +100,7 @@ def config_file(tmp_path: Path, config: object, command: str = "distill") -> Pat
 @pytest.mark.parametrize("model", CONFIGS)
 def test_every_field_says_whether_a_file_may_give_it(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
-        assert from_file_rule(field), name
+        assert rule_of(field), name
 
 
 def test_every_command_with_a_config_is_of_these_models() -> None:
@@ -125,8 +126,8 @@ def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
     file = config_file(tmp_path, {**RECIPE, **PLACES})
     line = refusal(capsys, "distill", "--config", file, "--store", "mine")
     assert line.endswith(
-        "sets --classes /etc/passwd, --out /home/you: a file gives the recipe only; give --classes --out on "
-        "the command line, or --trust-config if the file is your own"
+        "sets --classes /etc/passwd, --out /home/you: a file gives the recipe only, of usual size; give "
+        "--classes --out on the command line, or --trust-config if the file is your own"
     )
 
 
@@ -146,9 +147,17 @@ def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
         ("report", {"evaluation": ["/home/you"]}, "--evaluation"),
         ("report", {"runs": ["/home/you/run"]}, "DIR"),
         ("export", {"out": "/home/you"}, "--out"),
+        ("distill", {"devices": 4096}, "--devices 4096"),
+        ("distill", {"ipc": 10_000}, "--ipc 10000"),
+        ("distill", {"views": "1000000"}, "--views 1000000"),
+        ("distill", {"views": 1e6}, "--views 1000000.0"),
+        ("distill", {"micro_batch": 10**9, "graphs": 10**9}, "--micro-batch 1000000000"),
+        ("evaluate", {"seeds": 10**9}, "--seeds 1000000000"),
+        ("evaluate", {"views": 10**9, "projector_views": 10**9}, "--views 1000000000, --projector-views"),
+        ("extract", {"workers": 4096}, "--workers 4096"),
     ],
 )
-def test_what_reads_writes_connects_or_leaves_is_not_taken_from_a_file(
+def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, config: dict[str, object], named: str
 ) -> None:
     line = refusal(capsys, command, "--config", config_file(tmp_path, config, command))
@@ -172,8 +181,8 @@ def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
         (b'{"command": "x\\u001b[2J", "config": {}}', r"is of `sfm x\x1b[2J`"),
         (b'{"command": "' + b"x" * 10**6 + b'", "config": {}}', "x…`, not of"),
         (
-            b'{"command": "distill", "config": {"ipc": 1000000000000}}',
-            "--ipc 1000000000000: input should be less",
+            b'{"command": "distill", "config": {"steps": 1000000000000}}',
+            "--steps 1000000000000: input should be less",
         ),
         (b'{"command": "distill", "config": {"seed": ' + b"9" * 4000 + b"}}", "--seed 999"),
         (b'{"command": "distill", "config": {"learning_rate": NaN}}', "--learning-rate nan"),
