@@ -5,7 +5,8 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +15,11 @@ from sfm.events import Listener, nobody
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit, read_cards
-from sfm.stats_store.disk import UNFINISHED, LocalFile, denied, is_denied, local_root, modified, walk
+from sfm.stats_store.disk import UNFINISHED, LocalFile, is_denied, local_root, modified, unlisted, walk
 from sfm.stats_store.history import Generation, generations
 from sfm.stats_store.location import RUN, list_objects, reaching, read_object
 from sfm.stats_store.store import Store
+from sfm.stats_store.verified import require_published
 
 Reason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
 
@@ -72,8 +74,9 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     """Return everything that no reader can reach, and one line for all that was left out of it.
 
     Every commit is read. If one cannot be, nothing of its key is garbage. If it is the newest of the key,
-    neither is any run that it may refer to: one without a commit, and one with other cards than those of the
-    commit that claims it. An older one refers to nothing that readers see.
+    neither is any run that it may refer to: one without a commit. An older one refers to nothing that
+    readers see. A run that is not what a commit says has none: anybody may commit the id of one that is
+    being written.
 
     Readers follow links, by which a store may lie on several disks; what is behind a link is never garbage.
 
@@ -94,9 +97,13 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     all_known = not (any(g.newest for g in unreadable) or lost or hidden or listing.hidden)
     guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
     by_path = {g.path: g.commit for g in commits}
-    runs = [g for g in unreferenced_runs(listing, commits) if g.path not in guarded]
+    runs = [
+        g if not g.objects or is_of(store, g.path, [by_path[p] for p in g.commits]) else without_commit(g)
+        for g in unreferenced_runs(listing, commits)
+        if g.path not in guarded
+    ]
     if not all_known:
-        runs = [g for g in runs if g.commits and is_of(store, g.path, [by_path[p] for p in g.commits])]
+        runs = [g for g in runs if g.commits]
     found = [
         *runs,
         *(unfinished_writes(listing) if local_root(store.objects) else ()),
@@ -125,7 +132,7 @@ def list_store(store: Store) -> Listing:
         return Listing(runs, index, [], [])
     hidden: list[str] = []
     found = [
-        list(walk(root, prefix, lambda p: hidden.append(denied_line(p)), follow=False))
+        list(walk(root, prefix, lambda p: hidden.append(unlisted(p)), follow=False))
         for prefix in ("runs", "index")
     ]
     # Inside a run a link is a part of it, and deleted as a link.
@@ -135,21 +142,29 @@ def list_store(store: Store) -> Listing:
 
 
 def is_of(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
-    """Say whether a run has the cards of all these commits: anybody may commit the id of a run of others."""
+    """Say whether a run has the cards that one of these commits says, to the byte.
+
+    A writer stores them last, and nobody knows them before; they are also deleted last.
+    """
+    if not commits:
+        return False
     try:
         with reaching(store.url):
             data = read_object(store.objects, f"{run}/zarr.json", bytes)
-        for commit in commits:
-            if commit is not None:
-                read_cards(commit, data)
     except (DamageError, InputError, FileNotFoundError):
         return False
-    return True
+    for commit in commits:
+        with suppress(DamageError, InputError):
+            if commit is not None:
+                require_published(f"{run}/zarr.json", data, commit.objects["zarr.json"])
+                read_cards(commit, data)
+                return True
+    return False
 
 
-def denied_line(path: Path) -> str:
-    """Return the line about a folder that may not be listed."""
-    return f"cannot read {path}: {denied(path)}"
+def without_commit(garbage: Garbage) -> Garbage:
+    """Return a run as one that was never committed."""
+    return replace(garbage, reason="never committed", commits=())
 
 
 def is_inside_run(path: str) -> bool:
@@ -229,7 +244,8 @@ def staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        known = [known for file in (path, *path.rglob("*")) if (known := size_and_time(file))]
+        inside = (root / file.path for file in walk(root, below, lambda _: None, follow=False))
+        known = [known for file in {path, *inside} if (known := size_and_time(file))]
         if known:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in known), max(time for _, time in known)
             found.append(Garbage(below, "abandoned staging", since, len(known) - 1, size))

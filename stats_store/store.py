@@ -27,6 +27,7 @@ from sfm.stats_store.cards import (
 from sfm.stats_store.clouds import is_without_container
 from sfm.stats_store.commits import (
     COMMIT,
+    KEY_FOLDER,
     MARK,
     commit_path,
     generation_of,
@@ -36,7 +37,7 @@ from sfm.stats_store.commits import (
 )
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.declared import require_layouts
-from sfm.stats_store.disk import denied
+from sfm.stats_store.disk import unlisted
 from sfm.stats_store.location import (
     UnreadableError,
     connect,
@@ -142,7 +143,8 @@ class Store:
             If the store cannot be reached.
         """
         with reaching(self.url):
-            listed, unreadable = list_readable(self.objects, f"index/{key}" if key else "index")
+            where = f"index/{key}" if key else "index"
+            listed, unreadable = list_readable(self.objects, where, enter=KEY_FOLDER.fullmatch)
         commits: dict[str, set[str]] = defaultdict(set)
         marked: dict[str, set[str]] = defaultdict(set)
         for item in listed:
@@ -154,7 +156,7 @@ class Store:
             commits[folder] |= {path for path in paths if generation_of(path) > newest}
         return Index(
             {name: sorted(paths, key=generation_of) for name, paths in commits.items() if paths},
-            [f"cannot read {folder}: {denied(folder)}" for folder in unreadable],
+            [unlisted(folder) for folder in unreadable],
         )
 
     def commit(self, path: str) -> Commit:
@@ -172,7 +174,11 @@ class Store:
             try:
                 found = read_object(self.objects, path, lambda data: parse_sealed(data, path))
             except FileNotFoundError:
-                raise DamageError(f"missing commit {path}: it was published and is gone") from None
+                mark = path.rpartition("/")[2].removesuffix(".json") + MARK
+                raise DamageError(
+                    f"missing commit {path}: it was published and is gone; if it never was, delete {mark} "
+                    f"there"
+                ) from None
         if isinstance(found, DamageError):
             raise found
         return found
