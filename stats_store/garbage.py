@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -95,7 +96,7 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     # Behind a link of the index there may be commits that are not there today: a disk that is not mounted.
     hidden = [path for path in listing.links if path.startswith("index")]
     all_known = not (any(g.newest for g in unreadable) or lost or hidden or listing.hidden)
-    guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
+    guarded = runs_of(commits, {g.key for g in unreadable})
     by_path = {g.path: g.commit for g in commits}
     runs = [
         g if not g.objects or is_of(store, g.path, [by_path[p] for p in g.commits]) else without_commit(g)
@@ -113,9 +114,9 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     return found, [*listing.hidden, *links, *(g.problem for g in unreadable)]
 
 
-def runs_of(commits: Sequence[Generation], key: str) -> set[str]:
-    """Return the paths of the runs that the commits of a key refer to."""
-    return {f"runs/{g.commit.run}" for g in commits if g.key == key and g.commit}
+def runs_of(commits: Sequence[Generation], keys: set[str]) -> set[str]:
+    """Return the paths of the runs that the commits of these keys refer to."""
+    return {f"runs/{g.commit.run}" for g in commits if g.key in keys and g.commit}
 
 
 def list_store(store: Store) -> Listing:
@@ -189,6 +190,7 @@ def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterat
         if generation.commit and generation.commit.kind == "entry":
             referring[generation.commit.run].append(generation)
     committed = {item.path: item.modified for item in listing.index}
+    followed_by = {old.path: new.path for old, new in pairwise(commits) if old.key == new.key}
     for run in sorted({*objects, *referring}):
         items, past = objects[run], referring[run]
         linked = f"runs/{run}" in listing.links or any(g.path not in committed for g in past)
@@ -198,7 +200,7 @@ def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterat
         times = [item.modified for item in items]
         if past:
             reason = "removed" if past[-1].state == "removed" else "replaced"
-            times += [committed[g.path] for g in successors(past, commits) if g.path in committed]
+            times += [committed[path] for g in past if (path := followed_by[g.path]) in committed]
         yield Garbage(
             path=f"runs/{run}",
             reason=reason,
@@ -207,14 +209,6 @@ def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterat
             size=sum(item.size for item in items),
             commits=tuple(g.path for g in past),
         )
-
-
-def successors(past: Sequence[Generation], commits: Sequence[Generation]) -> list[Generation]:
-    """Return the commit that followed each of these under its key."""
-    return [
-        min((g for g in commits if g.key == old.key and g.number > old.number), key=lambda g: g.number)
-        for old in past
-    ]
 
 
 def unfinished_writes(listing: Listing) -> Iterator[Garbage]:
