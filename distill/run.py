@@ -248,9 +248,17 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
     # Hidden are the lock of this very run, and what file managers leave everywhere.
-    if not saved and any(path.is_file() and not is_clutter(path.name) for path in out.rglob("*")):
+    if not saved and holds_files(out):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
+
+
+def holds_files(folder: Path) -> bool:
+    """Say whether there is a file below a folder, but for clutter, or too many folders to look."""
+    try:
+        return any(path.is_file() and not is_clutter(path.name) for path in folder.rglob("*"))
+    except RecursionError:
+        return True
 
 
 def describe_checkpoint(out: Path) -> str:

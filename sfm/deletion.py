@@ -14,6 +14,10 @@ class LinkError(OSError):
     """What was to be deleted is a symbolic link, or lies behind one."""
 
 
+class DepthError(OSError):
+    """What was to be deleted holds folders that lie too deep in one another."""
+
+
 def delete_below(root: Path, path: str | PurePath) -> None:
     """Delete a file, or a folder with all it holds; what is gone already is passed over.
 
@@ -32,6 +36,8 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     ------
     LinkError
         If the path is a link, or leads through one; nothing has been deleted then.
+    DepthError
+        If some hundred folders in it lie one in another; what is not so deep may have been deleted.
     ValueError
         If the path is absolute, empty, or leads out of `root`.
     OSError
@@ -51,7 +57,13 @@ def delete_below(root: Path, path: str | PurePath) -> None:
                 return
             opened.callback(os.close, folder)
         if stat.S_ISDIR(_refuse_link(folder, parts[-1], root / path)):
-            shutil.rmtree(parts[-1], dir_fd=folder, onerror=raise_unless_gone)
+            try:
+                shutil.rmtree(parts[-1], dir_fd=folder, onerror=raise_unless_gone)
+            except (RecursionError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.EMFILE:
+                    raise
+                # Every level takes a call and an open folder.
+                raise DepthError(errno.ENAMETOOLONG, "too deep", str(root / path)) from None
         else:
             os.unlink(parts[-1], dir_fd=folder)
 

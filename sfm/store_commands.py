@@ -192,24 +192,31 @@ def store_copy(
             quiet, "entries that are not whole are not visible; the same command goes on"
         ) as progress:
             source = open_store(url)
-            known = known_summaries(source, dataset or "", progress)
-            chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
+            left_out: list[str] = []
+            if dataset or backbone or image_size:
+                known = known_summaries(source, dataset or "", progress)
+                chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
+            else:
+                chosen, left_out = source.survey(progress)
             done = copy(source, create_store(target), chosen, replace=replace, progress=progress)
         if as_json:
-            terminal.print_json({"entries": [store_tables.copied_document(c) for c in done]})
+            shown = [store_tables.copied_document(c) for c in done]
+            terminal.print_json({"entries": shown, "unreadable": left_out})
         else:
             outcomes = [c.outcome for c in done]
             terminal.entry_table(f"From {url} to {target}", [c.summary for c in done], outcomes)
+            for reason in left_out:
+                print_line(f"note: left out: {reason}")
         damaged = [c for c in done if c.outcome == "damaged"]
         if damaged:
             raise terminal.fail(f"{len(damaged)} of {len(done)} entries not copied: {damaged[0].detail}", 1)
-        missing = sum(not c.arrived for c in done)
+        missing = [c for c in done if not c.arrived]
         if missing:
-            raise terminal.fail(
-                f"{missing} of {len(done)} entries not copied: {target} holds others under their keys, or "
-                f"had them removed; --replace goes over them",
-                2,
-            )
+            others = f"{target} holds others under their keys, or had them removed; --replace goes over them"
+            reason = next((c.detail for c in missing if c.detail), others)
+            raise terminal.fail(f"{len(missing)} of {len(done)} entries not copied: {reason}", 2)
+        if left_out:
+            raise terminal.fail(f"{len(left_out)} entries of {url} were left out: {left_out[0]}", 1)
 
 
 @store_app.command(

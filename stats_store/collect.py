@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sfm.deletion import LinkError, delete_below
+from sfm.deletion import DepthError, LinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import Listener, nobody
 from sfm.locking import open_lock, take_lock
@@ -114,8 +114,8 @@ def claimed(store: Store, garbage: Garbage) -> Iterator[bool]:
         return
     try:
         held = open_lock(lock)
-    except (PermissionError, InputError):
-        yield False  # of another user, who may be at work; or a link
+    except (OSError, InputError):
+        yield False  # of another user, who may be at work; or no file
         return
     with held:
         yield take_lock(held, lock)
@@ -131,12 +131,16 @@ def delete(store: Store, garbage: Garbage) -> str:
         elif garbage.reason == "unfinished write":
             delete_object(store.objects, garbage.path)
         else:
-            delete_run(store.objects, garbage.path.removeprefix("runs/"))
+            # Where the listing found nothing, somebody may have begun to write since.
+            if garbage.objects:
+                delete_run(store.objects, garbage.path.removeprefix("runs/"))
             for commit in garbage.commits:
                 for path in (commit, commit.removesuffix(".json") + MARK):
                     delete_object(store.objects, path)
     except LinkError as error:
         return f"{garbage.path} could not be deleted: {error.filename} is a symbolic link"
+    except DepthError:
+        return f"{garbage.path} could not be deleted: it holds folders too deep in one another; use rm -r"
     return ""
 
 

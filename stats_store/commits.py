@@ -37,6 +37,9 @@ MARK = ".published"
 COMMIT = re.compile(r"index/([0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64})/([0-9]{8})(\.json|\.published)")
 """Path of a commit or its mark: key, generation, ending. Nothing else in the index means anything."""
 
+KEY_FOLDER = re.compile(r"index(/[0-9a-f]{64}){0,3}")
+"""Path of a folder of the index in which there may be commits."""
+
 RUN_METADATA_BYTES = 2 * JSON_BYTES
 """Most bytes of all metadata of a run, which opening its entry reads and holds."""
 
@@ -72,16 +75,22 @@ def generation_of(path: str) -> int:
     return int(path.rpartition("/")[2].partition(".")[0])
 
 
+class LastGenerationError(InputError):
+    """A key has no generation left: somebody's doing, or a mistake."""
+
+
 def generation_after(latest: int, key: str) -> int:
     """Return the generation that follows the highest of a key.
 
     Raises
     ------
-    InputError
-        If it is the last that a path can name: somebody's doing, or a mistake.
+    LastGenerationError
+        If it is the last that a path can name.
     """
     if latest >= LAST_GENERATION:
-        raise InputError(f"index/{key} holds the last possible generation, {latest}: delete that commit")
+        raise LastGenerationError(
+            f"index/{key} holds the last possible generation: delete {latest}.json and {latest}{MARK} there"
+        )
     return latest + 1
 
 

@@ -13,6 +13,7 @@ from sfm.events import Listener, nobody
 from sfm.stats_store.cards import Commit, Summary
 from sfm.stats_store.collect import SAFE_AGE
 from sfm.stats_store.commits import (
+    LastGenerationError,
     commit_name,
     commit_path,
     generation_after,
@@ -57,7 +58,7 @@ class Copied:
         where another entry has the same key; ``removed there``, where somebody took it down; ``damaged``,
         where the source does not hold what was published, or what was published is not an entry.
     detail : str
-        What is damaged.
+        What is damaged, or in the way.
     written, found : int
         Objects that were written, and that were found in the target with the right content.
     """
@@ -120,6 +121,8 @@ def copy(
             return copying.entry(summary)
         except DamageError as error:
             return Copied(summary, "damaged", str(error))
+        except LastGenerationError as error:
+            return Copied(summary, "differs in the target", str(error))
 
     return concurrently(copy_one, summaries, progress, "copy", "entries", limit=entries)
 
@@ -237,11 +240,13 @@ class Copying:
         if run in self.taken:
             return None
         with reaching(self.target.url):
-            listed, unreadable = list_readable(self.target.objects, f"runs/{run}")
+            listed, unreadable = list_readable(self.target.objects, f"runs/{run}", follow=False)
+        if unreadable:
+            return None
         if not listed:
-            return None if unreadable else set()
+            return set()
         newest = max(item["last_modified"] for item in listed)
-        if unreadable or datetime.datetime.now(datetime.UTC) - newest > RESUMED:
+        if datetime.datetime.now(datetime.UTC) - newest > RESUMED:
             return None
         names = [item["path"].removeprefix(f"runs/{run}/") for item in listed]
         ours = concurrently(lambda name: self.is_there(run, commit, name), names, limit=self.requests)

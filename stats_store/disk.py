@@ -54,6 +54,16 @@ WHY = {
 """What a person can make of an error of the system, by its number."""
 
 
+UNLISTED = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ESTALE, errno.ENAMETOOLONG)
+"""What the system says of one folder that cannot be listed; others may well be."""
+
+DEEPEST = 100
+"""Folders that lie one in another below a store's; this program makes ten."""
+
+MOST_LINKS = 1000
+"""Links to folders that one listing follows: a few that lead to each other are a listing without end."""
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A file of a local store, an empty folder, or a link: path below the root, size, time of change."""
@@ -107,8 +117,15 @@ def denied(path: Path | None) -> str:
 
 
 def unlisted(folder: Path) -> str:
-    """Return the line about a folder that may not be listed."""
-    return f"cannot read {folder}: {denied(folder)}"
+    """Return the line about a folder that :func:`walk` does not list."""
+    if folder.is_file():
+        return f"cannot read {folder}: it is a file, not a folder"
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return f"cannot read {folder}: {denied(folder)}"
+    return (
+        f"{folder} is not listed: it lies more than {DEEPEST} folders deep, or behind more than {MOST_LINKS} "
+        f"links; whatever made it, delete it"
+    )
 
 
 def user_name(number: int) -> str:
@@ -292,53 +309,73 @@ def walk(
     root: Path,
     prefix: str,
     unreadable: Callable[[Path], None],
-    above: tuple[tuple[int, int], ...] = (),
     *,
     follow: bool = True,
+    enter: Callable[[str], object] = lambda _: True,
 ) -> Iterator[LocalFile]:
     """Yield the files and empty folders below a prefix; links are followed, but not in a circle.
 
     Parameters
     ----------
     unreadable : callable
-        Told every folder that may not be listed; the others are listed all the same.
+        Told every folder that may not be listed, is a file, lies deeper than ``DEEPEST``, or is reached by a
+        link after ``MOST_LINKS`` others; the others are listed all the same.
     follow : bool
         False yields links as links, whatever is behind them, and the prefix too if it is one.
+    enter : callable
+        Says of the path of a folder whether anything in it is asked for.
     """
-    folder = root / prefix
-    try:
-        state = folder.stat() if follow or not prefix else folder.lstat()
-        if stat.S_ISLNK(state.st_mode):
-            yield LocalFile(prefix, state.st_size, modified(state), is_file=False, is_link=True)
-            return
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return  # not there, or discarded by its writer since it was listed
-    except PermissionError:
-        unreadable(folder)
-        return
-    if not entries:
-        yield LocalFile(prefix, 0, modified(state), is_file=False)
-    if (state.st_dev, state.st_ino) in above:
-        return
-    for entry in entries:
-        path = f"{prefix}/{entry.name}" if prefix else entry.name
+    links = 0
+
+    def below(prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[LocalFile]:
+        nonlocal links
+        folder = root / prefix
         try:
-            if not follow and entry.is_symlink():
-                own = entry.stat(follow_symlinks=False)
-                yield LocalFile(path, own.st_size, modified(own), is_file=False, is_link=True)
-            elif entry.is_dir():
-                inside = (*above, (state.st_dev, state.st_ino))
-                yield from walk(root, path, unreadable, inside, follow=follow)
-            elif entry.is_file():
-                own = entry.stat()
-                yield LocalFile(path, own.st_size, modified(own))
+            state = folder.stat() if follow or not prefix else folder.lstat()
+            if stat.S_ISLNK(state.st_mode):
+                yield LocalFile(prefix, state.st_size, modified(state), is_file=False, is_link=True)
+                return
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except FileNotFoundError:
-            continue  # a writer at work renamed it since it was listed
+            return  # not there, or discarded by its writer since it was listed
+        except NotADirectoryError:
+            if folder.is_file():
+                unreadable(folder)
+            return
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ESTALE):
+            if error.errno not in UNLISTED:
                 raise
-            unreadable(root / path)
+            unreadable(folder)
+            return
+        if not entries:
+            yield LocalFile(prefix, 0, modified(state), is_file=False)
+        if (state.st_dev, state.st_ino) in above:
+            return
+        for entry in entries:
+            path = f"{prefix}/{entry.name}" if prefix else entry.name
+            try:
+                if not follow and entry.is_symlink():
+                    own = entry.stat(follow_symlinks=False)
+                    yield LocalFile(path, own.st_size, modified(own), is_file=False, is_link=True)
+                elif entry.is_dir():
+                    if not enter(path):
+                        continue
+                    links += entry.is_symlink()
+                    if len(above) < DEEPEST and (links <= MOST_LINKS or not entry.is_symlink()):
+                        yield from below(path, (*above, (state.st_dev, state.st_ino)))
+                    elif links <= MOST_LINKS + 1:
+                        unreadable(root / path)
+                elif entry.is_file():
+                    own = entry.stat()
+                    yield LocalFile(path, own.st_size, modified(own))
+            except FileNotFoundError:
+                continue  # a writer at work renamed it since it was listed
+            except OSError as error:
+                if error.errno not in UNLISTED:
+                    raise
+                unreadable(root / path)
+
+    yield from below(prefix, ())
 
 
 def modified(state: os.stat_result) -> datetime.datetime:

@@ -5,7 +5,9 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +21,7 @@ from sfm.stats_store.history import Generation, generations
 from sfm.stats_store.location import reaching
 from sfm.stats_store.objects import RUN, list_objects, read_object
 from sfm.stats_store.store import Store
+from sfm.stats_store.verified import require_published
 
 Reason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
 
@@ -73,8 +76,9 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     """Return everything that no reader can reach, and one line for all that was left out of it.
 
     Every commit is read. If one cannot be, nothing of its key is garbage. If it is the newest of the key,
-    neither is any run that it may refer to: one without a commit, and one with other cards than those of the
-    commit that claims it. An older one refers to nothing that readers see.
+    neither is any run that it may refer to: one without a commit. An older one refers to nothing that
+    readers see. A run that is not what a commit says has none: anybody may commit the id of one that is
+    being written.
 
     Readers follow links, by which a store may lie on several disks; what is behind a link is never garbage.
 
@@ -93,11 +97,15 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     # Behind a link of the index there may be commits that are not there today: a disk that is not mounted.
     hidden = [path for path in listing.links if path.startswith("index")]
     all_known = not (any(g.newest for g in unreadable) or lost or hidden or listing.hidden)
-    guarded = {run for g in unreadable for run in runs_of(commits, g.key)}
+    guarded = runs_of(commits, {g.key for g in unreadable})
     by_path = {g.path: g.commit for g in commits}
-    runs = [g for g in unreferenced_runs(listing, commits) if g.path not in guarded]
+    runs = [
+        g if not g.objects or is_of(store, g.path, [by_path[p] for p in g.commits]) else without_commit(g)
+        for g in unreferenced_runs(listing, commits)
+        if g.path not in guarded
+    ]
     if not all_known:
-        runs = [g for g in runs if g.commits and is_of(store, g.path, [by_path[p] for p in g.commits])]
+        runs = [g for g in runs if g.commits]
     found = [
         *runs,
         *(unfinished_writes(listing) if local_root(store.objects) else ()),
@@ -107,9 +115,9 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
     return found, [*listing.hidden, *links, *(g.problem for g in unreadable)]
 
 
-def runs_of(commits: Sequence[Generation], key: str) -> set[str]:
-    """Return the paths of the runs that the commits of a key refer to."""
-    return {f"runs/{g.commit.run}" for g in commits if g.key == key and g.commit}
+def runs_of(commits: Sequence[Generation], keys: set[str]) -> set[str]:
+    """Return the paths of the runs that the commits of these keys refer to."""
+    return {f"runs/{g.commit.run}" for g in commits if g.key in keys and g.commit}
 
 
 def list_store(store: Store) -> Listing:
@@ -136,16 +144,29 @@ def list_store(store: Store) -> Listing:
 
 
 def is_of(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
-    """Say whether a run has the cards of all these commits: anybody may commit the id of a run of others."""
+    """Say whether a run has the cards that one of these commits says, to the byte.
+
+    A writer stores them last, and nobody knows them before; they are also deleted last.
+    """
+    if not commits:
+        return False
     try:
         with reaching(store.url):
             data = read_object(store.objects, f"{run}/zarr.json", bytes)
-        for commit in commits:
-            if commit is not None:
-                read_cards(commit, data)
     except (DamageError, InputError, FileNotFoundError):
         return False
-    return True
+    for commit in commits:
+        with suppress(DamageError, InputError):
+            if commit is not None:
+                require_published(f"{run}/zarr.json", data, commit.objects["zarr.json"])
+                read_cards(commit, data)
+                return True
+    return False
+
+
+def without_commit(garbage: Garbage) -> Garbage:
+    """Return a run as one that was never committed."""
+    return replace(garbage, reason="never committed", commits=())
 
 
 def is_inside_run(path: str) -> bool:
@@ -170,6 +191,7 @@ def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterat
         if generation.commit and generation.commit.kind == "entry":
             referring[generation.commit.run].append(generation)
     committed = {item.path: item.modified for item in listing.index}
+    followed_by = {old.path: new.path for old, new in pairwise(commits) if old.key == new.key}
     for run in sorted({*objects, *referring}):
         items, past = objects[run], referring[run]
         linked = f"runs/{run}" in listing.links or any(g.path not in committed for g in past)
@@ -179,7 +201,7 @@ def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterat
         times = [item.modified for item in items]
         if past:
             reason = "removed" if past[-1].state == "removed" else "replaced"
-            times += [committed[g.path] for g in successors(past, commits) if g.path in committed]
+            times += [committed[path] for g in past if (path := followed_by[g.path]) in committed]
         yield Garbage(
             path=f"runs/{run}",
             reason=reason,
@@ -188,14 +210,6 @@ def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterat
             size=sum(item.size for item in items),
             commits=tuple(g.path for g in past),
         )
-
-
-def successors(past: Sequence[Generation], commits: Sequence[Generation]) -> list[Generation]:
-    """Return the commit that followed each of these under its key."""
-    return [
-        min((g for g in commits if g.key == old.key and g.number > old.number), key=lambda g: g.number)
-        for old in past
-    ]
 
 
 def unfinished_writes(listing: Listing) -> Iterator[Garbage]:
@@ -225,7 +239,8 @@ def staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        known = [known for file in (path, *path.rglob("*")) if (known := size_and_time(file))]
+        inside = (root / file.path for file in walk(root, below, lambda _: None, follow=False))
+        known = [known for file in {path, *inside} if (known := size_and_time(file))]
         if known:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in known), max(time for _, time in known)
             found.append(Garbage(below, "abandoned staging", since, len(known) - 1, size))

@@ -101,14 +101,15 @@ def commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]:
 def states(commits: Sequence[Commit | None]) -> list[State]:
     """Return what has become of each commit of a key, oldest first; None is one that cannot be read."""
     last = len(commits) - 1
-    tombs = [i for i, commit in enumerate(commits) if commit and commit.kind == "tombstone"]
+    tombs = {i for i, commit in enumerate(commits) if commit and commit.kind == "tombstone"}
+    last_tomb = max(tombs, default=-1)
 
     def state(i: int) -> State:
         if commits[i] is None:
             return "unreadable"
         if i in tombs:
             return "tombstone"
-        if tombs and i < tombs[-1]:
+        if i < last_tomb:
             return "removed"
         return "current" if i == last else "replaced"
 

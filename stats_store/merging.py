@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -232,6 +233,11 @@ def merge_entries(
             ),
             replace=replace,
         )
+    except ValidationError as error:
+        draft.discard()
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"the union is larger than an entry may be: {where}: {first['msg']}") from error
     except BaseException:
         draft.discard()
         raise

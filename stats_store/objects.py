@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
-from sfm.deletion import delete_below
+from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.field_types import RUN_ID
 from sfm.paths import is_clutter
@@ -104,16 +104,25 @@ def oversize(path: str, size: int, most: int) -> str:
     return f"damaged object {path}: it has {size} bytes, at most {most} are read"
 
 
-def list_readable(objects: ObjectStore, prefix: str = "") -> "tuple[list[ObjectMeta], list[Path]]":
+def list_readable(
+    objects: ObjectStore,
+    prefix: str = "",
+    *,
+    follow: bool = True,
+    enter: Callable[[str], object] = lambda _: True,
+) -> "tuple[list[ObjectMeta], list[Path]]":
     """Return all objects whose path starts with ``prefix/``, and the folders that may not be listed.
 
-    Only a disk has such folders; a server refuses the whole listing.
+    Only a disk has such folders; a server refuses the whole listing. On a disk, folders of which `enter` says
+    that nothing in them is asked for are passed over; so is what is behind links, unless they are followed,
+    and they count as what may not be listed.
     """
     root = local_root(objects)
     if root is None:
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
-    found = walk(root, prefix, unreadable.append)
+    found = list(walk(root, prefix, unreadable.append, follow=follow, enter=enter))
+    unreadable += [root / f.path for f in found if f.is_link]
     listed = [
         {"path": f.path, "size": f.size, "last_modified": f.modified, "e_tag": None, "version": None}
         for f in found
@@ -232,8 +241,10 @@ def settle(objects: ObjectStore, path: str) -> None:
         return
     target = root / path
     above = [folder for folder in target.parents if folder.is_relative_to(root)]
-    whole = (file for file in target.rglob("*") if not UNFINISHED.search(file.name))
-    for file in [target, *whole, *above]:
+    inside = {root / f.path for f in walk(root, path, lambda _: None, follow=False) if not f.is_link}
+    folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
+    whole = (file for file in inside if not UNFINISHED.search(file.name))
+    for file in {target, *whole, *folders, *above}:
         sync(file)
 
 
@@ -256,8 +267,15 @@ def require_writable(objects: ObjectStore) -> None:
             _raise_denied(folder)
 
 
+CARDS = "zarr.json"
+"""Object of a run that holds its cards."""
+
+
 def delete_run(objects: ObjectStore, run: str) -> None:
     """Delete every object of a run; of a local store its folder, in which links are deleted as links.
+
+    The cards go last: while they are there, an interrupted deletion can be told from a run that is being
+    written.
 
     Raises
     ------
@@ -271,13 +289,21 @@ def delete_run(objects: ObjectStore, run: str) -> None:
     prefix, root = f"runs/{run}", local_root(objects)
     if root is not None:
         # What cannot all be deleted is left whole.
-        for _ in walk(root, prefix, _raise_denied, follow=False):
+        for _ in walk(root, prefix, _require_readable, follow=False):
             pass
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for path in (root / prefix).iterdir():
+                with contextlib.suppress(LinkError):  # a link goes with its folder
+                    if path.name != CARDS:
+                        delete_below(root, path.relative_to(root))
         delete_below(root, prefix)
         return
     paths = [item["path"] for item in list_objects(objects, prefix)]
-    if mine := [path for path in paths if path.startswith(f"{prefix}/")]:
-        obstore.delete(objects, mine)
+    cards = f"{prefix}/{CARDS}"
+    mine = [path for path in paths if path.startswith(f"{prefix}/") and path != cards]
+    for some in (mine, [cards] if cards in paths else []):
+        if some:
+            obstore.delete(objects, some)
 
 
 def delete_object(objects: ObjectStore, path: str) -> None:
@@ -294,6 +320,12 @@ def delete_object(objects: ObjectStore, path: str) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         obstore.delete(objects, path)
+
+
+def _require_readable(folder: Path) -> None:
+    # One that may be read is not listed for its depth.
+    if not os.access(folder, os.R_OK | os.X_OK):
+        _raise_denied(folder)
 
 
 def _raise_denied(folder: Path) -> None:

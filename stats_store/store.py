@@ -27,6 +27,7 @@ from sfm.stats_store.cards import (
 from sfm.stats_store.clouds import is_without_container
 from sfm.stats_store.commits import (
     COMMIT,
+    KEY_FOLDER,
     MARK,
     commit_path,
     generation_of,
@@ -139,7 +140,8 @@ class Store:
             If the store cannot be reached.
         """
         with reaching(self.url):
-            listed, unreadable = list_readable(self.objects, f"index/{key}" if key else "index")
+            where = f"index/{key}" if key else "index"
+            listed, unreadable = list_readable(self.objects, where, enter=KEY_FOLDER.fullmatch)
         commits: dict[str, set[str]] = defaultdict(set)
         marked: dict[str, set[str]] = defaultdict(set)
         for item in listed:
@@ -169,7 +171,11 @@ class Store:
             try:
                 found = read_object(self.objects, path, lambda data: parse_sealed(data, path))
             except FileNotFoundError:
-                raise DamageError(f"missing commit {path}: it was published and is gone") from None
+                mark = path.rpartition("/")[2].removesuffix(".json") + MARK
+                raise DamageError(
+                    f"missing commit {path}: it was published and is gone; if it never was, delete {mark} "
+                    f"there"
+                ) from None
         if isinstance(found, DamageError):
             raise found
         return found

@@ -12,6 +12,12 @@ CYCLE = "links to a folder that holds them"
 SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
 """What file systems and file managers leave: copies, thumbnails, what cannot be read."""
 
+DEEPEST = 100
+"""Folders of a dataset that lie one in another."""
+
+MOST_VISITS = 100
+"""Times that one folder is read; links that lead to each other multiply them without end."""
+
 
 def always(_: str) -> bool:
     """Return True, whatever the name."""
@@ -45,7 +51,7 @@ def walk_files(
     InputError
         If a folder cannot be read, or a link that matters leads nowhere; names it.
     """
-    yield from _walk(root, "", frozenset(), unused, wanted, depth)
+    yield from _walk(root, "", frozenset(), unused, wanted, depth, Counter())
 
 
 def _walk(
@@ -55,7 +61,10 @@ def _walk(
     unused: Counter[str],
     wanted: Callable[[str], bool],
     depth: int | None,
+    visits: Counter[tuple[int, int]],
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    if len(around) > DEEPEST:
+        raise InputError(f"the folder {folder} lies more than {DEEPEST} folders deep: no dataset does")
     try:
         status = Path(folder).stat()
         entries = scan_folder(folder)
@@ -65,6 +74,9 @@ def _walk(
     if own in around:
         unused[CYCLE] += 1
         return
+    visits[own] += 1
+    if visits[own] > MOST_VISITS:
+        raise InputError(f"links lead to the folder {folder} in more than {MOST_VISITS} ways")
     folders = []
     for entry in entries:
         path = f"{prefix}{entry.name}"
@@ -84,7 +96,7 @@ def _walk(
             unused[NO_FILE] += 1
     for entry in folders if depth is None or depth > 0 else ():
         deeper = None if depth is None else depth - 1
-        yield from _walk(entry.path, f"{prefix}{entry.name}/", around | {own}, unused, wanted, deeper)
+        yield from _walk(entry.path, f"{prefix}{entry.name}/", around | {own}, unused, wanted, deeper, visits)
 
 
 def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -115,4 +127,7 @@ def dangling_link(path: str | os.PathLike[str]) -> str:
 
 def count_files_below(folder: str | os.PathLike[str]) -> int:
     """Return the number of files below a folder that is not read; links to folders are not followed."""
-    return sum(len(names) for _, _, names in os.walk(folder))
+    try:
+        return sum(len(names) for _, _, names in os.walk(folder))
+    except RecursionError:
+        raise InputError(f"the folder {folder} holds others more than {DEEPEST} deep: delete it") from None

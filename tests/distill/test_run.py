@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from sfm.backbones.build import Backbone
 from sfm.distill.checkpoint import keep
 from sfm.distill.config import DistillConfig
-from sfm.distill.run import Interrupted, distill
+from sfm.distill.run import Interrupted, distill, holds_files
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress
 
@@ -396,6 +396,19 @@ def test_an_out_directory_that_holds_a_run_is_refused(config: DistillConfig) -> 
     distill(config.model_copy(update={"resume": True}))
     with pytest.raises(InputError, match="a finished run"):
         distill(config)
+
+
+def test_an_out_directory_of_folders_without_end_counts_as_not_empty(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("a", dir_fd=here)
+        here, above = os.open("a", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    try:
+        assert holds_files(tmp_path)
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "a")], check=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])

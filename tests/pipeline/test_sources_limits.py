@@ -5,8 +5,10 @@ import io
 import os
 import re
 import struct
+import subprocess
 import tarfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +170,29 @@ def test_pipes_sockets_and_links_in_circles_are_not_waited_for(tmp_path):
     assert source.inventory.unused["neither file nor folder"] == 4
     with pytest.raises(InputError, match="not a regular file"):
         SampleFile(str(folder / "pipe.png"), "a").read()
+
+
+def test_folders_and_links_without_end_are_refused_by_name(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    here = os.open(tmp_path / "train" / "a", os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("a", dir_fd=here)
+        here, above = os.open("a", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    try:
+        with pytest.raises(InputError, match="more than 100 folders deep"):
+            open_source(f"folder:{tmp_path}")
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "train")], check=True)
+    levels = [tmp_path / "train" / "a", *(tmp_path / f"level{n}" for n in range(12))]
+    for folder, behind in pairwise(levels):
+        folder.mkdir(parents=True, exist_ok=True)
+        behind.mkdir()
+        for name in range(6):
+            (folder / str(name)).symlink_to(behind)
+    with pytest.raises(InputError, match="in more than 100 ways"):
+        open_source(f"folder:{tmp_path}")
 
 
 def write_idx(path: Path, shape: tuple[int, ...], data: bytes, packed: bool = False) -> None:

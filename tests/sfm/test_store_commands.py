@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sfm.api import DistillConfig, distill
 from sfm.cli import app
+from sfm.stats_store.commits import commit_path
 from sfm.stats_store.digest import sha256
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store, open_store
@@ -207,6 +208,17 @@ def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp
     assert "differs in the target" in refused.stdout
     assert sfm("copy", store.url, other.url, "--replace").exit_code == 0
     assert {s.entry_digest for s in other.summaries()} == {s.entry_digest for s in store.summaries()}
+
+
+def test_copy_of_a_store_of_which_an_entry_cannot_be_read_copies_the_others_and_exits_with_one(
+    store, tmp_path
+):
+    broken = tmp_path / "s" / commit_path(store.summaries()[0])
+    broken.write_text("{}")
+    done = sfm("copy", store.url, tmp_path / "t", "--quiet")
+    assert_one_line(done, 1, "1 entries of", "damaged commit")
+    assert len(open_store(str(tmp_path / "t")).summaries()) == 2
+    assert sfm("copy", store.url, tmp_path / "t", "--backbone", "lite1").exit_code == 0
 
 
 def test_copy_names_damage_in_the_source_and_exits_with_one(store, tmp_path):

@@ -296,3 +296,14 @@ def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
     assert {o for each in done for o in outcomes(each)} <= {"copied", "already there"}
     assert [g.number for g in generations(target)] == [1, 1, 1]
     assert [v.sound for v in verify(target)] == [True] * 3
+
+
+def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(disk, tmp_path):
+    target = create_store(str(tmp_path / "t"))
+    key = disk.summaries()[0].key
+    obstore.put(target.objects, f"index/{key}/99999999.published", b"")
+    done = copy(disk, target, disk.summaries(), replace=True)
+    assert outcomes(done) == ["differs in the target", "copied", "copied"]
+    assert "delete 99999999.json and 99999999.published there" in done[0].detail
+    (reason,) = target.survey()[1]
+    assert "delete 99999999.published there" in reason

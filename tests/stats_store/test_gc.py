@@ -2,6 +2,8 @@
 
 import datetime
 import fcntl
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
+from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put, signed
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
 from sfm.stats_store.collect import collect, parse_age
+from sfm.stats_store.commits import commit_path
 from sfm.stats_store.history import generations, remove
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store
@@ -96,6 +99,23 @@ def test_a_run_that_is_being_written_survives(store):
     done = collect(store, now=True)
     assert done.deleted == []
     assert [g.reason for g in done.kept] == ["never committed"]
+    summary = commit(draft).summary
+    np.testing.assert_array_equal(store.open(summary).read("train/mean"), arrays["train/mean"])
+
+
+def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
+    store: Store,
+) -> None:
+    draft = Draft(store)
+    arrays = fill(draft)
+    old = put(store, 1, dataset="x", fingerprint="e" * 64)
+    put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
+    content = json.loads(bytes(obstore.get(store.objects, commit_path(old)).bytes()))["commit"]
+    content["run"] = draft.run
+    obstore.put(store.objects, commit_path(old), signed(content))
+    done = collect(store, now=True)
+    assert done.deleted == []
+    assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.kept]
     summary = commit(draft).summary
     np.testing.assert_array_equal(store.open(summary).read("train/mean"), arrays["train/mean"])
 
@@ -190,9 +210,7 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
     first = put(store, 0)
     run = store.commit(f"index/{first.key}/00000001.json").run
     remove(store, first)
-    for path in sorted((tmp_path / "runs" / run).rglob("*"))[::2]:
-        if path.is_file():
-            path.unlink()
+    shutil.rmtree(tmp_path / "runs" / run / "train")
     (garbage,) = collect(store, now=True).deleted
     assert garbage.path == f"runs/{run}"
     assert not (tmp_path / "runs" / run).exists()

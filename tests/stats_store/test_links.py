@@ -1,10 +1,13 @@
 """Links in a store, of whoever may write to it: readers follow them, gc leaves what is behind."""
 
+import os
 import shutil
+import subprocess
 import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,9 @@ from toy_entries import backbone_card, grow_old, put
 
 from sfm.errors import InputError
 from sfm.stats_store.collect import collect
+from sfm.stats_store.copying import copy
+from sfm.stats_store.digest import sha256
+from sfm.stats_store.disk import walk
 from sfm.stats_store.location import connect
 from sfm.stats_store.objects import delete_run
 from sfm.stats_store.publish import Draft
@@ -218,3 +224,91 @@ def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, pat
         put(store)
     assert "\n" not in str(error.value)
     assert tree(elsewhere) == before
+
+
+@pytest.mark.parametrize("where", ["index", "runs", f"runs/{'b' * 32}", "staging/x"])
+def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: Store, where: str) -> None:
+    root = Path(store.url)
+    (root / where).mkdir(parents=True, exist_ok=True)
+    here = os.open(root / where, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("a", dir_fd=here)
+        here, above = os.open("a", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    try:
+        assert len(store.summaries()) == 2
+        done = collect(store, older_than=NOTHING, now=True)
+        assert any(f"{where}{'' if where == 'staging/x' else '/a/a/a'}" in note for note in done.notes)
+        # Where not all is listed, what has no commit may be somebody's.
+        uncommitted = {"never committed"} if where == "staging/x" else set()
+        reasons = {g.reason for g in done.deleted if g.path.startswith("runs/")}
+        assert reasons == {"replaced"} | uncommitted
+        assert [v.problems for v in verify(store)] == [[], []]
+    finally:
+        subprocess.run(["rm", "-rf", str(root / where)], check=True)
+
+
+def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
+    store: Store, tmp_path: Path
+) -> None:
+    names = [sha256(str(n).encode()) for n in range(60)]
+    levels = [Path(store.url) / "index", tmp_path / "second", tmp_path / "third", tmp_path / "fourth"]
+    for folder, behind in pairwise(levels):
+        behind.mkdir()
+        for name in names:
+            (folder / name).symlink_to(behind)
+    began = time.perf_counter()
+    entries, reasons = store.survey()
+    assert (len(entries), len(reasons)) == (2, 1)
+    assert "behind more than 1000 links" in reasons[0]
+    assert time.perf_counter() - began < 5
+
+
+def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (Path(store.url) / "index" / "x").symlink_to(tmp_path / "large")
+    (Path(store.url) / "index" / "y").mkdir(mode=0)
+    seen = []
+    found = walk(Path(store.url), "index", seen.append, enter=lambda p: seen.append(p) or "x" not in p)
+    assert all("index/x/" not in file.path for file in found)
+    assert store.survey()[1] == []
+
+
+def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
+    index = Path(store.url) / "index"
+    index.rename(index.with_name("kept"))
+    index.write_text("")
+    assert store.survey() == ([], [f"cannot read {index}: it is a file, not a folder"])
+    assert collect(store, older_than=NOTHING).deleted[0].path == "staging/old"
+    assert len(list((Path(store.url) / "runs").iterdir())) == 5
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store, kind: str) -> None:
+    lock = Path(store.url) / "staging" / "old.lock"
+    lock.mkdir() if kind == "folder" else os.mkfifo(lock)
+    grow_old(Path(store.url))
+    done = collect(store)
+    assert {g.reason for g in done.deleted} == {"replaced", "never committed"}
+    assert (Path(store.url) / "staging" / "old").exists()
+
+
+@pytest.mark.parametrize("at", ["run", "inside", "file"])
+def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
+    store: Store, elsewhere: Path, tmp_path: Path, at: str
+) -> None:
+    (summary, *_) = store.summaries()
+    target = create_store(str(tmp_path / "target"))
+    place = tmp_path / "target" / "runs" / store.commit_of(summary).run
+    if at == "file":
+        place.write_text("mine")
+    elif at == "run":
+        place.symlink_to(elsewhere)
+    else:
+        place.mkdir()
+        (place / "train").symlink_to(elsewhere)
+    before = tree(elsewhere)
+    assert [c.outcome for c in copy(store, target, [summary])] == ["copied"]
+    assert tree(elsewhere) == before
+    assert [v.problems for v in verify(target)] == [[]]

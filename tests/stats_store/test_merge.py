@@ -12,7 +12,7 @@ from toy_entries import backbone_card
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.moments import moments_of
-from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.discriminant import linear_discriminant, oracle_approximating_shrinkage
 from sfm.stats_store.merging import MOMENTS, Merged, merge_entries, weighted_k_means
 from sfm.stats_store.moments import Moments, among, merge, no_moments
@@ -96,6 +96,7 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
             seconds=0.0,
             images_per_second=0.0,
             composited=words.get("composited"),
+            files=words.get("files"),
         ),
         ClassifierCard(
             solver="none", l2=0, iterations=0, converged=True, held_out_top1=0.5, held_out_top5=None
@@ -272,6 +273,15 @@ def test_a_part_without_held_out_features_leaves_the_union_without_any_and_says_
     assert union.dataset.test_samples == 0
     assert union.classifier.held_out_top1 is None
     assert any(note.startswith("no held-out features: part@") for note in merged.notes)
+
+
+def test_a_union_that_no_card_can_hold_is_refused_and_leaves_nothing(store):
+    most = FileCounts(found=10**15, used=1)
+    parts = [put_part(store, data(seed), f"{seed}" * 64, files=most) for seed in (1, 2)]
+    before = len(store.objects.list().collect())
+    with pytest.raises(InputError, match=r"larger than an entry may be: found: "):
+        merge_entries(store, parts, "u")
+    assert len(store.objects.list().collect()) == before
 
 
 def test_exemplars_stay_where_they_are(store):
