@@ -26,6 +26,7 @@ CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Of torch.compile, of fully sharded training, and of activation checkpoints.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
+_PICKLE = b"\x80"
 _ZIP = b"PK\x03\x04"
 _ZEROS = b"\nbytearray\n"
 
@@ -176,6 +177,9 @@ def _require_unpacked(path: Path) -> None:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[: len(_ZIP)] != _ZIP:
+            if content[: len(_PICKLE)] != _PICKLE:
+                # Of neither format: it is not searched to its end, wherever that is.
+                raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)")
             asks = content.find(_ZEROS) >= 0
         else:
             archive = torch._C.PyTorchFileReader(str(path))

@@ -138,6 +138,13 @@ def test_safetensors_that_were_made_to_harm_are_one_line(content: bytes, tmp_pat
     assert growth[0] < 64 * MIB
 
 
+def test_a_file_of_neither_format_is_not_searched_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "w.pth").open("wb") as sparse:
+        sparse.truncate(2**42)
+    with pytest.raises(InputError, match="not a checkpoint of plain tensors"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 def test_names_of_tensors_are_told_in_part(tmp_path: Path) -> None:
     state = timm.create_model(MODEL).state_dict()
     torch.save({**state, "a\x1b[2J" * 10_000: torch.zeros(2)}, tmp_path / "weights.pth")

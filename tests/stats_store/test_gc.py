@@ -15,12 +15,12 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put, signed
+from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
 from sfm.stats_store.collect import collect, parse_age
-from sfm.stats_store.commits import commit_path
+from sfm.stats_store.commits import commit_path, seal
 from sfm.stats_store.history import generations, remove
 from sfm.stats_store.publish import Draft
 from sfm.stats_store.store import Store, create_store
@@ -112,7 +112,7 @@ def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
     put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
     content = json.loads(bytes(obstore.get(store.objects, commit_path(old)).bytes()))["commit"]
     content["run"] = draft.run
-    obstore.put(store.objects, commit_path(old), signed(content))
+    obstore.put(store.objects, commit_path(old), seal(content))
     done = collect(store, now=True)
     assert done.deleted == []
     assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.kept]
