@@ -196,7 +196,7 @@ def test_the_result_of_another_run_is_not_written_over(
 
 def test_where_nothing_can_be_written_nothing_is_computed(new_run: NewRun, fashion_store: str) -> None:
     run, told = new_run(), list[Progress]()
-    (run / ".evaluation.json.partial").mkdir()
+    (run / "evaluation.json").mkdir()
     with pytest.raises(InputError, match=r"cannot write .*evaluation\.json: .*; give --out"):
         evaluate(config(run, fashion_store), told.append)
     assert told == []
@@ -204,16 +204,16 @@ def test_where_nothing_can_be_written_nothing_is_computed(new_run: NewRun, fashi
 
 def break_at_the_end(run: Path) -> Callable[[Progress], None]:
     """Make the result unwritable once all is being trained."""
-    return lambda event: (run / ".evaluation.json.partial").mkdir(exist_ok=True)
+    return lambda event: (run / "evaluation.json").mkdir(exist_ok=True)
 
 
 def test_what_cannot_be_written_in_the_end_is_still_handed_back(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    with pytest.raises(NotWrittenError, match=r"cannot write .*evaluation\.json") as refused:
+    with pytest.raises(NotWrittenError, match=r"cannot .*evaluation\.json: Is a directory") as refused:
         evaluate(config(run, fashion_store, mode=["linear"]), break_at_the_end(run))
     (found,) = refused.value.evaluations
     assert found.rows[0].mode == "linear"
-    (run / ".evaluation.json.partial").rmdir()
+    (run / "evaluation.json").rmdir()
     told = list[Progress]()
     assert evaluate(config(run, fashion_store, mode=["linear"]), told.append).rows == found.rows
     assert not any("heads" in event.stage for event in told)

@@ -1,6 +1,7 @@
 """Files are replaced whole, in folders where others may have put links in their place."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_file(tmp_path / "folder", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "result.json", b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_file(tmp_path / "result.json", b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "result.json").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, thesis: Path) -> None:

@@ -375,7 +375,7 @@ def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
         )
     )
     assert store.summaries() == [last]
-    with pytest.raises(InputError, match=r"holds the last possible generation, 99999999"):
+    with pytest.raises(InputError, match=r"holds the last possible generation: delete 99999999\.json"):
         put(store, 1, replace=True)
     with pytest.raises(InputError, match="the last possible generation"):
         remove(store, last)
