@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
@@ -149,17 +149,18 @@ def test_an_image_is_enlarged_by_mouse_and_by_keys(browser: Browser, reports: li
     enlarged = page.locator("dialog img")
     assert enlarged.is_visible()
     assert enlarged.bounding_box()["width"] > 3 * thumbs.nth(0).bounding_box()["width"]  # type: ignore[index]
-    assert page.locator("dialog p").inner_text() == "T-shirt/top: distilled 1"
+    caption = page.locator("dialog p")
+    expect(caption).to_have_text("T-shirt/top: distilled 1")
     page.keyboard.press("ArrowRight")
-    assert page.locator("dialog p").inner_text() == "T-shirt/top: the real image nearest to distilled 1"
+    expect(caption).to_have_text("T-shirt/top: the real image nearest to distilled 1")
     assert enlarged.get_attribute("src") == thumbs.nth(1).locator("img").get_attribute("src")
     page.keyboard.press("Escape")
-    assert not page.locator("dialog").is_visible()
+    expect(page.locator("dialog")).to_be_hidden()
     thumbs.nth(2).focus()
     page.keyboard.press("Enter")
-    assert page.locator("dialog p").inner_text() == "T-shirt/top: distilled 2"
+    expect(caption).to_have_text("T-shirt/top: distilled 2")
     page.get_by_role("button", name="Close").click()
-    assert not page.locator("dialog").is_visible()
+    expect(page.locator("dialog")).to_be_hidden()
     assert wrong == []
 
 

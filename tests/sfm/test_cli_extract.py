@@ -2,12 +2,17 @@
 
 import json
 import subprocess
-import sys
+
+from typer.testing import CliRunner
+
+from sfm.cli import app
 
 
 def sfm(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "sfm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    """Run a command in this process, in which torch is loaded."""
+    words = list(map(str, arguments))
+    done = CliRunner().invoke(app, words)
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, image_folder):
