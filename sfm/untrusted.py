@@ -11,7 +11,6 @@ from pydantic_core import from_json
 JSON_BYTES = 16 * 2**20
 """Longest JSON document that is read, where no other limit is given: a commit of 100,000 objects."""
 
-
 RESULT_BYTES = 128 * 2**20
 """Longest ``evaluation.json`` that is read: hundreds of rows with figures of 10,000 classes each."""
 
