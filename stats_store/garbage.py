@@ -77,8 +77,8 @@ def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbag
 
     Every commit is read. If one cannot be, no run that others of its key refer to is garbage. If it is the
     newest of the key, neither is any run that it may refer to itself: one without a commit. An older one
-    refers to nothing that readers see. A run that is not what a commit says has none: anybody may commit the id of one that is
-    being written.
+    refers to nothing that readers see. A run that is not what a commit says has none: anybody may commit the
+    id of one that is being written.
 
     Readers follow links, by which a store may lie on several disks; what is behind a link is never garbage.
 
