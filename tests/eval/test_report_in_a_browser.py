@@ -156,6 +156,7 @@ def test_an_image_is_enlarged_by_mouse_and_by_keys(browser: Browser, reports: li
     assert enlarged.get_attribute("src") == thumbs.nth(1).locator("img").get_attribute("src")
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_be_hidden()
+    expect(thumbs.nth(1)).to_be_focused()
     thumbs.nth(2).focus()
     page.keyboard.press("Enter")
     expect(caption).to_have_text("T-shirt/top: distilled 2")
