@@ -23,7 +23,7 @@ from sfm.backbones.memory import keep_freed_memory
 from sfm.backbones.preprocess import preprocessing_of, square_side
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
 from sfm.errors import InputError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.field_types import LARGEST_INPUT
 from sfm.text import first_line, one_line
 
@@ -102,7 +102,11 @@ class Backbone:
 
 
 def load_backbone(
-    spec: str, *, image_size: int | None = None, device: str = "auto", progress: Listener = nobody
+    spec: str,
+    *,
+    image_size: int | None = None,
+    device: str = "auto",
+    progress: ProgressCallback = no_progress,
 ) -> Backbone:
     """Build a backbone, load its weights, and identify it.
 

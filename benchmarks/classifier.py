@@ -37,7 +37,7 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from sfm.backbones.build import load_backbone
-from sfm.events import nobody
+from sfm.events import no_progress
 from sfm.pipeline import classifier, logistic
 from sfm.pipeline.centres import sub_class_centres
 from sfm.pipeline.classifier import accuracies, train_classifier
@@ -104,7 +104,7 @@ def real_features(folder: Path, quick: bool, device: str) -> tuple[Staged, Stage
     tasks = tasks_of(source, selection_of(config, source))
     fast = quickest([backbone], "float32")
     with equipped(source, backbone.device.type, cores()) as equipment:
-        follow(stage(source, tasks, fast, staging, Rules(), equipment), tasks, tasks, staging, nobody)
+        follow(stage(source, tasks, fast, staging, Rules(), equipment), tasks, tasks, staging, no_progress)
     (part,) = parts_of(config, gather(config, source, tasks, staging), staging)
     return part.staged_train(staging, backbone.card.hash), part.staged_test(staging, backbone.card.hash)
 

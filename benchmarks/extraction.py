@@ -49,7 +49,7 @@ from sfm.backbones.card import Preprocessing
 from sfm.backbones.input import to_tensor
 from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop
-from sfm.events import nobody
+from sfm.events import no_progress
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.equipment import BATCH, Equipment, at_once, cores, equipped, quickest
 from sfm.pipeline.features import Rules, follow, stage
@@ -118,7 +118,7 @@ def run_pass(
     tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
     rules = Rules(precision="bf16" if precision == "bf16" else "float32")
     steps = stage(source, tasks, quickest(backbones, precision), staging, rules, equipment)
-    cost = follow(steps, tasks, tasks, staging, nobody)
+    cost = follow(steps, tasks, tasks, staging, no_progress)
     return cost, gather(config, source, tasks, staging), staging
 
 
@@ -222,8 +222,8 @@ def rate_of_processes(spec: str, size: int, device: str, processes: int) -> floa
         ]
         tasks = [Task("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with steps_of(config, source, tasks, backbones, staging, Rules(), nobody) as (_, steps):
-            return follow(steps, tasks, tasks, staging, nobody).images_per_second
+        with steps_of(config, source, tasks, backbones, staging, Rules(), no_progress) as (_, steps):
+            return follow(steps, tasks, tasks, staging, no_progress).images_per_second
 
 
 def forward_rates(backbone: Backbone, images: int) -> list[float]:

@@ -17,17 +17,17 @@ import torch
 from sfm.distill.group import LostProcess, Place
 from sfm.distill.stopping import Interrupted, stop_requests
 from sfm.errors import DamageError, InputError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 
 Result = TypeVar("Result")
 
-Work = Callable[[Place, Listener], Result]
+Work = Callable[[Place, ProgressCallback], Result]
 
 LISTEN_SECONDS = 0.2
 """How long a request to stop may wait to be passed on while no process says anything."""
 
 
-def side_by_side(work: Work[Result], count: int, progress: Listener) -> Result:
+def side_by_side(work: Work[Result], count: int, progress: ProgressCallback) -> Result:
     """Do a piece of work in several new processes, which share the threads of this one.
 
     They have sessions of their own, so that Ctrl-C reaches this process alone: it asks the first to stop, and
@@ -82,7 +82,7 @@ def _start() -> tuple[Connection, subprocess.Popen[bytes]]:
 
 def _outcome(
     processes: dict[Connection, "subprocess.Popen[bytes]"],
-    progress: Listener,
+    progress: ProgressCallback,
     stop_requested: Callable[[], bool],
 ) -> Any:
     """Pass on progress and a request to stop until all processes have said what became of their work."""
@@ -127,7 +127,7 @@ def take_part(connection: Connection) -> None:
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        outcome = work(place, connection.send if place.rank == 0 else nobody)
+        outcome = work(place, connection.send if place.rank == 0 else no_progress)
     except (InputError, DamageError, Interrupted, OSError) as error:
         outcome = error
     connection.send(outcome)

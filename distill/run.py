@@ -49,7 +49,7 @@ from sfm.distill.record import notes_of, peak_memory, read_record, recipe_of, re
 from sfm.distill.stopping import Interrupted as Interrupted
 from sfm.distill.stopping import stop_requests
 from sfm.errors import InputError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import is_clutter
 from sfm.stats_store.advice import extract_line
@@ -76,7 +76,7 @@ class DistillResult:
     record: dict[str, Any]
 
 
-def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult:
+def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> DistillResult:
     """Distil a dataset into a few images per class, from the statistics in a store.
 
     Opens the store and the backbone, nothing else. Resuming a finished run returns it as it is; resuming
@@ -110,7 +110,7 @@ def distill(config: DistillConfig, progress: Listener = nobody) -> DistillResult
     return distill_at(config, place, progress)
 
 
-def distill_at(config: DistillConfig, place: Place | None, progress: Listener) -> DistillResult:
+def distill_at(config: DistillConfig, place: Place | None, progress: ProgressCallback) -> DistillResult:
     """Distil in this process: for all classes, or for those that fall to its place among several.
 
     Every process has the result; the first one writes it and reports progress.
@@ -124,10 +124,10 @@ def distill_at(config: DistillConfig, place: Place | None, progress: Listener) -
         joined(place, config.device) as group,
         lock_folder(config.out) if group.first else nullcontext(),
     ):
-        return distill_in(group, config, progress if group.first else nobody)
+        return distill_in(group, config, progress if group.first else no_progress)
 
 
-def distill_in(group: Group, config: DistillConfig, progress: Listener) -> DistillResult:
+def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) -> DistillResult:
     """Distil as one of a group of processes, or alone."""
     saved = find_run(config.out, config.resume)
     store = open_store(config.store)
@@ -326,7 +326,7 @@ def run_steps(
     objective: Objective,
     state: State,
     checkpoint: Checkpoint,
-    progress: Listener,
+    progress: ProgressCallback,
     group: Group,
 ) -> Checkpoint:
     """Do the steps that are left, keeping history and checkpoints; `state` moves on.

@@ -18,7 +18,7 @@ from sfm.eval.probe import DEVIATION, train_heads
 from sfm.eval.ridge import Ridge, fit_projector
 from sfm.eval.subjects import Subject
 from sfm.eval.training import Plan, Purpose, Told, lay_out, normal
-from sfm.events import Listener, Progress
+from sfm.events import Progress, ProgressCallback
 
 SEEN_BY_BOTH: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "kd"})
 """Modes that need the features of the distillation backbone too."""
@@ -89,7 +89,7 @@ class Trained:
     penalty: float | None = None
 
 
-def train(mode: Mode, ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def train(mode: Mode, ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Train what a mode trains, all seeds at once.
 
     Parameters
@@ -107,7 +107,7 @@ def train(mode: Mode, ground: Ground, config: EvaluateConfig, progress: Listener
     return METHODS[mode](ground, config, progress)
 
 
-def linear(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def linear(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Train fresh heads on the views of images; seeds that share an image share none of its views."""
     own, labels = own_views(ground.pool, ground.images, config), own_labels(ground)
     told = telling(progress, f"linear heads of {ground.images.name} images on {ground.spec}", "epochs")
@@ -115,7 +115,7 @@ def linear(ground: Ground, config: EvaluateConfig, progress: Listener) -> Traine
     return Trained(train_heads(own, labels, plan, fresh_weights(ground, config), told))
 
 
-def kd(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def kd(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Train fresh heads from labels and from what the inherited classifier says of the same views."""
     own, labels = own_views(ground.pool, ground.images, config), own_labels(ground)
     soft = soft_labels(own_views(ground.seen_by_both(), ground.images, config), ground.classifier)
@@ -124,7 +124,7 @@ def kd(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
     return Trained(train_from_teacher(own, labels, soft, plan, fresh_weights(ground, config), told))
 
 
-def inherit(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def inherit(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Train projectors to the distillation backbone, and put its classifier behind."""
     pool, targets, plan = shared_views(ground, config)
     names = f"{ground.spec} to {ground.source.entry.backbone.spec}"
@@ -133,13 +133,13 @@ def inherit(ground: Ground, config: EvaluateConfig, progress: Listener) -> Train
     return Trained(inherited_heads(projectors, ground.classifier), projectors)
 
 
-def inherit_ridge(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def inherit_ridge(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
     pool, targets, _ = shared_views(ground, config)
     return composed(fit_projector(pool, targets, ground.classifier), ground)
 
 
-def inherit_statistics(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def inherit_statistics(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
     seen = (ground.subject.part.read("train/count") > 0) & (ground.source.read("train/count") > 0)
     means, targets = (
@@ -151,21 +151,21 @@ def inherit_statistics(ground: Ground, config: EvaluateConfig, progress: Listene
     )
 
 
-def joint(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def joint(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Train projectors and heads together, on cross-entropy."""
     told = telling(progress, f"projectors and heads on {ground.spec}, together", "epochs")
     plan = shared_plan(len(ground.pool), "joint", config)
     return chained(train_joint(ground.pool, ground.labels, ground.classifier, plan, told))
 
 
-def stage(ground: Ground, config: EvaluateConfig, progress: Listener) -> Trained:
+def stage(ground: Ground, config: EvaluateConfig, progress: ProgressCallback) -> Trained:
     """Train projectors, then heads, on cross-entropy."""
     told = telling(progress, f"projectors, then heads on {ground.spec}", "epochs")
     plan = shared_plan(len(ground.pool), "stage", config)
     return chained(train_stage(ground.pool, ground.labels, ground.classifier, plan, told))
 
 
-METHODS: dict[Mode, Callable[[Ground, EvaluateConfig, Listener], Trained]] = {
+METHODS: dict[Mode, Callable[[Ground, EvaluateConfig, ProgressCallback], Trained]] = {
     "linear": linear,
     "inherit": inherit,
     "inherit-ridge": inherit_ridge,
@@ -239,6 +239,6 @@ def full_data_head(part: Part, device: torch.device) -> Heads:
     return Heads(weight[None].to(device), bias[None].to(device))
 
 
-def telling(progress: Listener, stage: str, unit: str) -> Told:
+def telling(progress: ProgressCallback, stage: str, unit: str) -> Told:
     """Turn "so much of so much is done" into progress of a stage."""
     return lambda done, total: progress(Progress(stage, done, total, unit))

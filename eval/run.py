@@ -38,7 +38,7 @@ from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source
 from sfm.eval.synthetic import DistilledRun, read_run
 from sfm.eval.whole import require_writable, write_whole
 from sfm.eval.work import Work, work_key
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_file, lock_folder
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
@@ -88,7 +88,7 @@ class Ready:
         return None if written is None else written != array_digest(self.run.pixels)
 
 
-def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
+def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
     """Train on distilled images, test on the held-out features in the store, write ``evaluation.json``.
 
     What was evaluated before stays in the file, unless it is measured again. Features of views and finished
@@ -122,7 +122,7 @@ def evaluate(config: EvaluateConfig, progress: Listener = nobody) -> Evaluation:
     return evaluation
 
 
-def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> list[Evaluation]:
+def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_progress) -> list[Evaluation]:
     """Evaluate several runs of the same data on the same backbones, see :func:`evaluate`.
 
     All runs are checked before the first is trained on; a backbone is loaded once.
@@ -152,7 +152,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: Listener = nobody) -> li
 
 
 def evaluate_locked(
-    config: EvaluateRunsConfig, several: Sequence[EvaluateConfig], progress: Listener
+    config: EvaluateRunsConfig, several: Sequence[EvaluateConfig], progress: ProgressCallback
 ) -> list[Evaluation]:
     """Do what :func:`evaluate_runs` says, in directories that no other process writes meanwhile."""
     runs = [read_run(each.run) for each in several]
@@ -238,12 +238,12 @@ def data_of(ready: Ready) -> tuple[str, str, list[str]]:
     return summary.fingerprint, summary.role, ready.run.class_ids
 
 
-def named(progress: Listener, run: str) -> Listener:
+def named(progress: ProgressCallback, run: str) -> ProgressCallback:
     """Tell of the stages of one of several runs."""
     return lambda event: progress(replace(event, stage=f"{run}: {event.stage}"))
 
 
-def finish(ready: Ready, work: Work, progress: Listener) -> tuple[Evaluation, list[str]]:
+def finish(ready: Ready, work: Work, progress: ProgressCallback) -> tuple[Evaluation, list[str]]:
     """Train, score and write what one run's evaluation consists of.
 
     Returns
@@ -331,7 +331,7 @@ class Scoring:
     samples: HeldOut
     full_top1: float
     work: Work
-    progress: Listener
+    progress: ProgressCallback
 
     def row(
         self, images: ImageSet, mode: Mode, views: Callable[[str], Pool] | None, unwritten: list[str]
@@ -397,7 +397,7 @@ def pool_of(
     modes: Sequence[Mode],
     config: EvaluateConfig,
     work: Work,
-    progress: Listener,
+    progress: ProgressCallback,
 ) -> Pool:
     """Compute the features of as many views as the modes look at."""
     count = len(images.images.pixels)

@@ -36,7 +36,7 @@ from distributed.client import Future
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
-from sfm.events import Listener, Progress
+from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.equipment import Equipment, cores, equipped, quickest
 from sfm.pipeline.features import Rules, Step, stage
@@ -144,7 +144,7 @@ def crew(
     backbones: Mapping[str, Backbone],
     staging: Staging,
     rules: Rules,
-    progress: Listener,
+    progress: ProgressCallback,
 ) -> Iterator[Crew]:
     """Start workers on this machine, or reach those of a scheduler, and see that they are fit.
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sfm.events import Listener, Progress
+from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import classifier
 from sfm.pipeline.centres import MOST_ROWS
 from sfm.pipeline.logistic import cross_entropy_and_gradient, workers_of
@@ -131,7 +131,7 @@ class Meter:
     effort : Effort
     """
 
-    progress: Listener
+    progress: ProgressCallback
     stage: str
     effort: Effort
     _done: float = 0.0

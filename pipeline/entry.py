@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sfm.backbones.build import Backbone
-from sfm.events import Listener
+from sfm.events import ProgressCallback
 from sfm.pipeline.centres import sub_class_centres
 from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
 from sfm.pipeline.config import ExtractConfig
@@ -93,7 +93,7 @@ class Statistics:
     seconds: float
 
 
-def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) -> Published:
+def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCallback) -> Published:
     """Compute the statistics of one entry, write them as a run, and commit it; all or nothing."""
     train = part.staged_train(job.staging, backbone.card.hash)
     test = part.staged_test(job.staging, backbone.card.hash)
@@ -121,7 +121,7 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: Listener) 
 
 
 def compute(
-    job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: Listener
+    job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: ProgressCallback
 ) -> Statistics:
     """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
     began = time.perf_counter()

@@ -12,7 +12,7 @@ import torch
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.threads import limit_threads
 from sfm.errors import InputError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.paths import cache_folder, expand_home
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.earlier_versions import asks_for_background, earlier_version_notes, with_marks
@@ -72,7 +72,7 @@ class Extraction:
     files: FileCounts | None = None
 
 
-def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
+def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> Extraction:
     """Stream a dataset once through backbones and publish its statistics.
 
     Parameters
@@ -99,7 +99,7 @@ def extract(config: ExtractConfig, progress: Listener = nobody) -> Extraction:
         return extract_with_threads(config, progress)
 
 
-def extract_with_threads(config: ExtractConfig, progress: Listener) -> Extraction:
+def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> Extraction:
     """Do what :func:`extract` says, with torch's threads set."""
     source = open_dataset(config)
     selection = selection_of(config, source)
@@ -184,7 +184,7 @@ def steps_of(
     backbones: Mapping[str, Backbone],
     staging: Staging,
     rules: Rules,
-    progress: Listener,
+    progress: ProgressCallback,
 ) -> Iterator[tuple[str, Iterator[Step]]]:
     """Have tasks staged in this process, or by workers if they are asked for and there is something to do.
 

@@ -15,7 +15,7 @@ from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
-from sfm.events import Listener, Progress
+from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.decoding import Batch, Wanted, join_marked
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
@@ -384,7 +384,11 @@ def save(
 
 
 def follow(
-    steps: Iterator[Step], tasks: Sequence[Task], work: Sequence[Task], staging: Staging, progress: Listener
+    steps: Iterator[Step],
+    tasks: Sequence[Task],
+    work: Sequence[Task],
+    staging: Staging,
+    progress: ProgressCallback,
 ) -> Pass:
     """Consume the steps of a pass as they are made, and tell about them.
 

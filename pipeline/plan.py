@@ -13,7 +13,7 @@ import numpy as np
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.threads import limit_threads
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
 from sfm.pipeline.effort import estimate_effort, measure_operations
@@ -103,7 +103,7 @@ class Plan:
     classes_met: int = 0
 
 
-def plan(config: ExtractConfig, progress: Listener = nobody) -> Plan:
+def plan(config: ExtractConfig, progress: ProgressCallback = no_progress) -> Plan:
     """Open source and backbones, look at a few images, and estimate; nothing is written.
 
     Raises
@@ -177,7 +177,9 @@ def statistics_seconds(
     return seconds
 
 
-def counts_of(source: Source, selection: Selection | None, progress: Listener) -> tuple[dict[str, int], int]:
+def counts_of(
+    source: Source, selection: Selection | None, progress: ProgressCallback
+) -> tuple[dict[str, int], int]:
     """Return the number of samples by split, and of the classes met while counting.
 
     Of streams, the samples of the first shard are counted, times the number of shards.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
-from sfm.events import Listener, Progress
+from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.equipment import cores, equipped, single_threaded
 from sfm.pipeline.features import Rules, look
 from sfm.pipeline.plan import MOST, spread
@@ -27,7 +27,7 @@ def flow_cosines(
     tasks: Sequence[Task],
     backbones: Sequence[Backbone],
     rules: Rules,
-    progress: Listener,
+    progress: ProgressCallback,
     threads: int | None = None,
 ) -> dict[str, float | None]:
     """Return how alike the flows of some images are in the precision of an extraction and in float32.

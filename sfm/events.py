@@ -31,14 +31,14 @@ class Progress:
     note: str = ""
 
 
-Listener = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
-def nobody(_: Progress) -> None:
+def no_progress(_: Progress) -> None:
     """Listen to nothing."""
 
 
-def after(seconds: float, listener: Listener) -> Listener:
+def after(seconds: float, listener: ProgressCallback) -> ProgressCallback:
     """Return a listener that passes on what a stage tells only once the stage has taken that long."""
     began: dict[str, float] = {}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.errors import InputError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.merging import Merged, Rows, Trained, Trainer, merge_entries, require_mergeable
 from sfm.stats_store.moments import Moments
@@ -26,7 +26,7 @@ def merge(
     device: str = "auto",
     replace: bool = False,
     threads: int | None = None,
-    progress: Listener = nobody,
+    progress: ProgressCallback = no_progress,
 ) -> Merged:
     """Publish the entry of the union of disjoint datasets, from the entries of these datasets.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import expand_home
 
@@ -13,7 +13,9 @@ IMAGE_SIZE = 96
 EXEMPLARS = 8
 
 
-def quickstart(out: Path, progress: Listener = nobody, threads: int | None = None) -> dict[str, Any]:
+def quickstart(
+    out: Path, progress: ProgressCallback = no_progress, threads: int | None = None
+) -> dict[str, Any]:
     """Extract Fashion-MNIST-6k with lite0 and lite1, distil ten images on lite0, evaluate them on both.
 
     A quickstart that was interrupted goes on where it was.
@@ -36,7 +38,7 @@ def quickstart(out: Path, progress: Listener = nobody, threads: int | None = Non
         return run_quickstart(out, progress, threads)
 
 
-def run_quickstart(out: Path, progress: Listener, threads: int | None) -> dict[str, Any]:
+def run_quickstart(out: Path, progress: ProgressCallback, threads: int | None) -> dict[str, Any]:
     """Do what :func:`quickstart` says, in a folder that no other process writes meanwhile."""
     store, run = str(out / "store"), out / "distilled"
     extract(

@@ -10,7 +10,7 @@ import typer
 from sfm import terminal
 from sfm.backbones.waiting import choose_wait_policy
 from sfm.command import App, AsJson, Quiet, Threads
-from sfm.events import Listener, after
+from sfm.events import ProgressCallback, after
 from sfm.terminal import print_line
 
 store_app = App(
@@ -35,7 +35,7 @@ SHOWN_AFTER = 1.0
 
 
 @contextmanager
-def at_work(quiet: bool, interrupted: str) -> Iterator[Listener]:
+def at_work(quiet: bool, interrupted: str) -> Iterator[ProgressCallback]:
     """Show the progress of whatever takes longer than a moment, and end with what is true on an interrupt."""
     with terminal.explain_interrupt(f": {interrupted}"), terminal.showing(quiet) as progress:
         yield after(SHOWN_AFTER, progress)

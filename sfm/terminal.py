@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from sfm.errors import DamageError, InputError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.interrupts import begin_reporting
 from sfm.layout import FittingBars, fit, open_console, print_table
 from sfm.text import DEGRADE, one_line
@@ -111,10 +111,10 @@ def space_or_permission(error: BaseException) -> str | None:
 
 
 @contextmanager
-def showing(quiet: bool) -> Iterator[Listener]:
+def showing(quiet: bool) -> Iterator[ProgressCallback]:
     """Show progress on stderr: bars in a terminal, a line now and then elsewhere."""
     if quiet:
-        yield nobody
+        yield no_progress
         return
     console = open_console(stderr=True)
     if not console.is_terminal:
@@ -138,7 +138,7 @@ def showing(quiet: bool) -> Iterator[Listener]:
         yield show
 
 
-def plain_lines(console: Console) -> Listener:
+def plain_lines(console: Console) -> ProgressCallback:
     """Return a listener that prints a stage's first and last event, and one every few seconds between."""
     began: dict[str, float] = {}
     printed: dict[str, float] = {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sfm.deletion import DepthError, LinkError, delete_below
 from sfm.errors import InputError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.locking import open_lock, take_lock
 from sfm.stats_store.commits import MARK
 from sfm.stats_store.concurrency import concurrently
@@ -50,7 +50,7 @@ def collect(
     older_than: datetime.timedelta = SAFE_AGE,
     now: bool = False,
     dry_run: bool = False,
-    progress: Listener = nobody,
+    progress: ProgressCallback = no_progress,
 ) -> Collection:
     """Delete runs that no current entry refers to, and unfinished work that was abandoned.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,7 +19,7 @@ REQUESTS = 32
 def concurrently(
     function: Callable[[Item], Result],
     items: Iterable[Item],
-    progress: Listener = nobody,
+    progress: ProgressCallback = no_progress,
     stage: str = "",
     unit: str = "",
     *,

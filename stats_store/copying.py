@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 from sfm.errors import DamageError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.cards import Commit, Summary
 from sfm.stats_store.collect import SAFE_AGE
 from sfm.stats_store.commits import (
@@ -81,7 +81,7 @@ def copy(
     summaries: Sequence[Summary],
     *,
     replace: bool = False,
-    progress: Listener = nobody,
+    progress: ProgressCallback = no_progress,
 ) -> list[Copied]:
     """Copy entries: every object as it is, those that this version does not know too.
 
@@ -147,7 +147,7 @@ class Copying:
     @cached_property
     def check(self) -> Check:
         """What verifies entries in the target, all within one bound of memory."""
-        return Check(self.target, Counter(nobody, 0))
+        return Check(self.target, Counter(no_progress, 0))
 
     @cached_property
     def taken(self) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from sfm.errors import DamageError, InputError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit, read_cards
@@ -72,7 +72,7 @@ class Listing:
     hidden: list[str]
 
 
-def find_garbage(store: Store, progress: Listener = nobody) -> tuple[list[Garbage], list[str]]:
+def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tuple[list[Garbage], list[str]]:
     """Return everything that no reader can reach, and one line for all that was left out of it.
 
     Every commit is read. If one cannot be, no run that others of its key refer to is garbage. If it is the

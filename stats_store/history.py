@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sfm.errors import DamageError, InputError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.cards import Commit, DatasetCard, Summary
 from sfm.stats_store.commits import generation_after, generation_of, read_cards
 from sfm.stats_store.concurrency import concurrently
@@ -65,7 +65,7 @@ class Generation:
         return sum(record.size for record in self.commit.objects.values()) if self.commit else 0
 
 
-def generations(store: Store, progress: Listener = nobody) -> list[Generation]:
+def generations(store: Store, progress: ProgressCallback = no_progress) -> list[Generation]:
     """Return every commit of a store that still exists, by key, oldest first.
 
     One listing and one request per commit. What :func:`~sfm.stats_store.collect.collect` has deleted is not
@@ -116,7 +116,7 @@ def states(commits: Sequence[Commit | None]) -> list[State]:
     return [state(i) for i in range(len(commits))]
 
 
-def known_summaries(store: Store, dataset: str, progress: Listener = nobody) -> list[Summary]:
+def known_summaries(store: Store, dataset: str, progress: ProgressCallback = no_progress) -> list[Summary]:
     """Return what a name can mean: all visible entries, and those replaced since that the name pins.
 
     ``NAME@DIGEST`` goes on meaning the same content when the entry is replaced, until the replaced run is
@@ -181,7 +181,7 @@ def history_of(
     dataset: str,
     backbone: str | None = None,
     image_size: int | None = None,
-    progress: Listener = nobody,
+    progress: ProgressCallback = no_progress,
 ) -> list[Generation]:
     """Return all generations of the keys that ever held such an entry, oldest first within each key.
 
@@ -205,7 +205,10 @@ def history_of(
 
 
 def containing(
-    store: Store, visible: Sequence[Summary], removed: Sequence[Summary], progress: Listener = nobody
+    store: Store,
+    visible: Sequence[Summary],
+    removed: Sequence[Summary],
+    progress: ProgressCallback = no_progress,
 ) -> list[Summary]:
     """Return the visible entries that were merged from the data of entries that are to be removed.
 

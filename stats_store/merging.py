@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from sfm.backbones.card import differences
 from sfm.errors import DamageError, InputError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.digest import BLOCK_ROWS, canonical, sha256
@@ -159,7 +159,7 @@ def merge_entries(
     trainer: Trainer | None = None,
     *,
     replace: bool = False,
-    progress: Listener = nobody,
+    progress: ProgressCallback = no_progress,
 ) -> Merged:
     """Publish the entry of the union of disjoint datasets, from the entries of these datasets.
 

@@ -15,7 +15,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
-from sfm.events import Listener, nobody
+from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.cards import (
     ClassifierCard,
     Commit,
@@ -84,7 +84,7 @@ class Store:
     url: str
     objects: ObjectStore = field(repr=False)
 
-    def survey(self, progress: Listener = nobody) -> tuple[list[Summary], list[str]]:
+    def survey(self, progress: ProgressCallback = no_progress) -> tuple[list[Summary], list[str]]:
         """Return a summary of every visible entry, and why others cannot be shown.
 
         One listing, then one request per entry: the commit of its highest generation. An entry whose newest
@@ -105,7 +105,7 @@ class Store:
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
         return entries, index.unreadable + [reason for reason in found if isinstance(reason, str)]
 
-    def summaries(self, progress: Listener = nobody) -> list[Summary]:
+    def summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return a summary of every visible entry; logs a warning for each that cannot be shown.
 
         See :meth:`survey`.

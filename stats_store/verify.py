@@ -13,7 +13,7 @@ import zarr
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from sfm.errors import DamageError
-from sfm.events import Listener, Progress, nobody
+from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.stats_store.cards import Commit, DatasetCard, ObjectRecord, Summary
 from sfm.stats_store.commits import commit_path, read_cards
 from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def verify(
-    store: Store, summaries: Sequence[Summary] | None = None, progress: Listener = nobody
+    store: Store, summaries: Sequence[Summary] | None = None, progress: ProgressCallback = no_progress
 ) -> list[Verdict]:
     """Check entries against their commits.
 
@@ -125,7 +125,7 @@ def verify(
 class Counter:
     """Counts checked objects, from any thread, and says so."""
 
-    def __init__(self, progress: Listener, total: int) -> None:
+    def __init__(self, progress: ProgressCallback, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
         self._lock = threading.Lock()
         progress(Progress("verify", 0, total, "objects"))

@@ -22,7 +22,7 @@ from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import grow
 from sfm.distill.run import Interrupted, distill, distill_in
 from sfm.errors import InputError
-from sfm.events import Progress, nobody
+from sfm.events import Progress, no_progress
 
 
 @given(classes=st.integers(1, 50), size=st.integers(1, 9), each=st.integers(1, 4))
@@ -122,4 +122,4 @@ def test_more_processes_than_classes_are_refused(config: DistillConfig) -> None:
     with pytest.raises(
         InputError, match=r"4 classes cannot be shared among 5 processes: use fewer --devices"
     ):
-        distill_in(Group(0, 5), config, nobody)
+        distill_in(Group(0, 5), config, no_progress)

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client
 
 from sfm.errors import InputError
-from sfm.events import Progress, nobody
+from sfm.events import Progress, no_progress
 from sfm.pipeline import staging as staging_module
 from sfm.pipeline.cluster import Order, fit
 from sfm.pipeline.config import ExtractConfig
@@ -179,7 +179,7 @@ def test_workers_that_are_not_fit_are_refused_before_any_work(tmp_path, dask, ad
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatch):
     monkeypatch.setattr("sfm.pipeline.cluster.CONNECT_SECONDS", 0.5)
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
-        extract(config(tmp_path / "s", scheduler=address), nobody)
+        extract(config(tmp_path / "s", scheduler=address), no_progress)
 
 
 def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
