@@ -2,6 +2,7 @@
 
 import codecs
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 JOINERS = "\u200c\u200d"
@@ -40,6 +41,11 @@ def one_line(text: str, most: int | None = None) -> str:
     if cut.isprintable():
         return cut
     return "".join(character if is_shown(character) else escape(character) for character in cut)
+
+
+def format_names(names: Sequence[str], max_names: int = 5) -> str:
+    """Return the first few names as text, and whether there are more: ``a, b and others``."""
+    return ", ".join(names[:max_names]) + (" and others" if len(names) > max_names else "")
 
 
 def is_shown(character: str) -> bool:
