@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Copies, Place, Pool, Recipe
 from sfm.errors import InputError
-from sfm.eval.whole import distinct_names
+from sfm.eval.output_files import distinguish_directories
 from sfm.field_types import LARGEST_INPUT
 from sfm.paths import expand_homes, resolved
 
@@ -155,7 +155,7 @@ class EvaluateRunsConfig(EvaluateOptions):
             return [self.out for _ in self.run]
         if self.out.suffix == ".json":
             raise InputError(f"--out {self.out} is one file, for {len(self.run)} runs: give a folder")
-        return [self.out / name.replace("/", "_") for name in distinct_names(self.run)]
+        return [self.out / name.replace("/", "_") for name in distinguish_directories(self.run)]
 
 
 def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:

@@ -16,10 +16,10 @@ from sfm.config_fields import LARGEST_CANVAS, MANY
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.config import RESULT
+from sfm.eval.output_files import distinguish_directories
 from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_run, require_inside
-from sfm.eval.whole import distinct_names
 from sfm.field_types import Count, Digest, Finite, Name, NotNegative, Versions
 from sfm.image_files import read_png
 from sfm.paths import resolved
@@ -193,7 +193,9 @@ def read_all(
             evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run, directory),
             behind=behind.get(i),
         )
-        for i, (directory, name, run) in enumerate(zip(directories, distinct_names(paths), runs, strict=True))
+        for i, (directory, name, run) in enumerate(
+            zip(directories, distinguish_directories(paths), runs, strict=True)
+        )
     ]
 
 
