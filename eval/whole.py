@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfm.atomic import remove, write_file
 from sfm.errors import InputError
-from sfm.paths import content, resolved
+from sfm.paths import list_content, resolve_links
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -60,7 +60,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file: give a folder")
-    if path.is_dir() and content(path):
+    if path.is_dir() and list_content(path):
         raise InputError(f"--out {path} is not empty: give a new folder")
     # A folder that is there may be a file system of its own, and hold what systems leave in folders.
     partial = (path if path.is_dir() else path.parent) / f".{path.name}.partial"
@@ -85,7 +85,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def distinct_names(given: Sequence[Path]) -> list[str]:
     """Name directories by as few of their last folders as tell them apart."""
-    paths = [resolved(path) for path in given]
+    paths = [resolve_links(path) for path in given]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
