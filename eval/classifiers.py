@@ -18,7 +18,7 @@ from sfm.eval.result import Row, protocol_header
 from sfm.eval.subjects import Subject
 from sfm.eval.synthetic import DistilledRun
 from sfm.stats_store.digest import array_digest, canonical, sha256
-from sfm.tensor_files import TensorFileError, open_tensors
+from sfm.tensor_files import TensorFileError, open_safetensors
 
 
 def file_name(spec: str, mode: Mode) -> str:
@@ -54,7 +54,7 @@ def save_classifier(
 def is_replaceable(path: Path, backbone_hash: str, images: str, row: Row) -> bool:
     """Return whether there is no classifier, or a damaged one, one of other images, or one trained alike."""
     try:
-        with open_tensors(path, "pt", CLASSIFIER_BYTES) as file:
+        with open_safetensors(path, "pt", CLASSIFIER_BYTES) as file:
             header = file.metadata() or {}
     except (FileNotFoundError, TensorFileError):
         return True

@@ -44,7 +44,7 @@ from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Store, open_store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
@@ -415,7 +415,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
     device = ready.subjects[0].backbone.device
     source = ready.source.entry
     return Provenance(
-        store=utf8_only(ready.store.url),
+        store=escape_non_utf8(ready.store.url),
         dataset=source.dataset.name,
         fingerprint=source.summary.fingerprint,
         role=source.summary.role,
