@@ -2,14 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sfm.config_fields import BackboneField, FeatureViewsField, InMemoryCountField, LocationField, MAX_ITERATIONS, MAX_PROCESSES, RecipeField
+
+from sfm.config_fields import (
+    MAX_ITERATIONS,
+    MAX_PROCESSES,
+    BackboneField,
+    FeatureViewsField,
+    InMemoryCountField,
+    LocationField,
+    RecipeField,
+)
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.eval.output_files import distinguish_directories
 from sfm.paths import expand_home_in_field, resolve_links
-from typing import Literal, get_args
-
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)

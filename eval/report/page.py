@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+from pathlib import Path
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.eval.output_files import write_output
 from sfm.eval.report.config import ReportConfig
@@ -12,7 +14,6 @@ from sfm.eval.report.read import read_all
 from sfm.eval.report.view import Report, report_of
 from sfm.locking import lock_file
 from sfm.text import escape_non_utf8
-
 
 MARK = b"<!doctype html>\n<!-- sfm report -->"
 """How every report begins; a file that does not is not replaced."""

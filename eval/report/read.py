@@ -2,13 +2,16 @@
 
 import csv
 import itertools
-import numpy as np
-import numpy.typing as npt
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter
+
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
 from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
@@ -24,8 +27,6 @@ from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
-from typing import Any, NamedTuple
-
 
 MOST_LEVELS, LARGEST_LOSS = 20, 1e30
 """Levels of a pyramid of any size, and what a loss stays below."""
