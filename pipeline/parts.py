@@ -21,7 +21,7 @@ from sfm.pipeline.sources.class_labels import require_consistent_labels
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
-from sfm.text import format_names, utf8_only
+from sfm.text import escape_non_utf8, format_names
 
 Role = Literal["full", "tuning"]
 
@@ -150,7 +150,7 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     gone = next((task.name for task in tasks if found[task.name] is None), None)
     if gone is not None:
         raise InputError(f"unfinished work in {staging.root}, {gone}, is damaged or gone: run again")
-    skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
+    skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
     rows = positions(source, told)

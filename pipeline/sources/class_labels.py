@@ -18,7 +18,7 @@ from sfm.stats_store.class_lists import (
     parse_class_list,
     read_class_file,
 )
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 __all__ = [
     "ClassList",
@@ -108,7 +108,7 @@ def class_id_from_label(label: object, names: ClassList | None, where: str) -> s
         if LABEL_NUMBER.fullmatch(label):
             label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        shown = one_line(repr(label), 40)
+        shown = sanitize_line(repr(label), 40)
         raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
     if isinstance(label, int):
         if abs(label) > MAX_LABEL:

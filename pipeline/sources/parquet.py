@@ -43,8 +43,8 @@ from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, comput
 from sfm.pipeline.sources.spec_options import parse_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.stats_store.class_lists import class_id_from
-from sfm.text import first_line, format_names, one_line
-from sfm.untrusted import JSON_BYTES, parse_json
+from sfm.text import format_names, sanitize_line, summarize_error
+from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,7 +54,7 @@ MIN_SHARD_ROWS = 1024
 LABEL_PROBE_ROWS = 64
 LABEL_BATCH_ROWS = 16_384
 LABEL_THREADS = 4
-MAX_THRIFT_STRING_BYTES = JSON_BYTES
+MAX_THRIFT_STRING_BYTES = MAX_JSON_BYTES
 """Of a text in the description of a table, such as the metadata that name classes."""
 
 MAX_THRIFT_ITEMS = 1_000_000
@@ -217,7 +217,9 @@ def iter_stored_labels(
         labels = batch.column(column)
         kind = labels.type.value_type if isinstance(labels, pyarrow.DictionaryArray) else labels.type
         if pyarrow.types.is_nested(kind):
-            raise InputError(f"row {row} of {file.url} has no usable label: found {one_line(str(kind), 60)}")
+            raise InputError(
+                f"row {row} of {file.url} has no usable label: found {sanitize_line(str(kind), 60)}"
+            )
         if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
             texts = labels.dictionary if isinstance(labels, pyarrow.DictionaryArray) else labels
             longest = pyarrow.compute.max(pyarrow.compute.utf8_length(texts)).as_py() or 0
@@ -326,7 +328,7 @@ def open_table(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarr
         OverflowError,
         MemoryError,
     ) as error:
-        line = one_line(first_line(error), 300)
+        line = sanitize_line(summarize_error(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()
@@ -493,7 +495,7 @@ def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, c
     parts = [field.type for field in kind] if pyarrow.types.is_struct(kind) else [kind]
     if any(pyarrow.types.is_nested(part) for part in parts):
         raise InputError(
-            f"{file.url} holds no encoded image in {column}: found {one_line(str(kind), 60)}; embed "
+            f"{file.url} holds no encoded image in {column}: found {sanitize_line(str(kind), 60)}; embed "
             f"the image files in the table"
         )
 

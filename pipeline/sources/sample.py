@@ -6,7 +6,7 @@ from typing import final
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_PREFETCH_BYTES
-from sfm.untrusted import OversizeError, read_file
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 VANISHED_MESSAGE = "{} vanished while the dataset was read; run again"
 
@@ -75,7 +75,7 @@ class SampleFile:
     def read_if_smaller(self, max_bytes: int) -> Sample | None:
         """Return the sample, or None if it has more than so many bytes."""
         try:
-            return Sample(read_file(Path(self.where), max_bytes), self.label, self.where)
+            return Sample(read_bounded_file(Path(self.where), max_bytes), self.label, self.where)
         except OversizeError:
             return None
         except FileNotFoundError as error:

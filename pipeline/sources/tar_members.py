@@ -27,7 +27,7 @@ from sfm.pipeline.sources.limits import (
     MAX_MEMBERS,
     MAX_PATH_CHARACTERS,
 )
-from sfm.text import first_line, format_names, one_line
+from sfm.text import format_names, sanitize_line, summarize_error
 
 LABEL_EXTENSIONS = ("cls", "json", "txt")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -220,7 +220,8 @@ def iter_members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, Co
             raise
         except TAR_READ_ERRORS as error:
             raise InputError(
-                f"{file.url} is damaged, truncated or no tar archive: {first_line(error)}; write it again"
+                f"{file.url} is damaged, truncated or no tar archive: {summarize_error(error)}; "
+                "write it again"
             ) from error
 
 
@@ -260,7 +261,7 @@ def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo)
     extension = get_extension(info.name)
     if extension not in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
         return None
-    where = f"{one_line(info.name)} in {file.url}"
+    where = f"{sanitize_line(info.name)} in {file.url}"
     if info.issparse():
         raise InputError(f"{where} is a sparse file: write the shard without tar --sparse")
     if extension in LABEL_EXTENSIONS and info.size > MAX_LABEL_BYTES:

@@ -15,7 +15,7 @@ from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
 from sfm.pipeline.sources.spec_options import parse_flag, parse_options, require_known_options
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -106,7 +106,7 @@ def open_torchvision_split(spec: str, name: str, root: Path, download: bool, whi
         return getattr(torchvision.datasets, name)(root, **which, **asked)
     except Exception as error:  # What torchvision and scipy raise on files that are damaged depends on them.
         hint = "" if download else ", or fetch it with &download=yes"
-        line = one_line(first_line(error), 300)
+        line = sanitize_line(summarize_error(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error

@@ -24,7 +24,7 @@ from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, comput
 from sfm.pipeline.sources.spec_options import parse_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import Content, NoLabelError, iter_sample_parts
-from sfm.untrusted import parse_json
+from sfm.untrusted_files import parse_json
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
