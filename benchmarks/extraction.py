@@ -50,15 +50,15 @@ from sfm.backbones.input import to_tensor
 from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop
 from sfm.events import no_progress
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import BATCH, Equipment, at_once, cores, equipped, quickest
-from sfm.pipeline.features import Rules, follow, stage
-from sfm.pipeline.moments import accumulate
-from sfm.pipeline.parts import gather
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, choose_batch_size, count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.features import PassOptions, track_pass, stage_tasks
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.entry_rows import collect_pass_result
+from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.source import recut
-from sfm.pipeline.staging import Staging, Task, tasks_of
+from sfm.pipeline.staging import Staging, PartitionTask, make_tasks
 
 CLASSES = 10
 UNIQUE = 400
@@ -110,19 +110,19 @@ def run_pass(
     source: Source,
     backbones: Sequence[Backbone],
     folder: Path,
-    equipment: Equipment,
+    equipment: ExtractionRuntime,
     precision: str = "float32",
 ) -> Any:
     """Do the pass over the images, and return what it cost and what is staged."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
-    tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
-    rules = Rules(precision="bf16" if precision == "bf16" else "float32")
-    steps = stage(source, tasks, quickest(backbones, precision), staging, rules, equipment)
-    cost = follow(steps, tasks, tasks, staging, no_progress)
-    return cost, gather(config, source, tasks, staging), staging
+    tasks, staging = make_tasks(source, select_by_listed_labels(config, source)), Staging(folder)
+    rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
+    steps = stage_tasks(source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment)
+    cost = track_pass(steps, tasks, tasks, staging, no_progress)
+    return cost, collect_pass_result(config, source, tasks, staging), staging
 
 
-def pass_rate(source: Source, backbones: Sequence[Backbone], equipment: Equipment) -> float:
+def pass_rate(source: Source, backbones: Sequence[Backbone], equipment: ExtractionRuntime) -> float:
     """Return images/s of the pass."""
     with tempfile.TemporaryDirectory() as folder:
         return float(run_pass(source, backbones, Path(folder), equipment)[0].images_per_second)
@@ -151,21 +151,21 @@ def timed(call: Callable[[int], object], times: int, threads: int) -> float:
 def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory, on all cores, a batch at a time on each."""
     data = [sample.data for sample in source.train.read(np.arange(min(images, UNIQUE)))]
-    size = BATCH["cpu"]
+    size = BATCH_IMAGES["cpu"]
 
     def one(batch: int) -> None:
         for i in range(size * batch, size * batch + size):
             crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
 
-    batches = max(cores(), images // size)
-    return batches * size / timed(one, batches, cores())
+    batches = max(count_cores(), images // size)
+    return batches * size / timed(one, batches, count_cores())
 
 
 def decode_some(spec: str, preprocessing: Preprocessing, times: int, wait: int) -> None:
     """Decode and resize a batch so many times, in a process that keeps the encoded images."""
     source, data = opened(spec)
     _together[0].wait(wait)
-    for i in range(BATCH["cpu"] * times):
+    for i in range(BATCH_IMAGES["cpu"] * times):
         crop(source.decode(data[i % len(data)]), preprocessing)
 
 
@@ -187,25 +187,25 @@ def opened(spec: str) -> tuple[Source, list[bytes]]:
 
 def decode_rate_of_processes(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory in a process per core: no lock is shared."""
-    count, context = cores(), get_context("fork")
+    count, context = count_cores(), get_context("fork")
     given = source.spec, backbone.card.preprocessing
     barrier = context.Barrier(count)
     with ProcessPoolExecutor(count, context, meet_at, (barrier,)) as pool:
         # In the first round processes start and open the source; they wait for each other, so that each takes
         # one task.
-        for times, seconds in ((1, 600), (max(1, images // (BATCH["cpu"] * count)), 60)):
+        for times, seconds in ((1, 600), (max(1, images // (BATCH_IMAGES["cpu"] * count)), 60)):
             began = time.perf_counter()
             tasks = [pool.submit(decode_some, *given, times, seconds) for _ in range(count)]
             for task in tasks:
                 task.result()
             spent = time.perf_counter() - began
-    return BATCH["cpu"] * times * count / spent
+    return BATCH_IMAGES["cpu"] * times * count / spent
 
 
 def rate_of_processes(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the pass in so many processes, once they are ready."""
     # All of extraction, which a process whose memory is measured should not have loaded.
-    from sfm.pipeline.extract import steps_of
+    from sfm.pipeline.extract import run_staging
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -216,14 +216,14 @@ def rate_of_processes(spec: str, size: int, device: str, processes: int) -> floa
         # A process takes one task at a time: there must be several for each.
         parts = [
             rows
-            for task in tasks_of(source, selection_of(config, source))
+            for task in make_tasks(source, select_by_listed_labels(config, source))
             if task.split == "train" and task.rows is not None
             for rows in np.array_split(task.rows, 4 * processes)
         ]
-        tasks = [Task("train", number, rows) for number, rows in enumerate(parts)]
+        tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with steps_of(config, source, tasks, backbones, staging, Rules(), no_progress) as (_, steps):
-            return follow(steps, tasks, tasks, staging, no_progress).images_per_second
+        with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
+            return track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
 
 
 def forward_rates(backbone: Backbone, images: int) -> list[float]:
@@ -232,9 +232,9 @@ def forward_rates(backbone: Backbone, images: int) -> list[float]:
     First of the plain loop, one batch after the other on all cores; then, on a CPU, of a batch on each.
     """
     size, device = backbone.card.preprocessing.input_size, backbone.device
-    rates, ways = [], [(1, 1, BATCH["cuda"])]
+    rates, ways = [], [(1, 1, BATCH_IMAGES["cuda"])]
     if device.type == "cpu":
-        ways = [(1, torch.get_num_threads(), CHUNK), (cores(), 1, at_once(backbone))]
+        ways = [(1, torch.get_num_threads(), CHUNK), (count_cores(), 1, choose_batch_size(backbone))]
     for threads, inner, batch in ways:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         before = torch.get_num_threads()
@@ -259,13 +259,13 @@ def against_parts(
     """Compare the pass with its parts, for one and for two backbones, and in several processes."""
     size = KINDS[kind]
     first, second = (load_backbone(spec, image_size=size, device=device) for spec in ("lite0", "lite1"))
-    quick = quickest([first, second], "float32")
+    quick = optimize_for_inference([first, second], "float32")
     source = open_source(make_images(root, kind, images))
     cuda = first.device.type == "cuda"
     found: list[dict[str, float]] = []
-    with equipped(source, first.device.type, cores()) as equipment:
+    with extraction_runtime(source, first.device.type, count_cores()) as equipment:
         # The first pass waits for processes to start, and for cuDNN to plan.
-        size_of_batch = BATCH[first.device.type]
+        size_of_batch = BATCH_IMAGES[first.device.type]
         few = some_of(source, 16 * size_of_batch + len(source.train.labels) % size_of_batch)
         began = time.perf_counter()
         pass_rate(few, [first, second], equipment)
@@ -326,11 +326,11 @@ def ours(source: Source, backbone: Backbone) -> np.ndarray:
     """Compute class means as extraction does."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        equipped(source, backbone.device.type, cores()) as equipment,
+        extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
     ):
         _, gathered, staging = run_pass(source, [backbone], Path(folder), equipment)
         train = [p for p in gathered.partitions if p.split == "train"]
-        return accumulate(staging.staged(backbone.card.hash, train), CLASSES, backbone.card.features).mean
+        return accumulate_moments(staging.staged(backbone.card.hash, train), CLASSES, backbone.card.features).mean
 
 
 def peak_bytes() -> int:
@@ -385,12 +385,12 @@ def flows_in_bf16(root: Path, images: int, device: str) -> float:
     for precision in ("float32", "bf16"):
         with (
             tempfile.TemporaryDirectory() as folder,
-            equipped(source, backbone.device.type, cores()) as equipment,
+            extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
         ):
             _, gathered, staging = run_pass(source, [backbone], Path(folder), equipment, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
             rows = staging.staged(backbone.card.hash, train)
-            mean = accumulate(rows, CLASSES, backbone.card.features).mean
+            mean = accumulate_moments(rows, CLASSES, backbone.card.features).mean
             flows.append((mean.sum(axis=0) - mean) / (CLASSES - 1) - mean)
     a, b = (flow.ravel() for flow in flows)
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -399,7 +399,7 @@ def flows_in_bf16(root: Path, images: int, device: str) -> float:
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
     console = Console(width=130)
-    table = Table(title=f"The pass against its parts, {result['device']}, {result['cores']} cores, images/s")
+    table = Table(title=f"The pass against its parts, {result['device']}, {result['count_cores']} cores, images/s")
     for column in ("images", "px", "decode", "pass", "of model(batch) (bar 0.85)", "two backbones",
                    "forward of", "forward", "of possible (bar 0.90)", "cost of two (bar 1.05)"):  # fmt: skip
         table.add_column(column, justify="right")
@@ -477,7 +477,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "benchmark": "extraction",
             "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-            "cores": cores(),
+            "cores": count_cores(),
             "torch": torch.__version__,
             "parts": [],
             "plain_loop": [],

@@ -18,8 +18,8 @@ from sfm.backbones.input import to_tensor
 from sfm.backbones.preprocess import crop
 from sfm.errors import InputError
 from sfm.pipeline import extract as extraction
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import KINDS, Source, open_source
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
@@ -286,7 +286,7 @@ COMMAND = """
 import sys
 import sfm.stats_store.digest
 sfm.stats_store.digest.BLOCK_ROWS = 40
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
 done = extract(ExtractConfig(source="builtin:fashion-mnist-6k", store=sys.argv[1], backbone=["lite0"],
                              image_size=32, limit_per_class=20, sub_classes=(2,)))
