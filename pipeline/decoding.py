@@ -23,7 +23,7 @@ from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources.source import Sample, SampleFile, loaded
 from sfm.pipeline.staging import IMAGE_MARKS, SkippedSample
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 VIEW_STREAM = 5
 """Purpose of the random streams that views are drawn from."""
@@ -162,7 +162,7 @@ def decode_batch(
                 if getattr(rendered, mark):
                     marked.setdefault(mark, {})[place] = sample.where
         except DECODING_ERRORS as error:
-            why = first_line(error)[:MAX_REASON_CHARACTERS]
+            why = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if wanted.on_error == "fail":
                 raise InputError(
                     f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "

@@ -34,7 +34,7 @@ from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.moments import Moments
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.store import Store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 MAX_SKIPPED_BYTES = 2**22
 """Of what an entry says about samples that were skipped."""
@@ -224,7 +224,7 @@ def make_dataset_card(job: EntryContext, part: EntryRows, train: int, test: int)
         fingerprint=part.fingerprint,
         leaves=[part.fingerprint],
         licence=job.config.licence or job.source.licence,
-        source=utf8_only(job.source.spec),
+        source=escape_non_utf8(job.source.spec),
     )
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection
 from sfm.pipeline.sources.inventory import describe_kinds
 from sfm.stats_store.cards import FileCounts
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 LIMITED_IMAGES = "images beyond --limit-per-class"
 SMALL_CLASS_IMAGES = "images of classes below --min-count"
@@ -63,7 +63,7 @@ def make_file_counts(used: int, unused: Mapping[str, int]) -> FileCounts:
     kinds: Counter[str] = Counter()
     for number, (kind, count) in enumerate(sorted(unused.items(), key=lambda item: (-item[1], item[0]))):
         if count:
-            kinds[one_line(kind, MAX_KIND_CHARACTERS) if number < MAX_KINDS else OTHER_KINDS] += count
+            kinds[sanitize_line(kind, MAX_KIND_CHARACTERS) if number < MAX_KINDS else OTHER_KINDS] += count
     return FileCounts(found=used + kinds.total(), used=used, unused=dict(sorted(kinds.items())))
 
 

@@ -43,7 +43,7 @@ from sfm.pipeline.runtime import ExtractionRuntime, count_cores, extraction_runt
 from sfm.pipeline.scheduler_errors import explain_scheduler_error
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import IncompleteExtractionError, PartitionTask, Staging
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 FEATURE_PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """What features depend on: workers must have the same versions."""
@@ -278,7 +278,7 @@ def run_on_each_worker(
     for address, future in futures.items():
         error = future.exception()
         if error is not None:
-            raise InputError(f"worker {address}: {first_line(error)}") from error
+            raise InputError(f"worker {address}: {summarize_error(error)}") from error
         answers[address] = future.result()
         judge(address, answers[address])
     return answers
