@@ -22,6 +22,7 @@ hard links, to make up the numbers.
 import argparse
 import io
 import json
+import numpy as np
 import os
 import platform
 import statistics
@@ -29,6 +30,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import torch
+from PIL import Image
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -36,29 +39,25 @@ from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.input import to_tensor
 from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.backbones.preprocess import crop
 from sfm.events import no_progress
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import BATCH, Equipment, at_once, cores, equipped, quickest
-from sfm.pipeline.features import Rules, follow, stage
-from sfm.pipeline.moments import accumulate
-from sfm.pipeline.parts import gather
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.entry_rows import collect_pass_result
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, stage_tasks, track_pass
+from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, choose_batch_size, count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.class_subsets import select_rows
-from sfm.pipeline.staging import Staging, Task, tasks_of
+from sfm.pipeline.staging import PartitionTask, Staging, make_tasks
+from typing import Any
+
 
 CLASSES = 10
 UNIQUE = 400
@@ -106,23 +105,17 @@ def encoded(image: Image.Image, kind: str, rng: np.random.Generator) -> bytes:
     return out.getvalue()
 
 
-def run_pass(
-    source: Source,
-    backbones: Sequence[Backbone],
-    folder: Path,
-    equipment: Equipment,
-    precision: str = "float32",
-) -> Any:
+def run_pass(source: Source, backbones: Sequence[Backbone], folder: Path, equipment: ExtractionRuntime, precision: str = "float32") -> Any:
     """Do the pass over the images, and return what it cost and what is staged."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
-    tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
-    rules = Rules(precision="bf16" if precision == "bf16" else "float32")
-    steps = stage(source, tasks, quickest(backbones, precision), staging, rules, equipment)
-    cost = follow(steps, tasks, tasks, staging, no_progress)
-    return cost, gather(config, source, tasks, staging), staging
+    tasks, staging = make_tasks(source, select_by_listed_labels(config, source)), Staging(folder)
+    rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
+    steps = stage_tasks(source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment)
+    cost = track_pass(steps, tasks, tasks, staging, no_progress)
+    return cost, collect_pass_result(config, source, tasks, staging), staging
 
 
-def pass_rate(source: Source, backbones: Sequence[Backbone], equipment: Equipment) -> float:
+def pass_rate(source: Source, backbones: Sequence[Backbone], equipment: ExtractionRuntime) -> float:
     """Return images/s of the pass."""
     with tempfile.TemporaryDirectory() as folder:
         return float(run_pass(source, backbones, Path(folder), equipment)[0].images_per_second)
@@ -151,21 +144,21 @@ def timed(call: Callable[[int], object], times: int, threads: int) -> float:
 def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory, on all cores, a batch at a time on each."""
     data = [sample.data for sample in source.train.read(np.arange(min(images, UNIQUE)))]
-    size = BATCH["cpu"]
+    size = BATCH_IMAGES["cpu"]
 
     def one(batch: int) -> None:
         for i in range(size * batch, size * batch + size):
             crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
 
-    batches = max(cores(), images // size)
-    return batches * size / timed(one, batches, cores())
+    batches = max(count_cores(), images // size)
+    return batches * size / timed(one, batches, count_cores())
 
 
 def decode_some(spec: str, preprocessing: Preprocessing, times: int, wait: int) -> None:
     """Decode and resize a batch so many times, in a process that keeps the encoded images."""
     source, data = opened(spec)
     _together[0].wait(wait)
-    for i in range(BATCH["cpu"] * times):
+    for i in range(BATCH_IMAGES["cpu"] * times):
         crop(source.decode(data[i % len(data)]), preprocessing)
 
 
@@ -187,43 +180,36 @@ def opened(spec: str) -> tuple[Source, list[bytes]]:
 
 def decode_rate_of_processes(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory in a process per core: no lock is shared."""
-    count, context = cores(), get_context("fork")
+    count, context = count_cores(), get_context("fork")
     given = source.spec, backbone.card.preprocessing
     barrier = context.Barrier(count)
     with ProcessPoolExecutor(count, context, meet_at, (barrier,)) as pool:
         # In the first round processes start and open the source; they wait for each other, so that each takes
         # one task.
-        for times, seconds in ((1, 600), (max(1, images // (BATCH["cpu"] * count)), 60)):
+        for times, seconds in ((1, 600), (max(1, images // (BATCH_IMAGES["cpu"] * count)), 60)):
             began = time.perf_counter()
             tasks = [pool.submit(decode_some, *given, times, seconds) for _ in range(count)]
             for task in tasks:
                 task.result()
             spent = time.perf_counter() - began
-    return BATCH["cpu"] * times * count / spent
+    return BATCH_IMAGES["cpu"] * times * count / spent
 
 
 def rate_of_processes(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the pass in so many processes, once they are ready."""
     # All of extraction, which a process whose memory is measured should not have loaded.
-    from sfm.pipeline.extract import steps_of
+    from sfm.pipeline.extract import run_staging
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
-        config = ExtractConfig(
-            source=spec, store="none", backbone=["lite0"], image_size=size, device=device, workers=processes
-        )
+        config = ExtractConfig(source=spec, store="none", backbone=["lite0"], image_size=size, device=device, workers=processes)
         backbones = {"lite0": load_backbone("lite0", image_size=size, device=device)}
         # A process takes one task at a time: there must be several for each.
-        parts = [
-            rows
-            for task in tasks_of(source, selection_of(config, source))
-            if task.split == "train" and task.rows is not None
-            for rows in np.array_split(task.rows, 4 * processes)
-        ]
-        tasks = [Task("train", number, rows) for number, rows in enumerate(parts)]
+        parts = [rows for task in make_tasks(source, select_by_listed_labels(config, source)) if task.split == "train" and task.rows is not None for rows in np.array_split(task.rows, 4 * processes)]
+        tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with steps_of(config, source, tasks, backbones, staging, Rules(), no_progress) as (_, steps):
-            return follow(steps, tasks, tasks, staging, no_progress).images_per_second
+        with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
+            return track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
 
 
 def forward_rates(backbone: Backbone, images: int) -> list[float]:
@@ -232,9 +218,9 @@ def forward_rates(backbone: Backbone, images: int) -> list[float]:
     First of the plain loop, one batch after the other on all cores; then, on a CPU, of a batch on each.
     """
     size, device = backbone.card.preprocessing.input_size, backbone.device
-    rates, ways = [], [(1, 1, BATCH["cuda"])]
+    rates, ways = [], [(1, 1, BATCH_IMAGES["cuda"])]
     if device.type == "cpu":
-        ways = [(1, torch.get_num_threads(), CHUNK), (cores(), 1, at_once(backbone))]
+        ways = [(1, torch.get_num_threads(), CHUNK), (count_cores(), 1, choose_batch_size(backbone))]
     for threads, inner, batch in ways:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         before = torch.get_num_threads()
@@ -253,19 +239,17 @@ def forward_rates(backbone: Backbone, images: int) -> list[float]:
     return rates
 
 
-def against_parts(
-    root: Path, kind: str, images: int, rounds: int, device: str, processes: Sequence[int]
-) -> dict[str, Any]:
+def against_parts(root: Path, kind: str, images: int, rounds: int, device: str, processes: Sequence[int]) -> dict[str, Any]:
     """Compare the pass with its parts, for one and for two backbones, and in several processes."""
     size = KINDS[kind]
     first, second = (load_backbone(spec, image_size=size, device=device) for spec in ("lite0", "lite1"))
-    quick = quickest([first, second], "float32")
+    quick = optimize_for_inference([first, second], "float32")
     source = open_source(make_images(root, kind, images))
     cuda = first.device.type == "cuda"
     found: list[dict[str, float]] = []
-    with equipped(source, first.device.type, cores()) as equipment:
+    with extraction_runtime(source, first.device.type, count_cores()) as equipment:
         # The first pass waits for processes to start, and for cuDNN to plan.
-        size_of_batch = BATCH[first.device.type]
+        size_of_batch = BATCH_IMAGES[first.device.type]
         few = some_of(source, 16 * size_of_batch + len(source.train.labels) % size_of_batch)
         began = time.perf_counter()
         pass_rate(few, [first, second], equipment)
@@ -287,22 +271,11 @@ def against_parts(
             for which, (f0, f1) in (("", own), ("_packed", packed)):
                 best = min(d, f0) if cuda else 1 / (1 / d + 1 / f0)
                 both = max(1 / d, 1 / f0 + 1 / f1) if cuda else 1 / d + 1 / f0 + 1 / f1
-                each |= {
-                    f"forward{which}": f0,
-                    f"of_possible{which}": one / best,
-                    f"two_cost{which}": 1 / two / both,
-                }
+                each |= {f"forward{which}": f0, f"of_possible{which}": one / best, f"two_cost{which}": 1 / two / both}
             found.append(each)
     medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
     several = {n: rate_of_processes(source.spec, size, device, n) for n in processes}
-    return {
-        "kind": kind,
-        "images": images,
-        "image_size": size,
-        **medians,
-        "processes": several,
-        "rounds": found,
-    }
+    return {"kind": kind, "images": images, "image_size": size, **medians, "processes": several, "rounds": found}
 
 
 def plain_loop(source: Source, backbone: Backbone) -> np.ndarray:
@@ -310,12 +283,7 @@ def plain_loop(source: Source, backbone: Backbone) -> np.ndarray:
     means = []
     for c in range(CLASSES):
         rows = np.flatnonzero(source.train.labels == c)
-        images = torch.stack(
-            [
-                to_tensor(crop(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
-                for sample in source.train.read(rows)
-            ]
-        )
+        images = torch.stack([to_tensor(crop(source.decode(sample.data), backbone.card.preprocessing)[None])[0] for sample in source.train.read(rows)])
         with torch.inference_mode():
             chunks = [backbone.features(chunk.to(backbone.device)).cpu() for chunk in images.split(CHUNK)]
         means.append(torch.cat(chunks).double().mean(dim=0))
@@ -324,13 +292,10 @@ def plain_loop(source: Source, backbone: Backbone) -> np.ndarray:
 
 def ours(source: Source, backbone: Backbone) -> np.ndarray:
     """Compute class means as extraction does."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        equipped(source, backbone.device.type, cores()) as equipment,
-    ):
+    with tempfile.TemporaryDirectory() as folder, extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
         _, gathered, staging = run_pass(source, [backbone], Path(folder), equipment)
         train = [p for p in gathered.partitions if p.split == "train"]
-        return accumulate(staging.staged(backbone.card.hash, train), CLASSES, backbone.card.features).mean
+        return accumulate_moments(staging.staged(backbone.card.hash, train), CLASSES, backbone.card.features).mean
 
 
 def peak_bytes() -> int:
@@ -347,11 +312,7 @@ def child(way: str, spec: str, size: int, device: str) -> None:
     began = time.perf_counter()
     means = (ours if way == "sfm" else plain_loop)(source, backbone)
     seconds = time.perf_counter() - began
-    print(
-        json.dumps(
-            {"rate": images / seconds, "peak_bytes": peak_bytes(), "mean": float(np.abs(means).mean())}
-        )
-    )
+    print(json.dumps({"rate": images / seconds, "peak_bytes": peak_bytes(), "mean": float(np.abs(means).mean())}))
 
 
 def measured(size: int, *arguments: str) -> Any:
@@ -383,14 +344,11 @@ def flows_in_bf16(root: Path, images: int, device: str) -> float:
     source = open_source(make_images(root, "jpeg", images))
     flows = []
     for precision in ("float32", "bf16"):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            equipped(source, backbone.device.type, cores()) as equipment,
-        ):
+        with tempfile.TemporaryDirectory() as folder, extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
             _, gathered, staging = run_pass(source, [backbone], Path(folder), equipment, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
             rows = staging.staged(backbone.card.hash, train)
-            mean = accumulate(rows, CLASSES, backbone.card.features).mean
+            mean = accumulate_moments(rows, CLASSES, backbone.card.features).mean
             flows.append((mean.sum(axis=0) - mean) / (CLASSES - 1) - mean)
     a, b = (flow.ravel() for flow in flows)
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -399,33 +357,18 @@ def flows_in_bf16(root: Path, images: int, device: str) -> float:
 def show(result: dict[str, Any]) -> None:
     """Print the tables."""
     console = Console(width=130)
-    table = Table(title=f"The pass against its parts, {result['device']}, {result['cores']} cores, images/s")
+    table = Table(title=f"The pass against its parts, {result['device']}, {result['count_cores']} cores, images/s")
     for column in ("images", "px", "decode", "pass", "of model(batch) (bar 0.85)", "two backbones",
                    "forward of", "forward", "of possible (bar 0.90)", "cost of two (bar 1.05)"):  # fmt: skip
         table.add_column(column, justify="right")
     for row in result["parts"]:
         for which, name in (("", "the model"), ("_packed", "extraction")):
-            given = [
-                row["kind"],
-                str(row["image_size"]),
-                f"{row['decode']:.0f}",
-                f"{row['pass']:.0f}",
-                f"{row['of_plain_loop']:.2f}",
-                f"{row['two_backbones']:.0f}",
-            ]
-            table.add_row(
-                *(given if not which else [""] * len(given)),
-                name,
-                f"{row['forward' + which]:.0f}",
-                f"{row['of_possible' + which]:.2f}",
-                f"{row['two_cost' + which]:.2f}",
-            )
+            given = [row["kind"], str(row["image_size"]), f"{row['decode']:.0f}", f"{row['pass']:.0f}", f"{row['of_plain_loop']:.2f}", f"{row['two_backbones']:.0f}"]
+            table.add_row(*(given if not which else [""] * len(given)), name, f"{row['forward' + which]:.0f}", f"{row['of_possible' + which]:.2f}", f"{row['two_cost' + which]:.2f}")
     console.print(table)
     for row in result["parts"]:
         for count, rate in row["processes"].items():
-            console.print(
-                f"  {row['kind']}, the pass in {count} processes: {rate:.0f} images/s", highlight=False
-            )
+            console.print(f"  {row['kind']}, the pass in {count} processes: {rate:.0f} images/s", highlight=False)
     table = Table(title="Against the plain loop: images/s, and peak memory in MiB")
     for column in ("images", "number", "plain loop", "sfm", "plain loop MiB", "sfm MiB"):
         table.add_column(column, justify="right")
@@ -441,20 +384,14 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="few images, one round: does it run?")
-    parser.add_argument(
-        "--sizes", default="1000,6000,60000", help="numbers of images for the plain loop; may be none: ''"
-    )
+    parser.add_argument("--sizes", default="1000,6000,60000", help="numbers of images for the plain loop; may be none: ''")
     parser.add_argument("--kinds", default="embedded,tiny,jpeg", help="which images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1200, help="per round, against the parts")
-    parser.add_argument(
-        "--processes", default="", help="numbers of processes for the pass besides one, e.g. 4,8"
-    )
+    parser.add_argument("--processes", default="", help="numbers of processes for the pass besides one, e.g. 4,8")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--parts", nargs=4, help=argparse.SUPPRESS)
@@ -474,15 +411,7 @@ def main() -> None:
     cuda = torch.cuda.is_available() and given.device != "cpu"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        result: dict[str, Any] = {
-            "benchmark": "extraction",
-            "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-            "cores": cores(),
-            "torch": torch.__version__,
-            "parts": [],
-            "plain_loop": [],
-            "flow_cosine_bf16": None,
-        }
+        result: dict[str, Any] = {"benchmark": "extraction", "device": torch.cuda.get_device_name() if cuda else platform.machine(), "cores": count_cores(), "torch": torch.__version__, "parts": [], "plain_loop": [], "flow_cosine_bf16": None}
         for kind in kinds:
             arguments = ["--parts", folder, kind, str(images), str(rounds), "--device", given.device]
             found = measured(KINDS[kind], *arguments, "--processes", given.processes)

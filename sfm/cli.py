@@ -1,14 +1,11 @@
 """The command line: ``sfm``. A stage is imported when its command runs, so that help is instant."""
 
 import shlex
+import typer
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-
 from sfm import accuracies, terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
 from sfm.backbones.waiting import choose_wait_policy
@@ -18,13 +15,15 @@ from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pixel_warnings import list_pixel_warnings, make_pixel_document
 from sfm.store_commands import store_app
 from sfm.terminal import print_line
+from typing import Annotated, Any, TYPE_CHECKING
+
 
 if TYPE_CHECKING:
-    from sfm.pipeline.extract import Extraction
+    from sfm.pipeline.extract import ExtractionResult
 
 MAX_SKIPPED_SHOWN = 20
 
@@ -63,7 +62,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     choose_wait_policy(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
         share_one_heap()
-    from sfm.pipeline.staging import Unfinished
+    from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
         with (
@@ -71,10 +70,10 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             terminal.show_progress(quiet) as progress,
         ):
             from sfm.pipeline.extract import extract
-            from sfm.pipeline.file_counts import describe_files
+            from sfm.pipeline.file_counts import describe_file_counts
 
             done = extract(config, progress)
-    except Unfinished as stop:
+    except IncompleteExtractionError as stop:
         raise terminal.report_error(str(stop), terminal.EXIT_UNFINISHED) from None
     if as_json:
         entries = [
@@ -107,7 +106,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if done.statistics_seconds:
         print_line(f"then classifiers, sub-class centres and publishing in {done.statistics_seconds:.0f} s")
     if done.files:
-        print_line(describe_files(done.files))
+        print_line(describe_file_counts(done.files))
     for line in (*done.notes, *describe_precision(config, done)):
         print_line(line)
     for line in list_pixel_warnings(
@@ -128,42 +127,42 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     )
 
 
-def describe_precision(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
+def describe_precision(config: ExtractConfig, done: "ExtractionResult") -> Iterator[str]:
     """Yield what another precision than float32 has done to the flows, a line per backbone."""
-    from sfm.pipeline.precision import FAITHFUL
+    from sfm.pipeline.flow_agreement import MIN_FAITHFUL_COSINE
 
     for summary in {p.summary.backbone_hash: p.summary for p in done.published}.values():
         if summary.backbone_hash in done.flow_cosines:
             cosine = done.flow_cosines[summary.backbone_hash]
             told = "what it does to the flows is not known: the images looked at are of one class"
             if cosine is not None:
-                verdict = "as good as the same" if cosine >= FAITHFUL else "float32 is safer for it"
+                verdict = "as good as the same" if cosine >= MIN_FAITHFUL_COSINE else "float32 is safer for it"
                 told = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
             yield f"{config.precision} on {summary.backbone}: {told}"
 
 
 def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Say what an extraction would do."""
-    from sfm.pipeline.staging import Unfinished
+    from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
         with (
             terminal.explain_interrupt("; a dry run saves nothing"),
             terminal.show_progress(quiet) as progress,
         ):
-            from sfm.pipeline.plan import plan
+            from sfm.pipeline.dry_run import estimate_extraction
 
-            planned = plan(config, progress)
-    except Unfinished as stop:
+            planned = estimate_extraction(config, progress)
+    except IncompleteExtractionError as stop:
         raise terminal.report_error(str(stop), terminal.EXIT_UNFINISHED) from None
     if as_json:
         terminal.print_json({"store": config.store, "plan": asdict(planned)})
         return
     terminal.print_plan_table(planned)
-    from sfm.pipeline.file_counts import describe_files
+    from sfm.pipeline.file_counts import describe_file_counts
     from sfm.stats_store.cards import FileCounts
 
-    print_line(f"{'' if planned.counted else 'about '}{describe_files(FileCounts(**planned.files))}")
+    print_line(f"{'' if planned.counted else 'about '}{describe_file_counts(FileCounts(**planned.files))}")
     for note in planned.notes:
         print_line(note)
     print_line("Nothing was written; without --dry-run, the same command extracts")

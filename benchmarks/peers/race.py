@@ -34,8 +34,8 @@ from sfm.distill.pyramid import canvas_size
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
 from sfm.eval.result import mean_and_deviation
-from sfm.pipeline.parts import held_out_rows
-from sfm.pipeline.selection import UNUSED, selection_of
+from sfm.pipeline.entry_rows import draw_held_out_rows
+from sfm.pipeline.selection import UNUSED_LABEL, select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
 
@@ -129,13 +129,13 @@ def tell(text: str) -> None:
 
 def rows_of(config: ExtractConfig, source: Source, role: Role) -> npt.NDArray[np.int64]:
     """Return which training images the statistics of an entry are of, ascending."""
-    selection = selection_of(config, source)
+    selection = select_by_listed_labels(config, source)
     assert selection is not None
     labels = selection.labels["train"]
-    used = labels != UNUSED
+    used = labels != UNUSED_LABEL
     if role == "tuning":
         assert config.tune_fraction is not None
-        used &= ~held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
+        used &= ~draw_held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
     return np.flatnonzero(used)
 
 

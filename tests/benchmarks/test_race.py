@@ -8,7 +8,7 @@ from peers.race import mean_curve, reached, rows_of
 from sfm.backbones.build import load_backbone
 from sfm.backbones.input import to_tensor
 from sfm.backbones.preprocess import crop
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.stats_store.store import open_store
 
