@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sfm.config_fields import select_refused_values
+from sfm.error_reporting import exit_on_error, report_error
 from sfm.errors import InputError
-from sfm.terminal import exit_on_error, report_error
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, parse_json, read_bounded_file
 
