@@ -25,7 +25,9 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: LocationField[str] = Field(description="The store of statistics: a path or a URL (s3://, gs://, az://).")
+    store: LocationField[str] = Field(
+        description="The store of statistics: a path or a URL (s3://, gs://, az://)."
+    )
     backbone: BackboneField[str] = Field(description="The backbone whose statistics to match, e.g. lite0.")
     image_size: RecipeField[int | None] = Field(
         default=None,

@@ -17,7 +17,7 @@ from sfm.config_fields import (
 )
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
-from sfm.eval.whole import distinct_names
+from sfm.eval.output_files import distinguish_directories
 from sfm.paths import expand_home_in_field, resolve_links
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
@@ -167,7 +167,7 @@ class EvaluateRunsConfig(EvaluateOptions):
             return [self.out for _ in self.run]
         if self.out.suffix == ".json":
             raise InputError(f"--out {self.out} is one file, for {len(self.run)} runs: give a folder")
-        return [self.out / name.replace("/", "_") for name in distinct_names(self.run)]
+        return [self.out / name.replace("/", "_") for name in distinguish_directories(self.run)]
 
 
 def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:

@@ -20,8 +20,8 @@ from torch import Tensor
 from sfm.atomic import require_no_link
 from sfm.deletion import delete_below
 from sfm.errors import InputError
+from sfm.eval.output_files import write_output
 from sfm.eval.result import Row
-from sfm.eval.whole import write_whole
 from sfm.stats_store.digest import array_digest, canonical, sha256
 from sfm.tensor_files import open_safetensors, read_tensor_specs
 from sfm.untrusted_files import OversizeError, read_bounded_file
@@ -64,7 +64,7 @@ class Work:
         if self.writable:
             try:
                 require_no_link(self.folder)
-                write_whole(self.folder / name, data)
+                write_output(self.folder / name, data)
             except InputError as error:
                 self.writable = False
                 LOG.warning("an interruption would start over: %s", error)

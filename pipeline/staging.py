@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.locking import acquire_lock
@@ -353,15 +354,9 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
     file.parent.mkdir(exist_ok=True)
     share_mode(file.parent, like=file.parent.parent)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        with part.open("wb") as out:
-            share_mode(part, like=file.parent)
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_open(file, part) as out:
+        share_mode(part, like=file.parent)
+        yield out
 
 
 @contextmanager

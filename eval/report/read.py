@@ -17,10 +17,10 @@ from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeF
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.config import RESULT
+from sfm.eval.output_files import distinguish_directories
 from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_run, require_inside
-from sfm.eval.whole import distinct_names
 from sfm.image_files import read_png
 from sfm.paths import resolve_links
 from sfm.stats_store.digest import array_digest
@@ -193,7 +193,9 @@ def read_all(
             evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run, directory),
             behind=behind.get(i),
         )
-        for i, (directory, name, run) in enumerate(zip(directories, distinct_names(paths), runs, strict=True))
+        for i, (directory, name, run) in enumerate(
+            zip(directories, distinguish_directories(paths), runs, strict=True)
+        )
     ]
 
 

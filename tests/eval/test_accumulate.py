@@ -226,7 +226,7 @@ def test_the_command_prints_what_it_could_not_write(
     from sfm.eval import run as stage
 
     run = new_run()
-    monkeypatch.setattr(stage, "write_whole", lambda path, data: refuse(path))
+    monkeypatch.setattr(stage, "write_output", lambda path, data: refuse(path))
     flags = [*FLAGS, "--mode", "linear", "--quiet", *(["--json"] if form == "json" else [])]
     done = CliRunner().invoke(app, ["evaluate", str(run), "--store", fashion_store, *flags])
     assert done.exit_code == 2
