@@ -11,7 +11,7 @@ import typer
 from sfm import accuracies
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
 from sfm.backbones.waiting import choose_wait_policy
-from sfm.command_builder import AsJson, Quiet, StrictTyper, Threads, add_command
+from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption, add_command
 from sfm.distill.config import DistillConfig
 from sfm.error_reporting import (
     EXIT_INTERRUPTED,
@@ -286,9 +286,9 @@ def run_quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path(
         "sfm-quickstart"
     ),
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with exit_on_error():

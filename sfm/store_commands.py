@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfm.backbones.waiting import choose_wait_policy
-from sfm.command_builder import AsJson, Quiet, StrictTyper, Threads
+from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
 from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
 from sfm.events import ProgressCallback, delay_progress
 from sfm.progress_display import show_progress
@@ -49,7 +49,7 @@ def examples(*lines: str) -> str:
 
 
 @store_app.command("ls", no_args_is_help=True, epilog=examples("ls ./store", "ls s3://team/stats --json"))
-def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def store_ls(url: Url, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """List the entries of a store."""
     with exit_on_error():
         from sfm.stats_store.store import open_store
@@ -88,8 +88,8 @@ def store_show(
             "held-out features.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
     with exit_on_error():
@@ -131,8 +131,8 @@ def store_verify(
     dataset: OnlyDataset = None,
     backbone: BackboneSpec = None,
     image_size: ImageSize = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
     with exit_on_error():
@@ -179,8 +179,8 @@ def store_copy(
             help="Go over what TARGET has under the same key or had removed; publish again what is damaged.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy entries to another store, byte for byte. The same command goes on where it was interrupted."""
     with exit_on_error():
@@ -252,9 +252,9 @@ def store_merge(
     replace: Annotated[
         bool, typer.Option("--replace", help="Publish the next generation if this union is there already.")
     ] = False,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Publish the statistics of the union of disjoint datasets, from those of its parts. No image is seen.
 
@@ -300,8 +300,8 @@ def store_rm(
         bool, typer.Option("--all", help="Remove all entries that fit, of any backbone, size and role.")
     ] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
     with exit_on_error():
@@ -358,8 +358,8 @@ def store_gc(
         typer.Option("--now", help="Delete replaced and removed entries at once, whatever their age."),
     ] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Delete what no reader can see: replaced and removed entries, runs never committed, old staging."""
     with exit_on_error():
