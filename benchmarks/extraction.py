@@ -57,7 +57,7 @@ from sfm.pipeline.moments import accumulate
 from sfm.pipeline.parts import gather
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.sources.source import recut
+from sfm.pipeline.sources.class_subsets import select_rows
 from sfm.pipeline.staging import Staging, Task, tasks_of
 
 CLASSES = 10
@@ -132,7 +132,7 @@ def some_of(source: Source, count: int) -> Source:
     """Return a source of some of the training images, of all classes."""
     labels = source.train.labels
     rows = np.unique(np.linspace(0, len(labels) - 1, count).astype(np.int64))
-    return replace(source, train=recut(source.train, rows, labels[rows], f"{count} of {source.spec}"))
+    return replace(source, train=select_rows(source.train, rows, labels[rows], f"{count} of {source.spec}"))
 
 
 def timed(call: Callable[[int], object], times: int, threads: int) -> float:

@@ -21,7 +21,8 @@ from sfm.backbones.preprocess import crop, look_through
 from sfm.backbones.rendering import Rendering, render
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import MARKS, Skipped
 from sfm.text import summarize_error
 
@@ -144,7 +145,7 @@ def decode_batch(
     skipped: list[Skipped] = []
     marked: dict[str, dict[int, str]] = {}
     places, samples = [place for place, _ in batch], (sample for _, sample in batch)
-    for place, sample in zip(places, loaded(samples, READERS), strict=True):
+    for place, sample in zip(places, prefetch_samples(samples, READERS), strict=True):
         began = time.perf_counter()
         try:
             if sample.fault:

@@ -40,7 +40,7 @@ from sfm.pipeline.decoding import (
     pixel_bytes,
     pixels_in,
 )
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import Unfinished
 
 PART = 32

@@ -26,7 +26,8 @@ from sfm.backbones.memory import LARGE_INPUT
 from sfm.pipeline.decoding import Decoding, decoding_here
 from sfm.pipeline.decoding_processes import PART, decoding_in_processes
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
 
 BATCH = {"cpu": 16, "cuda": 128}
 """Images that are decoded and seen together: on a core, what its cache holds; on a GPU, what fills it."""
@@ -164,7 +165,7 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield Equipment(count, loaded, decoding_here(source.decode), timed_features)
+        yield Equipment(count, prefetch_samples, decoding_here(source.decode), timed_features)
         return
     # What keeps all processes busy, what is at the device, and one to come.
     batches = math.ceil(count * PART / BATCH[device]) + AT_A_TIME + 1

@@ -26,7 +26,7 @@ from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.precision import flow_cosines
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import local_path
@@ -125,7 +125,7 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
         return Extraction(
             published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
         )
-    key = digest_of(
+    key = compute_digest(
         listing,
         source.spec,
         str(config.limit_per_class),
@@ -219,7 +219,7 @@ def listing_of(config: ExtractConfig, source: Source) -> str:
     parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
     if config.min_count is not None and config.small_classes == "drop":
         parts.append(f"classes of {config.min_count}")
-    return digest_of(*parts)
+    return compute_digest(*parts)
 
 
 def with_skipped(listing: str) -> str:
@@ -227,7 +227,7 @@ def with_skipped(listing: str) -> str:
 
     So a repeat that may skip samples finds it, and one that may not does not take it for complete.
     """
-    return digest_of(listing, "skipped")
+    return compute_digest(listing, "skipped")
 
 
 def notes_on(

@@ -19,9 +19,9 @@ from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.decoding import Batch, Wanted, join_marked
 from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import require_one_writing
-from sfm.pipeline.sources.limits import BATCH_BYTES, WAITING_BYTES
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_QUEUED_BYTES
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
 from sfm.text import escape_non_utf8
 
@@ -215,12 +215,12 @@ def batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     seen: Counter[str] = Counter()
     for place, sample in enumerate(equipment.reading(task.listed(source))):
-        labels.append((sample.label, sample.written if isinstance(sample, Sample) else ""))
+        labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
         seen[sample.label] += 1
         if task.rows is not None or limit is None or seen[sample.label] <= limit:
             batch.append((place, sample))
         # Which images are seen together depends on the images alone: they may round each other otherwise.
-        if len(batch) == size or bytes_in(batch) > BATCH_BYTES:
+        if len(batch) == size or bytes_in(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
     if task.rows is not None and len(labels) != len(task.rows):
@@ -316,7 +316,7 @@ def stage(
 
         try:
             for _ in ahead():
-                while len(waiting) > 2 * equipment.threads + AHEAD or (held and sum(held) > WAITING_BYTES):
+                while len(waiting) > 2 * equipment.threads + AHEAD or (held and sum(held) > MAX_QUEUED_BYTES):
                     yield next_done()
             while waiting:
                 yield next_done()
@@ -348,7 +348,7 @@ def save(
     InputError
         If its samples are not those that another backbone saw before, or a class is written in two ways.
     """
-    require_one_writing(source.spec, labels)
+    require_consistent_labels(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
     if staging.saw_others(task, digests):
         staging.forget(task)

@@ -17,12 +17,11 @@ from sfm.pipeline.hold_out import keys_of, rows_to_hold_out
 from sfm.pipeline.pixels import Marked, count_marked, marked_rows
 from sfm.pipeline.selection import UNUSED, Selection, select
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import require_one_writing
-from sfm.pipeline.sources.limits import require_listable
-from sfm.pipeline.sources.source import some
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
-from sfm.text import escape_non_utf8
+from sfm.text import escape_non_utf8, format_names
 
 Role = Literal["full", "tuning"]
 
@@ -208,7 +207,7 @@ def classes_met(
         If samples are of classes that the source does not name, the splits hold different classes, or a
         class is written in two ways.
     """
-    require_one_writing(
+    require_consistent_labels(
         source.spec,
         [
             (label, text)
@@ -225,16 +224,18 @@ def classes_met(
         odd = sorted(met["train"] ^ met["test"])
         if odd and source.test.shards:
             raise InputError(
-                f"the training and the held-out split of {source.spec} hold different classes: {some(odd)} "
-                f"in one only"
+                f"the training and the held-out split of {source.spec} hold different classes: "
+                f"{format_names(odd)} in one only"
             )
         class_ids = sorted(met["train"])
-        require_listable(class_ids, None, source.spec)
+        require_storable_classes(class_ids, None, source.spec)
     else:
         class_ids = source.class_ids
         unknown = sorted((met["train"] | met["test"]) - set(class_ids))
         if unknown:
-            raise InputError(f"{source.spec} has samples of classes that it does not name: {some(unknown)}")
+            raise InputError(
+                f"{source.spec} has samples of classes that it does not name: {format_names(unknown)}"
+            )
     index = {class_id: c for c, class_id in enumerate(class_ids)}
     labels = {}
     for name in source.splits:

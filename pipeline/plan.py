@@ -24,7 +24,8 @@ from sfm.pipeline.hold_out import held_out_counts, open_dataset
 from sfm.pipeline.parts import roles_of
 from sfm.pipeline.selection import Selection, selection_of
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, loaded
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.staging import MARKS, Task, tasks_of
 from sfm.stats_store.cards import FileCounts
 
@@ -230,7 +231,7 @@ def spread(source: Source, tasks: Sequence[Task], most: int) -> Iterator[Sample]
         yield from source.train.read(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))])
     else:
         streams = (task.listed(source) for task in tasks)
-        yield from loaded(itertools.islice(itertools.chain.from_iterable(streams), most))
+        yield from prefetch_samples(itertools.islice(itertools.chain.from_iterable(streams), most))
 
 
 def probe(

@@ -10,8 +10,9 @@ from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.hold_out import held_out_counts, require_divisible
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import display_names
-from sfm.pipeline.sources.source import require_usable, some
+from sfm.pipeline.sources.class_labels import get_display_names
+from sfm.pipeline.sources.validation import require_distillable_classes
+from sfm.text import format_names
 
 UNUSED = -1
 
@@ -63,7 +64,7 @@ def select(
     InputError
         If fewer than two classes are left, a class has no sample in a split, or has too few.
     """
-    names = display_names(class_ids) if class_names is None else class_names
+    names = get_display_names(class_ids) if class_names is None else class_names
     used = {}
     for split, own in labels.items():
         used[split] = np.full(len(own), UNUSED, dtype=np.int32)
@@ -82,15 +83,16 @@ def select(
     if len(small) and config.small_classes == "refuse":
         told = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
         raise InputError(
-            f"{config.source} has classes with fewer than {least} training images: {some(told)}{when}; leave "
-            f"them out with --small-classes drop"
+            f"{config.source} has classes with fewer than {least} training images: {format_names(told)}{when}"
+            f"; leave them out with --small-classes drop"
         )
     keep[small] = False
     kept = np.flatnonzero(keep).tolist()
     ids = [class_ids[c] for c in kept]
     if config.hold_out is not None:
         require_divisible(ids, counts["train"][keep] + counts["test"][keep])
-    require_usable(config.source, ids, {split: count[keep] for split, count in counts.items()}, when)
+    kept_counts = {split: count[keep] for split, count in counts.items()}
+    require_distillable_classes(config.source, ids, kept_counts, when)
     index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED), UNUSED).astype(np.int32)
     return Selection(ids, [names[c] for c in kept], {split: index[own] for split, own in used.items()})
 

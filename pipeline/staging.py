@@ -26,8 +26,9 @@ from sfm.locking import acquire_lock
 from sfm.pipeline.row_files import holds_rows, read_rows, write_rows
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.limits import NAME_CHARACTERS
-from sfm.pipeline.sources.source import Sample, SampleFile, Shard
+from sfm.pipeline.sources.limits import MAX_NAME_CHARACTERS
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.sources.source import Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.disk import share_mode
 from sfm.text import escape_non_utf8_values
@@ -67,7 +68,7 @@ class Task:
         return (
             self.shard(source).read(None)
             if self.rows is None
-            else source.splits[self.split].listed(self.rows)
+            else source.splits[self.split].iter_samples(self.rows)
         )
 
     def shard(self, source: Source) -> Shard:
@@ -139,7 +140,7 @@ class Found:
     unused : dict of str to int
         What was passed over beside the samples, by kind.
     written : list of list of str
-        Per class met, the ways in which its labels are written; see `Sample.written`.
+        Per class met, the ways in which its labels are written; see `Sample.label_text`.
     """
 
     read: int
@@ -173,7 +174,7 @@ def is_plausible(found: Found, task: Task) -> bool:
         and not set(skipped).intersection(found.kept)
         and bool(((labels >= 0) & (labels < len(found.classes))).all())
         and len(set(found.classes)) == len(found.classes)
-        and all(0 < len(class_id) <= NAME_CHARACTERS for class_id in found.classes)
+        and all(0 < len(class_id) <= MAX_NAME_CHARACTERS for class_id in found.classes)
         and set(found.marked) <= set(MARKS) & set(found.examples)
         and all(are_places(np.array(own, dtype=np.int64), read) for own in found.marked.values())
         and all(count >= 0 for count in found.unused.values())

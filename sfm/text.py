@@ -2,6 +2,7 @@
 
 import codecs
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 JOINER_CHARACTERS = "\u200c\u200d"
@@ -45,6 +46,11 @@ def sanitize_line(text: str, max_length: int | None = None) -> str:
     if cut.isprintable():
         return cut
     return "".join(c if is_displayable(c) else escape_character(c) for c in cut)
+
+
+def format_names(names: Sequence[str], max_names: int = 5) -> str:
+    """Return the first few names as text, and whether there are more: ``a, b and others``."""
+    return ", ".join(names[:max_names]) + (" and others" if len(names) > max_names else "")
 
 
 def is_displayable(character: str) -> bool:

@@ -33,7 +33,7 @@ from sfm.pipeline.features import Rules, missing, stage
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import Staging, Task, Unfinished, tasks_of
 
 SMALL, LARGE = (

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from sfm.errors import InputError
 
-SHARED = ("classes", "background", "white")
+SHARED_OPTIONS = ("classes", "background", "white")
 """Options of every source, which :func:`sfm.pipeline.sources.open_source` takes out of the spec."""
 
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
-def split_options(rest: str) -> tuple[str, dict[str, str]]:
+def parse_options(rest: str) -> tuple[str, dict[str, str]]:
     """Separate a place from its options.
 
     Parameters
@@ -44,13 +44,13 @@ def split_options(rest: str) -> tuple[str, dict[str, str]]:
     return rest[: found.start()], options
 
 
-def join_options(place: str, options: dict[str, str]) -> str:
-    """Write a place and its options as they stand in a spec; the inverse of :func:`split_options`."""
+def format_options(place: str, options: dict[str, str]) -> str:
+    """Write a place and its options as they stand in a spec; the inverse of :func:`parse_options`."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{place}?{query}" if query else place
 
 
-def require_known(spec: str, options: dict[str, str], known: Sequence[str]) -> None:
+def require_known_options(spec: str, options: dict[str, str], known: Sequence[str]) -> None:
     """Refuse options that a source does not have.
 
     Raises
@@ -60,12 +60,14 @@ def require_known(spec: str, options: dict[str, str], known: Sequence[str]) -> N
     """
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, [*known, *SHARED], n=1)
-            hint = f"did you mean {close[0]}=?" if close else f"there are {', '.join([*known, *SHARED])}"
+            close = difflib.get_close_matches(name, [*known, *SHARED_OPTIONS], n=1)
+            hint = (
+                f"did you mean {close[0]}=?" if close else f"there are {', '.join([*known, *SHARED_OPTIONS])}"
+            )
             raise InputError(f"{spec} has no option {name}: {hint}")
 
 
-def flag(spec: str, options: dict[str, str], name: str) -> bool:
+def parse_flag(spec: str, options: dict[str, str], name: str) -> bool:
     """Return whether an option that is either on or off is on.
 
     Raises

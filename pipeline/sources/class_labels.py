@@ -10,7 +10,7 @@ from typing import cast
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.limits import require_listable, require_short_name
+from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
 from sfm.stats_store.class_lists import (
     ClassList,
     class_id_from,
@@ -20,13 +20,19 @@ from sfm.stats_store.class_lists import (
 )
 from sfm.text import sanitize_line
 
-__all__ = ["ClassList", "display_names", "label_id", "read_class_list", "shipped_lists"]
+__all__ = [
+    "ClassList",
+    "class_id_from_label",
+    "get_display_names",
+    "list_shipped_class_lists",
+    "read_class_list",
+]
 
-WORDNET = re.compile(r"n\d{8}")
-DIGITS = 5
-NUMBER = re.compile(r"-?\d{1,18}")
-LARGEST = 2**63 - 1
-ALIASES = {
+WORDNET_ID = re.compile(r"n\d{8}")
+NUMBER_ID_DIGITS = 5
+LABEL_NUMBER = re.compile(r"-?\d{1,18}")
+MAX_LABEL = 2**63 - 1
+LIST_ALIASES = {
     "imagefruit": "imagenet-fruits",
     "imagemeow": "imagenet-cats",
     "imagesquawk": "imagenet-birds",
@@ -34,7 +40,7 @@ ALIASES = {
 """Names by which earlier papers know the same ten classes."""
 
 
-def shipped_lists() -> list[str]:
+def list_shipped_class_lists() -> list[str]:
     """Return the names of the class lists that come with this package."""
     folder = importlib.resources.files("sfm.pipeline") / "data" / "classes"
     return sorted(
@@ -56,27 +62,27 @@ def read_class_list(text: str) -> ClassList:
     InputError
         If there is no such list, it is empty, or a class occurs twice.
     """
-    name = ALIASES.get(text, text)
-    if name in shipped_lists():
+    name = LIST_ALIASES.get(text, text)
+    if name in list_shipped_class_lists():
         shipped = importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt"
         return parse_class_list(shipped.read_text(encoding="utf-8"), text)
     path = expand_home(text)
     if not path.is_file():
-        known = [*shipped_lists(), *ALIASES]
+        known = [*list_shipped_class_lists(), *LIST_ALIASES]
         close = difflib.get_close_matches(text, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
         raise InputError(f"no class list {text}: it is neither a file nor a list by that name; {hint}")
     found = replace(read_class_file(path), origin=text)
-    require_listable(found.ids, list(found.names.values()), f"the class list {text}")
+    require_storable_classes(found.ids, list(found.names.values()), f"the class list {text}")
     return found
 
 
-def number_id(label: int) -> str:
+def class_id_from_number(label: int) -> str:
     """Return the class id of a label number without a name; padded, so that ids sort as numbers do."""
-    return str(label).zfill(DIGITS)
+    return str(label).zfill(NUMBER_ID_DIGITS)
 
 
-def label_id(label: object, names: ClassList | None, where: str) -> str:
+def class_id_from_label(label: object, names: ClassList | None, where: str) -> str:
     """Return the class id that a stored label means.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
@@ -96,23 +102,23 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
         If the label is missing, out of range or unknown; names the sample.
     """
     if isinstance(label, str):
-        label = class_id_from(require_short_name(label.strip(), where))
+        label = class_id_from(require_short_class_name(label.strip(), where))
         if names is not None and label in names.ids:
             return label
-        if NUMBER.fullmatch(label):
+        if LABEL_NUMBER.fullmatch(label):
             label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         shown = sanitize_line(repr(label), 40)
         raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
     if isinstance(label, int):
-        if abs(label) > LARGEST:
-            raise InputError(f"{where} has a label beyond {LARGEST}: it is damaged")
+        if abs(label) > MAX_LABEL:
+            raise InputError(f"{where} has a label beyond {MAX_LABEL}: it is damaged")
         if label < 0:
             raise InputError(
                 f"{where} has label {label}, which marks unlabelled images: choose another split"
             )
         if names is None:
-            return number_id(label)
+            return class_id_from_number(label)
         if label >= len(names.ids):
             raise InputError(
                 f"{where} has label {label}, out of range: {names.origin} names {len(names.ids)} classes, "
@@ -129,24 +135,24 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
     return found
 
 
-def written_number(label: object) -> str:
+def format_numeric_label(label: object) -> str:
     """Return how a label that is a number, or may be read as one, is written; "" for any other label."""
-    if isinstance(label, str) and NUMBER.fullmatch(label.strip()):
+    if isinstance(label, str) and LABEL_NUMBER.fullmatch(label.strip()):
         return label.strip()
     return str(label) if isinstance(label, int) else ""
 
 
-def meaning_of(names: ClassList | None) -> str:
+def encode_label_list(names: ClassList | None) -> str:
     """Return what a split's listing holds of the list that its label numbers are read with.
 
     Where ids are digits, text labels used to be taken for positions: what was extracted so is not the same.
     """
     if names is None:
         return ""
-    return "\n".join(names.ids) + ("\ntext is an id" if any(map(NUMBER.fullmatch, names.ids)) else "")
+    return "\n".join(names.ids) + ("\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, names.ids)) else "")
 
 
-def require_one_writing(spec: str, written: Iterable[tuple[str, str]]) -> None:
+def require_consistent_labels(spec: str, written: Iterable[tuple[str, str]]) -> None:
     """Refuse labels that are written differently but would be one class, such as 1 and 01.
 
     They may be two classes, or an id and a position in a list; no one but the user can tell.
@@ -156,7 +162,7 @@ def require_one_writing(spec: str, written: Iterable[tuple[str, str]]) -> None:
     spec : str
         What the user wrote.
     written : iterable of (str, str)
-        Class id, and how its label is written (see :func:`written_number`).
+        Class id, and how its label is written (see :func:`format_numeric_label`).
 
     Raises
     ------
@@ -172,14 +178,14 @@ def require_one_writing(spec: str, written: Iterable[tuple[str, str]]) -> None:
             )
 
 
-def normalised(class_id: str) -> str:
+def normalize_class_name(class_id: str) -> str:
     """Return a class id as a person reads it: case, surrounding blanks and Unicode variants are the same."""
     return " ".join(unicodedata.normalize("NFKC", class_id).casefold().split())
 
 
-def display_names(class_ids: Sequence[str]) -> list[str]:
+def get_display_names(class_ids: Sequence[str]) -> list[str]:
     """Return what people call classes: WordNet ids get their first lemma, others stay as they are."""
-    if not all(WORDNET.fullmatch(class_id) for class_id in class_ids):
+    if not all(WORDNET_ID.fullmatch(class_id) for class_id in class_ids):
         return list(class_ids)
     from timm.data.imagenet_info import ImageNetInfo
 

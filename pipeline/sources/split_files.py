@@ -11,9 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.inventory import Inventory, kind_of, may_name_folder
-from sfm.pipeline.sources.places import DataFile, find_files, is_remote, list_files, local_path
-from sfm.pipeline.sources.source import some
+from sfm.pipeline.sources.data_files import (
+    DataFile,
+    find_files,
+    is_remote_url,
+    list_files,
+    resolve_local_path,
+)
+from sfm.pipeline.sources.inventory import Inventory, could_be_folder, get_unused_kind
+from sfm.text import format_names
 
 SPLIT_WORDS = {
     "train": "train",
@@ -29,7 +35,7 @@ SPLIT_WORDS = {
     "validation": "val",
     "dev": "val",
 }
-WORDS_TOLD = "train or training; test, testing, eval or held-out; val, valid, validation or dev"
+SPLIT_WORDS_HELP = "train or training; test, testing, eval or held-out; val, valid, validation or dev"
 
 _WORD = re.compile(r"[a-z]+")
 _IN_TWO = re.compile(r"h(?:eld|old)[-_ ]out")
@@ -78,13 +84,13 @@ class SplitFiles:
         return replace(chosen, inventory=inventory)
 
 
-def split_word(path: str) -> str | None:
+def find_split_word(path: str) -> str | None:
     """Return the split that a path names: train, test or val, or None."""
     text = _IN_TWO.sub("heldout", path.lower())
     return next((SPLIT_WORDS[word] for word in _WORD.findall(text) if word in SPLIT_WORDS), None)
 
 
-def split_files(
+def find_split_files(
     place: str, suffixes: tuple[str, ...], train: str | None = None, test: str | None = None
 ) -> SplitFiles:
     """Find the files of both splits of a dataset.
@@ -122,24 +128,24 @@ def split_files(
         root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files(place)
     else:
         root = place.rstrip("/") or "/"
-        files = folder_files(root, suffixes, unused)
-    base = root if is_remote(root) else str(local_path(root))
+        files = list_data_files(root, suffixes, unused)
+    base = root if is_remote_url(root) else str(resolve_local_path(root))
     paths = {file.url.removeprefix(base).lstrip("/"): file for file in files}
     chosen = choose_splits(place, list(paths), train, test)
     if not is_pattern:
         require_one_dataset(place, chosen.train, chosen.test)
     for path in set(paths) - {*chosen.train, *chosen.test}:
-        unused[f"of {split_word(path) or 'other splits'}"] += 1
+        unused[f"of {find_split_word(path) or 'other splits'}"] += 1
     return SplitFiles(
         [paths[path] for path in chosen.train],
         [paths[path] for path in chosen.test],
         Inventory(dict(unused), chosen.notes, chosen.no_held_out),
         [paths[path] for path in chosen.val],
-        split_word(chosen.test[0]) or "" if chosen.test and test is None else "",
+        find_split_word(chosen.test[0]) or "" if chosen.test and test is None else "",
     )
 
 
-def folder_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> list[DataFile]:
+def list_data_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> list[DataFile]:
     """List the files of a folder or prefix that end in one of some suffixes, and count the others.
 
     Raises
@@ -149,18 +155,18 @@ def folder_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> 
     """
 
     def matters(path: str) -> bool:
-        return path.endswith(suffixes) or may_name_folder(path)
+        return path.endswith(suffixes) or could_be_folder(path)
 
     listed = list_files(root, unused, matters)
     files = [file for file in listed if file.url.endswith(suffixes)]
-    unused.update(kind_of(file.url) for file in listed if not file.url.endswith(suffixes))
+    unused.update(get_unused_kind(file.url) for file in listed if not file.url.endswith(suffixes))
     if not files:
         raise InputError(f"no file that ends in {suffixes[0]} under {root}")
     return files
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _SplitChoice:
     train: list[str]
     test: list[str]
     notes: tuple[str, ...] = ()
@@ -168,7 +174,7 @@ class _Choice:
     val: tuple[str, ...] = ()
 
 
-def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str | None) -> _Choice:
+def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str | None) -> _SplitChoice:
     """Tell training from held-out files by their paths below the dataset's folder.
 
     Raises
@@ -178,39 +184,41 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     """
     by_word: dict[str | None, list[str]] = {"train": [], "test": [], "val": [], None: []}
     for path in paths:
-        by_word[split_word(path)].append(path)
+        by_word[find_split_word(path)].append(path)
     hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
     if train is None and test is None and len(by_word[None]) == len(paths):
-        return _Choice(
+        return _SplitChoice(
             list(paths),
             [],
             no_held_out=f"cannot tell training from held-out files in {place} by words in their names "
-            f"({WORDS_TOLD}): {hint}",
+            f"({SPLIT_WORDS_HELP}): {hint}",
         )
-    held_out = named(place, paths, test, by_word) if test else by_word["test"] or by_word["val"]
-    training = named(place, paths, train, by_word) if train else by_word["train"]
+    held_out = match_split_name(place, paths, test, by_word) if test else by_word["test"] or by_word["val"]
+    training = match_split_name(place, paths, train, by_word) if train else by_word["train"]
     out = set(held_out)
     training = [path for path in training if path not in out]
     used = out.union(training)
     strays = [path for path in by_word[None] if path not in used]
     if strays and (train is None or test is None):
         raise InputError(
-            f"{place} holds files of no split that is known: {some(strays)}; known are the words "
-            f"{WORDS_TOLD}: rename them, {hint}"
+            f"{place} holds files of no split that is known: {format_names(strays)}; known are the words "
+            f"{SPLIT_WORDS_HELP}: rename them, {hint}"
         )
     if not training:
-        raise InputError(f"no training file in {place} (found: {some(list(paths))}): {hint}")
+        raise InputError(f"no training file in {place} (found: {format_names(list(paths))}): {hint}")
     notes: list[str] = []
     passed = []
     if test is None and by_word["test"]:
         passed = [path for path in by_word["val"] if path not in used]
     if passed:
-        notes.append(f"held out is test, not val ({some(passed, 2)}); ?test=val chooses it")
-    no_held_out = "" if held_out else f"{place} has training files only ({WORDS_TOLD}): {hint}"
-    return _Choice(training, held_out, tuple(notes), no_held_out, tuple(passed))
+        notes.append(f"held out is test, not val ({format_names(passed, 2)}); ?test=val chooses it")
+    no_held_out = "" if held_out else f"{place} has training files only ({SPLIT_WORDS_HELP}): {hint}"
+    return _SplitChoice(training, held_out, tuple(notes), no_held_out, tuple(passed))
 
 
-def named(place: str, paths: Sequence[str], name: str, by_word: Mapping[str | None, list[str]]) -> list[str]:
+def match_split_name(
+    place: str, paths: Sequence[str], name: str, by_word: Mapping[str | None, list[str]]
+) -> list[str]:
     """Return the paths that hold a name as a word, or else those of the split that the name means.
 
     Raises
@@ -218,14 +226,14 @@ def named(place: str, paths: Sequence[str], name: str, by_word: Mapping[str | No
     InputError
         If there are none.
     """
-    holds = whole_word(name)
-    found = [path for path in paths if holds(path)] or by_word.get(split_word(name), [])
-    if not found or (split_word(name) is None and not any(holds(path) for path in paths)):
-        raise InputError(f"no file in {place} is of a split {name}: there are {some(list(paths))}")
+    holds = make_word_matcher(name)
+    found = [path for path in paths if holds(path)] or by_word.get(find_split_word(name), [])
+    if not found or (find_split_word(name) is None and not any(holds(path) for path in paths)):
+        raise InputError(f"no file in {place} is of a split {name}: there are {format_names(list(paths))}")
     return found
 
 
-def whole_word(name: str) -> Callable[[str], bool]:
+def make_word_matcher(name: str) -> Callable[[str], bool]:
     """Return a function that says whether a path holds a name that no letter or digit adjoins."""
     pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name.lower())}(?![a-z0-9])")
     return lambda path: pattern.search(path.lower()) is not None
@@ -246,7 +254,7 @@ def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -
     owners: dict[str, set[str]] = {}
     for split, paths in (("train", train), ("test", test)):
         for path in paths:
-            folder, rest = dataset_folder(path)
+            folder, rest = separate_dataset_folder(path)
             splits.setdefault(folder, set()).add(split)
             owners.setdefault(f"{split}/{_PARTS.sub('', rest)}", set()).add(folder)
     whole = {folder for folder, held in splits.items() if len(held) == 2}
@@ -255,13 +263,14 @@ def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -
     if several:
         root = place.rstrip("/")
         raise InputError(
-            f"{place} holds several datasets, in {some([folder or '.' for folder in several])}: choose one, "
-            f"such as {root}/{next(filter(None, several))}, or name the files: PATTERN?test=PATTERN"
+            f"{place} holds several datasets, in {format_names([folder or '.' for folder in several])}: "
+            f"choose one, such as {root}/{next(filter(None, several))}, or name the files: "
+            f"PATTERN?test=PATTERN"
         )
 
 
-def dataset_folder(path: str) -> tuple[str, str]:
+def separate_dataset_folder(path: str) -> tuple[str, str]:
     """Split a path before the first part that names a split: ``full/train/0.tar`` is of ``full``."""
     parts = path.split("/")
-    first = next((i for i, part in enumerate(parts) if split_word(part)), len(parts) - 1)
+    first = next((i for i, part in enumerate(parts) if find_split_word(part)), len(parts) - 1)
     return "/".join(parts[:first]), "/".join(parts[first:])

@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.inventory import HIDDEN, NO_FILE
+from sfm.pipeline.sources.inventory import HIDDEN_KIND, SPECIAL_FILE_KIND
 
-CYCLE = "links to a folder that holds them"
+LINK_CYCLE_KIND = "links to a folder that holds them"
 SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
 """What file systems and file managers leave: copies, thumbnails, what cannot be read."""
 
-DEEPEST = 100
+MAX_FOLDER_DEPTH = 100
 """Folders of a dataset that lie one in another."""
 
-MOST_VISITS = 100
+MAX_FOLDER_VISITS = 100
 """Times that one folder is read; links that lead to each other multiply them without end."""
 
 
-def always(_: str) -> bool:
+def accept_any_name(_: str) -> bool:
     """Return True, whatever the name."""
     return True
 
 
 def walk_files(
-    root: str, unused: Counter[str], wanted: Callable[[str], bool] = always, depth: int | None = None
+    root: str, unused: Counter[str], wanted: Callable[[str], bool] = accept_any_name, depth: int | None = None
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
 
@@ -63,8 +63,10 @@ def _walk(
     depth: int | None,
     visits: Counter[tuple[int, int]],
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    if len(around) > DEEPEST:
-        raise InputError(f"the folder {folder} lies more than {DEEPEST} folders deep: no dataset does")
+    if len(around) > MAX_FOLDER_DEPTH:
+        raise InputError(
+            f"the folder {folder} lies more than {MAX_FOLDER_DEPTH} folders deep: no dataset does"
+        )
     try:
         status = Path(folder).stat()
         entries = scan_folder(folder)
@@ -72,19 +74,19 @@ def _walk(
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     own = (status.st_dev, status.st_ino)
     if own in around:
-        unused[CYCLE] += 1
+        unused[LINK_CYCLE_KIND] += 1
         return
     visits[own] += 1
-    if visits[own] > MOST_VISITS:
-        raise InputError(f"links lead to the folder {folder} in more than {MOST_VISITS} ways")
+    if visits[own] > MAX_FOLDER_VISITS:
+        raise InputError(f"links lead to the folder {folder} in more than {MAX_FOLDER_VISITS} ways")
     folders = []
     for entry in entries:
         path = f"{prefix}{entry.name}"
         if entry.name.startswith("."):
-            unused[HIDDEN] += 1
-        elif leads_nowhere(entry):
+            unused[HIDDEN_KIND] += 1
+        elif is_dangling_link(entry):
             if wanted(path):
-                raise InputError(dangling_link(entry.path))
+                raise InputError(describe_dangling_link(entry.path))
             unused["links that lead nowhere"] += 1
         elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
             unused[f"in {entry.name}/"] += count_files_below(entry.path)
@@ -93,7 +95,7 @@ def _walk(
         elif entry.is_file():
             yield path, entry
         else:
-            unused[NO_FILE] += 1
+            unused[SPECIAL_FILE_KIND] += 1
     for entry in folders if depth is None or depth > 0 else ():
         deeper = None if depth is None else depth - 1
         yield from _walk(entry.path, f"{prefix}{entry.name}/", around | {own}, unused, wanted, deeper, visits)
@@ -105,7 +107,7 @@ def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
-def leads_nowhere(entry: os.DirEntry[str]) -> bool:
+def is_dangling_link(entry: os.DirEntry[str]) -> bool:
     """Say whether an entry is a link to what is not there, or cannot be reached."""
     if not entry.is_symlink():
         return False
@@ -116,7 +118,7 @@ def leads_nowhere(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def dangling_link(path: str | os.PathLike[str]) -> str:
+def describe_dangling_link(path: str | os.PathLike[str]) -> str:
     """Return the line that names a link which leads nowhere."""
     target = Path(path).readlink()
     return (
@@ -130,4 +132,6 @@ def count_files_below(folder: str | os.PathLike[str]) -> int:
     try:
         return sum(len(names) for _, _, names in os.walk(folder))
     except RecursionError:
-        raise InputError(f"the folder {folder} holds others more than {DEEPEST} deep: delete it") from None
+        raise InputError(
+            f"the folder {folder} holds others more than {MAX_FOLDER_DEPTH} deep: delete it"
+        ) from None

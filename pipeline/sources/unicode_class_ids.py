@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.source import Sample, SampleFile, Shard, Source, Split
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.sources.source import Shard, Source, Split
 from sfm.stats_store.class_lists import class_id_from
 from sfm.text import escape_non_utf8
 
 
-def with_normal_ids(source: Source) -> Source:
+def normalize_class_ids(source: Source) -> Source:
     """Return a source whose class ids are UTF-8, in normal form C.
 
     So a class folder that macOS named and one that Linux named are one class, with one fingerprint. Two such
@@ -32,7 +33,7 @@ def with_normal_ids(source: Source) -> Source:
                 f"{source.spec} has a class whose name is not UTF-8: {escape_non_utf8(class_id)}; rename it"
             )
     normal = {class_id: class_id_from(class_id) for class_id in ids}
-    if all(old == new for old, new in normal.items()) or is_ambiguous(source, normal):
+    if all(old == new for old, new in normal.items()) or has_colliding_ids(source, normal):
         return source
     new_ids = sorted(set(normal.values()))
     names = dict(zip(map(normal.__getitem__, ids), source.class_names or ids, strict=True))
@@ -40,7 +41,7 @@ def with_normal_ids(source: Source) -> Source:
     index = np.array([place[normal[class_id]] for class_id in ids], dtype=np.int32)
 
     def renamed(split: Split) -> Split:
-        return replace(split, shards=tuple(rename_labels(shard, index, normal) for shard in split.shards))
+        return replace(split, shards=tuple(relabel_shard(shard, index, normal) for shard in split.shards))
 
     return replace(
         source,
@@ -51,7 +52,7 @@ def with_normal_ids(source: Source) -> Source:
     )
 
 
-def is_ambiguous(source: Source, normal: Mapping[str, str]) -> bool:
+def has_colliding_ids(source: Source, normal: Mapping[str, str]) -> bool:
     """Say whether a split has samples of two classes that would become one."""
     assert source.class_ids is not None
     for labels in (source.labels or {}).values():
@@ -61,7 +62,7 @@ def is_ambiguous(source: Source, normal: Mapping[str, str]) -> bool:
     return source.labels is None and len(set(normal.values())) < len(normal)
 
 
-def rename_labels(shard: Shard, index: npt.NDArray[np.int32], normal: Mapping[str, str]) -> Shard:
+def relabel_shard(shard: Shard, index: npt.NDArray[np.int32], normal: Mapping[str, str]) -> Shard:
     """Return a shard whose labels and samples name their classes otherwise."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:

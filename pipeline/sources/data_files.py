@@ -20,9 +20,10 @@ from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.inventory import HIDDEN
-from sfm.pipeline.sources.source import VANISHED, digest_of
-from sfm.pipeline.sources.walk import always, dangling_link, walk_files
+from sfm.pipeline.sources.file_tree import accept_any_name, describe_dangling_link, walk_files
+from sfm.pipeline.sources.inventory import HIDDEN_KIND
+from sfm.pipeline.sources.sample import VANISHED_MESSAGE
+from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained
 from sfm.stats_store.names import folder_name, name_from
 from sfm.text import summarize_error
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from obstore import BytesStream, ObjectMeta
 
-CHUNK = 1 << 20
-LOOKUPS = 16
-MISSING = "there is no file {}"
+CHUNK_BYTES = 1 << 20
+LOOKUP_THREADS = 16
+MISSING_MESSAGE = "there is no file {}"
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -99,12 +100,12 @@ def expand_braces(pattern: str) -> list[str]:
     return [pattern[:opening] + text + tail for text in inner for tail in rest]
 
 
-def is_remote(place: str) -> bool:
+def is_remote_url(place: str) -> bool:
     """Say whether a path or URL is on another machine."""
     return "://" in place and not place.startswith("file://")
 
 
-def local_path(place: str) -> Path:
+def resolve_local_path(place: str) -> Path:
     """Return the path that a place on this machine's disks means."""
     return expand_home(unquote(urlsplit(place).path) if place.startswith("file://") else place)
 
@@ -123,8 +124,8 @@ def find_files(pattern: str) -> list[DataFile]:
         If a file is missing, or nothing matches.
     """
     names = expand_braces(pattern)
-    with ThreadPoolExecutor(LOOKUPS) as pool:
-        files = [file for found in pool.map(_matches, names) for file in found]
+    with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
+        files = [file for found in pool.map(_match_pattern, names) for file in found]
     urls = [file.url for file in files]
     twice = next((url for url in urls if urls.count(url) > 1), None) if len(set(urls)) < len(urls) else None
     if twice:
@@ -132,9 +133,9 @@ def find_files(pattern: str) -> list[DataFile]:
     return files
 
 
-def _matches(name: str) -> list[DataFile]:
-    if not is_remote(name):
-        name = str(local_path(name))
+def _match_pattern(name: str) -> list[DataFile]:
+    if not is_remote_url(name):
+        name = str(resolve_local_path(name))
     if "*" in name:
         pattern = name.replace("[", "[[]").replace("?", "[?]")
         folder = posixpath.dirname(name.partition("*")[0])
@@ -148,36 +149,36 @@ def _matches(name: str) -> list[DataFile]:
             if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
         ]
     else:
-        found = [_remote(name) if is_remote(name) else _local(Path(name))]
+        found = [_stat_remote_file(name) if is_remote_url(name) else _stat_local_file(Path(name))]
     if not found:
         raise InputError(f"no file matches {name}")
     return found
 
 
-def _local(path: Path, missing: str = MISSING) -> DataFile:
-    if missing == MISSING and path.is_symlink() and not path.exists():
-        raise InputError(dangling_link(path))
-    with reaching(str(path), missing=missing):
+def _stat_local_file(path: Path, missing: str = MISSING_MESSAGE) -> DataFile:
+    if missing == MISSING_MESSAGE and path.is_symlink() and not path.exists():
+        raise InputError(describe_dangling_link(path))
+    with translate_read_errors(str(path), missing=missing):
         status = path.stat()
     if not path.is_file():
         raise InputError(f"{path} is not a file")
     return DataFile(str(path), status.st_size, str(status.st_mtime_ns))
 
 
-def _remote(url: str) -> DataFile:
-    objects, path = _connect(url, patient=False)
-    with reaching(url):
-        return _described(url, obstore.head(objects, path))
+def _stat_remote_file(url: str) -> DataFile:
+    objects, path = _connect_to_url(url, patient=False)
+    with translate_read_errors(url):
+        return _make_data_file(url, obstore.head(objects, path))
 
 
-def _described(url: str, meta: "ObjectMeta") -> DataFile:
+def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
     return DataFile(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
 
 
 def list_files(
     folder: str,
     unused: Counter[str] | None = None,
-    wanted: Callable[[str], bool] = always,
+    wanted: Callable[[str], bool] = accept_any_name,
     depth: int | None = None,
 ) -> list[DataFile]:
     """List all files below a folder or a prefix in a bucket, sorted by path; links are followed.
@@ -197,29 +198,29 @@ def list_files(
         If the place cannot be listed, or a link that matters leads nowhere.
     """
     unused = Counter() if unused is None else unused
-    if not is_remote(folder):
-        root = local_path(folder)
+    if not is_remote_url(folder):
+        root = resolve_local_path(folder)
         if not root.is_dir():
             return []
         paths = [root / path for path, _ in walk_files(str(root), unused, wanted, depth)]
-        return sorted(map(_local, paths), key=lambda file: file.url)
+        return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
     if urlsplit(folder).scheme not in REMOTE:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
-    objects, prefix = _connect(folder, patient=False)
-    with reaching(folder):
+    objects, prefix = _connect_to_url(folder, patient=False)
+    with translate_read_errors(folder):
         listed = [item for batch in obstore.list(objects, prefix=prefix or None) for item in batch]
-    files = (_described(f"{bucket}/{item['path']}", item) for item in listed)
+    files = (_make_data_file(f"{bucket}/{item['path']}", item) for item in listed)
     shown = []
     for file in files:
         if "/." in file.url.removeprefix(folder.rstrip("/")):
-            unused[HIDDEN] += 1
+            unused[HIDDEN_KIND] += 1
         else:
             shown.append(file)
     return sorted(shown, key=lambda file: file.url)
 
 
-def _connect(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
+def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
@@ -237,7 +238,7 @@ def _connect(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
 
 
 @contextlib.contextmanager
-def reaching(url: str, missing: str = MISSING) -> Iterator[None]:
+def translate_read_errors(url: str, missing: str = MISSING_MESSAGE) -> Iterator[None]:
     """Turn what a server or disk reports into one line that names the file.
 
     Raises
@@ -270,16 +271,16 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
     InputError
         If it is not there any more, is not what it was, or the connection is lost for good.
     """
-    if not is_remote(file.url):
-        require_same(file, _local(Path(file.url), VANISHED))
-        with reaching(file.url, VANISHED), Path(file.url).open("rb") as local:
+    if not is_remote_url(file.url):
+        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
-    objects, path = _connect(file.url, patient=True)
-    with reaching(file.url, VANISHED):
+    objects, path = _connect_to_url(file.url, patient=True)
+    with translate_read_errors(file.url, VANISHED_MESSAGE):
         answer = obstore.get(objects, path)
-    require_same(file, _described(file.url, answer.meta))
-    yield io.BufferedReader(_Body(file.url, answer.stream(min_chunk_size=CHUNK)), CHUNK)
+    require_unchanged(file, _make_data_file(file.url, answer.meta))
+    yield io.BufferedReader(_ResponseBody(file.url, answer.stream(min_chunk_size=CHUNK_BYTES)), CHUNK_BYTES)
 
 
 def open_seekable(file: DataFile) -> BinaryIO:
@@ -290,17 +291,17 @@ def open_seekable(file: DataFile) -> BinaryIO:
     InputError
         If it is not there any more, or is not what it was.
     """
-    if not is_remote(file.url):
-        require_same(file, _local(Path(file.url), VANISHED))
-        with reaching(file.url, VANISHED):
+    if not is_remote_url(file.url):
+        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with translate_read_errors(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
-    objects, path = _connect(file.url, patient=True)
-    with reaching(file.url, VANISHED):
-        require_same(file, _described(file.url, obstore.head(objects, path)))
-    return io.BufferedReader(_Ranges(file, objects, path), CHUNK)
+    objects, path = _connect_to_url(file.url, patient=True)
+    with translate_read_errors(file.url, VANISHED_MESSAGE):
+        require_unchanged(file, _make_data_file(file.url, obstore.head(objects, path)))
+    return io.BufferedReader(_Ranges(file, objects, path), CHUNK_BYTES)
 
 
-def require_same(before: DataFile, now: DataFile) -> None:
+def require_unchanged(before: DataFile, now: DataFile) -> None:
     """Refuse a file that is not what it was when the dataset was opened.
 
     Raises
@@ -312,7 +313,7 @@ def require_same(before: DataFile, now: DataFile) -> None:
         raise InputError(f"{before.url} changed while the dataset was read; run again")
 
 
-class _Body(io.RawIOBase):
+class _ResponseBody(io.RawIOBase):
     """The body of an answer as a file, since tarfile reads files."""
 
     def __init__(self, url: str, chunks: "BytesStream") -> None:
@@ -325,7 +326,7 @@ class _Body(io.RawIOBase):
 
     def readinto(self, into: "WriteableBuffer") -> int:
         if not self._left:
-            with reaching(self._url, VANISHED):
+            with translate_read_errors(self._url, VANISHED_MESSAGE):
                 self._left = memoryview(bytes(next(self._chunks, b"")))
         target = memoryview(into).cast("B")
         size = min(len(target), len(self._left))
@@ -358,22 +359,22 @@ class _Ranges(io.RawIOBase):
         size = min(len(target), self._file.size - self._place)
         if size <= 0:
             return 0
-        with reaching(self._file.url, VANISHED):
+        with translate_read_errors(self._file.url, VANISHED_MESSAGE):
             data = obstore.get_range(self._objects, self._path, start=self._place, length=size)
         target[:size] = memoryview(bytes(data))
         self._place += size
         return size
 
 
-def dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
+def derive_dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
     """Return a name for the dataset at a place: of the folder, prefix or else the bucket."""
     fixed = re.split(r"[{*]", place)[0]
     folder = fixed if fixed == place and not place.endswith(suffix) else posixpath.dirname(fixed)
-    if not is_remote(place):
-        return folder_name(local_path(folder or "."))
+    if not is_remote_url(place):
+        return folder_name(resolve_local_path(folder or "."))
     return name_from([part for part in folder.split("/") if part][-1])
 
 
-def listing_of(files: Sequence[DataFile]) -> str:
+def digest_listing(files: Sequence[DataFile]) -> str:
     """Return the digest (hexadecimal) of what can be seen of files without reading them."""
-    return digest_of("\n".join(f"{file.url} {file.size} {file.version}" for file in files))
+    return compute_digest("\n".join(f"{file.url} {file.size} {file.version}" for file in files))
