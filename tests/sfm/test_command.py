@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from sfm.cli import app
 from sfm.command_builder import make_config
-from sfm.config_fields import get_file_rule
+from sfm.config_fields import get_config_file_rule
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
@@ -100,7 +100,7 @@ def config_file(tmp_path: Path, config: object, command: str = "distill") -> Pat
 @pytest.mark.parametrize("model", CONFIGS)
 def test_every_field_says_whether_a_file_may_give_it(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
-        assert get_file_rule(field), name
+        assert get_config_file_rule(field), name
 
 
 def test_every_command_with_a_config_is_of_these_models() -> None:

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from sfm.events import Progress
-from sfm.layout import FittedProgress, open_console, print_table
-from sfm.terminal import make_line_printer, print_entry_table, show_progress
+from sfm.progress_display import FittedProgressBars, make_line_printer, show_progress
+from sfm.tables import print_entry_table, print_table
+from sfm.terminal import open_console
 
 COLUMNS = ["dataset", "digest", "backbone", "px", "role", "classes", "top-1 %"]
 ROW = [
@@ -31,7 +32,7 @@ def console_of(width: int, *, terminal: bool = True, encoding: str = "utf-8") ->
 
 def printed(width: int, rows: list[list[str]], *, title: str = "Store st", **how: object) -> list[str]:
     console, raw = console_of(width, **how)
-    print_table(console, title, COLUMNS, rows, {"px", "classes"})
+    print_table(title, COLUMNS, rows, {"px", "classes"}, console)
     return raw.getvalue().decode(console.encoding).splitlines()
 
 
@@ -84,7 +85,7 @@ FIGURES = {"images/s": 312.5, "partitions left": 12, "decode ms": 1.25}
 @pytest.mark.parametrize("width", [80, 40, 30])
 def test_a_progress_line_keeps_bar_count_and_time_left(width):
     console, raw = console_of(width)
-    with FittedProgress(console=console, auto_refresh=False) as bars:
+    with FittedProgressBars(console=console, auto_refresh=False) as bars:
         task = bars.add_task(STAGE, total=60000, figures="images/s 312.5", unit="images")
         bars.update(task, completed=30000)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.getvalue().decode())
@@ -108,7 +109,7 @@ def test_progress_without_a_terminal_is_plain_lines():
 
 def test_a_bar_of_a_hostile_name_is_drawn():
     console, raw = console_of(100)
-    with FittedProgress(console=console, auto_refresh=False) as bars:
+    with FittedProgressBars(console=console, auto_refresh=False) as bars:
         bars.add_task("a[/b]\n\x1b[2J", total=None)
     assert rb"a[/b]\n\x1b[2J" in raw.getvalue()
 

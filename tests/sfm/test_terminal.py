@@ -7,8 +7,8 @@ import pytest
 import torch
 import typer
 
+from sfm.error_reporting import MAX_ERROR_LENGTH, exit_on_error
 from sfm.errors import InputError
-from sfm.terminal import MAX_ERROR_LENGTH, exit_on_error
 
 
 def fill_with_numpy() -> None:
