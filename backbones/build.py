@@ -22,10 +22,10 @@ from sfm.backbones.identity import is_under, reaching, weights_digest
 from sfm.backbones.memory import keep_freed_memory
 from sfm.backbones.preprocess import preprocessing_of, square_side
 from sfm.backbones.spec import PROJECTED, Spec, parse_spec
+from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.field_types import LARGEST_INPUT
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 # What training scripts call the part of a larger model that a backbone is.
 _HOLDERS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -140,8 +140,8 @@ def load_backbone(
     keep_freed_memory()
     parsed = parse_spec(spec)
     place = _device(device)
-    if image_size is not None and not 1 <= image_size <= LARGEST_INPUT:
-        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {LARGEST_INPUT}")
+    if image_size is not None and not 1 <= image_size <= MAX_INPUT_PIXELS:
+        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {MAX_INPUT_PIXELS}")
     _check_known(parsed)
     preprocessing = _preprocessing(parsed, image_size)
     model, choice = _load(parsed)
@@ -247,7 +247,7 @@ def _pretrained(spec: Spec) -> Any:
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
         raise InputError(
-            f"cannot get the weights of '{spec.text}' ({first_line(error)}): try again, {advice}"
+            f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}"
         ) from error
 
 
@@ -342,7 +342,7 @@ def _faults(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> 
 
 
 def _few(faults: list[str]) -> str:
-    told = ", ".join(one_line(fault, 120) for fault in faults[:3])
+    told = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
     return told + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
@@ -355,7 +355,9 @@ def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:
         with torch.no_grad():
             feature = trunk(example)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {first_line(error)}") from error
+        raise InputError(
+            f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"
+        ) from error
     if feature.ndim != 2:
         raise InputError(
             f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"

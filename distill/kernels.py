@@ -16,7 +16,7 @@ from sfm.backbones.frozen import frozen
 from sfm.distill.engine import Plan
 from sfm.distill.group import ALONE, Group
 from sfm.errors import InputError
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 Wish = Literal["auto", "yes", "no"]
 
@@ -142,13 +142,13 @@ def quickened(backbone: Backbone, plan: Plan, wanted: Kernels) -> tuple[Backbone
                 return replace(backbone, model=Captured(model, example)), wanted, None
             obstacle = "the compiled backbone gives other features"
         except CANNOT as error:
-            obstacle = f"the backbone cannot be compiled: {first_line(error)}"
+            obstacle = f"the backbone cannot be compiled: {summarize_error(error)}"
     lean = frozen(backbone)
     try:
         return replace(lean, model=Captured(lean.model, example)), Kernels(captured=True), obstacle
     except CANNOT as error:
         # A model that looks at its values on the way cannot be recorded, and works all the same.
-        return lean, Kernels(), obstacle or f"the backbone cannot be recorded: {first_line(error)}"
+        return lean, Kernels(), obstacle or f"the backbone cannot be recorded: {summarize_error(error)}"
 
 
 def held_bytes(backbone: Backbone) -> int:

@@ -43,7 +43,7 @@ from sfm.pipeline.features import Rules, Step, stage
 from sfm.pipeline.scheduler_errors import explain
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import Staging, Task, Unfinished
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """What features depend on: workers must have the same versions."""
@@ -274,7 +274,7 @@ def on_each(
     for address, future in futures.items():
         error = future.exception()
         if error is not None:
-            raise InputError(f"worker {address}: {first_line(error)}") from error
+            raise InputError(f"worker {address}: {summarize_error(error)}") from error
         answers[address] = future.result()
         judge(address, answers[address])
     return answers

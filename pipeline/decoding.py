@@ -23,7 +23,7 @@ from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
 from sfm.pipeline.sources.source import Sample, SampleFile, loaded
 from sfm.pipeline.staging import MARKS, Skipped
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 VIEWS = 5
 """Purpose of the random streams that views are drawn from."""
@@ -160,7 +160,7 @@ def decode_batch(
                 if getattr(rendered, mark):
                     marked.setdefault(mark, {})[place] = sample.where
         except UNDECODABLE as error:
-            why = first_line(error)[:WHY_CHARACTERS]
+            why = summarize_error(error)[:WHY_CHARACTERS]
             if wanted.on_error == "fail":
                 raise InputError(
                     f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "

@@ -33,7 +33,7 @@ from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.store import Store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 SKIPPED_BYTES = 2**22
 """Of what an entry says about samples that were skipped."""
@@ -211,7 +211,7 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
         fingerprint=part.fingerprint,
         leaves=[part.fingerprint],
         licence=job.config.licence or job.source.licence,
-        source=utf8_only(job.source.spec),
+        source=escape_non_utf8(job.source.spec),
     )
 
 

@@ -13,7 +13,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.paths import cache_folder, expand_home
+from sfm.paths import expand_home, get_cache_folder
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.earlier_versions import asks_for_background, earlier_version_notes, with_marks
 from sfm.pipeline.entry import Job, publish_entry
@@ -284,7 +284,7 @@ def staging_folder(config: ExtractConfig) -> Path:
         return expand_home(config.staging)
     if local := local_path(config.store):
         return local / "staging"
-    cache = cache_folder()
+    cache = get_cache_folder()
     if cache is None:
         raise InputError(
             "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "

@@ -23,7 +23,7 @@ from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.limits import BATCH_BYTES, WAITING_BYTES
 from sfm.pipeline.sources.source import Sample, SampleFile
 from sfm.pipeline.staging import Found, Skipped, Staging, Task
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 AHEAD = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -377,7 +377,7 @@ def save(
         written=[] if known else [sorted(texts) for texts in written.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
         # A file's name need not be text, and what is stored must be.
-        examples={mark: utf8_only(samples[min(samples)]) for mark, samples in marked.items()},
+        examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
         unused=unused,
     )
     staging.put_found(task, found)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.pipeline.selection import UNUSED, Selection
 from sfm.pipeline.sources.inventory import describe_kinds
 from sfm.stats_store.cards import FileCounts
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 LIMITED = "images beyond --limit-per-class"
 SMALL = "images of classes below --min-count"
@@ -63,7 +63,7 @@ def counts_from_kinds(used: int, unused: Mapping[str, int]) -> FileCounts:
     kinds: Counter[str] = Counter()
     for number, (kind, count) in enumerate(sorted(unused.items(), key=lambda item: (-item[1], item[0]))):
         if count:
-            kinds[one_line(kind, KIND_LENGTH) if number < MOST_KINDS else OTHER_KINDS] += count
+            kinds[sanitize_line(kind, KIND_LENGTH) if number < MOST_KINDS else OTHER_KINDS] += count
     return FileCounts(found=used + kinds.total(), used=used, unused=dict(sorted(kinds.items())))
 
 

@@ -22,7 +22,7 @@ from sfm.pipeline.sources.limits import require_listable
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
 from sfm.stats_store.cards import FileCounts
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 Role = Literal["full", "tuning"]
 
@@ -151,7 +151,7 @@ def gather(config: ExtractConfig, source: Source, tasks: Sequence[Task], staging
     gone = next((task.name for task in tasks if found[task.name] is None), None)
     if gone is not None:
         raise InputError(f"unfinished work in {staging.root}, {gone}, is damaged or gone: run again")
-    skipped = [utf8_only(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
+    skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
     if skipped and config.on_error == "fail":
         raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
     rows = positions(source, told)

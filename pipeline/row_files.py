@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.untrusted import open_regular
+from sfm.untrusted_files import open_regular_file
 
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, RecursionError, MemoryError)
 """How numpy fails on a header that it has not written."""
@@ -46,7 +46,7 @@ def read_rows(
         If the file is not there, is no regular file, or holds anything else; names it.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not a file of rows")
             shape, by_columns, found = np.lib.format.read_array_header_1_0(file)

@@ -1,6 +1,6 @@
 """Why a Dask scheduler cannot be used, in one line."""
 
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 REFUSALS = (
     ("ssl_context", "a tls:// address needs a certificate, and Dask's configuration names none"),
@@ -26,7 +26,7 @@ def explain(address: str, error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     told = next((told for sign, told in REFUSALS if any(sign in text for text in causes)), None)
     if told is None and isinstance(error, ValueError):
-        told = f"{one_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
+        told = f"{sanitize_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
     if told is None and any(sign in text for text in causes for sign in BROKEN_OFF):
         told = (
             "it does not accept the certificate in Dask's configuration"

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
-from sfm.locking import acquire
+from sfm.locking import acquire_lock
 from sfm.pipeline.row_files import holds_rows, read_rows, write_rows
 from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
@@ -29,8 +30,8 @@ from sfm.pipeline.sources.limits import NAME_CHARACTERS
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.disk import share_mode
-from sfm.text import utf8_values
-from sfm.untrusted import read_file
+from sfm.text import escape_non_utf8_values
+from sfm.untrusted_files import read_bounded_file
 
 TASK_ROWS = BLOCK_ROWS
 
@@ -322,12 +323,12 @@ class Staging:
     def put_found(self, task: Task, found: Found) -> None:
         """Save what reading a task told; it comes last, so where it is, the digests are."""
         with appearing(self.found_file(task)) as out:
-            out.write(json.dumps(utf8_values(dataclasses.asdict(found))).encode())
+            out.write(json.dumps(escape_non_utf8_values(dataclasses.asdict(found))).encode())
 
     def found(self, task: Task) -> Found | None:
         """Return what reading a task told; None if it was not read to its end, or the file is damaged."""
         try:
-            found = FOUND.validate_json(read_file(self.found_file(task), FOUND_BYTES), strict=True)
+            found = FOUND.validate_json(read_bounded_file(self.found_file(task), FOUND_BYTES), strict=True)
             return found if is_plausible(found, task) else None
         except (OSError, ValueError, OverflowError):
             return None
@@ -353,15 +354,9 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
     file.parent.mkdir(exist_ok=True)
     share_mode(file.parent, like=file.parent.parent)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        with part.open("wb") as out:
-            share_mode(part, like=file.parent)
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_open(file, part) as out:
+        share_mode(part, like=file.parent)
+        yield out
 
 
 @contextmanager
@@ -433,7 +428,7 @@ def claim(file: Path) -> Iterator[bool]:
         yield False  # of another user
         return
     with stageable(file.parent):
-        lock = acquire(file)
+        lock = acquire_lock(file)
     try:
         if lock is not None:
             share_mode(file, like=file.parent)

@@ -1,8 +1,8 @@
 """``python -m sfm``: the command line, and what ``torchrun -m sfm`` starts."""
 
-from sfm.interrupts import take_signals
+from sfm.interrupts import install_signal_handlers
 
-take_signals()
+install_signal_handlers()
 
 import os  # noqa: E402
 from contextlib import redirect_stdout  # noqa: E402

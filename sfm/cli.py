@@ -12,23 +12,23 @@ import typer
 from sfm import accuracies, terminal
 from sfm.backbones.memory import LARGE_INPUT, share_one_heap
 from sfm.backbones.waiting import choose_wait_policy
-from sfm.command import App, AsJson, Quiet, Threads, add_command
+from sfm.command_builder import AsJson, Quiet, StrictTyper, Threads, add_command
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.config import ExtractConfig
-from sfm.pixel_lines import pixel_document, pixel_lines
+from sfm.pixel_warnings import list_pixel_warnings, make_pixel_document
 from sfm.store_commands import store_app
 from sfm.terminal import print_line
 
 if TYPE_CHECKING:
     from sfm.pipeline.extract import Extraction
 
-SKIPPED_SHOWN = 20
+MAX_SKIPPED_SHOWN = 20
 
-app = App(
+app = StrictTyper(
     name="sfm",
     help="Distil a vision dataset into a few synthetic images per class, from class statistics alone.",
     no_args_is_help=True,
@@ -41,12 +41,12 @@ app.add_typer(store_app, name="store")
 
 def main() -> None:
     """Run the command line."""
-    terminal.prepare_output()
+    terminal.configure_output()
     app()
 
 
 @app.callback(invoke_without_command=True)
-def front(
+def print_version(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Distil a vision dataset into a few synthetic images per class, from class statistics alone."""
@@ -58,7 +58,7 @@ def front(
 def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Extract, then say what was published and what to do with it."""
     if config.dry_run:
-        run_plan(config, as_json, quiet)
+        run_dry_run(config, as_json, quiet)
         return
     choose_wait_policy(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
@@ -68,17 +68,17 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     try:
         with (
             terminal.explain_interrupt("; the same command goes on from the work that is complete"),
-            terminal.showing(quiet) as progress,
+            terminal.show_progress(quiet) as progress,
         ):
             from sfm.pipeline.extract import extract
             from sfm.pipeline.file_counts import describe_files
 
             done = extract(config, progress)
     except Unfinished as stop:
-        raise terminal.fail(str(stop), terminal.UNFINISHED) from None
+        raise terminal.report_error(str(stop), terminal.EXIT_UNFINISHED) from None
     if as_json:
         entries = [
-            {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **pixel_document(card)}
+            {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **make_pixel_document(card)}
             for p, card in zip(done.published, done.cards, strict=True)
         ]
         figures = {
@@ -94,7 +94,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         }
         terminal.print_json({"store": config.store, "entries": entries, **figures})
         return
-    terminal.entry_table(
+    terminal.print_entry_table(
         f"Store {config.store}", [p.summary for p in done.published], [p.outcome for p in done.published]
     )
     if done.features.read:
@@ -108,25 +108,27 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         print_line(f"then classifiers, sub-class centres and publishing in {done.statistics_seconds:.0f} s")
     if done.files:
         print_line(describe_files(done.files))
-    for line in (*done.notes, *precision_lines(config, done)):
+    for line in (*done.notes, *describe_precision(config, done)):
         print_line(line)
-    for line in pixel_lines([(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]):
+    for line in list_pixel_warnings(
+        [(p.summary, card) for p, card in zip(done.published, done.cards, strict=True)]
+    ):
         print_line(line)
     if done.skipped:
         print_line(f"{len(done.skipped)} images could not be decoded and are not in the entries:")
-        for line in done.skipped[:SKIPPED_SHOWN]:
+        for line in done.skipped[:MAX_SKIPPED_SHOWN]:
             print_line(f"  {line}")
-        if len(done.skipped) > SKIPPED_SHOWN:
+        if len(done.skipped) > MAX_SKIPPED_SHOWN:
             print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
     first = done.published[0].summary
-    terminal.print_next(
+    terminal.print_next_command(
         "distill",
         *("--store", config.store, "--backbone", first.backbone, "--dataset", first.dataset),
         *("--image-size", first.image_size, "--out", f"{first.dataset}-distilled"),
     )
 
 
-def precision_lines(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
+def describe_precision(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
     """Yield what another precision than float32 has done to the flows, a line per backbone."""
     from sfm.pipeline.precision import FAITHFUL
 
@@ -140,24 +142,24 @@ def precision_lines(config: ExtractConfig, done: "Extraction") -> Iterator[str]:
             yield f"{config.precision} on {summary.backbone}: {told}"
 
 
-def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
+def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     """Say what an extraction would do."""
     from sfm.pipeline.staging import Unfinished
 
     try:
         with (
             terminal.explain_interrupt("; a dry run saves nothing"),
-            terminal.showing(quiet) as progress,
+            terminal.show_progress(quiet) as progress,
         ):
             from sfm.pipeline.plan import plan
 
             planned = plan(config, progress)
     except Unfinished as stop:
-        raise terminal.fail(str(stop), terminal.UNFINISHED) from None
+        raise terminal.report_error(str(stop), terminal.EXIT_UNFINISHED) from None
     if as_json:
         terminal.print_json({"store": config.store, "plan": asdict(planned)})
         return
-    terminal.plan_table(planned)
+    terminal.print_plan_table(planned)
     from sfm.pipeline.file_counts import describe_files
     from sfm.stats_store.cards import FileCounts
 
@@ -175,11 +177,11 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     try:
         with (
             terminal.explain_interrupt(lambda: describe_checkpoint(config.out)),
-            terminal.showing(quiet) as progress,
+            terminal.show_progress(quiet) as progress,
         ):
             done = distill(config, progress)
     except Interrupted as stop:
-        raise terminal.fail(str(stop), terminal.INTERRUPTED) from None
+        raise terminal.report_error(str(stop), terminal.EXIT_INTERRUPTED) from None
     if as_json:
         terminal.print_json({"out": str(done.out), **done.record})
         return
@@ -190,7 +192,7 @@ def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
         f"peak memory {record['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     print_line(f"Look at {done.out / 'preview.png'}")
-    terminal.print_next("evaluate", done.out, "--store", config.store)
+    terminal.print_next_command("evaluate", done.out, "--store", config.store)
 
 
 def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None:
@@ -205,7 +207,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     results = [each.result for each in config.each()]
     unwritten: InputError | None = None
     try:
-        with terminal.showing(quiet) as progress:
+        with terminal.show_progress(quiet) as progress:
             from sfm.eval.matrix import matrix
             from sfm.eval.run import evaluate_runs
 
@@ -213,7 +215,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     except NotWrittenError as error:
         done, unwritten = error.evaluations, error
     except KeyboardInterrupt:
-        raise terminal.fail(describe_partial_results(results), terminal.INTERRUPTED) from None
+        raise terminal.report_error(describe_partial_results(results), terminal.EXIT_INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in done]
     cells = [cell.model_dump(mode="json") for cell in matrix(done)]
     accuracies.print_warnings(records)
@@ -232,7 +234,9 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     for result in results:
         print_line(f"Written to {result}")
     elsewhere = ["--evaluation", config.out] if config.out else []
-    terminal.print_next("report", *config.run, "--store", config.store, *elsewhere, "--out", "report.html")
+    terminal.print_next_command(
+        "report", *config.run, "--store", config.store, *elsewhere, "--out", "report.html"
+    )
 
 
 def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
@@ -330,7 +334,7 @@ add_command(
 @app.command(
     "quickstart", epilog="Examples:\n\n  $ sfm quickstart\n\n  $ sfm quickstart --out /tmp/first-look"
 )
-def quickstart_command(
+def run_quickstart_command(
     out: Annotated[Path, typer.Option(help="Folder to write to; must be new or empty.")] = Path(
         "sfm-quickstart"
     ),
@@ -339,7 +343,7 @@ def quickstart_command(
     quiet: Quiet = False,
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         choose_wait_policy(threads)
         from sfm.distill.run import Interrupted
         from sfm.quickstart import quickstart
@@ -349,13 +353,13 @@ def quickstart_command(
         try:
             with (
                 terminal.explain_interrupt(f": run `{command}` again to go on"),
-                terminal.showing(quiet) as progress,
+                terminal.show_progress(quiet) as progress,
             ):
                 record: dict[str, Any] = quickstart(out, progress, threads)
         except Interrupted as stop:
-            raise terminal.fail(
+            raise terminal.report_error(
                 f"{stop.args[0].partition(':')[0]}: run `{command}` again to go on",
-                terminal.INTERRUPTED,
+                terminal.EXIT_INTERRUPTED,
             ) from None
     if as_json:
         terminal.print_json(record)

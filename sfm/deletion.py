@@ -7,7 +7,7 @@ import shutil
 import stat
 from pathlib import Path, PurePath
 
-_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_FOLDER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class LinkError(OSError):
@@ -47,18 +47,18 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     if not parts or PurePath(path).is_absolute() or ".." in parts:
         raise ValueError(f"{str(path)!r} does not lie below {root}")
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
-        folder = os.open(root, _FOLDER)
+        folder = os.open(root, _OPEN_FOLDER_FLAGS)
         opened.callback(os.close, folder)
         for number, part in enumerate(parts[:-1], start=1):
             try:
-                folder = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                folder = os.open(part, _OPEN_FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
             except NotADirectoryError:
                 _refuse_link(folder, part, root.joinpath(*parts[:number]))
                 return
             opened.callback(os.close, folder)
         if stat.S_ISDIR(_refuse_link(folder, parts[-1], root / path)):
             try:
-                shutil.rmtree(parts[-1], dir_fd=folder, onerror=raise_unless_gone)
+                shutil.rmtree(parts[-1], dir_fd=folder, onerror=reraise_unless_missing)
             except (RecursionError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.EMFILE:
                     raise
@@ -68,7 +68,7 @@ def delete_below(root: Path, path: str | PurePath) -> None:
             os.unlink(parts[-1], dir_fd=folder)
 
 
-def raise_unless_gone(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
+def reraise_unless_missing(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
     """Pass over what somebody else deleted a moment ago, and raise anything else."""
     if not isinstance(error[1], FileNotFoundError):
         raise error[1]

@@ -38,7 +38,7 @@ def no_progress(_: Progress) -> None:
     """Listen to nothing."""
 
 
-def after(seconds: float, listener: ProgressCallback) -> ProgressCallback:
+def delay_progress(seconds: float, listener: ProgressCallback) -> ProgressCallback:
     """Return a listener that passes on what a stage tells only once the stage has taken that long."""
     began: dict[str, float] = {}
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from sfm.errors import InputError
 
-CLUTTER = frozenset({"lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
+CLUTTER_NAMES = frozenset(
+    {"lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+)
 """What operating systems put into folders by themselves, besides hidden files; in lower case."""
 
 
@@ -26,19 +28,19 @@ def expand_home(path: str | Path) -> Path:
         ) from None
 
 
-def resolved(path: Path) -> Path:
+def resolve_links(path: Path) -> Path:
     """Return the path behind all links; of links in a circle, which `Path.resolve` raises for, their own."""
     return Path(os.path.realpath(path))
 
 
-def expand_homes(value: Any) -> Any:
+def expand_home_in_field(value: Any) -> Any:
     """Expand ``~`` in a field of a configuration: a path, a list of paths, or None."""
     if isinstance(value, list):
         return [expand_home(path) for path in value]
     return value if value is None else expand_home(value)
 
 
-def cache_folder() -> Path | None:
+def get_cache_folder() -> Path | None:
     """Return the user's folder for caches; None where there is no home."""
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     if Path(chosen).is_absolute():
@@ -51,9 +53,9 @@ def cache_folder() -> Path | None:
 
 def is_clutter(name: str) -> bool:
     """Say whether a file of this name counts as no content: hidden, or left by an operating system."""
-    return name.startswith(".") or name.lower() in CLUTTER
+    return name.startswith(".") or name.lower() in CLUTTER_NAMES
 
 
-def content(folder: Path) -> list[Path]:
+def list_content(folder: Path) -> list[Path]:
     """Return what a folder holds, but for clutter."""
     return [path for path in folder.iterdir() if not is_clutter(path.name)]

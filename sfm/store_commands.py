@@ -9,11 +9,11 @@ import typer
 
 from sfm import terminal
 from sfm.backbones.waiting import choose_wait_policy
-from sfm.command import App, AsJson, Quiet, Threads
-from sfm.events import ProgressCallback, after
+from sfm.command_builder import AsJson, Quiet, StrictTyper, Threads
+from sfm.events import ProgressCallback, delay_progress
 from sfm.terminal import print_line
 
-store_app = App(
+store_app = StrictTyper(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
 )
 
@@ -37,8 +37,8 @@ SHOWN_AFTER = 1.0
 @contextmanager
 def at_work(quiet: bool, interrupted: str) -> Iterator[ProgressCallback]:
     """Show the progress of whatever takes longer than a moment, and end with what is true on an interrupt."""
-    with terminal.explain_interrupt(f": {interrupted}"), terminal.showing(quiet) as progress:
-        yield after(SHOWN_AFTER, progress)
+    with terminal.explain_interrupt(f": {interrupted}"), terminal.show_progress(quiet) as progress:
+        yield delay_progress(SHOWN_AFTER, progress)
 
 
 def examples(*lines: str) -> str:
@@ -49,7 +49,7 @@ def examples(*lines: str) -> str:
 @store_app.command("ls", no_args_is_help=True, epilog=examples("ls ./store", "ls s3://team/stats --json"))
 def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """List the entries of a store."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         from sfm.stats_store.store import open_store
 
         with at_work(quiet, "nothing was changed") as progress:
@@ -58,7 +58,7 @@ def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
             shown = [s.model_dump(mode="json") for s in entries]
             terminal.print_json({"entries": shown, "unreadable": unreadable})
         else:
-            terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
+            terminal.print_entry_table(f"Store {url}: {len(entries)} entries", entries)
             for reason in unreadable:
                 print_line(f"note: left out: {reason}")
 
@@ -90,7 +90,7 @@ def store_show(
     quiet: Quiet = False,
 ) -> None:
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.by_class import held_out_by_class
         from sfm.stats_store.history import history_of, known_summaries
@@ -133,7 +133,7 @@ def store_verify(
     quiet: Quiet = False,
 ) -> None:
     """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.history import known_summaries
         from sfm.stats_store.select import every
@@ -154,7 +154,7 @@ def store_verify(
             store_tables.print_verdicts(f"Store {url}", verdicts)
         damaged = sum(not v.sound and v.readable for v in verdicts)
         if damaged:
-            raise terminal.fail(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
+            raise terminal.report_error(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
 
 
 @store_app.command(
@@ -181,7 +181,7 @@ def store_copy(
     quiet: Quiet = False,
 ) -> None:
     """Copy entries to another store, byte for byte. The same command goes on where it was interrupted."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.copying import copy
         from sfm.stats_store.history import known_summaries
@@ -204,19 +204,21 @@ def store_copy(
             terminal.print_json({"entries": shown, "unreadable": left_out})
         else:
             outcomes = [c.outcome for c in done]
-            terminal.entry_table(f"From {url} to {target}", [c.summary for c in done], outcomes)
+            terminal.print_entry_table(f"From {url} to {target}", [c.summary for c in done], outcomes)
             for reason in left_out:
                 print_line(f"note: left out: {reason}")
         damaged = [c for c in done if c.outcome == "damaged"]
         if damaged:
-            raise terminal.fail(f"{len(damaged)} of {len(done)} entries not copied: {damaged[0].detail}", 1)
+            raise terminal.report_error(
+                f"{len(damaged)} of {len(done)} entries not copied: {damaged[0].detail}", 1
+            )
         missing = [c for c in done if not c.arrived]
         if missing:
             others = f"{target} holds others under their keys, or had them removed; --replace goes over them"
             reason = next((c.detail for c in missing if c.detail), others)
-            raise terminal.fail(f"{len(missing)} of {len(done)} entries not copied: {reason}", 2)
+            raise terminal.report_error(f"{len(missing)} of {len(done)} entries not copied: {reason}", 2)
         if left_out:
-            raise terminal.fail(f"{len(left_out)} entries of {url} were left out: {left_out[0]}", 1)
+            raise terminal.report_error(f"{len(left_out)} entries of {url} were left out: {left_out[0]}", 1)
 
 
 @store_app.command(
@@ -258,7 +260,7 @@ def store_merge(
 
     Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
     """
-    with terminal.reporting():
+    with terminal.exit_on_error():
         choose_wait_policy(threads)
         from sfm.merge import merge
 
@@ -279,7 +281,7 @@ def store_merge(
             entry = {"outcome": outcome, **summary.model_dump(mode="json")}
             terminal.print_json({"store": url, "entry": entry, "notes": done.notes})
         else:
-            terminal.entry_table(f"Store {url}", [summary], [outcome])
+            terminal.print_entry_table(f"Store {url}", [summary], [outcome])
             for note in done.notes:
                 print_line(f"note: {note}")
 
@@ -302,7 +304,7 @@ def store_rm(
     quiet: Quiet = False,
 ) -> None:
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         from sfm.stats_store.concurrency import concurrently
         from sfm.stats_store.history import containing, remove
         from sfm.stats_store.select import every, only
@@ -327,9 +329,9 @@ def store_rm(
                 }
             )
             return
-        terminal.entry_table("Would be removed" if dry_run else "Removed", removed)
+        terminal.print_entry_table("Would be removed" if dry_run else "Removed", removed)
         if merged:
-            terminal.entry_table("Still visible, and merged from the same data", merged)
+            terminal.print_entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
             print_line(
                 "The bytes are still there. To delete those of all removed entries: "
@@ -360,7 +362,7 @@ def store_gc(
     quiet: Quiet = False,
 ) -> None:
     """Delete what no reader can see: replaced and removed entries, runs never committed, old staging."""
-    with terminal.reporting():
+    with terminal.exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.collect import collect, parse_age
         from sfm.stats_store.store import open_store

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.layout import fit, open_console
+from sfm.layout import fit_to_line, open_console
 from sfm.stats_store.collect import Collection
 from sfm.stats_store.copying import Copied
 from sfm.stats_store.garbage import Garbage
@@ -15,7 +15,7 @@ from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
-from sfm.terminal import percent, print_line, table
+from sfm.terminal import format_percent, print_line, table
 
 
 def entry_document(entry: Entry) -> dict[str, Any]:
@@ -98,11 +98,11 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
     summary = document["summary"]
     console = open_console()
     pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
-    console.print(fit(pinned, console), style="bold", soft_wrap=True)
+    console.print(fit_to_line(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
         console.print(card, style="bold")
         for name, value in document[card].items():
-            console.print(fit(f"  {name}: {value}", console), soft_wrap=True)
+            console.print(fit_to_line(f"  {name}: {value}", console), soft_wrap=True)
     classes = worst_first(document["classes"])
     asked = any("held_out_top1" in c for c in classes)
     table(
@@ -114,7 +114,7 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
                 c["name"],
                 str(c["train_samples"]),
                 "–" if c["test_samples"] is None else str(c["test_samples"]),
-                *([percent(c["held_out_top1"])] if asked else []),
+                *([format_percent(c["held_out_top1"])] if asked else []),
             ]
             for c in classes[:most]
         ],

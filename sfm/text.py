@@ -4,22 +4,22 @@ import codecs
 import unicodedata
 from typing import Any
 
-JOINERS = "\u200c\u200d"
+JOINER_CHARACTERS = "\u200c\u200d"
 """Format characters that scripts and emoji need; they neither move the cursor nor turn text around."""
 
-PLAIN = {"–": "-", "—": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "·": "-", "’": "'"}
+ASCII_REPLACEMENTS = {"–": "-", "—": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "·": "-", "’": "'"}
 """What this program's own signs become where an encoding lacks them."""
 
-DEGRADE = "sfm.degrade"
-"""Name of the codec error handler of :func:`degrade`."""
+ENCODE_ERROR_HANDLER = "sfm.degrade"
+"""Name of the codec error handler of :func:`replace_unencodable`."""
 
 
-def first_line(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """Return what an error says, without what follows its first line; its type if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def one_line(text: str, most: int | None = None) -> str:
+def sanitize_line(text: str, max_length: int | None = None) -> str:
     r"""Return text as one line without control characters, fit for a terminal, a caption or a log.
 
     Line breaks, escape sequences, characters that turn the writing direction and bytes that are not UTF-8
@@ -28,26 +28,36 @@ def one_line(text: str, most: int | None = None) -> str:
     Parameters
     ----------
     text : str
-    most : int, optional
+    max_length : int, optional
         Cut what is longer to so many characters, the last of which is then an ellipsis.
 
     Examples
     --------
-    >>> print(one_line("cat\nFelis"), one_line("safe\u202etxt.exe"), one_line("abcdef", most=4))
-    cat\nFelis safe\u202etxt.exe abc…
+    >>> print(sanitize_line("cat\nFelis"))
+    cat\nFelis
+    >>> print(sanitize_line("safe\u202etxt.exe"), sanitize_line("abcdef", max_length=4))
+    safe\u202etxt.exe abc…
     """
-    cut = text if most is None or len(text) <= most else text[: most - 1] + "…"
+    cut = text if max_length is None or len(text) <= max_length else text[: max_length - 1] + "…"
     if cut.isprintable():
         return cut
-    return "".join(character if is_shown(character) else escape(character) for character in cut)
+    return "".join(
+        character if is_displayable(character) else escape_character(character) for character in cut
+    )
 
 
-def is_shown(character: str) -> bool:
+def is_displayable(character: str) -> bool:
     """Say whether a character is displayed as itself and moves nothing but the cursor, by its own width."""
-    return character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character in JOINER_CHARACTERS or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    )
 
 
-def escape(character: str) -> str:
+def escape_character(character: str) -> str:
     r"""Return the backslash escape of a character; of a byte that is not UTF-8, ``\xNN``."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
@@ -55,31 +65,33 @@ def escape(character: str) -> str:
     return character.encode("ascii", "backslashreplace").decode() if code > 0x7F else repr(character)[1:-1]
 
 
-def encodable(text: str, encoding: str) -> str:
+def make_encodable(text: str, encoding: str) -> str:
     """Return text that an encoding can hold; what it lacks is degraded or becomes backslash escapes."""
-    return text.encode(encoding, DEGRADE).decode(encoding)
+    return text.encode(encoding, ENCODE_ERROR_HANDLER).decode(encoding)
 
 
-def degrade(error: UnicodeError) -> tuple[str, int]:
+def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
     """Replace what an encoding lacks: a codec error handler, see :func:`codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(PLAIN.get(character) or escape(character) for character in lacking), error.end
+    return "".join(
+        ASCII_REPLACEMENTS.get(character) or escape_character(character) for character in lacking
+    ), error.end
 
 
-codecs.register_error(DEGRADE, degrade)
+codecs.register_error(ENCODE_ERROR_HANDLER, replace_unencodable)
 
 
-def utf8_only(text: str) -> str:
+def escape_non_utf8(text: str) -> str:
     r"""Return text with bytes that are not UTF-8 (as file names hold them) written as ``\xNN``."""
-    return "".join(escape(c) if unicodedata.category(c) == "Cs" else c for c in text)
+    return "".join(escape_character(c) if unicodedata.category(c) == "Cs" else c for c in text)
 
 
-def utf8_values(value: Any) -> Any:
-    """Return what a JSON file is to hold, with all text in it as :func:`utf8_only` gives it."""
+def escape_non_utf8_values(value: Any) -> Any:
+    """Return what a JSON file is to hold, with all text in it as :func:`escape_non_utf8` gives it."""
     if isinstance(value, str):
-        return utf8_only(value)
+        return escape_non_utf8(value)
     if isinstance(value, dict):
-        return {utf8_values(name): utf8_values(own) for name, own in value.items()}
-    return [utf8_values(own) for own in value] if isinstance(value, list) else value
+        return {escape_non_utf8_values(name): escape_non_utf8_values(own) for name, own in value.items()}
+    return [escape_non_utf8_values(own) for own in value] if isinstance(value, list) else value

@@ -18,7 +18,7 @@ from sfm.stats_store.class_lists import (
     parse_class_list,
     read_class_file,
 )
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 __all__ = ["ClassList", "display_names", "label_id", "read_class_list", "shipped_lists"]
 
@@ -102,7 +102,7 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
         if NUMBER.fullmatch(label):
             label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        shown = one_line(repr(label), 40)
+        shown = sanitize_line(repr(label), 40)
         raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
     if isinstance(label, int):
         if abs(label) > LARGEST:

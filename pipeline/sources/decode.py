@@ -8,7 +8,7 @@ from contextlib import suppress
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from sfm.backbones.rendering import DECLARED_WHITE, DEEP_COLOUR
-from sfm.image_files import DAMAGE, open_image
+from sfm.image_files import PILLOW_ERRORS, open_image
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats of pixels only: others, such as PostScript, run programs on what they are given."""
@@ -37,11 +37,11 @@ def decode_image(data: bytes) -> Image.Image:
         layout = layout_of(image)
         image.load()
         note_depth(image, layout)
-        with suppress(*DAMAGE):
+        with suppress(*PILLOW_ERRORS):
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise ValueError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
-    except DAMAGE as error:
+    except PILLOW_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
     return image
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.errors import InputError
-from sfm.paths import expand_home, resolved
+from sfm.paths import expand_home, resolve_links
 from sfm.pipeline.sources.classes import display_names
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import (
@@ -205,11 +205,11 @@ def layout_of(
     root: Path, folders: dict[str, Path], train: Path, held_out: Path | None, notes: Sequence[str]
 ) -> Layout:
     """Put a layout together; all else in the folder is not read."""
-    used = [resolved(split) for split in (train, held_out) if split is not None]
+    used = [resolve_links(split) for split in (train, held_out) if split is not None]
     others = [
         folder
         for folder in folders.values()
-        if not any(split == resolved(folder) or resolved(folder) in split.parents for split in used)
+        if not any(split == resolve_links(folder) or resolve_links(folder) in split.parents for split in used)
     ]
     return Layout(train, held_out, tuple(others), tuple(notes))
 

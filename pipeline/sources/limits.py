@@ -6,16 +6,16 @@ Every limit is well above what datasets hold, see docs/sources.md; whoever meets
 import json
 from collections.abc import Sequence
 
+from sfm.constrained_types import MAX_NAME_LENGTH
 from sfm.errors import InputError
-from sfm.field_types import LONGEST_TEXT
-from sfm.text import one_line
-from sfm.untrusted import JSON_BYTES
+from sfm.text import sanitize_line
+from sfm.untrusted_files import MAX_JSON_BYTES
 
 IMAGE_BYTES = 2**29
 """Of an encoded image: what the pixels of the largest image that is decoded, 89 million of 3 x 16 bits, take
 uncompressed."""
 
-LABEL_BYTES = JSON_BYTES
+LABEL_BYTES = MAX_JSON_BYTES
 """Of a label, a caption or a JSON description in a shard."""
 
 GROUP_BYTES = 2 * IMAGE_BYTES
@@ -39,7 +39,7 @@ PATH_CHARACTERS = 4096
 MEMBERS = 10_000_000
 """Of a shard, and labels of an idx file."""
 
-NAME_CHARACTERS = LONGEST_TEXT
+NAME_CHARACTERS = MAX_NAME_LENGTH
 """Of the id and of the display name of a class."""
 
 CLASS_BYTES = 2**23
@@ -56,7 +56,7 @@ def require_short_name(name: str, where: str) -> str:
     """
     if len(name) > NAME_CHARACTERS:
         raise InputError(
-            f"{where} has a class name of {len(name):,} characters ({one_line(name, 40)}): at most "
+            f"{where} has a class name of {len(name):,} characters ({sanitize_line(name, 40)}): at most "
             f"{NAME_CHARACTERS:,} are read"
         )
     return name

@@ -51,8 +51,8 @@ from sfm.pipeline.sources.source import (
 )
 from sfm.pipeline.sources.splits import split_files
 from sfm.stats_store.class_lists import class_id_from
-from sfm.text import first_line, one_line
-from sfm.untrusted import JSON_BYTES, parse_json
+from sfm.text import sanitize_line, summarize_error
+from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -62,7 +62,7 @@ ROWS_PER_SHARD = 1024
 FIRST_ROWS = 64
 LABELS_AT_ONCE = 16_384
 LABEL_READERS = 4
-STRING_BYTES = JSON_BYTES
+STRING_BYTES = MAX_JSON_BYTES
 """Of a text in the description of a table, such as the metadata that name classes."""
 
 CONTAINERS = 1_000_000
@@ -223,7 +223,9 @@ def stored_labels(
         labels = batch.column(column)
         kind = labels.type.value_type if isinstance(labels, pyarrow.DictionaryArray) else labels.type
         if pyarrow.types.is_nested(kind):
-            raise InputError(f"row {row} of {file.url} has no usable label: found {one_line(str(kind), 60)}")
+            raise InputError(
+                f"row {row} of {file.url} has no usable label: found {sanitize_line(str(kind), 60)}"
+            )
         if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
             texts = labels.dictionary if isinstance(labels, pyarrow.DictionaryArray) else labels
             longest = pyarrow.compute.max(pyarrow.compute.utf8_length(texts)).as_py() or 0
@@ -325,7 +327,7 @@ def opened(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.p
         OverflowError,
         MemoryError,
     ) as error:
-        line = one_line(first_line(error), 300)
+        line = sanitize_line(summarize_error(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()
@@ -492,7 +494,7 @@ def require_encoded(table: "pyarrow.parquet.ParquetFile", file: DataFile, column
     parts = [field.type for field in kind] if pyarrow.types.is_struct(kind) else [kind]
     if any(pyarrow.types.is_nested(part) for part in parts):
         raise InputError(
-            f"{file.url} holds no encoded image in {column}: found {one_line(str(kind), 60)}; embed "
+            f"{file.url} holds no encoded image in {column}: found {sanitize_line(str(kind), 60)}; embed "
             f"the image files in the table"
         )
 

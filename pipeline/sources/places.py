@@ -25,7 +25,7 @@ from sfm.pipeline.sources.source import VANISHED, digest_of
 from sfm.pipeline.sources.walk import always, dangling_link, walk_files
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained
 from sfm.stats_store.names import folder_name, name_from
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -255,10 +255,10 @@ def reaching(url: str, missing: str = MISSING) -> Iterator[None]:
         raise InputError(explained(error, url)) from None
     except BaseError as error:
         # What follows the first line may quote request headers.
-        line = first_line(error) if url.startswith("http") else explained(error, url)
+        line = summarize_error(error) if url.startswith("http") else explained(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
-        raise InputError(f"cannot read {url}: {error.strerror or first_line(error)}") from error
+        raise InputError(f"cannot read {url}: {error.strerror or summarize_error(error)}") from error
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import AHEAD_BYTES, IMAGE_BYTES
 from sfm.stats_store.digest import BLOCK_ROWS
-from sfm.untrusted import OversizeError, read_file
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 AT_ONCE = 8
 """Files that a reading thread takes at once."""
@@ -129,7 +129,7 @@ class SampleFile:
     def read_up_to(self, most: int) -> Sample | None:
         """Return the sample, or None if it has more than so many bytes."""
         try:
-            return Sample(read_file(Path(self.where), most), self.label, self.where)
+            return Sample(read_bounded_file(Path(self.where), most), self.label, self.where)
         except OversizeError:
             return None
         except FileNotFoundError as error:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard, Source, Split
 from sfm.stats_store.class_lists import class_id_from
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 
 def with_normal_ids(source: Source) -> Source:
@@ -27,9 +27,9 @@ def with_normal_ids(source: Source) -> Source:
     if ids is None:
         return source
     for class_id in ids:
-        if utf8_only(class_id) != class_id:
+        if escape_non_utf8(class_id) != class_id:
             raise InputError(
-                f"{source.spec} has a class whose name is not UTF-8: {utf8_only(class_id)}; rename it"
+                f"{source.spec} has a class whose name is not UTF-8: {escape_non_utf8(class_id)}; rename it"
             )
     normal = {class_id: class_id_from(class_id) for class_id in ids}
     if all(old == new for old, new in normal.items()) or is_ambiguous(source, normal):

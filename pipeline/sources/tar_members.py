@@ -22,7 +22,7 @@ from sfm.pipeline.sources.limits import (
 )
 from sfm.pipeline.sources.places import DataFile, open_stream
 from sfm.pipeline.sources.source import some
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 LABELS = ("cls", "json", "txt")
 GZIP = b"\x1f\x8b"
@@ -203,7 +203,8 @@ def members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, Content
             raise
         except DAMAGE as error:
             raise InputError(
-                f"{file.url} is damaged, truncated or no tar archive: {first_line(error)}; write it again"
+                f"{file.url} is damaged, truncated or no tar archive: {summarize_error(error)}; "
+                "write it again"
             ) from error
 
 
@@ -243,7 +244,7 @@ def content_of(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo) 
     extension = extension_of(info.name)
     if extension not in (*IMAGES, *LABELS):
         return None
-    where = f"{one_line(info.name)} in {file.url}"
+    where = f"{sanitize_line(info.name)} in {file.url}"
     if info.issparse():
         raise InputError(f"{where} is a sparse file: write the shard without tar --sparse")
     if extension in LABELS and info.size > LABEL_BYTES:

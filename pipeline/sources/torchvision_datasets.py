@@ -15,7 +15,7 @@ from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.options import flag, require_known, split_options
 from sfm.pipeline.sources.source import Source, Split, digest_of, file_split, indexed_split
 from sfm.pipeline.sources.walk import dangling_link
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
@@ -104,7 +104,7 @@ def loaded(spec: str, name: str, root: Path, download: bool, which: dict[str, An
         return getattr(torchvision.datasets, name)(root, **which, **asked)
     except Exception as error:  # What torchvision and scipy raise on files that are damaged depends on them.
         hint = "" if download else ", or fetch it with &download=yes"
-        line = one_line(first_line(error), 300)
+        line = sanitize_line(summarize_error(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error

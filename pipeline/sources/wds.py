@@ -16,7 +16,7 @@ from sfm.pipeline.sources.places import DataFile, dataset_name, listing_of
 from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of, too_large
 from sfm.pipeline.sources.splits import split_files
 from sfm.pipeline.sources.tar_members import Content, NoLabelError, sample_parts
-from sfm.untrusted import parse_json
+from sfm.untrusted_files import parse_json
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNREAD_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")

@@ -10,60 +10,65 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, TypeAdapter
 from pydantic import ValidationError as Invalid
 
-LONGEST_TEXT = 1000
+MAX_NAME_LENGTH = 1000
 """Characters of a name: of a dataset, a class, a class id, a backbone, an object of a run."""
 
-LARGEST_OBJECT = 2**31
+MAX_OBJECT_BYTES = 2**31
 """Bytes of one object of a run; the codec of the arrays, Blosc, cannot make a larger one."""
 
-LARGEST_INPUT = 4096
+MAX_INPUT_PIXELS = 4096
 """Pixels of a side of a backbone's input."""
 
-MOST_CLASSES = 2**20
+MAX_CLASSES = 2**20
 
-MOST_FEATURES = 2**16
+MAX_FEATURES = 2**16
 """Length of a feature vector."""
 
-LAST_GENERATION = 99_999_999
+MAX_GENERATION = 99_999_999
 """The name of a commit has eight digits."""
 
-SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}"
+PATH_SEGMENT_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}"
 
-RUN_ID = r"[0-9a-f]{32}"
+RUN_ID_PATTERN = r"[0-9a-f]{32}"
 
-RunId = Annotated[str, StringConstraints(pattern=f"^{RUN_ID}$")]
+RunId = Annotated[str, StringConstraints(pattern=f"^{RUN_ID_PATTERN}$")]
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256, hexadecimal."""
 
-DigestOrNone = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
+OptionalDigest = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 """A SHA-256, hexadecimal, or empty."""
 
-ObjectName = Annotated[str, StringConstraints(pattern=rf"^{SEGMENT}(/{SEGMENT})*$", max_length=LONGEST_TEXT)]
+ObjectName = Annotated[
+    str,
+    StringConstraints(
+        pattern=rf"^{PATH_SEGMENT_PATTERN}(/{PATH_SEGMENT_PATTERN})*$", max_length=MAX_NAME_LENGTH
+    ),
+]
 """A path below a run, or the name of an array: no part of it is empty, begins with a dot or needs quoting."""
 
-Name = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
+Name = Annotated[str, StringConstraints(max_length=MAX_NAME_LENGTH)]
 
-ObjectSize = Annotated[int, Field(ge=0, le=LARGEST_OBJECT)]
+ObjectSize = Annotated[int, Field(ge=0, le=MAX_OBJECT_BYTES)]
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
 """Of samples, files, bytes or iterations."""
 
-Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
+ClassCount = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
 
-Features = Annotated[int, Field(ge=1, le=MOST_FEATURES)]
+FeatureCount = Annotated[int, Field(ge=1, le=MAX_FEATURES)]
 
-Generation = Annotated[int, Field(ge=1, le=LAST_GENERATION)]
+GenerationNumber = Annotated[int, Field(ge=1, le=MAX_GENERATION)]
 
-Version = Annotated[int, Field(ge=0, le=10**6)]
+VersionNumber = Annotated[int, Field(ge=0, le=10**6)]
 
-InputPixels = Annotated[int, Field(ge=1, le=LARGEST_INPUT)]
+InputPixels = Annotated[int, Field(ge=1, le=MAX_INPUT_PIXELS)]
 
-ResizedPixels = Annotated[int, Field(ge=1, le=4 * LARGEST_INPUT)]
+ResizedPixels = Annotated[int, Field(ge=1, le=4 * MAX_INPUT_PIXELS)]
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -73,7 +78,7 @@ ChannelStd = Annotated[float, Field(ge=1e-6, le=1e6)]
 """Values are divided by it."""
 
 
-def at_most(number: int) -> BeforeValidator:
+def limit_items(number: int) -> BeforeValidator:
     """Return a validator that refuses what has more items before it looks at any."""
 
     def check(value: Any) -> Any:
@@ -84,7 +89,7 @@ def at_most(number: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def fail_fast(key: Any, value: Any) -> BeforeValidator:
+def validate_items_fail_fast(key: Any, value: Any) -> BeforeValidator:
     """Return a validator of an object's items that ends at the first that breaks a rule.
 
     Of itself pydantic describes them all, which takes a hundred times the memory of the JSON.
@@ -106,7 +111,7 @@ def fail_fast(key: Any, value: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def require_distinct(values: Sequence[str]) -> Sequence[str]:
+def require_distinct_values(values: Sequence[str]) -> Sequence[str]:
     """Refuse a list that holds a value twice.
 
     Raises
@@ -119,7 +124,7 @@ def require_distinct(values: Sequence[str]) -> Sequence[str]:
     return values
 
 
-def require_plain_options(options: dict[str, Any]) -> dict[str, Any]:
+def require_valid_options(options: dict[str, Any]) -> dict[str, Any]:
     """Refuse options of an extraction that are not of the kind that this program reads.
 
     Raises
@@ -127,7 +132,7 @@ def require_plain_options(options: dict[str, Any]) -> dict[str, Any]:
     ValueError
         If a known one is of another kind, or any holds NaN or an infinity.
     """
-    require_finite(options)
+    require_finite_json(options)
     views = options.get("views", 1)
     if not isinstance(views, int) or not 1 <= views <= 10**6:
         raise ValueError("views should be a number from 1")
@@ -137,7 +142,7 @@ def require_plain_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def require_finite(value: Any) -> Any:
+def require_finite_json(value: Any) -> Any:
     """Refuse data that no JSON document can hold: NaN or an infinity, at any depth.
 
     Raises
@@ -150,17 +155,20 @@ def require_finite(value: Any) -> Any:
 
 
 ClassIds = Annotated[
-    list[Name], FailFast(), Field(min_length=1, max_length=MOST_CLASSES), AfterValidator(require_distinct)
+    list[Name],
+    FailFast(),
+    Field(min_length=1, max_length=MAX_CLASSES),
+    AfterValidator(require_distinct_values),
 ]
 
 Names = Annotated[list[Name], FailFast()]
 
 Texts = Annotated[list[str], FailFast()]
 
-Leaves = Annotated[list[Digest], FailFast(), Field(min_length=1)]
+LeafFingerprints = Annotated[list[Digest], FailFast(), Field(min_length=1)]
 
-Versions = Annotated[dict[str, str], at_most(1000)]
+PackageVersions = Annotated[dict[str, str], limit_items(1000)]
 
-Counts = Annotated[dict[str, Count], at_most(100_000)]
+CountsByName = Annotated[dict[str, Count], limit_items(100_000)]
 
-Options = Annotated[dict[str, Any], AfterValidator(require_plain_options)]
+ExtractionOptions = Annotated[dict[str, Any], AfterValidator(require_valid_options)]

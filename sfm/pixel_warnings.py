@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sfm.stats_store.cards import ExtractionCard, Summary
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 
-def pixel_document(card: ExtractionCard) -> dict[str, Any]:
+def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
     """Return what ``sfm extract --json`` tells of an entry."""
     return {
         "composited": card.composited,
@@ -19,19 +19,19 @@ def pixel_document(card: ExtractionCard) -> dict[str, Any]:
     }
 
 
-def pixel_lines(entries: Sequence[tuple[Summary, ExtractionCard]]) -> Iterator[str]:
+def list_pixel_warnings(entries: Sequence[tuple[Summary, ExtractionCard]]) -> Iterator[str]:
     """Yield what a user should know of the entries, at most a line per matter and role."""
     told = set()
     for summary, card in entries:
         images = summary.train_samples + summary.test_samples
         of = f"{images} images" + (" of the tuning entry" if summary.role == "tuning" else "")
-        for line in lines_on(card, of):
+        for line in list_entry_warnings(card, of):
             if line not in told:
                 told.add(line)
                 yield line
 
 
-def lines_on(card: ExtractionCard, of: str) -> Iterator[str]:
+def list_entry_warnings(card: ExtractionCard, of: str) -> Iterator[str]:
     """Yield what a user should know of one entry.
 
     Parameters
@@ -41,17 +41,18 @@ def lines_on(card: ExtractionCard, of: str) -> Iterator[str]:
     """
     if card.composited:
         yield (
-            f"{card.composited} of {of} are not fully opaque{such_as(card.composited_example)}: composited "
-            f"over {card.options.get('background')}; choose with DATASET?background=white, black or #rrggbb"
+            f"{card.composited} of {of} are not fully opaque{format_example(card.composited_example)}: "
+            f"composited over {card.options.get('background')}; choose with "
+            f"DATASET?background=white, black or #rrggbb"
         )
     if card.dark:
         yield (
             f"{card.dark} of {of} have 16 or 32 bits and no value above 1/16 of their range"
-            f"{such_as(card.dark_example)}: nearly black as they are; say which value is white, as in "
+            f"{format_example(card.dark_example)}: nearly black as they are; say which value is white, as in "
             f"DATASET?white=4095"
         )
 
 
-def such_as(example: str) -> str:
+def format_example(example: str) -> str:
     """Return an example in brackets, if there is one."""
-    return f" (such as {one_line(example)})" if example else ""
+    return f" (such as {sanitize_line(example)})" if example else ""

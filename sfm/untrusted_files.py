@@ -8,13 +8,13 @@ from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
-JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
 """Longest JSON document that is read, where no other limit is given: a commit of 100,000 objects."""
 
-RESULT_BYTES = 128 * 2**20
+MAX_EVALUATION_BYTES = 128 * 2**20
 """Longest ``evaluation.json`` that is read: hundreds of rows with figures of 10,000 classes each."""
 
-HISTORY_BYTES = 32 * 2**20
+MAX_HISTORY_BYTES = 32 * 2**20
 """Longest ``history.csv`` that is read: of half a million steps."""
 
 
@@ -22,8 +22,8 @@ class OversizeError(ValueError):
     """Something is longer than anything this program writes."""
 
 
-def parse_json(data: bytes, most: int = JSON_BYTES) -> Any:
-    """Parse a JSON document of at most `most` bytes, nested at most 200 deep.
+def parse_json(data: bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Parse a JSON document of at most `max_bytes` bytes, nested at most 200 deep.
 
     Depth and length are bounded before anything is built, numbers to 4,300 digits; text must be valid
     Unicode.
@@ -41,12 +41,12 @@ def parse_json(data: bytes, most: int = JSON_BYTES) -> Any:
     Traceback (most recent call last):
     ValueError: recursion limit exceeded at line 1 column 202
     """
-    if len(data) > most:
-        raise OversizeError(f"{len(data)} bytes of JSON, at most {most} are read")
+    if len(data) > max_bytes:
+        raise OversizeError(f"{len(data)} bytes of JSON, at most {max_bytes} are read")
     return from_json(data)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular_file(path: Path) -> BinaryIO:
     """Open a file to read it; no pipe, device or socket, which may never end.
 
     Raises
@@ -62,8 +62,8 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_file(path: Path, most: int = JSON_BYTES) -> bytes:
-    """Read a regular file of at most `most` bytes.
+def read_bounded_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a regular file of at most `max_bytes` bytes.
 
     Raises
     ------
@@ -72,13 +72,13 @@ def read_file(path: Path, most: int = JSON_BYTES) -> bytes:
     OSError
         If it cannot be read, or is no regular file.
     """
-    with open_regular(path) as file:
+    with open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise OversizeError(f"{path} has {size} bytes, at most {most} are read")
+        if size > max_bytes:
+            raise OversizeError(f"{path} has {size} bytes, at most {max_bytes} are read")
         # Python takes memory for as many bytes as are asked for, not as there are.
         data = file.read(size + 1)
-        data += file.read(most + 1 - len(data)) if len(data) > size else b""
-    if len(data) > most:
-        raise OversizeError(f"{path} is longer than {most} bytes")
+        data += file.read(max_bytes + 1 - len(data)) if len(data) > size else b""
+    if len(data) > max_bytes:
+        raise OversizeError(f"{path} is longer than {max_bytes} bytes")
     return data
