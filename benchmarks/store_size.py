@@ -31,8 +31,8 @@ from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.features import PassOptions, stage_tasks
+from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging, make_tasks
@@ -100,7 +100,8 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
     tasks = make_tasks(
-        source, select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+        source,
+        select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]

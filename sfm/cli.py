@@ -25,7 +25,7 @@ from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.extraction_output import make_extraction_document, print_extraction
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
 from sfm.tables import print_plan_table
@@ -66,7 +66,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     choose_wait_policy(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
         share_one_heap()
-    from sfm.pipeline.staging import Unfinished
+    from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
         with (
@@ -76,7 +76,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             from sfm.pipeline.extract import extract
 
             extraction = extract(config, progress)
-    except Unfinished as stop:
+    except IncompleteExtractionError as stop:
         raise report_error(str(stop), EXIT_UNFINISHED) from None
     if as_json:
         print_json(make_extraction_document(config, extraction))
@@ -85,29 +85,29 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 
 def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
-    """Print the plan of an extraction; write nothing."""
-    from sfm.pipeline.staging import Unfinished
+    """Print what an extraction would take; write nothing."""
+    from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
         with (
             explain_interrupt("; a dry run saves nothing"),
             show_progress(quiet) as progress,
         ):
-            from sfm.pipeline.plan import plan
+            from sfm.pipeline.dry_run import estimate_extraction
 
-            extraction_plan = plan(config, progress)
-    except Unfinished as stop:
+            estimate = estimate_extraction(config, progress)
+    except IncompleteExtractionError as stop:
         raise report_error(str(stop), EXIT_UNFINISHED) from None
     if as_json:
-        print_json({"store": config.store, "plan": asdict(extraction_plan)})
+        print_json({"store": config.store, "plan": asdict(estimate)})
         return
-    print_plan_table(extraction_plan)
-    from sfm.pipeline.file_counts import describe_files
+    print_plan_table(estimate)
+    from sfm.pipeline.file_counts import describe_file_counts
     from sfm.stats_store.cards import FileCounts
 
-    about = "" if extraction_plan.counted else "about "
-    print_line(f"{about}{describe_files(FileCounts(**extraction_plan.files))}")
-    for note in extraction_plan.notes:
+    about = "" if estimate.counted else "about "
+    print_line(f"{about}{describe_file_counts(FileCounts(**estimate.files))}")
+    for note in estimate.notes:
         print_line(note)
     print_line("Nothing was written; without --dry-run, the same command extracts")
 

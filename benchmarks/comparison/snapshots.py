@@ -28,8 +28,8 @@ from sfm.distill.images import class_folders, pixels, write_images
 from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
-from sfm.pipeline.parts import held_out_rows
-from sfm.pipeline.selection import UNUSED, selection_of
+from sfm.pipeline.entry_rows import draw_held_out_rows
+from sfm.pipeline.selection import UNUSED_LABEL, select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
 
@@ -118,13 +118,13 @@ class AccuracyContext:
 
 def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> npt.NDArray[np.int64]:
     """Return the ascending positions of the training images that the entry of a role was computed from."""
-    selection = selection_of(config, source)
+    selection = select_by_listed_labels(config, source)
     assert selection is not None
     labels = selection.labels["train"]
-    used = labels != UNUSED
+    used = labels != UNUSED_LABEL
     if role == "tuning":
         assert config.tune_fraction is not None
-        used &= ~held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
+        used &= ~draw_held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
     return np.flatnonzero(used)
 
 
