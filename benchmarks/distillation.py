@@ -64,19 +64,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfm.api import DistillConfig
-from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import frozen
+from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
+from sfm.backbones.execution.process_settings import set_cublas_workspace
 from sfm.distill import engine
+from sfm.distill.activation_memory import count_activation_bytes, read_free_bytes
 from sfm.distill.adam import no_moments
 from sfm.distill.augment import draw_views
 from sfm.distill.engine import Plan, State, grown
+from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution
 from sfm.distill.flow import flow, sfm_loss
 from sfm.distill.gradient import Batch, Cut, pull
 from sfm.distill.group import ALONE
-from sfm.distill.kernels import COMPILE_FROM, held_bytes, quickened, wanted_kernels
-from sfm.distill.memory import activation_bytes, free_bytes
-from sfm.distill.precision import Mixed, Precision, in_precision
+from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
 from sfm.distill.pyramid import resolutions
 from sfm.distill.run import plan_of
 from sfm.pipeline.sources import open_source
@@ -136,7 +138,7 @@ class Case:
     def load(self, device: str) -> Backbone:
         """Load the backbone, in its precision."""
         backbone = load_backbone(self.spec, image_size=self.image_size, device=device)
-        return in_precision(backbone, self.precision)
+        return convert_precision(backbone, self.precision)
 
 
 # What takes part
@@ -207,26 +209,32 @@ def contender(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], o
     theirs = step_of_others(name, case, backbone)
 
     def step() -> object:
-        with whole_float32():
+        with tf32_disabled():
             return theirs()
 
     return step, 0
 
 
+def input_grad(backbone: Backbone) -> Backbone:
+    """Return a backbone in the execution mode of a CPU."""
+    return optimize_backbone(backbone, 1, "input-grad")[0]
+
+
 def step_of_ours(name: str, case: Case, backbone: Backbone) -> tuple[Callable[[], object], int]:
     """Return a step as `sfm distill` does it, and what its recorded kernels hold."""
     device = backbone.device
-    plan = cut_of(name, default_plan(case, frozen(backbone)))
-    with whole_float32(), same_bits(device):
-        quick, _, _ = quickened(backbone, plan, wanted_kernels(plan, "auto", device))
+    plan = cut_of(name, default_plan(case, input_grad(backbone)))
+    with tf32_disabled(), deterministic_algorithms(device):
+        mode = choose_execution(plan, "auto", "auto", device).mode
+        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
     state, means = whole_pyramid(plan, device), random_means(case, backbone)
     objective = partial(sfm_loss, target=flow(means, means))
 
     def step() -> object:
-        with whole_float32(), same_bits(device):
+        with tf32_disabled(), deterministic_algorithms(device):
             return engine.advance(state, plan, quick, objective)
 
-    return step, held_bytes(quick)
+    return step, count_graph_bytes(quick)
 
 
 def random_means(case: Case, backbone: Backbone) -> Tensor:
@@ -238,7 +246,7 @@ def random_means(case: Case, backbone: Backbone) -> Tensor:
 def step_of_others(name: str, case: Case, backbone: Backbone) -> Callable[[], object]:
     """Return a step of an opponent, or bare work."""
     device = backbone.device
-    plan = default_plan(case, frozen(backbone))
+    plan = default_plan(case, input_grad(backbone))
     if name == BARE:
         return bare(backbone, plan.images)
     if name == BARE_LGM:
@@ -261,7 +269,7 @@ def step_of_others(name: str, case: Case, backbone: Backbone) -> Callable[[], ob
 def published_in_precision(case: Case, backbone: Backbone) -> Backbone:
     """Return the backbone as the published code has it; for bf16, under autocast."""
     theirs = published.published_backbone(case.spec, backbone)
-    return theirs if case.precision == "float32" else replace(theirs, model=Mixed(theirs.model))
+    return theirs if case.precision == "float32" else replace(theirs, model=AutocastModel(theirs.model))
 
 
 def some_real_images(backbone: Backbone, plan: Plan) -> lgm.RealImages:
@@ -277,13 +285,13 @@ def some_real_images(backbone: Backbone, plan: Plan) -> lgm.RealImages:
 
 def graph_bytes(name: str, case: Case, backbone: Backbone) -> int:
     """Estimate what a contender's graph holds, from that of one view."""
-    plan = default_plan(case, ours := frozen(backbone))
+    plan = default_plan(case, ours := input_grad(backbone))
     if name in OURS:
         cut = cut_of(name, plan)
-        return max(cut.micro_batch, cut.graphs) * activation_bytes(ours)
+        return max(cut.micro_batch, cut.graphs) * count_activation_bytes(ours)
     if name == PUBLISHED:
-        return plan.images * activation_bytes(published_in_precision(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * plan.images * activation_bytes(backbone)
+        return plan.images * count_activation_bytes(published_in_precision(case, backbone))
+    return (1 if name == BARE else LGM_VIEWS) * plan.images * count_activation_bytes(backbone)
 
 
 def too_large_for(names: Sequence[str], case: Case, backbone: Backbone) -> dict[str, int]:
@@ -291,7 +299,7 @@ def too_large_for(names: Sequence[str], case: Case, backbone: Backbone) -> dict[
 
     On a GPU ours holds its graph between two steps, so that others have to fit beside it.
     """
-    free = MOST_OF_FREE * free_bytes(backbone.device)
+    free = MOST_OF_FREE * read_free_bytes(backbone.device)
     held = 2 if backbone.device.type == "cuda" else 1
     needs = {name: graph_bytes(name, case, backbone) for name in names}
     return {name: need for name, need in needs.items() if need * (held if name in OURS else 1) > free}
@@ -399,7 +407,7 @@ def operations(backbone: Backbone) -> int:
 def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -> dict[str, Any]:
     """Time the contenders that fit, in turn."""
     backbone = case.load(device)
-    names = different(names, default_plan(case, frozen(backbone)))
+    names = different(names, default_plan(case, input_grad(backbone)))
     too_large = too_large_for(names, case, backbone)
     calls = {name: contender(name, case, backbone)[0] for name in names if name not in too_large}
     rounds = in_turn(calls, budget, backbone.device)
@@ -407,7 +415,7 @@ def measure_time(case: Case, names: Sequence[str], device: str, budget: float) -
     seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
     dropped = [name for name in names if name not in seconds and name not in too_large]
     too_large |= {name: graph_bytes(name, case, backbone) for name in dropped}
-    work, plan = case.classes * operations(backbone), default_plan(case, frozen(backbone))
+    work, plan = case.classes * operations(backbone), default_plan(case, input_grad(backbone))
     rate = matrix_rate(backbone.device, case.precision)
     share = work / seconds[OURS[0]] / rate if OURS[0] in seconds else None
     return {
@@ -439,7 +447,7 @@ def gradient_with(plan: Plan, case: Case, backbone: Backbone, quick: Backbone) -
     means = random_means(case, backbone)
     objective = partial(sfm_loss, target=flow(means, means))
     found: dict[int, list[Tensor]] = {}
-    with whole_float32(), same_bits(place):
+    with tf32_disabled(), deterministic_algorithms(place):
         cut = Cut(plan.micro_batch, "exact", plan.graphs)
         pull(batch, quick, objective, cut, None, lambda part, each: found.update({part.start: each}))
     parts = [found[start] for start in sorted(found)]
@@ -457,12 +465,13 @@ def gradient_on(case: Case, device: str) -> Tensor:
         case = replace(case, precision="float32")
     backbone = case.load(device)
     place = backbone.device
-    plan = replace(default_plan(case, frozen(backbone)), micro_batch=case.classes, graphs=0)
+    plan = replace(default_plan(case, input_grad(backbone)), micro_batch=case.classes, graphs=0)
     if device != "cpu":
         plan = replace(plan, micro_batch=math.ceil(case.classes / 2))
-    with whole_float32(), same_bits(place):
-        many = replace(plan, steps=COMPILE_FROM)
-        quick, _, _ = quickened(backbone, plan, wanted_kernels(many, "auto", place))
+    with tf32_disabled(), deterministic_algorithms(place):
+        many = replace(plan, steps=MIN_VIEWS_TO_COMPILE)
+        mode = choose_execution(many, "auto", "auto", place).mode
+        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
     return gradient_with(plan, case, backbone, quick)
 
 
@@ -482,7 +491,7 @@ def measure_agreement(case: Case, device: str) -> list[dict[str, Any]]:
         found = [cosine(gradient_on(case, "cuda"), gradient_on(case, "cpu"))]
         rows.append({**case.row(), "what": "GPU and CPU", "cosines": found})
     backbone = case.load(device)
-    quick = frozen(backbone)
+    quick = input_grad(backbone)
     plan = replace(default_plan(case, quick), micro_batch=case.classes, graphs=case.classes)
     draws = [replace(plan, seed=seed) for seed in range(DRAWS)]
     whole = [gradient_with(draw, case, backbone, quick) for draw in draws]
@@ -513,8 +522,8 @@ def child(text: str) -> None:
     case = Case(**asked["case"])
     backbone = case.load(asked["device"])
     step, held = contender(asked["name"], case, backbone)
-    plan = default_plan(case, frozen(backbone))
-    activation_bytes(backbone)
+    plan = default_plan(case, input_grad(backbone))
+    count_activation_bytes(backbone)
     gc.collect()
     cuda = backbone.device.type == "cuda"
     if cuda:
@@ -536,7 +545,7 @@ def child(text: str) -> None:
 def measure_memory(case: Case, names: Sequence[str], device: str, repeats: int) -> list[dict[str, Any]]:
     """Measure contenders, each in processes of its own: the peak is the median of so many."""
     backbone = case.load(device)
-    names = different(names, default_plan(case, frozen(backbone)))
+    names = different(names, default_plan(case, input_grad(backbone)))
     too_large = too_large_for(names, case, backbone)
     del backbone
     gc.collect()
@@ -775,6 +784,8 @@ def memory_rows(cases: Sequence[Case], given: argparse.Namespace) -> list[dict[s
 
 def main() -> None:
     """Measure, print, and write the figures."""
+    keep_freed_memory()
+    set_cublas_workspace()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

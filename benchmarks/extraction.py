@@ -46,9 +46,9 @@ from rich.table import Table
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.input import to_tensor
-from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
-from sfm.backbones.preprocess import crop
+from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT, keep_freed_memory
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
 from sfm.events import no_progress
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.equipment import BATCH, Equipment, at_once, cores, equipped, quickest
@@ -155,7 +155,7 @@ def decode_rate(source: Source, backbone: Backbone, images: int) -> float:
 
     def one(batch: int) -> None:
         for i in range(size * batch, size * batch + size):
-            crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
+            crop_image(source.decode(data[i % len(data)]), backbone.card.preprocessing)
 
     batches = max(cores(), images // size)
     return batches * size / timed(one, batches, cores())
@@ -166,7 +166,7 @@ def decode_some(spec: str, preprocessing: Preprocessing, times: int, wait: int) 
     source, data = opened(spec)
     _together[0].wait(wait)
     for i in range(BATCH["cpu"] * times):
-        crop(source.decode(data[i % len(data)]), preprocessing)
+        crop_image(source.decode(data[i % len(data)]), preprocessing)
 
 
 _together: list[Barrier] = []
@@ -312,7 +312,7 @@ def plain_loop(source: Source, backbone: Backbone) -> np.ndarray:
         rows = np.flatnonzero(source.train.labels == c)
         images = torch.stack(
             [
-                to_tensor(crop(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
+                pixels_to_tensor(crop_image(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
                 for sample in source.train.read(rows)
             ]
         )
@@ -357,7 +357,7 @@ def child(way: str, spec: str, size: int, device: str) -> None:
 def measured(size: int, *arguments: str) -> Any:
     """Measure in a process of its own, with the heap that the command line chooses for the image size."""
     command = [sys.executable, __file__, *arguments]
-    environment = os.environ | (ONE_HEAP if size > LARGE_INPUT else {})
+    environment = os.environ | (SINGLE_HEAP_ENVIRONMENT if size > LARGE_INPUT else {})
     out = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
     # A process that ran out of memory prints nothing, which says enough.
     return json.loads(out.stdout) if out.returncode == 0 else None
@@ -441,6 +441,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

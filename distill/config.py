@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
     MANY,
     MOST_PER_CLASS,
@@ -113,6 +114,11 @@ class DistillConfig(BaseModel):
     )
     precision: Recipe[Literal["float32", "bf16"]] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
+    )
+    execution: Recipe[ExecutionOption] = Field(
+        default="auto",
+        description="How the backbone is computed: auto (as fast as works here) or eager (plain PyTorch, "
+        "no optimisations).",
     )
     compile: Recipe[Literal["auto", "yes", "no"]] = Field(
         default="auto",

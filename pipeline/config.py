@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Consent, Place, Processes, Recipe
 from sfm.field_types import LARGEST_INPUT
 from sfm.stats_store.names import problem_with_name
@@ -114,6 +115,11 @@ class ExtractConfig(BaseModel):
     )
     precision: Recipe[Literal["float32", "bf16"]] = Field(
         default="float32", description="Of the backbones' forward pass; bf16 is faster on a GPU."
+    )
+    execution: Recipe[ExecutionOption] = Field(
+        default="auto",
+        description="How the backbones are computed: auto (as fast as works here) or eager (plain PyTorch, "
+        "no optimisations).",
     )
     on_error: Recipe[Literal["fail", "skip"]] = Field(
         default="fail",

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import draw_crops, stream
-from sfm.backbones.preprocess import crop, look_through
-from sfm.backbones.rendering import Rendering, render
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import sample_digest
 from sfm.pipeline.sources.source import Sample, SampleFile, loaded
 from sfm.pipeline.staging import MARKS, Skipped
+from sfm.random_streams import make_rng
 from sfm.text import first_line
 
 VIEWS = 5
@@ -149,11 +150,11 @@ def decode_batch(
         try:
             if sample.fault:
                 raise ValueError(sample.fault)
-            rendered = render(decode(sample.data), wanted.rendering)
+            rendered = render_image(decode(sample.data), wanted.rendering)
             image, digest = rendered.image, sample_digest(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
-                rows[0] = crop(image, preprocessing)
+                rows[0] = crop_image(image, preprocessing)
                 rows[1:] = views_of(image, digest, preprocessing, wanted.views, wanted.seed)
             kept.append((place, sample.where, digest, len(sample.data)))
             for mark in MARKS:
@@ -198,8 +199,8 @@ def views_of(
     """
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(stream(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
-    return look_through(image, preprocessing, crops)
+    crops = draw_crops(make_rng(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
+    return crop_views(image, preprocessing, crops)
 
 
 def pixel_bytes(wanted: Wanted, images: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import cache_folder, expand_home
@@ -104,7 +104,13 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
     source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
+        spec: load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
         for spec in dict.fromkeys(config.backbone)
     }
     store = create_store(config.store)
@@ -133,6 +139,7 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
         str(source.rendering),
         version("sfm-distill"),
         torch.__version__,
+        *(() if config.execution == "auto" else (config.execution,)),
     )
     rules = Rules(
         config.limit_per_class,
@@ -141,6 +148,7 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
         config.views,
         config.seed,
         source.rendering,
+        config.execution,
     )
     like = None if config.staging else local_path(config.store)
     with open_staging(staging_folder(config), key[:32], like) as staging:
@@ -206,7 +214,7 @@ def steps_of(
     if not work:
         yield device, iter(())
         return
-    here = quickest(backbones.values(), rules.precision)
+    here = quickest(backbones.values(), rules.precision, rules.execution)
     with (
         equipped(source, device, config.threads or cores()) as equipment,
         closing(stage(source, work, here, staging, rules, equipment)) as steps,

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
@@ -46,6 +47,8 @@ class Rules:
         Of those views.
     rendering : Rendering
         The source's.
+    execution : {"auto", "eager"}
+        How the backbones are computed.
     """
 
     limit_per_class: int | None = None
@@ -54,6 +57,7 @@ class Rules:
     views: int = 0
     seed: int = 0
     rendering: Rendering = field(default=Rendering())
+    execution: ExecutionOption = "auto"
 
     def kinds(self, backbone: str, split: str) -> list[str]:
         """Return what is staged of a split for a backbone (its hash): features, then those of views."""
@@ -289,7 +293,7 @@ def stage(
     held: deque[int] = deque()  # Bytes of the batches among those.
     parts: list[Seen] = []
     workers = ThreadPoolExecutor(equipment.threads, thread_name_prefix="look")
-    with single_threaded(), whole_float32(), workers as pool:
+    with single_threaded(), tf32_disabled(), workers as pool:
 
         def ahead() -> Iterator[None]:
             for task in tasks:

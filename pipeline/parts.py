@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.crops import stream
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.file_counts import count_files
@@ -21,6 +20,7 @@ from sfm.pipeline.sources.classes import require_one_writing
 from sfm.pipeline.sources.limits import require_listable
 from sfm.pipeline.sources.source import some
 from sfm.pipeline.staging import Found, Partition, Staged, Staging, Task
+from sfm.random_streams import make_rng
 from sfm.stats_store.cards import FileCounts
 from sfm.text import utf8_only
 
@@ -319,5 +319,5 @@ def held_out_rows(
         if len(own) < 2:
             raise InputError(f"class {class_id} has one training image; --tune-fraction needs two or more")
         count = min(max(1, round(fraction * len(own))), len(own) - 1)
-        held[stream(seed, 4, c).permutation(own)[:count]] = True
+        held[make_rng(seed, 4, c).permutation(own)[:count]] = True
     return held

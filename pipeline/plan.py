@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.decoding import Batch
@@ -77,7 +77,7 @@ class Plan:
         What the source chose where there was a choice.
     composited, dark : int
         Images of the probe that are not opaque, and that are suspiciously dark; see
-        `sfm.backbones.rendering.Rendered`.
+        `sfm.backbones.rendering.RenderedImage`.
     classes_met : int
         Classes in the first shards, where images were not counted.
     """
@@ -116,7 +116,13 @@ def plan(config: ExtractConfig, progress: ProgressCallback = no_progress) -> Pla
     source = open_dataset(config)
     selection = selection_of(config, source)
     backbones = [
-        load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
+        load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = tasks_of(source, selection)
@@ -243,13 +249,15 @@ def probe(
     int, int, float, dict of str to int
         Images looked at, those that cannot be decoded, the rest per second, and how many have each mark.
     """
-    backbones = quickest(backbones, config.precision)
+    backbones = quickest(backbones, config.precision, config.execution)
     device = backbones[0].device.type
-    rules = Rules(None, "skip", config.precision, config.views, config.seed, source.rendering)
+    rules = Rules(
+        None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution
+    )
     samples = list(enumerate(spread(source, tasks, min(MOST, max(LEAST, round(SHARE * total))))))
     with (
         single_threaded(),
-        whole_float32(),
+        tf32_disabled(),
         equipped(source, device, config.threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.equipment import cores, equipped, single_threaded
 from sfm.pipeline.features import Rules, look
@@ -66,7 +66,7 @@ def flow_cosines(
     seen = []
     with (
         single_threaded(),
-        whole_float32(),
+        tf32_disabled(),
         equipped(source, device, threads or cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):

@@ -112,7 +112,7 @@ class Skipped:
 
 
 MARKS = ("composited", "dark")
-"""What is remembered of single images, see `sfm.backbones.rendering.Rendered`."""
+"""What is remembered of single images, see `sfm.backbones.rendering.RenderedImage`."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfm import accuracies, terminal
-from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.backbones.waiting import choose_wait_policy
+from sfm.backbones.execution.allocator import LARGE_INPUT, share_main_heap
+from sfm.backbones.execution.process_settings import configure_process
 from sfm.command import App, AsJson, Quiet, Threads, add_command
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
@@ -60,9 +60,9 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if config.dry_run:
         run_plan(config, as_json, quiet)
         return
-    choose_wait_policy(config.threads)
+    configure_process(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
-        share_one_heap()
+        share_main_heap()
     from sfm.pipeline.staging import Unfinished
 
     try:
@@ -169,7 +169,7 @@ def run_plan(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then say where the images are."""
-    choose_wait_policy(config.threads)
+    configure_process(config.threads)
     from sfm.distill.run import Interrupted, describe_checkpoint, distill
 
     try:
@@ -198,7 +198,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
 
     What was found is printed even if it cannot be written.
     """
-    choose_wait_policy(config.threads)
+    configure_process(config.threads)
     from sfm.eval.interrupted import describe_partial_results
     from sfm.eval.result import NotWrittenError
 
@@ -340,7 +340,7 @@ def quickstart_command(
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with terminal.reporting():
-        choose_wait_policy(threads)
+        configure_process(threads)
         from sfm.distill.run import Interrupted
         from sfm.quickstart import quickstart
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfm import terminal
-from sfm.backbones.waiting import choose_wait_policy
+from sfm.backbones.execution.wait_policy import choose_wait_policy
 from sfm.command import App, AsJson, Quiet, Threads
 from sfm.events import ProgressCallback, after
 from sfm.terminal import print_line

@@ -18,18 +18,18 @@ import numpy.typing as npt
 from peers import lgm
 
 from sfm.api import DistillConfig, EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
-from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import frozen
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill import engine
 from sfm.distill.centres import read_centres
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State, even_growth
+from sfm.distill.execution_choice import choose_execution
 from sfm.distill.group import ALONE
 from sfm.distill.images import class_folders, pixels, write_images
-from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.pyramid import canvas_size
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
@@ -283,10 +283,10 @@ def our_run(ground: Ground, race: Race, seed: int) -> list[Path]:
     plan = plan_for(ground, config)
     centres = read_centres(entry, config.ipc, np.arange(plan.classes))
     objective = objective_of(config, centres, ground.backbone.device)
-    with whole_float32(), same_bits(ground.backbone.device):
+    with tf32_disabled(), deterministic_algorithms(ground.backbone.device):
         began = time.perf_counter()
-        wanted = wanted_kernels(plan, config.compile, ground.backbone.device)
-        quick, _, _ = quickened(ground.backbone, plan, wanted)
+        mode = choose_execution(plan, config.execution, config.compile, ground.backbone.device).mode
+        quick, _ = optimize_backbone(ground.backbone, plan.micro_batch * plan.views, mode)
         spent = time.perf_counter() - began
         step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
         return follow(ground, f"ours-seed-{seed}", "full", plan, config.steps, race.every, step, spent)
@@ -349,7 +349,7 @@ def run_race(race: Race) -> dict[str, Any]:
     backbone = load_backbone(race.spec, image_size=race.image_size, device=race.device)
     ground = Ground(
         backbone,
-        frozen(backbone),
+        optimize_backbone(backbone, 1, "input-grad")[0],
         race.spec,
         config.store,
         {role: entry_of(config, backbone, role) for role in ("full", "tuning")},
