@@ -17,7 +17,7 @@ memory
     from run to run): the peak while it does a few steps, above what is there before the first, once all is
     loaded, one view has been through the backbone and freed memory is given back. Resident memory on a CPU;
     on a GPU, allocated memory and what recorded kernels hold. What would not fit is not run. On a CPU all of
-    them keep freed memory as `load_backbone` has it; with the C library's own thresholds peaks were within a
+    them keep freed memory as the command line does; with the C library's own thresholds peaks were within a
     tenth.
 agreement
     Cosines of gradients of ten images, views without noise, in twenty draws: of micro-batches that go forward
@@ -172,7 +172,7 @@ def bare(backbone: Backbone, images: int, real: int = 0) -> Callable[[], object]
     size, device = backbone.card.preprocessing.input_size, backbone.device
 
     def noise(count: int) -> Tensor:
-        return torch.randn(count, 3, size, size, device=device).contiguous(memory_format=backbone._layout)
+        return torch.randn(count, 3, size, size, device=device).contiguous(memory_format=backbone.memory_format)
 
     batch, other = noise(images).requires_grad_(), noise(real)
     weights = torch.randn(images, backbone.card.features, device=device)
