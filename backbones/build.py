@@ -20,10 +20,10 @@ from sfm.backbones.identity import digest_weights, is_in_modules, select_feature
 from sfm.backbones.preprocessing import preprocessing_from_config, read_input_size
 from sfm.backbones.spec import PROJECTED, BackboneSpec, parse_spec
 from sfm.backbones.weight_files import find_packaged_weights, read_weight_file, strip_prefixes
+from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.field_types import LARGEST_INPUT
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 # What training scripts call the part of a larger model that a backbone is.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -138,8 +138,8 @@ def load_backbone(
     """
     parsed = parse_spec(spec)
     place = _select_device(device)
-    if image_size is not None and not 1 <= image_size <= LARGEST_INPUT:
-        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {LARGEST_INPUT}")
+    if image_size is not None and not 1 <= image_size <= MAX_INPUT_PIXELS:
+        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {MAX_INPUT_PIXELS}")
     _require_known_model(parsed)
     preprocessing = _resolve_preprocessing(parsed, image_size)
     model, choice = _load_model(parsed)
@@ -247,7 +247,7 @@ def _create_pretrained_model(spec: BackboneSpec) -> Any:
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
         raise InputError(
-            f"cannot get the weights of '{spec.text}' ({first_line(error)}): try again, {advice}"
+            f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}"
         ) from error
 
 
@@ -348,7 +348,7 @@ def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[
 
 
 def _join_first_mismatches(faults: list[str]) -> str:
-    told = ", ".join(one_line(fault, 120) for fault in faults[:3])
+    told = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
     return told + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
@@ -361,7 +361,9 @@ def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:
         with torch.no_grad():
             feature = trunk(example)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {first_line(error)}") from error
+        raise InputError(
+            f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"
+        ) from error
     if feature.ndim != 2:
         raise InputError(
             f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"

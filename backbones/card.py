@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
 
-from sfm.field_types import ChannelMean, ChannelStd, Digest, Features, InputPixels, Name, ResizedPixels
+from sfm.constrained_types import (
+    ChannelMean,
+    ChannelStd,
+    Digest,
+    FeatureCount,
+    InputPixels,
+    Name,
+    ResizedPixels,
+)
 
 
 class Preprocessing(BaseModel):
@@ -72,7 +80,7 @@ class BackboneCard(BaseModel):
     rule: Name
     weights: Digest
     preprocessing: Preprocessing
-    features: Features
+    features: FeatureCount
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where checkpoints hold their weights, in timm's order: an average over training steps comes first."""
@@ -83,13 +83,15 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
     tensors, choice = _find_state_dict(loaded)
     odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
     if odd is not None:
-        raise InputError(f"{path} is damaged: {one_line(odd, 100)} is not a tensor of numbers that it holds")
+        raise InputError(
+            f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds"
+        )
     if not tensors:
         raise InputError(f"{path} holds no named tensors{_describe_contents(loaded)}")
     cleaned = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
     if len(cleaned) < len(tensors):
         counts = Counter(map(_strip_wrappers, tensors))
-        twice = one_line(next(name for name, count in counts.items() if count > 1), 100)
+        twice = sanitize_line(next(name for name, count in counts.items() if count > 1), 100)
         raise InputError(f"{path} holds {twice} twice, with and without the name of a wrapper")
     start = _strip_wrappers(prefix)
     chosen = {name.removeprefix(start): t for name, t in cleaned.items() if name.startswith(start)}
@@ -162,7 +164,9 @@ def _load_tensors(path: Path) -> Any:
     except InputError:
         raise
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read weights from {path}: {one_line(first_line(error), 300)}") from error
+        raise InputError(
+            f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}"
+        ) from error
     except Exception as error:  # What torch raises on bytes that are no checkpoint depends on the bytes.
         raise InputError(
             f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_describe_unsafe_file(path)}"
@@ -211,7 +215,7 @@ def _describe_unsafe_file(path: Path) -> str:
     if not classes:
         return ""
     advice = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
-    names = one_line(", ".join(classes[:3]), 200)
+    names = sanitize_line(", ".join(classes[:3]), 200)
     return f": {names} in it may run any code; where you trust it, save its weights alone: {advice}"
 
 
@@ -231,7 +235,7 @@ def _describe_contents(loaded: Any) -> str:
     """Name the parts of a checkpoint that hold tensors, of which none is known to be the weights."""
     parts = loaded.items() if isinstance(loaded, Mapping) else ()
     named = [
-        one_line(str(key), 100)
+        sanitize_line(str(key), 100)
         for key, part in parts
         if isinstance(key, str) and isinstance(part, Mapping) and _find_state_dict(part)[0]
     ]

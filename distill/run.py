@@ -61,7 +61,7 @@ from sfm.stats_store.digest import stream_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.select import NotExtractedError, match, narrow
 from sfm.stats_store.store import Entry, open_store
-from sfm.text import utf8_values
+from sfm.text import escape_non_utf8_values
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
             peak_memory_bytes=peak,
         )
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
-        record = utf8_values(record)
+        record = escape_non_utf8_values(record)
         publish(config.out, entry, chosen, plan, levels, record)
     return DistillResult(config.out, group.told(record))
 

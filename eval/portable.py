@@ -5,7 +5,7 @@ from typing import Any
 from sfm.backbones.spec import make_spec_absolute
 from sfm.eval.config import EvaluateConfig
 from sfm.stats_store.location import absolute_url
-from sfm.text import utf8_values
+from sfm.text import escape_non_utf8_values
 
 
 def portable_config(config: EvaluateConfig, store: str) -> dict[str, Any]:
@@ -26,4 +26,4 @@ def portable_config(config: EvaluateConfig, store: str) -> dict[str, Any]:
         **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }
     # Paths may hold bytes that are not UTF-8, which JSON cannot.
-    return {name: utf8_values(value) for name, value in whole.items()}
+    return {name: escape_non_utf8_values(value) for name, value in whole.items()}

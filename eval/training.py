@@ -26,7 +26,7 @@ def nobody_told(done: int, total: int) -> None:
 
 
 class Purpose(enum.IntEnum):
-    """What a random stream is for; numbers no other stage uses, so that equal seeds share no numbers."""
+    """What a random make_rng is for; numbers no other stage uses, so that equal seeds share no numbers."""
 
     VIEWS = 1001
     ORDER = 1002
@@ -103,7 +103,7 @@ def lay_out(seed: int, rows: npt.NDArray[np.int64], *, epochs: int, views: int) 
 
 
 def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], deviation: float) -> Tensor:
-    """Draw initial weights, one stream per seed: what a seed starts from does not depend on the others.
+    """Draw initial weights, one make_rng per seed: what a seed starts from does not depend on the others.
 
     Parameters
     ----------

@@ -200,6 +200,8 @@ def resolve(root: Path, path: str) -> Path:
 def create_file(root: Path, path: str, data: bytes, *, durable: bool) -> None:
     """Create a file below a root so that readers see all of it or nothing, with the root's permissions.
 
+    Unlike :func:`sfm.atomic.atomic_write`, it never replaces a file: of two writers of one name, one fails.
+
     Parameters
     ----------
     durable : bool

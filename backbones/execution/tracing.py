@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 IsLeaf = Callable[[nn.Module], bool]
 """Returns whether a layer is called as it is, not traced into."""
@@ -90,7 +90,7 @@ def trace_or_eager(model: nn.Module, example: Tensor, is_leaf: IsLeaf) -> nn.Mod
         NameError,
         AssertionError,
     ) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {summarize_error(error)}"
     logger.warning("the backbone is not traced: %s", reason)
     return model
 

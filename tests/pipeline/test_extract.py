@@ -18,9 +18,9 @@ from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.preprocessing import crop_image
 from sfm.errors import InputError
 from sfm.pipeline import extract as extraction
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.sources import KINDS, Source, open_source
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.sources import SOURCE_KINDS, Source, open_source
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
 
@@ -126,14 +126,14 @@ def counted(source: Source, decoded: list[bytes]) -> Source:
 
 def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setitem(KINDS, "counted", lambda text: counted(KINDS["builtin"](text), decoded))
+    monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
     extract(config(tmp_path / "s", source="counted:fashion-mnist-6k", backbone=["lite0", "lite1"]))
     assert len(decoded) == len(set(decoded)) == 160
 
 
 def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setitem(KINDS, "counted", lambda text: counted(KINDS["builtin"](text), decoded))
+    monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
     first = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
     decoded.clear()
     again = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
@@ -286,7 +286,7 @@ COMMAND = """
 import sys
 import sfm.stats_store.digest
 sfm.stats_store.digest.BLOCK_ROWS = 40
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
 done = extract(ExtractConfig(source="builtin:fashion-mnist-6k", store=sys.argv[1], backbone=["lite0"],
                              image_size=32, limit_per_class=20, sub_classes=(2,)))

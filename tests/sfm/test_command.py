@@ -1,4 +1,4 @@
-"""What every command has from `sfm.command`: options given once, and `--config`, which gives a recipe."""
+"""What all commands share: options that are given once, and `--config`, which gives a recipe."""
 
 import json
 import os
@@ -9,14 +9,14 @@ import pytest
 from pydantic import BaseModel
 
 from sfm.cli import app
-from sfm.command import configured
-from sfm.config_fields import rule_of
+from sfm.command_builder import make_config
+from sfm.config_fields import get_config_file_rule
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -100,7 +100,7 @@ def config_file(tmp_path: Path, config: object, command: str = "distill") -> Pat
 @pytest.mark.parametrize("model", CONFIGS)
 def test_every_field_says_whether_a_file_may_give_it(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
-        assert rule_of(field), name
+        assert get_config_file_rule(field), name
 
 
 def test_every_command_with_a_config_is_of_these_models() -> None:
@@ -115,9 +115,9 @@ def test_every_command_with_a_config_is_of_these_models() -> None:
 def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path) -> None:
     file = config_file(tmp_path, {**RECIPE, **PLACES})
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
-    found = configured(DistillConfig, "distill", file, dict(own))
+    found = make_config(DistillConfig, "distill", file, dict(own))
     assert found == DistillConfig(**RECIPE, **own)
-    assert configured(DistillConfig, "distill", file, {}, trusted=True) == DistillConfig(**RECIPE, **PLACES)
+    assert make_config(DistillConfig, "distill", file, {}, trusted=True) == DistillConfig(**RECIPE, **PLACES)
 
 
 def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
@@ -167,7 +167,7 @@ def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_f
 
 def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
     off = {"staging": None, "scheduler": None, "exemplars": 0, "replace": False, "backbone": ["lite0"]}
-    found = configured(
+    found = make_config(
         ExtractConfig, "extract", config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
     )
     assert found.model_dump()["exemplars"] == 0
@@ -209,7 +209,7 @@ def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) ->
     file = config_file(tmp_path, RECIPE)
     writer.start()
     given = {"store": "mine", "out": tmp_path}
-    found = configured(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
+    found = make_config(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
     writer.join()
     os.close(readable)
     assert found == DistillConfig(**RECIPE, store="mine", out=tmp_path)
@@ -218,4 +218,4 @@ def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) ->
 def test_a_pipe_that_lies_about_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(InputError, match="it is not a regular file"):
-        configured(DistillConfig, "distill", tmp_path / "run.json", {})
+        make_config(DistillConfig, "distill", tmp_path / "run.json", {})

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from sfm.errors import InputError
-from sfm.image_files import read_png, silence_pillow
+from sfm.image_files import read_png, silence_pillow_warnings
 
 SIDE = 8
 MOST = SIDE**2
@@ -104,7 +104,7 @@ def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
     # Whatever decoded a dataset in this process before has raised it.
     monkeypatch.setattr("PIL.PngImagePlugin.MAX_TEXT_CHUNK", ImageFile.SAFEBLOCK)
     make(tmp_path / "a.png")
-    silence_pillow.cache_clear()
+    silence_pillow_warnings.cache_clear()
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match=told) as caught:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sfm.cli import app
-from sfm.terminal import print_next
+from sfm.terminal import print_next_command
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -71,7 +71,7 @@ def test_the_installed_command_starts_so_too(tmp_path: Path) -> None:
 def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from sfm.interrupts import take_signals; take_signals()\n"
+        "from sfm.interrupts import install_signal_handlers; install_signal_handlers()\n"
         "signal.raise_signal(signal.SIGINT); print('still here')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -85,7 +85,11 @@ def interrupt(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("work", "arguments", "left"),
     [
-        ("sfm.pipeline.plan.plan", ["extract", "folder:x", "--dry-run"], "a dry run saves nothing"),
+        (
+            "sfm.pipeline.dry_run.estimate_extraction",
+            ["extract", "folder:x", "--dry-run"],
+            "a dry run saves nothing",
+        ),
         ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "the same command goes on from the work"),
         (
             "sfm.distill.run.distill",
@@ -125,7 +129,7 @@ def test_an_interrupted_command_says_what_it_leaves(
 
 
 def test_the_command_to_go_on_with_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_next("evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
+    print_next_command("evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
     line = capsys.readouterr().out
     assert shlex.split(line.removeprefix("Next: ")) == [
         *("sfm", "evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")

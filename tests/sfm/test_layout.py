@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from sfm.events import Progress
-from sfm.layout import FittingBars, open_console, print_table
-from sfm.terminal import entry_table, plain_lines, showing
+from sfm.progress_display import FittedProgressBars, make_line_printer, show_progress
+from sfm.tables import print_entry_table, print_table
+from sfm.terminal import open_console
 
 COLUMNS = ["dataset", "digest", "backbone", "px", "role", "classes", "top-1 %"]
 ROW = [
@@ -31,7 +32,7 @@ def console_of(width: int, *, terminal: bool = True, encoding: str = "utf-8") ->
 
 def printed(width: int, rows: list[list[str]], *, title: str = "Store st", **how: object) -> list[str]:
     console, raw = console_of(width, **how)
-    print_table(console, title, COLUMNS, rows, {"px", "classes"})
+    print_table(title, COLUMNS, rows, {"px", "classes"}, console)
     return raw.getvalue().decode(console.encoding).splitlines()
 
 
@@ -84,7 +85,7 @@ FIGURES = {"images/s": 312.5, "partitions left": 12, "decode ms": 1.25}
 @pytest.mark.parametrize("width", [80, 40, 30])
 def test_a_progress_line_keeps_bar_count_and_time_left(width):
     console, raw = console_of(width)
-    with FittingBars(console=console, auto_refresh=False) as bars:
+    with FittedProgressBars(console=console, auto_refresh=False) as bars:
         task = bars.add_task(STAGE, total=60000, figures="images/s 312.5", unit="images")
         bars.update(task, completed=30000)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw.getvalue().decode())
@@ -99,7 +100,7 @@ def test_a_progress_line_keeps_bar_count_and_time_left(width):
 
 def test_progress_without_a_terminal_is_plain_lines():
     console, raw = console_of(80, terminal=False)
-    show = plain_lines(console)
+    show = make_line_printer(console)
     show(Progress("statistics of pets[/raw]\x1b[2J", 1, 2, "parts", FIGURES))
     line = raw.getvalue().decode()
     assert line.startswith(r"statistics of pets[/raw]\x1b[2J: 1/2 parts images/s 312.5")
@@ -108,17 +109,17 @@ def test_progress_without_a_terminal_is_plain_lines():
 
 def test_a_bar_of_a_hostile_name_is_drawn():
     console, raw = console_of(100)
-    with FittingBars(console=console, auto_refresh=False) as bars:
+    with FittedProgressBars(console=console, auto_refresh=False) as bars:
         bars.add_task("a[/b]\n\x1b[2J", total=None)
     assert rb"a[/b]\n\x1b[2J" in raw.getvalue()
 
 
 def test_quiet_shows_nothing(capsys):
-    with showing(quiet=True) as show:
+    with show_progress(quiet=True) as show:
         show(Progress("features", 1, 2))
     assert capsys.readouterr().err == ""
 
 
 def test_an_empty_listing_is_a_table_without_rows(capsys):
-    entry_table("Store st: 0 entries", [])
+    print_entry_table("Store st: 0 entries", [])
     assert capsys.readouterr().out.startswith("Store st: 0 entries\n")

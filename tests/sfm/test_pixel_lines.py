@@ -1,6 +1,6 @@
 """What an extraction says of images that were composited or are dark: a line each, with count and name."""
 
-from sfm.pixel_lines import pixel_lines
+from sfm.pixel_warnings import list_pixel_warnings
 from sfm.stats_store.cards import ExtractionCard, Summary
 
 
@@ -27,13 +27,13 @@ def entry(role: str = "full", **words: object) -> tuple[Summary, ExtractionCard]
 
 
 def test_nothing_is_said_of_opaque_images():
-    assert list(pixel_lines([entry(composited=0, dark=0)])) == []
+    assert list(list_pixel_warnings([entry(composited=0, dark=0)])) == []
 
 
 def test_backbones_share_a_line_and_roles_have_their_own():
     full = entry(composited=7, composited_example="icons/a.png", dark=0)
     tuning = entry("tuning", composited=4, composited_example="icons/a.png", dark=0)
-    lines = list(pixel_lines([full, tuning, full, tuning]))
+    lines = list(list_pixel_warnings([full, tuning, full, tuning]))
     assert lines == [
         "7 of 30 images are not fully opaque (such as icons/a.png): composited over white; choose with "
         "DATASET?background=white, black or #rrggbb",
@@ -43,7 +43,7 @@ def test_backbones_share_a_line_and_roles_have_their_own():
 
 
 def test_dark_images_are_named_with_what_to_do():
-    (line,) = pixel_lines([entry(composited=0, dark=3, dark_example="cells/1.tif")])
+    (line,) = list_pixel_warnings([entry(composited=0, dark=3, dark_example="cells/1.tif")])
     assert "3 of 30 images" in line
     assert "(such as cells/1.tif)" in line
     assert line.endswith("as in DATASET?white=4095")

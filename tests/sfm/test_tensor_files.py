@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sfm.tensor_files import HEADER_BYTES, TensorFileError, open_tensors, require_tensors, tensor_types
+from sfm.tensor_files import (
+    MAX_SAFETENSORS_HEADER_BYTES,
+    TensorFileError,
+    open_safetensors,
+    read_tensor_specs,
+    require_tensor_specs,
+)
 
 TENSORS = {"weight": np.zeros((2, 3), np.float32), "age": np.array(4)}
 EXPECTED = {"weight": ("F32", (2, 3)), "age": ("I64", ())}
@@ -23,9 +29,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
-    with open_tensors(file, "numpy", MOST) as opened:
-        assert tensor_types(opened) == EXPECTED
-        require_tensors(opened, EXPECTED, file)
+    with open_safetensors(file, "numpy", MOST) as opened:
+        assert read_tensor_specs(opened) == EXPECTED
+        require_tensor_specs(opened, EXPECTED, file)
         assert opened.get_tensor("age") == 4
 
 
@@ -42,8 +48,8 @@ def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
     ],
 )
 def test_other_tensors_are_refused_by_name(file: Path, expected: dict[str, object], told: str) -> None:
-    with open_tensors(file, "numpy", MOST) as opened, pytest.raises(TensorFileError, match=told):
-        require_tensors(opened, expected, file)  # type: ignore[arg-type]
+    with open_safetensors(file, "numpy", MOST) as opened, pytest.raises(TensorFileError, match=told):
+        require_tensor_specs(opened, expected, file)  # type: ignore[arg-type]
 
 
 def lengthen(file: Path) -> None:
@@ -51,7 +57,7 @@ def lengthen(file: Path) -> None:
 
 
 def large_header(file: Path) -> None:
-    data = b"{" + b" " * HEADER_BYTES + b"}"
+    data = b"{" + b" " * MAX_SAFETENSORS_HEADER_BYTES + b"}"
     file.write_bytes(len(data).to_bytes(8, "little") + data)
 
 
@@ -84,11 +90,11 @@ def test_a_file_that_is_damaged_or_too_long_is_refused_in_one_line(
     file: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(file)
-    with pytest.raises(TensorFileError) as caught, open_tensors(file, "numpy", MOST):
+    with pytest.raises(TensorFileError) as caught, open_safetensors(file, "numpy", MOST):
         pass
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), open_tensors(tmp_path / "none", "numpy", MOST):
+    with pytest.raises(FileNotFoundError), open_safetensors(tmp_path / "none", "numpy", MOST):
         pass

@@ -7,8 +7,8 @@ import pytest
 import torch
 import typer
 
+from sfm.error_reporting import MAX_ERROR_LENGTH, exit_on_error
 from sfm.errors import InputError
-from sfm.terminal import LONGEST_ERROR, reporting
 
 
 def fill_with_numpy() -> None:
@@ -34,9 +34,9 @@ def name_without_end() -> None:
 def test_an_error_is_one_line_of_bounded_length(
     capsys: pytest.CaptureFixture[str], fault: Callable[[], None], told: str
 ) -> None:
-    with pytest.raises(typer.Exit) as end, reporting():
+    with pytest.raises(typer.Exit) as end, exit_on_error():
         fault()
     (line,) = capsys.readouterr().err.splitlines()
     assert end.value.exit_code == 2
     assert line.startswith(told)
-    assert len(line) <= LONGEST_ERROR + len("error: ")
+    assert len(line) <= MAX_ERROR_LENGTH + len("error: ")

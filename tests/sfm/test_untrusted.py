@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sfm.untrusted import OversizeError, parse_json, read_file
+from sfm.untrusted_files import OversizeError, parse_json, read_bounded_file
 
 
 @pytest.mark.parametrize(
@@ -26,17 +26,17 @@ def test_a_long_file_is_not_read(tmp_path: Path) -> None:
     with file.open("wb") as sparse:
         sparse.truncate(10**12)
     with pytest.raises(OversizeError, match=r"run\.json has 1000000000000 bytes"):
-        read_file(file)
+        read_bounded_file(file)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(OSError, match="not a regular file"):
-        read_file(tmp_path / "run.json")
+        read_bounded_file(tmp_path / "run.json")
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"x" * 100)
-    assert read_file(tmp_path / "run.json", most=100) == b"x" * 100
+    assert read_bounded_file(tmp_path / "run.json", max_bytes=100) == b"x" * 100
     with pytest.raises(OversizeError):
-        read_file(tmp_path / "run.json", most=99)
+        read_bounded_file(tmp_path / "run.json", max_bytes=99)
