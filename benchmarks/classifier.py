@@ -37,6 +37,7 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.events import no_progress
 from sfm.pipeline import linear_classifier, logistic
 from sfm.pipeline.block_moments import accumulate_moments
@@ -308,6 +309,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -30,6 +30,7 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.features import PassOptions, stage_tasks
 from sfm.pipeline.runtime import count_cores, extraction_runtime
@@ -252,6 +253,7 @@ def grouped(rows: list[Row], *names: str) -> dict[str, list[Row]]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--features", type=Path, help=".npz file to keep the features in between runs")
     parser.add_argument("--quick", action="store_true", help="two small cases only")

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.frozen import for_features
-from sfm.backbones.input import on_device
-from sfm.backbones.memory import LARGE_INPUT
+from sfm.backbones.execution.allocator import LARGE_INPUT
+from sfm.backbones.execution.modes import ExecutionOption
+from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.image_tensors import pixels_to_device
 from sfm.pipeline.decoding import BatchDecoder, make_inline_decoder
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
 from sfm.pipeline.sources import Source
@@ -59,13 +60,18 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def optimize_for_inference(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
+def optimize_for_inference(
+    backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto"
+) -> list[Backbone]:
     """Return backbones that give the same features but for rounding, sooner where there is a way.
 
     How weights are laid out for that must not depend on the number of cores.
     """
     with one_torch_thread():
-        return [for_features(backbone) if precision == "float32" else backbone for backbone in backbones]
+        return [
+            prepare_for_inference(backbone, execution) if precision == "float32" else backbone
+            for backbone in backbones
+        ]
 
 
 def choose_batch_size(backbone: Backbone) -> int:
@@ -115,7 +121,7 @@ def compute_pixel_features(
     """
     device, most, parts = backbone.device, choose_batch_size(backbone), []
     for start in range(0, len(pixels), most):
-        images = on_device(pixels[start : start + most], device)
+        images = pixels_to_device(pixels[start : start + most], device)
         found = compute(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
         parts.append(found[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)

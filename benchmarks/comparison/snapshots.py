@@ -15,17 +15,18 @@ from measurement import log_progress
 from peers import lgm
 
 from sfm.api import DistillConfig, ExtractConfig
-from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution import optimize_backbone
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill import engine
 from sfm.distill.centres import read_centres
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State, even_growth
+from sfm.distill.execution_choice import choose_execution
 from sfm.distill.group import ALONE
 from sfm.distill.images import class_folders, pixels, write_images
-from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_held_out_rows
@@ -295,9 +296,10 @@ def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list
     plan = make_distill_plan(context, distill_config)
     centres = read_centres(entry, distill_config.ipc, np.arange(plan.classes))
     objective = objective_of(distill_config, centres, device)
-    with whole_float32(), same_bits(device):
+    with tf32_disabled(), deterministic_algorithms(device):
         start = time.perf_counter()
-        quick, _, _ = quickened(context.backbone, plan, wanted_kernels(plan, distill_config.compile, device))
+        mode = choose_execution(plan, distill_config.execution, distill_config.compile, device).mode
+        quick, _ = optimize_backbone(context.backbone, plan.micro_batch * plan.views, mode)
         setup_seconds = time.perf_counter() - start
         step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
         return run_with_snapshots(
