@@ -20,7 +20,7 @@ SFM = str(Path(sys.executable).with_name("sfm"))
 DATASET = "fashion-mnist-6k"
 
 
-def run_process(*arguments: object) -> Result:
+def run_sfm_process(*arguments: object) -> Result:
     """Run the installed command in a process of its own."""
     return subprocess.run(
         [SFM, *map(str, arguments)],
@@ -31,7 +31,7 @@ def run_process(*arguments: object) -> Result:
     )
 
 
-def run(*arguments: object) -> Result:
+def run_sfm(*arguments: object) -> Result:
     """Run a command in this process: importing torch takes longer than most commands."""
     words = list(map(str, arguments))
     done = CliRunner().invoke(app, words, env={"COLUMNS": "140"})
@@ -51,7 +51,7 @@ def assert_refused(done: Result, *words: str) -> None:
 
 def test_help_lists_every_command_and_shows_examples():
     assert all(
-        word in run("--help").stdout
+        word in run_sfm("--help").stdout
         for word in ("extract", "distill", "evaluate", "report", "export", "store", "quickstart")
     )
     for command in (
@@ -64,7 +64,7 @@ def test_help_lists_every_command_and_shows_examples():
         ["store", "ls"],
         ["store", "show"],
     ):
-        done = run(*command, "--help")
+        done = run_sfm(*command, "--help")
         assert done.returncode == 0
         assert f"$ sfm {' '.join(command)}" in done.stdout
 
@@ -85,7 +85,7 @@ def test_help_and_looking_into_a_store_never_import_torch(arguments, fashion_sto
 
 
 def test_the_installed_command_prints_its_version():
-    assert run_process("--version").stdout.startswith("sfm-distill 0.")
+    assert run_sfm_process("--version").stdout.startswith("sfm-distill 0.")
 
 
 def test_every_field_of_a_command_is_an_option():
@@ -102,15 +102,15 @@ def test_every_field_of_a_command_is_an_option():
         ("report", ReportConfig),
         ("export", ExportConfig),
     ):
-        shown = run(command, "--help").stdout
+        shown = run_sfm(command, "--help").stdout
         for name, field in model.model_fields.items():
             if not (field.json_schema_extra or {}).get("argument"):
                 assert f"--{name.replace('_', '-')}" in shown
 
 
 def test_ls_prints_a_table_and_json(fashion_store):
-    assert DATASET in run("store", "ls", fashion_store).stdout
-    entries = json.loads(run("store", "ls", fashion_store, "--json").stdout)["entries"]
+    assert DATASET in run_sfm("store", "ls", fashion_store).stdout
+    entries = json.loads(run_sfm("store", "ls", fashion_store, "--json").stdout)["entries"]
     assert {(e["backbone"], e["role"]) for e in entries} == {
         (b, r) for b in ("lite0", "lite1") for r in ("full", "tuning")
     }
@@ -129,11 +129,11 @@ def test_ls_prints_a_table_and_json(fashion_store):
 
 
 def test_show_prints_cards_classes_and_arrays(fashion_store):
-    shown = run("store", "show", fashion_store, DATASET, "--backbone", "lite0").stdout
+    shown = run_sfm("store", "show", fashion_store, DATASET, "--backbone", "lite0").stdout
     assert all(
         word in shown for word in ("Ankle boot", "train/within_scatter", "licence: MIT", "converged: True")
     )
-    done = run("store", "show", fashion_store, DATASET, "--backbone", "lite0", "--json")
+    done = run_sfm("store", "show", fashion_store, DATASET, "--backbone", "lite0", "--json")
     assert json.loads(done.stdout)["arrays"]["train/mean"]["shape"] == [10, 1280]
 
 
@@ -157,13 +157,13 @@ def test_show_prints_cards_classes_and_arrays(fashion_store):
     ],
 )
 def test_a_mistake_in_extract_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
-    assert_refused(run(*arguments, "--store", tmp_path / "store"), *words)
+    assert_refused(run_sfm(*arguments, "--store", tmp_path / "store"), *words)
     assert not (tmp_path / "store").exists()
 
 
-def distill(store: str, out: Path, *more: object) -> Result:
+def run_distill(store: str, out: Path, *more: object) -> Result:
     backbone = [] if "--backbone" in more else ["--backbone", "lite0"]
-    return run("distill", "--store", store, *backbone, "--out", out, "--steps", 2, *more)
+    return run_sfm("distill", "--store", store, *backbone, "--out", out, "--steps", 2, *more)
 
 
 @pytest.mark.parametrize(
@@ -179,20 +179,20 @@ def distill(store: str, out: Path, *more: object) -> Result:
     ],
 )
 def test_a_mistake_in_distill_is_one_line_and_leaves_nothing(fashion_store, tmp_path, more, words):
-    assert_refused(distill(fashion_store, tmp_path / "out", *more), *words)
+    assert_refused(run_distill(fashion_store, tmp_path / "out", *more), *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_place_that_is_no_store_is_said_to_be_none(tmp_path):
-    assert_refused(run("store", "ls", tmp_path), "is not a store")
-    assert_refused(run("store", "ls", tmp_path / "nothing"), "no such folder")
-    assert_refused(run("store", "ls", "ftp://host/x"), "ftp://")
+    assert_refused(run_sfm("store", "ls", tmp_path), "is not a store")
+    assert_refused(run_sfm("store", "ls", tmp_path / "nothing"), "no such folder")
+    assert_refused(run_sfm("store", "ls", "ftp://host/x"), "ftp://")
 
 
 def test_a_store_of_a_newer_major_schema_is_refused(tmp_path):
     root = {"zarr_format": 3, "node_type": "group", "attributes": {"schema": {"major": 2, "minor": 0}}}
     (tmp_path / "zarr.json").write_text(json.dumps(root))
-    assert_refused(run("store", "ls", tmp_path), "schema 2.0", "upgrade sfm-distill")
+    assert_refused(run_sfm("store", "ls", tmp_path), "schema 2.0", "upgrade sfm-distill")
 
 
 def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_path):
@@ -200,7 +200,7 @@ def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_
     from safetensors.torch import save_file
 
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "w.safetensors")
-    done = run(
+    done = run_sfm(
         "distill",
         "--store",
         fashion_store,
@@ -215,16 +215,16 @@ def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_
 
 
 def test_a_run_json_repeats_a_run_and_options_override_it(fashion_store, tmp_path):
-    assert distill(fashion_store, tmp_path / "a", "--dataset", DATASET, "--seed", 3).returncode == 0
+    assert run_distill(fashion_store, tmp_path / "a", "--dataset", DATASET, "--seed", 3).returncode == 0
     repeat = ["distill", "--config", tmp_path / "a" / "run.json", "--store", fashion_store]
-    again = run(*repeat, "--out", tmp_path / "b", "--json", "--quiet")
+    again = run_sfm(*repeat, "--out", tmp_path / "b", "--json", "--quiet")
     assert (again.returncode, again.stderr) == (0, "")
     assert json.loads(again.stdout)["seed"] == 3
     assert len(read_images(tmp_path / "a")) == 10
     assert read_images(tmp_path / "b") == read_images(tmp_path / "a")
-    other = run(*repeat, "--out", tmp_path / "c", "--seed", 4, "--json", "--quiet")
+    other = run_sfm(*repeat, "--out", tmp_path / "c", "--seed", 4, "--json", "--quiet")
     assert json.loads(other.stdout)["seed"] == 4
-    assert_refused(run("evaluate", "--config", tmp_path / "a" / "run.json"), "is of `sfm distill`")
+    assert_refused(run_sfm("evaluate", "--config", tmp_path / "a" / "run.json"), "is of `sfm distill`")
 
 
 def read_images(run_directory: Path) -> dict[str, bytes]:
@@ -235,8 +235,8 @@ def read_images(run_directory: Path) -> dict[str, bytes]:
 
 
 def test_a_directory_that_holds_another_run_is_refused(fashion_store, tmp_path):
-    assert distill(fashion_store, tmp_path / "a", "--dataset", DATASET).returncode == 0
-    assert_refused(distill(fashion_store, tmp_path / "a", "--dataset", DATASET), "holds a finished run")
+    assert run_distill(fashion_store, tmp_path / "a", "--dataset", DATASET).returncode == 0
+    assert_refused(run_distill(fashion_store, tmp_path / "a", "--dataset", DATASET), "holds a finished run")
 
 
 def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tmp_path):
@@ -254,7 +254,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tm
     assert process.returncode == 130
     assert "--resume" in errors
     assert "Traceback" not in errors
-    done = run(*command, "--resume")
+    done = run_sfm(*command, "--resume")
     assert done.returncode == 0, done.stderr
     assert len(read_images(tmp_path / "run")) == 10
 
@@ -269,9 +269,9 @@ def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
         extract = ["extract", "builtin:fashion-mnist-6k", "--store", disk / "store", "--backbone", "lite0"]
-        done = run(*extract, "--image-size", 32, "--limit-per-class", 8)
+        done = run_sfm(*extract, "--image-size", 32, "--limit-per-class", 8)
         assert_refused(done, "no space left")
-        listed = json.loads(run("store", "ls", disk / "store", "--json").stdout)
+        listed = json.loads(run_sfm("store", "ls", disk / "store", "--json").stdout)
         assert listed == {"entries": [], "unreadable": []}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -282,5 +282,6 @@ def test_a_read_only_place_is_one_line(tmp_path):
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o500)
     assert_refused(
-        run("extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"), "denied"
+        run_sfm("extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"),
+        "denied",
     )
