@@ -9,9 +9,9 @@ from sfm.eval.matrix import matrix
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
 from sfm.eval.run import Evaluation, evaluate, evaluate_runs
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.plan import Plan, plan
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
 from sfm.stats_store.store import Entry, Store, open_store
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "ExportConfig",
     "Exported",
     "ExtractConfig",
-    "Extraction",
-    "Plan",
+    "ExtractionResult",
+    "ExtractionEstimate",
     "ReportConfig",
     "Store",
     "distill",
@@ -35,6 +35,6 @@ __all__ = [
     "extract",
     "matrix",
     "open_store",
-    "plan",
+    "estimate_extraction",
     "report",
 ]

@@ -1,27 +1,26 @@
 """Transparent and deep images through an extraction: what is in the entry, in its key, and in the counts."""
 
 import io
-import shutil
-import tarfile
-from pathlib import Path
-
 import numpy as np
 import pytest
+import shutil
+import tarfile
 from PIL import Image, ImageDraw
-
+from pathlib import Path
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Wanted, decode_batch
-from sfm.pipeline.decoding_processes import PART, decoding_in_processes
-from sfm.pipeline.entry import extraction_card
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.plan import plan
+from sfm.pipeline.decoding import DecodingOptions, decode_batch
+from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
+from sfm.pipeline.dry_run import estimate_extraction
+from sfm.pipeline.entry import make_extraction_card
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import SOURCE_KINDS, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.sample import Sample
 from sfm.stats_store.store import open_store
+
 
 TRAIN, TEST = 4, 2
 ALL = 2 * (TRAIN + TEST)
@@ -46,12 +45,12 @@ def dataset(root: Path, mode: str = "RGBA") -> Path:
     return root
 
 
-def run(store: Path, source: str, **options: object) -> Extraction:
+def run(store: Path, source: str, **options: object) -> ExtractionResult:
     given = {"image_size": 32, "backbone": ["lite0"], "sub_classes": (2,)} | options
     return extract(ExtractConfig(source=source, store=str(store), **given))
 
 
-def arrays(store: Path, done: Extraction) -> dict[str, np.ndarray]:
+def arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
     entry = open_store(str(store)).open(done.published[0].summary)
     return {name: entry.read(name) for name in entry.names()}
 
@@ -84,19 +83,7 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
         Image.open(file).convert("RGBA").save(file)
     first = run(tmp_path / "s", f"folder:{root}")
     assert first.cards[0].composited == 0
-    assert first.cards[0].options == {
-        "origin": "extracted",
-        "role": "full",
-        "sub_classes": [2],
-        "exemplars": 0,
-        "keep_train_features": False,
-        "no_held_out": False,
-        "limit_per_class": None,
-        "tune_fraction": None,
-        "seed": 0,
-        "precision": "float32",
-        "views": 1,
-    }
+    assert first.cards[0].options == {"origin": "extracted", "role": "full", "sub_classes": [2], "exemplars": 0, "keep_train_features": False, "no_held_out": False, "limit_per_class": None, "tune_fraction": None, "seed": 0, "precision": "float32", "views": 1}
     again = run(tmp_path / "s", f"folder:{root}?background=black")
     assert (again.features.read, again.published[0].summary) == (0, first.published[0].summary)
     reread = run(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
@@ -107,14 +94,14 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
 def earlier(monkeypatch):
     """Extract as versions did that dropped transparency: neither card nor key tells."""
 
-    def extracted(*given, **options: object) -> Extraction:
+    def extracted(*given, **options: object) -> ExtractionResult:
         def card(*words):
-            made = extraction_card(*words)
+            made = make_extraction_card(*words)
             kept = {name: value for name, value in made.options.items() if name != "background"}
             return made.model_copy(update={"options": kept, "composited": None, "dark": None})
 
         with monkeypatch.context() as patch:
-            patch.setattr("sfm.pipeline.entry.extraction_card", card)
+            patch.setattr("sfm.pipeline.entry.make_extraction_card", card)
             return run(*given, **options)
 
     return extracted
@@ -152,10 +139,7 @@ def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp
     source, store = f"folder:{dataset(tmp_path / 'icons', 'RGB')}", tmp_path / "s"
     old = earlier(store, source)
     reread = run(store, source, rehash=True)
-    assert (reread.published[0].outcome, reread.published[0].summary) == (
-        "already there",
-        old.published[0].summary,
-    )
+    assert (reread.published[0].outcome, reread.published[0].summary) == ("already there", old.published[0].summary)
     assert (reread.cards[0].composited, reread.cards[0].dark, reread.notes) == (0, 0, ())
 
 
@@ -219,7 +203,7 @@ def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
     assert done.cards[0].composited_example.startswith("ellipse-1 in ")
 
 
-@pytest.mark.parametrize("count", [3, PART + 2])
+@pytest.mark.parametrize("count", [3, CHUNK_IMAGES + 2])
 def test_processes_that_decode_composite_and_count_as_threads_do(count):
     batch = []
     for place in range(count):
@@ -227,9 +211,9 @@ def test_processes_that_decode_composite_and_count_as_threads_do(count):
         drawn("ellipse", place % 7, "RGBA" if place % 2 else "RGB").save(file, "PNG")
         batch.append((place + 5, Sample(file.getvalue(), "a", f"{place}.png")))
     rule = Preprocessing(input_size=24, resize=24, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    wanted = Wanted((rule,), views=1, rendering=Rendering("#00ff00"))
+    wanted = DecodingOptions((rule,), views=1, rendering=Rendering("#00ff00"))
     here = decode_batch(batch, decode_image, wanted)
-    with decoding_in_processes(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
+    with decoding_process_pool(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
         assert there.marked == here.marked == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
         np.testing.assert_array_equal(there.pixels[rule], here.pixels[rule])
     assert (here.pixels[rule][0, 1, 0, 0] == [0, 255, 0]).all()
@@ -258,33 +242,16 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
     assert bright.cards[0].options["white"] == 4095
     assert arrays(store, bright)["exemplar/image"].max() == 255
     assert run(store, f"folder:{root}?white=4095.0", exemplars=2).features.read == 0
-    with pytest.raises(
-        InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"
-    ):
+    with pytest.raises(InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"):
         run(store, f"folder:{root}?white=99")
 
 
 def test_a_dry_run_says_what_it_saw(tmp_path):
-    planned = plan(
-        ExtractConfig(
-            source=f"folder:{dataset(tmp_path / 'icons')}",
-            store=str(tmp_path / "s"),
-            backbone=["lite0"],
-            image_size=32,
-            dry_run=True,
-        )
-    )
+    planned = estimate_extraction(ExtractConfig(source=f"folder:{dataset(tmp_path / 'icons')}", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32, dry_run=True))
     assert (planned.probed, planned.composited, planned.dark) == (2 * TRAIN, 2 * TRAIN, 0)
 
 
-@pytest.mark.parametrize(
-    ("option", "complaint"),
-    [
-        ("background=pink", "background=pink is no colour: write background=white, black or #rrggbb"),
-        ("white=bright", "white=bright is no brightness"),
-        ("background=black&background=white", "background is given twice"),
-    ],
-)
+@pytest.mark.parametrize(("option", "complaint"), [("background=pink", "background=pink is no colour: write background=white, black or #rrggbb"), ("white=bright", "white=bright is no brightness"), ("background=black&background=white", "background is given twice")])
 def test_every_source_has_the_options_and_refuses_what_they_cannot_be(tmp_path, option, complaint):
     for source in (f"folder:{dataset(tmp_path / 'icons')}", "builtin:fashion-mnist-6k"):
         with pytest.raises(InputError, match=complaint):

@@ -93,7 +93,7 @@ def test_every_field_of_a_command_is_an_option():
     from sfm.eval.config import EvaluateRunsConfig
     from sfm.eval.export.config import ExportConfig
     from sfm.eval.report.config import ReportConfig
-    from sfm.pipeline.config import ExtractConfig
+    from sfm.pipeline.extract_config import ExtractConfig
 
     for command, model in (
         ("extract", ExtractConfig),

@@ -16,7 +16,7 @@ from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 
 
 def run_refused_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

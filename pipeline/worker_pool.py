@@ -37,22 +37,22 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import Equipment, cores, equipped, quickest
-from sfm.pipeline.features import Rules, Step, stage
-from sfm.pipeline.scheduler_errors import explain
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, PassProgress, stage_tasks
+from sfm.pipeline.runtime import ExtractionRuntime, count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.scheduler_errors import explain_scheduler_error
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.staging import Staging, Task, Unfinished
+from sfm.pipeline.staging import IncompleteExtractionError, PartitionTask, Staging
 from sfm.text import summarize_error
 
-PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
+FEATURE_PACKAGES = ("sfm-distill", "torch", "timm", "pillow")
 """What features depend on: workers must have the same versions."""
 
 CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerConfig:
     """What every worker needs to know.
 
     Attributes
@@ -80,13 +80,13 @@ class Order:
     image_size: int | None
     device: str
     staging: str
-    rules: Rules
+    rules: PassOptions
     cores: int | None
     gpus: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Workers that are fit for an extraction.
 
     Attributes
@@ -97,22 +97,22 @@ class Crew:
         Kind of the workers' devices.
     """
 
-    order: Order
+    order: WorkerConfig
     client: Client
     device: str
 
-    def stage(self, tasks: Sequence[Task]) -> Generator[Step, None, None]:
+    def stage_tasks(self, tasks: Sequence[PartitionTask]) -> Generator[PassProgress, None, None]:
         """Have tasks staged; those of a worker that is lost go to others.
 
         Raises
         ------
         InputError
-            As in :func:`sfm.pipeline.features.stage`.
+            As in :func:`sfm.pipeline.features.stage_tasks`.
         Unfinished
             If the cluster is lost, or a task has cost several workers their lives.
         """
         # One by one: a map would send all of them as one large graph.
-        futures = [self.client.submit(take, self.order, task, pure=False) for task in tasks]
+        futures = [self.client.submit(stage_task, self.order, task, pure=False) for task in tasks]
         name_of = {future.key: task.name for future, task in zip(futures, tasks, strict=True)}
         done = 0
         try:
@@ -120,7 +120,7 @@ class Crew:
                 try:
                     yield future.result()
                 except KilledWorker as error:
-                    raise Unfinished(
+                    raise IncompleteExtractionError(
                         f"partition {name_of[future.key]} has cost several workers their lives, perhaps for "
                         f"want of memory; {done} of {len(tasks)} partitions were completed: the same command "
                         f"goes on from there"
@@ -128,7 +128,7 @@ class Crew:
                 except (CancelledError, OSError) as error:
                     if isinstance(error, OSError) and self.client.status == "running":
                         raise
-                    raise Unfinished(
+                    raise IncompleteExtractionError(
                         f"the Dask scheduler went away after {done} of {len(tasks)} partitions: the same "
                         f"command, with a new scheduler or without one, goes on from there"
                     ) from error
@@ -138,14 +138,14 @@ class Crew:
 
 
 @contextmanager
-def crew(
+def worker_pool(
     config: ExtractConfig,
     source: Source,
     backbones: Mapping[str, Backbone],
     staging: Staging,
-    rules: Rules,
+    rules: PassOptions,
     progress: ProgressCallback,
-) -> Iterator[Crew]:
+) -> Iterator[WorkerPool]:
     """Start workers on this machine, or reach those of a scheduler, and see that they are fit.
 
     Parameters
@@ -162,7 +162,7 @@ def crew(
     local = config.scheduler is None
     count = config.workers or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    order = Order(
+    order = WorkerConfig(
         source=config.source,
         listing=tuple(split.listing for split in source.splits.values()),
         backbones=tuple((spec, backbone.card.hash) for spec, backbone in backbones.items()),
@@ -170,33 +170,37 @@ def crew(
         device=config.device,
         staging=str(staging.root.resolve()),
         rules=rules,
-        cores=max(1, (config.threads or cores()) // count) if local else None,
+        cores=max(1, (config.threads or count_cores()) // count) if local else None,
         gpus=tuple(visible.split(",")) if local and visible and config.device != "cpu" else (),
     )
     large = max(backbone.card.preprocessing.input_size for backbone in backbones.values()) > LARGE_INPUT
-    workers = local_client(count, large) if config.scheduler is None else remote_client(config.scheduler)
+    workers = (
+        local_cluster_client(count, large) if config.scheduler is None else scheduler_client(config.scheduler)
+    )
     with workers as client:
         known = client.nthreads()
         link = f", dashboard {client.dashboard_link}" if client.dashboard_link else ""
         progress(Progress("starting", 0, len(known), f"workers{link}"))
-        on_each(client, known, version_teller(), require_same_versions)
-        devices = on_each(client, known, functools.partial(fit, order, probe(staging)), lambda *_: None)
+        run_on_each_worker(client, known, make_version_query(), require_same_versions)
+        devices = run_on_each_worker(
+            client, known, functools.partial(check_worker, order, write_probe_file(staging)), lambda *_: None
+        )
         kinds = sorted(set(devices.values()))
         if len(kinds) > 1:
             raise InputError(f"some workers use {kinds[0]} and some {kinds[1]}: choose one with --device")
         progress(Progress("starting", len(known), len(known), f"workers{link}"))
         try:
-            yield Crew(order, client, kinds[0])
+            yield WorkerPool(order, client, kinds[0])
         finally:
             if not local:
                 # Nobody waits: a worker may have a partition in work; and the cluster may be what is lost.
                 with suppress(OSError, RuntimeError):
                     for address in client.nthreads():
-                        fire_and_forget(client.submit(let_go, workers=[address], pure=False))
+                        fire_and_forget(client.submit(release_worker, workers=[address], pure=False))
 
 
 @contextmanager
-def local_client(workers: int, large: bool) -> Iterator[Client]:
+def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
     """Start workers on this machine, each a process that takes one task at a time.
 
     Parameters
@@ -229,7 +233,7 @@ def dask_setup(_: Any) -> None:
 
 
 @contextmanager
-def remote_client(address: str) -> Iterator[Client]:
+def scheduler_client(address: str) -> Iterator[Client]:
     """Reach a scheduler that has workers.
 
     Raises
@@ -241,7 +245,7 @@ def remote_client(address: str) -> Iterator[Client]:
         # Dask takes certificates from its own configuration.
         client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(explain(address, error)) from error
+        raise InputError(explain_scheduler_error(address, error)) from error
     with client:
         try:
             client.wait_for_workers(1, timeout=CONNECT_SECONDS)
@@ -252,7 +256,7 @@ def remote_client(address: str) -> Iterator[Client]:
         yield client
 
 
-def on_each(
+def run_on_each_worker(
     client: Client,
     workers: Mapping[str, int],
     call: Callable[[], Any],
@@ -280,9 +284,9 @@ def on_each(
     return answers
 
 
-def version_teller() -> Callable[[], dict[str, str]]:
+def make_version_query() -> Callable[[], dict[str, str]]:
     """Return a function that tells versions; nested, so that it travels to workers that lack this package."""
-    packages = PACKAGES
+    packages = FEATURE_PACKAGES
 
     def tell() -> dict[str, str]:
         import importlib.metadata
@@ -301,7 +305,9 @@ def version_teller() -> Callable[[], dict[str, str]]:
 def require_same_versions(worker: str, theirs: Mapping[str, str]) -> None:
     """Refuse a worker whose packages are not those of this process."""
     odd = [
-        f"{name} {theirs[name]} (here {version(name)})" for name in PACKAGES if theirs[name] != version(name)
+        f"{name} {theirs[name]} (here {version(name)})"
+        for name in FEATURE_PACKAGES
+        if theirs[name] != version(name)
     ]
     if odd:
         raise InputError(
@@ -310,18 +316,18 @@ def require_same_versions(worker: str, theirs: Mapping[str, str]) -> None:
         )
 
 
-def probe(staging: Staging) -> str:
+def write_probe_file(staging: Staging) -> str:
     """Write a file to the staging folder that only those who share the folder can read; return its name."""
     name = f"probe-{uuid.uuid4().hex}"
     (staging.root / name).write_text(platform.node())
     return name
 
 
-HELD = threading.RLock()
+TASK_LOCK = threading.RLock()
 """Held while a task is in work: a source's shards are read one at a time in a process."""
 
 
-def fit(order: Order, name: str) -> str:
+def check_worker(order: WorkerConfig, name: str) -> str:
     """Say what kind of device this worker uses, after making sure that it is fit for an order.
 
     Raises
@@ -334,26 +340,26 @@ def fit(order: Order, name: str) -> str:
             f"the staging folder {order.staging} is not shared with this worker: choose a folder on a disk "
             f"that all workers see, with --staging"
         )
-    with HELD:
-        _, backbones, _ = opened(order)
+    with TASK_LOCK:
+        _, backbones, _ = open_worker(order)
     return backbones[0].device.type
 
 
-OPEN = ExitStack()
+OPEN_RUNTIME = ExitStack()
 """Holds the equipment for the order that a worker has in work."""
 
 
-def let_go() -> None:
+def release_worker() -> None:
     """Have this worker forget the order that it had in work, and end what it has for it."""
-    with HELD:
-        OPEN.close()
-        opened.cache_clear()
+    with TASK_LOCK:
+        OPEN_RUNTIME.close()
+        open_worker.cache_clear()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
 @functools.lru_cache(maxsize=1)
-def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
+def open_worker(order: WorkerConfig) -> tuple[Source, list[Backbone], ExtractionRuntime]:
     """Open the source and load the backbones of an order, once in the life of a worker.
 
     Raises
@@ -361,7 +367,7 @@ def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
     InputError
         If they are not what they are to the client.
     """
-    let_go()
+    release_worker()
     if order.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus[int(number) % len(order.gpus)]
@@ -377,24 +383,28 @@ def opened(order: Order) -> tuple[Source, list[Backbone], Equipment]:
         if backbone.card.hash != expected:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
-    backbones = quickest(backbones, order.rules.precision)
+    backbones = optimize_for_inference(backbones, order.rules.precision)
     count = int(order.cores or get_worker().state.nthreads)
-    return source, backbones, OPEN.enter_context(equipped(source, backbones[0].device.type, count))
+    return (
+        source,
+        backbones,
+        OPEN_RUNTIME.enter_context(extraction_runtime(source, backbones[0].device.type, count)),
+    )
 
 
-def take(order: Order, task: Task) -> Step:
+def stage_task(order: WorkerConfig, task: PartitionTask) -> PassProgress:
     """Stage one task on this worker, and tell what it took."""
-    with HELD:
-        source, backbones, equipment = opened(order)
+    with TASK_LOCK:
+        source, backbones, equipment = open_worker(order)
         staging = Staging(Path(order.staging))
         spent: Counter[str] = Counter()
         images = skipped = 0
         try:
-            for step in stage(source, [task], backbones, staging, order.rules, equipment):
+            for step in stage_tasks(source, [task], backbones, staging, order.rules, equipment):
                 spent.update(step.seconds)
                 images, skipped = images + step.images, skipped + step.skipped
-        except Unfinished:
+        except IncompleteExtractionError:
             # A process of the equipment is lost: the next task has it anew.
-            let_go()
+            release_worker()
             raise
-    return Step(images, skipped, 1, dict(spent))
+    return PassProgress(images, skipped, 1, dict(spent))

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Source
 from sfm.stats_store.publish import Published
 from sfm.stats_store.select import described
 from sfm.stats_store.store import Store
 
 
-def require_name(config: ExtractConfig, found: Iterable[Published]) -> None:
+def require_same_name(config: ExtractConfig, found: Iterable[Published]) -> None:
     """Refuse a ``--name`` under which entries that were not published now are not to be found.
 
     Raises
@@ -27,7 +27,7 @@ def require_name(config: ExtractConfig, found: Iterable[Published]) -> None:
         )
 
 
-def require_licence(config: ExtractConfig, store: Store, found: Iterable[Published]) -> None:
+def require_same_licence(config: ExtractConfig, store: Store, found: Iterable[Published]) -> None:
     """Refuse a ``--licence`` that entries which were not published now lack: they would not take it up.
 
     Raises
@@ -45,7 +45,7 @@ def require_licence(config: ExtractConfig, store: Store, found: Iterable[Publish
             )
 
 
-def display_name_notes(source: Source, store: Store, found: Sequence[Published]) -> list[str]:
+def describe_display_name_changes(source: Source, store: Store, found: Sequence[Published]) -> list[str]:
     """Return a line for every dataset whose stored display names are not those that the source gives now."""
     if source.class_ids is None or source.class_names is None:
         return []

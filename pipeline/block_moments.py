@@ -7,10 +7,10 @@ import numpy.typing as npt
 
 from sfm.stats_store.moments import Moments, merge, no_moments
 
-__all__ = ["Moments", "accumulate", "merge", "moments_of", "no_moments"]
 
-
-def moments_of(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], classes: int) -> Moments:
+def compute_moments(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], classes: int
+) -> Moments:
     """Compute the moments of a block of samples in two passes over it, in float64.
 
     Parameters
@@ -35,11 +35,11 @@ def moments_of(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32],
     return result
 
 
-def accumulate(
+def accumulate_moments(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classes: int, features: int
 ) -> Moments:
     """Merge the moments of blocks of (features, labels), in their order."""
     total = no_moments(classes, features)
     for rows, labels in blocks:
-        total = merge(total, moments_of(rows, labels, classes))
+        total = merge(total, compute_moments(rows, labels, classes))
     return total

@@ -10,23 +10,23 @@ import numpy.typing as npt
 from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
 from sfm.events import Progress, ProgressCallback
-from sfm.pipeline.equipment import cores, equipped, single_threaded
-from sfm.pipeline.features import Rules, look
-from sfm.pipeline.plan import MOST, spread
+from sfm.pipeline.dry_run import MAX_PROBE_IMAGES, read_probe_samples
+from sfm.pipeline.features import PassOptions, compute_batch_features
+from sfm.pipeline.runtime import count_cores, extraction_runtime, one_torch_thread
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Task
+from sfm.pipeline.staging import PartitionTask
 
-FAITHFUL = 0.9999
+MIN_FAITHFUL_COSINE = 0.9999
 """Cosine of two flows from which on they are the same for all that is done with them."""
 
-AT_ONCE = 16
+BATCH_SAMPLES = 16
 
 
-def flow_cosines(
+def measure_flow_cosines(
     source: Source,
-    tasks: Sequence[Task],
+    tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],
-    rules: Rules,
+    rules: PassOptions,
     progress: ProgressCallback,
     threads: int | None = None,
 ) -> dict[str, float | None]:
@@ -57,33 +57,35 @@ def flow_cosines(
         If a process that decodes is lost.
     """
     device = backbones[0].device.type
-    samples = list(enumerate(spread(source, tasks, MOST)))
-    batches = [samples[start : start + AT_ONCE] for start in range(0, len(samples), AT_ONCE)]
+    samples = list(enumerate(read_probe_samples(source, tasks, MAX_PROBE_IMAGES)))
+    batches = [samples[start : start + BATCH_SAMPLES] for start in range(0, len(samples), BATCH_SAMPLES)]
     both = [
         replace(rules, views=0, on_error="skip", precision="float32"),
         replace(rules, views=0, on_error="skip"),
     ]
     seen = []
     with (
-        single_threaded(),
+        one_torch_thread(),
         whole_float32(),
-        equipped(source, device, threads or cores()) as equipment,
+        extraction_runtime(source, device, threads or count_cores()) as equipment,
         ThreadPoolExecutor(equipment.threads) as pool,
     ):
         for done, each in enumerate(both):
             progress(Progress("effect of the precision", done, len(both), "passes"))
-            found = pool.map(lambda batch, r=each: look(batch, "test", equipment, backbones, r), batches)
+            found = pool.map(
+                lambda batch, r=each: compute_batch_features(batch, "test", equipment, backbones, r), batches
+            )
             seen.append(list(found))
     progress(Progress("effect of the precision", len(both), len(both), "passes"))
     kept = [samples[place][1].label for batch in seen[0] for place in batch.kept]
     cosines = {}
     for key in (backbone.card.hash for backbone in backbones):
         one, other = (np.concatenate([batch.features[key] for batch in batches]) for batches in seen)
-        cosines[key] = cosine_of_flows(one, other, kept)
+        cosines[key] = compute_flow_cosine(one, other, kept)
     return cosines
 
 
-def cosine_of_flows(
+def compute_flow_cosine(
     one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], labels: Sequence[str]
 ) -> float | None:
     """Return the cosine between the flows of two sets of features of the same samples.

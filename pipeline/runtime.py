@@ -6,50 +6,49 @@ how many cores there are. On a GPU, processes decode, and one thread feeds the d
 """
 
 import math
+import numpy as np
+import numpy.typing as npt
 import os
 import threading
 import time
+import torch
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
 from sfm.backbones.build import Backbone
 from sfm.backbones.frozen import for_features
 from sfm.backbones.input import on_device
 from sfm.backbones.memory import LARGE_INPUT
-from sfm.pipeline.decoding import Decoding, decoding_here
-from sfm.pipeline.decoding_processes import PART, decoding_in_processes
+from sfm.pipeline.decoding import BatchDecoder, make_inline_decoder
+from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
+from torch import Tensor
 
-BATCH = {"cpu": 16, "cuda": 128}
+
+BATCH_IMAGES = {"cpu": 16, "cuda": 128}
 """Images that are decoded and seen together: on a core, what its cache holds; on a GPU, what fills it."""
 
-LARGE_BATCH = 8
+LARGE_INPUT_BATCH_IMAGES = 8
 """Of those, on a core, how many large ones go through a backbone together: sixteen are no quicker, and take
 half the memory again."""
 
-AT_A_TIME = 3
+MAX_DEVICE_BATCHES = 3
 """Batches that are at a GPU: while it computes one, the next is sent and features come back to be kept."""
 
-Compute = Callable[[Backbone, Tensor, str], Tensor]
+ForwardFunction = Callable[[Backbone, Tensor, str], Tensor]
 """From a batch of images on a device, in a precision, to features there."""
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Let torch's operations use one thread each."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -59,22 +58,22 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def quickest(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
+def optimize_for_inference(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
     """Return backbones that give the same features but for rounding, sooner where there is a way.
 
     How weights are laid out for that must not depend on the number of cores.
     """
-    with single_threaded():
+    with one_torch_thread():
         return [for_features(backbone) if precision == "float32" else backbone for backbone in backbones]
 
 
-def at_once(backbone: Backbone) -> int:
+def choose_batch_size(backbone: Backbone) -> int:
     """Return how many images go through a backbone together, whatever others see them too."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
-    return LARGE_BATCH if large and backbone.device.type == "cpu" else BATCH[backbone.device.type]
+    return LARGE_INPUT_BATCH_IMAGES if large and backbone.device.type == "cpu" else BATCH_IMAGES[backbone.device.type]
 
 
-def evened(images: Tensor) -> Tensor:
+def pad_to_power_of_two(images: Tensor) -> Tensor:
     """Fill a batch up with black images, to a power of two.
 
     For every size of a batch cuDNN plans convolutions anew, which takes a second or more; tar shards end with
@@ -86,16 +85,14 @@ def evened(images: Tensor) -> Tensor:
     return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, short))
 
 
-def forward(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
+def forward_batch(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
     """Return the features of a batch of images, shape (n, D), as they come."""
     mixed = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
     with torch.inference_mode(), mixed:
         return backbone.features(images)
 
 
-def features_of(
-    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32", compute: Compute = forward
-) -> npt.NDArray[np.float32]:
+def compute_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32", compute: ForwardFunction = forward_batch) -> npt.NDArray[np.float32]:
     """Return the features of images that are cropped for a backbone, float32, shape (n, D).
 
     Parameters
@@ -104,26 +101,24 @@ def features_of(
     pixels : ndarray of uint8, shape (n, y, x, channel)
     precision : {"float32", "bf16"}
     compute : callable
-        Does what :func:`forward` does.
+        Does what :func:`forward_batch` does.
     """
-    device, most, parts = backbone.device, at_once(backbone), []
+    device, most, parts = backbone.device, choose_batch_size(backbone), []
     for start in range(0, len(pixels), most):
         images = on_device(pixels[start : start + most], device)
-        found = compute(backbone, images if device.type == "cpu" else evened(images), precision)
+        found = compute(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
         parts.append(found[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def timed_features(
-    backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str, compute: Compute = forward
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Return what :func:`features_of` does, and the seconds that it took."""
+def time_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str, compute: ForwardFunction = forward_batch) -> tuple[npt.NDArray[np.float32], float]:
+    """Return what :func:`compute_pixel_features` does, and the seconds that it took."""
     began = time.perf_counter()
-    return features_of(backbone, pixels, precision, compute), time.perf_counter() - began
+    return compute_pixel_features(backbone, pixels, precision, compute), time.perf_counter() - began
 
 
 @dataclass(frozen=True)
-class Equipment:
+class ExtractionRuntime:
     """What a pass over images works with; one after the other may use it.
 
     Attributes
@@ -135,17 +130,17 @@ class Equipment:
     decoding : callable
         Decodes a batch, see `sfm.pipeline.decoding`.
     features : callable
-        Does what :func:`timed_features` does; the seconds are without waiting for a turn.
+        Does what :func:`time_pixel_features` does; the seconds are without waiting for a turn.
     """
 
     threads: int
     reading: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
-    decoding: Decoding
+    decoding: BatchDecoder
     features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
 
 
 @contextmanager
-def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
+def extraction_runtime(source: Source, device: str, count: int) -> Iterator[ExtractionRuntime]:
     """Provide for passes over a source.
 
     On a CPU every thread does all with a batch. For a GPU, processes read and decode, one for each core, and
@@ -165,23 +160,18 @@ def equipped(source: Source, device: str, count: int) -> Iterator[Equipment]:
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield Equipment(count, prefetch_samples, decoding_here(source.decode), timed_features)
+        yield ExtractionRuntime(count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features)
         return
     # What keeps all processes busy, what is at the device, and one to come.
-    batches = math.ceil(count * PART / BATCH[device]) + AT_A_TIME + 1
-    gate = threading.Semaphore(AT_A_TIME)
-    with (
-        decoding_in_processes(source.decode, count, batches) as decoding,
-        ThreadPoolExecutor(1, thread_name_prefix="compute") as computing,
-    ):
+    batches = math.ceil(count * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1
+    gate = threading.Semaphore(MAX_DEVICE_BATCHES)
+    with decoding_process_pool(source.decode, count, batches) as decoding, ThreadPoolExecutor(1, thread_name_prefix="compute") as computing:
 
         def compute(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
-            return computing.submit(forward, backbone, images, precision).result()
+            return computing.submit(forward_batch, backbone, images, precision).result()
 
-        def features(
-            backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
-        ) -> tuple[npt.NDArray[np.float32], float]:
+        def features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str) -> tuple[npt.NDArray[np.float32], float]:
             with gate:
-                return timed_features(backbone, pixels, precision, compute)
+                return time_pixel_features(backbone, pixels, precision, compute)
 
-        yield Equipment(batches, iter, decoding, features)
+        yield ExtractionRuntime(batches, iter, decoding, features)

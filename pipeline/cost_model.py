@@ -9,25 +9,25 @@ import numpy.typing as npt
 import torch
 
 from sfm.events import Progress, ProgressCallback
-from sfm.pipeline import classifier
-from sfm.pipeline.centres import MOST_ROWS
-from sfm.pipeline.logistic import cross_entropy_and_gradient, workers_of
-from sfm.pipeline.moments import moments_of
+from sfm.pipeline import linear_classifier
+from sfm.pipeline.block_moments import compute_moments
+from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_threads
+from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
 from sfm.stats_store.digest import BLOCK_ROWS
 
-CHOOSING_PASSES = 65
+SELECTION_PASSES = 65
 """Passes that choose a penalty take: some ten for each of six or seven penalties."""
 
 FITTING_PASSES = 50
 """Passes that the final fit takes from there."""
 
-EIGEN, MOVING, SORTING, ASSIGNING, PLACING = 6, 24, 100, 50, 250
+EIGEN_COST, PASS_COST, MOMENTS_COST, ASSIGN_COST, PLACE_COST = 6, 24, 100, 50, 250
 """Multiply-adds that decomposing takes per D^3; and per value of a feature, above what products do: a pass,
 moments, assigning centres, and, per centre, placing them."""
 
 
 @dataclass(frozen=True)
-class Effort:
+class StatisticsCost:
     """What the statistics of one entry are expected to take, in arithmetic operations.
 
     Attributes
@@ -53,22 +53,24 @@ class Effort:
         return self.classifier + self.centres
 
 
-def operations_of_pass(rows: int, features: int, classes: int) -> float:
+def count_pass_operations(rows: int, features: int, classes: int) -> float:
     """Return what a pass of the classifier over so many rows takes."""
-    return float(rows) * features * (4 * classes + MOVING)
+    return float(rows) * features * (4 * classes + PASS_COST)
 
 
-def operations_of_moments(rows: int, features: int) -> float:
+def count_moments_operations(rows: int, features: int) -> float:
     """Return what the moments of so many rows take, in double precision."""
-    return float(rows) * features * (2 * features + SORTING)
+    return float(rows) * features * (2 * features + MOMENTS_COST)
 
 
-def operations_of_centres(rows: int, features: int, k: int) -> float:
+def count_centres_operations(rows: int, features: int, k: int) -> float:
     """Return what placing K centres on so many rows takes, each by one core."""
-    return float(rows) * features * k * PLACING
+    return float(rows) * features * k * PLACE_COST
 
 
-def estimate_effort(classes: int, features: int, samples: int, looks: int, numbers: Sequence[int]) -> Effort:
+def estimate_statistics_cost(
+    classes: int, features: int, samples: int, looks: int, numbers: Sequence[int]
+) -> StatisticsCost:
     """Estimate what the statistics of an entry take.
 
     Parameters
@@ -82,25 +84,27 @@ def estimate_effort(classes: int, features: int, samples: int, looks: int, numbe
         The K of the sub-class centres.
     """
     rows = looks * samples
-    scalings = 2 if samples <= classifier.FEW_ROWS else 1
+    scalings = 2 if samples <= linear_classifier.MAX_SMALL_DATASET_ROWS else 1
     folds = 1
     if samples > 0:
-        every = min(classifier.VALIDATION_EVERY, max(1, samples // classes))
-        folds = -(-classifier.VALIDATING_ROWS * every // samples)
-        folds = max(1, min(folds, every, classifier.MOST_FOLDS))
-    most = max(classifier.CHOOSING_ROWS, looks * classes * classifier.CHOOSING_PER_CLASS)
-    passes = CHOOSING_PASSES * scalings * folds
-    placed = min(samples, classes * MOST_ROWS)
-    return Effort(
-        moments=operations_of_moments(samples, features) + scalings * EIGEN * float(features) ** 3,
-        choosing=passes * operations_of_pass(min(rows, most), features, classes),
-        fitting=FITTING_PASSES * operations_of_pass(rows, features, classes),
-        centres=sum(operations_of_centres(placed, features, k) for k in numbers)
-        + samples * float(features) * sum(8 * k + ASSIGNING for k in numbers),
+        every = min(linear_classifier.VALIDATION_FOLDS, max(1, samples // classes))
+        folds = -(-linear_classifier.MIN_VALIDATION_ROWS * every // samples)
+        folds = max(1, min(folds, every, linear_classifier.MAX_FOLDS))
+    most = max(
+        linear_classifier.MAX_SELECTION_ROWS, looks * classes * linear_classifier.MIN_SELECTION_ROWS_PER_CLASS
+    )
+    passes = SELECTION_PASSES * scalings * folds
+    placed = min(samples, classes * MAX_ROWS_PER_CLASS)
+    return StatisticsCost(
+        moments=count_moments_operations(samples, features) + scalings * EIGEN_COST * float(features) ** 3,
+        choosing=passes * count_pass_operations(min(rows, most), features, classes),
+        fitting=FITTING_PASSES * count_pass_operations(rows, features, classes),
+        centres=sum(count_centres_operations(placed, features, k) for k in numbers)
+        + samples * float(features) * sum(8 * k + ASSIGN_COST for k in numbers),
     )
 
 
-def measure_operations(classes: int, features: int, device: torch.device) -> float:
+def measure_operations_per_second(classes: int, features: int, device: torch.device) -> float:
     """Return how many of these operations a second this machine does, tried on made-up features."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((BLOCK_ROWS // 4, features), dtype=np.float32)
@@ -110,18 +114,18 @@ def measure_operations(classes: int, features: int, device: torch.device) -> flo
     done, seconds = 0.0, 0.0
     for attempt in range(3):
         began = time.perf_counter()
-        moments_of(rows, labels, classes)
-        with workers_of(device) as workers:
-            cross_entropy_and_gradient([block] * 8, 8 * len(rows), weight, bias, device, workers)
+        compute_moments(rows, labels, classes)
+        with deterministic_threads(device) as workers:
+            compute_loss_and_gradient([block] * 8, 8 * len(rows), weight, bias, device, workers)
         if attempt:  # What is done for the first time takes longer.
             seconds += time.perf_counter() - began
-            done += operations_of_moments(len(rows), features)
-            done += operations_of_pass(8 * len(rows), features, classes)
+            done += count_moments_operations(len(rows), features)
+            done += count_pass_operations(8 * len(rows), features, classes)
     return done / seconds
 
 
 @dataclass
-class Meter:
+class StatisticsProgress:
     """Tells how much of an effort is behind, in percent; a phase that takes longer waits at its end.
 
     Attributes
@@ -133,7 +137,7 @@ class Meter:
 
     progress: ProgressCallback
     stage: str
-    effort: Effort
+    effort: StatisticsCost
     _done: float = 0.0
     _told: int = field(default=-1)
 
@@ -160,11 +164,13 @@ class Meter:
             self.progress(Progress(self.stage, percent, 100, "%", figures))
 
 
-Block = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
+FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
-def watch_blocks(blocks: Iterable[Block], meter: Meter, features: int, end: float) -> Iterator[Block]:
+def report_blocks(
+    blocks: Iterable[FeatureBlock], meter: StatisticsProgress, features: int, end: float
+) -> Iterator[FeatureBlock]:
     """Yield blocks, and count the moments of each as done when the next is asked for."""
     for rows, labels in blocks:
         yield rows, labels
-        meter.advance(operations_of_moments(len(labels), features), end)
+        meter.advance(count_moments_operations(len(labels), features), end)

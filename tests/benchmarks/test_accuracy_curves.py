@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from peers.race import mean_curve, reached, rows_of
+from comparison.accuracy_curves import average_curves, find_time_to_accuracy
+from comparison.snapshots import select_training_rows
 
 from sfm.backbones.build import load_backbone
 from sfm.backbones.input import to_tensor
 from sfm.backbones.preprocess import crop
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.stats_store.store import open_store
 
@@ -25,7 +26,7 @@ def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, 
         tune_fraction=0.25,
     )
     source = open_source(config.source)
-    rows = rows_of(config, source, role)  # type: ignore[arg-type]
+    rows = select_training_rows(config, source, role)  # type: ignore[arg-type]
     store = open_store(fashion_store)
     (entry,) = (
         store.open(known)
@@ -48,7 +49,7 @@ def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:
 
 
 def test_curves_are_averaged_mark_by_mark() -> None:
-    mean = mean_curve([points((1, 0.2), (3, 0.6)), points((2, 0.4), (5, 0.8))])
+    mean = average_curves([points((1, 0.2), (3, 0.6)), points((2, 0.4), (5, 0.8))])
     assert [(p["seconds"], p["top1"]) for p in mean] == [
         (1.5, pytest.approx(0.3)),
         (4, pytest.approx(0.7)),
@@ -56,6 +57,6 @@ def test_curves_are_averaged_mark_by_mark() -> None:
 
 
 def test_an_accuracy_is_reached_at_the_first_mark_that_has_it() -> None:
-    assert reached(points((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.9)), 0.45) == 2
-    assert reached(points((1, 0.2), (2, 0.5)), 0.5) == 2
-    assert reached(points((1, 0.2), (2, 0.5)), 0.6) is None
+    assert find_time_to_accuracy(points((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.9)), 0.45) == 2
+    assert find_time_to_accuracy(points((1, 0.2), (2, 0.5)), 0.5) == 2
+    assert find_time_to_accuracy(points((1, 0.2), (2, 0.5)), 0.6) is None

@@ -9,23 +9,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.pipeline.class_means import calibrate, class_mean_fit, losses_on, scale_logits
-from sfm.pipeline.folds import Mask, at_most, cut_folds
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.class_means import calibrate_logits, compute_losses, fit_class_means, scale_logits
+from sfm.pipeline.folds import Mask, make_folds, mark_per_class
 from sfm.pipeline.logistic import (
     TOLERANCE,
-    Fit,
-    PassCallback,
-    Spread,
-    fit,
-    ignore_pass,
-    on_raw_features,
-    spread_of,
-    standardised,
-    zero_fit,
+    FeatureScaling,
+    LogisticFit,
+    RowsCallback,
+    compute_feature_scaling,
+    convert_to_raw_features,
+    fit_logistic,
+    ignore_rows,
+    make_zero_fit,
+    standardise_rows,
 )
-from sfm.pipeline.moments import Moments, accumulate
-from sfm.pipeline.staging import Staged
+from sfm.pipeline.staging import StagedFeatures
 from sfm.stats_store.accuracy import top_accuracies
+from sfm.stats_store.moments import Moments
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
@@ -38,35 +39,35 @@ STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
 PATH_TOLERANCE = 1e-2
 """Fits that only choose the penalty need not be exact; the final one is held to ``TOLERANCE``."""
 
-PATH_ITERATIONS = 50
+MAX_PATH_ITERATIONS = 50
 """Nor may they take long: with weak penalties, few samples can be told apart ever more clearly."""
 
-VALIDATION_EVERY = 10
+VALIDATION_FOLDS = 10
 
-CHOOSING_ROWS = 16_384
+MAX_SELECTION_ROWS = 16_384
 """Of more samples than these, as many of each class choose the penalty."""
 
-CHOOSING_PER_CLASS = 64
+MIN_SELECTION_ROWS_PER_CLASS = 64
 """Of classes with more samples, no fewer choose it."""
 
-VALIDATING_ROWS = 1000
-"""Folds are validated on in turn until so many samples have been, or ``MOST_FOLDS``."""
+MIN_VALIDATION_ROWS = 1000
+"""Folds are validated on in turn until so many samples have been, or ``MAX_FOLDS``."""
 
-MOST_FOLDS = 5
+MAX_FOLDS = 5
 
-WITHIN = 2.0
+TIE_STANDARD_ERRORS = 2.0
 """Standard errors; a single sample that one penalty gets right and another wrong makes one."""
 
-MARGIN = 4.0
+MARGIN_STANDARD_ERRORS = 4.0
 """Standard errors. On a few dozen samples, a classifier of standardised features may well have a lower
 cross-entropy than one near the class means, and a much lower accuracy on others."""
 
-FEW_ROWS = 4096
+MAX_SMALL_DATASET_ROWS = 4096
 """Of no more samples than these, the penalty is on how far weights are from the class means."""
 
 
 @dataclass(frozen=True)
-class Classifier:
+class LinearClassifier:
     """A linear classifier of raw features: ``logits = feature @ weight.T + bias``.
 
     Attributes
@@ -100,13 +101,13 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Fold:
+class ValidationFold:
     """Rows that are fitted, and samples that judge the fit.
 
     Attributes
     ----------
     rows : iterable of (features, labels)
-        Standardised; see ``standardised``.
+        Standardised; see ``standardise_rows``.
     samples : int
         How many rows there are.
     validation : Staged
@@ -115,11 +116,11 @@ class Fold:
 
     rows: Iterable[tuple[Tensor, Tensor]]
     samples: int
-    validation: Staged
+    validation: StagedFeatures
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PenaltyCandidate:
     """A way to penalise: how features are scaled, what weights are shrunk to, and how strongly.
 
     Attributes
@@ -131,13 +132,13 @@ class Candidate:
         Penalties to choose from, strongest first.
     """
 
-    spread: Spread
+    spread: FeatureScaling
     towards_means: bool
     path: Sequence[float]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenPenalty:
     """A penalty that was chosen.
 
     Attributes
@@ -153,31 +154,35 @@ class Choice:
     """
 
     l2: float
-    spread: Spread
-    start: Fit
+    spread: FeatureScaling
+    start: LogisticFit
     means_factor: float = 0.0
 
 
-def cut_rows(
-    looks: Sequence[Staged], labels: npt.NDArray[np.int32], held: Mask, spread: Spread, device: torch.device
-) -> Fold:
+def make_fold(
+    looks: Sequence[StagedFeatures],
+    labels: npt.NDArray[np.int32],
+    held: Mask,
+    spread: FeatureScaling,
+    device: torch.device,
+) -> ValidationFold:
     """Fit on what is not held out and validate on the rest; of many samples, on as many of each class.
 
     Images that validate do so without their views, which no fit sees either.
     """
     classes = int(labels.max()) + 1
     fitted, validating = ~held, held.copy()
-    most = max(CHOOSING_PER_CLASS, CHOOSING_ROWS // (classes * len(looks)))
-    if len(looks) * len(labels) > CHOOSING_ROWS:
-        fitted[fitted] = at_most(labels[fitted], most)
-        validating[validating] = at_most(labels[validating], most)
+    most = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(looks)))
+    if len(looks) * len(labels) > MAX_SELECTION_ROWS:
+        fitted[fitted] = mark_per_class(labels[fitted], most)
+        validating[validating] = mark_per_class(labels[validating], most)
     samples = len(looks) * int(fitted.sum())
-    rows = standardised([look.only(fitted) for look in looks], samples, spread, device)
-    return Fold(rows, samples, looks[0].only(validating))
+    rows = standardise_rows([look.only(fitted) for look in looks], samples, spread, device)
+    return ValidationFold(rows, samples, looks[0].only(validating))
 
 
 @dataclass(frozen=True)
-class Judged:
+class PenaltyScore:
     """A penalty, and how the folds judge it.
 
     Attributes
@@ -191,33 +196,34 @@ class Judged:
 
     l2: float
     losses: npt.NDArray[np.float64]
-    start: Fit
+    start: LogisticFit
 
 
-def standard_errors(worse: Judged, better: Judged) -> float:
+def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
     """Return by how many standard errors one mean cross-entropy is above another, on the same samples."""
     difference = worse.losses - better.losses
     error = float(difference.std()) / len(difference) ** 0.5
     return float(difference.mean()) / error if error > 0 else 0.0
 
 
-def follow_path(
-    folds: Sequence[Fold],
-    priors: Sequence[Fit],
-    candidate: Candidate,
+def search_penalty_path(
+    folds: Sequence[ValidationFold],
+    priors: Sequence[LogisticFit],
+    candidate: PenaltyCandidate,
     device: torch.device,
-    on_pass: PassCallback,
-) -> Judged:
+    on_pass: RowsCallback,
+) -> PenaltyScore:
     """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
     The fits start at their priors, and each at the one before. Returned is the penalty with the least
-    cross-entropy; towards the class means, the strongest that is within ``WITHIN`` standard errors of it.
+    cross-entropy; towards the class means, the strongest that is within
+    ``TIE_STANDARD_ERRORS`` standard errors of it.
     """
     spread, fits = candidate.spread, list(priors)
-    tried: list[Judged] = []
+    tried: list[PenaltyScore] = []
     for l2 in candidate.path:
         fits = [
-            fit(
+            fit_logistic(
                 fold.rows,
                 fold.samples,
                 spread,
@@ -227,33 +233,33 @@ def follow_path(
                 PATH_TOLERANCE,
                 on_pass,
                 prior,
-                PATH_ITERATIONS,
+                MAX_PATH_ITERATIONS,
             )
             for fold, start, prior in zip(folds, fits, priors, strict=True)
         ]
-        losses = [losses_on(own, spread, fold.validation) for own, fold in zip(fits, folds, strict=True)]
-        judged = Judged(l2, np.concatenate(losses), fits[0])
+        losses = [compute_losses(own, spread, fold.validation) for own, fold in zip(fits, folds, strict=True)]
+        judged = PenaltyScore(l2, np.concatenate(losses), fits[0])
         if tried and not judged.losses.mean() < tried[-1].losses.mean():
             break
         tried.append(judged)
     if not candidate.towards_means:
         return tried[-1]
-    return next(each for each in tried if standard_errors(each, tried[-1]) <= WITHIN)
+    return next(each for each in tried if count_standard_errors(each, tried[-1]) <= TIE_STANDARD_ERRORS)
 
 
 def choose_penalty(
-    looks: Sequence[Staged],
-    candidates: Sequence[Candidate],
+    looks: Sequence[StagedFeatures],
+    candidates: Sequence[PenaltyCandidate],
     device: torch.device,
-    on_pass: PassCallback = ignore_pass,
-) -> Choice:
+    on_pass: RowsCallback = ignore_rows,
+) -> ChosenPenalty:
     """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
-    Another than the first candidate must be better by ``MARGIN`` standard errors. One tenth of the samples
-    validates; of few samples, several tenths in turn. Of more than ``CHOOSING_ROWS``, as many of each class
-    are fitted; the penalty on the mean loss then shrinks as one over the number of samples, as the weight of
-    a fixed prior does. If no class has two samples, the penalty in the middle of the first candidate's path
-    is taken, towards zero.
+    Another than the first candidate must be better by ``MARGIN_STANDARD_ERRORS`` standard errors. One tenth
+    of the samples validates; of few samples, several tenths in turn. Of more than ``MAX_SELECTION_ROWS``, as
+    many of each class are fitted; the penalty on the mean loss then shrinks as one over the number of
+    samples, as the weight of a fixed prior does. If no class has two samples, the penalty in the middle of
+    the first candidate's path is taken, towards zero.
 
     Parameters
     ----------
@@ -263,55 +269,57 @@ def choose_penalty(
     device : torch.device
     """
     labels = looks[0].all_labels()
-    zero = zero_fit(int(labels.max()) + 1, len(candidates[0].spread.mean))
-    held = cut_folds(labels, VALIDATION_EVERY, VALIDATING_ROWS, MOST_FOLDS)
+    zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].spread.mean))
+    held = make_folds(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
     if not held:
         first = candidates[0]
-        return Choice(first.path[len(first.path) // 2], first.spread, zero)
-    best: tuple[Judged, Choice] | None = None
+        return ChosenPenalty(first.path[len(first.path) // 2], first.spread, zero)
+    best: tuple[PenaltyScore, ChosenPenalty] | None = None
     for candidate in candidates:
         spread, factor = candidate.spread, 0.0
-        folds = [cut_rows(looks, labels, own, spread, device) for own in held]
+        folds = [make_fold(looks, labels, own, spread, device) for own in held]
         priors = [zero] * len(folds)
         if candidate.towards_means:
-            means = [class_mean_fit(fold.rows, *zero.weight.shape) for fold in folds]
-            factor = calibrate(means, [fold.validation for fold in folds], spread)
+            means = [fit_class_means(fold.rows, *zero.weight.shape) for fold in folds]
+            factor = calibrate_logits(means, [fold.validation for fold in folds], spread)
             priors = [scale_logits(mean, factor) for mean in means]
-        judged = follow_path(folds, priors, candidate, device, on_pass)
-        if best is None or standard_errors(best[0], judged) > MARGIN:
+        judged = search_penalty_path(folds, priors, candidate, device, on_pass)
+        if best is None or count_standard_errors(best[0], judged) > MARGIN_STANDARD_ERRORS:
             share = folds[0].samples / (len(looks) * int((~held[0]).sum()))
-            best = judged, Choice(judged.l2 * share, spread, judged.start, factor)
+            best = judged, ChosenPenalty(judged.l2 * share, spread, judged.start, factor)
     assert best is not None
     return best[1]
 
 
-def list_candidates(looks: Sequence[Staged], moments: Moments, path: Sequence[float]) -> list[Candidate]:
+def list_candidates(
+    looks: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
+) -> list[PenaltyCandidate]:
     """Return the ways to penalise among which validation chooses: of many samples, there is one."""
-    if moments.count.sum() > FEW_ROWS:
+    if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
         # Views may vary along axes along which their images do not.
-        return [Candidate(spread_of(moments, all_axes=len(looks) > 1), False, path)]
+        return [PenaltyCandidate(compute_feature_scaling(moments, all_axes=len(looks) > 1), False, path)]
     if len(looks) > 1:
-        moments = accumulate(chain.from_iterable(looks), *moments.mean.shape)
-    common = spread_of(moments, common_scale=True, all_axes=False)
-    plain = spread_of(moments, all_axes=False)
-    return [Candidate(common, True, [*STRONG_L2, *path]), Candidate(plain, False, path)]
+        moments = accumulate_moments(chain.from_iterable(looks), *moments.mean.shape)
+    common = compute_feature_scaling(moments, common_scale=True, all_axes=False)
+    plain = compute_feature_scaling(moments, all_axes=False)
+    return [PenaltyCandidate(common, True, [*STRONG_L2, *path]), PenaltyCandidate(plain, False, path)]
 
 
 def train_classifier(
-    train: Staged,
+    train: StagedFeatures,
     moments: Moments,
     device: torch.device,
-    views: Sequence[Staged] = (),
+    views: Sequence[StagedFeatures] = (),
     path: Sequence[float] = L2_PATH,
-    on_pass: PassCallback = ignore_pass,
+    on_pass: RowsCallback = ignore_rows,
     tolerance: float = TOLERANCE,
-) -> Classifier:
+) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
-    Of at most ``FEW_ROWS`` samples, the penalty draws the weights to those of the nearest class mean, which
-    is hard to beat then, on features of one common scale, since deviations of single ones are noise. Only
-    where validation clearly says so are features standardised, and weights drawn to zero, as they are of
-    more.
+    Of at most ``MAX_SMALL_DATASET_ROWS`` samples, the penalty draws the weights to those of the nearest class
+    mean, which is hard to beat then, on features of one common scale, since deviations of single ones are
+    noise. Only where validation clearly says so are features standardised, and weights drawn to zero, as they
+    are of more.
 
     Parameters
     ----------
@@ -334,19 +342,19 @@ def train_classifier(
     looks = [train, *views]
     samples = len(looks) * len(train.all_labels())
     choice = choose_penalty(looks, list_candidates(looks, moments, path), device, on_pass)
-    spread, rows = choice.spread, standardised(looks, samples, choice.spread, device)
+    spread, rows = choice.spread, standardise_rows(looks, samples, choice.spread, device)
     prior, start = None, choice.start
     if choice.means_factor:
-        start = prior = scale_logits(class_mean_fit(rows, *moments.mean.shape), choice.means_factor)
-    final = fit(rows, samples, spread, choice.l2, start, device, tolerance, on_pass, prior)
-    weight, bias = (x.float().numpy() for x in on_raw_features(final.weight, final.bias, spread))
-    return Classifier(
+        start = prior = scale_logits(fit_class_means(rows, *moments.mean.shape), choice.means_factor)
+    final = fit_logistic(rows, samples, spread, choice.l2, start, device, tolerance, on_pass, prior)
+    weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, spread))
+    return LinearClassifier(
         weight, bias, choice.l2, final.iterations, final.converged, spread.common_scale, prior is not None
     )
 
 
-def accuracies(
-    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: Classifier
+def measure_accuracies(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
 ) -> tuple[float | None, float | None]:
     """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.accuracy.top_accuracies`."""
     return top_accuracies(blocks, classifier.weight, classifier.bias)
