@@ -4,7 +4,7 @@ from sfm.pixel_warnings import list_pixel_warnings
 from sfm.stats_store.cards import ExtractionCard, Summary
 
 
-def entry(role: str = "full", **words: object) -> tuple[Summary, ExtractionCard]:
+def make_entry(role: str = "full", **words: object) -> tuple[Summary, ExtractionCard]:
     options = {"background": "white"} if words.get("composited") else {}
     card = ExtractionCard(
         options=options,
@@ -27,12 +27,12 @@ def entry(role: str = "full", **words: object) -> tuple[Summary, ExtractionCard]
 
 
 def test_nothing_is_said_of_opaque_images():
-    assert list(list_pixel_warnings([entry(composited=0, dark=0)])) == []
+    assert list(list_pixel_warnings([make_entry(composited=0, dark=0)])) == []
 
 
 def test_backbones_share_a_line_and_roles_have_their_own():
-    full = entry(composited=7, composited_example="icons/a.png", dark=0)
-    tuning = entry("tuning", composited=4, composited_example="icons/a.png", dark=0)
+    full = make_entry(composited=7, composited_example="icons/a.png", dark=0)
+    tuning = make_entry("tuning", composited=4, composited_example="icons/a.png", dark=0)
     lines = list(list_pixel_warnings([full, tuning, full, tuning]))
     assert lines == [
         "7 of 30 images are not fully opaque (such as icons/a.png): composited over white; choose with "
@@ -43,7 +43,7 @@ def test_backbones_share_a_line_and_roles_have_their_own():
 
 
 def test_dark_images_are_named_with_what_to_do():
-    (line,) = list_pixel_warnings([entry(composited=0, dark=3, dark_example="cells/1.tif")])
+    (line,) = list_pixel_warnings([make_entry(composited=0, dark=3, dark_example="cells/1.tif")])
     assert "3 of 30 images" in line
     assert "(such as cells/1.tif)" in line
     assert line.endswith("as in DATASET?white=4095")

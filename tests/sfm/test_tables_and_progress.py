@@ -23,43 +23,43 @@ ROW = [
 ]
 
 
-def console_of(width: int, *, terminal: bool = True, encoding: str = "utf-8") -> tuple[Console, io.BytesIO]:
+def make_console(width: int, *, terminal: bool = True, encoding: str = "utf-8") -> tuple[Console, io.BytesIO]:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
     options = {"markup": False, "emoji": False, "highlight": False, "color_system": None}
     return Console(file=file, width=width, force_terminal=terminal, **options), raw
 
 
-def printed(width: int, rows: list[list[str]], *, title: str = "Store st", **how: object) -> list[str]:
-    console, raw = console_of(width, **how)
+def print_to_lines(width: int, rows: list[list[str]], *, title: str = "Store st", **how: object) -> list[str]:
+    console, raw = make_console(width, **how)
     print_table(title, COLUMNS, rows, {"px", "classes"}, console)
     return raw.getvalue().decode(console.encoding).splitlines()
 
 
 @pytest.mark.parametrize("width", [20, 40])
 def test_on_a_narrow_terminal_a_row_is_a_list(width):
-    lines = printed(width, [ROW, ROW])
+    lines = print_to_lines(width, [ROW, ROW])
     assert lines[1:8] == [f"{name}: {value}" for name, value in zip(COLUMNS, ROW, strict=True)]
     assert lines[8] == ""
 
 
 @pytest.mark.parametrize("width", [80, 70])
 def test_on_a_terminal_that_is_a_little_narrow_a_table_folds_words_but_no_digest_and_no_number(width):
-    lines = printed(width, [ROW, ROW])
+    lines = print_to_lines(width, [ROW, ROW])
     assert all(len(line) <= width for line in lines)
     assert sum("0123456789ab" in line and " 200 " in line and "87.5" in line for line in lines) == 2
 
 
 def test_where_there_is_no_terminal_nothing_is_folded_or_cut():
     row = [*ROW[:2], "x" * 300, *ROW[3:]]
-    lines = printed(20, [row], terminal=False, title="A title that is longer than a narrow terminal")
+    lines = print_to_lines(20, [row], terminal=False, title="A title that is longer than a narrow terminal")
     assert lines[0] == "A title that is longer than a narrow terminal"
     assert sum("0123456789ab" in line and "x" * 300 in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("name", ["pets [raw]", "pets[/raw]", "[b]", "[link=http://evil/]x[/link]", ":dog:"])
 def test_names_are_no_markup(name, capsys):
-    lines = printed(200, [[name, *ROW[1:]]], title=name)
+    lines = print_to_lines(200, [[name, *ROW[1:]]], title=name)
     assert lines[0] == name
     assert any(f" {name} " in line for line in lines)
     console = open_console()
@@ -68,12 +68,12 @@ def test_names_are_no_markup(name, capsys):
 
 
 def test_a_line_break_or_an_escape_sequence_in_a_name_stays_in_its_cell():
-    (line,) = [line for line in printed(200, [["cat\nFelis\x1b[2J", *ROW[1:]]]) if "Felis" in line]
+    (line,) = [line for line in print_to_lines(200, [["cat\nFelis\x1b[2J", *ROW[1:]]]) if "Felis" in line]
     assert r"cat\nFelis\x1b[2J" in line
 
 
 def test_an_ascii_terminal_gets_ascii_boxes_and_names_in_line():
-    lines = printed(200, [["café – 猫", *ROW[1:]]], encoding="ascii")
+    lines = print_to_lines(200, [["café – 猫", *ROW[1:]]], encoding="ascii")
     assert any(r"caf\xe9 - \u732b" in line for line in lines)
     assert len({len(line) for line in lines[1:]}) == 1
 
@@ -84,7 +84,7 @@ FIGURES = {"images/s": 312.5, "partitions left": 12, "decode ms": 1.25}
 
 @pytest.mark.parametrize("width", [80, 40, 30])
 def test_a_progress_line_keeps_bar_count_and_time_left(width):
-    console, raw = console_of(width)
+    console, raw = make_console(width)
     with FittedProgressBars(console=console, auto_refresh=False) as bars:
         task = bars.add_task(STAGE, total=60000, figures="images/s 312.5", unit="images")
         bars.update(task, completed=30000)
@@ -99,7 +99,7 @@ def test_a_progress_line_keeps_bar_count_and_time_left(width):
 
 
 def test_progress_without_a_terminal_is_plain_lines():
-    console, raw = console_of(80, terminal=False)
+    console, raw = make_console(80, terminal=False)
     show = make_line_printer(console)
     show(Progress("statistics of pets[/raw]\x1b[2J", 1, 2, "parts", FIGURES))
     line = raw.getvalue().decode()
@@ -108,7 +108,7 @@ def test_progress_without_a_terminal_is_plain_lines():
 
 
 def test_a_bar_of_a_hostile_name_is_drawn():
-    console, raw = console_of(100)
+    console, raw = make_console(100)
     with FittedProgressBars(console=console, auto_refresh=False) as bars:
         bars.add_task("a[/b]\n\x1b[2J", total=None)
     assert rb"a[/b]\n\x1b[2J" in raw.getvalue()

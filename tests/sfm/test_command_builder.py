@@ -19,13 +19,13 @@ from sfm.eval.report.config import ReportConfig
 from sfm.pipeline.extract_config import ExtractConfig
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def run_refused_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Run a command that is refused; return its one line."""
     with pytest.raises(SystemExit) as end:
         app([str(argument) for argument in arguments])
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (2, "")
-    (line,) = told.err.splitlines()
+    output = capsys.readouterr()
+    assert (end.value.code, output.out) == (2, "")
+    (line,) = output.err.splitlines()
     return line
 
 
@@ -56,7 +56,7 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(
     option: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refusal(capsys, *arguments) == (
+    assert run_refused_command(capsys, *arguments) == (
         f"error: {option} takes one value and is given 2 times: give it once"
     )
     assert list(tmp_path.iterdir()) == []
@@ -64,7 +64,7 @@ def test_an_option_of_one_value_that_is_given_twice_is_refused(
 
 def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     evaluate = ["evaluate", "nowhere", "--store", "s", "--backbone", "a", "--backbone", "b"]
-    assert "no run directory" in refusal(capsys, *evaluate, "--save", "--save", "--quiet")
+    assert "no run directory" in run_refused_command(capsys, *evaluate, "--save", "--save", "--quiet")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ RECIPE = {"backbone": "lite0", "dataset": "birds", "steps": 7}
 PLACES = {"store": "/their/store", "out": "/home/you", "classes": "/etc/passwd"}
 
 
-def config_file(tmp_path: Path, config: object, command: str = "distill") -> Path:
+def write_config_file(tmp_path: Path, config: object, command: str = "distill") -> Path:
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"command": command, "config": config}))
     return file
@@ -113,7 +113,7 @@ def test_every_command_with_a_config_is_of_these_models() -> None:
 
 
 def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path) -> None:
-    file = config_file(tmp_path, {**RECIPE, **PLACES})
+    file = write_config_file(tmp_path, {**RECIPE, **PLACES})
     own = {"store": "mine", "out": tmp_path / "out", "classes": tmp_path / "classes.txt"}
     found = make_config(DistillConfig, "distill", file, dict(own))
     assert found == DistillConfig(**RECIPE, **own)
@@ -123,8 +123,8 @@ def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path)
 def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = config_file(tmp_path, {**RECIPE, **PLACES})
-    line = refusal(capsys, "distill", "--config", file, "--store", "mine")
+    file = write_config_file(tmp_path, {**RECIPE, **PLACES})
+    line = run_refused_command(capsys, "distill", "--config", file, "--store", "mine")
     assert line.endswith(
         "sets --classes /etc/passwd, --out /home/you: a file gives the recipe only, of usual size; give "
         "--classes --out on the command line, or --trust-config if the file is your own"
@@ -160,7 +160,7 @@ def test_places_in_a_file_are_refused_by_name_with_both_ways_out(
 def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, config: dict[str, object], named: str
 ) -> None:
-    line = refusal(capsys, command, "--config", config_file(tmp_path, config, command))
+    line = run_refused_command(capsys, command, "--config", write_config_file(tmp_path, config, command))
     assert f"sets {named}" in line
     assert "a file gives the recipe only" in line
 
@@ -168,13 +168,13 @@ def test_what_reads_writes_connects_leaves_or_fills_memory_is_not_taken_from_a_f
 def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
     off = {"staging": None, "scheduler": None, "exemplars": 0, "replace": False, "backbone": ["lite0"]}
     found = make_config(
-        ExtractConfig, "extract", config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
+        ExtractConfig, "extract", write_config_file(tmp_path, off, "extract"), {"source": "x", "store": "s"}
     )
     assert found.model_dump()["exemplars"] == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b"[" * 100_000, "is not a run.json"),
         (b'{"command": "distill", "config": [[1, 2]]}', "is not a run.json"),
@@ -193,20 +193,20 @@ def test_what_is_left_out_or_off_in_a_file_is_no_place(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_in_one_short_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, message: str
 ) -> None:
     (tmp_path / "run.json").write_bytes(text)
-    line = refusal(
+    line = run_refused_command(
         capsys, "distill", "--config", tmp_path / "run.json", "--store", "s", "--out", tmp_path / "o"
     )
-    assert told in line
+    assert message in line
     assert len(line) < 1500
 
 
 def test_a_configuration_may_come_through_a_pipe_of_the_shell(tmp_path: Path) -> None:
     readable, writable = os.pipe()
     writer = threading.Timer(0.2, lambda: os.write(writable, file.read_bytes()) and os.close(writable))
-    file = config_file(tmp_path, RECIPE)
+    file = write_config_file(tmp_path, RECIPE)
     writer.start()
     given = {"store": "mine", "out": tmp_path}
     found = make_config(DistillConfig, "distill", Path(f"/dev/fd/{readable}"), given)
