@@ -20,7 +20,6 @@ JPEG files of 500 x 375 px and about 100 kB, as ImageNet's are. Files are repeat
 
 import argparse
 import json
-import numpy as np
 import os
 import platform
 import statistics
@@ -28,29 +27,50 @@ import subprocess
 import sys
 import tempfile
 import time
-import torch
 from collections.abc import Sequence
-from measurement import log_progress, write_json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measurement import log_progress, write_json
 from rich.console import Console
 from rich.table import Table
+from throughput.component_rates import (
+    measure_decode_rate,
+    measure_forward_rates,
+    measure_multiprocess_rate,
+    measure_pass_rate,
+    measure_process_decode_rate,
+    run_extraction_pass,
+)
+from throughput.image_folders import N_CLASSES, make_image_source, take_subset
+from throughput.plain_loop import measure_method
+
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT, keep_freed_memory
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.runtime import (
+    BATCH_IMAGES,
+    ExtractionRuntime,
+    count_cores,
+    extraction_runtime,
+    optimize_for_inference,
+)
 from sfm.pipeline.sources import Source, open_source
-from throughput.component_rates import measure_decode_rate, measure_forward_rates, measure_multiprocess_rate, measure_pass_rate, measure_process_decode_rate, run_extraction_pass
-from throughput.image_folders import N_CLASSES, make_image_source, take_subset
-from throughput.plain_loop import measure_method
-from typing import Any
-
 
 MAX_FLOW_IMAGES = 4000
 INPUT_SIZES = {"embedded": 96, "tiny": 96, "jpeg": 224}
 """Input size of the backbones by kind of images, in pixels."""
 
 
-def measure_round(source: Source, backbones: Sequence[Backbone], fast_backbones: Sequence[Backbone], equipment: ExtractionRuntime, images: int) -> dict[str, float]:
+def measure_round(
+    source: Source,
+    backbones: Sequence[Backbone],
+    fast_backbones: Sequence[Backbone],
+    equipment: ExtractionRuntime,
+    images: int,
+) -> dict[str, float]:
     """Return the rates of the pass and of its components, and their ratios, measured once.
 
     Parameters
@@ -72,17 +92,25 @@ def measure_round(source: Source, backbones: Sequence[Backbone], fast_backbones:
     packed = forward if cuda else [max(measure_forward_rates(each, images)) for each in fast_backbones]
     one = measure_pass_rate(source, [first], equipment)
     two = measure_pass_rate(source, backbones, equipment)
-    log_progress(f"decode {decode:.0f}, forward {forward[0]:.0f} and {forward[1]:.0f}, pass {one:.0f}, pass of two "
-f"backbones {two:.0f} images/s")
+    log_progress(
+        f"decode {decode:.0f}, forward {forward[0]:.0f} and {forward[1]:.0f}, pass {one:.0f}, pass of two "
+        f"backbones {two:.0f} images/s"
+    )
     found = {"decode": decode, "pass": one, "two_backbones": two, "of_plain_loop": one / plain_rates[0]}
     for suffix, (f, g) in (("", forward), ("_packed", packed)):
         possible = min(decode, f) if cuda else 1 / (1 / decode + 1 / f)
         seconds = max(1 / decode, 1 / f + 1 / g) if cuda else 1 / decode + 1 / f + 1 / g
-        found |= {f"forward{suffix}": f, f"of_possible{suffix}": one / possible, f"two_cost{suffix}": 1 / two / seconds}
+        found |= {
+            f"forward{suffix}": f,
+            f"of_possible{suffix}": one / possible,
+            f"two_cost{suffix}": 1 / two / seconds,
+        }
     return found
 
 
-def compare_with_components(root: Path, kind: str, images: int, n_rounds: int, device: str, processes: Sequence[int]) -> dict[str, Any]:
+def compare_with_components(
+    root: Path, kind: str, images: int, n_rounds: int, device: str, processes: Sequence[int]
+) -> dict[str, Any]:
     """Compare the pass with its components, for one and for two backbones, and in several processes."""
     size = INPUT_SIZES[kind]
     backbones = [load_backbone(spec, image_size=size, device=device) for spec in ("lite0", "lite1")]
@@ -98,7 +126,14 @@ def compare_with_components(root: Path, kind: str, images: int, n_rounds: int, d
         fast = optimize_for_inference(backbones, "float32")
         rounds = [measure_round(source, backbones, fast, equipment, images) for _ in range(n_rounds)]
     medians = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-    return {"kind": kind, "images": images, "image_size": size, **medians, "processes": {n: measure_multiprocess_rate(source.spec, size, device, n) for n in processes}, "rounds": rounds}
+    return {
+        "kind": kind,
+        "images": images,
+        "image_size": size,
+        **medians,
+        "processes": {n: measure_multiprocess_rate(source.spec, size, device, n) for n in processes},
+        "rounds": rounds,
+    }
 
 
 def run_in_subprocess(size: int, *arguments: str) -> Any:
@@ -131,7 +166,10 @@ def compare_bf16_flows(root: Path, images: int, device: str) -> float:
     source = open_source(make_image_source(root, "jpeg", images))
     flows = []
     for precision in ("float32", "bf16"):
-        with tempfile.TemporaryDirectory() as folder, extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
+        ):
             _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
             rows = staging.staged(backbone.card.hash, train)
@@ -149,9 +187,22 @@ def print_component_rates(console: Console, result: dict[str, Any]) -> None:
                    "forward of", "forward", "of possible (bar 0.90)", "cost of two (bar 1.05)"):  # fmt: skip
         table.add_column(column, justify="right")
     for row in result["parts"]:
-        first_cells = [row["kind"], str(row["image_size"]), f"{row['decode']:.0f}", f"{row['pass']:.0f}", f"{row['of_plain_loop']:.2f}", f"{row['two_backbones']:.0f}"]
+        first_cells = [
+            row["kind"],
+            str(row["image_size"]),
+            f"{row['decode']:.0f}",
+            f"{row['pass']:.0f}",
+            f"{row['of_plain_loop']:.2f}",
+            f"{row['two_backbones']:.0f}",
+        ]
         for suffix, label in (("", "the model"), ("_packed", "extraction")):
-            table.add_row(*([""] * len(first_cells) if suffix else first_cells), label, f"{row['forward' + suffix]:.0f}", f"{row['of_possible' + suffix]:.2f}", f"{row['two_cost' + suffix]:.2f}")
+            table.add_row(
+                *([""] * len(first_cells) if suffix else first_cells),
+                label,
+                f"{row['forward' + suffix]:.0f}",
+                f"{row['of_possible' + suffix]:.2f}",
+                f"{row['two_cost' + suffix]:.2f}",
+            )
     console.print(table)
     for row in result["parts"]:
         for count, rate in row["processes"].items():
@@ -173,14 +224,20 @@ def print_plain_loop(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="few images, one round, as a smoke test")
-    parser.add_argument("--sizes", default="1000,6000,60000", help="numbers of images for the plain loop; '' for none")
+    parser.add_argument(
+        "--sizes", default="1000,6000,60000", help="numbers of images for the plain loop; '' for none"
+    )
     parser.add_argument("--kinds", default="embedded,tiny,jpeg", help="kinds of images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1200, help="images per round, against the components")
-    parser.add_argument("--processes", default="", help="numbers of processes for the pass besides one, e.g. 4,8")
+    parser.add_argument(
+        "--processes", default="", help="numbers of processes for the pass besides one, e.g. 4,8"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--measure-method", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--compare-components", nargs=4, help=argparse.SUPPRESS)
@@ -210,7 +267,15 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     sizes = [64, 128] if arguments.quick else [int(size) for size in arguments.sizes.split(",") if size]
     images, rounds = (96, 1) if arguments.quick else (arguments.images, arguments.rounds)
     cuda = torch.cuda.is_available() and device != "cpu"
-    result: dict[str, Any] = {"benchmark": "extraction", "device": torch.cuda.get_device_name() if cuda else platform.machine(), "cores": count_cores(), "torch": torch.__version__, "parts": [], "plain_loop": [], "flow_cosine_bf16": None}
+    result: dict[str, Any] = {
+        "benchmark": "extraction",
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "cores": count_cores(),
+        "torch": torch.__version__,
+        "parts": [],
+        "plain_loop": [],
+        "flow_cosine_bf16": None,
+    }
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             request = ["--compare-components", folder, kind, str(images), str(rounds), "--device", device]

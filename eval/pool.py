@@ -46,7 +46,7 @@ def draw_views(images: LabelledImages, views: int, seed: int) -> Crops:
     A view depends on the seed, its image's place and its own number alone: asking for more of them, or for
     more images, changes none.
 
-    The boxes belong to the images and not to a backbone: backbones of different input sizes apply_crops at the same
+    The boxes belong to the images and not to a backbone: backbones of different input sizes see the same
     piece of an image, and a view means the same to all of them.
 
     Parameters

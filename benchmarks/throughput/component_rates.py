@@ -1,15 +1,19 @@
 """Images/s of extraction's pass and of its parts: decoding, and the backbone's forward pass."""
 
-import numpy as np
 import tempfile
 import time
-import torch
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from throughput.image_folders import N_UNIQUE_IMAGES
+
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import crop_image
@@ -17,13 +21,16 @@ from sfm.events import no_progress
 from sfm.pipeline.entry_rows import collect_pass_result
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.features import PassOptions, stage_tasks, track_pass
-from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, choose_batch_size, count_cores, optimize_for_inference
+from sfm.pipeline.runtime import (
+    BATCH_IMAGES,
+    ExtractionRuntime,
+    choose_batch_size,
+    count_cores,
+    optimize_for_inference,
+)
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.staging import PartitionTask, Staging, make_tasks
-from throughput.image_folders import N_UNIQUE_IMAGES
-from typing import Any
-
 
 PLAIN_BATCH = 64
 """Batch size of the plain loop."""
@@ -32,12 +39,20 @@ _START_BARRIER: list[Barrier] = []
 """In a process that decodes: where it waits for the others."""
 
 
-def run_extraction_pass(source: Source, backbones: Sequence[Backbone], folder: Path, equipment: ExtractionRuntime, precision: str = "float32") -> Any:
+def run_extraction_pass(
+    source: Source,
+    backbones: Sequence[Backbone],
+    folder: Path,
+    equipment: ExtractionRuntime,
+    precision: str = "float32",
+) -> Any:
     """Run the pass over the images; return its costs, what was gathered, and the staging folder."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
     tasks, staging = make_tasks(source, select_by_listed_labels(config, source)), Staging(folder)
     rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
-    steps = stage_tasks(source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment)
+    steps = stage_tasks(
+        source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment
+    )
     cost = track_pass(steps, tasks, tasks, staging, no_progress)
     return cost, collect_pass_result(config, source, tasks, staging), staging
 
@@ -120,10 +135,17 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
-        config = ExtractConfig(source=spec, store="none", backbone=["lite0"], image_size=size, device=device, workers=processes)
+        config = ExtractConfig(
+            source=spec, store="none", backbone=["lite0"], image_size=size, device=device, workers=processes
+        )
         backbones = {"lite0": load_backbone("lite0", image_size=size, device=device)}
         # A process takes one task at a time, so it needs several.
-        parts = [rows for task in make_tasks(source, select_by_listed_labels(config, source)) if task.split == "train" and task.rows is not None for rows in np.array_split(task.rows, 4 * processes)]
+        parts = [
+            rows
+            for task in make_tasks(source, select_by_listed_labels(config, source))
+            if task.split == "train" and task.rows is not None
+            for rows in np.array_split(task.rows, 4 * processes)
+        ]
         tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
         with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
@@ -139,7 +161,10 @@ def measure_forward_rates(backbone: Backbone, images: int) -> list[float]:
     size, device = backbone.card.preprocessing.input_size, backbone.device
     rates, settings = [], [(1, 1, BATCH_IMAGES["cuda"])]
     if device.type == "cpu":
-        settings = [(1, torch.get_num_threads(), PLAIN_BATCH), (count_cores(), 1, choose_batch_size(backbone))]
+        settings = [
+            (1, torch.get_num_threads(), PLAIN_BATCH),
+            (count_cores(), 1, choose_batch_size(backbone)),
+        ]
     for threads, torch_threads, batch in settings:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         before = torch.get_num_threads()
