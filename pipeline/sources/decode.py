@@ -3,12 +3,11 @@
 import functools
 import sys
 import warnings
-from contextlib import suppress
-
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
-
-from sfm.backbones.rendering import DECLARED_WHITE, DEEP_COLOUR
+from contextlib import suppress
+from sfm.backbones.rendering import DECLARED_WHITE_KEY, DEEP_COLOUR_KEY
 from sfm.image_files import PILLOW_ERRORS, open_image
+
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
 """Formats that hold nothing but pixels: for others, such as PostScript, Pillow runs programs."""
@@ -72,9 +71,9 @@ def record_bit_depth(image: Image.Image, raw_mode: str) -> None:
     A transparent value that PNG gives at the depth of the file is scaled to that of the pixels.
     """
     if raw_mode == "I;12":
-        image.info[DECLARED_WHITE] = 4095
+        image.info[DECLARED_WHITE_KEY] = 4095
     if ";16" in raw_mode and not image.mode.startswith("I"):
-        image.info[DEEP_COLOUR] = True
+        image.info[DEEP_COLOUR_KEY] = True
     transparent = image.info.get("transparency")
     if image.format == "PNG" and raw_mode in ("L;2", "L;4") and isinstance(transparent, int):
         image.info["transparency"] = transparent * 255 // (2 ** int(raw_mode[2:]) - 1)

@@ -19,7 +19,7 @@ from peak_memory import peak_memory
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.decoding import Wanted, decode_batch
+from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.sources import limits, open_source, tar_members
 from sfm.pipeline.sources import sample as sample_module
 from sfm.pipeline.sources.data_files import find_files
@@ -127,12 +127,12 @@ def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_pat
     small = member("1.png", png()) + member("1.cls", b"1")
     large, found = read_shard(tmp_path / "a.tar", member("0.png", bytes(1001)) + LABEL + small + END)
     assert (large.data, large.label, found.data) == (b"", "00001", png())
-    wanted = Wanted(preprocessings=(), on_error="skip")
+    wanted = DecodingOptions(preprocessings=(), on_error="skip")
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
     assert decoded.kept == [1]
     assert [s.why for s in decoded.skipped] == ["1,001 bytes: more than 536,870,912 bytes are no image"]
     with pytest.raises(InputError, match=r"cannot decode 0 in .*a.tar: 1,001 bytes"):
-        decode_batch([(0, large)], decode_image, Wanted(preprocessings=()))
+        decode_batch([(0, large)], decode_image, DecodingOptions(preprocessings=()))
 
 
 def test_a_huge_file_in_a_folder_is_not_read(tmp_path):
