@@ -1,4 +1,4 @@
-"""The command line as a user meets it: mostly real processes, exit codes, one line per mistake."""
+"""The command line as a user meets it: exit codes, one line per mistake; in this process where it can be."""
 
 import json
 import os
@@ -6,15 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from sfm.cli import app
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SFM = str(Path(sys.executable).with_name("sfm"))
 
@@ -32,8 +29,8 @@ def sfm(
     )
 
 
-def refused(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Run a command that starts nothing in this process: what it imports takes longer than what it does."""
+def invoke(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command in this process: a new one would spend most of its time on imports."""
     words = list(map(str, arguments))
     done = CliRunner().invoke(app, words, env={"COLUMNS": "140"})
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
@@ -65,7 +62,7 @@ def test_help_lists_every_command_and_shows_examples():
         ["store", "ls"],
         ["store", "show"],
     ):
-        done = sfm(*command, "--help")
+        done = invoke(*command, "--help")
         assert done.returncode == 0
         assert f"$ sfm {' '.join(command)}" in done.stdout
 
@@ -103,15 +100,15 @@ def test_every_field_of_a_command_is_an_option():
         ("report", ReportConfig),
         ("export", ExportConfig),
     ):
-        shown = sfm(command, "--help").stdout
+        shown = invoke(command, "--help").stdout
         for name, field in model.model_fields.items():
             if not (field.json_schema_extra or {}).get("argument"):
                 assert f"--{name.replace('_', '-')}" in shown
 
 
 def test_ls_prints_a_table_and_json(fashion_store):
-    assert "fashion-mnist-6k" in sfm("store", "ls", fashion_store).stdout
-    entries = json.loads(sfm("store", "ls", fashion_store, "--json").stdout)["entries"]
+    assert "fashion-mnist-6k" in invoke("store", "ls", fashion_store).stdout
+    entries = json.loads(invoke("store", "ls", fashion_store, "--json").stdout)["entries"]
     assert {(e["backbone"], e["role"]) for e in entries} == {
         (b, r) for b in ("lite0", "lite1") for r in ("full", "tuning")
     }
@@ -130,11 +127,11 @@ def test_ls_prints_a_table_and_json(fashion_store):
 
 
 def test_show_prints_cards_classes_and_arrays(fashion_store):
-    shown = sfm("store", "show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0").stdout
+    shown = invoke("store", "show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0").stdout
     assert all(
         word in shown for word in ("Ankle boot", "train/within_scatter", "licence: MIT", "converged: True")
     )
-    done = sfm("store", "show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0", "--json")
+    done = invoke("store", "show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0", "--json")
     assert json.loads(done.stdout)["arrays"]["train/mean"]["shape"] == [10, 1280]
 
 
@@ -158,13 +155,13 @@ def test_show_prints_cards_classes_and_arrays(fashion_store):
     ],
 )
 def test_a_mistake_in_extract_is_one_line_and_leaves_nothing(tmp_path, arguments, words):
-    assert_refused(refused(*arguments, "--store", tmp_path / "store"), *words)
+    assert_refused(invoke(*arguments, "--store", tmp_path / "store"), *words)
     assert not (tmp_path / "store").exists()
 
 
-def distil(store: str, out: Path, *more: object, run: Run = sfm) -> "subprocess.CompletedProcess[str]":
+def distil(store: str, out: Path, *more: object) -> "subprocess.CompletedProcess[str]":
     backbone = [] if "--backbone" in more else ["--backbone", "lite0"]
-    return run("distill", "--store", store, *backbone, "--out", out, "--steps", 2, *more)
+    return invoke("distill", "--store", store, *backbone, "--out", out, "--steps", 2, *more)
 
 
 @pytest.mark.parametrize(
@@ -180,20 +177,20 @@ def distil(store: str, out: Path, *more: object, run: Run = sfm) -> "subprocess.
     ],
 )
 def test_a_mistake_in_distill_is_one_line_and_leaves_nothing(fashion_store, tmp_path, more, words):
-    assert_refused(distil(fashion_store, tmp_path / "out", *more, run=refused), *words)
+    assert_refused(distil(fashion_store, tmp_path / "out", *more), *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_place_that_is_no_store_is_said_to_be_none(tmp_path):
-    assert_refused(refused("store", "ls", tmp_path), "is not a store")
-    assert_refused(refused("store", "ls", tmp_path / "nothing"), "no such folder")
-    assert_refused(refused("store", "ls", "ftp://host/x"), "ftp://")
+    assert_refused(invoke("store", "ls", tmp_path), "is not a store")
+    assert_refused(invoke("store", "ls", tmp_path / "nothing"), "no such folder")
+    assert_refused(invoke("store", "ls", "ftp://host/x"), "ftp://")
 
 
 def test_a_store_of_a_newer_major_schema_is_refused(tmp_path):
     root = {"zarr_format": 3, "node_type": "group", "attributes": {"schema": {"major": 2, "minor": 0}}}
     (tmp_path / "zarr.json").write_text(json.dumps(root))
-    assert_refused(refused("store", "ls", tmp_path), "schema 2.0", "upgrade sfm-distill")
+    assert_refused(invoke("store", "ls", tmp_path), "schema 2.0", "upgrade sfm-distill")
 
 
 def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_path):
@@ -201,7 +198,7 @@ def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_
     from safetensors.torch import save_file
 
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "w.safetensors")
-    done = sfm(
+    done = invoke(
         "distill",
         "--store",
         fashion_store,
@@ -218,14 +215,14 @@ def test_other_weights_are_refused_saying_which_part_differs(fashion_store, tmp_
 def test_a_run_json_repeats_a_run_and_options_override_it(fashion_store, tmp_path):
     assert distil(fashion_store, tmp_path / "a", "--dataset", "fashion-mnist-6k", "--seed", 3).returncode == 0
     places = "--store", fashion_store, "--out", tmp_path / "b"
-    again = sfm("distill", "--config", tmp_path / "a" / "run.json", *places, "--json", "--quiet")
+    again = invoke("distill", "--config", tmp_path / "a" / "run.json", *places, "--json", "--quiet")
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""
     assert json.loads(again.stdout)["seed"] == 3
     for image in (tmp_path / "a" / "images").rglob("*.png"):
         twin = tmp_path / "b" / "images" / image.relative_to(tmp_path / "a" / "images")
         assert twin.read_bytes() == image.read_bytes()
-    assert_refused(sfm("evaluate", "--config", tmp_path / "a" / "run.json"), "is of `sfm distill`")
+    assert_refused(invoke("evaluate", "--config", tmp_path / "a" / "run.json"), "is of `sfm distill`")
 
 
 def test_a_directory_that_holds_another_run_is_refused(fashion_store, tmp_path):
@@ -246,7 +243,7 @@ def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tm
         "--dataset",
         "fashion-mnist-6k",
     ]
-    command += ["--out", str(tmp_path / "run"), "--steps", "300", "--checkpoint-every", "1000"]
+    command += ["--out", str(tmp_path / "run"), "--steps", "100", "--checkpoint-every", "1000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     history = tmp_path / "run" / "history.csv"
@@ -274,9 +271,9 @@ def test_a_full_disk_is_one_line_and_publishes_nothing(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
         extracting = ["extract", "builtin:fashion-mnist-6k", "--store", disk / "store", "--backbone", "lite0"]
-        done = sfm(*extracting, "--image-size", 32, "--limit-per-class", 8)
+        done = invoke(*extracting, "--image-size", 32, "--limit-per-class", 8)
         assert_refused(done, "no space left")
-        listed = json.loads(sfm("store", "ls", disk / "store", "--json").stdout)
+        listed = json.loads(invoke("store", "ls", disk / "store", "--json").stdout)
         assert listed == {"entries": [], "unreadable": []}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -287,5 +284,6 @@ def test_a_read_only_place_is_one_line(tmp_path):
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o500)
     assert_refused(
-        sfm("extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"), "denied"
+        invoke("extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"),
+        "denied",
     )
