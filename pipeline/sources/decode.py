@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from sfm.backbones.rendering import DECLARED_WHITE, DEEP_COLOUR
+from sfm.backbones.rendering import DECLARED_WHITE_KEY, DEEP_COLOUR_KEY
 from sfm.image_files import PILLOW_ERRORS, open_image
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
@@ -72,9 +72,9 @@ def record_bit_depth(image: Image.Image, layout: str) -> None:
     Where PNG gives the transparent value at the depth of the file, it is made that of the pixels.
     """
     if layout == "I;12":
-        image.info[DECLARED_WHITE] = 4095
+        image.info[DECLARED_WHITE_KEY] = 4095
     if ";16" in layout and not image.mode.startswith("I"):
-        image.info[DEEP_COLOUR] = True
+        image.info[DEEP_COLOUR_KEY] = True
     clear = image.info.get("transparency")
     if image.format == "PNG" and layout in ("L;2", "L;4") and isinstance(clear, int):
         image.info["transparency"] = clear * 255 // (2 ** int(layout[2:]) - 1)
