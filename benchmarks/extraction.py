@@ -48,9 +48,15 @@ from throughput.image_folders import N_CLASSES, make_image_source, take_subset
 from throughput.plain_loop import measure_method
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
-from sfm.pipeline.equipment import BATCH, Equipment, cores, equipped, quickest
-from sfm.pipeline.moments import accumulate
+from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT, keep_freed_memory
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.runtime import (
+    BATCH_IMAGES,
+    ExtractionRuntime,
+    count_cores,
+    extraction_runtime,
+    optimize_for_inference,
+)
 from sfm.pipeline.sources import Source, open_source
 
 MAX_FLOW_IMAGES = 4000
@@ -62,7 +68,7 @@ def measure_round(
     source: Source,
     backbones: Sequence[Backbone],
     fast_backbones: Sequence[Backbone],
-    equipment: Equipment,
+    equipment: ExtractionRuntime,
     images: int,
 ) -> dict[str, float]:
     """Return the rates of the pass and of its components, and their ratios, measured once.
@@ -72,7 +78,7 @@ def measure_round(
     source : Source
     backbones, fast_backbones : sequence of two Backbone
         As loaded; and as extraction prepares them.
-    equipment : Equipment
+    equipment : ExtractionRuntime
     images : int
         Number of images for the rates of the components.
     """
@@ -110,14 +116,14 @@ def compare_with_components(
     backbones = [load_backbone(spec, image_size=size, device=device) for spec in ("lite0", "lite1")]
     device_type = backbones[0].device.type
     source = open_source(make_image_source(root, kind, images))
-    with equipped(source, device_type, cores()) as equipment:
+    with extraction_runtime(source, device_type, count_cores()) as equipment:
         # The first pass includes the start of processes and the planning of cuDNN.
-        batch = BATCH[device_type]
+        batch = BATCH_IMAGES[device_type]
         subset = take_subset(source, 16 * batch + len(source.train.labels) % batch)
         start = time.perf_counter()
         measure_pass_rate(subset, backbones, equipment)
         log_progress(f"{kind}: a first, short pass by two backbones took {time.perf_counter() - start:.1f} s")
-        fast = quickest(backbones, "float32")
+        fast = optimize_for_inference(backbones, "float32")
         rounds = [measure_round(source, backbones, fast, equipment, images) for _ in range(n_rounds)]
     medians = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     return {
@@ -133,7 +139,7 @@ def compare_with_components(
 def run_in_subprocess(size: int, *arguments: str) -> Any:
     """Run this file in a new process, with the allocator settings of the command line for an image size."""
     command = [sys.executable, __file__, *arguments]
-    environment = os.environ | (ONE_HEAP if size > LARGE_INPUT else {})
+    environment = os.environ | (SINGLE_HEAP_ENVIRONMENT if size > LARGE_INPUT else {})
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
     # A process that ran out of memory has no result.
     return json.loads(done.stdout) if done.returncode == 0 else None
@@ -162,12 +168,12 @@ def compare_bf16_flows(root: Path, images: int, device: str) -> float:
     for precision in ("float32", "bf16"):
         with (
             tempfile.TemporaryDirectory() as folder,
-            equipped(source, backbone.device.type, cores()) as equipment,
+            extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
         ):
             _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
             rows = staging.staged(backbone.card.hash, train)
-            mean = accumulate(rows, N_CLASSES, backbone.card.features).mean
+            mean = accumulate_moments(rows, N_CLASSES, backbone.card.features).mean
             flows.append((mean.sum(axis=0) - mean) / (N_CLASSES - 1) - mean)
     a, b = (flow.ravel() for flow in flows)
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -240,6 +246,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, print, and write the figures; in a subprocess, print one measurement as JSON."""
+    keep_freed_memory()
     arguments = parse_arguments()
     device = arguments.device
     processes = [int(number) for number in arguments.processes.split(",") if number]
@@ -263,7 +270,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {
         "benchmark": "extraction",
         "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "cores": cores(),
+        "cores": count_cores(),
         "torch": torch.__version__,
         "parts": [],
         "plain_loop": [],

@@ -30,9 +30,10 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.features import PassOptions, stage_tasks
+from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging, make_tasks
@@ -100,7 +101,8 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
     tasks = make_tasks(
-        source, select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+        source,
+        select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
@@ -251,6 +253,7 @@ def grouped(rows: list[Row], *names: str) -> dict[str, list[Row]]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--features", type=Path, help=".npz file to keep the features in between runs")
     parser.add_argument("--quick", action="store_true", help="two small cases only")

@@ -3,27 +3,29 @@
 It is done in this process, or in others, see `sfm.pipeline.decoding_processes`.
 """
 
-import numpy as np
-import numpy.typing as npt
 import struct
 import time
 import zlib
-from PIL import Image
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import draw_crops, stream
-from sfm.backbones.preprocess import crop, look_through
-from sfm.backbones.rendering import Rendering, render
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IMAGE_MARKS, SkippedSample
+from sfm.random_streams import make_rng
 from sfm.text import summarize_error
-from typing import Literal
-
 
 VIEW_STREAM = 5
 """Purpose of the random streams that views are drawn from."""
@@ -34,7 +36,18 @@ READER_THREADS = 2
 MAX_REASON_CHARACTERS = 300
 """Of what an image library says about bytes that are no image."""
 
-DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error, zlib.error)
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
 """What image libraries raise on bytes that are no image depends on the bytes."""
 
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
@@ -83,7 +96,7 @@ class DecodedBatch:
         Encoded bytes of its samples.
     skipped : list of Skipped
     seconds : float
-        What it took one thread to decode and crop.
+        What it took one thread to decode and crop_image.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
     marked : dict of str to dict of int to str
         Of the samples that have one of `sfm.pipeline.staging.IMAGE_MARKS`, place and name.
@@ -103,8 +116,13 @@ BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[D
 """Decodes a batch; its pixels are there within the context only."""
 
 
-def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], wanted: DecodingOptions, pixels: PixelArrays | None = None) -> DecodedBatch:
-    """Decode samples and crop them.
+def decode_batch(
+    batch: SampleBatch,
+    decode: Callable[[bytes], Image.Image],
+    wanted: DecodingOptions,
+    pixels: PixelArrays | None = None,
+) -> DecodedBatch:
+    """Decode samples and crop_image them.
 
     Parameters
     ----------
@@ -122,7 +140,9 @@ def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], wan
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
     if pixels is None:
-        pixels = split_into_pixel_arrays(np.empty(count_pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
+        pixels = split_into_pixel_arrays(
+            np.empty(count_pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch)
+        )
     kept: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
@@ -133,11 +153,11 @@ def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], wan
         try:
             if sample.fault:
                 raise ValueError(sample.fault)
-            rendered = render(decode(sample.data), wanted.rendering)
+            rendered = render_image(decode(sample.data), wanted.rendering)
             image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
-                rows[0] = crop(image, preprocessing)
+                rows[0] = crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, wanted.views, wanted.seed)
             kept.append((place, sample.where, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
@@ -146,7 +166,10 @@ def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], wan
         except DECODING_ERRORS as error:
             why = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if wanted.on_error == "fail":
-                raise InputError(f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be decoded with --on-error skip") from error
+                raise InputError(
+                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what "
+                    f"cannot be decoded with --on-error skip"
+                ) from error
             skipped.append(SkippedSample(place, sample.where, why))
         seconds += time.perf_counter() - began
     return DecodedBatch(
@@ -170,15 +193,17 @@ def merge_marks(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[in
     return found
 
 
-def render_views(image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int) -> npt.NDArray[np.uint8]:
+def render_views(
+    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
+) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as a backbone is fed with them: shape (views, y, x, channel).
 
     Where they look depends on the image's digest and the seed alone, whenever and wherever it is read.
     """
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(stream(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
-    return look_through(image, preprocessing, crops)
+    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
+    return crop_views(image, preprocessing, crops)
 
 
 def count_pixel_bytes(wanted: DecodingOptions, images: int) -> int:
@@ -186,7 +211,9 @@ def count_pixel_bytes(wanted: DecodingOptions, images: int) -> int:
     return (1 + wanted.views) * images * sum(3 * p.input_size**2 for p in wanted.preprocessings)
 
 
-def split_into_pixel_arrays(memory: npt.NDArray[np.uint8], wanted: DecodingOptions, images: int) -> PixelArrays:
+def split_into_pixel_arrays(
+    memory: npt.NDArray[np.uint8], wanted: DecodingOptions, images: int
+) -> PixelArrays:
     """Return the arrays of the pixels of so many images, one after the other in memory.
 
     Each is of shape (1 + views, images, y, x, channel).

@@ -6,17 +6,13 @@ leave the device idle. A process that decodes loads no torch, so that it is ther
 in memory that it shares with this process.
 """
 
-import cloudpickle
 import math
 import mmap
-import numpy as np
-import numpy.typing as npt
 import os
 import pickle
 import subprocess
 import sys
 import traceback
-from PIL import Image
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -25,12 +21,27 @@ from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from sfm.errors import InputError
-from sfm.pipeline.decoding import BatchDecoder, DecodedBatch, DecodingOptions, PixelArrays, SampleBatch, count_pixel_bytes, decode_batch, merge_marks, split_into_pixel_arrays
-from sfm.pipeline.sources.sample import Sample, SampleFile
-from sfm.pipeline.staging import IncompleteExtractionError
 from typing import BinaryIO
 
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfm.errors import InputError
+from sfm.pipeline.decoding import (
+    BatchDecoder,
+    DecodedBatch,
+    DecodingOptions,
+    PixelArrays,
+    SampleBatch,
+    count_pixel_bytes,
+    decode_batch,
+    merge_marks,
+    split_into_pixel_arrays,
+)
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import IncompleteExtractionError
 
 CHUNK_IMAGES = 32
 """Images that a process decodes at a time, at most: few, so that none works long on the last ones while
@@ -65,7 +76,9 @@ class SharedBuffer:
 
 
 @contextmanager
-def decoding_process_pool(decode: Callable[[bytes], Image.Image], count: int, batches: int) -> Iterator[BatchDecoder]:
+def decoding_process_pool(
+    decode: Callable[[bytes], Image.Image], count: int, batches: int
+) -> Iterator[BatchDecoder]:
     """Have processes decode, a part of a batch each.
 
     Parameters
@@ -90,7 +103,10 @@ def decoding_process_pool(decode: Callable[[bytes], Image.Image], count: int, ba
     try:
         sent = cloudpickle.dumps(decode)
     except Exception as error:
-        raise InputError(f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have the source's decode hold only what can be pickled, or use --device cpu") from error
+        raise InputError(
+            f"what decodes the images cannot be sent to the processes that decode for a GPU "
+            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
+        ) from error
     least = math.ceil(count / batches)
     idle: SimpleQueue[ChunkDecoder] = SimpleQueue()
     free: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
@@ -116,11 +132,17 @@ def decoding_process_pool(decode: Callable[[bytes], Image.Image], count: int, ba
             answers: list[Future[DecodedBatch]] = []
             try:
                 rows, end = write_samples(batch, wanted, memory)
-                parts = [BatchChunk(number, end, wanted, len(rows), *cut) for cut in split_into_chunks(rows, least)]
+                parts = [
+                    BatchChunk(number, end, wanted, len(rows), *cut) for cut in split_into_chunks(rows, least)
+                ]
                 for part in parts:
                     answers.append(asking.submit(answered, part))
                 found = [answer.result() for answer in answers]
-                yield merge_chunks(found, [part.first for part in parts], split_into_pixel_arrays(memory.bytes, wanted, len(rows)))
+                yield merge_chunks(
+                    found,
+                    [part.first for part in parts],
+                    split_into_pixel_arrays(memory.bytes, wanted, len(rows)),
+                )
             finally:
                 # The memory is theirs until the last of them is done, also where one of them has failed.
                 wait(answers)
@@ -165,7 +187,9 @@ ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Asks a process; the pixels of its answer are in the shared memory."""
 
 
-def write_samples(batch: SampleBatch, wanted: DecodingOptions, memory: SharedBuffer) -> tuple[list[SampleLocation], int]:
+def write_samples(
+    batch: SampleBatch, wanted: DecodingOptions, memory: SharedBuffer
+) -> tuple[list[SampleLocation], int]:
     """Lay the samples of a batch that are read down in shared memory, behind its pixels.
 
     Returns
@@ -212,7 +236,13 @@ def merge_chunks(parts: Sequence[DecodedBatch], firsts: Sequence[int], whole: Pi
     """
     skipped = [skipped for part in parts for skipped in part.skipped]
     if skipped:
-        whole = {preprocessing: np.concatenate([rows[:, first : first + len(part.kept)] for part, first in zip(parts, firsts, strict=True)], axis=1) for preprocessing, rows in whole.items()}
+        whole = {
+            preprocessing: np.concatenate(
+                [rows[:, first : first + len(part.kept)] for part, first in zip(parts, firsts, strict=True)],
+                axis=1,
+            )
+            for preprocessing, rows in whole.items()
+        }
     return DecodedBatch(
         kept=[place for part in parts for place in part.kept],
         where=[where for part in parts for where in part.where],
@@ -240,9 +270,13 @@ def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[ChunkDe
         ours, theirs = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
         given = f"{theirs.fileno()}, {list(memories)}"
-        program = f"import sys; sys.path[:] = {path!r}; from {__name__} import serve_chunks; serve_chunks({given})"
+        program = (
+            f"import sys; sys.path[:] = {path!r}; from {__name__} import serve_chunks; serve_chunks({given})"
+        )
         # In a session of its own: Ctrl-C is for the process that started it, which ends it.
-        process = subprocess.Popen([sys.executable, "-c", program], pass_fds=[theirs.fileno(), *memories], start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], pass_fds=[theirs.fileno(), *memories], start_new_session=True
+        )
         stack.callback(process.wait)
         stack.callback(process.kill)
         theirs.close()
@@ -257,7 +291,10 @@ def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[ChunkDe
                 ours.send(part)
                 answer: DecodedBatch | Exception = ours.recv()
             except (EOFError, OSError) as error:
-                raise IncompleteExtractionError("a process that decodes images was lost, perhaps for want of memory: run the same command again; an extraction goes on from the last complete partition") from error
+                raise IncompleteExtractionError(
+                    "a process that decodes images was lost, perhaps for want of memory: run the "
+                    "same command again; an extraction goes on from the last complete partition"
+                ) from error
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -282,8 +319,19 @@ def serve_chunks(connection: int, descriptors: Sequence[int]) -> None:
         while True:
             part: BatchChunk = asking.recv()
             memory = memories[part.memory].seen(part.size)
-            batch: SampleBatch = [(place, Sample(memory[slice(*span)].tobytes(), label, where) if span else SampleFile(where, label)) for place, label, where, span in part.rows]
-            pixels = {preprocessing: rows[:, part.first : part.first + len(batch)] for preprocessing, rows in split_into_pixel_arrays(memory, part.wanted, part.images).items()}
+            batch: SampleBatch = [
+                (
+                    place,
+                    Sample(memory[slice(*span)].tobytes(), label, where)
+                    if span
+                    else SampleFile(where, label),
+                )
+                for place, label, where, span in part.rows
+            ]
+            pixels = {
+                preprocessing: rows[:, part.first : part.first + len(batch)]
+                for preprocessing, rows in split_into_pixel_arrays(memory, part.wanted, part.images).items()
+            }
             answer: DecodedBatch | Exception
             try:
                 # From the process that started this one, and from nobody else.

@@ -1,15 +1,18 @@
 """``sfm extract --dry-run``: what an extraction would do, with time and space estimated from a probe."""
 
 import itertools
-import numpy as np
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from sfm.backbones.arithmetic import whole_float32
+from typing import Any
+
+import numpy as np
+
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.cost_model import estimate_statistics_cost, measure_operations_per_second
 from sfm.pipeline.decoding import SampleBatch
@@ -18,15 +21,19 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.features import BatchFeatures, PassOptions, compute_batch_features
 from sfm.pipeline.file_counts import count_files, make_file_counts
 from sfm.pipeline.hold_out import count_held_out, open_dataset
-from sfm.pipeline.runtime import BATCH_IMAGES, count_cores, extraction_runtime, one_torch_thread, optimize_for_inference
+from sfm.pipeline.runtime import (
+    BATCH_IMAGES,
+    count_cores,
+    extraction_runtime,
+    one_torch_thread,
+    optimize_for_inference,
+)
 from sfm.pipeline.selection import SampleSelection, select_by_listed_labels
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.staging import IMAGE_MARKS, PartitionTask, make_tasks
 from sfm.stats_store.cards import FileCounts
-from typing import Any
-
 
 PROBE_SHARE = 0.01
 MIN_PROBE_IMAGES, MAX_PROBE_IMAGES = 96, 384
@@ -103,7 +110,9 @@ class ExtractionEstimate:
     classes_met: int = 0
 
 
-def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_progress) -> ExtractionEstimate:
+def estimate_extraction(
+    config: ExtractConfig, progress: ProgressCallback = no_progress
+) -> ExtractionEstimate:
     """Open source and backbones, look at a few images, and estimate; nothing is written.
 
     Raises
@@ -115,7 +124,16 @@ def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_p
     """
     source = open_dataset(config)
     selection = select_by_listed_labels(config, source)
-    backbones = [load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress) for spec in dict.fromkeys(config.backbone)]
+    backbones = [
+        load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
+        for spec in dict.fromkeys(config.backbone)
+    ]
     tasks = make_tasks(source, selection)
     samples, met = count_samples(source, selection, progress)
     total = sum(samples.values())
@@ -137,14 +155,21 @@ def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_p
         samples=samples,
         counted=selection is not None,
         partitions=len(tasks),
-        backbones=[BackboneEstimate(b.card.spec, b.card.hash, s, b.card.features) for b, s in zip(backbones, sizes, strict=True)],
+        backbones=[
+            BackboneEstimate(b.card.spec, b.card.hash, s, b.card.features)
+            for b, s in zip(backbones, sizes, strict=True)
+        ],
         entries=len(backbones) * len(list_roles(config)),
         probed=probed,
         undecodable=undecodable,
         images_per_second=rate,
         seconds=total / rate,
         staging_bytes=32 * total + 4 * sum(widths) * (total + config.views * samples["train"]),
-        store_bytes=len(list_roles(config)) * sum(estimate_entry_bytes(config, w, s, classes or met, samples) for w, s in zip(widths, sizes, strict=True)),
+        store_bytes=len(list_roles(config))
+        * sum(
+            estimate_entry_bytes(config, w, s, classes or met, samples)
+            for w, s in zip(widths, sizes, strict=True)
+        ),
         files=files.model_dump(),
         notes=source.inventory.notes,
         statistics_seconds=estimate_statistics_seconds(config, backbones, classes or met, samples["train"]),
@@ -152,7 +177,9 @@ def estimate_extraction(config: ExtractConfig, progress: ProgressCallback = no_p
     )
 
 
-def estimate_statistics_seconds(config: ExtractConfig, backbones: Sequence[Backbone], classes: int | None, samples: int) -> float | None:
+def estimate_statistics_seconds(
+    config: ExtractConfig, backbones: Sequence[Backbone], classes: int | None, samples: int
+) -> float | None:
     """Estimate the seconds that the statistics of all entries take after the pass, on this machine."""
     if not classes:
         return None
@@ -168,7 +195,9 @@ def estimate_statistics_seconds(config: ExtractConfig, backbones: Sequence[Backb
     return seconds
 
 
-def count_samples(source: Source, selection: SampleSelection | None, progress: ProgressCallback) -> tuple[dict[str, int], int]:
+def count_samples(
+    source: Source, selection: SampleSelection | None, progress: ProgressCallback
+) -> tuple[dict[str, int], int]:
     """Return the number of samples by split, and of the classes met while counting.
 
     Of streams, the samples of the first shard are counted, times the number of shards.
@@ -187,7 +216,9 @@ def count_samples(source: Source, selection: SampleSelection | None, progress: P
     return found, len(met)
 
 
-def subtract_held_out(selection: SampleSelection | None, samples: dict[str, int], fraction: float) -> dict[str, int]:
+def subtract_held_out(
+    selection: SampleSelection | None, samples: dict[str, int], fraction: float
+) -> dict[str, int]:
     """Return the samples by split once a share of the training split is held out."""
     held = round(fraction * samples["train"])
     if selection is not None:
@@ -222,7 +253,13 @@ def read_probe_samples(source: Source, tasks: Sequence[PartitionTask], most: int
         yield from prefetch_samples(itertools.islice(itertools.chain.from_iterable(streams), most))
 
 
-def probe_images(source: Source, tasks: Sequence[PartitionTask], backbones: Sequence[Backbone], config: ExtractConfig, total: int) -> tuple[int, int, float, dict[str, int]]:
+def probe_images(
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Sequence[Backbone],
+    config: ExtractConfig,
+    total: int,
+) -> tuple[int, int, float, dict[str, int]]:
     """Look at a few images as the pass does.
 
     Returns
@@ -230,11 +267,24 @@ def probe_images(source: Source, tasks: Sequence[PartitionTask], backbones: Sequ
     int, int, float, dict of str to int
         Images looked at, those that cannot be decoded, the rest per second, and how many have each mark.
     """
-    backbones = optimize_for_inference(backbones, config.precision)
+    backbones = optimize_for_inference(backbones, config.precision, config.execution)
     device = backbones[0].device.type
-    rules = PassOptions(None, "skip", config.precision, config.views, config.seed, source.rendering)
-    samples = list(enumerate(read_probe_samples(source, tasks, min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total))))))
-    with one_torch_thread(), whole_float32(), extraction_runtime(source, device, config.threads or count_cores()) as equipment, ThreadPoolExecutor(equipment.threads) as pool:
+    rules = PassOptions(
+        None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution
+    )
+    samples = list(
+        enumerate(
+            read_probe_samples(
+                source, tasks, min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total)))
+            )
+        )
+    )
+    with (
+        one_torch_thread(),
+        tf32_disabled(),
+        extraction_runtime(source, device, config.threads or count_cores()) as equipment,
+        ThreadPoolExecutor(equipment.threads) as pool,
+    ):
         size = min(BATCH_IMAGES[device], max(1, len(samples) // equipment.threads))
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         # Not timed: of another size, it would be a first of its kind, which takes a GPU a second or more.
@@ -254,7 +304,9 @@ def probe_images(source: Source, tasks: Sequence[PartitionTask], backbones: Sequ
     return len(samples), undecodable, rate, marked
 
 
-def estimate_entry_bytes(config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]) -> int:
+def estimate_entry_bytes(
+    config: ExtractConfig, width: int, size: int, classes: int, samples: dict[str, int]
+) -> int:
     """Return the size of an entry's arrays: features in two bytes, all else as the schema says."""
     per_class = width * (8 + 8 + 4) + sum(k * (4 * width + 8) for k in config.sub_classes) + 12
     found = classes * per_class + 8 * width * width

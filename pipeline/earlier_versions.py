@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
-from sfm.backbones.rendering import DEFAULT
+from sfm.backbones.rendering import DEFAULT_RENDERING
 from sfm.pipeline.pixel_marks import MarkCount
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.spec_options import parse_options
@@ -16,7 +16,7 @@ from sfm.stats_store.store import Store
 def has_chosen_background(source: Source) -> bool:
     """Say whether a background was chosen: an entry that may have dropped transparency is no answer then."""
     _, options = parse_options(source.spec.partition(":")[2])
-    return "background" in options or source.rendering.background != DEFAULT.background
+    return "background" in options or source.rendering.background != DEFAULT_RENDERING.background
 
 
 def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -> ExtractionCard:

@@ -1,26 +1,27 @@
 """Which rows make up an entry: the whole dataset, or a training split divided for tuning."""
 
-import numpy as np
-import numpy.typing as npt
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from sfm.backbones.crops import stream
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.file_counts import count_files
 from sfm.pipeline.fingerprint import FingerprintBuilder
 from sfm.pipeline.hold_out import make_hold_out_keys, mark_held_out_rows
 from sfm.pipeline.pixel_marks import MarkCount, count_marks, find_marked_rows
-from sfm.pipeline.selection import SampleSelection, UNUSED_LABEL, select_samples
+from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection, select_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import require_consistent_labels
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.staging import PartitionTask, StagedFeatures, StagedPartition, Staging, TaskResult
+from sfm.random_streams import make_rng
 from sfm.stats_store.cards import FileCounts
 from sfm.text import escape_non_utf8, format_names
-from typing import Any, Literal
-
 
 EntryRole = Literal["full", "tuning"]
 
@@ -98,7 +99,9 @@ def iterate_digests(staging: Staging, work: Sequence[StagedPartition]) -> Iterat
         yield staging.digests(partition)
 
 
-def read_digests(staging: Staging, work: Sequence[StagedPartition], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+def read_digests(
+    staging: Staging, work: Sequence[StagedPartition], rows: npt.NDArray[np.intp]
+) -> npt.NDArray[np.uint8]:
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
     found = np.zeros((*rows.shape, 32), dtype=np.uint8)
     start = 0
@@ -134,7 +137,9 @@ class PassResult:
     files: FileCounts
 
 
-def collect_pass_result(config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], staging: Staging) -> PassResult:
+def collect_pass_result(
+    config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], staging: Staging
+) -> PassResult:
     """Put together what the tasks of a pass found, and choose the samples that make up the entries.
 
     Raises
@@ -157,9 +162,17 @@ def collect_pass_result(config: ExtractConfig, source: Source, tasks: Sequence[P
         sizes = {name: [own.read for task, own in told if task.split == name] for name in source.splits}
     else:
         class_ids, labels = source.class_ids or [], known
-        sizes = {name: [0 if shard.labels is None else len(shard.labels) for shard in split.shards] for name, split in source.splits.items()}
+        sizes = {
+            name: [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
+            for name, split in source.splits.items()
+        }
     none = np.zeros(0, dtype=np.int64)
-    unreadable = {name: np.concatenate([none, *(rows[t.name][[s.place for s in own.skipped]] for t, own in told if t.split == name)]) for name in source.splits}
+    unreadable = {
+        name: np.concatenate(
+            [none, *(rows[t.name][[s.place for s in own.skipped]] for t, own in told if t.split == name)]
+        )
+        for name in source.splits
+    }
     selection = select_samples(config, class_ids, source.class_names, labels, unreadable)
     beside = Counter(source.inventory.unused)
     for _, own in told:
@@ -168,12 +181,16 @@ def collect_pass_result(config: ExtractConfig, source: Source, tasks: Sequence[P
     for task, own in told:
         samples = rows[task.name][own.kept]
         own_labels = selection.labels[task.split][samples]
-        partitions.append(StagedPartition(task.split, task.number, samples, own_labels, find_marked_rows(own), own.examples))
+        partitions.append(
+            StagedPartition(task.split, task.number, samples, own_labels, find_marked_rows(own), own.examples)
+        )
     files = count_files(class_ids, labels, selection, unreadable, beside)
     return PassResult(selection, partitions, sizes, skipped, files)
 
 
-def compute_positions(source: Source, told: Sequence[tuple[PartitionTask, TaskResult]]) -> dict[str, npt.NDArray[np.int64]]:
+def compute_positions(
+    source: Source, told: Sequence[tuple[PartitionTask, TaskResult]]
+) -> dict[str, npt.NDArray[np.int64]]:
     """Return, by task, the positions in the split of the samples that were read."""
     start = dict.fromkeys(source.splits, 0)
     rows = {}
@@ -183,7 +200,9 @@ def compute_positions(source: Source, told: Sequence[tuple[PartitionTask, TaskRe
     return rows
 
 
-def collect_classes(source: Source, told: Sequence[tuple[PartitionTask, TaskResult]]) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
+def collect_classes(
+    source: Source, told: Sequence[tuple[PartitionTask, TaskResult]]
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
     """Return the classes of a source whose labels came with its samples, and all labels, by split.
 
     Raises
@@ -192,23 +211,43 @@ def collect_classes(source: Source, told: Sequence[tuple[PartitionTask, TaskResu
         If samples are of classes that the source does not name, the splits hold different classes, or a
         class is written in two ways.
     """
-    require_consistent_labels(source.spec, [(label, text) for _, own in told for label, texts in zip(own.classes, own.written, strict=False) for text in texts])
-    met = {name: {label for task, own in told if task.split == name for label in own.classes} for name in source.splits}
+    require_consistent_labels(
+        source.spec,
+        [
+            (label, text)
+            for _, own in told
+            for label, texts in zip(own.classes, own.written, strict=False)
+            for text in texts
+        ],
+    )
+    met = {
+        name: {label for task, own in told if task.split == name for label in own.classes}
+        for name in source.splits
+    }
     if source.class_ids is None:
         odd = sorted(met["train"] ^ met["test"])
         if odd and source.test.shards:
-            raise InputError(f"the training and the held-out split of {source.spec} hold different classes: {format_names(odd)} in one only")
+            raise InputError(
+                f"the training and the held-out split of {source.spec} hold different classes: "
+                f"{format_names(odd)} in one only"
+            )
         class_ids = sorted(met["train"])
         require_storable_classes(class_ids, None, source.spec)
     else:
         class_ids = source.class_ids
         unknown = sorted((met["train"] | met["test"]) - set(class_ids))
         if unknown:
-            raise InputError(f"{source.spec} has samples of classes that it does not name: {format_names(unknown)}")
+            raise InputError(
+                f"{source.spec} has samples of classes that it does not name: {format_names(unknown)}"
+            )
     index = {class_id: c for c, class_id in enumerate(class_ids)}
     labels = {}
     for name in source.splits:
-        parts = [np.array([index[label] for label in own.classes], dtype=np.int32)[own.labels] for task, own in told if task.split == name and own.read]
+        parts = [
+            np.array([index[label] for label in own.classes], dtype=np.int32)[own.labels]
+            for task, own in told
+            if task.split == name and own.read
+        ]
         labels[name] = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
     return class_ids, labels
 
@@ -224,14 +263,18 @@ def select_entry_rows(config: ExtractConfig, gathered: PassResult, staging: Stag
     if config.hold_out is None:
         held_out = np.concatenate([p.labels for p in test]) != UNUSED_LABEL
         tally = FingerprintBuilder()
-        for partition, digests in zip((*train, *test), iterate_digests(staging, (*train, *test)), strict=True):
+        for partition, digests in zip(
+            (*train, *test), iterate_digests(staging, (*train, *test)), strict=True
+        ):
             rows = partition.labels != UNUSED_LABEL
             tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
         every = int(sizes[in_use].sum())
         marked = count_marks([(train, in_use), (test, held_out)])
         parts = [EntryRows("full", train, test, in_use, held_out, every, tally.fingerprint(), marked)]
     else:
-        keys = np.concatenate([make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)])
+        keys = np.concatenate(
+            [make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)]
+        )
         held_out = mark_held_out_rows(labels, keys, class_ids, config.hold_out)
         parts = [split_training_rows("full", train, in_use & ~held_out, held_out, class_ids, sizes, staging)]
         labels, in_use = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32), in_use & ~held_out
@@ -241,7 +284,15 @@ def select_entry_rows(config: ExtractConfig, gathered: PassResult, staging: Stag
     return parts
 
 
-def split_training_rows(role: EntryRole, train: list[StagedPartition], kept: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], class_ids: Sequence[str], sizes: npt.NDArray[np.int64], staging: Staging) -> EntryRows:
+def split_training_rows(
+    role: EntryRole,
+    train: list[StagedPartition],
+    kept: npt.NDArray[np.bool_],
+    held: npt.NDArray[np.bool_],
+    class_ids: Sequence[str],
+    sizes: npt.NDArray[np.int64],
+    staging: Staging,
+) -> EntryRows:
     """Return the part whose training and held-out rows both come from the training split.
 
     Parameters
@@ -261,7 +312,9 @@ def split_training_rows(role: EntryRole, train: list[StagedPartition], kept: npt
     return EntryRows(role, train, train, kept, held, int(sizes[kept].sum()), tally.fingerprint(), marked)
 
 
-def draw_held_out_rows(labels: npt.NDArray[np.int32], class_ids: Sequence[str], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def draw_held_out_rows(
+    labels: npt.NDArray[np.int32], class_ids: Sequence[str], fraction: float, seed: int
+) -> npt.NDArray[np.bool_]:
     """Mark a random fraction of every class, at least one sample and not all.
 
     Raises
@@ -275,5 +328,5 @@ def draw_held_out_rows(labels: npt.NDArray[np.int32], class_ids: Sequence[str], 
         if len(own) < 2:
             raise InputError(f"class {class_id} has one training image; --tune-fraction needs two or more")
         count = min(max(1, round(fraction * len(own))), len(own) - 1)
-        held[stream(seed, 4, c).permutation(own)[:count]] = True
+        held[make_rng(seed, 4, c).permutation(own)[:count]] = True
     return held

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import stream
-from sfm.backbones.preprocess import crop
-from sfm.backbones.rendering import render
+from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import StagedFeatures
+from sfm.random_streams import make_rng
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
@@ -58,7 +58,7 @@ def choose_exemplars(
     for c in range(classes):
         own = np.flatnonzero(labels == c)
         near = own[np.argsort(distance[own], kind="stable")][:nearest]
-        random = stream(seed, 3, c).permutation(own)[: number - nearest]
+        random = make_rng(seed, 3, c).permutation(own)[: number - nearest]
         sample[c, : len(near)], role[c, : len(near)] = near, NEAREST
         sample[c, nearest : nearest + len(random)], role[c, nearest : nearest + len(random)] = random, RANDOM
     return ExemplarChoice(sample, role)
@@ -100,6 +100,6 @@ def read_exemplar_images(
     for row, place, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
         if digest_sample(sample.data) != digests[np.unravel_index(place, samples.shape)].tobytes():
             raise InputError(f"{sample.where} changed while it was extracted; run again")
-        rendered = render(source.decode(sample.data), source.rendering)
-        images[samples == row] = crop(rendered.image, preprocessing)
+        rendered = render_image(source.decode(sample.data), source.rendering)
+        images[samples == row] = crop_image(rendered.image, preprocessing)
     return images

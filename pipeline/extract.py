@@ -1,23 +1,36 @@
 """``sfm extract``: source -> features -> moments -> entry in the store."""
 
 import time
-import torch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
+
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import expand_home, get_cache_folder
 from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries, has_chosen_background
 from sfm.pipeline.entry import EntryContext, publish_entry
 from sfm.pipeline.entry_rows import collect_pass_result, list_roles, make_entry_options, select_entry_rows
-from sfm.pipeline.existing_entries import describe_display_name_changes, require_same_licence, require_same_name
+from sfm.pipeline.existing_entries import (
+    describe_display_name_changes,
+    require_same_licence,
+    require_same_name,
+)
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, PassProgress, PassSummary, find_missing_backbones, stage_tasks, track_pass
+from sfm.pipeline.features import (
+    PassOptions,
+    PassProgress,
+    PassSummary,
+    find_missing_backbones,
+    stage_tasks,
+    track_pass,
+)
 from sfm.pipeline.flow_agreement import measure_flow_cosines
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.pixel_marks import make_rendering_options
@@ -101,10 +114,23 @@ def _extract(config: ExtractConfig, progress: ProgressCallback) -> ExtractionRes
     """Do what :func:`extract` says, with torch's threads set."""
     source = open_dataset(config)
     selection = select_by_listed_labels(config, source)
-    backbones = {spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress) for spec in dict.fromkeys(config.backbone)}
+    backbones = {
+        spec: load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
+        for spec in dict.fromkeys(config.backbone)
+    }
     store = create_store(config.store)
     listing = digest_listing(config, source)
-    known = {} if config.replace or config.rehash else find_existing_entries(store, config, source, backbones.values(), listing)
+    known = (
+        {}
+        if config.replace or config.rehash
+        else find_existing_entries(store, config, source, backbones.values(), listing)
+    )
     standing = [p for entries in known.values() for p in entries]
     require_same_name(config, standing)
     require_same_licence(config, store, standing)
@@ -113,13 +139,41 @@ def _extract(config: ExtractConfig, progress: ProgressCallback) -> ExtractionRes
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
         notes = collect_notes(source, store, published, cards)
-        return ExtractionResult(published, PassSummary(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files)
-    key = compute_digest(listing, source.spec, str(config.limit_per_class), config.precision, str(source.rendering), version("sfm-distill"), torch.__version__)
-    rules = PassOptions(config.limit_per_class, config.on_error, config.precision, config.views, config.seed, source.rendering)
+        return ExtractionResult(
+            published,
+            PassSummary(0, 0, 0.0),
+            cards[0].skipped,
+            cards=cards,
+            notes=notes,
+            files=cards[0].files,
+        )
+    key = compute_digest(
+        listing,
+        source.spec,
+        str(config.limit_per_class),
+        config.precision,
+        str(source.rendering),
+        version("sfm-distill"),
+        torch.__version__,
+        *(() if config.execution == "auto" else (config.execution,)),
+    )
+    rules = PassOptions(
+        config.limit_per_class,
+        config.on_error,
+        config.precision,
+        config.views,
+        config.seed,
+        source.rendering,
+        config.execution,
+    )
     like = None if config.staging else local_path(config.store)
     with open_staging(choose_staging_folder(config), key[:32], like) as staging:
         tasks = make_tasks(source, selection)
-        work = [task for task in tasks if find_missing_backbones(task, absent.values(), staging, rules) is not None]
+        work = [
+            task
+            for task in tasks
+            if find_missing_backbones(task, absent.values(), staging, rules) is not None
+        ]
         with run_staging(config, source, work, absent, staging, rules, progress) as (device, steps):
             features = track_pass(steps, tasks, work, staging, progress)
         gathered = collect_pass_result(config, source, tasks, staging)
@@ -127,7 +181,9 @@ def _extract(config: ExtractConfig, progress: ProgressCallback) -> ExtractionRes
         cosines = {}
         # Another kind of device than the workers' would round otherwise.
         if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
-            cosines = measure_flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
+            cosines = measure_flow_cosines(
+                source, tasks, list(absent.values()), rules, progress, config.threads
+            )
         job = EntryContext(config, source, store, staging, final, device, features, gathered, cosines)
         parts = select_entry_rows(config, gathered, staging)
         began = time.perf_counter()
@@ -139,14 +195,29 @@ def _extract(config: ExtractConfig, progress: ProgressCallback) -> ExtractionRes
     require_same_licence(config, store, published)
     read = [backbone.card.hash for backbone in absent.values()]
     marked = {(backbone, part.role): part.marked for backbone in read for part in parts}
-    cards = [add_mark_counts(store.open(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role))) for p in published]
+    cards = [
+        add_mark_counts(
+            store.open(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role))
+        )
+        for p in published
+    ]
     notes = collect_notes(source, store, published, cards)
     # The entry of the same images may be of another folder, with other files beside them.
-    return ExtractionResult(published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files)
+    return ExtractionResult(
+        published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files
+    )
 
 
 @contextmanager
-def run_staging(config: ExtractConfig, source: Source, work: Sequence[PartitionTask], backbones: Mapping[str, Backbone], staging: Staging, rules: PassOptions, progress: ProgressCallback) -> Iterator[tuple[str, Iterator[PassProgress]]]:
+def run_staging(
+    config: ExtractConfig,
+    source: Source,
+    work: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    rules: PassOptions,
+    progress: ProgressCallback,
+) -> Iterator[tuple[str, Iterator[PassProgress]]]:
     """Have tasks staged in this process, or by workers if they are asked for and there is something to do.
 
     Yields
@@ -157,15 +228,21 @@ def run_staging(config: ExtractConfig, source: Source, work: Sequence[PartitionT
     if work and (config.workers or config.scheduler):
         from sfm.pipeline.worker_pool import worker_pool
 
-        with worker_pool(config, source, backbones, staging, rules, progress) as workers, closing(workers.stage_tasks(work)) as steps:
+        with (
+            worker_pool(config, source, backbones, staging, rules, progress) as workers,
+            closing(workers.stage_tasks(work)) as steps,
+        ):
             yield workers.device, steps
         return
     device = next(iter(backbones.values())).device.type
     if not work:
         yield device, iter(())
         return
-    here = optimize_for_inference(backbones.values(), rules.precision)
-    with extraction_runtime(source, device, config.threads or count_cores()) as equipment, closing(stage_tasks(source, work, here, staging, rules, equipment)) as steps:
+    here = optimize_for_inference(backbones.values(), rules.precision, rules.execution)
+    with (
+        extraction_runtime(source, device, config.threads or count_cores()) as equipment,
+        closing(stage_tasks(source, work, here, staging, rules, equipment)) as steps,
+    ):
         yield device, steps
 
 
@@ -185,12 +262,20 @@ def digest_skipped_listing(listing: str) -> str:
     return compute_digest(listing, "skipped")
 
 
-def collect_notes(source: Source, store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]) -> tuple[str, ...]:
+def collect_notes(
+    source: Source, store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+) -> tuple[str, ...]:
     """Return what the source chose, and what entries that were there already lack of what was asked for."""
-    return (*source.inventory.notes, *describe_display_name_changes(source, store, published), *describe_earlier_entries(store, published, cards))
+    return (
+        *source.inventory.notes,
+        *describe_display_name_changes(source, store, published),
+        *describe_earlier_entries(store, published, cards),
+    )
 
 
-def find_existing_entries(store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str) -> dict[str, list[Published]]:
+def find_existing_entries(
+    store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
+) -> dict[str, list[Published]]:
     """Return, by backbone hash, the entries of this listing and these options, where none is missing.
 
     Whether images are composited, so that the background is one of the options, only reading tells: an entry
@@ -198,13 +283,26 @@ def find_existing_entries(store: Store, config: ExtractConfig, source: Source, b
     where a background was chosen.
     """
     kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
-    wanted = [[options_digest(make_entry_options(config, role, kind)) for kind in kinds] for role in list_roles(config)]
+    wanted = [
+        [options_digest(make_entry_options(config, role, kind)) for kind in kinds]
+        for role in list_roles(config)
+    ]
     listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
-    found = {(s.backbone_hash, s.options): Published(s, "already there") for s in store.summaries() if s.listing in listings}
+    found = {
+        (s.backbone_hash, s.options): Published(s, "already there")
+        for s in store.summaries()
+        if s.listing in listings
+    }
     known = {}
     for backbone in backbones:
-        entries = [next((found[key] for digest in digests if (key := (backbone.card.hash, digest)) in found), None) for digests in wanted]
-        if all(entries) and not (has_chosen_background(source) and any(e and store.open(e.summary).extraction.composited is None for e in entries)):
+        entries = [
+            next((found[key] for digest in digests if (key := (backbone.card.hash, digest)) in found), None)
+            for digests in wanted
+        ]
+        if all(entries) and not (
+            has_chosen_background(source)
+            and any(e and store.open(e.summary).extraction.composited is None for e in entries)
+        ):
             known[backbone.card.hash] = [entry for entry in entries if entry]
     return known
 
@@ -223,5 +321,8 @@ def choose_staging_folder(config: ExtractConfig) -> Path:
         return local / "staging"
     cache = get_cache_folder()
     if cache is None:
-        raise InputError("unfinished work has no place to be kept: no home folder is known (HOME is not set); name a folder with --staging")
+        raise InputError(
+            "unfinished work has no place to be kept: no home folder is known (HOME is not set); "
+            "name a folder with --staging"
+        )
     return cache / "sfm" / "staging"

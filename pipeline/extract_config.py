@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
     MAX_ITERATIONS,
     MAX_PROCESSES,
@@ -128,6 +129,11 @@ class ExtractConfig(BaseModel):
     )
     precision: RecipeField[Literal["float32", "bf16"]] = Field(
         default="float32", description="Of the backbones' forward pass; bf16 is faster on a GPU."
+    )
+    execution: RecipeField[ExecutionOption] = Field(
+        default="auto",
+        description="How the backbones are computed: auto (as fast as works here) or eager (plain PyTorch, "
+        "no optimisations).",
     )
     on_error: RecipeField[Literal["fail", "skip"]] = Field(
         default="fail",

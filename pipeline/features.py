@@ -1,15 +1,19 @@
 """The one pass over the raw images: decode once, look through every backbone, stage the features."""
 
-import numpy as np
-import numpy.typing as npt
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from sfm.backbones.arithmetic import whole_float32
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
@@ -21,8 +25,6 @@ from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_QUEUED_BYTES
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import PartitionTask, SkippedSample, Staging, TaskResult
 from sfm.text import escape_non_utf8
-from typing import Literal
-
 
 MAX_PENDING_BATCHES = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
@@ -53,6 +55,7 @@ class PassOptions:
     views: int = 0
     seed: int = 0
     rendering: Rendering = field(default=Rendering())
+    execution: ExecutionOption = "auto"
 
     def kinds(self, backbone: str, split: str) -> list[str]:
         """Return what is staged of a split for a backbone (its hash): features, then those of views."""
@@ -132,7 +135,13 @@ class BatchFeatures:
     marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-def compute_batch_features(batch: SampleBatch, split: str, equipment: ExtractionRuntime, backbones: Sequence[Backbone], rules: PassOptions) -> BatchFeatures:
+def compute_batch_features(
+    batch: SampleBatch,
+    split: str,
+    equipment: ExtractionRuntime,
+    backbones: Sequence[Backbone],
+    rules: PassOptions,
+) -> BatchFeatures:
     """Decode samples, each once, and compute their features with every backbone.
 
     Parameters
@@ -166,17 +175,29 @@ def compute_batch_features(batch: SampleBatch, split: str, equipment: Extraction
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 require_finite(found, backbone.card.spec, decoded.where)
                 features[kind] = found
-    return BatchFeatures(decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked)
+    return BatchFeatures(
+        decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked
+    )
 
 
 def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequence[str]) -> None:
     """Refuse features, shape (n, D), that are not finite; name the first image that has such."""
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        raise InputError(f"{backbone} gives features that are not finite for {where[int(bad[0])]}: check the weights of the backbone, or remove the image")
+        raise InputError(
+            f"{backbone} gives features that are not finite for {where[int(bad[0])]}: check the "
+            f"weights of the backbone, or remove the image"
+        )
 
 
-def iterate_batches(source: Source, task: PartitionTask, equipment: ExtractionRuntime, size: int, limit: int | None, labels: list[tuple[str, str]]) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
+def iterate_batches(
+    source: Source,
+    task: PartitionTask,
+    equipment: ExtractionRuntime,
+    size: int,
+    limit: int | None,
+    labels: list[tuple[str, str]],
+) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
     """Yield the samples of a task in batches, each with its place; batches never span tasks.
 
     Parameters
@@ -205,7 +226,10 @@ def iterate_batches(source: Source, task: PartitionTask, equipment: ExtractionRu
             yield batch
             batch = []
     if task.rows is not None and len(labels) != len(task.rows):
-        raise InputError(f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of partition {task.name} are there; run again")
+        raise InputError(
+            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of "
+            f"partition {task.name} are there; run again"
+        )
     if batch:
         yield batch
 
@@ -215,18 +239,36 @@ def count_encoded_bytes(batch: SampleBatch) -> int:
     return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
 
 
-def find_missing_backbones(task: PartitionTask, backbones: Collection[Backbone], staging: Staging, rules: PassOptions) -> list[Backbone] | None:
+def find_missing_backbones(
+    task: PartitionTask, backbones: Collection[Backbone], staging: Staging, rules: PassOptions
+) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
     found = staging.found(task)
     if found is None:
         return list(backbones)
     rows = len(found.kept)
-    absent = [backbone for backbone in backbones if not all(staging.has(kind, task, np.float32, rows, (backbone.card.features,)) for kind in rules.kinds(backbone.card.hash, task.split))]
-    known = staging.has("sizes", task, np.int64, rows, ()) and staging.has("digests", task, np.uint8, rows, (32,))
+    absent = [
+        backbone
+        for backbone in backbones
+        if not all(
+            staging.has(kind, task, np.float32, rows, (backbone.card.features,))
+            for kind in rules.kinds(backbone.card.hash, task.split)
+        )
+    ]
+    known = staging.has("sizes", task, np.int64, rows, ()) and staging.has(
+        "digests", task, np.uint8, rows, (32,)
+    )
     return None if known and not absent else absent
 
 
-def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Sequence[Backbone], staging: Staging, rules: PassOptions, equipment: ExtractionRuntime) -> Generator[PassProgress, None, None]:
+def stage_tasks(
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Sequence[Backbone],
+    staging: Staging,
+    rules: PassOptions,
+    equipment: ExtractionRuntime,
+) -> Generator[PassProgress, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
     A task is complete when it says so, last of all; one that was cut short is read again.
@@ -249,19 +291,28 @@ def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Seque
     held: deque[int] = deque()  # Bytes of the batches among those.
     parts: list[BatchFeatures] = []
     workers = ThreadPoolExecutor(equipment.threads, thread_name_prefix="look")
-    with one_torch_thread(), whole_float32(), workers as pool:
+    with one_torch_thread(), tf32_disabled(), workers as pool:
 
         def ahead() -> Iterator[None]:
             for task in tasks:
-                absent, labels = (find_missing_backbones(task, backbones, staging, rules), list[tuple[str, str]]())
+                absent, labels = (
+                    find_missing_backbones(task, backbones, staging, rules),
+                    list[tuple[str, str]](),
+                )
                 if absent is None:
                     continue
-                for batch in iterate_batches(source, task, equipment, BATCH_IMAGES[device], rules.limit_per_class, labels):
-                    waiting.append(pool.submit(compute_batch_features, batch, task.split, equipment, absent, rules))
+                for batch in iterate_batches(
+                    source, task, equipment, BATCH_IMAGES[device], rules.limit_per_class, labels
+                ):
+                    waiting.append(
+                        pool.submit(compute_batch_features, batch, task.split, equipment, absent, rules)
+                    )
                     held.append(count_encoded_bytes(batch))
                     yield
                 unused = {} if task.rows is not None else dict(task.shard(source).unused)
-                waiting.append(partial(save_task, staging, task, source, absent, rules, labels, parts, unused))
+                waiting.append(
+                    partial(save_task, staging, task, source, absent, rules, labels, parts, unused)
+                )
                 yield
 
         def next_done() -> PassProgress:
@@ -276,7 +327,9 @@ def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Seque
 
         try:
             for _ in ahead():
-                while len(waiting) > 2 * equipment.threads + MAX_PENDING_BATCHES or (held and sum(held) > MAX_QUEUED_BYTES):
+                while len(waiting) > 2 * equipment.threads + MAX_PENDING_BATCHES or (
+                    held and sum(held) > MAX_QUEUED_BYTES
+                ):
                     yield next_done()
             while waiting:
                 yield next_done()
@@ -286,7 +339,16 @@ def stage_tasks(source: Source, tasks: Sequence[PartitionTask], backbones: Seque
                     left.cancel()
 
 
-def save_task(staging: Staging, task: PartitionTask, source: Source, backbones: Sequence[Backbone], rules: PassOptions, labels: Sequence[tuple[str, str]], parts: Sequence[BatchFeatures], unused: dict[str, int]) -> None:
+def save_task(
+    staging: Staging,
+    task: PartitionTask,
+    source: Source,
+    backbones: Sequence[Backbone],
+    rules: PassOptions,
+    labels: Sequence[tuple[str, str]],
+    parts: Sequence[BatchFeatures],
+    unused: dict[str, int],
+) -> None:
     """Stage what was found in a task.
 
     Parameters
@@ -303,7 +365,10 @@ def save_task(staging: Staging, task: PartitionTask, source: Source, backbones: 
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
     if staging.saw_others(task, digests):
         staging.forget(task)
-        raise InputError(f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: run again")
+        raise InputError(
+            f"images of {source.spec} changed between two runs of this extraction, in partition "
+            f"{task.name}: run again"
+        )
     for card in (backbone.card for backbone in backbones):
         none = np.zeros((0, card.features), dtype=np.float32)
         for kind in rules.kinds(card.hash, task.split):
@@ -331,7 +396,13 @@ def save_task(staging: Staging, task: PartitionTask, source: Source, backbones: 
     staging.put_found(task, found)
 
 
-def track_pass(steps: Iterator[PassProgress], tasks: Sequence[PartitionTask], work: Sequence[PartitionTask], staging: Staging, progress: ProgressCallback) -> PassSummary:
+def track_pass(
+    steps: Iterator[PassProgress],
+    tasks: Sequence[PartitionTask],
+    work: Sequence[PartitionTask],
+    staging: Staging,
+    progress: ProgressCallback,
+) -> PassSummary:
     """Consume the steps of a pass as they are made, and tell about them.
 
     Where the number of images is not known, progress is in partitions.

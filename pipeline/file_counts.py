@@ -1,14 +1,15 @@
 """What became of the files of a dataset: found, used, and not used, by kind."""
 
-import numpy as np
-import numpy.typing as npt
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from sfm.pipeline.selection import SampleSelection, UNUSED_LABEL
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection
 from sfm.pipeline.sources.inventory import format_counts
 from sfm.stats_store.cards import FileCounts
 from sfm.text import sanitize_line
-
 
 LIMITED_IMAGES = "images beyond --limit-per-class"
 SMALL_CLASS_IMAGES = "images of classes below --min-count"
@@ -18,7 +19,13 @@ MAX_KINDS = 30
 MAX_KIND_CHARACTERS = 60
 
 
-def count_files(class_ids: Sequence[str], labels: Mapping[str, npt.NDArray[np.int32]], selection: SampleSelection, unreadable: Mapping[str, npt.NDArray[np.int64]], beside: Mapping[str, int]) -> FileCounts:
+def count_files(
+    class_ids: Sequence[str],
+    labels: Mapping[str, npt.NDArray[np.int32]],
+    selection: SampleSelection,
+    unreadable: Mapping[str, npt.NDArray[np.int64]],
+    beside: Mapping[str, int],
+) -> FileCounts:
     """Count what is in use of a source, and what is not, by kind.
 
     Parameters

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import TypeVar
 
@@ -49,6 +50,12 @@ RowsCallback = Callable[[int], None]
 
 def ignore_rows(_: int) -> None:
     """Do nothing."""
+
+
+@cache
+def find_blas_libraries() -> ThreadpoolController:
+    """Find the BLAS libraries of this process once: it takes milliseconds, and a fit limits them often."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def compute_feature_scaling(
     all_axes : bool
         Keep axes along which these samples have no extent; others (views of them) may have some.
     """
-    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+    with find_blas_libraries().limit(limits=1):
         return _compute_feature_scaling(moments, common_scale, all_axes)
 
 
@@ -193,7 +200,7 @@ def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor |
     count = torch.get_num_threads()
     # OpenBLAS' threads spin after each of scipy's small products, too, which would make the passes take three
     # times as long.
-    with ThreadpoolController().select(user_api="blas").limit(limits=1), one_torch_thread():
+    with find_blas_libraries().limit(limits=1), one_torch_thread():
         if device.type != "cpu" or count == 1:
             yield None
             return
@@ -358,7 +365,7 @@ def compute_cross_entropies(
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of raw features on every sample."""
     found = [np.zeros(0)]
-    with ThreadpoolController().select(user_api="blas").limit(limits=1), one_torch_thread():
+    with find_blas_libraries().limit(limits=1), one_torch_thread():
         for features, labels in blocks:
             logits = torch.from_numpy(features @ weight.T + bias).double()
             found.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())

@@ -6,27 +6,29 @@ how many cores there are. On a GPU, processes decode, and one thread feeds the d
 """
 
 import math
-import numpy as np
-import numpy.typing as npt
 import os
 import threading
 import time
-import torch
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 from sfm.backbones.build import Backbone
-from sfm.backbones.frozen import for_features
-from sfm.backbones.input import on_device
-from sfm.backbones.memory import LARGE_INPUT
+from sfm.backbones.execution.allocator import LARGE_INPUT
+from sfm.backbones.execution.modes import ExecutionOption
+from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.image_tensors import pixels_to_device
 from sfm.pipeline.decoding import BatchDecoder, make_inline_decoder
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
-from torch import Tensor
-
 
 BATCH_IMAGES = {"cpu": 16, "cuda": 128}
 """Images that are decoded and seen together: on a core, what its cache holds; on a GPU, what fills it."""
@@ -58,19 +60,28 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def optimize_for_inference(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
+def optimize_for_inference(
+    backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto"
+) -> list[Backbone]:
     """Return backbones that give the same features but for rounding, sooner where there is a way.
 
     How weights are laid out for that must not depend on the number of cores.
     """
     with one_torch_thread():
-        return [for_features(backbone) if precision == "float32" else backbone for backbone in backbones]
+        return [
+            prepare_for_inference(backbone, execution) if precision == "float32" else backbone
+            for backbone in backbones
+        ]
 
 
 def choose_batch_size(backbone: Backbone) -> int:
     """Return how many images go through a backbone together, whatever others see them too."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
-    return LARGE_INPUT_BATCH_IMAGES if large and backbone.device.type == "cpu" else BATCH_IMAGES[backbone.device.type]
+    return (
+        LARGE_INPUT_BATCH_IMAGES
+        if large and backbone.device.type == "cpu"
+        else BATCH_IMAGES[backbone.device.type]
+    )
 
 
 def pad_to_power_of_two(images: Tensor) -> Tensor:
@@ -92,7 +103,12 @@ def forward_batch(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
         return backbone.features(images)
 
 
-def compute_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str = "float32", compute: ForwardFunction = forward_batch) -> npt.NDArray[np.float32]:
+def compute_pixel_features(
+    backbone: Backbone,
+    pixels: npt.NDArray[np.uint8],
+    precision: str = "float32",
+    compute: ForwardFunction = forward_batch,
+) -> npt.NDArray[np.float32]:
     """Return the features of images that are cropped for a backbone, float32, shape (n, D).
 
     Parameters
@@ -105,13 +121,18 @@ def compute_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], pr
     """
     device, most, parts = backbone.device, choose_batch_size(backbone), []
     for start in range(0, len(pixels), most):
-        images = on_device(pixels[start : start + most], device)
+        images = pixels_to_device(pixels[start : start + most], device)
         found = compute(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
         parts.append(found[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
 
 
-def time_pixel_features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str, compute: ForwardFunction = forward_batch) -> tuple[npt.NDArray[np.float32], float]:
+def time_pixel_features(
+    backbone: Backbone,
+    pixels: npt.NDArray[np.uint8],
+    precision: str,
+    compute: ForwardFunction = forward_batch,
+) -> tuple[npt.NDArray[np.float32], float]:
     """Return what :func:`compute_pixel_features` does, and the seconds that it took."""
     began = time.perf_counter()
     return compute_pixel_features(backbone, pixels, precision, compute), time.perf_counter() - began
@@ -160,17 +181,24 @@ def extraction_runtime(source: Source, device: str, count: int) -> Iterator[Extr
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield ExtractionRuntime(count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features)
+        yield ExtractionRuntime(
+            count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+        )
         return
     # What keeps all processes busy, what is at the device, and one to come.
     batches = math.ceil(count * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1
     gate = threading.Semaphore(MAX_DEVICE_BATCHES)
-    with decoding_process_pool(source.decode, count, batches) as decoding, ThreadPoolExecutor(1, thread_name_prefix="compute") as computing:
+    with (
+        decoding_process_pool(source.decode, count, batches) as decoding,
+        ThreadPoolExecutor(1, thread_name_prefix="compute") as computing,
+    ):
 
         def compute(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
             return computing.submit(forward_batch, backbone, images, precision).result()
 
-        def features(backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str) -> tuple[npt.NDArray[np.float32], float]:
+        def features(
+            backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
+        ) -> tuple[npt.NDArray[np.float32], float]:
             with gate:
                 return time_pixel_features(backbone, pixels, precision, compute)
 

@@ -1,9 +1,11 @@
 """Which samples of a source an extraction uses, once the labels are known: before the pass, or after it."""
 
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.hold_out import count_held_out, require_divisible
@@ -11,7 +13,6 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import get_display_names
 from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.text import format_names
-
 
 UNUSED_LABEL = -1
 
@@ -37,7 +38,13 @@ class SampleSelection:
         return np.flatnonzero(self.labels[split] != UNUSED_LABEL)
 
 
-def select_samples(config: ExtractConfig, class_ids: Sequence[str], class_names: Sequence[str] | None, labels: Mapping[str, npt.NDArray[np.int32]], unreadable: Mapping[str, npt.NDArray[np.int64]]) -> SampleSelection:
+def select_samples(
+    config: ExtractConfig,
+    class_ids: Sequence[str],
+    class_names: Sequence[str] | None,
+    labels: Mapping[str, npt.NDArray[np.int32]],
+    unreadable: Mapping[str, npt.NDArray[np.int64]],
+) -> SampleSelection:
     """Choose samples and classes as the configuration asks.
 
     Parameters
@@ -75,7 +82,10 @@ def select_samples(config: ExtractConfig, class_ids: Sequence[str], class_names:
     small = np.flatnonzero(counts["train"] < least)
     if len(small) and config.small_classes == "refuse":
         told = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
-        raise InputError(f"{config.source} has classes with fewer than {least} training images: {format_names(told)}{when}; leave them out with --small-classes drop")
+        raise InputError(
+            f"{config.source} has classes with fewer than {least} training images: "
+            f"{format_names(told)}{when}; leave them out with --small-classes drop"
+        )
     keep[small] = False
     kept = np.flatnonzero(keep).tolist()
     ids = [class_ids[c] for c in kept]
@@ -101,7 +111,9 @@ def select_by_listed_labels(config: ExtractConfig, source: Source) -> SampleSele
     return select_samples(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
-def count_per_class(labels: Mapping[str, npt.NDArray[np.int32]], classes: int) -> dict[str, npt.NDArray[np.int64]]:
+def count_per_class(
+    labels: Mapping[str, npt.NDArray[np.int32]], classes: int
+) -> dict[str, npt.NDArray[np.int64]]:
     """Return the samples in use per class, by split."""
     return {split: np.bincount(own[own != UNUSED_LABEL], minlength=classes) for split, own in labels.items()}
 

@@ -7,15 +7,18 @@ name is overwritten by the next.
 import dataclasses
 import errno
 import json
-import numpy as np
-import numpy.typing as npt
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
+
 from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
@@ -30,8 +33,6 @@ from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.disk import share_mode
 from sfm.text import escape_non_utf8_values
 from sfm.untrusted_files import read_bounded_file
-from typing import Any, IO
-
 
 MAX_TASK_ROWS = BLOCK_ROWS
 
@@ -64,7 +65,11 @@ class PartitionTask:
 
     def listed(self, source: Source) -> Iterator[Sample | SampleFile]:
         """Yield the samples; files of their own are not read."""
-        return self.shard(source).read(None) if self.rows is None else source.splits[self.split].iter_samples(self.rows)
+        return (
+            self.shard(source).read(None)
+            if self.rows is None
+            else source.splits[self.split].iter_samples(self.rows)
+        )
 
     def shard(self, source: Source) -> Shard:
         """Return the shard that it is, where labels are not known."""
@@ -242,7 +247,9 @@ class StagedFeatures:
 
     def all_labels(self) -> npt.NDArray[np.int32]:
         """Return the labels of all rows, in order."""
-        parts = self.labels if self.keep is None else [y[k] for y, k in zip(self.labels, self.keep, strict=True)]
+        parts = (
+            self.labels if self.keep is None else [y[k] for y, k in zip(self.labels, self.keep, strict=True)]
+        )
         return np.concatenate([*parts, np.zeros(0, dtype=np.int32)])
 
     def only(self, mask: npt.NDArray[np.bool_]) -> "StagedFeatures":
@@ -284,7 +291,14 @@ class Staging:
         """Return where rows of a kind (a backbone's hash, or ``digests``) lie once complete."""
         return self.root / kind / f"{of.name}.npy"
 
-    def has(self, kind: str, of: PartitionTask | StagedPartition, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...]) -> bool:
+    def has(
+        self,
+        kind: str,
+        of: PartitionTask | StagedPartition,
+        dtype: npt.DTypeLike,
+        rows: int,
+        columns: tuple[int, ...],
+    ) -> bool:
         """Say whether those rows are complete, and what they should be: others may write here, too."""
         return has_valid_rows(self.file(kind, of), dtype, rows, columns)
 
@@ -320,7 +334,9 @@ class Staging:
     def found(self, task: PartitionTask) -> TaskResult | None:
         """Return what reading a task told; None if it was not read to its end, or the file is damaged."""
         try:
-            found = TASK_RESULT_ADAPTER.validate_json(read_bounded_file(self.found_file(task), MAX_TASK_RESULT_BYTES), strict=True)
+            found = TASK_RESULT_ADAPTER.validate_json(
+                read_bounded_file(self.found_file(task), MAX_TASK_RESULT_BYTES), strict=True
+            )
             return found if is_plausible(found, task) else None
         except (OSError, ValueError, OverflowError):
             return None
@@ -407,7 +423,10 @@ def staging_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise InputError(f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written with --staging") from error
+        raise InputError(
+            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be "
+            f"written with --staging"
+        ) from error
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from distributed import (
 from distributed.client import Future
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
+from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT, keep_freed_memory
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.extract_config import ExtractConfig
@@ -209,7 +209,7 @@ def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
     large : bool
         Whether images are so large that each worker's threads should share a heap.
     """
-    environment = {"distributed.nanny.pre-spawn-environ": ONE_HEAP} if large else {}
+    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if large else {}
     with (
         dask.config.set(environment),
         LocalCluster(
@@ -368,6 +368,7 @@ def open_worker(order: WorkerConfig) -> tuple[Source, list[Backbone], Extraction
         If they are not what they are to the client.
     """
     release_worker()
+    keep_freed_memory()
     if order.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus[int(number) % len(order.gpus)]
@@ -379,11 +380,16 @@ def open_worker(order: WorkerConfig) -> tuple[Source, list[Backbone], Extraction
         )
     backbones = []
     for spec, expected in order.backbones:
-        backbone = load_backbone(spec, image_size=order.image_size, device=order.device)
+        backbone = load_backbone(
+            spec,
+            image_size=order.image_size,
+            device=order.device,
+            fold_norms=order.rules.execution != "eager",
+        )
         if backbone.card.hash != expected:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
-    backbones = optimize_for_inference(backbones, order.rules.precision)
+    backbones = optimize_for_inference(backbones, order.rules.precision, order.rules.execution)
     count = int(order.cores or get_worker().state.nthreads)
     return (
         source,

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sfm import accuracies
-from sfm.backbones.memory import LARGE_INPUT, share_one_heap
-from sfm.backbones.waiting import choose_wait_policy
+from sfm.backbones.execution.allocator import LARGE_INPUT, share_main_heap
+from sfm.backbones.execution.process_settings import configure_process
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption, add_command
 from sfm.distill.config import DistillConfig
 from sfm.error_reporting import (
@@ -25,7 +25,7 @@ from sfm.eval.config import EvaluateRunsConfig
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.report.config import ReportConfig
 from sfm.extraction_output import make_extraction_document, print_extraction
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.progress_display import show_progress
 from sfm.store_commands import store_app
 from sfm.tables import print_plan_table
@@ -63,10 +63,10 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     if config.dry_run:
         run_dry_run(config, as_json, quiet)
         return
-    choose_wait_policy(config.threads)
+    configure_process(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
-        share_one_heap()
-    from sfm.pipeline.staging import Unfinished
+        share_main_heap()
+    from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
         with (
@@ -76,7 +76,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             from sfm.pipeline.extract import extract
 
             extraction = extract(config, progress)
-    except Unfinished as stop:
+    except IncompleteExtractionError as stop:
         raise report_error(str(stop), EXIT_UNFINISHED) from None
     if as_json:
         print_json(make_extraction_document(config, extraction))
@@ -85,43 +85,37 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 
 def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
-    """Print the plan of an extraction; write nothing."""
-    from sfm.pipeline.staging import Unfinished
+    """Print what an extraction would take; write nothing."""
+    from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
-        with (
-            explain_interrupt("; a dry run saves nothing"),
-            show_progress(quiet) as progress,
-        ):
-            from sfm.pipeline.plan import plan
+        with explain_interrupt("; a dry run saves nothing"), show_progress(quiet) as progress:
+            from sfm.pipeline.dry_run import estimate_extraction
 
-            extraction_plan = plan(config, progress)
-    except Unfinished as stop:
+            estimate = estimate_extraction(config, progress)
+    except IncompleteExtractionError as stop:
         raise report_error(str(stop), EXIT_UNFINISHED) from None
     if as_json:
-        print_json({"store": config.store, "plan": asdict(extraction_plan)})
+        print_json({"store": config.store, "plan": asdict(estimate)})
         return
-    print_plan_table(extraction_plan)
-    from sfm.pipeline.file_counts import describe_files
+    print_plan_table(estimate)
+    from sfm.pipeline.file_counts import describe_file_counts
     from sfm.stats_store.cards import FileCounts
 
-    about = "" if extraction_plan.counted else "about "
-    print_line(f"{about}{describe_files(FileCounts(**extraction_plan.files))}")
-    for note in extraction_plan.notes:
+    about = "" if estimate.counted else "about "
+    print_line(f"{about}{describe_file_counts(FileCounts(**estimate.files))}")
+    for note in estimate.notes:
         print_line(note)
     print_line("Nothing was written; without --dry-run, the same command extracts")
 
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then print where the images are and the command to run next."""
-    choose_wait_policy(config.threads)
+    configure_process(config.threads)
     from sfm.distill.run import Interrupted, describe_checkpoint, distill
 
     try:
-        with (
-            explain_interrupt(lambda: describe_checkpoint(config.out)),
-            show_progress(quiet) as progress,
-        ):
+        with explain_interrupt(lambda: describe_checkpoint(config.out)), show_progress(quiet) as progress:
             result = distill(config, progress)
     except Interrupted as stop:
         raise report_error(str(stop), EXIT_INTERRUPTED) from None
@@ -143,7 +137,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
 
     Accuracies are printed even if they cannot be written.
     """
-    choose_wait_policy(config.threads)
+    configure_process(config.threads)
     from sfm.eval.interrupted import describe_partial_results
     from sfm.eval.result import NotWrittenError
 
@@ -292,22 +286,18 @@ def run_quickstart_command(
 ) -> None:
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with exit_on_error():
-        choose_wait_policy(threads)
+        configure_process(threads)
         from sfm.distill.run import Interrupted
         from sfm.quickstart import quickstart
 
         command = shlex.join(["sfm", "quickstart", "--out", str(out)])
 
         try:
-            with (
-                explain_interrupt(f": run `{command}` again to go on"),
-                show_progress(quiet) as progress,
-            ):
+            with explain_interrupt(f": run `{command}` again to go on"), show_progress(quiet) as progress:
                 record: dict[str, Any] = quickstart(out, progress, threads)
         except Interrupted as stop:
             raise report_error(
-                f"{stop.args[0].partition(':')[0]}: run `{command}` again to go on",
-                EXIT_INTERRUPTED,
+                f"{stop.args[0].partition(':')[0]}: run `{command}` again to go on", EXIT_INTERRUPTED
             ) from None
     if as_json:
         print_json(record)

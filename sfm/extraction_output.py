@@ -4,18 +4,18 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pixel_warnings import list_pixel_warnings, make_pixel_document
 from sfm.tables import print_entry_table
 from sfm.terminal import print_line, print_next_command
 
 if TYPE_CHECKING:
-    from sfm.pipeline.extract import Extraction
+    from sfm.pipeline.extract import ExtractionResult
 
 MAX_SKIPPED_SHOWN = 20
 
 
-def make_extraction_document(config: ExtractConfig, extraction: "Extraction") -> dict[str, Any]:
+def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResult") -> dict[str, Any]:
     """Return the document of ``sfm extract --json``."""
     entries = [
         {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **make_pixel_document(card)}
@@ -36,9 +36,9 @@ def make_extraction_document(config: ExtractConfig, extraction: "Extraction") ->
     }
 
 
-def print_extraction(config: ExtractConfig, extraction: "Extraction") -> None:
+def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> None:
     """Print the published entries, what was read and skipped, and the command to run next."""
-    from sfm.pipeline.file_counts import describe_files
+    from sfm.pipeline.file_counts import describe_file_counts
 
     summaries = [p.summary for p in extraction.published]
     print_entry_table(f"Store {config.store}", summaries, [p.outcome for p in extraction.published])
@@ -53,7 +53,7 @@ def print_extraction(config: ExtractConfig, extraction: "Extraction") -> None:
         seconds = f"{extraction.statistics_seconds:.0f} s"
         print_line(f"then classifiers, sub-class centres and publishing in {seconds}")
     if extraction.files:
-        print_line(describe_files(extraction.files))
+        print_line(describe_file_counts(extraction.files))
     for line in (
         *extraction.notes,
         *describe_precision(config, extraction),
@@ -80,15 +80,17 @@ def print_skipped(config: ExtractConfig, skipped: list[str]) -> None:
         print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
 
 
-def describe_precision(config: ExtractConfig, extraction: "Extraction") -> Iterator[str]:
+def describe_precision(config: ExtractConfig, extraction: "ExtractionResult") -> Iterator[str]:
     """Yield for every backbone how far flows in this precision are from those in float32."""
-    from sfm.pipeline.precision import FAITHFUL
+    from sfm.pipeline.flow_agreement import MIN_FAITHFUL_COSINE
 
     for summary in {p.summary.backbone_hash: p.summary for p in extraction.published}.values():
         if summary.backbone_hash in extraction.flow_cosines:
             cosine = extraction.flow_cosines[summary.backbone_hash]
             effect = "its effect on the flows is not known: all images looked at are of one class"
             if cosine is not None:
-                verdict = "as good as the same" if cosine >= FAITHFUL else "float32 is safer for it"
+                verdict = (
+                    "as good as the same" if cosine >= MIN_FAITHFUL_COSINE else "float32 is safer for it"
+                )
                 effect = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
             yield f"{config.precision} on {summary.backbone}: {effect}"

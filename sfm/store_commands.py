@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfm.backbones.waiting import choose_wait_policy
+from sfm.backbones.execution.wait_policy import choose_wait_policy
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
 from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
 from sfm.events import ProgressCallback, delay_progress

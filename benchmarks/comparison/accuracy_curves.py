@@ -22,7 +22,7 @@ from measurement import log_progress
 
 from sfm.api import EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import frozen
+from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill.pyramid import canvas_size
 from sfm.eval.result import mean_and_deviation
 from sfm.stats_store.store import Entry
@@ -99,7 +99,7 @@ def compare_accuracy(config: AccuracyConfig) -> dict[str, Any]:
     backbone = load_backbone(config.spec, image_size=config.image_size, device=config.device)
     context = AccuracyContext(
         backbone=backbone,
-        frozen_backbone=frozen(backbone),
+        frozen_backbone=optimize_backbone(backbone, 1, "input-grad")[0],
         spec=config.spec,
         store=extract_config.store,
         entries={role: open_published_entry(extract_config, backbone, role) for role in ("full", "tuning")},

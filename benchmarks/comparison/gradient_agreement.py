@@ -10,14 +10,14 @@ import torch
 from comparison.training_steps import StepCase, draw_class_means, init_full_pyramid, make_default_plan
 from torch import Tensor
 
-from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone
-from sfm.backbones.frozen import frozen
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill.augment import draw_views
 from sfm.distill.engine import Plan
+from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution
 from sfm.distill.flow import flow, sfm_loss
 from sfm.distill.gradient import Batch, Cut, pull
-from sfm.distill.kernels import COMPILE_FROM, quickened, wanted_kernels
 
 N_DRAWS = 20
 """Draws of pyramids and views whose gradients are compared."""
@@ -36,7 +36,7 @@ def compute_pyramid_gradient(plan: Plan, case: StepCase, backbone: Backbone) -> 
     means = draw_class_means(case, backbone)
     objective = partial(sfm_loss, target=flow(means, means))
     gradients: dict[int, list[Tensor]] = {}
-    with whole_float32(), same_bits(device):
+    with tf32_disabled(), deterministic_algorithms(device):
         cut = Cut(plan.micro_batch, "exact", plan.graphs)
         pull(batch, backbone, objective, cut, None, lambda part, each: gradients.update({part.start: each}))
     parts = [gradients[start] for start in sorted(gradients)]
@@ -53,12 +53,17 @@ def compute_gradient_on(case: StepCase, device: str) -> Tensor:
     if device == "cpu":
         case = replace(case, precision="float32")
     backbone = case.load(device)
-    plan = replace(make_default_plan(case, frozen(backbone)), micro_batch=case.classes, graphs=0)
+    plan = replace(
+        make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0]),
+        micro_batch=case.classes,
+        graphs=0,
+    )
     if device != "cpu":
         plan = replace(plan, micro_batch=math.ceil(case.classes / 2))
-    with whole_float32(), same_bits(backbone.device):
-        long_plan = replace(plan, steps=COMPILE_FROM)
-        quick, _, _ = quickened(backbone, plan, wanted_kernels(long_plan, "auto", backbone.device))
+    with tf32_disabled(), deterministic_algorithms(backbone.device):
+        long_plan = replace(plan, steps=MIN_VIEWS_TO_COMPILE)
+        mode = choose_execution(long_plan, "auto", "auto", backbone.device).mode
+        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
     return compute_pyramid_gradient(plan, case, quick)
 
 
@@ -77,7 +82,7 @@ def measure_gradient_agreement(case: StepCase, device: str) -> list[dict[str, An
     if torch.cuda.is_available() and device != "cpu":
         cosine = compute_cosine(compute_gradient_on(case, "cuda"), compute_gradient_on(case, "cpu"))
         rows.append({**case.labels(), "what": "GPU and CPU", "cosines": [cosine]})
-    backbone = frozen(case.load(device))
+    backbone, _ = optimize_backbone(case.load(device), 1, "input-grad")
     plan = replace(make_default_plan(case, backbone), micro_batch=case.classes, graphs=case.classes)
     plans = [replace(plan, seed=seed) for seed in range(N_DRAWS)]
     expected = [compute_pyramid_gradient(plan, case, backbone) for plan in plans]

@@ -15,21 +15,22 @@ from measurement import log_progress
 from peers import lgm
 
 from sfm.api import DistillConfig, ExtractConfig
-from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution import optimize_backbone
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.distill import checkpoint as checkpoints
 from sfm.distill import engine
 from sfm.distill.centres import read_centres
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.directory import whole_folder
 from sfm.distill.engine import Plan, State, even_growth
+from sfm.distill.execution_choice import choose_execution
 from sfm.distill.group import ALONE
 from sfm.distill.images import class_folders, pixels, write_images
-from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
-from sfm.pipeline.parts import held_out_rows
-from sfm.pipeline.selection import UNUSED, selection_of
+from sfm.pipeline.entry_rows import draw_held_out_rows
+from sfm.pipeline.selection import UNUSED_LABEL, select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
 
@@ -118,13 +119,13 @@ class AccuracyContext:
 
 def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> npt.NDArray[np.int64]:
     """Return the ascending positions of the training images that the entry of a role was computed from."""
-    selection = selection_of(config, source)
+    selection = select_by_listed_labels(config, source)
     assert selection is not None
     labels = selection.labels["train"]
-    used = labels != UNUSED
+    used = labels != UNUSED_LABEL
     if role == "tuning":
         assert config.tune_fraction is not None
-        used &= ~held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
+        used &= ~draw_held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
     return np.flatnonzero(used)
 
 
@@ -295,9 +296,10 @@ def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list
     plan = make_distill_plan(context, distill_config)
     centres = read_centres(entry, distill_config.ipc, np.arange(plan.classes))
     objective = objective_of(distill_config, centres, device)
-    with whole_float32(), same_bits(device):
+    with tf32_disabled(), deterministic_algorithms(device):
         start = time.perf_counter()
-        quick, _, _ = quickened(context.backbone, plan, wanted_kernels(plan, distill_config.compile, device))
+        mode = choose_execution(plan, distill_config.execution, distill_config.compile, device).mode
+        quick, _ = optimize_backbone(context.backbone, plan.micro_batch * plan.views, mode)
         setup_seconds = time.perf_counter() - start
         step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
         return run_with_snapshots(

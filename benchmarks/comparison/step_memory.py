@@ -23,8 +23,8 @@ from comparison.training_steps import (
 )
 from measurement import log_progress, read_process_bytes
 
-from sfm.backbones.frozen import frozen
-from sfm.distill.memory import activation_bytes
+from sfm.backbones.execution.preparation import optimize_backbone
+from sfm.distill.activation_memory import count_activation_bytes
 
 STEPS = 2
 """Steps until memory is at its peak; the optimizer state exists before the first."""
@@ -36,8 +36,8 @@ def measure_own_peak(case: StepCase, name: str, device: str) -> dict[str, int]:
     Path("/proc/self/oom_score_adj").write_text("1000")
     backbone = case.load(device)
     step, held_bytes = make_step(name, case, backbone)
-    plan = make_default_plan(case, frozen(backbone))
-    activation_bytes(backbone)
+    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    count_activation_bytes(backbone)
     gc.collect()
     cuda = backbone.device.type == "cuda"
     if cuda:
@@ -79,7 +79,9 @@ def measure_peak_memory(
 ) -> list[dict[str, Any]]:
     """Return a row per step with the median peak of so many processes, or an estimate if it does not fit."""
     backbone = case.load(device)
-    names = drop_duplicate_steps(names, make_default_plan(case, frozen(backbone)))
+    names = drop_duplicate_steps(
+        names, make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    )
     too_large = find_oversized_steps(names, case, backbone)
     del backbone
     gc.collect()

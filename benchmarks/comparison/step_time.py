@@ -23,8 +23,8 @@ from comparison.training_steps import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.frozen import frozen
-from sfm.distill.precision import Precision
+from sfm.backbones.execution.preparation import optimize_backbone
+from sfm.distill.mixed_precision import Precision
 
 MAX_CALLS_PER_ROUND = 3
 """Largest number of timed calls of a step in a round."""
@@ -128,7 +128,7 @@ def count_flops(backbone: Backbone) -> int:
 def measure_step_times(case: StepCase, names: Sequence[str], device: str, budget: float) -> dict[str, Any]:
     """Return times and ratios of the steps that fit into memory, and estimates for those that do not."""
     backbone = case.load(device)
-    plan = make_default_plan(case, frozen(backbone))
+    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
     names = drop_duplicate_steps(names, plan)
     too_large = find_oversized_steps(names, case, backbone)
     calls = {name: make_step(name, case, backbone)[0] for name in names if name not in too_large}

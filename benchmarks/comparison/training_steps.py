@@ -12,17 +12,17 @@ from peers import lgm, published
 from torch import Tensor
 
 from sfm.api import DistillConfig
-from sfm.backbones.arithmetic import same_bits, whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import frozen
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
 from sfm.distill import engine
+from sfm.distill.activation_memory import count_activation_bytes, read_free_bytes
 from sfm.distill.adam import no_moments
 from sfm.distill.engine import Plan, State, grown
+from sfm.distill.execution_choice import choose_execution
 from sfm.distill.flow import flow, sfm_loss
 from sfm.distill.group import ALONE
-from sfm.distill.kernels import held_bytes, quickened, wanted_kernels
-from sfm.distill.memory import activation_bytes, free_bytes
-from sfm.distill.precision import Mixed, Precision, in_precision
+from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
 from sfm.distill.pyramid import resolutions
 from sfm.distill.run import plan_of
 from sfm.pipeline.sources import open_source
@@ -79,7 +79,7 @@ class StepCase:
     def load(self, device: str) -> Backbone:
         """Load the backbone in the precision of the case."""
         backbone = load_backbone(self.spec, image_size=self.image_size, device=device)
-        return in_precision(backbone, self.precision)
+        return convert_precision(backbone, self.precision)
 
 
 def make_default_plan(case: StepCase, backbone: Backbone) -> Plan:
@@ -110,7 +110,9 @@ def make_bare_step(backbone: Backbone, images: int, forward_only: int = 0) -> Ca
     size, device = backbone.card.preprocessing.input_size, backbone.device
 
     def draw_noise(count: int) -> Tensor:
-        return torch.randn(count, 3, size, size, device=device).contiguous(memory_format=backbone._layout)
+        return torch.randn(count, 3, size, size, device=device).contiguous(
+            memory_format=backbone.memory_format
+        )
 
     batch, forward_batch = draw_noise(images).requires_grad_(), draw_noise(forward_only)
     weights = torch.randn(images, backbone.card.features, device=device)
@@ -151,7 +153,7 @@ def make_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[
     peer_step = make_peer_step(name, case, backbone)
 
     def step() -> object:
-        with whole_float32():
+        with tf32_disabled():
             return peer_step()
 
     return step, 0
@@ -160,17 +162,18 @@ def make_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[
 def make_sfm_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
     """Return a step of `sfm distill`, and the bytes that its CUDA graphs hold."""
     device = backbone.device
-    plan = make_plan_for_step(name, make_default_plan(case, frozen(backbone)))
-    with whole_float32(), same_bits(device):
-        quick, _, _ = quickened(backbone, plan, wanted_kernels(plan, "auto", device))
+    plan = make_plan_for_step(name, make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0]))
+    with tf32_disabled(), deterministic_algorithms(device):
+        mode = choose_execution(plan, "auto", "auto", device).mode
+        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
     state, means = init_full_pyramid(plan, device), draw_class_means(case, backbone)
     objective = partial(sfm_loss, target=flow(means, means))
 
     def step() -> object:
-        with whole_float32(), same_bits(device):
+        with tf32_disabled(), deterministic_algorithms(device):
             return engine.advance(state, plan, quick, objective)
 
-    return step, held_bytes(quick)
+    return step, count_graph_bytes(quick)
 
 
 def draw_class_means(case: StepCase, backbone: Backbone) -> Tensor:
@@ -182,7 +185,7 @@ def draw_class_means(case: StepCase, backbone: Backbone) -> Tensor:
 def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[], object]:
     """Return a step of LGM, of published SFM, or of the backbone alone."""
     device = backbone.device
-    plan = make_default_plan(case, frozen(backbone))
+    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
     if name == BARE:
         return make_bare_step(backbone, plan.images)
     if name == BARE_LGM:
@@ -205,7 +208,9 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
 def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
     """Return the backbone as the published code has it; for bf16, under autocast."""
     trainable = published.published_backbone(case.spec, backbone)
-    return trainable if case.precision == "float32" else replace(trainable, model=Mixed(trainable.model))
+    return (
+        trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
+    )
 
 
 def load_real_batches(backbone: Backbone, plan: Plan) -> lgm.RealImages:
@@ -221,14 +226,14 @@ def load_real_batches(backbone: Backbone, plan: Plan) -> lgm.RealImages:
 
 def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
     """Return the estimated size of a step's autograd graph, from that of one view."""
-    optimized = frozen(backbone)
+    optimized = optimize_backbone(backbone, 1, "input-grad")[0]
     plan = make_default_plan(case, optimized)
     if name in SFM_STEPS:
         plan = make_plan_for_step(name, plan)
-        return max(plan.micro_batch, plan.graphs) * activation_bytes(optimized)
+        return max(plan.micro_batch, plan.graphs) * count_activation_bytes(optimized)
     if name == PUBLISHED:
-        return plan.images * activation_bytes(load_trainable_backbone(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * plan.images * activation_bytes(backbone)
+        return plan.images * count_activation_bytes(load_trainable_backbone(case, backbone))
+    return (1 if name == BARE else LGM_VIEWS) * plan.images * count_activation_bytes(backbone)
 
 
 def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:
@@ -236,7 +241,7 @@ def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbon
 
     On a GPU our step holds its graph between calls, so that others must fit beside it.
     """
-    free = MAX_MEMORY_FRACTION * free_bytes(backbone.device)
+    free = MAX_MEMORY_FRACTION * read_free_bytes(backbone.device)
     copies = 2 if backbone.device.type == "cuda" else 1
     sizes = {name: estimate_graph_bytes(name, case, backbone) for name in names}
     return {name: size for name, size in sizes.items() if size * (copies if name in SFM_STEPS else 1) > free}

@@ -16,15 +16,21 @@ from throughput.image_folders import N_UNIQUE_IMAGES
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocess import crop
+from sfm.backbones.preprocessing import crop_image
 from sfm.events import no_progress
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import BATCH, Equipment, at_once, cores, quickest
-from sfm.pipeline.features import Rules, follow, stage
-from sfm.pipeline.parts import gather
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline.entry_rows import collect_pass_result
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, stage_tasks, track_pass
+from sfm.pipeline.runtime import (
+    BATCH_IMAGES,
+    ExtractionRuntime,
+    choose_batch_size,
+    count_cores,
+    optimize_for_inference,
+)
+from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.staging import Staging, Task, tasks_of
+from sfm.pipeline.staging import PartitionTask, Staging, make_tasks
 
 PLAIN_BATCH = 64
 """Batch size of the plain loop."""
@@ -37,19 +43,21 @@ def run_extraction_pass(
     source: Source,
     backbones: Sequence[Backbone],
     folder: Path,
-    equipment: Equipment,
+    equipment: ExtractionRuntime,
     precision: str = "float32",
 ) -> Any:
     """Run the pass over the images; return its costs, what was gathered, and the staging folder."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
-    tasks, staging = tasks_of(source, selection_of(config, source)), Staging(folder)
-    rules = Rules(precision="bf16" if precision == "bf16" else "float32")
-    steps = stage(source, tasks, quickest(backbones, precision), staging, rules, equipment)
-    cost = follow(steps, tasks, tasks, staging, no_progress)
-    return cost, gather(config, source, tasks, staging), staging
+    tasks, staging = make_tasks(source, select_by_listed_labels(config, source)), Staging(folder)
+    rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
+    steps = stage_tasks(
+        source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment
+    )
+    cost = track_pass(steps, tasks, tasks, staging, no_progress)
+    return cost, collect_pass_result(config, source, tasks, staging), staging
 
 
-def measure_pass_rate(source: Source, backbones: Sequence[Backbone], equipment: Equipment) -> float:
+def measure_pass_rate(source: Source, backbones: Sequence[Backbone], equipment: ExtractionRuntime) -> float:
     """Return images/s of the extraction pass."""
     with tempfile.TemporaryDirectory() as folder:
         return float(run_extraction_pass(source, backbones, Path(folder), equipment)[0].images_per_second)
@@ -74,22 +82,22 @@ def time_calls(call: Callable[[int], object], count: int, threads: int) -> float
 def measure_decode_rate(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory, on all cores, one batch at a time on each."""
     data = [sample.data for sample in source.train.read(np.arange(min(images, N_UNIQUE_IMAGES)))]
-    size = BATCH["cpu"]
+    size = BATCH_IMAGES["cpu"]
 
     def decode_batch(batch: int) -> None:
         for i in range(size * batch, size * batch + size):
-            crop(source.decode(data[i % len(data)]), backbone.card.preprocessing)
+            crop_image(source.decode(data[i % len(data)]), backbone.card.preprocessing)
 
-    batches = max(cores(), images // size)
-    return batches * size / time_calls(decode_batch, batches, cores())
+    batches = max(count_cores(), images // size)
+    return batches * size / time_calls(decode_batch, batches, count_cores())
 
 
 def decode_batches(spec: str, preprocessing: Preprocessing, batches: int, timeout: int) -> None:
     """Decode and resize some batches in this process, once all processes are ready."""
     source, data = read_encoded_images(spec)
     _START_BARRIER[0].wait(timeout)
-    for i in range(BATCH["cpu"] * batches):
-        crop(source.decode(data[i % len(data)]), preprocessing)
+    for i in range(BATCH_IMAGES["cpu"] * batches):
+        crop_image(source.decode(data[i % len(data)]), preprocessing)
 
 
 def set_start_barrier(barrier: Barrier) -> None:
@@ -106,24 +114,24 @@ def read_encoded_images(spec: str) -> tuple[Source, list[bytes]]:
 
 def measure_process_decode_rate(source: Source, backbone: Backbone, images: int) -> float:
     """Return images/s of decode + resize from memory, in a process per core that shares no lock."""
-    count, context = cores(), get_context("fork")
+    count, context = count_cores(), get_context("fork")
     barrier = context.Barrier(count)
     with ProcessPoolExecutor(count, context, set_start_barrier, (barrier,)) as pool:
         # In the first round processes start and open the source. They wait for each other, so that each takes
         # one task.
-        for batches, timeout in ((1, 600), (max(1, images // (BATCH["cpu"] * count)), 60)):
+        for batches, timeout in ((1, 600), (max(1, images // (BATCH_IMAGES["cpu"] * count)), 60)):
             start = time.perf_counter()
             task = (decode_batches, source.spec, backbone.card.preprocessing, batches, timeout)
             for future in [pool.submit(*task) for _ in range(count)]:
                 future.result()
             seconds = time.perf_counter() - start
-    return BATCH["cpu"] * batches * count / seconds
+    return BATCH_IMAGES["cpu"] * batches * count / seconds
 
 
 def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int) -> float:
     """Return images/s of the extraction pass in several processes, once they are ready."""
     # Loads all of extraction, which a process whose memory is measured should not.
-    from sfm.pipeline.extract import steps_of
+    from sfm.pipeline.extract import run_staging
 
     source = open_source(spec)
     with tempfile.TemporaryDirectory() as folder:
@@ -134,14 +142,14 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         # A process takes one task at a time, so it needs several.
         parts = [
             rows
-            for task in tasks_of(source, selection_of(config, source))
+            for task in make_tasks(source, select_by_listed_labels(config, source))
             if task.split == "train" and task.rows is not None
             for rows in np.array_split(task.rows, 4 * processes)
         ]
-        tasks = [Task("train", number, rows) for number, rows in enumerate(parts)]
+        tasks = [PartitionTask("train", number, rows) for number, rows in enumerate(parts)]
         staging = Staging(Path(folder))
-        with steps_of(config, source, tasks, backbones, staging, Rules(), no_progress) as (_, steps):
-            return follow(steps, tasks, tasks, staging, no_progress).images_per_second
+        with run_staging(config, source, tasks, backbones, staging, PassOptions(), no_progress) as (_, steps):
+            return track_pass(steps, tasks, tasks, staging, no_progress).images_per_second
 
 
 def measure_forward_rates(backbone: Backbone, images: int) -> list[float]:
@@ -151,9 +159,12 @@ def measure_forward_rates(backbone: Backbone, images: int) -> list[float]:
     that of one batch on each core.
     """
     size, device = backbone.card.preprocessing.input_size, backbone.device
-    rates, settings = [], [(1, 1, BATCH["cuda"])]
+    rates, settings = [], [(1, 1, BATCH_IMAGES["cuda"])]
     if device.type == "cpu":
-        settings = [(1, torch.get_num_threads(), PLAIN_BATCH), (cores(), 1, at_once(backbone))]
+        settings = [
+            (1, torch.get_num_threads(), PLAIN_BATCH),
+            (count_cores(), 1, choose_batch_size(backbone)),
+        ]
     for threads, torch_threads, batch in settings:
         pixels = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         before = torch.get_num_threads()

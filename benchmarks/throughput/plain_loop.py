@@ -11,10 +11,10 @@ from throughput.component_rates import PLAIN_BATCH, run_extraction_pass
 from throughput.image_folders import N_CLASSES
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
-from sfm.pipeline.equipment import cores, equipped
-from sfm.pipeline.moments import accumulate
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.sources import Source, open_source
 
 
@@ -25,7 +25,7 @@ def compute_means_in_plain_loop(source: Source, backbone: Backbone) -> np.ndarra
         rows = np.flatnonzero(source.train.labels == c)
         images = torch.stack(
             [
-                to_tensor(crop(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
+                pixels_to_tensor(crop_image(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
                 for sample in source.train.read(rows)
             ]
         )
@@ -41,11 +41,13 @@ def compute_means_by_extraction(source: Source, backbone: Backbone) -> np.ndarra
     """Compute class means as `sfm extract` does."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        equipped(source, backbone.device.type, cores()) as equipment,
+        extraction_runtime(source, backbone.device.type, count_cores()) as equipment,
     ):
         _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment)
         train = [p for p in gathered.partitions if p.split == "train"]
-        return accumulate(staging.staged(backbone.card.hash, train), N_CLASSES, backbone.card.features).mean
+        return accumulate_moments(
+            staging.staged(backbone.card.hash, train), N_CLASSES, backbone.card.features
+        ).mean
 
 
 def measure_method(method: str, spec: str, size: int, device: str) -> dict[str, float]:

@@ -7,8 +7,8 @@ from comparison.accuracy_curves import average_curves, find_time_to_accuracy
 from comparison.snapshots import select_training_rows
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.stats_store.store import open_store
@@ -34,12 +34,12 @@ def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, 
         if (known.role, known.backbone_hash) == (role, lite0.card.hash)
     )
     images = np.stack(
-        [crop(source.decode(s.data), lite0.card.preprocessing) for s in source.train.read(rows)]
+        [crop_image(source.decode(s.data), lite0.card.preprocessing) for s in source.train.read(rows)]
     )
     assert source.train.labels is not None
     labels = source.train.labels[rows]
     with torch.no_grad():
-        features = lite0.features(to_tensor(images)).double().numpy()
+        features = lite0.features(pixels_to_tensor(images)).double().numpy()
     means = np.stack([features[labels == c].mean(0) for c in range(10)])
     np.testing.assert_allclose(means, entry.read("train/mean"), atol=1e-4)
 

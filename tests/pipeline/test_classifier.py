@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.pipeline import linear_classifier as module
 from sfm.pipeline import logistic
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments

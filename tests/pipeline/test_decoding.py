@@ -2,25 +2,29 @@
 
 import contextlib
 import io
-import numpy as np
 import os
-import psutil
-import pytest
 import signal
 import subprocess
 import sys
 import threading
 import time
-from PIL import Image
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
 from sfm.backbones.build import load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.errors import InputError
 from sfm.events import Progress
-from sfm.pipeline import extract as extract_module, staging as staging_module, worker_pool
+from sfm.pipeline import extract as extract_module
+from sfm.pipeline import staging as staging_module
+from sfm.pipeline import worker_pool
 from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool, split_into_chunks
 from sfm.pipeline.extract_config import ExtractConfig
@@ -32,8 +36,10 @@ from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IncompleteExtractionError, PartitionTask, Staging, make_tasks
 
-
-SMALL, LARGE = (Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3) for size in (24, 40))
+SMALL, LARGE = (
+    Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
+    for size in (24, 40)
+)
 SQUASHED, BORDERED = (SMALL.model_copy(update={"crop_mode": mode}) for mode in ("squash", "border"))
 
 
@@ -57,7 +63,10 @@ def children() -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("wanted", [DecodingOptions((SMALL,)), DecodingOptions((SMALL, LARGE, SQUASHED, BORDERED), views=2, seed=3)])
+@pytest.mark.parametrize(
+    "wanted",
+    [DecodingOptions((SMALL,)), DecodingOptions((SMALL, LARGE, SQUASHED, BORDERED), views=2, seed=3)],
+)
 def test_processes_answer_what_a_thread_would(wanted):
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         # More and larger batches need more memory than the first, and are decoded in parts.
@@ -114,7 +123,10 @@ def test_processes_read_the_samples_that_are_files(tmp_path):
         # A file that cannot be read is no image that cannot be decoded.
         (tmp_path / "9.png").unlink()
         skip = DecodingOptions((SMALL,), on_error="skip")
-        with pytest.raises(InputError, match=r"9.png vanished while the dataset was read"), decoding(listed, skip):
+        with (
+            pytest.raises(InputError, match=r"9.png vanished while the dataset was read"),
+            decoding(listed, skip),
+        ):
             pass
 
 
@@ -139,7 +151,9 @@ def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
         assert done.exists()
 
 
-@pytest.mark.parametrize(("count", "least", "parts"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)])
+@pytest.mark.parametrize(
+    ("count", "least", "parts"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
+)
 def test_a_batch_is_cut_into_parts_that_are_alike(count, least, parts):
     rows = [(place, "bag", str(place), None) for place in range(count)]
     found = split_into_chunks(rows, least)
@@ -167,7 +181,10 @@ def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monke
 
     size = (9, 9)
     batch = [(0, Sample(b"", "red", "nowhere"))]
-    with decoding_process_pool(lambda _: Image.new("RGB", size, colours.RED), 1, 1) as decoding, decoding(batch, DecodingOptions((SMALL,))) as found:
+    with (
+        decoding_process_pool(lambda _: Image.new("RGB", size, colours.RED), 1, 1) as decoding,
+        decoding(batch, DecodingOptions((SMALL,))) as found,
+    ):
         assert (found.pixels[SMALL] == [255, 0, 0]).all()
 
 
@@ -190,7 +207,11 @@ class Unwilling:
 
 
 def test_a_decoder_that_cannot_be_received_is_told_as_such():
-    with decoding_process_pool(Unwilling(), 1, 1) as decoding, pytest.raises(RuntimeError, match="invalid literal for int"), decoding(batch_of(1), DecodingOptions((SMALL,))):
+    with (
+        decoding_process_pool(Unwilling(), 1, 1) as decoding,
+        pytest.raises(RuntimeError, match="invalid literal for int"),
+        decoding(batch_of(1), DecodingOptions((SMALL,))),
+    ):
         pass
 
 
@@ -208,7 +229,10 @@ def test_a_decoder_that_cannot_be_sent_is_refused():
 
 
 def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_path):
-    with decoding_process_pool(decode_image, 1, 1) as decoding, decoding(batch_of(1), DecodingOptions((SMALL,))):
+    with (
+        decoding_process_pool(decode_image, 1, 1) as decoding,
+        decoding(batch_of(1), DecodingOptions((SMALL,))),
+    ):
         pass
     # Files that are opened now get the numbers of what the processes had.
     files = [(tmp_path / str(i)).open("w+b") for i in range(4)]
@@ -222,7 +246,10 @@ def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_p
 
 def test_nothing_stays_open_when_processes_have_ended():
     def decode_some() -> None:
-        with decoding_process_pool(decode_image, 2, 2) as decoding, decoding(batch_of(3), DecodingOptions((SMALL,))):
+        with (
+            decoding_process_pool(decode_image, 2, 2) as decoding,
+            decoding(batch_of(3), DecodingOptions((SMALL,))),
+        ):
             pass
 
     before = set(Path("/proc/self/fd").iterdir())
@@ -231,7 +258,10 @@ def test_nothing_stays_open_when_processes_have_ended():
 
 
 def test_a_process_that_decodes_loads_no_torch():
-    with decoding_process_pool(decode_image, 1, 1) as decoding, decoding(batch_of(1), DecodingOptions((SMALL,))):
+    with (
+        decoding_process_pool(decode_image, 1, 1) as decoding,
+        decoding(batch_of(1), DecodingOptions((SMALL,))),
+    ):
         (process,) = children()
         assert not [each.path for each in process.memory_maps() if "torch" in each.path]
 
@@ -255,8 +285,16 @@ def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_contex
 
 
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
-    program = "from sfm.pipeline.decoding_processes import decoding_in_processes\nfrom sfm.pipeline.sources.decode import decode_image\nwith decoding_in_processes(decode_image, 2, 1):\n    print('ready', flush=True)\n    input()\n"
-    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    program = (
+        "from sfm.pipeline.decoding_processes import decoding_process_pool\n"
+        "from sfm.pipeline.sources.decode import decode_image\n"
+        "with decoding_process_pool(decode_image, 2, 1):\n"
+        "    print('ready', flush=True)\n"
+        "    input()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout.readline() == "ready\n"
     decoding = psutil.Process(parent.pid).children()
     assert len(decoding) == 2
@@ -294,7 +332,10 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     with extraction_runtime(source, "cuda", 1) as equipment:
         list(stage_tasks(source, tasks, backbones, cut, PassOptions(), equipment))
     assert left() == 0
-    files = [{str(file.relative_to(staging.root)): file.read_bytes() for file in staging.root.glob("*/*")} for staging in (whole, cut)]
+    files = [
+        {str(file.relative_to(staging.root)): file.read_bytes() for file in staging.root.glob("*/*")}
+        for staging in (whole, cut)
+    ]
     assert files[0] == files[1]
 
 
@@ -314,7 +355,9 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
             raise KeyboardInterrupt
 
     monkeypatch.setattr(extract_module, "extraction_runtime", watched)
-    config = ExtractConfig(source="builtin:fashion-mnist-6k", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32)
+    config = ExtractConfig(
+        source="builtin:fashion-mnist-6k", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32
+    )
     with pytest.raises(KeyboardInterrupt):
         extract_module.extract(config, interrupted)
     assert looking == [0]
@@ -322,11 +365,15 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
 
 
 def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_pool, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count))
+    monkeypatch.setattr(
+        worker_pool, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
+    )
     source = open_source("builtin:fashion-mnist-6k")
     listing = tuple(split.listing for split in source.splits.values())
     card = load_backbone("lite0", image_size=32, device="cpu").card
-    order = worker_pool.WorkerConfig(source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ())
+    order = worker_pool.WorkerConfig(
+        source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ()
+    )
     tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
         assert worker_pool.stage_task(order, tasks[0]).images == 50

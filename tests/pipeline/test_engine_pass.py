@@ -1,17 +1,20 @@
 """The pass over the images: any kind of source, any number of threads, broken images; plans."""
 
 import dataclasses
-import numpy as np
-import pytest
 import threading
 import time
-import torch
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
 from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
-from sfm.pipeline import extract as extract_module, staging as staging_module
+from sfm.pipeline import extract as extract_module
+from sfm.pipeline import staging as staging_module
 from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
@@ -19,7 +22,14 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.features import PassOptions, find_missing_backbones, stage_tasks
 from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 from sfm.pipeline.flow_agreement import compute_flow_cosine
-from sfm.pipeline.runtime import ExtractionRuntime, choose_batch_size, compute_pixel_features, extraction_runtime, optimize_for_inference, pad_to_power_of_two
+from sfm.pipeline.runtime import (
+    ExtractionRuntime,
+    choose_batch_size,
+    compute_pixel_features,
+    extraction_runtime,
+    optimize_for_inference,
+    pad_to_power_of_two,
+)
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
@@ -31,7 +41,14 @@ from sfm.stats_store.store import Entry, open_store
 
 
 def config(store: Path | str, source: str, **changes: object) -> ExtractConfig:
-    values: dict[str, object] = {"source": source, "store": str(store), "name": "garments", "backbone": ["lite0"], "image_size": 32, "sub_classes": (2,)}
+    values: dict[str, object] = {
+        "source": source,
+        "store": str(store),
+        "name": "garments",
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "sub_classes": (2,),
+    }
     return ExtractConfig(**(values | changes))
 
 
@@ -55,7 +72,9 @@ def streamed(source: Source, size: int = 7) -> Source:
 
         return Split(tuple(shard(order[i : i + size]) for i in range(0, len(order), size)), known.listing)
 
-    return dataclasses.replace(source, class_ids=None, class_names=None, train=split(source.train), test=split(source.test))
+    return dataclasses.replace(
+        source, class_ids=None, class_names=None, train=split(source.train), test=split(source.test)
+    )
 
 
 @pytest.fixture
@@ -64,7 +83,9 @@ def stream(image_folder, monkeypatch) -> str:
     return f"stream:{image_folder}"
 
 
-def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(tmp_path, image_folder, stream):
+def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
+    tmp_path, image_folder, stream
+):
     changes = {"exemplars": 2, "tune_fraction": 0.25}
     extract(config(tmp_path / "a", f"folder:{image_folder}", **changes))
     extract(config(tmp_path / "b", stream, **changes))
@@ -153,7 +174,9 @@ def spoil(image_folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails(tmp_path, image_folder, stream, kind):
+def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails(
+    tmp_path, image_folder, stream, kind
+):
     names = ("train/boot/003.png", "test/bag/001.png")
     spoil(image_folder, *names)
     source = stream if kind == "stream" else f"folder:{image_folder}"
@@ -196,7 +219,9 @@ def staged_files(root: Path, source: Source, equipment: ExtractionRuntime) -> di
         backbones = optimize_for_inference([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
-    steps = stage_tasks(source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), equipment)
+    steps = stage_tasks(
+        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), equipment
+    )
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
@@ -213,7 +238,9 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
 
 @pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(tmp_path, image_folder, stream, kind, some, monkeypatch):
+def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(
+    tmp_path, image_folder, stream, kind, some, monkeypatch
+):
     spoil(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
     if some:
@@ -225,7 +252,11 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
         raise AssertionError(f"{file.where} is read here")
 
     monkeypatch.setattr(SampleFile, "read", refused)
-    monkeypatch.setattr(extract_module, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count))
+    monkeypatch.setattr(
+        extract_module,
+        "extraction_runtime",
+        lambda source, _, count: extraction_runtime(source, "cuda", count),
+    )
     there = extract(config(tmp_path / "there", source, on_error="skip"))
     digests = {done.published[0].summary.entry_digest for done in (here, there)}
     assert len(digests) == 1
@@ -243,7 +274,11 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
     source = open_folder_source(str(image_folder))
     watched = dataclasses.replace(one_thread, decoding=decoding)
     tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
-    list(stage_tasks(source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched))
+    list(
+        stage_tasks(
+            source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
+        )
+    )
     assert len(taken) == 60
     assert all(isinstance(sample, Sample) for sample in taken)
 
@@ -274,7 +309,9 @@ def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
 def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
     small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (32, 160))
     assert choose_batch_size(small) > choose_batch_size(large)
-    pixels = np.random.default_rng(0).integers(256, size=(choose_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        256, size=(choose_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8
+    )
     seen = []
     large.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     found = compute_pixel_features(large, pixels)
@@ -360,7 +397,9 @@ def test_the_cosine_of_flows_is_of_those_between_class_means():
 def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream, kind):
     spoil(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
-    planned = estimate_extraction(config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5))
+    planned = estimate_extraction(
+        config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5)
+    )
     assert planned.counted == (kind == "folder")
     assert planned.classes == (3 if planned.counted else None)
     # Of a stream, the first shard tells: six shards of seven, and four.

@@ -1,19 +1,21 @@
 """Extraction: what is published, what is read, and what survives a kill."""
 
-import numpy as np
 import os
-import pytest
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 from PIL import Image
-from pathlib import Path
+
 from sfm.backbones.build import load_backbone
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
 from sfm.errors import InputError
 from sfm.pipeline import extract as extraction
 from sfm.pipeline.extract import extract
@@ -22,12 +24,18 @@ from sfm.pipeline.sources import SOURCE_KINDS, Source, open_source
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
 
-
 SIZE = 32
 
 
 def config(store: Path | str, **changes: object) -> ExtractConfig:
-    values: dict[str, object] = {"source": "builtin:fashion-mnist-6k", "store": str(store), "backbone": ["lite0"], "image_size": SIZE, "limit_per_class": 8, "sub_classes": (2,)}
+    values: dict[str, object] = {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(store),
+        "backbone": ["lite0"],
+        "image_size": SIZE,
+        "limit_per_class": 8,
+        "sub_classes": (2,),
+    }
     return ExtractConfig(**(values | changes))
 
 
@@ -65,11 +73,18 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
     backbone = load_backbone("lite0", image_size=SIZE)
     for c in (0, 9):
         own = np.flatnonzero(source.train.labels == c)[:40]
-        pixels = np.stack([crop(source.decode(s.data), backbone.card.preprocessing) for s in source.train.read(own)])
+        pixels = np.stack(
+            [crop_image(source.decode(s.data), backbone.card.preprocessing) for s in source.train.read(own)]
+        )
         with torch.inference_mode():
-            features = backbone.features(to_tensor(pixels)).double().numpy()
+            features = backbone.features(pixels_to_tensor(pixels)).double().numpy()
         np.testing.assert_allclose(entry.read("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(entry.read("train/scatter_diagonal")[c], ((features - features.mean(axis=0)) ** 2).sum(axis=0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            entry.read("train/scatter_diagonal")[c],
+            ((features - features.mean(axis=0)) ** 2).sum(axis=0),
+            rtol=1e-3,
+            atol=1e-4,
+        )
 
 
 def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
@@ -79,7 +94,7 @@ def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
     for c in range(10):
         assert (source.train.labels[sample[c]] == c).all()
     (again,) = source.train.read(sample[4, 2:3])
-    image = crop(source.decode(again.data), entry.backbone.preprocessing)
+    image = crop_image(source.decode(again.data), entry.backbone.preprocessing)
     np.testing.assert_array_equal(entry.read("exemplar/image")[4, 2], image)
     other = entry_of(fashion_store, backbone="lite1").read("exemplar/sample")
     np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
@@ -104,7 +119,9 @@ def counted(source: Source, decoded: list[bytes]) -> Source:
         decoded.append(data)
         return source.decode(data)
 
-    return Source(source.name, source.spec, source.class_ids, source.class_names, source.train, source.test, decode)
+    return Source(
+        source.name, source.spec, source.class_ids, source.class_names, source.train, source.test, decode
+    )
 
 
 def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch):
@@ -179,7 +196,9 @@ def test_train_features_are_kept_on_request(tmp_path):
     extract(config(tmp_path / "s", keep_train_features=True))
     entry = entry_of(str(tmp_path / "s"))
     features, labels = entry.read("train/feature").astype(np.float64), entry.read("train/label")
-    np.testing.assert_allclose(features[labels == 3].mean(axis=0), entry.read("train/mean")[3], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        features[labels == 3].mean(axis=0), entry.read("train/mean")[3], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_held_out_features_stay_at_home_on_request(tmp_path):
@@ -207,7 +226,21 @@ def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
     assert same.summary.entry_digest == alone.summary.entry_digest
 
 
-@pytest.mark.parametrize(("spoil", "complaint"), [(lambda root: (root / "train/boot/003.png").write_bytes(b"no image"), "cannot decode .*train/boot/003.png"), (lambda root: (root / "test/bag/001.png").write_bytes((root / "test/bag/001.png").read_bytes()[:90]), "cannot decode .*test/bag/001.png")])
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (
+            lambda root: (root / "train/boot/003.png").write_bytes(b"no image"),
+            "cannot decode .*train/boot/003.png",
+        ),
+        (
+            lambda root: (root / "test/bag/001.png").write_bytes(
+                (root / "test/bag/001.png").read_bytes()[:90]
+            ),
+            "cannot decode .*test/bag/001.png",
+        ),
+    ],
+)
 def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_folder, spoil, complaint):
     spoil(image_folder)
     with pytest.raises(InputError, match=complaint):
@@ -263,7 +296,12 @@ print(done.published[0].outcome, done.features.resumed, done.published[0].summar
 
 def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     def start(store: Path) -> "subprocess.Popen[str]":
-        return subprocess.Popen([sys.executable, "-c", COMMAND, str(store)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(store)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     undisturbed = start(tmp_path / "a").communicate(timeout=300)[0].split()
     assert undisturbed[:2] == ["published", "0"]

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.sources.class_labels import class_id_from_label
 from sfm.stats_store.class_lists import ClassList

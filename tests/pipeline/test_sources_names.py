@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Shard, Source, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids

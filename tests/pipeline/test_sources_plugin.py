@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import SOURCE_KINDS, open_source
 
 DOCS = Path("docs/sources.md")

@@ -85,7 +85,11 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("work", "arguments", "left"),
     [
-        ("sfm.pipeline.dry_run.estimate_extraction", ["extract", "folder:x", "--dry-run"], "a dry run saves nothing"),
+        (
+            "sfm.pipeline.dry_run.estimate_extraction",
+            ["extract", "folder:x", "--dry-run"],
+            "a dry run saves nothing",
+        ),
         ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "the same command goes on from the work"),
         (
             "sfm.distill.run.distill",

@@ -74,12 +74,12 @@ def test_a_run_is_resumed_from_another_folder_by_its_run_json(
 
 
 def test_paths_in_a_configuration_are_whole(workplace: Path) -> None:
-    from sfm.backbones.spec import absolute_spec
+    from sfm.backbones.spec import make_spec_absolute
     from sfm.stats_store.location import absolute_url
 
     spec = "timm/tf_efficientnet_lite0@other.safetensors"
-    assert absolute_spec(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
-    assert absolute_spec("lite0") == "lite0"
+    assert make_spec_absolute(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
+    assert make_spec_absolute("lite0") == "lite0"
     assert absolute_url("store") == str(workplace / "store")
     assert absolute_url("s3://team/stats") == "s3://team/stats"
 
