@@ -17,6 +17,7 @@ from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.sources.source import file_split
+from sfm.testing import SourceTests
 
 
 def sample(split: Split, i: int) -> Sample:
@@ -42,6 +43,24 @@ def write_idx_folder(
             else:
                 (root / name).write_bytes(data)
     return root
+
+
+class TestIdxSource(SourceTests):
+    @pytest.fixture
+    def spec(self, tmp_path):
+        return f"idx:{write_idx_folder(tmp_path / 'digits')}"
+
+    @pytest.fixture
+    def expected_samples(self):
+        samples = [(str(i % 3), TOY[i].tobytes()) for i in range(6)]
+        return {"train": samples, "test": samples}
+
+    @pytest.fixture
+    def damaged_spec(self, tmp_path):
+        root = write_idx_folder(tmp_path / "damaged", zipped=True)
+        truncated = root / "t10k-images-idx3-ubyte.gz"
+        truncated.write_bytes(truncated.read_bytes()[:-12])
+        return f"idx:{root}", truncated.name
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -133,7 +152,6 @@ def test_a_folder_of_class_folders(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
-    assert source.decode(sample(source.train, 13).data).size == (28, 28)
     assert sample(source.train, 13).where.endswith("train/boot/001.png")
 
 
