@@ -52,13 +52,15 @@ from sfm.backbones.preprocess import crop
 from sfm.events import no_progress
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, choose_batch_size, count_cores, extraction_runtime, optimize_for_inference
-from sfm.pipeline.features import PassOptions, track_pass, stage_tasks
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.feature_pass import stage_tasks, track_pass
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.entry_rows import collect_pass_result
+from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.source import recut
-from sfm.pipeline.staging import Staging, PartitionTask, make_tasks
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
+from sfm.pipeline.staging import Staging
 
 CLASSES = 10
 UNIQUE = 400
@@ -330,7 +332,7 @@ def ours(source: Source, backbone: Backbone) -> np.ndarray:
     ):
         _, gathered, staging = run_pass(source, [backbone], Path(folder), equipment)
         train = [p for p in gathered.partitions if p.split == "train"]
-        return accumulate_moments(staging.staged(backbone.card.hash, train), CLASSES, backbone.card.features).mean
+        return accumulate_moments(staging.open_features(backbone.card.hash, train), CLASSES, backbone.card.features).mean
 
 
 def peak_bytes() -> int:
@@ -389,7 +391,7 @@ def flows_in_bf16(root: Path, images: int, device: str) -> float:
         ):
             _, gathered, staging = run_pass(source, [backbone], Path(folder), equipment, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
-            rows = staging.staged(backbone.card.hash, train)
+            rows = staging.open_features(backbone.card.hash, train)
             mean = accumulate_moments(rows, CLASSES, backbone.card.features).mean
             flows.append((mean.sum(axis=0) - mean) / (CLASSES - 1) - mean)
     a, b = (flow.ravel() for flow in flows)

@@ -32,10 +32,12 @@ from zarr.storage import MemoryStore
 from sfm.backbones.build import load_backbone
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.runtime import count_cores, extraction_runtime
-from sfm.pipeline.features import PassOptions, stage_tasks
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.feature_pass import stage_tasks
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import Staging, make_tasks
+from sfm.pipeline.partition_tasks import make_tasks
+from sfm.pipeline.staging import Staging
 from sfm.stats_store.schema import CHUNK_BYTES
 
 CURRENT = "blosc zstd 5, shuffle"
@@ -109,7 +111,7 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
         with extraction_runtime(source, "cpu", count_cores()) as equipment:
             list(stage_tasks(source, train, backbones, staging, PassOptions(), equipment))
         columns = [
-            np.concatenate([np.load(staging.file(backbone.card.hash, task)) for task in train])
+            np.concatenate([np.load(staging.array_path(backbone.card.hash, task)) for task in train])
             for backbone in backbones
         ]
     features, labels = np.concatenate(columns, axis=1), source.train.labels

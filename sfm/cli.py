@@ -81,11 +81,11 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
             for p, card in zip(done.published, done.cards, strict=True)
         ]
         figures = {
-            "images_read": done.features.read,
-            "images_resumed": done.features.resumed,
-            "seconds": done.features.seconds,
+            "images_read": done.pass_summary.images_read,
+            "images_resumed": done.pass_summary.images_resumed,
+            "seconds": done.pass_summary.seconds,
             "statistics_seconds": done.statistics_seconds,
-            "images_per_second": done.features.images_per_second,
+            "images_per_second": done.pass_summary.images_per_second,
             "skipped": done.skipped,
             "flow_cosines": done.flow_cosines,
             "files": done.files.model_dump() if done.files else None,
@@ -96,9 +96,9 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     terminal.print_entry_table(
         f"Store {config.store}", [p.summary for p in done.published], [p.outcome for p in done.published]
     )
-    if done.features.read:
-        rate = f"{done.features.images_per_second:.0f} images/s"
-        print_line(f"{done.features.read} images read in {done.features.seconds:.0f} s ({rate})")
+    if done.pass_summary.images_read:
+        rate = f"{done.pass_summary.images_per_second:.0f} images/s"
+        print_line(f"{done.pass_summary.images_read} images read in {done.pass_summary.seconds:.0f} s ({rate})")
     else:
         print_line(
             "nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)"

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans
 
 from sfm.pipeline import sub_class_centres as module
-from sfm.pipeline.staging import StagedPartition, Staging
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres, find_nearest_centres, group_classes
 
 
@@ -16,9 +17,9 @@ def stage(tmp_path, features, labels):
     for number, start in enumerate(range(0, len(labels), 40)):
         rows = slice(start, start + 40)
         partition = StagedPartition("train", number, np.arange(len(labels))[rows], labels[rows])
-        staging.put("toy", partition, features[rows])
+        staging.write_array("toy", partition, features[rows])
         parts.append(partition)
-    return staging.staged("toy", parts)
+    return staging.open_features("toy", parts)
 
 
 def blobs(sizes, rng):

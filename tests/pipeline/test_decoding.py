@@ -22,19 +22,20 @@ from sfm.backbones.build import load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.errors import InputError
 from sfm.events import Progress
+from sfm.pipeline import dask_worker, partition_tasks
 from sfm.pipeline import extract as extract_module
-from sfm.pipeline import staging as staging_module
-from sfm.pipeline import worker_pool
+from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool, split_into_chunks
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, find_missing_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.source import Sample, SampleFile
-from sfm.pipeline.staging import IncompleteExtractionError, PartitionTask, Staging, make_tasks
+from sfm.pipeline.staging import IncompleteExtractionError, Staging
 
 SMALL, LARGE = (
     Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -286,9 +287,9 @@ def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_contex
 
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     program = (
-        "from sfm.pipeline.decoding_processes import decoding_in_processes\n"
+        "from sfm.pipeline.decoding_processes import decoding_process_pool\n"
         "from sfm.pipeline.sources.decode import decode_image\n"
-        "with decoding_in_processes(decode_image, 2, 1):\n"
+        "with decoding_process_pool(decode_image, 2, 1):\n"
         "    print('ready', flush=True)\n"
         "    input()\n"
     )
@@ -307,7 +308,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
 
 
 def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 90)
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     config = ExtractConfig(source=source.spec, store="s", backbone=["lite0"], limit_per_class=20)
     tasks = make_tasks(source, select_by_listed_labels(config, source))
@@ -366,27 +367,27 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
 
 def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        worker_pool, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
+        dask_worker, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
     )
     source = open_source("builtin:fashion-mnist-6k")
     listing = tuple(split.listing for split in source.splits.values())
     card = load_backbone("lite0", image_size=32, device="cpu").card
-    order = worker_pool.WorkerConfig(
+    order = dask_worker.WorkerConfig(
         source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ()
     )
     tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
-        assert worker_pool.stage_task(order, tasks[0]).images == 50
+        assert dask_worker.stage_task(order, tasks[0]).images == 50
         for each in children():
             os.kill(each.pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError):
-            worker_pool.stage_task(order, tasks[1])
-        assert worker_pool.stage_task(order, tasks[1]).images == 50
+            dask_worker.stage_task(order, tasks[1])
+        assert dask_worker.stage_task(order, tasks[1]).images == 50
         # An order that cannot be taken does not leave the one before without its processes.
         with pytest.raises(InputError, match="other weights"):
-            worker_pool.stage_task(replace(order, backbones=(("lite0", "another"),)), tasks[2])
+            dask_worker.stage_task(replace(order, backbones=(("lite0", "another"),)), tasks[2])
         assert children() == []
-        assert worker_pool.stage_task(order, tasks[2]).images == 50
+        assert dask_worker.stage_task(order, tasks[2]).images == 50
     finally:
-        worker_pool.release_worker()
+        dask_worker.release_worker()
     assert children() == []

@@ -32,7 +32,7 @@ def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
     told = []
     effort = estimate_statistics_cost(2, 2000, 5000, 1, (5,))
     meter = StatisticsProgress(lambda event: told.append((event.done, event.figures)), "statistics", effort)
-    meter.tell()
+    meter.report()
     meter.advance(effort.total, effort.moments)
     meter.advance(effort.total, effort.moments)
     meter.finish(figure=1.0)

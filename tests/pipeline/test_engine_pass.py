@@ -14,14 +14,16 @@ import torch
 from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import extract as extract_module
-from sfm.pipeline import staging as staging_module
+from sfm.pipeline import partition_tasks
+from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, find_missing_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
 from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 from sfm.pipeline.flow_agreement import compute_flow_cosine
+from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.runtime import (
     ExtractionRuntime,
     choose_batch_size,
@@ -34,7 +36,7 @@ from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.folder import folder_source
 from sfm.pipeline.sources.source import SampleFile, at, of_classes, recut
-from sfm.pipeline.staging import Staging, lock_staging, make_tasks, open_staging
+from sfm.pipeline.staging import Staging, lock_staging, open_staging
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
 
@@ -101,14 +103,14 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
     extract(config(tmp_path / "s", stream, limit_per_class=3))
     entry = entry_of(tmp_path / "s")
     assert entry.read("train/count").tolist() == [3, 3, 3]
-    tally, source = FingerprintBuilder(), streamed(folder_source(str(image_folder)))
+    builder, source = FingerprintBuilder(), streamed(folder_source(str(image_folder)))
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
             for sample in [sample for sample in own if sample.label == class_id][:3]:
                 digest = np.frombuffer(digest_sample(sample.data), dtype=np.uint8)[None]
-                tally.add(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
-    assert entry.summary.fingerprint == tally.fingerprint()
+                builder.add_samples(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
+    assert entry.summary.fingerprint == builder.compute()
 
 
 def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
@@ -187,7 +189,7 @@ def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails
     assert entry.read("train/count").tolist() == [12, 11, 12]
     assert len(entry.read("test/label")) == 23
     again = extract(config(tmp_path / "s", source, on_error="skip", exemplars=2))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     assert again.skipped == done.skipped
     with pytest.raises(InputError, match=r"cannot decode .* leave out what cannot be decoded with"):
         extract(config(tmp_path / "s", source, exemplars=2))
@@ -226,7 +228,7 @@ def staged_files(root: Path, source: Source, equipment: ExtractionRuntime) -> di
 
 
 def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 90)
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source, found = open_source("builtin:fashion-mnist-6k"), []
     for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
         with extraction_runtime(source, device, cores) as equipment:
