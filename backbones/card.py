@@ -94,7 +94,7 @@ class BackboneCard(BaseModel):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
+def describe_differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
     """Say which of the three parts of two backbones' identities differ, and how.
 
     Returns

@@ -21,41 +21,40 @@ Keep the real features in between runs with --features FOLDER. --quick takes 5,0
 import argparse
 import json
 import multiprocessing
+import numpy as np
 import platform
 import tempfile
 import time
+import torch
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from sklearn.linear_model import LogisticRegression
-
 from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.events import no_progress
-from sfm.pipeline import logistic
-from sfm.pipeline import linear_classifier
-from sfm.pipeline.sub_class_centres import compute_sub_class_centres
-from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
-from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline import linear_classifier, logistic
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.feature_pass import stage_tasks, track_pass
-from sfm.pipeline.folds import mark_fold
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.entry_rows import select_entry_rows
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import stage_tasks, track_pass
+from sfm.pipeline.folds import mark_fold
+from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
+from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.pass_result import collect_pass_result
+from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
+from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.digest import BLOCK_ROWS
+from sklearn.linear_model import LogisticRegression
+from typing import Any
+
 
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """C of scikit-learn: the inverse of the penalty on the sum of the losses."""
@@ -109,12 +108,20 @@ def real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeature
     tasks = make_tasks(source, select_by_listed_labels(config, source))
     fast = optimize_for_inference([backbone], "float32")
     with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
-        track_pass(stage_tasks(source, tasks, fast, staging, PassOptions(), equipment), tasks, tasks, staging, no_progress)
+        track_pass(
+            stage_tasks(source, tasks, fast, staging, PassOptions(), equipment),
+            tasks,
+            tasks,
+            staging,
+            no_progress,
+        )
     (part,) = select_entry_rows(config, collect_pass_result(config, source, tasks, staging), staging)
     return part.open_train(staging, backbone.card.hash), part.open_test(staging, backbone.card.hash)
 
 
-def trained(train: StagedFeatures, classes: int, features: int, device: str, name: str) -> tuple[Any, dict[str, Any]]:
+def trained(
+    train: StagedFeatures, classes: int, features: int, device: str, name: str
+) -> tuple[Any, dict[str, Any]]:
     """Train our classifier with some settings; count its passes, and time it."""
     settings = SETTINGS[name]
     linear_classifier.MAX_SELECTION_ROWS = int(settings["choosing_rows"])
@@ -236,7 +243,9 @@ def full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     scale = IMAGENET / figures["samples"]
     final = (figures["seconds"] - figures["choosing_seconds"]) * scale
     _, centre_seconds = timed(
-        lambda: compute_sub_class_centres(part, part.concatenate_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0)
+        lambda: compute_sub_class_centres(
+            part, part.concatenate_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0
+        )
     )
     return {
         **figures,
@@ -305,6 +314,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -28,7 +28,8 @@ from torch.nn.functional import cross_entropy
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.crops import draw_crops, stream
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.eval.accuracy import Heads, accuracy
 from sfm.eval.images import ImageSet
 from sfm.eval.methods import own_plan, own_views
@@ -37,6 +38,7 @@ from sfm.eval.probe import DEVIATION, train_heads
 from sfm.eval.result import mean_and_deviation
 from sfm.eval.synthetic import read_run
 from sfm.eval.training import LARGEST_BATCH, Purpose, normal
+from sfm.random_streams import make_rng
 
 DATASET = "fashion-mnist-6k"
 BAR_SECONDS, BAR_RATIO = 120, 10
@@ -83,7 +85,7 @@ def plain(
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3 * batch / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
     for epoch in range(epochs):
-        rng = stream(config.seed, 1, seed, epoch)
+        rng = make_rng(config.seed, 1, seed, epoch)
         features = features_of_views(backbone, images, draw_crops(rng, count, side))[:, 0]
         for some in torch.from_numpy(rng.permutation(count)).to(backbone.device).split(batch):
             optimizer.zero_grad()
@@ -196,6 +198,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

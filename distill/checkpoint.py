@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.atomic import require_no_link
+from sfm.backbones.execution.modes import ExecutionMode
 from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
 from sfm.constrained_types import MAX_FEATURES, FiniteFloat, InputPixels, Name, NonNegativeFloat
 from sfm.deletion import delete_below
@@ -39,6 +40,15 @@ LONGEST_TOLD = 100
 Threads = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 
 
+class SavedExecution(BaseModel):
+    """The execution mode of a run, and why it was chosen."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    mode: ExecutionMode
+    reason: Name
+
+
 class SavedRecipe(BaseModel):
     """The part of a recipe that is relied on before it is compared with what is asked for now."""
 
@@ -54,6 +64,7 @@ class SavedRecipe(BaseModel):
     threads_before: Annotated[list[Threads], Field(max_length=1000)] = []
     compiled: bool = False
     captured: bool = False
+    execution: SavedExecution | None = None
 
     def most_bytes(self) -> int:
         """Return what the tensors of a state take at most."""

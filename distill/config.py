@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
     MAX_IMAGES_PER_CLASS,
     MAX_ITERATIONS,
@@ -119,6 +120,11 @@ class DistillConfig(BaseModel):
     )
     precision: RecipeField[Literal["float32", "bf16"]] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
+    )
+    execution: RecipeField[ExecutionOption] = Field(
+        default="auto",
+        description="How the backbone is computed: auto (as fast as works here) or eager (plain PyTorch, "
+        "no optimisations).",
     )
     compile: RecipeField[Literal["auto", "yes", "no"]] = Field(
         default="auto",

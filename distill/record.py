@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.preparation import Prepared
 from sfm.config_fields import MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat
 from sfm.distill.checkpoint import Checkpoint
@@ -70,7 +71,7 @@ def record_of(
     *,
     store: str,
     images: str,
-    obstacle: str | None,
+    prepared: Prepared,
     peak_memory_bytes: int,
 ) -> dict[str, Any]:
     """Return what ``run.json`` holds.
@@ -85,8 +86,8 @@ def record_of(
         URL of the store, without credentials.
     images : str
         Digest of the images' pixels.
-    obstacle : str or None
-        Why the backbone was not compiled or recorded, where it was to be.
+    prepared : Prepared
+        How the backbone was computed.
     peak_memory_bytes : int
         Of the process that took most, in its steps.
     """
@@ -109,8 +110,10 @@ def record_of(
         "threads": checkpoint.recipe["threads"],
         "notes": notes_of(checkpoint.recipe),
         "precision": config.precision,
+        "execution": checkpoint.recipe.get("execution", {"mode": prepared.mode, "reason": prepared.reason}),
+        # As earlier versions wrote it.
         "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")}
-        | {"obstacle": obstacle},
+        | {"obstacle": prepared.reason},
         "devices": config.devices,
         "images": images,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import for_features
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.classifiers import save_classifier
@@ -162,7 +162,7 @@ def evaluate_locked(
     @functools.cache
     def load(spec: str, image_size: int | None) -> Backbone:
         loaded = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
-        return for_features(loaded)
+        return prepare_for_inference(loaded)
 
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)

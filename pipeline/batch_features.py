@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.pipeline.decoding import DecodingOptions, SampleBatch
@@ -32,6 +33,8 @@ class PassOptions:
         Of those views.
     rendering : Rendering
         The source's.
+    execution : str
+        See `sfm.backbones.execution.modes`.
     """
 
     limit_per_class: int | None = None
@@ -40,6 +43,7 @@ class PassOptions:
     views: int = 0
     seed: int = 0
     rendering: Rendering = field(default=Rendering())
+    execution: ExecutionOption = "auto"
 
     def list_feature_arrays(self, backbone_hash: str, split: str) -> list[str]:
         """Return the names of a backbone's staged feature arrays: of the images, then of each view."""

@@ -14,6 +14,7 @@ import torch
 from distributed import get_worker
 
 from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.errors import InputError
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.feature_pass import PassProgress, stage_tasks
@@ -112,6 +113,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
         If source or backbones are not those of the client.
     """
     release_worker()
+    keep_freed_memory()
     if config.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = config.gpus[int(number) % len(config.gpus)]
@@ -123,11 +125,16 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
         )
     backbones = []
     for spec, expected_hash in config.backbones:
-        backbone = load_backbone(spec, image_size=config.image_size, device=config.device)
+        backbone = load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.options.execution != "eager",
+        )
         if backbone.card.hash != expected_hash:
             raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
         backbones.append(backbone)
-    backbones = optimize_for_inference(backbones, config.options.precision)
+    backbones = optimize_for_inference(backbones, config.options.precision, config.options.execution)
     cores = int(config.cores or get_worker().state.nthreads)
     runtime = extraction_runtime(source, backbones[0].device.type, cores)
     return source, backbones, OPEN_RUNTIME.enter_context(runtime)

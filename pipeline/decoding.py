@@ -16,13 +16,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import draw_crops, stream
-from sfm.backbones.preprocess import crop, look_through
-from sfm.backbones.rendering import Rendering, render
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
+from sfm.random_streams import make_rng
 from sfm.text import summarize_error
 
 VIEW_STREAM = 5
@@ -146,16 +148,16 @@ def decode_batch(
     skipped: list[SkippedSample] = []
     marked: dict[str, dict[int, str]] = {}
     indices, samples = [index for index, _ in batch], (sample for _, sample in batch)
-    for index, sample in zip(indices, loaded(samples, READER_THREADS), strict=True):
+    for index, sample in zip(indices, prefetch_samples(samples, READER_THREADS), strict=True):
         began = time.perf_counter()
         try:
             if sample.fault:
                 raise ValueError(sample.fault)
-            rendered = render(decode(sample.data), options.rendering)
+            rendered = render_image(decode(sample.data), options.rendering)
             image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
-                rows[0] = crop(image, preprocessing)
+                rows[0] = crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
             kept.append((index, sample.where, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
@@ -200,8 +202,8 @@ def render_views(
     """
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(stream(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
-    return look_through(image, preprocessing, crops)
+    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
+    return crop_views(image, preprocessing, crops)
 
 
 def count_pixel_bytes(options: DecodingOptions, images: int) -> int:

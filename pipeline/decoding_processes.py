@@ -39,7 +39,7 @@ from sfm.pipeline.decoding import (
     merge_marks,
     split_into_pixel_arrays,
 )
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IncompleteExtractionError
 
 CHUNK_IMAGES = 32
@@ -104,8 +104,8 @@ def decoding_process_pool(
         pickled_decode = cloudpickle.dumps(decode)
     except Exception as error:
         raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
-            f"the source's decode hold only what can be pickled, or use --device cpu"
+            f"what decodes the images cannot be sent to the processes that decode for a GPU "
+            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
         ) from error
     min_chunks = math.ceil(count / batches)
     idle_processes: SimpleQueue[ChunkDecoder] = SimpleQueue()
@@ -300,8 +300,8 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
                 answer: DecodedBatch | Exception = own_end.recv()
             except (EOFError, OSError) as error:
                 raise IncompleteExtractionError(
-                    "a process that decodes images was lost, perhaps for want of memory: run the same "
-                    "command again; an extraction goes on from the last complete partition"
+                    "a process that decodes images was lost, perhaps for want of memory: run the "
+                    "same command again; an extraction goes on from the last complete partition"
                 ) from error
             if isinstance(answer, Exception):
                 raise answer

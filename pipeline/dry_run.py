@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
 from sfm.pipeline.cost_model import estimate_statistics_cost, measure_operations_per_second
@@ -31,7 +31,8 @@ from sfm.pipeline.runtime import (
 )
 from sfm.pipeline.selection import SampleSelection, select_by_listed_labels
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, loaded
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.task_results import IMAGE_MARKS
 from sfm.stats_store.cards import FileCounts
 
@@ -143,7 +144,13 @@ def estimate_extraction(
     source = open_dataset(config)
     selection = select_by_listed_labels(config, source)
     backbones = [
-        load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
+        load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = make_tasks(source, selection)
@@ -266,7 +273,7 @@ def read_probe_samples(source: Source, tasks: Sequence[PartitionTask], max_sampl
         yield from source.train.read(rows[chosen])
     else:
         streams = (task.list_samples(source) for task in tasks)
-        yield from loaded(itertools.islice(itertools.chain.from_iterable(streams), max_samples))
+        yield from prefetch_samples(itertools.islice(itertools.chain.from_iterable(streams), max_samples))
 
 
 def probe_images(
@@ -277,14 +284,16 @@ def probe_images(
     total: int,
 ) -> ProbeResult:
     """Decode a few images and compute their features as the pass does, and time it."""
-    backbones = optimize_for_inference(backbones, config.precision)
+    backbones = optimize_for_inference(backbones, config.precision, config.execution)
     device = backbones[0].device.type
-    options = PassOptions(None, "skip", config.precision, config.views, config.seed, source.rendering)
+    options = PassOptions(
+        None, "skip", config.precision, config.views, config.seed, source.rendering, config.execution
+    )
     max_samples = min(MAX_PROBE_IMAGES, max(MIN_PROBE_IMAGES, round(PROBE_SHARE * total)))
     samples = list(enumerate(read_probe_samples(source, tasks, max_samples)))
     with (
         one_torch_thread(),
-        whole_float32(),
+        tf32_disabled(),
         extraction_runtime(source, device, config.threads or count_cores()) as runtime,
         ThreadPoolExecutor(runtime.threads) as pool,
     ):

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.crops import stream
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.fingerprint import FingerprintBuilder
@@ -17,6 +16,7 @@ from sfm.pipeline.pixel_marks import MarkCount, count_marks
 from sfm.pipeline.selection import UNUSED_LABEL
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
 from sfm.pipeline.staging import Staging
+from sfm.random_streams import make_rng
 
 EntryRole = Literal["full", "tuning"]
 
@@ -193,5 +193,5 @@ def draw_held_out_rows(
         if len(own) < 2:
             raise InputError(f"class {class_id} has one training image; --tune-fraction needs two or more")
         count = min(max(1, round(fraction * len(own))), len(own) - 1)
-        held_out[stream(seed, 4, c).permutation(own)[:count]] = True
+        held_out[make_rng(seed, 4, c).permutation(own)[:count]] = True
     return held_out

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import stream
-from sfm.backbones.preprocess import crop
-from sfm.backbones.rendering import render
+from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staged_features import StagedFeatures
+from sfm.random_streams import make_rng
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
@@ -58,7 +58,7 @@ def choose_exemplars(
     for c in range(classes):
         own = np.flatnonzero(labels == c)
         nearest = own[np.argsort(distance[own], kind="stable")][:nearest_count]
-        random = stream(seed, 3, c).permutation(own)[: per_class - nearest_count]
+        random = make_rng(seed, 3, c).permutation(own)[: per_class - nearest_count]
         sample[c, : len(nearest)], role[c, : len(nearest)] = nearest, NEAREST
         random_slots = slice(nearest_count, nearest_count + len(random))
         sample[c, random_slots], role[c, random_slots] = random, RANDOM
@@ -101,6 +101,6 @@ def read_exemplar_images(
     for row, index, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
         if digest_sample(sample.data) != digests[np.unravel_index(index, samples.shape)].tobytes():
             raise InputError(f"{sample.where} changed while it was extracted; run again")
-        rendered = render(source.decode(sample.data), source.rendering)
-        images[samples == row] = crop(rendered.image, preprocessing)
+        rendered = render_image(source.decode(sample.data), source.rendering)
+        images[samples == row] = crop_image(rendered.image, preprocessing)
     return images

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import expand_home, get_cache_folder
@@ -39,7 +39,7 @@ from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, open_staging
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import local_path
@@ -112,7 +112,13 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         source = open_dataset(config)
         tasks = make_tasks(source, select_by_listed_labels(config, source))
         backbones = {
-            spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
+            spec: load_backbone(
+                spec,
+                image_size=config.image_size,
+                device=config.device,
+                fold_norms=config.execution != "eager",
+                progress=progress,
+            )
             for spec in dict.fromkeys(config.backbone)
         }
         store = create_store(config.store)
@@ -166,6 +172,7 @@ def extract_missing(
         config.views,
         config.seed,
         source.rendering,
+        config.execution,
     )
     like = None if config.staging else local_path(config.store)
     key = make_staging_key(config, source, listing)
@@ -268,7 +275,7 @@ def run_staging(
     if not tasks:
         yield device, iter(())
         return
-    fast_backbones = optimize_for_inference(backbones.values(), options.precision)
+    fast_backbones = optimize_for_inference(backbones.values(), options.precision, options.execution)
     with (
         extraction_runtime(source, device, config.threads or count_cores()) as runtime,
         closing(stage_tasks(source, tasks, fast_backbones, staging, options, runtime)) as steps,
@@ -278,7 +285,7 @@ def run_staging(
 
 def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str:
     """Return the name of the staging folder: equal for extractions that would compute the same features."""
-    return digest_of(
+    return compute_digest(
         listing,
         source.spec,
         str(config.limit_per_class),
@@ -286,6 +293,7 @@ def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str
         str(source.rendering),
         version("sfm-distill"),
         torch.__version__,
+        *(() if config.execution == "auto" else (config.execution,)),
     )[:32]
 
 
@@ -294,7 +302,7 @@ def digest_listing(config: ExtractConfig, source: Source) -> str:
     parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
     if config.min_count is not None and config.small_classes == "drop":
         parts.append(f"classes of {config.min_count}")
-    return digest_of(*parts)
+    return compute_digest(*parts)
 
 
 def digest_skipped_listing(listing: str) -> str:
@@ -302,7 +310,7 @@ def digest_skipped_listing(listing: str) -> str:
 
     A repeat that may skip samples finds such an entry; one that may not does not take it for complete.
     """
-    return digest_of(listing, "skipped")
+    return compute_digest(listing, "skipped")
 
 
 def read_cards(

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
     MAX_ITERATIONS,
     MAX_PROCESSES,
@@ -68,8 +69,8 @@ class ExtractConfig(BaseModel):
         default=0,
         ge=0,
         le=MAX_ITERATIONS,
-        description="Augmented views of each training image (flip, random resized crop) to train the classifier on, "
-        "besides the image itself; each takes as long as the image.",
+        description="Augmented views of each training image (flip, random resized crop) to train the "
+        "classifier on, besides the image itself; each takes as long as the image.",
     )
     keep_train_features: ConsentField[bool] = Field(
         default=False, description="Store the training features too, for exact merging of stores."
@@ -129,6 +130,11 @@ class ExtractConfig(BaseModel):
     )
     precision: RecipeField[Literal["float32", "bf16"]] = Field(
         default="float32", description="Precision of the backbones' forward pass; bf16 is faster on a GPU."
+    )
+    execution: RecipeField[ExecutionOption] = Field(
+        default="auto",
+        description="How the backbones are computed: auto (as fast as works here) or eager (plain PyTorch, "
+        "no optimisations).",
     )
     on_error: RecipeField[Literal["fail", "skip"]] = Field(
         default="fail",

@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
@@ -18,9 +18,9 @@ from sfm.pipeline.decoding import SampleBatch, merge_marks
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import require_one_writing
-from sfm.pipeline.sources.limits import BATCH_BYTES, WAITING_BYTES
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_QUEUED_BYTES
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.task_results import TaskResult
 from sfm.text import escape_non_utf8
@@ -99,12 +99,12 @@ def iterate_batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     class_counts: Counter[str] = Counter()
     for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
-        labels.append((sample.label, sample.written if isinstance(sample, Sample) else ""))
+        labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
         class_counts[sample.label] += 1
         if task.rows is not None or limit is None or class_counts[sample.label] <= limit:
             batch.append((index, sample))
         # The composition of a batch depends on the images alone: it may affect how features are rounded.
-        if len(batch) == size or count_encoded_bytes(batch) > BATCH_BYTES:
+        if len(batch) == size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
     if task.rows is not None and len(labels) != len(task.rows):
@@ -172,7 +172,7 @@ def stage_tasks(
     pending_bytes: deque[int] = deque()  # of the batches among those
     finished: list[BatchFeatures] = []  # of the current task
     threads = ThreadPoolExecutor(runtime.threads, thread_name_prefix="features")
-    with one_torch_thread(), whole_float32(), threads as pool:
+    with one_torch_thread(), tf32_disabled(), threads as pool:
 
         def submit_work() -> Iterator[None]:
             for task in tasks:
@@ -209,7 +209,7 @@ def stage_tasks(
         try:
             for _ in submit_work():
                 while len(pending) > 2 * runtime.threads + MAX_PENDING_BATCHES or (
-                    pending_bytes and sum(pending_bytes) > WAITING_BYTES
+                    pending_bytes and sum(pending_bytes) > MAX_QUEUED_BYTES
                 ):
                     yield finish_next()
             while pending:
@@ -242,7 +242,7 @@ def save_task(
     InputError
         If its samples are not those of an earlier pass, or a class is spelled in two ways.
     """
-    require_one_writing(source.spec, labels)
+    require_consistent_labels(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in batches)])
     if staging.has_other_digests(task, digests):
         staging.delete_task(task)

@@ -7,9 +7,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from sfm.pipeline.runtime import find_blas_libraries
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.eigen import decompose_symmetric
@@ -59,7 +59,7 @@ def compute_feature_scaling(
     all_axes : bool
         Keep axes along which these samples have no variance; other samples (their views) may have some.
     """
-    with ThreadpoolController().select(user_api="blas").limit(limits=1):
+    with find_blas_libraries().limit(limits=1):
         return _compute_feature_scaling(moments, common_scale, all_axes)
 
 

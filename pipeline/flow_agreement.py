@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline.batch_features import PassOptions, compute_batch_features
 from sfm.pipeline.dry_run import MAX_PROBE_IMAGES, read_probe_samples
@@ -67,7 +67,7 @@ def measure_flow_cosines(
     results = []
     with (
         one_torch_thread(),
-        whole_float32(),
+        tf32_disabled(),
         extraction_runtime(source, device, threads or count_cores()) as runtime,
         ThreadPoolExecutor(runtime.threads) as pool,
     ):

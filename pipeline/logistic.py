@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.optimize import minimize
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sfm.pipeline.feature_scaling import FeatureScaling
-from sfm.pipeline.runtime import count_cores, one_torch_thread
+from sfm.pipeline.runtime import count_cores, find_blas_libraries, one_torch_thread
 
 TOLERANCE = 1e-3
 """Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
@@ -66,7 +65,7 @@ def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor |
     """
     count = torch.get_num_threads()
     # OpenBLAS' threads spin after each of scipy's small products, too: passes would take three times as long.
-    with ThreadpoolController().select(user_api="blas").limit(limits=1), one_torch_thread():
+    with find_blas_libraries().limit(limits=1), one_torch_thread():
         if device.type != "cpu" or count == 1:
             yield None
             return
@@ -270,7 +269,7 @@ def compute_cross_entropies(
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of raw features on every sample."""
     losses = [np.zeros(0)]
-    with ThreadpoolController().select(user_api="blas").limit(limits=1), one_torch_thread():
+    with find_blas_libraries().limit(limits=1), one_torch_thread():
         for features, labels in blocks:
             logits = torch.from_numpy(features @ weight.T + bias).double()
             losses.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())

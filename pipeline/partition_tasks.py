@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from sfm.pipeline.selection import SampleSelection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, SampleFile, Shard
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.sources.source import Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 
 MAX_TASK_ROWS = BLOCK_ROWS
@@ -41,7 +42,7 @@ class PartitionTask:
         return (
             self.get_shard(source).read(None)
             if self.rows is None
-            else source.splits[self.split].listed(self.rows)
+            else source.splits[self.split].iter_samples(self.rows)
         )
 
     def get_shard(self, source: Source) -> Shard:

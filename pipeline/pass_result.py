@@ -14,14 +14,13 @@ from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.pixel_marks import find_marked_rows
 from sfm.pipeline.selection import SampleSelection, select_samples
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import require_one_writing
-from sfm.pipeline.sources.limits import require_listable
-from sfm.pipeline.sources.source import some
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.task_results import TaskResult
 from sfm.stats_store.cards import FileCounts
-from sfm.text import escape_non_utf8
+from sfm.text import escape_non_utf8, format_names
 
 TaskResults = Sequence[tuple[PartitionTask, TaskResult]]
 
@@ -144,7 +143,7 @@ def collect_classes(
         If samples are of classes that the source does not name, the splits hold different classes, or a
         class is spelled in two ways.
     """
-    require_one_writing(
+    require_consistent_labels(
         source.spec,
         [
             (label, text)
@@ -162,15 +161,17 @@ def collect_classes(
         if different and source.test.shards:
             raise InputError(
                 f"the training and the held-out split of {source.spec} hold different classes: "
-                f"{some(different)} in one only"
+                f"{format_names(different)} in one only"
             )
         class_ids = sorted(classes_by_split["train"])
-        require_listable(class_ids, None, source.spec)
+        require_storable_classes(class_ids, None, source.spec)
     else:
         class_ids = source.class_ids
         unknown = sorted((classes_by_split["train"] | classes_by_split["test"]) - set(class_ids))
         if unknown:
-            raise InputError(f"{source.spec} has samples of classes that it does not name: {some(unknown)}")
+            raise InputError(
+                f"{source.spec} has samples of classes that it does not name: {format_names(unknown)}"
+            )
     index = {class_id: c for c, class_id in enumerate(class_ids)}
     labels = {}
     for name in source.splits:

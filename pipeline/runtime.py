@@ -13,20 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.frozen import for_features
-from sfm.backbones.input import on_device
-from sfm.backbones.memory import LARGE_INPUT
+from sfm.backbones.execution.allocator import LARGE_INPUT
+from sfm.backbones.execution.modes import ExecutionOption
+from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.image_tensors import pixels_to_device
 from sfm.pipeline.decoding import BatchDecoder, make_inline_decoder
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
 
 BATCH_IMAGES = {"cpu": 16, "cuda": 128}
 """Images that are decoded together: on a core, as many as its cache holds; on a GPU, enough to fill it."""
@@ -58,13 +62,24 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def optimize_for_inference(backbones: Iterable[Backbone], precision: str) -> list[Backbone]:
+@cache
+def find_blas_libraries() -> ThreadpoolController:
+    """Find the BLAS libraries of this process once: it takes milliseconds, and a fit limits them often."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def optimize_for_inference(
+    backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto"
+) -> list[Backbone]:
     """Return backbones that compute the same features faster, up to rounding, where that is possible.
 
     The layout of weights must not depend on the number of cores.
     """
     with one_torch_thread():
-        return [for_features(backbone) if precision == "float32" else backbone for backbone in backbones]
+        return [
+            prepare_for_inference(backbone, execution) if precision == "float32" else backbone
+            for backbone in backbones
+        ]
 
 
 def choose_batch_size(backbone: Backbone) -> int:
@@ -114,7 +129,7 @@ def compute_pixel_features(
     """
     device, batch_size, parts = backbone.device, choose_batch_size(backbone), []
     for start in range(0, len(pixels), batch_size):
-        images = on_device(pixels[start : start + batch_size], device)
+        images = pixels_to_device(pixels[start : start + batch_size], device)
         rows = forward(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
         parts.append(rows[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
@@ -174,7 +189,9 @@ def extraction_runtime(source: Source, device: str, cores: int) -> Iterator[Extr
         If the source's decoder cannot be sent to other processes.
     """
     if device == "cpu":
-        yield ExtractionRuntime(cores, loaded, make_inline_decoder(source.decode), time_pixel_features)
+        yield ExtractionRuntime(
+            cores, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+        )
         return
     # Enough to keep all processes busy, those at the device, and the next one.
     batches = math.ceil(cores * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1

@@ -10,8 +10,9 @@ from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.hold_out import count_held_out, require_divisible
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import display_names
-from sfm.pipeline.sources.source import require_usable, some
+from sfm.pipeline.sources.class_labels import get_display_names
+from sfm.pipeline.sources.validation import require_distillable_classes
+from sfm.text import format_names
 
 UNUSED_LABEL = -1
 
@@ -63,7 +64,7 @@ def select_samples(
     InputError
         If fewer than two classes are left, a class has no sample in a split, or has too few.
     """
-    names = display_names(class_ids) if class_names is None else class_names
+    names = get_display_names(class_ids) if class_names is None else class_names
     labels_in_use = {}
     for split, split_labels in labels.items():
         labels_in_use[split] = np.full(len(split_labels), UNUSED_LABEL, dtype=np.int32)
@@ -83,14 +84,16 @@ def select_samples(
         small_names = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
         raise InputError(
             f"{config.source} has classes with fewer than {min_count} training images: "
-            f"{some(small_names)}{when}; leave them out with --small-classes drop"
+            f"{format_names(small_names)}{when}; leave them out with --small-classes drop"
         )
     keep[small] = False
     kept_classes = np.flatnonzero(keep).tolist()
     kept_ids = [class_ids[c] for c in kept_classes]
     if config.hold_out is not None:
         require_divisible(kept_ids, counts["train"][keep] + counts["test"][keep])
-    require_usable(config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when)
+    require_distillable_classes(
+        config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when
+    )
     index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED_LABEL), UNUSED_LABEL).astype(np.int32)
     return SampleSelection(
         kept_ids,

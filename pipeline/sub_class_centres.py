@@ -12,9 +12,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from sfm.backbones.crops import stream
 from sfm.pipeline.runtime import count_cores
 from sfm.pipeline.staged_features import StagedFeatures
+from sfm.random_streams import make_rng
 
 MAX_ROWS_PER_CLASS = 2048
 """Samples per class that place the centres; then all samples of the class define them."""
@@ -118,7 +118,7 @@ def place_centres(
             is_sampled = np.zeros(len(labels), dtype=bool)
             for c in members:
                 own = np.flatnonzero(labels == c)
-                is_sampled[stream(seed, 1, c).permutation(own)[:MAX_ROWS_PER_CLASS]] = True
+                is_sampled[make_rng(seed, 1, c).permutation(own)[:MAX_ROWS_PER_CLASS]] = True
             rows_by_class: dict[int, list[npt.NDArray[np.float32]]] = {c: [] for c in members}
             for rows, block_labels in train.select_rows(is_sampled):
                 for c in np.unique(block_labels):
@@ -158,7 +158,7 @@ def group_classes(sizes: npt.NDArray[np.int64], max_samples: int) -> list[range]
 
 def run_k_means(rows: npt.NDArray[np.float32], k: int, seed: int, c: int) -> npt.NDArray[np.float64]:
     """Return the k centres of rows, or as many as there are rows."""
-    state = int(stream(seed, 2, c).integers(2**31))
+    state = int(make_rng(seed, 2, c).integers(2**31))
     model = KMeans(min(k, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
         rows.astype(np.float64)
     )

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from sfm.pipeline.partition_tasks import PartitionTask
-from sfm.pipeline.sources.limits import NAME_CHARACTERS
+from sfm.pipeline.sources.limits import MAX_NAME_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TaskResult:
     unused : dict of str to int
         Number of files beside the samples, by kind.
     written : list of list of str
-        Per class, the spellings of its labels; see `Sample.written`.
+        Per class, the spellings of its labels; see `Sample.label_text`.
     """
 
     read: int
@@ -87,7 +87,7 @@ def is_plausible(result: TaskResult, task: PartitionTask) -> bool:
         and not set(skipped).intersection(result.kept)
         and bool(((labels >= 0) & (labels < len(result.classes))).all())
         and len(set(result.classes)) == len(result.classes)
-        and all(0 < len(class_id) <= NAME_CHARACTERS for class_id in result.classes)
+        and all(0 < len(class_id) <= MAX_NAME_CHARACTERS for class_id in result.classes)
         and set(result.marked) <= set(IMAGE_MARKS) & set(result.examples)
         and all(are_ascending_indices(np.array(own, dtype=np.int64), read) for own in result.marked.values())
         and all(count >= 0 for count in result.unused.values())

@@ -29,7 +29,7 @@ from distributed import (
 from distributed.client import Future
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.memory import LARGE_INPUT, ONE_HEAP
+from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
 from sfm.pipeline import dask_worker
@@ -174,7 +174,7 @@ def local_cluster_client(workers: int, large: bool) -> Iterator[Client]:
     large : bool
         Whether images are so large that each worker's threads should share a heap.
     """
-    environment = {"distributed.nanny.pre-spawn-environ": ONE_HEAP} if large else {}
+    environment = {"distributed.nanny.pre-spawn-environ": SINGLE_HEAP_ENVIRONMENT} if large else {}
     with (
         dask.config.set(environment),
         LocalCluster(

@@ -14,6 +14,6 @@ if __name__ == "__main__":
     if os.environ.get("RANK", "0") == "0":
         main()
     else:
-        # Of the processes that torchrun starts, all know the result; the first one says it.
+        # All processes that torchrun starts know the result; rank 0 prints it.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             main()

@@ -6,7 +6,8 @@ from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
 from sfm.eval.result import Provenance, Row, is_own
-from sfm.terminal import print_accuracy_table, print_line, print_matrix_table, shorten_path
+from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
+from sfm.terminal import print_line
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "

@@ -9,9 +9,9 @@ from sfm.eval.matrix import matrix
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
 from sfm.eval.run import Evaluation, evaluate, evaluate_runs
-from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import Entry, Store, open_store
 
 __all__ = [
@@ -24,17 +24,17 @@ __all__ = [
     "ExportConfig",
     "Exported",
     "ExtractConfig",
-    "ExtractionResult",
     "ExtractionEstimate",
+    "ExtractionResult",
     "ReportConfig",
     "Store",
     "distill",
+    "estimate_extraction",
     "evaluate",
     "evaluate_runs",
     "export",
     "extract",
     "matrix",
     "open_store",
-    "estimate_extraction",
     "report",
 ]

@@ -1,4 +1,4 @@
-"""A pydantic model becomes a command: its fields are the options, its descriptions the help."""
+"""Build a command from a pydantic model: fields become options, descriptions become the help."""
 
 import difflib
 import inspect
@@ -13,57 +13,87 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sfm.config_fields import select_refused_values
+from sfm.error_reporting import exit_on_error, report_error
 from sfm.errors import InputError
-from sfm.terminal import exit_on_error, report_error
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, parse_json, read_bounded_file
 
 SHARED_PANEL = "Shared options"
 
-MAX_PROBLEMS, MAX_VALUE_LENGTH = 5, 200
-"""Problems that are told at once, and characters of a value in them."""
+MAX_PROBLEMS = 5
+"""Validation errors that are printed."""
+
+MAX_VALUE_LENGTH = 200
+"""Characters of a value that an error message quotes."""
 
 MAX_CONFIG_BYTES = MAX_EVALUATION_BYTES
 """Longest file that --config reads: it takes any that a command writes."""
 
 SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-"""Where the shell passes pipes, as in ``<(…)``: somebody writes them, which of others nobody knows."""
+"""Where the shell passes pipes, as in ``<(…)``; of other pipes nobody knows whether anything writes them."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=SHARED_PANEL)
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on stdout; progress goes to stderr.",
+        rich_help_panel=SHARED_PANEL,
+        show_default=False,
+    ),
 ]
-Threads = Annotated[
+ThreadsOption = Annotated[
     int | None,
     typer.Option(
         "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=SHARED_PANEL)]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", help="Show no progress.", rich_help_panel=SHARED_PANEL, show_default=False),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Take the recipe of a run.json; options override it. Places are given beside it.",
+        rich_help_panel=SHARED_PANEL,
+        show_default=False,
+    ),
+]
+TrustConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-config",
+        help="Take the places that --config names too: where to read and write, schedulers, files of "
+        "weights. For files of your own.",
+        rich_help_panel=SHARED_PANEL,
+        show_default=False,
+    ),
+]
 
 
 class SingleValueCommand(typer.core.TyperCommand):
-    """A command that refuses an option of one value when it is given again, rather than take the last."""
+    """Command that refuses an option of one value when it is given twice, instead of taking the last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments; exit with status 2 if an option of one value is repeated."""
-        given = list(args)
+        arguments = list(args)
         rest = super().parse_args(ctx, args)
-        if given:
-            _, _, order = self.make_parser(ctx).parse_args(args=given)
+        if arguments:
+            _, _, order = self.make_parser(ctx).parse_args(args=arguments)
             for option in dict.fromkeys(order):
-                if order.count(option) > 1 and not (option.multiple or getattr(option, "is_flag", False)):
+                count = order.count(option)
+                if count > 1 and not (option.multiple or getattr(option, "is_flag", False)):
                     raise report_error(
-                        f"{option.opts[0]} takes one value and is given {order.count(option)} times: give it "
-                        "once",
-                        2,
+                        f"{option.opts[0]} takes one value and is given {count} times: give it once", 2
                     )
         return rest
 
 
 class StrictTyper(typer.Typer):
-    """Commands that are :class:`SingleValueCommand`."""
+    """Typer app whose commands are :class:`SingleValueCommand`."""
 
     def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
         """Add a command, see :class:`typer.Typer`."""
@@ -95,76 +125,61 @@ def add_command(
         Command lines shown below the options.
     """
 
-    def command(**given: Any) -> None:
-        as_json, quiet = given.pop("json"), given.pop("quiet")
-        file, trusted = given.pop("config"), given.pop("trust_config")
+    def command(**options: Any) -> None:
+        as_json, quiet = options.pop("json"), options.pop("quiet")
+        file, trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
-            run(make_config(model, name, file, given, trusted=trusted), as_json, quiet)
+            run(make_config(model, name, file, options, trusted=trusted), as_json, quiet)
 
-    parameters = [make_parameter(field_name, field) for field_name, field in model.model_fields.items()]
-    parameters += [
-        make_shared_option(
-            "config",
-            Path | None,
-            "--config",
-            "Take the recipe of a run.json; options override it. Places are given beside it.",
-        ),
-        make_shared_option(
-            "trust_config",
-            bool,
-            "--trust-config",
-            "Take the places that --config names too: where to read and write, schedulers, files of weights. "
-            "For files of your own.",
-            default=False,
-        ),
-        make_shared_option(
-            "json",
-            bool,
-            "--json",
-            "Print one JSON document on stdout; progress goes to stderr.",
-            default=False,
-        ),
-        make_shared_option("quiet", bool, "--quiet", "No progress.", default=False),
+    parameters = [
+        *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
+        make_parameter("config", ConfigOption, None),
+        make_parameter("trust_config", TrustConfigOption, False),
+        make_parameter("json", JsonOption, False),
+        make_parameter("quiet", QuietOption, False),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    shown = "\n\n".join(["Examples:", *(f"  $ {example}" for example in examples)])
-    app.command(name, help=summary, epilog=shown, no_args_is_help=True)(command)
+    epilog = "\n\n".join(["Examples:", *(f"  $ {example}" for example in examples)])
+    app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
 
 
-def make_shared_option(
-    name: str, annotation: Any, flag: str, text: str, *, default: Any = None
-) -> inspect.Parameter:
-    """Return an option that every command has."""
-    info = typer.Option(flag, help=text, rich_help_panel=SHARED_PANEL, show_default=False)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+def make_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Return a keyword-only parameter for the signature of a command."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def make_field_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return the command-line parameter of a field; if left out it is None and the model's default holds."""
+    metavar = get_argument_metavar(name, field)
+    info: Any = (
+        typer.Argument(help=field.description, metavar=metavar, show_default=False)
+        if metavar
+        else typer.Option(
+            "--" + name.replace("_", "-"),
+            help=field.description,
+            metavar=format_choices(field.annotation),
+            show_default=format_default(field),
+        )
     )
+    return make_parameter(name, Annotated[get_option_type(field.annotation), info], None)
 
 
-def make_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    """Return the command-line parameter of a field. Absent means None: the model knows the defaults."""
+def get_argument_metavar(name: str, field: FieldInfo) -> str | None:
+    """Return how the help writes an argument, as in ``RUN...``; None for an option."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    text = field.description or ""
-    if extra.get("argument"):
-        info: Any = typer.Argument(
-            help=text, metavar=str(extra.get("metavar", name.upper())), show_default=False
-        )
-    else:
-        flag = "--" + name.replace("_", "-")
-        info = typer.Option(
-            flag, help=text, metavar=format_choices(field.annotation), show_default=format_default(field)
-        )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[get_option_type(field.annotation), info],
-    )
+    return str(extra.get("metavar", name.upper())) if extra.get("argument") else None
+
+
+def get_option_name(model: type[BaseModel], name: str) -> str:
+    """Return the name of a field on the command line, as in ``--image-size`` or ``DATASET``."""
+    field = model.model_fields.get(name)
+    metavar = get_argument_metavar(name, field) if field else None
+    return metavar.rstrip(".") if metavar else "--" + name.replace("_", "-")
 
 
 def format_default(field: FieldInfo) -> str | bool:
-    """Return how the help shows a field's default."""
+    """Return how the help shows a field's default; False if it shows none."""
     if field.is_required():
         return "required"
     default = field.default
@@ -174,112 +189,117 @@ def format_default(field: FieldInfo) -> str | bool:
 
 
 def format_choices(annotation: Any) -> str | None:
-    """Return the values a field of a fixed set may take, for the help; None for any other field."""
+    """Return the choices of a field as ``a|b``; None if it has no fixed set of them."""
     if get_origin(annotation) is list:
         annotation = get_args(annotation)[0]
     return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else None
 
 
 def get_option_type(annotation: Any) -> Any:
-    """Return the type Typer reads an option as; what it cannot read (a tuple of numbers) it reads as text."""
+    """Return the type as which Typer parses an option; text for what it cannot parse, as tuples."""
     members = [a for a in get_args(annotation) if a is not type(None)]
     # Of several types, the first is that of the command line; others come from a run.json.
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = members[0]
-    if get_origin(annotation) is tuple:
+    if get_origin(annotation) in (tuple, Literal):
         return str | None
     if get_origin(annotation) is list:
         return list[str] | None
-    if get_origin(annotation) is Literal:
-        return str | None
     return annotation | None
 
 
 def make_config(
-    model: type[BaseModel], name: str, file: Path | None, given: dict[str, Any], *, trusted: bool = False
+    model: type[BaseModel],
+    command_name: str,
+    file: Path | None,
+    options: dict[str, Any],
+    *,
+    trusted: bool = False,
 ) -> BaseModel:
-    """Return the configuration: the file's values, overridden by what was given.
+    """Return the config: the values of a file, overridden by the options given on the command line.
+
+    Parameters
+    ----------
+    model : type of BaseModel
+    command_name : str
+    file : Path or None
+        What ``--config`` names.
+    options : dict
+        By field name; None and empty lists are options that were left out.
+    trusted : bool
+        Whether the file may name places too.
 
     Raises
     ------
     InputError
-        If the file is not a configuration of this command or, unless it is trusted, names places that were
-        not given; or if a value is missing or not valid.
+        If the file is not a config of this command or, unless it is trusted, names places that are not
+        given as options; or if a value is missing or not valid.
     """
-    values = read_config_file(file, name) if file else {}
-    given = {key: value for key, value in given.items() if value not in (None, [])}
+    file_values = read_config_file(file, command_name) if file else {}
+    options = {name: value for name, value in options.items() if value not in (None, [])}
     if file and not trusted:
-        require_no_locations(model, file, {key: value for key, value in values.items() if key not in given})
+        require_recipe_only(model, file, {n: v for n, v in file_values.items() if n not in options})
     try:
-        return model(**values | given)
+        return model(**file_values | options)
     except ValidationError as error:
         problems = [
-            format_problem(model, detail) for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
+            format_validation_error(model, detail)
+            for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
         ]
         raise InputError("; ".join(dict.fromkeys(problems))) from error
 
 
-def read_config_file(file: Path, name: str) -> dict[str, Any]:
-    """Read the configuration in a ``run.json``; from a pipe of the shell too."""
+def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
+    """Return the config that a ``run.json`` holds; the file may be a pipe of the shell."""
     try:
         if str(file).startswith(SHELL_PIPE_PREFIXES):
-            with file.open("rb") as opened:
-                data = opened.read(MAX_CONFIG_BYTES + 1)
+            with file.open("rb") as pipe:
+                data = pipe.read(MAX_CONFIG_BYTES + 1)
         else:
             data = read_bounded_file(file, MAX_CONFIG_BYTES)
         record = parse_json(data, MAX_CONFIG_BYTES)
-        command, values = record["command"], {**record["config"]}
+        found_name, values = record["command"], {**record["config"]}
     except OSError as error:
         raise InputError(f"--config {file}: {error.strerror}") from error
     except OversizeError as error:
         raise InputError(f"--config {file} is too long: at most {MAX_CONFIG_BYTES} bytes are read") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"--config {file} is not a run.json: it needs `command` and `config`") from error
-    if command != name:
-        shown = sanitize_line(str(command), MAX_VALUE_LENGTH)
-        raise InputError(f"--config {file} is of `sfm {shown}`, not of `sfm {name}`")
+    if found_name != command_name:
+        shown_name = sanitize_line(str(found_name), MAX_VALUE_LENGTH)
+        raise InputError(f"--config {file} is of `sfm {shown_name}`, not of `sfm {command_name}`")
     return values
 
 
-def require_no_locations(model: type[BaseModel], file: Path, values: dict[str, Any]) -> None:
-    """Refuse a file that says where to read or write, what may leave, or to take much memory."""
-    places = select_refused_values(model, values)
-    if not places:
-        return
-    named = ", ".join(
-        f"{get_option_name(model, name)} {sanitize_line(str(value), MAX_VALUE_LENGTH)}"
-        for name, value in places.items()
-    )
-    wanted = " ".join(get_option_name(model, name) for name in places)
-    raise InputError(
-        f"--config {file} sets {named}: a file gives the recipe only, of usual size; give {wanted} on the "
-        "command line, or --trust-config if the file is your own"
-    )
+def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[str, Any]) -> None:
+    """Refuse values of a config file that name places, let data leave, or take much memory.
+
+    Raises
+    ------
+    InputError
+        If there are such values; says which options to give instead.
+    """
+    refused = {get_option_name(model, n): v for n, v in select_refused_values(model, file_values).items()}
+    if refused:
+        settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
+        raise InputError(
+            f"--config {file} sets {settings}: a file gives the recipe only, of usual size; give "
+            f"{' '.join(refused)} on the command line, or --trust-config if the file is your own"
+        )
 
 
-def get_option_name(model: type[BaseModel], name: str) -> str:
-    """Return what a field is called on the command line."""
-    field = model.model_fields.get(name)
-    extra = field.json_schema_extra if field and isinstance(field.json_schema_extra, dict) else {}
-    if extra.get("argument"):
-        return str(extra.get("metavar", name.upper())).rstrip(".")
-    return "--" + name.replace("_", "-")
-
-
-def format_problem(model: type[BaseModel], detail: Any) -> str:
-    """Return one validation error in the words of the command line."""
+def format_validation_error(model: type[BaseModel], detail: Any) -> str:
+    """Return one pydantic validation error in the words of the command line."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
-    field = model.model_fields.get(name)
-    shown = get_option_name(model, name)
+    option_name = get_option_name(model, name)
     if detail["type"] == "missing":
-        return f"{shown} is required; see `--help`"
+        return f"{option_name} is required; see `--help`"
     if detail["type"] == "extra_forbidden":
         return f"unknown setting '{sanitize_line(name, MAX_VALUE_LENGTH)}' in the configuration"
     message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "literal_error" and field is not None:
-        known = format_choices(field.annotation)
-        asked = str(detail["input"])[:MAX_VALUE_LENGTH]
-        close = difflib.get_close_matches(asked, known.split("|") if known else [])
+    if detail["type"] == "literal_error" and name in model.model_fields:
+        choices = (format_choices(model.model_fields[name].annotation) or "").split("|")
+        close = difflib.get_close_matches(str(detail["input"])[:MAX_VALUE_LENGTH], choices)
         message += f": did you mean {' or '.join(close)}?" if close else ""
-    given = sanitize_line(str(detail["input"]), MAX_VALUE_LENGTH)
-    return f"{shown} {given}: {message[0].lower()}{message[1:]}"
+    value = sanitize_line(str(detail["input"]), MAX_VALUE_LENGTH)
+    return f"{option_name} {value}: {message[0].lower()}{message[1:]}"

@@ -1,14 +1,21 @@
-"""Types of what JSON that anybody may have written says: what becomes a path, a size or a loop bound.
+"""Constrained pydantic types for JSON from untrusted files: what becomes a path, a size or a loop bound.
 
-Every writer of this program stays within these limits, so that a value beyond them is damage.
+This program writes values within these limits only, so that a value beyond them is damage.
 """
 
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, StringConstraints, TypeAdapter
-from pydantic import ValidationError as Invalid
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    FailFast,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 MAX_NAME_LENGTH = 1000
 """Characters of a name: of a dataset, a class, a class id, a backbone, an object of a run."""
@@ -45,14 +52,14 @@ ObjectName = Annotated[
         pattern=rf"^{PATH_SEGMENT_PATTERN}(/{PATH_SEGMENT_PATTERN})*$", max_length=MAX_NAME_LENGTH
     ),
 ]
-"""A path below a run, or the name of an array: no part of it is empty, begins with a dot or needs quoting."""
+"""A path below a run, or the name of an array: no part is empty, begins with a dot or needs quoting."""
 
 Name = Annotated[str, StringConstraints(max_length=MAX_NAME_LENGTH)]
 
 ObjectSize = Annotated[int, Field(ge=0, le=MAX_OBJECT_BYTES)]
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
-"""Of samples, files, bytes or iterations."""
+"""Number of samples, files, bytes or iterations."""
 
 ClassCount = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
 
@@ -78,46 +85,46 @@ ChannelStd = Annotated[float, Field(ge=1e-6, le=1e6)]
 """Values are divided by it."""
 
 
-def limit_items(number: int) -> BeforeValidator:
-    """Return a validator that refuses what has more items before it looks at any."""
+def limit_items(max_items: int) -> BeforeValidator:
+    """Return a validator that refuses a longer list or dict before any item is validated."""
 
-    def check(value: Any) -> Any:
-        if isinstance(value, list | dict) and len(value) > number:
-            raise ValueError(f"{len(value)} items, at most {number} are read")
+    def check_length(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > max_items:
+            raise ValueError(f"{len(value)} items, at most {max_items} are read")
         return value
 
-    return BeforeValidator(check)
+    return BeforeValidator(check_length)
 
 
-def validate_items_fail_fast(key: Any, value: Any) -> BeforeValidator:
-    """Return a validator of an object's items that ends at the first that breaks a rule.
+def validate_items_fail_fast(key_type: Any, value_type: Any) -> BeforeValidator:
+    """Return a validator of the items of a dict that stops at the first that is not valid.
 
-    Of itself pydantic describes them all, which takes a hundred times the memory of the JSON.
+    Pydantic alone describes them all, which takes a hundred times the memory of the JSON.
     """
-    item: TypeAdapter[tuple[Any, Any]] = TypeAdapter(tuple[key, value])
+    adapter: TypeAdapter[tuple[Any, Any]] = TypeAdapter(tuple[key_type, value_type])
 
-    def check(found: Any) -> Any:
-        if not isinstance(found, dict):
-            return found
-        checked = {}
-        for name, own in found.items():
+    def validate_items(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        validated = {}
+        for key, item in value.items():
             try:
-                checked[name] = item.validate_python((name, own))[1]
-            except Invalid as error:
+                validated[key] = adapter.validate_python((key, item))[1]
+            except ValidationError as error:
                 first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-                raise ValueError(f"{name[:80]!r}: {first['msg']}") from None
-        return checked
+                raise ValueError(f"{key[:80]!r}: {first['msg']}") from None
+        return validated
 
-    return BeforeValidator(check)
+    return BeforeValidator(validate_items)
 
 
 def require_distinct_values(values: Sequence[str]) -> Sequence[str]:
-    """Refuse a list that holds a value twice.
+    """Refuse a list that holds a value twice; return it otherwise.
 
     Raises
     ------
     ValueError
-        If it does.
+        If a value is repeated.
     """
     if len(set(values)) < len(values):
         raise ValueError("should not hold a value twice")
@@ -125,12 +132,12 @@ def require_distinct_values(values: Sequence[str]) -> Sequence[str]:
 
 
 def require_valid_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options of an extraction that are not of the kind that this program reads.
+    """Refuse options of an extraction that are not of the types that this program reads; return them.
 
     Raises
     ------
     ValueError
-        If a known one is of another kind, or any holds NaN or an infinity.
+        If a known option is of another type, or any holds NaN or an infinity.
     """
     require_finite_json(options)
     views = options.get("views", 1)
@@ -143,7 +150,7 @@ def require_valid_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_finite_json(value: Any) -> Any:
-    """Refuse data that no JSON document can hold: NaN or an infinity, at any depth.
+    """Refuse JSON data that holds NaN or an infinity at any depth; return it otherwise.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Open image files that anybody may have written: the one place that calls ``PIL.Image.open``."""
+"""Open untrusted image files; the only module that calls ``PIL.Image.open``."""
 
 import functools
 import io
@@ -31,39 +31,39 @@ PILLOW_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""How Pillow's readers fail on damaged files; all of these mean the same here."""
+"""Exceptions that Pillow raises on damaged files; all of them mean the same here."""
 
 MAX_PIXEL_BYTES = 8
-"""Bytes of the largest kind of pixel of a PNG file: four channels of 16 bits."""
+"""Bytes of the largest PNG pixel: four channels of 16 bits."""
 
 MAX_METADATA_BYTES = 16 * 2**20
-"""Bytes that a PNG file may have besides its pixels: texts and profiles that editors add, other frames."""
+"""Bytes of a PNG file besides its pixels: texts and profiles that editors add, other frames."""
 
 
 def open_image(
     data: bytes, formats: tuple[str, ...], max_pixels: int, size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Open an image file of one of some formats; nothing is decoded yet.
+    """Open an image file if it has one of the given formats; nothing is decoded yet.
 
-    Pillow tries every format it knows otherwise, among them PostScript, for which it runs a program.
+    Without a list of formats Pillow tries all it knows, among them PostScript, for which it runs a program.
 
     Parameters
     ----------
     data : bytes
         The whole file.
     formats : tuple of str
-        As Pillow names them; the first bytes of a file tell its format, not its name.
+        Pillow's names of formats. The first bytes of a file tell its format, not its name.
     max_pixels : int
-        More are refused: an image of many pixels may be a small file.
+        Larger images are refused: an image of many pixels may be a small file.
     size : (int, int), optional
         Width and height that the image must have.
 
     Raises
     ------
     ValueError
-        If the header promises more pixels, or others.
+        If the header declares more pixels, or another width or height.
     Exception
-        One of ``PILLOW_ERRORS``, if it is no such file.
+        One of ``PILLOW_ERRORS``, if it is no image of these formats.
     """
     silence_pillow_warnings()
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
@@ -79,21 +79,21 @@ def open_image(
 
 @functools.cache
 def silence_pillow_warnings() -> None:
-    """Let Pillow not warn, without a file's name, of what is refused here and of metadata it cannot read."""
+    """Silence Pillow's warnings about large images, which are refused here, and about unreadable metadata."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Read a PNG file, of shape (height, width, 3): red, green and blue, whatever an editor saved.
+    """Read a PNG file as an RGB array of shape (height, width, 3), whatever mode an editor saved it in.
 
-    That is how torchvision's ImageFolder reads it; of an animation, the first frame.
+    Torchvision's ImageFolder reads it so too. Of an animation the first frame is read.
 
     Parameters
     ----------
     path : Path
     max_pixels : int
-        More are refused, before memory is taken for them.
+        Larger images are refused before memory is taken for them.
     size : (int, int), optional
         Width and height that the image must have.
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end the command line with one line and status 130, from its first moment on."""
+"""Signal handlers: Ctrl-C and SIGTERM end the command line with one line and status 130 from its start."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ _interrupts_are_reported = False
 
 
 def install_signal_handlers() -> None:
-    """Handle SIGINT and SIGTERM, where Python handles them as it does by default.
+    """Handle SIGINT and SIGTERM, unless something other than Python's default handles them.
 
-    A shell that starts a command in the background has it ignore SIGINT; so it stays.
+    A command that a shell starts in the background keeps ignoring SIGINT.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _handle_signal)
@@ -19,16 +19,16 @@ def install_signal_handlers() -> None:
 
 
 def allow_keyboard_interrupt() -> None:
-    """Let a KeyboardInterrupt pass from now on, because somebody will turn it into a line."""
+    """From now on raise KeyboardInterrupt on a signal, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True
 
 
 def _handle_signal(_number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; but end at once where it would get lost, or show a traceback.
+    """Raise KeyboardInterrupt; exit at once where it would be lost or show a traceback.
 
     While modules are imported, extensions turn it into errors of their own, and destructors print it and go
-    on. Nothing that a killed process could not leave as well is lost.
+    on. Exiting at once leaves nothing that a killed process would not leave.
     """
     if not _interrupts_are_reported or _is_importing(frame):
         os.write(2, b"error: interrupted\n")

@@ -79,7 +79,7 @@ def on_disk(device: str, threads: int | None) -> Trainer:
     def train(rows: Rows, moments: Moments) -> Trained:
         import torch
 
-        from sfm.backbones.threads import limit_threads
+        from sfm.backbones.execution.cpu_threads import limit_threads
         from sfm.pipeline.linear_classifier import train_classifier
         from sfm.pipeline.staged_features import StagedFeatures
 

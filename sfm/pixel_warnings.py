@@ -1,4 +1,4 @@
-"""What an extraction says about images that were composited over a background, or are suspiciously dark."""
+"""Warnings of an extraction about images that were composited over a background, or are nearly black."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from sfm.text import sanitize_line
 
 
 def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
-    """Return what ``sfm extract --json`` tells of an entry."""
+    """Return what ``sfm extract --json`` says about composited and dark images of an entry."""
     return {
         "composited": card.composited,
         "composited_example": card.composited_example,
@@ -19,40 +19,30 @@ def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
     }
 
 
-def list_pixel_warnings(entries: Sequence[tuple[Summary, ExtractionCard]]) -> Iterator[str]:
-    """Yield what a user should know of the entries, at most a line per matter and role."""
-    told = set()
-    for summary, card in entries:
-        images = summary.train_samples + summary.test_samples
-        of = f"{images} images" + (" of the tuning entry" if summary.role == "tuning" else "")
-        for line in list_entry_warnings(card, of):
-            if line not in told:
-                told.add(line)
-                yield line
+def list_pixel_warnings(entries: Sequence[tuple[Summary, ExtractionCard]]) -> list[str]:
+    """Return the warnings about composited and dark images, each once."""
+    return list(dict.fromkeys(line for entry in entries for line in describe_unusual_pixels(*entry)))
 
 
-def list_entry_warnings(card: ExtractionCard, of: str) -> Iterator[str]:
-    """Yield what a user should know of one entry.
-
-    Parameters
-    ----------
-    of : str
-        Its images.
-    """
+def describe_unusual_pixels(summary: Summary, card: ExtractionCard) -> Iterator[str]:
+    """Yield the warnings about composited and dark images of one entry."""
+    images = f"{summary.train_samples + summary.test_samples} images"
+    if summary.role == "tuning":
+        images += " of the tuning entry"
     if card.composited:
         yield (
-            f"{card.composited} of {of} are not fully opaque{format_example(card.composited_example)}: "
+            f"{card.composited} of {images} are not fully opaque{format_example(card.composited_example)}: "
             f"composited over {card.options.get('background')}; choose with "
             f"DATASET?background=white, black or #rrggbb"
         )
     if card.dark:
         yield (
-            f"{card.dark} of {of} have 16 or 32 bits and no value above 1/16 of their range"
+            f"{card.dark} of {images} have 16 or 32 bits and no value above 1/16 of their range"
             f"{format_example(card.dark_example)}: nearly black as they are; say which value is white, as in "
             f"DATASET?white=4095"
         )
 
 
-def format_example(example: str) -> str:
-    """Return an example in brackets, if there is one."""
-    return f" (such as {sanitize_line(example)})" if example else ""
+def format_example(image_name: str) -> str:
+    """Return the name of an example image in brackets; nothing if there is none."""
+    return f" (such as {sanitize_line(image_name)})" if image_name else ""

@@ -1,4 +1,4 @@
-"""What the command ``sfm`` starts with: nothing else is imported before Ctrl-C is handled."""
+"""Entry point of the command ``sfm``: nothing else is imported before Ctrl-C is handled."""
 
 from sfm.interrupts import install_signal_handlers
 

@@ -1,21 +1,25 @@
-"""Text from data, made fit for display: one line, no control characters, printable on this terminal."""
+"""Make text from data safe to display: one line, no control characters, encodable by the terminal."""
 
 import codecs
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 JOINER_CHARACTERS = "\u200c\u200d"
-"""Format characters that scripts and emoji need; they neither move the cursor nor turn text around."""
+"""Format characters that scripts and emoji need; they neither move the cursor nor change the direction."""
+
+CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that are escaped: controls, formats, surrogates, line separators."""
 
 ASCII_REPLACEMENTS = {"–": "-", "—": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "·": "-", "’": "'"}
-"""What this program's own signs become where an encoding lacks them."""
+"""What this program prints where an encoding lacks one of its own characters."""
 
 ENCODE_ERROR_HANDLER = "sfm.degrade"
 """Name of the codec error handler of :func:`replace_unencodable`."""
 
 
 def summarize_error(error: BaseException) -> str:
-    """Return what an error says, without what follows its first line; its type if it says nothing."""
+    """Return the first line of an error's message; the name of its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -29,7 +33,7 @@ def sanitize_line(text: str, max_length: int | None = None) -> str:
     ----------
     text : str
     max_length : int, optional
-        Cut what is longer to so many characters, the last of which is then an ellipsis.
+        Longer text is cut to so many characters, the last of which is an ellipsis.
 
     Examples
     --------
@@ -41,20 +45,17 @@ def sanitize_line(text: str, max_length: int | None = None) -> str:
     cut = text if max_length is None or len(text) <= max_length else text[: max_length - 1] + "…"
     if cut.isprintable():
         return cut
-    return "".join(
-        character if is_displayable(character) else escape_character(character) for character in cut
-    )
+    return "".join(c if is_displayable(c) else escape_character(c) for c in cut)
+
+
+def format_names(names: Sequence[str], max_names: int = 5) -> str:
+    """Return the first few names as text, and whether there are more: ``a, b and others``."""
+    return ", ".join(names[:max_names]) + (" and others" if len(names) > max_names else "")
 
 
 def is_displayable(character: str) -> bool:
-    """Say whether a character is displayed as itself and moves nothing but the cursor, by its own width."""
-    return character in JOINER_CHARACTERS or unicodedata.category(character) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Zl",
-        "Zp",
-    )
+    """Return whether a character displays as itself and only moves the cursor by its own width."""
+    return character in JOINER_CHARACTERS or unicodedata.category(character) not in CONTROL_CATEGORIES
 
 
 def escape_character(character: str) -> str:
@@ -66,18 +67,16 @@ def escape_character(character: str) -> str:
 
 
 def make_encodable(text: str, encoding: str) -> str:
-    """Return text that an encoding can hold; what it lacks is degraded or becomes backslash escapes."""
+    """Return text that an encoding has; other characters become ASCII or backslash escapes."""
     return text.encode(encoding, ENCODE_ERROR_HANDLER).decode(encoding)
 
 
 def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Replace what an encoding lacks: a codec error handler, see :func:`codecs.register_error`."""
+    """Replace characters that an encoding lacks: a codec error handler, see :func:`codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(
-        ASCII_REPLACEMENTS.get(character) or escape_character(character) for character in lacking
-    ), error.end
+    return "".join(ASCII_REPLACEMENTS.get(c) or escape_character(c) for c in lacking), error.end
 
 
 codecs.register_error(ENCODE_ERROR_HANDLER, replace_unencodable)
@@ -89,9 +88,9 @@ def escape_non_utf8(text: str) -> str:
 
 
 def escape_non_utf8_values(value: Any) -> Any:
-    """Return what a JSON file is to hold, with all text in it as :func:`escape_non_utf8` gives it."""
+    """Return JSON data with all text in it as :func:`escape_non_utf8` gives it."""
     if isinstance(value, str):
         return escape_non_utf8(value)
     if isinstance(value, dict):
-        return {escape_non_utf8_values(name): escape_non_utf8_values(own) for name, own in value.items()}
-    return [escape_non_utf8_values(own) for own in value] if isinstance(value, list) else value
+        return {escape_non_utf8_values(name): escape_non_utf8_values(item) for name, item in value.items()}
+    return [escape_non_utf8_values(item) for item in value] if isinstance(value, list) else value

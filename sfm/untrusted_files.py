@@ -1,4 +1,4 @@
-"""Reading files and JSON that anybody may have written: bounded before memory is taken."""
+"""Read untrusted files and JSON: their size is checked before memory is taken."""
 
 import errno
 import os
@@ -19,19 +19,19 @@ MAX_HISTORY_BYTES = 32 * 2**20
 
 
 class OversizeError(ValueError):
-    """Something is longer than anything this program writes."""
+    """A file or document is longer than any that this program writes."""
 
 
 def parse_json(data: bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Parse a JSON document of at most `max_bytes` bytes, nested at most 200 deep.
 
-    Depth and length are bounded before anything is built, numbers to 4,300 digits; text must be valid
-    Unicode.
+    Depth and length are checked before anything is built. Numbers have at most 4,300 digits; text must be
+    valid Unicode.
 
     Raises
     ------
     ValueError
-        If it is no such document; says where.
+        If it is no such document; the message says where.
 
     Examples
     --------
@@ -47,14 +47,14 @@ def parse_json(data: bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
 
 
 def open_regular_file(path: Path) -> BinaryIO:
-    """Open a file to read it; no pipe, device or socket, which may never end.
+    """Open a regular file for reading; refuse a pipe, device or socket, which may never end.
 
     Raises
     ------
     OSError
         If it cannot be opened, or is no regular file.
     """
-    # A pipe that nobody writes must not be waited for.
+    # Opening a pipe that nobody writes would block without O_NONBLOCK.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -76,7 +76,7 @@ def read_bounded_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise OversizeError(f"{path} has {size} bytes, at most {max_bytes} are read")
-        # Python takes memory for as many bytes as are asked for, not as there are.
+        # Python allocates as many bytes as are asked for, not as many as the file has.
         data = file.read(size + 1)
         data += file.read(max_bytes + 1 - len(data)) if len(data) > size else b""
     if len(data) > max_bytes:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.pipeline import feature_scaling, logistic
 from sfm.pipeline import linear_classifier as module
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
@@ -213,8 +213,7 @@ def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
 
 
 @pytest.mark.parametrize(
-    ("per_class", "folds", "validating"),
-    [(1, 0, 0), (2, 2, 10), (8, 5, 25), (30, 5, 75), (3000, 1, 1500)],
+    ("per_class", "folds", "validating"), [(1, 0, 0), (2, 2, 10), (8, 5, 25), (30, 5, 75), (3000, 1, 1500)]
 )
 def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class, folds, validating):
     labels = np.arange(5 * per_class, dtype=np.int32) % 5
@@ -340,7 +339,4 @@ def test_a_classifier_that_says_the_same_of_every_class_is_never_right():
 def test_accuracies_of_no_samples_are_not_defined():
     assert measure_accuracies(
         [], LinearClassifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True)
-    ) == (
-        None,
-        None,
-    )
+    ) == (None, None)

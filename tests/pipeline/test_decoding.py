@@ -34,7 +34,7 @@ from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize
 from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample, SampleFile
+from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.staging import IncompleteExtractionError, Staging
 
 SMALL, LARGE = (

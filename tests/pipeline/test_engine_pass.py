@@ -33,9 +33,10 @@ from sfm.pipeline.runtime import (
     pad_to_power_of_two,
 )
 from sfm.pipeline.selection import select_by_listed_labels
-from sfm.pipeline.sources import KINDS, Sample, Shard, Source, Split, open_source
-from sfm.pipeline.sources.folder import folder_source
-from sfm.pipeline.sources.source import SampleFile, at, of_classes, recut
+from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
+from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
+from sfm.pipeline.sources.folder import open_folder_source
+from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, lock_staging, open_staging
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
@@ -66,8 +67,8 @@ def streamed(source: Source, size: int = 7) -> Source:
 
         def shard(rows: np.ndarray) -> Shard:
             def read(positions: np.ndarray | None) -> Iterator[Sample | SampleFile]:
-                samples = (next(known.listed(np.array([row]))) for row in rows)
-                return samples if positions is None else at(samples, positions)
+                samples = (next(known.iter_samples(np.array([row]))) for row in rows)
+                return samples if positions is None else take_positions(samples, positions)
 
             return Shard(f"shard of {len(rows)}", None, read)
 
@@ -80,7 +81,7 @@ def streamed(source: Source, size: int = 7) -> Source:
 
 @pytest.fixture
 def stream(image_folder, monkeypatch) -> str:
-    monkeypatch.setitem(KINDS, "stream", lambda text: streamed(folder_source(text)))
+    monkeypatch.setitem(SOURCE_KINDS, "stream", lambda text: streamed(open_folder_source(text)))
     return f"stream:{image_folder}"
 
 
@@ -103,7 +104,7 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
     extract(config(tmp_path / "s", stream, limit_per_class=3))
     entry = entry_of(tmp_path / "s")
     assert entry.read("train/count").tolist() == [3, 3, 3]
-    builder, source = FingerprintBuilder(), streamed(folder_source(str(image_folder)))
+    builder, source = FingerprintBuilder(), streamed(open_folder_source(str(image_folder)))
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
@@ -115,12 +116,12 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
 
 def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
     def lopsided(text: str) -> Source:
-        source = folder_source(text)
+        source = open_folder_source(text)
         rows = np.flatnonzero(source.test.labels != 1)
-        test = recut(source.test, rows, source.test.labels[rows], "less")
+        test = select_rows(source.test, rows, source.test.labels[rows], "less")
         return streamed(dataclasses.replace(source, test=test))
 
-    monkeypatch.setitem(KINDS, "lopsided", lopsided)
+    monkeypatch.setitem(SOURCE_KINDS, "lopsided", lopsided)
     with pytest.raises(InputError, match="hold different classes: boot in one only"):
         extract(config(tmp_path / "s", f"lopsided:{image_folder}"))
 
@@ -135,10 +136,10 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 @pytest.mark.parametrize("kind", ["folder", "stream"])
 def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
-        source = folder_source(text)
-        return of_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
+        source = open_folder_source(text)
+        return select_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
 
-    monkeypatch.setitem(KINDS, "chosen", opened)
+    monkeypatch.setitem(SOURCE_KINDS, "chosen", opened)
     extract(config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
     entry = entry_of(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
@@ -147,7 +148,7 @@ def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder
 
 def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
     with pytest.raises(InputError, match="has no class boots: did you mean boot"):
-        of_classes(folder_source(str(image_folder)), ["bag", "boots"])
+        select_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
 
 
 def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream):
@@ -164,7 +165,7 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
 
 @pytest.fixture
 def one_thread(image_folder) -> Iterator[ExtractionRuntime]:
-    with extraction_runtime(folder_source(str(image_folder)), "cpu", 1) as equipment:
+    with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as equipment:
         yield equipment
 
 
@@ -272,7 +273,8 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
         taken.extend(sample for _, sample in batch)
         return one_thread.decoding(batch, wanted)
 
-    source, watched = folder_source(str(image_folder)), dataclasses.replace(one_thread, decoding=decoding)
+    source = open_folder_source(str(image_folder))
+    watched = dataclasses.replace(one_thread, decoding=decoding)
     tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
     list(
         stage_tasks(
@@ -336,7 +338,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
 
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
-    source, staging = folder_source(str(image_folder)), Staging(tmp_path)
+    source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
     tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
@@ -349,7 +351,7 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
 
 def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
     backbone = load_backbone("lite0", image_size=32)
-    source, staging = folder_source(str(image_folder)), Staging(tmp_path)
+    source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
     tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))

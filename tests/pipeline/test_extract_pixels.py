@@ -18,9 +18,9 @@ from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.entry import make_extraction_card
 from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.sources import KINDS, open_source
+from sfm.pipeline.sources import SOURCE_KINDS, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.sample import Sample
 from sfm.stats_store.store import open_store
 
 TRAIN, TEST = 4, 2
@@ -185,7 +185,7 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
     source, store, broken = f"flaky:{dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
 
     def flaky(text: str):
-        inner = KINDS["folder"](text)
+        inner = SOURCE_KINDS["folder"](text)
 
         def decode(data: bytes) -> Image.Image:
             image = decode_image(data)
@@ -195,7 +195,7 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
 
         return type(inner)(**(vars(inner) | {"spec": f"flaky:{text}", "decode": decode}))
 
-    monkeypatch.setitem(KINDS, "flaky", flaky)
+    monkeypatch.setitem(SOURCE_KINDS, "flaky", flaky)
     with pytest.raises(InputError, match="not now"):
         run(store, source)
     broken.clear()

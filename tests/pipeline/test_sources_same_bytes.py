@@ -12,8 +12,8 @@ import webdataset
 from s3_server import objects_of
 
 from sfm.errors import InputError
-from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 
 
 def of_split(pictures: Sequence, split: str) -> list:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.entry_rows import make_entry_options
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.advice import DEFAULTS, extract_line, option_words
 from sfm.stats_store.select import NotExtractedError, narrow
 from sfm.stats_store.store import open_store

@@ -478,8 +478,8 @@ def test_a_damaged_part_is_not_merged(tmp_path):
 @pytest.fixture(scope="module")
 def teams(tmp_path_factory, request) -> Path:
     """Two stores of real entries, of two halves of a dataset, and one of the whole, at 32 px."""
-    from sfm.pipeline.extract_config import ExtractConfig
     from sfm.pipeline.extract import extract
+    from sfm.pipeline.extract_config import ExtractConfig
     from sfm.pipeline.sources import open_source
 
     root = tmp_path_factory.mktemp("teams")

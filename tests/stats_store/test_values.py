@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from toy_entries import CLASSES, FEATURES, backbone_card
 
 from sfm.errors import DamageError
-from sfm.pipeline.sub_class_centres import find_nearest_centres
 from sfm.pipeline.block_moments import compute_moments
+from sfm.pipeline.sub_class_centres import find_nearest_centres
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.digest import sha256
 from sfm.stats_store.merging import MOMENTS, merge_entries
@@ -44,7 +44,10 @@ def sound_arrays(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarr
     moments = compute_moments(features, labels, CLASSES)
     place = np.full((CLASSES, 2, FEATURES), [[[0.0], [9.0]]])
     nearest = np.array(
-        [find_nearest_centres(row[None], place[label])[0] for row, label in zip(features, labels, strict=True)]
+        [
+            find_nearest_centres(row[None], place[label])[0]
+            for row, label in zip(features, labels, strict=True)
+        ]
     )
     count = np.array([[np.sum((labels == c) & (nearest == k)) for k in (0, 1)] for c in range(CLASSES)])
     centre = np.full(place.shape, np.nan, np.float32)
