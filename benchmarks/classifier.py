@@ -65,7 +65,7 @@ SETTINGS: dict[str, dict[str, float]] = {
         "choosing_rows": linear_classifier.MAX_SELECTION_ROWS,
         "few_rows": linear_classifier.MAX_SMALL_DATASET_ROWS,
         "path_iterations": linear_classifier.MAX_PATH_ITERATIONS,
-        "tolerance": logistic.TOLERANCE,
+        "tolerance": logistic.GRADIENT_TOLERANCE,
     },
 }
 

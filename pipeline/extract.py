@@ -194,7 +194,7 @@ def extract_missing(
     published = [entry for b in backbones.values() for entry in ({**existing, **new})[b.card.hash]]
     require_same_name(config, published)
     require_same_licence(config, store, published)
-    cards = read_cards(store, published, new, entry_rows)
+    cards = read_extraction_cards(store, published, new, entry_rows)
     # An existing entry of the same images may be of another folder, with other files beside them.
     return ExtractionResult(
         published,
@@ -313,7 +313,7 @@ def digest_skipped_listing(listing: str) -> str:
     return compute_digest(listing, "skipped")
 
 
-def read_cards(
+def read_extraction_cards(
     store: Store,
     published: Sequence[Published],
     new_hashes: Collection[str],

@@ -19,7 +19,7 @@ from sfm.pipeline.feature_scaling import (
 )
 from sfm.pipeline.folds import Mask, make_folds, mark_per_class
 from sfm.pipeline.logistic import (
-    TOLERANCE,
+    GRADIENT_TOLERANCE,
     LogisticFit,
     RowsCallback,
     fit_logistic,
@@ -39,7 +39,7 @@ STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
 """Penalties to try before these, with few samples."""
 
 PATH_TOLERANCE = 1e-2
-"""Tolerance of fits that only choose the penalty; that of the final fit is ``TOLERANCE``."""
+"""Tolerance of fits that only choose the penalty; that of the final fit is ``GRADIENT_TOLERANCE``."""
 
 MAX_PATH_ITERATIONS = 50
 """Of fits that only choose the penalty: with weak penalties, few samples can be separated ever further."""
@@ -80,7 +80,7 @@ class LinearClassifier:
     iterations : int
         Of the final fit.
     converged : bool
-        Whether the largest entry of the gradient, times C, fell to ``TOLERANCE``.
+        Whether the largest entry of the gradient, times C, fell to ``GRADIENT_TOLERANCE``.
     towards_means : bool
         Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
     common_scale : bool
@@ -311,7 +311,7 @@ def train_classifier(
     views: Sequence[StagedFeatures] = (),
     path: Sequence[float] = L2_PATH,
     on_rows: RowsCallback = ignore_rows,
-    tolerance: float = TOLERANCE,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 

@@ -17,10 +17,10 @@ from torch.nn.functional import cross_entropy
 from sfm.pipeline.feature_scaling import FeatureScaling
 from sfm.pipeline.runtime import count_cores, find_blas_libraries, one_torch_thread
 
-TOLERANCE = 1e-3
+GRADIENT_TOLERANCE = 1e-3
 """Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
 
-MAX_ITERATIONS = 1000
+MAX_LBFGS_ITERATIONS = 1000
 LBFGS_HISTORY = 20
 
 MAX_PENDING_PER_CORE = 2
@@ -205,7 +205,7 @@ def fit_logistic(
     l2: float,
     start: LogisticFit,
     device: torch.device,
-    tolerance: float = TOLERANCE,
+    tolerance: float = GRADIENT_TOLERANCE,
     on_rows: RowsCallback = ignore_rows,
     prior: LogisticFit | None = None,
     max_iterations: int | None = None,
@@ -232,9 +232,9 @@ def fit_logistic(
     prior : LogisticFit, optional
         Its weights are P, and its biases are penalised alike; else P is zero, and biases are free.
     max_iterations : int, optional
-        Default: ``MAX_ITERATIONS``.
+        Default: ``MAX_LBFGS_ITERATIONS``.
     """
-    max_iterations = max_iterations or MAX_ITERATIONS
+    max_iterations = max_iterations or MAX_LBFGS_ITERATIONS
     loss = PenalisedLoss(rows, samples, scaling, l2, prior, len(start.bias), device, on_rows)
 
     def stop_at_tolerance(_: npt.NDArray[np.float64]) -> None:

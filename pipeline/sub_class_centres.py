@@ -19,7 +19,7 @@ from sfm.random_streams import make_rng
 MAX_ROWS_PER_CLASS = 2048
 """Samples per class that place the centres; then all samples of the class define them."""
 
-MAX_GROUP_BYTES = 2**30
+MAX_CLUSTERING_BYTES = 2**30
 """Samples in memory while centres are placed; every group of classes is one pass over the features."""
 
 CentresCallback = Callable[[int, int], None]
@@ -44,7 +44,7 @@ def compute_sub_class_centres(
     k-means++ and Lloyd's iterations on at most ``MAX_ROWS_PER_CLASS`` random samples of a class place the
     centres, and move a centre that loses all its samples to the sample farthest from its own; then every
     sample is assigned to its nearest centre, block by block, and centres become the means of their samples.
-    Memory holds ``MAX_GROUP_BYTES`` of samples and the centres, whatever the number of samples.
+    Memory holds ``MAX_CLUSTERING_BYTES`` of samples and the centres, whatever the number of samples.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def place_centres(
     with single_threaded_pool() as pool, warnings.catch_warnings():
         # Fewer distinct rows than centres: the empty ones end up with count 0, which says the same.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for members in group_classes(class_sizes, max(1, MAX_GROUP_BYTES // (4 * features))):
+        for members in group_classes(class_sizes, max(1, MAX_CLUSTERING_BYTES // (4 * features))):
             is_sampled = np.zeros(len(labels), dtype=bool)
             for c in members:
                 own = np.flatnonzero(labels == c)

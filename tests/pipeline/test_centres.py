@@ -110,7 +110,7 @@ def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, 
     labels = rng.integers(0, 5, 200).astype(np.int32)
     train = stage(tmp_path, features, labels)
     together = compute_sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
-    monkeypatch.setattr(module, "MAX_GROUP_BYTES", 1)
+    monkeypatch.setattr(module, "MAX_CLUSTERING_BYTES", 1)
     one_by_one = compute_sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
     for a, b in zip(together, one_by_one, strict=True):
         np.testing.assert_array_equal(a, b)

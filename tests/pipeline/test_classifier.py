@@ -159,7 +159,7 @@ def test_views_equal_to_their_images_change_nothing(toy):
 
 def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
     train, features, labels = toy
-    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(logistic, "MAX_LBFGS_ITERATIONS", 3)
     assert not train_classifier(train, compute_moments(features[:600], labels[:600], 5), CPU).converged
 
 
