@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import runpy
 import shutil
 import struct
 from pathlib import Path
@@ -211,11 +212,11 @@ def test_a_limit_takes_the_first_of_each_class():
 
 
 def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
-    from sfm.pipeline.subset import subset
-
+    tool = Path(__file__).parents[2] / "tools" / "draw_idx_subset.py"
+    draw_idx_subset = runpy.run_path(str(tool))["draw_idx_subset"]
     root = write_idx_folder(tmp_path / "full")
     for out in ("a", "b"):
-        subset(str(root), tmp_path / out, train=2, test=1, seed=3)
+        draw_idx_subset(str(root), tmp_path / out, train=2, test=1, seed=3)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert len(files) == 4
     for name in files:
