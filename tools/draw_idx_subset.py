@@ -36,10 +36,7 @@ def draw_idx_subset(
         assert labels is not None
         assert class_ids is not None
         rows = np.concatenate(
-            [
-                rng.choice(np.flatnonzero(labels == c), per_class, replace=False)
-                for c in range(len(class_ids))
-            ]
+            [rng.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in range(len(class_ids))]
         )
         positions = rng.permutation(len(rows))
         order = np.argsort(rows)
