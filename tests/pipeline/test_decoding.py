@@ -153,15 +153,15 @@ def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "least", "parts"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
+    ("count", "min_chunks", "chunks"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
 )
-def test_a_batch_is_cut_into_parts_that_are_alike(count, least, parts):
+def test_a_batch_is_cut_into_chunks_of_about_equal_size(count, min_chunks, chunks):
     rows = [(place, "bag", str(place), None) for place in range(count)]
-    found = split_into_chunks(rows, least)
-    assert [row for _, part in found for row in part] == rows
-    assert [rows[first] for first, _ in found] == [part[0] for _, part in found]
-    sizes = [len(part) for _, part in found]
-    assert len(sizes) == parts
+    found = split_into_chunks(rows, min_chunks)
+    assert [row for _, chunk in found for row in chunk] == rows
+    assert [rows[first] for first, _ in found] == [chunk[0] for _, chunk in found]
+    sizes = [len(chunk) for _, chunk in found]
+    assert len(sizes) == chunks
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= CHUNK_IMAGES
 
@@ -320,9 +320,9 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     def left() -> int:
         return sum(find_missing_backbones(task, backbones, cut, PassOptions()) is not None for task in tasks)
 
-    with extraction_runtime(source, "cuda", 1) as equipment:
-        list(stage_tasks(source, tasks, backbones, whole, PassOptions(), equipment))
-        steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), equipment)
+    with extraction_runtime(source, "cuda", 1) as runtime:
+        list(stage_tasks(source, tasks, backbones, whole, PassOptions(), runtime))
+        steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime)
         while not next(steps).partitions:
             pass
         os.kill(children()[0].pid, signal.SIGKILL)
@@ -330,8 +330,8 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
             list(steps)
     assert 0 < left() < len(tasks)
     assert children() == []
-    with extraction_runtime(source, "cuda", 1) as equipment:
-        list(stage_tasks(source, tasks, backbones, cut, PassOptions(), equipment))
+    with extraction_runtime(source, "cuda", 1) as runtime:
+        list(stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime))
     assert left() == 0
     files = [
         {str(file.relative_to(staging.root)): file.read_bytes() for file in staging.root.glob("*/*")}
@@ -341,15 +341,15 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
 
 
 def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(tmp_path, monkeypatch):
-    looking: list[int] = []
+    threads_left: list[int] = []
 
     @contextlib.contextmanager
     def watched(source: Source, device: str, count: int) -> Iterator[ExtractionRuntime]:
-        with extraction_runtime(source, "cuda", count) as equipment:
+        with extraction_runtime(source, "cuda", count) as runtime:
             try:
-                yield equipment
+                yield runtime
             finally:
-                looking.append(sum("look" in thread.name for thread in threading.enumerate()))
+                threads_left.append(sum("features" in thread.name for thread in threading.enumerate()))
 
     def interrupted(event: Progress) -> None:
         if event.stage == "features" and event.done:
@@ -361,7 +361,7 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
     )
     with pytest.raises(KeyboardInterrupt):
         extract_module.extract(config, interrupted)
-    assert looking == [0]
+    assert threads_left == [0]
     assert children() == []
 
 
@@ -372,22 +372,22 @@ def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_pat
     source = open_source("builtin:fashion-mnist-6k")
     listing = tuple(split.listing for split in source.splits.values())
     card = load_backbone("lite0", image_size=32, device="cpu").card
-    order = dask_worker.WorkerConfig(
+    worker_config = dask_worker.WorkerConfig(
         source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ()
     )
     tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
-        assert dask_worker.stage_task(order, tasks[0]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[0]).images == 50
         for each in children():
             os.kill(each.pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError):
-            dask_worker.stage_task(order, tasks[1])
-        assert dask_worker.stage_task(order, tasks[1]).images == 50
-        # An order that cannot be taken does not leave the one before without its processes.
+            dask_worker.stage_task(worker_config, tasks[1])
+        assert dask_worker.stage_task(worker_config, tasks[1]).images == 50
+        # A config that cannot be opened does not leave the one before without its processes.
         with pytest.raises(InputError, match="other weights"):
-            dask_worker.stage_task(replace(order, backbones=(("lite0", "another"),)), tasks[2])
+            dask_worker.stage_task(replace(worker_config, backbones=(("lite0", "another"),)), tasks[2])
         assert children() == []
-        assert dask_worker.stage_task(order, tasks[2]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[2]).images == 50
     finally:
         dask_worker.release_worker()
     assert children() == []

@@ -123,11 +123,11 @@ def test_what_a_lost_worker_held_goes_to_another(tmp_path, undisturbed, dask, ad
     assert digest(done) == undisturbed
     assert [p for p in (tmp_path / "s" / "staging").iterdir() if p.is_dir()] == []
     # The other lives on, and keeps no backbone of an extraction that is over.
-    assert orders_in_work(address, until=0) == 0
+    assert count_open_runtimes(address, until=0) == 0
 
 
-def orders_in_work(address: str, until: int) -> int:
-    """Return how many orders the only worker of a scheduler has in work, once it is as expected."""
+def count_open_runtimes(address: str, until: int) -> int:
+    """Return how many runtimes the only worker of a scheduler has open, once it is as expected."""
 
     def count() -> int:
         from sfm.pipeline.dask_worker import open_worker
@@ -183,9 +183,9 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatc
 
 
 def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
-    order = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
+    worker_config = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
     with pytest.raises(InputError, match="is not shared with this worker: choose a folder on a disk"):
-        check_worker(order, "probe-of-another-disk")
+        check_worker(worker_config, "probe-of-another-disk")
 
 
 def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):

@@ -165,8 +165,8 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
 
 @pytest.fixture
 def one_thread(image_folder) -> Iterator[ExtractionRuntime]:
-    with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as equipment:
-        yield equipment
+    with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as runtime:
+        yield runtime
 
 
 def spoil(image_folder: Path, *names: str) -> None:
@@ -212,17 +212,17 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
     assert open_store(str(tmp_path / "s")).summaries() == []
 
 
-def staged_files(root: Path, source: Source, equipment: ExtractionRuntime) -> dict[str, bytes]:
+def staged_files(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
     selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
-    torch.set_num_threads(equipment.threads)
+    torch.set_num_threads(runtime.threads)
     try:
         backbones = optimize_for_inference([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
     steps = stage_tasks(
-        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), equipment
+        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), runtime
     )
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
@@ -232,8 +232,8 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
     monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source, found = open_source("builtin:fashion-mnist-6k"), []
     for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
-        with extraction_runtime(source, device, cores) as equipment:
-            found.append(staged_files(tmp_path / f"{device}-{cores}", source, equipment))
+        with extraction_runtime(source, device, cores) as runtime:
+            found.append(staged_files(tmp_path / f"{device}-{cores}", source, runtime))
     assert len(found[0]) == 4 * 6
     assert found[0] == found[1] == found[2]
 
@@ -269,12 +269,12 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
 def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder, one_thread):
     taken: list[Sample | SampleFile] = []
 
-    def decoding(batch: SampleBatch, wanted: DecodingOptions) -> AbstractContextManager[DecodedBatch]:
+    def decode_batch(batch: SampleBatch, options: DecodingOptions) -> AbstractContextManager[DecodedBatch]:
         taken.extend(sample for _, sample in batch)
-        return one_thread.decoding(batch, wanted)
+        return one_thread.decode_batch(batch, options)
 
     source = open_folder_source(str(image_folder))
-    watched = dataclasses.replace(one_thread, decoding=decoding)
+    watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
     tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
     list(
         stage_tasks(
@@ -331,8 +331,8 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     problem = "shrank while it was read: 19 of 20 samples of partition test"
-    with extraction_runtime(shrunk, "cpu", 1) as equipment, pytest.raises(InputError, match=problem):
-        list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), equipment))
+    with extraction_runtime(shrunk, "cpu", 1) as runtime, pytest.raises(InputError, match=problem):
+        list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), runtime))
     assert find_missing_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
 
 
