@@ -46,7 +46,7 @@ from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
 from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
@@ -105,7 +105,7 @@ def real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeature
     source, staging = open_source(spec), Staging(folder / ("quick" if quick else "full"))
     staging.root.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("lite0", image_size=96, device=device)
-    tasks = make_tasks(source, select_by_listed_labels(config, source))
+    tasks = make_tasks(source, select_listed_samples(config, source))
     fast = optimize_for_inference([backbone], "float32")
     with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
         track_pass(

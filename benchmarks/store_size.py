@@ -30,7 +30,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import stage_tasks
 from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.runtime import count_cores, extraction_runtime
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging
 from sfm.stats_store.schema import CHUNK_BYTES
@@ -103,7 +103,7 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
     source = open_source("builtin:fashion-mnist-6k")
     tasks = make_tasks(
         source,
-        select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
+        select_listed_samples(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]

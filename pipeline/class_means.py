@@ -59,7 +59,7 @@ def calibrate_logits(
 ) -> float:
     """Return the factor of all fits' logits with the lowest cross-entropy, each fit on its own samples."""
 
-    def loss(log_factor: float) -> float:
+    def compute_loss(log_factor: float) -> float:
         factor = float(np.exp(log_factor))
         losses = [
             compute_losses(scale_logits(fit, factor), scaling, samples)
@@ -70,6 +70,6 @@ def calibrate_logits(
     largest_bias = max(float(fit.bias.abs().max()) for fit in fits)
     end = float(np.log(MAX_LOGIT / largest_bias)) if largest_bias > 0 else 0.0
     best = minimize_scalar(
-        loss, bounds=(end - LOG_FACTOR_RANGE, end), method="bounded", options={"xatol": 0.05}
+        compute_loss, bounds=(end - LOG_FACTOR_RANGE, end), method="bounded", options={"xatol": 0.05}
     )
     return float(np.exp(best.x))

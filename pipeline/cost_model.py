@@ -168,7 +168,7 @@ class StatisticsProgress:
 FeatureBlock = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
 
 
-def report_blocks(
+def report_block_progress(
     blocks: Iterable[FeatureBlock], meter: StatisticsProgress, features: int, phase_end: float
 ) -> Iterator[FeatureBlock]:
     """Yield blocks, and report the moments of each as done when the next is asked for."""

@@ -184,11 +184,11 @@ def decode_batch(
     )
 
 
-def merge_marks(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
     """Merge the marked samples of several chunks of a batch, or batches of a task."""
     merged: dict[str, dict[int, str]] = {}
-    for part in parts:
-        for mark, samples in part.items():
+    for marked in marked_samples:
+        for mark, samples in marked.items():
             merged.setdefault(mark, {}).update(samples)
     return merged
 

@@ -29,7 +29,7 @@ from sfm.pipeline.runtime import (
     one_torch_thread,
     optimize_for_inference,
 )
-from sfm.pipeline.selection import SampleSelection, select_by_listed_labels
+from sfm.pipeline.selection import SampleSelection, select_listed_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample
@@ -142,7 +142,7 @@ def estimate_extraction(
         If a decoding process is lost.
     """
     source = open_dataset(config)
-    selection = select_by_listed_labels(config, source)
+    selection = select_listed_samples(config, source)
     backbones = [
         load_backbone(
             spec,
@@ -158,7 +158,7 @@ def estimate_extraction(
     total = sum(samples.values())
     files = count_files_before_pass(source, selection, total)
     if config.hold_out is not None:
-        samples = split_off_held_out(selection, samples, config.hold_out)
+        samples = count_after_hold_out(selection, samples, config.hold_out)
     progress(Progress("probe", 0, 1, "parts"))
     probe = probe_images(source, tasks, backbones, config, total)
     progress(Progress("probe", 1, 1, "parts", {"images/s": probe.images_per_second}))
@@ -237,7 +237,7 @@ def count_samples(
     return counts, len(classes)
 
 
-def split_off_held_out(
+def count_after_hold_out(
     selection: SampleSelection | None, samples: dict[str, int], fraction: float
 ) -> dict[str, int]:
     """Return the number of samples by split once a share of the training split is held out."""

@@ -62,12 +62,12 @@ def describe_earlier_entries(
 def find_superseded_entries(store: Store, composited: Collection[Summary]) -> list[Summary]:
     """Return the entries of the same images, backbone, role and name that dropped transparency."""
 
-    def identity(summary: Summary) -> tuple[str, ...]:
+    def get_identity(summary: Summary) -> tuple[str, ...]:
         return summary.backbone_hash, summary.fingerprint, summary.role, summary.dataset
 
-    own = {identity(summary) for summary in composited}
+    own = {get_identity(summary) for summary in composited}
     new = {summary.key for summary in composited}
-    same_images = [s for s in store.summaries() if identity(s) in own and s.key not in new]
+    same_images = [s for s in store.summaries() if get_identity(s) in own and s.key not in new]
     return [s for s in same_images if store.open(s).extraction.composited is None]
 
 

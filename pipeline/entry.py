@@ -20,7 +20,7 @@ from sfm.pipeline.cost_model import (
     count_centres_operations,
     count_pass_operations,
     estimate_statistics_cost,
-    report_blocks,
+    report_block_progress,
 )
 from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_digests
 from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
@@ -155,7 +155,9 @@ def compute_statistics(
     def on_centres(rows: int, k: int) -> None:
         meter.advance(count_centres_operations(rows, features, k), cost.total)
 
-    moments = accumulate_moments(report_blocks(train, meter, features, cost.moments), classes, features)
+    moments = accumulate_moments(
+        report_block_progress(train, meter, features, cost.moments), classes, features
+    )
     meter.advance_to(cost.moments)
     classifier = train_classifier(train, moments, backbone.device, views, on_rows=on_rows)
     top1, top5 = measure_accuracies(test, classifier)

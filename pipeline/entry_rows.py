@@ -119,16 +119,18 @@ def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Stagin
     in_use = labels != UNUSED_LABEL
     if config.hold_out is None:
         test_in_use = np.concatenate([p.labels for p in test]) != UNUSED_LABEL
-        fingerprint = FingerprintBuilder()
+        builder = FingerprintBuilder()
         for partition, digests in zip(
             (*train, *test), iterate_digests(staging, (*train, *test)), strict=True
         ):
             rows = partition.labels != UNUSED_LABEL
-            fingerprint.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
+            builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
         train_bytes = int(sizes[in_use].sum())
         marked = count_marks([(train, in_use), (test, test_in_use)])
         entries = [
-            EntryRows("full", train, test, in_use, test_in_use, train_bytes, fingerprint.compute(), marked)
+            EntryRows(
+                "full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked
+            )
         ]
     else:
         keys = np.concatenate(
@@ -164,16 +166,16 @@ def split_training_rows(
     sizes : ndarray of int64, shape (n,)
         Encoded bytes of the samples.
     """
-    fingerprint, start = FingerprintBuilder(), 0
+    builder, start = FingerprintBuilder(), 0
     for partition, digests in zip(train, iterate_digests(staging, train), strict=True):
         own = slice(start, start + len(partition.labels))
         start = own.stop
         for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
-            fingerprint.add_samples(split, class_ids, partition.labels[rows], digests[rows])
+            builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
     marked = count_marks([(train, train_mask | held_out_mask)])
     train_bytes = int(sizes[train_mask].sum())
     return EntryRows(
-        role, train, train, train_mask, held_out_mask, train_bytes, fingerprint.compute(), marked
+        role, train, train, train_mask, held_out_mask, train_bytes, builder.compute_fingerprint(), marked
     )
 
 

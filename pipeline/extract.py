@@ -37,7 +37,7 @@ from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.pass_result import PassResult, collect_pass_result
 from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, open_staging
@@ -110,7 +110,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         raise InputError("a dry run is asked for: call sfm.pipeline.dry_run.estimate_extraction")
     with limit_threads(config.threads):
         source = open_dataset(config)
-        tasks = make_tasks(source, select_by_listed_labels(config, source))
+        tasks = make_tasks(source, select_listed_samples(config, source))
         backbones = {
             spec: load_backbone(
                 spec,

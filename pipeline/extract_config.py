@@ -152,26 +152,26 @@ class ExtractConfig(BaseModel):
 
     @field_validator("scheduler")
     @classmethod
-    def _one_way_to_run(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _refuse_workers_with_scheduler(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("workers") is not None:
             raise ValueError("uses the workers of a cluster, --workers starts some here: give one of the two")
         return value
 
     @field_validator("sub_classes", mode="before")
     @classmethod
-    def _comma_separated(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("sub_classes")
     @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _sort_and_deduplicate(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(value)))
 
     @field_validator("name")
     @classmethod
-    def _no_pin(cls, value: str | None) -> str | None:
+    def _require_valid_name(cls, value: str | None) -> str | None:
         problem = None if value is None else problem_with_name(value)
         if problem:
             raise ValueError(problem)

@@ -48,7 +48,7 @@ class FingerprintBuilder:
             count, total = self._sums.get(key, (0, 0))
             self._sums[key] = (count + 1, (total + int.from_bytes(digest.tobytes(), "big")) % DIGEST_MODULUS)
 
-    def compute(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Return the fingerprint: SHA-256 (hexadecimal) of all counts and sums, by split and class id."""
         rows = [[*key, count, f"{total:064x}"] for key, (count, total) in sorted(self._sums.items())]
         return sha256(canonical(rows))

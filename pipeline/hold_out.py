@@ -36,7 +36,7 @@ def count_held_out(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArra
     return np.clip(np.round(fraction * counts).astype(np.int64), 1, np.maximum(counts - 1, 0))
 
 
-def require_divisible(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+def require_two_samples_per_class(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
     """Refuse classes that have a single sample.
 
     Parameters
@@ -90,7 +90,7 @@ def mark_held_out_rows(
         If a class has a single sample.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
-    require_divisible(class_ids, counts)
+    require_two_samples_per_class(class_ids, counts)
     held_out = np.zeros(len(labels), dtype=bool)
     for c, count in enumerate(count_held_out(counts, fraction).tolist()):
         own = np.flatnonzero(labels == c)

@@ -160,7 +160,7 @@ class ChosenPenalty:
     means_factor: float = 0.0
 
 
-def make_fold(
+def make_validation_fold(
     feature_sets: Sequence[StagedFeatures],
     labels: npt.NDArray[np.int32],
     held_out: Mask,
@@ -275,7 +275,10 @@ def choose_penalty(
     best = ChosenPenalty(0.0, candidates[0].scaling, zero)
     for candidate in candidates:
         scaling, factor = candidate.scaling, 0.0
-        folds = [make_fold(feature_sets, labels, held_out, scaling, device) for held_out in held_out_masks]
+        folds = [
+            make_validation_fold(feature_sets, labels, held_out, scaling, device)
+            for held_out in held_out_masks
+        ]
         priors = [zero] * len(folds)
         if candidate.towards_means:
             means = [fit_class_means(fold.rows, *zero.weight.shape) for fold in folds]
@@ -288,7 +291,7 @@ def choose_penalty(
     return best
 
 
-def list_candidates(
+def list_penalty_candidates(
     feature_sets: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
 ) -> list[PenaltyCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
@@ -340,7 +343,9 @@ def train_classifier(
     """
     feature_sets = [train, *views]
     samples = len(feature_sets) * len(train.concatenate_labels())
-    choice = choose_penalty(feature_sets, list_candidates(feature_sets, moments, path), device, on_rows)
+    choice = choose_penalty(
+        feature_sets, list_penalty_candidates(feature_sets, moments, path), device, on_rows
+    )
     scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
     prior, start = None, choice.start
     if choice.means_factor:

@@ -89,7 +89,7 @@ def map_in_order(
         yield pending.popleft().result()
 
 
-def split_rows(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def split_into_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Split blocks of rows into pieces for one core each."""
     for x, y in rows:
         yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
@@ -125,7 +125,7 @@ def compute_loss_and_gradient(
         residual[torch.arange(len(y), device=device), y] -= 1
         return likelihood, residual.T @ x, residual.sum(dim=0, dtype=torch.float64)
 
-    pieces = split_rows(rows) if device.type == "cpu" else rows
+    pieces = split_into_pieces(rows) if device.type == "cpu" else rows
     for likelihood, piece_weight_gradient, piece_bias_gradient in map_in_order(threads, compute_sums, pieces):
         loss -= likelihood
         bias_gradient += piece_bias_gradient
@@ -164,12 +164,12 @@ class PenalisedLoss:
         self.threads: ThreadPoolExecutor | None = None
         self.largest_gradient = float("inf")
 
-    def encode(self, fit: LogisticFit) -> npt.NDArray[np.float64]:
+    def encode_fit(self, fit: LogisticFit) -> npt.NDArray[np.float64]:
         """Return the point of a fit."""
         inner = ((fit.weight - self.prior.weight) @ self.axes) / self.weight_scale
         return torch.cat([inner.flatten(), (fit.bias - self.prior.bias) / self.bias_scale]).numpy()
 
-    def decode(self, point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    def decode_point(self, point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Return weight and bias at a point."""
         classes = len(self.prior.bias)
         inner = torch.from_numpy(point[:-classes]).view(classes, len(self.weight_scale))
@@ -178,7 +178,7 @@ class PenalisedLoss:
 
     def __call__(self, point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         """Return the loss and its gradient at a point, in one pass over the rows."""
-        weight, bias = self.decode(point)
+        weight, bias = self.decode_point(point)
         loss, weight_gradient, bias_gradient = compute_loss_and_gradient(
             self.rows, self.samples, weight, bias, self.device, self.threads
         )
@@ -244,7 +244,7 @@ def fit_logistic(
     with deterministic_threads(device) as loss.threads:
         found = minimize(
             loss,
-            loss.encode(start),
+            loss.encode_fit(start),
             jac=True,
             method="L-BFGS-B",
             callback=stop_at_tolerance,
@@ -259,7 +259,7 @@ def fit_logistic(
         if loss.largest_gradient > tolerance:
             # The search may have ended at a point before the one that it tried last.
             loss(found.x)
-        return LogisticFit(*loss.decode(found.x), int(found.nit), loss.largest_gradient <= tolerance)
+        return LogisticFit(*loss.decode_point(found.x), int(found.nit), loss.largest_gradient <= tolerance)
 
 
 def compute_cross_entropies(

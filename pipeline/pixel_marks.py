@@ -35,17 +35,17 @@ def find_marked_rows(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def count_marks(
-    rows: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
+    partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
 ) -> dict[str, MarkCount]:
     """Count the samples in use by mark.
 
     Parameters
     ----------
-    rows : iterable of (sequence of StagedPartition, ndarray of bool)
+    partitions_and_masks : iterable of (sequence of StagedPartition, ndarray of bool)
         Partitions, and a mask of their samples in use.
     """
     count, example = dict.fromkeys(IMAGE_MARKS, 0), dict.fromkeys(IMAGE_MARKS, "")
-    for partitions, in_use in rows:
+    for partitions, in_use in partitions_and_masks:
         start = 0
         for partition in partitions:
             is_used = in_use[start : start + len(partition.samples)]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.hold_out import count_held_out, require_divisible
+from sfm.pipeline.hold_out import count_held_out, require_two_samples_per_class
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.class_labels import get_display_names
 from sfm.pipeline.sources.validation import require_distillable_classes
@@ -90,7 +90,7 @@ def select_samples(
     kept_classes = np.flatnonzero(keep).tolist()
     kept_ids = [class_ids[c] for c in kept_classes]
     if config.hold_out is not None:
-        require_divisible(kept_ids, counts["train"][keep] + counts["test"][keep])
+        require_two_samples_per_class(kept_ids, counts["train"][keep] + counts["test"][keep])
     require_distillable_classes(
         config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when
     )
@@ -102,7 +102,7 @@ def select_samples(
     )
 
 
-def select_by_listed_labels(config: ExtractConfig, source: Source) -> SampleSelection | None:
+def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelection | None:
     """Select samples and classes before the pass; None if labels are known only once samples are read.
 
     Raises

@@ -25,7 +25,12 @@ from sfm.locking import acquire_lock
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.row_files import has_valid_rows, read_rows, write_rows
 from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
-from sfm.pipeline.task_results import MAX_TASK_RESULT_BYTES, TASK_RESULT_ADAPTER, TaskResult, is_plausible
+from sfm.pipeline.task_results import (
+    MAX_TASK_RESULT_BYTES,
+    TASK_RESULT_ADAPTER,
+    TaskResult,
+    is_plausible_result,
+)
 from sfm.stats_store.disk import share_mode
 from sfm.text import escape_non_utf8_values
 from sfm.untrusted_files import read_bounded_file
@@ -92,7 +97,7 @@ class Staging:
         try:
             data = read_bounded_file(self.result_path(task), MAX_TASK_RESULT_BYTES)
             result = TASK_RESULT_ADAPTER.validate_json(data, strict=True)
-            return result if is_plausible(result, task) else None
+            return result if is_plausible_result(result, task) else None
         except (OSError, ValueError, OverflowError):
             return None
 

@@ -156,9 +156,11 @@ def group_classes(sizes: npt.NDArray[np.int64], max_samples: int) -> list[range]
     return [*groups, range(start, len(sizes))]
 
 
-def run_k_means(rows: npt.NDArray[np.float32], k: int, seed: int, c: int) -> npt.NDArray[np.float64]:
+def run_k_means(
+    rows: npt.NDArray[np.float32], k: int, seed: int, class_index: int
+) -> npt.NDArray[np.float64]:
     """Return the k centres of rows, or as many as there are rows."""
-    state = int(make_rng(seed, 2, c).integers(2**31))
+    state = int(make_rng(seed, 2, class_index).integers(2**31))
     model = KMeans(min(k, len(rows)), n_init=1, random_state=state, algorithm="lloyd").fit(
         rows.astype(np.float64)
     )

@@ -72,7 +72,7 @@ MAX_TASK_RESULT_BYTES = 2**27
 """Size of the result of five million samples, the most members that a shard may have."""
 
 
-def is_plausible(result: TaskResult, task: PartitionTask) -> bool:
+def is_plausible_result(result: TaskResult, task: PartitionTask) -> bool:
     """Return whether a result can be that of a task: anybody may have written its file."""
     kept, read = np.array(result.kept, dtype=np.int64), result.read
     skipped = [sample.place for sample in result.skipped]

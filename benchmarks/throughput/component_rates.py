@@ -29,7 +29,7 @@ from sfm.pipeline.runtime import (
     count_cores,
     optimize_for_inference,
 )
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.staging import Staging
@@ -50,7 +50,7 @@ def run_extraction_pass(
 ) -> Any:
     """Run the pass over the images; return its costs, what was gathered, and the staging folder."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
-    tasks, staging = make_tasks(source, select_by_listed_labels(config, source)), Staging(folder)
+    tasks, staging = make_tasks(source, select_listed_samples(config, source)), Staging(folder)
     rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
     steps = stage_tasks(
         source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment
@@ -144,7 +144,7 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         # A process takes one task at a time, so it needs several.
         parts = [
             rows
-            for task in make_tasks(source, select_by_listed_labels(config, source))
+            for task in make_tasks(source, select_listed_samples(config, source))
             if task.split == "train" and task.rows is not None
             for rows in np.array_split(task.rows, 4 * processes)
         ]

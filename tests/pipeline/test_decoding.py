@@ -31,7 +31,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.sample import Sample, SampleFile
@@ -311,7 +311,7 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     config = ExtractConfig(source=source.spec, store="s", backbone=["lite0"], limit_per_class=20)
-    tasks = make_tasks(source, select_by_listed_labels(config, source))
+    tasks = make_tasks(source, select_listed_samples(config, source))
     backbones = optimize_for_inference([load_backbone("lite0", image_size=32, device="cpu")], "float32")
     whole, cut = Staging(tmp_path / "whole"), Staging(tmp_path / "cut")
     for staging in (whole, cut):

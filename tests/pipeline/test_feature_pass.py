@@ -32,7 +32,7 @@ from sfm.pipeline.runtime import (
     optimize_for_inference,
     pad_to_power_of_two,
 )
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
 from sfm.pipeline.sources.folder import open_folder_source
@@ -111,7 +111,7 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
             for sample in [sample for sample in own if sample.label == class_id][:3]:
                 digest = np.frombuffer(digest_sample(sample.data), dtype=np.uint8)[None]
                 builder.add_samples(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
-    assert entry.summary.fingerprint == builder.compute()
+    assert entry.summary.fingerprint == builder.compute_fingerprint()
 
 
 def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
 
 def staged_files(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
-    selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
+    selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     try:
@@ -275,7 +275,7 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
 
     source = open_folder_source(str(image_folder))
     watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
-    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
     list(
         stage_tasks(
             source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
@@ -327,7 +327,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     (whole,) = source.test.shards
     short = Shard(whole.where, whole.labels, lambda rows: whole.read(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
-    selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
+    selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     problem = "shrank while it was read: 19 of 20 samples of partition test"
@@ -339,7 +339,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
@@ -352,7 +352,7 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
 def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
     backbone = load_backbone("lite0", image_size=32)
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}

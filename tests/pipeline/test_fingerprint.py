@@ -19,7 +19,7 @@ def fingerprint(samples: list[tuple[str, int, bytes]]) -> str:
     for split, label, data in samples:
         digest = np.frombuffer(digest_sample(data), dtype=np.uint8)[None]
         builder.add_samples(split, IDS, np.array([label], dtype=np.int32), digest)
-    return builder.compute()
+    return builder.compute_fingerprint()
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))
