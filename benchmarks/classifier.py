@@ -21,37 +21,40 @@ Keep the real features in between runs with --features FOLDER. --quick takes 5,0
 import argparse
 import json
 import multiprocessing
+import numpy as np
 import platform
 import tempfile
 import time
+import torch
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
-from sklearn.linear_model import LogisticRegression
-
 from sfm.backbones.build import load_backbone
 from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.events import no_progress
 from sfm.pipeline import linear_classifier, logistic
+from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.block_moments import accumulate_moments
-from sfm.pipeline.entry_rows import collect_pass_result, select_entry_rows
+from sfm.pipeline.entry_rows import select_entry_rows
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, stage_tasks, track_pass
+from sfm.pipeline.feature_pass import stage_tasks, track_pass
 from sfm.pipeline.folds import mark_fold
 from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
+from sfm.pipeline.partition_tasks import make_tasks
+from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import StagedFeatures, Staging, make_tasks
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.digest import BLOCK_ROWS
+from sklearn.linear_model import LogisticRegression
+from typing import Any
+
 
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """C of scikit-learn: the inverse of the penalty on the sum of the losses."""
@@ -62,7 +65,7 @@ SETTINGS: dict[str, dict[str, float]] = {
         "choosing_rows": linear_classifier.MAX_SELECTION_ROWS,
         "few_rows": linear_classifier.MAX_SMALL_DATASET_ROWS,
         "path_iterations": linear_classifier.MAX_PATH_ITERATIONS,
-        "tolerance": logistic.TOLERANCE,
+        "tolerance": logistic.GRADIENT_TOLERANCE,
     },
 }
 
@@ -102,7 +105,7 @@ def real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeature
     source, staging = open_source(spec), Staging(folder / ("quick" if quick else "full"))
     staging.root.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("lite0", image_size=96, device=device)
-    tasks = make_tasks(source, select_by_listed_labels(config, source))
+    tasks = make_tasks(source, select_listed_samples(config, source))
     fast = optimize_for_inference([backbone], "float32")
     with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
         track_pass(
@@ -113,7 +116,7 @@ def real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeature
             no_progress,
         )
     (part,) = select_entry_rows(config, collect_pass_result(config, source, tasks, staging), staging)
-    return part.staged_train(staging, backbone.card.hash), part.staged_test(staging, backbone.card.hash)
+    return part.open_train(staging, backbone.card.hash), part.open_test(staging, backbone.card.hash)
 
 
 def trained(
@@ -131,10 +134,10 @@ def trained(
         train,
         moments,
         device_of(device),
-        on_pass=lambda rows: passes.append((rows, time.perf_counter() - began)),
+        on_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
         tolerance=settings["tolerance"],
     )
-    seconds, samples = time.perf_counter() - began, len(train.all_labels())
+    seconds, samples = time.perf_counter() - began, len(train.concatenate_labels())
     last = next((at for at, (rows, _) in enumerate(passes) if rows == samples), len(passes))
     choosing = passes[last - 1][1] if last else 0.0
     return found, {
@@ -152,10 +155,10 @@ def trained(
 
 def ours(train: StagedFeatures, test: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train our classifier, without a fifth of the training split and on all of it; place centres."""
-    labels = train.all_labels()
+    labels = train.concatenate_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
     held = mark_fold(labels, 0, 5)
-    tuned, _ = trained(train.only(~held), classes, features, device, name)
+    tuned, _ = trained(train.select_rows(~held), classes, features, device, name)
     found, figures = trained(train, classes, features, device, name)
     _, centre_seconds = timed(
         lambda: compute_sub_class_centres(train, labels, classes, features, SUB_CLASSES, seed=0)
@@ -165,7 +168,7 @@ def ours(train: StagedFeatures, test: StagedFeatures, device: str, name: str) ->
         "features": features,
         "classes": classes,
         "centre_seconds": centre_seconds,
-        "tuning_top1": measure_accuracies(train.only(held), tuned)[0],
+        "tuning_top1": measure_accuracies(train.select_rows(held), tuned)[0],
         "held_out_top1": measure_accuracies(test, found)[0],
         "peak_bytes": peak_bytes(),
     }
@@ -173,7 +176,7 @@ def ours(train: StagedFeatures, test: StagedFeatures, device: str, name: str) ->
 
 def theirs(train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...]) -> dict[str, Any]:
     """Fit scikit-learn's for every C, on the part of the training split that ours fits, and on all of it."""
-    rows, labels = np.concatenate([x for x, _ in train]), train.all_labels()
+    rows, labels = np.concatenate([x for x, _ in train]), train.concatenate_labels()
     mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
     std = np.where(std > 1e-6 * std.max(), std, 1.0)
     rows = ((rows - mean) / std).astype(np.float32)
@@ -192,7 +195,7 @@ def theirs(train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...])
                 "seconds": seconds,
                 "iterations": int(whole.n_iter_.max()),
                 "validation_top1": part.score(rows[held], labels[held]),
-                "held_out_top1": whole.score(seen, test.all_labels()),
+                "held_out_top1": whole.score(seen, test.concatenate_labels()),
             }
         )
     return {"tried": tried, "peak_bytes": peak_bytes()}
@@ -233,18 +236,20 @@ def make_features(folder: Path, samples: int) -> StagedFeatures:
 
 def full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train on many classes, and project the final fit to as many samples as ImageNet has."""
-    labels = train.all_labels()
+    labels = train.concatenate_labels()
     held = mark_fold(labels, 0, 5)
-    part = train.only(~held)
+    part = train.select_rows(~held)
     found, figures = trained(part, CLASSES, FEATURES, device, name)
     scale = IMAGENET / figures["samples"]
     final = (figures["seconds"] - figures["choosing_seconds"]) * scale
     _, centre_seconds = timed(
-        lambda: compute_sub_class_centres(part, part.all_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0)
+        lambda: compute_sub_class_centres(
+            part, part.concatenate_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0
+        )
     )
     return {
         **figures,
-        "tuning_top1": measure_accuracies(train.only(held), found)[0],
+        "tuning_top1": measure_accuracies(train.select_rows(held), found)[0],
         "centre_seconds": centre_seconds,
         "projected_seconds": figures["choosing_seconds"] + final,
         "projected_moments_seconds": figures["moments_seconds"] * scale,

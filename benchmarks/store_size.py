@@ -13,31 +13,32 @@ compared: what is not lossless fails.
 import argparse
 import json
 import math
+import numcodecs
+import numpy as np
 import platform
 import tempfile
 import time
+import zarr
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import stage_tasks
+from sfm.pipeline.partition_tasks import make_tasks
+from sfm.pipeline.runtime import count_cores, extraction_runtime
+from sfm.pipeline.selection import select_listed_samples
+from sfm.pipeline.sources import open_source
+from sfm.pipeline.staging import Staging
+from sfm.stats_store.schema import CHUNK_BYTES
 from typing import Any
-
-import numcodecs
-import numpy as np
-import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
-from sfm.backbones.build import load_backbone
-from sfm.backbones.execution.allocator import keep_freed_memory
-from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, stage_tasks
-from sfm.pipeline.runtime import count_cores, extraction_runtime
-from sfm.pipeline.selection import select_by_listed_labels
-from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import Staging, make_tasks
-from sfm.stats_store.schema import CHUNK_BYTES
 
 CURRENT = "blosc zstd 5, shuffle"
 CODECS: dict[str, dict[str, Any]] = {
@@ -102,7 +103,7 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
     source = open_source("builtin:fashion-mnist-6k")
     tasks = make_tasks(
         source,
-        select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
+        select_listed_samples(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
@@ -111,7 +112,7 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
         with extraction_runtime(source, "cpu", count_cores()) as equipment:
             list(stage_tasks(source, train, backbones, staging, PassOptions(), equipment))
         columns = [
-            np.concatenate([np.load(staging.file(backbone.card.hash, task)) for task in train])
+            np.concatenate([np.load(staging.array_path(backbone.card.hash, task)) for task in train])
             for backbone in backbones
         ]
     features, labels = np.concatenate(columns, axis=1), source.train.labels
@@ -265,10 +266,7 @@ def main() -> None:
         plain = [row for row in own if row.chunk_bytes == CHUNK_BYTES and row.shard_bytes is None]
         current = [row for row in plain if row.codec == CURRENT]
         table(f"{kind} features, all cases and arrays, by codec ({BARE})", grouped(plain))
-        table(
-            f"{kind} features, by chunk size",
-            grouped([row for row in own if row.codec == CURRENT]),
-        )
+        table(f"{kind} features, by chunk size", grouped([row for row in own if row.codec == CURRENT]))
         table(f"{kind} features, {CURRENT}, by case (classes, width)", grouped(current, "classes", "width"))
         table(f"{kind} features, {CURRENT}, by array", grouped(current, "array", "dtype"))
     if arguments.json:
