@@ -288,13 +288,13 @@ def run_quickstart_command(
     with exit_on_error():
         configure_process(threads)
         from sfm.distill.run import Interrupted
-        from sfm.quickstart import quickstart
+        from sfm.quickstart import run_quickstart
 
         command = shlex.join(["sfm", "quickstart", "--out", str(out)])
 
         try:
             with explain_interrupt(f": run `{command}` again to resume"), show_progress(quiet) as progress:
-                record: dict[str, Any] = quickstart(out, progress, threads)
+                record: dict[str, Any] = run_quickstart(out, progress, threads)
         except Interrupted as stop:
             raise report_error(
                 f"{stop.args[0].partition(':')[0]}: run `{command}` again to resume", EXIT_INTERRUPTED

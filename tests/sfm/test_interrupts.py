@@ -103,7 +103,11 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
             ["export", "run", "--format", "parquet", "--out", "x"],
             "nothing was exported",
         ),
-        ("sfm.quickstart.quickstart", ["quickstart", "--out", "a b"], "`sfm quickstart --out 'a b'` again"),
+        (
+            "sfm.quickstart.run_quickstart",
+            ["quickstart", "--out", "a b"],
+            "`sfm quickstart --out 'a b'` again",
+        ),
     ],
 )
 def test_an_interrupted_command_says_what_it_leaves(
