@@ -208,5 +208,5 @@ def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "error: interrupted; the same command goes on from the work that is complete" in told
+    assert "error: interrupted; run the same command again to resume from the complete partitions" in told
     assert "Traceback" not in told
