@@ -7,8 +7,12 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
 
+# Tests start many processes: these share compiled modules and two cores.
+test: export PYTHONDONTWRITEBYTECODE =
+test: export OMP_NUM_THREADS = 1
+test: export OMP_WAIT_POLICY = PASSIVE
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m torture -s

@@ -136,7 +136,7 @@ def decode_training_images(
     source = open_source(config.source)
     rows = select_training_rows(config, source, role)
     log_progress(f"decoding {len(rows)} real images at {canvas} px for LGM, role {role}")
-    return lgm.decoded(source, rows, backbone, canvas)
+    return lgm.decode_real_images(source, rows, backbone, canvas)
 
 
 def run_with_snapshots(
@@ -285,7 +285,7 @@ def run_lgm(
         steps=config.steps_tune if role == "tuning" else config.steps_lgm,
     )
     name = f"lgm-{role}-rate-{rate:g}-seed-{seed}"
-    step = partial(lgm.advance, plan=plan, backbone=context.backbone, real=real)
+    step = partial(lgm.run_lgm_step, plan=plan, backbone=context.backbone, real=real)
     return run_with_snapshots(context, name, role, plan, config.every_lgm, step)
 
 
