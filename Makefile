@@ -2,7 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test torture lint docs clean
+.PHONY: install quickstart test torture lint docs clean
+
+install: $(VENV)/.installed-dev
 
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
