@@ -2,7 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test torture lint clean
+.PHONY: install quickstart test torture lint docs clean
+
+install: $(VENV)/.installed-dev
 
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
@@ -23,6 +25,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/site
 
 $(VENV)/.installed-quickstart: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
