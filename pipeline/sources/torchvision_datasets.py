@@ -14,7 +14,7 @@ from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_cl
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
-from sfm.pipeline.sources.spec_options import parse_flag, parse_options, require_known_options
+from sfm.pipeline.sources.spec_options import parse_spec_options, parse_yes_no_option, require_known_options
 from sfm.text import sanitize_line, summarize_error
 
 _BOOLEAN = ({"train": True}, {"train": False})
@@ -62,7 +62,7 @@ def open_torchvision_source(location: str) -> Source:
         If there is no such dataset, or it is not there.
     """
     spec = f"torchvision:{location}"
-    name, options = parse_options(location)
+    name, options = parse_spec_options(location)
     require_known_options(spec, options, ("root", "download"))
     if name not in SPLIT_ARGUMENTS:
         close = difflib.get_close_matches(name.lower(), [known.lower() for known in SPLIT_ARGUMENTS], n=1)
@@ -71,7 +71,7 @@ def open_torchvision_source(location: str) -> Source:
         raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
-    root, download = expand_home(options["root"]), parse_flag(spec, options, "download")
+    root, download = expand_home(options["root"]), parse_yes_no_option(spec, options, "download")
     train, test = (
         open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name]
     )
