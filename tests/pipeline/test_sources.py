@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import runpy
 import shutil
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.selection import limit_per_class
+from sfm.pipeline.selection import list_first_per_class
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
@@ -223,7 +224,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
 
 def test_a_limit_takes_the_first_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
-    chosen = limit_per_class(source.train.labels, 3)
+    chosen = list_first_per_class(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
     for c in range(10):
         own = chosen[source.train.labels[chosen] == c]
@@ -231,11 +232,11 @@ def test_a_limit_takes_the_first_of_each_class():
 
 
 def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
-    from sfm.pipeline.subset import subset
-
+    tool = Path(__file__).parents[2] / "tools" / "draw_idx_subset.py"
+    draw_idx_subset = runpy.run_path(str(tool))["draw_idx_subset"]
     root = write_idx_folder(tmp_path / "full")
     for out in ("a", "b"):
-        subset(str(root), tmp_path / out, train=2, test=1, seed=3)
+        draw_idx_subset(str(root), tmp_path / out, train=2, test=1, seed=3)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert len(files) == 4
     for name in files:

@@ -1,12 +1,10 @@
 """Names of files, folders and datasets as real disks have them: not UTF-8, in two normal forms, linked."""
 
 import os
+import pytest
 import shutil
 import unicodedata
 from pathlib import Path
-
-import pytest
-
 from sfm.errors import InputError
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
@@ -14,6 +12,7 @@ from sfm.pipeline.sources import Shard, Source, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
 from sfm.stats_store.store import open_store
+
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
 
@@ -94,7 +93,7 @@ def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(ima
         extract(make_config(image_folder, tmp_path / "st", name="mine"))
     with pytest.raises(InputError, match=refusal):
         extract(make_config(image_folder, tmp_path / "st", name="mine", rehash=True))
-    assert extract(make_config(image_folder, tmp_path / "st", name="theirs")).features.read == 0
+    assert extract(make_config(image_folder, tmp_path / "st", name="theirs")).pass_summary.images_read == 0
     replaced = extract(make_config(image_folder, tmp_path / "st", name="mine", replace=True)).published[0]
     assert (replaced.outcome, replaced.summary.dataset) == ("published", "mine")
 
@@ -106,7 +105,7 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     assert extract(make_config(spec, tmp_path / "st")).notes == ()
     listed.write_text("bag\tHandbag\nboot\ntrouser\n")
     again = extract(make_config(spec, tmp_path / "st"))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     (note,) = again.notes
     assert "class bag is 'bag' there and 'Handbag' now" in note
     assert "--replace" in note
@@ -114,15 +113,7 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
 
 def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
     shard = Shard("a shard", None, lambda positions: iter(()))
-    source = Source(
-        name="d",
-        spec="plugin:d",
-        class_ids=["boot", NFD],
-        class_names=None,
-        train=Split((shard,), "listing"),
-        test=Split((shard,), "listing"),
-        decode=decode_image,
-    )
+    source = Source(name="d", spec="plugin:d", class_ids=["boot", NFD], class_names=None, train=Split((shard,), "listing"), test=Split((shard,), "listing"), decode=decode_image)
     renamed = normalize_class_ids(source)
     shard.unused[".txt"] += 2
     assert renamed.class_ids == ["boot", NFC]
