@@ -1,10 +1,12 @@
 """Names of files, folders and datasets as real disks have them: not UTF-8, in two normal forms, linked."""
 
 import os
-import pytest
 import shutil
 import unicodedata
 from pathlib import Path
+
+import pytest
+
 from sfm.errors import InputError
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
@@ -12,7 +14,6 @@ from sfm.pipeline.sources import Shard, Source, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
 from sfm.stats_store.store import open_store
-
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
 
@@ -113,7 +114,15 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
 
 def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
     shard = Shard("a shard", None, lambda positions: iter(()))
-    source = Source(name="d", spec="plugin:d", class_ids=["boot", NFD], class_names=None, train=Split((shard,), "listing"), test=Split((shard,), "listing"), decode=decode_image)
+    source = Source(
+        name="d",
+        spec="plugin:d",
+        class_ids=["boot", NFD],
+        class_names=None,
+        train=Split((shard,), "listing"),
+        test=Split((shard,), "listing"),
+        decode=decode_image,
+    )
     renamed = normalize_class_ids(source)
     shard.unused[".txt"] += 2
     assert renamed.class_ids == ["boot", NFC]
