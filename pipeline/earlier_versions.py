@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+
 from sfm.backbones.rendering import DEFAULT_RENDERING
 from sfm.pipeline.pixel_marks import MarkCount
 from sfm.pipeline.sources import Source
@@ -25,10 +26,14 @@ def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -
     """
     found = {name: asdict(mark) for name, mark in (marked or {}).items()}
     counts = {name: mark["count"] for name, mark in found.items()}
-    return card.model_copy(update=counts | {f"{name}_example": mark["example"] for name, mark in found.items()})
+    return card.model_copy(
+        update=counts | {f"{name}_example": mark["example"] for name, mark in found.items()}
+    )
 
 
-def describe_earlier_entries(store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]) -> list[str]:
+def describe_earlier_entries(
+    store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+) -> list[str]:
     """Return notes on entries of versions that dropped transparency, with what to do about them.
 
     Parameters
@@ -39,11 +44,18 @@ def describe_earlier_entries(store: Store, published: Sequence[Published], cards
     notes = []
     unknown = [p.summary for p, card in zip(published, cards, strict=True) if card.composited is None]
     if unknown:
-        notes.append(f"{format_pins(unknown)} is of an earlier version, which dropped transparency: if images may be " f"transparent, read them again with --rehash, and if that publishes a new entry, remove the " f"earlier one: {format_removal_commands(store, unknown)}")
+        notes.append(
+            f"{format_pins(unknown)} is of an earlier version, which dropped transparency: if images may be "
+            f"transparent, read them again with --rehash, and if that publishes a new entry, remove the "
+            f"earlier one: {format_removal_commands(store, unknown)}"
+        )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
     superseded = find_superseded_entries(store, composited) if composited else []
     if superseded:
-        notes.append(f"{format_pins(superseded)} is of the same images and of an earlier version, which dropped " f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, superseded)}")
+        notes.append(
+            f"{format_pins(superseded)} is of the same images and of an earlier version, which dropped "
+            f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, superseded)}"
+        )
     return notes
 
 
@@ -66,4 +78,6 @@ def format_pins(summaries: Sequence[Summary]) -> str:
 
 def format_removal_commands(store: Store, summaries: Sequence[Summary]) -> str:
     """Return the commands that remove entries."""
-    return "; ".join(f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_pins([s]))}" for s in summaries)
+    return "; ".join(
+        f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_pins([s]))}" for s in summaries
+    )
