@@ -44,7 +44,7 @@ MAX_RANGE_DIGITS = 18
 MISSING_MESSAGE = "there is no file {}"
 CHANGED_MESSAGE = "{} changed while the dataset was read; run again"
 
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 @dataclass(frozen=True)
