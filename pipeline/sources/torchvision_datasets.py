@@ -150,26 +150,33 @@ def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[l
     return [class_id_from_number(label) for label in range(len(names))], names
 
 
-def make_torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], ids: list[str]) -> Split:
+def make_torchvision_split(
+    dataset: Any, where: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
+) -> Split:
     """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
-    position_by_number = np.argsort(np.argsort(ids)).astype(np.int32)
-    sorted_labels = position_by_number[labels]
+    position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
+    sorted_labels = position_by_number[label_numbers]
     files = list_image_files(dataset)
     if files is None:
         return indexed_split(
             labels=sorted_labels,
-            class_ids=sorted(ids),
+            class_ids=sorted(class_ids),
             read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
             where=lambda i: f"image {i} of the {where}",
             listing=compute_digest(
-                where, str(len(labels)), labels.tobytes(), np.asarray(dataset.data[:64]).tobytes()
+                where,
+                str(len(label_numbers)),
+                label_numbers.tobytes(),
+                np.asarray(dataset.data[:64]).tobytes(),
             ),
         )
     return file_split(
         labels=sorted_labels,
-        class_ids=sorted(ids),
+        class_ids=sorted(class_ids),
         path=files.__getitem__,
-        listing=compute_digest(where, labels.tobytes(), *(describe_file_state(path) for path in files)),
+        listing=compute_digest(
+            where, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
+        ),
     )
 
 
@@ -184,12 +191,9 @@ def describe_file_state(path: str) -> str:
     try:
         status = Path(path).stat()
     except OSError as error:
-        line = (
-            describe_dangling_link(path)
-            if Path(path).is_symlink()
-            else f"cannot read {path}: {error.strerror}"
-        )
-        raise InputError(line) from error
+        if Path(path).is_symlink():
+            raise InputError(describe_dangling_link(path)) from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
