@@ -20,18 +20,22 @@ Keep the real features in between runs with --features FOLDER. --quick takes 5,0
 
 import argparse
 import multiprocessing
-import numpy as np
 import platform
 import tempfile
 import time
-import torch
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from measurement import read_process_bytes, write_json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measurement import read_process_bytes, write_json
 from rich.console import Console
 from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+
 from sfm.backbones.build import load_backbone
 from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.events import no_progress
@@ -52,16 +56,18 @@ from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.digest import BLOCK_ROWS
-from sklearn.linear_model import LogisticRegression
-from typing import Any
-
 
 PENALTY_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """C of scikit-learn: the inverse of the penalty on the sum of the losses."""
 
 FIT_SETTINGS: dict[str, dict[str, float]] = {
     "before": {"choosing_rows": 131_072, "few_rows": 0, "path_iterations": 1000, "tolerance": 1e-4},
-    "now": {"choosing_rows": linear_classifier.MAX_SELECTION_ROWS, "few_rows": linear_classifier.MAX_SMALL_DATASET_ROWS, "path_iterations": linear_classifier.MAX_PATH_ITERATIONS, "tolerance": logistic.GRADIENT_TOLERANCE},
+    "now": {
+        "choosing_rows": linear_classifier.MAX_SELECTION_ROWS,
+        "few_rows": linear_classifier.MAX_SMALL_DATASET_ROWS,
+        "path_iterations": linear_classifier.MAX_PATH_ITERATIONS,
+        "tolerance": logistic.GRADIENT_TOLERANCE,
+    },
 }
 
 CLASSES, FEATURES = 1000, 768
@@ -97,12 +103,20 @@ def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedF
     tasks = make_tasks(source, select_listed_samples(config, source))
     fast = optimize_for_inference([backbone], "float32")
     with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
-        track_pass(stage_tasks(source, tasks, fast, staging, PassOptions(), equipment), tasks, tasks, staging, no_progress)
+        track_pass(
+            stage_tasks(source, tasks, fast, staging, PassOptions(), equipment),
+            tasks,
+            tasks,
+            staging,
+            no_progress,
+        )
     (part,) = select_entry_rows(config, collect_pass_result(config, source, tasks, staging), staging)
     return part.open_train(staging, backbone.card.hash), part.open_test(staging, backbone.card.hash)
 
 
-def fit_classifier(train: StagedFeatures, classes: int, features: int, device: str, name: str) -> tuple[Any, dict[str, Any]]:
+def fit_classifier(
+    train: StagedFeatures, classes: int, features: int, device: str, name: str
+) -> tuple[Any, dict[str, Any]]:
     """Train our classifier with some settings; count its passes, and time it."""
     settings = FIT_SETTINGS[name]
     linear_classifier.MAX_SELECTION_ROWS = int(settings["choosing_rows"])
@@ -111,25 +125,55 @@ def fit_classifier(train: StagedFeatures, classes: int, features: int, device: s
     moments, moments_seconds = time_function(lambda: accumulate_moments(train, classes, features))
     passes: list[tuple[int, float]] = []
     began = time.perf_counter()
-    fit = train_classifier(train, moments, parse_device(device), on_rows=lambda rows: passes.append((rows, time.perf_counter() - began)), tolerance=settings["tolerance"])
+    fit = train_classifier(
+        train,
+        moments,
+        parse_device(device),
+        on_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
+        tolerance=settings["tolerance"],
+    )
     seconds, samples = time.perf_counter() - began, len(train.concatenate_labels())
     last = next((at for at, (rows, _) in enumerate(passes) if rows == samples), len(passes))
     choosing = passes[last - 1][1] if last else 0.0
-    return fit, {"samples": samples, "moments_seconds": moments_seconds, "seconds": seconds, "choosing_seconds": choosing, "choosing_passes": last, "choosing_rows": passes[0][0], "fitting_passes": len(passes) - last, "l2": fit.l2, "converged": fit.converged}
+    return fit, {
+        "samples": samples,
+        "moments_seconds": moments_seconds,
+        "seconds": seconds,
+        "choosing_seconds": choosing,
+        "choosing_passes": last,
+        "choosing_rows": passes[0][0],
+        "fitting_passes": len(passes) - last,
+        "l2": fit.l2,
+        "converged": fit.converged,
+    }
 
 
-def measure_our_classifier(train: StagedFeatures, test: StagedFeatures, device: str, name: str) -> dict[str, Any]:
+def measure_our_classifier(
+    train: StagedFeatures, test: StagedFeatures, device: str, name: str
+) -> dict[str, Any]:
     """Train our classifier, without a fifth of the training split and on all of it; place centres."""
     labels = train.concatenate_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
     held = mark_fold(labels, 0, 5)
     tuned, _ = fit_classifier(train.select_rows(~held), classes, features, device, name)
     fit, figures = fit_classifier(train, classes, features, device, name)
-    _, centre_seconds = time_function(lambda: compute_sub_class_centres(train, labels, classes, features, SUB_CLASS_COUNTS, seed=0))
-    return {**figures, "features": features, "classes": classes, "centre_seconds": centre_seconds, "tuning_top1": measure_accuracies(train.select_rows(held), tuned)[0], "held_out_top1": measure_accuracies(test, fit)[0], "peak_bytes": read_process_bytes("VmHWM")}
+    _, centre_seconds = time_function(
+        lambda: compute_sub_class_centres(train, labels, classes, features, SUB_CLASS_COUNTS, seed=0)
+    )
+    return {
+        **figures,
+        "features": features,
+        "classes": classes,
+        "centre_seconds": centre_seconds,
+        "tuning_top1": measure_accuracies(train.select_rows(held), tuned)[0],
+        "held_out_top1": measure_accuracies(test, fit)[0],
+        "peak_bytes": read_process_bytes("VmHWM"),
+    }
 
 
-def measure_scikit_learn(train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...]) -> dict[str, Any]:
+def measure_scikit_learn(
+    train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...]
+) -> dict[str, Any]:
     """Fit scikit-learn's for every C, on the part of the training split that ours fits, and on all of it."""
     rows, labels = np.concatenate([x for x, _ in train]), train.concatenate_labels()
     mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
@@ -139,21 +183,42 @@ def measure_scikit_learn(train: StagedFeatures, test: StagedFeatures, grid: tupl
     held = mark_fold(labels, 0, linear_classifier.VALIDATION_FOLDS)
     tried = []
     for c in grid:
-        part, part_seconds = time_function(lambda c=c: LogisticRegression(C=c, max_iter=2000).fit(rows[~held], labels[~held]))
+        part, part_seconds = time_function(
+            lambda c=c: LogisticRegression(C=c, max_iter=2000).fit(rows[~held], labels[~held])
+        )
         whole, seconds = time_function(lambda c=c: LogisticRegression(C=c, max_iter=2000).fit(rows, labels))
-        tried.append({"C": c, "choosing_seconds": part_seconds, "seconds": seconds, "iterations": int(whole.n_iter_.max()), "validation_top1": part.score(rows[held], labels[held]), "held_out_top1": whole.score(seen, test.concatenate_labels())})
+        tried.append(
+            {
+                "C": c,
+                "choosing_seconds": part_seconds,
+                "seconds": seconds,
+                "iterations": int(whole.n_iter_.max()),
+                "validation_top1": part.score(rows[held], labels[held]),
+                "held_out_top1": whole.score(seen, test.concatenate_labels()),
+            }
+        )
     return {"tried": tried, "peak_bytes": read_process_bytes("VmHWM")}
 
 
 def compare_on_real_features(folder: Path, quick: bool, device: str, scikit_learn: bool) -> dict[str, Any]:
     """Compare on real features; each in a process of its own, one after the other."""
     train, test = run_in_new_process(stage_real_features, folder, quick, device)
-    fit = {name: run_in_new_process(measure_our_classifier, train, test, device, name) for name in FIT_SETTINGS}
+    fit = {
+        name: run_in_new_process(measure_our_classifier, train, test, device, name) for name in FIT_SETTINGS
+    }
     if not scikit_learn:
         return {"ours": fit}
-    other = run_in_new_process(measure_scikit_learn, train, test, PENALTY_GRID[1:6:2] if quick else PENALTY_GRID)
+    other = run_in_new_process(
+        measure_scikit_learn, train, test, PENALTY_GRID[1:6:2] if quick else PENALTY_GRID
+    )
     best = max(other["tried"], key=lambda row: row["held_out_top1"])
-    return {"ours": fit, "scikit_learn": other, "scikit_learn_chosen": max(other["tried"], key=lambda row: row["validation_top1"]), "scikit_learn_best": best, "points_below_the_best": 100 * (best["held_out_top1"] - fit["now"]["held_out_top1"])}
+    return {
+        "ours": fit,
+        "scikit_learn": other,
+        "scikit_learn_chosen": max(other["tried"], key=lambda row: row["validation_top1"]),
+        "scikit_learn_best": best,
+        "points_below_the_best": 100 * (best["held_out_top1"] - fit["now"]["held_out_top1"]),
+    }
 
 
 def write_synthetic_features(folder: Path, samples: int) -> StagedFeatures:
@@ -180,7 +245,11 @@ def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[st
     fit, figures = fit_classifier(part, CLASSES, FEATURES, device, name)
     scale = N_IMAGENET_SAMPLES / figures["samples"]
     final = (figures["seconds"] - figures["choosing_seconds"]) * scale
-    _, centre_seconds = time_function(lambda: compute_sub_class_centres(part, part.concatenate_labels(), CLASSES, FEATURES, SUB_CLASS_COUNTS, seed=0))
+    _, centre_seconds = time_function(
+        lambda: compute_sub_class_centres(
+            part, part.concatenate_labels(), CLASSES, FEATURES, SUB_CLASS_COUNTS, seed=0
+        )
+    )
     return {
         **figures,
         "tuning_top1": measure_accuracies(train.select_rows(held), fit)[0],
@@ -204,7 +273,17 @@ def print_classifier_tables(result: dict[str, Any]) -> None:
     console = Console()
     real = result["real"]
     table = Table(title="Before and now")
-    for column in ("", "choosing s (passes)", "fitting s (passes)", "classifier s", "centres s", "tuning top-1 %", "held-out top-1 %", "projected s", "peak MiB"):
+    for column in (
+        "",
+        "choosing s (passes)",
+        "fitting s (passes)",
+        "classifier s",
+        "centres s",
+        "tuning top-1 %",
+        "held-out top-1 %",
+        "projected s",
+        "peak MiB",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for title, rows in (("Fashion-MNIST", real["ours"]), ("1,000 x 768", result["full_shape"])):
         for name, row in rows.items():
@@ -227,7 +306,9 @@ def print_classifier_tables(result: dict[str, Any]) -> None:
     for column in ("", "C", "iterations", "seconds", "held-out top-1 %"):
         table.add_column(column, justify="right" if column else "left")
     for row in real["scikit_learn"]["tried"]:
-        marks = ["chosen"] * (row == real["scikit_learn_chosen"]) + ["best"] * (row == real["scikit_learn_best"])
+        marks = ["chosen"] * (row == real["scikit_learn_chosen"]) + ["best"] * (
+            row == real["scikit_learn_best"]
+        )
         figures = (str(row["iterations"]), f"{row['seconds']:.1f}", f"{100 * row['held_out_top1']:.2f}")
         table.add_row(", ".join(marks), f"{row['C']:.0e}", *figures)
     console.print(table)
@@ -237,7 +318,9 @@ def print_classifier_tables(result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print, and write the figures."""
     keep_freed_memory()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--quick", action="store_true", help="small cases: does it run?")
     parser.add_argument("--features", type=Path, help="folder to keep the real features in, between runs")
@@ -246,10 +329,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = arguments.features or Path(folder)
-        real = compare_on_real_features(place, arguments.quick, arguments.device, not arguments.no_scikit_learn)
+        real = compare_on_real_features(
+            place, arguments.quick, arguments.device, not arguments.no_scikit_learn
+        )
     result = {
         "benchmark": "classifier",
-        "device": torch.cuda.get_device_name() if parse_device(arguments.device).type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if parse_device(arguments.device).type == "cuda"
+        else platform.machine(),
         "cores": count_cores(),
         "versions": {p: version(p) for p in ("torch", "scipy", "scikit-learn")},
         "real": real,

@@ -13,16 +13,22 @@ compared: what is not lossless fails.
 import argparse
 import json
 import math
-import numcodecs
-import numpy as np
 import platform
 import tempfile
 import time
-import zarr
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
+from zarr.codecs.numcodecs import PCodec
+from zarr.storage import MemoryStore
+
 from sfm.backbones.build import load_backbone
 from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.pipeline.batch_features import PassOptions
@@ -34,11 +40,6 @@ from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging
 from sfm.stats_store.schema import CHUNK_BYTES
-from typing import Any
-from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
-from zarr.codecs.numcodecs import PCodec
-from zarr.storage import MemoryStore
-
 
 STORE_CODEC = "blosc zstd 5, shuffle"
 CODECS: dict[str, dict[str, Any]] = {
@@ -101,14 +102,19 @@ def load_wide_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
         with np.load(cache) as saved:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
-    tasks = make_tasks(source, select_listed_samples(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source))
+    tasks = make_tasks(
+        source, select_listed_samples(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+    )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
     with tempfile.TemporaryDirectory() as folder:
         staging = Staging(Path(folder))
         with extraction_runtime(source, "cpu", count_cores()) as equipment:
             list(stage_tasks(source, train, backbones, staging, PassOptions(), equipment))
-        columns = [np.concatenate([np.load(staging.array_path(backbone.card.hash, task)) for task in train]) for backbone in backbones]
+        columns = [
+            np.concatenate([np.load(staging.array_path(backbone.card.hash, task)) for task in train])
+            for backbone in backbones
+        ]
     features, labels = np.concatenate(columns, axis=1), source.train.labels
     if cache:
         np.savez(cache, features=features, labels=labels)
@@ -121,7 +127,9 @@ def rotate_features(features: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return ((features - features.mean(axis=0)) @ basis.astype(np.float32)).astype(np.float32)
 
 
-def iter_entry_arrays(features: np.ndarray, labels: np.ndarray, classes: int, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, int]]:
+def iter_entry_arrays(
+    features: np.ndarray, labels: np.ndarray, classes: int, rng: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray, int]]:
     """Yield arrays as an entry of so many classes holds them: name, its beginning, rows of the whole."""
     width = features.shape[1]
     rows = max(1, MAX_ENCODED_BYTES // (8 * width))
@@ -149,7 +157,9 @@ def iter_entry_arrays(features: np.ndarray, labels: np.ndarray, classes: int, rn
     yield "test/feature", features, len(features)
 
 
-def measure_encoding(name: str, array: np.ndarray, rows: int, codec: str, chunk_bytes: int, shard_bytes: int | None) -> dict[str, Any]:
+def measure_encoding(
+    name: str, array: np.ndarray, rows: int, codec: str, chunk_bytes: int, shard_bytes: int | None
+) -> dict[str, Any]:
     """Write an array to memory and read it back; fails if it comes back changed."""
     row_bytes = array[:1].nbytes
     step = min(len(array), max(1, chunk_bytes // row_bytes))
@@ -159,7 +169,15 @@ def measure_encoding(name: str, array: np.ndarray, rows: int, codec: str, chunk_
     options = dict(CODECS[codec])
     options["compressors"] = [*options.get("compressors", []), Crc32cCodec()]
     memory: dict[str, Any] = {}
-    target = zarr.create_array(MemoryStore(memory), shape=array.shape, dtype=array.dtype, chunks=(step, *array.shape[1:]), shards=None if shard is None else (shard, *array.shape[1:]), config={"write_empty_chunks": True}, **options)
+    target = zarr.create_array(
+        MemoryStore(memory),
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=(step, *array.shape[1:]),
+        shards=None if shard is None else (shard, *array.shape[1:]),
+        config={"write_empty_chunks": True},
+        **options,
+    )
     started = time.perf_counter()
     target[...] = array
     written = time.perf_counter()
@@ -248,11 +266,23 @@ def main() -> None:
         plain = [row for row in own if row.chunk_bytes == CHUNK_BYTES and row.shard_bytes is None]
         current = [row for row in plain if row.codec == STORE_CODEC]
         print_encoding_table(f"{kind} features, all cases and arrays, by codec ({BARE})", group_rows(plain))
-        print_encoding_table(f"{kind} features, by chunk size", group_rows([row for row in own if row.codec == STORE_CODEC]))
-        print_encoding_table(f"{kind} features, {STORE_CODEC}, by case (classes, width)", group_rows(current, "classes", "width"))
-        print_encoding_table(f"{kind} features, {STORE_CODEC}, by array", group_rows(current, "array", "dtype"))
+        print_encoding_table(
+            f"{kind} features, by chunk size", group_rows([row for row in own if row.codec == STORE_CODEC])
+        )
+        print_encoding_table(
+            f"{kind} features, {STORE_CODEC}, by case (classes, width)",
+            group_rows(current, "classes", "width"),
+        )
+        print_encoding_table(
+            f"{kind} features, {STORE_CODEC}, by array", group_rows(current, "array", "dtype")
+        )
     if arguments.json:
-        record = {"benchmark": "store_size", "cpu": platform.processor() or platform.machine(), "versions": {p: version(p) for p in ("zarr", "numcodecs", "pcodec", "numpy")}, "rows": [asdict(row) for row in rows]}
+        record = {
+            "benchmark": "store_size",
+            "cpu": platform.processor() or platform.machine(),
+            "versions": {p: version(p) for p in ("zarr", "numcodecs", "pcodec", "numpy")},
+            "rows": [asdict(row) for row in rows],
+        }
         arguments.json.write_text(json.dumps(record, indent=1))
         print(f"\nwritten to {arguments.json}")
 

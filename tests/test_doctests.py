@@ -13,7 +13,9 @@ ROOMS = ("sfm", "backbones", "stats_store", "pipeline", "distill", "eval")
 
 
 def modules_with_examples() -> list[str]:
-    files = [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")) if ">>> " in file.read_text()]
+    files = [
+        file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py")) if ">>> " in file.read_text()
+    ]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return [name if name.startswith("sfm.") else f"sfm.{name}" for name in names]
 

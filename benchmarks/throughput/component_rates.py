@@ -18,10 +18,11 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import crop_image
 from sfm.events import no_progress
-from sfm.pipeline.pass_result import collect_pass_result
-from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import stage_tasks, track_pass
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
+from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
     ExtractionRuntime,
@@ -31,7 +32,6 @@ from sfm.pipeline.runtime import (
 )
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.staging import Staging
 
 PLAIN_BATCH = 64
