@@ -64,6 +64,7 @@ def extracted(source: str, store: Path, **options: object) -> ExtractionResult:
     )
 
 
+@pytest.mark.slow
 def test_a_dataset_is_the_same_as_files_as_shards_in_a_bucket_and_as_tables(tmp_path, pictures, s3_url):
     as_shards(tmp_path / "shards", pictures)
     as_parquet(tmp_path / "tables", pictures)
