@@ -1,4 +1,4 @@
-"""What the linear probe of `sfm evaluate` costs and reaches, against the plain loop that it stands for.
+"""Time and accuracy of the linear probe of `sfm evaluate`, against a plain training loop.
 
 The plain loop trains one seed after the other, draws a new view of every image in every epoch and sends it
 through the backbone. `sfm evaluate` computes the features of 50 views per image and seed once, and trains all
@@ -45,7 +45,7 @@ BAR_SECONDS, BAR_RATIO = 120, 10
 
 
 def init_head_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
-    """Return what both loops start from, shape (seed, class, feature)."""
+    """Draw the initial weights of both loops, shape (seed, class, feature)."""
     return normal(
         config.seed, Purpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), DEVIATION
     )
@@ -54,7 +54,7 @@ def init_head_weights(images: LabelledImages, features: int, config: EvaluateCon
 def train_by_evaluate(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig
 ) -> tuple[Heads, dict[str, float]]:
-    """Do as `sfm evaluate` does; return the heads and the seconds of the two parts."""
+    """Train heads as `sfm evaluate` does; return them and the seconds of views and training."""
     began = time.perf_counter()
     whole = ImageSet("distilled", images, config.seeds)
     pool = features_of_views(backbone, images, draw_views(images, config.seeds * config.views, config.seed))
@@ -73,7 +73,7 @@ def train_by_evaluate(
 def train_in_plain_loop(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig, seed: int, epochs: int
 ) -> tuple[nn.Linear, float]:
-    """Train one seed in the plain way for some of its epochs; return the head and the seconds."""
+    """Train one seed in a plain loop for some epochs; return the head and the seconds."""
     began = time.perf_counter()
     count, side = images.pixels.shape[:2]
     labels = torch.from_numpy(images.labels).to(backbone.device)
@@ -98,7 +98,7 @@ def train_in_plain_loop(
 def compare_times(
     backbone: Backbone, arguments: argparse.Namespace, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Time both on images of noise, one per class."""
+    """Time both loops on images of noise, one per class."""
     side = round(backbone.card.preprocessing.input_size * 8 / 7)
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.classes, side, side, 3), dtype=np.uint8)
     images = LabelledImages(pixels, np.arange(arguments.classes))
@@ -120,7 +120,7 @@ def compare_times(
 
 
 def compare_accuracies(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
-    """Score both on held-out features, with the images of a run."""
+    """Score both loops on held-out features, with the images of a run."""
     distilled = read_run(run)
     (summary,) = [s for s in open_store(store).summaries() if s.entry_digest == distilled.record.entry_digest]
     entry = open_store(store).open(summary)
@@ -156,7 +156,7 @@ def compare_accuracies(backbone: Backbone, store: str, run: Path, config: Evalua
 
 
 def make_distilled_run(backbone: str, image_size: int, scratch: Path, quick: bool) -> tuple[str, Path]:
-    """Distil ten images to measure accuracy with."""
+    """Distil ten images and return their store and run directory."""
     store, run = str(scratch / "store"), scratch / "run"
     limit = 60 if quick else None
     extract(
@@ -176,8 +176,8 @@ def make_distilled_run(backbone: str, image_size: int, scratch: Path, quick: boo
     return store, run
 
 
-def format_figures(result: dict[str, Any]) -> str:
-    """Return the result for people."""
+def format_comparison(result: dict[str, Any]) -> str:
+    """Return the figures as lines of text."""
     timing, reached = result["time"], result["accuracy"]
     share = f"{timing['plain_measured_epochs']} of {timing['plain_all_epochs']} epochs"
     scaled = (
@@ -190,7 +190,7 @@ def format_figures(result: dict[str, Any]) -> str:
         f"{'':30}{'seconds, ' + str(timing['classes']) + ' classes':>24}{'top-1 %, 10 classes':>24}",
         f"{'views once, seeds together':30}{timing['fast_seconds']:24.1f}"
         f"{100 * reached['fast_mean']:17.1f} ± {100 * reached['fast_std']:4.1f}",
-        f"{'train_in_plain_loop loop':30}{timing['plain_seconds']:24.1f}"
+        f"{'plain loop':30}{timing['plain_seconds']:24.1f}"
         f"{100 * reached['plain_mean']:17.1f} ± {100 * reached['plain_std']:4.1f}",
         "",
         f"ratio {timing['ratio']:.1f} (bar {BAR_RATIO}){scaled}",
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="distilled run to measure accuracy with")
     parser.add_argument("--store", help="its store")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, as a smoke test")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if (arguments.run is None) != (arguments.store is None):
@@ -256,7 +256,7 @@ def main() -> None:
             "accuracy": compare_accuracies(backbone, store, run, config),
             "bars": {"seconds": BAR_SECONDS, "ratio": BAR_RATIO},
         }
-    print(format_figures(result))
+    print(format_comparison(result))
     write_json(result, arguments.json)
 
 

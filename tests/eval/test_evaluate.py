@@ -14,6 +14,8 @@ from sfm.events import Progress
 from sfm.stats_store.publish import Draft, publish
 from sfm.stats_store.store import Entry, create_store, open_store
 
+pytestmark = pytest.mark.slow
+
 NewRun = Callable[..., Path]
 
 

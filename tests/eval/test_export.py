@@ -210,6 +210,7 @@ def test_the_card_of_a_dataset_says_how_to_read_its_figures(finished_run: Path, 
     assert "comes close to" not in text
 
 
+@pytest.mark.slow
 def test_the_code_on_a_classifier_card_classifies_an_image(
     run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
 ) -> None:
@@ -301,6 +302,7 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
     assert json.loads((out / "config.json").read_text())["backbone"]["hash"] == entry.backbone.hash
 
 
+@pytest.mark.slow
 def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
     run: Path, fashion_store: str, tmp_path: Path
 ) -> None:

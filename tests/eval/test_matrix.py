@@ -16,6 +16,8 @@ from sfm.eval.run import evaluate, evaluate_runs
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.store import Entry, open_store
 
+pytestmark = pytest.mark.slow
+
 NewRun = Callable[..., Path]
 SHORT = {"epochs": 20, "views": 4, "projector_views": 6, "seeds": 2, "device": "cpu"}
 FLAGS = ["--epochs", "20", "--views", "4", "--projector-views", "6", "--seeds", "2", "--device", "cpu"]

@@ -14,6 +14,8 @@ from sfm.eval.run import Evaluation, evaluate
 from sfm.events import Progress
 from sfm.stats_store.store import Entry
 
+pytestmark = pytest.mark.slow
+
 NewRun = Callable[..., Path]
 WITH_PROJECTOR = set(MODES) - {"linear", "kd"}
 

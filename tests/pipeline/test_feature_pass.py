@@ -85,6 +85,7 @@ def stream(image_folder, monkeypatch) -> str:
     return f"stream:{image_folder}"
 
 
+@pytest.mark.slow
 def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
     tmp_path, image_folder, stream
 ):

@@ -64,6 +64,7 @@ def run_extraction(source: str, store: Path, **options: object) -> ExtractionRes
     )
 
 
+@pytest.mark.slow
 def test_a_dataset_is_the_same_as_files_as_shards_in_a_bucket_and_as_tables(tmp_path, pictures, s3_url):
     write_shards(tmp_path / "shards", pictures)
     write_parquet(tmp_path / "tables", pictures)
