@@ -29,14 +29,14 @@ from torch.nn.functional import cross_entropy
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import draw_crops, stream
-from sfm.eval.accuracy import Heads, accuracy
-from sfm.eval.images import ImageSet
-from sfm.eval.methods import own_plan, own_views
-from sfm.eval.pool import LabelledImages, draw_views, features_of_views
-from sfm.eval.probe import DEVIATION, train_heads
-from sfm.eval.result import mean_and_deviation
-from sfm.eval.synthetic import read_run
-from sfm.eval.training import LARGEST_BATCH, Purpose, normal
+from sfm.eval.distilled_run import read_distilled_run
+from sfm.eval.head_accuracy import Heads, compute_accuracy
+from sfm.eval.image_sets import ImageSet
+from sfm.eval.linear_probe import INITIAL_STD, train_heads
+from sfm.eval.modes import make_seed_schedule, split_views_by_seed
+from sfm.eval.result import compute_mean_and_std
+from sfm.eval.training import MAX_BATCH_SIZE, StreamPurpose, draw_initial_weights
+from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
 
 DATASET = "fashion-mnist-6k"
 BAR_SECONDS, BAR_RATIO = 120, 10
@@ -44,8 +44,8 @@ BAR_SECONDS, BAR_RATIO = 120, 10
 
 def first_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
     """Return what both loops start from, shape (seed, class, feature)."""
-    return normal(
-        config.seed, Purpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), DEVIATION
+    return draw_initial_weights(
+        config.seed, StreamPurpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), INITIAL_STD
     )
 
 
@@ -55,14 +55,15 @@ def fast(
     """Do as `sfm evaluate` does; return the heads and the seconds of the two parts."""
     began = time.perf_counter()
     whole = ImageSet("distilled", images, config.seeds)
-    pool = features_of_views(backbone, images, draw_views(images, config.seeds * config.views, config.seed))
+    crops = draw_view_crops(images, config.seeds * config.views, config.seed)
+    pool = compute_view_features(backbone, images, crops)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     viewed = time.perf_counter()
-    own = own_views(pool, whole, config)
+    own = split_views_by_seed(pool, whole, config)
     labels = torch.from_numpy(images.labels).to(pool.device).repeat_interleave(config.seeds)
     start = first_weights(images, pool.shape[2], config)
-    heads = train_heads(own, labels, own_plan(whole, len(own), config), start)
+    heads = train_heads(own, labels, make_seed_schedule(whole, len(own), config), start)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     return heads, {"views": viewed - began, "training": time.perf_counter() - viewed}
@@ -79,12 +80,12 @@ def plain(
     with torch.no_grad():
         head.weight.copy_(first_weights(images, backbone.card.features, config)[seed])
         head.bias.zero_()
-    batch = min(LARGEST_BATCH, count)
+    batch = min(MAX_BATCH_SIZE, count)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3 * batch / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
     for epoch in range(epochs):
         rng = stream(config.seed, 1, seed, epoch)
-        features = features_of_views(backbone, images, draw_crops(rng, count, side))[:, 0]
+        features = compute_view_features(backbone, images, draw_crops(rng, count, side))[:, 0]
         for some in torch.from_numpy(rng.permutation(count)).to(backbone.device).split(batch):
             optimizer.zero_grad()
             cross_entropy(head(features[some].clone()), labels[some]).backward()
@@ -117,7 +118,7 @@ def measure_time(backbone: Backbone, arguments: argparse.Namespace, config: Eval
 
 def measure_accuracy(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Score both on held-out features, with the images of a run."""
-    distilled = read_run(run)
+    distilled = read_distilled_run(run)
     (summary,) = [s for s in open_store(store).summaries() if s.entry_digest == distilled.record.entry_digest]
     entry = open_store(store).open(summary)
     features = torch.from_numpy(entry.read("test/feature").astype(np.float32)).to(backbone.device)
@@ -130,11 +131,11 @@ def measure_accuracy(backbone: Backbone, store: str, run: Path, config: Evaluate
         torch.stack([layer.bias.detach() for layer in layers]),
     )
     top1 = {
-        "fast": accuracy(heads, features, labels).top1,
-        "plain": accuracy(looped, features, labels).top1,
+        "fast": compute_accuracy(heads, features, labels).top1,
+        "plain": compute_accuracy(looped, features, labels).top1,
     }
     (fast_mean, fast_std), (plain_mean, plain_std) = (
-        mean_and_deviation(top1[way]) for way in ("fast", "plain")
+        compute_mean_and_std(top1[way]) for way in ("fast", "plain")
     )
     return {
         "held_out_samples": len(labels),

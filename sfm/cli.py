@@ -199,15 +199,15 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     What was found is printed even if it cannot be written.
     """
     choose_wait_policy(config.threads)
-    from sfm.eval.interrupted import describe_partial_results
+    from sfm.eval.partial_results import describe_partial_results
     from sfm.eval.result import NotWrittenError
 
-    results = [each.result for each in config.each()]
+    results = [each.result_path for each in config.split_by_run()]
     unwritten: InputError | None = None
     try:
         with terminal.showing(quiet) as progress:
-            from sfm.eval.matrix import matrix
-            from sfm.eval.run import evaluate_runs
+            from sfm.eval.backbone_matrix import make_matrix
+            from sfm.eval.evaluation import evaluate_runs
 
             done = evaluate_runs(config, progress)
     except NotWrittenError as error:
@@ -215,7 +215,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     except KeyboardInterrupt:
         raise terminal.fail(describe_partial_results(results), terminal.INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in done]
-    cells = [cell.model_dump(mode="json") for cell in matrix(done)]
+    cells = [cell.model_dump(mode="json") for cell in make_matrix(done)]
     accuracies.print_warnings(records)
     if as_json:
         document = records[0] if len(records) == 1 else {"evaluations": records}
@@ -251,7 +251,7 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
 
 def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     """Export, then say what was written."""
-    from sfm.eval.export.run import export
+    from sfm.eval.export.run_export import export
 
     with terminal.explain_interrupt("; nothing was exported"):
         done = export(config)

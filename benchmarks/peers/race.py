@@ -33,7 +33,7 @@ from sfm.distill.kernels import quickened, wanted_kernels
 from sfm.distill.pyramid import canvas_size
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
-from sfm.eval.result import mean_and_deviation
+from sfm.eval.result import compute_mean_and_std
 from sfm.pipeline.parts import held_out_rows
 from sfm.pipeline.selection import UNUSED, selection_of
 from sfm.pipeline.sources import Source, open_source
@@ -387,7 +387,7 @@ def run_race(race: Race) -> dict[str, Any]:
         "rate": rate,
         "curves": curves,
         "mean_curve": mean,
-        "top1": {way: mean_and_deviation(each) for way, each in final.items()},
+        "top1": {way: compute_mean_and_std(each) for way, each in final.items()},
         "seconds_to_target": {way: reached(points, target) for way, points in mean.items()},
         "seconds_in_all": {way: points[-1]["seconds"] for way, points in mean.items()},
     }

@@ -87,7 +87,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
-    from sfm.eval.run import evaluate
+    from sfm.eval.evaluation import evaluate
 
     out = tmp_path_factory.mktemp("finished") / "run"
     asked = DistillConfig(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from sfm.eval.config import MODES, EvaluateConfig, EvaluateOptions, views_of
-from sfm.eval.result import Row
-from sfm.eval.run import Evaluation, evaluate
+from sfm.eval.config import MODES, EvaluateConfig, EvaluateOptions, count_views
+from sfm.eval.evaluation import Evaluation, evaluate
+from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
 from sfm.stats_store.store import Entry
 
@@ -32,12 +32,12 @@ def every_mode(
     return evaluate(EvaluateConfig.model_validate(given | options))
 
 
-def by_mode(evaluation: Evaluation) -> dict[str, Row]:
+def index_by_mode(evaluation: Evaluation) -> dict[str, AccuracyRow]:
     return {r.mode: r for r in evaluation.rows if r.images in ("distilled", "none")}
 
 
 def test_every_mode_learns_something_and_rows_come_in_the_order_asked_for(every_mode: Evaluation) -> None:
-    rows = by_mode(every_mode)
+    rows = index_by_mode(every_mode)
     assert list(rows) == list(MODES)
     for mode, found in rows.items():
         # Chance is a tenth. After 300 epochs fresh heads have only begun.
@@ -46,7 +46,7 @@ def test_every_mode_learns_something_and_rows_come_in_the_order_asked_for(every_
 
 def test_what_has_nothing_random_has_one_figure(every_mode: Evaluation) -> None:
     closed_form = {"inherit-ridge", "inherit-statistics"}
-    for mode, found in by_mode(every_mode).items():
+    for mode, found in index_by_mode(every_mode).items():
         assert found.seeds == (1 if mode in closed_form else 2)
         assert (found.penalty is not None) == (mode in closed_form)
 
@@ -62,7 +62,7 @@ def test_a_projector_from_a_backbone_to_itself_gives_its_full_data_classifier_ba
 def test_every_row_says_what_share_of_the_full_data_accuracy_it_recovers(every_mode: Evaluation) -> None:
     full = {f.backbone: f.top1 for f in every_mode.full_data if f.classifier == "linear"}
     for r in (*every_mode.rows, *every_mode.full_data):
-        top1 = r.top1_mean if isinstance(r, Row) else r.top1
+        top1 = r.top1_mean if isinstance(r, AccuracyRow) else r.top1
         assert r.recovered == pytest.approx(top1 / full[r.backbone])
 
 
@@ -88,11 +88,11 @@ def test_confusions_count_every_held_out_sample_once_per_seed(every_mode: Evalua
 def test_above_some_number_of_classes_only_the_most_frequent_confusions_are_kept(
     every_mode: Evaluation, fashion_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sfm.eval.scores.CLASSES_IN_FULL", 9)
-    monkeypatch.setattr("sfm.eval.scores.MOST_CONFUSED", 3)
+    monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSION_CLASSES", 9)
+    monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSED_PAIRS", 3)
     changed = {"mode": ["inherit-statistics"], "save": False}
     config = EvaluateConfig.model_validate(every_mode.config | changed)
-    whole, (few, *_) = by_mode(every_mode)["inherit-statistics"], evaluate(config).rows
+    whole, (few, *_) = index_by_mode(every_mode)["inherit-statistics"], evaluate(config).rows
     assert few.confusion is None
     assert few.confused == (whole.confused or [])[:3]
 
@@ -112,7 +112,7 @@ def test_a_saved_classifier_scores_on_raw_features_what_the_first_seed_did(
     assert json.loads(about["class_ids"]) == lite0_entry.dataset.class_ids
     features, labels = lite1_entry.read("test/feature").astype(np.float32), lite1_entry.read("test/label")
     predicted = (features @ tensors["weight"].T + tensors["bias"]).argmax(1)
-    expected = by_mode(every_mode)[mode].top1[0]
+    expected = index_by_mode(every_mode)[mode].top1[0]
     assert np.mean(predicted == labels) == pytest.approx(expected, abs=0.006)
     assert ("projector_weight" in tensors) == (mode in WITH_PROJECTOR)
     if mode.startswith("inherit"):
@@ -130,7 +130,7 @@ def test_nothing_is_saved_unless_asked_for(new_run: NewRun, fashion_store: str) 
 def test_class_means_alone_need_no_look_through_the_backbone_distilled_on(
     new_run: NewRun, fashion_store: str
 ) -> None:
-    told: list[Progress] = []
+    events: list[Progress] = []
     asked = EvaluateConfig(
         run=new_run(),
         store=fashion_store,
@@ -139,8 +139,8 @@ def test_class_means_alone_need_no_look_through_the_backbone_distilled_on(
         epochs=2,
         views=2,
     )
-    found = evaluate(asked, told.append)
-    assert not any("lite0" in p.stage for p in told)
+    found = evaluate(asked, events.append)
+    assert not any("lite0" in p.stage for p in events)
     # A classifier of another backbone, behind a projector that no image shaped.
     assert found.rows[0].top1_mean > 0.6
 
@@ -153,5 +153,5 @@ def test_projectors_look_at_three_thousand_views_of_all_images_together(
     images: int, given: dict[str, int], expected: int
 ) -> None:
     options = EvaluateOptions(store="somewhere", **given)
-    assert views_of(options, "inherit", images) == expected
-    assert views_of(options, "linear", images) == given.get("views", 50)
+    assert count_views(options, "inherit", images) == expected
+    assert count_views(options, "linear", images) == given.get("views", 50)
