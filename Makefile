@@ -8,7 +8,7 @@ quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m torture -s

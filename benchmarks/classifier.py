@@ -37,19 +37,20 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.events import no_progress
-from sfm.pipeline import classifier, logistic
-from sfm.pipeline.centres import sub_class_centres
-from sfm.pipeline.classifier import accuracies, train_classifier
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import cores, equipped, quickest
-from sfm.pipeline.features import Rules, follow, stage
-from sfm.pipeline.folds import in_fold
-from sfm.pipeline.moments import accumulate
-from sfm.pipeline.parts import gather, parts_of
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline import linear_classifier, logistic
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.entry_rows import collect_pass_result, select_entry_rows
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, stage_tasks, track_pass
+from sfm.pipeline.folds import mark_fold
+from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
+from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import Staged, Staging, tasks_of
+from sfm.pipeline.staging import StagedFeatures, Staging, make_tasks
+from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.digest import BLOCK_ROWS
 
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
@@ -58,9 +59,9 @@ GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 SETTINGS: dict[str, dict[str, float]] = {
     "before": {"choosing_rows": 131_072, "few_rows": 0, "path_iterations": 1000, "tolerance": 1e-4},
     "now": {
-        "choosing_rows": classifier.CHOOSING_ROWS,
-        "few_rows": classifier.FEW_ROWS,
-        "path_iterations": classifier.PATH_ITERATIONS,
+        "choosing_rows": linear_classifier.MAX_SELECTION_ROWS,
+        "few_rows": linear_classifier.MAX_SMALL_DATASET_ROWS,
+        "path_iterations": linear_classifier.MAX_PATH_ITERATIONS,
         "tolerance": logistic.TOLERANCE,
     },
 }
@@ -94,28 +95,36 @@ def device_of(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def real_features(folder: Path, quick: bool, device: str) -> tuple[Staged, Staged]:
+def real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeatures, StagedFeatures]:
     """Return features of Fashion-MNIST through lite0, training and held-out; extracted if they are absent."""
     spec = "builtin:fashion-mnist-6k" if quick else "idx:/usr/share/datasets/fashion-mnist"
     config = ExtractConfig(source=spec, store="unused", backbone=["lite0"], image_size=96, device=device)
     source, staging = open_source(spec), Staging(folder / ("quick" if quick else "full"))
     staging.root.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("lite0", image_size=96, device=device)
-    tasks = tasks_of(source, selection_of(config, source))
-    fast = quickest([backbone], "float32")
-    with equipped(source, backbone.device.type, cores()) as equipment:
-        follow(stage(source, tasks, fast, staging, Rules(), equipment), tasks, tasks, staging, no_progress)
-    (part,) = parts_of(config, gather(config, source, tasks, staging), staging)
+    tasks = make_tasks(source, select_by_listed_labels(config, source))
+    fast = optimize_for_inference([backbone], "float32")
+    with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
+        track_pass(
+            stage_tasks(source, tasks, fast, staging, PassOptions(), equipment),
+            tasks,
+            tasks,
+            staging,
+            no_progress,
+        )
+    (part,) = select_entry_rows(config, collect_pass_result(config, source, tasks, staging), staging)
     return part.staged_train(staging, backbone.card.hash), part.staged_test(staging, backbone.card.hash)
 
 
-def trained(train: Staged, classes: int, features: int, device: str, name: str) -> tuple[Any, dict[str, Any]]:
+def trained(
+    train: StagedFeatures, classes: int, features: int, device: str, name: str
+) -> tuple[Any, dict[str, Any]]:
     """Train our classifier with some settings; count its passes, and time it."""
     settings = SETTINGS[name]
-    classifier.CHOOSING_ROWS = int(settings["choosing_rows"])
-    classifier.FEW_ROWS = int(settings["few_rows"])
-    classifier.PATH_ITERATIONS = int(settings["path_iterations"])
-    moments, moments_seconds = timed(lambda: accumulate(train, classes, features))
+    linear_classifier.MAX_SELECTION_ROWS = int(settings["choosing_rows"])
+    linear_classifier.MAX_SMALL_DATASET_ROWS = int(settings["few_rows"])
+    linear_classifier.MAX_PATH_ITERATIONS = int(settings["path_iterations"])
+    moments, moments_seconds = timed(lambda: accumulate_moments(train, classes, features))
     passes: list[tuple[int, float]] = []
     began = time.perf_counter()
     found = train_classifier(
@@ -141,35 +150,35 @@ def trained(train: Staged, classes: int, features: int, device: str, name: str) 
     }
 
 
-def ours(train: Staged, test: Staged, device: str, name: str) -> dict[str, Any]:
+def ours(train: StagedFeatures, test: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train our classifier, without a fifth of the training split and on all of it; place centres."""
     labels = train.all_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
-    held = in_fold(labels, 0, 5)
+    held = mark_fold(labels, 0, 5)
     tuned, _ = trained(train.only(~held), classes, features, device, name)
     found, figures = trained(train, classes, features, device, name)
     _, centre_seconds = timed(
-        lambda: sub_class_centres(train, labels, classes, features, SUB_CLASSES, seed=0)
+        lambda: compute_sub_class_centres(train, labels, classes, features, SUB_CLASSES, seed=0)
     )
     return {
         **figures,
         "features": features,
         "classes": classes,
         "centre_seconds": centre_seconds,
-        "tuning_top1": accuracies(train.only(held), tuned)[0],
-        "held_out_top1": accuracies(test, found)[0],
+        "tuning_top1": measure_accuracies(train.only(held), tuned)[0],
+        "held_out_top1": measure_accuracies(test, found)[0],
         "peak_bytes": peak_bytes(),
     }
 
 
-def theirs(train: Staged, test: Staged, grid: tuple[float, ...]) -> dict[str, Any]:
+def theirs(train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...]) -> dict[str, Any]:
     """Fit scikit-learn's for every C, on the part of the training split that ours fits, and on all of it."""
     rows, labels = np.concatenate([x for x, _ in train]), train.all_labels()
     mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
     std = np.where(std > 1e-6 * std.max(), std, 1.0)
     rows = ((rows - mean) / std).astype(np.float32)
     seen = ((np.concatenate([x for x, _ in test]) - mean) / std).astype(np.float32)
-    held = in_fold(labels, 0, classifier.VALIDATION_EVERY)
+    held = mark_fold(labels, 0, linear_classifier.VALIDATION_FOLDS)
     tried = []
     for c in grid:
         part, part_seconds = timed(
@@ -206,7 +215,7 @@ def on_real_features(folder: Path, quick: bool, device: str, scikit_learn: bool)
     }
 
 
-def make_features(folder: Path, samples: int) -> Staged:
+def make_features(folder: Path, samples: int) -> StagedFeatures:
     """Write features of Gaussian classes, correlated as those of networks are, in random order."""
     rng = np.random.default_rng(0)
     mix, _ = np.linalg.qr(rng.standard_normal((FEATURES, FEATURES)))
@@ -219,23 +228,23 @@ def make_features(folder: Path, samples: int) -> Staged:
         own = labels[start : start + BLOCK_ROWS]
         files.append(folder / f"{number:06d}.npy")
         np.save(files[-1], (middles[own] + rng.standard_normal((len(own), FEATURES), dtype=np.float32)) @ mix)
-    return Staged(tuple(files), tuple(np.split(labels, range(BLOCK_ROWS, samples, BLOCK_ROWS))))
+    return StagedFeatures(tuple(files), tuple(np.split(labels, range(BLOCK_ROWS, samples, BLOCK_ROWS))))
 
 
-def full_shape(train: Staged, device: str, name: str) -> dict[str, Any]:
+def full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train on many classes, and project the final fit to as many samples as ImageNet has."""
     labels = train.all_labels()
-    held = in_fold(labels, 0, 5)
+    held = mark_fold(labels, 0, 5)
     part = train.only(~held)
     found, figures = trained(part, CLASSES, FEATURES, device, name)
     scale = IMAGENET / figures["samples"]
     final = (figures["seconds"] - figures["choosing_seconds"]) * scale
     _, centre_seconds = timed(
-        lambda: sub_class_centres(part, part.all_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0)
+        lambda: compute_sub_class_centres(part, part.all_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0)
     )
     return {
         **figures,
-        "tuning_top1": accuracies(train.only(held), found)[0],
+        "tuning_top1": measure_accuracies(train.only(held), found)[0],
         "centre_seconds": centre_seconds,
         "projected_seconds": figures["choosing_seconds"] + final,
         "projected_moments_seconds": figures["moments_seconds"] * scale,
@@ -300,6 +309,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -317,7 +327,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name()
         if device_of(given.device).type == "cuda"
         else platform.machine(),
-        "cores": cores(),
+        "cores": count_cores(),
         "versions": {p: version(p) for p in ("torch", "scipy", "scikit-learn")},
         "real": real,
         "full_shape": at_full_shape(given.quick, given.device),

@@ -28,7 +28,8 @@ from torch.nn.functional import cross_entropy
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.crops import draw_crops, stream
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.head_accuracy import Heads, compute_accuracy
 from sfm.eval.image_sets import ImageSet
@@ -37,6 +38,7 @@ from sfm.eval.modes import make_seed_schedule, split_views_by_seed
 from sfm.eval.result import compute_mean_and_std
 from sfm.eval.training import MAX_BATCH_SIZE, StreamPurpose, draw_initial_weights
 from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
+from sfm.random_streams import make_rng
 
 DATASET = "fashion-mnist-6k"
 BAR_SECONDS, BAR_RATIO = 120, 10
@@ -84,7 +86,7 @@ def plain(
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3 * batch / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
     for epoch in range(epochs):
-        rng = stream(config.seed, 1, seed, epoch)
+        rng = make_rng(config.seed, 1, seed, epoch)
         features = compute_view_features(backbone, images, draw_crops(rng, count, side))[:, 0]
         for some in torch.from_numpy(rng.permutation(count)).to(backbone.device).split(batch):
             optimizer.zero_grad()
@@ -197,6 +199,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

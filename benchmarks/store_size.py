@@ -30,12 +30,13 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import cores, equipped
-from sfm.pipeline.features import Rules, stage
-from sfm.pipeline.selection import selection_of
+from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, stage_tasks
+from sfm.pipeline.runtime import count_cores, extraction_runtime
+from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import Staging, tasks_of
+from sfm.pipeline.staging import Staging, make_tasks
 from sfm.stats_store.schema import CHUNK_BYTES
 
 CURRENT = "blosc zstd 5, shuffle"
@@ -99,15 +100,16 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
         with np.load(cache) as saved:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
-    tasks = tasks_of(
-        source, selection_of(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+    tasks = make_tasks(
+        source,
+        select_by_listed_labels(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source),
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
     with tempfile.TemporaryDirectory() as folder:
         staging = Staging(Path(folder))
-        with equipped(source, "cpu", cores()) as equipment:
-            list(stage(source, train, backbones, staging, Rules(), equipment))
+        with extraction_runtime(source, "cpu", count_cores()) as equipment:
+            list(stage_tasks(source, train, backbones, staging, PassOptions(), equipment))
         columns = [
             np.concatenate([np.load(staging.file(backbone.card.hash, task)) for task in train])
             for backbone in backbones
@@ -251,6 +253,7 @@ def grouped(rows: list[Row], *names: str) -> dict[str, list[Row]]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--features", type=Path, help=".npz file to keep the features in between runs")
     parser.add_argument("--quick", action="store_true", help="two small cases only")

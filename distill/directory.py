@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from sfm.atomic import atomic_folder, atomic_write
 from sfm.errors import InputError
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def not_essential(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        reason = first_line(error)
+        reason = summarize_error(error)
         LOG.warning("%s is missing, the run is complete without it: %s", path, reason)
 
 

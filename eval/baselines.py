@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.crops import stream
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.training import StreamPurpose
+from sfm.random_streams import make_rng
 
 
 def choose_exemplars_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
@@ -51,7 +51,7 @@ def draw_random_exemplars(
     drawn = np.empty((draws, len(roles), count), dtype=np.int64)
     for class_index, class_roles in enumerate(roles):
         candidates = np.flatnonzero(class_roles == RANDOM_ROLE)
-        shuffled = stream(seed, StreamPurpose.EXEMPLARS, class_index).permutation(candidates)
+        shuffled = make_rng(seed, StreamPurpose.EXEMPLARS, class_index).permutation(candidates)
         drawn[:, class_index] = shuffled[np.arange(draws * count).reshape(draws, count) % len(shuffled)]
     return drawn
 

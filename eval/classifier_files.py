@@ -18,7 +18,7 @@ from sfm.eval.modes import FittedHead
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow, format_protocol_header
 from sfm.stats_store.digest import array_digest, canonical, sha256
-from sfm.tensor_files import TensorFileError, open_tensors
+from sfm.tensor_files import TensorFileError, open_safetensors
 
 
 def make_classifier_file_name(spec: str, mode: Mode) -> str:
@@ -60,7 +60,7 @@ def save_classifier(
 def is_replaceable_classifier(path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow) -> bool:
     """Return whether a path is free, damaged, of other images, or of the same backbone and protocol."""
     try:
-        with open_tensors(path, "pt", MAX_CLASSIFIER_BYTES) as file:
+        with open_safetensors(path, "pt", MAX_CLASSIFIER_BYTES) as file:
             header = file.metadata() or {}
     except (FileNotFoundError, TensorFileError):
         return True

@@ -11,7 +11,7 @@ from sfm.errors import InputError
 from sfm.eval.caveats import ABOVE_FULL_DATA, NOT_BETTER_THAN_RANDOM, list_caveats
 from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, Protocol, protocol_from_config
 from sfm.eval.result import AccuracyRow, EarlierEvaluation, Evaluation
-from sfm.untrusted import RESULT_BYTES, OversizeError, read_file
+from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
 
 RowIdentity = tuple[Any, ...]
 
@@ -25,7 +25,7 @@ def read_result(path: Path) -> Evaluation | None:
         If it cannot be read, or is something else.
     """
     try:
-        return Evaluation.model_validate_json(read_file(path, RESULT_BYTES))
+        return Evaluation.model_validate_json(read_bounded_file(path, MAX_EVALUATION_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sfm.backbones.card import BackboneCard
-from sfm.config_fields import LARGEST_CANVAS, MOST_PER_CLASS
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
+from sfm.constrained_types import Count, Digest, InputPixels, Name
 from sfm.errors import InputError
-from sfm.field_types import Count, Digest, InputPixels, Name
 from sfm.image_files import read_png
-from sfm.paths import resolved
-from sfm.text import one_line
-from sfm.untrusted import OversizeError, read_file
+from sfm.paths import resolve_links
+from sfm.text import sanitize_line
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 MAX_UNCHECKED_BYTES, MAX_COMPRESSION = 2**30, 50
 """Bytes of pixels that are read in any case, and the highest ratio of pixels to file bytes above that."""
@@ -61,8 +61,8 @@ class RunRecord(BaseModel):
     dataset: Name
     backbone: BackboneCard
     image_size: InputPixels
-    canvas: Annotated[int, Field(ge=1, le=LARGEST_CANVAS)]
-    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    canvas: Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     images: Digest | None = None
 
 
@@ -156,14 +156,14 @@ def read_json_model(adapter: TypeAdapter[Model], path: Path) -> Model:
         If it is missing, or not what `sfm distill` writes.
     """
     try:
-        return adapter.validate_json(read_file(path))
+        return adapter.validate_json(read_bounded_file(path))
     except OSError as error:
         raise InputError(
             f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        field = one_line(".".join(map(str, first["loc"])), MAX_FIELD_CHARACTERS) or "the file"
+        field = sanitize_line(".".join(map(str, first["loc"])), MAX_FIELD_CHARACTERS) or "the file"
         raise InputError(
             f"{path} is not what `sfm distill` writes: {field}: {first['msg'].lower()}"
         ) from error
@@ -179,9 +179,9 @@ def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
     InputError
         If there is one; names it.
     """
-    root = resolved(directory)
+    root = resolve_links(directory)
     for path in paths:
-        if path.is_symlink() and not resolved(path).is_relative_to(root):
+        if path.is_symlink() and not resolve_links(path).is_relative_to(root):
             raise InputError(
                 f"{path} is a link that leads out of the run directory, to what may be private: if you trust "
                 f"whoever made it, copy the directory with `cp -rL`"

@@ -11,8 +11,8 @@ from importlib.metadata import version
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import for_features
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
 from sfm.eval.combined_results import combine_evaluations, read_result
@@ -40,7 +40,7 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_file, lock_folder
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.store import open_store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
@@ -121,7 +121,7 @@ def evaluate_locked_runs(
     @functools.cache
     def load_cached(spec: str, image_size: int | None) -> Backbone:
         backbone = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
-        return for_features(backbone)
+        return prepare_for_inference(backbone)
 
     jobs = [
         prepare_evaluation_job(run_config, run, store, summaries, load_cached)
@@ -239,7 +239,7 @@ def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
     device = job.eval_backbones[0].backbone.device
     source_entry = job.source_statistics.entry
     return Provenance(
-        store=utf8_only(job.store.url),
+        store=escape_non_utf8(job.store.url),
         dataset=source_entry.dataset.name,
         fingerprint=source_entry.summary.fingerprint,
         role=source_entry.summary.role,

@@ -51,7 +51,7 @@ def rank_true_class(logits: Tensor, labels: Tensor) -> Tensor:
     Parameters
     ----------
     logits : Tensor, shape (..., sample, class)
-        Finite.
+        FiniteFloat.
     labels : Tensor of int64, shape (sample,)
 
     Returns

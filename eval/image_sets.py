@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import centre_crop
+from sfm.backbones.crops import make_centre_crops
 from sfm.eval.baselines import (
     choose_exemplars_nearest_to_distilled,
     choose_exemplars_nearest_to_mean,
@@ -139,13 +139,13 @@ def make_neighbour_image_sets(
             exemplars.pixels.reshape(-1, side, side, 3),
             np.repeat(np.arange(class_count), exemplars.roles.shape[1]),
         ),
-        centre_crop(exemplars.roles.size, side, side),
+        make_centre_crops(exemplars.roles.size, side, side),
         work_folder=work_folder,
     )
     distilled_features = compute_view_features(
         backbone,
         LabelledImages(run.pixels, run.labels),
-        centre_crop(len(run.pixels), run.record.canvas, crop_side),
+        make_centre_crops(len(run.pixels), run.record.canvas, crop_side),
         work_folder=work_folder,
     )
     indices = choose_exemplars_nearest_to_distilled(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfm.atomic import atomic_folder, atomic_write, delete_path, get_temporary_path
 from sfm.errors import InputError
-from sfm.paths import content, resolved
+from sfm.paths import list_content, resolve_links
 
 
 def write_output(path: Path, data: bytes) -> None:
@@ -63,7 +63,7 @@ def write_new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file: give a folder")
-    if path.is_dir() and content(path):
+    if path.is_dir() and list_content(path):
         raise InputError(f"--out {path} is not empty: give a new folder")
     with translate_write_errors(path), atomic_folder(path, replace=False) as temporary:
         yield temporary
@@ -71,7 +71,7 @@ def write_new_folder(path: Path) -> Iterator[Path]:
 
 def make_distinct_directory_names(directories: Sequence[Path]) -> list[str]:
     """Name directories by as few of their last folders as tell them apart."""
-    paths = [resolved(path) for path in directories]
+    paths = [resolve_links(path) for path in directories]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):

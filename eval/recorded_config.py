@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sfm.backbones.spec import absolute_spec
+from sfm.backbones.spec import make_spec_absolute
 from sfm.eval.config import EvaluateConfig
 from sfm.stats_store.location import absolute_url
-from sfm.text import utf8_values
+from sfm.text import escape_non_utf8_values
 
 
 def make_recorded_config(config: EvaluateConfig, store_url: str) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def make_recorded_config(config: EvaluateConfig, store_url: str) -> dict[str, An
     paths = {"run": config.run, "out": config.out}
     values = config.model_dump(mode="json") | {
         "store": absolute_url(store_url),
-        "backbone": [absolute_spec(spec) for spec in config.backbone],
+        "backbone": [make_spec_absolute(spec) for spec in config.backbone],
         **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }
     # Paths may hold bytes that are not UTF-8, which JSON cannot.
-    return {name: utf8_values(value) for name, value in values.items()}
+    return {name: escape_non_utf8_values(value) for name, value in values.items()}

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfm.config_fields import MANY, MOST_PER_CLASS
+from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
+from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.config import Mode
-from sfm.field_types import Count, Fraction, InputPixels, Name, NotNegative, Versions
 
 Item = TypeVar("Item")
 
@@ -24,7 +24,7 @@ MAX_CONFUSED_PAIRS = 100
 FailFastList = Annotated[list[Item], Field(fail_fast=True)]
 """A list in a file; validation reports its first bad element alone, not each of millions."""
 
-PositiveCount = Annotated[int, Field(ge=1, le=MANY)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ClassAccuracies = FailFastList[Fraction | None]
 ConfusionMatrix = FailFastList[FailFastList[Count]]
@@ -99,10 +99,10 @@ class AccuracyRow(BaseModel):
     seeds: PositiveCount
     top1: FailFastList[Fraction]
     top5: FailFastList[Fraction] | None
-    recovered: NotNegative | None = None
+    recovered: NonNegativeFloat | None = None
     exemplars: Count | None = None
     chosen: FailFastList[FailFastList[Count]] | None = None
-    penalty: NotNegative | None = None
+    penalty: NonNegativeFloat | None = None
     confusion: ConfusionMatrix | None = None
     confused: FailFastList[ConfusedPair] | None = None
     per_class: ClassAccuracies | None = None
@@ -136,7 +136,7 @@ class FullDataRow(BaseModel):
     classifier: FullDataClassifier
     top1: Fraction
     top5: Fraction | None
-    recovered: NotNegative | None = None
+    recovered: NonNegativeFloat | None = None
     per_class: ClassAccuracies | None = None
 
 
@@ -156,7 +156,7 @@ class EntryRecord(BaseModel):
     image_size: InputPixels
     entry_digest: Name
     held_out_samples: Count
-    train_per_class: NotNegative | None = None
+    train_per_class: NonNegativeFloat | None = None
 
 
 class Provenance(BaseModel):
@@ -196,13 +196,13 @@ class Provenance(BaseModel):
     role: Literal["full", "tuning"]
     distilled_from: Name
     distilled_on: Name
-    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     images: Name
     edited: bool | None = None
     entries: FailFastList[EntryRecord]
-    versions: Versions
+    versions: PackageVersions
     device: Name
-    seconds: NotNegative
+    seconds: NonNegativeFloat
     distilled_on_hash: Name | None = None
     distilled_at: InputPixels | None = None
     evaluated_on: FailFastList[Name] | None = None
@@ -223,9 +223,9 @@ class EarlierEvaluation(BaseModel):
 
     config: dict[str, Any]
     backbones: FailFastList[Name]
-    versions: Versions
+    versions: PackageVersions
     device: Name
-    seconds: NotNegative
+    seconds: NonNegativeFloat
 
 
 class Evaluation(BaseModel):

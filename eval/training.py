@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.crops import stream
+from sfm.random_streams import make_rng
 
 MAX_BATCH_SIZE = 100
 REFERENCE_BATCH_SIZE = 256
@@ -94,11 +94,11 @@ def make_batch_schedule(
     batch_size = min(MAX_BATCH_SIZE, images)
     if images > batch_size:
         order = np.stack(
-            [stream(seed, StreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
+            [make_rng(seed, StreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
         )
     for s in range(seeds):
         unshuffled = np.broadcast_to(np.arange(views, dtype=np.int32), (rounds, images, views))
-        shuffled = stream(seed, StreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
+        shuffled = make_rng(seed, StreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
         view_indices[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views, images)[:epochs]
     every_epoch = np.broadcast_to(image_indices[:, None].astype(np.int32), view_indices.shape)
     return BatchSchedule(
@@ -125,7 +125,7 @@ def draw_initial_weights(seed: int, purpose: StreamPurpose, shape: tuple[int, ..
     -------
     Tensor, float32
     """
-    drawn = [stream(seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
+    drawn = [make_rng(seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
     return torch.from_numpy(np.stack(drawn) * np.float32(std))
 
 

@@ -8,13 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import Crops, draw_crops, stream
-from sfm.backbones.input import to_tensor
-from sfm.backbones.views import look
+from sfm.backbones.crops import Crops, draw_crops
+from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.views import apply_crops
 from sfm.eval.training import CountCallback, StreamPurpose, ignore_count
 from sfm.eval.work_folder import ResumableFeatures, WorkFolder, make_work_key
+from sfm.random_streams import make_rng
 from sfm.stats_store.digest import array_digest
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
@@ -62,7 +63,7 @@ def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     """
     side = images.pixels.shape[1]
     drawn = [
-        draw_crops(stream(seed, StreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        draw_crops(make_rng(seed, StreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
         for image in range(len(images.pixels))
         for block in range(-(-views // VIEWS_PER_STREAM))
     ]
@@ -105,7 +106,7 @@ def compute_view_features(
         On the backbone's device.
     """
     size = backbone.card.preprocessing.input_size
-    pixels = to_tensor(images.pixels).to(backbone.device).contiguous()
+    pixels = pixels_to_tensor(images.pixels).to(backbone.device).contiguous()
     image_count, total = len(pixels), len(crops.top)
     batch_pixels = CPU_BATCH_PIXELS if backbone.device.type == "cpu" else GPU_BATCH_PIXELS
     batch_size = max(1, batch_pixels // size**2)
@@ -119,7 +120,7 @@ def compute_view_features(
     if done:
         on_views(done, total)
     try:
-        with torch.inference_mode(), whole_float32():
+        with torch.inference_mode(), tf32_disabled():
             for start in range(done, total, batch_size):
                 batch = slice(start, min(start + batch_size, total))
                 boxes = Crops(
@@ -132,7 +133,7 @@ def compute_view_features(
                 image_indices = torch.arange(batch.start, batch.stop, device=backbone.device) // (
                     total // image_count
                 )
-                features[batch] = backbone.features(look(pixels[image_indices], boxes, size))
+                features[batch] = backbone.features(apply_crops(pixels[image_indices], boxes, size))
                 done = batch.stop
                 if resumable:
                     resumable.write_if_due(done)

@@ -24,8 +24,8 @@ from sfm.errors import InputError
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow
 from sfm.stats_store.digest import array_digest, canonical, sha256
-from sfm.tensor_files import open_tensors, tensor_types
-from sfm.untrusted import OversizeError, read_file
+from sfm.tensor_files import open_safetensors, read_tensor_specs
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 SECONDS_BETWEEN_WRITES = 15.0
 """Seconds between writes: at most so much work on one set of views is lost when a process is killed."""
@@ -74,7 +74,7 @@ class WorkFolder:
         """Return a finished row; None if it is missing or not as it was written."""
         self.used_keys.append(key)
         try:
-            stored = _StoredRow.model_validate_json(read_file(self.folder / f"{key}.json"))
+            stored = _StoredRow.model_validate_json(read_bounded_file(self.folder / f"{key}.json"))
             if stored.sha256 != sha256(stored.row.encode()):
                 return None
             row = AccuracyRow.model_validate_json(stored.row)
@@ -152,8 +152,8 @@ class ResumableFeatures:
     def _read_block(self, start: int) -> Tensor | None:
         path = self.work_folder.folder / self._make_file_name(start)
         try:
-            with open_tensors(path, "pt", 4 * self.features[start:].numel()) as file:
-                dtype, (views, *width) = tensor_types(file).get("features", ("", (0,)))
+            with open_safetensors(path, "pt", 4 * self.features[start:].numel()) as file:
+                dtype, (views, *width) = read_tensor_specs(file).get("features", ("", (0,)))
                 has_shape = dtype == "F32" and width == [*self.features.shape[1:]]
                 if not has_shape or not 0 < views <= len(self.features) - start:
                     return None

@@ -16,25 +16,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import draw_crops, stream
-from sfm.backbones.preprocess import crop, look_through
-from sfm.backbones.rendering import Rendering, render
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
-from sfm.pipeline.fingerprint import sample_digest
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
-from sfm.pipeline.staging import MARKS, Skipped
-from sfm.text import first_line
+from sfm.pipeline.fingerprint import digest_sample
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import IMAGE_MARKS, SkippedSample
+from sfm.random_streams import make_rng
+from sfm.text import summarize_error
 
-VIEWS = 5
+VIEW_STREAM = 5
 """Purpose of the random streams that views are drawn from."""
 
-READERS = 2
+READER_THREADS = 2
 """Threads that read the files of a batch: others come while the first few are decoded."""
 
-WHY_CHARACTERS = 300
+MAX_REASON_CHARACTERS = 300
 """Of what an image library says about bytes that are no image."""
 
-UNDECODABLE = (
+DECODING_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -48,15 +50,15 @@ UNDECODABLE = (
 )
 """What image libraries raise on bytes that are no image depends on the bytes."""
 
-Batch = Sequence[tuple[int, Sample | SampleFile]]
+SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
 """Samples, each with its place in the task."""
 
-Pixels = dict[Preprocessing, npt.NDArray[np.uint8]]
+PixelArrays = dict[Preprocessing, npt.NDArray[np.uint8]]
 """Cropped images and their views, each of shape (1 + views, n, y, x, channel)."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DecodingOptions:
     """What is made of each sample.
 
     Attributes
@@ -80,7 +82,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedBatch:
     """A batch that is decoded.
 
     Attributes
@@ -94,33 +96,33 @@ class Decoded:
         Encoded bytes of its samples.
     skipped : list of Skipped
     seconds : float
-        What it took one thread to decode and crop.
+        What it took one thread to decode and crop_image.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
     marked : dict of str to dict of int to str
-        Of the samples that have one of `sfm.pipeline.staging.MARKS`, place and name.
+        Of the samples that have one of `sfm.pipeline.staging.IMAGE_MARKS`, place and name.
     """
 
     kept: list[int]
     where: list[str]
     digests: npt.NDArray[np.uint8]
     sizes: list[int]
-    skipped: list[Skipped]
+    skipped: list[SkippedSample]
     seconds: float
-    pixels: Pixels
+    pixels: PixelArrays
     marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-Decoding = Callable[[Batch, Wanted], AbstractContextManager[Decoded]]
+BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[DecodedBatch]]
 """Decodes a batch; its pixels are there within the context only."""
 
 
 def decode_batch(
-    batch: Batch,
+    batch: SampleBatch,
     decode: Callable[[bytes], Image.Image],
-    wanted: Wanted,
-    pixels: Pixels | None = None,
-) -> Decoded:
-    """Decode samples and crop them.
+    wanted: DecodingOptions,
+    pixels: PixelArrays | None = None,
+) -> DecodedBatch:
+    """Decode samples and crop_image them.
 
     Parameters
     ----------
@@ -130,7 +132,7 @@ def decode_batch(
         As in `sfm.pipeline.sources.Source`.
     wanted : Wanted
     pixels : dict of Preprocessing to ndarray of uint8, optional
-        Where the pixels are to be, see :func:`pixels_in`.
+        Where the pixels are to be, see :func:`split_into_pixel_arrays`.
 
     Raises
     ------
@@ -138,37 +140,39 @@ def decode_batch(
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
     if pixels is None:
-        pixels = pixels_in(np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
+        pixels = split_into_pixel_arrays(
+            np.empty(count_pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch)
+        )
     kept: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
-    skipped: list[Skipped] = []
+    skipped: list[SkippedSample] = []
     marked: dict[str, dict[int, str]] = {}
     places, samples = [place for place, _ in batch], (sample for _, sample in batch)
-    for place, sample in zip(places, loaded(samples, READERS), strict=True):
+    for place, sample in zip(places, prefetch_samples(samples, READER_THREADS), strict=True):
         began = time.perf_counter()
         try:
             if sample.fault:
                 raise ValueError(sample.fault)
-            rendered = render(decode(sample.data), wanted.rendering)
-            image, digest = rendered.image, sample_digest(sample.data)
+            rendered = render_image(decode(sample.data), wanted.rendering)
+            image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
-                rows[0] = crop(image, preprocessing)
-                rows[1:] = views_of(image, digest, preprocessing, wanted.views, wanted.seed)
+                rows[0] = crop_image(image, preprocessing)
+                rows[1:] = render_views(image, digest, preprocessing, wanted.views, wanted.seed)
             kept.append((place, sample.where, digest, len(sample.data)))
-            for mark in MARKS:
+            for mark in IMAGE_MARKS:
                 if getattr(rendered, mark):
                     marked.setdefault(mark, {})[place] = sample.where
-        except UNDECODABLE as error:
-            why = first_line(error)[:WHY_CHARACTERS]
+        except DECODING_ERRORS as error:
+            why = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if wanted.on_error == "fail":
                 raise InputError(
-                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "
-                    f"decoded with --on-error skip"
+                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what "
+                    f"cannot be decoded with --on-error skip"
                 ) from error
-            skipped.append(Skipped(place, sample.where, why))
+            skipped.append(SkippedSample(place, sample.where, why))
         seconds += time.perf_counter() - began
-    return Decoded(
+    return DecodedBatch(
         kept=[place for place, _, _, _ in kept],
         where=[where for _, where, _, _ in kept],
         digests=np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32),
@@ -180,7 +184,7 @@ def decode_batch(
     )
 
 
-def join_marked(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+def merge_marks(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
     """Put together what several parts of a batch, or batches of a task, have marked."""
     found: dict[str, dict[int, str]] = {}
     for part in parts:
@@ -189,7 +193,7 @@ def join_marked(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[in
     return found
 
 
-def views_of(
+def render_views(
     image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
 ) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as a backbone is fed with them: shape (views, y, x, channel).
@@ -198,16 +202,18 @@ def views_of(
     """
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(stream(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
-    return look_through(image, preprocessing, crops)
+    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
+    return crop_views(image, preprocessing, crops)
 
 
-def pixel_bytes(wanted: Wanted, images: int) -> int:
+def count_pixel_bytes(wanted: DecodingOptions, images: int) -> int:
     """Return the size of the pixels of so many images."""
     return (1 + wanted.views) * images * sum(3 * p.input_size**2 for p in wanted.preprocessings)
 
 
-def pixels_in(memory: npt.NDArray[np.uint8], wanted: Wanted, images: int) -> Pixels:
+def split_into_pixel_arrays(
+    memory: npt.NDArray[np.uint8], wanted: DecodingOptions, images: int
+) -> PixelArrays:
     """Return the arrays of the pixels of so many images, one after the other in memory.
 
     Each is of shape (1 + views, images, y, x, channel).
@@ -221,6 +227,6 @@ def pixels_in(memory: npt.NDArray[np.uint8], wanted: Wanted, images: int) -> Pix
     return found
 
 
-def decoding_here(decode: Callable[[bytes], Image.Image]) -> Decoding:
+def make_inline_decoder(decode: Callable[[bytes], Image.Image]) -> BatchDecoder:
     """Have the thread that asks decode."""
     return lambda batch, wanted: nullcontext(decode_batch(batch, decode, wanted))

@@ -30,25 +30,25 @@ from PIL import Image
 
 from sfm.errors import InputError
 from sfm.pipeline.decoding import (
-    Batch,
-    Decoded,
-    Decoding,
-    Pixels,
-    Wanted,
+    BatchDecoder,
+    DecodedBatch,
+    DecodingOptions,
+    PixelArrays,
+    SampleBatch,
+    count_pixel_bytes,
     decode_batch,
-    join_marked,
-    pixel_bytes,
-    pixels_in,
+    merge_marks,
+    split_into_pixel_arrays,
 )
-from sfm.pipeline.sources.source import Sample, SampleFile
-from sfm.pipeline.staging import Unfinished
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import IncompleteExtractionError
 
-PART = 32
+CHUNK_IMAGES = 32
 """Images that a process decodes at a time, at most: few, so that none works long on the last ones while
 others are done, and a batch is soon there; and enough to be worth the asking."""
 
 
-class Memory:
+class SharedBuffer:
     """Memory that is shared with other processes: the pixels of a batch, then its encoded samples.
 
     Parameters
@@ -76,9 +76,9 @@ class Memory:
 
 
 @contextmanager
-def decoding_in_processes(
+def decoding_process_pool(
     decode: Callable[[bytes], Image.Image], count: int, batches: int
-) -> Iterator[Decoding]:
+) -> Iterator[BatchDecoder]:
     """Have processes decode, a part of a batch each.
 
     Parameters
@@ -104,14 +104,14 @@ def decoding_in_processes(
         sent = cloudpickle.dumps(decode)
     except Exception as error:
         raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
-            f"the source's decode hold only what can be pickled, or use --device cpu"
+            f"what decodes the images cannot be sent to the processes that decode for a GPU "
+            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
         ) from error
     least = math.ceil(count / batches)
-    idle: SimpleQueue[Ask] = SimpleQueue()
-    free: SimpleQueue[tuple[int, Memory]] = SimpleQueue()
+    idle: SimpleQueue[ChunkDecoder] = SimpleQueue()
+    free: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
 
-    def answered(part: Part) -> Decoded:
+    def answered(part: BatchChunk) -> DecodedBatch:
         ask = idle.get()
         try:
             return ask(part)
@@ -119,25 +119,29 @@ def decoding_in_processes(
             idle.put(ask)
 
     with ExitStack() as stack:
-        files = [stack.enter_context(memory_file()) for _ in range(batches)]
-        for numbered in enumerate(map(Memory, files)):
+        files = [stack.enter_context(create_memory_file()) for _ in range(batches)]
+        for numbered in enumerate(map(SharedBuffer, files)):
             free.put(numbered)
         for _ in range(count):
             idle.put(stack.enter_context(decoding_process(sent, [file.fileno() for file in files])))
         asking = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="ask"))
 
         @contextmanager
-        def decoded(batch: Batch, wanted: Wanted) -> Iterator[Decoded]:
+        def decoded(batch: SampleBatch, wanted: DecodingOptions) -> Iterator[DecodedBatch]:
             number, memory = free.get()
-            answers: list[Future[Decoded]] = []
+            answers: list[Future[DecodedBatch]] = []
             try:
-                rows, end = laid_down(batch, wanted, memory)
-                parts = [Part(number, end, wanted, len(rows), *cut) for cut in cuts(rows, least)]
+                rows, end = write_samples(batch, wanted, memory)
+                parts = [
+                    BatchChunk(number, end, wanted, len(rows), *cut) for cut in split_into_chunks(rows, least)
+                ]
                 for part in parts:
                     answers.append(asking.submit(answered, part))
                 found = [answer.result() for answer in answers]
-                yield joined(
-                    found, [part.first for part in parts], pixels_in(memory.bytes, wanted, len(rows))
+                yield merge_chunks(
+                    found,
+                    [part.first for part in parts],
+                    split_into_pixel_arrays(memory.bytes, wanted, len(rows)),
                 )
             finally:
                 # The memory is theirs until the last of them is done, also where one of them has failed.
@@ -147,18 +151,18 @@ def decoding_in_processes(
         yield decoded
 
 
-def memory_file() -> BinaryIO:
+def create_memory_file() -> BinaryIO:
     """Return a file in memory."""
     return os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0)
 
 
-Row = tuple[int, str, str, tuple[int, int] | None]
+SampleLocation = tuple[int, str, str, tuple[int, int] | None]
 """Of a sample its place in the task, its label, what names it, and where its bytes begin and end in shared
 memory; None if it is a file of its own, of that name."""
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchChunk:
     """Some samples of a batch, for a process to decode.
 
     Attributes
@@ -173,17 +177,19 @@ class Part:
 
     memory: int
     size: int
-    wanted: Wanted
+    wanted: DecodingOptions
     images: int
     first: int
-    rows: list[Row]
+    rows: list[SampleLocation]
 
 
-Ask = Callable[[Part], Decoded]
+ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
 """Asks a process; the pixels of its answer are in the shared memory."""
 
 
-def laid_down(batch: Batch, wanted: Wanted, memory: Memory) -> tuple[list[Row], int]:
+def write_samples(
+    batch: SampleBatch, wanted: DecodingOptions, memory: SharedBuffer
+) -> tuple[list[SampleLocation], int]:
     """Lay the samples of a batch that are read down in shared memory, behind its pixels.
 
     Returns
@@ -192,9 +198,9 @@ def laid_down(batch: Batch, wanted: Wanted, memory: Memory) -> tuple[list[Row], 
     int
         Where the last one ends.
     """
-    end = pixel_bytes(wanted, len(batch))
+    end = count_pixel_bytes(wanted, len(batch))
     whole = memory.grown(end + sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample)))
-    rows: list[Row] = []
+    rows: list[SampleLocation] = []
     for place, sample in batch:
         span = None
         if isinstance(sample, Sample):
@@ -205,7 +211,7 @@ def laid_down(batch: Batch, wanted: Wanted, memory: Memory) -> tuple[list[Row], 
     return rows, end
 
 
-def cuts(rows: list[Row], least: int) -> list[tuple[int, list[Row]]]:
+def split_into_chunks(rows: list[SampleLocation], least: int) -> list[tuple[int, list[SampleLocation]]]:
     """Cut rows into parts that are alike, each with the place of its first row.
 
     Parameters
@@ -213,12 +219,12 @@ def cuts(rows: list[Row], least: int) -> list[tuple[int, list[Row]]]:
     least : int
         Parts there should be, as far as there are rows.
     """
-    count = max(math.ceil(len(rows) / PART), min(len(rows), least))
+    count = max(math.ceil(len(rows) / CHUNK_IMAGES), min(len(rows), least))
     places = np.linspace(0, len(rows), count + 1).round().astype(int).tolist()
     return [(first, rows[first:last]) for first, last in pairwise(places)]
 
 
-def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> Decoded:
+def merge_chunks(parts: Sequence[DecodedBatch], firsts: Sequence[int], whole: PixelArrays) -> DecodedBatch:
     """Return a batch from its parts.
 
     Parameters
@@ -237,7 +243,7 @@ def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> De
             )
             for preprocessing, rows in whole.items()
         }
-    return Decoded(
+    return DecodedBatch(
         kept=[place for part in parts for place in part.kept],
         where=[where for part in parts for where in part.where],
         digests=np.concatenate([part.digests for part in parts]),
@@ -245,12 +251,12 @@ def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> De
         skipped=skipped,
         seconds=sum(part.seconds for part in parts),
         pixels=whole,
-        marked=join_marked(part.marked for part in parts),
+        marked=merge_marks(part.marked for part in parts),
     )
 
 
 @contextmanager
-def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[Ask]:
+def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[ChunkDecoder]:
     """Start a process that decodes, and return how to ask it.
 
     Parameters
@@ -264,7 +270,9 @@ def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[Ask]:
         ours, theirs = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
         given = f"{theirs.fileno()}, {list(memories)}"
-        program = f"import sys; sys.path[:] = {path!r}; from {__name__} import serve; serve({given})"
+        program = (
+            f"import sys; sys.path[:] = {path!r}; from {__name__} import serve_chunks; serve_chunks({given})"
+        )
         # In a session of its own: Ctrl-C is for the process that started it, which ends it.
         process = subprocess.Popen(
             [sys.executable, "-c", program], pass_fds=[theirs.fileno(), *memories], start_new_session=True
@@ -274,18 +282,18 @@ def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[Ask]:
         theirs.close()
         told = False
 
-        def ask(part: Part) -> Decoded:
+        def ask(part: BatchChunk) -> DecodedBatch:
             nonlocal told
             try:
                 if not told:
                     ours.send_bytes(decode)
                     told = True
                 ours.send(part)
-                answer: Decoded | Exception = ours.recv()
+                answer: DecodedBatch | Exception = ours.recv()
             except (EOFError, OSError) as error:
-                raise Unfinished(
-                    "a process that decodes images was lost, perhaps for want of memory: run the same "
-                    "command again; an extraction goes on from the last complete partition"
+                raise IncompleteExtractionError(
+                    "a process that decodes images was lost, perhaps for want of memory: run the "
+                    "same command again; an extraction goes on from the last complete partition"
                 ) from error
             if isinstance(answer, Exception):
                 raise answer
@@ -294,7 +302,7 @@ def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[Ask]:
         yield ask
 
 
-def serve(connection: int, descriptors: Sequence[int]) -> None:
+def serve_chunks(connection: int, descriptors: Sequence[int]) -> None:
     """Decode parts of batches for the process at the other end of a connection until it hangs up.
 
     Parameters
@@ -305,13 +313,13 @@ def serve(connection: int, descriptors: Sequence[int]) -> None:
         File descriptors of the shared memories.
     """
     asking = Connection(connection)
-    memories = [Memory(os.fdopen(descriptor, "r+b", buffering=0)) for descriptor in descriptors]
+    memories = [SharedBuffer(os.fdopen(descriptor, "r+b", buffering=0)) for descriptor in descriptors]
     try:
         sent, decode = asking.recv_bytes(), None
         while True:
-            part: Part = asking.recv()
+            part: BatchChunk = asking.recv()
             memory = memories[part.memory].seen(part.size)
-            batch: Batch = [
+            batch: SampleBatch = [
                 (
                     place,
                     Sample(memory[slice(*span)].tobytes(), label, where)
@@ -322,9 +330,9 @@ def serve(connection: int, descriptors: Sequence[int]) -> None:
             ]
             pixels = {
                 preprocessing: rows[:, part.first : part.first + len(batch)]
-                for preprocessing, rows in pixels_in(memory, part.wanted, part.images).items()
+                for preprocessing, rows in split_into_pixel_arrays(memory, part.wanted, part.images).items()
             }
-            answer: Decoded | Exception
+            answer: DecodedBatch | Exception
             try:
                 # From the process that started this one, and from nobody else.
                 decode = decode or pickle.loads(sent)  # noqa: S301

@@ -13,37 +13,38 @@ import torch
 
 from sfm.backbones.build import Backbone
 from sfm.events import ProgressCallback
-from sfm.pipeline.centres import sub_class_centres
-from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.effort import (
-    Meter,
-    estimate_effort,
-    operations_of_centres,
-    operations_of_pass,
-    watch_blocks,
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.cost_model import (
+    StatisticsProgress,
+    count_centres_operations,
+    count_pass_operations,
+    estimate_statistics_cost,
+    report_blocks,
 )
-from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
-from sfm.pipeline.features import Pass, Rules
-from sfm.pipeline.moments import Moments, accumulate
-from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
-from sfm.pipeline.pixels import rendering_options
+from sfm.pipeline.entry_rows import EntryRows, PassResult, make_entry_options, read_digests
+from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, PassSummary
+from sfm.pipeline.linear_classifier import LinearClassifier, measure_accuracies, train_classifier
+from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Staged, Staging
+from sfm.pipeline.staging import StagedFeatures, Staging
+from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.moments import Moments
 from sfm.stats_store.publish import Draft, Published, publish
 from sfm.stats_store.store import Store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
-SKIPPED_BYTES = 2**22
+MAX_SKIPPED_BYTES = 2**22
 """Of what an entry says about samples that were skipped."""
 
-FLOAT16_LIMIT = 6e4
-FLOAT16_SHIFT = 0.001
+MAX_FLOAT16_VALUE = 6e4
+MAX_FLOAT16_SHIFT = 0.001
 
 
 @dataclass(frozen=True)
-class Job:
+class EntryContext:
     """What all entries of one extraction share.
 
     Attributes
@@ -66,13 +67,13 @@ class Job:
     staging: Staging
     listing: str
     device: str
-    features: Pass
-    gathered: Gathered
+    features: PassSummary
+    gathered: PassResult
     flow_cosines: dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Statistics:
+class EntryStatistics:
     """What the features of one backbone say about a dataset.
 
     Attributes
@@ -86,18 +87,20 @@ class Statistics:
     """
 
     moments: Moments
-    classifier: Classifier
+    classifier: LinearClassifier
     centres: dict[int, tuple[Any, Any]]
     top1: float | None
     top5: float | None
     seconds: float
 
 
-def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCallback) -> Published:
+def publish_entry(
+    job: EntryContext, backbone: Backbone, part: EntryRows, progress: ProgressCallback
+) -> Published:
     """Compute the statistics of one entry, write them as a run, and commit it; all or nothing."""
     train = part.staged_train(job.staging, backbone.card.hash)
     test = part.staged_test(job.staging, backbone.card.hash)
-    statistics = compute(job, backbone, part, train, test, progress)
+    statistics = compute_statistics(job, backbone, part, train, test, progress)
     draft = Draft(job.store)
     try:
         write_statistics(draft, statistics)
@@ -110,9 +113,9 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCa
         return publish(
             draft,
             backbone.card,
-            dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
-            extraction_card(job, part, backbone, statistics),
-            classifier_card(statistics),
+            make_dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
+            make_extraction_card(job, part, backbone, statistics),
+            make_classifier_card(statistics),
             replace=job.config.replace,
         )
     except BaseException:
@@ -120,37 +123,42 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCa
         raise
 
 
-def compute(
-    job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: ProgressCallback
-) -> Statistics:
+def compute_statistics(
+    job: EntryContext,
+    backbone: Backbone,
+    part: EntryRows,
+    train: StagedFeatures,
+    test: StagedFeatures,
+    progress: ProgressCallback,
+) -> EntryStatistics:
     """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
     began = time.perf_counter()
     classes, features = len(job.gathered.selection.class_ids), backbone.card.features
     labels, numbers = train.all_labels(), job.config.sub_classes
-    kinds = Rules(views=job.config.views, seed=job.config.seed).kinds(backbone.card.hash, "train")
+    kinds = PassOptions(views=job.config.views, seed=job.config.seed).kinds(backbone.card.hash, "train")
     views = [part.staged_train(job.staging, kind) for kind in kinds[1:]]
     stage = f"{'tuning ' if part.role == 'tuning' else ''}statistics of {backbone.card.spec}"
-    effort = estimate_effort(classes, features, len(labels), len(kinds), numbers)
-    meter = Meter(progress, stage, effort)
+    effort = estimate_statistics_cost(classes, features, len(labels), len(kinds), numbers)
+    meter = StatisticsProgress(progress, stage, effort)
     meter.tell()
 
     def on_pass(rows: int) -> None:
-        meter.advance(operations_of_pass(rows, features, classes), effort.classifier)
+        meter.advance(count_pass_operations(rows, features, classes), effort.classifier)
 
     def on_placed(rows: int, k: int) -> None:
-        meter.advance(operations_of_centres(rows, features, k), effort.total)
+        meter.advance(count_centres_operations(rows, features, k), effort.total)
 
-    moments = accumulate(watch_blocks(train, meter, features, effort.moments), classes, features)
+    moments = accumulate_moments(report_blocks(train, meter, features, effort.moments), classes, features)
     meter.reach(effort.moments)
     classifier = train_classifier(train, moments, backbone.device, views, on_pass=on_pass)
-    top1, top5 = accuracies(test, classifier)
+    top1, top5 = measure_accuracies(test, classifier)
     meter.reach(effort.classifier)
-    centres = sub_class_centres(train, labels, classes, features, numbers, job.config.seed, on_placed)
+    centres = compute_sub_class_centres(train, labels, classes, features, numbers, job.config.seed, on_placed)
     meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
-    return Statistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
+    return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
 
-def write_statistics(draft: Draft, statistics: Statistics) -> None:
+def write_statistics(draft: Draft, statistics: EntryStatistics) -> None:
     """Write the arrays that are not over samples."""
     draft.write("train/count", statistics.moments.count)
     draft.write("train/mean", statistics.moments.mean)
@@ -163,44 +171,49 @@ def write_statistics(draft: Draft, statistics: Statistics) -> None:
     draft.write("classifier/bias", statistics.classifier.bias)
 
 
-def write_features(draft: Draft, split: str, rows: Staged, classifier: Classifier) -> None:
+def write_features(draft: Draft, split: str, rows: StagedFeatures, classifier: LinearClassifier) -> None:
     """Write features and labels of a split."""
-    labels, dtype = rows.all_labels(), feature_dtype(rows, classifier)
+    labels, dtype = rows.all_labels(), choose_feature_dtype(rows, classifier)
     shape = (len(labels), classifier.weight.shape[1])
     draft.write_blocks(f"{split}/feature", rows.blocks(dtype), shape, dtype)
     draft.write(f"{split}/label", labels)
 
 
-def feature_dtype(rows: Staged, classifier: Classifier) -> np.dtype[Any]:
+def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> np.dtype[Any]:
     """Return float16 where it loses nothing that matters, else float32.
 
     That is: every value is finite and below 6e4, and the classifier's top-1 moves by at most 0.1 points.
     """
-    if not all(np.abs(features).max() < FLOAT16_LIMIT for features, _ in rows):
+    if not all(np.abs(features).max() < MAX_FLOAT16_VALUE for features, _ in rows):
         return np.dtype(np.float32)
     rounded = ((features.astype(np.float16).astype(np.float32), labels) for features, labels in rows)
-    before, after = accuracies(rows, classifier)[0], accuracies(rounded, classifier)[0]
+    before, after = measure_accuracies(rows, classifier)[0], measure_accuracies(rounded, classifier)[0]
     shift = abs((after or 0.0) - (before or 0.0))
-    return np.dtype(np.float16 if shift <= FLOAT16_SHIFT else np.float32)
+    return np.dtype(np.float16 if shift <= MAX_FLOAT16_SHIFT else np.float32)
 
 
 def write_exemplars(
-    draft: Draft, job: Job, backbone: Backbone, part: Part, train: Staged, moments: Moments
+    draft: Draft,
+    job: EntryContext,
+    backbone: Backbone,
+    part: EntryRows,
+    train: StagedFeatures,
+    moments: Moments,
 ) -> None:
     """Choose, read and write the arrays under ``exemplar/``."""
     labels = train.all_labels()
     choice = choose_exemplars(train, labels, moments.mean, job.config.exemplars, job.config.seed)
     place = np.flatnonzero(part.train_rows)[choice.sample]
     sample = np.where(choice.sample < 0, -1, np.concatenate([p.samples for p in part.train])[place])
-    digests = digests_at(job.staging, part.train, place)
+    digests = read_digests(job.staging, part.train, place)
     sizes = job.gathered.sizes["train"]
-    images = exemplar_images(job.source, sample, digests, sizes, backbone.card.preprocessing)
+    images = read_exemplar_images(job.source, sample, digests, sizes, backbone.card.preprocessing)
     draft.write("exemplar/image", images)
     draft.write("exemplar/role", choice.role)
     draft.write("exemplar/sample", sample)
 
 
-def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
+def make_dataset_card(job: EntryContext, part: EntryRows, train: int, test: int) -> DatasetCard:
     """Say which images the entry is of."""
     return DatasetCard(
         name=job.config.name or job.source.name,
@@ -211,18 +224,20 @@ def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
         fingerprint=part.fingerprint,
         leaves=[part.fingerprint],
         licence=job.config.licence or job.source.licence,
-        source=utf8_only(job.source.spec),
+        source=escape_non_utf8(job.source.spec),
     )
 
 
-def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statistics) -> ExtractionCard:
+def make_extraction_card(
+    job: EntryContext, part: EntryRows, backbone: Backbone, statistics: EntryStatistics
+) -> ExtractionCard:
     """Say how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
-        options=options_of(
+        options=make_entry_options(
             job.config,
             part.role,
-            rendering_options(job.source.rendering, composited=part.marked["composited"].count > 0),
+            make_rendering_options(job.source.rendering, composited=part.marked["composited"].count > 0),
         ),
         role=part.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -232,7 +247,7 @@ def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statis
         statistics_seconds=statistics.seconds,
         images_per_second=job.features.images_per_second,
         listing=job.listing,
-        skipped=first_skipped(job.gathered.skipped),
+        skipped=truncate_skipped(job.gathered.skipped),
         train_bytes=part.train_bytes,
         flow_cosine=job.flow_cosines.get(backbone.card.hash),
         composited=part.marked["composited"].count,
@@ -243,14 +258,14 @@ def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statis
     )
 
 
-def first_skipped(skipped: Sequence[str]) -> list[str]:
+def truncate_skipped(skipped: Sequence[str]) -> list[str]:
     """Return the samples that were skipped, or the first of them where a card cannot hold them all."""
     sizes = np.cumsum([len(json.dumps(line)) for line in skipped])
-    told = int(np.searchsorted(sizes, SKIPPED_BYTES, side="right"))
+    told = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))
     return [*skipped[:told], *([f"{len(skipped) - told:,} others"] if told < len(skipped) else [])]
 
 
-def classifier_card(statistics: Statistics) -> ClassifierCard:
+def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
     """Say how the classifier was trained and how good it is."""
     return ClassifierCard(
         solver=statistics.classifier.solver,

@@ -7,19 +7,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import stream
-from sfm.backbones.preprocess import crop
-from sfm.backbones.rendering import render
+from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
-from sfm.pipeline.fingerprint import sample_digest
+from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Staged
+from sfm.pipeline.staging import StagedFeatures
+from sfm.random_streams import make_rng
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExemplarChoice:
     """Which samples are exemplars.
 
     Attributes
@@ -35,8 +35,12 @@ class Choice:
 
 
 def choose_exemplars(
-    train: Staged, labels: npt.NDArray[np.int32], mean: npt.NDArray[np.float64], number: int, seed: int
-) -> Choice:
+    train: StagedFeatures,
+    labels: npt.NDArray[np.int32],
+    mean: npt.NDArray[np.float64],
+    number: int,
+    seed: int,
+) -> ExemplarChoice:
     """Choose half of the exemplars of a class nearest to its mean (Euclidean), the rest at random.
 
     The random ones depend on seed and data alone, so every backbone has the same.
@@ -54,13 +58,13 @@ def choose_exemplars(
     for c in range(classes):
         own = np.flatnonzero(labels == c)
         near = own[np.argsort(distance[own], kind="stable")][:nearest]
-        random = stream(seed, 3, c).permutation(own)[: number - nearest]
+        random = make_rng(seed, 3, c).permutation(own)[: number - nearest]
         sample[c, : len(near)], role[c, : len(near)] = near, NEAREST
         sample[c, nearest : nearest + len(random)], role[c, nearest : nearest + len(random)] = random, RANDOM
-    return Choice(sample, role)
+    return ExemplarChoice(sample, role)
 
 
-def exemplar_images(
+def read_exemplar_images(
     source: Source,
     samples: npt.NDArray[np.int64],
     digests: npt.NDArray[np.uint8],
@@ -94,8 +98,8 @@ def exemplar_images(
     rows, first = np.unique(samples, return_index=True)
     rows, first = rows[rows >= 0], first[rows >= 0]
     for row, place, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
-        if sample_digest(sample.data) != digests[np.unravel_index(place, samples.shape)].tobytes():
+        if digest_sample(sample.data) != digests[np.unravel_index(place, samples.shape)].tobytes():
             raise InputError(f"{sample.where} changed while it was extracted; run again")
-        rendered = render(source.decode(sample.data), source.rendering)
-        images[samples == row] = crop(rendered.image, preprocessing)
+        rendered = render_image(source.decode(sample.data), source.rendering)
+        images[samples == row] = crop_image(rendered.image, preprocessing)
     return images

@@ -10,24 +10,35 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.paths import cache_folder, expand_home
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.earlier_versions import asks_for_background, earlier_version_notes, with_marks
-from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.equipment import cores, equipped, quickest
-from sfm.pipeline.existing import display_name_notes, require_licence, require_name
-from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
+from sfm.paths import expand_home, get_cache_folder
+from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries, has_chosen_background
+from sfm.pipeline.entry import EntryContext, publish_entry
+from sfm.pipeline.entry_rows import collect_pass_result, list_roles, make_entry_options, select_entry_rows
+from sfm.pipeline.existing_entries import (
+    describe_display_name_changes,
+    require_same_licence,
+    require_same_name,
+)
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import (
+    PassOptions,
+    PassProgress,
+    PassSummary,
+    find_missing_backbones,
+    stage_tasks,
+    track_pass,
+)
+from sfm.pipeline.flow_agreement import measure_flow_cosines
 from sfm.pipeline.hold_out import open_dataset
-from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
-from sfm.pipeline.pixels import rendering_options
-from sfm.pipeline.precision import flow_cosines
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline.pixel_marks import make_rendering_options
+from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.selection import select_by_listed_labels
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import digest_of
-from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
+from sfm.pipeline.sources.source import compute_digest
+from sfm.pipeline.staging import PartitionTask, Staging, make_tasks, open_staging
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import local_path
 from sfm.stats_store.publish import Published, options_digest
@@ -35,7 +46,7 @@ from sfm.stats_store.store import Store, create_store
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionResult:
     """What an extraction did.
 
     Attributes
@@ -63,7 +74,7 @@ class Extraction:
     """
 
     published: list[Published]
-    features: Pass
+    features: PassSummary
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
     cards: list[ExtractionCard] = field(default_factory=list)
@@ -72,7 +83,7 @@ class Extraction:
     files: FileCounts | None = None
 
 
-def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> Extraction:
+def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> ExtractionResult:
     """Stream a dataset once through backbones and publish its statistics.
 
     Parameters
@@ -94,38 +105,49 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         If workers or processes are lost; a repeat goes on from the partitions that are complete.
     """
     if config.dry_run:
-        raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
+        raise InputError("a dry run is asked for, which sfm.pipeline.dry_run.estimate_extraction does")
     with limit_threads(config.threads):
-        return extract_with_threads(config, progress)
+        return _extract(config, progress)
 
 
-def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> Extraction:
+def _extract(config: ExtractConfig, progress: ProgressCallback) -> ExtractionResult:
     """Do what :func:`extract` says, with torch's threads set."""
     source = open_dataset(config)
-    selection = selection_of(config, source)
+    selection = select_by_listed_labels(config, source)
     backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
+        spec: load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.execution != "eager",
+            progress=progress,
+        )
         for spec in dict.fromkeys(config.backbone)
     }
     store = create_store(config.store)
-    listing = listing_of(config, source)
+    listing = digest_listing(config, source)
     known = (
         {}
         if config.replace or config.rehash
-        else known_entries(store, config, source, backbones.values(), listing)
+        else find_existing_entries(store, config, source, backbones.values(), listing)
     )
     standing = [p for entries in known.values() for p in entries]
-    require_name(config, standing)
-    require_licence(config, store, standing)
+    require_same_name(config, standing)
+    require_same_licence(config, store, standing)
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
         cards = [store.open(p.summary).extraction for p in published]
-        notes = notes_on(source, store, published, cards)
-        return Extraction(
-            published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
+        notes = collect_notes(source, store, published, cards)
+        return ExtractionResult(
+            published,
+            PassSummary(0, 0, 0.0),
+            cards[0].skipped,
+            cards=cards,
+            notes=notes,
+            files=cards[0].files,
         )
-    key = digest_of(
+    key = compute_digest(
         listing,
         source.spec,
         str(config.limit_per_class),
@@ -133,59 +155,69 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
         str(source.rendering),
         version("sfm-distill"),
         torch.__version__,
+        *(() if config.execution == "auto" else (config.execution,)),
     )
-    rules = Rules(
+    rules = PassOptions(
         config.limit_per_class,
         config.on_error,
         config.precision,
         config.views,
         config.seed,
         source.rendering,
+        config.execution,
     )
     like = None if config.staging else local_path(config.store)
-    with open_staging(staging_folder(config), key[:32], like) as staging:
-        tasks = tasks_of(source, selection)
-        work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
-        with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
-            features = follow(steps, tasks, work, staging, progress)
-        gathered = gather(config, source, tasks, staging)
-        final = with_skipped(listing) if gathered.skipped else listing
+    with open_staging(choose_staging_folder(config), key[:32], like) as staging:
+        tasks = make_tasks(source, selection)
+        work = [
+            task
+            for task in tasks
+            if find_missing_backbones(task, absent.values(), staging, rules) is not None
+        ]
+        with run_staging(config, source, work, absent, staging, rules, progress) as (device, steps):
+            features = track_pass(steps, tasks, work, staging, progress)
+        gathered = collect_pass_result(config, source, tasks, staging)
+        final = digest_skipped_listing(listing) if gathered.skipped else listing
         cosines = {}
         # Another kind of device than the workers' would round otherwise.
         if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
-            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
-        job = Job(config, source, store, staging, final, device, features, gathered, cosines)
-        parts = parts_of(config, gathered, staging)
+            cosines = measure_flow_cosines(
+                source, tasks, list(absent.values()), rules, progress, config.threads
+            )
+        job = EntryContext(config, source, store, staging, final, device, features, gathered, cosines)
+        parts = select_entry_rows(config, gathered, staging)
         began = time.perf_counter()
         for backbone in absent.values():
             known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
         statistics_seconds = time.perf_counter() - began
     published = [p for b in backbones.values() for p in known[b.card.hash]]
-    require_name(config, published)
-    require_licence(config, store, published)
+    require_same_name(config, published)
+    require_same_licence(config, store, published)
     read = [backbone.card.hash for backbone in absent.values()]
     marked = {(backbone, part.role): part.marked for backbone in read for part in parts}
     cards = [
-        with_marks(store.open(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role)))
+        add_mark_counts(
+            store.open(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role))
+        )
         for p in published
     ]
-    notes = notes_on(source, store, published, cards)
+    notes = collect_notes(source, store, published, cards)
     # The entry of the same images may be of another folder, with other files beside them.
-    return Extraction(
+    return ExtractionResult(
         published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files
     )
 
 
 @contextmanager
-def steps_of(
+def run_staging(
     config: ExtractConfig,
     source: Source,
-    work: Sequence[Task],
+    work: Sequence[PartitionTask],
     backbones: Mapping[str, Backbone],
     staging: Staging,
-    rules: Rules,
+    rules: PassOptions,
     progress: ProgressCallback,
-) -> Iterator[tuple[str, Iterator[Step]]]:
+) -> Iterator[tuple[str, Iterator[PassProgress]]]:
     """Have tasks staged in this process, or by workers if they are asked for and there is something to do.
 
     Yields
@@ -194,11 +226,11 @@ def steps_of(
         The kind of device that the backbones run on, and the work as it is done.
     """
     if work and (config.workers or config.scheduler):
-        from sfm.pipeline.cluster import crew
+        from sfm.pipeline.worker_pool import worker_pool
 
         with (
-            crew(config, source, backbones, staging, rules, progress) as workers,
-            closing(workers.stage(work)) as steps,
+            worker_pool(config, source, backbones, staging, rules, progress) as workers,
+            closing(workers.stage_tasks(work)) as steps,
         ):
             yield workers.device, steps
         return
@@ -206,42 +238,42 @@ def steps_of(
     if not work:
         yield device, iter(())
         return
-    here = quickest(backbones.values(), rules.precision)
+    here = optimize_for_inference(backbones.values(), rules.precision, rules.execution)
     with (
-        equipped(source, device, config.threads or cores()) as equipment,
-        closing(stage(source, work, here, staging, rules, equipment)) as steps,
+        extraction_runtime(source, device, config.threads or count_cores()) as equipment,
+        closing(stage_tasks(source, work, here, staging, rules, equipment)) as steps,
     ):
         yield device, steps
 
 
-def listing_of(config: ExtractConfig, source: Source) -> str:
+def digest_listing(config: ExtractConfig, source: Source) -> str:
     """Return the digest of all that tells, before anything is read, which samples an entry is of."""
     parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
     if config.min_count is not None and config.small_classes == "drop":
         parts.append(f"classes of {config.min_count}")
-    return digest_of(*parts)
+    return compute_digest(*parts)
 
 
-def with_skipped(listing: str) -> str:
+def digest_skipped_listing(listing: str) -> str:
     """Return what an entry that lacks unreadable samples has in place of the listing.
 
     So a repeat that may skip samples finds it, and one that may not does not take it for complete.
     """
-    return digest_of(listing, "skipped")
+    return compute_digest(listing, "skipped")
 
 
-def notes_on(
+def collect_notes(
     source: Source, store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
 ) -> tuple[str, ...]:
     """Return what the source chose, and what entries that were there already lack of what was asked for."""
     return (
         *source.inventory.notes,
-        *display_name_notes(source, store, published),
-        *earlier_version_notes(store, published, cards),
+        *describe_display_name_changes(source, store, published),
+        *describe_earlier_entries(store, published, cards),
     )
 
 
-def known_entries(
+def find_existing_entries(
     store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
 ) -> dict[str, list[Published]]:
     """Return, by backbone hash, the entries of this listing and these options, where none is missing.
@@ -250,9 +282,12 @@ def known_entries(
     of either kind is the one, and the former comes first. One of a version that dropped transparency is not,
     where a background was chosen.
     """
-    kinds = [rendering_options(source.rendering, composited) for composited in (True, False)]
-    wanted = [[options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
-    listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
+    kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
+    wanted = [
+        [options_digest(make_entry_options(config, role, kind)) for kind in kinds]
+        for role in list_roles(config)
+    ]
+    listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
     found = {
         (s.backbone_hash, s.options): Published(s, "already there")
         for s in store.summaries()
@@ -265,14 +300,14 @@ def known_entries(
             for digests in wanted
         ]
         if all(entries) and not (
-            asks_for_background(source)
+            has_chosen_background(source)
             and any(e and store.open(e.summary).extraction.composited is None for e in entries)
         ):
             known[backbone.card.hash] = [entry for entry in entries if entry]
     return known
 
 
-def staging_folder(config: ExtractConfig) -> Path:
+def choose_staging_folder(config: ExtractConfig) -> Path:
     """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache.
 
     Raises
@@ -284,10 +319,10 @@ def staging_folder(config: ExtractConfig) -> Path:
         return expand_home(config.staging)
     if local := local_path(config.store):
         return local / "staging"
-    cache = cache_folder()
+    cache = get_cache_folder()
     if cache is None:
         raise InputError(
-            "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "
-            "folder with --staging"
+            "unfinished work has no place to be kept: no home folder is known (HOME is not set); "
+            "name a folder with --staging"
         )
     return cache / "sfm" / "staging"

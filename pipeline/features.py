@@ -11,26 +11,27 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback
-from sfm.pipeline.decoding import Batch, Wanted, join_marked
-from sfm.pipeline.equipment import BATCH, Equipment, single_threaded
+from sfm.pipeline.decoding import DecodingOptions, SampleBatch, merge_marks
+from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import require_one_writing
-from sfm.pipeline.sources.limits import BATCH_BYTES, WAITING_BYTES
-from sfm.pipeline.sources.source import Sample, SampleFile
-from sfm.pipeline.staging import Found, Skipped, Staging, Task
-from sfm.text import utf8_only
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_QUEUED_BYTES
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import PartitionTask, SkippedSample, Staging, TaskResult
+from sfm.text import escape_non_utf8
 
-AHEAD = 8
+MAX_PENDING_BATCHES = 8
 """Batches that wait for a thread, or to be staged: enough work while files are written."""
 
 
 @dataclass(frozen=True)
-class Rules:
+class PassOptions:
     """How images are looked at.
 
     Attributes
@@ -54,6 +55,7 @@ class Rules:
     views: int = 0
     seed: int = 0
     rendering: Rendering = field(default=Rendering())
+    execution: ExecutionOption = "auto"
 
     def kinds(self, backbone: str, split: str) -> list[str]:
         """Return what is staged of a split for a backbone (its hash): features, then those of views."""
@@ -62,7 +64,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Step:
+class PassProgress:
     """A piece of the pass that is done.
 
     Attributes
@@ -84,7 +86,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassSummary:
     """What the pass over the images cost.
 
     Attributes
@@ -105,7 +107,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchFeatures:
     """A batch after all backbones have seen it.
 
     Attributes
@@ -116,30 +118,30 @@ class Seen:
     sizes : list of int
         Encoded bytes of its samples.
     features : dict of str to ndarray of float32, shape (n, D)
-        By kind, see `Rules`.
+        By kind, see `PassOptions`.
     skipped : list of Skipped
     seconds : dict of str to float
-        As in `Step`.
+        As in `PassProgress`.
     marked : dict of str to dict of int to str
-        As in `sfm.pipeline.decoding.Decoded`.
+        As in `sfm.pipeline.decoding.DecodedBatch`.
     """
 
     kept: list[int]
     digests: npt.NDArray[np.uint8]
     sizes: list[int]
     features: dict[str, npt.NDArray[np.float32]]
-    skipped: list[Skipped]
+    skipped: list[SkippedSample]
     seconds: dict[str, float]
     marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-def look(
-    batch: Batch,
+def compute_batch_features(
+    batch: SampleBatch,
     split: str,
-    equipment: Equipment,
+    equipment: ExtractionRuntime,
     backbones: Sequence[Backbone],
-    rules: Rules,
-) -> Seen:
+    rules: PassOptions,
+) -> BatchFeatures:
     """Decode samples, each once, and compute their features with every backbone.
 
     Parameters
@@ -160,7 +162,7 @@ def look(
     """
     preprocessings = tuple(dict.fromkeys(backbone.card.preprocessing for backbone in backbones))
     views = rules.views if split == "train" else 0
-    wanted = Wanted(preprocessings, views, rules.seed, rules.on_error, rules.rendering)
+    wanted = DecodingOptions(preprocessings, views, rules.seed, rules.on_error, rules.rendering)
     with equipment.decoding(batch, wanted) as decoded:
         seconds = {"decode": decoded.seconds}
         features = {}
@@ -173,7 +175,7 @@ def look(
                     seconds[backbone.card.spec] = seconds.get(backbone.card.spec, 0.0) + spent
                 require_finite(found, backbone.card.spec, decoded.where)
                 features[kind] = found
-    return Seen(
+    return BatchFeatures(
         decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked
     )
 
@@ -183,15 +185,15 @@ def require_finite(features: npt.NDArray[np.float32], backbone: str, where: Sequ
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{backbone} gives features that are not finite for {where[int(bad[0])]}: check the weights of "
-            f"the backbone, or remove the image"
+            f"{backbone} gives features that are not finite for {where[int(bad[0])]}: check the "
+            f"weights of the backbone, or remove the image"
         )
 
 
-def batches(
+def iterate_batches(
     source: Source,
-    task: Task,
-    equipment: Equipment,
+    task: PartitionTask,
+    equipment: ExtractionRuntime,
     size: int,
     limit: int | None,
     labels: list[tuple[str, str]],
@@ -215,30 +217,30 @@ def batches(
     batch: list[tuple[int, Sample | SampleFile]] = []
     seen: Counter[str] = Counter()
     for place, sample in enumerate(equipment.reading(task.listed(source))):
-        labels.append((sample.label, sample.written if isinstance(sample, Sample) else ""))
+        labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
         seen[sample.label] += 1
         if task.rows is not None or limit is None or seen[sample.label] <= limit:
             batch.append((place, sample))
         # Which images are seen together depends on the images alone: they may round each other otherwise.
-        if len(batch) == size or bytes_in(batch) > BATCH_BYTES:
+        if len(batch) == size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
             yield batch
             batch = []
     if task.rows is not None and len(labels) != len(task.rows):
         raise InputError(
-            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of partition "
-            f"{task.name} are there; run again"
+            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of "
+            f"partition {task.name} are there; run again"
         )
     if batch:
         yield batch
 
 
-def bytes_in(batch: Batch) -> int:
+def count_encoded_bytes(batch: SampleBatch) -> int:
     """Return the size of the encoded images that a batch holds; files that are not read yet hold none."""
     return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
 
 
-def missing(
-    task: Task, backbones: Collection[Backbone], staging: Staging, rules: Rules
+def find_missing_backbones(
+    task: PartitionTask, backbones: Collection[Backbone], staging: Staging, rules: PassOptions
 ) -> list[Backbone] | None:
     """Return the backbones whose features of a task are not staged; None if the task is complete."""
     found = staging.found(task)
@@ -259,14 +261,14 @@ def missing(
     return None if known and not absent else absent
 
 
-def stage(
+def stage_tasks(
     source: Source,
-    tasks: Sequence[Task],
+    tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],
     staging: Staging,
-    rules: Rules,
-    equipment: Equipment,
-) -> Generator[Step, None, None]:
+    rules: PassOptions,
+    equipment: ExtractionRuntime,
+) -> Generator[PassProgress, None, None]:
     """Read tasks and stage what is missing of each, in this process.
 
     A task is complete when it says so, last of all; one that was cut short is read again.
@@ -274,7 +276,7 @@ def stage(
     Parameters
     ----------
     backbones : sequence of Backbone
-        As :func:`~sfm.pipeline.equipment.quickest` gives them.
+        As :func:`~sfm.pipeline.runtime.optimize_for_inference` gives them.
     equipment : Equipment
 
     Raises
@@ -285,38 +287,49 @@ def stage(
         If a process that decodes is lost.
     """
     device = backbones[0].device.type
-    waiting: deque[Future[Seen] | Callable[[], None]] = deque()
+    waiting: deque[Future[BatchFeatures] | Callable[[], None]] = deque()
     held: deque[int] = deque()  # Bytes of the batches among those.
-    parts: list[Seen] = []
+    parts: list[BatchFeatures] = []
     workers = ThreadPoolExecutor(equipment.threads, thread_name_prefix="look")
-    with single_threaded(), whole_float32(), workers as pool:
+    with one_torch_thread(), tf32_disabled(), workers as pool:
 
         def ahead() -> Iterator[None]:
             for task in tasks:
-                absent, labels = missing(task, backbones, staging, rules), list[tuple[str, str]]()
+                absent, labels = (
+                    find_missing_backbones(task, backbones, staging, rules),
+                    list[tuple[str, str]](),
+                )
                 if absent is None:
                     continue
-                for batch in batches(source, task, equipment, BATCH[device], rules.limit_per_class, labels):
-                    waiting.append(pool.submit(look, batch, task.split, equipment, absent, rules))
-                    held.append(bytes_in(batch))
+                for batch in iterate_batches(
+                    source, task, equipment, BATCH_IMAGES[device], rules.limit_per_class, labels
+                ):
+                    waiting.append(
+                        pool.submit(compute_batch_features, batch, task.split, equipment, absent, rules)
+                    )
+                    held.append(count_encoded_bytes(batch))
                     yield
                 unused = {} if task.rows is not None else dict(task.shard(source).unused)
-                waiting.append(partial(save, staging, task, source, absent, rules, labels, parts, unused))
+                waiting.append(
+                    partial(save_task, staging, task, source, absent, rules, labels, parts, unused)
+                )
                 yield
 
-        def next_done() -> Step:
+        def next_done() -> PassProgress:
             first = waiting.popleft()
             if isinstance(first, Future):
                 held.popleft()
                 parts.append(seen := first.result())
-                return Step(len(seen.kept) + len(seen.skipped), len(seen.skipped), 0, seen.seconds)
+                return PassProgress(len(seen.kept) + len(seen.skipped), len(seen.skipped), 0, seen.seconds)
             first()
             parts.clear()
-            return Step(partitions=1)
+            return PassProgress(partitions=1)
 
         try:
             for _ in ahead():
-                while len(waiting) > 2 * equipment.threads + AHEAD or (held and sum(held) > WAITING_BYTES):
+                while len(waiting) > 2 * equipment.threads + MAX_PENDING_BATCHES or (
+                    held and sum(held) > MAX_QUEUED_BYTES
+                ):
                     yield next_done()
             while waiting:
                 yield next_done()
@@ -326,14 +339,14 @@ def stage(
                     left.cancel()
 
 
-def save(
+def save_task(
     staging: Staging,
-    task: Task,
+    task: PartitionTask,
     source: Source,
     backbones: Sequence[Backbone],
-    rules: Rules,
+    rules: PassOptions,
     labels: Sequence[tuple[str, str]],
-    parts: Sequence[Seen],
+    parts: Sequence[BatchFeatures],
     unused: dict[str, int],
 ) -> None:
     """Stage what was found in a task.
@@ -348,13 +361,13 @@ def save(
     InputError
         If its samples are not those that another backbone saw before, or a class is written in two ways.
     """
-    require_one_writing(source.spec, labels)
+    require_consistent_labels(source.spec, labels)
     digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(seen.digests for seen in parts)])
     if staging.saw_others(task, digests):
         staging.forget(task)
         raise InputError(
-            f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
-            f"run again"
+            f"images of {source.spec} changed between two runs of this extraction, in partition "
+            f"{task.name}: run again"
         )
     for card in (backbone.card for backbone in backbones):
         none = np.zeros((0, card.features), dtype=np.float32)
@@ -363,12 +376,12 @@ def save(
     staging.put("sizes", task, np.array([size for seen in parts for size in seen.sizes], dtype=np.int64))
     staging.put("digests", task, digests)
     known = task.rows is not None
-    marked = join_marked(seen.marked for seen in parts)
+    marked = merge_marks(seen.marked for seen in parts)
     written: dict[str, set[str]] = {label: set() for label, _ in labels}
     for label, text in set(labels):
         written[label].add(text)
     classes = {label: index for index, label in enumerate(written)}
-    found = Found(
+    found = TaskResult(
         read=len(labels),
         kept=[place for seen in parts for place in seen.kept],
         skipped=[skipped for seen in parts for skipped in seen.skipped],
@@ -377,19 +390,19 @@ def save(
         written=[] if known else [sorted(texts) for texts in written.values()],
         marked={mark: sorted(samples) for mark, samples in marked.items()},
         # A file's name need not be text, and what is stored must be.
-        examples={mark: utf8_only(samples[min(samples)]) for mark, samples in marked.items()},
+        examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
         unused=unused,
     )
     staging.put_found(task, found)
 
 
-def follow(
-    steps: Iterator[Step],
-    tasks: Sequence[Task],
-    work: Sequence[Task],
+def track_pass(
+    steps: Iterator[PassProgress],
+    tasks: Sequence[PartitionTask],
+    work: Sequence[PartitionTask],
     staging: Staging,
     progress: ProgressCallback,
-) -> Pass:
+) -> PassSummary:
     """Consume the steps of a pass as they are made, and tell about them.
 
     Where the number of images is not known, progress is in partitions.
@@ -424,4 +437,4 @@ def follow(
         read, skipped, partitions = read + step.images, skipped + step.skipped, partitions + step.partitions
         spent.update(step.seconds)
         tell()
-    return Pass(read, before, time.perf_counter() - began)
+    return PassSummary(read, before, time.perf_counter() - began)

@@ -8,15 +8,15 @@ import numpy.typing as npt
 
 from sfm.stats_store.digest import canonical, sha256
 
-MODULUS = 2**256
+DIGEST_MODULUS = 2**256
 
 
-def sample_digest(data: bytes) -> bytes:
+def digest_sample(data: bytes) -> bytes:
     """Return the SHA-256 of a sample's length (8 bytes, little-endian) and encoded bytes."""
     return hashlib.sha256(len(data).to_bytes(8, "little") + data).digest()
 
 
-class Tally:
+class FingerprintBuilder:
     """Counts and digest sums per (split, class): everything the fingerprint needs, in any order.
 
     Sums modulo 2^256 commute, so samples may be added in any order and by any number of workers.
@@ -41,12 +41,12 @@ class Tally:
         labels : ndarray of int32, shape (n,)
             Indices into `class_ids`.
         digests : ndarray of uint8, shape (n, 32)
-            One :func:`sample_digest` per sample.
+            One :func:`digest_sample` per sample.
         """
         for label, digest in zip(labels.tolist(), digests, strict=True):
             key = (split, class_ids[label])
             count, total = self._sums.get(key, (0, 0))
-            self._sums[key] = (count + 1, (total + int.from_bytes(digest.tobytes(), "big")) % MODULUS)
+            self._sums[key] = (count + 1, (total + int.from_bytes(digest.tobytes(), "big")) % DIGEST_MODULUS)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hexadecimal) of all counts and sums, sorted by split and class id."""

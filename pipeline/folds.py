@@ -7,7 +7,7 @@ Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
-def rank_and_count(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def rank_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return, per sample, how many of its class come before it, and how many there are."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
@@ -16,25 +16,25 @@ def rank_and_count(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     return rank, counts[labels]
 
 
-def at_most(labels: Labels, n: int) -> Mask:
+def mark_per_class(labels: Labels, n: int) -> Mask:
     """Mark n samples of each class, evenly spaced in order; all of a class that has no more."""
-    rank, count = rank_and_count(labels)
+    rank, count = rank_within_class(labels)
     marked: Mask = (rank + 1) * n // count > rank * n // count
     return marked
 
 
-def in_fold(labels: Labels, fold: int, folds: int) -> Mask:
+def mark_fold(labels: Labels, fold: int, folds: int) -> Mask:
     """Mark one fold: every so-manieth sample of each class, counted from its last.
 
     A class with fewer samples than there are folds has one in each of the first folds. The only sample of a
     class is in none, since no classifier could know the class then.
     """
-    rank, count = rank_and_count(labels)
+    rank, count = rank_within_class(labels)
     marked: Mask = ((count - 1 - rank) % folds == fold) & (count > 1)
     return marked
 
 
-def cut_folds(labels: Labels, folds: int, enough: int, most: int) -> list[Mask]:
+def make_folds(labels: Labels, folds: int, enough: int, most: int) -> list[Mask]:
     """Cut a training split into folds, and return as many of them as it takes to validate on enough samples.
 
     Parameters
@@ -55,7 +55,7 @@ def cut_folds(labels: Labels, folds: int, enough: int, most: int) -> list[Mask]:
     folds = min(folds, int(np.bincount(labels).max(initial=0)))
     found: list[Mask] = []
     while len(found) < min(folds, most) and sum(int(held.sum()) for held in found) < enough:
-        held = in_fold(labels, len(found), folds)
+        held = mark_fold(labels, len(found), folds)
         if not held.any():
             break
         found.append(held)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Source, open_source
 
 
@@ -32,7 +32,7 @@ def open_dataset(config: ExtractConfig) -> Source:
     return source
 
 
-def held_out_counts(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
+def count_held_out(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
     """Return how many samples of each class are held out: at least one, and not all; none of one alone."""
     return np.clip(np.round(fraction * counts).astype(np.int64), 1, np.maximum(counts - 1, 0))
 
@@ -55,7 +55,7 @@ def require_divisible(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -
         raise InputError(f"class {class_ids[single[0]]} has one training image; --hold-out needs two or more")
 
 
-def keys_of(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
+def make_hold_out_keys(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
     """Return a random number per sample, from its digest and a seed alone.
 
     Parameters
@@ -67,7 +67,7 @@ def keys_of(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]
     return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
 
 
-def rows_to_hold_out(
+def mark_held_out_rows(
     labels: npt.NDArray[np.int32],
     keys: npt.NDArray[np.uint64],
     class_ids: Sequence[str],
@@ -83,7 +83,7 @@ def rows_to_hold_out(
     labels : ndarray of int32, shape (n,)
         Negative for samples that are in no entry.
     keys : ndarray of uint64, shape (n,)
-        As :func:`keys_of` gives them.
+        As :func:`make_hold_out_keys` gives them.
 
     Raises
     ------
@@ -93,13 +93,13 @@ def rows_to_hold_out(
     counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
     require_divisible(class_ids, counts)
     held = np.zeros(len(labels), dtype=bool)
-    for c, count in enumerate(held_out_counts(counts, fraction).tolist()):
+    for c, count in enumerate(count_held_out(counts, fraction).tolist()):
         own = np.flatnonzero(labels == c)
-        held[own[choose_by_key(keys[own], count)]] = True
+        held[own[mark_lowest_keys(keys[own], count)]] = True
     return held
 
 
-def choose_by_key(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
+def mark_lowest_keys(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
     """Mark up to a number of samples, lowest keys first; those of one key are marked together or not at all.
 
     Keys shared by more samples than are still wanted are passed over. Where every key is, that of the fewest

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import TypeVar
 
@@ -16,25 +17,25 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sfm.pipeline.equipment import cores, single_threaded
-from sfm.pipeline.moments import Moments
-from sfm.pipeline.staging import Staged
+from sfm.pipeline.runtime import count_cores, one_torch_thread
+from sfm.pipeline.staging import StagedFeatures
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.eigen import decompose_symmetric
+from sfm.stats_store.moments import Moments
 
 TOLERANCE = 1e-3
 """Largest entry of the gradient, times the number of classes; it is of order 1 at zero weights."""
 
-MOST_ITERATIONS = 1000
-HISTORY = 20
+MAX_ITERATIONS = 1000
+LBFGS_HISTORY = 20
 
-KEPT_BYTES = 3 * 2**29
+MAX_CACHED_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
 
-PRECISE_ROWS = 4096
+MAX_DOUBLE_PRECISION_ROWS = 4096
 """Up to so many rows are in double precision: next to a strong penalty, single precision hides the loss."""
 
-AHEAD = 2
+MAX_PENDING_PER_CORE = 2
 """Pieces that wait, or whose sums do, per core."""
 
 PIECE_ROWS = 1024
@@ -43,16 +44,22 @@ PIECE_ROWS = 1024
 T = TypeVar("T")
 U = TypeVar("U")
 
-PassCallback = Callable[[int], None]
+RowsCallback = Callable[[int], None]
 """Told after every pass how many rows it was over."""
 
 
-def ignore_pass(_: int) -> None:
+def ignore_rows(_: int) -> None:
     """Do nothing."""
 
 
+@cache
+def find_blas_libraries() -> ThreadpoolController:
+    """Find the BLAS libraries of this process once: it takes milliseconds, and a fit limits them often."""
+    return ThreadpoolController().select(user_api="blas")
+
+
 @dataclass(frozen=True)
-class Fit:
+class LogisticFit:
     """Parameters on standardised features, float64: ``weight`` (C, D) and ``bias`` (C,)."""
 
     weight: Tensor
@@ -61,14 +68,14 @@ class Fit:
     converged: bool
 
 
-def zero_fit(classes: int, features: int) -> Fit:
+def make_zero_fit(classes: int, features: int) -> LogisticFit:
     """Return the classifier that knows nothing."""
     weight = torch.zeros(classes, features, dtype=torch.float64)
-    return Fit(weight, torch.zeros(classes, dtype=torch.float64), 0, False)
+    return LogisticFit(weight, torch.zeros(classes, dtype=torch.float64), 0, False)
 
 
 @dataclass(frozen=True)
-class Spread:
+class FeatureScaling:
     """How features are spread; all float64.
 
     Attributes
@@ -90,7 +97,9 @@ class Spread:
     common_scale: bool = False
 
 
-def spread_of(moments: Moments, *, common_scale: bool = False, all_axes: bool = True) -> Spread:
+def compute_feature_scaling(
+    moments: Moments, *, common_scale: bool = False, all_axes: bool = True
+) -> FeatureScaling:
     """Return the spread of all samples that moments are of.
 
     Parameters
@@ -102,11 +111,11 @@ def spread_of(moments: Moments, *, common_scale: bool = False, all_axes: bool = 
     all_axes : bool
         Keep axes along which these samples have no extent; others (views of them) may have some.
     """
-    with ThreadpoolController().select(user_api="blas").limit(limits=1):
-        return _spread_of(moments, common_scale, all_axes)
+    with find_blas_libraries().limit(limits=1):
+        return _compute_feature_scaling(moments, common_scale, all_axes)
 
 
-def _spread_of(moments: Moments, common_scale: bool, all_axes: bool) -> Spread:
+def _compute_feature_scaling(moments: Moments, common_scale: bool, all_axes: bool) -> FeatureScaling:
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     apart = moments.mean - mean
@@ -117,11 +126,11 @@ def _spread_of(moments: Moments, common_scale: bool, all_axes: bool) -> Spread:
     if common_scale and varies.any():
         std = np.full_like(own, np.sqrt(np.square(own).mean()))
     scatter = np.where(varies & varies[:, None], scatter / n / np.outer(std, std), 0.0)
-    variance, axes = principal_axes(scatter)
+    variance, axes = compute_principal_axes(scatter)
     if not all_axes:
         extent = variance > 1e-10 * variance.max(initial=0.0)
         variance, axes = variance[extent], axes[:, extent]
-    return Spread(
+    return FeatureScaling(
         mean=torch.from_numpy(mean),
         std=torch.from_numpy(std),
         variance=torch.from_numpy(variance),
@@ -130,7 +139,7 @@ def _spread_of(moments: Moments, common_scale: bool, all_axes: bool) -> Spread:
     )
 
 
-def principal_axes(
+def compute_principal_axes(
     scatter: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return variances and axes of a scatter matrix; the coordinate axes if it cannot be decomposed.
@@ -144,21 +153,21 @@ def principal_axes(
     return np.maximum(variance, 0.0), axes
 
 
-def on_raw_features(weight: Tensor, bias: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
+def convert_to_raw_features(weight: Tensor, bias: Tensor, spread: FeatureScaling) -> tuple[Tensor, Tensor]:
     """Rewrite a classifier of ``(x - mean) / std`` as one of ``x``."""
     raw = weight / spread.std
     return raw, bias - raw @ spread.mean
 
 
 @dataclass(frozen=True)
-class Standardised:
+class StandardisedRows:
     """Standardised rows on a device, made again from the disk in every pass.
 
     Iterating yields (features, labels) of at most ``BLOCK_ROWS`` samples: `dtype` (n, D) and int64 (n,).
     """
 
-    staged: Sequence[Staged]
-    spread: Spread
+    staged: Sequence[StagedFeatures]
+    spread: FeatureScaling
     device: torch.device
     dtype: torch.dtype = torch.float32
 
@@ -171,18 +180,18 @@ class Standardised:
                 yield (rows - mean).mul_(scale), torch.from_numpy(labels[own]).long().to(self.device)
 
 
-def standardised(
-    staged: Sequence[Staged], samples: int, spread: Spread, device: torch.device
+def standardise_rows(
+    staged: Sequence[StagedFeatures], samples: int, spread: FeatureScaling, device: torch.device
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Return standardised rows that can be passed over again and again; kept where they fit."""
-    dtype = torch.float64 if samples <= PRECISE_ROWS else torch.float32
-    rows = Standardised(staged, spread, device, dtype)
-    most = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KEPT_BYTES
+    dtype = torch.float64 if samples <= MAX_DOUBLE_PRECISION_ROWS else torch.float32
+    rows = StandardisedRows(staged, spread, device, dtype)
+    most = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else MAX_CACHED_BYTES
     return list(rows) if 4 * samples * len(spread.mean) <= most else rows
 
 
 @contextmanager
-def workers_of(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
+def deterministic_threads(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
     """Provide threads for pieces of a pass, as many as torch has, while each operation uses one alone.
 
     What is summed up in which order then depends on the rows only: no bit of the result depends on how many
@@ -191,7 +200,7 @@ def workers_of(device: torch.device) -> Iterator[ThreadPoolExecutor | None]:
     count = torch.get_num_threads()
     # OpenBLAS' threads spin after each of scipy's small products, too, which would make the passes take three
     # times as long.
-    with ThreadpoolController().select(user_api="blas").limit(limits=1), single_threaded():
+    with find_blas_libraries().limit(limits=1), one_torch_thread():
         if device.type != "cpu" or count == 1:
             yield None
             return
@@ -209,19 +218,19 @@ def map_in_order(
     waiting: deque[Future[U]] = deque()
     for item in items:
         waiting.append(workers.submit(call, item))
-        if len(waiting) > AHEAD * cores():
+        if len(waiting) > MAX_PENDING_PER_CORE * count_cores():
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def cut_pieces(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def split_rows(rows: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut blocks of rows into pieces for one core each."""
     for x, y in rows:
         yield from zip(torch.split(x, PIECE_ROWS), torch.split(y, PIECE_ROWS), strict=True)
 
 
-def cross_entropy_and_gradient(
+def compute_loss_and_gradient(
     rows: Iterable[tuple[Tensor, Tensor]],
     samples: int,
     weight: Tensor,
@@ -236,7 +245,7 @@ def cross_entropy_and_gradient(
     Parameters
     ----------
     workers : ThreadPoolExecutor, optional
-        As :func:`workers_of` gives it.
+        As :func:`deterministic_threads` gives it.
     """
     w, b = weight.to(device), bias.to(device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -250,7 +259,7 @@ def cross_entropy_and_gradient(
         residual[torch.arange(len(y), device=device), y] -= 1
         return likelihood, residual.T @ x, residual.sum(dim=0, dtype=torch.float64)
 
-    pieces = cut_pieces(rows) if device.type == "cpu" else rows
+    pieces = split_rows(rows) if device.type == "cpu" else rows
     for likelihood, own_outer, own_total in map_in_order(workers, sums_of, pieces):
         loss -= likelihood
         total += own_total
@@ -258,18 +267,18 @@ def cross_entropy_and_gradient(
     return loss.item() / samples, outer.cpu() / samples, total.cpu() / samples
 
 
-def fit(
+def fit_logistic(
     rows: Iterable[tuple[Tensor, Tensor]],
     samples: int,
-    spread: Spread,
+    spread: FeatureScaling,
     l2: float,
-    start: Fit,
+    start: LogisticFit,
     device: torch.device,
     tolerance: float = TOLERANCE,
-    on_pass: PassCallback = ignore_pass,
-    prior: Fit | None = None,
+    on_pass: RowsCallback = ignore_rows,
+    prior: LogisticFit | None = None,
     iterations: int | None = None,
-) -> Fit:
+) -> LogisticFit:
     """Minimise mean cross-entropy + l2/2 |W - P|^2 on standardised features, with L-BFGS and full gradients.
 
     Every evaluation passes over all rows once. The search runs in coordinates in which the curvature at zero
@@ -279,7 +288,7 @@ def fit(
     Parameters
     ----------
     rows : iterable of (features, labels)
-        Standardised; see ``standardised``.
+        Standardised; see ``standardise_rows``.
     samples : int
         How many rows there are.
     spread : Spread
@@ -294,15 +303,15 @@ def fit(
     prior : Fit, optional
         Its weights are P, and its biases are penalised alike; else P is zero, and biases are free.
     iterations : int, optional
-        The most that it may take; default ``MOST_ITERATIONS``.
+        The most that it may take; default ``MAX_ITERATIONS``.
     """
     bias_l2 = l2 if prior else 0.0
-    prior = prior or zero_fit(*start.weight.shape)
+    prior = prior or make_zero_fit(*start.weight.shape)
     classes, extent = len(start.bias), len(spread.variance)
     stretch = (spread.variance / classes + l2).rsqrt()
     bias_stretch = (1 / classes + bias_l2) ** -0.5
     steepest = float("inf")
-    iterations = iterations or MOST_ITERATIONS
+    iterations = iterations or MAX_ITERATIONS
 
     def parameters(point: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         inner = torch.from_numpy(point[:-classes]).view(classes, extent)
@@ -312,7 +321,7 @@ def fit(
     def loss_and_gradient(point: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         nonlocal steepest
         weight, bias = parameters(point)
-        loss, outer, total = cross_entropy_and_gradient(rows, samples, weight, bias, device, workers)
+        loss, outer, total = compute_loss_and_gradient(rows, samples, weight, bias, device, workers)
         on_pass(samples)
         away, bias_away = weight - prior.weight, bias - prior.bias
         outer += l2 * away
@@ -327,7 +336,7 @@ def fit(
         if steepest <= tolerance:
             raise StopIteration
 
-    with workers_of(device) as workers:
+    with deterministic_threads(device) as workers:
         inner = ((start.weight - prior.weight) @ spread.axes) / stretch
         found = minimize(
             loss_and_gradient,
@@ -336,7 +345,7 @@ def fit(
             method="L-BFGS-B",
             callback=stop_at_the_tolerance,
             options={
-                "maxcor": HISTORY,
+                "maxcor": LBFGS_HISTORY,
                 "maxiter": iterations,
                 "maxfun": 2 * iterations,
                 "ftol": 0,
@@ -346,17 +355,17 @@ def fit(
         if steepest > tolerance:
             # The search may have ended at a point before the one that it tried last.
             loss_and_gradient(found.x)
-        return Fit(*parameters(found.x), int(found.nit), steepest <= tolerance)
+        return LogisticFit(*parameters(found.x), int(found.nit), steepest <= tolerance)
 
 
-def cross_entropies(
+def compute_cross_entropies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]],
     weight: npt.NDArray[np.float32],
     bias: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float64]:
     """Return the cross-entropy of a classifier of raw features on every sample."""
     found = [np.zeros(0)]
-    with ThreadpoolController().select(user_api="blas").limit(limits=1), single_threaded():
+    with find_blas_libraries().limit(limits=1), one_torch_thread():
         for features, labels in blocks:
             logits = torch.from_numpy(features @ weight.T + bias).double()
             found.append(cross_entropy(logits, torch.from_numpy(labels).long(), reduction="none").numpy())

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.untrusted import open_regular
+from sfm.untrusted_files import open_regular_file
 
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, RecursionError, MemoryError)
+NPY_ERRORS = (OSError, ValueError, TypeError, LookupError, SyntaxError, EOFError, RecursionError, MemoryError)
 """How numpy fails on a header that it has not written."""
 
 
@@ -46,7 +46,7 @@ def read_rows(
         If the file is not there, is no regular file, or holds anything else; names it.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not a file of rows")
             shape, by_columns, found = np.lib.format.read_array_header_1_0(file)
@@ -57,13 +57,15 @@ def read_rows(
             if os.fstat(file.fileno()).st_size - file.tell() != count * found.itemsize:
                 raise ValueError("it is longer or shorter than it says")
             return np.fromfile(file, dtype=found, count=count).reshape(shape)
-    except (*UNREADABLE, tokenize.TokenError) as error:
+    except (*NPY_ERRORS, tokenize.TokenError) as error:
         raise DamagedRowsError(
             f"unfinished work in {path} is damaged or gone: run again, and it is computed anew"
         ) from error
 
 
-def holds_rows(path: Path, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...] | None = None) -> bool:
+def has_valid_rows(
+    path: Path, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...] | None = None
+) -> bool:
     """Say whether a file holds such rows, and finite values only."""
     try:
         return bool(np.isfinite(read_rows(path, dtype, rows, columns)).all())

@@ -1,8 +1,8 @@
 """Why a Dask scheduler cannot be used, in one line."""
 
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
-REFUSALS = (
+CONNECTION_PROBLEMS = (
     ("ssl_context", "a tls:// address needs a certificate, and Dask's configuration names none"),
     ("encryption required", "Dask's configuration asks for encryption: give a tls:// address"),
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of the authority in Dask's configuration"),
@@ -14,20 +14,20 @@ REFUSALS = (
 )
 """Signs of why a scheduler cannot be used, first match first, and what is said then."""
 
-BROKEN_OFF = ("ALERT", "EOF occurred", "reset by peer", "Stream is closed", "Broken pipe")
+DISCONNECT_SIGNS = ("ALERT", "EOF occurred", "reset by peer", "Stream is closed", "Broken pipe")
 
 
-def explain(address: str, error: BaseException) -> str:
+def explain_scheduler_error(address: str, error: BaseException) -> str:
     """Return why a scheduler cannot be used, in one line."""
     causes: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         causes.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    told = next((told for sign, told in REFUSALS if any(sign in text for text in causes)), None)
+    told = next((told for sign, told in CONNECTION_PROBLEMS if any(sign in text for text in causes)), None)
     if told is None and isinstance(error, ValueError):
-        told = f"{one_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
-    if told is None and any(sign in text for text in causes for sign in BROKEN_OFF):
+        told = f"{sanitize_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
+    if told is None and any(sign in text for text in causes for sign in DISCONNECT_SIGNS):
         told = (
             "it does not accept the certificate in Dask's configuration"
             if address.startswith("tls://")

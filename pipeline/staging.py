@@ -22,26 +22,27 @@ from pydantic import TypeAdapter
 from sfm.atomic import atomic_open
 from sfm.deletion import delete_below
 from sfm.errors import InputError
-from sfm.locking import acquire
-from sfm.pipeline.row_files import holds_rows, read_rows, write_rows
-from sfm.pipeline.selection import Selection
+from sfm.locking import acquire_lock
+from sfm.pipeline.row_files import has_valid_rows, read_rows, write_rows
+from sfm.pipeline.selection import SampleSelection
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.limits import NAME_CHARACTERS
-from sfm.pipeline.sources.source import Sample, SampleFile, Shard
+from sfm.pipeline.sources.limits import MAX_NAME_CHARACTERS
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.sources.source import Shard
 from sfm.stats_store.digest import BLOCK_ROWS
 from sfm.stats_store.disk import share_mode
-from sfm.text import utf8_values
-from sfm.untrusted import read_file
+from sfm.text import escape_non_utf8_values
+from sfm.untrusted_files import read_bounded_file
 
-TASK_ROWS = BLOCK_ROWS
+MAX_TASK_ROWS = BLOCK_ROWS
 
 
-class Unfinished(Exception):  # noqa: N818 - a state of affairs, not a fault of the input
+class IncompleteExtractionError(Exception):
     """The work stopped before its end; what was completed is staged, and the same command goes on from it."""
 
 
 @dataclass(frozen=True)
-class Task:
+class PartitionTask:
     """What one worker reads at a time, in order; it becomes a partition.
 
     Attributes
@@ -67,7 +68,7 @@ class Task:
         return (
             self.shard(source).read(None)
             if self.rows is None
-            else source.splits[self.split].listed(self.rows)
+            else source.splits[self.split].iter_samples(self.rows)
         )
 
     def shard(self, source: Source) -> Shard:
@@ -75,29 +76,29 @@ class Task:
         return source.splits[self.split].shards[self.number]
 
 
-def tasks_of(source: Source, selection: Selection | None) -> list[Task]:
+def make_tasks(source: Source, selection: SampleSelection | None) -> list[PartitionTask]:
     """Cut both splits into tasks; equal sources and selections give equal tasks.
 
     Of a split that is used whole, every shard is a task: many kinds read fastest that way. Of other splits,
-    the samples in use are cut into tasks of ``TASK_ROWS``. Where labels are not known, there is no selection
-    yet, and shards are read whole.
+    the samples in use are cut into tasks of ``MAX_TASK_ROWS``. Where labels are not known, there is no
+    selection yet, and shards are read whole.
     """
-    found: list[Task] = []
+    found: list[PartitionTask] = []
     for name, split in source.splits.items():
         if selection is None:
-            found += [Task(name, number, None) for number in range(len(split.shards))]
+            found += [PartitionTask(name, number, None) for number in range(len(split.shards))]
             continue
         rows = selection.rows(name)
         whole = len(rows) == len(selection.labels[name])
         sizes = [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
-        cuts = np.cumsum(sizes)[:-1] if whole else np.arange(TASK_ROWS, len(rows), TASK_ROWS)
+        cuts = np.cumsum(sizes)[:-1] if whole else np.arange(MAX_TASK_ROWS, len(rows), MAX_TASK_ROWS)
         parts = [part for part in np.split(rows, cuts) if len(part)]
-        found += [Task(name, number, part) for number, part in enumerate(parts)]
+        found += [PartitionTask(name, number, part) for number, part in enumerate(parts)]
     return found
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedSample:
     """A sample that could not be used.
 
     Attributes
@@ -112,12 +113,12 @@ class Skipped:
     why: str
 
 
-MARKS = ("composited", "dark")
+IMAGE_MARKS = ("composited", "dark")
 """What is remembered of single images, see `sfm.backbones.rendering.Rendered`."""
 
 
 @dataclass(frozen=True)
-class Found:
+class TaskResult:
     """What reading a task told.
 
     Attributes
@@ -133,18 +134,18 @@ class Found:
     labels : list of int
         Per sample read, index into `classes`.
     marked : dict of str to list of int
-        Places of the samples that have one of `MARKS`.
+        Places of the samples that have one of `IMAGE_MARKS`.
     examples : dict of str to str
         Names the first of them, for a person.
     unused : dict of str to int
         What was passed over beside the samples, by kind.
     written : list of list of str
-        Per class met, the ways in which its labels are written; see `Sample.written`.
+        Per class met, the ways in which its labels are written; see `Sample.label_text`.
     """
 
     read: int
     kept: list[int]
-    skipped: list[Skipped]
+    skipped: list[SkippedSample]
     classes: list[str]
     labels: list[int]
     marked: dict[str, list[int]] = field(default_factory=dict)
@@ -153,12 +154,12 @@ class Found:
     written: list[list[str]] = field(default_factory=list)
 
 
-FOUND: TypeAdapter[Found] = TypeAdapter(Found)
-FOUND_BYTES = 2**27
+TASK_RESULT_ADAPTER: TypeAdapter[TaskResult] = TypeAdapter(TaskResult)
+MAX_TASK_RESULT_BYTES = 2**27
 """Of what reading a task tells: five million samples of a shard of the most members."""
 
 
-def is_plausible(found: Found, task: Task) -> bool:
+def is_plausible(found: TaskResult, task: PartitionTask) -> bool:
     """Say whether what is said to have been found in a task may have been: anybody may have written it."""
     kept, read = np.array(found.kept, dtype=np.int64), found.read
     skipped = [sample.place for sample in found.skipped]
@@ -168,26 +169,26 @@ def is_plausible(found: Found, task: Task) -> bool:
         read >= 0
         and (task.rows is None or read == len(task.rows))
         and len(labels) == (0 if known else read)
-        and are_places(kept, read)
-        and are_places(np.array(skipped, dtype=np.int64), read)
+        and are_valid_indices(kept, read)
+        and are_valid_indices(np.array(skipped, dtype=np.int64), read)
         and not set(skipped).intersection(found.kept)
         and bool(((labels >= 0) & (labels < len(found.classes))).all())
         and len(set(found.classes)) == len(found.classes)
-        and all(0 < len(class_id) <= NAME_CHARACTERS for class_id in found.classes)
-        and set(found.marked) <= set(MARKS) & set(found.examples)
-        and all(are_places(np.array(own, dtype=np.int64), read) for own in found.marked.values())
+        and all(0 < len(class_id) <= MAX_NAME_CHARACTERS for class_id in found.classes)
+        and set(found.marked) <= set(IMAGE_MARKS) & set(found.examples)
+        and all(are_valid_indices(np.array(own, dtype=np.int64), read) for own in found.marked.values())
         and all(count >= 0 for count in found.unused.values())
     )
 
 
-def are_places(places: npt.NDArray[np.int64], read: int) -> bool:
+def are_valid_indices(places: npt.NDArray[np.int64], read: int) -> bool:
     """Say whether these are ascending places among so many samples."""
     inside = bool(((places >= 0) & (places < read)).all())
     return inside and bool((np.diff(places) > 0).all())
 
 
 @dataclass(frozen=True)
-class Partition:
+class StagedPartition:
     """Staged samples of one split: the unit of resuming.
 
     Attributes
@@ -199,9 +200,9 @@ class Partition:
     labels : ndarray of int32, shape (n,)
         ``selection.UNUSED`` for samples that are not part of any entry.
     marked : dict of str to ndarray of bool, shape (n,)
-        Which samples have one of `MARKS`; those that none has are left out.
+        Which samples have one of `IMAGE_MARKS`; those that none has are left out.
     examples : dict of str to str
-        As in `Found`.
+        As in `TaskResult`.
     """
 
     split: str
@@ -218,7 +219,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedFeatures:
     """Rows on disk that can be read again and again, block by block; memory holds one block.
 
     Iterating yields (features, labels) of one partition each: float32 (n, D) and int32 (n,).
@@ -251,18 +252,18 @@ class Staged:
         )
         return np.concatenate([*parts, np.zeros(0, dtype=np.int32)])
 
-    def only(self, mask: npt.NDArray[np.bool_]) -> "Staged":
+    def only(self, mask: npt.NDArray[np.bool_]) -> "StagedFeatures":
         """Return the rows that a mask over all rows marks."""
         sizes = [len(y) for y in self.labels] if self.keep is None else [int(k.sum()) for k in self.keep]
         parts = np.split(mask, np.cumsum(sizes)[:-1])
         if self.keep is None:
-            return Staged(self.files, self.labels, tuple(parts))
+            return StagedFeatures(self.files, self.labels, tuple(parts))
         finer = []
         for whole, part in zip(self.keep, parts, strict=True):
             inner = whole.copy()
             inner[whole] = part
             finer.append(inner)
-        return Staged(self.files, self.labels, tuple(finer))
+        return StagedFeatures(self.files, self.labels, tuple(finer))
 
     def blocks(self, dtype: npt.DTypeLike) -> Iterator[npt.NDArray[Any]]:
         """Yield the rows again in blocks of exactly ``BLOCK_ROWS``, but for the last."""
@@ -286,62 +287,69 @@ class Staging:
 
     root: Path
 
-    def file(self, kind: str, of: Task | Partition) -> Path:
+    def file(self, kind: str, of: PartitionTask | StagedPartition) -> Path:
         """Return where rows of a kind (a backbone's hash, or ``digests``) lie once complete."""
         return self.root / kind / f"{of.name}.npy"
 
     def has(
-        self, kind: str, of: Task | Partition, dtype: npt.DTypeLike, rows: int, columns: tuple[int, ...]
+        self,
+        kind: str,
+        of: PartitionTask | StagedPartition,
+        dtype: npt.DTypeLike,
+        rows: int,
+        columns: tuple[int, ...],
     ) -> bool:
         """Say whether those rows are complete, and what they should be: others may write here, too."""
-        return holds_rows(self.file(kind, of), dtype, rows, columns)
+        return has_valid_rows(self.file(kind, of), dtype, rows, columns)
 
-    def sizes(self, of: Partition) -> npt.NDArray[np.int64]:
+    def sizes(self, of: StagedPartition) -> npt.NDArray[np.int64]:
         """Return the encoded bytes of the samples of a partition."""
         return read_rows(self.file("sizes", of), np.int64, len(of.labels), ())
 
-    def digests(self, of: Partition) -> npt.NDArray[np.uint8]:
+    def digests(self, of: StagedPartition) -> npt.NDArray[np.uint8]:
         """Return the sample digests of a partition, shape (n, 32)."""
         return read_rows(self.file("digests", of), np.uint8, len(of.labels), (32,))
 
-    def saw_others(self, task: Task, digests: npt.NDArray[np.uint8]) -> bool:
+    def saw_others(self, task: PartitionTask, digests: npt.NDArray[np.uint8]) -> bool:
         """Say whether an earlier pass of a task, that is staged whole, saw other samples than these."""
         found, file = self.found(task), self.file("digests", task)
-        if found is None or not holds_rows(file, np.uint8, len(found.kept), (32,)):
+        if found is None or not has_valid_rows(file, np.uint8, len(found.kept), (32,)):
             return False
         return not np.array_equal(read_rows(file, np.uint8, len(found.kept), (32,)), digests)
 
-    def put(self, kind: str, of: Task | Partition, rows: npt.NDArray[Any]) -> None:
+    def put(self, kind: str, of: PartitionTask | StagedPartition, rows: npt.NDArray[Any]) -> None:
         """Save rows; they appear all at once."""
         with appearing(self.file(kind, of)) as out:
             write_rows(out, rows)
 
-    def found_file(self, task: Task) -> Path:
+    def found_file(self, task: PartitionTask) -> Path:
         """Return where it is told what reading a task told."""
         return self.root / "found" / f"{task.name}.json"
 
-    def put_found(self, task: Task, found: Found) -> None:
+    def put_found(self, task: PartitionTask, found: TaskResult) -> None:
         """Save what reading a task told; it comes last, so where it is, the digests are."""
         with appearing(self.found_file(task)) as out:
-            out.write(json.dumps(utf8_values(dataclasses.asdict(found))).encode())
+            out.write(json.dumps(escape_non_utf8_values(dataclasses.asdict(found))).encode())
 
-    def found(self, task: Task) -> Found | None:
+    def found(self, task: PartitionTask) -> TaskResult | None:
         """Return what reading a task told; None if it was not read to its end, or the file is damaged."""
         try:
-            found = FOUND.validate_json(read_file(self.found_file(task), FOUND_BYTES), strict=True)
+            found = TASK_RESULT_ADAPTER.validate_json(
+                read_bounded_file(self.found_file(task), MAX_TASK_RESULT_BYTES), strict=True
+            )
             return found if is_plausible(found, task) else None
         except (OSError, ValueError, OverflowError):
             return None
 
-    def forget(self, task: Task) -> None:
+    def forget(self, task: PartitionTask) -> None:
         """Delete all that is staged of a task."""
         delete_below(self.root, f"found/{self.found_file(task).name}")
         for file in self.root.glob(f"*/{task.name}.npy"):
             delete_below(self.root, file.relative_to(self.root))
 
-    def staged(self, kind: str, of: Sequence[Partition]) -> Staged:
+    def staged(self, kind: str, of: Sequence[StagedPartition]) -> StagedFeatures:
         """Return the rows of several partitions as one sequence."""
-        return Staged(tuple(self.file(kind, p) for p in of), tuple(p.labels for p in of))
+        return StagedFeatures(tuple(self.file(kind, p) for p in of), tuple(p.labels for p in of))
 
 
 @contextmanager
@@ -380,13 +388,13 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     InputError
         If nothing can be written there.
     """
-    with stageable(folder):
+    with staging_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if like:
         share_mode(folder, like)
-    with claim(folder / f"{key}.lock") as mine:
+    with lock_staging(folder / f"{key}.lock") as mine:
         root = folder / (key if mine and is_usable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
-        with stageable(folder):
+        with staging_errors(folder):
             root.mkdir(exist_ok=True)
         if like:
             share_mode(root, like)
@@ -408,7 +416,7 @@ def is_usable(folder: Path) -> bool:
 
 
 @contextmanager
-def stageable(folder: Path) -> Iterator[None]:
+def staging_errors(folder: Path) -> Iterator[None]:
     """Turn a folder that cannot be written into an :class:`InputError` that says what to do."""
     try:
         yield
@@ -416,19 +424,19 @@ def stageable(folder: Path) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise
         raise InputError(
-            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be written "
-            f"with --staging"
+            f"cannot keep unfinished work in {folder}: {error.strerror}; name a folder that can be "
+            f"written with --staging"
         ) from error
 
 
 @contextmanager
-def claim(file: Path) -> Iterator[bool]:
+def lock_staging(file: Path) -> Iterator[bool]:
     """Hold a lock that all who may write its folder can take; yields whether it is held."""
     if file.exists() and not os.access(file, os.W_OK):
         yield False  # of another user
         return
-    with stageable(file.parent):
-        lock = acquire(file)
+    with staging_errors(file.parent):
+        lock = acquire_lock(file)
     try:
         if lock is not None:
             share_mode(file, like=file.parent)

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sfm.pipeline.sources.idx import idx_source
+from sfm.pipeline.sources.idx import open_idx_source
 
 
 def write_idx(path: Path, data: bytes, shape: tuple[int, ...]) -> None:
@@ -28,7 +28,7 @@ def subset(
     seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
 ) -> None:
     """Choose images of every class at random and write them, shuffled, as four idx files."""
-    full = idx_source(source)
+    full = open_idx_source(source)
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     for name, split, count in (("train", full.train, train), ("t10k", full.test, test)):

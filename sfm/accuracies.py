@@ -6,7 +6,8 @@ from typing import Any
 
 from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, OWN_BACKBONE_BIASED_MODES
 from sfm.eval.result import AccuracyRow, Provenance, is_distillation_backbone
-from sfm.terminal import accuracy_table, from_here, matrix_table, print_line
+from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
+from sfm.terminal import print_line
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -25,7 +26,7 @@ def print_accuracies(record: dict[str, Any]) -> None:
     ]
     warnings = list_warnings(record)
     notes = [note for note in record["notes"] if note not in warnings]
-    accuracy_table(record | {"rows": rows, "notes": notes})
+    print_accuracy_table(record | {"rows": rows, "notes": notes})
     if rows != record["rows"]:
         print_line(FOOTNOTE)
     for change in record["changes"]:
@@ -34,7 +35,7 @@ def print_accuracies(record: dict[str, Any]) -> None:
 
 def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
-    matrix_table([c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in cells])
+    print_matrix_table([c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in cells])
 
 
 def mark_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def print_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Print warnings on stderr about distilled images that are no better than random real ones."""
     for record in records:
         for line in list_warnings(record):
-            print_line(f"warning: {from_here(record['config']['run'])}: {line}", file=sys.stderr)
+            print_line(f"warning: {shorten_path(record['config']['run'])}: {line}", file=sys.stderr)
 
 
 def list_warnings(record: dict[str, Any]) -> list[str]:

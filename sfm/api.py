@@ -9,9 +9,9 @@ from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run_export import ExportResult, export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.plan import Plan, plan
+from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import Entry, Store, open_store
 
 __all__ = [
@@ -24,17 +24,17 @@ __all__ = [
     "ExportConfig",
     "ExportResult",
     "ExtractConfig",
-    "Extraction",
-    "Plan",
+    "ExtractionEstimate",
+    "ExtractionResult",
     "ReportConfig",
     "Store",
     "distill",
+    "estimate_extraction",
     "evaluate",
     "evaluate_runs",
     "export",
     "extract",
     "make_matrix",
     "open_store",
-    "plan",
     "report",
 ]

@@ -9,7 +9,7 @@ from typing import IO
 
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import InputError
-from sfm.paths import content
+from sfm.paths import list_content
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -77,7 +77,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     OSError
         If it cannot be written.
     """
-    if not replace and path.exists() and not (path.is_dir() and not content(path)):
+    if not replace and path.exists() and not (path.is_dir() and not list_content(path)):
         raise FileExistsError(errno.EEXIST, "it is there already", str(path))
     fill = not replace and path.is_dir()
     temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)

@@ -79,9 +79,9 @@ def on_disk(device: str, threads: int | None) -> Trainer:
     def train(rows: Rows, moments: Moments) -> Trained:
         import torch
 
-        from sfm.backbones.threads import limit_threads
-        from sfm.pipeline.classifier import train_classifier
-        from sfm.pipeline.staging import Staged
+        from sfm.backbones.execution.cpu_threads import limit_threads
+        from sfm.pipeline.linear_classifier import train_classifier
+        from sfm.pipeline.staging import StagedFeatures
 
         there = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory(prefix="sfm-merge-") as folder:
@@ -92,7 +92,7 @@ def on_disk(device: str, threads: int | None) -> Trainer:
                 labels.append(own)
             chosen = torch.device(there if device == "auto" else device)
             with limit_threads(threads):
-                found = train_classifier(Staged(tuple(files), tuple(labels)), moments, chosen)
+                found = train_classifier(StagedFeatures(tuple(files), tuple(labels)), moments, chosen)
         solver = f"{found.solver}, on the stored training features of all parts"
         return Trained(found.weight, found.bias, solver, found.l2, found.iterations, found.converged)
 

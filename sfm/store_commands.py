@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from sfm import terminal
-from sfm.backbones.waiting import choose_wait_policy
-from sfm.command import App, AsJson, Quiet, Threads
-from sfm.events import ProgressCallback, after
-from sfm.terminal import print_line
+from sfm.backbones.execution.wait_policy import choose_wait_policy
+from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
+from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
+from sfm.events import ProgressCallback, delay_progress
+from sfm.progress_display import show_progress
+from sfm.tables import print_entry_table
+from sfm.terminal import print_json, print_line
 
-store_app = App(
+store_app = StrictTyper(
     help="Look into a store of statistics, check it, share it, and keep it tidy.", no_args_is_help=True
 )
 
@@ -37,8 +39,8 @@ SHOWN_AFTER = 1.0
 @contextmanager
 def at_work(quiet: bool, interrupted: str) -> Iterator[ProgressCallback]:
     """Show the progress of whatever takes longer than a moment, and end with what is true on an interrupt."""
-    with terminal.explain_interrupt(f": {interrupted}"), terminal.showing(quiet) as progress:
-        yield after(SHOWN_AFTER, progress)
+    with explain_interrupt(f": {interrupted}"), show_progress(quiet) as progress:
+        yield delay_progress(SHOWN_AFTER, progress)
 
 
 def examples(*lines: str) -> str:
@@ -47,18 +49,18 @@ def examples(*lines: str) -> str:
 
 
 @store_app.command("ls", no_args_is_help=True, epilog=examples("ls ./store", "ls s3://team/stats --json"))
-def store_ls(url: Url, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def store_ls(url: Url, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """List the entries of a store."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm.stats_store.store import open_store
 
         with at_work(quiet, "nothing was changed") as progress:
             entries, unreadable = open_store(url).survey(progress)
         if as_json:
             shown = [s.model_dump(mode="json") for s in entries]
-            terminal.print_json({"entries": shown, "unreadable": unreadable})
+            print_json({"entries": shown, "unreadable": unreadable})
         else:
-            terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
+            print_entry_table(f"Store {url}: {len(entries)} entries", entries)
             for reason in unreadable:
                 print_line(f"note: left out: {reason}")
 
@@ -86,11 +88,11 @@ def store_show(
             "held-out features.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.by_class import held_out_by_class
         from sfm.stats_store.history import history_of, known_summaries
@@ -101,7 +103,7 @@ def store_show(
             with at_work(quiet, "nothing was changed") as progress:
                 found = history_of(open_store(url), dataset, backbone, image_size, progress)
             if as_json:
-                terminal.print_json({"history": [store_tables.generation_document(g) for g in found]})
+                print_json({"history": [store_tables.generation_document(g) for g in found]})
             else:
                 store_tables.print_history(f"History of {dataset} in {url}", found)
             return
@@ -114,7 +116,7 @@ def store_show(
             if per_class:
                 store_tables.add_accuracies(document, held_out_by_class(entry))
         if as_json:
-            terminal.print_json(document)
+            print_json(document)
         else:
             store_tables.print_entry(document)
 
@@ -129,11 +131,11 @@ def store_verify(
     dataset: OnlyDataset = None,
     backbone: BackboneSpec = None,
     image_size: ImageSize = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.history import known_summaries
         from sfm.stats_store.select import every
@@ -149,12 +151,12 @@ def store_verify(
                 chosen = every(known, dataset=dataset, backbone=backbone, image_size=image_size)
             verdicts = verify(store, chosen, progress)
         if as_json:
-            terminal.print_json({"entries": [store_tables.verdict_document(v) for v in verdicts]})
+            print_json({"entries": [store_tables.verdict_document(v) for v in verdicts]})
         else:
             store_tables.print_verdicts(f"Store {url}", verdicts)
         damaged = sum(not v.sound and v.readable for v in verdicts)
         if damaged:
-            raise terminal.fail(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
+            raise report_error(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
 
 
 @store_app.command(
@@ -177,11 +179,11 @@ def store_copy(
             help="Go over what TARGET has under the same key or had removed; publish again what is damaged.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy entries to another store, byte for byte. The same command goes on where it was interrupted."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.copying import copy
         from sfm.stats_store.history import known_summaries
@@ -201,22 +203,22 @@ def store_copy(
             done = copy(source, create_store(target), chosen, replace=replace, progress=progress)
         if as_json:
             shown = [store_tables.copied_document(c) for c in done]
-            terminal.print_json({"entries": shown, "unreadable": left_out})
+            print_json({"entries": shown, "unreadable": left_out})
         else:
             outcomes = [c.outcome for c in done]
-            terminal.entry_table(f"From {url} to {target}", [c.summary for c in done], outcomes)
+            print_entry_table(f"From {url} to {target}", [c.summary for c in done], outcomes)
             for reason in left_out:
                 print_line(f"note: left out: {reason}")
         damaged = [c for c in done if c.outcome == "damaged"]
         if damaged:
-            raise terminal.fail(f"{len(damaged)} of {len(done)} entries not copied: {damaged[0].detail}", 1)
+            raise report_error(f"{len(damaged)} of {len(done)} entries not copied: {damaged[0].detail}", 1)
         missing = [c for c in done if not c.arrived]
         if missing:
             others = f"{target} holds others under their keys, or had them removed; --replace goes over them"
             reason = next((c.detail for c in missing if c.detail), others)
-            raise terminal.fail(f"{len(missing)} of {len(done)} entries not copied: {reason}", 2)
+            raise report_error(f"{len(missing)} of {len(done)} entries not copied: {reason}", 2)
         if left_out:
-            raise terminal.fail(f"{len(left_out)} entries of {url} were left out: {left_out[0]}", 1)
+            raise report_error(f"{len(left_out)} entries of {url} were left out: {left_out[0]}", 1)
 
 
 @store_app.command(
@@ -250,15 +252,15 @@ def store_merge(
     replace: Annotated[
         bool, typer.Option("--replace", help="Publish the next generation if this union is there already.")
     ] = False,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Publish the statistics of the union of disjoint datasets, from those of its parts. No image is seen.
 
     Overlap between parts cannot be seen, unless the same extraction is in two of them: that is refused.
     """
-    with terminal.reporting():
+    with exit_on_error():
         choose_wait_policy(threads)
         from sfm.merge import merge
 
@@ -277,9 +279,9 @@ def store_merge(
         summary, outcome = done.published.summary, done.published.outcome
         if as_json:
             entry = {"outcome": outcome, **summary.model_dump(mode="json")}
-            terminal.print_json({"store": url, "entry": entry, "notes": done.notes})
+            print_json({"store": url, "entry": entry, "notes": done.notes})
         else:
-            terminal.entry_table(f"Store {url}", [summary], [outcome])
+            print_entry_table(f"Store {url}", [summary], [outcome])
             for note in done.notes:
                 print_line(f"note: {note}")
 
@@ -298,11 +300,11 @@ def store_rm(
         bool, typer.Option("--all", help="Remove all entries that fit, of any backbone, size and role.")
     ] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm.stats_store.concurrency import concurrently
         from sfm.stats_store.history import containing, remove
         from sfm.stats_store.select import every, only
@@ -319,7 +321,7 @@ def store_rm(
             if not dry_run:
                 concurrently(lambda summary: remove(store, summary), removed, progress, "remove", "entries")
         if as_json:
-            terminal.print_json(
+            print_json(
                 {
                     "dry_run": dry_run,
                     "removed": [s.model_dump(mode="json") for s in removed],
@@ -327,9 +329,9 @@ def store_rm(
                 }
             )
             return
-        terminal.entry_table("Would be removed" if dry_run else "Removed", removed)
+        print_entry_table("Would be removed" if dry_run else "Removed", removed)
         if merged:
-            terminal.entry_table("Still visible, and merged from the same data", merged)
+            print_entry_table("Still visible, and merged from the same data", merged)
         if not dry_run:
             print_line(
                 "The bytes are still there. To delete those of all removed entries: "
@@ -356,11 +358,11 @@ def store_gc(
         typer.Option("--now", help="Delete replaced and removed entries at once, whatever their age."),
     ] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Delete what no reader can see: replaced and removed entries, runs never committed, old staging."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.collect import collect, parse_age
         from sfm.stats_store.store import open_store
@@ -370,7 +372,7 @@ def store_gc(
         with at_work(quiet, told) as progress:
             done = collect(open_store(url), older_than=oldest, now=now, dry_run=dry_run, progress=progress)
         if as_json:
-            terminal.print_json(
+            print_json(
                 {
                     "dry_run": dry_run,
                     "deleted": [store_tables.garbage_document(g) for g in done.deleted],

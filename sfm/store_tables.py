@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.layout import fit, open_console
 from sfm.stats_store.collect import Collection
 from sfm.stats_store.copying import Copied
 from sfm.stats_store.garbage import Garbage
@@ -15,7 +14,8 @@ from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
-from sfm.terminal import percent, print_line, table
+from sfm.tables import format_percent, print_table
+from sfm.terminal import fit_to_line, open_console, print_line
 
 
 def entry_document(entry: Entry) -> dict[str, Any]:
@@ -98,14 +98,14 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
     summary = document["summary"]
     console = open_console()
     pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
-    console.print(fit(pinned, console), style="bold", soft_wrap=True)
+    console.print(fit_to_line(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
         console.print(card, style="bold")
         for name, value in document[card].items():
-            console.print(fit(f"  {name}: {value}", console), soft_wrap=True)
+            console.print(fit_to_line(f"  {name}: {value}", console), soft_wrap=True)
     classes = worst_first(document["classes"])
     asked = any("held_out_top1" in c for c in classes)
-    table(
+    print_table(
         f"{len(classes)} classes" + (f" (the first {most})" if len(classes) > most else ""),
         ["id", "name", "train", "held out", *(["top-1 %"] if asked else [])],
         [
@@ -114,13 +114,13 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
                 c["name"],
                 str(c["train_samples"]),
                 "–" if c["test_samples"] is None else str(c["test_samples"]),
-                *([percent(c["held_out_top1"])] if asked else []),
+                *([format_percent(c["held_out_top1"])] if asked else []),
             ]
             for c in classes[:most]
         ],
-        right={"train", "held out", "top-1 %"},
+        right_aligned={"train", "held out", "top-1 %"},
     )
-    table(
+    print_table(
         "arrays",
         ["array", "shape", "dtype", "KiB", "stored KiB", "ratio"],
         [
@@ -134,7 +134,7 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
             ]
             for name, a in document["arrays"].items()
         ],
-        right={"KiB", "stored KiB", "ratio"},
+        right_aligned={"KiB", "stored KiB", "ratio"},
     )
     ratio = document["compression_ratio"]
     print_line(
@@ -179,7 +179,7 @@ def print_history(title: str, history: Sequence[Generation]) -> None:
         *("dataset", "backbone", "px", "role", "options", "generation"),
         *("state", "committed", "digest", "stored"),
     ]
-    table(title, columns, rows, right={"px", "generation", "stored"})
+    print_table(title, columns, rows, right_aligned={"px", "generation", "stored"})
 
 
 def garbage_document(garbage: Garbage) -> dict[str, Any]:
@@ -201,7 +201,9 @@ def print_collection(collection: Collection, verb: str) -> None:
             rows = [[g.path, g.reason, age(now - g.since), str(g.objects), size(g.size)] for g in found]
             columns = ["path", "why", "age", "objects", "size"]
             total = size(sum(g.size for g in found))
-            table(f"{title}: {len(found)}, {total}", columns, rows, right={"age", "objects", "size"})
+            print_table(
+                f"{title}: {len(found)}, {total}", columns, rows, right_aligned={"age", "objects", "size"}
+            )
     if not collection.deleted:
         print_line("nothing to delete")
 
@@ -251,7 +253,9 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
         for v in verdicts
     ]
     columns = ["dataset", "digest", "backbone", "px", "role", "objects", "size", "verdict"]
-    table(f"{title}: {len(rows)} entries checked", columns, rows, right={"px", "objects", "size"})
+    print_table(
+        f"{title}: {len(rows)} entries checked", columns, rows, right_aligned={"px", "objects", "size"}
+    )
     for verdict in verdicts:
         for problem in verdict.problems:
             print_line(problem if verdict.readable else f"note: left out: {problem}")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sfm.backbones.card import BackboneCard
+from sfm.constrained_types import MAX_GENERATION
 from sfm.errors import DamageError, InputError
-from sfm.field_types import LAST_GENERATION
 from sfm.stats_store.cards import (
     SCHEMA_MINOR,
     ClassifierCard,
@@ -26,8 +26,8 @@ from sfm.stats_store.cards import (
 )
 from sfm.stats_store.digest import canonical, entry_digest, sha256
 from sfm.stats_store.schema import UpgradeError, require_readable
-from sfm.text import one_line
-from sfm.untrusted import JSON_BYTES, parse_json
+from sfm.text import sanitize_line
+from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
 Card = TypeVar("Card", bound=BaseModel)
 
@@ -40,7 +40,7 @@ COMMIT = re.compile(r"index/([0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64})/([0-9]{8})(
 KEY_FOLDER = re.compile(r"index(/[0-9a-f]{64}){0,3}")
 """Path of a folder of the index in which there may be commits."""
 
-RUN_METADATA_BYTES = 2 * JSON_BYTES
+RUN_METADATA_BYTES = 2 * MAX_JSON_BYTES
 """Most bytes of all metadata of a run, which opening its entry reads and holds."""
 
 LATER = ("literal_error", "extra_forbidden")
@@ -87,7 +87,7 @@ def generation_after(latest: int, key: str) -> int:
     LastGenerationError
         If it is the last that a path can name.
     """
-    if latest >= LAST_GENERATION:
+    if latest >= MAX_GENERATION:
         raise LastGenerationError(
             f"index/{key} holds the last possible generation: delete {latest}.json and {latest}{MARK} there"
         )
@@ -196,7 +196,7 @@ def named_place(content: dict[str, Any], path: str) -> str:
     """Return the path of a commit, with the name of its dataset where a later version still says it so."""
     summary = content.get("summary")
     name = summary.get("dataset") if isinstance(summary, dict) else None
-    return f"the entry of {one_line(name, most=80)} ({path})" if isinstance(name, str) else path
+    return f"the entry of {sanitize_line(name, max_length=80)} ({path})" if isinstance(name, str) else path
 
 
 def commit_problem(commit: Commit, summary: Summary) -> str:
@@ -299,7 +299,7 @@ def refusal(error: ValidationError, what: str, minor: int) -> DamageError | Upgr
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
     where, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    line = one_line(f"{what}: {where}: {why}" if where else f"{what}: {why}", most=500)
+    line = sanitize_line(f"{what}: {where}: {why}" if where else f"{what}: {why}", max_length=500)
     if minor > SCHEMA_MINOR and all(problem["type"] in LATER for problem in problems):
         return UpgradeError(f"{line}; it is of schema 1.{minor}: upgrade sfm-distill")
     return DamageError(line)

@@ -33,7 +33,7 @@ from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified import read_published
 from sfm.stats_store.verify import Check, Counter
-from sfm.untrusted import parse_json
+from sfm.untrusted_files import parse_json
 
 ENTRIES = 8
 """Entries that are copied at a time, each by as many requests as that leaves of all."""

@@ -13,7 +13,7 @@ from sfm.errors import DamageError
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard
 from sfm.stats_store.commits import Cards
 from sfm.stats_store.schema import DIMENSIONS, generic, is_known, sub_classes
-from sfm.untrusted import parse_json
+from sfm.untrusted_files import parse_json
 
 HIGH_RATIO = 1000
 """A compression ratio that only constants exceed; features have 1 to 5."""

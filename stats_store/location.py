@@ -16,7 +16,7 @@ from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.clouds import reason, require_environment
 from sfm.stats_store.disk import WHY, denied, folder_of_store, is_denied, path_of, system_errno
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -191,7 +191,7 @@ def explained(error: BaseException, place: str) -> str:
     text, number = str(error), system_errno(error)
     if isinstance(error, InvalidPathError):
         named = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
-        name = one_line(named[1], most=200) if named else "unknown"
+        name = sanitize_line(named[1], max_length=200) if named else "unknown"
         return (
             f"cannot use {place}: somebody made an object there that has no proper name ({name}), and no "
             f"listing gets past it: delete it with the tools of the server"
@@ -201,5 +201,5 @@ def explained(error: BaseException, place: str) -> str:
     if "://" not in place or place.startswith("file://"):
         if is_denied(error):
             return f"cannot use {place}: {denied(path_of(error))}"
-        return f"cannot use {place}: {WHY.get(number or 0) or first_line(error)}"
+        return f"cannot use {place}: {WHY.get(number or 0) or summarize_error(error)}"
     return f"cannot use {place}: {reason(error, place.partition(':')[0].lower())}"

@@ -5,17 +5,17 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
-from sfm.field_types import LONGEST_TEXT
-from sfm.text import is_shown, utf8_only
+from sfm.constrained_types import MAX_NAME_LENGTH
+from sfm.text import escape_non_utf8, is_displayable
 
 
 def problem_with_name(name: str) -> str | None:
     """Return why a dataset cannot have a name; None if it can."""
     if "@" in name or name.strip() != name or not name:
         return "must not contain @ or begin or end with a blank"
-    if len(name) > LONGEST_TEXT:
-        return f"must not be longer than {LONGEST_TEXT} characters"
-    if not all(map(is_shown, name)):
+    if len(name) > MAX_NAME_LENGTH:
+        return f"must not be longer than {MAX_NAME_LENGTH} characters"
+    if not all(map(is_displayable, name)):
         return "must be one line without control characters"
     return None
 
@@ -28,8 +28,8 @@ def name_from(text: str) -> str:
     >>> name_from("birds@2024"), name_from("/")
     ('birds-2024', 'dataset')
     """
-    shown = "".join(c if is_shown(c) and c not in "@/" else "-" for c in utf8_only(text).strip())
-    return unicodedata.normalize("NFC", shown)[:LONGEST_TEXT].strip() or "dataset"
+    shown = "".join(c if is_displayable(c) and c not in "@/" else "-" for c in escape_non_utf8(text).strip())
+    return unicodedata.normalize("NFC", shown)[:MAX_NAME_LENGTH].strip() or "dataset"
 
 
 def folder_name(path: Path) -> str:

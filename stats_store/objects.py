@@ -14,13 +14,13 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
+from sfm.constrained_types import RUN_ID_PATTERN
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
-from sfm.field_types import RUN_ID
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import interruptibly
 from sfm.stats_store.disk import UNFINISHED, create_file, local_root, resolve, sync, walk
-from sfm.untrusted import JSON_BYTES, OversizeError, read_file
+from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -30,7 +30,7 @@ T = TypeVar("T")
 READ_AGAIN = (0.1, 0.4, 1.6)
 """Seconds to wait before something that arrived damaged from far away is asked for again."""
 
-RUN = re.compile(RUN_ID)
+RUN = re.compile(RUN_ID_PATTERN)
 
 DAMAGED = (
     errno.EIO,
@@ -49,7 +49,9 @@ def is_remote(objects: ObjectStore) -> bool:
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
-def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int = JSON_BYTES) -> T:
+def read_object(
+    objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int = MAX_JSON_BYTES
+) -> T:
     """Read an object of at most so many bytes and return what `check` makes of it.
 
     A larger one is not read. What arrives damaged from a server is asked for again: it may have suffered on
@@ -72,7 +74,7 @@ def read_object(objects: ObjectStore, path: str, check: Callable[[bytes], T], mo
 
 def _read_local(root: Path, path: str, most: int) -> bytes:
     try:
-        return read_file(resolve(root, path), most)
+        return read_bounded_file(resolve(root, path), most)
     except OversizeError:
         size = resolve(root, path).stat().st_size
         raise DamageError(oversize(path, size, most)) from None

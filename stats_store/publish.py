@@ -48,7 +48,7 @@ from sfm.stats_store.objects import (
 from sfm.stats_store.schema import CROP_MODE, create_array
 from sfm.stats_store.store import Store, group_metadata
 from sfm.stats_store.verified import RecordingStore, read_published, record_of
-from sfm.untrusted import JSON_BYTES
+from sfm.untrusted_files import MAX_JSON_BYTES
 
 LOG = logging.getLogger(__name__)
 
@@ -200,10 +200,10 @@ def publish(
         "classifier": classifier.model_dump(mode="json"),
     }
     metadata = group_metadata(attributes)
-    if len(metadata) > JSON_BYTES:
+    if len(metadata) > MAX_JSON_BYTES:
         raise InputError(
             f"the names and cards of {dataset.name} take {len(metadata)} bytes as JSON, and no reader takes "
-            f"more than {JSON_BYTES}"
+            f"more than {MAX_JSON_BYTES}"
         )
     with reaching(store.url):
         write_object(store.objects, f"runs/{draft.run}/zarr.json", metadata)

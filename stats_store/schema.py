@@ -11,7 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
 from sfm.stats_store.digest import BLOCK_ROWS
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 CROP_MODE = "crop_mode"
 """Required by entries of a backbone that is not fed a centre crop, which older versions cannot make."""
@@ -137,6 +137,6 @@ def require_readable(schema: SchemaVersion, where: str) -> None:
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
         raise UpgradeError(
-            f"{where} requires {one_line(', '.join(unknown), most=200)}, unknown to this version: upgrade "
-            f"sfm-distill"
+            f"{where} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: "
+            f"upgrade sfm-distill"
         )

@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import stream
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
 from sfm.distill.adam import descend, no_moments
 from sfm.distill.augment import augment, draw_views
 from sfm.distill.engine import Plan, State, grown
 from sfm.distill.gradient import gradient_of
 from sfm.distill.pyramid import decode
 from sfm.pipeline.sources import Source
+from sfm.random_streams import make_rng
 
 HEAD, BATCHES = 201, 202
 """Purposes of random streams that no stage uses."""
@@ -60,7 +60,7 @@ class RealImages:
         if device.type == "cuda":
             some = self.resident[torch.from_numpy(rows).to(device)]
             return some.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        return to_tensor(self.pixels[rows]).contiguous()
+        return pixels_to_tensor(self.pixels[rows]).contiguous()
 
 
 def decoded(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int) -> RealImages:
@@ -82,14 +82,14 @@ def decoded(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, can
     rule = backbone.card.preprocessing.model_copy(update={"input_size": canvas, "resize": canvas})
     pixels = np.empty((len(rows), canvas, canvas, 3), dtype=np.uint8)
     for place, sample in zip(pixels, source.train.read(rows), strict=True):
-        place[:] = crop(source.decode(sample.data), rule)
+        place[:] = crop_image(source.decode(sample.data), rule)
     return RealImages(pixels, labels[rows].astype(np.int64))
 
 
 @lru_cache(maxsize=1)
 def shuffled(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     """Return the order in which an epoch goes through the real images."""
-    return stream(seed, BATCHES, epoch).permutation(count)
+    return make_rng(seed, BATCHES, epoch).permutation(count)
 
 
 def batch_rows(seed: int, step: int, count: int, batch: int) -> npt.NDArray[np.int64]:
@@ -151,7 +151,7 @@ def lgm_loss(features: Tensor, labels: Tensor, real: Tensor, weight: Tensor) -> 
 
 def fresh_head(plan: Plan, features: int, step: int, device: torch.device) -> Tensor:
     """Draw the head of a step, N(0, .01^2), of shape (C, D)."""
-    drawn = stream(plan.seed, HEAD, step).standard_normal((plan.classes, features), dtype=np.float32)
+    drawn = make_rng(plan.seed, HEAD, step).standard_normal((plan.classes, features), dtype=np.float32)
     return torch.from_numpy(DEVIATION * drawn).to(device)
 
 

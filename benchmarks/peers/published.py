@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfm.backbones.build import Backbone, Trunk, _load
+from sfm.backbones.build import Backbone, FeatureModel, _load_model
 from sfm.backbones.spec import PROJECTED, parse_spec
 from sfm.distill.augment import NOISE_MEAN, NOISE_STD, Views, draw_views
 from sfm.distill.engine import Plan, grown
@@ -39,12 +39,12 @@ def published_backbone(spec: str, backbone: Backbone) -> Backbone:
         Gives the input size, the mean and the standard deviation.
     """
     parsed = parse_spec(spec)
-    model, _ = _load(parsed)
+    model, _ = _load_model(parsed)
     size = backbone.card.preprocessing.input_size
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)
-    trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(True)
-    return replace(backbone, model=trunk.to(backbone.device).to(memory_format=backbone._layout))
+    trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(True)
+    return replace(backbone, model=trunk.to(backbone.device).to(memory_format=backbone.memory_format))
 
 
 def published_decode(levels: Sequence[Tensor], canvas: int) -> Tensor:

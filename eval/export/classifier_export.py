@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Json, ValidationError
 from safetensors.numpy import save_file
 
 from sfm.backbones.card import BackboneCard
+from sfm.constrained_types import Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.eval.config import MAX_CLASSIFIER_BYTES, RESULT_FILE, get_classifier_folder
 from sfm.eval.export.config import ExportConfig
@@ -21,10 +22,9 @@ from sfm.eval.report.reported_runs import ReportedRun, list_result_files
 from sfm.eval.report.row_selection import get_row_group_key, select_longest_trained_rows
 from sfm.eval.report.text_format import format_command
 from sfm.eval.result import AccuracyRow, PositiveCount, Seed, format_protocol_header
-from sfm.field_types import Digest, InputPixels, Name
-from sfm.paths import resolved
+from sfm.paths import resolve_links
 from sfm.stats_store.store import Entry, open_store
-from sfm.tensor_files import TensorFileError, open_tensors, require_tensors, tensor_types
+from sfm.tensor_files import TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
 
 NamedTensors = dict[str, npt.NDArray[np.float32]]
 
@@ -137,7 +137,7 @@ def read_saved_classifier(
     own_folder = get_classifier_folder(run.directory / RESULT_FILE)
     for path in list_classifier_files(run, config):
         try:
-            with open_tensors(path, "numpy", MAX_CLASSIFIER_BYTES) as file:
+            with open_safetensors(path, "numpy", MAX_CLASSIFIER_BYTES) as file:
                 header = file.metadata() or {}
                 if (header.get("backbone"), header.get("mode")) != (spec, "inherit"):
                     continue
@@ -163,7 +163,7 @@ def read_saved_classifier(
         return tensors, header
     out, next_step = config.evaluation[0] if config.evaluation else None, ""
     if out is None and not os.access(run.directory, os.W_OK):
-        out = Path(f"{resolved(run.directory).name}-evaluation.json")
+        out = Path(f"{resolve_links(run.directory).name}-evaluation.json")
         next_step = f", and give --evaluation {shlex.quote(str(out))}"
     options = {"store": config.store, "backbone": spec, "mode": "inherit", "save": True, "out": out}
     command = format_command("evaluate", str(run.directory), options)
@@ -177,7 +177,7 @@ def read_classifier_tensors(file: Any, path: Path, class_count: int, target_widt
     Parameters
     ----------
     file
-        See :func:`~sfm.tensor_files.open_tensors`.
+        See :func:`~sfm.tensor_files.open_safetensors`.
     path : Path
         Path of the file, for messages.
     class_count, target_width : int
@@ -188,7 +188,7 @@ def read_classifier_tensors(file: Any, path: Path, class_count: int, target_widt
     TensorFileError
         If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
     """
-    _, weight_shape = tensor_types(file).get("weight", ("", ()))
+    _, weight_shape = read_tensor_specs(file).get("weight", ("", ()))
     shapes = {
         "weight": (class_count, *weight_shape[1:]),
         "bias": (class_count,),
@@ -197,7 +197,7 @@ def read_classifier_tensors(file: Any, path: Path, class_count: int, target_widt
     }
     if len(weight_shape) != 2:
         raise TensorFileError(f"{path} holds a weight of shape {list(weight_shape)}")
-    require_tensors(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    require_tensor_specs(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
     tensors: NamedTensors = {name: file.get_tensor(name) for name in shapes}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TensorFileError(f"{path} holds values that are not finite")

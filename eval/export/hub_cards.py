@@ -16,7 +16,7 @@ from sfm.eval.report.row_selection import list_result_rows, make_row_label
 from sfm.eval.report.text_format import format_count, format_percent
 from sfm.eval.result import AccuracyRow
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import one_line, utf8_only
+from sfm.text import escape_non_utf8, sanitize_line
 
 HUB_LICENCES = frozenset(
     {
@@ -81,7 +81,7 @@ def render_dataset_card(run: ReportedRun, export_format: str, folder: Path, lice
         licence=choose_licence(run, None),
         rows=list_accuracy_table_rows(run),
         notes=list_accuracy_notes(run),
-        command=Markup(one_line(make_distill_command(run))),
+        command=Markup(sanitize_line(make_distill_command(run))),
     )
 
 
@@ -194,12 +194,12 @@ def list_accuracy_notes(run: ReportedRun) -> list[str]:
 
 def escape_markdown(text: str, max_length: int = MAX_NAME_CHARACTERS) -> str:
     """Escape a text for a line or a table cell in Markdown: it makes no link and no HTML."""
-    return re.sub(r"[\\|\[\]<`*_~&$]", r"\\\g<0>", one_line(" ".join(text.split()), max_length))
+    return re.sub(r"[\\|\[\]<`*_~&$]", r"\\\g<0>", sanitize_line(" ".join(text.split()), max_length))
 
 
 def format_inline_code(text: str) -> str:
     """Return a text as inline code for a line or a table cell in Markdown, whatever it holds."""
-    line = one_line(" ".join(text.split()), MAX_NAME_CHARACTERS)
+    line = sanitize_line(" ".join(text.split()), MAX_NAME_CHARACTERS)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     padding = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{padding}{line}{padding}{fence}".replace("|", "\\|")
@@ -207,7 +207,7 @@ def format_inline_code(text: str) -> str:
 
 def flatten_to_line(value: Any) -> Any:
     """Return a text as one line, unless it is :class:`Markup`; any other value as it is."""
-    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return sanitize_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -222,4 +222,4 @@ def render_template(name: str, **values: Any) -> str:
         finalize=flatten_to_line,
     )
     environment.filters |= {"cell": escape_markdown, "code": format_inline_code}
-    return utf8_only(environment.get_template(name).render(values))
+    return escape_non_utf8(environment.get_template(name).render(values))

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfm.eval.report.reported_runs import LossPoint
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 BarKind = Literal["distilled", "few real", "all real", "no images"]
 
@@ -177,7 +177,7 @@ def draw_loss_chart(
 def render_svg(figure: Figure, description: str) -> Markup:
     """Return a figure as an ``<svg>`` element for a page."""
     buffer = StringIO()
-    with mpl.rc_context({"svg.hashsalt": utf8_only(description)}):
+    with mpl.rc_context({"svg.hashsalt": escape_non_utf8(description)}):
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=no_metadata)
     svg = buffer.getvalue()

@@ -13,7 +13,7 @@ from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.report_content import ReportContent, make_report_content
 from sfm.eval.report.reported_runs import read_reported_runs
 from sfm.locking import lock_file
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 REPORT_MARK = b"<!doctype html>\n<!-- sfm report -->"
 """First bytes of every report; a file that begins otherwise is not replaced."""
@@ -43,7 +43,7 @@ def report(config: ReportConfig) -> Path:
     with lock_file(config.out):
         runs = read_reported_runs(config.runs, config.store, config.evaluation)
         page = render_page(make_report_content(runs))
-        write_output(config.out, utf8_only(page).encode())
+        write_output(config.out, escape_non_utf8(page).encode())
     return config.out
 
 

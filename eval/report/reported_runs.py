@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from sfm.config_fields import LARGEST_CANVAS, MANY
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
+from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.class_subset import NEAREST_ROLE, ClassSubset, select_run_classes
 from sfm.eval.combined_results import combine_evaluations, read_result
@@ -20,13 +21,12 @@ from sfm.eval.config import RESULT_FILE
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run, read_json_model, require_no_outside_links
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation
-from sfm.field_types import Count, Digest, Finite, Name, NotNegative, Versions
 from sfm.image_files import read_png
-from sfm.paths import resolved
+from sfm.paths import resolve_links
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries
 from sfm.stats_store.store import Entry, Store, open_store
-from sfm.untrusted import HISTORY_BYTES, read_file
+from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
 MAX_LEVELS, MAX_LOSS = 20, 1e30
 """Levels of a pyramid, and absolute values of a loss: more than any run has."""
@@ -51,10 +51,10 @@ class RunDetails(BaseModel):
     train_samples: Count | None = None
     seed: Count | None = None
     images: Digest | None = None
-    versions: Versions = {}
+    versions: PackageVersions = {}
     device: Name | None = None
-    loss: Finite | None = None
-    wall_seconds: NotNegative | None = None
+    loss: FiniteFloat | None = None
+    wall_seconds: NonNegativeFloat | None = None
     peak_memory_bytes: Count | None = None
 
 
@@ -160,7 +160,7 @@ def read_reported_runs(
         there; if a result is of none of the runs; if a store cannot be opened, holds none of the runs'
         entries, or other classes.
     """
-    paths = [resolved(directory) for directory in directories]
+    paths = [resolve_links(directory) for directory in directories]
     for directory, path in zip(directories, paths, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{directory} is given more than once: name every run directory once")
@@ -290,7 +290,7 @@ def read_loss_history(path: Path) -> list[LossPoint]:
         If it is not what `sfm distill` writes.
     """
     try:
-        lines = read_file(path, HISTORY_BYTES).decode().splitlines()
+        lines = read_bounded_file(path, MAX_HISTORY_BYTES).decode().splitlines()
         history = [parse_loss_point(row) for row in csv.DictReader(lines)]
         require_valid_history(history)
     except FileNotFoundError:
@@ -321,8 +321,8 @@ def require_valid_history(history: Sequence[LossPoint]) -> None:
         raise ValueError("too many levels")
     first = LossPoint(0, 0.0, 1)
     for previous, point in itertools.pairwise([first, *history]):
-        grows = previous.resolution <= point.resolution <= LARGEST_CANVAS
-        if not (previous.step < point.step <= MANY and abs(point.loss) < MAX_LOSS and grows):
+        grows = previous.resolution <= point.resolution <= MAX_CANVAS_PIXELS
+        if not (previous.step < point.step <= MAX_ITERATIONS and abs(point.loss) < MAX_LOSS and grows):
             raise ValueError(f"step {point.step} does not follow step {previous.step}")
 
 

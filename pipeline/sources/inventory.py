@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-IMAGES = frozenset(
+IMAGE_EXTENSIONS = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"),
         *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"),
@@ -17,7 +17,7 @@ IMAGES = frozenset(
 )
 """Extensions of the formats that are decoded."""
 
-OTHER_IMAGES = frozenset(
+UNSUPPORTED_IMAGE_EXTENSIONS = frozenset(
     (
         *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"),
         *("cr2", "nef", "arw"),
@@ -25,7 +25,7 @@ OTHER_IMAGES = frozenset(
 )
 """Extensions of images that are not decoded: a file of these stops the run rather than being passed over."""
 
-NO_IMAGES = frozenset(
+NON_IMAGE_EXTENSIONS = frozenset(
     (
         *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"),
         *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"),
@@ -34,12 +34,12 @@ NO_IMAGES = frozenset(
 )
 """Extensions of files that are known to hold no image, and are not opened to see."""
 
-INDEXES = frozenset(("parquet", "arrow", "idx", "index", "bin"))
+INDEX_EXTENSIONS = frozenset(("parquet", "arrow", "idx", "index", "bin"))
 """Extensions of data and indexes that lie beside images and shards."""
 
 MAGIC_BYTES = 16
-HIDDEN = "hidden"
-NO_FILE = "neither file nor folder"
+HIDDEN_KIND = "hidden"
+SPECIAL_FILE_KIND = "neither file nor folder"
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,32 @@ class Inventory:
         return Inventory(dict(unused), self.notes, self.no_held_out)
 
 
-def extension_of(name: str) -> str:
+def get_extension(name: str) -> str:
     """Return what follows the last dot of a file's name, in small letters; empty if nothing does."""
     return posixpath.splitext(name)[1].lower().removeprefix(".")
 
 
-def may_name_folder(name: str) -> bool:
+def could_be_folder(name: str) -> bool:
     """Say whether what cannot be opened may be a folder, to go by its name: ``cls.v1`` may, ``a.txt`` not."""
-    return extension_of(name) not in IMAGES | OTHER_IMAGES | NO_IMAGES | INDEXES
+    return (
+        get_extension(name)
+        not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
+    )
 
 
-def kind_of(name: str) -> str:
+def get_unused_kind(name: str) -> str:
     """Return the kind that a file which is not read is counted under: its extension, with the dot."""
-    extension = extension_of(name)
+    extension = get_extension(name)
     return f".{extension}" if extension else "without extension"
 
 
-def describe_kinds(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """Return counts by kind as people write them, the most frequent first: ``3 .txt, 1 .csv``."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {kind}" for kind, count in ordered)
 
 
-def holds_image(path: str) -> bool:
+def is_image_file(path: str) -> bool:
     """Say whether a file is to be read as an image: by its extension, or else by how it begins.
 
     Raises
@@ -96,14 +99,14 @@ def holds_image(path: str) -> bool:
     OSError
         If it has to be opened, and cannot be.
     """
-    extension = extension_of(path)
-    if extension in IMAGES or extension in OTHER_IMAGES:
+    extension = get_extension(path)
+    if extension in IMAGE_EXTENSIONS or extension in UNSUPPORTED_IMAGE_EXTENSIONS:
         return True
-    if extension in NO_IMAGES:
+    if extension in NON_IMAGE_EXTENSIONS:
         return False
-    from sfm.pipeline.sources.decode import formats
+    from sfm.pipeline.sources.decode import load_formats
 
     with Path(path).open("rb") as file:
         start = file.read(MAGIC_BYTES)
-    accepts = (Image.OPEN[name][1] for name in formats())
+    accepts = (Image.OPEN[name][1] for name in load_formats())
     return any(accept is not None and bool(accept(start)) for accept in accepts)

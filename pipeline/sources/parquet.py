@@ -12,65 +12,57 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import (
+from sfm.pipeline.sources.class_labels import (
     ClassList,
-    label_id,
-    meaning_of,
-    normalised,
-    number_id,
+    class_id_from_label,
+    class_id_from_number,
+    encode_label_list,
+    format_numeric_label,
+    normalize_class_name,
     read_class_list,
-    require_one_writing,
-    written_number,
+    require_consistent_labels,
+)
+from sfm.pipeline.sources.class_subsets import take_positions
+from sfm.pipeline.sources.data_files import (
+    LOOKUP_THREADS,
+    DataFile,
+    derive_dataset_name,
+    digest_listing,
+    is_remote_url,
+    open_seekable,
 )
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.limits import (
-    IMAGE_BYTES,
-    NAME_CHARACTERS,
-    require_listable,
-    require_short_name,
+    MAX_IMAGE_BYTES,
+    MAX_NAME_CHARACTERS,
+    require_short_class_name,
+    require_storable_classes,
 )
-from sfm.pipeline.sources.options import require_known, split_options
-from sfm.pipeline.sources.places import (
-    LOOKUPS,
-    DataFile,
-    dataset_name,
-    is_remote,
-    listing_of,
-    open_seekable,
-)
-from sfm.pipeline.sources.source import (
-    NO_SAMPLES,
-    Sample,
-    Shard,
-    Source,
-    Split,
-    at,
-    digest_of,
-    some,
-    too_large,
-)
-from sfm.pipeline.sources.splits import split_files
+from sfm.pipeline.sources.sample import Sample, describe_oversized_image
+from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
+from sfm.pipeline.sources.spec_options import parse_options, require_known_options
+from sfm.pipeline.sources.split_files import find_split_files
 from sfm.stats_store.class_lists import class_id_from
-from sfm.text import first_line, one_line
-from sfm.untrusted import JSON_BYTES, parse_json
+from sfm.text import format_names, sanitize_line, summarize_error
+from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
-ROWS_PER_SHARD = 1024
-FIRST_ROWS = 64
-LABELS_AT_ONCE = 16_384
-LABEL_READERS = 4
-STRING_BYTES = JSON_BYTES
+MIN_SHARD_ROWS = 1024
+LABEL_PROBE_ROWS = 64
+LABEL_BATCH_ROWS = 16_384
+LABEL_THREADS = 4
+MAX_THRIFT_STRING_BYTES = MAX_JSON_BYTES
 """Of a text in the description of a table, such as the metadata that name classes."""
 
-CONTAINERS = 1_000_000
+MAX_THRIFT_ITEMS = 1_000_000
 """Of things in a list there, such as row groups."""
 
 
 @dataclass(frozen=True)
-class Columns:
+class ImageColumns:
     """What the schema of a dataset says.
 
     Attributes
@@ -87,7 +79,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Table:
+class ParquetTable:
     """A file of a dataset.
 
     Attributes
@@ -109,7 +101,7 @@ class Table:
     text_numbers: bool = False
 
 
-def parquet_source(text: str) -> Source:
+def open_parquet_source(text: str) -> Source:
     """Open a dataset of parquet files.
 
     Parameters
@@ -126,53 +118,55 @@ def parquet_source(text: str) -> Source:
         If pyarrow is not installed, files are missing or damaged, or have no such columns.
     """
     spec = f"parquet:{text}"
-    place, options = split_options(text)
-    require_known(spec, options, ("train", "test", "image", "label", "names"))
+    place, options = parse_options(text)
+    require_known_options(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
-    found = split_files(place, (".parquet",), options.get("train"), options.get("test"))
+    found = find_split_files(place, (".parquet",), options.get("train"), options.get("test"))
     train = found.train
-    with opened(train[0]) as first:
-        columns = columns_of(first.schema_arrow, train[0].url, options.get("image"), options.get("label"))
-        notes = [] if "names" in options else metadata_notes(first.schema_arrow, train[0].url, columns)
-    found = found.labelled(lambda file: has_labels(file, columns.label))
+    with open_table(train[0]) as first:
+        columns = find_columns(first.schema_arrow, train[0].url, options.get("image"), options.get("label"))
+        notes = (
+            [] if "names" in options else note_unusable_metadata(first.schema_arrow, train[0].url, columns)
+        )
+    found = found.labelled(lambda file: table_has_labels(file, columns.label))
     test = found.test
-    names, shown = own_names(columns, train[0].url)
+    names, shown = label_list_from_metadata(columns, train[0].url)
     if "names" in options:
         names = read_class_list(options["names"])
         shown = {class_id: names.names.get(class_id, class_id) for class_id in names.ids}
-    near = not any(is_remote(file.url) for file in (*train, *test))
+    near = not any(is_remote_url(file.url) for file in (*train, *test))
     # On a disk labels are read, too, whose pages may be of any size.
-    with ThreadPoolExecutor(LABEL_READERS if near else LOOKUPS) as pool:
-        tables = list(pool.map(lambda file: describe(file, columns, names, near), [*train, *test]))
-    require_one_writing(spec, (pair for table in tables for pair in table.written))
+    with ThreadPoolExecutor(LABEL_THREADS if near else LOOKUP_THREADS) as pool:
+        tables = list(pool.map(lambda file: inspect_table(file, columns, names, near), [*train, *test]))
+    require_consistent_labels(spec, (pair for table in tables for pair in table.written))
     ids: list[str] | None = None
     if near:
         ids = sorted({label for table in tables for label in table.labels or ()})
     elif shown:
         ids = sorted(names.ids if names else shown)
     return Source(
-        name=dataset_name(place, ".parquet"),
+        name=derive_dataset_name(place, ".parquet"),
         spec=spec,
         class_ids=ids,
         class_names=None if ids is None else [shown.get(class_id, class_id) for class_id in ids],
-        train=parquet_split(tables[: len(train)], columns, names, ids),
-        test=parquet_split(tables[len(train) :], columns, names, ids) if test else NO_SAMPLES,
+        train=make_parquet_split(tables[: len(train)], columns, names, ids),
+        test=make_parquet_split(tables[len(train) :], columns, names, ids) if test else NO_SAMPLES,
         decode=decode_image,
         inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)),
     )
 
 
-def has_labels(file: DataFile, column: str) -> bool:
+def table_has_labels(file: DataFile, column: str) -> bool:
     """Say whether the first rows of a file have labels; -1 is none."""
-    with opened(file, [column]) as table:
+    with open_table(file, [column]) as table:
         if column not in table.schema_arrow.names:
             return False
-        labels = itertools.islice(stored_labels(table, file, column), FIRST_ROWS)
+        labels = itertools.islice(iter_stored_labels(table, file, column), LABEL_PROBE_ROWS)
         return any(label not in (None, -1, "-1") for label in labels)
 
 
-def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bool) -> Table:
+def inspect_table(file: DataFile, columns: ImageColumns, names: ClassList | None, near: bool) -> ParquetTable:
     """Read the size of a file and, if it is near, its labels.
 
     Raises
@@ -180,32 +174,32 @@ def describe(file: DataFile, columns: Columns, names: ClassList | None, near: bo
     InputError
         If it lacks a column, numbers its classes otherwise than others, or has labels out of range; names it.
     """
-    with opened(file, [columns.label]) as table:
+    with open_table(file, [columns.label]) as table:
         absent = {columns.image, columns.label} - set(table.schema_arrow.names)
         if absent:
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
-        if columns_of(table.schema_arrow, file.url, columns.image, columns.label).names != columns.names:
+        if find_columns(table.schema_arrow, file.url, columns.image, columns.label).names != columns.names:
             raise InputError(
                 f"{file.url} names its classes otherwise than the first training file: join them"
             )
         rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         if not near:
-            return Table(file, tuple(rows), None)
+            return ParquetTable(file, tuple(rows), None)
         ids: dict[tuple[type, object], str] = {}
         labels = []
-        for row, label in enumerate(stored_labels(table, file, columns.label)):
+        for row, label in enumerate(iter_stored_labels(table, file, columns.label)):
             key = type(label), label
             if key not in ids:
-                ids[key] = row_label(label, names, f"row {row} of {file.url}")
+                ids[key] = class_id_from_cell(label, names, f"row {row} of {file.url}")
             labels.append(ids[key])
     if len(labels) != sum(rows):
         raise InputError(f"{file.url} is damaged: it has {len(labels):,} labels for {sum(rows):,} rows")
-    written = frozenset((class_id, written_number(label)) for (_, label), class_id in ids.items())
-    text_numbers = any(isinstance(label, str) and written_number(label) for _, label in ids)
-    return Table(file, tuple(rows), tuple(labels), written, text_numbers)
+    written = frozenset((class_id, format_numeric_label(label)) for (_, label), class_id in ids.items())
+    text_numbers = any(isinstance(label, str) and format_numeric_label(label) for _, label in ids)
+    return ParquetTable(file, tuple(rows), tuple(labels), written, text_numbers)
 
 
-def stored_labels(
+def iter_stored_labels(
     table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str
 ) -> Iterator[str | int | float | None]:
     """Yield the labels of a file that was opened for their column; each text is in memory once.
@@ -219,66 +213,73 @@ def stored_labels(
     import pyarrow.compute
 
     row = 0
-    for batch in table.iter_batches(LABELS_AT_ONCE, columns=[column], use_threads=False):
+    for batch in table.iter_batches(LABEL_BATCH_ROWS, columns=[column], use_threads=False):
         labels = batch.column(column)
         kind = labels.type.value_type if isinstance(labels, pyarrow.DictionaryArray) else labels.type
         if pyarrow.types.is_nested(kind):
-            raise InputError(f"row {row} of {file.url} has no usable label: found {one_line(str(kind), 60)}")
+            raise InputError(
+                f"row {row} of {file.url} has no usable label: found {sanitize_line(str(kind), 60)}"
+            )
         if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
             texts = labels.dictionary if isinstance(labels, pyarrow.DictionaryArray) else labels
             longest = pyarrow.compute.max(pyarrow.compute.utf8_length(texts)).as_py() or 0
-            if longest > NAME_CHARACTERS:
+            if longest > MAX_NAME_CHARACTERS:
                 raise InputError(
                     f"{file.url} has, from row {row} on, a class name of {longest:,} characters: at most "
-                    f"{NAME_CHARACTERS:,} are read"
+                    f"{MAX_NAME_CHARACTERS:,} are read"
                 )
         row += len(labels)
         yield from labels.to_pylist()
 
 
-def row_label(label: object, names: ClassList | None, where: str) -> str:
+def class_id_from_cell(label: object, names: ClassList | None, where: str) -> str:
     """Return the class id that a row's label means: without names, text is the id itself, digits or not.
 
     Raises
     ------
     InputError
-        See :func:`label_id`.
+        See :func:`class_id_from_label`.
     """
     if names is None and isinstance(label, str) and label.strip():
-        return class_id_from(require_short_name(label.strip(), where))
-    return label_id(label, names, where)
+        return class_id_from(require_short_class_name(label.strip(), where))
+    return class_id_from_label(label, names, where)
 
 
-def parquet_split(
-    tables: Sequence[Table], columns: Columns, names: ClassList | None, class_ids: list[str] | None
+def make_parquet_split(
+    tables: Sequence[ParquetTable],
+    columns: ImageColumns,
+    names: ClassList | None,
+    class_ids: list[str] | None,
 ) -> Split:
     """Describe a split; shards are neighbouring row groups."""
     index = {class_id: c for c, class_id in enumerate(class_ids or ())}
 
-    def shard(table: Table, groups: range) -> Shard:
+    def shard(table: ParquetTable, groups: range) -> Shard:
         start, end = sum(table.rows[: groups.start]), sum(table.rows[: groups.stop])
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
-            found = samples(table.file, groups, start, columns, names)
-            return found if positions is None else at(found, positions)
+            found = iter_table_samples(table.file, groups, start, columns, names)
+            return found if positions is None else take_positions(found, positions)
 
         labels = None
         if table.labels is not None:
             labels = np.array([index[label] for label in table.labels[start:end]], dtype=np.int32)
         return Shard(f"rows {start} to {end - 1} of {table.file.url}", labels, read)
 
-    meaning = meaning_of(names)
+    meaning = encode_label_list(names)
     # Text of digits used to be taken for numbers: what was extracted so is not the same.
     if names is None and any(table.text_numbers for table in tables):
         meaning = "text is an id"
     return Split(
-        tuple(shard(table, groups) for table in tables for groups in row_groups(table.rows)),
-        digest_of(listing_of([table.file for table in tables]), columns.image, columns.label, meaning),
+        tuple(shard(table, groups) for table in tables for groups in merge_row_groups(table.rows)),
+        compute_digest(
+            digest_listing([table.file for table in tables]), columns.image, columns.label, meaning
+        ),
     )
 
 
 @contextlib.contextmanager
-def opened(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.parquet.ParquetFile]":
+def open_table(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.parquet.ParquetFile]":
     """Open a parquet file.
 
     Parameters
@@ -299,14 +300,16 @@ def opened(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.p
     try:
         content = pyarrow.PythonFile(handle, mode="r")
         metadata = pyarrow.parquet.ParquetFile(
-            content, thrift_string_size_limit=STRING_BYTES, thrift_container_size_limit=CONTAINERS
+            content,
+            thrift_string_size_limit=MAX_THRIFT_STRING_BYTES,
+            thrift_container_size_limit=MAX_THRIFT_ITEMS,
         ).metadata
-        require_possible(metadata, file)
+        require_plausible_rows(metadata, file)
         with pyarrow.parquet.ParquetFile(
             content,
             metadata=metadata,
             buffer_size=1 << 20,
-            read_dictionary=[path for path in text_columns(metadata) if path in repeating],
+            read_dictionary=[path for path in list_binary_columns(metadata) if path in repeating],
         ) as table:
             yield table
     except InputError:
@@ -325,19 +328,19 @@ def opened(file: DataFile, repeating: Sequence[str] = ()) -> "Iterator[pyarrow.p
         OverflowError,
         MemoryError,
     ) as error:
-        line = one_line(first_line(error), 300)
+        line = sanitize_line(summarize_error(error), 300)
         raise InputError(f"{file.url} is damaged, truncated or no parquet file: {line}") from error
     finally:
         handle.close()
 
 
-def text_columns(metadata: "pyarrow.parquet.FileMetaData") -> list[str]:
+def list_binary_columns(metadata: "pyarrow.parquet.FileMetaData") -> list[str]:
     """Return the paths of the columns of bytes and of text."""
     columns = map(metadata.schema.column, range(metadata.num_columns))
     return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def require_possible(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -> None:
+def require_plausible_rows(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -> None:
     """Refuse a file that promises more rows than it has bytes, however often images repeat.
 
     Raises
@@ -352,7 +355,7 @@ def require_possible(metadata: "pyarrow.parquet.FileMetaData", file: DataFile) -
         )
 
 
-def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: str | None) -> Columns:
+def find_columns(schema: "pyarrow.Schema", where: str, image: str | None, label: str | None) -> ImageColumns:
     """Find the columns of images and labels.
 
     Parameters
@@ -366,7 +369,7 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
     InputError
         If there are none, or several; lists the columns.
     """
-    features = features_of(schema)
+    features = parse_hub_features(schema)
     found = {}
     for role, wanted, kind in (("image", image, "Image"), ("label", label, "ClassLabel")):
         of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
@@ -374,16 +377,16 @@ def columns_of(schema: "pyarrow.Schema", where: str, image: str | None, label: s
         if name is None or name not in schema.names:
             raise InputError(
                 f"{where} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
-                f"there are {some(schema.names, 20)}"
+                f"there are {format_names(schema.names, 20)}"
             )
         found[role] = name
     twice = [name for name in found.values() if schema.names.count(name) > 1]
     if twice:
         raise InputError(f"{where} has several columns {twice[0]}: rename them")
-    return Columns(found["image"], found["label"], class_names_of(features.get(found["label"], {})))
+    return ImageColumns(found["image"], found["label"], parse_class_names(features.get(found["label"], {})))
 
 
-def features_of(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
+def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     """Return what the datasets library wrote into a schema about its columns, if it did.
 
     Whatever else another program wrote in its place says nothing about columns.
@@ -399,16 +402,16 @@ def features_of(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in described.items() if isinstance(feature, dict)}
 
 
-def class_names_of(feature: dict[str, Any]) -> list[str] | None:
+def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
     """Return the class names in what the datasets library says about a column; None unless it is a list."""
     names = feature.get("names")
     usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
     return list(names) if usable and isinstance(names, list) else None
 
 
-def metadata_notes(schema: "pyarrow.Schema", where: str, columns: Columns) -> list[str]:
+def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageColumns) -> list[str]:
     """Say so, if metadata that should name the classes of a dataset cannot be used."""
-    features = features_of(schema)
+    features = parse_hub_features(schema)
     foreign = b"huggingface" in (schema.metadata or {}) and not features
     nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.names is None
     if not (foreign or nameless):
@@ -419,20 +422,20 @@ def metadata_notes(schema: "pyarrow.Schema", where: str, columns: Columns) -> li
     ]
 
 
-def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str, str]]:
+def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassList | None, dict[str, str]]:
     """Return what a dataset's own metadata make of label numbers: class ids, and display names by class id.
 
     Names that a person would take for one cannot tell classes apart; such classes are numbered.
     """
     if columns.names is None:
         return None, {}
-    require_listable(columns.names, None, f"the metadata of {where}")
-    if len({normalised(name) for name in columns.names}) == len(columns.names):
+    require_storable_classes(columns.names, None, f"the metadata of {where}")
+    if len({normalize_class_name(name) for name in columns.names}) == len(columns.names):
         return ClassList(where, [class_id_from(name) for name in columns.names], {}), {}
-    return None, {number_id(label): name for label, name in enumerate(columns.names)}
+    return None, {class_id_from_number(label): name for label, name in enumerate(columns.names)}
 
 
-def row_groups(rows: Sequence[int]) -> list[range]:
+def merge_row_groups(rows: Sequence[int]) -> list[range]:
     """Join neighbouring row groups until they hold enough rows to be worth a shard.
 
     Parameters
@@ -443,14 +446,14 @@ def row_groups(rows: Sequence[int]) -> list[range]:
     shards, start, held = [], 0, 0
     for group, count in enumerate(rows):
         held += count
-        if held >= ROWS_PER_SHARD or group == len(rows) - 1:
+        if held >= MIN_SHARD_ROWS or group == len(rows) - 1:
             shards.append(range(start, group + 1))
             start, held = group + 1, 0
     return shards
 
 
-def samples(
-    file: DataFile, groups: range, start: int, columns: Columns, names: ClassList | None
+def iter_table_samples(
+    file: DataFile, groups: range, start: int, columns: ImageColumns, names: ClassList | None
 ) -> Iterator[Sample]:
     """Stream the rows of neighbouring row groups, the first of which is row `start`.
 
@@ -460,8 +463,8 @@ def samples(
         If the file is damaged, or a row lacks its image or its label; names it.
     """
     row = start
-    with opened(file) as table:
-        require_encoded(table, file, columns.image)
+    with open_table(file) as table:
+        require_image_column(table, file, columns.image)
         # One row at a time takes 8 us more each, and any of them may be large.
         for batch in table.iter_batches(
             1, list(groups), columns=[columns.image, columns.label], use_threads=False
@@ -470,15 +473,15 @@ def samples(
             for image, label in zip(images, labels, strict=True):
                 where = f"row {row} of {file.url}"
                 stored = label.as_py()
-                class_id = row_label(stored, names, where)
-                data, fault = image_bytes(image.as_py(), where), ""
-                if len(data) > IMAGE_BYTES:
-                    data, fault = b"", too_large(len(data))
-                yield Sample(data, class_id, where, written_number(stored), fault)
+                class_id = class_id_from_cell(stored, names, where)
+                data, fault = extract_image_bytes(image.as_py(), where), ""
+                if len(data) > MAX_IMAGE_BYTES:
+                    data, fault = b"", describe_oversized_image(len(data))
+                yield Sample(data, class_id, where, format_numeric_label(stored), fault)
                 row += 1
 
 
-def require_encoded(table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str) -> None:
+def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str) -> None:
     """Refuse a column of lists and the like, which no image is encoded in.
 
     Raises
@@ -492,12 +495,12 @@ def require_encoded(table: "pyarrow.parquet.ParquetFile", file: DataFile, column
     parts = [field.type for field in kind] if pyarrow.types.is_struct(kind) else [kind]
     if any(pyarrow.types.is_nested(part) for part in parts):
         raise InputError(
-            f"{file.url} holds no encoded image in {column}: found {one_line(str(kind), 60)}; embed "
+            f"{file.url} holds no encoded image in {column}: found {sanitize_line(str(kind), 60)}; embed "
             f"the image files in the table"
         )
 
 
-def image_bytes(cell: object, where: str) -> bytes:
+def extract_image_bytes(cell: object, where: str) -> bytes:
     """Return the encoded image that a cell holds.
 
     Raises

@@ -7,23 +7,31 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import ClassList, label_id, meaning_of, read_class_list, written_number
+from sfm.pipeline.sources.class_labels import (
+    ClassList,
+    class_id_from_label,
+    encode_label_list,
+    format_numeric_label,
+    read_class_list,
+)
+from sfm.pipeline.sources.class_subsets import take_positions
+from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_listing
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.inventory import IMAGES
-from sfm.pipeline.sources.limits import LABEL_BYTES
-from sfm.pipeline.sources.options import require_known, split_options
-from sfm.pipeline.sources.places import DataFile, dataset_name, listing_of
-from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of, too_large
-from sfm.pipeline.sources.splits import split_files
-from sfm.pipeline.sources.tar_members import Content, NoLabelError, sample_parts
-from sfm.untrusted import parse_json
+from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS
+from sfm.pipeline.sources.limits import MAX_LABEL_BYTES
+from sfm.pipeline.sources.sample import Sample, describe_oversized_image
+from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
+from sfm.pipeline.sources.spec_options import parse_options, require_known_options
+from sfm.pipeline.sources.split_files import find_split_files
+from sfm.pipeline.sources.tar_members import Content, NoLabelError, iter_sample_parts
+from sfm.untrusted_files import parse_json
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
-UNREAD_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
-JSON_KEYS = ("label", "cls")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
+JSON_LABEL_KEYS = ("label", "cls")
 
 
-def wds_source(text: str) -> Source:
+def open_wds_source(text: str) -> Source:
     """Open tar shards.
 
     Parameters
@@ -39,33 +47,35 @@ def wds_source(text: str) -> Source:
         If shards are missing, or the splits cannot be told apart.
     """
     spec = f"wds:{text}"
-    place, options = split_options(text)
-    require_known(spec, options, ("train", "test", "names"))
+    place, options = parse_options(text)
+    require_known_options(spec, options, ("train", "test", "names"))
     names = read_class_list(options["names"]) if "names" in options else None
-    found = split_files(place, (*SUFFIXES, *UNREAD_SUFFIXES), options.get("train"), options.get("test"))
-    found = found.labelled(has_labels)
-    require_distinct([*found.train, *found.test])
+    found = find_split_files(
+        place, (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES), options.get("train"), options.get("test")
+    )
+    found = found.labelled(shard_has_labels)
+    require_distinct_shards([*found.train, *found.test])
     ids = sorted(names.ids) if names else None
     return Source(
-        name=dataset_name(place, (*SUFFIXES, *UNREAD_SUFFIXES)),
+        name=derive_dataset_name(place, (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)),
         spec=spec,
         class_ids=ids,
         class_names=[names.names.get(class_id, class_id) for class_id in ids] if names and ids else None,
-        train=wds_split(found.train, names),
-        test=wds_split(found.test, names) if found.test else NO_SAMPLES,
+        train=make_wds_split(found.train, names),
+        test=make_wds_split(found.test, names) if found.test else NO_SAMPLES,
         decode=decode_image,
         inventory=found.inventory,
     )
 
 
-def has_labels(file: DataFile) -> bool:
+def shard_has_labels(file: DataFile) -> bool:
     """Say whether the first sample of a shard has a label; -1 is none.
 
     A shard that cannot be read is not without labels: it is named when it is read.
     """
     try:
-        key, parts = next(sample_parts(file, Counter()), ("", {}))
-        _, label = stored_label(parts, f"{key} in {file.url}")
+        key, parts = next(iter_sample_parts(file, Counter()), ("", {}))
+        _, label = find_stored_label(parts, f"{key} in {file.url}")
     except NoLabelError:
         return False
     except InputError:
@@ -73,7 +83,7 @@ def has_labels(file: DataFile) -> bool:
     return str(label).strip() != "-1"
 
 
-def require_distinct(files: Sequence[DataFile]) -> None:
+def require_distinct_shards(files: Sequence[DataFile]) -> None:
     """Refuse shards that cannot be unpacked here, and those that are there packed and unpacked.
 
     Raises
@@ -83,7 +93,7 @@ def require_distinct(files: Sequence[DataFile]) -> None:
     """
     by_stem: dict[str, DataFile] = {}
     for file in files:
-        if file.url.endswith(UNREAD_SUFFIXES):
+        if file.url.endswith(UNSUPPORTED_SUFFIXES):
             raise InputError(f"{file.url} is compressed with something else than gzip: unpack it")
         stem = file.url.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
         other = by_stem.setdefault(stem, file)
@@ -91,22 +101,22 @@ def require_distinct(files: Sequence[DataFile]) -> None:
             raise InputError(f"{other.url} and {file.url} are one shard, most likely: remove one of the two")
 
 
-def wds_split(files: Sequence[DataFile], names: ClassList | None) -> Split:
+def make_wds_split(files: Sequence[DataFile], names: ClassList | None) -> Split:
     """Describe a split; one shard per file."""
 
     def shard(file: DataFile) -> Shard:
         unused: Counter[str] = Counter()
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
-            found = samples(file, names, unused)
-            return found if positions is None else at(found, positions)
+            found = iter_shard_samples(file, names, unused)
+            return found if positions is None else take_positions(found, positions)
 
         return Shard(file.url, None, read, unused)
 
-    return Split(tuple(map(shard, files)), digest_of(listing_of(files), meaning_of(names)))
+    return Split(tuple(map(shard, files)), compute_digest(digest_listing(files), encode_label_list(names)))
 
 
-def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> Iterator[Sample]:
+def iter_shard_samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> Iterator[Sample]:
     """Stream the samples of a shard.
 
     Parameters
@@ -120,17 +130,19 @@ def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> It
         If the shard is damaged, or a sample lacks an image or a label, or has two; names it.
     """
     unused.clear()
-    for key, parts in sample_parts(file, unused):
+    for key, parts in iter_sample_parts(file, unused):
         where = f"{key} in {file.url}"
-        image = next(extension for extension in parts if extension in IMAGES)
-        read_from, label = stored_label(parts, where)
+        image = next(extension for extension in parts if extension in IMAGE_EXTENSIONS)
+        read_from, label = find_stored_label(parts, where)
         unused.update(f".{extension}" for extension in parts if extension not in (image, read_from))
         data = parts[image]
-        data, fault = (data, "") if isinstance(data, bytes) else (b"", too_large(data))
-        yield Sample(data, label_id(label, names, where), where, written_number(label), fault)
+        data, fault = (data, "") if isinstance(data, bytes) else (b"", describe_oversized_image(data))
+        yield Sample(
+            data, class_id_from_label(label, names, where), where, format_numeric_label(label), fault
+        )
 
 
-def stored_label(parts: Mapping[str, Content], where: str) -> tuple[str, object]:
+def find_stored_label(parts: Mapping[str, Content], where: str) -> tuple[str, object]:
     """Return the label of a sample, as it is written, and the extension of the member that holds it.
 
     Raises
@@ -143,13 +155,13 @@ def stored_label(parts: Mapping[str, Content], where: str) -> tuple[str, object]
         if "cls" in texts:
             return "cls", texts["cls"].decode()
         if "json" in texts:
-            described = parse_json(texts["json"], LABEL_BYTES)
+            described = parse_json(texts["json"], MAX_LABEL_BYTES)
             if isinstance(described, dict):
-                found = next((described[name] for name in JSON_KEYS if name in described), None)
+                found = next((described[name] for name in JSON_LABEL_KEYS if name in described), None)
                 if found is not None:
                     return "json", found
         if "txt" in texts:
             return "txt", texts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{where} has a label that cannot be read: {error}") from error
-    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_KEYS[0]!r} in a .json")
+    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")

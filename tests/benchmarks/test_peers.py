@@ -47,7 +47,7 @@ def plan(lite0: Backbone) -> Plan:
     return plan_of(config, CLASSES, lite0, {}, ALONE)
 
 
-def whole_pyramid(plan: Plan, step: int) -> list[Tensor]:
+def full_pyramid(plan: Plan, step: int) -> list[Tensor]:
     levels: list[Tensor] = []
     for _ in resolutions(plan.canvas):
         levels = engine.grown(levels, plan, torch.device("cpu"))
@@ -127,7 +127,7 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(lite0: B
     count = plan.images * plan.views
     pixels = np.random.default_rng(0).integers(0, 256, (30, plan.canvas, plan.canvas, 3), dtype=np.uint8)
     real = lgm.RealImages(pixels, np.arange(30) % CLASSES)
-    levels = whole_pyramid(plan, step)
+    levels = full_pyramid(plan, step)
     before = [level.detach().clone().requires_grad_() for level in levels]
     state = State(step, levels, no_moments(levels))
     loss = lgm.advance(state, plan, lite0, real)
@@ -194,7 +194,7 @@ def test_with_two_images_per_class_the_published_others_are_all_other_images() -
 
 
 def test_what_is_published_decodes_and_looks_as_we_do(plan: Plan) -> None:
-    levels = [level.detach() for level in whole_pyramid(plan, 20)]
+    levels = [level.detach() for level in full_pyramid(plan, 20)]
     images = decode(levels, plan.canvas)
     torch.testing.assert_close(published.published_decode(levels, plan.canvas), images, atol=1e-5, rtol=0)
     views = draw_views(plan.seed, 5, 2 * CLASSES, plan.canvas)
@@ -217,7 +217,7 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
     step = next(
         step for step in range(20, 200) if not draw_views(plan.seed, step, CLASSES, plan.canvas).noisy.any()
     )
-    ours, theirs = whole_pyramid(plan, step), whole_pyramid(plan, step)
+    ours, theirs = full_pyramid(plan, step), full_pyramid(plan, step)
     own = State(step, ours, no_moments(ours))
     expected = engine.advance(
         own,
@@ -234,7 +234,7 @@ def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(
     lite0: Backbone, unfrozen: Backbone, plan: Plan
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
-    levels = whole_pyramid(plan, 20)
+    levels = full_pyramid(plan, 20)
     state = published.State(20, levels, published.adam(levels, plan))
     first = next(iter(unfrozen.model.parameters()))
     weights = first.detach().clone()

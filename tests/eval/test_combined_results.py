@@ -326,7 +326,7 @@ def test_an_interrupted_command_says_what_is_true(
     shutil.rmtree(kept)
     monkeypatch.setattr(stage, "read_distilled_run", stop)
     assert "the same command starts again" in CliRunner().invoke(app, command).stderr
-    monkeypatch.setattr("sfm.terminal.showing", stop)  # as while the stage is being imported
+    monkeypatch.setattr("sfm.cli.show_progress", stop)  # as while the stage is being imported
     assert "the same command starts again" in CliRunner().invoke(app, command).stderr
 
 

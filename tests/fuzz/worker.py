@@ -124,7 +124,7 @@ MODULES = (
     *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.merge"),
     *("sfm.distill.run", "sfm.eval.evaluation", "sfm.eval.backbone_matrix"),
     *("sfm.eval.export.run_export", "sfm.eval.report.page"),
-    *("sfm.pipeline.extract", "sfm.pipeline.plan"),
+    *("sfm.pipeline.extract", "sfm.pipeline.dry_run"),
     *("sfm.stats_store.collect", "sfm.stats_store.copying", "sfm.stats_store.verify"),
 )
 """What the commands import when they run; none of it starts a thread."""

@@ -5,29 +5,33 @@ import tarfile
 import pytest
 import torch
 
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.effort import Meter, estimate_effort, measure_operations
+from sfm.pipeline.cost_model import (
+    StatisticsProgress,
+    estimate_statistics_cost,
+    measure_operations_per_second,
+)
+from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
-from sfm.pipeline.plan import plan
+from sfm.pipeline.extract_config import ExtractConfig
 
 
 def test_more_of_anything_takes_longer():
-    least = estimate_effort(10, 64, 1000, 1, (5,)).total
+    least = estimate_statistics_cost(10, 64, 1000, 1, (5,)).total
     for more in ((20, 64, 1000, 1, (5,)), (10, 128, 1000, 1, (5,)), (10, 64, 9000, 1, (5,))):
-        assert estimate_effort(*more).total > least
-    assert estimate_effort(10, 64, 1000, 3, (5,)).total > least
-    assert estimate_effort(10, 64, 1000, 1, (5, 10)).total > least
-    assert estimate_effort(10, 64, 1000, 1, ()).centres == 0
+        assert estimate_statistics_cost(*more).total > least
+    assert estimate_statistics_cost(10, 64, 1000, 3, (5,)).total > least
+    assert estimate_statistics_cost(10, 64, 1000, 1, (5, 10)).total > least
+    assert estimate_statistics_cost(10, 64, 1000, 1, ()).centres == 0
 
 
 def test_the_speed_of_this_machine_is_tried():
-    assert measure_operations(3, 16, torch.device("cpu")) > 0
+    assert measure_operations_per_second(3, 16, torch.device("cpu")) > 0
 
 
 def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
     told = []
-    effort = estimate_effort(2, 2000, 5000, 1, (5,))
-    meter = Meter(lambda event: told.append((event.done, event.figures)), "statistics", effort)
+    effort = estimate_statistics_cost(2, 2000, 5000, 1, (5,))
+    meter = StatisticsProgress(lambda event: told.append((event.done, event.figures)), "statistics", effort)
     meter.tell()
     meter.advance(effort.total, effort.moments)
     meter.advance(effort.total, effort.moments)
@@ -49,7 +53,7 @@ def small(tmp_path):
 
 
 def test_a_plan_says_what_comes_after_the_pass(small):
-    assert plan(ExtractConfig(**small, dry_run=True)).statistics_seconds > 0
+    assert estimate_extraction(ExtractConfig(**small, dry_run=True)).statistics_seconds > 0
 
 
 def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
@@ -61,7 +65,9 @@ def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
                 archive.add(file, f"{number}.png")
                 archive.add(tmp_path / "x.txt", f"{number}.txt")
     shards = f"wds:{tmp_path}/{{train,test}}-0.tar"
-    planned = plan(ExtractConfig(**(small | {"source": shards, "limit_per_class": None}), dry_run=True))
+    planned = estimate_extraction(
+        ExtractConfig(**(small | {"source": shards, "limit_per_class": None}), dry_run=True)
+    )
     assert (planned.classes, planned.classes_met) == (None, 3)
     assert planned.statistics_seconds > 0
 

@@ -16,11 +16,11 @@ from distributed import Client
 from sfm.errors import InputError
 from sfm.events import Progress, no_progress
 from sfm.pipeline import staging as staging_module
-from sfm.pipeline.cluster import Order, fit
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.features import Rules
-from sfm.pipeline.staging import Unfinished
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions
+from sfm.pipeline.staging import IncompleteExtractionError
+from sfm.pipeline.worker_pool import WorkerConfig, check_worker
 from sfm.stats_store.store import open_store
 
 
@@ -36,19 +36,19 @@ def config(store: Path, **changes: object) -> ExtractConfig:
     return ExtractConfig(**(values | changes))
 
 
-def digest(done: Extraction) -> str:
+def digest(done: ExtractionResult) -> str:
     return done.published[0].summary.entry_digest
 
 
 @pytest.fixture(autouse=True)
 def small_partitions(monkeypatch):
-    monkeypatch.setattr(staging_module, "TASK_ROWS", 100)
+    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 100)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging_module, "TASK_ROWS", 100)
+        patch.setattr(staging_module, "MAX_TASK_ROWS", 100)
         return digest(extract(config(tmp_path_factory.mktemp("alone") / "s")))
 
 
@@ -130,9 +130,9 @@ def orders_in_work(address: str, until: int) -> int:
     """Return how many orders the only worker of a scheduler has in work, once it is as expected."""
 
     def count() -> int:
-        from sfm.pipeline.cluster import opened
+        from sfm.pipeline.worker_pool import open_worker
 
-        return opened.cache_info().currsize
+        return open_worker.cache_info().currsize
 
     with Client(address) as client:
         deadline = time.monotonic() + 20
@@ -146,7 +146,7 @@ def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
 ):
     lost = scheduler(dask, address)
     worker(dask, address)
-    with pytest.raises(Unfinished, match=r"scheduler went away after \d+ of 12 partitions"):
+    with pytest.raises(IncompleteExtractionError, match=r"scheduler went away after \d+ of 12 partitions"):
         extract(config(tmp_path / "s", scheduler=address), once_some_are_done(3, lost.kill))
     assert open_store(str(tmp_path / "s")).summaries() == []
     resumed = extract(config(tmp_path / "s"))
@@ -177,15 +177,15 @@ def test_workers_that_are_not_fit_are_refused_before_any_work(tmp_path, dask, ad
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatch):
-    monkeypatch.setattr("sfm.pipeline.cluster.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("sfm.pipeline.worker_pool.CONNECT_SECONDS", 0.5)
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
         extract(config(tmp_path / "s", scheduler=address), no_progress)
 
 
 def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
-    order = Order("builtin:x", (), (), None, "cpu", str(tmp_path), Rules(), 1, ())
+    order = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
     with pytest.raises(InputError, match="is not shared with this worker: choose a folder on a disk"):
-        fit(order, "probe-of-another-disk")
+        check_worker(order, "probe-of-another-disk")
 
 
 def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):

@@ -15,19 +15,27 @@ from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import extract as extract_module
 from sfm.pipeline import staging as staging_module
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Batch, Decoded, Wanted
-from sfm.pipeline.equipment import Equipment, at_once, equipped, evened, features_of, quickest
+from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
+from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
-from sfm.pipeline.features import Rules, missing, stage
-from sfm.pipeline.fingerprint import Tally, sample_digest
-from sfm.pipeline.plan import plan
-from sfm.pipeline.precision import cosine_of_flows
-from sfm.pipeline.selection import selection_of
-from sfm.pipeline.sources import KINDS, Sample, Shard, Source, Split, open_source
-from sfm.pipeline.sources.folder import folder_source
-from sfm.pipeline.sources.source import SampleFile, at, of_classes, recut
-from sfm.pipeline.staging import Staging, claim, open_staging, tasks_of
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.features import PassOptions, find_missing_backbones, stage_tasks
+from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
+from sfm.pipeline.flow_agreement import compute_flow_cosine
+from sfm.pipeline.runtime import (
+    ExtractionRuntime,
+    choose_batch_size,
+    compute_pixel_features,
+    extraction_runtime,
+    optimize_for_inference,
+    pad_to_power_of_two,
+)
+from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
+from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
+from sfm.pipeline.sources.folder import open_folder_source
+from sfm.pipeline.sources.sample import SampleFile
+from sfm.pipeline.staging import Staging, lock_staging, make_tasks, open_staging
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
 
@@ -57,8 +65,8 @@ def streamed(source: Source, size: int = 7) -> Source:
 
         def shard(rows: np.ndarray) -> Shard:
             def read(positions: np.ndarray | None) -> Iterator[Sample | SampleFile]:
-                samples = (next(known.listed(np.array([row]))) for row in rows)
-                return samples if positions is None else at(samples, positions)
+                samples = (next(known.iter_samples(np.array([row]))) for row in rows)
+                return samples if positions is None else take_positions(samples, positions)
 
             return Shard(f"shard of {len(rows)}", None, read)
 
@@ -71,7 +79,7 @@ def streamed(source: Source, size: int = 7) -> Source:
 
 @pytest.fixture
 def stream(image_folder, monkeypatch) -> str:
-    monkeypatch.setitem(KINDS, "stream", lambda text: streamed(folder_source(text)))
+    monkeypatch.setitem(SOURCE_KINDS, "stream", lambda text: streamed(open_folder_source(text)))
     return f"stream:{image_folder}"
 
 
@@ -94,24 +102,24 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
     extract(config(tmp_path / "s", stream, limit_per_class=3))
     entry = entry_of(tmp_path / "s")
     assert entry.read("train/count").tolist() == [3, 3, 3]
-    tally, source = Tally(), streamed(folder_source(str(image_folder)))
+    tally, source = FingerprintBuilder(), streamed(open_folder_source(str(image_folder)))
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
             for sample in [sample for sample in own if sample.label == class_id][:3]:
-                digest = np.frombuffer(sample_digest(sample.data), dtype=np.uint8)[None]
+                digest = np.frombuffer(digest_sample(sample.data), dtype=np.uint8)[None]
                 tally.add(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
     assert entry.summary.fingerprint == tally.fingerprint()
 
 
 def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
     def lopsided(text: str) -> Source:
-        source = folder_source(text)
+        source = open_folder_source(text)
         rows = np.flatnonzero(source.test.labels != 1)
-        test = recut(source.test, rows, source.test.labels[rows], "less")
+        test = select_rows(source.test, rows, source.test.labels[rows], "less")
         return streamed(dataclasses.replace(source, test=test))
 
-    monkeypatch.setitem(KINDS, "lopsided", lopsided)
+    monkeypatch.setitem(SOURCE_KINDS, "lopsided", lopsided)
     with pytest.raises(InputError, match="hold different classes: boot in one only"):
         extract(config(tmp_path / "s", f"lopsided:{image_folder}"))
 
@@ -126,10 +134,10 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 @pytest.mark.parametrize("kind", ["folder", "stream"])
 def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
-        source = folder_source(text)
-        return of_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
+        source = open_folder_source(text)
+        return select_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
 
-    monkeypatch.setitem(KINDS, "chosen", opened)
+    monkeypatch.setitem(SOURCE_KINDS, "chosen", opened)
     extract(config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
     entry = entry_of(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
@@ -138,7 +146,7 @@ def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder
 
 def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
     with pytest.raises(InputError, match="has no class boots: did you mean boot"):
-        of_classes(folder_source(str(image_folder)), ["bag", "boots"])
+        select_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
 
 
 def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream):
@@ -154,8 +162,8 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
 
 
 @pytest.fixture
-def one_thread(image_folder) -> Iterator[Equipment]:
-    with equipped(folder_source(str(image_folder)), "cpu", 1) as equipment:
+def one_thread(image_folder) -> Iterator[ExtractionRuntime]:
+    with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as equipment:
         yield equipment
 
 
@@ -202,25 +210,27 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
     assert open_store(str(tmp_path / "s")).summaries() == []
 
 
-def staged_files(root: Path, source: Source, equipment: Equipment) -> dict[str, bytes]:
+def staged_files(root: Path, source: Source, equipment: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
-    selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
+    selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
     torch.set_num_threads(equipment.threads)
     try:
-        backbones = quickest([load_backbone("lite0", image_size=32)], "float32")
+        backbones = optimize_for_inference([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
-    steps = stage(source, tasks_of(source, selection), backbones, Staging(root), Rules(), equipment)
+    steps = stage_tasks(
+        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), equipment
+    )
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 
 def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging_module, "TASK_ROWS", 90)
+    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 90)
     source, found = open_source("builtin:fashion-mnist-6k"), []
     for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
-        with equipped(source, device, cores) as equipment:
+        with extraction_runtime(source, device, cores) as equipment:
             found.append(staged_files(tmp_path / f"{device}-{cores}", source, equipment))
     assert len(found[0]) == 4 * 6
     assert found[0] == found[1] == found[2]
@@ -242,7 +252,11 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
         raise AssertionError(f"{file.where} is read here")
 
     monkeypatch.setattr(SampleFile, "read", refused)
-    monkeypatch.setattr(extract_module, "equipped", lambda source, _, count: equipped(source, "cuda", count))
+    monkeypatch.setattr(
+        extract_module,
+        "extraction_runtime",
+        lambda source, _, count: extraction_runtime(source, "cuda", count),
+    )
     there = extract(config(tmp_path / "there", source, on_error="skip"))
     digests = {done.published[0].summary.entry_digest for done in (here, there)}
     assert len(digests) == 1
@@ -253,13 +267,18 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
 def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder, one_thread):
     taken: list[Sample | SampleFile] = []
 
-    def decoding(batch: Batch, wanted: Wanted) -> AbstractContextManager[Decoded]:
+    def decoding(batch: SampleBatch, wanted: DecodingOptions) -> AbstractContextManager[DecodedBatch]:
         taken.extend(sample for _, sample in batch)
         return one_thread.decoding(batch, wanted)
 
-    source, watched = folder_source(str(image_folder)), dataclasses.replace(one_thread, decoding=decoding)
-    tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
-    list(stage(source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), Rules(), watched))
+    source = open_folder_source(str(image_folder))
+    watched = dataclasses.replace(one_thread, decoding=decoding)
+    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    list(
+        stage_tasks(
+            source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
+        )
+    )
     assert len(taken) == 60
     assert all(isinstance(sample, Sample) for sample in taken)
 
@@ -267,20 +286,20 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
 @pytest.mark.parametrize("size", [32, 160])
 def test_features_are_quicker_and_to_rounding_those_of_the_backbone(size):
     backbone = load_backbone("lite0", image_size=size, device="cpu")
-    (quick,) = quickest([backbone], "float32")
+    (quick,) = optimize_for_inference([backbone], "float32")
     images = torch.rand(5, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         exact, found = backbone.features(images), quick.features(images)
     assert quick.model is not backbone.model
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
     assert quick.card == backbone.card
-    assert quickest([backbone], "bf16") == [backbone]
+    assert optimize_for_inference([backbone], "bf16") == [backbone]
 
 
 @pytest.mark.parametrize(("count", "whole"), [(1, 1), (5, 8), (8, 8), (77, 128)])
 def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
     images = torch.rand(count, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    found = evened(images)
+    found = pad_to_power_of_two(images)
     assert found.shape == (whole, 3, 4, 5)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found[:count], images)
@@ -289,13 +308,15 @@ def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
 
 def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
     small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (32, 160))
-    assert at_once(small) > at_once(large)
-    pixels = np.random.default_rng(0).integers(256, size=(at_once(large) + 3, 160, 160, 3), dtype=np.uint8)
+    assert choose_batch_size(small) > choose_batch_size(large)
+    pixels = np.random.default_rng(0).integers(
+        256, size=(choose_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8
+    )
     seen = []
     large.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    found = features_of(large, pixels)
-    assert seen == [at_once(large), 3]
-    alone = np.concatenate([features_of(large, image[None]) for image in pixels])
+    found = compute_pixel_features(large, pixels)
+    assert seen == [choose_batch_size(large), 3]
+    alone = np.concatenate([compute_pixel_features(large, image[None]) for image in pixels])
     np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -304,42 +325,42 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     (whole,) = source.test.shards
     short = Shard(whole.where, whole.labels, lambda rows: whole.read(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
-    selection = selection_of(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
-    tasks = [task for task in tasks_of(shrunk, selection) if task.split == "test"]
+    selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
+    tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     problem = "shrank while it was read: 19 of 20 samples of partition test"
-    with equipped(shrunk, "cpu", 1) as equipment, pytest.raises(InputError, match=problem):
-        list(stage(shrunk, tasks, [backbone], Staging(tmp_path), Rules(), equipment))
-    assert missing(tasks[0], [backbone], Staging(tmp_path), Rules()) == [backbone]
+    with extraction_runtime(shrunk, "cpu", 1) as equipment, pytest.raises(InputError, match=problem):
+        list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), equipment))
+    assert find_missing_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
 
 
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
-    source, staging = folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
-    list(stage(source, tasks, backbones[:1], staging, Rules(), one_thread))
+    source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
+    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
     with pytest.raises(InputError, match="changed between two runs"):
-        list(stage(source, tasks, backbones, staging, Rules(), one_thread))
+        list(stage_tasks(source, tasks, backbones, staging, PassOptions(), one_thread))
     # What was staged of them is forgotten, so that the next run reads them anew.
-    assert missing(tasks[0], backbones, staging, Rules()) == backbones
+    assert find_missing_backbones(tasks[0], backbones, staging, PassOptions()) == backbones
 
 
 def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
     backbone = load_backbone("lite0", image_size=32)
-    source, staging = folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = tasks_of(source, selection_of(config("s", f"folder:{image_folder}"), source))
-    list(stage(source, tasks, [backbone], staging, Rules(), one_thread))
+    source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
+    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}
     assert len(files) == 4
-    assert missing(tasks[0], [backbone], staging, Rules()) is None
+    assert find_missing_backbones(tasks[0], [backbone], staging, PassOptions()) is None
     for file in files:
         for damaged in (b"", sound[file][:-1], sound[file] + b" 1", b"[" * 100_000):
             file.write_bytes(damaged)
-            assert missing(tasks[0], [backbone], staging, Rules()) is not None
-            list(stage(source, tasks, [backbone], staging, Rules(), one_thread))
+            assert find_missing_backbones(tasks[0], [backbone], staging, PassOptions()) is not None
+            list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
             assert {file: file.read_bytes() for file in files} == sound
 
 
@@ -366,17 +387,19 @@ def test_the_cosine_of_flows_is_of_those_between_class_means():
     means = [np.stack([f[[x == c for x in labels]].mean(0) for c in "abc"]) for f in (one, other)]
     flows = [((m.sum(0) - m) / 2 - m).ravel() for m in means]
     wanted = flows[0] @ flows[1] / np.linalg.norm(flows[0]) / np.linalg.norm(flows[1])
-    assert cosine_of_flows(one, other, labels) == pytest.approx(wanted, abs=1e-6)
-    assert cosine_of_flows(one, one + 3, labels) == pytest.approx(1, abs=1e-6)
-    assert cosine_of_flows(one, one, ["a"] * 9) is None
-    assert cosine_of_flows(0 * one, one, labels) is None
+    assert compute_flow_cosine(one, other, labels) == pytest.approx(wanted, abs=1e-6)
+    assert compute_flow_cosine(one, one + 3, labels) == pytest.approx(1, abs=1e-6)
+    assert compute_flow_cosine(one, one, ["a"] * 9) is None
+    assert compute_flow_cosine(0 * one, one, labels) is None
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
 def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream, kind):
     spoil(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
-    planned = plan(config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5))
+    planned = estimate_extraction(
+        config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5)
+    )
     assert planned.counted == (kind == "folder")
     assert planned.classes == (3 if planned.counted else None)
     # Of a stream, the first shard tells: six shards of seven, and four.
@@ -392,7 +415,7 @@ def test_a_staging_folder_is_waited_for_while_its_holder_dies(tmp_path):
     entered = threading.Event()
 
     def dying() -> None:
-        with claim(tmp_path / "key.lock") as mine:
+        with lock_staging(tmp_path / "key.lock") as mine:
             assert mine
             entered.set()
             time.sleep(0.3)

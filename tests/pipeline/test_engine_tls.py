@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sfm.cli import app
-from sfm.pipeline.cluster import remote_client
+from sfm.pipeline.worker_pool import scheduler_client
 
 DOCS = Path(__file__).parents[2] / "docs" / "extraction.md"
 EXAMPLE = re.compile(
@@ -108,7 +108,7 @@ def test_the_certificate_of_the_client_may_come_from_the_environment(
     names = re.findall(r"`(DASK_DISTRIBUTED__COMM__TLS__\w+)`", DOCS.read_text(encoding="utf-8"))
     environment = dict(zip(names, (str(tls.parent / f"{x}.pem") for x in ("ca", "cert", "key")), strict=True))
     configuration = dask.config.collect(paths=[], env=environment)
-    with configured(configuration), remote_client(address) as client:
+    with configured(configuration), scheduler_client(address) as client:
         assert list(client.nthreads().values()) == [8]
 
 

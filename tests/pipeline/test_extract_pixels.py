@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Wanted, decode_batch
-from sfm.pipeline.decoding_processes import PART, decoding_in_processes
-from sfm.pipeline.entry import extraction_card
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.plan import plan
-from sfm.pipeline.sources import KINDS, open_source
+from sfm.pipeline.decoding import DecodingOptions, decode_batch
+from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
+from sfm.pipeline.dry_run import estimate_extraction
+from sfm.pipeline.entry import make_extraction_card
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.sources import SOURCE_KINDS, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.sample import Sample
 from sfm.stats_store.store import open_store
 
 TRAIN, TEST = 4, 2
@@ -46,12 +46,12 @@ def dataset(root: Path, mode: str = "RGBA") -> Path:
     return root
 
 
-def run(store: Path, source: str, **options: object) -> Extraction:
+def run(store: Path, source: str, **options: object) -> ExtractionResult:
     given = {"image_size": 32, "backbone": ["lite0"], "sub_classes": (2,)} | options
     return extract(ExtractConfig(source=source, store=str(store), **given))
 
 
-def arrays(store: Path, done: Extraction) -> dict[str, np.ndarray]:
+def arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
     entry = open_store(str(store)).open(done.published[0].summary)
     return {name: entry.read(name) for name in entry.names()}
 
@@ -107,14 +107,14 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
 def earlier(monkeypatch):
     """Extract as versions did that dropped transparency: neither card nor key tells."""
 
-    def extracted(*given, **options: object) -> Extraction:
+    def extracted(*given, **options: object) -> ExtractionResult:
         def card(*words):
-            made = extraction_card(*words)
+            made = make_extraction_card(*words)
             kept = {name: value for name, value in made.options.items() if name != "background"}
             return made.model_copy(update={"options": kept, "composited": None, "dark": None})
 
         with monkeypatch.context() as patch:
-            patch.setattr("sfm.pipeline.entry.extraction_card", card)
+            patch.setattr("sfm.pipeline.entry.make_extraction_card", card)
             return run(*given, **options)
 
     return extracted
@@ -182,7 +182,7 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
     source, store, broken = f"flaky:{dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
 
     def flaky(text: str):
-        inner = KINDS["folder"](text)
+        inner = SOURCE_KINDS["folder"](text)
 
         def decode(data: bytes) -> Image.Image:
             image = decode_image(data)
@@ -192,7 +192,7 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
 
         return type(inner)(**(vars(inner) | {"spec": f"flaky:{text}", "decode": decode}))
 
-    monkeypatch.setitem(KINDS, "flaky", flaky)
+    monkeypatch.setitem(SOURCE_KINDS, "flaky", flaky)
     with pytest.raises(InputError, match="not now"):
         run(store, source)
     broken.clear()
@@ -219,7 +219,7 @@ def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
     assert done.cards[0].composited_example.startswith("ellipse-1 in ")
 
 
-@pytest.mark.parametrize("count", [3, PART + 2])
+@pytest.mark.parametrize("count", [3, CHUNK_IMAGES + 2])
 def test_processes_that_decode_composite_and_count_as_threads_do(count):
     batch = []
     for place in range(count):
@@ -227,9 +227,9 @@ def test_processes_that_decode_composite_and_count_as_threads_do(count):
         drawn("ellipse", place % 7, "RGBA" if place % 2 else "RGB").save(file, "PNG")
         batch.append((place + 5, Sample(file.getvalue(), "a", f"{place}.png")))
     rule = Preprocessing(input_size=24, resize=24, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    wanted = Wanted((rule,), views=1, rendering=Rendering("#00ff00"))
+    wanted = DecodingOptions((rule,), views=1, rendering=Rendering("#00ff00"))
     here = decode_batch(batch, decode_image, wanted)
-    with decoding_in_processes(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
+    with decoding_process_pool(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
         assert there.marked == here.marked == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
         np.testing.assert_array_equal(there.pixels[rule], here.pixels[rule])
     assert (here.pixels[rule][0, 1, 0, 0] == [0, 255, 0]).all()
@@ -265,7 +265,7 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
 
 
 def test_a_dry_run_says_what_it_saw(tmp_path):
-    planned = plan(
+    planned = estimate_extraction(
         ExtractConfig(
             source=f"folder:{dataset(tmp_path / 'icons')}",
             store=str(tmp_path / "s"),

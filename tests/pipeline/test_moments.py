@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm.pipeline.moments import Moments, accumulate, merge, moments_of, no_moments
+from sfm.pipeline.block_moments import accumulate_moments, compute_moments
+from sfm.stats_store.moments import Moments, merge, no_moments
 
 CLASSES, FEATURES = 4, 5
 
@@ -47,7 +48,7 @@ def labelled_features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 def test_blocks_of_any_size_give_the_moments_of_the_whole(data, size):
     features, labels = data
     blocks = [(features[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]
-    assert_equal(accumulate(blocks, CLASSES, FEATURES), two_passes(features, labels), rtol=1e-9)
+    assert_equal(accumulate_moments(blocks, CLASSES, FEATURES), two_passes(features, labels), rtol=1e-9)
 
 
 @given(labelled_features(), st.randoms(use_true_random=False))
@@ -55,7 +56,7 @@ def test_parts_merge_in_any_order(data, random):
     features, labels = data
     cuts = sorted(random.sample(range(len(labels) + 1), min(3, len(labels) + 1)))
     parts = [
-        moments_of(f, y, CLASSES)
+        compute_moments(f, y, CLASSES)
         for f, y in zip(np.split(features, cuts), np.split(labels, cuts), strict=True)
     ]
     random.shuffle(parts)
@@ -73,7 +74,9 @@ def test_real_features_agree_with_two_passes(fashion_store):
     entry = store.open(only(store.summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0"))
     features = entry.read("test/feature").astype(np.float32)
     labels = entry.read("test/label")
-    got = accumulate([(features[:33], labels[:33]), (features[33:], labels[33:])], 10, features.shape[1])
+    got = accumulate_moments(
+        [(features[:33], labels[:33]), (features[33:], labels[33:])], 10, features.shape[1]
+    )
     for c in range(10):
         own = features[labels == c].astype(np.float64)
         np.testing.assert_allclose(got.mean[c], own.mean(axis=0), rtol=1e-6)
@@ -85,7 +88,7 @@ def test_real_features_agree_with_two_passes(fashion_store):
 @settings(max_examples=20)
 @given(labelled_features())
 def test_the_diagonal_of_the_pooled_scatter_is_the_sum_of_the_class_diagonals(data):
-    moments = moments_of(*data, CLASSES)
+    moments = compute_moments(*data, CLASSES)
     np.testing.assert_allclose(
         np.diag(moments.within_scatter), moments.scatter_diagonal.sum(axis=0), rtol=1e-9, atol=1e-9
     )
@@ -93,7 +96,7 @@ def test_the_diagonal_of_the_pooled_scatter_is_the_sum_of_the_class_diagonals(da
 
 def test_a_class_without_samples_changes_nothing():
     features = np.ones((3, FEATURES), dtype=np.float32)
-    only_class_1 = moments_of(features, np.full(3, 1, dtype=np.int32), CLASSES)
+    only_class_1 = compute_moments(features, np.full(3, 1, dtype=np.int32), CLASSES)
     merged = merge(only_class_1, no_moments(CLASSES, FEATURES))
     assert merged.count.tolist() == [0, 3, 0, 0]
     assert np.isfinite(merged.mean).all()

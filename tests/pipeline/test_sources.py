@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.selection import limited
+from sfm.pipeline.selection import limit_per_class
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import AT_ONCE, SampleFile, file_split, loaded
+from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
+from sfm.pipeline.sources.sample import SampleFile
+from sfm.pipeline.sources.source import file_split
 
 
 def sample(split: Split, i: int) -> Sample:
@@ -201,7 +203,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
 
 def test_a_limit_takes_the_first_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
-    chosen = limited(source.train.labels, 3)
+    chosen = limit_per_class(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
     for c in range(10):
         own = chosen[source.train.labels[chosen] == c]
@@ -231,12 +233,12 @@ def test_files_are_listed_without_being_read_and_read_in_order(tmp_path):
     labels = np.arange(50, dtype=np.int32) % 2
     split = file_split(labels, ["a", "b"], lambda i: str(paths[i]), "listing")
     rows = np.arange(1, 50, 2)
-    listed = list(split.listed(rows))
+    listed = list(split.iter_samples(rows))
     assert listed == [SampleFile(str(paths[i]), "b") for i in rows]
     found = list(split.read(rows))
     assert found == [Sample(str(i).encode(), "b", str(paths[i])) for i in rows]
-    assert list(loaded(found)) == found
-    assert list(loaded([])) == []
+    assert list(prefetch_samples(found)) == found
+    assert list(prefetch_samples([])) == []
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
@@ -244,15 +246,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(InputError, match=r"gone.png vanished while the dataset was read; run again"):
         gone.read()
     with pytest.raises(InputError, match=f"^cannot read {tmp_path}: Is a directory$"):
-        list(loaded([SampleFile(str(tmp_path), "bag")]))
+        list(prefetch_samples([SampleFile(str(tmp_path), "bag")]))
 
 
 def test_no_more_files_are_read_ahead_than_there_are_threads_for(tmp_path):
-    paths = [tmp_path / f"{i}" for i in range(3 * AT_ONCE)]
+    paths = [tmp_path / f"{i}" for i in range(3 * FILES_PER_TASK)]
     for path in paths:
         path.write_bytes(path.name.encode())
     listed = (SampleFile(str(tmp_path / f"{i}"), "a") for i in itertools.count())
-    found = loaded(listed, 3)
+    found = prefetch_samples(listed, 3)
     assert [next(found).data for _ in paths] == [path.name.encode() for path in paths]
     found.close()
-    assert next(listed).where == str(tmp_path / str((3 + 3) * AT_ONCE))
+    assert next(listed).where == str(tmp_path / str((3 + 3) * FILES_PER_TASK))

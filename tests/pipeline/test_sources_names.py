@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Shard, Source, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.spelling import with_normal_ids
+from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
 from sfm.stats_store.store import open_store
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
@@ -123,7 +123,7 @@ def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
         test=Split((shard,), "listing"),
         decode=decode_image,
     )
-    renamed = with_normal_ids(source)
+    renamed = normalize_class_ids(source)
     shard.unused[".txt"] += 2
     assert renamed.class_ids == ["boot", NFC]
     assert renamed.train.shards[0].unused == {".txt": 2}

@@ -15,9 +15,9 @@ from s3_server import objects_of
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.parquet import row_groups
-from sfm.pipeline.sources.places import find_files, listing_of
-from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.sources.data_files import digest_listing, find_files
+from sfm.pipeline.sources.parquet import merge_row_groups
+from sfm.pipeline.sources.source import compute_digest
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 NAMES = ["bag", "boot", "trouser"]
@@ -97,7 +97,7 @@ def test_some_rows_can_be_read_again_and_again(tmp_path, pictures):
     ],
 )
 def test_small_row_groups_share_a_shard_and_large_ones_do_not(rows, shards):
-    assert row_groups(rows) == shards
+    assert merge_row_groups(rows) == shards
 
 
 def test_names_that_repeat_are_for_display_only(tmp_path, pictures):
@@ -317,7 +317,7 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
     with pytest.raises(InputError, match=complaint):
         open_source(f"parquet:{root}")
     # On another machine, labels are only read in the pass.
-    monkeypatch.setattr("sfm.pipeline.sources.parquet.is_remote", lambda url: True)
+    monkeypatch.setattr("sfm.pipeline.sources.parquet.is_remote_url", lambda url: True)
     with pytest.raises(InputError, match=complaint):
         everything(open_source(f"parquet:{root}").train)
 
@@ -332,5 +332,5 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
 )
 def test_only_text_of_digits_changes_what_a_repeat_looks_for(tmp_path, pictures, labels, meaning):
     root = write_labels(tmp_path / "d", labels, pictures)
-    files = listing_of(find_files(str(root / "train.parquet")))
-    assert open_source(f"parquet:{root}").train.listing == digest_of(files, "image", "label", meaning)
+    files = digest_listing(find_files(str(root / "train.parquet")))
+    assert open_source(f"parquet:{root}").train.listing == compute_digest(files, "image", "label", meaning)

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from s3_server import objects_of
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.places import (
-    dataset_name,
+from sfm.pipeline.sources.data_files import (
+    derive_dataset_name,
+    digest_listing,
     expand_braces,
     find_files,
-    listing_of,
     open_seekable,
     open_stream,
 )
-from sfm.pipeline.sources.splits import split_files, split_word
+from sfm.pipeline.sources.split_files import find_split_files, find_split_word
 
 WORDS = st.text("ab-/.0", max_size=3)
 RANGES = st.builds(
@@ -74,14 +74,14 @@ def test_files_come_in_the_order_of_the_pattern(folder):
 
 def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folder):
     for place in (str(folder), f"{folder}/", f"{folder}/*.tar", f"{folder}/{{train-0,train-1,val-0}}.tar"):
-        found = split_files(place, (".tar",))
+        found = find_split_files(place, (".tar",))
         assert names(found.train) == ["train-0.tar", "train-1.tar"]
         assert names(found.test) == ["val-0.tar"]
 
 
 def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder):
     for test in ("val-0.tar", f"{folder}/val-{{0..0}}.tar"):
-        assert names(split_files(f"{folder}/train-*.tar", (".tar",), test=test).test) == ["val-0.tar"]
+        assert names(find_split_files(f"{folder}/train-*.tar", (".tar",), test=test).test) == ["val-0.tar"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder)
     ],
 )
 def test_a_split_is_a_whole_word_of_a_path(path, word):
-    assert split_word(path) == word
+    assert find_split_word(path) == word
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_split_is_a_whole_word_of_a_path(path, word):
 )
 def test_what_cannot_be_found_is_named(folder, place, test, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
-        split_files(place.format(root=folder), (".tar",), test=test)
+        find_split_files(place.format(root=folder), (".tar",), test=test)
     assert "secret" not in str(caught.value)
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_found_is_named(folder, place, test, complaint):
     ],
 )
 def test_a_dataset_is_called_after_its_folder(place, name):
-    assert dataset_name(place, ".tar") == name
+    assert derive_dataset_name(place, ".tar") == name
 
 
 @pytest.fixture
@@ -167,8 +167,8 @@ def test_a_file_is_read_the_same_wherever_it_is(place):
     for file in files:
         with open_stream(file) as stream:
             assert stream.read(3) + stream.read() == Path(file.url).name.encode()
-    assert listing_of(files) == listing_of(find_files(f"{place}/{{train-{{0..1}},val-0}}.tar"))
-    assert listing_of(files) != listing_of(files[1:])
+    assert digest_listing(files) == digest_listing(find_files(f"{place}/{{train-{{0..1}},val-0}}.tar"))
+    assert digest_listing(files) != digest_listing(files[1:])
 
 
 def test_a_missing_file_is_named_wherever_it_is(place):
@@ -181,7 +181,7 @@ def test_a_missing_file_is_named_wherever_it_is(place):
 def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
     for file in folder.iterdir():
         obstore.put(objects_of(s3_url), file.name, file.read_bytes())
-    found = split_files(s3_url, (".tar",))
+    found = find_split_files(s3_url, (".tar",))
     assert names(found.train) == ["train-0.tar", "train-1.tar"]
     assert names(found.test) == ["val-0.tar"]
     assert names(find_files(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]

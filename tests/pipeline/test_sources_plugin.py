@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.sources import KINDS, open_source
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.sources import SOURCE_KINDS, open_source
 
 DOCS = Path("docs/sources.md")
 
 
 def test_every_kind_is_documented_with_an_example():
     text = DOCS.read_text(encoding="utf-8")
-    assert all(re.search(rf"^\| \[`{kind}`\]\(#.*`'?{kind}:", text, re.MULTILINE) for kind in KINDS)
+    assert all(re.search(rf"^\| \[`{kind}`\]\(#.*`'?{kind}:", text, re.MULTILINE) for kind in SOURCE_KINDS)
 
 
 @pytest.fixture

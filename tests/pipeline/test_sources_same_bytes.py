@@ -12,8 +12,8 @@ import webdataset
 from s3_server import objects_of
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 
 
 def of_split(pictures: Sequence, split: str) -> list:
@@ -58,7 +58,7 @@ def upload(root: Path, s3_url: str) -> str:
     return f"{s3_url}/{root.name}"
 
 
-def extracted(source: str, store: Path, **options: object) -> Extraction:
+def extracted(source: str, store: Path, **options: object) -> ExtractionResult:
     return extract(
         ExtractConfig(source=source, store=str(store), backbone=["lite0"], image_size=32, **options)
     )

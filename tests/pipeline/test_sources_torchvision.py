@@ -12,7 +12,7 @@ import torchvision.datasets
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.torchvision_datasets import DATASETS, pixmap
+from sfm.pipeline.sources.torchvision_datasets import SPLIT_ARGUMENTS, encode_pixmap
 
 
 def everything(split: Split) -> list[Sample]:
@@ -20,7 +20,7 @@ def everything(split: Split) -> list[Sample]:
 
 
 def test_every_dataset_of_the_table_is_one_of_torchvision():
-    assert all(hasattr(torchvision.datasets, name) for name in DATASETS)
+    assert all(hasattr(torchvision.datasets, name) for name in SPLIT_ARGUMENTS)
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def test_arrays_are_encoded_without_loss_and_labelled_by_name(fashion):
 
 
 def test_an_array_has_the_same_bytes_on_every_machine():
-    digest = hashlib.sha256(pixmap(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))).hexdigest()
+    digest = hashlib.sha256(encode_pixmap(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))).hexdigest()
     assert digest == hashlib.sha256(b"P6\n4 2\n255\n" + bytes(range(24))).hexdigest()
     channels_first = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
-    assert pixmap(channels_first) == pixmap(channels_first.transpose(1, 2, 0))
+    assert encode_pixmap(channels_first) == encode_pixmap(channels_first.transpose(1, 2, 0))
 
 
 @pytest.fixture

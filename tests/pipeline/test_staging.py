@@ -11,8 +11,8 @@ from peak_memory import peak_memory
 
 from sfm.deletion import LinkError
 from sfm.errors import InputError
-from sfm.pipeline.row_files import holds_rows, read_rows
-from sfm.pipeline.staging import Found, Partition, Staging, Task, open_staging
+from sfm.pipeline.row_files import has_valid_rows, read_rows
+from sfm.pipeline.staging import PartitionTask, StagedPartition, Staging, TaskResult, open_staging
 from sfm.stats_store.digest import BLOCK_ROWS
 
 
@@ -20,7 +20,7 @@ def staged(tmp_path, sizes, rng):
     staging, parts, rows = Staging(tmp_path), [], []
     for number, size in enumerate(sizes):
         labels = rng.integers(0, 3, size).astype(np.int32)
-        partition = Partition("train", number, np.arange(size), labels)
+        partition = StagedPartition("train", number, np.arange(size), labels)
         rows.append(rng.standard_normal((size, 2)).astype(np.float32))
         staging.put("backbone", partition, rows[-1])
         parts.append(partition)
@@ -50,7 +50,7 @@ def test_blocks_are_full_but_for_the_last(tmp_path):
 
 def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     staging = Staging(tmp_path)
-    partition = Partition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
+    partition = StagedPartition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
     staging.put("backbone", partition, np.ones((2, 2)))
     assert staging.has("backbone", partition, np.float64, 2, (2,))
     file = staging.file("backbone", partition)
@@ -104,10 +104,10 @@ def header(shape: str, dtype: str = "<f4") -> bytes:
 def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
     (tmp_path / "rows.npy").write_bytes(content)
     with peak_memory() as growth:
-        assert not holds_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
+        assert not has_valid_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
     assert growth[0] < 2**24
     (tmp_path / "sound.npy").write_bytes(header("(3, 2)") + np.arange(6, dtype=np.float32).tobytes())
-    assert holds_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
+    assert has_valid_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
 
 
 def test_rows_that_are_gone_or_never_end_are_one_line(tmp_path):
@@ -147,12 +147,12 @@ SOUND = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "
 )
 def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
     staging = Staging(tmp_path)
-    known = Task("train", 0, np.arange(3))
-    task = known if "classes" not in change else Task("train", 0, None)
+    known = PartitionTask("train", 0, np.arange(3))
+    task = known if "classes" not in change else PartitionTask("train", 0, None)
     (tmp_path / "found").mkdir()
     sound = {**SOUND, "classes": [], "labels": []}
     staging.found_file(known).write_text(json.dumps(sound))
-    assert isinstance(staging.found(known), Found)
+    assert isinstance(staging.found(known), TaskResult)
     staging.found_file(task).write_text(json.dumps({**sound, **change}))
     assert staging.found(task) is None
 
@@ -161,7 +161,7 @@ def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
     "content", [b"", b"[" * 100_000, b"{}", b"[]", b"\xff", b'{"read": ' + b"9" * 5000 + b"}"]
 )
 def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
-    task = Task("train", 0, np.arange(3))
+    task = PartitionTask("train", 0, np.arange(3))
     (tmp_path / "found").mkdir()
     Staging(tmp_path).found_file(task).write_bytes(content)
     assert Staging(tmp_path).found(task) is None
@@ -177,8 +177,10 @@ def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, 
     link.symlink_to(victim)
     with open_staging(tmp_path / "staging", "key") as staging:
         assert staging.root.name.startswith("key-")
-        staging.put("backbone", Partition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2)))
-        staging.forget(Task("train", 0, None))
+        staging.put(
+            "backbone", StagedPartition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2))
+        )
+        staging.forget(PartitionTask("train", 0, None))
         assert not list(staging.root.rglob("*.npy"))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert link.is_symlink()
@@ -192,6 +194,6 @@ def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
     with open_staging(tmp_path / "staging", "key") as staging:
         (staging.root / "backbone").symlink_to(victim)
         with pytest.raises(LinkError):
-            staging.forget(Task("train", 0, None))
+            staging.forget(PartitionTask("train", 0, None))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert list((tmp_path / "staging").iterdir()) == []

@@ -12,7 +12,7 @@ from sfm.errors import InputError
 
 
 @pytest.fixture
-def thesis(tmp_path: Path) -> Path:
+def users_file(tmp_path: Path) -> Path:
     """A file of somebody who has no part in it."""
     (tmp_path / "elsewhere").mkdir()
     file = tmp_path / "elsewhere" / "thesis.tex"
@@ -23,11 +23,11 @@ def thesis(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["result.json", ".result.json.partial"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_of_the_name_is_replaced_and_not_written_through(
-    tmp_path: Path, thesis: Path, name: str, link: object
+    tmp_path: Path, users_file: Path, name: str, link: object
 ) -> None:
-    link(thesis, tmp_path / name)  # type: ignore[operator]
+    link(users_file, tmp_path / name)  # type: ignore[operator]
     atomic_write(tmp_path / "result.json", b"new")
-    assert thesis.read_text() == "mine"
+    assert users_file.read_text() == "mine"
     assert (tmp_path / "result.json").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "result.json"]
 
@@ -52,25 +52,25 @@ def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, thesis: Path) -> None:
-    (tmp_path / "link").symlink_to(thesis.parent)
+def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, users_file: Path) -> None:
+    (tmp_path / "link").symlink_to(users_file.parent)
     with pytest.raises(InputError, match="link is a symbolic link, behind which nothing is written"):
         make_folder(tmp_path / "link")
     delete_path(tmp_path / "link")
     delete_path(tmp_path / "link")
     assert not os.path.lexists(tmp_path / "link")
-    assert thesis.read_text() == "mine"
+    assert users_file.read_text() == "mine"
     make_folder(tmp_path / "link")
     make_folder(tmp_path / "link")
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere")])
-def test_a_folder_replaces_whatever_has_its_name(tmp_path: Path, thesis: Path, make: object) -> None:
+def test_a_folder_replaces_whatever_has_its_name(tmp_path: Path, users_file: Path, make: object) -> None:
     make(tmp_path / "images")  # type: ignore[operator]
     with atomic_folder(tmp_path / "images", replace=True) as folder:
         (folder / "0.png").write_bytes(b"new")
     assert (tmp_path / "images" / "0.png").read_bytes() == b"new"
-    assert thesis.read_text() == "mine"
+    assert users_file.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "images"]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.parts import options_of
+from sfm.pipeline.entry_rows import make_entry_options
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.advice import DEFAULTS, extract_line, option_words
 from sfm.stats_store.select import NotExtractedError, narrow
 from sfm.stats_store.store import open_store
@@ -24,7 +24,7 @@ def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> Non
 
 def test_what_need_not_be_given_is_the_default_of_extraction() -> None:
     config = ExtractConfig(source="builtin:fashion-mnist-6k", store="s", backbone=["lite0"])
-    assert option_words(options_of(config, "full", {})) == []
+    assert option_words(make_entry_options(config, "full", {})) == []
     for name, default in DEFAULTS.items():
         if name != "views":
             own = getattr(config, name)

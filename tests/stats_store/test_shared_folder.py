@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sfm.cli import app
 from sfm.errors import InputError
-from sfm.pipeline.staging import Task, open_staging
+from sfm.pipeline.staging import PartitionTask, open_staging
 from sfm.stats_store.collect import collect
 from sfm.stats_store.copying import copy
 from sfm.stats_store.history import remove
@@ -26,7 +26,7 @@ from sfm.stats_store.verify import verify
 pytestmark = needs_root
 
 ANNA, BEN, CLEO = 12345, 12346, 12347
-TASK = Task("train", 0, None)
+TASK = PartitionTask("train", 0, None)
 NOTHING = datetime.timedelta(0)
 
 
