@@ -34,7 +34,7 @@ from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.head_accuracy import Heads, compute_accuracy
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.linear_probe import INITIAL_STD, train_heads
-from sfm.eval.modes import make_seed_schedule, split_views_by_seed
+from sfm.eval.mode_training import make_seed_schedule, split_views_by_seed
 from sfm.eval.result import compute_mean_and_std
 from sfm.eval.training import MAX_BATCH_SIZE, StreamPurpose, draw_initial_weights
 from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops

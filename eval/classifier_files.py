@@ -14,7 +14,7 @@ from sfm.eval.class_subset import ClassSubset
 from sfm.eval.config import MAX_CLASSIFIER_BYTES, Mode
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.modes import FittedHead
+from sfm.eval.mode_training import FittedHead
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow, format_protocol_header
 from sfm.stats_store.digest import array_digest, canonical, sha256

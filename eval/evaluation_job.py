@@ -14,7 +14,7 @@ from sfm.eval.evaluated_backbones import (
     load_teacher,
     open_source_statistics,
 )
-from sfm.eval.modes import TARGET_FEATURE_MODES
+from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digest import array_digest
 from sfm.stats_store.history import known_summaries

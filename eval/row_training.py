@@ -13,7 +13,7 @@ from sfm.eval.config import EvaluateConfig, Mode, count_views, get_classifier_fo
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.evaluation_job import EvaluationJob
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.modes import TARGET_FEATURE_MODES, EvaluationContext, fit_mode, make_stage_callback
+from sfm.eval.mode_training import TARGET_FEATURE_MODES, EvaluationContext, fit_mode, make_stage_callback
 from sfm.eval.result import AccuracyRow
 from sfm.eval.scores import HeldOutSamples, make_accuracy_row
 from sfm.eval.view_features import compute_view_features, draw_view_crops

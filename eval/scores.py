@@ -12,7 +12,7 @@ from sfm.eval.config import Mode, Protocol
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.head_accuracy import Heads, compute_accuracy, count_confusions, make_nearest_mean_head
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.modes import FittedHead, read_full_data_head
+from sfm.eval.mode_training import FittedHead, read_full_data_head
 from sfm.eval.result import (
     MAX_CONFUSED_PAIRS,
     MAX_CONFUSION_CLASSES,

@@ -15,7 +15,7 @@ FOOTNOTE = (
 )
 
 
-def print_accuracies(record: dict[str, Any]) -> None:
+def print_evaluation_accuracies(record: dict[str, Any]) -> None:
     """Print the rows of an evaluation, with footnote, notes and changes."""
     provenance = Provenance.model_validate(record["provenance"])
     rows = [

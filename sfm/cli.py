@@ -161,7 +161,7 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
         print_json(document | {"matrix": cells})
     else:
         for record in records:
-            accuracies.print_accuracies(record)
+            accuracies.print_evaluation_accuracies(record)
         if len(records) > 1:
             accuracies.print_matrix(cells)
     if unwritten:
@@ -303,7 +303,7 @@ def run_quickstart_command(
         print_json(record)
         return
     accuracies.print_warnings([record["evaluation"]])
-    accuracies.print_accuracies(record["evaluation"])
+    accuracies.print_evaluation_accuracies(record["evaluation"])
     print_line(f"Ten distilled images: {record['preview']}")
     print_line(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 

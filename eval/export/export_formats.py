@@ -94,6 +94,6 @@ def list_distinct_class_names(run: ReportedRun) -> list[str]:
     return [name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in classes]
 
 
-def list_class_folders(run: ReportedRun) -> list[str]:
+def list_class_folder_names(run: ReportedRun) -> list[str]:
     """Return the names of the classes' folders, in the order of the labels."""
     return list(dict.fromkeys(file.parent.name for file in run.distilled.files))

@@ -9,14 +9,19 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sfm.eval.export.export_formats import TABLE_FILE, TAR_FILE, list_class_folders, list_distinct_class_names
+from sfm.eval.export.export_formats import (
+    TABLE_FILE,
+    TAR_FILE,
+    list_class_folder_names,
+    list_distinct_class_names,
+)
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.reproduction_commands import make_distill_command
 from sfm.eval.report.row_selection import list_result_rows, make_row_label
-from sfm.eval.report.text_format import format_count, format_percent
+from sfm.eval.report.text_format import format_count
 from sfm.eval.result import AccuracyRow
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import escape_non_utf8, sanitize_line
+from sfm.text import escape_non_utf8, format_percent, sanitize_line
 
 HUB_LICENCES = frozenset(
     {
@@ -41,7 +46,7 @@ HUB_LICENCES = frozenset(
 )
 """Identifiers of common data licences on the Hub; any other licence is `other` with a name."""
 
-MAX_NAME_CHARACTERS = 400
+MAX_CELL_CHARACTERS = 400
 INT64_BYTES = 8
 
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -163,7 +168,7 @@ def make_load_dataset_fields(run: ReportedRun, export_format: str, folder: Path)
         "dataset_size": dataset_bytes,
     }
     if export_format != "webdataset":
-        names = list_distinct_class_names(run) if export_format == "parquet" else list_class_folders(run)
+        names = list_distinct_class_names(run) if export_format == "parquet" else list_class_folder_names(run)
         label = {"class_label": {"names": {str(index): name for index, name in enumerate(names)}}}
         info = {"features": [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": label}]} | info
     return fields | {"dataset_info": info}
@@ -192,14 +197,14 @@ def list_accuracy_notes(run: ReportedRun) -> list[str]:
     return evaluation.notes if evaluation and evaluation.provenance.images == run.pixel_digest else []
 
 
-def escape_markdown(text: str, max_length: int = MAX_NAME_CHARACTERS) -> str:
+def escape_markdown(text: str, max_length: int = MAX_CELL_CHARACTERS) -> str:
     """Escape a text for a line or a table cell in Markdown: it makes no link and no HTML."""
     return re.sub(r"[\\|\[\]<`*_~&$]", r"\\\g<0>", sanitize_line(" ".join(text.split()), max_length))
 
 
 def format_inline_code(text: str) -> str:
     """Return a text as inline code for a line or a table cell in Markdown, whatever it holds."""
-    line = sanitize_line(" ".join(text.split()), MAX_NAME_CHARACTERS)
+    line = sanitize_line(" ".join(text.split()), MAX_CELL_CHARACTERS)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     padding = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{padding}{line}{padding}{fence}".replace("|", "\\|")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM
-from sfm.eval.report.charts import Bar, BarKind, draw_bar_chart
+from sfm.eval.report.charts import AccuracyBar, BarKind, draw_bar_chart
 from sfm.eval.report.comparison_tables import label_backbones
 from sfm.eval.report.row_selection import (
     ResultRow,
@@ -14,12 +14,9 @@ from sfm.eval.report.row_selection import (
     list_result_rows,
     make_row_label,
 )
-from sfm.eval.report.text_format import (
-    IMAGE_SET_LABELS,
-    MODE_DESCRIPTIONS,
-    format_percent,
-)
+from sfm.eval.report.text_format import IMAGE_SET_LABELS, MODE_DESCRIPTIONS
 from sfm.eval.result import AccuracyRow, Evaluation
+from sfm.text import format_percent
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ def make_accuracy_line(row: ResultRow, evaluation: Evaluation) -> AccuracyLine:
     return AccuracyLine(make_row_label(row, evaluation), get_bar_kind(row), top1, top5, recovered)
 
 
-def make_accuracy_bar(row: ResultRow, evaluation: Evaluation) -> Bar:
+def make_accuracy_bar(row: ResultRow, evaluation: Evaluation) -> AccuracyBar:
     """Return the chart bar of a row."""
     label, kind = make_row_label(row, evaluation), get_bar_kind(row)
     if isinstance(row, AccuracyRow):
-        return Bar(label, 100 * row.top1_mean, 100 * row.top1_std if row.seeds > 1 else None, kind)
-    return Bar(label, 100 * row.top1, None, kind)
+        return AccuracyBar(label, 100 * row.top1_mean, 100 * row.top1_std if row.seeds > 1 else None, kind)
+    return AccuracyBar(label, 100 * row.top1, None, kind)

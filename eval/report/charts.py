@@ -61,7 +61,7 @@ MAX_POINTS = 300
 
 
 @dataclass(frozen=True)
-class Bar:
+class AccuracyBar:
     """One bar of a chart.
 
     Attributes
@@ -79,7 +79,7 @@ class Bar:
     kind: BarKind
 
 
-def draw_bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], description: str) -> Markup:
+def draw_bar_chart(groups: Sequence[tuple[str, Sequence[AccuracyBar]]], description: str) -> Markup:
     """Draw accuracies as horizontal bars with error bars, and the value beside each.
 
     Parameters
@@ -114,7 +114,7 @@ def draw_bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], description: str
         return render_svg(figure, description)
 
 
-def draw_bar(axes: Axes, y: float, bar: Bar) -> None:
+def draw_bar(axes: Axes, y: float, bar: AccuracyBar) -> None:
     """Draw one bar, its error bar and its value."""
     colour = FILL_COLOURS[bar.kind]
     hatch = HATCHES[bar.kind]

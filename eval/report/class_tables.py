@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from sfm.eval.report.comparison_tables import TableCell
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.row_selection import find_detailed_row, find_full_data_row, make_row_label
-from sfm.eval.report.text_format import format_percent
 from sfm.eval.result import AccuracyRow
+from sfm.text import format_percent
 
 MAX_CONFUSIONS, MAX_TABLE_CLASSES = 10, 30
 

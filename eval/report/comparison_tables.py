@@ -11,8 +11,9 @@ from sfm.eval.report.row_selection import (
     make_row_label,
     select_longest_trained_rows,
 )
-from sfm.eval.report.text_format import MODE_DESCRIPTIONS, UNKNOWN, format_percent
+from sfm.eval.report.text_format import MODE_DESCRIPTIONS, UNKNOWN
 from sfm.eval.result import Evaluation, FullDataRow
+from sfm.text import format_percent
 
 OWN_BACKBONE_NOTE = (
     "Through the backbone distilled on, this shows the classifier of all real images more than the distilled "

@@ -12,7 +12,7 @@ from PIL import Image
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.result import is_distillation_backbone
 
-MAX_GALLERY_CLASSES, MAX_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
+MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
 """How many classes a gallery shows, how many images of each, and how many images in all."""
 
 MAX_TILES = 6
@@ -57,7 +57,7 @@ def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
     first = runs[0].distilled
     class_count = min(MAX_GALLERY_CLASSES, len(first.class_ids))
     per_class = max(1, MAX_GALLERY_IMAGES // (class_count * len(runs)))
-    image_counts = [min(MAX_IMAGES_PER_CLASS, per_class, run.distilled.record.ipc) for run in runs]
+    image_counts = [min(MAX_GALLERY_IMAGES_PER_CLASS, per_class, run.distilled.record.ipc) for run in runs]
     several = len(runs) > 1
     neighbours = [select_neighbour_images(run) for run in runs]
     has_neighbours = any(images is not None for images in neighbours)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from sfm.eval.caveats import OWN_BACKBONE_BIASED_MODES, find_random_baseline
-from sfm.eval.report.text_format import IMAGE_SET_LABELS, format_percent
+from sfm.eval.report.text_format import IMAGE_SET_LABELS
 from sfm.eval.result import AccuracyRow, Evaluation, FullDataRow, is_distillation_backbone
+from sfm.text import format_percent
 
 ResultRow = AccuracyRow | FullDataRow
 

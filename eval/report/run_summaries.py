@@ -11,14 +11,9 @@ from sfm.eval.report.row_selection import (
     list_inherited_rows,
     select_longest_trained_rows,
 )
-from sfm.eval.report.text_format import (
-    format_command,
-    format_count,
-    format_decimal_bytes,
-    format_percent,
-    format_wall_time,
-)
+from sfm.eval.report.text_format import format_command, format_count, format_decimal_bytes, format_wall_time
 from sfm.eval.result import Evaluation
+from sfm.text import format_percent
 
 MAX_INHERITED_FACTS = 3
 """Number of other backbones in a summary."""

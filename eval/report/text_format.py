@@ -31,13 +31,6 @@ MODE_DESCRIPTIONS = {
 }
 
 
-def format_percent(fraction: float | None, deviation: float | None = None) -> str:
-    """Return a fraction in percent: "71.1", or with its deviation "71.1 ± 0.7"; a dash for None."""
-    if fraction is None:
-        return UNKNOWN
-    return f"{100 * fraction:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
-
-
 def format_decimal_bytes(count: int | None) -> str:
     """Return a number of bytes in decimal units: "1.2 MB"; a dash for None."""
     if count is None:

@@ -17,7 +17,7 @@ from PIL import Image
 from sfm.errors import InputError
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.output_files import make_distinct_directory_names
-from sfm.eval.report.charts import Bar, draw_bar_chart
+from sfm.eval.report.charts import AccuracyBar, draw_bar_chart
 from sfm.eval.report.comparison_tables import describe_protocol_mismatch
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.gallery import MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES
@@ -25,10 +25,11 @@ from sfm.eval.report.page import render_page, report
 from sfm.eval.report.report_content import make_report_content
 from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
 from sfm.eval.report.row_selection import find_headline_row, list_inherited_rows, make_row_label
-from sfm.eval.report.text_format import format_command, format_decimal_bytes, format_percent, format_wall_time
+from sfm.eval.report.text_format import format_command, format_decimal_bytes, format_wall_time
 from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publish import Draft, publish
 from sfm.stats_store.store import Entry, create_store
+from sfm.text import format_percent
 
 SFM = str(Path(sys.executable).with_name("sfm"))
 
@@ -569,7 +570,7 @@ def test_a_report_of_many_classes_stays_a_page_one_can_open(reported_run: Report
 
 def test_charts_take_their_colours_from_the_page_and_differ_without_them() -> None:
     kinds = ("distilled", "few real", "all real", "no images")
-    bars = [Bar(f"$ {kind} <", 50.0, 2.0, kind) for kind in kinds]
+    bars = [AccuracyBar(f"$ {kind} <", 50.0, 2.0, kind) for kind in kinds]
     svg = str(draw_bar_chart([("lite0", bars)], 'a "chart"'))
     assert not re.search(r"#[0-9a-f]{6}", svg)
     assert all(f"var(--{kind.replace(' ', '-')})" in svg for kind in kinds)
