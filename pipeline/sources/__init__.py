@@ -1,4 +1,4 @@
-"""Where labelled images come from.
+"""Open labelled image datasets: folders, tar shards, tables, torchvision's datasets, idx files, plug-ins.
 
 A source is data: two splits of encoded samples, class ids, and a function that decodes one sample; see
 :mod:`sfm.pipeline.sources.source`, with an example. To add a kind of source, write a function that returns a
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -53,10 +53,12 @@ RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_backgr
 
 
 def open_source(spec: str, held_out: bool = True) -> Source:
-    """Open the source that a spec such as ``folder:PATH`` means, and check what is known of it.
+    """Open the dataset of a spec such as ``folder:PATH``, and check what is known of it without reading.
 
     Parameters
     ----------
+    spec : str
+        ``KIND:PLACE?OPTIONS``.
     held_out : bool
         Whether it must have a held-out split.
 
@@ -66,76 +68,90 @@ def open_source(spec: str, held_out: bool = True) -> Source:
         If the kind is unknown, nothing is there, nothing is held out, or its classes are known and cannot be
         distilled.
     """
-    kind, colon, rest = spec.partition(":")
-    plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGIN_GROUP)}
-    if not colon or (kind not in SOURCE_KINDS and kind not in plugins):
-        kinds = [*SOURCE_KINDS, *plugins]
-        close = difflib.get_close_matches(kind, kinds)
-        hint = (
-            f"did you mean {close[0]}:{rest or 'PATH'}?"
-            if close
-            else f"write KIND:PLACE, where KIND is one of {', '.join(kinds)}"
-        )
-        raise InputError(f"unknown dataset {spec!r}: {hint}")
-    place, options = parse_options(rest)
-    chosen = read_class_list(options.pop("classes")) if "classes" in options else None
-    given = pop_rendering_options(spec, options)
-    rest = format_options(place, options)
-    source = SOURCE_KINDS[kind](rest) if kind in SOURCE_KINDS else plugins[kind].load()(rest)
+    opener = find_opener(spec)
+    place, options = parse_options(spec.partition(":")[2])
+    class_list = read_class_list(options.pop("classes")) if "classes" in options else None
+    rendering_options = pop_rendering_options(spec, options)
+    source = opener(format_options(place, options))
     if held_out and not source.test.shards:
-        why = source.inventory.no_held_out or f"{spec} has no held-out split"
-        raise InputError(f"{why}; or hold out a tenth of the training images: --hold-out 0.1")
+        reason = source.inventory.no_held_out or f"{spec} has no held-out split"
+        raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
     if source.class_ids is not None:
         require_storable_classes(source.class_ids, source.class_names, source.spec)
     source = normalize_class_ids(source)
-    if chosen is not None:
-        source = replace(select_listed_classes(source, chosen), spec=spec)
-    if given:
-        source = replace(source, spec=spec, rendering=replace(source.rendering, **given))
+    if class_list is not None:
+        source = replace(select_listed_classes(source, class_list), spec=spec)
+    if rendering_options:
+        source = replace(source, spec=spec, rendering=replace(source.rendering, **rendering_options))
     # A plug-in's own name, or a class list's, is checked like one that a user gives.
     source = replace(source, name=name_from(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
         counts = {
-            name: np.bincount(own, minlength=len(ids))
-            for name, own in labels.items()
-            if source.splits[name].shards
+            split_name: np.bincount(split_labels, minlength=len(ids))
+            for split_name, split_labels in labels.items()
+            if source.splits[split_name].shards
         }
         require_distillable_classes(source.spec, ids, counts)
     return source
 
 
+def find_opener(spec: str) -> Callable[[str], Source]:
+    """Return the function that opens sources of a spec's kind, from this package or a plug-in.
+
+    Raises
+    ------
+    InputError
+        If there is no such kind; suggests the nearest one.
+    """
+    kind, colon, rest = spec.partition(":")
+    plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGIN_GROUP)}
+    if colon and kind in SOURCE_KINDS:
+        return SOURCE_KINDS[kind]
+    if colon and kind in plugins:
+        return cast("Callable[[str], Source]", plugins[kind].load())
+    kinds = [*SOURCE_KINDS, *plugins]
+    close = difflib.get_close_matches(kind, kinds)
+    if close:
+        raise InputError(f"unknown dataset {spec!r}: did you mean {close[0]}:{rest or 'PATH'}?")
+    raise InputError(f"unknown dataset {spec!r}: write KIND:PLACE, where KIND is one of {', '.join(kinds)}")
+
+
 def pop_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
-    """Take what is said about `sfm.backbones.rendering.Rendering` out of the options of a spec.
+    """Remove the options that set fields of `sfm.backbones.rendering.Rendering`, and return their values.
 
     Raises
     ------
     InputError
-        If a background is no colour, or a white no value.
+        If a background is no colour, or a white level no number.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, parse in RENDERING_PARSERS.items():
-        try:
-            given |= {name: parse(options.pop(name))} if name in options else {}
-        except ValueError as error:
-            raise InputError(f"{spec}: {error}") from error
-    return given
+        if name in options:
+            try:
+                values[name] = parse(options.pop(name))
+            except ValueError as error:
+                raise InputError(f"{spec}: {error}") from error
+    return values
 
 
-def select_listed_classes(source: Source, chosen: ClassList) -> Source:
-    """Return the part of a source that is of some classes, under a name of its own.
+def select_listed_classes(source: Source, class_list: ClassList) -> Source:
+    """Return a source of the classes of a list only, named after the list.
 
     Raises
     ------
     InputError
-        If the source is known not to have one of them.
+        If the source is known to lack one of them.
     """
-    own = source.class_ids or ()
-    chosen = with_ids(chosen, [find_class(class_id, own) or class_id for class_id in chosen.ids])
-    names = dict(zip(chosen.ids, get_display_names(chosen.ids), strict=True))
+    own_ids = source.class_ids or ()
+    class_list = with_ids(
+        class_list, [find_class(class_id, own_ids) or class_id for class_id in class_list.ids]
+    )
+    names = dict(zip(class_list.ids, get_display_names(class_list.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
-    names |= chosen.names
-    part = select_classes(source, chosen.ids, [names[class_id] for class_id in chosen.ids])
-    is_file = expand_home(chosen.origin).is_file()
-    return replace(part, name=f"{source.name}-{Path(chosen.origin).stem}" if is_file else chosen.origin)
+    names |= class_list.names
+    subset = select_classes(source, class_list.ids, [names[class_id] for class_id in class_list.ids])
+    if expand_home(class_list.origin).is_file():
+        return replace(subset, name=f"{source.name}-{Path(class_list.origin).stem}")
+    return replace(subset, name=class_list.origin)

@@ -1,4 +1,4 @@
-"""Class ids: what label numbers mean, which classes are kept, and what people call them."""
+"""Class lists, the class ids that stored labels mean, and display names of classes."""
 
 import difflib
 import importlib.resources
@@ -37,7 +37,7 @@ LIST_ALIASES = {
     "imagemeow": "imagenet-cats",
     "imagesquawk": "imagenet-birds",
 }
-"""Names by which earlier papers know the same ten classes."""
+"""Names of the same ten classes in earlier papers."""
 
 
 def list_shipped_class_lists() -> list[str]:
@@ -48,12 +48,12 @@ def list_shipped_class_lists() -> list[str]:
     )
 
 
-def read_class_list(text: str) -> ClassList:
+def read_class_list(name_or_path: str) -> ClassList:
     """Read a list of classes.
 
     Parameters
     ----------
-    text : str
+    name_or_path : str
         Name of a shipped list, or path of a file with one class id per line; a display name may follow a
         tab, ``#`` begins a comment line.
 
@@ -62,27 +62,30 @@ def read_class_list(text: str) -> ClassList:
     InputError
         If there is no such list, it is empty, or a class occurs twice.
     """
-    name = LIST_ALIASES.get(text, text)
+    name = LIST_ALIASES.get(name_or_path, name_or_path)
     if name in list_shipped_class_lists():
         shipped = importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt"
-        return parse_class_list(shipped.read_text(encoding="utf-8"), text)
-    path = expand_home(text)
+        return parse_class_list(shipped.read_text(encoding="utf-8"), name_or_path)
+    path = expand_home(name_or_path)
     if not path.is_file():
         known = [*list_shipped_class_lists(), *LIST_ALIASES]
-        close = difflib.get_close_matches(text, known, n=1)
+        close = difflib.get_close_matches(name_or_path, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
-        raise InputError(f"no class list {text}: it is neither a file nor a list by that name; {hint}")
-    found = replace(read_class_file(path), origin=text)
-    require_storable_classes(found.ids, list(found.names.values()), f"the class list {text}")
-    return found
+        raise InputError(
+            f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}"
+        )
+    class_list = replace(read_class_file(path), origin=name_or_path)
+    display_names = list(class_list.names.values())
+    require_storable_classes(class_list.ids, display_names, f"the class list {name_or_path}")
+    return class_list
 
 
-def class_id_from_number(label: int) -> str:
-    """Return the class id of a label number without a name; padded, so that ids sort as numbers do."""
-    return str(label).zfill(NUMBER_ID_DIGITS)
+def class_id_from_number(number: int) -> str:
+    """Return the class id of a label number without a name; zeros in front make ids sort as numbers."""
+    return str(number).zfill(NUMBER_ID_DIGITS)
 
 
-def class_id_from_label(label: object, names: ClassList | None, where: str) -> str:
+def class_id_from_label(label: object, label_list: ClassList | None, where: str) -> str:
     """Return the class id that a stored label means.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
@@ -91,10 +94,10 @@ def class_id_from_label(label: object, names: ClassList | None, where: str) -> s
     ----------
     label : object
         An integer, or text: a class id or a number.
-    names : ClassList or None
-        What the numbers 0, 1, … mean; without it a number is its own id.
+    label_list : ClassList or None
+        Classes of the numbers 0, 1, …; without it a number is its own id.
     where : str
-        Names the sample.
+        Where the sample lies, for messages.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def class_id_from_label(label: object, names: ClassList | None, where: str) -> s
     """
     if isinstance(label, str):
         label = class_id_from(require_short_class_name(label.strip(), where))
-        if names is not None and label in names.ids:
+        if label_list is not None and label in label_list.ids:
             return label
         if LABEL_NUMBER.fullmatch(label):
             label = int(label)
@@ -117,74 +120,76 @@ def class_id_from_label(label: object, names: ClassList | None, where: str) -> s
             raise InputError(
                 f"{where} has label {label}, which marks unlabelled images: choose another split"
             )
-        if names is None:
+        if label_list is None:
             return class_id_from_number(label)
-        if label >= len(names.ids):
+        if label >= len(label_list.ids):
             raise InputError(
-                f"{where} has label {label}, out of range: {names.origin} names {len(names.ids)} classes, "
-                f"0 to {len(names.ids) - 1}"
+                f"{where} has label {label}, out of range: {label_list.origin} names "
+                f"{len(label_list.ids)} classes, 0 to {len(label_list.ids) - 1}"
             )
-        return names.ids[label]
-    if names is None:
+        return label_list.ids[label]
+    if label_list is None:
         return label
-    found = find_class(label, names.ids)
-    if found is None:
-        close = difflib.get_close_matches(label, names.ids, n=1)
+    class_id = find_class(label, label_list.ids)
+    if class_id is None:
+        close = difflib.get_close_matches(label, label_list.ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{where} has label {label!r}, which {names.origin} does not name{hint}")
-    return found
+        raise InputError(f"{where} has label {label!r}, which {label_list.origin} does not name{hint}")
+    return class_id
 
 
 def format_numeric_label(label: object) -> str:
-    """Return how a label that is a number, or may be read as one, is written; "" for any other label."""
+    """Return the text of a label that is a number, or text of digits; "" for any other label."""
     if isinstance(label, str) and LABEL_NUMBER.fullmatch(label.strip()):
         return label.strip()
     return str(label) if isinstance(label, int) else ""
 
 
-def encode_label_list(names: ClassList | None) -> str:
-    """Return what a split's listing holds of the list that its label numbers are read with.
+def encode_label_list(label_list: ClassList | None) -> str:
+    """Return what the listing of a split holds of the class list that gives label numbers their meaning.
 
-    Where ids are digits, text labels used to be taken for positions: what was extracted so is not the same.
+    Where ids are digits, earlier versions took text labels for positions: their entries are not the same.
     """
-    if names is None:
+    if label_list is None:
         return ""
-    return "\n".join(names.ids) + ("\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, names.ids)) else "")
+    suffix = "\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, label_list.ids)) else ""
+    return "\n".join(label_list.ids) + suffix
 
 
-def require_consistent_labels(spec: str, written: Iterable[tuple[str, str]]) -> None:
-    """Refuse labels that are written differently but would be one class, such as 1 and 01.
+def require_consistent_labels(spec: str, label_texts: Iterable[tuple[str, str]]) -> None:
+    """Refuse labels that are spelled differently but would be one class, such as 1 and 01.
 
-    They may be two classes, or an id and a position in a list; no one but the user can tell.
+    They may be two classes, or an id and a position in a list; only the user can tell.
 
     Parameters
     ----------
     spec : str
-        What the user wrote.
-    written : iterable of (str, str)
-        Class id, and how its label is written (see :func:`format_numeric_label`).
+        Dataset spec, for messages.
+    label_texts : iterable of (str, str)
+        Class id, and the text of its label (see :func:`format_numeric_label`).
 
     Raises
     ------
     InputError
-        Names the class and two ways in which it is written.
+        Names the class and two of its spellings.
     """
-    first: dict[str, str] = {}
-    for class_id, text in written:
-        if text and first.setdefault(class_id, text) != text:
+    first_texts: dict[str, str] = {}
+    for class_id, text in label_texts:
+        if text and first_texts.setdefault(class_id, text) != text:
             raise InputError(
-                f"{spec} writes labels of class {class_id} as {first[class_id]!r} and as {text!r}: write "
-                f"every class in one way (text that is an id in names= is that class; other digits count)"
+                f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: "
+                f"write every class in one way (text that is an id in names= is that class; other digits "
+                f"count)"
             )
 
 
-def normalize_class_name(class_id: str) -> str:
-    """Return a class id as a person reads it: case, surrounding blanks and Unicode variants are the same."""
-    return " ".join(unicodedata.normalize("NFKC", class_id).casefold().split())
+def normalize_class_name(name: str) -> str:
+    """Return a class name without differences in case, blanks and Unicode variants, to compare names."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def get_display_names(class_ids: Sequence[str]) -> list[str]:
-    """Return what people call classes: WordNet ids get their first lemma, others stay as they are."""
+    """Return display names of classes: the first lemma of WordNet ids; other ids stay as they are."""
     if not all(WORDNET_ID.fullmatch(class_id) for class_id in class_ids):
         return list(class_ids)
     from timm.data.imagenet_info import ImageNetInfo

@@ -1,4 +1,4 @@
-"""Where the files of a dataset are: a pattern becomes files on a disk, on a web server or in a bucket."""
+"""Find and open the files of a dataset, on a disk, on a web server or in a bucket."""
 
 import contextlib
 import fnmatch
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import braceexpand
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import HTTPStore, ObjectStore
 
 from sfm.errors import InputError
@@ -26,17 +27,24 @@ from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained
 from sfm.stats_store.names import folder_name, name_from
-from sfm.text import summarize_error
+from sfm.text import sanitize_line, summarize_error
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from obstore import BytesStream, ObjectMeta
+    from obstore import BytesStream, GetOptions, ObjectMeta
 
 CHUNK_BYTES = 1 << 20
 LOOKUP_THREADS = 16
-MISSING_MESSAGE = "there is no file {}"
+MAX_FILES = 1_000_000
+"""That one pattern stands for."""
 
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MAX_DIGITS = 18
+"""Of a number in a pattern."""
+
+MISSING_MESSAGE = "there is no file {}"
+CHANGED_MESSAGE = "{} changed while the dataset was read; run again"
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,11 @@ class DataFile:
     Attributes
     ----------
     url : str
-        Path or URL; holds no credentials.
+        Path or URL, without credentials.
     size : int
         In bytes.
     version : str
-        Changes when the file does: time of change or entity tag.
+        Changes when the file does: its entity tag, or else its time of change.
     """
 
     url: str
@@ -64,54 +72,38 @@ def expand_braces(pattern: str) -> list[str]:
     Raises
     ------
     InputError
-        If a brace is not closed, or stands for nothing.
+        If braces do not match, stand for nothing, or stand for more than ``MAX_FILES`` names.
     """
-    opening = pattern.find("{")
-    if opening < 0:
-        if "}" in pattern:
-            raise InputError(f"{pattern} closes a brace that it does not open")
-        return [pattern]
-    depth, commas = 0, [opening]
-    for place in range(opening, len(pattern)):
-        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
-        if pattern[place] == "," and depth == 1:
-            commas.append(place)
-        if depth == 0:
-            break
-    else:
-        raise InputError(f"{pattern} opens a brace that it does not close")
-    body, rest = pattern[opening + 1 : place], expand_braces(pattern[place + 1 :])
-    found = _RANGE.fullmatch(body)
-    if found:
-        first, last = found.groups()
-        padded = any(len(end) > 1 and end[0] == "0" for end in (first, last))
-        width = max(len(first), len(last)) if padded else 0
-        step = 1 if int(first) <= int(last) else -1
-        inner = [str(i).zfill(width) for i in range(int(first), int(last) + step, step)]
-    elif len(commas) > 1:
-        edges = [*commas, place]
-        inner = [
-            text
-            for start, end in itertools.pairwise(edges)
-            for text in expand_braces(pattern[start + 1 : end])
-        ]
-    else:
-        raise InputError(f"{{{body}}} in {pattern} is neither a range {{000..019}} nor a list {{a,b}}")
-    return [pattern[:opening] + text + tail for text in inner for tail in rest]
+    # braceexpand would hold all numbers of a range in memory.
+    is_too_long = any(
+        max(len(start), len(stop)) > MAX_DIGITS or abs(int(start) - int(stop)) > MAX_FILES
+        for start, stop in _RANGE.findall(pattern)
+    )
+    try:
+        expanded = () if is_too_long else braceexpand.braceexpand(pattern, escape=False)
+        names = list(itertools.islice(expanded, MAX_FILES + 1))
+    except ValueError as error:
+        raise InputError(f"{pattern} opens a brace that it does not close, or the reverse") from error
+    if is_too_long or len(names) > MAX_FILES:
+        raise InputError(f"{sanitize_line(pattern, 300)} stands for more than {MAX_FILES:,} files")
+    if any("{" in name or "}" in name for name in names):
+        raise InputError(f"{pattern} has a brace that is neither a range {{000..019}} nor a list {{a,b}}")
+    return names
 
 
-def is_remote_url(place: str) -> bool:
-    """Say whether a path or URL is on another machine."""
-    return "://" in place and not place.startswith("file://")
+def is_remote_url(path_or_url: str) -> bool:
+    """Return whether a path or URL leads to another machine."""
+    return "://" in path_or_url and not path_or_url.startswith("file://")
 
 
-def resolve_local_path(place: str) -> Path:
-    """Return the path that a place on this machine's disks means."""
-    return expand_home(unquote(urlsplit(place).path) if place.startswith("file://") else place)
+def resolve_local_path(path_or_url: str) -> Path:
+    """Return the path of a ``file://`` URL, or of a path that may begin with ``~``."""
+    is_url = path_or_url.startswith("file://")
+    return expand_home(unquote(urlsplit(path_or_url).path) if is_url else path_or_url)
 
 
 def find_files(pattern: str) -> list[DataFile]:
-    """Find the files a pattern means, in the order of the pattern.
+    """Return the files that a pattern stands for, in the order of the pattern.
 
     Parameters
     ----------
@@ -127,9 +119,9 @@ def find_files(pattern: str) -> list[DataFile]:
     with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
         files = [file for found in pool.map(_match_pattern, names) for file in found]
     urls = [file.url for file in files]
-    twice = next((url for url in urls if urls.count(url) > 1), None) if len(set(urls)) < len(urls) else None
-    if twice:
-        raise InputError(f"{pattern} means {twice} more than once")
+    if len(set(urls)) < len(urls):
+        repeated = next(url for url, count in Counter(urls).items() if count > 1)
+        raise InputError(f"{pattern} means {repeated} more than once")
     return files
 
 
@@ -140,12 +132,12 @@ def _match_pattern(name: str) -> list[DataFile]:
         pattern = name.replace("[", "[[]").replace("?", "[?]")
         folder = posixpath.dirname(name.partition("*")[0])
 
-        def matters(path: str) -> bool:
+        def matches(path: str) -> bool:
             return fnmatch.fnmatchcase(posixpath.join(folder, path), pattern)
 
         found = [
             file
-            for file in list_files(folder, wanted=matters, depth=name.count("/", len(folder) + 1))
+            for file in list_files(folder, is_needed=matches, max_depth=name.count("/", len(folder) + 1))
             if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
         ]
     else:
@@ -155,10 +147,10 @@ def _match_pattern(name: str) -> list[DataFile]:
     return found
 
 
-def _stat_local_file(path: Path, missing: str = MISSING_MESSAGE) -> DataFile:
-    if missing == MISSING_MESSAGE and path.is_symlink() and not path.exists():
+def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> DataFile:
+    if missing_message == MISSING_MESSAGE and path.is_symlink() and not path.exists():
         raise InputError(describe_dangling_link(path))
-    with translate_read_errors(str(path), missing=missing):
+    with translate_read_errors(str(path), missing_message):
         status = path.stat()
     if not path.is_file():
         raise InputError(f"{path} is not a file")
@@ -166,9 +158,9 @@ def _stat_local_file(path: Path, missing: str = MISSING_MESSAGE) -> DataFile:
 
 
 def _stat_remote_file(url: str) -> DataFile:
-    objects, path = _connect_to_url(url, patient=False)
+    store, path = _connect_to_url(url, patient=False)
     with translate_read_errors(url):
-        return _make_data_file(url, obstore.head(objects, path))
+        return _make_data_file(url, obstore.head(store, path))
 
 
 def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
@@ -178,46 +170,48 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
 def list_files(
     folder: str,
     unused: Counter[str] | None = None,
-    wanted: Callable[[str], bool] = accept_any_name,
-    depth: int | None = None,
+    is_needed: Callable[[str], bool] = accept_any_name,
+    max_depth: int | None = None,
 ) -> list[DataFile]:
-    """List all files below a folder or a prefix in a bucket, sorted by path; links are followed.
+    """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
 
     Parameters
     ----------
+    folder : str
+        Path or URL.
     unused : Counter, optional
-        Gets what is passed over, by kind.
-    wanted : callable
-        Given a path below the folder, says whether a link of that name that leads nowhere matters.
-    depth : int, optional
-        Folders below one another that are entered at most, on a disk.
+        Counts hidden and special files, by kind.
+    is_needed : callable
+        Given a path below the folder, returns whether a dangling link of that name stops the run.
+    max_depth : int, optional
+        Levels of folders that are entered, on a disk.
 
     Raises
     ------
     InputError
-        If the place cannot be listed, or a link that matters leads nowhere.
+        If the folder cannot be listed, or a needed link is dangling.
     """
     unused = Counter() if unused is None else unused
     if not is_remote_url(folder):
         root = resolve_local_path(folder)
         if not root.is_dir():
             return []
-        paths = [root / path for path, _ in walk_files(str(root), unused, wanted, depth)]
+        paths = [root / path for path, _ in walk_files(str(root), unused, is_needed, max_depth)]
         return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
     if urlsplit(folder).scheme not in REMOTE:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
-    objects, prefix = _connect_to_url(folder, patient=False)
+    store, prefix = _connect_to_url(folder, patient=False)
     with translate_read_errors(folder):
-        listed = [item for batch in obstore.list(objects, prefix=prefix or None) for item in batch]
-    files = (_make_data_file(f"{bucket}/{item['path']}", item) for item in listed)
-    shown = []
-    for file in files:
+        objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
+    files = []
+    for item in objects:
+        file = _make_data_file(f"{bucket}/{item['path']}", item)
         if "/." in file.url.removeprefix(folder.rstrip("/")):
             unused[HIDDEN_KIND] += 1
         else:
-            shown.append(file)
-    return sorted(shown, key=lambda file: file.url)
+            files.append(file)
+    return sorted(files, key=lambda file: file.url)
 
 
 def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
@@ -238,8 +232,8 @@ def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
 
 
 @contextlib.contextmanager
-def translate_read_errors(url: str, missing: str = MISSING_MESSAGE) -> Iterator[None]:
-    """Turn what a server or disk reports into one line that names the file.
+def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
+    """Translate errors of servers and disks into one line that names the file.
 
     Raises
     ------
@@ -249,7 +243,9 @@ def translate_read_errors(url: str, missing: str = MISSING_MESSAGE) -> Iterator[
     try:
         yield
     except FileNotFoundError:
-        raise InputError(missing.format(url)) from None
+        raise InputError(missing_message.format(url)) from None
+    except PreconditionError:
+        raise InputError(CHANGED_MESSAGE.format(url)) from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         if url.startswith("http"):
             raise InputError(f"cannot read {url}: the server refuses access (401 or 403)") from None
@@ -264,84 +260,90 @@ def translate_read_errors(url: str, missing: str = MISSING_MESSAGE) -> Iterator[
 
 @contextlib.contextmanager
 def open_stream(file: DataFile) -> Iterator[BinaryIO]:
-    """Open a file to be read once from its beginning; at most a chunk of it is in memory.
+    """Open a file to be read once, from its beginning; at most one chunk of it is in memory.
 
     Raises
     ------
     InputError
-        If it is not there any more, is not what it was, or the connection is lost for good.
+        If it is not there any more, has changed, or the connection is lost for good.
     """
     if not is_remote_url(file.url):
         require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
         with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
-    objects, path = _connect_to_url(file.url, patient=True)
+    store, path = _connect_to_url(file.url, patient=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
-        answer = obstore.get(objects, path)
-    require_unchanged(file, _make_data_file(file.url, answer.meta))
-    yield io.BufferedReader(_ResponseBody(file.url, answer.stream(min_chunk_size=CHUNK_BYTES)), CHUNK_BYTES)
+        response = obstore.get(store, path)
+    require_unchanged(file, _make_data_file(file.url, response.meta))
+    body = _ResponseBody(file.url, response.stream(min_chunk_size=CHUNK_BYTES))
+    yield io.BufferedReader(body, CHUNK_BYTES)
 
 
 def open_seekable(file: DataFile) -> BinaryIO:
-    """Open a file to be read in any order.
+    """Open a file to be read in any order; reading raises InputError if it is replaced meanwhile.
 
     Raises
     ------
     InputError
-        If it is not there any more, or is not what it was.
+        If it is not there any more, or has changed.
     """
     if not is_remote_url(file.url):
         require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
         with translate_read_errors(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
-    objects, path = _connect_to_url(file.url, patient=True)
+    store, path = _connect_to_url(file.url, patient=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
-        require_unchanged(file, _make_data_file(file.url, obstore.head(objects, path)))
-    return io.BufferedReader(_Ranges(file, objects, path), CHUNK_BYTES)
+        require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
+    return io.BufferedReader(_RangeReader(file, store, path), CHUNK_BYTES)
 
 
-def require_unchanged(before: DataFile, now: DataFile) -> None:
-    """Refuse a file that is not what it was when the dataset was opened.
+def require_unchanged(listed: DataFile, current: DataFile) -> None:
+    """Refuse a file that has changed since the dataset was opened.
 
     Raises
     ------
     InputError
         Names it.
     """
-    if (before.size, before.version) != (now.size, now.version):
-        raise InputError(f"{before.url} changed while the dataset was read; run again")
+    if (listed.size, listed.version) != (current.size, current.version):
+        raise InputError(CHANGED_MESSAGE.format(listed.url))
 
 
 class _ResponseBody(io.RawIOBase):
-    """The body of an answer as a file, since tarfile reads files."""
+    """The body of a response as a file, since tarfile reads files."""
 
     def __init__(self, url: str, chunks: "BytesStream") -> None:
         self._url = url
         self._chunks = chunks
-        self._left = memoryview(b"")
+        self._remaining = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, into: "WriteableBuffer") -> int:
-        if not self._left:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        if not self._remaining:
             with translate_read_errors(self._url, VANISHED_MESSAGE):
-                self._left = memoryview(bytes(next(self._chunks, b"")))
-        target = memoryview(into).cast("B")
-        size = min(len(target), len(self._left))
-        target[:size], self._left = self._left[:size], self._left[size:]
+                self._remaining = memoryview(bytes(next(self._chunks, b"")))
+        target = memoryview(buffer).cast("B")
+        size = min(len(target), len(self._remaining))
+        target[:size], self._remaining = self._remaining[:size], self._remaining[size:]
         return size
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file of which any range can be asked for, since pyarrow reads files."""
+class _RangeReader(io.RawIOBase):
+    """A remote file that can be read from any position, since pyarrow reads files.
 
-    def __init__(self, file: DataFile, objects: ObjectStore, path: str) -> None:
+    `obstore.open_reader` has no ``closed``, which pyarrow needs, and does not notice a replaced object.
+    """
+
+    def __init__(self, file: DataFile, store: ObjectStore, path: str) -> None:
         self._file = file
-        self._objects = objects
+        self._store = store
         self._path = path
-        self._place = 0
+        self._position = 0
+        # Weak entity tags (W/"…") never match, and dates are no entity tags.
+        self._condition: GetOptions = {"if_match": file.version} if file.version.startswith('"') else {}
 
     def readable(self) -> bool:
         return True
@@ -350,31 +352,39 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.size}[whence]
-        self._place = start + offset
-        return self._place
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        self._position = origin + offset
+        return self._position
 
-    def readinto(self, into: "WriteableBuffer") -> int:
-        target = memoryview(into).cast("B")
-        size = min(len(target), self._file.size - self._place)
-        if size <= 0:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        target = memoryview(buffer).cast("B")
+        end = min(self._position + len(target), self._file.size)
+        if end <= self._position:
             return 0
+        options: GetOptions = {**self._condition, "range": (self._position, end)}
         with translate_read_errors(self._file.url, VANISHED_MESSAGE):
-            data = obstore.get_range(self._objects, self._path, start=self._place, length=size)
-        target[:size] = memoryview(bytes(data))
-        self._place += size
-        return size
+            data = memoryview(bytes(obstore.get(self._store, self._path, options=options).bytes()))
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
-def derive_dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
-    """Return a name for the dataset at a place: of the folder, prefix or else the bucket."""
-    fixed = re.split(r"[{*]", place)[0]
-    folder = fixed if fixed == place and not place.endswith(suffix) else posixpath.dirname(fixed)
-    if not is_remote_url(place):
+def derive_dataset_name(pattern: str, suffixes: str | tuple[str, ...]) -> str:
+    """Return a name for the dataset of a pattern: that of its folder, its prefix or else its bucket.
+
+    Parameters
+    ----------
+    suffixes : str or tuple of str
+        File names end in one of these.
+    """
+    literal = re.split(r"[{*]", pattern)[0]
+    is_folder = literal == pattern and not pattern.endswith(suffixes)
+    folder = literal if is_folder else posixpath.dirname(literal)
+    if not is_remote_url(pattern):
         return folder_name(resolve_local_path(folder or "."))
     return name_from([part for part in folder.split("/") if part][-1])
 
 
 def digest_listing(files: Sequence[DataFile]) -> str:
-    """Return the digest (hexadecimal) of what can be seen of files without reading them."""
+    """Return the digest (hexadecimal) of the names, sizes and versions of files; see `Split.listing`."""
     return compute_digest("\n".join(f"{file.url} {file.size} {file.version}" for file in files))

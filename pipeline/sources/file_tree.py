@@ -1,4 +1,4 @@
-"""The files below a folder of a disk: links are followed, and what is passed over is counted."""
+"""Walk the files below a folder: links are followed, and files that are not used are counted."""
 
 import os
 from collections import Counter
@@ -10,22 +10,25 @@ from sfm.pipeline.sources.inventory import HIDDEN_KIND, SPECIAL_FILE_KIND
 
 LINK_CYCLE_KIND = "links to a folder that holds them"
 SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
-"""What file systems and file managers leave: copies, thumbnails, what cannot be read."""
+"""Folders that file systems and file managers make, of thumbnails, copies and fragments."""
 
 MAX_FOLDER_DEPTH = 100
-"""Folders of a dataset that lie one in another."""
+"""Folders of a dataset that lie one in another; no dataset has so many."""
 
 MAX_FOLDER_VISITS = 100
-"""Times that one folder is read; links that lead to each other multiply them without end."""
+"""Times that one folder is read; links to each other would multiply them without end."""
 
 
 def accept_any_name(_: str) -> bool:
-    """Return True, whatever the name."""
+    """Return True: the default of :func:`walk_files`."""
     return True
 
 
 def walk_files(
-    root: str, unused: Counter[str], wanted: Callable[[str], bool] = accept_any_name, depth: int | None = None
+    root: str,
+    unused: Counter[str],
+    is_needed: Callable[[str], bool] = accept_any_name,
+    max_depth: int | None = None,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
 
@@ -34,12 +37,13 @@ def walk_files(
 
     Parameters
     ----------
+    root : str
     unused : Counter
-        Gets what is passed over, by kind: what is hidden, and what is neither file nor folder.
-    wanted : callable
-        Given a path below `root`, says whether a link of that name that leads nowhere matters.
-    depth : int, optional
-        Folders below one another that are entered at most; 0 for the files of `root` alone.
+        Counts what is not yielded, by kind: hidden files, and what is neither file nor folder.
+    is_needed : callable
+        Given a path below `root`, returns whether a dangling link of that name stops the run.
+    max_depth : int, optional
+        Levels of folders that are entered; 0 for the files of `root` alone.
 
     Yields
     ------
@@ -49,21 +53,21 @@ def walk_files(
     Raises
     ------
     InputError
-        If a folder cannot be read, or a link that matters leads nowhere; names it.
+        If a folder cannot be read, or a needed link is dangling; names it.
     """
-    yield from _walk(root, "", frozenset(), unused, wanted, depth, Counter())
+    yield from _walk_folder(root, "", frozenset(), unused, is_needed, max_depth, Counter())
 
 
-def _walk(
+def _walk_folder(
     folder: str,
     prefix: str,
-    around: frozenset[tuple[int, int]],
+    parents: frozenset[tuple[int, int]],
     unused: Counter[str],
-    wanted: Callable[[str], bool],
-    depth: int | None,
+    is_needed: Callable[[str], bool],
+    max_depth: int | None,
     visits: Counter[tuple[int, int]],
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    if len(around) > MAX_FOLDER_DEPTH:
+    if len(parents) > MAX_FOLDER_DEPTH:
         raise InputError(
             f"the folder {folder} lies more than {MAX_FOLDER_DEPTH} folders deep: no dataset does"
         )
@@ -72,12 +76,12 @@ def _walk(
         entries = scan_folder(folder)
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    own = (status.st_dev, status.st_ino)
-    if own in around:
+    inode = (status.st_dev, status.st_ino)
+    if inode in parents:
         unused[LINK_CYCLE_KIND] += 1
         return
-    visits[own] += 1
-    if visits[own] > MAX_FOLDER_VISITS:
+    visits[inode] += 1
+    if visits[inode] > MAX_FOLDER_VISITS:
         raise InputError(f"links lead to the folder {folder} in more than {MAX_FOLDER_VISITS} ways")
     folders = []
     for entry in entries:
@@ -85,7 +89,7 @@ def _walk(
         if entry.name.startswith("."):
             unused[HIDDEN_KIND] += 1
         elif is_dangling_link(entry):
-            if wanted(path):
+            if is_needed(path):
                 raise InputError(describe_dangling_link(entry.path))
             unused["links that lead nowhere"] += 1
         elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
@@ -96,19 +100,28 @@ def _walk(
             yield path, entry
         else:
             unused[SPECIAL_FILE_KIND] += 1
-    for entry in folders if depth is None or depth > 0 else ():
-        deeper = None if depth is None else depth - 1
-        yield from _walk(entry.path, f"{prefix}{entry.name}/", around | {own}, unused, wanted, deeper, visits)
+    if max_depth == 0:
+        return
+    for entry in folders:
+        yield from _walk_folder(
+            entry.path,
+            f"{prefix}{entry.name}/",
+            parents | {inode},
+            unused,
+            is_needed,
+            None if max_depth is None else max_depth - 1,
+            visits,
+        )
 
 
 def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, by name."""
+    """Return the entries of a folder, sorted by name."""
     with os.scandir(os.fspath(folder)) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
 
 def is_dangling_link(entry: os.DirEntry[str]) -> bool:
-    """Say whether an entry is a link to what is not there, or cannot be reached."""
+    """Return whether an entry is a link to something that is missing or cannot be reached."""
     if not entry.is_symlink():
         return False
     try:
@@ -119,7 +132,7 @@ def is_dangling_link(entry: os.DirEntry[str]) -> bool:
 
 
 def describe_dangling_link(path: str | os.PathLike[str]) -> str:
-    """Return the line that names a link which leads nowhere."""
+    """Return the error message for a dangling link."""
     target = Path(path).readlink()
     return (
         f"{os.fspath(path)} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
@@ -128,7 +141,7 @@ def describe_dangling_link(path: str | os.PathLike[str]) -> str:
 
 
 def count_files_below(folder: str | os.PathLike[str]) -> int:
-    """Return the number of files below a folder that is not read; links to folders are not followed."""
+    """Return the number of files below a folder; links to folders are not followed."""
     try:
         return sum(len(names) for _, _, names in os.walk(folder))
     except RecursionError:

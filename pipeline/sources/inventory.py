@@ -1,4 +1,4 @@
-"""What lies in a dataset beside its samples: files by kind, and what was chosen where there was a choice."""
+"""Which files of a dataset are images, how many are not used, and which choices were made."""
 
 import posixpath
 from collections import Counter
@@ -15,7 +15,7 @@ IMAGE_EXTENSIONS = frozenset(
         *("pnm", "pfm"),
     )
 )
-"""Extensions of the formats that are decoded."""
+"""Of the formats that are decoded."""
 
 UNSUPPORTED_IMAGE_EXTENSIONS = frozenset(
     (
@@ -23,7 +23,7 @@ UNSUPPORTED_IMAGE_EXTENSIONS = frozenset(
         *("cr2", "nef", "arw"),
     )
 )
-"""Extensions of images that are not decoded: a file of these stops the run rather than being passed over."""
+"""Of images that are not decoded: such a file stops the run rather than being left out in silence."""
 
 NON_IMAGE_EXTENSIONS = frozenset(
     (
@@ -32,10 +32,10 @@ NON_IMAGE_EXTENSIONS = frozenset(
         *("py", "sh", "zip", "tar", "gz"),
     )
 )
-"""Extensions of files that are known to hold no image, and are not opened to see."""
+"""Of files that hold no image, and are not opened to find out."""
 
 INDEX_EXTENSIONS = frozenset(("parquet", "arrow", "idx", "index", "bin"))
-"""Extensions of data and indexes that lie beside images and shards."""
+"""Of data and indexes that lie beside images and shards."""
 
 MAGIC_BYTES = 16
 HIDDEN_KIND = "hidden"
@@ -44,16 +44,16 @@ SPECIAL_FILE_KIND = "neither file nor folder"
 
 @dataclass(frozen=True)
 class Inventory:
-    """What listing a dataset tells besides its samples.
+    """What listing a dataset finds besides its samples.
 
     Attributes
     ----------
     unused : mapping of str to int
-        Files that are not read, by kind.
+        Number of files that are not used, by kind.
     notes : tuple of str
-        What was chosen where there was a choice, a line each.
+        Choices that were made for the user, a line each.
     no_held_out : str
-        Where the held-out split has no samples: what was looked for, and how to choose.
+        If nothing is held out: why, and how to choose.
     """
 
     unused: Mapping[str, int] = field(default_factory=dict)
@@ -61,18 +61,18 @@ class Inventory:
     no_held_out: str = ""
 
     def with_unused(self, kind: str, count: int) -> "Inventory":
-        """Return the inventory with more files of a kind that are not read."""
+        """Return a copy with `count` more unused files of a kind."""
         unused = Counter(self.unused) + Counter({kind: count})
         return Inventory(dict(unused), self.notes, self.no_held_out)
 
 
 def get_extension(name: str) -> str:
-    """Return what follows the last dot of a file's name, in small letters; empty if nothing does."""
+    """Return what follows the last dot of a file name, in lower case; "" if nothing does."""
     return posixpath.splitext(name)[1].lower().removeprefix(".")
 
 
 def could_be_folder(name: str) -> bool:
-    """Say whether what cannot be opened may be a folder, to go by its name: ``cls.v1`` may, ``a.txt`` not."""
+    """Return whether a name may be that of a folder: ``cls.v1`` may, ``a.txt`` may not."""
     return (
         get_extension(name)
         not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
@@ -80,19 +80,19 @@ def could_be_folder(name: str) -> bool:
 
 
 def get_unused_kind(name: str) -> str:
-    """Return the kind that a file which is not read is counted under: its extension, with the dot."""
+    """Return the kind under which an unused file is counted: its extension with the dot."""
     extension = get_extension(name)
     return f".{extension}" if extension else "without extension"
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Return counts by kind as people write them, the most frequent first: ``3 .txt, 1 .csv``."""
+    """Return counts by kind as text, the most frequent first: ``3 .txt, 1 .csv``."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {kind}" for kind, count in ordered)
 
 
 def is_image_file(path: str) -> bool:
-    """Say whether a file is to be read as an image: by its extension, or else by how it begins.
+    """Return whether a file is to be read as an image: by its extension, or else by its first bytes.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""How large a part of a dataset may be: checked before memory is taken, since anybody may have made it.
+"""Limits on the parts of a dataset that a stranger made, checked before memory is taken for them.
 
-Every limit is well above what datasets hold, see docs/sources.md; whoever meets one has damage or an attack.
+Every limit is far above what datasets hold, see docs/sources.md: what exceeds one is damage or an attack.
 """
 
 import json
@@ -12,8 +12,7 @@ from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES
 
 MAX_IMAGE_BYTES = 2**29
-"""Of an encoded image: what the pixels of the largest image that is decoded, 89 million of 3 x 16 bits, take
-uncompressed."""
+"""Of an encoded image: what the pixels of the largest decoded image, 89 million of 3 x 16 bits, take."""
 
 MAX_LABEL_BYTES = MAX_JSON_BYTES
 """Of a label, a caption or a JSON description in a shard."""
@@ -22,37 +21,37 @@ MAX_GROUP_BYTES = 2 * MAX_IMAGE_BYTES
 """Of all images and labels in a shard that share a name up to the first dot."""
 
 MAX_PREFETCH_BYTES = 2**23
-"""Of a file that is read before it is its turn."""
+"""Of a file that is read ahead of its turn."""
 
 MAX_BATCH_BYTES = 2**28
-"""Of the encoded images of a batch, after which it takes no more, and of dotted names that are held back."""
+"""Of the encoded images after which a batch is full, and of samples with dotted names that are held back."""
 
 MAX_QUEUED_BYTES = 2**30
-"""Of the encoded images of all batches that wait."""
+"""Of the encoded images of all batches that wait for a worker."""
 
 MAX_HEADER_BYTES = 2**22
-"""Of what a tar archive says about a member, such as a long name, and of what it says about all of them."""
+"""Of the tar headers of a member, such as a long name, and of the global headers of an archive."""
 
 MAX_PATH_CHARACTERS = 4096
 """Of the name of a member of a shard: the longest path on a disk."""
 
 MAX_MEMBERS = 10_000_000
-"""Of a shard, and labels of an idx file."""
+"""Members of a shard, and labels of an idx file."""
 
 MAX_NAME_CHARACTERS = MAX_NAME_LENGTH
 """Of the id and of the display name of a class."""
 
 MAX_CLASSES_BYTES = 2**23
-"""Of the ids and names of all classes together, as JSON: they are part of every card of an entry."""
+"""Of the ids and names of all classes together, as JSON: every card of an entry holds them."""
 
 
 def require_short_class_name(name: str, where: str) -> str:
-    """Return the id or name of a class; refuse one that is longer than any name.
+    """Return the id or name of a class; refuse one that is too long.
 
     Raises
     ------
     InputError
-        Says where it is, and shows how it begins.
+        Says where the name is, and shows its beginning.
     """
     if len(name) > MAX_NAME_CHARACTERS:
         raise InputError(
@@ -68,7 +67,7 @@ def require_storable_classes(class_ids: Sequence[str], class_names: Sequence[str
     Raises
     ------
     InputError
-        Says which, or how many classes there are.
+        Shows the name, or says how many classes there are.
     """
     size = 0
     for name in (*class_ids, *(class_names or ())):

@@ -1,4 +1,4 @@
-"""Reading sample files in threads, ahead of who decodes them."""
+"""Read sample files in threads, ahead of the code that decodes them."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,52 +8,50 @@ from itertools import chain, islice
 from sfm.pipeline.sources.sample import Sample, SampleFile
 
 FILES_PER_TASK = 8
-"""Files that a reading thread takes at once."""
+"""Files that a thread reads at once: each change of threads takes a core from code that computes."""
 
 READER_THREADS = 8
-"""Files read at a time: what a network disk takes to answer passes while others are decoded."""
+"""Files read at the same time, which hides the latency of network disks."""
 
 
 def prefetch_samples(
-    samples: Iterable[Sample | SampleFile], readers: int = READER_THREADS
+    samples: Iterable[Sample | SampleFile], thread_count: int = READER_THREADS
 ) -> Iterator[Sample]:
-    """Yield samples, all of them read: files ahead of who takes them.
-
-    A thread reads a few at a time: each change of threads takes a core from those that compute.
+    """Yield samples in their order; those that are files are read ahead in threads.
 
     Parameters
     ----------
     samples : iterable of Sample or SampleFile
-    readers : int
-        Threads that read, if the first sample is a file.
+    thread_count : int
+        Threads that read. None is started if the first sample is no file.
 
     Raises
     ------
     InputError
         If a file cannot be read.
     """
-    coming = iter(samples)
-    first = next(coming, None)
+    remaining = iter(samples)
+    first = next(remaining, None)
     if first is None:
         return
-    coming = chain([first], coming)
+    remaining = chain([first], remaining)
     if isinstance(first, Sample):
-        yield from (sample.read() for sample in coming)
+        yield from (sample.read() for sample in remaining)
         return
-    with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-        waiting: deque[Future[list[Sample | SampleFile]]] = deque()
+    with ThreadPoolExecutor(thread_count, thread_name_prefix="read") as pool:
+        pending: deque[Future[list[Sample | SampleFile]]] = deque()
         try:
-            while few := list(islice(coming, FILES_PER_TASK)):
-                waiting.append(pool.submit(prefetch_chunk, few))
-                if len(waiting) > readers:
-                    yield from (sample.read() for sample in waiting.popleft().result())
-            while waiting:
-                yield from (sample.read() for sample in waiting.popleft().result())
+            while chunk := list(islice(remaining, FILES_PER_TASK)):
+                pending.append(pool.submit(prefetch_chunk, chunk))
+                if len(pending) > thread_count:
+                    yield from (sample.read() for sample in pending.popleft().result())
+            while pending:
+                yield from (sample.read() for sample in pending.popleft().result())
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
 def prefetch_chunk(samples: Sequence[Sample | SampleFile]) -> list[Sample | SampleFile]:
-    """Read samples, but for large files."""
+    """Return samples with their files read, except large ones."""
     return [sample.prefetch() if isinstance(sample, SampleFile) else sample for sample in samples]

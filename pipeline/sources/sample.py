@@ -18,15 +18,15 @@ class Sample:
     Attributes
     ----------
     data : bytes
-        Encoded.
+        The encoded image.
     label : str
-        Id of its class.
+        Class id.
     where : str
-        Names it for a person, e.g. its path.
+        Where the sample lies, for messages: a path, a key in a shard, a row of a table.
     label_text : str
-        How its label is written, where that is a number; "" where it does not matter.
+        The label as the dataset writes it, if it is a number; "" where the spelling does not matter.
     fault : str
-        Why it was not read, though it is there: it counts as one that cannot be decoded.
+        Why the image was not read although it is there; such a sample counts as one that cannot be decoded.
     """
 
     data: bytes
@@ -36,44 +36,43 @@ class Sample:
     fault: str = ""
 
     def read(self) -> "Sample":
-        """Return the sample, which is read already."""
+        """Return the sample itself, so that samples and sample files are read by the same call."""
         return self
 
 
 @final
 @dataclass(frozen=True)
 class SampleFile:
-    """A labelled image that is a file of its own, not read yet; who decodes it reads it, maybe elsewhere.
+    """A labelled image that is a file of its own and has not been read; the process that decodes it reads it.
 
     Attributes
     ----------
     where : str
-        Its path.
+        Path of the file.
     label : str
-        Id of its class.
+        Class id.
     """
 
     where: str
     label: str
 
     def read(self) -> Sample:
-        """Return the sample; a file that is larger than any image is not read, which the sample tells.
+        """Return the sample; one with a `fault` and no data if the file is larger than any image.
 
         Raises
         ------
         InputError
             If the file cannot be read.
         """
-        return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(
-            b"", self.label, self.where, fault=describe_oversized_image()
-        )
+        fault = describe_oversized_image()
+        return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.where, fault=fault)
 
     def prefetch(self) -> "Sample | SampleFile":
-        """Return the sample before it is its turn; a large file as it is, since memory holds many of them."""
+        """Return the sample, or the unread file if it is large: memory holds many prefetched samples."""
         return self.read_if_smaller(MAX_PREFETCH_BYTES) or self
 
     def read_if_smaller(self, max_bytes: int) -> Sample | None:
-        """Return the sample, or None if it has more than so many bytes."""
+        """Return the sample, or None if the file has more than `max_bytes` bytes."""
         try:
             return Sample(read_bounded_file(Path(self.where), max_bytes), self.label, self.where)
         except OversizeError:
@@ -85,5 +84,6 @@ class SampleFile:
 
 
 def describe_oversized_image(size: int | None = None) -> str:
-    """Return what is wrong with an image that is not read."""
-    return f"{'' if size is None else f'{size:,} bytes: '}more than {MAX_IMAGE_BYTES:,} bytes are no image"
+    """Return why an image of so many bytes is not read."""
+    prefix = "" if size is None else f"{size:,} bytes: "
+    return f"{prefix}more than {MAX_IMAGE_BYTES:,} bytes are no image"

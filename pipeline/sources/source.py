@@ -1,30 +1,33 @@
-r"""What a source of labelled images is, and how to write one.
+r"""What a source of labelled images is: `Source`, `Split`, `Shard`, and functions that make splits.
 
 A source is data: two splits, each a sequence of *shards*, and a function that decodes one sample. A shard is
-read in order, by one reader, as often as anyone likes; it is the unit that workers take, that is resumed, and
-that a broken run loses at most. There are two kinds of split:
+read in order by one reader, any number of times. It is the unit that workers take, the unit that is resumed,
+and the most that an interrupted run has to repeat. There are two kinds of split:
 
 - Labels are known before anything is read (folders, index files, tables with a label column). Every shard
-  says its labels. :func:`file_split` makes shards out of samples that are files of their own, and
-  :func:`indexed_split` out of any function that reads the i-th sample.
+  has its labels. :func:`file_split` makes shards of samples that are files of their own, and
+  :func:`indexed_split` of samples that a function reads by position.
 - Labels come with the samples (tar shards). A shard's ``labels`` are None, samples name their class, and the
   classes of the dataset are those found in the pass; ``Source.class_ids`` may be None until then.
 
-A complete source of one's own, usable as ``pairs:PATH`` once an installed package declares the entry point
-``pairs = "my_package:pairs_source"`` in the group ``sfm.sources``::
+This is a complete source. It is usable as ``pairs:PATH`` once an installed package declares the entry point
+``pairs = "my_package:open_pairs_source"`` in the group ``sfm.sources``::
 
-    def pairs_source(text: str) -> Source:
-        def split(name: str) -> Split:
-            lines = [line.split("\t") for line in Path(text, f"{name}.tsv").read_text().splitlines()]
+    def open_pairs_source(path: str) -> Source:
+        def make_split(name: str) -> Split:
+            lines = [line.split("\t") for line in Path(path, f"{name}.tsv").read_text().splitlines()]
             return file_split(
                 labels=np.array([ids.index(label) for _, label in lines], dtype=np.int32),
                 class_ids=ids,
-                path=lambda i: f"{text}/{lines[i][0]}",
+                path=lambda i: f"{path}/{lines[i][0]}",
                 listing=compute_digest(name, *("\t".join(line) for line in lines)),
             )
 
-        ids = Path(text, "classes.txt").read_text().split()
-        return Source("pairs", f"pairs:{text}", ids, ids, split("train"), split("test"), decode_image)
+        ids = Path(path, "classes.txt").read_text().split()
+        train, test = make_split("train"), make_split("test")
+        return Source("pairs", f"pairs:{path}", ids, ids, train, test, decode_image)
+
+`sfm.testing.SourceTests` tests such a source against this contract.
 """
 
 import hashlib
@@ -50,13 +53,13 @@ class Shard:
     Attributes
     ----------
     where : str
-        Names it for a person.
+        Where the shard lies, for messages.
     labels : ndarray of int32, shape (n,), or None
-        Index of each sample's class in ``Source.class_ids``; None if only reading tells.
+        Index of each sample's class in ``Source.class_ids``; None if labels are known by reading only.
     read : callable
-        Given positions (ndarray of int64), each above the one before, or None for all, yields those samples,
-        or a `SampleFile` for each; raises InputError if they cannot be read. It may be called again, in
-        other processes too, and yields the same then; in one process, one shard is read at a time.
+        Takes ascending positions (ndarray of int64), or None for all. Yields a `Sample` or a `SampleFile` for
+        each; raises InputError if they cannot be read. It may be called again, in other processes too, and
+        yields the same then. One process reads one shard at a time.
     unused : Counter
         What the last reading of all samples passed over, by kind; only where reading tells.
     """
@@ -69,14 +72,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one split, in the order in which the source reads best.
+    """The samples of one split, in the order in which the source reads them fastest.
 
     Attributes
     ----------
     shards : tuple of Shard
-        Either all know their labels, or none does.
+        Either all of them have labels, or none has.
     listing : str
-        Digest (hexadecimal) of what can be seen of the samples without reading them: names, sizes, times.
+        Digest (hexadecimal) of what is known of the samples without reading them: names, sizes, times.
     """
 
     shards: tuple[Shard, ...]
@@ -84,41 +87,42 @@ class Split:
 
     @property
     def labels(self) -> npt.NDArray[np.int32] | None:
-        """Labels of all samples, shape (n,); None if only reading tells."""
+        """Labels of all samples, shape (n,); None if they are known by reading only."""
         known = [shard.labels for shard in self.shards if shard.labels is not None]
         if len(known) < len(self.shards):
             return None
         return np.concatenate([*known, np.zeros(0, dtype=np.int32)])
 
-    def read(self, rows: npt.NDArray[np.int64], sizes: Sequence[int] | None = None) -> Iterator[Sample]:
-        """Yield samples, as :meth:`iter_samples` does, but all of them read.
+    def read(self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None) -> Iterator[Sample]:
+        """Yield the samples of some rows, read; see :meth:`iter_samples`.
 
         Raises
         ------
         InputError
             If a file cannot be read.
         """
-        return prefetch_samples(self.iter_samples(rows, sizes))
+        return prefetch_samples(self.iter_samples(rows, shard_sizes))
 
     def iter_samples(
-        self, rows: npt.NDArray[np.int64], sizes: Sequence[int] | None = None
+        self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None
     ) -> Iterator[Sample | SampleFile]:
-        """Yield samples, given by ascending positions in the split; files of their own are not read.
+        """Yield the samples of some rows; those that are files of their own are not read.
 
         Parameters
         ----------
         rows : ndarray of int64
-        sizes : sequence of int, optional
+            Ascending positions in the split.
+        shard_sizes : sequence of int, optional
             Samples per shard; needed where labels are not known.
         """
-        if sizes is None:
-            sizes = [0 if shard.labels is None else len(shard.labels) for shard in self.shards]
-        ends = np.cumsum([0, *sizes])
-        cuts = np.searchsorted(rows, ends)
+        if shard_sizes is None:
+            shard_sizes = [0 if shard.labels is None else len(shard.labels) for shard in self.shards]
+        bounds = np.cumsum([0, *shard_sizes])
+        cuts = np.searchsorted(rows, bounds)
         for number, shard in enumerate(self.shards):
-            own = rows[cuts[number] : cuts[number + 1]]
-            if len(own):
-                yield from shard.read(own - ends[number])
+            own_rows = rows[cuts[number] : cuts[number + 1]]
+            if len(own_rows):
+                yield from shard.read(own_rows - bounds[number])
 
 
 NO_SAMPLES = Split((), "")
@@ -134,22 +138,22 @@ class Source:
     name : str
         Default name of the dataset in a store.
     spec : str
-        What the user wrote.
+        What the user wrote: ``KIND:PLACE?OPTIONS``.
     class_ids : list of str or None
-        Sorted; they identify classes across datasets (folder names, WordNet ids, label numbers). None: those
-        that are found in the pass.
+        Sorted. They identify classes across datasets: folder names, WordNet ids, label numbers. None if the
+        classes are those found in the pass.
     class_names : list of str or None
-        What people call the classes, in the same order; may repeat. None: the ids.
+        Display names in the same order; they may repeat. None if they are the ids.
     train, test : Split
         ``NO_SAMPLES`` where nothing is held out.
     decode : callable
-        Turns a sample's encoded bytes into an image, any mode; raises OSError or ValueError if it cannot. For
-        a GPU it is pickled (by cloudpickle, with what it holds) and called in other processes.
+        Turns a sample's encoded bytes into an image of any mode; raises OSError or ValueError if it cannot.
+        For a GPU it is pickled (by cloudpickle, with what it holds) and called in other processes.
     licence : str
     rendering : Rendering
-        How decoded images become opaque 8-bit pixels; what the options ``background`` and ``white`` say.
+        How decoded images become opaque 8-bit pixels: the options ``background`` and ``white``.
     inventory : Inventory
-        What else lies there.
+        Which files are not used, and which choices were made.
     """
 
     name: str
@@ -170,7 +174,7 @@ class Source:
 
     @property
     def labels(self) -> dict[str, npt.NDArray[np.int32]] | None:
-        """Labels of all samples, by split; None if only reading tells."""
+        """Labels of all samples, by split; None if they are known by reading only."""
         train, test = self.train.labels, self.test.labels
         return None if train is None or test is None else {"train": train, "test": test}
 
@@ -178,24 +182,25 @@ class Source:
 def file_split(
     labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str
 ) -> Split:
-    """Make a split of samples that are files of their own: shards of ``BLOCK_ROWS`` of them.
+    """Return a split of samples that are files of their own, in shards of ``BLOCK_ROWS`` samples.
 
-    Files are read several at a time, ahead of who decodes them; for a GPU, in the processes that decode.
+    Several files are read at the same time, ahead of decoding; for a GPU, in the processes that decode.
 
     Parameters
     ----------
     labels : ndarray of int32, shape (n,)
         Index of each sample's class in `class_ids`.
+    class_ids : sequence of str
     path : callable
         Returns the path of sample ``i``.
     listing : str
         See `Split`.
     """
 
-    def samples(rows: list[int]) -> Iterator[SampleFile]:
+    def iter_rows(rows: list[int]) -> Iterator[SampleFile]:
         return (SampleFile(path(i), class_ids[labels[i]]) for i in rows)
 
-    return make_split(labels, samples, path, listing)
+    return make_split(labels, iter_rows, path, listing)
 
 
 def indexed_split(
@@ -205,60 +210,61 @@ def indexed_split(
     where: Callable[[int], str],
     listing: str,
 ) -> Split:
-    """Make a split of samples that can be read one by one, in any order: shards of ``BLOCK_ROWS`` samples.
+    """Return a split of samples that a function reads by position, in shards of ``BLOCK_ROWS`` samples.
 
-    They are read one after the other, in one thread.
+    Samples are read one after the other, in one thread.
 
     Parameters
     ----------
     labels : ndarray of int32, shape (n,)
         Index of each sample's class in `class_ids`.
+    class_ids : sequence of str
     read : callable
         Returns the encoded bytes of sample ``i``.
     where : callable
-        Names sample ``i`` for a person.
+        Returns where sample ``i`` lies, for messages.
     listing : str
         See `Split`.
     """
 
-    def samples(rows: list[int]) -> Iterator[Sample]:
+    def iter_rows(rows: list[int]) -> Iterator[Sample]:
         return (Sample(read(i), class_ids[labels[i]], where(i)) for i in rows)
 
-    return make_split(labels, samples, where, listing)
+    return make_split(labels, iter_rows, where, listing)
 
 
 def make_split(
     labels: npt.NDArray[np.int32],
-    samples: Callable[[list[int]], Iterator[Sample | SampleFile]],
+    iter_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
     where: Callable[[int], str],
     listing: str,
 ) -> Split:
-    """Make a split of samples whose labels are known: shards of ``BLOCK_ROWS`` samples.
+    """Return a split of samples whose labels are known, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters
     ----------
-    samples : callable
-        Yields those at some positions, in their order.
+    iter_rows : callable
+        Yields the samples of some rows of the split, in their order.
     """
 
-    def shard(start: int) -> Shard:
-        own = labels[start : start + BLOCK_ROWS]
+    def make_shard(start: int) -> Shard:
+        own_labels = labels[start : start + BLOCK_ROWS]
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
-            rows = (np.arange(len(own)) if positions is None else positions) + start
-            return samples(rows.tolist())
+            rows = (np.arange(len(own_labels)) if positions is None else positions) + start
+            return iter_rows(rows.tolist())
 
-        last = start + len(own) - 1
-        return Shard(f"{where(start)} to {where(last)}", own, read)
+        last = start + len(own_labels) - 1
+        return Shard(f"{where(start)} to {where(last)}", own_labels, read)
 
-    return Split(tuple(shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing)
+    return Split(tuple(make_shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing)
 
 
 def compute_digest(*parts: str | bytes) -> str:
-    """Return the SHA-256 (hexadecimal) of parts, each framed by its length."""
-    whole = hashlib.sha256()
+    """Return the SHA-256 (hexadecimal) of parts, each preceded by its length."""
+    sha = hashlib.sha256()
     for part in parts:
         # File names may hold bytes that are not UTF-8.
         data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
-        whole.update(len(data).to_bytes(8, "little") + data)
-    return whole.hexdigest()
+        sha.update(len(data).to_bytes(8, "little") + data)
+    return sha.hexdigest()

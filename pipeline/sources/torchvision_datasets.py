@@ -45,66 +45,68 @@ SPLIT_ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "SVHN": _TRAIN_TEST,
     "USPS": _BOOLEAN,
 }
-"""The arguments that choose the training and the held-out split of each."""
+"""Arguments of each dataset that choose its training and its held-out split."""
 
 
-def open_torchvision_source(text: str) -> Source:
+def open_torchvision_source(location: str) -> Source:
     """Open a dataset that torchvision can read.
 
     Parameters
     ----------
-    text : str
-        ``NAME?root=PATH``: where torchvision keeps it; with ``download=yes`` it is fetched if need be.
+    location : str
+        ``NAME?root=PATH``, where PATH is torchvision's ``root``; ``download=yes`` fetches what is missing.
 
     Raises
     ------
     InputError
         If there is no such dataset, or it is not there.
     """
-    spec = f"torchvision:{text}"
-    name, options = parse_options(text)
+    spec = f"torchvision:{location}"
+    name, options = parse_options(location)
     require_known_options(spec, options, ("root", "download"))
     if name not in SPLIT_ARGUMENTS:
         close = difflib.get_close_matches(name.lower(), [known.lower() for known in SPLIT_ARGUMENTS], n=1)
-        meant = next((known for known in SPLIT_ARGUMENTS if close and known.lower() == close[0]), None)
-        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(SPLIT_ARGUMENTS)}"
+        suggestion = next((known for known in SPLIT_ARGUMENTS if close and known.lower() == close[0]), None)
+        hint = f"did you mean {suggestion}?" if suggestion else f"there are {', '.join(SPLIT_ARGUMENTS)}"
         raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
     root, download = expand_home(options["root"]), parse_flag(spec, options, "download")
     train, test = (
-        open_torchvision_split(spec, name, root, download, which) for which in SPLIT_ARGUMENTS[name]
+        open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name]
     )
     labels = [get_label_numbers(train), get_label_numbers(test)]
     ids, names = make_class_ids(train, labels)
-    if any(not len(own) or own.min() < 0 or own.max() >= len(ids) for own in labels):
+    if any(not len(numbers) or numbers.min() < 0 or numbers.max() >= len(ids) for numbers in labels):
         raise InputError(f"cannot open {spec}: labels are not those of {len(ids)} classes; fetch it again")
     return Source(
         name=name.lower(),
         spec=spec,
         class_ids=sorted(ids),
-        class_names=[names[c] for c in sorted(range(len(ids)), key=ids.__getitem__)],
+        class_names=[names[number] for number in sorted(range(len(ids)), key=ids.__getitem__)],
         train=make_torchvision_split(train, f"train split of torchvision:{name}", labels[0], ids),
         test=make_torchvision_split(test, f"held-out split of torchvision:{name}", labels[1], ids),
         decode=decode_image,
     )
 
 
-def open_torchvision_split(spec: str, name: str, root: Path, download: bool, which: dict[str, Any]) -> Any:
-    """Let torchvision open a split.
+def open_torchvision_split(
+    spec: str, name: str, root: Path, download: bool, split_arguments: dict[str, Any]
+) -> Any:
+    """Return a split as a dataset of torchvision.
 
     Raises
     ------
     InputError
-        If the dataset is not there or not whole.
+        If the dataset is missing or incomplete.
     """
     import torchvision.datasets
 
     # ImageNet cannot be downloaded, and knows no such argument.
-    asked = {"download": True} if download else {}
+    download_argument = {"download": True} if download else {}
     try:
-        return getattr(torchvision.datasets, name)(root, **which, **asked)
-    except Exception as error:  # What torchvision and scipy raise on files that are damaged depends on them.
+        return getattr(torchvision.datasets, name)(root, **split_arguments, **download_argument)
+    except Exception as error:  # torchvision and scipy raise all kinds of errors on damaged files.
         hint = "" if download else ", or fetch it with &download=yes"
         line = sanitize_line(summarize_error(error), 300)
         raise InputError(
@@ -121,7 +123,7 @@ def get_label_numbers(dataset: Any) -> npt.NDArray[np.int64]:
 
 
 def list_image_files(dataset: Any) -> list[str] | None:
-    """Return the image files of a torchvision dataset, or None if it holds arrays."""
+    """Return the image files of a torchvision dataset; None if it holds arrays."""
     if hasattr(dataset, "data"):
         return None
     for attribute in ("_image_files", "_images"):
@@ -132,9 +134,9 @@ def list_image_files(dataset: Any) -> list[str] | None:
 
 
 def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[list[str], list[str]]:
-    """Return class ids and display names by label number.
+    """Return class ids and display names, by label number.
 
-    Ids are WordNet ids where the dataset knows them, else its class names where they differ, else numbers.
+    Ids are WordNet ids if the dataset has them, else its class names if they differ, else numbers.
     """
     count = 1 + max(int(split.max(initial=0)) for split in labels)
     names = [
@@ -149,13 +151,13 @@ def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[l
 
 
 def make_torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], ids: list[str]) -> Split:
-    """Describe a split: files as they are, arrays as portable pixmaps."""
-    order = np.argsort(np.argsort(ids)).astype(np.int32)
-    index = order[labels]
+    """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
+    position_by_number = np.argsort(np.argsort(ids)).astype(np.int32)
+    sorted_labels = position_by_number[labels]
     files = list_image_files(dataset)
     if files is None:
         return indexed_split(
-            labels=index,
+            labels=sorted_labels,
             class_ids=sorted(ids),
             read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
             where=lambda i: f"image {i} of the {where}",
@@ -164,7 +166,7 @@ def make_torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int6
             ),
         )
     return file_split(
-        labels=index,
+        labels=sorted_labels,
         class_ids=sorted(ids),
         path=files.__getitem__,
         listing=compute_digest(where, labels.tobytes(), *(describe_file_state(path) for path in files)),
@@ -172,12 +174,12 @@ def make_torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int6
 
 
 def describe_file_state(path: str) -> str:
-    """Return what can be seen of a file without reading it.
+    """Return path, size and time of change of a file, as text for a digest.
 
     Raises
     ------
     InputError
-        If it is not there, or is a link that leads nowhere.
+        If it is missing, or a dangling link.
     """
     try:
         status = Path(path).stat()
