@@ -295,7 +295,7 @@ def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(report
         ("Pullover", "50.0 %"),
         ("T-shirt/top", "30.0 %"),
     ]
-    (found,) = shown.classes
+    (found,) = shown.class_tables
     assert found.columns == ["distilled", "all real"]
     assert [(name, cells[0].text) for name, cells in found.rows] == [
         ("Pullover", "50.0"),
@@ -347,12 +347,12 @@ def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(
     more = [r.model_copy(update={"epochs": 900, "top1_mean": 0.5}) for r in evaluation.rows if r.epochs]
     both = evaluation.model_copy(update={"rows": [*evaluation.rows, *more]})
     shown = make_report_content([replace(reported_run, evaluation=both), replace(reported_run, name="other")])
-    labels = [line.label for block in shown.accuracies[0].blocks for line in block.lines]
+    labels = [line.label for group in shown.accuracies[0].backbones for line in group.lines]
     assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
-    (grid,) = shown.comparisons
-    rows = dict(grid.rows)
+    (table,) = shown.comparisons
+    rows = dict(table.rows)
     assert rows["lite0: Distilled, linear"][0].text.startswith("50.0")
-    assert grid.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
+    assert table.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
 
 
 def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
