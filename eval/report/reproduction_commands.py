@@ -15,27 +15,10 @@ LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices")
 DISTILL_OPTIONS = frozenset(
     {
         *LARGE_OPTIONS,
-        "store",
-        "backbone",
-        "image_size",
-        "dataset",
-        "classes",
-        "objective",
-        "alpha",
-        "centres",
-        "steps",
+        *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
+        *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
+        *("device", "threads", "precision", "execution", "compile"),
     }
-    | {
-        "learning_rate",
-        "final_rate",
-        "grow_every",
-        "gradient",
-        "checkpoint_every",
-        "seed",
-        "device",
-        "threads",
-    }
-    | {"precision", "compile"}
 )
 """Options of `sfm distill` that a reproduction command may hold."""
 
