@@ -172,7 +172,7 @@ def compare_bf16_flows(root: Path, images: int, device: str) -> float:
         ):
             _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment, precision)
             train = [p for p in gathered.partitions if p.split == "train"]
-            rows = staging.staged(backbone.card.hash, train)
+            rows = staging.open_features(backbone.card.hash, train)
             mean = accumulate_moments(rows, N_CLASSES, backbone.card.features).mean
             flows.append((mean.sum(axis=0) - mean) / (N_CLASSES - 1) - mean)
     a, b = (flow.ravel() for flow in flows)

@@ -1,6 +1,6 @@
-"""From samples to what backbones are fed with: each read and decoded once, and cropped for each of them.
+"""Decode samples into the cropped pixels of every preprocessing, each sample once.
 
-It is done in this process, or in others, see `sfm.pipeline.decoding_processes`.
+This module works in the calling thread; `sfm.pipeline.decoding_processes` has processes do it.
 """
 
 import struct
@@ -23,18 +23,18 @@ from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
-from sfm.pipeline.staging import IMAGE_MARKS, SkippedSample
+from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
 from sfm.random_streams import make_rng
 from sfm.text import summarize_error
 
 VIEW_STREAM = 5
-"""Purpose of the random streams that views are drawn from."""
+"""Key of the random streams that views are drawn from."""
 
 READER_THREADS = 2
-"""Threads that read the files of a batch: others come while the first few are decoded."""
+"""Threads that read the files of a batch ahead, while earlier ones are decoded."""
 
 MAX_REASON_CHARACTERS = 300
-"""Of what an image library says about bytes that are no image."""
+"""Length of an image library's error message that is kept."""
 
 DECODING_ERRORS = (
     OSError,
@@ -48,10 +48,10 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What image libraries raise on bytes that are no image depends on the bytes."""
+"""Errors that image libraries raise on bytes that are no image."""
 
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
-"""Samples, each with its place in the task."""
+"""Samples, each with its index in the task."""
 
 PixelArrays = dict[Preprocessing, npt.NDArray[np.uint8]]
 """Cropped images and their views, each of shape (1 + views, n, y, x, channel)."""
@@ -59,19 +59,19 @@ PixelArrays = dict[Preprocessing, npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """What is made of each sample.
+    """How samples are decoded and cropped.
 
     Attributes
     ----------
     preprocessings : tuple of Preprocessing
-        Different ones.
+        Distinct ones.
     views : int
-        Augmented views, besides the image itself.
+        Augmented views of each image, besides the image itself.
     seed : int
         Of those views.
     on_error : {"fail", "skip"}
     rendering : Rendering
-        Of what the source decodes.
+        How decoded images become RGB pixels.
     """
 
     preprocessings: tuple[Preprocessing, ...]
@@ -83,23 +83,23 @@ class DecodingOptions:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """A batch that is decoded.
+    """The decoded samples of a batch.
 
     Attributes
     ----------
     kept : list of int
-        Places of its samples in the task.
+        Indices in the task of the samples that could be decoded.
     where : list of str
-        Name them for a person.
+        Their locations, for people.
     digests : ndarray of uint8, shape (n, 32)
     sizes : list of int
-        Encoded bytes of its samples.
-    skipped : list of Skipped
+        Encoded bytes of these samples.
+    skipped : list of SkippedSample
     seconds : float
-        What it took one thread to decode and crop_image.
+        Time of decoding and cropping in one thread.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
     marked : dict of str to dict of int to str
-        Of the samples that have one of `sfm.pipeline.staging.IMAGE_MARKS`, place and name.
+        By mark (`sfm.pipeline.task_results.IMAGE_MARKS`), index and location of the samples that have it.
     """
 
     kept: list[int]
@@ -113,16 +113,16 @@ class DecodedBatch:
 
 
 BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[DecodedBatch]]
-"""Decodes a batch; its pixels are there within the context only."""
+"""Decodes a batch; its pixels are valid within the context only."""
 
 
 def decode_batch(
     batch: SampleBatch,
     decode: Callable[[bytes], Image.Image],
-    wanted: DecodingOptions,
+    options: DecodingOptions,
     pixels: PixelArrays | None = None,
 ) -> DecodedBatch:
-    """Decode samples and crop_image them.
+    """Decode and crop the samples of a batch in this thread.
 
     Parameters
     ----------
@@ -130,9 +130,9 @@ def decode_batch(
         Files are read ahead.
     decode : callable
         As in `sfm.pipeline.sources.Source`.
-    wanted : Wanted
+    options : DecodingOptions
     pixels : dict of Preprocessing to ndarray of uint8, optional
-        Where the pixels are to be, see :func:`split_into_pixel_arrays`.
+        Arrays to write the pixels to, see :func:`split_into_pixel_arrays`.
 
     Raises
     ------
@@ -141,39 +141,39 @@ def decode_batch(
     """
     if pixels is None:
         pixels = split_into_pixel_arrays(
-            np.empty(count_pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch)
+            np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
         )
     kept: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
     marked: dict[str, dict[int, str]] = {}
-    places, samples = [place for place, _ in batch], (sample for _, sample in batch)
-    for place, sample in zip(places, prefetch_samples(samples, READER_THREADS), strict=True):
+    indices, samples = [index for index, _ in batch], (sample for _, sample in batch)
+    for index, sample in zip(indices, prefetch_samples(samples, READER_THREADS), strict=True):
         began = time.perf_counter()
         try:
             if sample.fault:
                 raise ValueError(sample.fault)
-            rendered = render_image(decode(sample.data), wanted.rendering)
+            rendered = render_image(decode(sample.data), options.rendering)
             image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
                 rows[0] = crop_image(image, preprocessing)
-                rows[1:] = render_views(image, digest, preprocessing, wanted.views, wanted.seed)
-            kept.append((place, sample.where, digest, len(sample.data)))
+                rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
+            kept.append((index, sample.where, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
                 if getattr(rendered, mark):
-                    marked.setdefault(mark, {})[place] = sample.where
+                    marked.setdefault(mark, {})[index] = sample.where
         except DECODING_ERRORS as error:
-            why = summarize_error(error)[:MAX_REASON_CHARACTERS]
-            if wanted.on_error == "fail":
+            reason = summarize_error(error)[:MAX_REASON_CHARACTERS]
+            if options.on_error == "fail":
                 raise InputError(
-                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what "
-                    f"cannot be decoded with --on-error skip"
+                    f"cannot decode {sample.where}: {reason}; repair or remove it, or leave out what cannot "
+                    f"be decoded with --on-error skip"
                 ) from error
-            skipped.append(SkippedSample(place, sample.where, why))
+            skipped.append(SkippedSample(index, sample.where, reason))
         seconds += time.perf_counter() - began
     return DecodedBatch(
-        kept=[place for place, _, _, _ in kept],
+        kept=[index for index, _, _, _ in kept],
         where=[where for _, where, _, _ in kept],
         digests=np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32),
         sizes=[size for _, _, _, size in kept],
@@ -184,21 +184,21 @@ def decode_batch(
     )
 
 
-def merge_marks(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
-    """Put together what several parts of a batch, or batches of a task, have marked."""
-    found: dict[str, dict[int, str]] = {}
-    for part in parts:
-        for mark, samples in part.items():
-            found.setdefault(mark, {}).update(samples)
-    return found
+def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+    """Merge the marked samples of several chunks of a batch, or batches of a task."""
+    merged: dict[str, dict[int, str]] = {}
+    for marked in marked_samples:
+        for mark, samples in marked.items():
+            merged.setdefault(mark, {}).update(samples)
+    return merged
 
 
 def render_views(
     image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
 ) -> npt.NDArray[np.uint8]:
-    """Return augmented views of an image as a backbone is fed with them: shape (views, y, x, channel).
+    """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).
 
-    Where they look depends on the image's digest and the seed alone, whenever and wherever it is read.
+    Their crops depend on the image's digest and the seed alone.
     """
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
@@ -206,27 +206,27 @@ def render_views(
     return crop_views(image, preprocessing, crops)
 
 
-def count_pixel_bytes(wanted: DecodingOptions, images: int) -> int:
-    """Return the size of the pixels of so many images."""
-    return (1 + wanted.views) * images * sum(3 * p.input_size**2 for p in wanted.preprocessings)
+def count_pixel_bytes(options: DecodingOptions, images: int) -> int:
+    """Return the size of the pixel arrays of a number of images."""
+    return (1 + options.views) * images * sum(3 * p.input_size**2 for p in options.preprocessings)
 
 
 def split_into_pixel_arrays(
-    memory: npt.NDArray[np.uint8], wanted: DecodingOptions, images: int
+    buffer: npt.NDArray[np.uint8], options: DecodingOptions, images: int
 ) -> PixelArrays:
-    """Return the arrays of the pixels of so many images, one after the other in memory.
+    """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
 
-    Each is of shape (1 + views, images, y, x, channel).
+    Each has the shape (1 + views, images, y, x, channel).
     """
-    found, start = {}, 0
-    for preprocessing in wanted.preprocessings:
-        shape = (1 + wanted.views, images, preprocessing.input_size, preprocessing.input_size, 3)
+    arrays, start = {}, 0
+    for preprocessing in options.preprocessings:
+        shape = (1 + options.views, images, preprocessing.input_size, preprocessing.input_size, 3)
         end = start + int(np.prod(shape))
-        found[preprocessing] = memory[start:end].reshape(shape)
+        arrays[preprocessing] = buffer[start:end].reshape(shape)
         start = end
-    return found
+    return arrays
 
 
 def make_inline_decoder(decode: Callable[[bytes], Image.Image]) -> BatchDecoder:
-    """Have the thread that asks decode."""
-    return lambda batch, wanted: nullcontext(decode_batch(batch, decode, wanted))
+    """Return a decoder that works in the calling thread."""
+    return lambda batch, options: nullcontext(decode_batch(batch, decode, options))

@@ -1,4 +1,4 @@
-"""Entries of versions that dropped transparency: what they cannot stand for, and what to do about them."""
+"""Entries of earlier versions, which dropped transparency: how to find them, and what to do about them."""
 
 import shlex
 from collections.abc import Collection, Sequence
@@ -14,15 +14,15 @@ from sfm.stats_store.store import Store
 
 
 def has_chosen_background(source: Source) -> bool:
-    """Say whether a background was chosen: an entry that may have dropped transparency is no answer then."""
+    """Return whether a background was chosen: an entry that dropped transparency does not count then."""
     _, options = parse_options(source.spec.partition(":")[2])
     return "background" in options or source.rendering.background != DEFAULT_RENDERING.background
 
 
 def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -> ExtractionCard:
-    """Return the card of an entry with what this pass found in its images, if they were read.
+    """Return an extraction card with the mark counts of this pass, if images were read.
 
-    The entry of the same images may be of an earlier version, which did not look.
+    The entry of the same images may be of an earlier version, which did not count them.
     """
     found = {name: asdict(mark) for name, mark in (marked or {}).items()}
     counts = {name: mark["count"] for name, mark in found.items()}
@@ -34,12 +34,12 @@ def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -
 def describe_earlier_entries(
     store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
 ) -> list[str]:
-    """Return what to do about entries of versions that dropped transparency.
+    """Return notes on entries of versions that dropped transparency, with what to do about them.
 
     Parameters
     ----------
     cards : sequence of ExtractionCard
-        Of `published`, with what a pass found if there was one.
+        Of `published`, with the mark counts of this pass if there was one.
     """
     notes = []
     unknown = [p.summary for p, card in zip(published, cards, strict=True) if card.composited is None]
@@ -50,11 +50,11 @@ def describe_earlier_entries(
             f"earlier one: {format_removal_commands(store, unknown)}"
         )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
-    beside = find_superseded_entries(store, composited) if composited else []
-    if beside:
+    superseded = find_superseded_entries(store, composited) if composited else []
+    if superseded:
         notes.append(
-            f"{format_pins(beside)} is of the same images and of an earlier version, which dropped "
-            f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, beside)}"
+            f"{format_pins(superseded)} is of the same images and of an earlier version, which dropped "
+            f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, superseded)}"
         )
     return notes
 
@@ -62,13 +62,13 @@ def describe_earlier_entries(
 def find_superseded_entries(store: Store, composited: Collection[Summary]) -> list[Summary]:
     """Return the entries of the same images, backbone, role and name that dropped transparency."""
 
-    def identity(summary: Summary) -> tuple[str, ...]:
+    def get_identity(summary: Summary) -> tuple[str, ...]:
         return summary.backbone_hash, summary.fingerprint, summary.role, summary.dataset
 
-    own = {identity(summary) for summary in composited}
+    own = {get_identity(summary) for summary in composited}
     new = {summary.key for summary in composited}
-    alike = [s for s in store.summaries() if identity(s) in own and s.key not in new]
-    return [s for s in alike if store.open(s).extraction.composited is None]
+    same_images = [s for s in store.summaries() if get_identity(s) in own and s.key not in new]
+    return [s for s in same_images if store.open(s).extraction.composited is None]
 
 
 def format_pins(summaries: Sequence[Summary]) -> str:

@@ -1,6 +1,5 @@
-"""Which rows make up an entry: the whole dataset, or a training split divided for tuning."""
+"""Which staged rows make up an entry: the whole dataset, or a training split divided for tuning."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,18 +9,14 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.file_counts import count_files
 from sfm.pipeline.fingerprint import FingerprintBuilder
 from sfm.pipeline.hold_out import make_hold_out_keys, mark_held_out_rows
-from sfm.pipeline.pixel_marks import MarkCount, count_marks, find_marked_rows
-from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection, select_samples
-from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.class_labels import require_consistent_labels
-from sfm.pipeline.sources.limits import require_storable_classes
-from sfm.pipeline.staging import PartitionTask, StagedFeatures, StagedPartition, Staging, TaskResult
+from sfm.pipeline.pass_result import PassResult
+from sfm.pipeline.pixel_marks import MarkCount, count_marks
+from sfm.pipeline.selection import UNUSED_LABEL
+from sfm.pipeline.staged_features import StagedFeatures, StagedPartition
+from sfm.pipeline.staging import Staging
 from sfm.random_streams import make_rng
-from sfm.stats_store.cards import FileCounts
-from sfm.text import escape_non_utf8, format_names
 
 EntryRole = Literal["full", "tuning"]
 
@@ -33,34 +28,34 @@ class EntryRows:
     Attributes
     ----------
     role : {"full", "tuning"}
-    train, test : list of Partition
-        Where training rows and held-out rows lie.
-    train_rows, test_rows : ndarray of bool
-        Which rows of those partitions belong.
+    train, test : list of StagedPartition
+        Partitions that hold the training rows and the held-out rows.
+    train_mask, test_mask : ndarray of bool
+        Which rows of those partitions are in the entry.
     train_bytes : int
         Encoded bytes of the training samples.
     fingerprint : str
         Of the samples used, by split.
-    marked : dict of str to Marked
-        By mark, see `sfm.pipeline.staging.IMAGE_MARKS`: how many of these rows have it.
+    marked : dict of str to MarkCount
+        Counts of these rows by mark, see `sfm.pipeline.task_results.IMAGE_MARKS`.
     """
 
     role: EntryRole
     train: list[StagedPartition]
     test: list[StagedPartition]
-    train_rows: npt.NDArray[np.bool_]
-    test_rows: npt.NDArray[np.bool_]
+    train_mask: npt.NDArray[np.bool_]
+    test_mask: npt.NDArray[np.bool_]
     train_bytes: int
     fingerprint: str
     marked: dict[str, MarkCount]
 
-    def staged_train(self, staging: Staging, backbone: str) -> StagedFeatures:
-        """Return the training features through a backbone, given by its hash."""
-        return staging.staged(backbone, self.train).only(self.train_rows)
+    def open_train(self, staging: Staging, array_name: str) -> StagedFeatures:
+        """Return the training rows of a staged feature array."""
+        return staging.open_features(array_name, self.train).select_rows(self.train_mask)
 
-    def staged_test(self, staging: Staging, backbone: str) -> StagedFeatures:
-        """Return the held-out features through a backbone, given by its hash."""
-        return staging.staged(backbone, self.test).only(self.test_rows)
+    def open_test(self, staging: Staging, array_name: str) -> StagedFeatures:
+        """Return the held-out rows of a staged feature array."""
+        return staging.open_features(array_name, self.test).select_rows(self.test_mask)
 
 
 def list_roles(config: ExtractConfig) -> list[EntryRole]:
@@ -74,7 +69,7 @@ def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[s
     Parameters
     ----------
     rendering : dict
-        As :func:`sfm.pipeline.pixel_marks.make_rendering_options` gives it.
+        As :func:`sfm.pipeline.pixel_marks.make_rendering_options` returns it.
     """
     options = {
         "origin": "extracted",
@@ -93,223 +88,95 @@ def make_entry_options(config: ExtractConfig, role: EntryRole, rendering: dict[s
     return options if config.hold_out is None else options | {"hold_out": config.hold_out}
 
 
-def iterate_digests(staging: Staging, work: Sequence[StagedPartition]) -> Iterator[npt.NDArray[np.uint8]]:
+def iterate_digests(
+    staging: Staging, partitions: Sequence[StagedPartition]
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the sample digests of partitions, one array of shape (n, 32) each."""
-    for partition in work:
-        yield staging.digests(partition)
+    for partition in partitions:
+        yield staging.read_digests(partition)
 
 
 def read_digests(
-    staging: Staging, work: Sequence[StagedPartition], rows: npt.NDArray[np.intp]
+    staging: Staging, partitions: Sequence[StagedPartition], rows: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.uint8]:
     """Return the sample digests of some rows of partitions, of any shape (…): shape (…, 32)."""
     found = np.zeros((*rows.shape, 32), dtype=np.uint8)
     start = 0
-    for digests in iterate_digests(staging, work):
+    for digests in iterate_digests(staging, partitions):
         here = (rows >= start) & (rows < start + len(digests))
         found[here] = digests[rows[here] - start]
         start += len(digests)
     return found
 
 
-@dataclass(frozen=True)
-class PassResult:
-    """What a pass over all tasks found.
-
-    Attributes
-    ----------
-    selection : Selection
-        The samples that make up the entries.
-    partitions : list of Partition
-        Where their features are.
-    sizes : dict of str to list of int
-        Samples per shard, by split.
-    skipped : list of str
-        Samples that could not be decoded: where each is, and why.
-    files : FileCounts
-        What became of the files of the dataset.
-    """
-
-    selection: SampleSelection
-    partitions: list[StagedPartition]
-    sizes: dict[str, list[int]]
-    skipped: list[str]
-    files: FileCounts
-
-
-def collect_pass_result(
-    config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], staging: Staging
-) -> PassResult:
-    """Put together what the tasks of a pass found, and choose the samples that make up the entries.
-
-    Raises
-    ------
-    InputError
-        If a sample could not be decoded and is not to be skipped, or the classes cannot be distilled.
-    """
-    found = {task.name: staging.found(task) for task in tasks}
-    told = [(task, own) for task in tasks if (own := found[task.name]) is not None]
-    gone = next((task.name for task in tasks if found[task.name] is None), None)
-    if gone is not None:
-        raise InputError(f"unfinished work in {staging.root}, {gone}, is damaged or gone: run again")
-    skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, own in told for s in own.skipped]
-    if skipped and config.on_error == "fail":
-        raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
-    rows = compute_positions(source, told)
-    known = source.labels
-    if known is None:
-        class_ids, labels = collect_classes(source, told)
-        sizes = {name: [own.read for task, own in told if task.split == name] for name in source.splits}
-    else:
-        class_ids, labels = source.class_ids or [], known
-        sizes = {
-            name: [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
-            for name, split in source.splits.items()
-        }
-    none = np.zeros(0, dtype=np.int64)
-    unreadable = {
-        name: np.concatenate(
-            [none, *(rows[t.name][[s.place for s in own.skipped]] for t, own in told if t.split == name)]
-        )
-        for name in source.splits
-    }
-    selection = select_samples(config, class_ids, source.class_names, labels, unreadable)
-    beside = Counter(source.inventory.unused)
-    for _, own in told:
-        beside.update(own.unused)
-    partitions = []
-    for task, own in told:
-        samples = rows[task.name][own.kept]
-        own_labels = selection.labels[task.split][samples]
-        partitions.append(
-            StagedPartition(task.split, task.number, samples, own_labels, find_marked_rows(own), own.examples)
-        )
-    files = count_files(class_ids, labels, selection, unreadable, beside)
-    return PassResult(selection, partitions, sizes, skipped, files)
-
-
-def compute_positions(
-    source: Source, told: Sequence[tuple[PartitionTask, TaskResult]]
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Return, by task, the positions in the split of the samples that were read."""
-    start = dict.fromkeys(source.splits, 0)
-    rows = {}
-    for task, found in told:
-        rows[task.name] = start[task.split] + np.arange(found.read) if task.rows is None else task.rows
-        start[task.split] += found.read
-    return rows
-
-
-def collect_classes(
-    source: Source, told: Sequence[tuple[PartitionTask, TaskResult]]
-) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
-    """Return the classes of a source whose labels came with its samples, and all labels, by split.
-
-    Raises
-    ------
-    InputError
-        If samples are of classes that the source does not name, the splits hold different classes, or a
-        class is written in two ways.
-    """
-    require_consistent_labels(
-        source.spec,
-        [
-            (label, text)
-            for _, own in told
-            for label, texts in zip(own.classes, own.written, strict=False)
-            for text in texts
-        ],
-    )
-    met = {
-        name: {label for task, own in told if task.split == name for label in own.classes}
-        for name in source.splits
-    }
-    if source.class_ids is None:
-        odd = sorted(met["train"] ^ met["test"])
-        if odd and source.test.shards:
-            raise InputError(
-                f"the training and the held-out split of {source.spec} hold different classes: "
-                f"{format_names(odd)} in one only"
-            )
-        class_ids = sorted(met["train"])
-        require_storable_classes(class_ids, None, source.spec)
-    else:
-        class_ids = source.class_ids
-        unknown = sorted((met["train"] | met["test"]) - set(class_ids))
-        if unknown:
-            raise InputError(
-                f"{source.spec} has samples of classes that it does not name: {format_names(unknown)}"
-            )
-    index = {class_id: c for c, class_id in enumerate(class_ids)}
-    labels = {}
-    for name in source.splits:
-        parts = [
-            np.array([index[label] for label in own.classes], dtype=np.int32)[own.labels]
-            for task, own in told
-            if task.split == name and own.read
-        ]
-        labels[name] = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
-    return class_ids, labels
-
-
-def select_entry_rows(config: ExtractConfig, gathered: PassResult, staging: Staging) -> list[EntryRows]:
-    """Decide which staged rows make up each entry that is asked for, and fingerprint them."""
-    train = [p for p in gathered.partitions if p.split == "train"]
-    test = [p for p in gathered.partitions if p.split == "test"]
+def select_entry_rows(config: ExtractConfig, result: PassResult, staging: Staging) -> list[EntryRows]:
+    """Select the staged rows of each entry that is asked for, and compute their fingerprints."""
+    train = [p for p in result.partitions if p.split == "train"]
+    test = [p for p in result.partitions if p.split == "test"]
     labels = np.concatenate([p.labels for p in train])
-    class_ids = gathered.selection.class_ids
-    sizes = np.concatenate([staging.sizes(partition) for partition in train])
+    class_ids = result.selection.class_ids
+    sizes = np.concatenate([staging.read_sizes(partition) for partition in train])
     in_use = labels != UNUSED_LABEL
     if config.hold_out is None:
-        held_out = np.concatenate([p.labels for p in test]) != UNUSED_LABEL
-        tally = FingerprintBuilder()
+        test_in_use = np.concatenate([p.labels for p in test]) != UNUSED_LABEL
+        builder = FingerprintBuilder()
         for partition, digests in zip(
             (*train, *test), iterate_digests(staging, (*train, *test)), strict=True
         ):
             rows = partition.labels != UNUSED_LABEL
-            tally.add(partition.split, class_ids, partition.labels[rows], digests[rows])
-        every = int(sizes[in_use].sum())
-        marked = count_marks([(train, in_use), (test, held_out)])
-        parts = [EntryRows("full", train, test, in_use, held_out, every, tally.fingerprint(), marked)]
+            builder.add_samples(partition.split, class_ids, partition.labels[rows], digests[rows])
+        train_bytes = int(sizes[in_use].sum())
+        marked = count_marks([(train, in_use), (test, test_in_use)])
+        entries = [
+            EntryRows(
+                "full", train, test, in_use, test_in_use, train_bytes, builder.compute_fingerprint(), marked
+            )
+        ]
     else:
         keys = np.concatenate(
             [make_hold_out_keys(digests, config.seed) for digests in iterate_digests(staging, train)]
         )
         held_out = mark_held_out_rows(labels, keys, class_ids, config.hold_out)
-        parts = [split_training_rows("full", train, in_use & ~held_out, held_out, class_ids, sizes, staging)]
-        labels, in_use = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32), in_use & ~held_out
+        in_use = in_use & ~held_out
+        entries = [split_training_rows("full", train, in_use, held_out, class_ids, sizes, staging)]
+        labels = np.where(held_out, UNUSED_LABEL, labels).astype(np.int32)
     if config.tune_fraction is not None:
-        held = draw_held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
-        parts.append(split_training_rows("tuning", train, in_use & ~held, held, class_ids, sizes, staging))
-    return parts
+        held_out = draw_held_out_rows(labels, class_ids, config.tune_fraction, config.seed)
+        entries.append(
+            split_training_rows("tuning", train, in_use & ~held_out, held_out, class_ids, sizes, staging)
+        )
+    return entries
 
 
 def split_training_rows(
     role: EntryRole,
     train: list[StagedPartition],
-    kept: npt.NDArray[np.bool_],
-    held: npt.NDArray[np.bool_],
+    train_mask: npt.NDArray[np.bool_],
+    held_out_mask: npt.NDArray[np.bool_],
     class_ids: Sequence[str],
     sizes: npt.NDArray[np.int64],
     staging: Staging,
 ) -> EntryRows:
-    """Return the part whose training and held-out rows both come from the training split.
+    """Return the rows of an entry whose training and held-out rows both come from the training split.
 
     Parameters
     ----------
-    kept, held : ndarray of bool, shape (n,)
+    train_mask, held_out_mask : ndarray of bool, shape (n,)
         Which rows are for training, and which are held out.
     sizes : ndarray of int64, shape (n,)
         Encoded bytes of the samples.
     """
-    tally, start = FingerprintBuilder(), 0
+    builder, start = FingerprintBuilder(), 0
     for partition, digests in zip(train, iterate_digests(staging, train), strict=True):
-        here = slice(start, start + len(partition.labels))
-        start = here.stop
-        for split, rows in (("train", kept[here]), ("test", held[here])):
-            tally.add(split, class_ids, partition.labels[rows], digests[rows])
-    marked = count_marks([(train, kept | held)])
-    return EntryRows(role, train, train, kept, held, int(sizes[kept].sum()), tally.fingerprint(), marked)
+        own = slice(start, start + len(partition.labels))
+        start = own.stop
+        for split, rows in (("train", train_mask[own]), ("test", held_out_mask[own])):
+            builder.add_samples(split, class_ids, partition.labels[rows], digests[rows])
+    marked = count_marks([(train, train_mask | held_out_mask)])
+    train_bytes = int(sizes[train_mask].sum())
+    return EntryRows(
+        role, train, train, train_mask, held_out_mask, train_bytes, builder.compute_fingerprint(), marked
+    )
 
 
 def draw_held_out_rows(
@@ -322,11 +189,11 @@ def draw_held_out_rows(
     InputError
         If a class has a single sample.
     """
-    held = np.zeros(len(labels), dtype=bool)
+    held_out = np.zeros(len(labels), dtype=bool)
     for c, class_id in enumerate(class_ids):
         own = np.flatnonzero(labels == c)
         if len(own) < 2:
             raise InputError(f"class {class_id} has one training image; --tune-fraction needs two or more")
         count = min(max(1, round(fraction * len(own))), len(own) - 1)
-        held[make_rng(seed, 4, c).permutation(own)[:count]] = True
-    return held
+        held_out[make_rng(seed, 4, c).permutation(own)[:count]] = True
+    return held_out

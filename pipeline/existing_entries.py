@@ -1,4 +1,4 @@
-"""Entries that are in the store already: asked-for names and licences are never passed over silently."""
+"""Checks of existing entries against the name, licence and display names that are asked for."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,15 +10,17 @@ from sfm.stats_store.select import described
 from sfm.stats_store.store import Store
 
 
-def require_same_name(config: ExtractConfig, found: Iterable[Published]) -> None:
-    """Refuse a ``--name`` under which entries that were not published now are not to be found.
+def require_same_name(config: ExtractConfig, published_entries: Iterable[Published]) -> None:
+    """Refuse a ``--name`` that existing entries do not have.
 
     Raises
     ------
     InputError
-        Says what they are called, and what to do.
+        Says what their name is, and what to do.
     """
-    others = [p.summary for p in found if p.outcome != "published" and p.summary.dataset != config.name]
+    others = [
+        p.summary for p in published_entries if p.outcome != "published" and p.summary.dataset != config.name
+    ]
     if config.name is not None and others:
         raise InputError(
             f"--name {config.name} is not taken: these statistics are in {config.store} already, as "
@@ -27,15 +29,15 @@ def require_same_name(config: ExtractConfig, found: Iterable[Published]) -> None
         )
 
 
-def require_same_licence(config: ExtractConfig, store: Store, found: Iterable[Published]) -> None:
-    """Refuse a ``--licence`` that entries which were not published now lack: they would not take it up.
+def require_same_licence(config: ExtractConfig, store: Store, published_entries: Iterable[Published]) -> None:
+    """Refuse a ``--licence`` that existing entries do not have.
 
     Raises
     ------
     InputError
         If there is such an entry.
     """
-    for published in [p for p in found if p.outcome != "published"] if config.licence else ():
+    for published in [p for p in published_entries if p.outcome != "published"] if config.licence else ():
         licence = store.open(published.summary).dataset.licence
         if licence != config.licence:
             raise InputError(
@@ -45,20 +47,22 @@ def require_same_licence(config: ExtractConfig, store: Store, found: Iterable[Pu
             )
 
 
-def describe_display_name_changes(source: Source, store: Store, found: Sequence[Published]) -> list[str]:
-    """Return a line for every dataset whose stored display names are not those that the source gives now."""
+def describe_display_name_changes(
+    source: Source, store: Store, published_entries: Sequence[Published]
+) -> list[str]:
+    """Return a line for every dataset whose stored display names differ from the source's."""
     if source.class_ids is None or source.class_names is None:
         return []
-    own = dict(zip(source.class_ids, source.class_names, strict=True))
+    source_names = dict(zip(source.class_ids, source.class_names, strict=True))
     notes = []
-    for published in {p.summary.dataset: p for p in found if p.outcome != "published"}.values():
+    for published in {p.summary.dataset: p for p in published_entries if p.outcome != "published"}.values():
         card = store.open(published.summary).dataset
-        named = zip(card.class_ids, card.class_names, strict=True)
-        changed = [(c, old) for c, old in named if own.get(c, old) != old]
+        stored_names = zip(card.class_ids, card.class_names, strict=True)
+        changed = [(c, old) for c, old in stored_names if source_names.get(c, old) != old]
         if changed:
             class_id, old = changed[0]
             notes.append(
                 f"{len(changed)} display name(s) differ from those stored with {card.name}: class {class_id} "
-                f"is {old!r} there and {own[class_id]!r} now; --replace stores the new ones"
+                f"is {old!r} there and {source_names[class_id]!r} now; --replace stores the new ones"
             )
     return notes

@@ -1,4 +1,4 @@
-"""What can be asked of ``sfm extract``."""
+"""The options of ``sfm extract``."""
 
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ from sfm.stats_store.names import problem_with_name
 
 
 class ExtractConfig(BaseModel):
-    """Configuration of one extraction; what the command line, the library and ``run.json`` hold."""
+    """Configuration of one extraction, for the command line and the library."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,35 +63,36 @@ class ExtractConfig(BaseModel):
         ge=0,
         le=MAX_ITERATIONS,
         description="Real images to store per class: half nearest to the class mean, half random. "
-        "They leave with the store.",
+        "Whoever gets the store gets them.",
     )
     views: RecipeField[int] = Field(
         default=0,
         ge=0,
         le=MAX_ITERATIONS,
-        description="Augmented views of each training image (flip, random resized crop) that the classifier "
-        "learns from, besides the image itself; each costs as much as the image.",
+        description="Augmented views of each training image (flip, random resized crop) to train the "
+        "classifier on, besides the image itself; each takes as long as the image.",
     )
     keep_train_features: ConsentField[bool] = Field(
         default=False, description="Store the training features too, for exact merging of stores."
     )
     no_held_out: RecipeField[bool] = Field(
-        default=False, description="Do not store held-out features; such an entry cannot be evaluated on."
+        default=False,
+        description="Do not store held-out features; the entry cannot be used to evaluate then.",
     )
     min_count: RecipeField[int | None] = Field(
         default=None,
         ge=1,
         le=MAX_ITERATIONS,
-        description="Least number of training images a class must have.",
+        description="Minimum number of training images per class.",
     )
     small_classes: RecipeField[Literal["refuse", "drop"]] = Field(
-        default="refuse", description="What to do with classes below --min-count."
+        default="refuse", description="Refuse or drop classes below --min-count."
     )
     hold_out: RecipeField[float | None] = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Hold this share of every class out of a dataset that has no held-out split, e.g. 0.1.",
+        description="Share of every class to hold out of a dataset that has no held-out split, e.g. 0.1.",
     )
     tune_fraction: RecipeField[float | None] = Field(
         default=None,
@@ -100,35 +101,35 @@ class ExtractConfig(BaseModel):
         description="Also publish an entry of role tuning, with this share of the training split held out.",
     )
     replace: ConsentField[bool] = Field(
-        default=False, description="Publish the next generation of entries that exist."
+        default=False, description="Publish a new generation of existing entries."
     )
     rehash: RecipeField[bool] = Field(
-        default=False, description="Read the images even if the source's listing is that of a stored entry."
+        default=False, description="Read the images even if an entry with the same listing exists."
     )
     staging: LocationField[str | None] = Field(
         default=None,
         description="Folder for unfinished work; default: staging/ in a local store, else the user's cache.",
     )
     device: RecipeField[Literal["auto", "cpu", "cuda"]] = Field(
-        default="auto", description="Where the backbones run."
+        default="auto", description="Device that the backbones run on."
     )
     threads: RecipeField[int | None] = Field(
         default=None,
         ge=1,
         le=MAX_PROCESSES,
-        description="CPU threads to compute with on this machine, decoding included. Default: one per core.",
+        description="CPU threads on this machine, decoding included; default: one per core.",
     )
     workers: ProcessCountField[int | None] = Field(
         default=None,
         ge=1,
         le=MAX_PROCESSES,
-        description="Extract in so many processes on this machine; default: in this one.",
+        description="Number of processes on this machine to extract in; default: only this one.",
     )
     scheduler: LocationField[str | None] = Field(
         default=None, description="Extract on the workers of a Dask scheduler, e.g. tcp://10.0.0.1:8786."
     )
     precision: RecipeField[Literal["float32", "bf16"]] = Field(
-        default="float32", description="Of the backbones' forward pass; bf16 is faster on a GPU."
+        default="float32", description="Precision of the backbones' forward pass; bf16 is faster on a GPU."
     )
     execution: RecipeField[ExecutionOption] = Field(
         default="auto",
@@ -137,10 +138,10 @@ class ExtractConfig(BaseModel):
     )
     on_error: RecipeField[Literal["fail", "skip"]] = Field(
         default="fail",
-        description="What to do about images that cannot be decoded; the entry lists those skipped.",
+        description="Fail on images that cannot be decoded, or skip them; the entry lists those skipped.",
     )
     dry_run: RecipeField[bool] = Field(
-        default=False, description="Count, look at a few images, estimate time and space, and write nothing."
+        default=False, description="Count images, extract a few, estimate time and space; write nothing."
     )
     seed: RecipeField[int] = Field(
         default=0,
@@ -151,26 +152,26 @@ class ExtractConfig(BaseModel):
 
     @field_validator("scheduler")
     @classmethod
-    def _one_way_to_run(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _refuse_workers_with_scheduler(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("workers") is not None:
             raise ValueError("uses the workers of a cluster, --workers starts some here: give one of the two")
         return value
 
     @field_validator("sub_classes", mode="before")
     @classmethod
-    def _comma_separated(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("sub_classes")
     @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _sort_and_deduplicate(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(value)))
 
     @field_validator("name")
     @classmethod
-    def _no_pin(cls, value: str | None) -> str | None:
+    def _require_valid_name(cls, value: str | None) -> str | None:
         problem = None if value is None else problem_with_name(value)
         if problem:
             raise ValueError(problem)

@@ -1,4 +1,4 @@
-"""The dataset fingerprint: which images were used, whatever their folder, order or file names."""
+"""Dataset fingerprints: digests of the images used, independent of folder, order and file names."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ def digest_sample(data: bytes) -> bytes:
 
 
 class FingerprintBuilder:
-    """Counts and digest sums per (split, class): everything the fingerprint needs, in any order.
+    """Sums counts and digests per (split, class) into a fingerprint.
 
-    Sums modulo 2^256 commute, so samples may be added in any order and by any number of workers.
+    Sums modulo 2^256 commute: samples may be added in any order and by any number of workers.
     """
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def add(
+    def add_samples(
         self,
         split: str,
         class_ids: Sequence[str],
         labels: npt.NDArray[np.int32],
         digests: npt.NDArray[np.uint8],
     ) -> None:
-        """Add samples.
+        """Add samples of a split.
 
         Parameters
         ----------
@@ -48,7 +48,7 @@ class FingerprintBuilder:
             count, total = self._sums.get(key, (0, 0))
             self._sums[key] = (count + 1, (total + int.from_bytes(digest.tobytes(), "big")) % DIGEST_MODULUS)
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) of all counts and sums, sorted by split and class id."""
+    def compute_fingerprint(self) -> str:
+        """Return the fingerprint: SHA-256 (hexadecimal) of all counts and sums, by split and class id."""
         rows = [[*key, count, f"{total:064x}"] for key, (count, total) in sorted(self._sums.items())]
         return sha256(canonical(rows))

@@ -1,8 +1,9 @@
-"""What mixed precision does to the flows: measured on a few images that both precisions have seen."""
+"""Agreement of the flows in mixed precision with those in float32, measured on a few images."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +11,14 @@ import numpy.typing as npt
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback
+from sfm.pipeline.batch_features import PassOptions, compute_batch_features
 from sfm.pipeline.dry_run import MAX_PROBE_IMAGES, read_probe_samples
-from sfm.pipeline.features import PassOptions, compute_batch_features
+from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.runtime import count_cores, extraction_runtime, one_torch_thread
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import PartitionTask
 
 MIN_FAITHFUL_COSINE = 0.9999
-"""Cosine of two flows from which on they are the same for all that is done with them."""
+"""Cosine of two flows from which on the difference does not matter."""
 
 BATCH_SAMPLES = 16
 
@@ -26,73 +27,77 @@ def measure_flow_cosines(
     source: Source,
     tasks: Sequence[PartitionTask],
     backbones: Sequence[Backbone],
-    rules: PassOptions,
+    options: PassOptions,
     progress: ProgressCallback,
     threads: int | None = None,
 ) -> dict[str, float | None]:
-    """Return how alike the flows of some images are in the precision of an extraction and in float32.
+    """Return the cosine between the flows in an extraction's precision and in float32, for some images.
 
     Parameters
     ----------
     source : Source
-    tasks : sequence of Task
+    tasks : sequence of PartitionTask
         Of the extraction. Images come from all over it where labels are known, else from its beginning.
     backbones : sequence of Backbone
-    rules : Rules
+    options : PassOptions
         Of the extraction.
-    progress : Listener
+    progress : callable
     threads : int, optional
         On a CPU; default: one per core.
 
     Returns
     -------
     dict of str to (float or None)
-        The cosine by backbone hash; None where there are not two classes to have flows between.
+        The cosine by backbone hash; None where there are fewer than two classes.
 
     Raises
     ------
     InputError
         If a sample cannot be read.
-    Unfinished
-        If a process that decodes is lost.
+    IncompleteExtractionError
+        If a decoding process is lost.
     """
     device = backbones[0].device.type
     samples = list(enumerate(read_probe_samples(source, tasks, MAX_PROBE_IMAGES)))
     batches = [samples[start : start + BATCH_SAMPLES] for start in range(0, len(samples), BATCH_SAMPLES)]
-    both = [
-        replace(rules, views=0, on_error="skip", precision="float32"),
-        replace(rules, views=0, on_error="skip"),
+    options_by_precision = [
+        replace(options, views=0, on_error="skip", precision="float32"),
+        replace(options, views=0, on_error="skip"),
     ]
-    seen = []
+    results = []
     with (
         one_torch_thread(),
         tf32_disabled(),
-        extraction_runtime(source, device, threads or count_cores()) as equipment,
-        ThreadPoolExecutor(equipment.threads) as pool,
+        extraction_runtime(source, device, threads or count_cores()) as runtime,
+        ThreadPoolExecutor(runtime.threads) as pool,
     ):
-        for done, each in enumerate(both):
-            progress(Progress("effect of the precision", done, len(both), "passes"))
-            found = pool.map(
-                lambda batch, r=each: compute_batch_features(batch, "test", equipment, backbones, r), batches
+        for done, own_options in enumerate(options_by_precision):
+            progress(Progress("effect of the precision", done, len(options_by_precision), "passes"))
+            compute = partial(
+                compute_batch_features,
+                split="test",
+                runtime=runtime,
+                backbones=backbones,
+                options=own_options,
             )
-            seen.append(list(found))
-    progress(Progress("effect of the precision", len(both), len(both), "passes"))
-    kept = [samples[place][1].label for batch in seen[0] for place in batch.kept]
+            results.append(list(pool.map(compute, batches)))
+    progress(Progress("effect of the precision", len(results), len(results), "passes"))
+    labels = [samples[index][1].label for batch in results[0] for index in batch.kept]
     cosines = {}
-    for key in (backbone.card.hash for backbone in backbones):
-        one, other = (np.concatenate([batch.features[key] for batch in batches]) for batches in seen)
-        cosines[key] = compute_flow_cosine(one, other, kept)
+    for name in (backbone.card.hash for backbone in backbones):
+        exact, rounded = (np.concatenate([batch.features[name] for batch in batches]) for batches in results)
+        cosines[name] = compute_flow_cosine(exact, rounded, labels)
     return cosines
 
 
 def compute_flow_cosine(
-    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], labels: Sequence[str]
+    features: npt.NDArray[np.float32], other_features: npt.NDArray[np.float32], labels: Sequence[str]
 ) -> float | None:
     """Return the cosine between the flows of two sets of features of the same samples.
 
     Parameters
     ----------
-    one, other : ndarray, shape (n, D)
+    features, other_features : ndarray, shape (n, D)
     labels : sequence of str, length n
 
     Returns
@@ -100,13 +105,13 @@ def compute_flow_cosine(
     float or None
         None if there are fewer than two classes, or a flow is zero.
     """
-    names, place = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    names, classes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     if len(names) < 2:
         return None
-    share = np.eye(len(names))[place] / np.bincount(place)
+    weights = np.eye(len(names))[classes] / np.bincount(classes)
     flows = []
-    for features in (one, other):
-        mean = share.T @ features.astype(np.float64)
+    for rows in (features, other_features):
+        mean = weights.T @ rows.astype(np.float64)
         flows.append(((mean.sum(axis=0) - mean) / (len(names) - 1) - mean).ravel())
     length = float(np.linalg.norm(flows[0]) * np.linalg.norm(flows[1]))
     return float(flows[0] @ flows[1]) / length if length else None

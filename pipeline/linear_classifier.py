@@ -1,4 +1,4 @@
-"""The linear classifier of all real data: its penalty chosen on a part of them, then fitted to all."""
+"""The linear classifier of all real features: the penalty is chosen on a part, then all are fitted."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,59 +11,61 @@ from torch import Tensor
 
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.class_means import calibrate_logits, compute_losses, fit_class_means, scale_logits
-from sfm.pipeline.folds import Mask, make_folds, mark_per_class
-from sfm.pipeline.logistic import (
-    TOLERANCE,
+from sfm.pipeline.feature_scaling import (
     FeatureScaling,
-    LogisticFit,
-    RowsCallback,
     compute_feature_scaling,
     convert_to_raw_features,
+    standardise_rows,
+)
+from sfm.pipeline.folds import Mask, make_folds, mark_per_class
+from sfm.pipeline.logistic import (
+    GRADIENT_TOLERANCE,
+    LogisticFit,
+    RowsCallback,
     fit_logistic,
     ignore_rows,
     make_zero_fit,
-    standardise_rows,
 )
-from sfm.pipeline.staging import StagedFeatures
+from sfm.pipeline.staged_features import StagedFeatures
 from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.moments import Moments
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
 L2_PATH = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
-"""Penalties tried, from strong to weak; each fit starts at the one before."""
+"""Penalties to try, from strong to weak; each fit starts at the one before."""
 
 STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
-"""Tried before these, of few samples."""
+"""Penalties to try before these, with few samples."""
 
 PATH_TOLERANCE = 1e-2
-"""Fits that only choose the penalty need not be exact; the final one is held to ``TOLERANCE``."""
+"""Tolerance of fits that only choose the penalty; that of the final fit is ``GRADIENT_TOLERANCE``."""
 
 MAX_PATH_ITERATIONS = 50
-"""Nor may they take long: with weak penalties, few samples can be told apart ever more clearly."""
+"""Of fits that only choose the penalty: with weak penalties, few samples can be separated ever further."""
 
 VALIDATION_FOLDS = 10
 
 MAX_SELECTION_ROWS = 16_384
-"""Of more samples than these, as many of each class choose the penalty."""
+"""Of more samples, equally many of each class choose the penalty."""
 
 MIN_SELECTION_ROWS_PER_CLASS = 64
-"""Of classes with more samples, no fewer choose it."""
+"""Of classes with more samples, at least so many choose the penalty."""
 
 MIN_VALIDATION_ROWS = 1000
-"""Folds are validated on in turn until so many samples have been, or ``MAX_FOLDS``."""
+"""Folds are added until so many samples validate, or there are ``MAX_FOLDS``."""
 
 MAX_FOLDS = 5
 
 TIE_STANDARD_ERRORS = 2.0
-"""Standard errors; a single sample that one penalty gets right and another wrong makes one."""
+"""Difference that counts as a tie; one sample that a penalty gets right and another wrong makes one."""
 
 MARGIN_STANDARD_ERRORS = 4.0
-"""Standard errors. On a few dozen samples, a classifier of standardised features may well have a lower
-cross-entropy than one near the class means, and a much lower accuracy on others."""
+"""Advantage that another candidate needs. On a few dozen samples, a classifier of standardised features may
+have a lower cross-entropy than one near the class means, and a much lower accuracy on other samples."""
 
 MAX_SMALL_DATASET_ROWS = 4096
-"""Of no more samples than these, the penalty is on how far weights are from the class means."""
+"""Up to this number of samples, the penalty is on the distance of weights from the class means."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ class LinearClassifier:
     iterations : int
         Of the final fit.
     converged : bool
-        Whether the largest entry of the gradient, times C, fell to ``TOLERANCE``.
+        Whether the largest entry of the gradient, times C, fell to ``GRADIENT_TOLERANCE``.
     towards_means : bool
-        Whether the penalty is on how far weights are from those of the nearest class mean, not from zero.
+        Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
     common_scale : bool
-        Whether one number scales all features that the penalty is on the weights of, not each its deviation.
+        Whether the penalty is on weights of features divided by one number, not each by its deviation.
     """
 
     weight: npt.NDArray[np.float32]
@@ -95,23 +97,23 @@ class LinearClassifier:
 
     @property
     def solver(self) -> str:
-        """Say how it was trained."""
+        """Description of the training, for the entry's card."""
         scaling = "one scale for all features" if self.common_scale else "standardised features"
         return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.towards_means}"
 
 
 @dataclass(frozen=True)
 class ValidationFold:
-    """Rows that are fitted, and samples that judge the fit.
+    """Rows to fit, and samples to validate the fit on.
 
     Attributes
     ----------
     rows : iterable of (features, labels)
         Standardised; see ``standardise_rows``.
     samples : int
-        How many rows there are.
-    validation : Staged
-        Raw; without views.
+        Number of rows.
+    validation : StagedFeatures
+        Raw features, without views.
     """
 
     rows: Iterable[tuple[Tensor, Tensor]]
@@ -121,77 +123,78 @@ class ValidationFold:
 
 @dataclass(frozen=True)
 class PenaltyCandidate:
-    """A way to penalise: how features are scaled, what weights are shrunk to, and how strongly.
+    """A penalty to try: how features are scaled, what weights are shrunk to, and strengths to choose from.
 
     Attributes
     ----------
-    spread : Spread
+    scaling : FeatureScaling
     towards_means : bool
         Shrink to the nearest class mean, not to zero.
     path : sequence of float
         Penalties to choose from, strongest first.
     """
 
-    spread: FeatureScaling
+    scaling: FeatureScaling
     towards_means: bool
     path: Sequence[float]
 
 
 @dataclass(frozen=True)
 class ChosenPenalty:
-    """A penalty that was chosen.
+    """The penalty that validation chose.
 
     Attributes
     ----------
     l2 : float
-        For as many samples as are given to ``train_classifier``.
-    spread : Spread
-        How features are scaled.
-    start : Fit
-        A fit with this penalty on a part of the samples.
+        For the number of samples given to ``train_classifier``.
+    scaling : FeatureScaling
+    start : LogisticFit
+        Fit with this penalty on a part of the samples.
     means_factor : float
-        Of the logits of the nearest class mean that weights are shrunk to; 0 if they are shrunk to zero.
+        Factor of the logits of the nearest class mean that weights are shrunk to; 0 if shrunk to zero.
     """
 
     l2: float
-    spread: FeatureScaling
+    scaling: FeatureScaling
     start: LogisticFit
     means_factor: float = 0.0
 
 
-def make_fold(
-    looks: Sequence[StagedFeatures],
+def make_validation_fold(
+    feature_sets: Sequence[StagedFeatures],
     labels: npt.NDArray[np.int32],
-    held: Mask,
-    spread: FeatureScaling,
+    held_out: Mask,
+    scaling: FeatureScaling,
     device: torch.device,
 ) -> ValidationFold:
-    """Fit on what is not held out and validate on the rest; of many samples, on as many of each class.
+    """Return a fold that validates on held-out samples; of many samples, with equally many of each class.
 
-    Images that validate do so without their views, which no fit sees either.
+    Images validate without their views, which are not fitted either.
     """
     classes = int(labels.max()) + 1
-    fitted, validating = ~held, held.copy()
-    most = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(looks)))
-    if len(looks) * len(labels) > MAX_SELECTION_ROWS:
-        fitted[fitted] = mark_per_class(labels[fitted], most)
-        validating[validating] = mark_per_class(labels[validating], most)
-    samples = len(looks) * int(fitted.sum())
-    rows = standardise_rows([look.only(fitted) for look in looks], samples, spread, device)
-    return ValidationFold(rows, samples, looks[0].only(validating))
+    fitted, validating = ~held_out, held_out.copy()
+    max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
+    if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
+        fitted[fitted] = mark_per_class(labels[fitted], max_per_class)
+        validating[validating] = mark_per_class(labels[validating], max_per_class)
+    samples = len(feature_sets) * int(fitted.sum())
+    rows = standardise_rows(
+        [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
+    )
+    return ValidationFold(rows, samples, feature_sets[0].select_rows(validating))
 
 
 @dataclass(frozen=True)
 class PenaltyScore:
-    """A penalty, and how the folds judge it.
+    """A penalty, and its losses on the folds.
 
     Attributes
     ----------
     l2 : float
     losses : ndarray of float64, shape (n,)
-        Cross-entropy on every sample of all folds.
-    start : Fit
-        The fit of the first fold.
+        Cross-entropy on every validation sample of all folds.
+    start : LogisticFit
+        Fit of the first fold.
     """
 
     l2: float
@@ -200,7 +203,7 @@ class PenaltyScore:
 
 
 def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
-    """Return by how many standard errors one mean cross-entropy is above another, on the same samples."""
+    """Return how many standard errors one mean cross-entropy is above another, on the same samples."""
     difference = worse.losses - better.losses
     error = float(difference.std()) / len(difference) ** 0.5
     return float(difference.mean()) / error if error > 0 else 0.0
@@ -211,47 +214,41 @@ def search_penalty_path(
     priors: Sequence[LogisticFit],
     candidate: PenaltyCandidate,
     device: torch.device,
-    on_pass: RowsCallback,
+    on_rows: RowsCallback,
 ) -> PenaltyScore:
     """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
 
-    The fits start at their priors, and each at the one before. Returned is the penalty with the least
-    cross-entropy; towards the class means, the strongest that is within
+    The first fits start at their priors, each other at the one before. The result is the penalty with
+    the lowest cross-entropy; towards the class means, the strongest that is within
     ``TIE_STANDARD_ERRORS`` standard errors of it.
     """
-    spread, fits = candidate.spread, list(priors)
-    tried: list[PenaltyScore] = []
+    scaling, fits = candidate.scaling, list(priors)
+    scores: list[PenaltyScore] = []
     for l2 in candidate.path:
         fits = [
             fit_logistic(
-                fold.rows,
-                fold.samples,
-                spread,
-                l2,
-                start,
-                device,
-                PATH_TOLERANCE,
-                on_pass,
-                prior,
-                MAX_PATH_ITERATIONS,
+                *(fold.rows, fold.samples, scaling, l2, start, device),
+                *(PATH_TOLERANCE, on_rows, prior, MAX_PATH_ITERATIONS),
             )
             for fold, start, prior in zip(folds, fits, priors, strict=True)
         ]
-        losses = [compute_losses(own, spread, fold.validation) for own, fold in zip(fits, folds, strict=True)]
-        judged = PenaltyScore(l2, np.concatenate(losses), fits[0])
-        if tried and not judged.losses.mean() < tried[-1].losses.mean():
+        losses = [
+            compute_losses(fit, scaling, fold.validation) for fit, fold in zip(fits, folds, strict=True)
+        ]
+        score = PenaltyScore(l2, np.concatenate(losses), fits[0])
+        if scores and not score.losses.mean() < scores[-1].losses.mean():
             break
-        tried.append(judged)
+        scores.append(score)
     if not candidate.towards_means:
-        return tried[-1]
-    return next(each for each in tried if count_standard_errors(each, tried[-1]) <= TIE_STANDARD_ERRORS)
+        return scores[-1]
+    return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
 
 
 def choose_penalty(
-    looks: Sequence[StagedFeatures],
+    feature_sets: Sequence[StagedFeatures],
     candidates: Sequence[PenaltyCandidate],
     device: torch.device,
-    on_pass: RowsCallback = ignore_rows,
+    on_rows: RowsCallback = ignore_rows,
 ) -> ChosenPenalty:
     """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
 
@@ -263,43 +260,48 @@ def choose_penalty(
 
     Parameters
     ----------
-    looks : sequence of Staged
+    feature_sets : sequence of StagedFeatures
         Training features, and those of their views.
     candidates : sequence of Candidate
     device : torch.device
     """
-    labels = looks[0].all_labels()
-    zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].spread.mean))
-    held = make_folds(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
-    if not held:
+    labels = feature_sets[0].concatenate_labels()
+    zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].scaling.mean))
+    held_out_masks = make_folds(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
+    if not held_out_masks:
         first = candidates[0]
-        return ChosenPenalty(first.path[len(first.path) // 2], first.spread, zero)
-    best: tuple[PenaltyScore, ChosenPenalty] | None = None
+        return ChosenPenalty(first.path[len(first.path) // 2], first.scaling, zero)
+    best_score: PenaltyScore | None = None
+    best = ChosenPenalty(0.0, candidates[0].scaling, zero)
     for candidate in candidates:
-        spread, factor = candidate.spread, 0.0
-        folds = [make_fold(looks, labels, own, spread, device) for own in held]
+        scaling, factor = candidate.scaling, 0.0
+        folds = [
+            make_validation_fold(feature_sets, labels, held_out, scaling, device)
+            for held_out in held_out_masks
+        ]
         priors = [zero] * len(folds)
         if candidate.towards_means:
             means = [fit_class_means(fold.rows, *zero.weight.shape) for fold in folds]
-            factor = calibrate_logits(means, [fold.validation for fold in folds], spread)
+            factor = calibrate_logits(means, [fold.validation for fold in folds], scaling)
             priors = [scale_logits(mean, factor) for mean in means]
-        judged = search_penalty_path(folds, priors, candidate, device, on_pass)
-        if best is None or count_standard_errors(best[0], judged) > MARGIN_STANDARD_ERRORS:
-            share = folds[0].samples / (len(looks) * int((~held[0]).sum()))
-            best = judged, ChosenPenalty(judged.l2 * share, spread, judged.start, factor)
-    assert best is not None
-    return best[1]
+        score = search_penalty_path(folds, priors, candidate, device, on_rows)
+        if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
+            share = folds[0].samples / (len(feature_sets) * int((~held_out_masks[0]).sum()))
+            best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.start, factor)
+    return best
 
 
-def list_candidates(
-    looks: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
+def list_penalty_candidates(
+    feature_sets: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
 ) -> list[PenaltyCandidate]:
-    """Return the ways to penalise among which validation chooses: of many samples, there is one."""
+    """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
-        # Views may vary along axes along which their images do not.
-        return [PenaltyCandidate(compute_feature_scaling(moments, all_axes=len(looks) > 1), False, path)]
-    if len(looks) > 1:
-        moments = accumulate_moments(chain.from_iterable(looks), *moments.mean.shape)
+        # Views may vary along axes along which the images themselves do not.
+        return [
+            PenaltyCandidate(compute_feature_scaling(moments, all_axes=len(feature_sets) > 1), False, path)
+        ]
+    if len(feature_sets) > 1:
+        moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
     common = compute_feature_scaling(moments, common_scale=True, all_axes=False)
     plain = compute_feature_scaling(moments, all_axes=False)
     return [PenaltyCandidate(common, True, [*STRONG_L2, *path]), PenaltyCandidate(plain, False, path)]
@@ -311,8 +313,8 @@ def train_classifier(
     device: torch.device,
     views: Sequence[StagedFeatures] = (),
     path: Sequence[float] = L2_PATH,
-    on_pass: RowsCallback = ignore_rows,
-    tolerance: float = TOLERANCE,
+    on_rows: RowsCallback = ignore_rows,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> LinearClassifier:
     """Choose the L2 penalty on a part of the training samples, then fit on all of them.
 
@@ -323,33 +325,35 @@ def train_classifier(
 
     Parameters
     ----------
-    train : Staged
+    train : StagedFeatures
         Training features and labels.
     moments : Moments
         Of the same samples; they standardise the features.
     device : torch.device
         Where products are computed.
-    views : sequence of Staged
+    views : sequence of StagedFeatures
         Features of augmented views of the same samples, in the same order; the classifier learns from them
         too.
     path : sequence of float
         Penalties to choose from, strongest first.
-    on_pass : callable, optional
-        Told how many rows a pass was over, after each.
+    on_rows : callable, optional
+        Called after every pass with the number of its rows.
     tolerance : float
         Of the final fit.
     """
-    looks = [train, *views]
-    samples = len(looks) * len(train.all_labels())
-    choice = choose_penalty(looks, list_candidates(looks, moments, path), device, on_pass)
-    spread, rows = choice.spread, standardise_rows(looks, samples, choice.spread, device)
+    feature_sets = [train, *views]
+    samples = len(feature_sets) * len(train.concatenate_labels())
+    choice = choose_penalty(
+        feature_sets, list_penalty_candidates(feature_sets, moments, path), device, on_rows
+    )
+    scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
     prior, start = None, choice.start
     if choice.means_factor:
         start = prior = scale_logits(fit_class_means(rows, *moments.mean.shape), choice.means_factor)
-    final = fit_logistic(rows, samples, spread, choice.l2, start, device, tolerance, on_pass, prior)
-    weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, spread))
+    final = fit_logistic(rows, samples, scaling, choice.l2, start, device, tolerance, on_rows, prior)
+    weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
     return LinearClassifier(
-        weight, bias, choice.l2, final.iterations, final.converged, spread.common_scale, prior is not None
+        weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None
     )
 
 

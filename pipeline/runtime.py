@@ -1,8 +1,8 @@
-"""What a pass over images works with: threads, a way to decode, and forward passes.
+"""Threads, decoders and forward passes that a pass over images uses.
 
-On a CPU, each thread takes a batch all the way from encoded bytes to features, with operations that use no
-other thread: decoding and computing overlap, no core waits for another, and no bit of a feature depends on
-how many cores there are. On a GPU, processes decode, and one thread feeds the device.
+On a CPU, each thread takes a batch from encoded bytes to features, with single-threaded operations: decoding
+and computing overlap, no core waits for another, and features do not depend on the number of cores. For a
+GPU, processes decode, and one thread feeds the device.
 """
 
 import math
@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
@@ -31,17 +33,17 @@ from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
 
 BATCH_IMAGES = {"cpu": 16, "cuda": 128}
-"""Images that are decoded and seen together: on a core, what its cache holds; on a GPU, what fills it."""
+"""Images that are decoded together: on a core, as many as its cache holds; on a GPU, enough to fill it."""
 
 LARGE_INPUT_BATCH_IMAGES = 8
-"""Of those, on a core, how many large ones go through a backbone together: sixteen are no quicker, and take
-half the memory again."""
+"""Large images that go through a backbone together on a core: sixteen are no faster, and take half as much
+memory again."""
 
 MAX_DEVICE_BATCHES = 3
-"""Batches that are at a GPU: while it computes one, the next is sent and features come back to be kept."""
+"""Batches on a GPU: while it computes one, the next is copied to it and features are copied back."""
 
 ForwardFunction = Callable[[Backbone, Tensor, str], Tensor]
-"""From a batch of images on a device, in a precision, to features there."""
+"""Computes the features of a batch of images on a device, in a precision."""
 
 
 def count_cores() -> int:
@@ -51,7 +53,7 @@ def count_cores() -> int:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Let torch's operations use one thread each."""
+    """Limit torch's operations to one thread each."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -60,12 +62,18 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@cache
+def find_blas_libraries() -> ThreadpoolController:
+    """Find the BLAS libraries of this process once: it takes milliseconds, and a fit limits them often."""
+    return ThreadpoolController().select(user_api="blas")
+
+
 def optimize_for_inference(
     backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto"
 ) -> list[Backbone]:
-    """Return backbones that give the same features but for rounding, sooner where there is a way.
+    """Return backbones that compute the same features faster, up to rounding, where that is possible.
 
-    How weights are laid out for that must not depend on the number of cores.
+    The layout of weights must not depend on the number of cores.
     """
     with one_torch_thread():
         return [
@@ -75,7 +83,7 @@ def optimize_for_inference(
 
 
 def choose_batch_size(backbone: Backbone) -> int:
-    """Return how many images go through a backbone together, whatever others see them too."""
+    """Return how many images go through a backbone together."""
     large = backbone.card.preprocessing.input_size > LARGE_INPUT
     return (
         LARGE_INPUT_BATCH_IMAGES
@@ -85,21 +93,21 @@ def choose_batch_size(backbone: Backbone) -> int:
 
 
 def pad_to_power_of_two(images: Tensor) -> Tensor:
-    """Fill a batch up with black images, to a power of two.
+    """Fill a batch up with black images.
 
-    For every size of a batch cuDNN plans convolutions anew, which takes a second or more; tar shards end with
+    cuDNN plans convolutions anew for every batch size, which takes a second or more; tar shards end with
     batches of any size.
     """
-    short = (1 << (len(images) - 1).bit_length()) - len(images)
-    if not short:
+    padding = (1 << (len(images) - 1).bit_length()) - len(images)
+    if not padding:
         return images
-    return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, short))
+    return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, padding))
 
 
 def forward_batch(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
-    """Return the features of a batch of images, shape (n, D), as they come."""
-    mixed = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with torch.inference_mode(), mixed:
+    """Return the features of a batch of images, shape (n, D), in the precision of the forward pass."""
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), autocast:
         return backbone.features(images)
 
 
@@ -107,7 +115,7 @@ def compute_pixel_features(
     backbone: Backbone,
     pixels: npt.NDArray[np.uint8],
     precision: str = "float32",
-    compute: ForwardFunction = forward_batch,
+    forward: ForwardFunction = forward_batch,
 ) -> npt.NDArray[np.float32]:
     """Return the features of images that are cropped for a backbone, float32, shape (n, D).
 
@@ -116,14 +124,14 @@ def compute_pixel_features(
     backbone : Backbone
     pixels : ndarray of uint8, shape (n, y, x, channel)
     precision : {"float32", "bf16"}
-    compute : callable
-        Does what :func:`forward_batch` does.
+    forward : callable
+        Signature and result of :func:`forward_batch`.
     """
-    device, most, parts = backbone.device, choose_batch_size(backbone), []
-    for start in range(0, len(pixels), most):
-        images = pixels_to_device(pixels[start : start + most], device)
-        found = compute(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
-        parts.append(found[: len(images)].float().cpu().numpy())
+    device, batch_size, parts = backbone.device, choose_batch_size(backbone), []
+    for start in range(0, len(pixels), batch_size):
+        images = pixels_to_device(pixels[start : start + batch_size], device)
+        rows = forward(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
+        parts.append(rows[: len(images)].float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -131,49 +139,49 @@ def time_pixel_features(
     backbone: Backbone,
     pixels: npt.NDArray[np.uint8],
     precision: str,
-    compute: ForwardFunction = forward_batch,
+    forward: ForwardFunction = forward_batch,
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """Return what :func:`compute_pixel_features` does, and the seconds that it took."""
+    """Return the result of :func:`compute_pixel_features`, and the seconds that it took."""
     began = time.perf_counter()
-    return compute_pixel_features(backbone, pixels, precision, compute), time.perf_counter() - began
+    return compute_pixel_features(backbone, pixels, precision, forward), time.perf_counter() - began
 
 
 @dataclass(frozen=True)
 class ExtractionRuntime:
-    """What a pass over images works with; one after the other may use it.
+    """Resources of passes over images; passes may use it one after the other.
 
     Attributes
     ----------
     threads : int
         Batches in work at a time.
-    reading : callable
-        Reads samples that are files of their own, or leaves it to what decodes them.
-    decoding : callable
-        Decodes a batch, see `sfm.pipeline.decoding`.
-    features : callable
-        Does what :func:`time_pixel_features` does; the seconds are without waiting for a turn.
+    load_samples : callable
+        Reads samples that are files of their own, or leaves that to the decoder.
+    decode_batch : callable
+        See `sfm.pipeline.decoding.BatchDecoder`.
+    compute_features : callable
+        Signature and result of :func:`time_pixel_features`; the seconds are without waiting for the device.
     """
 
     threads: int
-    reading: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
-    decoding: BatchDecoder
-    features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
+    load_samples: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
+    decode_batch: BatchDecoder
+    compute_features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
 
 
 @contextmanager
-def extraction_runtime(source: Source, device: str, count: int) -> Iterator[ExtractionRuntime]:
-    """Provide for passes over a source.
+def extraction_runtime(source: Source, device: str, cores: int) -> Iterator[ExtractionRuntime]:
+    """Start the threads and processes for passes over a source.
 
-    On a CPU every thread does all with a batch. For a GPU, processes read and decode, one for each core, and
-    one thread computes: torch keeps for every thread by itself what cuDNN has planned for a convolution, and
-    planning takes seconds for a backbone. Others send images and wait.
+    On a CPU every thread reads, decodes and computes. For a GPU, processes read and decode, one per core, and
+    one thread computes: torch keeps cuDNN's plans per thread, and planning takes seconds for a backbone.
+    Other threads copy images and wait.
 
     Parameters
     ----------
     source : Source
     device : {"cpu", "cuda"}
-    count : int
-        Cores to use.
+    cores : int
+        Number of cores to use.
 
     Raises
     ------
@@ -182,24 +190,24 @@ def extraction_runtime(source: Source, device: str, count: int) -> Iterator[Extr
     """
     if device == "cpu":
         yield ExtractionRuntime(
-            count, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+            cores, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
         )
         return
-    # What keeps all processes busy, what is at the device, and one to come.
-    batches = math.ceil(count * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1
-    gate = threading.Semaphore(MAX_DEVICE_BATCHES)
+    # Enough to keep all processes busy, those at the device, and the next one.
+    batches = math.ceil(cores * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1
+    device_slots = threading.Semaphore(MAX_DEVICE_BATCHES)
     with (
-        decoding_process_pool(source.decode, count, batches) as decoding,
-        ThreadPoolExecutor(1, thread_name_prefix="compute") as computing,
+        decoding_process_pool(source.decode, cores, batches) as decode_batch,
+        ThreadPoolExecutor(1, thread_name_prefix="compute") as compute_thread,
     ):
 
-        def compute(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
-            return computing.submit(forward_batch, backbone, images, precision).result()
+        def forward_in_thread(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
+            return compute_thread.submit(forward_batch, backbone, images, precision).result()
 
-        def features(
+        def compute_features(
             backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
         ) -> tuple[npt.NDArray[np.float32], float]:
-            with gate:
-                return time_pixel_features(backbone, pixels, precision, compute)
+            with device_slots:
+                return time_pixel_features(backbone, pixels, precision, forward_in_thread)
 
-        yield ExtractionRuntime(batches, iter, decoding, features)
+        yield ExtractionRuntime(batches, iter, decode_batch, compute_features)

@@ -70,7 +70,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
     try:
         with (
-            explain_interrupt("; the same command goes on from the work that is complete"),
+            explain_interrupt("; run the same command again to resume from the complete partitions"),
             show_progress(quiet) as progress,
         ):
             from sfm.pipeline.extract import extract
@@ -106,7 +106,7 @@ def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
     print_line(f"{about}{describe_file_counts(FileCounts(**estimate.files))}")
     for note in estimate.notes:
         print_line(note)
-    print_line("Nothing was written; without --dry-run, the same command extracts")
+    print_line("Nothing was written. Run the same command without --dry-run to extract")
 
 
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
@@ -288,16 +288,16 @@ def run_quickstart_command(
     with exit_on_error():
         configure_process(threads)
         from sfm.distill.run import Interrupted
-        from sfm.quickstart import quickstart
+        from sfm.quickstart import run_quickstart
 
         command = shlex.join(["sfm", "quickstart", "--out", str(out)])
 
         try:
-            with explain_interrupt(f": run `{command}` again to go on"), show_progress(quiet) as progress:
-                record: dict[str, Any] = quickstart(out, progress, threads)
+            with explain_interrupt(f": run `{command}` again to resume"), show_progress(quiet) as progress:
+                record: dict[str, Any] = run_quickstart(out, progress, threads)
         except Interrupted as stop:
             raise report_error(
-                f"{stop.args[0].partition(':')[0]}: run `{command}` again to go on", EXIT_INTERRUPTED
+                f"{stop.args[0].partition(':')[0]}: run `{command}` again to resume", EXIT_INTERRUPTED
             ) from None
     if as_json:
         print_json(record)

@@ -52,10 +52,10 @@ def delete_below(root: Path, path: str | PurePath) -> None:
             try:
                 folder = os.open(part, _OPEN_FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
             except NotADirectoryError:
-                _refuse_link(folder, part, root.joinpath(*parts[:number]))
+                _get_mode_unless_link(folder, part, root.joinpath(*parts[:number]))
                 return
             opened.callback(os.close, folder)
-        if stat.S_ISDIR(_refuse_link(folder, parts[-1], root / path)):
+        if stat.S_ISDIR(_get_mode_unless_link(folder, parts[-1], root / path)):
             try:
                 shutil.rmtree(parts[-1], dir_fd=folder, onerror=reraise_unless_missing)
             except (RecursionError, OSError) as error:
@@ -73,10 +73,10 @@ def reraise_unless_missing(_: object, __: str, error: tuple[type, BaseException,
         raise error[1]
 
 
-def _refuse_link(folder: int, name: str, shown: Path) -> int:
+def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) -> int:
     """Return the mode of a file in an open folder; raise :class:`LinkError` if it is a link."""
-    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
         # ELOOP is what open() with O_NOFOLLOW answers for a link.
-        raise LinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(shown))
+        raise LinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path))
     return mode

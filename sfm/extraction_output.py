@@ -24,11 +24,11 @@ def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResul
     return {
         "store": config.store,
         "entries": entries,
-        "images_read": extraction.features.read,
-        "images_resumed": extraction.features.resumed,
-        "seconds": extraction.features.seconds,
+        "images_read": extraction.pass_summary.images_read,
+        "images_resumed": extraction.pass_summary.images_resumed,
+        "seconds": extraction.pass_summary.seconds,
         "statistics_seconds": extraction.statistics_seconds,
-        "images_per_second": extraction.features.images_per_second,
+        "images_per_second": extraction.pass_summary.images_per_second,
         "skipped": extraction.skipped,
         "flow_cosines": extraction.flow_cosines,
         "files": extraction.files.model_dump() if extraction.files else None,
@@ -42,9 +42,10 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
 
     summaries = [p.summary for p in extraction.published]
     print_entry_table(f"Store {config.store}", summaries, [p.outcome for p in extraction.published])
-    if extraction.features.read:
-        rate = f"{extraction.features.images_per_second:.0f} images/s"
-        print_line(f"{extraction.features.read} images read in {extraction.features.seconds:.0f} s ({rate})")
+    if extraction.pass_summary.images_read:
+        read = extraction.pass_summary
+        rate = f"{read.images_per_second:.0f} images/s"
+        print_line(f"{read.images_read} images read in {read.seconds:.0f} s ({rate})")
     else:
         print_line(
             "nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)"

@@ -81,7 +81,7 @@ def on_disk(device: str, threads: int | None) -> Trainer:
 
         from sfm.backbones.execution.cpu_threads import limit_threads
         from sfm.pipeline.linear_classifier import train_classifier
-        from sfm.pipeline.staging import StagedFeatures
+        from sfm.pipeline.staged_features import StagedFeatures
 
         there = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory(prefix="sfm-merge-") as folder:

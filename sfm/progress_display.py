@@ -39,7 +39,7 @@ def show_progress(quiet: bool) -> Iterator[ProgressCallback]:
         return
     console = open_console(stderr=True)
     if not console.is_terminal:
-        yield make_line_printer(console)
+        yield make_progress_line_printer(console)
         return
     with FittedProgressBars(console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -59,7 +59,7 @@ def show_progress(quiet: bool) -> Iterator[ProgressCallback]:
         yield update_bar
 
 
-def make_line_printer(console: Console) -> ProgressCallback:
+def make_progress_line_printer(console: Console) -> ProgressCallback:
     """Return a callback that prints the first and last event of a stage, and one every few seconds."""
     start_times: dict[str, float] = {}
     print_times: dict[str, float] = {}

@@ -13,7 +13,7 @@ IMAGE_SIZE = 96
 EXEMPLARS = 8
 
 
-def quickstart(
+def run_quickstart(
     out: Path, progress: ProgressCallback = no_progress, threads: int | None = None
 ) -> dict[str, Any]:
     """Extract Fashion-MNIST-6k with lite0 and lite1, distil ten images on lite0, evaluate them on both.
@@ -35,11 +35,11 @@ def quickstart(
     """
     out = expand_home(out)
     with lock_folder(out):
-        return run_quickstart(out, progress, threads)
+        return run_quickstart_stages(out, progress, threads)
 
 
-def run_quickstart(out: Path, progress: ProgressCallback, threads: int | None) -> dict[str, Any]:
-    """Run the stages of :func:`quickstart` in a folder that is locked."""
+def run_quickstart_stages(out: Path, progress: ProgressCallback, threads: int | None) -> dict[str, Any]:
+    """Run the stages of :func:`run_quickstart` in a folder that is locked."""
     store, run = str(out / "store"), out / "distilled"
     extract(
         ExtractConfig(

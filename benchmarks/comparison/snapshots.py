@@ -30,7 +30,7 @@ from sfm.distill.images import class_folders, pixels, write_images
 from sfm.distill.run import objective_of, plan_of
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_held_out_rows
-from sfm.pipeline.selection import UNUSED_LABEL, select_by_listed_labels
+from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.stats_store.store import Entry
 
@@ -119,7 +119,7 @@ class AccuracyContext:
 
 def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> npt.NDArray[np.int64]:
     """Return the ascending positions of the training images that the entry of a role was computed from."""
-    selection = select_by_listed_labels(config, source)
+    selection = select_listed_samples(config, source)
     assert selection is not None
     labels = selection.labels["train"]
     used = labels != UNUSED_LABEL
@@ -136,7 +136,7 @@ def decode_training_images(
     source = open_source(config.source)
     rows = select_training_rows(config, source, role)
     log_progress(f"decoding {len(rows)} real images at {canvas} px for LGM, role {role}")
-    return lgm.decoded(source, rows, backbone, canvas)
+    return lgm.decode_real_images(source, rows, backbone, canvas)
 
 
 def run_with_snapshots(
@@ -285,7 +285,7 @@ def run_lgm(
         steps=config.steps_tune if role == "tuning" else config.steps_lgm,
     )
     name = f"lgm-{role}-rate-{rate:g}-seed-{seed}"
-    step = partial(lgm.advance, plan=plan, backbone=context.backbone, real=real)
+    step = partial(lgm.run_lgm_step, plan=plan, backbone=context.backbone, real=real)
     return run_with_snapshots(context, name, role, plan, config.every_lgm, step)
 
 

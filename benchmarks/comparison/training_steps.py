@@ -193,21 +193,21 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
     if name == LGM:
         plan = replace(plan, views=LGM_VIEWS)
         real = load_real_batches(backbone, plan)
-        return partial(lgm.advance, init_full_pyramid(plan, device), plan, backbone, real)
+        return partial(lgm.run_lgm_step, init_full_pyramid(plan, device), plan, backbone, real)
     trainable = load_trainable_backbone(case, backbone)
     full = init_full_pyramid(plan, device)
-    state = published.State(full.step, full.levels, published.adam(full.levels, plan))
+    state = published.PublishedState(full.step, full.levels, published.make_adam(full.levels, plan))
     # torch makes the optimizer state in the first step, which changes nothing here; ours is there already.
     for level in state.levels:
         level.grad = torch.zeros_like(level)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    return partial(published.advance, state, plan, trainable, draw_class_means(case, backbone))
+    return partial(published.run_published_step, state, plan, trainable, draw_class_means(case, backbone))
 
 
 def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
     """Return the backbone as the published code has it; for bf16, under autocast."""
-    trainable = published.published_backbone(case.spec, backbone)
+    trainable = published.make_trainable_backbone(case.spec, backbone)
     return (
         trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
     )
@@ -218,7 +218,7 @@ def load_real_batches(backbone: Backbone, plan: Plan) -> lgm.RealImages:
     source = open_source(BUILTIN)
     count = 3 * plan.images * plan.views
     rows = np.arange(min(count, 600))
-    images = lgm.decoded(source, rows, backbone, plan.canvas).pixels
+    images = lgm.decode_real_images(source, rows, backbone, plan.canvas).pixels
     real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % plan.classes)
     real.batch(np.zeros(0, dtype=np.int64), backbone.device)
     return real

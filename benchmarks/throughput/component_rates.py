@@ -18,9 +18,11 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.preprocessing import crop_image
 from sfm.events import no_progress
-from sfm.pipeline.entry_rows import collect_pass_result
+from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, stage_tasks, track_pass
+from sfm.pipeline.feature_pass import stage_tasks, track_pass
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
+from sfm.pipeline.pass_result import collect_pass_result
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
     ExtractionRuntime,
@@ -28,9 +30,9 @@ from sfm.pipeline.runtime import (
     count_cores,
     optimize_for_inference,
 )
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.staging import PartitionTask, Staging, make_tasks
+from sfm.pipeline.staging import Staging
 
 PLAIN_BATCH = 64
 """Batch size of the plain loop."""
@@ -48,7 +50,7 @@ def run_extraction_pass(
 ) -> Any:
     """Run the pass over the images; return its costs, what was gathered, and the staging folder."""
     config = ExtractConfig(source=source.spec, store="none", backbone=["lite0"])
-    tasks, staging = make_tasks(source, select_by_listed_labels(config, source)), Staging(folder)
+    tasks, staging = make_tasks(source, select_listed_samples(config, source)), Staging(folder)
     rules = PassOptions(precision="bf16" if precision == "bf16" else "float32")
     steps = stage_tasks(
         source, tasks, optimize_for_inference(backbones, precision), staging, rules, equipment
@@ -142,7 +144,7 @@ def measure_multiprocess_rate(spec: str, size: int, device: str, processes: int)
         # A process takes one task at a time, so it needs several.
         parts = [
             rows
-            for task in make_tasks(source, select_by_listed_labels(config, source))
+            for task in make_tasks(source, select_listed_samples(config, source))
             if task.split == "train" and task.rows is not None
             for rows in np.array_split(task.rows, 4 * processes)
         ]

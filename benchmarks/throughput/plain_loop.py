@@ -46,7 +46,7 @@ def compute_means_by_extraction(source: Source, backbone: Backbone) -> np.ndarra
         _, gathered, staging = run_extraction_pass(source, [backbone], Path(folder), equipment)
         train = [p for p in gathered.partitions if p.split == "train"]
         return accumulate_moments(
-            staging.staged(backbone.card.hash, train), N_CLASSES, backbone.card.features
+            staging.open_features(backbone.card.hash, train), N_CLASSES, backbone.card.features
         ).mean
 
 

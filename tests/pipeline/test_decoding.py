@@ -22,19 +22,20 @@ from sfm.backbones.build import load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.errors import InputError
 from sfm.events import Progress
+from sfm.pipeline import dask_worker, partition_tasks
 from sfm.pipeline import extract as extract_module
-from sfm.pipeline import staging as staging_module
-from sfm.pipeline import worker_pool
+from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool, split_into_chunks
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, find_missing_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.sample import Sample, SampleFile
-from sfm.pipeline.staging import IncompleteExtractionError, PartitionTask, Staging, make_tasks
+from sfm.pipeline.staging import IncompleteExtractionError, Staging
 
 SMALL, LARGE = (
     Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -152,15 +153,15 @@ def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "least", "parts"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
+    ("count", "min_chunks", "chunks"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
 )
-def test_a_batch_is_cut_into_parts_that_are_alike(count, least, parts):
+def test_a_batch_is_cut_into_chunks_of_about_equal_size(count, min_chunks, chunks):
     rows = [(place, "bag", str(place), None) for place in range(count)]
-    found = split_into_chunks(rows, least)
-    assert [row for _, part in found for row in part] == rows
-    assert [rows[first] for first, _ in found] == [part[0] for _, part in found]
-    sizes = [len(part) for _, part in found]
-    assert len(sizes) == parts
+    found = split_into_chunks(rows, min_chunks)
+    assert [row for _, chunk in found for row in chunk] == rows
+    assert [rows[first] for first, _ in found] == [chunk[0] for _, chunk in found]
+    sizes = [len(chunk) for _, chunk in found]
+    assert len(sizes) == chunks
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= CHUNK_IMAGES
 
@@ -307,10 +308,10 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
 
 
 def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 90)
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     config = ExtractConfig(source=source.spec, store="s", backbone=["lite0"], limit_per_class=20)
-    tasks = make_tasks(source, select_by_listed_labels(config, source))
+    tasks = make_tasks(source, select_listed_samples(config, source))
     backbones = optimize_for_inference([load_backbone("lite0", image_size=32, device="cpu")], "float32")
     whole, cut = Staging(tmp_path / "whole"), Staging(tmp_path / "cut")
     for staging in (whole, cut):
@@ -319,9 +320,9 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
     def left() -> int:
         return sum(find_missing_backbones(task, backbones, cut, PassOptions()) is not None for task in tasks)
 
-    with extraction_runtime(source, "cuda", 1) as equipment:
-        list(stage_tasks(source, tasks, backbones, whole, PassOptions(), equipment))
-        steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), equipment)
+    with extraction_runtime(source, "cuda", 1) as runtime:
+        list(stage_tasks(source, tasks, backbones, whole, PassOptions(), runtime))
+        steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime)
         while not next(steps).partitions:
             pass
         os.kill(children()[0].pid, signal.SIGKILL)
@@ -329,8 +330,8 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
             list(steps)
     assert 0 < left() < len(tasks)
     assert children() == []
-    with extraction_runtime(source, "cuda", 1) as equipment:
-        list(stage_tasks(source, tasks, backbones, cut, PassOptions(), equipment))
+    with extraction_runtime(source, "cuda", 1) as runtime:
+        list(stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime))
     assert left() == 0
     files = [
         {str(file.relative_to(staging.root)): file.read_bytes() for file in staging.root.glob("*/*")}
@@ -340,15 +341,15 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
 
 
 def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(tmp_path, monkeypatch):
-    looking: list[int] = []
+    threads_left: list[int] = []
 
     @contextlib.contextmanager
     def watched(source: Source, device: str, count: int) -> Iterator[ExtractionRuntime]:
-        with extraction_runtime(source, "cuda", count) as equipment:
+        with extraction_runtime(source, "cuda", count) as runtime:
             try:
-                yield equipment
+                yield runtime
             finally:
-                looking.append(sum("look" in thread.name for thread in threading.enumerate()))
+                threads_left.append(sum("features" in thread.name for thread in threading.enumerate()))
 
     def interrupted(event: Progress) -> None:
         if event.stage == "features" and event.done:
@@ -360,33 +361,33 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
     )
     with pytest.raises(KeyboardInterrupt):
         extract_module.extract(config, interrupted)
-    assert looking == [0]
+    assert threads_left == [0]
     assert children() == []
 
 
 def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        worker_pool, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
+        dask_worker, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
     )
     source = open_source("builtin:fashion-mnist-6k")
     listing = tuple(split.listing for split in source.splits.values())
     card = load_backbone("lite0", image_size=32, device="cpu").card
-    order = worker_pool.WorkerConfig(
+    worker_config = dask_worker.WorkerConfig(
         source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ()
     )
     tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
-        assert worker_pool.stage_task(order, tasks[0]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[0]).images == 50
         for each in children():
             os.kill(each.pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError):
-            worker_pool.stage_task(order, tasks[1])
-        assert worker_pool.stage_task(order, tasks[1]).images == 50
-        # An order that cannot be taken does not leave the one before without its processes.
+            dask_worker.stage_task(worker_config, tasks[1])
+        assert dask_worker.stage_task(worker_config, tasks[1]).images == 50
+        # A config that cannot be opened does not leave the one before without its processes.
         with pytest.raises(InputError, match="other weights"):
-            worker_pool.stage_task(replace(order, backbones=(("lite0", "another"),)), tasks[2])
+            dask_worker.stage_task(replace(worker_config, backbones=(("lite0", "another"),)), tasks[2])
         assert children() == []
-        assert worker_pool.stage_task(order, tasks[2]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[2]).images == 50
     finally:
-        worker_pool.release_worker()
+        dask_worker.release_worker()
     assert children() == []

@@ -139,14 +139,14 @@ def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
     again = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
     assert [p.outcome for p in again.published] == ["already there"]
     assert again.published[0].summary == first.published[0].summary
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     assert decoded == []
 
 
 def test_rehash_reads_again_and_finds_the_entry_there(tmp_path):
     extract(config(tmp_path / "s"))
     again = extract(config(tmp_path / "s", rehash=True))
-    assert again.features.read == 160
+    assert again.pass_summary.images_read == 160
     assert [p.outcome for p in again.published] == ["already there"]
 
 
@@ -290,7 +290,7 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
 done = extract(ExtractConfig(source="builtin:fashion-mnist-6k", store=sys.argv[1], backbone=["lite0"],
                              image_size=32, limit_per_class=20, sub_classes=(2,)))
-print(done.published[0].outcome, done.features.resumed, done.published[0].summary.entry_digest)
+print(done.published[0].outcome, done.pass_summary.images_resumed, done.published[0].summary.entry_digest)
 """
 
 

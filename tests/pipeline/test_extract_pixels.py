@@ -74,7 +74,10 @@ def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_
     assert red.published[0].summary.fingerprint == white.published[0].summary.fingerprint
     for again, first in (("", white), ("?background=#FFFFFF", white), ("?background=#ff0000", red)):
         repeat = run(store, source + again, exemplars=2)
-        assert (repeat.features.read, repeat.published[0].summary) == (0, first.published[0].summary)
+        assert (repeat.pass_summary.images_read, repeat.published[0].summary) == (
+            0,
+            first.published[0].summary,
+        )
         assert repeat.cards == first.cards
 
 
@@ -98,9 +101,9 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
         "views": 1,
     }
     again = run(tmp_path / "s", f"folder:{root}?background=black")
-    assert (again.features.read, again.published[0].summary) == (0, first.published[0].summary)
+    assert (again.pass_summary.images_read, again.published[0].summary) == (0, first.published[0].summary)
     reread = run(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
-    assert (reread.published[0].outcome, reread.features.read) == ("already there", ALL)
+    assert (reread.published[0].outcome, reread.pass_summary.images_read) == ("already there", ALL)
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_pa
     pin = f"icons@{old.entry_digest[:12]}"
     removal = f"sfm store rm {store} {pin}"
     found = run(store, source)
-    assert (found.features.read, found.published[0].summary) == (0, old)
+    assert (found.pass_summary.images_read, found.published[0].summary) == (0, old)
     (note,) = found.notes
     assert note.startswith(f"{pin} is of an earlier version, which dropped transparency: if images may")
     assert "--rehash" in note
@@ -144,7 +147,7 @@ def test_an_entry_that_dropped_transparency_is_none_over_a_background(tmp_path, 
     source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
     earlier(store, source)
     done = run(store, f"{source}?background={background}")
-    assert (done.features.read, done.published[0].outcome) == (ALL, "published")
+    assert (done.pass_summary.images_read, done.published[0].outcome) == (ALL, "published")
     assert done.cards[0].options["background"] == background
 
 
@@ -167,8 +170,8 @@ def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     assert (full.role, full.composited, full.options["background"]) == ("full", 1, "white")
     assert full.composited_example.endswith(f"test/ellipse/{TRAIN}.png")
     assert (tuning.role, tuning.composited, "background" in tuning.options) == ("tuning", 0, False)
-    assert run(store, f"folder:{root}", tune_fraction=0.5).features.read == 0
-    assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).features.read == ALL
+    assert run(store, f"folder:{root}", tune_fraction=0.5).pass_summary.images_read == 0
+    assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read == ALL
 
 
 def test_images_that_are_held_out_of_the_training_split_are_counted_once(tmp_path):
@@ -197,7 +200,7 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
         run(store, source)
     broken.clear()
     done = run(store, source)
-    assert (done.features.resumed, done.features.read) == (2 * TRAIN, 2 * TEST)
+    assert (done.pass_summary.images_resumed, done.pass_summary.images_read) == (2 * TRAIN, 2 * TEST)
     assert done.cards[0].composited == ALL
     assert done.cards[0].composited_example.endswith("train/ellipse/0.png")
 
@@ -257,7 +260,7 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
     assert (bright.published[0].outcome, bright.cards[0].dark) == ("published", 0)
     assert bright.cards[0].options["white"] == 4095
     assert arrays(store, bright)["exemplar/image"].max() == 255
-    assert run(store, f"folder:{root}?white=4095.0", exemplars=2).features.read == 0
+    assert run(store, f"folder:{root}?white=4095.0", exemplars=2).pass_summary.images_read == 0
     with pytest.raises(
         InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"
     ):

@@ -99,5 +99,5 @@ def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
     with pytest.raises(KilledError):
         extract(config(tmp_path / "cut", views=1), kill)
     resumed = extract(config(tmp_path / "cut", views=1))
-    assert resumed.features.read == 0
+    assert resumed.pass_summary.images_read == 0
     assert resumed.published[0].summary.entry_digest == whole.summary.entry_digest

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfm.events import Progress
-from sfm.pipeline import features as features_module
+from sfm.pipeline import feature_pass
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
@@ -90,12 +90,12 @@ def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes
     assert done.files.used == summary.train_samples + summary.test_samples
     assert open_store(str(tmp_path / "s")).open(summary).extraction.files == done.files
     again = extract(config(tmp_path / "s", source, on_error="skip", **changes))
-    assert (again.features.read, again.files) == (0, done.files)
+    assert (again.pass_summary.images_read, again.files) == (0, done.files)
 
 
 def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
     settings = config(tmp_path / "s", littered["wds"], on_error="skip")
-    monkeypatch.setattr(features_module, "MAX_PENDING_BATCHES", 0)
+    monkeypatch.setattr(feature_pass, "MAX_PENDING_BATCHES", 0)
 
     def stop(event: Progress) -> None:
         if event.stage == "features" and event.done == 3:
@@ -104,7 +104,7 @@ def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(settings, stop)
     done = extract(settings)
-    assert done.features.resumed > 0
+    assert done.pass_summary.images_resumed > 0
     assert (done.files.found, done.files.used) == (FOUND, FOUND - 5)
 
 
@@ -114,7 +114,7 @@ def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_al
     (other / "notes.txt").write_text("about")
     done = extract(config(tmp_path / "s", f"folder:{other}", name="garments"))
     assert done.published[0].outcome == "already there"
-    assert (done.features.read, done.files.unused) == (60, {".txt": 1})
+    assert (done.pass_summary.images_read, done.files.unused) == (60, {".txt": 1})
 
 
 def test_a_plan_tells_what_is_known_before_the_pass(tmp_path, littered):

@@ -15,11 +15,11 @@ SAMPLES = st.lists(
 
 
 def fingerprint(samples: list[tuple[str, int, bytes]]) -> str:
-    tally = FingerprintBuilder()
+    builder = FingerprintBuilder()
     for split, label, data in samples:
         digest = np.frombuffer(digest_sample(data), dtype=np.uint8)[None]
-        tally.add(split, IDS, np.array([label], dtype=np.int32), digest)
-    return tally.fingerprint()
+        builder.add_samples(split, IDS, np.array([label], dtype=np.int32), digest)
+    return builder.compute_fingerprint()
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))

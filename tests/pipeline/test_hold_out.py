@@ -116,7 +116,7 @@ def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, i
     assert summary(ours, 1)[2:] == (15, 12)
     assert (ours.files.found, ours.files.used) == (theirs.files.found, theirs.files.used) == (36, 36)
     again = extract(config(tmp_path / "a", f"folder:{folder}", tune_fraction=0.5, exemplars=2))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
 
 
 def test_the_options_of_other_extractions_are_what_they_were(tmp_path):

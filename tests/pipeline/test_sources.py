@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import runpy
 import shutil
 import struct
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.selection import limit_per_class
+from sfm.pipeline.selection import list_first_per_class
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.sources.source import file_split
+from sfm.testing import SourceTests
 
 
 def sample(split: Split, i: int) -> Sample:
@@ -42,6 +44,24 @@ def write_idx_folder(
             else:
                 (root / name).write_bytes(data)
     return root
+
+
+class TestIdxSource(SourceTests):
+    @pytest.fixture
+    def spec(self, tmp_path):
+        return f"idx:{write_idx_folder(tmp_path / 'digits')}"
+
+    @pytest.fixture
+    def expected_samples(self):
+        samples = [(str(i % 3), TOY[i].tobytes()) for i in range(6)]
+        return {"train": samples, "test": samples}
+
+    @pytest.fixture
+    def damaged_spec(self, tmp_path):
+        root = write_idx_folder(tmp_path / "damaged", zipped=True)
+        truncated = root / "t10k-images-idx3-ubyte.gz"
+        truncated.write_bytes(truncated.read_bytes()[:-12])
+        return f"idx:{root}", truncated.name
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -133,7 +153,6 @@ def test_a_folder_of_class_folders(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
-    assert source.decode(sample(source.train, 13).data).size == (28, 28)
     assert sample(source.train, 13).where.endswith("train/boot/001.png")
 
 
@@ -203,7 +222,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
 
 def test_a_limit_takes_the_first_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
-    chosen = limit_per_class(source.train.labels, 3)
+    chosen = list_first_per_class(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
     for c in range(10):
         own = chosen[source.train.labels[chosen] == c]
@@ -211,11 +230,11 @@ def test_a_limit_takes_the_first_of_each_class():
 
 
 def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
-    from sfm.pipeline.subset import subset
-
+    tool = Path(__file__).parents[2] / "tools" / "draw_idx_subset.py"
+    draw_idx_subset = runpy.run_path(str(tool))["draw_idx_subset"]
     root = write_idx_folder(tmp_path / "full")
     for out in ("a", "b"):
-        subset(str(root), tmp_path / out, train=2, test=1, seed=3)
+        draw_idx_subset(str(root), tmp_path / out, train=2, test=1, seed=3)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert len(files) == 4
     for name in files:

@@ -12,11 +12,31 @@ from torchvision.datasets import ImageFolder
 from sfm.errors import InputError
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.folder import open_folder_source
+from sfm.testing import SourceTests
 
 
 def paths(source: Source, split: str = "train") -> list[str]:
     rows = np.arange(len(source.splits[split].labels))
     return [sample.where for sample in source.splits[split].iter_samples(rows)]
+
+
+class TestFolderSource(SourceTests):
+    @pytest.fixture
+    def spec(self, image_folder):
+        return f"folder:{image_folder}"
+
+    @pytest.fixture
+    def expected_samples(self, image_folder):
+        return {
+            split: [(file.parent.name, file.read_bytes()) for file in image_folder.glob(f"{split}/*/*.png")]
+            for split in ("train", "test")
+        }
+
+    @pytest.fixture
+    def damaged_spec(self, image_folder):
+        (image_folder / "train" / "bag" / "003.png").unlink()
+        (image_folder / "train" / "bag" / "003.png").symlink_to("gone")
+        return f"folder:{image_folder}", "train/bag/003.png"
 
 
 def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_folder(tmp_path, image_folder):

@@ -94,7 +94,7 @@ def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(ima
         extract(config(image_folder, tmp_path / "st", name="mine"))
     with pytest.raises(InputError, match=refusal):
         extract(config(image_folder, tmp_path / "st", name="mine", rehash=True))
-    assert extract(config(image_folder, tmp_path / "st", name="theirs")).features.read == 0
+    assert extract(config(image_folder, tmp_path / "st", name="theirs")).pass_summary.images_read == 0
     replaced = extract(config(image_folder, tmp_path / "st", name="mine", replace=True)).published[0]
     assert (replaced.outcome, replaced.summary.dataset) == ("published", "mine")
 
@@ -106,7 +106,7 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     assert extract(config(spec, tmp_path / "st")).notes == ()
     listed.write_text("bag\tHandbag\nboot\ntrouser\n")
     again = extract(config(spec, tmp_path / "st"))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     (note,) = again.notes
     assert "class bag is 'bag' there and 'Handbag' now" in note
     assert "--replace" in note

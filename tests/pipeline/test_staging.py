@@ -11,8 +11,11 @@ from peak_memory import peak_memory
 
 from sfm.deletion import LinkError
 from sfm.errors import InputError
+from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.row_files import has_valid_rows, read_rows
-from sfm.pipeline.staging import PartitionTask, StagedPartition, Staging, TaskResult, open_staging
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.staging import Staging, open_staging
+from sfm.pipeline.task_results import TaskResult
 from sfm.stats_store.digest import BLOCK_ROWS
 
 
@@ -22,9 +25,13 @@ def staged(tmp_path, sizes, rng):
         labels = rng.integers(0, 3, size).astype(np.int32)
         partition = StagedPartition("train", number, np.arange(size), labels)
         rows.append(rng.standard_normal((size, 2)).astype(np.float32))
-        staging.put("backbone", partition, rows[-1])
+        staging.write_array("backbone", partition, rows[-1])
         parts.append(partition)
-    return staging.staged("backbone", parts), np.concatenate(rows), np.concatenate([p.labels for p in parts])
+    return (
+        staging.open_features("backbone", parts),
+        np.concatenate(rows),
+        np.concatenate([p.labels for p in parts]),
+    )
 
 
 @given(st.integers(0, 2**32))
@@ -33,8 +40,8 @@ def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
     whole, rows, labels = staged(tmp_path_factory.mktemp("s"), [5, 3, 4], rng)
     first = rng.random(12) < 0.6
     second = rng.random(int(first.sum())) < 0.6
-    chosen = whole.only(first).only(second)
-    np.testing.assert_array_equal(chosen.all_labels(), labels[first][second])
+    chosen = whole.select_rows(first).select_rows(second)
+    np.testing.assert_array_equal(chosen.concatenate_labels(), labels[first][second])
     got = [features for features, _ in chosen]
     np.testing.assert_array_equal(np.concatenate([np.zeros((0, 2)), *got]), rows[first][second])
 
@@ -43,7 +50,7 @@ def test_blocks_are_full_but_for_the_last(tmp_path):
     rng = np.random.default_rng(0)
     whole, rows, _ = staged(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
     keep = rng.random(len(rows)) < 0.7
-    blocks = list(whole.only(keep).blocks(np.float32))
+    blocks = list(whole.select_rows(keep).iterate_blocks(np.float32))
     assert [len(b) for b in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
     np.testing.assert_array_equal(np.concatenate(blocks), rows[keep])
 
@@ -51,11 +58,11 @@ def test_blocks_are_full_but_for_the_last(tmp_path):
 def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     staging = Staging(tmp_path)
     partition = StagedPartition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
-    staging.put("backbone", partition, np.ones((2, 2)))
-    assert staging.has("backbone", partition, np.float64, 2, (2,))
-    file = staging.file("backbone", partition)
+    staging.write_array("backbone", partition, np.ones((2, 2)))
+    assert staging.has_array("backbone", partition, np.float64, 2, (2,))
+    file = staging.array_path("backbone", partition)
     file.rename(file.with_suffix(".part"))
-    assert not staging.has("backbone", partition, np.float64, 2, (2,))
+    assert not staging.has_array("backbone", partition, np.float64, 2, (2,))
 
 
 def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):
@@ -151,10 +158,10 @@ def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
     task = known if "classes" not in change else PartitionTask("train", 0, None)
     (tmp_path / "found").mkdir()
     sound = {**SOUND, "classes": [], "labels": []}
-    staging.found_file(known).write_text(json.dumps(sound))
-    assert isinstance(staging.found(known), TaskResult)
-    staging.found_file(task).write_text(json.dumps({**sound, **change}))
-    assert staging.found(task) is None
+    staging.result_path(known).write_text(json.dumps(sound))
+    assert isinstance(staging.read_result(known), TaskResult)
+    staging.result_path(task).write_text(json.dumps({**sound, **change}))
+    assert staging.read_result(task) is None
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,8 @@ def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
 def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
     task = PartitionTask("train", 0, np.arange(3))
     (tmp_path / "found").mkdir()
-    Staging(tmp_path).found_file(task).write_bytes(content)
-    assert Staging(tmp_path).found(task) is None
+    Staging(tmp_path).result_path(task).write_bytes(content)
+    assert Staging(tmp_path).read_result(task) is None
 
 
 @pytest.mark.parametrize("inside", ["", "backbone"])
@@ -177,10 +184,10 @@ def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, 
     link.symlink_to(victim)
     with open_staging(tmp_path / "staging", "key") as staging:
         assert staging.root.name.startswith("key-")
-        staging.put(
+        staging.write_array(
             "backbone", StagedPartition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2))
         )
-        staging.forget(PartitionTask("train", 0, None))
+        staging.delete_task(PartitionTask("train", 0, None))
         assert not list(staging.root.rglob("*.npy"))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert link.is_symlink()
@@ -194,6 +201,6 @@ def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
     with open_staging(tmp_path / "staging", "key") as staging:
         (staging.root / "backbone").symlink_to(victim)
         with pytest.raises(LinkError):
-            staging.forget(PartitionTask("train", 0, None))
+            staging.delete_task(PartitionTask("train", 0, None))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert list((tmp_path / "staging").iterdir()) == []

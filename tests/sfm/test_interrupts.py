@@ -90,7 +90,7 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
             ["extract", "folder:x", "--dry-run"],
             "a dry run saves nothing",
         ),
-        ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "the same command goes on from the work"),
+        ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "run the same command again to resume"),
         (
             "sfm.distill.run.distill",
             ["distill", "--dataset", "d", "--out", "new"],
@@ -103,7 +103,11 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
             ["export", "run", "--format", "parquet", "--out", "x"],
             "nothing was exported",
         ),
-        ("sfm.quickstart.quickstart", ["quickstart", "--out", "a b"], "`sfm quickstart --out 'a b'` again"),
+        (
+            "sfm.quickstart.run_quickstart",
+            ["quickstart", "--out", "a b"],
+            "`sfm quickstart --out 'a b'` again",
+        ),
     ],
 )
 def test_an_interrupted_command_says_what_it_leaves(

@@ -18,7 +18,7 @@ from sfm.distill.config import DistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.locking import LOCK, lock_file, lock_folder
-from sfm.quickstart import quickstart
+from sfm.quickstart import run_quickstart
 
 HOLD = """
 import sys
@@ -155,5 +155,5 @@ def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume
 
 def test_a_second_quickstart_in_one_folder_is_refused(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "q"), pytest.raises(InputError, match="is being written by process"):
-        quickstart(tmp_path / "q")
+        run_quickstart(tmp_path / "q")
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from sfm.events import Progress
-from sfm.progress_display import FittedProgressBars, make_line_printer, show_progress
+from sfm.progress_display import FittedProgressBars, make_progress_line_printer, show_progress
 from sfm.tables import print_entry_table, print_table
 from sfm.terminal import open_console
 
@@ -100,7 +100,7 @@ def test_a_progress_line_keeps_bar_count_and_time_left(width):
 
 def test_progress_without_a_terminal_is_plain_lines():
     console, raw = make_console(80, terminal=False)
-    show = make_line_printer(console)
+    show = make_progress_line_printer(console)
     show(Progress("statistics of pets[/raw]\x1b[2J", 1, 2, "parts", FIGURES))
     line = raw.getvalue().decode()
     assert line.startswith(r"statistics of pets[/raw]\x1b[2J: 1/2 parts images/s 312.5")

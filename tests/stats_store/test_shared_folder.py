@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 from sfm.cli import app
 from sfm.errors import InputError
-from sfm.pipeline.staging import PartitionTask, open_staging
+from sfm.pipeline.partition_tasks import PartitionTask
+from sfm.pipeline.staging import open_staging
 from sfm.stats_store.collect import collect
 from sfm.stats_store.copying import copy
 from sfm.stats_store.history import remove
@@ -47,7 +48,7 @@ def place() -> Iterator[Path]:
 def abandon(folder: Path, key: str, like: Path | None = None) -> None:
     """Begin an extraction that does not end."""
     with suppress(RuntimeError), open_staging(folder, key, like) as staging:
-        staging.put("kind", TASK, np.zeros((1, 2)))
+        staging.write_array("kind", TASK, np.zeros((1, 2)))
         raise RuntimeError
 
 
@@ -159,6 +160,6 @@ def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:
     with acting_as(CLEO, 0o077):
         abandon(place / "staging", "key", place)
     with acting_as(BEN, 0o077), open_staging(place / "staging", "key", place) as staging:
-        assert staging.has("kind", TASK, np.float64, 1, (2,))
-        staging.put("kind", TASK, np.ones((1, 2)))
+        assert staging.has_array("kind", TASK, np.float64, 1, (2,))
+        staging.write_array("kind", TASK, np.ones((1, 2)))
     assert list((place / "staging").iterdir()) == []

@@ -1,4 +1,4 @@
-"""What the statistics take: estimated before, told on the way, recorded after."""
+"""Cost of the statistics: estimated before, reported as progress, recorded after."""
 
 import tarfile
 
@@ -29,15 +29,15 @@ def test_the_speed_of_this_machine_is_tried():
 
 
 def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
-    told = []
-    effort = estimate_statistics_cost(2, 2000, 5000, 1, (5,))
-    meter = StatisticsProgress(lambda event: told.append((event.done, event.figures)), "statistics", effort)
-    meter.tell()
-    meter.advance(effort.total, effort.moments)
-    meter.advance(effort.total, effort.moments)
+    events = []
+    cost = estimate_statistics_cost(2, 2000, 5000, 1, (5,))
+    meter = StatisticsProgress(lambda event: events.append((event.done, event.figures)), "statistics", cost)
+    meter.report()
+    meter.advance(cost.total, cost.moments)
+    meter.advance(cost.total, cost.moments)
     meter.finish(figure=1.0)
-    share = int(100 * effort.moments / effort.total)
-    assert told == [(0, {}), (share, {}), (100, {"figure": 1.0})]
+    share = int(100 * cost.moments / cost.total)
+    assert events == [(0, {}), (share, {}), (100, {"figure": 1.0})]
 
 
 @pytest.fixture
@@ -73,14 +73,14 @@ def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
 
 
 def test_the_statistics_are_told_in_percent_and_their_time_is_recorded(small):
-    told = []
-    done = extract(ExtractConfig(**small, tune_fraction=0.4), told.append)
+    events = []
+    done = extract(ExtractConfig(**small, tune_fraction=0.4), events.append)
     for stage in ("statistics of lite0", "tuning statistics of lite0"):
-        percents = [event.done for event in told if event.stage == stage]
+        percents = [event.done for event in events if event.stage == stage]
         assert percents[0] == 0
         assert percents[-1] == 100
         assert percents == sorted(set(percents))
-        assert {event.unit for event in told if event.stage == stage} == {"%"}
+        assert {event.unit for event in events if event.stage == stage} == {"%"}
     seconds = [card.statistics_seconds for card in done.cards]
     assert all(s > 0 for s in seconds)
     assert done.statistics_seconds >= sum(seconds)

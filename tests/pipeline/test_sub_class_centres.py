@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans
 
 from sfm.pipeline import sub_class_centres as module
-from sfm.pipeline.staging import StagedPartition, Staging
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres, find_nearest_centres, group_classes
 
 
@@ -16,9 +17,9 @@ def stage(tmp_path, features, labels):
     for number, start in enumerate(range(0, len(labels), 40)):
         rows = slice(start, start + 40)
         partition = StagedPartition("train", number, np.arange(len(labels))[rows], labels[rows])
-        staging.put("toy", partition, features[rows])
+        staging.write_array("toy", partition, features[rows])
         parts.append(partition)
-    return staging.staged("toy", parts)
+    return staging.open_features("toy", parts)
 
 
 def blobs(sizes, rng):
@@ -109,7 +110,7 @@ def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, 
     labels = rng.integers(0, 5, 200).astype(np.int32)
     train = stage(tmp_path, features, labels)
     together = compute_sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
-    monkeypatch.setattr(module, "MAX_GROUP_BYTES", 1)
+    monkeypatch.setattr(module, "MAX_CLUSTERING_BYTES", 1)
     one_by_one = compute_sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
     for a, b in zip(together, one_by_one, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -14,14 +14,16 @@ import torch
 from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
 from sfm.pipeline import extract as extract_module
-from sfm.pipeline import staging as staging_module
+from sfm.pipeline import partition_tasks
+from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
 from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions, find_missing_backbones, stage_tasks
+from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
 from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 from sfm.pipeline.flow_agreement import compute_flow_cosine
+from sfm.pipeline.partition_tasks import make_tasks
 from sfm.pipeline.runtime import (
     ExtractionRuntime,
     choose_batch_size,
@@ -30,12 +32,12 @@ from sfm.pipeline.runtime import (
     optimize_for_inference,
     pad_to_power_of_two,
 )
-from sfm.pipeline.selection import select_by_listed_labels
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
-from sfm.pipeline.staging import Staging, lock_staging, make_tasks, open_staging
+from sfm.pipeline.staging import Staging, lock_staging, open_staging
 from sfm.stats_store.select import only
 from sfm.stats_store.store import Entry, open_store
 
@@ -102,14 +104,14 @@ def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folde
     extract(config(tmp_path / "s", stream, limit_per_class=3))
     entry = entry_of(tmp_path / "s")
     assert entry.read("train/count").tolist() == [3, 3, 3]
-    tally, source = FingerprintBuilder(), streamed(open_folder_source(str(image_folder)))
+    builder, source = FingerprintBuilder(), streamed(open_folder_source(str(image_folder)))
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
             for sample in [sample for sample in own if sample.label == class_id][:3]:
                 digest = np.frombuffer(digest_sample(sample.data), dtype=np.uint8)[None]
-                tally.add(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
-    assert entry.summary.fingerprint == tally.fingerprint()
+                builder.add_samples(name, entry.dataset.class_ids, np.array([c], dtype=np.int32), digest)
+    assert entry.summary.fingerprint == builder.compute_fingerprint()
 
 
 def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image_folder, monkeypatch):
@@ -163,8 +165,8 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
 
 @pytest.fixture
 def one_thread(image_folder) -> Iterator[ExtractionRuntime]:
-    with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as equipment:
-        yield equipment
+    with extraction_runtime(open_folder_source(str(image_folder)), "cpu", 1) as runtime:
+        yield runtime
 
 
 def spoil(image_folder: Path, *names: str) -> None:
@@ -188,7 +190,7 @@ def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails
     assert entry.read("train/count").tolist() == [12, 11, 12]
     assert len(entry.read("test/label")) == 23
     again = extract(config(tmp_path / "s", source, on_error="skip", exemplars=2))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     assert again.skipped == done.skipped
     with pytest.raises(InputError, match=r"cannot decode .* leave out what cannot be decoded with"):
         extract(config(tmp_path / "s", source, exemplars=2))
@@ -210,28 +212,28 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
     assert open_store(str(tmp_path / "s")).summaries() == []
 
 
-def staged_files(root: Path, source: Source, equipment: ExtractionRuntime) -> dict[str, bytes]:
+def staged_files(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
-    selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
+    selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
     before = torch.get_num_threads()
-    torch.set_num_threads(equipment.threads)
+    torch.set_num_threads(runtime.threads)
     try:
         backbones = optimize_for_inference([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
     steps = stage_tasks(
-        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), equipment
+        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), runtime
     )
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
 
 def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 90)
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source, found = open_source("builtin:fashion-mnist-6k"), []
     for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
-        with extraction_runtime(source, device, cores) as equipment:
-            found.append(staged_files(tmp_path / f"{device}-{cores}", source, equipment))
+        with extraction_runtime(source, device, cores) as runtime:
+            found.append(staged_files(tmp_path / f"{device}-{cores}", source, runtime))
     assert len(found[0]) == 4 * 6
     assert found[0] == found[1] == found[2]
 
@@ -267,13 +269,13 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
 def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder, one_thread):
     taken: list[Sample | SampleFile] = []
 
-    def decoding(batch: SampleBatch, wanted: DecodingOptions) -> AbstractContextManager[DecodedBatch]:
+    def decode_batch(batch: SampleBatch, options: DecodingOptions) -> AbstractContextManager[DecodedBatch]:
         taken.extend(sample for _, sample in batch)
-        return one_thread.decoding(batch, wanted)
+        return one_thread.decode_batch(batch, options)
 
     source = open_folder_source(str(image_folder))
-    watched = dataclasses.replace(one_thread, decoding=decoding)
-    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
+    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
     list(
         stage_tasks(
             source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
@@ -325,19 +327,19 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     (whole,) = source.test.shards
     short = Shard(whole.where, whole.labels, lambda rows: whole.read(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
-    selection = select_by_listed_labels(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
+    selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     problem = "shrank while it was read: 19 of 20 samples of partition test"
-    with extraction_runtime(shrunk, "cpu", 1) as equipment, pytest.raises(InputError, match=problem):
-        list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), equipment))
+    with extraction_runtime(shrunk, "cpu", 1) as runtime, pytest.raises(InputError, match=problem):
+        list(stage_tasks(shrunk, tasks, [backbone], Staging(tmp_path), PassOptions(), runtime))
     assert find_missing_backbones(tasks[0], [backbone], Staging(tmp_path), PassOptions()) == [backbone]
 
 
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
@@ -350,7 +352,7 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
 def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
     backbone = load_backbone("lite0", image_size=32)
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_by_listed_labels(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}

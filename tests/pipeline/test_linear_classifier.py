@@ -6,20 +6,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.pipeline import feature_scaling, logistic
 from sfm.pipeline import linear_classifier as module
-from sfm.pipeline import logistic
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
+from sfm.pipeline.feature_scaling import compute_feature_scaling, convert_to_raw_features, standardise_rows
 from sfm.pipeline.folds import make_folds, mark_fold, mark_per_class
 from sfm.pipeline.linear_classifier import LinearClassifier, measure_accuracies, train_classifier
-from sfm.pipeline.logistic import (
-    LogisticFit,
-    compute_feature_scaling,
-    compute_loss_and_gradient,
-    convert_to_raw_features,
-    fit_logistic,
-    standardise_rows,
-)
-from sfm.pipeline.staging import StagedPartition, Staging
+from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradient, fit_logistic
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.accuracy import top_accuracies
 from sfm.stats_store.discriminant import linear_discriminant
@@ -40,9 +35,9 @@ def toy(tmp_path):
     staging, parts = Staging(tmp_path), []
     for number, rows in enumerate((slice(0, 500), slice(500, 600))):
         partition = StagedPartition("train", number, np.arange(900)[rows], labels[rows])
-        staging.put("toy", partition, features[rows])
+        staging.write_array("toy", partition, features[rows])
         parts.append(partition)
-    return staging.staged("toy", parts), features, labels
+    return staging.open_features("toy", parts), features, labels
 
 
 def test_the_optimum_is_that_of_scikit_learn(toy):
@@ -64,8 +59,8 @@ def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
     labels = np.arange(6000, dtype=np.int32) % 40
     features = (rng.standard_normal((40, 130))[labels] + rng.standard_normal((6000, 130))).astype(np.float32)
     staging, partition = Staging(tmp_path), StagedPartition("train", 0, np.arange(6000), labels)
-    staging.put("toy", partition, features)
-    train, found = staging.staged("toy", [partition]), set()
+    staging.write_array("toy", partition, features)
+    train, found = staging.open_features("toy", [partition]), set()
     for threads in (1, 2, 3, 4):
         with limit_threads(threads):
             moments = accumulate_moments(train, 40, 130)
@@ -119,7 +114,7 @@ def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
     train, features, labels = toy
     moments = compute_moments(features[:600], labels[:600], 5)
     kept = train_classifier(train, moments, CPU)
-    monkeypatch.setattr(logistic, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(feature_scaling, "MAX_CACHED_BYTES", 0)
     assert not isinstance(standardise_rows([train], 600, compute_feature_scaling(moments), CPU), list)
     read_again = train_classifier(train, moments, CPU)
     np.testing.assert_array_equal(read_again.weight, kept.weight)
@@ -129,7 +124,7 @@ def test_rows_that_do_not_fit_in_memory_give_the_same_bytes(toy, monkeypatch):
 
 def test_no_block_is_larger_than_a_block_of_the_store(toy, monkeypatch):
     train, features, labels = toy
-    monkeypatch.setattr(logistic, "BLOCK_ROWS", 200)
+    monkeypatch.setattr(feature_scaling, "BLOCK_ROWS", 200)
     spread = compute_feature_scaling(compute_moments(features[:600], labels[:600], 5))
     rows = list(standardise_rows([train], 600, spread, CPU))
     assert [len(y) for _, y in rows] == [200, 200, 100, 100]
@@ -164,7 +159,7 @@ def test_views_equal_to_their_images_change_nothing(toy):
 
 def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
     train, features, labels = toy
-    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(logistic, "MAX_LBFGS_ITERATIONS", 3)
     assert not train_classifier(train, compute_moments(features[:600], labels[:600], 5), CPU).converged
 
 
@@ -218,8 +213,7 @@ def test_folds_divide_every_class_but_never_hold_out_its_only_sample():
 
 
 @pytest.mark.parametrize(
-    ("per_class", "folds", "validating"),
-    [(1, 0, 0), (2, 2, 10), (8, 5, 25), (30, 5, 75), (3000, 1, 1500)],
+    ("per_class", "folds", "validating"), [(1, 0, 0), (2, 2, 10), (8, 5, 25), (30, 5, 75), (3000, 1, 1500)]
 )
 def test_few_samples_are_validated_on_in_several_folds_and_many_in_one(per_class, folds, validating):
     labels = np.arange(5 * per_class, dtype=np.int32) % 5
@@ -236,8 +230,8 @@ def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
 
 def in_one_partition(folder, features, labels):
     staging, partition = Staging(folder), StagedPartition("train", 0, np.arange(len(labels)), labels)
-    staging.put("toy", partition, features)
-    return staging.staged("toy", [partition])
+    staging.write_array("toy", partition, features)
+    return staging.open_features("toy", [partition])
 
 
 def few_of_many_features(per_class, seed, classes=5, noise=300):
@@ -327,7 +321,7 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
     def fail(_):
         raise np.linalg.LinAlgError("does not converge")
 
-    monkeypatch.setattr(logistic, "decompose_symmetric", fail)
+    monkeypatch.setattr(feature_scaling, "decompose_symmetric", fail)
     plain, zero = compute_feature_scaling(moments), logistic.make_zero_fit(5, 12)
     rows = standardise_rows([train], 600, spread, CPU)
     first, second = (fit_logistic(rows, 600, s, 0.1, zero, CPU, tolerance=1e-4) for s in (spread, plain))
@@ -345,7 +339,4 @@ def test_a_classifier_that_says_the_same_of_every_class_is_never_right():
 def test_accuracies_of_no_samples_are_not_defined():
     assert measure_accuracies(
         [], LinearClassifier(np.eye(8, dtype=np.float32), np.zeros(8, np.float32), 1.0, 1, True)
-    ) == (
-        None,
-        None,
-    )
+    ) == (None, None)

@@ -21,7 +21,7 @@ from sfm.pipeline.worker_pool import scheduler_client
 
 DOCS = Path(__file__).parents[2] / "docs" / "extraction.md"
 EXAMPLE = re.compile(
-    r"<!-- run by tests/pipeline/test_engine_tls.py -->\n\n```(?:sh|yaml)\n(.*?)```", re.DOTALL
+    r"<!-- run by tests/pipeline/test_scheduler_tls.py -->\n\n```(?:sh|yaml)\n(.*?)```", re.DOTALL
 )
 MAKE_CERTIFICATES, CONFIGURATION, COMMANDS = EXAMPLE.findall(DOCS.read_text(encoding="utf-8"))
 

@@ -15,12 +15,12 @@ from distributed import Client
 
 from sfm.errors import InputError
 from sfm.events import Progress, no_progress
-from sfm.pipeline import staging as staging_module
+from sfm.pipeline import partition_tasks
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.dask_worker import WorkerConfig, check_worker
 from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.pipeline.features import PassOptions
 from sfm.pipeline.staging import IncompleteExtractionError
-from sfm.pipeline.worker_pool import WorkerConfig, check_worker
 from sfm.stats_store.store import open_store
 
 
@@ -42,13 +42,13 @@ def digest(done: ExtractionResult) -> str:
 
 @pytest.fixture(autouse=True)
 def small_partitions(monkeypatch):
-    monkeypatch.setattr(staging_module, "MAX_TASK_ROWS", 100)
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 100)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(staging_module, "MAX_TASK_ROWS", 100)
+        patch.setattr(partition_tasks, "MAX_TASK_ROWS", 100)
         return digest(extract(config(tmp_path_factory.mktemp("alone") / "s")))
 
 
@@ -119,18 +119,18 @@ def test_what_a_lost_worker_held_goes_to_another(tmp_path, undisturbed, dask, ad
     workers = [worker(dask, address) for _ in range(2)]
     done = extract(config(tmp_path / "s", scheduler=address), once_some_are_done(2, workers[0].kill))
     assert workers[0].wait() == -signal.SIGKILL
-    assert done.features.read == 1200
+    assert done.pass_summary.images_read == 1200
     assert digest(done) == undisturbed
     assert [p for p in (tmp_path / "s" / "staging").iterdir() if p.is_dir()] == []
     # The other lives on, and keeps no backbone of an extraction that is over.
-    assert orders_in_work(address, until=0) == 0
+    assert count_open_runtimes(address, until=0) == 0
 
 
-def orders_in_work(address: str, until: int) -> int:
-    """Return how many orders the only worker of a scheduler has in work, once it is as expected."""
+def count_open_runtimes(address: str, until: int) -> int:
+    """Return how many runtimes the only worker of a scheduler has open, once it is as expected."""
 
     def count() -> int:
-        from sfm.pipeline.worker_pool import open_worker
+        from sfm.pipeline.dask_worker import open_worker
 
         return open_worker.cache_info().currsize
 
@@ -150,8 +150,8 @@ def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
         extract(config(tmp_path / "s", scheduler=address), once_some_are_done(3, lost.kill))
     assert open_store(str(tmp_path / "s")).summaries() == []
     resumed = extract(config(tmp_path / "s"))
-    assert resumed.features.resumed >= 300
-    assert resumed.features.read + resumed.features.resumed == 1200
+    assert resumed.pass_summary.images_resumed >= 300
+    assert resumed.pass_summary.images_read + resumed.pass_summary.images_resumed == 1200
     assert digest(resumed) == undisturbed
 
 
@@ -183,9 +183,9 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatc
 
 
 def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
-    order = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
+    worker_config = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
     with pytest.raises(InputError, match="is not shared with this worker: choose a folder on a disk"):
-        check_worker(order, "probe-of-another-disk")
+        check_worker(worker_config, "probe-of-another-disk")
 
 
 def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):
@@ -208,5 +208,5 @@ def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "error: interrupted; the same command goes on from the work that is complete" in told
+    assert "error: interrupted; run the same command again to resume from the complete partitions" in told
     assert "Traceback" not in told
