@@ -351,6 +351,7 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_real_process_that_is_told_to_stop_can_be_resumed_bit_for_bit(
     config: DistillConfig, tmp_path: Path, number: signal.Signals
 ) -> None:
