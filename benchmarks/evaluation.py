@@ -14,13 +14,18 @@ given. Accuracy is measured with ten images distilled from Fashion-MNIST, by bot
 """
 
 import argparse
-import numpy as np
 import platform
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from measurement import write_json
-from pathlib import Path
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import draw_crops
@@ -34,10 +39,6 @@ from sfm.eval.result import compute_mean_and_std
 from sfm.eval.training import MAX_BATCH_SIZE, StreamPurpose, draw_initial_weights
 from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
 from sfm.random_streams import make_rng
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from typing import Any
-
 
 DISTILLED_DATASET = "fashion-mnist-6k"
 BAR_SECONDS, BAR_RATIO = 120, 10
@@ -45,10 +46,14 @@ BAR_SECONDS, BAR_RATIO = 120, 10
 
 def init_head_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of both loops, shape (seed, class, feature)."""
-    return draw_initial_weights(config.seed, StreamPurpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), INITIAL_STD)
+    return draw_initial_weights(
+        config.seed, StreamPurpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), INITIAL_STD
+    )
 
 
-def train_by_evaluate(backbone: Backbone, images: LabelledImages, config: EvaluateConfig) -> tuple[Heads, dict[str, float]]:
+def train_by_evaluate(
+    backbone: Backbone, images: LabelledImages, config: EvaluateConfig
+) -> tuple[Heads, dict[str, float]]:
     """Train heads as `sfm evaluate` does; return them and the seconds of views and training."""
     began = time.perf_counter()
     whole = ImageSet("distilled", images, config.seeds)
@@ -66,7 +71,9 @@ def train_by_evaluate(backbone: Backbone, images: LabelledImages, config: Evalua
     return heads, {"views": viewed - began, "training": time.perf_counter() - viewed}
 
 
-def train_in_plain_loop(backbone: Backbone, images: LabelledImages, config: EvaluateConfig, seed: int, epochs: int) -> tuple[nn.Linear, float]:
+def train_in_plain_loop(
+    backbone: Backbone, images: LabelledImages, config: EvaluateConfig, seed: int, epochs: int
+) -> tuple[nn.Linear, float]:
     """Train one seed in a plain loop for some epochs; return the head and the seconds."""
     began = time.perf_counter()
     count, side = images.pixels.shape[:2]
@@ -89,7 +96,9 @@ def train_in_plain_loop(backbone: Backbone, images: LabelledImages, config: Eval
     return head, time.perf_counter() - began
 
 
-def compare_times(backbone: Backbone, arguments: argparse.Namespace, config: EvaluateConfig) -> dict[str, Any]:
+def compare_times(
+    backbone: Backbone, arguments: argparse.Namespace, config: EvaluateConfig
+) -> dict[str, Any]:
     """Time both loops on images of noise, one per class."""
     side = round(backbone.card.preprocessing.input_size * 8 / 7)
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.classes, side, side, 3), dtype=np.uint8)
@@ -100,7 +109,15 @@ def compare_times(backbone: Backbone, arguments: argparse.Namespace, config: Eva
     seeds = range(config.seeds if arguments.whole else 1)
     seconds = sum(train_in_plain_loop(backbone, images, config, seed, epochs)[1] for seed in seeds)
     scaled = seconds * config.epochs * config.seeds / (epochs * len(seeds))
-    return {"classes": arguments.classes, "fast_seconds": sum(parts.values()), "fast_parts": parts, "plain_seconds": scaled, "plain_measured_epochs": epochs * len(seeds), "plain_all_epochs": config.epochs * config.seeds, "ratio": scaled / sum(parts.values())}
+    return {
+        "classes": arguments.classes,
+        "fast_seconds": sum(parts.values()),
+        "fast_parts": parts,
+        "plain_seconds": scaled,
+        "plain_measured_epochs": epochs * len(seeds),
+        "plain_all_epochs": config.epochs * config.seeds,
+        "ratio": scaled / sum(parts.values()),
+    }
 
 
 def compare_accuracies(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
@@ -112,19 +129,51 @@ def compare_accuracies(backbone: Backbone, store: str, run: Path, config: Evalua
     labels = torch.from_numpy(entry.read("test/label").astype(np.int64)).to(backbone.device)
     images = LabelledImages(distilled.pixels, distilled.labels)
     heads, _ = train_by_evaluate(backbone, images, config)
-    layers = [train_in_plain_loop(backbone, images, config, seed, config.epochs)[0] for seed in range(config.seeds)]
-    looped = Heads(torch.stack([layer.weight.detach() for layer in layers]), torch.stack([layer.bias.detach() for layer in layers]))
-    top1 = {"fast": compute_accuracy(heads, features, labels).top1, "plain": compute_accuracy(looped, features, labels).top1}
-    (fast_mean, fast_std), (plain_mean, plain_std) = (compute_mean_and_std(top1[way]) for way in ("fast", "plain"))
-    return {"held_out_samples": len(labels), "fast_top1": top1["fast"], "plain_top1": top1["plain"], "fast_mean": fast_mean, "fast_std": fast_std, "plain_mean": plain_mean, "plain_std": plain_std, "difference": fast_mean - plain_mean, "deviation": max(fast_std, plain_std)}
+    layers = [
+        train_in_plain_loop(backbone, images, config, seed, config.epochs)[0] for seed in range(config.seeds)
+    ]
+    looped = Heads(
+        torch.stack([layer.weight.detach() for layer in layers]),
+        torch.stack([layer.bias.detach() for layer in layers]),
+    )
+    top1 = {
+        "fast": compute_accuracy(heads, features, labels).top1,
+        "plain": compute_accuracy(looped, features, labels).top1,
+    }
+    (fast_mean, fast_std), (plain_mean, plain_std) = (
+        compute_mean_and_std(top1[way]) for way in ("fast", "plain")
+    )
+    return {
+        "held_out_samples": len(labels),
+        "fast_top1": top1["fast"],
+        "plain_top1": top1["plain"],
+        "fast_mean": fast_mean,
+        "fast_std": fast_std,
+        "plain_mean": plain_mean,
+        "plain_std": plain_std,
+        "difference": fast_mean - plain_mean,
+        "deviation": max(fast_std, plain_std),
+    }
 
 
 def make_distilled_run(backbone: str, image_size: int, scratch: Path, quick: bool) -> tuple[str, Path]:
     """Distil ten images and return their store and run directory."""
     store, run = str(scratch / "store"), scratch / "run"
     limit = 60 if quick else None
-    extract(ExtractConfig(source=f"builtin:{DISTILLED_DATASET}", store=store, backbone=[backbone], image_size=image_size, limit_per_class=limit))
-    distill(DistillConfig(store=store, backbone=backbone, dataset=DISTILLED_DATASET, out=run, steps=60 if quick else 600))
+    extract(
+        ExtractConfig(
+            source=f"builtin:{DISTILLED_DATASET}",
+            store=store,
+            backbone=[backbone],
+            image_size=image_size,
+            limit_per_class=limit,
+        )
+    )
+    distill(
+        DistillConfig(
+            store=store, backbone=backbone, dataset=DISTILLED_DATASET, out=run, steps=60 if quick else 600
+        )
+    )
     return store, run
 
 
@@ -132,24 +181,34 @@ def format_comparison(result: dict[str, Any]) -> str:
     """Return the figures as lines of text."""
     timing, reached = result["time"], result["accuracy"]
     share = f"{timing['plain_measured_epochs']} of {timing['plain_all_epochs']} epochs"
-    scaled = "" if timing["plain_measured_epochs"] == timing["plain_all_epochs"] else f", {share} measured, scaled"
+    scaled = (
+        "" if timing["plain_measured_epochs"] == timing["plain_all_epochs"] else f", {share} measured, scaled"
+    )
     lines = [
-        f"{result['backbone']} at {result['image_size']} px, {result['epochs']} epochs x " f"{result['seeds']} seeds, {result['device']}, {result['threads']} threads",
+        f"{result['backbone']} at {result['image_size']} px, {result['epochs']} epochs x "
+        f"{result['seeds']} seeds, {result['device']}, {result['threads']} threads",
         "",
         f"{'':30}{'seconds, ' + str(timing['classes']) + ' classes':>24}{'top-1 %, 10 classes':>24}",
-        f"{'views once, seeds together':30}{timing['fast_seconds']:24.1f}" f"{100 * reached['fast_mean']:17.1f} ± {100 * reached['fast_std']:4.1f}",
-        f"{'plain loop':30}{timing['plain_seconds']:24.1f}" f"{100 * reached['plain_mean']:17.1f} ± {100 * reached['plain_std']:4.1f}",
+        f"{'views once, seeds together':30}{timing['fast_seconds']:24.1f}"
+        f"{100 * reached['fast_mean']:17.1f} ± {100 * reached['fast_std']:4.1f}",
+        f"{'plain loop':30}{timing['plain_seconds']:24.1f}"
+        f"{100 * reached['plain_mean']:17.1f} ± {100 * reached['plain_std']:4.1f}",
         "",
         f"ratio {timing['ratio']:.1f} (bar {BAR_RATIO}){scaled}",
-        f"{timing['fast_seconds']:.0f} s (bar {BAR_SECONDS}), " f"{timing['fast_parts']['views']:.0f} s for views, " f"{timing['fast_parts']['training']:.0f} s for training",
-        f"top-1 differs by {100 * reached['difference']:+.1f} points, one standard deviation is " f"{100 * reached['deviation']:.1f} (the larger of the two)",
+        f"{timing['fast_seconds']:.0f} s (bar {BAR_SECONDS}), "
+        f"{timing['fast_parts']['views']:.0f} s for views, "
+        f"{timing['fast_parts']['training']:.0f} s for training",
+        f"top-1 differs by {100 * reached['difference']:+.1f} points, one standard deviation is "
+        f"{100 * reached['deviation']:.1f} (the larger of the two)",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
     keep_freed_memory()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backbone", default="lite0")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--classes", type=int, default=100, help="images of noise to measure time with")
@@ -169,12 +228,21 @@ def main() -> None:
     if arguments.quick:
         arguments.image_size, arguments.classes, arguments.epochs = 64, 20, 100
         arguments.views, arguments.plain_epochs = 5, 5
-    config = EvaluateConfig(run=arguments.run or Path(), store=arguments.store or ".", seeds=arguments.seeds, epochs=arguments.epochs, views=arguments.views, device=arguments.device)
+    config = EvaluateConfig(
+        run=arguments.run or Path(),
+        store=arguments.store or ".",
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        views=arguments.views,
+        device=arguments.device,
+    )
     backbone = load_backbone(arguments.backbone, image_size=arguments.image_size, device=arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         store, run = arguments.store, arguments.run
         if run is None:
-            store, run = make_distilled_run(arguments.backbone, arguments.image_size, Path(scratch), arguments.quick)
+            store, run = make_distilled_run(
+                arguments.backbone, arguments.image_size, Path(scratch), arguments.quick
+            )
         result = {
             "benchmark": "evaluation",
             "backbone": arguments.backbone,
