@@ -131,6 +131,19 @@ def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch)
     assert len(decoded) == len(set(decoded)) == 160
 
 
+def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_rounding(tmp_path, monkeypatch):
+    extract(config(tmp_path / "auto"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an optimisation is applied")
+
+    monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", refuse)
+    monkeypatch.setattr("sfm.backbones.execution.preparation.input_gradient_only", refuse)
+    extract(config(tmp_path / "eager", execution="eager"))
+    means = [entry_of(str(tmp_path / name)).read("train/mean") for name in ("auto", "eager")]
+    np.testing.assert_allclose(means[1], means[0], rtol=1e-3, atol=1e-4)
+
+
 def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
     decoded: list[bytes] = []
     monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
