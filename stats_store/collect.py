@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sfm.deletion import DepthError, LinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import open_lock, take_lock
+from sfm.locking import open_lock_file, try_lock
 from sfm.stats_store.commits import MARK
 from sfm.stats_store.concurrency import concurrently
 from sfm.stats_store.disk import local_root
@@ -113,12 +113,12 @@ def claimed(store: Store, garbage: Garbage) -> Iterator[bool]:
         yield True
         return
     try:
-        held = open_lock(lock)
+        held = open_lock_file(lock)
     except (OSError, InputError):
         yield False  # of another user, who may be at work; or no file
         return
     with held:
-        yield take_lock(held, lock)
+        yield try_lock(held, lock)
 
 
 def delete(store: Store, garbage: Garbage) -> str:
