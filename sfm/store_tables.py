@@ -14,8 +14,9 @@ from sfm.stats_store.history import Generation
 from sfm.stats_store.schema import is_known
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verify import Verdict
-from sfm.tables import format_percent, print_table
+from sfm.tables import print_table
 from sfm.terminal import fit_to_line, open_console, print_line
+from sfm.text import format_percent
 
 
 def entry_document(entry: Entry) -> dict[str, Any]:

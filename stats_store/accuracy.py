@@ -12,8 +12,8 @@ def ranks(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> 
     """Return the rank of each sample's right class among its logits; 0 is first.
 
     Ties are wrong: an equal logit of another class ranks first, so a classifier that says the same of every
-    class is never right. :func:`sfm.eval.accuracy.ranks` is the same rule for tensors, and a test holds the
-    two against each other.
+    class is never right. :func:`sfm.eval.head_accuracy.rank_true_class` is the same rule for tensors, and a
+    test holds the two against each other.
 
     Parameters
     ----------

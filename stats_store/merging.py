@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from sfm.backbones.card import describe_differences
+from sfm.backbones.card import describe_backbone_differences
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.stats_store.accuracy import top_accuracies
@@ -283,7 +283,7 @@ def require_mergeable(parts: Sequence[Entry]) -> None:
     for part in parts:
         which = f"{described(first.summary)} and {described(part.summary)}"
         if part.backbone.hash != first.backbone.hash:
-            differing = " and ".join(describe_differences(first.backbone, part.backbone))
+            differing = " and ".join(describe_backbone_differences(first.backbone, part.backbone))
             raise InputError(f"{which} are of different backbones: they differ in {differing}")
         if part.extraction.role != first.extraction.role:
             raise InputError(f"{which} have different roles: {first.extraction.role}, {part.extraction.role}")

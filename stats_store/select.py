@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from sfm.backbones.card import BackboneCard, describe_differences
+from sfm.backbones.card import BackboneCard, describe_backbone_differences
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.names import split_pin
@@ -129,7 +129,7 @@ def match(store: Store, candidates: Sequence[Summary], backbone: BackboneCard) -
     same = [s for s in candidates if s.backbone_hash == backbone.hash]
     if not same:
         other = store.open(candidates[0])
-        parts = " and ".join(describe_differences(other.backbone, backbone))
+        parts = " and ".join(describe_backbone_differences(other.backbone, backbone))
         raise InputError(
             f"the backbone {backbone.spec} ({backbone.hash[:12]}) is not the one the entry "
             f"{described(other.summary)} was extracted with ({other.summary.backbone_hash[:12]}): "

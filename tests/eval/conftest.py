@@ -92,7 +92,7 @@ def write_finished_run(out: Path, fashion_store: str) -> None:
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
-    from sfm.eval.run import evaluate
+    from sfm.eval.evaluation import evaluate
 
     asked = DistillConfig(
         store=fashion_store,

@@ -10,11 +10,11 @@ import pytest
 from sfm import locking
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.evaluation import evaluate, evaluate_runs
 from sfm.eval.export.config import ExportConfig
-from sfm.eval.export.run import export
+from sfm.eval.export.run_export import export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.eval.run import evaluate, evaluate_runs
 from sfm.locking import lock_file, lock_folder
 
 

@@ -294,6 +294,7 @@ print(done.published[0].outcome, done.pass_summary.images_resumed, done.publishe
 """
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     def start(store: Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -56,6 +56,7 @@ def arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
     return {name: entry.read(name) for name in entry.names()}
 
 
+@pytest.mark.slow
 def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_path):
     source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
     white = run(store, source, exemplars=2)
@@ -162,6 +163,7 @@ def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp
     assert (reread.cards[0].composited, reread.cards[0].dark, reread.notes) == (0, 0, ())
 
 
+@pytest.mark.slow
 def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     root, store = dataset(tmp_path / "icons", "RGB"), tmp_path / "s"
     drawn("ellipse", TRAIN).save(root / "test" / "ellipse" / f"{TRAIN}.png")

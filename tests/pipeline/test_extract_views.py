@@ -86,6 +86,7 @@ def test_only_the_classifier_learns_from_views(tmp_path):
         assert same == (not name.startswith("classifier/")), name
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
     (whole,) = extract(config(tmp_path / "whole", views=1)).published
 

@@ -34,7 +34,7 @@ from sfm.pipeline.runtime import (
 )
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
-from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
+from sfm.pipeline.sources.class_subsets import select_rows, select_source_classes, take_positions
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, lock_staging, open_staging
@@ -85,6 +85,7 @@ def stream(image_folder, monkeypatch) -> str:
     return f"stream:{image_folder}"
 
 
+@pytest.mark.slow
 def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
     tmp_path, image_folder, stream
 ):
@@ -137,7 +138,7 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
         source = open_folder_source(text)
-        return select_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
+        return select_source_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
 
     monkeypatch.setitem(SOURCE_KINDS, "chosen", opened)
     extract(config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
@@ -148,7 +149,7 @@ def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder
 
 def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
     with pytest.raises(InputError, match="has no class boots: did you mean boot"):
-        select_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
+        select_source_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
 
 
 def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream):

@@ -500,6 +500,7 @@ def teams(tmp_path_factory, request) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_others(teams, tmp_path):
     from sfm.merge import merge as merge_named
     from sfm.stats_store.store import open_store
@@ -520,6 +521,7 @@ def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_othe
     assert union.read("train/feature").shape == pooled.read("train/feature").shape
 
 
+@pytest.mark.slow
 def test_a_merged_entry_can_be_distilled(teams, tmp_path):
     from sfm.api import DistillConfig, distill
     from sfm.merge import merge as merge_named
