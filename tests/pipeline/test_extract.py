@@ -134,15 +134,15 @@ def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch)
 
 
 def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_rounding(tmp_path, monkeypatch):
-    extract(config(tmp_path / "auto"))
+    extract(make_config(tmp_path / "auto"))
 
     def refuse(*_: object) -> None:
         raise AssertionError("an optimisation is applied")
 
     monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", refuse)
     monkeypatch.setattr("sfm.backbones.execution.preparation.input_gradient_only", refuse)
-    extract(config(tmp_path / "eager", execution="eager"))
-    means = [entry_of(str(tmp_path / name)).read("train/mean") for name in ("auto", "eager")]
+    extract(make_config(tmp_path / "eager", execution="eager"))
+    means = [open_entry(str(tmp_path / name)).read("train/mean") for name in ("auto", "eager")]
     np.testing.assert_allclose(means[1], means[0], rtol=1e-3, atol=1e-4)
 
 
