@@ -254,7 +254,7 @@ add_command(
     "report",
     ReportConfig,
     run_report,
-    summary="Show runs and their figures on one self-contained HTML page.",
+    summary="Show runs and their accuracies on one self-contained HTML page.",
     examples=[
         "sfm report ./distilled --out report.html --store ./store",
         "sfm report ./distilled-1 ./distilled-5 --out compared.html",
@@ -265,7 +265,7 @@ add_command(
     "export",
     ExportConfig,
     run_export,
-    summary="Write distilled images, or the classifier they come with, in a format that others read.",
+    summary="Write distilled images, or a classifier, in a format that other tools read.",
     examples=[
         "sfm export ./distilled --format parquet --out ./for-the-hub",
         "sfm export ./distilled --format classifier --store ./store --backbone lite1 --out ./classifier",
