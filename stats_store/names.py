@@ -25,7 +25,7 @@ def name_from(text: str) -> str:
 
     Examples
     --------
-    >>> name_from("birds@2024"), name_from("/")
+    >>> name_from("birds@2024"), name_from(" ")
     ('birds-2024', 'dataset')
     """
     shown = "".join(c if is_displayable(c) and c not in "@/" else "-" for c in escape_non_utf8(text).strip())

