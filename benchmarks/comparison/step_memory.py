@@ -19,7 +19,7 @@ from comparison.training_steps import (
     drop_duplicate_steps,
     find_oversized_steps,
     make_default_plan,
-    make_step,
+    make_training_step,
 )
 from measurement import log_progress, read_process_bytes
 
@@ -35,7 +35,7 @@ def measure_own_peak(case: StepCase, name: str, device: str) -> dict[str, int]:
     # If memory runs out, the kernel ends this process and not another.
     Path("/proc/self/oom_score_adj").write_text("1000")
     backbone = case.load(device)
-    step, held_bytes = make_step(name, case, backbone)
+    step, held_bytes = make_training_step(name, case, backbone)
     plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
     measure_activation_bytes(backbone)
     gc.collect()

@@ -18,7 +18,7 @@ from comparison.training_steps import (
     estimate_graph_bytes,
     find_oversized_steps,
     make_default_plan,
-    make_step,
+    make_training_step,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -131,7 +131,7 @@ def measure_step_times(case: StepCase, names: Sequence[str], device: str, budget
     plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
     names = drop_duplicate_steps(names, plan)
     too_large = find_oversized_steps(names, case, backbone)
-    calls = {name: make_step(name, case, backbone)[0] for name in names if name not in too_large}
+    calls = {name: make_training_step(name, case, backbone)[0] for name in names if name not in too_large}
     rounds = time_in_rounds(calls, budget, backbone.device)
     seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
     dropped = [name for name in names if name not in seconds and name not in too_large]

@@ -146,7 +146,7 @@ def drop_duplicate_steps(names: Sequence[str], plan: Plan) -> list[str]:
     return [name for name in names if first.get(name, name) == name]
 
 
-def make_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
+def make_training_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
     """Return a function that runs the next step, and the bytes that its CUDA graphs hold."""
     if name in SFM_STEPS:
         return make_sfm_step(name, case, backbone)
