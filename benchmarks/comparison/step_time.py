@@ -1,22 +1,43 @@
 """Time per training step, in rounds that alternate between the steps."""
 
-import numpy as np
 import statistics
 import time
-import torch
 from collections.abc import Callable, Sequence
-from comparison.training_steps import BARE, BARE_LGM, LGM, PUBLISHED, SFM_STEPS, StepCase, drop_duplicate_steps, estimate_graph_bytes, find_oversized_steps, make_default_run_config, make_training_step
+from typing import Any
+
+import numpy as np
+import torch
+from comparison.training_steps import (
+    BARE,
+    BARE_LGM,
+    LGM,
+    PUBLISHED,
+    SFM_STEPS,
+    StepCase,
+    drop_duplicate_steps,
+    estimate_graph_bytes,
+    find_oversized_steps,
+    make_default_run_config,
+    make_training_step,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill.mixed_precision import Precision
-from torch.utils.flop_counter import FlopCounterMode
-from typing import Any
-
 
 MAX_CALLS_PER_ROUND = 3
 """Largest number of timed calls of a step in a round."""
 
-COMPARED_STEPS = ((SFM_STEPS[0], LGM), (SFM_STEPS[0], PUBLISHED), (SFM_STEPS[0], BARE), (SFM_STEPS[1], BARE), (SFM_STEPS[2], BARE), (PUBLISHED, BARE), (LGM, BARE_LGM))
+COMPARED_STEPS = (
+    (SFM_STEPS[0], LGM),
+    (SFM_STEPS[0], PUBLISHED),
+    (SFM_STEPS[0], BARE),
+    (SFM_STEPS[1], BARE),
+    (SFM_STEPS[2], BARE),
+    (PUBLISHED, BARE),
+    (LGM, BARE_LGM),
+)
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
@@ -50,7 +71,9 @@ def warm_up(calls: dict[str, Callable[[], object]], device: torch.device) -> dic
     return {name: max(seconds[name], 1e-6) for name in calls}
 
 
-def time_in_rounds(calls: dict[str, Callable[[], object]], budget: float, device: torch.device) -> list[dict[str, float]]:
+def time_in_rounds(
+    calls: dict[str, Callable[[], object]], budget: float, device: torch.device
+) -> list[dict[str, float]]:
     """Time calls in rounds, each in a random order, for about `budget` seconds.
 
     Calls that run out of memory are removed. In a round, every call runs once untimed, because it finds
