@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from comparison.training_steps import StepCase, draw_class_means, init_full_pyramid, make_default_plan
+from comparison.training_steps import StepCase, draw_class_means, init_full_pyramid, make_default_run_config
 from measurement import log_progress, write_json
 from torch import Tensor, nn
 
@@ -36,9 +36,9 @@ from sfm.backbones.execution import conv_kernels, input_grad_layers, input_gradi
 from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.backbones.views import apply_crops, make_interpolation_matrix
-from sfm.distill import augment, engine, gradient
-from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.pyramid import colour_matrix
+from sfm.distill import augment, train_step
+from sfm.distill.flow import compute_flow, sfm_loss
+from sfm.distill.pyramid import make_colour_matrix
 from sfm.pipeline.runtime import BATCH_IMAGES
 
 ALL, EAGER, FOLDING, ALLOCATOR = "everything", "eager", "folded batch norms", "kept freed memory"
@@ -99,7 +99,7 @@ def decode_plainly(levels: Sequence[Tensor], canvas: int) -> Tensor:
     wide = [level @ get_upsampling((side,), canvas).T for level, side in zip(coarse, sides, strict=True)]
     total = get_upsampling(sides, canvas) @ torch.cat(wide, dim=2)
     total = total + levels[-1] if len(coarse) < len(levels) else total
-    return torch.matmul(2 * colour_matrix(), total.flatten(2)).view(total.shape).sigmoid()
+    return torch.matmul(2 * make_colour_matrix(), total.flatten(2)).view(total.shape).sigmoid()
 
 
 def crop_plainly(images: Tensor, crops: Crops, out: int) -> Tensor:
@@ -115,9 +115,12 @@ OPTIMISATIONS: dict[str, list[tuple[Any, str, Any]]] = {
     "fused chains, chunked": [(input_gradient, "fuse_conv_chains", lambda model, _: model)],
     "  chunks alone": [(input_grad_layers, "BACKWARD_BYTES", 2**60)],
     FOLDING: [],
-    "hand-written pyramid and crops": [(gradient, "decode", decode_plainly), (augment, "look", crop_plainly)],
-    "  pyramid alone": [(gradient, "decode", decode_plainly)],
-    "  crops alone": [(augment, "look", crop_plainly)],
+    "hand-written pyramid and crops": [
+        (train_step, "decode_pyramid", decode_plainly),
+        (augment, "apply_crops_per_image", crop_plainly),
+    ],
+    "  pyramid alone": [(train_step, "decode_pyramid", decode_plainly)],
+    "  crops alone": [(augment, "apply_crops_per_image", crop_plainly)],
     EAGER: [],
 }
 """What to replace to leave out an optimisation."""
@@ -162,12 +165,12 @@ def make_extract_forward(backbone: Backbone, eager: bool) -> Callable[[], object
 def make_distill_step(spec: str, case: Case, backbone: Backbone, eager: bool) -> Callable[[], object]:
     """Return a function that runs the next step of a distillation with full pyramids."""
     step_case = StepCase(spec, spec, case.image_size, case.classes)
-    plan = make_default_plan(step_case, optimize_backbone(backbone, 1, "input-grad")[0])
+    run_config = make_default_run_config(step_case, optimize_backbone(backbone, 1, "input-grad")[0])
     optimized, _ = optimize_backbone(backbone, 1, "eager" if eager else "input-grad")
     means = draw_class_means(step_case, backbone)
-    state = init_full_pyramid(plan, backbone.device)
-    objective = partial(sfm_loss, target=flow(means, means))
-    return partial(engine.advance, state, plan, optimized, objective)
+    state = init_full_pyramid(run_config, backbone.device)
+    objective = partial(sfm_loss, target=compute_flow(means, means))
+    return partial(train_step.train_step, state, run_config, optimized, objective)
 
 
 def measure_rounds(

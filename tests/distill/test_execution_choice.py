@@ -9,9 +9,9 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone, preparation
 from sfm.distill import distiller, execution_choice
 from sfm.distill.config import DistillConfig
-from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution
+from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution, should_compile
 from sfm.distill.process_group import ProcessGroup
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, should_compile
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.events import Progress
