@@ -1,43 +1,22 @@
 """Time per training step, in rounds that alternate between the steps."""
 
+import numpy as np
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
 import torch
-from comparison.training_steps import (
-    BARE,
-    BARE_LGM,
-    LGM,
-    PUBLISHED,
-    SFM_STEPS,
-    StepCase,
-    drop_duplicate_steps,
-    estimate_graph_bytes,
-    find_oversized_steps,
-    make_default_plan,
-    make_step,
-)
-from torch.utils.flop_counter import FlopCounterMode
-
+from collections.abc import Callable, Sequence
+from comparison.training_steps import BARE, BARE_LGM, LGM, PUBLISHED, SFM_STEPS, StepCase, drop_duplicate_steps, estimate_graph_bytes, find_oversized_steps, make_default_run_config, make_training_step
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill.mixed_precision import Precision
+from torch.utils.flop_counter import FlopCounterMode
+from typing import Any
+
 
 MAX_CALLS_PER_ROUND = 3
 """Largest number of timed calls of a step in a round."""
 
-COMPARED_STEPS = (
-    (SFM_STEPS[0], LGM),
-    (SFM_STEPS[0], PUBLISHED),
-    (SFM_STEPS[0], BARE),
-    (SFM_STEPS[1], BARE),
-    (SFM_STEPS[2], BARE),
-    (PUBLISHED, BARE),
-    (LGM, BARE_LGM),
-)
+COMPARED_STEPS = ((SFM_STEPS[0], LGM), (SFM_STEPS[0], PUBLISHED), (SFM_STEPS[0], BARE), (SFM_STEPS[1], BARE), (SFM_STEPS[2], BARE), (PUBLISHED, BARE), (LGM, BARE_LGM))
 
 
 def time_call(call: Callable[[], object], device: torch.device) -> float:
@@ -71,9 +50,7 @@ def warm_up(calls: dict[str, Callable[[], object]], device: torch.device) -> dic
     return {name: max(seconds[name], 1e-6) for name in calls}
 
 
-def time_in_rounds(
-    calls: dict[str, Callable[[], object]], budget: float, device: torch.device
-) -> list[dict[str, float]]:
+def time_in_rounds(calls: dict[str, Callable[[], object]], budget: float, device: torch.device) -> list[dict[str, float]]:
     """Time calls in rounds, each in a random order, for about `budget` seconds.
 
     Calls that run out of memory are removed. In a round, every call runs once untimed, because it finds
@@ -128,10 +105,10 @@ def count_flops(backbone: Backbone) -> int:
 def measure_step_times(case: StepCase, names: Sequence[str], device: str, budget: float) -> dict[str, Any]:
     """Return times and ratios of the steps that fit into memory, and estimates for those that do not."""
     backbone = case.load(device)
-    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
-    names = drop_duplicate_steps(names, plan)
+    run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    names = drop_duplicate_steps(names, run_config)
     too_large = find_oversized_steps(names, case, backbone)
-    calls = {name: make_step(name, case, backbone)[0] for name in names if name not in too_large}
+    calls = {name: make_training_step(name, case, backbone)[0] for name in names if name not in too_large}
     rounds = time_in_rounds(calls, budget, backbone.device)
     seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
     dropped = [name for name in names if name not in seconds and name not in too_large]
@@ -140,8 +117,8 @@ def measure_step_times(case: StepCase, names: Sequence[str], device: str, budget
     flops, rate = case.classes * count_flops(backbone), measure_matmul_rate(backbone.device, case.precision)
     return {
         **case.labels(),
-        "micro_batch": plan.micro_batch,
-        "graphs": plan.graphs,
+        "micro_batch": run_config.micro_batch,
+        "graphs": run_config.graphs,
         "rounds": len(rounds),
         "seconds": seconds,
         "fastest": {name: min(times[name] for times in rounds) for name in seconds},
