@@ -12,7 +12,7 @@ import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from sfm.config_fields import select_refused_values
+from sfm.config_fields import select_values_refused_from_file
 from sfm.error_reporting import exit_on_error, report_error
 from sfm.errors import InputError
 from sfm.text import sanitize_line
@@ -271,7 +271,9 @@ def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[st
     InputError
         If there are such values; says which options to give instead.
     """
-    refused = {get_option_name(model, n): v for n, v in select_refused_values(model, file_values).items()}
+    refused = {
+        get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()
+    }
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
         raise InputError(

@@ -1,6 +1,6 @@
-"""Fuse chains of convolutions so that backward runs in chunks: saves 7 to 14 % of a step on a CPU.
+"""Fuse chains of convolutions so that backward runs in chunks: saves 5 to 14 % of a step on a CPU.
 
-Measured with lite0 (``python benchmarks/execution.py``): 7 % of ten images at 96 px, 14 % of a hundred.
+Measured with lite0 (``python benchmarks/execution.py``): 5 to 7 % with ten images at 96 px, 14 % with 100.
 """
 
 from collections import Counter
