@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz.cases import Cases, Problem, run_case
-from fuzz.mutations import Json, Stale
+from fuzz.mutations import InapplicableMutation, Json
 from fuzz.seeds import Seeds, make_seeds
 from fuzz.worker import Outcome, Worker, open_worker
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -68,7 +68,7 @@ class Fuzzer:
         """Return what must not be about a case; nothing if it means nothing."""
         try:
             return self(case)[0]
-        except Stale:
+        except InapplicableMutation:
             return []
 
 
@@ -96,16 +96,16 @@ def fuzz(fuzzer: Fuzzer, until: float, start: int, tell: Callable[[Json, Problem
     @given(rng=st.randoms(use_true_random=True))
     def run_one(rng: Random) -> None:
         if time.monotonic() > until:
-            raise Enough
+            raise TimeUp
         case = drawn.draw(rng)
         for problem in fuzzer.problems(case):
             tell(case, problem)
 
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(TimeUp):
         run_one()
 
 
-class Enough(BaseException):
+class TimeUp(BaseException):
     """Time is up: nothing that hypothesis would look into."""
 
 
@@ -137,7 +137,7 @@ class Findings:
         print(f"{file}: {group[0]}: {problem.kind}: {problem.detail}"[:400], flush=True)
 
 
-def replay(files: list[str]) -> None:
+def replay_cases(files: list[str]) -> None:
     """Run kept cases again and print everything about them."""
     folder = Path(tempfile.mkdtemp(prefix="sfm-fuzz-"))
     try:
@@ -147,7 +147,7 @@ def replay(files: list[str]) -> None:
                 print(f"== {file}: {json.dumps(case)[:2000]}")
                 try:
                     found, outcome = fuzzer(case)
-                except Stale as error:
+                except InapplicableMutation as error:
                     print(f"stale: {error}")
                     continue
                 print(f"status {outcome.status}, {outcome.seconds:.1f} s, {outcome.growth >> 20} MiB")
@@ -158,7 +158,7 @@ def replay(files: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def search(folder: Path, minutes: float, start: int) -> None:
+def run_campaign(folder: Path, minutes: float, start: int) -> None:
     """Fuzz for some minutes; findings go to a folder."""
     scratch = Path(tempfile.mkdtemp(prefix="sfm-fuzz-"))
     try:
@@ -175,6 +175,6 @@ def search(folder: Path, minutes: float, start: int) -> None:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))  # Mutations are no sounder than the rest.
     if sys.argv[1] == "replay":
-        replay(sys.argv[2:])
+        replay_cases(sys.argv[2:])
     else:
-        search(Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+        run_campaign(Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

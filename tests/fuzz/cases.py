@@ -12,10 +12,10 @@ from typing import Any
 
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
-from fuzz.mutations import Json, Stale
+from fuzz.mutations import InapplicableMutation, Json
 from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
-from fuzz.signing import is_small, place, record_objects, sealed, sign_checkpoint, sign_entry
-from fuzz.worker import GROWTH, Outcome, Worker
+from fuzz.signing import is_small, place, record_objects, seal_commit, sign_checkpoint, sign_entry
+from fuzz.worker import MAX_MEMORY_GROWTH, Outcome, Worker
 
 from sfm.stats_store.digest import sha256
 
@@ -30,10 +30,10 @@ NEW = ("--out", "new", "--steps", 2)
 MERGE = ("--name", "both", "--threads", 1)
 
 
-WAYS = tuple(word for mode in MODES for word in ("--mode", mode))
+ALL_MODE_OPTIONS = tuple(word for mode in MODES for word in ("--mode", mode))
 
 
-def swapped(words: tuple[Any, ...], **others: str) -> tuple[Any, ...]:
+def replace_words(words: tuple[Any, ...], **others: str) -> tuple[Any, ...]:
     """Return a command with other words at the places of some."""
     return tuple(others.get(word, word) if isinstance(word, str) else word for word in words)
 
@@ -69,15 +69,15 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "gc": ("store", "gc", "evil", "--now"),
         "gc old": ("store", "gc", "evil", "--older-than", "0h", "--json"),
         "distill": (*DISTILL, "--store", "evil", "--out", "new"),
-        "distill one": (*swapped(DISTILL, birds="fish"), "--store", "evil", "--out", "new"),
-        "evaluate": swapped(EVALUATE, good="evil"),
+        "distill one": (*replace_words(DISTILL, birds="fish"), "--store", "evil", "--out", "new"),
+        "evaluate": replace_words(EVALUATE, good="evil"),
         "report": ("report", "run", "--store", "evil", "--out", "new.html"),
         "export classifier": ("export", "run", "--format", "classifier", "--store", "evil", "--out", "new"),
         "export": ("export", "run", "--format", "imagefolder", "--store", "evil", "--out", "new"),
-        "extract": (*swapped(extracting("folder:{seeds}/fish"), new="evil"), *EXTRACTING[4:]),
+        "extract": (*replace_words(extracting("folder:{seeds}/fish"), new="evil"), *EXTRACTING[4:]),
     },
     "run": {
-        "evaluate": swapped(EVALUATE, run="evil"),
+        "evaluate": replace_words(EVALUATE, run="evil"),
         "report": ("report", "evil", "--store", "good", "--out", "new.html"),
         "report two": ("report", "run", "evil", "--out", "new.html"),
         "report evaluation": ("report", "run", "--evaluation", "evil/evaluation.json", "--out", "new.html"),
@@ -116,12 +116,12 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "idx": {"extract": extracting("idx:evil"), "dry": (*extracting("idx:evil"), "--dry-run")},
     "weights": {
-        "safetensors": swapped(
+        "safetensors": replace_words(
             extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}
         ),
-        "torch": swapped(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}),
+        "torch": replace_words(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}),
         "distill": (
-            *swapped(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}),
+            *replace_words(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}),
             "--store",
             "good",
             "--out",
@@ -146,7 +146,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),
         "names": extracting("wds:{seeds}/shards?names=evil/names.txt"),
     },
-    "half": {"evaluate": (*EVALUATE, *WAYS, "--out", "evil")},
+    "half": {"evaluate": (*EVALUATE, *ALL_MODE_OPTIONS, "--out", "evil")},
     "staging": {
         "extract": (
             *extracting("wds:{seeds}/shards"),
@@ -161,7 +161,7 @@ USES = {"good": "store", "run": "run"}
 # -- drawing a case ------------------------------------------------------------------------------------------
 
 
-def kind_of(path: str) -> str:
+def detect_file_kind(path: str) -> str:
     """Return what files of this kind have in common: drawing one kind comes before drawing one file."""
     parts = path.split("/")
     if parts[0] == "index":
@@ -185,7 +185,7 @@ WEIGHTS = {
 SUBJECTS = [*["store"] * 8, *["run"] * 5, *["stopped"] * 2, *["folder", "shards", "tables", "idx"], *COMMANDS]
 
 
-def whole(rng: Random) -> int:
+def draw_integer(rng: Random) -> int:
     return rng.choice([n for n in NUMBERS if isinstance(n, int)])
 
 
@@ -219,7 +219,7 @@ def draw_bytes(rng: Random) -> Json:
         change["from"] = rng.randrange(1001) / 1000
     elif how == "number":
         change["format"] = rng.choice(("<I", ">I", "<Q", ">Q"))
-        change["value"] = whole(rng) % (2**32 if "I" in change["format"] else 2**64)
+        change["value"] = draw_integer(rng) % (2**32 if "I" in change["format"] else 2**64)
     elif how == "blob":
         change["value"] = rng.choice(sorted(mutations.BLOBS))
     return change
@@ -232,7 +232,7 @@ def draw_path(rng: Random) -> Json:
 def draw_png(rng: Random) -> Json:
     if rng.random() < 0.5:
         return {"kind": "png", "chunk": rng.choice(sorted(mutations.PNG_CHUNKS))}
-    return {"kind": "png", "field": rng.choice(sorted(mutations.PNG)), "value": whole(rng)}
+    return {"kind": "png", "field": rng.choice(sorted(mutations.PNG)), "value": draw_integer(rng)}
 
 
 def draw_tar(rng: Random) -> Json:
@@ -242,7 +242,7 @@ def draw_tar(rng: Random) -> Json:
         )
         return {"kind": "pax", "type": rng.choice("xgXLKS"), "key": key, "value": scalar(rng)}
     field = rng.choice((*sorted(mutations.TAR), "type", "size"))
-    value = rng.choice("0123456789SLKxgXVMND\0") if field == "type" else whole(rng)
+    value = rng.choice("0123456789SLKxgXVMND\0") if field == "type" else draw_integer(rng)
     if field not in ("type", "size"):
         value = scalar(rng)
     return {"kind": "tar", "member": rng.randrange(24), "field": field, "value": value}
@@ -266,7 +266,7 @@ def draw_parquet(rng: Random) -> Json:
 
 
 def draw_idx(rng: Random) -> Json:
-    return {"kind": "idx", "number": rng.randrange(4), "value": whole(rng)}
+    return {"kind": "idx", "number": rng.randrange(4), "value": draw_integer(rng)}
 
 
 def draw_lines(rng: Random) -> Json:
@@ -278,17 +278,17 @@ def draw_lines(rng: Random) -> Json:
 def draw_pickle(rng: Random) -> Json:
     if rng.random() < 0.3:
         return {"kind": "pickle", "pickle": rng.choice(sorted(mutations.PICKLES))}
-    return {"kind": "pickle", "number": rng.randrange(400), "value": whole(rng)}
+    return {"kind": "pickle", "number": rng.randrange(400), "value": draw_integer(rng)}
 
 
 def draw_chunk(rng: Random) -> Json:
     if rng.random() < 0.5:
         return draw_bytes(rng) | {"crc": True}
-    return {"kind": "blosc", "field": rng.choice(sorted(mutations.BLOSC)), "value": whole(rng)}
+    return {"kind": "blosc", "field": rng.choice(sorted(mutations.BLOSC)), "value": draw_integer(rng)}
 
 
 def draw_array(rng: Random) -> Json:
-    return {"kind": "array", "how": rng.choice(mutations.SPOILT)}
+    return {"kind": "array", "how": rng.choice(mutations.ARRAY_DAMAGE)}
 
 
 BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
@@ -330,7 +330,7 @@ class Site:
         if self.kind == "metadata" and rng.random() < 0.6:
             return draw_array(rng)
         if self.suffix == ".safetensors" and rng.random() < 0.2:
-            return {"kind": "safetensors", "how": "length", "value": whole(rng)}
+            return {"kind": "safetensors", "how": "length", "value": draw_integer(rng)}
         if self.document is not None:
             return {"kind": self.suffix[1:]} | draw_json(rng, self.document)
         return BY_SUFFIX.get(self.suffix, draw_bytes)(rng)
@@ -350,7 +350,7 @@ def find_sites(seeds: Seeds, subject: str) -> list[list[Site]]:
         elif file.suffix == ".safetensors":
             data = file.read_bytes()
             document = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        site = Site(known.get(path, path), kind_of(path), file.suffix, document)
+        site = Site(known.get(path, path), detect_file_kind(path), file.suffix, document)
         found.setdefault(site.kind, []).append(site)
     return [sites for kind, sites in sorted(found.items()) for _ in range(WEIGHTS.get(kind, 1))]
 
@@ -405,16 +405,16 @@ def prepare(case: Json, seeds: Seeds, folder: Path) -> list[str]:
     (folder / "canary" / "mine").write_bytes(b"somebody's\n")
     (folder / "canary" / "train" / "mine.json").write_bytes(b"{}")
     subject = case["subject"]
-    lay_out(seeds.root / subject, folder / "evil")
+    copy_seed_files(seeds.root / subject, folder / "evil")
     words = [str(word) for word in COMMANDS[subject][case["command"]]]
     for name, seed in USES.items():
         if any(word == name for word in words):
-            lay_out(seeds.root / seed, folder / name)
+            copy_seed_files(seeds.root / seed, folder / name)
     spoil(case, seeds, folder / "evil")
     return [w.replace("{b}", seeds.backbone).replace("{seeds}", str(seeds.root)) for w in words]
 
 
-def lay_out(sound: Path, target: Path) -> None:
+def copy_seed_files(sound: Path, target: Path) -> None:
     """Copy a sound thing; of a store, whose objects nobody may ever overwrite, links will do."""
     shutil.copytree(sound, target, copy_function=os.link if sound.name == "store" else shutil.copy2)
 
@@ -442,7 +442,7 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
         elif mutation["file"] in names and mutation["kind"] == "json":
             try:
                 commit = mutations.change_json(load(file)["commit"], mutation)
-            except (Stale, KeyError, TypeError):
+            except (InapplicableMutation, KeyError, TypeError):
                 if not again:
                     raise
                 continue
@@ -474,7 +474,7 @@ def load(file: Path) -> Any:
         return None
 
 
-def commits_of(evil: Path, name: str, seeds: Seeds) -> Iterator[tuple[Path, Json]]:
+def find_commits(evil: Path, name: str, seeds: Seeds) -> Iterator[tuple[Path, Json]]:
     """Yield the commits of the run that a file of a store belongs to."""
     parts = name.split("/")
     for path in seeds.commits.values():
@@ -486,11 +486,11 @@ def commits_of(evil: Path, name: str, seeds: Seeds) -> Iterator[tuple[Path, Json
 
 def record_run(evil: Path, name: str, seeds: Seeds) -> None:
     """Make the commits of a run list its objects as they are."""
-    for file, commit in commits_of(evil, name, seeds):
+    for file, commit in find_commits(evil, name, seeds):
         run = evil / "runs" / name.split("/")[1]
         if not run.is_symlink():
             record_objects(commit, run)
-            rewrite(file, sealed(commit))
+            rewrite(file, seal_commit(commit))
 
 
 def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
@@ -501,11 +501,11 @@ def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
 
     array = zarr.open_array(folder, mode="r", zarr_format=3)
     name = folder.relative_to(evil).as_posix()
-    for file, commit in commits_of(evil, name, seeds):
+    for file, commit in find_commits(evil, name, seeds):
         with_rows = array[...] if array.ndim else None
         if with_rows is not None and with_rows.dtype.kind != "M":
             commit["arrays"]["/".join(name.split("/")[2:])] = array_digest(with_rows)
-            rewrite(file, sealed(commit))
+            rewrite(file, seal_commit(commit))
 
 
 def seal(evil: Path, file: Path, move: bool) -> None:
@@ -516,7 +516,7 @@ def seal(evil: Path, file: Path, move: bool) -> None:
     commit = document["commit"]
     sign_entry(commit)
     target = place(commit, evil, file) if move else file
-    rewrite(file, sealed(commit))
+    rewrite(file, seal_commit(commit))
     if target != file:
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
@@ -524,7 +524,7 @@ def seal(evil: Path, file: Path, move: bool) -> None:
         file.with_suffix(".published").unlink(missing_ok=True)
 
 
-def states(folder: Path) -> dict[str, tuple[Any, ...]]:
+def snapshot_files(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Return what tells whether a file below a folder was changed or replaced, for every file and link."""
     found = {}
     for path in folder.rglob("*"):
@@ -544,26 +544,28 @@ def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]
         run = load(seeds.path("store", f"commit/{name}"))["commit"]["run"]
         changed = (f"commit/{name.rpartition('-')[0]}-", f"runs/{run}/")
         if not any(t.startswith(changed) for t in touched):
-            kept |= {f"runs/{run}/{path}": state for path, state in states(evil / "runs" / run).items()}
+            kept |= {
+                f"runs/{run}/{path}": state for path, state in snapshot_files(evil / "runs" / run).items()
+            }
     return kept
 
 
 def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[list[Problem], Outcome]:
     """Run a case in an empty folder; return what must not be."""
     words = prepare(case, seeds, folder)
-    canary, evil = states(folder / "canary"), folder / "evil"
-    good = states(folder / "good") if (folder / "good").exists() else {}
+    canary, evil = snapshot_files(folder / "canary"), folder / "evil"
+    good = snapshot_files(folder / "good") if (folder / "good").exists() else {}
     theirs = protected(case, seeds, evil)
     outcome = worker(words, folder)
     found = list(problems(outcome, as_json="--json" in words))
-    if states(folder / "canary") != canary:
+    if snapshot_files(folder / "canary") != canary:
         found.append(Problem("canary", "the folder of somebody else was changed"))
-    after = states(folder / "good") if good else {}
+    after = snapshot_files(folder / "good") if good else {}
     changed = [path for path, state in good.items() if after.get(path) != state]
     if changed:
         found.append(Problem("victim: good store", f"{changed[:3]} of the sound store are changed or gone"))
     if theirs:
-        left = states(evil)
+        left = snapshot_files(evil)
         lost = [path for path, state in theirs.items() if left.get(path) != state]
         if lost:
             found.append(
@@ -579,7 +581,7 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
             found.append(
                 Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}")
             )
-    found += written_problems(folder / "new")
+    found += find_output_problems(folder / "new")
     return found, outcome
 
 
@@ -603,23 +605,23 @@ def problems(outcome: Outcome, as_json: bool) -> Iterator[Problem]:
         line = next(line for line in lines if "Warning" in line)
         where = line.split(".py:")[0].rpartition("site-packages/")[2]
         yield Problem(f"warning printed by {where}", line[:300])
-    if outcome.growth > GROWTH:
+    if outcome.growth > MAX_MEMORY_GROWTH:
         yield Problem("memory", f"{outcome.growth >> 20} MiB more than at the start")
-    bad = sorted({c for c in outcome.out + outcome.err if c != "\n" and not is_plain(c)})
+    bad = sorted({c for c in outcome.out + outcome.err if c != "\n" and not is_printable(c)})
     if bad and not outcome.exception:
         yield Problem("control characters", ascii("".join(bad)))
     if as_json and outcome.status == 0:
         try:
-            json.loads(outcome.out, parse_constant=not_json)
+            json.loads(outcome.out, parse_constant=reject_constant)
         except ValueError as error:
             yield Problem("--json is no JSON", str(error))
 
 
-def not_json(constant: str) -> None:
+def reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def is_plain(character: str) -> bool:
+def is_printable(character: str) -> bool:
     """Say whether a character neither moves the cursor nor turns the writing direction."""
     return character in "\u200c\u200d" or unicodedata.category(character) not in (
         "Cc",
@@ -630,11 +632,11 @@ def is_plain(character: str) -> bool:
     )
 
 
-def written_problems(folder: Path) -> Iterator[Problem]:
+def find_output_problems(folder: Path) -> Iterator[Problem]:
     """Yield what must not be in the cards and the page that were written."""
     for file in sorted(folder.glob("*.md")) if folder.is_dir() else ():
         text = file.read_text(encoding="utf-8", errors="surrogateescape")
-        bad = sorted({c for c in text if c != "\n" and not is_plain(c)})
+        bad = sorted({c for c in text if c != "\n" and not is_printable(c)})
         if bad:
             yield Problem("control characters in a card", ascii("".join(bad)))
     page = folder.with_suffix(".html")

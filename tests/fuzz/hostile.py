@@ -81,7 +81,7 @@ NUMBERS = (
     float("-inf"),
 )
 
-MADE = (
+GENERATED_TEXTS = (
     {MAKE: "deep list"},
     {MAKE: "deep object"},
     {MAKE: "long text"},
@@ -117,17 +117,17 @@ def draw_value(rng: Random, like: Any = None) -> Any:
         if isinstance(like, int | float) and not isinstance(like, bool):
             return rng.choice(NUMBERS)
     if rng.random() < 0.9:
-        return rng.choice(rng.choice((PLAIN, TEXTS, TEXTS, NUMBERS, NUMBERS, MADE)))
+        return rng.choice(rng.choice((PLAIN, TEXTS, TEXTS, NUMBERS, NUMBERS, GENERATED_TEXTS)))
     own = [draw_value(rng) for _ in range(rng.randrange(4))]
     return own if rng.random() < 0.5 else {rng.choice(TEXTS): value for value in own}
 
 
 def written(document: Any) -> bytes:
     """Return a document as JSON, with what it only describes written out."""
-    return fill_in(json.dumps(document)).encode("utf-8", "surrogatepass")
+    return expand_placeholders(json.dumps(document)).encode("utf-8", "surrogatepass")
 
 
-def fill_in(text: str) -> str:
+def expand_placeholders(text: str) -> str:
     """Replace descriptions in JSON text by what they describe."""
     made = {
         "deep list": "[" * DEEP + "]" * DEEP,

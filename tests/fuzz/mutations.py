@@ -22,7 +22,7 @@ from fuzz.signing import is_small
 Json = dict[str, Any]
 
 
-class Stale(Exception):  # noqa: N818 - says something of the case, not of the product
+class InapplicableMutation(Exception):  # noqa: N818 - says something of the case, not of the product
     """A kept case changes something that is not in the seeds any more."""
 
 
@@ -35,7 +35,7 @@ def locate(document: Any, path: list[Any]) -> Any:
         try:
             document = document[step]
         except (KeyError, IndexError, TypeError) as error:
-            raise Stale(f"no {path} in the document") from error
+            raise InapplicableMutation(f"no {path} in the document") from error
     return document
 
 
@@ -257,7 +257,7 @@ def spoil(array: Any, how: str) -> Any:
     return spoiled
 
 
-SPOILT = (
+ARRAY_DAMAGE = (
     *("nan", "inf", "one nan", "huge", "one huge", "negative", "zero", "one off", "transposed", "flat"),
     *("deeper", "scalar", "empty", "short", "long", "wide", "vast"),
     *("float64", "int8", "bool", "complex64", "uint64", "float16", "datetime64[ns]"),
@@ -502,7 +502,7 @@ def apply(file: Path, mutation: Json, again: bool) -> None:
     if not os.path.lexists(file):
         if again:
             return
-        raise Stale(f"there is no {file}")
+        raise InapplicableMutation(f"there is no {file}")
     if again and mutation["kind"] not in ("path", "array") and not is_small(file):
         return
     try:
@@ -512,9 +512,9 @@ def apply(file: Path, mutation: Json, again: bool) -> None:
             shutil.copyfile(file, own)
             own.replace(file)
         APPLY[mutation["kind"]](file, mutation)
-    except (Stale, IndexError, KeyError) as error:
+    except (InapplicableMutation, IndexError, KeyError) as error:
         if not again:
-            raise Stale(f"{file}: {error}") from error
+            raise InapplicableMutation(f"{file}: {error}") from error
     except Exception:
         if not again:
             raise

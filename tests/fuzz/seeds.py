@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from fuzz.signing import sealed
+from fuzz.signing import seal_commit
 from fuzz.worker import Worker
 from PIL import Image
 
@@ -89,7 +89,7 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
 
     sfm("-c", WEIGHTS)
     rng = np.random.default_rng(0)
-    birds, fish = pictures(rng), pictures(rng)
+    birds, fish = draw_images(rng), draw_images(rng)
     write_folder(root / "folder", birds)
     write_folder(root / "fish", fish)
     write_shards(root / "shards", birds)
@@ -115,12 +115,12 @@ def make_seeds(root: Path, worker: Worker) -> Seeds:
     stage(root, sfm, backbone)
     write_configs(root, backbone)
     shutil.rmtree(root / "store" / "staging", ignore_errors=True)
-    commits = settle_names(root / "store")
-    abandon(root / "store")
+    commits = assign_run_ids(root / "store")
+    leave_abandoned_files(root / "store")
     return Seeds(root, backbone, commits)
 
 
-def pictures(rng: np.random.Generator) -> dict[tuple[str, int, int], npt.NDArray[np.uint8]]:
+def draw_images(rng: np.random.Generator) -> dict[tuple[str, int, int], npt.NDArray[np.uint8]]:
     """Return grey noise, brighter by class, by split, class and number."""
     counts = {"train": 8, "test": 4}
     return {
@@ -227,7 +227,7 @@ def write_configs(root: Path, backbone: str) -> None:
         (folder / f"{command}.json").write_text(json.dumps(record, indent=1))
 
 
-def abandon(store: Path) -> None:
+def leave_abandoned_files(store: Path) -> None:
     """Leave in a store what writers that were killed leave: a run without a commit, and staged work."""
     shutil.copytree(store / "runs" / run_id("fish-1"), store / "runs" / ("ab" * 16))
     staged = store / "staging" / ("cd" * 16) / "found"
@@ -242,7 +242,7 @@ def run_id(name: str) -> str:
     return name.encode().hex().ljust(32, "0")[:32]
 
 
-def settle_names(store: Path) -> dict[str, str]:
+def assign_run_ids(store: Path) -> dict[str, str]:
     """Give every run an id that is the same in every session; return the commits by name."""
     named = {}
     for file in sorted(store.glob("index/*/*/*/*.json")):
@@ -254,6 +254,6 @@ def settle_names(store: Path) -> dict[str, str]:
         if commit["kind"] == "entry":
             (store / "runs" / commit["run"]).rename(store / "runs" / run)
         commit["run"] = run
-        file.write_bytes(sealed(commit))
+        file.write_bytes(seal_commit(commit))
         named[f"commit/{name}"] = file.relative_to(store).as_posix()
     return named

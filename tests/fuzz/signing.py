@@ -12,7 +12,7 @@ def is_small(file: Path) -> bool:
     return file.is_file() and not file.is_symlink() and file.stat().st_size < 2**26
 
 
-def spelled(document: Any) -> bytes:
+def encode_json(document: Any) -> bytes:
     """Return a document in the one spelling that digests are of; a hostile writer may spell NaN, too."""
     try:
         return canonical(document)
@@ -24,9 +24,9 @@ def object_record(data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": sha256(data)}
 
 
-def sealed(commit: Any) -> bytes:
+def seal_commit(commit: Any) -> bytes:
     """Return the bytes of a commit object: a commit and its own digest."""
-    return json.dumps({"commit": commit, "sha256": sha256(spelled(commit))}).encode()
+    return json.dumps({"commit": commit, "sha256": sha256(encode_json(commit))}).encode()
 
 
 def record_objects(commit: dict[str, Any], run: Path) -> None:
@@ -45,7 +45,7 @@ def sign_entry(commit: Any) -> None:
             "dataset": summary["fingerprint"],
             "options": summary["options"],
         }
-        summary["entry_digest"] = sha256(spelled(content))
+        summary["entry_digest"] = sha256(encode_json(content))
     except (KeyError, TypeError, IndexError):
         pass
 

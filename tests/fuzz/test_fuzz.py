@@ -20,13 +20,13 @@ import pytest
 from fuzz.campaign import Findings, Fuzzer, fuzz, open_fuzzer
 from fuzz.cases import COMMANDS, Cases
 from fuzz.mutations import Json
-from fuzz.worker import GROWTH
+from fuzz.worker import MAX_MEMORY_GROWTH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.slow
 
-SOUND = {
+EXPECTED_STATUS = {
     ("run", "distill again"): 2,
     ("stopped", "report"): 2,
     ("config", "distill only"): 2,
@@ -34,10 +34,10 @@ SOUND = {
 }
 """Commands that refuse what is sound: runs that are finished or not, files that name places."""
 
-FOUND = sorted(Path(__file__).with_name("found").glob("*.json"))
+KNOWN_FAULT_FILES = sorted(Path(__file__).with_name("found").glob("*.json"))
 """Cases that showed a fault once: a file that the fuzzer wrote goes there once the fault is mended."""
 
-EXAMPLES = 20
+N_FIXED_CASES = 20
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
         yield made
 
 
-@pytest.mark.parametrize("file", FOUND, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", KNOWN_FAULT_FILES, ids=lambda file: file.stem)
 def test_a_fault_that_was_found_stays_away(fuzzer: Fuzzer, file: Path) -> None:
     found, outcome = fuzzer(json.loads(file.read_bytes()))
     assert not found, outcome
@@ -56,7 +56,7 @@ def test_fixed_cases_end_in_one_line_and_within_bounds(fuzzer: Fuzzer) -> None:
     drawn = Cases(fuzzer.seeds)
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=N_FIXED_CASES,
         derandomize=True,
         database=None,
         phases=[Phase.generate],
@@ -76,8 +76,8 @@ def test_what_is_sound_is_taken(fuzzer: Fuzzer, subject: str, command: str) -> N
     """Without a mutation every command does its work, far below the bounds: the cases mean something."""
     found, outcome = fuzzer({"subject": subject, "command": command, "signed": True, "mutations": []})
     assert not found
-    assert outcome.status == SOUND.get((subject, command), 0), outcome.err
-    assert outcome.growth < GROWTH / 2
+    assert outcome.status == EXPECTED_STATUS.get((subject, command), 0), outcome.err
+    assert outcome.growth < MAX_MEMORY_GROWTH / 2
 
 
 @pytest.mark.torture

@@ -28,13 +28,13 @@ CPU_SECONDS, IDLE_SECONDS, SECONDS = 20, 10.0, 120.0
 A sound one takes about a second, but other processes may be at work.
 """
 
-GROWTH = 256 * 2**20
+MAX_MEMORY_GROWTH = 256 * 2**20
 """What a command on toy data may take beyond what is imported; a sound one takes up to 90 MiB."""
 
-DATA = 1024 * 2**20
+MAX_DATA_BYTES = 1024 * 2**20
 """How far a fork may grow before the system refuses it more: nothing here may fill the machine."""
 
-LARGEST_FILE = 256 * 2**20
+MAX_FILE_BYTES = 256 * 2**20
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -114,7 +114,7 @@ def open_worker(home: Path) -> Iterator[Worker]:
         worker.close()
 
 
-def status_field(name: str) -> int:
+def read_status_field(name: str) -> int:
     """Return a field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) << 10
@@ -130,7 +130,7 @@ MODULES = (
 """What the commands import when they run; none of it starts a thread."""
 
 
-def innermost(error: BaseException) -> str:
+def format_innermost_frame(error: BaseException) -> str:
     """Return the type of an exception and the innermost function of this project that it passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     here = str(Path(__file__).parents[2])
@@ -144,14 +144,14 @@ def run_fork(argv: list[str], cwd: str, report: int) -> None:
     """Run a command in this fork; never returns. An exception is told on the pipe `report`."""
     os.setsid()
     os.chdir(cwd)
-    limit = status_field("VmData") + DATA
+    limit = read_status_field("VmData") + MAX_DATA_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     signal.alarm(int(SECONDS) + 60)  # If nobody is left to end it.
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/clear_refs").write_text("5")
-    os.write(report, f"{status_field('VmRSS')}\n".encode())
+    os.write(report, f"{read_status_field('VmRSS')}\n".encode())
     from sfm.start import main
 
     sys.argv = ["sfm", *argv]
@@ -165,7 +165,7 @@ def run_fork(argv: list[str], cwd: str, report: int) -> None:
         status = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException as error:  # noqa: BLE001 - it is what is looked for
         traceback.print_exc()
-        os.write(report, innermost(error).encode(errors="backslashreplace"))
+        os.write(report, format_innermost_frame(error).encode(errors="backslashreplace"))
         status = 70
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
