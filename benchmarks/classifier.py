@@ -50,7 +50,7 @@ from sfm.pipeline.parts import gather, parts_of
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staged, Staging, tasks_of
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """C of scikit-learn: the inverse of the penalty on the sum of the losses."""

@@ -112,7 +112,7 @@ def main() -> None:
             source=given.source, store=store, backbone=["lite0"], image_size=96, tune_fraction=0.2
         )
         extract(config)
-        (name,) = {entry.dataset for entry in open_store(store).summaries() if entry.role == "tuning"}
+        (name,) = {entry.dataset for entry in open_store(store).list_summaries() if entry.role == "tuning"}
         for group in given.only or ["ipc", "views", "objective", "gradient"]:
             for what, options in runs_of(group, store, f"{name}@tuning"):
                 for seed in range(given.seeds):

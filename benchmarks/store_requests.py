@@ -29,7 +29,7 @@ from s3_faults import Proxy, breaking  # noqa: E402
 from s3_server import create_bucket, environment, objects_of, running_s3  # noqa: E402
 from toy_entries import FEATURES, backbone_card, commit, put  # noqa: E402
 
-from sfm.stats_store.publish import Draft  # noqa: E402
+from sfm.stats_store.publication import Draft  # noqa: E402
 from sfm.stats_store.store import create_store  # noqa: E402
 
 
@@ -40,7 +40,7 @@ def make_store(folder: Path, entries: int, chunks: int) -> None:
         put(store, number, dataset=f"set{number:04d}", fingerprint=f"{number:064x}")
     if chunks:
         draft = Draft(store)
-        draft.write("test/feature", np.zeros((4096 * chunks, FEATURES), dtype=np.float16))
+        draft.write_array("test/feature", np.zeros((4096 * chunks, FEATURES), dtype=np.float16))
         backbone = backbone_card("lite1")
         commit(draft, dataset="long", backbone=backbone, test_samples=4096 * chunks)
 

@@ -36,7 +36,7 @@ from sfm.pipeline.features import Rules, stage
 from sfm.pipeline.selection import selection_of
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging, tasks_of
-from sfm.stats_store.schema import CHUNK_BYTES
+from sfm.stats_store.schema import MAX_CHUNK_BYTES
 
 CURRENT = "blosc zstd 5, shuffle"
 CODECS: dict[str, dict[str, Any]] = {
@@ -206,10 +206,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     pooled, labels = real_features(arguments.features)
     kinds = {"pooled": pooled, "rotated": rotated(pooled, rng)}
     cases = [(10, 384), (1000, 768)] if arguments.quick else CASES
-    plans = [(codec, CHUNK_BYTES, None) for codec in CODECS]
+    plans = [(codec, MAX_CHUNK_BYTES, None) for codec in CODECS]
     plans += [(CURRENT, size * MIB // 4, None) for size in (1, 4, 64)]
     plans += [(CURRENT, MIB, 16 * MIB)]
-    encode("warm-up", pooled[:512], 512, CURRENT, CHUNK_BYTES, None)
+    encode("warm-up", pooled[:512], 512, CURRENT, MAX_CHUNK_BYTES, None)
     rows = []
     for classes, width in cases:
         for kind, features in kinds.items():
@@ -259,7 +259,7 @@ def main() -> None:
     rows = measure(arguments)
     for kind in ("pooled", "rotated"):
         own = [row for row in rows if row.features == kind]
-        plain = [row for row in own if row.chunk_bytes == CHUNK_BYTES and row.shard_bytes is None]
+        plain = [row for row in own if row.chunk_bytes == MAX_CHUNK_BYTES and row.shard_bytes is None]
         current = [row for row in plain if row.codec == CURRENT]
         table(f"{kind} features, all cases and arrays, by codec ({BARE})", grouped(plain))
         table(

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.stats_store.schema import generic, sub_classes
+from sfm.stats_store.schema import get_array_kind, parse_sub_classes
 from sfm.stats_store.store import Entry
 
 
@@ -50,16 +50,16 @@ def read_centres(entry: Entry, ipc: int, chosen: npt.NDArray[np.int64], apart: b
     """
     if len(chosen) < 2:
         raise InputError(f"{entry.dataset.name} has {len(chosen)} class: a flow needs at least two classes")
-    means = entry.read("train/mean").astype(np.float64)[chosen]
+    means = entry.read_array("train/mean").astype(np.float64)[chosen]
     if ipc == 1 or not apart:
         return Centres(means, means[:, None].repeat(ipc, axis=1))
     name = f"train/centre_{ipc}"
     if name not in entry:
-        held = sorted(k for n in entry.names() if generic(n) == "train/centre" and (k := sub_classes(n)))
+        held = sorted(k for n in entry.list_arrays() if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n)))
         raise InputError(
             f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
             f"{', '.join(map(str, [1, *held]))}, or extract with --sub-classes {ipc}"
         )
-    sampled = entry.read(f"train/centre_count_{ipc}")[chosen] > 0
-    own = np.where(sampled[:, :, None], entry.read(name).astype(np.float64)[chosen], means[:, None])
+    sampled = entry.read_array(f"train/centre_count_{ipc}")[chosen] > 0
+    own = np.where(sampled[:, :, None], entry.read_array(name).astype(np.float64)[chosen], means[:, None])
     return Centres(means, own)

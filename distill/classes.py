@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
-from sfm.stats_store.class_lists import ClassList, class_id_from, find_class, read_class_file
+from sfm.stats_store.class_lists import ClassList, normalize_class_id, find_class_id, read_class_file
 
 
 def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64]:
@@ -48,10 +48,10 @@ def places_of(chosen: ClassList, card: DatasetCard) -> npt.NDArray[np.int64]:
 
 
 def _place(text: str, card: DatasetCard, where: str) -> int:
-    found = find_class(text, card.class_ids)
+    found = find_class_id(text, card.class_ids)
     if found is not None:
         return card.class_ids.index(found)
-    named = [place for place, name in enumerate(card.class_names) if class_id_from(name) == text]
+    named = [place for place, name in enumerate(card.class_names) if normalize_class_id(name) == text]
     if not named:
         close = difflib.get_close_matches(text, [*card.class_ids, *card.class_names], n=3)
         guess = f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""

@@ -11,7 +11,7 @@ from sfm.distill.classes import chosen_classes, places_of
 from sfm.distill.config import DistillConfig
 from sfm.stats_store.cards import DatasetCard
 from sfm.stats_store.class_lists import ClassList
-from sfm.stats_store.location import absolute_url
+from sfm.stats_store.location import make_url_absolute
 
 
 def portable_config(config: DistillConfig, store: str, class_ids: list[str], threads: int) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def portable_config(config: DistillConfig, store: str, class_ids: list[str], thr
         That the run ended with: another number would give other last bits.
     """
     return config.model_dump(mode="json") | {
-        "store": absolute_url(store),
+        "store": make_url_absolute(store),
         "backbone": absolute_spec(config.backbone),
         "classes": None if config.classes is None else class_ids,
         "out": str(config.out.absolute()),

@@ -19,7 +19,7 @@ from sfm.distill.engine import Plan
 from sfm.distill.portable import portable_config
 from sfm.errors import InputError
 from sfm.field_types import Count, Finite, Name, NotNegative
-from sfm.stats_store.location import absolute_url
+from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
 from sfm.untrusted import parse_json, read_file
 
@@ -93,7 +93,7 @@ def record_of(
     return {
         "command": "distill",
         "config": portable_config(config, store, checkpoint.recipe["classes"], checkpoint.recipe["threads"]),
-        "store": absolute_url(store),
+        "store": make_url_absolute(store),
         "entry_digest": entry.summary.entry_digest,
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
@@ -168,7 +168,7 @@ def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:
     """Return how many real images the chosen classes have."""
     if len(chosen) == len(entry.dataset.class_ids):
         return entry.dataset.train_samples
-    return int(entry.read("train/count")[chosen].sum())
+    return int(entry.read_array("train/count")[chosen].sum())
 
 
 def device_name(device: torch.device) -> str:

@@ -52,10 +52,10 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import is_clutter
-from sfm.stats_store.advice import extract_line
-from sfm.stats_store.digest import stream_digest
-from sfm.stats_store.history import known_summaries
-from sfm.stats_store.select import NotExtractedError, match, narrow
+from sfm.stats_store.extract_command import format_extract_command
+from sfm.stats_store.digests import compute_stream_digest
+from sfm.stats_store.history import summaries_for
+from sfm.stats_store.selection import NotExtractedError, select_entry, filter_summaries
 from sfm.stats_store.store import Entry, open_store
 from sfm.text import utf8_values
 
@@ -132,15 +132,15 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
     saved = find_run(config.out, config.resume)
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
-    known = known_summaries(store, config.dataset)
+    known = summaries_for(store, config.dataset)
     try:
-        candidates = narrow(known, dataset=config.dataset, model=model, image_size=config.image_size)
+        candidates = filter_summaries(known, dataset=config.dataset, model=model, image_size=config.image_size)
     except NotExtractedError as error:
-        line = extract_line(store, error.others, config.backbone, config.image_size)
+        line = format_extract_command(store, error.others, config.backbone, config.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     size = candidates[0].image_size
     backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
-    entry = match(store, candidates, backbone.card)
+    entry = select_entry(store, candidates, backbone.card)
     backbone = in_precision(backbone, config.precision)
     chosen = select_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
@@ -409,4 +409,4 @@ def images_digest(levels: Sequence[Tensor], plan: Plan) -> str:
     """Return the digest of the images' pixels, by which images that were edited later are told."""
     shape = (plan.images, plan.canvas, plan.canvas, 3)
     parts = (image[None] for image in pixels(levels, plan.canvas))
-    return stream_digest(parts, np.dtype(np.uint8), shape)
+    return compute_stream_digest(parts, np.dtype(np.uint8), shape)

@@ -17,7 +17,7 @@ from sfm.eval.result import Row, protocol_header
 from sfm.eval.subjects import Subject
 from sfm.eval.synthetic import DistilledRun
 from sfm.eval.whole import write_whole
-from sfm.stats_store.digest import array_digest, canonical, sha256
+from sfm.stats_store.digests import compute_array_digest, encode_canonical_json, compute_sha256
 from sfm.tensor_files import TensorFileError, open_tensors
 
 
@@ -41,13 +41,13 @@ def save_classifier(
         If it cannot be written.
     """
     card = subject.backbone.card
-    images = array_digest(run.pixels)
+    images = compute_array_digest(run.pixels)
     data = as_file(trained, card, source.entry.backbone, row, run.class_ids, images)
     require_no_link(folder)
     path = folder / file_name(card.spec, row.mode)
     if not is_replaceable(path, card.hash, images, row):
-        told = canonical([card.hash, row.epochs, row.views, row.seed, row.seeds])
-        path = path.with_name(f"{path.stem}-{sha256(told)[:8]}{path.suffix}")
+        told = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])
+        path = path.with_name(f"{path.stem}-{compute_sha256(told)[:8]}{path.suffix}")
     write_whole(path, data)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.stats_store.moments import Moments
+from sfm.stats_store.class_moments import Moments
 from sfm.stats_store.store import Entry
 
 
@@ -34,7 +34,7 @@ class Part:
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Read the rows of these classes of an array whose first axis counts classes."""
-        return self.entry.read(name)[self.classes]
+        return self.entry.read_array(name)[self.classes]
 
     def held_out(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Read the held-out samples of these classes.
@@ -45,7 +45,7 @@ class Part:
         ndarray, shape (sample,)
             Classes by their place in `classes`.
         """
-        features, labels = self.entry.read("test/feature"), self.entry.read("test/label")
+        features, labels = self.entry.read_array("test/feature"), self.entry.read_array("test/label")
         own = np.isin(labels, self.classes)
         return features[own].astype(np.float32), np.searchsorted(self.classes, labels[own]).astype(np.int64)
 
@@ -55,7 +55,7 @@ class Part:
         The pooled within-class scatter is kept of all classes together: what is left of it for some is scaled
         to their degrees of freedom, so that the covariance is the pooled one.
         """
-        count = self.entry.read("train/count")
+        count = self.entry.read_array("train/count")
         kept = count[self.classes]
         freedom = count.sum() - (count > 0).sum()
         share = (kept.sum() - (kept > 0).sum()) / freedom if freedom else 1.0
@@ -63,7 +63,7 @@ class Part:
             kept,
             self.read("train/mean"),
             self.read("train/scatter_diagonal"),
-            self.entry.read("train/within_scatter") * share,
+            self.entry.read_array("train/within_scatter") * share,
         )
 
 

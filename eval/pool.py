@@ -15,7 +15,7 @@ from sfm.backbones.input import to_tensor
 from sfm.backbones.views import look
 from sfm.eval.training import Purpose, Told, nobody_told
 from sfm.eval.work import KeptFeatures, Work, work_key
-from sfm.stats_store.digest import array_digest
+from sfm.stats_store.digests import compute_array_digest
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
 # next batch cost no page faults, which are a third of the time of larger ones. On a GPU, enough to fill it.
@@ -139,8 +139,8 @@ def features_key(backbone: Backbone, images: LabelledImages, crops: Crops, step:
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
     return work_key(
         features=backbone.card.hash,
-        images=array_digest(images.pixels),
-        crops=[array_digest(box) for box in boxes],
+        images=compute_array_digest(images.pixels),
+        crops=[compute_array_digest(box) for box in boxes],
         step=step,
         device=backbone.device,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from sfm.backbones.spec import absolute_spec
 from sfm.eval.config import EvaluateConfig
-from sfm.stats_store.location import absolute_url
+from sfm.stats_store.location import make_url_absolute
 from sfm.text import utf8_values
 
 
@@ -21,7 +21,7 @@ def portable_config(config: EvaluateConfig, store: str) -> dict[str, Any]:
     kept = config.model_dump(mode="json")
     paths = {"run": config.run, "out": config.out}
     whole = kept | {
-        "store": absolute_url(store),
+        "store": make_url_absolute(store),
         "backbone": [absolute_spec(spec) for spec in config.backbone],
         **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }

@@ -41,8 +41,8 @@ from sfm.eval.work import Work, work_key
 from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_file, lock_folder
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.history import known_summaries
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Store, open_store
 from sfm.text import utf8_only
 
@@ -85,7 +85,7 @@ class Ready:
     def edited(self) -> bool | None:
         """Whether the images are others than `sfm distill` wrote; None if that is not known."""
         written = self.run.record.images
-        return None if written is None else written != array_digest(self.run.pixels)
+        return None if written is None else written != compute_array_digest(self.run.pixels)
 
 
 def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
@@ -157,7 +157,7 @@ def evaluate_locked(
     """Do what :func:`evaluate_runs` says, in directories that no other process writes meanwhile."""
     runs = [read_run(each.run) for each in several]
     store = open_store(config.store)
-    summaries = store.summaries()
+    summaries = store.list_summaries()
 
     @functools.cache
     def load(spec: str, image_size: int | None) -> Backbone:
@@ -194,7 +194,7 @@ def require_own(config: EvaluateConfig, run: DistilledRun) -> None:
         If it is one of those.
     """
     before = read_result(config.result)
-    if config.out and before and before.provenance.images != array_digest(run.pixels):
+    if config.out and before and before.provenance.images != compute_array_digest(run.pixels):
         raise InputError(
             f"--out {config.out}: {config.result} holds the result of other images than those in "
             f"{config.run}: give another place"
@@ -205,7 +205,7 @@ def ready_for(
     config: EvaluateConfig, run: DistilledRun, store: Store, summaries: Sequence[Summary], load: Load
 ) -> Ready:
     """Find and check all that the evaluation of a run needs; errors as of :func:`evaluate`."""
-    known = known_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
+    known = summaries_for(store, f"{run.record.dataset}@{run.record.entry_digest}")
     source = source_part(store, known, run, config.run)
     subjects, notes = find_subjects(config, run.record, store, summaries, source, load)
     teacher = (
@@ -381,7 +381,7 @@ def row_key(ready: Ready, subject: Subject, images: ImageSet, mode: Mode) -> str
     asked = ready.config.model_dump(mode="json", include={*PROTOCOL, "save"})
     return work_key(
         row=[images.name, mode, subject.backbone.card.hash, subject.backbone.card.spec],
-        images=array_digest(images.images.pixels),
+        images=compute_array_digest(images.images.pixels),
         entries=[part.entry.summary.entry_digest for part in (subject.part, ready.source)],
         classes=ready.run.class_ids,
         asked=asked,
@@ -422,7 +422,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
         distilled_from=source.summary.entry_digest,
         distilled_on=source.backbone.spec,
         ipc=ready.run.record.ipc,
-        images=array_digest(ready.run.pixels),
+        images=compute_array_digest(ready.run.pixels),
         edited=ready.edited,
         entries=[
             EntryRecord(

@@ -22,7 +22,7 @@ from sfm.eval.result import (
     mean_and_deviation,
 )
 from sfm.eval.subjects import Subject
-from sfm.stats_store.discriminant import linear_discriminant
+from sfm.stats_store.discriminant import fit_linear_discriminant
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def full_data_of(subject: Subject, samples: HeldOut) -> list[FullData]:
 
 def discriminant_head(part: Part, device: torch.device) -> Heads:
     """Compute the linear discriminant of an entry's moments."""
-    found = linear_discriminant(part.moments())
+    found = fit_linear_discriminant(part.moments())
     weight, bias = torch.from_numpy(found.weight), torch.from_numpy(found.bias)
     return Heads(weight[None].to(device), bias[None].to(device))
 

@@ -10,9 +10,9 @@ from sfm.errors import InputError
 from sfm.eval.config import EVERY, EvaluateConfig
 from sfm.eval.part import Part, part_of
 from sfm.eval.synthetic import DistilledRun, RunRecord
-from sfm.stats_store.advice import extract_line
+from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.select import NotExtractedError, match, narrow
+from sfm.stats_store.selection import NotExtractedError, select_entry, filter_summaries
 from sfm.stats_store.store import Entry, Store
 
 Load = Callable[[str, int | None], Backbone]
@@ -43,7 +43,7 @@ def source_part(store: Store, summaries: Sequence[Summary], run: DistilledRun, d
             f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
             f"was replaced since"
         )
-    part = part_of(store.open(found[0]), run.class_ids, directory)
+    part = part_of(store.open_entry(found[0]), run.class_ids, directory)
     if (record.backbone.hash, record.image_size) != (part.entry.backbone.hash, found[0].image_size):
         raise InputError(
             f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
@@ -125,13 +125,13 @@ def subject_of(
     as_distilled = any(s.model == model and s.image_size == record.image_size for s in comparable)
     size = config.image_size or (record.image_size if as_distilled else None)
     try:
-        candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
+        candidates = filter_summaries(comparable, dataset=dataset, model=model, image_size=size)
     except NotExtractedError as error:
-        line = extract_line(store, [own], spec, config.image_size or record.image_size)
+        line = format_extract_command(store, [own], spec, config.image_size or record.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     backbone = load(spec, candidates[0].image_size)
     alike = [s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == own.options]
-    entry = match(store, alike or candidates, backbone.card)
+    entry = select_entry(store, alike or candidates, backbone.card)
     require_held_out(entry)
     return Subject(backbone, Part(entry, source.classes))
 
@@ -159,4 +159,4 @@ def find_teacher(
         if subject.backbone.card.hash == source.entry.backbone.hash:
             return Subject(subject.backbone, source)
     backbone = load(record.config.backbone, record.image_size)
-    return Subject(backbone, Part(match(store, [source.entry.summary], backbone.card), source.classes))
+    return Subject(backbone, Part(select_entry(store, [source.entry.summary], backbone.card), source.classes))

@@ -22,7 +22,7 @@ from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.eval.result import Row
 from sfm.eval.whole import write_whole
-from sfm.stats_store.digest import array_digest, canonical, sha256
+from sfm.stats_store.digests import compute_array_digest, encode_canonical_json, compute_sha256
 from sfm.tensor_files import open_tensors, tensor_types
 from sfm.untrusted import OversizeError, read_file
 
@@ -74,7 +74,7 @@ class Work:
         self.used.append(key)
         try:
             stored = _StoredRow.model_validate_json(read_file(self.folder / f"{key}.json"))
-            if stored.sha256 != sha256(stored.row.encode()):
+            if stored.sha256 != compute_sha256(stored.row.encode()):
                 return None
             row = Row.model_validate_json(stored.row)
         except (OSError, ValidationError, OversizeError):
@@ -85,7 +85,7 @@ class Work:
     def keep_row(self, key: str, row: Row, made_from: Sequence[str] = ()) -> None:
         """Keep a row that is done, and the keys of the features that it was made from."""
         text = row.model_dump_json()
-        stored = _StoredRow(row=text, sha256=sha256(text.encode()), made_from=list(made_from))
+        stored = _StoredRow(row=text, sha256=compute_sha256(text.encode()), made_from=list(made_from))
         self.keep(f"{key}.json", stored.model_dump_json().encode())
 
     def remove(self) -> None:
@@ -139,7 +139,7 @@ class KeptFeatures:
         """Write what is new of the first `done` views."""
         if done > self.stored:
             block = self.features[self.stored : done].cpu().contiguous()
-            about = {"key": self.key, "digest": array_digest(block.numpy())}
+            about = {"key": self.key, "digest": compute_array_digest(block.numpy())}
             self.work.keep(self._name(self.stored), save({"features": block}, about))
             self.stored, self._wrote = done, time.monotonic()
 
@@ -157,7 +157,7 @@ class KeptFeatures:
                 about, block = file.metadata() or {}, file.get_tensor("features")
         except (FileNotFoundError, ValueError):
             return None
-        whole = about == {"key": self.key, "digest": array_digest(block.numpy())}
+        whole = about == {"key": self.key, "digest": compute_array_digest(block.numpy())}
         return block if whole and block.isfinite().all() else None
 
 
@@ -165,4 +165,4 @@ def work_key(**parts: Any) -> str:
     """Return the name of work that depends on these values, the device, and torch."""
     device = parts.pop("device")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return sha256(canonical(parts | {"device": name, "torch": torch.__version__}))[:KEY_LENGTH]
+    return compute_sha256(encode_canonical_json(parts | {"device": name, "torch": torch.__version__}))[:KEY_LENGTH]

@@ -25,7 +25,7 @@ from sfm.pipeline.logistic import (
 )
 from sfm.pipeline.moments import Moments, accumulate
 from sfm.pipeline.staging import Staged
-from sfm.stats_store.accuracy import top_accuracies
+from sfm.stats_store.classifier_accuracy import compute_top_accuracies
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
@@ -348,5 +348,5 @@ def train_classifier(
 def accuracies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: Classifier
 ) -> tuple[float | None, float | None]:
-    """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.accuracy.top_accuracies`."""
-    return top_accuracies(blocks, classifier.weight, classifier.bias)
+    """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.classifier_accuracy.compute_top_accuracies`."""
+    return compute_top_accuracies(blocks, classifier.weight, classifier.bias)

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Consent, Place, Processes, Recipe
 from sfm.field_types import LARGEST_INPUT
-from sfm.stats_store.names import problem_with_name
+from sfm.stats_store.dataset_names import find_name_problem
 
 
 class ExtractConfig(BaseModel):
@@ -151,7 +151,7 @@ class ExtractConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _no_pin(cls, value: str | None) -> str | None:
-        problem = None if value is None else problem_with_name(value)
+        problem = None if value is None else find_name_problem(value)
         if problem:
             raise ValueError(problem)
         return value

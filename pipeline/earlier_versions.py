@@ -9,7 +9,7 @@ from sfm.pipeline.pixels import Marked
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.options import split_options
 from sfm.stats_store.cards import ExtractionCard, Summary
-from sfm.stats_store.publish import Published
+from sfm.stats_store.publication import PublishResult
 from sfm.stats_store.store import Store
 
 
@@ -32,7 +32,7 @@ def with_marks(card: ExtractionCard, marked: dict[str, Marked] | None) -> Extrac
 
 
 def earlier_version_notes(
-    store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+    store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> list[str]:
     """Return what to do about entries of versions that dropped transparency.
 
@@ -67,8 +67,8 @@ def superseded(store: Store, composited: Collection[Summary]) -> list[Summary]:
 
     own = {identity(summary) for summary in composited}
     new = {summary.key for summary in composited}
-    alike = [s for s in store.summaries() if identity(s) in own and s.key not in new]
-    return [s for s in alike if store.open(s).extraction.composited is None]
+    alike = [s for s in store.list_summaries() if identity(s) in own and s.key not in new]
+    return [s for s in alike if store.open_entry(s).extraction.composited is None]
 
 
 def pins(summaries: Sequence[Summary]) -> str:

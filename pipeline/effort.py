@@ -13,7 +13,7 @@ from sfm.pipeline import classifier
 from sfm.pipeline.centres import MOST_ROWS
 from sfm.pipeline.logistic import cross_entropy_and_gradient, workers_of
 from sfm.pipeline.moments import moments_of
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 CHOOSING_PASSES = 65
 """Passes that choose a penalty take: some ten for each of six or seven penalties."""

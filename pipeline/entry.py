@@ -31,7 +31,7 @@ from sfm.pipeline.pixels import rendering_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.staging import Staged, Staging
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
-from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Store
 from sfm.text import utf8_only
 
@@ -93,7 +93,7 @@ class Statistics:
     seconds: float
 
 
-def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCallback) -> Published:
+def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCallback) -> PublishResult:
     """Compute the statistics of one entry, write them as a run, and commit it; all or nothing."""
     train = part.staged_train(job.staging, backbone.card.hash)
     test = part.staged_test(job.staging, backbone.card.hash)
@@ -107,7 +107,7 @@ def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCa
             write_features(draft, "train", train, statistics.classifier)
         if job.config.exemplars:
             write_exemplars(draft, job, backbone, part, train, statistics.moments)
-        return publish(
+        return publish_draft(
             draft,
             backbone.card,
             dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
@@ -152,23 +152,23 @@ def compute(
 
 def write_statistics(draft: Draft, statistics: Statistics) -> None:
     """Write the arrays that are not over samples."""
-    draft.write("train/count", statistics.moments.count)
-    draft.write("train/mean", statistics.moments.mean)
-    draft.write("train/scatter_diagonal", statistics.moments.scatter_diagonal)
-    draft.write("train/within_scatter", statistics.moments.within_scatter)
+    draft.write_array("train/count", statistics.moments.count)
+    draft.write_array("train/mean", statistics.moments.mean)
+    draft.write_array("train/scatter_diagonal", statistics.moments.scatter_diagonal)
+    draft.write_array("train/within_scatter", statistics.moments.within_scatter)
     for k, (centre, count) in statistics.centres.items():
-        draft.write(f"train/centre_{k}", centre)
-        draft.write(f"train/centre_count_{k}", count)
-    draft.write("classifier/weight", statistics.classifier.weight)
-    draft.write("classifier/bias", statistics.classifier.bias)
+        draft.write_array(f"train/centre_{k}", centre)
+        draft.write_array(f"train/centre_count_{k}", count)
+    draft.write_array("classifier/weight", statistics.classifier.weight)
+    draft.write_array("classifier/bias", statistics.classifier.bias)
 
 
 def write_features(draft: Draft, split: str, rows: Staged, classifier: Classifier) -> None:
     """Write features and labels of a split."""
     labels, dtype = rows.all_labels(), feature_dtype(rows, classifier)
     shape = (len(labels), classifier.weight.shape[1])
-    draft.write_blocks(f"{split}/feature", rows.blocks(dtype), shape, dtype)
-    draft.write(f"{split}/label", labels)
+    draft.write_array_blocks(f"{split}/feature", rows.blocks(dtype), shape, dtype)
+    draft.write_array(f"{split}/label", labels)
 
 
 def feature_dtype(rows: Staged, classifier: Classifier) -> np.dtype[Any]:
@@ -195,9 +195,9 @@ def write_exemplars(
     digests = digests_at(job.staging, part.train, place)
     sizes = job.gathered.sizes["train"]
     images = exemplar_images(job.source, sample, digests, sizes, backbone.card.preprocessing)
-    draft.write("exemplar/image", images)
-    draft.write("exemplar/role", choice.role)
-    draft.write("exemplar/sample", sample)
+    draft.write_array("exemplar/image", images)
+    draft.write_array("exemplar/role", choice.role)
+    draft.write_array("exemplar/sample", sample)
 
 
 def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:

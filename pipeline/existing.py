@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from sfm.errors import InputError
 from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.sources import Source
-from sfm.stats_store.publish import Published
-from sfm.stats_store.select import described
+from sfm.stats_store.publication import PublishResult
+from sfm.stats_store.selection import describe_entry
 from sfm.stats_store.store import Store
 
 
-def require_name(config: ExtractConfig, found: Iterable[Published]) -> None:
+def require_name(config: ExtractConfig, found: Iterable[PublishResult]) -> None:
     """Refuse a ``--name`` under which entries that were not published now are not to be found.
 
     Raises
@@ -22,12 +22,12 @@ def require_name(config: ExtractConfig, found: Iterable[Published]) -> None:
     if config.name is not None and others:
         raise InputError(
             f"--name {config.name} is not taken: these statistics are in {config.store} already, as "
-            f"{described(others[0])}; use that name, or give the entry the new one with --replace (which "
+            f"{describe_entry(others[0])}; use that name, or give the entry the new one with --replace (which "
             f"reads the images again)"
         )
 
 
-def require_licence(config: ExtractConfig, store: Store, found: Iterable[Published]) -> None:
+def require_licence(config: ExtractConfig, store: Store, found: Iterable[PublishResult]) -> None:
     """Refuse a ``--licence`` that entries which were not published now lack: they would not take it up.
 
     Raises
@@ -36,7 +36,7 @@ def require_licence(config: ExtractConfig, store: Store, found: Iterable[Publish
         If there is such an entry.
     """
     for published in [p for p in found if p.outcome != "published"] if config.licence else ():
-        licence = store.open(published.summary).dataset.licence
+        licence = store.open_entry(published.summary).dataset.licence
         if licence != config.licence:
             raise InputError(
                 f"--licence {config.licence}: {published.summary.dataset} through "
@@ -45,14 +45,14 @@ def require_licence(config: ExtractConfig, store: Store, found: Iterable[Publish
             )
 
 
-def display_name_notes(source: Source, store: Store, found: Sequence[Published]) -> list[str]:
+def display_name_notes(source: Source, store: Store, found: Sequence[PublishResult]) -> list[str]:
     """Return a line for every dataset whose stored display names are not those that the source gives now."""
     if source.class_ids is None or source.class_names is None:
         return []
     own = dict(zip(source.class_ids, source.class_names, strict=True))
     notes = []
     for published in {p.summary.dataset: p for p in found if p.outcome != "published"}.values():
-        card = store.open(published.summary).dataset
+        card = store.open_entry(published.summary).dataset
         named = zip(card.class_ids, card.class_names, strict=True)
         changed = [(c, old) for c, old in named if own.get(c, old) != old]
         if changed:

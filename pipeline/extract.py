@@ -29,8 +29,8 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import digest_of
 from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
 from sfm.stats_store.cards import ExtractionCard, FileCounts
-from sfm.stats_store.location import local_path
-from sfm.stats_store.publish import Published, options_digest
+from sfm.stats_store.location import parse_local_url
+from sfm.stats_store.publication import PublishResult, compute_options_digest
 from sfm.stats_store.store import Store, create_store
 
 
@@ -62,7 +62,7 @@ class Extraction:
         None if it does not.
     """
 
-    published: list[Published]
+    published: list[PublishResult]
     features: Pass
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
@@ -120,7 +120,7 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
     absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
     if not absent:
         published = [p for b in backbones.values() for p in known[b.card.hash]]
-        cards = [store.open(p.summary).extraction for p in published]
+        cards = [store.open_entry(p.summary).extraction for p in published]
         notes = notes_on(source, store, published, cards)
         return Extraction(
             published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
@@ -142,7 +142,7 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
         config.seed,
         source.rendering,
     )
-    like = None if config.staging else local_path(config.store)
+    like = None if config.staging else parse_local_url(config.store)
     with open_staging(staging_folder(config), key[:32], like) as staging:
         tasks = tasks_of(source, selection)
         work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
@@ -166,7 +166,7 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
     read = [backbone.card.hash for backbone in absent.values()]
     marked = {(backbone, part.role): part.marked for backbone in read for part in parts}
     cards = [
-        with_marks(store.open(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role)))
+        with_marks(store.open_entry(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role)))
         for p in published
     ]
     notes = notes_on(source, store, published, cards)
@@ -231,7 +231,7 @@ def with_skipped(listing: str) -> str:
 
 
 def notes_on(
-    source: Source, store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+    source: Source, store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> tuple[str, ...]:
     """Return what the source chose, and what entries that were there already lack of what was asked for."""
     return (
@@ -243,7 +243,7 @@ def notes_on(
 
 def known_entries(
     store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
-) -> dict[str, list[Published]]:
+) -> dict[str, list[PublishResult]]:
     """Return, by backbone hash, the entries of this listing and these options, where none is missing.
 
     Whether images are composited, so that the background is one of the options, only reading tells: an entry
@@ -251,11 +251,11 @@ def known_entries(
     where a background was chosen.
     """
     kinds = [rendering_options(source.rendering, composited) for composited in (True, False)]
-    wanted = [[options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
+    wanted = [[compute_options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
     listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
     found = {
-        (s.backbone_hash, s.options): Published(s, "already there")
-        for s in store.summaries()
+        (s.backbone_hash, s.options): PublishResult(s, "already there")
+        for s in store.list_summaries()
         if s.listing in listings
     }
     known = {}
@@ -266,7 +266,7 @@ def known_entries(
         ]
         if all(entries) and not (
             asks_for_background(source)
-            and any(e and store.open(e.summary).extraction.composited is None for e in entries)
+            and any(e and store.open_entry(e.summary).extraction.composited is None for e in entries)
         ):
             known[backbone.card.hash] = [entry for entry in entries if entry]
     return known
@@ -282,7 +282,7 @@ def staging_folder(config: ExtractConfig) -> Path:
     """
     if config.staging:
         return expand_home(config.staging)
-    if local := local_path(config.store):
+    if local := parse_local_url(config.store):
         return local / "staging"
     cache = cache_folder()
     if cache is None:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from sfm.pipeline.equipment import cores, single_threaded
 from sfm.pipeline.moments import Moments
 from sfm.pipeline.staging import Staged
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.eigen import decompose_symmetric
 
 TOLERANCE = 1e-3

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.moments import Moments, merge, no_moments
+from sfm.stats_store.class_moments import Moments, merge_moments, make_empty_moments
 
-__all__ = ["Moments", "accumulate", "merge", "moments_of", "no_moments"]
+__all__ = ["Moments", "accumulate", "merge_moments", "moments_of", "make_empty_moments"]
 
 
 def moments_of(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], classes: int) -> Moments:
@@ -25,7 +25,7 @@ def moments_of(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32],
     count = np.bincount(labels, minlength=classes)
     present = np.flatnonzero(count)
     starts = (np.cumsum(count) - count)[present]
-    result = no_moments(classes, features.shape[1])
+    result = make_empty_moments(classes, features.shape[1])
     if len(present):
         result.count[:] = count
         result.mean[present] = np.add.reduceat(rows, starts, axis=0) / count[present, None]
@@ -39,7 +39,7 @@ def accumulate(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classes: int, features: int
 ) -> Moments:
     """Merge the moments of blocks of (features, labels), in their order."""
-    total = no_moments(classes, features)
+    total = make_empty_moments(classes, features)
     for rows, labels in blocks:
-        total = merge(total, moments_of(rows, labels, classes))
+        total = merge_moments(total, moments_of(rows, labels, classes))
     return total

@@ -27,8 +27,8 @@ from sfm.pipeline.selection import Selection
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.limits import NAME_CHARACTERS
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard
-from sfm.stats_store.digest import BLOCK_ROWS
-from sfm.stats_store.disk import share_mode
+from sfm.stats_store.digests import BLOCK_ROWS
+from sfm.stats_store.local_files import copy_permissions
 from sfm.text import utf8_values
 from sfm.untrusted import read_file
 
@@ -351,11 +351,11 @@ def appearing(file: Path) -> Iterator[IO[bytes]]:
     """
     # Not with parents: a worker that was given up must not bring back a folder that is done with.
     file.parent.mkdir(exist_ok=True)
-    share_mode(file.parent, like=file.parent.parent)
+    copy_permissions(file.parent, reference=file.parent.parent)
     part = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     try:
         with part.open("wb") as out:
-            share_mode(part, like=file.parent)
+            copy_permissions(part, reference=file.parent)
             yield out
             out.flush()
             os.fsync(out.fileno())
@@ -388,13 +388,13 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     with stageable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if like:
-        share_mode(folder, like)
+        copy_permissions(folder, like)
     with claim(folder / f"{key}.lock") as mine:
         root = folder / (key if mine and is_usable(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
         with stageable(folder):
             root.mkdir(exist_ok=True)
         if like:
-            share_mode(root, like)
+            copy_permissions(root, like)
         yield Staging(root)
         delete_below(folder, root.name)
         if mine:
@@ -436,7 +436,7 @@ def claim(file: Path) -> Iterator[bool]:
         lock = acquire(file)
     try:
         if lock is not None:
-            share_mode(file, like=file.parent)
+            copy_permissions(file, reference=file.parent)
         yield lock is not None
     finally:
         if lock is not None:

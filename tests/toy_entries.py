@@ -9,9 +9,9 @@ import numpy as np
 
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
-from sfm.stats_store.commits import commit_path
-from sfm.stats_store.digest import entry_digest
-from sfm.stats_store.publish import Draft, Published, publish, put_commit
+from sfm.stats_store.commits import make_commit_path
+from sfm.stats_store.digests import compute_entry_digest
+from sfm.stats_store.publication import Draft, PublishResult, create_commit, publish_draft
 from sfm.stats_store.store import Store
 
 CLASSES, FEATURES = 4, 6
@@ -48,7 +48,7 @@ def fill(draft: Draft, seed: int = 0) -> dict[str, np.ndarray]:
         "test/label": rng.integers(0, CLASSES, TEST).astype(np.int32),
     }
     for name, array in arrays.items():
-        draft.write(name, array)
+        draft.write_array(name, array)
     return arrays
 
 
@@ -63,10 +63,10 @@ def commit(
     leaves: list[str] | None = None,
     test_samples: int = TEST,
     replace: bool = False,
-) -> Published:
+) -> PublishResult:
     """Publish a draft with plausible cards."""
     ids = [f"n{i}" for i in range(CLASSES)]
-    return publish(
+    return publish_draft(
         draft,
         backbone or backbone_card(),
         DatasetCard(
@@ -101,12 +101,12 @@ def put(store: Store, seed: int = 0, **words: object) -> Summary:
 
 def publish_many(store: Store, summary: Summary, entries: int) -> None:
     """Publish commits like that of an entry, of other data; their runs do not exist."""
-    whole = store.commit(commit_path(summary))
+    whole = store.read_commit(make_commit_path(summary))
     for number in range(entries):
         fingerprint, run = f"{number:064x}", f"{number:032x}"
-        digest = entry_digest(whole.arrays, summary.backbone_hash, fingerprint, summary.options)
+        digest = compute_entry_digest(whole.arrays, summary.backbone_hash, fingerprint, summary.options)
         own = summary.model_copy(update={"fingerprint": fingerprint, "entry_digest": digest})
-        put_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
+        create_commit(store, own.key, 1, whole.model_copy(update={"run": run, "summary": own}))
 
 
 def grow_old(path: Path, days: float = 8) -> None:

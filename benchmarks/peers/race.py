@@ -398,7 +398,7 @@ def entry_of(config: ExtractConfig, backbone: Backbone, role: Role) -> Entry:
     store = open_store(config.store)
     (summary,) = (
         known
-        for known in store.summaries()
+        for known in store.list_summaries()
         if known.role == role and known.backbone_hash == backbone.card.hash
     )
-    return store.open(summary)
+    return store.open_entry(summary)

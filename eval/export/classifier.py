@@ -107,9 +107,9 @@ def write_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> No
 def card_of(store: str | None, backbone_hash: str) -> BackboneCard | None:
     """Find a backbone's card in a store; it says how images are to be fed to it."""
     opened = open_store(store) if store else None
-    for summary in opened.summaries() if opened else ():
+    for summary in opened.list_summaries() if opened else ():
         if opened and summary.backbone_hash == backbone_hash:
-            return opened.open(summary).backbone
+            return opened.open_entry(summary).backbone
     return None
 
 

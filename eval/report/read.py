@@ -23,8 +23,8 @@ from sfm.eval.whole import distinct_names
 from sfm.field_types import Count, Digest, Finite, Name, NotNegative, Versions
 from sfm.image_files import read_png
 from sfm.paths import resolved
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.history import known_summaries
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted import HISTORY_BYTES, read_file
 
@@ -179,7 +179,7 @@ def read_all(
             )
         for i, entry in found.items():
             behind.setdefault(i, behind_of(part_of(entry, runs[i].class_ids, directories[i])))
-    digests = [array_digest(run.pixels) for run in runs]
+    digests = [compute_array_digest(run.pixels) for run in runs]
     elsewhere = results_of(results, digests)
     return [
         ReportedRun(
@@ -247,9 +247,9 @@ def together(
 def entry_of(store: Store, run: DistilledRun) -> Entry | None:
     """Open the entry that a run was distilled from, if the store holds it."""
     record = run.record
-    known = known_summaries(store, f"{record.dataset}@{record.entry_digest}")
+    known = summaries_for(store, f"{record.dataset}@{record.entry_digest}")
     found = [summary for summary in known if summary.entry_digest == record.entry_digest]
-    return store.open(found[0]) if found else None
+    return store.open_entry(found[0]) if found else None
 
 
 def behind_of(part: Part) -> Behind:

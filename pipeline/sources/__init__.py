@@ -29,8 +29,8 @@ from sfm.pipeline.sources.source import Sample, Shard, Source, Split, of_classes
 from sfm.pipeline.sources.spelling import with_normal_ids
 from sfm.pipeline.sources.torchvision_datasets import torchvision_source
 from sfm.pipeline.sources.wds import wds_source
-from sfm.stats_store.class_lists import find_class, with_ids
-from sfm.stats_store.names import name_from
+from sfm.stats_store.class_lists import find_class_id, replace_class_ids
+from sfm.stats_store.dataset_names import make_dataset_name
 
 __all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
 
@@ -90,7 +90,7 @@ def open_source(spec: str, held_out: bool = True) -> Source:
     if given:
         source = replace(source, spec=spec, rendering=replace(source.rendering, **given))
     # A plug-in's own name, or a class list's, is checked like one that a user gives.
-    source = replace(source, name=name_from(source.name))
+    source = replace(source, name=make_dataset_name(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
         counts = {
@@ -128,7 +128,7 @@ def subset_of(source: Source, chosen: ClassList) -> Source:
         If the source is known not to have one of them.
     """
     own = source.class_ids or ()
-    chosen = with_ids(chosen, [find_class(class_id, own) or class_id for class_id in chosen.ids])
+    chosen = replace_class_ids(chosen, [find_class_id(class_id, own) or class_id for class_id in chosen.ids])
     names = dict(zip(chosen.ids, display_names(chosen.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))

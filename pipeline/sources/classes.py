@@ -13,8 +13,8 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.limits import require_listable, require_short_name
 from sfm.stats_store.class_lists import (
     ClassList,
-    class_id_from,
-    find_class,
+    normalize_class_id,
+    find_class_id,
     parse_class_list,
     read_class_file,
 )
@@ -96,7 +96,7 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
         If the label is missing, out of range or unknown; names the sample.
     """
     if isinstance(label, str):
-        label = class_id_from(require_short_name(label.strip(), where))
+        label = normalize_class_id(require_short_name(label.strip(), where))
         if names is not None and label in names.ids:
             return label
         if NUMBER.fullmatch(label):
@@ -121,7 +121,7 @@ def label_id(label: object, names: ClassList | None, where: str) -> str:
         return names.ids[label]
     if names is None:
         return label
-    found = find_class(label, names.ids)
+    found = find_class_id(label, names.ids)
     if found is None:
         close = difflib.get_close_matches(label, names.ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -34,8 +34,8 @@ from sfm.pipeline.sources.walk import (
     scan_folder,
     walk_files,
 )
-from sfm.stats_store.class_lists import class_id_from
-from sfm.stats_store.names import folder_name
+from sfm.stats_store.class_lists import normalize_class_id
+from sfm.stats_store.dataset_names import make_name_from_folder
 
 LOOSE_IMAGES = "images outside of class folders"
 
@@ -85,10 +85,10 @@ def folder_source(text: str) -> Source:
     splits = [layout.train, *([layout.held_out] if layout.held_out else [])]
     ids = sorted({class_id for split in splits for class_id in class_folders(split)})
     return Source(
-        name=folder_name(root),
+        name=make_name_from_folder(root),
         spec=f"folder:{text}",
         class_ids=ids,
-        class_names=display_names([class_id_from(class_id) for class_id in ids]),
+        class_names=display_names([normalize_class_id(class_id) for class_id in ids]),
         train=folder_split(layout.train, ids, unused),
         test=folder_split(layout.held_out, ids, unused) if layout.held_out else NO_SAMPLES,
         decode=decode_image,
@@ -284,7 +284,7 @@ def class_folders(split: Path) -> list[str]:
 
 def class_ids_in(split: Path) -> set[str]:
     """Return the ids of the classes of a split; its folders may be named in either Unicode normal form."""
-    return set(map(class_id_from, class_folders(split)))
+    return set(map(normalize_class_id, class_folders(split)))
 
 
 def count_beside(root: Path, layout: Layout) -> Counter[str]:

@@ -18,8 +18,8 @@ from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import IMAGE_BYTES, MEMBERS
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, digest_of, indexed_split
 from sfm.pipeline.sources.walk import dangling_link
-from sfm.stats_store.class_lists import list_lines, read_list_text
-from sfm.stats_store.names import folder_name
+from sfm.stats_store.class_lists import iterate_class_lines, read_class_list_text
+from sfm.stats_store.dataset_names import make_name_from_folder
 
 DAMAGE = (OSError, EOFError, zlib.error)
 """How a disk and gzip fail."""
@@ -41,7 +41,7 @@ def idx_source(text: str) -> Source:
     root = expand_home(text)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{text}: {root} is not a folder")
-    return read_idx(root, name=folder_name(root), spec=f"idx:{text}", licence="unknown")
+    return read_idx(root, name=make_name_from_folder(root), spec=f"idx:{text}", licence="unknown")
 
 
 def builtin_source(text: str) -> Source:
@@ -74,7 +74,7 @@ def read_idx(root: Path, *, name: str, spec: str, licence: str) -> Source:
     names = root / "classes.txt"
     class_names = class_ids
     if names.exists():
-        listed = [shown or name for _, name, shown in list_lines(read_list_text(names))]
+        listed = [shown or name for _, name, shown in iterate_class_lines(read_class_list_text(names))]
         if len(listed) <= max(values):
             raise InputError(f"{names} has {len(listed)} names, but labels go up to {max(values)}")
         class_names = [listed[value] for value in values]

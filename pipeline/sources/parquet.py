@@ -50,7 +50,7 @@ from sfm.pipeline.sources.source import (
     too_large,
 )
 from sfm.pipeline.sources.splits import split_files
-from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import first_line, one_line
 from sfm.untrusted import JSON_BYTES, parse_json
 
@@ -245,7 +245,7 @@ def row_label(label: object, names: ClassList | None, where: str) -> str:
         See :func:`label_id`.
     """
     if names is None and isinstance(label, str) and label.strip():
-        return class_id_from(require_short_name(label.strip(), where))
+        return normalize_class_id(require_short_name(label.strip(), where))
     return label_id(label, names, where)
 
 
@@ -428,7 +428,7 @@ def own_names(columns: Columns, where: str) -> tuple[ClassList | None, dict[str,
         return None, {}
     require_listable(columns.names, None, f"the metadata of {where}")
     if len({normalised(name) for name in columns.names}) == len(columns.names):
-        return ClassList(where, [class_id_from(name) for name in columns.names], {}), {}
+        return ClassList(where, [normalize_class_id(name) for name in columns.names], {}), {}
     return None, {number_id(label): name for label, name in enumerate(columns.names)}
 
 

@@ -23,8 +23,8 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.inventory import HIDDEN
 from sfm.pipeline.sources.source import VANISHED, digest_of
 from sfm.pipeline.sources.walk import always, dangling_link, walk_files
-from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained
-from sfm.stats_store.names import folder_name, name_from
+from sfm.stats_store.location import BRIEF_RETRY, PATIENT_RETRY, REMOTE_SCHEMES, connect_object_store, explain_error
+from sfm.stats_store.dataset_names import make_name_from_folder, make_dataset_name
 from sfm.text import first_line
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def list_files(
             return []
         paths = [root / path for path, _ in walk_files(str(root), unused, wanted, depth)]
         return sorted(map(_local, paths), key=lambda file: file.url)
-    if urlsplit(folder).scheme not in REMOTE:
+    if urlsplit(folder).scheme not in REMOTE_SCHEMES:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
     objects, prefix = _connect(folder, patient=False)
@@ -229,11 +229,11 @@ def _connect(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
             HTTPStore.from_url(
                 f"{parts.scheme}://{parts.netloc}",
                 client_options={"allow_http": parts.scheme == "http"},
-                retry_config=AT_WORK if patient else AT_FIRST,
+                retry_config=PATIENT_RETRY if patient else BRIEF_RETRY,
             ),
             path,
         )
-    return connect(f"{parts.scheme}://{parts.netloc}", patient=patient), path
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", patient=patient), path
 
 
 @contextlib.contextmanager
@@ -252,10 +252,10 @@ def reaching(url: str, missing: str = MISSING) -> Iterator[None]:
     except (PermissionDeniedError, UnauthenticatedError) as error:
         if url.startswith("http"):
             raise InputError(f"cannot read {url}: the server refuses access (401 or 403)") from None
-        raise InputError(explained(error, url)) from None
+        raise InputError(explain_error(error, url)) from None
     except BaseError as error:
         # What follows the first line may quote request headers.
-        line = first_line(error) if url.startswith("http") else explained(error, url)
+        line = first_line(error) if url.startswith("http") else explain_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
         raise InputError(f"cannot read {url}: {error.strerror or first_line(error)}") from error
@@ -370,8 +370,8 @@ def dataset_name(place: str, suffix: str | tuple[str, ...]) -> str:
     fixed = re.split(r"[{*]", place)[0]
     folder = fixed if fixed == place and not place.endswith(suffix) else posixpath.dirname(fixed)
     if not is_remote(place):
-        return folder_name(local_path(folder or "."))
-    return name_from([part for part in folder.split("/") if part][-1])
+        return make_name_from_folder(local_path(folder or "."))
+    return make_dataset_name([part for part in folder.split("/") if part][-1])
 
 
 def listing_of(files: Sequence[DataFile]) -> str:

@@ -46,7 +46,7 @@ from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import AHEAD_BYTES, IMAGE_BYTES
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.untrusted import OversizeError, read_file
 
 AT_ONCE = 8

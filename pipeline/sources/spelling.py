@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.source import Sample, SampleFile, Shard, Source, Split
-from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import utf8_only
 
 
@@ -31,7 +31,7 @@ def with_normal_ids(source: Source) -> Source:
             raise InputError(
                 f"{source.spec} has a class whose name is not UTF-8: {utf8_only(class_id)}; rename it"
             )
-    normal = {class_id: class_id_from(class_id) for class_id in ids}
+    normal = {class_id: normalize_class_id(class_id) for class_id in ids}
     if all(old == new for old, new in normal.items()) or is_ambiguous(source, normal):
         return source
     new_ids = sorted(set(normal.values()))

@@ -25,7 +25,7 @@ from sfm.eval.report.tables import unlike
 from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
 from sfm.eval.report.words import command_line, duration, percent, size
 from sfm.eval.result import ConfusedPair, Row
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, create_store
 
 SFM = str(Path(sys.executable).with_name("sfm"))
@@ -87,10 +87,10 @@ def edit(image: Path) -> None:
 def without_exemplars(entry: Entry, place: Path) -> str:
     """Publish an entry again, in a store of its own, without its real images; return its digest."""
     draft = Draft(create_store(str(place)))
-    for name in entry.names():
+    for name in entry.list_arrays():
         if not name.startswith("exemplar/"):
-            draft.write(name, entry.read(name))
-    published = publish(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier)
+            draft.write_array(name, entry.read_array(name))
+    published = publish_draft(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier)
     return published.summary.entry_digest
 
 
@@ -272,9 +272,9 @@ def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(read: 
 def test_accuracies_by_class_are_those_of_the_held_out_samples(read: ReportedRun, lite0_entry: Entry) -> None:
     assert read.evaluation
     (full,) = [f for f in read.evaluation.full_data if (f.backbone, f.classifier) == ("lite0", "linear")]
-    labels = lite0_entry.read("test/label")
-    features = lite0_entry.read("test/feature").astype(np.float32)
-    logits = features @ lite0_entry.read("classifier/weight").T + lite0_entry.read("classifier/bias")
+    labels = lite0_entry.read_array("test/label")
+    features = lite0_entry.read_array("test/feature").astype(np.float32)
+    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array("classifier/bias")
     right = logits.argmax(1) == labels
     assert full.per_class == pytest.approx([right[labels == c].mean() for c in range(10)], abs=0.026)
     for row in read.evaluation.rows:
@@ -458,7 +458,7 @@ def test_a_run_of_some_classes_shows_their_real_images(
     (read,) = read_all([partial_run], [fashion_store])
     assert read.behind
     assert read.behind.exemplars is not None
-    assert (read.behind.exemplars == lite0_entry.read("exemplar/image")[[1, 4, 9]]).all()
+    assert (read.behind.exemplars == lite0_entry.read_array("exemplar/image")[[1, 4, 9]]).all()
     assert read.details.train_samples == 3 * 40
     (gallery,) = report_of([read]).galleries
     assert [shelf.name for shelf in gallery.shelves] == ["Trouser", "Coat", "Ankle boot"]

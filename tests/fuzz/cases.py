@@ -17,7 +17,7 @@ from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
 from fuzz.signing import is_small, place, record_objects, sealed, sign_checkpoint, sign_entry
 from fuzz.worker import GROWTH, Outcome, Worker
 
-from sfm.stats_store.digest import sha256
+from sfm.stats_store.digests import compute_sha256
 
 # -- the commands --------------------------------------------------------------------------------------------
 # They run in a folder with what was changed as `evil`, a sound store as `good`, a sound run as `run`, and a
@@ -449,7 +449,7 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
             rewrite(file, mutations.written({"commit": commit, "sha256": "0" * 64}))
         elif case["subject"] == "half" and mutation["kind"] == "json" and not again:
             row = mutations.written(mutations.change_json(inner(load(file)), mutation)).decode()
-            digest = sha256(row.encode()) if case["signed"] else "0" * 64
+            digest = compute_sha256(row.encode()) if case["signed"] else "0" * 64
             rewrite(file, json.dumps(load(file) | {"row": row, "sha256": digest}).encode())
         else:
             mutations.apply(file, mutation, again)
@@ -497,14 +497,14 @@ def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
     """Make the commit of an array hold the digest of its values as they are."""
     import zarr
 
-    from sfm.stats_store.digest import array_digest
+    from sfm.stats_store.digests import compute_array_digest
 
     array = zarr.open_array(folder, mode="r", zarr_format=3)
     name = folder.relative_to(evil).as_posix()
     for file, commit in commits_of(evil, name, seeds):
         with_rows = array[...] if array.ndim else None
         if with_rows is not None and with_rows.dtype.kind != "M":
-            commit["arrays"]["/".join(name.split("/")[2:])] = array_digest(with_rows)
+            commit["arrays"]["/".join(name.split("/")[2:])] = compute_array_digest(with_rows)
             rewrite(file, sealed(commit))
 
 

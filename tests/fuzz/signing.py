@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.digests import encode_canonical_json, compute_sha256
 
 
 def is_small(file: Path) -> bool:
@@ -15,18 +15,18 @@ def is_small(file: Path) -> bool:
 def spelled(document: Any) -> bytes:
     """Return a document in the one spelling that digests are of; a hostile writer may spell NaN, too."""
     try:
-        return canonical(document)
+        return encode_canonical_json(document)
     except ValueError:
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def object_record(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": sha256(data)}
+    return {"size": len(data), "sha256": compute_sha256(data)}
 
 
 def sealed(commit: Any) -> bytes:
     """Return the bytes of a commit object: a commit and its own digest."""
-    return json.dumps({"commit": commit, "sha256": sha256(spelled(commit))}).encode()
+    return json.dumps({"commit": commit, "sha256": compute_sha256(spelled(commit))}).encode()
 
 
 def record_objects(commit: dict[str, Any], run: Path) -> None:
@@ -45,7 +45,7 @@ def sign_entry(commit: Any) -> None:
             "dataset": summary["fingerprint"],
             "options": summary["options"],
         }
-        summary["entry_digest"] = sha256(spelled(content))
+        summary["entry_digest"] = compute_sha256(spelled(content))
     except (KeyError, TypeError, IndexError):
         pass
 
@@ -72,7 +72,7 @@ def sign_checkpoint(folder: Path) -> None:
         return
     try:
         card = json.loads(about.read_bytes())
-        card["sha256"] = sha256(tensors.read_bytes())
+        card["sha256"] = compute_sha256(tensors.read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
         return
     about.write_text(json.dumps(card))

@@ -148,7 +148,7 @@ def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
     worker(dask, address)
     with pytest.raises(Unfinished, match=r"scheduler went away after \d+ of 12 partitions"):
         extract(config(tmp_path / "s", scheduler=address), once_some_are_done(3, lost.kill))
-    assert open_store(str(tmp_path / "s")).summaries() == []
+    assert open_store(str(tmp_path / "s")).list_summaries() == []
     resumed = extract(config(tmp_path / "s"))
     assert resumed.features.resumed >= 300
     assert resumed.features.read + resumed.features.resumed == 1200

@@ -52,8 +52,8 @@ def run(store: Path, source: str, **options: object) -> Extraction:
 
 
 def arrays(store: Path, done: Extraction) -> dict[str, np.ndarray]:
-    entry = open_store(str(store)).open(done.published[0].summary)
-    return {name: entry.read(name) for name in entry.names()}
+    entry = open_store(str(store)).open_entry(done.published[0].summary)
+    return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 
 def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_path):

@@ -13,7 +13,7 @@ from sfm.deletion import LinkError
 from sfm.errors import InputError
 from sfm.pipeline.row_files import holds_rows, read_rows
 from sfm.pipeline.staging import Found, Partition, Staging, Task, open_staging
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 
 def staged(tmp_path, sizes, rng):

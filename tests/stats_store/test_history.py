@@ -5,9 +5,15 @@ import pytest
 from toy_entries import backbone_card, commit, fill
 
 from sfm.errors import InputError
-from sfm.stats_store.history import containing, generations, history_of, known_summaries, remove
-from sfm.stats_store.publish import Draft
-from sfm.stats_store.select import every, narrow, only
+from sfm.stats_store.history import (
+    find_entry_history,
+    find_merged_entries,
+    read_commit_statuses,
+    remove_entry,
+    summaries_for,
+)
+from sfm.stats_store.publication import Draft
+from sfm.stats_store.selection import filter_summaries, find_summaries, select_summary
 from sfm.stats_store.store import Store, create_store
 
 
@@ -25,7 +31,7 @@ def put(store: Store, seed: int = 0, **words):
 
 
 def states(store: Store) -> list[tuple[int, str]]:
-    return [(g.number, g.state) for g in generations(store)]
+    return [(g.generation, g.state) for g in read_commit_statuses(store)]
 
 
 def test_a_second_entry_under_one_key_is_not_published(store):
@@ -33,23 +39,23 @@ def test_a_second_entry_under_one_key_is_not_published(store):
     again = Draft(store)
     fill(again, 1)
     assert commit(again).outcome == "already there"
-    assert store.summaries() == [first]
+    assert store.list_summaries() == [first]
     assert states(store) == [(1, "current")]
 
 
 def test_other_options_are_another_variant(store):
     put(store, 0, options={"seed": 0})
     put(store, 0, options={"seed": 1})
-    assert len(store.summaries()) == 2
+    assert len(store.list_summaries()) == 2
     with pytest.raises(InputError, match="several entries fit"):
-        only(store.summaries(), dataset="toy")
+        select_summary(store.list_summaries(), dataset="toy")
 
 
 def test_a_replaced_entry_makes_way_for_the_next_generation(store):
     put(store, 0)
     second, arrays = put(store, 1, replace=True)
-    assert store.summaries() == [second]
-    np.testing.assert_array_equal(store.open(second).read("train/mean"), arrays["train/mean"])
+    assert store.list_summaries() == [second]
+    np.testing.assert_array_equal(store.open_entry(second).read_array("train/mean"), arrays["train/mean"])
     assert states(store) == [(1, "replaced"), (2, "current")]
 
 
@@ -57,9 +63,9 @@ def test_a_pin_goes_on_meaning_the_same_content_after_a_replacement(store):
     first, arrays = put(store, 0)
     pin = f"toy@{first.entry_digest[:12]}"
     put(store, 1, replace=True)
-    found = narrow(known_summaries(store, pin), dataset=pin, model="timm_lite0")
+    found = filter_summaries(summaries_for(store, pin), dataset=pin, model="timm_lite0")
     assert [s.generation for s in found] == [1]
-    np.testing.assert_array_equal(store.open(found[0]).read("train/mean"), arrays["train/mean"])
+    np.testing.assert_array_equal(store.open_entry(found[0]).read_array("train/mean"), arrays["train/mean"])
 
 
 def test_a_pin_means_one_entry_even_if_it_was_replaced_by_equal_content(store):
@@ -67,41 +73,44 @@ def test_a_pin_means_one_entry_even_if_it_was_replaced_by_equal_content(store):
     put(store, 0, replace=True)
     put(store, 1, replace=True)
     pin = f"toy@{first.entry_digest}"
-    assert only(known_summaries(store, pin), dataset=pin).generation == 2
+    assert select_summary(summaries_for(store, pin), dataset=pin).generation == 2
 
 
 def test_a_name_without_a_digest_never_means_a_replaced_entry(store):
     put(store, 0)
     second, _ = put(store, 1, replace=True)
-    assert known_summaries(store, "toy") == [second]
+    assert summaries_for(store, "toy") == [second]
 
 
 def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
     old, _ = put(store, 0)
     new, _ = put(store, 1, replace=True)
-    remove(store, new)
-    assert store.summaries() == []
+    remove_entry(store, new)
+    assert store.list_summaries() == []
     for summary in (old, new):
         with pytest.raises(InputError, match="no dataset 'toy'"):
-            only(known_summaries(store, f"toy@{summary.entry_digest}"), dataset="toy")
+            select_summary(summaries_for(store, f"toy@{summary.entry_digest}"), dataset="toy")
 
 
 def test_a_tombstone_says_what_was_removed_and_when(store):
     summary, _ = put(store, 0)
     before = summary.created
-    tombstone = remove(store, summary)
+    tombstone = remove_entry(store, summary)
     assert tombstone.summary.entry_digest == summary.entry_digest
     assert tombstone.summary.created >= before
-    assert [(g.number, g.state) for g in history_of(store, "toy")] == [(1, "removed"), (2, "tombstone")]
+    assert [(g.generation, g.state) for g in find_entry_history(store, "toy")] == [
+        (1, "removed"),
+        (2, "tombstone"),
+    ]
 
 
 def test_a_removed_entry_can_be_published_again(store):
     first, _ = put(store, 0)
-    remove(store, first)
+    remove_entry(store, first)
     again, arrays = put(store, 1)
     assert again.generation == 3
-    assert store.summaries() == [again]
-    np.testing.assert_array_equal(store.open(again).read("train/mean"), arrays["train/mean"])
+    assert store.list_summaries() == [again]
+    np.testing.assert_array_equal(store.open_entry(again).read_array("train/mean"), arrays["train/mean"])
     assert states(store) == [(1, "removed"), (2, "tombstone"), (3, "current")]
 
 
@@ -109,15 +118,15 @@ def test_removing_what_was_replaced_meanwhile_is_refused(store):
     first, _ = put(store, 0)
     second, _ = put(store, 1, replace=True)
     with pytest.raises(InputError, match="replaced or removed meanwhile"):
-        remove(store, first)
-    assert store.summaries() == [second]
+        remove_entry(store, first)
+    assert store.list_summaries() == [second]
 
 
 def test_removing_twice_is_refused(store):
     summary, _ = put(store, 0)
-    remove(store, summary)
+    remove_entry(store, summary)
     with pytest.raises(InputError, match="replaced or removed meanwhile"):
-        remove(store, summary)
+        remove_entry(store, summary)
 
 
 def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
@@ -125,13 +134,13 @@ def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
     put(store, 0)
     put(store, 1, backbone=backbone_card("lite1"))
     put(store, 2, backbone=backbone_card("lite1"), replace=True)
-    assert [(g.number, g.state) for g in history_of(store, "toy", backbone="lite1")] == [
+    assert [(g.generation, g.state) for g in find_entry_history(store, "toy", backbone="lite1")] == [
         (1, "replaced"),
         (2, "current"),
     ]
-    assert len(history_of(store, "toy")) == 3
+    assert len(find_entry_history(store, "toy")) == 3
     with pytest.raises(InputError, match="no dataset 'toys'"):
-        history_of(store, "toys")
+        find_entry_history(store, "toys")
 
 
 def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
@@ -139,12 +148,12 @@ def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
     put(store, 0)
     put(store, 1, backbone=backbone_card("lite1"))
     put(store, 2, role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
-    visible = store.summaries()
-    assert len(every(visible)) == len(every(visible, dataset="toy")) == 3
-    assert len(every(visible, dataset="toy@tuning")) == 1
-    assert len(every(visible, backbone="lite0")) == 2
+    visible = store.list_summaries()
+    assert len(find_summaries(visible)) == len(find_summaries(visible, dataset="toy")) == 3
+    assert len(find_summaries(visible, dataset="toy@tuning")) == 1
+    assert len(find_summaries(visible, backbone="lite0")) == 2
     with pytest.raises(InputError, match="no entry fits: the store holds toy@"):
-        every(visible, dataset="toy", backbone="lite2")
+        find_summaries(visible, dataset="toy", backbone="lite2")
 
 
 def test_removal_names_entries_merged_from_the_same_data(tmp_path):
@@ -152,4 +161,4 @@ def test_removal_names_entries_merged_from_the_same_data(tmp_path):
     part, _ = put(store, 0, fingerprint="a" * 64)
     union, _ = put(store, 1, fingerprint="b" * 64, leaves=["a" * 64, "c" * 64], dataset="union")
     put(store, 2, fingerprint="c" * 64, dataset="other")
-    assert containing(store, store.summaries(), [part]) == [union]
+    assert find_merged_entries(store, store.list_summaries(), [part]) == [union]

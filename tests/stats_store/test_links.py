@@ -17,15 +17,15 @@ from obstore.store import MemoryStore, ObjectStore
 from toy_entries import backbone_card, grow_old, put
 
 from sfm.errors import InputError
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import sha256
-from sfm.stats_store.disk import walk
-from sfm.stats_store.location import connect
+from sfm.stats_store.digests import compute_sha256
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.folder_walk import walk_files
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import delete_run
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NOTHING = timedelta(0)
 RUN = "a" * 32
@@ -46,7 +46,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(store, 0)
     put(store, 1, replace=True)
     put(store, 2, backbone=backbone_card("lite1"))
-    Draft(store, run=RUN).write("train/count", np.arange(3))
+    Draft(store, run=RUN).write_array("train/count", np.arange(3))
     (folder / "staging" / "old").mkdir(parents=True)
     (folder / "staging" / "old" / "rows.npy").write_bytes(b"x")
     grow_old(folder)
@@ -81,12 +81,12 @@ def test_what_is_behind_a_link_in_a_store_is_left_alone_and_named(
         shutil.rmtree(link)
     link.symlink_to(elsewhere)
     before = tree(elsewhere)
-    done = collect(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, older_than=NOTHING, now=True)
     assert tree(elsewhere) == before
     assert f"{path} is a symbolic link: nothing behind it is deleted" in done.notes
     assert link.is_symlink()
     assert [g.reason for g in done.deleted if g.reason == "replaced"] == ["replaced"]
-    assert [v.problems for v in verify(store, store.summaries())] == [[], []]
+    assert [v.problems for v in verify_entries(store, store.list_summaries())] == [[], []]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -101,7 +101,7 @@ def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
             shutil.move(folder, disk / str(number))
             folder.symlink_to(disk / str(number))
     before, runs = tree(disk), tree(Path(store.url) / "runs")
-    done = collect(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, older_than=NOTHING, now=True)
     if top == "index" or depth < 3:
         assert tree(disk) == before
         assert any(f"{top}" in note and "is a symbolic link" in note for note in done.notes)
@@ -111,7 +111,7 @@ def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
         # Inside a run links are parts of it: they go with it, and what is behind them stays.
         assert tree(disk) == before
         assert {g.reason for g in done.deleted} == {"replaced", "never committed", "abandoned staging"}
-    assert [v.problems for v in verify(store, store.summaries())] == [[], []]
+    assert [v.problems for v in verify_entries(store, store.list_summaries())] == [[], []]
 
 
 def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp
     index.rename(tmp_path / "disk")
     index.symlink_to(tmp_path / "not mounted")
     runs = tree(Path(store.url) / "runs")
-    assert open_store(store.url).summaries() == []
-    collect(store, older_than=NOTHING, now=True)
+    assert open_store(store.url).list_summaries() == []
+    collect_garbage(store, older_than=NOTHING, now=True)
     assert tree(Path(store.url) / "runs") == runs
 
 
@@ -130,7 +130,7 @@ def test_links_in_a_run_that_was_abandoned_are_deleted_as_links(store: Store, el
     (run / "train" / "count" / "file").symlink_to(elsewhere / "thesis" / "chapter1.tex")
     (run / "nowhere").symlink_to("nowhere")
     before = tree(elsewhere)
-    done = collect(store, older_than=NOTHING)
+    done = collect_garbage(store, older_than=NOTHING)
     assert f"runs/{RUN}" in {g.path for g in done.deleted}
     assert not run.exists()
     assert tree(elsewhere) == before
@@ -161,7 +161,7 @@ def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
     try:
         while (deleted < 8 or swapped < 40) and time.monotonic() < end:
             with suppress(InputError):
-                deleted += place in {g.path for g in collect(store, older_than=NOTHING).deleted}
+                deleted += place in {g.path for g in collect_garbage(store, older_than=NOTHING).deleted}
     finally:
         done.set()
         swapping.join()
@@ -185,7 +185,9 @@ def test_one_run_is_deleted_and_none_whose_name_begins_alike(
 ) -> None:
     objects: ObjectStore = MemoryStore()
     if where != "memory":
-        objects = connect(str(tmp_path) if where == "disk" else request.getfixturevalue("s3_url"))
+        objects = connect_object_store(
+            str(tmp_path) if where == "disk" else request.getfixturevalue("s3_url")
+        )
     for name in (f"{RUN}/zarr.json", f"{RUN}/train/zarr.json", f"{RUN}0/zarr.json", "zarr.json"):
         obstore.put(objects, f"runs/{name}", b"x")
     delete_run(objects, RUN)
@@ -198,7 +200,7 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
     mine.parent.mkdir()
     mine.write_text("x")
     grow_old(mine.parent)
-    assert len(collect(store, older_than=NOTHING, now=True).deleted) == 3
+    assert len(collect_garbage(store, older_than=NOTHING, now=True).deleted) == 3
     assert mine.read_text() == "x"
 
 
@@ -237,14 +239,14 @@ def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: 
         os.close(above)
     os.close(here)
     try:
-        assert len(store.summaries()) == 2
-        done = collect(store, older_than=NOTHING, now=True)
+        assert len(store.list_summaries()) == 2
+        done = collect_garbage(store, older_than=NOTHING, now=True)
         assert any(f"{where}{'' if where == 'staging/x' else '/a/a/a'}" in note for note in done.notes)
         # Where not all is listed, what has no commit may be somebody's.
         uncommitted = {"never committed"} if where == "staging/x" else set()
         reasons = {g.reason for g in done.deleted if g.path.startswith("runs/")}
         assert reasons == {"replaced"} | uncommitted
-        assert [v.problems for v in verify(store)] == [[], []]
+        assert [v.problems for v in verify_entries(store)] == [[], []]
     finally:
         subprocess.run(["rm", "-rf", str(root / where)], check=True)
 
@@ -252,14 +254,14 @@ def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: 
 def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
     store: Store, tmp_path: Path
 ) -> None:
-    names = [sha256(str(n).encode()) for n in range(60)]
+    names = [compute_sha256(str(n).encode()) for n in range(60)]
     levels = [Path(store.url) / "index", tmp_path / "second", tmp_path / "third", tmp_path / "fourth"]
     for folder, behind in pairwise(levels):
         behind.mkdir()
         for name in names:
             (folder / name).symlink_to(behind)
     began = time.perf_counter()
-    entries, reasons = store.survey()
+    entries, reasons = store.list_entries()
     assert (len(entries), len(reasons)) == (2, 1)
     assert "behind more than 1000 links" in reasons[0]
     assert time.perf_counter() - began < 5
@@ -270,17 +272,19 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
     (Path(store.url) / "index" / "x").symlink_to(tmp_path / "large")
     (Path(store.url) / "index" / "y").mkdir(mode=0)
     seen = []
-    found = walk(Path(store.url), "index", seen.append, enter=lambda p: seen.append(p) or "x" not in p)
+    found = walk_files(
+        Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
+    )
     assert all("index/x/" not in file.path for file in found)
-    assert store.survey()[1] == []
+    assert store.list_entries()[1] == []
 
 
 def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
     index = Path(store.url) / "index"
     index.rename(index.with_name("kept"))
     index.write_text("")
-    assert store.survey() == ([], [f"cannot read {index}: it is a file, not a folder"])
-    assert collect(store, older_than=NOTHING).deleted[0].path == "staging/old"
+    assert store.list_entries() == ([], [f"cannot read {index}: it is a file, not a folder"])
+    assert collect_garbage(store, older_than=NOTHING).deleted[0].path == "staging/old"
     assert len(list((Path(store.url) / "runs").iterdir())) == 5
 
 
@@ -289,7 +293,7 @@ def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store,
     lock = Path(store.url) / "staging" / "old.lock"
     lock.mkdir() if kind == "folder" else os.mkfifo(lock)
     grow_old(Path(store.url))
-    done = collect(store)
+    done = collect_garbage(store)
     assert {g.reason for g in done.deleted} == {"replaced", "never committed"}
     assert (Path(store.url) / "staging" / "old").exists()
 
@@ -298,9 +302,9 @@ def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store,
 def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
     store: Store, elsewhere: Path, tmp_path: Path, at: str
 ) -> None:
-    (summary, *_) = store.summaries()
+    (summary, *_) = store.list_summaries()
     target = create_store(str(tmp_path / "target"))
-    place = tmp_path / "target" / "runs" / store.commit_of(summary).run
+    place = tmp_path / "target" / "runs" / store.read_entry_commit(summary).run
     if at == "file":
         place.write_text("mine")
     elif at == "run":
@@ -309,6 +313,6 @@ def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
         place.mkdir()
         (place / "train").symlink_to(elsewhere)
     before = tree(elsewhere)
-    assert [c.outcome for c in copy(store, target, [summary])] == ["copied"]
+    assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
     assert tree(elsewhere) == before
-    assert [v.problems for v in verify(target)] == [[]]
+    assert [v.problems for v in verify_entries(target)] == [[]]

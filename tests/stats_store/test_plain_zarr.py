@@ -45,8 +45,8 @@ def flow_by(code: str, folder: Path) -> np.ndarray:
 def expected(folder: Path) -> np.ndarray:
     """The flow by its definition, from this project's reader: others' mean minus own."""
     store = create_store(str(folder / "store"))
-    (summary,) = [s for s in store.summaries() if s.dataset == "birds"]
-    mean = store.open(summary).read("train/mean")
+    (summary,) = [s for s in store.list_summaries() if s.dataset == "birds"]
+    mean = store.open_entry(summary).read_array("train/mean")
     return np.array([np.delete(mean, c, axis=0).mean(axis=0) - mean[c] for c in range(len(mean))])
 
 

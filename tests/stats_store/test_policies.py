@@ -15,12 +15,12 @@ from toy_entries import commit, fill, put
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 DOCS = Path(__file__).parents[2] / "docs" / "store.md"
 POLICIES = dict(re.findall(r"<!-- policy: (\w+) -->\n\n```json\n(.*?)```", DOCS.read_text(), flags=re.DOTALL))
@@ -85,9 +85,9 @@ def test_the_docs_have_three_roles():
 def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
     summary = become("reader")
     store = open_store(URL)
-    assert store.open(summary).read("train/count").sum() > 0
-    assert all(v.sound for v in verify(store))
-    (done,) = copy(store, create_store(str(tmp_path)), [summary])
+    assert store.open_entry(summary).read_array("train/count").sum() > 0
+    assert all(v.sound for v in verify_entries(store))
+    (done,) = copy_entries(store, create_store(str(tmp_path)), [summary])
     assert done.outcome == "copied"
 
 
@@ -96,23 +96,23 @@ def test_a_reader_changes_nothing(become):
     with pytest.raises(InputError, match="permission denied by the server"):
         create_store(URL)
     with pytest.raises(InputError, match="permission denied by the server"):
-        remove(open_store(URL), summary)
-    assert summary in open_store(URL).summaries()
+        remove_entry(open_store(URL), summary)
+    assert summary in open_store(URL).list_summaries()
 
 
 def test_a_writer_publishes_loses_and_removes_without_deleting(become):
     summary = become("writer")
     store = create_store(URL)
     mine = put(store, 1, fingerprint="a" * 64)
-    assert mine in store.summaries()
+    assert mine in store.list_summaries()
     draft = Draft(store)
     fill(draft)
     assert commit(draft).outcome == "already there"
-    remove(store, mine)
-    assert mine not in store.summaries()
+    remove_entry(store, mine)
+    assert mine not in store.list_summaries()
     with pytest.raises(InputError, match="cannot use s3"):
-        collect(store, older_than=datetime.timedelta(0), now=True)
-    assert summary in store.summaries()
+        collect_garbage(store, older_than=datetime.timedelta(0), now=True)
+    assert summary in store.list_summaries()
 
 
 def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
@@ -120,8 +120,8 @@ def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
     fill(Draft(create_store(URL)))
     summary = become("keeper")
     store = open_store(URL)
-    assert len(collect(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1
-    assert collect(store, older_than=datetime.timedelta(0), now=True).deleted == []
-    assert store.open(summary).read("train/count").sum() > 0
+    assert len(collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1
+    assert collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted == []
+    assert store.open_entry(summary).read_array("train/count").sum() > 0
     with pytest.raises(InputError, match="permission denied by the server"):
         create_store(URL)

@@ -8,11 +8,11 @@ from obstore.store import MemoryStore
 from toy_entries import backbone_card, commit, fill
 
 from sfm.errors import InputError
-from sfm.stats_store.digest import BLOCK_ROWS, array_digest
+from sfm.stats_store.digests import BLOCK_ROWS, compute_array_digest
 from sfm.stats_store.objects import create_object, list_objects
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 
 @pytest.fixture
@@ -23,23 +23,23 @@ def store(tmp_path: Path) -> Store:
 def test_what_is_read_is_what_was_written(store: Store) -> None:
     draft = Draft(store)
     written = fill(draft)
-    entry = store.open(commit(draft).summary)
-    assert entry.names() == sorted(written)
+    entry = store.open_entry(commit(draft).summary)
+    assert entry.list_arrays() == sorted(written)
     for name, array in written.items():
-        read = entry.read(name)
+        read = entry.read_array(name)
         assert read.dtype == array.dtype
         assert np.array_equal(read, array)
-        assert np.array_equal(entry.read(name, slice(1, 3)), array[1:3])
-        assert entry.commit.arrays[name] == array_digest(array)
+        assert np.array_equal(entry.read_array(name, slice(1, 3)), array[1:3])
+        assert entry.commit.arrays[name] == compute_array_digest(array)
 
 
 def test_nothing_is_visible_before_the_commit(store: Store) -> None:
     draft = Draft(store)
     fill(draft)
-    assert store.summaries() == []
-    assert verify(store) == []
+    assert store.list_summaries() == []
+    assert verify_entries(store) == []
     commit(draft)
-    assert len(store.summaries()) == 1
+    assert len(store.list_summaries()) == 1
 
 
 def test_a_discarded_draft_leaves_nothing(store: Store) -> None:
@@ -72,7 +72,7 @@ def test_another_backbone_dataset_or_option_is_another_entry(store: Store) -> No
         draft = Draft(store)
         fill(draft)
         assert commit(draft, **variant).outcome == "published"  # type: ignore[arg-type]
-    summaries = store.summaries()
+    summaries = store.list_summaries()
     assert len({s.key for s in summaries}) == len({s.entry_digest for s in summaries}) == 4
 
 
@@ -83,9 +83,9 @@ def test_replacing_commits_the_next_generation_and_keeps_the_run_it_replaced(sto
         fill(draft, seed)
         runs.append(draft.run)
         assert commit(draft, replace=True).summary.generation == seed
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     assert summary.generation == 3
-    assert store.open(summary).commit.run == runs[-1]
+    assert store.open_entry(summary).commit.run == runs[-1]
     assert {p.name for p in (Path(store.url) / "runs").iterdir() if p.is_dir()} == set(runs)
 
 
@@ -101,19 +101,19 @@ def test_the_same_content_has_the_same_entry_digest_in_every_store(tmp_path: Pat
 def test_an_array_written_block_by_block_is_the_same_as_one_written_whole(store: Store) -> None:
     array = np.random.default_rng(0).standard_normal((2 * BLOCK_ROWS + 5, 3)).astype(np.float32)
     whole, blocks = Draft(store), Draft(store)
-    whole.write("test/feature", array)
+    whole.write_array("test/feature", array)
     parts = (array[i : i + BLOCK_ROWS] for i in range(0, len(array), BLOCK_ROWS))
-    blocks.write_blocks("test/feature", parts, array.shape, np.float32)
-    assert whole.digests == blocks.digests
-    assert {r.sha256 for r in whole.written.values()} == {r.sha256 for r in blocks.written.values()}
+    blocks.write_array_blocks("test/feature", parts, array.shape, np.float32)
+    assert whole.array_digests == blocks.array_digests
+    assert {r.sha256 for r in whole.records.values()} == {r.sha256 for r in blocks.records.values()}
 
 
 def test_blocks_that_do_not_make_up_the_announced_array_are_refused(store: Store) -> None:
     short = np.zeros((7, 2), np.float32)
     with pytest.raises(ValueError, match="7 rows given, 8 announced"):
-        Draft(store).write_blocks("test/feature", [short], (8, 2), np.float32)
+        Draft(store).write_array_blocks("test/feature", [short], (8, 2), np.float32)
     with pytest.raises(ValueError, match=f"only the last block may be shorter than {BLOCK_ROWS} rows"):
-        Draft(store).write_blocks("test/feature", [short, short], (14, 2), np.float32)
+        Draft(store).write_array_blocks("test/feature", [short, short], (14, 2), np.float32)
 
 
 def test_a_store_can_live_in_memory(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_store_can_live_in_memory(tmp_path: Path) -> None:
     written = fill(draft)
     summary = commit(draft).summary
     store = open_store(objects)
-    assert np.array_equal(store.open(summary).read("train/mean"), written["train/mean"])
-    assert [v.problems for v in verify(store)] == [[]]
+    assert np.array_equal(store.open_entry(summary).read_array("train/mean"), written["train/mean"])
+    assert [v.problems for v in verify_entries(store)] == [[]]
     with pytest.raises(InputError, match="is not a store"):
         open_store(MemoryStore())
 

@@ -21,14 +21,14 @@ from store_processes import (
 from toy_entries import commit, fill
 
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.collect import collect
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.history import remove
-from sfm.stats_store.location import connect
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NO_AGE = datetime.timedelta(0)
 
@@ -65,9 +65,11 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while not self.done.is_set():
             try:
-                for summary in self.store.summaries():
-                    entry = self.store.open(summary)
-                    found = tuple((name, array_digest(entry.read(name))) for name in entry.names())
+                for summary in self.store.list_summaries():
+                    entry = self.store.open_entry(summary)
+                    found = tuple(
+                        (name, compute_array_digest(entry.read_array(name))) for name in entry.list_arrays()
+                    )
                     self.entries += 1
                     if found in self.whole:
                         self.seen.setdefault(summary.fingerprint, set()).add(self.whole[found])
@@ -117,10 +119,10 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
     assert all(seeds == {winners[int(fingerprint, 16)]} for fingerprint, seeds in reader.seen.items())
 
     store = open_store(place)
-    collect(store, older_than=NO_AGE)
+    collect_garbage(store, older_than=NO_AGE)
     assert runs_in(store) == {run for *_, run, outcome in reports if outcome == "published"}
-    assert len(store.summaries()) == rounds
-    assert [p for verdict in verify(store) for p in verdict.problems] == []
+    assert len(store.list_summaries()) == rounds
+    assert [p for verdict in verify_entries(store) for p in verdict.problems] == []
     close = sum(outcome == "another writer was first" for *_, outcome in reports)
     where = "S3" if place.startswith("s3") else "disk"
     print(
@@ -147,15 +149,15 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
     proxy.choose = first_commit  # type: ignore[assignment]
     assert commit(draft).outcome == "published"
     assert len(hits) == 1
-    assert [s.fingerprint for s in store.summaries()] == ["f" * 64]
-    assert all(verdict.sound for verdict in verify(store))
+    assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
+    assert all(verdict.sound for verdict in verify_entries(store))
 
 
 def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
     proxy: Proxy, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
-        __import__("sfm.stats_store.location", fromlist=["AT_WORK"]).AT_WORK, "max_retries", 0
+        __import__("sfm.stats_store.location", fromlist=["PATIENT_RETRY"]).PATIENT_RETRY, "max_retries", 0
     )
     store = create_store(s3_url)
     draft = Draft(store)
@@ -175,8 +177,8 @@ def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_al
         commit(draft)
     proxy.choose = lambda _: None
     draft.discard()
-    assert [s.fingerprint for s in store.summaries()] == ["f" * 64]
-    assert [v.problems for v in verify(store)] == [[]]
+    assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
+    assert [v.problems for v in verify_entries(store)] == [[]]
 
 
 @pytest.mark.parametrize("fault", ["unconditional", "501"])
@@ -187,13 +189,13 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extra
     with pytest.raises(InputError, match=r"does not support conditional writes .* use another bucket"):
         create_store(s3_url)
     proxy.choose = lambda _: None
-    assert list_objects(connect(s3_url)) == []
+    assert list_objects(connect_object_store(s3_url)) == []
     create_store(s3_url)
     proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
     with pytest.raises(InputError, match="does not support conditional writes"):
         create_store(s3_url)
     proxy.choose = lambda _: None
-    assert open_store(s3_url).summaries() == []
+    assert open_store(s3_url).list_summaries() == []
 
 
 @pytest.mark.parametrize("place", ["disk", pytest.param("s3", marks=pytest.mark.torture)], indirect=True)
@@ -214,8 +216,8 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
     go.set()
     assert results.get(timeout=60) == "already there"
     slow.join()
-    assert {s.fingerprint for s in store.summaries()} == {fingerprint_of(1), fingerprint_of(2)}
-    assert all(verdict.sound for verdict in verify(store))
+    assert {s.fingerprint for s in store.list_summaries()} == {fingerprint_of(1), fingerprint_of(2)}
+    assert all(verdict.sound for verdict in verify_entries(store))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None
 
     alone, together = seconds(1), seconds(3)
     store = open_store(place)
-    assert len(store.summaries()) == 4 * entries
+    assert len(store.list_summaries()) == 4 * entries
     assert len(runs_in(store)) == 4 * entries
     print(
         f"\ntorture: writers of different keys, {'S3' if place.startswith('s3') else 'disk'}: one alone "
@@ -259,15 +261,15 @@ def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(tmp_
     standing = commit(first).summary
     second = Draft(store)
     fill(second, 2)
-    listed = store.generations
+    listed = store.list_commits
 
     def removed_after_listing(key: str = "") -> dict[str, list[str]]:
         found = listed(key)
-        object.__setattr__(store, "generations", listed)
-        remove(store, standing)
+        object.__setattr__(store, "list_commits", listed)
+        remove_entry(store, standing)
         return found
 
-    object.__setattr__(store, "generations", removed_after_listing)
+    object.__setattr__(store, "list_commits", removed_after_listing)
     published = commit(second, replace=True)
     assert (published.outcome, published.summary.generation) == ("published", 3)
-    assert [s.generation for s in store.summaries()] == [3]
+    assert [s.generation for s in store.list_summaries()] == [3]

@@ -16,12 +16,12 @@ from typer.testing import CliRunner, Result
 from sfm.cli import app
 from sfm.errors import InputError
 from sfm.pipeline.staging import Task, open_staging
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 pytestmark = needs_root
 
@@ -64,11 +64,11 @@ def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_stor
         assert stat.S_IMODE(path.stat().st_mode) == (0o2775 if path.is_dir() else 0o664), path
     with acting_as(BEN, 0o022):
         store = open_store(str(place))
-        assert [s.dataset for s in store.summaries()] == ["birds", "boats"]
-        assert [v.sound for v in verify(store)] == [True, True]
-        remove(store, store.summaries()[1])
+        assert [s.dataset for s in store.list_summaries()] == ["birds", "boats"]
+        assert [v.sound for v in verify_entries(store)] == [True, True]
+        remove_entry(store, store.list_summaries()[1])
     with acting_as(ANNA, 0o002):
-        assert [g.reason for g in collect(store, older_than=NOTHING).deleted] == ["removed"]
+        assert [g.reason for g in collect_garbage(store, older_than=NOTHING).deleted] == ["removed"]
 
 
 def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
@@ -85,8 +85,8 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         store = create_store(str(place))
         boats = put(store, 1, dataset="boats", backbone=backbone_card("lite1"))
         draft = Draft(store)
-        draft.write("train/count", np.arange(3))
-        run = store.commit_of(boats).run
+        draft.write_array("train/count", np.arange(3))
+        run = store.read_entry_commit(boats).run
         paths = {
             "commit": place / "index" / boats.key / "00000001.json",
             "key": place / "index" / boats.key,
@@ -100,17 +100,17 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         if hidden != "run":
             assert "note: left out: " in listed.stdout
             assert "is of user 12347" in listed.stdout.replace("\n", "")
-            assert [s.dataset for s in store.summaries()] == ["birds"]
+            assert [s.dataset for s in store.list_summaries()] == ["birds"]
         assert sfm("show", place, "birds").exit_code == 0
         checked = sfm("verify", place, "--quiet")
         assert (checked.exit_code, "DAMAGED" in checked.stdout) == (0, False)
         assert "note: left out: " in checked.stdout
         put(store, 2, dataset="birds", replace=True)
-        birds = next(s for s in store.summaries() if s.dataset == "birds")
-        done = collect(store, older_than=NOTHING, now=True)
+        birds = next(s for s in store.list_summaries() if s.dataset == "birds")
+        done = collect_garbage(store, older_than=NOTHING, now=True)
         assert [g.reason for g in done.deleted] == ["replaced"]
         assert any("12347" in note for note in done.notes)
-        assert copy(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
+        assert copy_entries(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
     assert (place / "runs" / run).is_dir()
     assert (place / "runs" / draft.run).is_dir()
 
@@ -122,7 +122,7 @@ def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() 
         with acting_as(BEN, 0o022):
             with pytest.raises(InputError) as error:
                 create_store(str(team / "store"))
-            assert len(open_store(str(team / "store")).summaries()) == 1
+            assert len(open_store(str(team / "store")).list_summaries()) == 1
         for word in (
             "permission denied: ",
             "store is of user 12345, mode 2755",
@@ -146,7 +146,7 @@ def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> No
         with open_staging(place / "staging", "key", place) as staging:
             assert staging.root.name.startswith("key-")
         grow_old_as_far_as_allowed(place / "staging")
-        assert collect(open_store(str(place)), older_than=NOTHING).deleted == []
+        assert collect_garbage(open_store(str(place)), older_than=NOTHING).deleted == []
 
 
 def grow_old_as_far_as_allowed(folder: Path) -> None:
