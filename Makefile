@@ -2,13 +2,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test torture lint clean
+.PHONY: install quickstart test torture lint docs clean
+
+install: $(VENV)/.installed-dev
 
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
 
+# Tests start many processes: these share compiled modules and two cores.
+test: export PYTHONDONTWRITEBYTECODE =
+test: export OMP_NUM_THREADS = 1
+test: export OMP_WAIT_POLICY = PASSIVE
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m torture -s
@@ -19,6 +25,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/site
 
 $(VENV)/.installed-quickstart: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -13,25 +13,23 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import Tensor, nn
 
-from sfm.backbones import arithmetic as arithmetic  # tells cuBLAS what it must know before it is used
 from sfm.backbones.card import BackboneCard, Preprocessing
-from sfm.backbones.checkpoint import packaged_file, read_checkpoint, readings
-from sfm.backbones.fold import fold_batch_norms
-from sfm.backbones.hub import hub_file
-from sfm.backbones.identity import is_under, reaching, weights_digest
-from sfm.backbones.memory import keep_freed_memory
-from sfm.backbones.preprocess import preprocessing_of, square_side
-from sfm.backbones.spec import PROJECTED, Spec, parse_spec
+from sfm.backbones.execution.batch_norms import fold_batch_norms
+from sfm.backbones.hub import download_hub_weights
+from sfm.backbones.identity import digest_weights, is_in_modules, select_feature_tensors
+from sfm.backbones.preprocessing import preprocessing_from_config, read_input_size
+from sfm.backbones.spec import PROJECTED, BackboneSpec, parse_spec
+from sfm.backbones.weight_files import find_packaged_weights, read_weight_file, strip_prefixes
+from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.field_types import LARGEST_INPUT
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 # What training scripts call the part of a larger model that a backbone is.
-_HOLDERS = frozenset({"", "module", "model", "backbone", "encoder"})
+_USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
 
 
-class Trunk(nn.Module):
+class FeatureModel(nn.Module):
     """A timm model up to the feature.
 
     Parameters
@@ -73,7 +71,7 @@ class Backbone:
     device: torch.device
     _mean: Tensor = field(repr=False)
     _std: Tensor = field(repr=False)
-    _layout: torch.memory_format = field(repr=False)
+    memory_format: torch.memory_format = field(repr=False)
 
     def features(self, images: Tensor) -> Tensor:
         """Extract features.
@@ -96,7 +94,7 @@ class Backbone:
         size = self.card.preprocessing.input_size
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"images of shape {tuple(images.shape)}, expected (batch, 3, {size}, {size})")
-        laid_out = images.contiguous(memory_format=self._layout)
+        laid_out = images.contiguous(memory_format=self.memory_format)
         feature: Tensor = self.model((laid_out - self._mean).div_(self._std))
         return feature.to(images.dtype)
 
@@ -106,11 +104,10 @@ def load_backbone(
     *,
     image_size: int | None = None,
     device: str = "auto",
+    fold_norms: bool = True,
     progress: ProgressCallback = no_progress,
 ) -> Backbone:
     """Build a backbone, load its weights, and identify it.
-
-    From then on the process keeps the memory it frees: its batches are all of one size.
 
     The digest of the weights is taken at the resolution they were stored in; only then are position
     embeddings resampled to the wanted size, and batch norms folded into convolutions.
@@ -123,7 +120,9 @@ def load_backbone(
         Side of the input in pixels; else the spec's, else the one the weights were made for.
     device : {"auto", "cpu", "cuda"}
         "auto" is the GPU where there is one.
-    progress : Listener
+    fold_norms : bool
+        Whether to fold batch norms into convolutions: the same features, up to rounding, in less time.
+    progress : ProgressCallback
         Told which weights were taken where a file holds several sets.
 
     Returns
@@ -137,29 +136,30 @@ def load_backbone(
         finite, if they are evaluated on what images cannot be made into here, if the model cannot take the
         image size, or if there is no such device.
     """
-    keep_freed_memory()
     parsed = parse_spec(spec)
-    place = _device(device)
-    if image_size is not None and not 1 <= image_size <= LARGEST_INPUT:
-        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {LARGEST_INPUT}")
-    _check_known(parsed)
-    preprocessing = _preprocessing(parsed, image_size)
-    model, choice = _load(parsed)
+    place = _select_device(device)
+    if image_size is not None and not 1 <= image_size <= MAX_INPUT_PIXELS:
+        raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {MAX_INPUT_PIXELS}")
+    _require_known_model(parsed)
+    preprocessing = _resolve_preprocessing(parsed, image_size)
+    model, choice = _load_model(parsed)
     if choice:
-        progress(Progress(f"weights of {without_folder(spec)} from {choice}", 1, 1, "sets"))
+        progress(Progress(f"weights of {strip_folder(spec)} from {choice}", 1, 1, "sets"))
     try:
-        digest = weights_digest(reaching(model.state_dict(), _unused(parsed, model)))
+        digest = digest_weights(
+            select_feature_tensors(model.state_dict(), _name_classifier_modules(parsed, model))
+        )
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
     size = preprocessing.input_size
-    trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
+    trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features = _fit(trunk, example, spec)
-    folded = fold_batch_norms(trunk, example).requires_grad_(False)
+    features = _count_features(trunk, example, spec)
+    folded: nn.Module = fold_batch_norms(trunk, example).requires_grad_(False) if fold_norms else trunk
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
     card = BackboneCard(
-        spec=without_folder(spec),
+        spec=strip_folder(spec),
         model=parsed.model,
         rule=parsed.rule,
         weights=digest,
@@ -168,18 +168,18 @@ def load_backbone(
     )
     folded = folded.to(device=place).to(memory_format=layout)
     mean, std = (
-        _everywhere(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std)
+        _expand_channels(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std)
     )
     return Backbone(card, folded, place, mean, std, layout)
 
 
-def without_folder(spec: str) -> str:
+def strip_folder(spec: str) -> str:
     """Return a spec with only the name of its file: cards are shared, a user's folders are not."""
     name, at, file = spec.partition("@")
     return f"{name}{at}{PurePath(file).name}" if at else spec
 
 
-def _device(name: str) -> torch.device:
+def _select_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise InputError("device 'cuda' was asked for, and torch finds no GPU here: use 'auto' or 'cpu'")
@@ -188,7 +188,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _everywhere(
+def _expand_channels(
     values: Sequence[float], size: int, device: torch.device, layout: torch.memory_format
 ) -> Tensor:
     """Return a value per channel for each pixel: a tensor laid out as the images are is quick to combine."""
@@ -196,21 +196,21 @@ def _everywhere(
     return pixels.contiguous(memory_format=layout)
 
 
-def _load(spec: Spec) -> tuple[Any, str]:
+def _load_model(spec: BackboneSpec) -> tuple[Any, str]:
     """Build the timm model at the resolution of its weights; say which where a file holds several sets."""
-    path = spec.weights if spec.package is None else packaged_file(spec.package)
+    path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
     if path is None:
-        return _pretrained(spec), ""
+        return _create_pretrained_model(spec), ""
     model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
-    checkpoint = read_checkpoint(path, spec.prefix)
-    tensors, unused = checkpoint.tensors, _unused(spec, model)
+    checkpoint = read_weight_file(path, spec.prefix)
+    tensors, unused = checkpoint.tensors, _name_classifier_modules(spec, model)
     if spec.package is not None:
-        tensors = _in_order(tensors, model, path)
-    choice = _take(model, tensors, unused, path, spec.model)
+        tensors = _match_tensors_by_order(tensors, model, path)
+    choice = _load_weights(model, tensors, unused, path, spec.model)
     return model, ", ".join(filter(None, (checkpoint.choice, choice)))
 
 
-def _check_known(spec: Spec) -> None:
+def _require_known_model(spec: BackboneSpec) -> None:
     known = timm.list_models()
     if spec.model not in known:
         close = [f"timm/{name}" for name in difflib.get_close_matches(spec.model, known, n=3)]
@@ -223,18 +223,18 @@ def _check_known(spec: Spec) -> None:
         )
 
 
-def _preprocessing(spec: Spec, image_size: int | None) -> Preprocessing:
+def _resolve_preprocessing(spec: BackboneSpec, image_size: int | None) -> Preprocessing:
     """Return how timm evaluates the weights of a spec, at another image size where one is asked for."""
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
     config = {**known.to_dict(), **spec.overrides}
     wanted = spec.image_size if image_size is None else image_size
     try:
-        return preprocessing_of(config, square_side(config) if wanted is None else wanted)
+        return preprocessing_from_config(config, read_input_size(config) if wanted is None else wanted)
     except InputError as error:
         raise InputError(f"backbone '{spec.text}': {error}") from error
 
 
-def _pretrained(spec: Spec) -> Any:
+def _create_pretrained_model(spec: BackboneSpec) -> Any:
     """Have timm build a model with its own weights."""
     config: Any = get_pretrained_cfg(spec.timm_name)
     advice = f"or give a local file: {spec.text}@FILE"
@@ -242,22 +242,22 @@ def _pretrained(spec: Spec) -> Any:
         raise InputError(f"timm has no weights for '{spec.text}': name a tag that has, {advice}")
     try:
         plain = config.hf_hub_id and not config.custom_load and not config.hf_hub_filename
-        path = hub_file(config.hf_hub_id) if plain else None
+        path = download_hub_weights(config.hf_hub_id) if plain else None
         overlay = {} if path is None else {"file": str(path)}
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
         raise InputError(
-            f"cannot get the weights of '{spec.text}' ({first_line(error)}): try again, {advice}"
+            f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}"
         ) from error
 
 
-def _unused(spec: Spec, model: Any) -> list[str]:
+def _name_classifier_modules(spec: BackboneSpec, model: Any) -> list[str]:
     """Name the modules that turn the feature into class scores, where they come after the feature."""
     named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())
 
 
-def _in_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
+def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
     """Give tensors their timm names where only their order says which is which."""
     own = model.state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in own.values()]:
@@ -267,27 +267,33 @@ def _in_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, T
     return dict(zip(own, tensors.values(), strict=True))
 
 
-def _take(model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str) -> str:
+def _load_weights(
+    model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str
+) -> str:
     """Load a checkpoint whose classifier may be any or none; say which where it is in it twice."""
     choice = ""
-    fitted, faults = _fitted(model, tensors, unused)
+    fitted, faults = _translate_tensors(model, tensors, unused)
     if faults:
-        places = readings(tensors, reaching(model.state_dict(), unused))
-        fitting = [prefix for prefix, there in places.items() if not _fitted(model, there, unused)[1]]
-        prefix, choice = _one_of(fitting, path, name) if fitting else (next(iter(places), ""), "")
-        fitted, faults = _fitted(model, places.get(prefix, tensors), unused)
+        places = strip_prefixes(tensors, select_feature_tensors(model.state_dict(), unused))
+        fitting = [
+            prefix for prefix, there in places.items() if not _translate_tensors(model, there, unused)[1]
+        ]
+        prefix, choice = _choose_prefix(fitting, path, name) if fitting else (next(iter(places), ""), "")
+        fitted, faults = _translate_tensors(model, places.get(prefix, tensors), unused)
     if faults:
-        raise InputError(f"{path} does not fit {name}: {_few(faults)}")
-    model.load_state_dict({n: t for n, t in fitted.items() if not is_under(n, unused)}, strict=False)
+        raise InputError(f"{path} does not fit {name}: {_join_first_mismatches(faults)}")
+    model.load_state_dict({n: t for n, t in fitted.items() if not is_in_modules(n, unused)}, strict=False)
     return choice
 
 
-def _one_of(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
+def _choose_prefix(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
     """Choose among the prefixes under which a checkpoint holds a model; say which where there are several."""
     if len(fitting) == 1:
         return fitting[0], ""
     places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting}
-    usual = [prefix for prefix in fitting if _HOLDERS.issuperset(prefix.removesuffix(".").split("."))]
+    usual = [
+        prefix for prefix in fitting if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
+    ]
     if len(usual) != 1:
         raise InputError(
             f"{path} holds {name} under {' and '.join(places.values())}: save those you mean alone"
@@ -296,12 +302,12 @@ def _one_of(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
     return usual[0], f"{chosen}, not {' or '.join(places.values())}"
 
 
-def _fitted(
+def _translate_tensors(
     model: Any, tensors: dict[str, Tensor], unused: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Give tensors the model's names, and say what is wrong with them as they are if that cannot be done."""
-    _match_grid(model, tensors.get("pos_embed"))
-    faults = _faults(model, tensors, unused)
+    _match_position_grid(model, tensors.get("pos_embed"))
+    faults = _find_mismatches(model, tensors, unused)
     # Models keep next to them how their first publisher's checkpoints translate to timm's names.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if not faults or translate is None:
@@ -310,10 +316,10 @@ def _fitted(
         translated = translate(dict(tensors), model)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
         return tensors, faults
-    return translated, faults if _faults(model, translated, unused) else []
+    return translated, faults if _find_mismatches(model, translated, unused) else []
 
 
-def _match_grid(model: Any, stored: Tensor | None) -> None:
+def _match_position_grid(model: Any, stored: Tensor | None) -> None:
     """Give a vision transformer the input size that a stored position embedding was made for."""
     own = getattr(model, "pos_embed", None)
     if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
@@ -327,11 +333,11 @@ def _match_grid(model: Any, stored: Tensor | None) -> None:
         model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
 
 
-def _faults(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
+def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
     """Say how a checkpoint's tensors, but for the unused ones, differ from those the model has."""
     own = model.state_dict()
-    given = {name: tensor for name, tensor in tensors.items() if not is_under(name, unused)}
-    missing = [f"no {name}" for name in reaching(own, unused) if name not in given]
+    given = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused)}
+    missing = [f"no {name}" for name in select_feature_tensors(own, unused) if name not in given]
     foreign = [f"unknown {name}" for name in given if name not in own]
     misshapen = [
         f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
@@ -341,12 +347,12 @@ def _faults(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> 
     return missing + foreign + misshapen
 
 
-def _few(faults: list[str]) -> str:
-    told = ", ".join(one_line(fault, 120) for fault in faults[:3])
+def _join_first_mismatches(faults: list[str]) -> str:
+    told = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
     return told + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
-def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:
+def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:
     """Set a model up for an input size and count its features."""
     size = example.shape[-1]
     try:
@@ -355,7 +361,9 @@ def _fit(trunk: Trunk, example: Tensor, spec: str) -> int:
         with torch.no_grad():
             feature = trunk(example)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {first_line(error)}") from error
+        raise InputError(
+            f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"
+        ) from error
     if feature.ndim != 2:
         raise InputError(
             f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"

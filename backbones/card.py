@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
 
-from sfm.field_types import ChannelMean, ChannelStd, Digest, Features, InputPixels, Name, ResizedPixels
+from sfm.constrained_types import (
+    ChannelMean,
+    ChannelStd,
+    Digest,
+    FeatureCount,
+    InputPixels,
+    Name,
+    ResizedPixels,
+)
 
 
 class Preprocessing(BaseModel):
@@ -72,7 +80,7 @@ class BackboneCard(BaseModel):
     rule: Name
     weights: Digest
     preprocessing: Preprocessing
-    features: Features
+    features: FeatureCount
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -86,7 +94,7 @@ class BackboneCard(BaseModel):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
+def describe_differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
     """Say which of the three parts of two backbones' identities differ, and how.
 
     Returns

@@ -1,31 +1,9 @@
-"""Which boxes of an image augmented views show, and the random streams they are drawn from. Arrays only."""
+"""Boxes of random resized crops, drawn as plain arrays."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-
-def stream(seed: int, *counter: int) -> np.random.Generator:
-    """Return the random stream that belongs to a seed and a position, whatever was drawn before.
-
-    Parameters
-    ----------
-    seed : int
-        The seed of the run.
-    *counter : int
-        Where in the run: a purpose, a step, an image. At most three values below 2**64.
-
-    Returns
-    -------
-    numpy.random.Generator
-        A Philox generator: equal arguments give equal numbers, different ones independent numbers.
-    """
-    if len(counter) > 3:
-        raise ValueError(f"at most three counters, got {len(counter)}")
-    # As an array: numpy turns a list with a value above 2**63 into floats.
-    position = np.array([0, *counter, *([0] * (3 - len(counter)))], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=seed, counter=position))
 
 
 @dataclass(frozen=True)
@@ -83,7 +61,7 @@ def draw_crops(
     return Crops(top, left, height, width, rng.uniform(size=count) < 0.5)
 
 
-def centre_crop(count: int, size: int, side: int) -> Crops:
+def make_centre_crops(count: int, size: int, side: int) -> Crops:
     """Return `count` unmirrored boxes of `side` pixels in the middle of images of `size` pixels."""
     inset = np.full(count, (size - side) / 2)
     whole = np.full(count, float(side))

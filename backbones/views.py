@@ -13,7 +13,7 @@ from torch import Tensor
 from sfm.backbones.crops import Crops
 
 
-def interpolation_matrix(
+def make_interpolation_matrix(
     start: npt.NDArray[np.float64],
     length: npt.NDArray[np.float64],
     size: int,
@@ -49,7 +49,7 @@ def interpolation_matrix(
     return (places[:, :, None] - pixels).abs_().neg_().add_(1).clamp_(min=0).float()
 
 
-def look(images: Tensor, crops: Crops, out: int) -> Tensor:
+def apply_crops(images: Tensor, crops: Crops, out: int) -> Tensor:
     """Look at images through crops.
 
     Parameters
@@ -67,6 +67,6 @@ def look(images: Tensor, crops: Crops, out: int) -> Tensor:
         Same dtype and device as `images`.
     """
     size, device = images.shape[-1], images.device
-    rows = interpolation_matrix(crops.top, crops.height, size, out, device=device).to(images)
-    columns = interpolation_matrix(crops.left, crops.width, size, out, crops.flip, device).to(images)
+    rows = make_interpolation_matrix(crops.top, crops.height, size, out, device=device).to(images)
+    columns = make_interpolation_matrix(crops.left, crops.width, size, out, crops.flip, device).to(images)
     return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""Steps of `sfm distill` on an idle machine and beside processes that want its cores.
+"""Speed of `sfm distill` on an idle machine and beside busy processes, by thread settings.
 
 ``python benchmarks/busy.py [--quick] [--busy 2] [--json FILE]``
 
@@ -22,11 +22,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SFM = str(Path(sys.executable).with_name("sfm"))
+SFM_COMMAND = str(Path(sys.executable).with_name("sfm"))
 SPINNING = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
-"""What GNU's and LLVM's OpenMP do where nothing is said."""
+"""Defaults of GNU's and LLVM's OpenMP."""
 
-WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
+THREAD_SETTINGS: dict[str, tuple[list[str], dict[str, str]]] = {
     "one thread": (["--threads", "1"], {}),
     "spinning": ([], SPINNING),
     "sleeping": ([], {"OMP_WAIT_POLICY": "PASSIVE"}),
@@ -34,16 +34,16 @@ WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 
 
-def extract_small(place: Path) -> None:
-    """Make a store of a few real images per class."""
-    words = ["extract", "builtin:fashion-mnist-6k", "--store", str(place), "--backbone", "lite0"]
-    words += ["--image-size", "96", "--limit-per-class", "20", "--sub-classes", "2", "--quiet"]
-    subprocess.run([SFM, *words], check=True, stdout=subprocess.DEVNULL)
+def extract_small_store(store: Path) -> None:
+    """Extract a few real images per class into a new store."""
+    options = ["extract", "builtin:fashion-mnist-6k", "--store", str(store), "--backbone", "lite0"]
+    options += ["--image-size", "96", "--limit-per-class", "20", "--sub-classes", "2", "--quiet"]
+    subprocess.run([SFM_COMMAND, *options], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Keep so many processes busy meanwhile."""
+def busy_processes(count: int) -> Iterator[None]:
+    """Run so many processes that each keep a core busy."""
     spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -53,67 +53,70 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def steps_in_20_seconds(way: str, place: Path, seconds: float) -> float:
-    """Run a distillation for a while; return how many steps it does in 20 seconds."""
-    options, environment = WAYS[way]
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        out = Path(folder) / "run"
-        words = ["distill", "--store", str(place / "store"), "--backbone", "lite0", "--out", str(out)]
-        words += ["--dataset", "fashion-mnist-6k", "--steps", "100000", "--checkpoint-every", "100000"]
-        command = [SFM, *words, *options, "--quiet"]
+def measure_steps_in_20_seconds(setting: str, folder: Path, seconds: float) -> float:
+    """Return how many steps a distillation does in 20 seconds, from a count over `seconds`."""
+    thread_options, environment = THREAD_SETTINGS[setting]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        out = Path(scratch) / "run"
+        options = ["--store", str(folder / "store"), "--backbone", "lite0", "--out", str(out)]
+        options += ["--dataset", "fashion-mnist-6k", "--steps", "100000", "--checkpoint-every", "100000"]
+        command = [SFM_COMMAND, "distill", *options, *thread_options, "--quiet"]
         with subprocess.Popen(command, env=os.environ | environment) as process:
             try:
                 history = out / "history.csv"
-                while not history.exists() or steps_of(history) < 10:
+                while not history.exists() or count_history_rows(history) < 10:
                     if process.poll() is not None:
-                        raise SystemExit(f"{way}: the distillation has ended")
+                        raise SystemExit(f"{setting}: the distillation has ended")
                     time.sleep(0.02)
-                before, began = steps_of(history), time.perf_counter()
+                before, start = count_history_rows(history), time.perf_counter()
                 time.sleep(seconds)
-                done, took = steps_of(history) - before, time.perf_counter() - began
+                steps, elapsed = count_history_rows(history) - before, time.perf_counter() - start
             finally:
                 process.kill()
-    return 20 * done / took
+    return 20 * steps / elapsed
 
 
-def steps_of(history: Path) -> int:
-    """Return how many steps a history holds."""
+def count_history_rows(history: Path) -> int:
+    """Return the number of steps in a history.csv."""
     return history.read_bytes().count(b"\n") - 1
 
 
 def main() -> None:
-    """Measure all ways by turns; print medians, and ratios to one thread and to spinning."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--busy", type=int, default=2, help="processes beside it (2)")
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--seconds", type=float, default=20.0, help="to count steps for (20)")
-    arguments.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    arguments.add_argument("--quick", action="store_true", help="two rounds of three seconds: shows it runs")
-    arguments.add_argument("--json", type=Path, help="write the figures here")
-    given = arguments.parse_args()
-    rounds, seconds = (2, 3.0) if given.quick else (given.rounds, given.seconds)
-    found: dict[str, dict[str, list[float]]] = {}
+    """Measure all settings in rounds; print medians, and ratios to one thread and to spinning."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--busy", type=int, default=2, help="processes beside it (2)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20.0, help="to count steps for (20)")
+    parser.add_argument("--ways", nargs="+", choices=THREAD_SETTINGS, default=list(THREAD_SETTINGS))
+    parser.add_argument("--quick", action="store_true", help="two rounds of three seconds, as a smoke test")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    rounds, seconds = (2, 3.0) if arguments.quick else (arguments.rounds, arguments.seconds)
+    results: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        extract_small(place / "store")
+        folder_path = Path(folder)
+        extract_small_store(folder_path / "store")
         for _ in range(rounds):
-            for load in (0, given.busy):
-                with busy(load):
-                    for way in given.ways:
-                        steps = steps_in_20_seconds(way, place, seconds)
+            for load in (0, arguments.busy):
+                with busy_processes(load):
+                    for setting in arguments.ways:
+                        steps = measure_steps_in_20_seconds(setting, folder_path, seconds)
                         name = f"beside {load} busy processes" if load else "idle"
-                        found.setdefault(name, {}).setdefault(way, []).append(steps)
+                        results.setdefault(name, {}).setdefault(setting, []).append(steps)
     table = Table(title=f"steps in 20 s, median of {rounds} rounds, {os.cpu_count()} cores")
     for column in ("machine", "threads", "steps", "of one thread", "of spinning"):
         table.add_column(column, justify="left" if column in ("machine", "threads") else "right")
-    for name, ways in found.items():
-        medians = {way: statistics.median(values) for way, values in ways.items()}
-        for way, steps in medians.items():
-            ratios = [f"{steps / medians[base]:.2f}" if medians.get(base) else "–" for base in list(WAYS)[:2]]
-            table.add_row(name, way, f"{steps:.0f}", *ratios)
+    for name, ways in results.items():
+        medians = {setting: statistics.median(values) for setting, values in ways.items()}
+        for setting, steps in medians.items():
+            ratios = [
+                f"{steps / medians[base]:.2f}" if medians.get(base) else "–"
+                for base in list(THREAD_SETTINGS)[:2]
+            ]
+            table.add_row(name, setting, f"{steps:.0f}", *ratios)
     Console(width=100).print(table)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ Keep the real features in between runs with --features FOLDER. --quick takes 5,0
 """
 
 import argparse
-import json
 import multiprocessing
 import platform
 import tempfile
@@ -32,103 +31,111 @@ from typing import Any
 
 import numpy as np
 import torch
+from measurement import read_process_bytes, write_json
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from sfm.backbones.build import load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.events import no_progress
-from sfm.pipeline import classifier, logistic
-from sfm.pipeline.centres import sub_class_centres
-from sfm.pipeline.classifier import accuracies, train_classifier
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import cores, equipped, quickest
-from sfm.pipeline.features import Rules, follow, stage
-from sfm.pipeline.folds import in_fold
-from sfm.pipeline.moments import accumulate
-from sfm.pipeline.parts import gather, parts_of
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline import linear_classifier, logistic
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.entry_rows import select_entry_rows
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import stage_tasks, track_pass
+from sfm.pipeline.folds import mark_fold
+from sfm.pipeline.linear_classifier import measure_accuracies, train_classifier
+from sfm.pipeline.partition_tasks import make_tasks
+from sfm.pipeline.pass_result import collect_pass_result
+from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import Staged, Staging, tasks_of
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.pipeline.staging import Staging
+from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.digests import BLOCK_ROWS
 
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+PENALTY_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """C of scikit-learn: the inverse of the penalty on the sum of the losses."""
 
-SETTINGS: dict[str, dict[str, float]] = {
+FIT_SETTINGS: dict[str, dict[str, float]] = {
     "before": {"choosing_rows": 131_072, "few_rows": 0, "path_iterations": 1000, "tolerance": 1e-4},
     "now": {
-        "choosing_rows": classifier.CHOOSING_ROWS,
-        "few_rows": classifier.FEW_ROWS,
-        "path_iterations": classifier.PATH_ITERATIONS,
-        "tolerance": logistic.TOLERANCE,
+        "choosing_rows": linear_classifier.MAX_SELECTION_ROWS,
+        "few_rows": linear_classifier.MAX_SMALL_DATASET_ROWS,
+        "path_iterations": linear_classifier.MAX_PATH_ITERATIONS,
+        "tolerance": logistic.GRADIENT_TOLERANCE,
     },
 }
 
 CLASSES, FEATURES = 1000, 768
-IMAGENET = 1_280_000
-SUB_CLASSES = (5, 10)
+N_IMAGENET_SAMPLES = 1_280_000
+SUB_CLASS_COUNTS = (5, 10)
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def time_function(work: Callable[[], Any]) -> tuple[Any, float]:
     """Return what work gives, and its seconds."""
     began = time.perf_counter()
-    found = work()
-    return found, time.perf_counter() - began
+    fit = work()
+    return fit, time.perf_counter() - began
 
 
-def peak_bytes() -> int:
-    """Return the largest size that this process has had in memory."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
-
-
-def in_a_process(work: Callable[..., Any], *arguments: object) -> Any:
+def run_in_new_process(work: Callable[..., Any], *arguments: object) -> Any:
     """Do work in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
-def device_of(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     """Return the device that a name means."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def real_features(folder: Path, quick: bool, device: str) -> tuple[Staged, Staged]:
+def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeatures, StagedFeatures]:
     """Return features of Fashion-MNIST through lite0, training and held-out; extracted if they are absent."""
     spec = "builtin:fashion-mnist-6k" if quick else "idx:/usr/share/datasets/fashion-mnist"
     config = ExtractConfig(source=spec, store="unused", backbone=["lite0"], image_size=96, device=device)
     source, staging = open_source(spec), Staging(folder / ("quick" if quick else "full"))
     staging.root.mkdir(parents=True, exist_ok=True)
     backbone = load_backbone("lite0", image_size=96, device=device)
-    tasks = tasks_of(source, selection_of(config, source))
-    fast = quickest([backbone], "float32")
-    with equipped(source, backbone.device.type, cores()) as equipment:
-        follow(stage(source, tasks, fast, staging, Rules(), equipment), tasks, tasks, staging, no_progress)
-    (part,) = parts_of(config, gather(config, source, tasks, staging), staging)
-    return part.staged_train(staging, backbone.card.hash), part.staged_test(staging, backbone.card.hash)
+    tasks = make_tasks(source, select_listed_samples(config, source))
+    fast = optimize_for_inference([backbone], "float32")
+    with extraction_runtime(source, backbone.device.type, count_cores()) as equipment:
+        track_pass(
+            stage_tasks(source, tasks, fast, staging, PassOptions(), equipment),
+            tasks,
+            tasks,
+            staging,
+            no_progress,
+        )
+    (part,) = select_entry_rows(config, collect_pass_result(config, source, tasks, staging), staging)
+    return part.open_train(staging, backbone.card.hash), part.open_test(staging, backbone.card.hash)
 
 
-def trained(train: Staged, classes: int, features: int, device: str, name: str) -> tuple[Any, dict[str, Any]]:
+def fit_classifier(
+    train: StagedFeatures, classes: int, features: int, device: str, name: str
+) -> tuple[Any, dict[str, Any]]:
     """Train our classifier with some settings; count its passes, and time it."""
-    settings = SETTINGS[name]
-    classifier.CHOOSING_ROWS = int(settings["choosing_rows"])
-    classifier.FEW_ROWS = int(settings["few_rows"])
-    classifier.PATH_ITERATIONS = int(settings["path_iterations"])
-    moments, moments_seconds = timed(lambda: accumulate(train, classes, features))
+    settings = FIT_SETTINGS[name]
+    linear_classifier.MAX_SELECTION_ROWS = int(settings["choosing_rows"])
+    linear_classifier.MAX_SMALL_DATASET_ROWS = int(settings["few_rows"])
+    linear_classifier.MAX_PATH_ITERATIONS = int(settings["path_iterations"])
+    moments, moments_seconds = time_function(lambda: accumulate_moments(train, classes, features))
     passes: list[tuple[int, float]] = []
     began = time.perf_counter()
-    found = train_classifier(
+    fit = train_classifier(
         train,
         moments,
-        device_of(device),
-        on_pass=lambda rows: passes.append((rows, time.perf_counter() - began)),
+        parse_device(device),
+        on_rows=lambda rows: passes.append((rows, time.perf_counter() - began)),
         tolerance=settings["tolerance"],
     )
-    seconds, samples = time.perf_counter() - began, len(train.all_labels())
+    seconds, samples = time.perf_counter() - began, len(train.concatenate_labels())
     last = next((at for at, (rows, _) in enumerate(passes) if rows == samples), len(passes))
     choosing = passes[last - 1][1] if last else 0.0
-    return found, {
+    return fit, {
         "samples": samples,
         "moments_seconds": moments_seconds,
         "seconds": seconds,
@@ -136,46 +143,50 @@ def trained(train: Staged, classes: int, features: int, device: str, name: str) 
         "choosing_passes": last,
         "choosing_rows": passes[0][0],
         "fitting_passes": len(passes) - last,
-        "l2": found.l2,
-        "converged": found.converged,
+        "l2": fit.l2,
+        "converged": fit.converged,
     }
 
 
-def ours(train: Staged, test: Staged, device: str, name: str) -> dict[str, Any]:
+def measure_our_classifier(
+    train: StagedFeatures, test: StagedFeatures, device: str, name: str
+) -> dict[str, Any]:
     """Train our classifier, without a fifth of the training split and on all of it; place centres."""
-    labels = train.all_labels()
+    labels = train.concatenate_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
-    held = in_fold(labels, 0, 5)
-    tuned, _ = trained(train.only(~held), classes, features, device, name)
-    found, figures = trained(train, classes, features, device, name)
-    _, centre_seconds = timed(
-        lambda: sub_class_centres(train, labels, classes, features, SUB_CLASSES, seed=0)
+    held = mark_fold(labels, 0, 5)
+    tuned, _ = fit_classifier(train.select_rows(~held), classes, features, device, name)
+    fit, figures = fit_classifier(train, classes, features, device, name)
+    _, centre_seconds = time_function(
+        lambda: compute_sub_class_centres(train, labels, classes, features, SUB_CLASS_COUNTS, seed=0)
     )
     return {
         **figures,
         "features": features,
         "classes": classes,
         "centre_seconds": centre_seconds,
-        "tuning_top1": accuracies(train.only(held), tuned)[0],
-        "held_out_top1": accuracies(test, found)[0],
-        "peak_bytes": peak_bytes(),
+        "tuning_top1": measure_accuracies(train.select_rows(held), tuned)[0],
+        "held_out_top1": measure_accuracies(test, fit)[0],
+        "peak_bytes": read_process_bytes("VmHWM"),
     }
 
 
-def theirs(train: Staged, test: Staged, grid: tuple[float, ...]) -> dict[str, Any]:
+def measure_scikit_learn(
+    train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...]
+) -> dict[str, Any]:
     """Fit scikit-learn's for every C, on the part of the training split that ours fits, and on all of it."""
-    rows, labels = np.concatenate([x for x, _ in train]), train.all_labels()
+    rows, labels = np.concatenate([x for x, _ in train]), train.concatenate_labels()
     mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
     std = np.where(std > 1e-6 * std.max(), std, 1.0)
     rows = ((rows - mean) / std).astype(np.float32)
     seen = ((np.concatenate([x for x, _ in test]) - mean) / std).astype(np.float32)
-    held = in_fold(labels, 0, classifier.VALIDATION_EVERY)
+    held = mark_fold(labels, 0, linear_classifier.VALIDATION_FOLDS)
     tried = []
     for c in grid:
-        part, part_seconds = timed(
+        part, part_seconds = time_function(
             lambda c=c: LogisticRegression(C=c, max_iter=2000).fit(rows[~held], labels[~held])
         )
-        whole, seconds = timed(lambda c=c: LogisticRegression(C=c, max_iter=2000).fit(rows, labels))
+        whole, seconds = time_function(lambda c=c: LogisticRegression(C=c, max_iter=2000).fit(rows, labels))
         tried.append(
             {
                 "C": c,
@@ -183,30 +194,34 @@ def theirs(train: Staged, test: Staged, grid: tuple[float, ...]) -> dict[str, An
                 "seconds": seconds,
                 "iterations": int(whole.n_iter_.max()),
                 "validation_top1": part.score(rows[held], labels[held]),
-                "held_out_top1": whole.score(seen, test.all_labels()),
+                "held_out_top1": whole.score(seen, test.concatenate_labels()),
             }
         )
-    return {"tried": tried, "peak_bytes": peak_bytes()}
+    return {"tried": tried, "peak_bytes": read_process_bytes("VmHWM")}
 
 
-def on_real_features(folder: Path, quick: bool, device: str, scikit_learn: bool) -> dict[str, Any]:
+def compare_on_real_features(folder: Path, quick: bool, device: str, scikit_learn: bool) -> dict[str, Any]:
     """Compare on real features; each in a process of its own, one after the other."""
-    train, test = in_a_process(real_features, folder, quick, device)
-    found = {name: in_a_process(ours, train, test, device, name) for name in SETTINGS}
+    train, test = run_in_new_process(stage_real_features, folder, quick, device)
+    fit = {
+        name: run_in_new_process(measure_our_classifier, train, test, device, name) for name in FIT_SETTINGS
+    }
     if not scikit_learn:
-        return {"ours": found}
-    other = in_a_process(theirs, train, test, GRID[1:6:2] if quick else GRID)
+        return {"ours": fit}
+    other = run_in_new_process(
+        measure_scikit_learn, train, test, PENALTY_GRID[1:6:2] if quick else PENALTY_GRID
+    )
     best = max(other["tried"], key=lambda row: row["held_out_top1"])
     return {
-        "ours": found,
+        "ours": fit,
         "scikit_learn": other,
         "scikit_learn_chosen": max(other["tried"], key=lambda row: row["validation_top1"]),
         "scikit_learn_best": best,
-        "points_below_the_best": 100 * (best["held_out_top1"] - found["now"]["held_out_top1"]),
+        "points_below_the_best": 100 * (best["held_out_top1"] - fit["now"]["held_out_top1"]),
     }
 
 
-def make_features(folder: Path, samples: int) -> Staged:
+def write_synthetic_features(folder: Path, samples: int) -> StagedFeatures:
     """Write features of Gaussian classes, correlated as those of networks are, in random order."""
     rng = np.random.default_rng(0)
     mix, _ = np.linalg.qr(rng.standard_normal((FEATURES, FEATURES)))
@@ -219,39 +234,41 @@ def make_features(folder: Path, samples: int) -> Staged:
         own = labels[start : start + BLOCK_ROWS]
         files.append(folder / f"{number:06d}.npy")
         np.save(files[-1], (middles[own] + rng.standard_normal((len(own), FEATURES), dtype=np.float32)) @ mix)
-    return Staged(tuple(files), tuple(np.split(labels, range(BLOCK_ROWS, samples, BLOCK_ROWS))))
+    return StagedFeatures(tuple(files), tuple(np.split(labels, range(BLOCK_ROWS, samples, BLOCK_ROWS))))
 
 
-def full_shape(train: Staged, device: str, name: str) -> dict[str, Any]:
+def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
     """Train on many classes, and project the final fit to as many samples as ImageNet has."""
-    labels = train.all_labels()
-    held = in_fold(labels, 0, 5)
-    part = train.only(~held)
-    found, figures = trained(part, CLASSES, FEATURES, device, name)
-    scale = IMAGENET / figures["samples"]
+    labels = train.concatenate_labels()
+    held = mark_fold(labels, 0, 5)
+    part = train.select_rows(~held)
+    fit, figures = fit_classifier(part, CLASSES, FEATURES, device, name)
+    scale = N_IMAGENET_SAMPLES / figures["samples"]
     final = (figures["seconds"] - figures["choosing_seconds"]) * scale
-    _, centre_seconds = timed(
-        lambda: sub_class_centres(part, part.all_labels(), CLASSES, FEATURES, SUB_CLASSES, seed=0)
+    _, centre_seconds = time_function(
+        lambda: compute_sub_class_centres(
+            part, part.concatenate_labels(), CLASSES, FEATURES, SUB_CLASS_COUNTS, seed=0
+        )
     )
     return {
         **figures,
-        "tuning_top1": accuracies(train.only(held), found)[0],
+        "tuning_top1": measure_accuracies(train.select_rows(held), fit)[0],
         "centre_seconds": centre_seconds,
         "projected_seconds": figures["choosing_seconds"] + final,
         "projected_moments_seconds": figures["moments_seconds"] * scale,
         "projected_centre_seconds": centre_seconds * scale,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": read_process_bytes("VmHWM"),
     }
 
 
-def at_full_shape(quick: bool, device: str) -> dict[str, Any]:
+def compare_at_full_shape(quick: bool, device: str) -> dict[str, Any]:
     """Measure before and now, each in a process of its own, and project."""
     with tempfile.TemporaryDirectory() as folder:
-        train = in_a_process(make_features, Path(folder), (30 if quick else 200) * CLASSES)
-        return {name: in_a_process(full_shape, train, device, name) for name in SETTINGS}
+        train = run_in_new_process(write_synthetic_features, Path(folder), (30 if quick else 200) * CLASSES)
+        return {name: run_in_new_process(measure_full_shape, train, device, name) for name in FIT_SETTINGS}
 
 
-def show(result: dict[str, Any]) -> None:
+def print_classifier_tables(result: dict[str, Any]) -> None:
     """Print the tables."""
     console = Console()
     real = result["real"]
@@ -300,6 +317,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -308,23 +326,24 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="folder to keep the real features in, between runs")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--no-scikit-learn", action="store_true", help="leave out the slow comparison")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place = given.features or Path(folder)
-        real = on_real_features(place, given.quick, given.device, not given.no_scikit_learn)
+        place = arguments.features or Path(folder)
+        real = compare_on_real_features(
+            place, arguments.quick, arguments.device, not arguments.no_scikit_learn
+        )
     result = {
         "benchmark": "classifier",
         "device": torch.cuda.get_device_name()
-        if device_of(given.device).type == "cuda"
+        if parse_device(arguments.device).type == "cuda"
         else platform.machine(),
-        "cores": cores(),
+        "cores": count_cores(),
         "versions": {p: version(p) for p in ("torch", "scipy", "scikit-learn")},
         "real": real,
-        "full_shape": at_full_shape(given.quick, given.device),
+        "full_shape": compare_at_full_shape(arguments.quick, arguments.device),
     }
-    show(result)
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+    print_classifier_tables(result)
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ given. Accuracy is measured with ten images distilled from Fashion-MNIST, by bot
 """
 
 import argparse
-import json
 import platform
 import tempfile
 import time
@@ -23,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from measurement import write_json
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.crops import draw_crops, stream
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.eval.accuracy import Heads, accuracy
 from sfm.eval.images import ImageSet
 from sfm.eval.methods import own_plan, own_views
@@ -37,19 +38,20 @@ from sfm.eval.probe import DEVIATION, train_heads
 from sfm.eval.result import mean_and_deviation
 from sfm.eval.synthetic import read_run
 from sfm.eval.training import LARGEST_BATCH, Purpose, normal
+from sfm.random_streams import make_rng
 
-DATASET = "fashion-mnist-6k"
+DISTILLED_DATASET = "fashion-mnist-6k"
 BAR_SECONDS, BAR_RATIO = 120, 10
 
 
-def first_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
+def init_head_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
     """Return what both loops start from, shape (seed, class, feature)."""
     return normal(
         config.seed, Purpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), DEVIATION
     )
 
 
-def fast(
+def train_by_evaluate(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig
 ) -> tuple[Heads, dict[str, float]]:
     """Do as `sfm evaluate` does; return the heads and the seconds of the two parts."""
@@ -61,14 +63,14 @@ def fast(
     viewed = time.perf_counter()
     own = own_views(pool, whole, config)
     labels = torch.from_numpy(images.labels).to(pool.device).repeat_interleave(config.seeds)
-    start = first_weights(images, pool.shape[2], config)
+    start = init_head_weights(images, pool.shape[2], config)
     heads = train_heads(own, labels, own_plan(whole, len(own), config), start)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     return heads, {"views": viewed - began, "training": time.perf_counter() - viewed}
 
 
-def plain(
+def train_in_plain_loop(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig, seed: int, epochs: int
 ) -> tuple[nn.Linear, float]:
     """Train one seed in the plain way for some of its epochs; return the head and the seconds."""
@@ -77,13 +79,13 @@ def plain(
     labels = torch.from_numpy(images.labels).to(backbone.device)
     head = nn.Linear(backbone.card.features, int(labels.max()) + 1).to(backbone.device)
     with torch.no_grad():
-        head.weight.copy_(first_weights(images, backbone.card.features, config)[seed])
+        head.weight.copy_(init_head_weights(images, backbone.card.features, config)[seed])
         head.bias.zero_()
     batch = min(LARGEST_BATCH, count)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3 * batch / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
     for epoch in range(epochs):
-        rng = stream(config.seed, 1, seed, epoch)
+        rng = make_rng(config.seed, 1, seed, epoch)
         features = features_of_views(backbone, images, draw_crops(rng, count, side))[:, 0]
         for some in torch.from_numpy(rng.permutation(count)).to(backbone.device).split(batch):
             optimizer.zero_grad()
@@ -93,16 +95,18 @@ def plain(
     return head, time.perf_counter() - began
 
 
-def measure_time(backbone: Backbone, arguments: argparse.Namespace, config: EvaluateConfig) -> dict[str, Any]:
+def compare_times(
+    backbone: Backbone, arguments: argparse.Namespace, config: EvaluateConfig
+) -> dict[str, Any]:
     """Time both on images of noise, one per class."""
     side = round(backbone.card.preprocessing.input_size * 8 / 7)
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.classes, side, side, 3), dtype=np.uint8)
     images = LabelledImages(pixels, np.arange(arguments.classes))
-    plain(backbone, images, config, 0, 1)
-    _, parts = fast(backbone, images, config)
+    train_in_plain_loop(backbone, images, config, 0, 1)
+    _, parts = train_by_evaluate(backbone, images, config)
     epochs = config.epochs if arguments.whole else min(arguments.plain_epochs, config.epochs)
     seeds = range(config.seeds if arguments.whole else 1)
-    seconds = sum(plain(backbone, images, config, seed, epochs)[1] for seed in seeds)
+    seconds = sum(train_in_plain_loop(backbone, images, config, seed, epochs)[1] for seed in seeds)
     scaled = seconds * config.epochs * config.seeds / (epochs * len(seeds))
     return {
         "classes": arguments.classes,
@@ -115,7 +119,7 @@ def measure_time(backbone: Backbone, arguments: argparse.Namespace, config: Eval
     }
 
 
-def measure_accuracy(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
+def compare_accuracies(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Score both on held-out features, with the images of a run."""
     distilled = read_run(run)
     (summary,) = [s for s in open_store(store).list_summaries() if s.entry_digest == distilled.record.entry_digest]
@@ -123,8 +127,10 @@ def measure_accuracy(backbone: Backbone, store: str, run: Path, config: Evaluate
     features = torch.from_numpy(entry.read_array("test/feature").astype(np.float32)).to(backbone.device)
     labels = torch.from_numpy(entry.read_array("test/label").astype(np.int64)).to(backbone.device)
     images = LabelledImages(distilled.pixels, distilled.labels)
-    heads, _ = fast(backbone, images, config)
-    layers = [plain(backbone, images, config, seed, config.epochs)[0] for seed in range(config.seeds)]
+    heads, _ = train_by_evaluate(backbone, images, config)
+    layers = [
+        train_in_plain_loop(backbone, images, config, seed, config.epochs)[0] for seed in range(config.seeds)
+    ]
     looped = Heads(
         torch.stack([layer.weight.detach() for layer in layers]),
         torch.stack([layer.bias.detach() for layer in layers]),
@@ -149,13 +155,13 @@ def measure_accuracy(backbone: Backbone, store: str, run: Path, config: Evaluate
     }
 
 
-def distilled_run(backbone: str, image_size: int, scratch: Path, quick: bool) -> tuple[str, Path]:
+def make_distilled_run(backbone: str, image_size: int, scratch: Path, quick: bool) -> tuple[str, Path]:
     """Distil ten images to measure accuracy with."""
     store, run = str(scratch / "store"), scratch / "run"
     limit = 60 if quick else None
     extract(
         ExtractConfig(
-            source=f"builtin:{DATASET}",
+            source=f"builtin:{DISTILLED_DATASET}",
             store=store,
             backbone=[backbone],
             image_size=image_size,
@@ -163,12 +169,14 @@ def distilled_run(backbone: str, image_size: int, scratch: Path, quick: bool) ->
         )
     )
     distill(
-        DistillConfig(store=store, backbone=backbone, dataset=DATASET, out=run, steps=60 if quick else 600)
+        DistillConfig(
+            store=store, backbone=backbone, dataset=DISTILLED_DATASET, out=run, steps=60 if quick else 600
+        )
     )
     return store, run
 
 
-def table(result: dict[str, Any]) -> str:
+def format_figures(result: dict[str, Any]) -> str:
     """Return the result for people."""
     timing, reached = result["time"], result["accuracy"]
     share = f"{timing['plain_measured_epochs']} of {timing['plain_all_epochs']} epochs"
@@ -182,7 +190,7 @@ def table(result: dict[str, Any]) -> str:
         f"{'':30}{'seconds, ' + str(timing['classes']) + ' classes':>24}{'top-1 %, 10 classes':>24}",
         f"{'views once, seeds together':30}{timing['fast_seconds']:24.1f}"
         f"{100 * reached['fast_mean']:17.1f} ± {100 * reached['fast_std']:4.1f}",
-        f"{'plain loop':30}{timing['plain_seconds']:24.1f}"
+        f"{'train_in_plain_loop loop':30}{timing['plain_seconds']:24.1f}"
         f"{100 * reached['plain_mean']:17.1f} ± {100 * reached['plain_std']:4.1f}",
         "",
         f"ratio {timing['ratio']:.1f} (bar {BAR_RATIO}){scaled}",
@@ -196,6 +204,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -230,7 +239,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         store, run = arguments.store, arguments.run
         if run is None:
-            store, run = distilled_run(
+            store, run = make_distilled_run(
                 arguments.backbone, arguments.image_size, Path(scratch), arguments.quick
             )
         result = {
@@ -243,13 +252,12 @@ def main() -> None:
             "device": torch.cuda.get_device_name() if backbone.device.type == "cuda" else platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "time": measure_time(backbone, arguments, config),
-            "accuracy": measure_accuracy(backbone, store, run, config),
+            "time": compare_times(backbone, arguments, config),
+            "accuracy": compare_accuracies(backbone, store, run, config),
             "bars": {"seconds": BAR_SECONDS, "ratio": BAR_RATIO},
         }
-    print(table(result))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(format_figures(result))
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

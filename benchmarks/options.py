@@ -33,37 +33,41 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from schedule import measured
+from schedule import distill_and_score
 
 from sfm.api import DistillConfig, ExtractConfig, distill, extract, open_store
 
-STEPS = 600
+DISTILL_STEPS = 600
 IPC_STEPS = 400
 TIMED_STEPS = 30
 
-IPC = {
+IPC_RUNS = {
     "1": {"ipc": 1},
     "5": {"ipc": 5},
     "10": {"ipc": 10},
     "10, all matched to the mean": {"ipc": 10, "centres": "none"},
 }
-VIEWS = (1, 3, 10)
-OBJECTIVE = {
+VIEW_COUNTS = (1, 3, 10)
+OBJECTIVE_RUNS = {
     "flow": {},
     "decoupled, alpha 1": {"objective": "sfm-decoupled", "alpha": 1.0},
     "decoupled, alpha 0.5": {"objective": "sfm-decoupled", "alpha": 0.5},
     "decoupled, alpha 0": {"objective": "sfm-decoupled", "alpha": 0.0},
 }
-GRADIENT = {
+GRADIENT_RUNS = {
     "whole batch": {},
     "one-pass, 5 at a time": {"micro_batch": 5, "gradient": "one-pass"},
 }
 
-ALIKE: dict[str, dict[str, dict[str, Any]]] = {"ipc": IPC, "objective": OBJECTIVE, "gradient": GRADIENT}
+GROUPS_OF_EQUAL_STEPS: dict[str, dict[str, dict[str, Any]]] = {
+    "ipc": IPC_RUNS,
+    "objective": OBJECTIVE_RUNS,
+    "gradient": GRADIENT_RUNS,
+}
 """Groups whose runs have equally many steps."""
 
 
-def seconds_per_step(store: str, dataset: str, views: int) -> float:
+def measure_seconds_per_step(store: str, dataset: str, views: int) -> float:
     """Time a step with so many views, once the pyramid has all its levels."""
     with tempfile.TemporaryDirectory() as folder:
         config = DistillConfig(
@@ -75,20 +79,25 @@ def seconds_per_step(store: str, dataset: str, views: int) -> float:
             steps=TIMED_STEPS,
             grow_every=1,
         )
-        marks: list[float] = []
-        distill(config, lambda event: marks.append(time.perf_counter()))
-    return statistics.median(after - before for before, after in pairwise(marks[10:]))
+        step_times: list[float] = []
+        distill(config, lambda event: step_times.append(time.perf_counter()))
+    return statistics.median(after - before for before, after in pairwise(step_times[10:]))
 
 
-def runs_of(group: str, store: str, dataset: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_group_runs(group: str, store: str, dataset: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the runs of a group: a name, and what is asked of `sfm distill`."""
     if group != "views":
-        steps = IPC_STEPS if group == "ipc" else STEPS
-        yield from ((name, {"steps": steps} | options) for name, options in ALIKE[group].items())
+        steps = IPC_STEPS if group == "ipc" else DISTILL_STEPS
+        yield from (
+            (name, {"steps": steps} | options) for name, options in GROUPS_OF_EQUAL_STEPS[group].items()
+        )
     else:
-        each = {views: seconds_per_step(store, dataset, views) for views in VIEWS}
-        for views, seconds in each.items():
-            yield str(views), {"views": views, "steps": max(1, round(STEPS * each[1] / seconds))}
+        seconds_by_views = {views: measure_seconds_per_step(store, dataset, views) for views in VIEW_COUNTS}
+        for views, seconds in seconds_by_views.items():
+            yield (
+                str(views),
+                {"views": views, "steps": max(1, round(DISTILL_STEPS * seconds_by_views[1] / seconds))},
+            )
 
 
 def main() -> None:
@@ -102,40 +111,44 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["ipc", "views", "objective", "gradient"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        work = given.work or Path(scratch)
+        work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        store = given.store or str(work / "store")
+        store = arguments.store or str(work / "store")
         config = ExtractConfig(
-            source=given.source, store=store, backbone=["lite0"], image_size=96, tune_fraction=0.2
+            source=arguments.source, store=store, backbone=["lite0"], image_size=96, tune_fraction=0.2
         )
         extract(config)
         (name,) = {entry.dataset for entry in open_store(store).list_summaries() if entry.role == "tuning"}
-        for group in given.only or ["ipc", "views", "objective", "gradient"]:
-            for what, options in runs_of(group, store, f"{name}@tuning"):
-                for seed in range(given.seeds):
-                    rows.append(row_of(work, store, f"{name}@tuning", group, what, options, seed))
-    if given.json:
-        given.json.write_text(json.dumps({"benchmark": "options", "dataset": name, "rows": rows}, indent=1))
-    show(rows, f"{name}@tuning")
+        for group in arguments.only or ["ipc", "views", "objective", "gradient"]:
+            for run_name, options in iter_group_runs(group, store, f"{name}@tuning"):
+                for seed in range(arguments.seeds):
+                    rows.append(measure_run(work, store, f"{name}@tuning", group, run_name, options, seed))
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"benchmark": "options", "dataset": name, "rows": rows}, indent=1)
+        )
+    print_group_tables(rows, f"{name}@tuning")
 
 
-def row_of(
-    work: Path, store: str, dataset: str, group: str, what: str, options: dict[str, Any], seed: int
+def measure_run(
+    work: Path, store: str, dataset: str, group: str, run_name: str, options: dict[str, Any], seed: int
 ) -> dict[str, Any]:
     """Return the figures of a run; those of a finished one are read."""
-    kept = work / f"{group}-{what.replace(' ', '-').replace(',', '')}-{seed}.json"
-    if not kept.exists():
-        kept.write_text(
-            json.dumps(measured(f"{group}-{what}", options, store, work, seed, dataset, ["lite0"]))
+    cache_file = work / f"{group}-{run_name.replace(' ', '-').replace(',', '')}-{seed}.json"
+    if not cache_file.exists():
+        cache_file.write_text(
+            json.dumps(
+                distill_and_score(f"{group}-{run_name}", options, store, work, seed, dataset, ["lite0"])
+            )
         )
-    row: dict[str, Any] = json.loads(kept.read_text())
-    return row | {"group": group, "what": what, "seed": seed}
+    row: dict[str, Any] = json.loads(cache_file.read_text())
+    return row | {"group": group, "what": run_name, "seed": seed}
 
 
-def show(rows: list[dict[str, Any]], dataset: str) -> None:
+def print_group_tables(rows: list[dict[str, Any]], dataset: str) -> None:
     """Print a table per group: means and deviations over seeds."""
     groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -144,15 +157,15 @@ def show(rows: list[dict[str, Any]], dataset: str) -> None:
         table = Table(title=f"{group}: {dataset}, lite0, {len(next(iter(runs.values())))} seeds")
         for column in (group, "steps", "top-1 %", "loss", "seconds"):
             table.add_column(column, justify="left" if column == group else "right")
-        for what, found in runs.items():
-            top1 = [100 * row["lite0"] for row in found]
+        for run_name, figures in runs.items():
+            top1 = [100 * row["lite0"] for row in figures]
             spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
             table.add_row(
-                what,
-                str(found[0]["steps"]),
+                run_name,
+                str(figures[0]["steps"]),
                 f"{statistics.fmean(top1):.1f}{spread}",
-                f"{statistics.fmean(row['loss'] for row in found):.3f}",
-                f"{statistics.fmean(row['seconds'] for row in found):.0f}",
+                f"{statistics.fmean(row['loss'] for row in figures):.3f}",
+                f"{statistics.fmean(row['seconds'] for row in figures):.0f}",
             )
         Console(width=110).print(table)
 

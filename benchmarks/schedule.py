@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
 
-DATASET = "fashion-mnist-6k"
+BUILTIN_DATASET = "fashion-mnist-6k"
 SCHEDULES = {
     "1 view, lr .01, 1000 steps": {"views": 1, "learning_rate": 1e-2, "steps": 1000},
     "1 view, lr .02, 1000 steps": {"views": 1, "learning_rate": 2e-2, "steps": 1000},
@@ -44,17 +44,17 @@ SCHEDULES = {
 
 def main() -> None:
     """Run every schedule on one tuning entry and print what it reaches."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--store", help="store that holds the entries already, or is to hold them")
-    arguments.add_argument("--seeds", type=int, default=1, help="distillations per schedule")
-    arguments.add_argument("--only", nargs="*", help="run these schedules alone")
-    arguments.add_argument("--json", type=Path, help="write the figures here")
-    given = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", help="store that holds the entries already, or is to hold them")
+    parser.add_argument("--seeds", type=int, default=1, help="distillations per schedule")
+    parser.add_argument("--only", nargs="*", help="run these schedules alone")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        store = given.store or f"{scratch}/store"
+        store = arguments.store or f"{scratch}/store"
         extract(
             ExtractConfig(
-                source=f"builtin:{DATASET}",
+                source=f"builtin:{BUILTIN_DATASET}",
                 store=store,
                 backbone=["lite0", "lite1"],
                 image_size=96,
@@ -63,14 +63,16 @@ def main() -> None:
             )
         )
         rows = [
-            measured(name, schedule, store, Path(scratch), seed)
+            distill_and_score(name, schedule, store, Path(scratch), seed)
             for name, schedule in SCHEDULES.items()
-            if not given.only or name in given.only
-            for seed in range(given.seeds)
+            if not arguments.only or name in arguments.only
+            for seed in range(arguments.seeds)
         ]
-    if given.json:
-        given.json.write_text(json.dumps({"dataset": f"{DATASET}@tuning", "rows": rows}, indent=1))
-    table = Table(title=f"{DATASET}@tuning, distilled on lite0")
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"dataset": f"{BUILTIN_DATASET}@tuning", "rows": rows}, indent=1)
+        )
+    table = Table(title=f"{BUILTIN_DATASET}@tuning, distilled on lite0")
     for column in ("schedule", "seed", "lite0 top-1 %", "lite1 top-1 %", "loss", "seconds", "peak MiB"):
         table.add_column(column, justify="left" if column == "schedule" else "right")
     for row in rows:
@@ -86,13 +88,13 @@ def main() -> None:
     Console(width=120).print(table)
 
 
-def measured(
+def distill_and_score(
     name: str,
     schedule: dict[str, Any],
     store: str,
     scratch: Path,
     seed: int,
-    dataset: str = f"{DATASET}@tuning",
+    dataset: str = f"{BUILTIN_DATASET}@tuning",
     backbones: Sequence[str] = ("lite0", "lite1"),
 ) -> dict[str, Any]:
     """Distil with one schedule and score the images on the tuning split's held-out part."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SFM = str(Path(sys.executable).with_name("sfm"))
+SFM_PATH = str(Path(sys.executable).with_name("sfm"))
 
 
-def seconds(command: list[str]) -> float:
+def time_command(command: list[str]) -> float:
     """Return the wall time of a command."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -26,18 +26,18 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     """Alternate the commands for several rounds and print their median wall times."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--store", help="also time `sfm store ls` on this store")
-    arguments.add_argument("--rounds", type=int, default=11)
-    arguments.add_argument("--json", type=Path, help="write the figures here")
-    given = arguments.parse_args()
-    commands = {"python -c pass": [sys.executable, "-c", "pass"], "sfm --help": [SFM, "--help"]}
-    if given.store:
-        commands["sfm store ls"] = [SFM, "store", "ls", given.store]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", help="also time `sfm store ls` on this store")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    commands = {"python -c pass": [sys.executable, "-c", "pass"], "sfm --help": [SFM_PATH, "--help"]}
+    if arguments.store:
+        commands["sfm store ls"] = [SFM_PATH, "store", "ls", arguments.store]
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(given.rounds):
+    for _ in range(arguments.rounds):
         for name, command in commands.items():
-            times[name].append(seconds(command))
+            times[name].append(time_command(command))
     medians = {name: statistics.median(values) for name, values in times.items()}
     table = Table(title="wall time, median")
     table.add_column("command")
@@ -46,8 +46,8 @@ def main() -> None:
     for name, value in medians.items():
         table.add_row(name, f"{value:.3f}", f"{value / medians['python -c pass']:.1f}x")
     Console(width=100).print(table)
-    if given.json:
-        given.json.write_text(json.dumps(medians, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(medians, indent=1))
 
 
 if __name__ == "__main__":

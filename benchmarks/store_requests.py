@@ -22,8 +22,8 @@ import obstore
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(HERE / "tests"))
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from s3_faults import Proxy, breaking  # noqa: E402
 from s3_server import create_bucket, environment, objects_of, running_s3  # noqa: E402
@@ -33,7 +33,7 @@ from sfm.stats_store.publication import Draft  # noqa: E402
 from sfm.stats_store.store import create_store  # noqa: E402
 
 
-def make_store(folder: Path, entries: int, chunks: int) -> None:
+def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
     """Write small entries, and one of many chunks."""
     store = create_store(str(folder))
     for number in range(entries):
@@ -45,7 +45,7 @@ def make_store(folder: Path, entries: int, chunks: int) -> None:
         commit(draft, dataset="long", backbone=backbone, test_samples=4096 * chunks)
 
 
-def upload(folder: Path, url: str) -> None:
+def upload_store(folder: Path, url: str) -> None:
     """Put the files of a store into a bucket, as they are."""
     bucket = objects_of(url)
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -53,7 +53,7 @@ def upload(folder: Path, url: str) -> None:
         list(pool.map(lambda f: obstore.put(bucket, f.relative_to(folder).as_posix(), f.read_bytes()), files))
 
 
-def measure(checkout: Path, words: list[str], proxy: Proxy, env: dict[str, str]) -> dict[str, Any]:
+def measure_command(checkout: Path, words: list[str], proxy: Proxy, env: dict[str, str]) -> dict[str, Any]:
     """Run ``sfm store`` from a checkout; returns seconds, requests, and most requests at a time."""
     proxy.seen.clear()
     proxy.most = 0
@@ -70,38 +70,44 @@ def measure(checkout: Path, words: list[str], proxy: Proxy, env: dict[str, str])
 
 def main() -> None:
     """Run every command from every checkout, and print what each took."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--entries", type=int, default=200)
-    arguments.add_argument("--chunks", type=int, default=100, help="of the long entry; 0: none")
-    arguments.add_argument("--latency", type=float, default=0.05, help="seconds")
-    arguments.add_argument("--before", type=Path, help="another checkout, measured too")
-    arguments.add_argument("--json", type=Path, help="write the figures here")
-    given = arguments.parse_args()
-    checkouts = {"now": HERE} | ({"before": given.before.resolve()} if given.before else {})
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, default=200)
+    parser.add_argument("--chunks", type=int, default=100, help="of the long entry; 0: none")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds")
+    parser.add_argument("--before", type=Path, help="another checkout, measured too")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    checkouts = {"now": REPOSITORY} | ({"before": arguments.before.resolve()} if arguments.before else {})
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as scratch, running_s3() as endpoint, breaking(endpoint) as proxy:
-        make_store(Path(scratch) / "store", given.entries, given.chunks)
+        write_benchmark_store(Path(scratch) / "store", arguments.entries, arguments.chunks)
         env = os.environ | environment(proxy.endpoint)
         os.environ.update(env)
         for name, checkout in checkouts.items():
             for bucket in (name, f"{name}-copy"):
                 create_bucket(endpoint, f"store-{bucket}")
             url, proxy.latency = f"s3://store-{name}/s", 0.0
-            upload(Path(scratch) / "store", url)
-            proxy.latency = given.latency
+            upload_store(Path(scratch) / "store", url)
+            proxy.latency = arguments.latency
             commands = {
                 "ls": ["ls", url],
                 "show": ["show", url, "set0000"],
                 "verify": ["verify", url],
-                **({"verify, one long entry": ["verify", url, "--dataset", "long"]} if given.chunks else {}),
+                **(
+                    {"verify, one long entry": ["verify", url, "--dataset", "long"]}
+                    if arguments.chunks
+                    else {}
+                ),
                 "copy": ["copy", url, f"s3://store-{name}-copy/s"],
                 "rm, one": ["rm", url, "set0000"],
                 "rm --all": ["rm", url, "set0001", "--all"],
                 "gc --now": ["gc", url, "--now"],
             }
             for command, words in commands.items():
-                rows.setdefault(command, {})[name] = measure(checkout, [*words, "--quiet"], proxy, env)
-    table = Table(title=f"{given.entries} entries, {1000 * given.latency:.0f} ms a request")
+                rows.setdefault(command, {})[name] = measure_command(
+                    checkout, [*words, "--quiet"], proxy, env
+                )
+    table = Table(title=f"{arguments.entries} entries, {1000 * arguments.latency:.0f} ms a request")
     for column in (
         "command",
         *(f"{n} {w}" for n in checkouts for w in ("s", "requests", "at a time")),
@@ -113,9 +119,9 @@ def main() -> None:
         ratio = found["before"]["seconds"] / found["now"]["seconds"] if "before" in found else None
         table.add_row(command, *(c for cell in cells for c in cell), f"{ratio:.1f}" if ratio else "–")
     Console(width=120).print(table)
-    if given.json:
-        given.json.write_text(
-            json.dumps({"entries": given.entries, "latency": given.latency, "commands": rows})
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"entries": arguments.entries, "latency": arguments.latency, "commands": rows})
         )
 
 

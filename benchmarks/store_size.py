@@ -30,15 +30,18 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.equipment import cores, equipped
-from sfm.pipeline.features import Rules, stage
-from sfm.pipeline.selection import selection_of
+from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import stage_tasks
+from sfm.pipeline.partition_tasks import make_tasks
+from sfm.pipeline.runtime import count_cores, extraction_runtime
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.staging import Staging, tasks_of
+from sfm.pipeline.staging import Staging
 from sfm.stats_store.schema import MAX_CHUNK_BYTES
 
-CURRENT = "blosc zstd 5, shuffle"
+STORE_CODEC = "blosc zstd 5, shuffle"
 CODECS: dict[str, dict[str, Any]] = {
     "none": {},
     "zstd 1": {"compressors": [ZstdCodec(level=1)]},
@@ -48,17 +51,17 @@ CODECS: dict[str, dict[str, Any]] = {
     "blosc zstd 1, bitshuffle": {"compressors": [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")]},
     "blosc zstd 5, bitshuffle": {"compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")]},
     "blosc zstd 3, shuffle": {"compressors": [BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")]},
-    CURRENT: {"compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")]},
+    STORE_CODEC: {"compressors": [BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")]},
     "pcodec 8": {"serializer": PCodec(level=8, mode_spec="auto")},
 }
 BARE = "all but pcodec are read by bare zarr-python"
-MOST_BYTES = 32 * 2**20
+MAX_ENCODED_BYTES = 32 * 2**20
 SAMPLES_PER_CLASS = 50
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodingRow:
     """One array, encoded in one way.
 
     Attributes
@@ -90,7 +93,7 @@ class Row:
     objects: int
 
 
-def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
+def load_wide_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 features of 5,000 real images through lite0 and lite1, side by side, and the labels.
 
     Those in a store may have been rounded to float16, which would make everything look smaller.
@@ -99,17 +102,17 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
         with np.load(cache) as saved:
             return saved["features"], saved["labels"]
     source = open_source("builtin:fashion-mnist-6k")
-    tasks = tasks_of(
-        source, selection_of(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
+    tasks = make_tasks(
+        source, select_listed_samples(ExtractConfig(source=source.spec, store="", backbone=["lite0"]), source)
     )
     train = [task for task in tasks if task.split == "train"]
     backbones = [load_backbone(spec, image_size=96) for spec in ("lite0", "lite1")]
     with tempfile.TemporaryDirectory() as folder:
         staging = Staging(Path(folder))
-        with equipped(source, "cpu", cores()) as equipment:
-            list(stage(source, train, backbones, staging, Rules(), equipment))
+        with extraction_runtime(source, "cpu", count_cores()) as equipment:
+            list(stage_tasks(source, train, backbones, staging, PassOptions(), equipment))
         columns = [
-            np.concatenate([np.load(staging.file(backbone.card.hash, task)) for task in train])
+            np.concatenate([np.load(staging.array_path(backbone.card.hash, task)) for task in train])
             for backbone in backbones
         ]
     features, labels = np.concatenate(columns, axis=1), source.train.labels
@@ -118,18 +121,18 @@ def real_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return features, labels
 
 
-def rotated(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def rotate_features(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the features in another orthonormal basis: dense and signed."""
     basis, _ = np.linalg.qr(rng.standard_normal((features.shape[1], features.shape[1])))
     return ((features - features.mean(axis=0)) @ basis.astype(np.float32)).astype(np.float32)
 
 
-def arrays_of(
+def iter_entry_arrays(
     features: np.ndarray, labels: np.ndarray, classes: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, np.ndarray, int]]:
     """Yield arrays as an entry of so many classes holds them: name, its beginning, rows of the whole."""
     width = features.shape[1]
-    rows = max(1, MOST_BYTES // (8 * width))
+    rows = max(1, MAX_ENCODED_BYTES // (8 * width))
     by_label = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     made = min(classes, rows)
     chosen = np.stack([rng.choice(by_label[c % len(by_label)], SAMPLES_PER_CLASS) for c in range(made)])
@@ -154,7 +157,7 @@ def arrays_of(
     yield "test/feature", features, len(features)
 
 
-def encode(
+def measure_encoding(
     name: str, array: np.ndarray, rows: int, codec: str, chunk_bytes: int, shard_bytes: int | None
 ) -> dict[str, Any]:
     """Write an array to memory and read it back; fails if it comes back changed."""
@@ -200,36 +203,36 @@ def encode(
     }
 
 
-def measure(arguments: argparse.Namespace) -> list[Row]:
+def measure_all_encodings(arguments: argparse.Namespace) -> list[EncodingRow]:
     """Encode every array of every case with every codec, and with the current codec in every chunk size."""
     rng = np.random.default_rng(0)
-    pooled, labels = real_features(arguments.features)
-    kinds = {"pooled": pooled, "rotated": rotated(pooled, rng)}
+    pooled, labels = load_wide_features(arguments.features)
+    kinds = {"pooled": pooled, "rotated": rotate_features(pooled, rng)}
     cases = [(10, 384), (1000, 768)] if arguments.quick else CASES
     plans = [(codec, MAX_CHUNK_BYTES, None) for codec in CODECS]
-    plans += [(CURRENT, size * MIB // 4, None) for size in (1, 4, 64)]
-    plans += [(CURRENT, MIB, 16 * MIB)]
-    encode("warm-up", pooled[:512], 512, CURRENT, MAX_CHUNK_BYTES, None)
+    plans += [(STORE_CODEC, size * MIB // 4, None) for size in (1, 4, 64)]
+    plans += [(STORE_CODEC, MIB, 16 * MIB)]
+    measure_encoding("warm-up", pooled[:512], 512, STORE_CODEC, MAX_CHUNK_BYTES, None)
     rows = []
     for classes, width in cases:
         for kind, features in kinds.items():
-            for name, array, whole in arrays_of(features[:, :width].copy(), labels, classes, rng):
+            for name, array, whole in iter_entry_arrays(features[:, :width].copy(), labels, classes, rng):
                 for codec, chunk, shard in plans:
-                    found = encode(name, array, whole, codec, chunk, shard)
-                    rows.append(Row(features=kind, classes=classes, width=width, **found))
+                    found = measure_encoding(name, array, whole, codec, chunk, shard)
+                    rows.append(EncodingRow(features=kind, classes=classes, width=width, **found))
     return rows
 
 
 CASES = [(10, 384), (10, 1536), (1000, 768), (21000, 384), (21000, 1536)]
 
 
-def shown(row: Row) -> str:
+def format_encoding(row: EncodingRow) -> str:
     """Return how an array was encoded."""
     size = f"{row.chunk_bytes / MIB:g} MiB chunks"
     return f"{row.codec}, {size}" + (f" in {row.shard_bytes // MIB} MiB shards" if row.shard_bytes else "")
 
 
-def table(title: str, groups: dict[str, list[Row]]) -> None:
+def print_encoding_table(title: str, groups: dict[str, list[EncodingRow]]) -> None:
     """Print one line per group: bytes of all its arrays, speeds over all of them."""
     print(f"\n{title}\n{'':52} stored  ratio  write MiB/s  read MiB/s  objects")
     for name, rows in groups.items():
@@ -240,34 +243,39 @@ def table(title: str, groups: dict[str, list[Row]]) -> None:
         print(f"{name:50} {stored / MIB:7.1f}M {whole / stored:6.3f} {write:12.0f} {read:11.0f} {objects:8}")
 
 
-def grouped(rows: list[Row], *names: str) -> dict[str, list[Row]]:
+def group_rows(rows: list[EncodingRow], *names: str) -> dict[str, list[EncodingRow]]:
     """Return rows by how they were encoded, or by fields."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[EncodingRow]] = {}
     for row in rows:
-        key = ", ".join(f"{getattr(row, name)}" for name in names) if names else shown(row)
+        key = ", ".join(f"{getattr(row, name)}" for name in names) if names else format_encoding(row)
         found.setdefault(key, []).append(row)
     return found
 
 
 def main() -> None:
     """Run the benchmark from the command line."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--features", type=Path, help=".npz file to keep the features in between runs")
     parser.add_argument("--quick", action="store_true", help="two small cases only")
     parser.add_argument("--json", type=Path, help="file for all measurements")
     arguments = parser.parse_args()
-    rows = measure(arguments)
+    rows = measure_all_encodings(arguments)
     for kind in ("pooled", "rotated"):
         own = [row for row in rows if row.features == kind]
         plain = [row for row in own if row.chunk_bytes == MAX_CHUNK_BYTES and row.shard_bytes is None]
-        current = [row for row in plain if row.codec == CURRENT]
-        table(f"{kind} features, all cases and arrays, by codec ({BARE})", grouped(plain))
-        table(
-            f"{kind} features, by chunk size",
-            grouped([row for row in own if row.codec == CURRENT]),
+        current = [row for row in plain if row.codec == STORE_CODEC]
+        print_encoding_table(f"{kind} features, all cases and arrays, by codec ({BARE})", group_rows(plain))
+        print_encoding_table(
+            f"{kind} features, by chunk size", group_rows([row for row in own if row.codec == STORE_CODEC])
         )
-        table(f"{kind} features, {CURRENT}, by case (classes, width)", grouped(current, "classes", "width"))
-        table(f"{kind} features, {CURRENT}, by array", grouped(current, "array", "dtype"))
+        print_encoding_table(
+            f"{kind} features, {STORE_CODEC}, by case (classes, width)",
+            group_rows(current, "classes", "width"),
+        )
+        print_encoding_table(
+            f"{kind} features, {STORE_CODEC}, by array", group_rows(current, "array", "dtype")
+        )
     if arguments.json:
         record = {
             "benchmark": "store_size",

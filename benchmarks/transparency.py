@@ -37,9 +37,13 @@ from rich.table import Table
 
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract
 
-LEAST = 8
-LARGEST = 10
-VARIANTS = {"alpha dropped": ("dropped", ""), "on white": ("emoji", "white"), "on black": ("emoji", "black")}
+MIN_EMOJI_PER_CLASS = 8
+N_LARGEST_CLASSES = 10
+TRANSPARENCY_VARIANTS = {
+    "alpha dropped": ("dropped", ""),
+    "on white": ("emoji", "white"),
+    "on black": ("emoji", "black"),
+}
 
 
 def read_emoji(package: Path) -> dict[str, dict[str, bytes]]:
@@ -51,7 +55,7 @@ def read_emoji(package: Path) -> dict[str, dict[str, bytes]]:
     for each in json.loads(listed.read_bytes()):
         if each["has_img_twitter"]:
             found[each["subcategory"]][each["image"]] = (images / each["image"]).read_bytes()
-    return {name: own for name, own in found.items() if len(own) >= LEAST}
+    return {name: own for name, own in found.items() if len(own) >= MIN_EMOJI_PER_CLASS}
 
 
 def write_datasets(groups: dict[str, dict[str, bytes]], folder: Path) -> None:
@@ -66,13 +70,13 @@ def write_datasets(groups: dict[str, dict[str, bytes]], folder: Path) -> None:
             (folder / "emoji" / place).write_bytes(data)
             with Image.open(folder / "emoji" / place) as image:
                 image.convert("RGBA").convert("RGB").save(folder / "dropped" / place)
-    largest = sorted(groups, key=lambda name: (-len(groups[name]), name))[:LARGEST]
+    largest = sorted(groups, key=lambda name: (-len(groups[name]), name))[:N_LARGEST_CLASSES]
     (folder / "largest.txt").write_text("".join(f"{name.replace(' ', '-')}\n" for name in largest))
 
 
-def measured(folder: Path, variant: str, steps: int, seeds: int) -> dict[str, Any]:
+def measure_variant(folder: Path, variant: str, steps: int, seeds: int) -> dict[str, Any]:
     """Extract all classes and the largest ones of a variant, distil the latter, and score both."""
-    dataset, background = VARIANTS[variant]
+    dataset, background = TRANSPARENCY_VARIANTS[variant]
     over = f"background={background}" if background else ""
     store, name = str(folder / f"store-{dataset}-{background}"), f"{dataset}-largest"
     common = {"store": store, "backbone": ["lite0"], "image_size": 96, "sub_classes": (2,)}
@@ -100,7 +104,7 @@ def measured(folder: Path, variant: str, steps: int, seeds: int) -> dict[str, An
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def print_variant_table(rows: list[dict[str, Any]]) -> None:
     """Print the variants side by side."""
     first = rows[0]
     seeds = len(first["largest_distilled_top1"])
@@ -108,7 +112,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         title=f"{first['images']} emoji, held-out top-1 %; distilled: 1 image per class, "
         f"{first['steps']} steps, {seeds} seed(s)"
     )
-    ten = f"{LARGEST} classes"
+    ten = f"{N_LARGEST_CLASSES} classes"
     for column in (
         "",
         "composited",
@@ -140,14 +144,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="distillations per variant")
     parser.add_argument("--steps", type=int, default=1000, help="of each distillation")
     parser.add_argument("--quick", action="store_true", help="two steps, one seed: does it run?")
-    given = parser.parse_args()
-    steps, seeds = (2, 1) if given.quick else (given.steps, given.seeds)
+    arguments = parser.parse_args()
+    steps, seeds = (2, 1) if arguments.quick else (arguments.steps, arguments.seeds)
     with tempfile.TemporaryDirectory() as scratch:
-        write_datasets(read_emoji(given.emoji), Path(scratch))
-        rows = [measured(Path(scratch), variant, steps, seeds) for variant in VARIANTS]
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps({"benchmark": "transparency", "rows": rows}, indent=1) + "\n")
-    show(rows)
+        write_datasets(read_emoji(arguments.emoji), Path(scratch))
+        rows = [measure_variant(Path(scratch), variant, steps, seeds) for variant in TRANSPARENCY_VARIANTS]
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps({"benchmark": "transparency", "rows": rows}, indent=1) + "\n")
+    print_variant_table(rows)
 
 
 if __name__ == "__main__":

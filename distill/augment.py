@@ -7,8 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.crops import Crops, draw_crops, stream
+from sfm.backbones.crops import Crops, draw_crops
 from sfm.distill.resample import look
+from sfm.random_streams import make_rng
 
 VIEWS = 102
 """Purpose of the random streams that views are drawn from."""
@@ -57,7 +58,7 @@ def draw_views(seed: int, step: int, count: int, size: int) -> Views:
     -------
     Views
     """
-    rng = stream(seed, VIEWS, step)
+    rng = make_rng(seed, VIEWS, step)
     return Views(
         crops=draw_crops(rng, count, size),
         noisy=rng.uniform(size=count) < NOISE_SHARE,

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.atomic import require_no_link
-from sfm.config_fields import MANY, MOST_PER_CLASS, MOST_PROCESSES
+from sfm.backbones.execution.modes import ExecutionMode
+from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
+from sfm.constrained_types import MAX_FEATURES, FiniteFloat, InputPixels, Name, NonNegativeFloat
 from sfm.deletion import delete_below
 from sfm.distill.adam import Moments
 from sfm.distill.directory import whole_folder, writing
@@ -19,24 +21,32 @@ from sfm.distill.engine import Plan, State
 from sfm.distill.group import ALONE, Group
 from sfm.distill.pyramid import canvas_size, resolutions
 from sfm.errors import DamageError, InputError
-from sfm.field_types import MOST_FEATURES, Finite, InputPixels, Name, NotNegative
 from sfm.tensor_files import (
-    HEADER_BYTES,
+    MAX_SAFETENSORS_HEADER_BYTES,
     TensorFileError,
-    TensorTypes,
-    open_tensors,
-    require_tensors,
-    tensor_types,
+    TensorSpecs,
+    open_safetensors,
+    read_tensor_specs,
+    require_tensor_specs,
 )
-from sfm.text import one_line
-from sfm.untrusted import read_file
+from sfm.text import sanitize_line
+from sfm.untrusted_files import read_bounded_file
 
 KEPT = 2
 
 LONGEST_TOLD = 100
 """Characters of a value of a recipe in an error."""
 
-Threads = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
+Threads = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+
+
+class SavedExecution(BaseModel):
+    """The execution mode of a run, and why it was chosen."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    mode: ExecutionMode
+    reason: Name
 
 
 class SavedRecipe(BaseModel):
@@ -45,22 +55,23 @@ class SavedRecipe(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     classes: Annotated[list[Name], Field(fail_fast=True, min_length=1)]
-    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     image_size: InputPixels
-    views: Annotated[int, Field(ge=1, le=MANY)]
-    micro_batch: Annotated[int, Field(ge=1, le=MANY)]
-    graphs: Annotated[int, Field(ge=0, le=MANY)]
+    views: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    micro_batch: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    graphs: Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
     threads: Threads
     threads_before: Annotated[list[Threads], Field(max_length=1000)] = []
     compiled: bool = False
     captured: bool = False
+    execution: SavedExecution | None = None
 
     def most_bytes(self) -> int:
         """Return what the tensors of a state take at most."""
         images = len(self.classes) * self.ipc
         pixels = sum(side**2 for side in resolutions(canvas_size(self.image_size)))
         # Levels with two moments each, features as they were last seen, and the age.
-        return 4 * images * (3 * 3 * pixels + self.views * MOST_FEATURES) + 8
+        return 4 * images * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
 
 
 def require_recipe(value: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +101,9 @@ class Checkpoint(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: Annotated[dict[str, Any], AfterValidator(require_recipe)]
-    step: Annotated[int, Field(ge=0, le=MANY)]
-    loss: Finite | None
-    seconds: NotNegative
+    step: Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
+    loss: FiniteFloat | None
+    seconds: NonNegativeFloat
     sha256: str = ""
 
 
@@ -172,7 +183,7 @@ def find(folder: Path) -> tuple[Path, Checkpoint] | None:
     saved = _saved(folder)
     for path in saved:
         try:
-            checkpoint = Checkpoint.model_validate_json(read_file(path / "checkpoint.json"))
+            checkpoint = Checkpoint.model_validate_json(read_bounded_file(path / "checkpoint.json"))
             if _is_whole(path / "state.safetensors", checkpoint):
                 return path, checkpoint
         except PermissionError:
@@ -205,11 +216,11 @@ def load(
         if checkpoint.step > plan.steps:
             raise TensorFileError(f"{path} is of step {checkpoint.step} of {plan.steps}")
         file = path / "state.safetensors"
-        with open_tensors(file, "pt", most) as opened:
+        with open_safetensors(file, "pt", most) as opened:
             expected = expected_tensors(plan, checkpoint.step, features, group)
-            if "seen" in expected and tensor_types(opened).get("seen", ("", ()))[0] in ("BF16", "F16"):
-                expected["seen"] = tensor_types(opened)["seen"][0], expected["seen"][1]
-            require_tensors(opened, expected, file)
+            if "seen" in expected and read_tensor_specs(opened).get("seen", ("", ()))[0] in ("BF16", "F16"):
+                expected["seen"] = read_tensor_specs(opened)["seen"][0], expected["seen"][1]
+            require_tensor_specs(opened, expected, file)
             tensors = {
                 name: (opened.get_slice(name)[own] if _is_per_image(name) else opened.get_tensor(name))
                 for name in expected
@@ -228,7 +239,7 @@ def load(
     return State(checkpoint.step, levels, moments, tensors.get("seen"))
 
 
-def expected_tensors(plan: Plan, step: int, features: int, group: Group = ALONE) -> TensorTypes:
+def expected_tensors(plan: Plan, step: int, features: int, group: Group = ALONE) -> TensorSpecs:
     """Return types and shapes of what :func:`tensors_of` gives after so many steps."""
     count = plan.levels(max(step - 1, 0))
     shapes = {
@@ -236,7 +247,7 @@ def expected_tensors(plan: Plan, step: int, features: int, group: Group = ALONE)
         for index, side in enumerate(resolutions(plan.canvas)[:count])
         for name in ("level", "adam/first", "adam/second")
     }
-    found: TensorTypes = {name: ("F32", shape) for name, shape in shapes.items()}
+    found: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     found["age"] = ("I64", ())
     in_parts = plan.micro_batch < group.shares(plan.classes, plan.ipc)[0].stop
     if step and plan.gradient == "one-pass" and in_parts:
@@ -303,7 +314,7 @@ def _count(tensors: dict[str, Tensor]) -> int:
 def _is_whole(path: Path, checkpoint: Checkpoint) -> bool:
     """Return whether a file is as it was written; a file that is too long for that is not read."""
     state = path.stat()
-    most = SavedRecipe.model_validate(checkpoint.recipe).most_bytes() + HEADER_BYTES
+    most = SavedRecipe.model_validate(checkpoint.recipe).most_bytes() + MAX_SAFETENSORS_HEADER_BYTES
     return stat.S_ISREG(state.st_mode) and state.st_size <= most and _sha256(path) == checkpoint.sha256
 
 
@@ -314,4 +325,4 @@ def _sha256(path: Path) -> str:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text[:12] if len(text) == 64 else one_line(text, LONGEST_TOLD)
+    return text[:12] if len(text) == 64 else sanitize_line(text, LONGEST_TOLD)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
-from sfm.stats_store.class_lists import ClassList, normalize_class_id, find_class_id, read_class_file
+from sfm.stats_store.class_lists import ClassList, find_class_id, normalize_class_id, read_class_file
 
 
 def chosen_classes(file: Path | None, card: DatasetCard) -> npt.NDArray[np.int64]:

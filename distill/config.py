@@ -5,19 +5,20 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.config_fields import (
-    MANY,
-    MOST_PER_CLASS,
-    MOST_PROCESSES,
+    MAX_IMAGES_PER_CLASS,
+    MAX_ITERATIONS,
+    MAX_PROCESSES,
     BackboneField,
     ClassesField,
-    Copies,
-    Place,
-    Processes,
-    Recipe,
+    InMemoryCountField,
+    LocationField,
+    ProcessCountField,
+    RecipeField,
 )
-from sfm.field_types import LARGEST_INPUT
-from sfm.paths import expand_homes
+from sfm.constrained_types import MAX_INPUT_PIXELS
+from sfm.paths import expand_home_in_field
 
 
 class DistillConfig(BaseModel):
@@ -25,109 +26,120 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: Place[str] = Field(description="The store of statistics: a path or a URL (s3://, gs://, az://).")
+    store: LocationField[str] = Field(
+        description="The store of statistics: a path or a URL (s3://, gs://, az://)."
+    )
     backbone: BackboneField[str] = Field(description="The backbone whose statistics to match, e.g. lite0.")
-    image_size: Recipe[int | None] = Field(
+    image_size: RecipeField[int | None] = Field(
         default=None,
         ge=8,
-        le=LARGEST_INPUT,
+        le=MAX_INPUT_PIXELS,
         description="Input size of the backbone, where the store holds several.",
     )
-    dataset: Recipe[str] = Field(description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store.")
+    dataset: RecipeField[str] = Field(
+        description="NAME, NAME@DIGEST or NAME@tuning of the dataset in the store."
+    )
     classes: ClassesField[Path | tuple[str, ...] | None] = Field(
         default=None,
         description="File with the ids or names of the classes to distil, one per line; default: all.",
     )
-    out: Place[Path] = Field(description="Directory to write; must be new or empty, unless --resume.")
-    objective: Recipe[Literal["sfm", "sfm-decoupled"]] = Field(
+    out: LocationField[Path] = Field(description="Directory to write; must be new or empty, unless --resume.")
+    objective: RecipeField[Literal["sfm", "sfm-decoupled"]] = Field(
         default="sfm",
         description="sfm: cosine of the flows; sfm-decoupled: squared error of own and other-class centres.",
     )
-    alpha: Recipe[float] = Field(
+    alpha: RecipeField[float] = Field(
         default=1.0, ge=0, le=1, description="Weight of the own centres (sfm-decoupled only)."
     )
-    ipc: Copies[int] = Field(
+    ipc: InMemoryCountField[int] = Field(
         default=1,
         ge=1,
-        le=MOST_PER_CLASS,
+        le=MAX_IMAGES_PER_CLASS,
         description="Images per class; above 1 the store must hold as many sub-class centres.",
     )
-    centres: Recipe[Literal["sub-class", "none"]] = Field(
+    centres: RecipeField[Literal["sub-class", "none"]] = Field(
         default="sub-class",
         description="What the images of a class are matched to, above one: a sub-class centre each, or "
         "(none, as published) all to the class mean.",
     )
-    views: Copies[int] = Field(
-        default=1, ge=1, le=MANY, description="Augmented views of every image in every step."
+    views: InMemoryCountField[int] = Field(
+        default=1, ge=1, le=MAX_ITERATIONS, description="Augmented views of every image in every step."
     )
-    steps: Recipe[int] = Field(default=2000, ge=1, le=MANY, description="Optimisation steps.")
-    learning_rate: Recipe[float] = Field(
+    steps: RecipeField[int] = Field(default=2000, ge=1, le=MAX_ITERATIONS, description="Optimisation steps.")
+    learning_rate: RecipeField[float] = Field(
         default=2e-2, gt=0, allow_inf_nan=False, description="Learning rate of Adam, on the pyramid's levels."
     )
-    final_rate: Recipe[float] = Field(
+    final_rate: RecipeField[float] = Field(
         default=1.0,
         ge=0,
         le=1,
         description="Part of the learning rate that is left at the end: over the second half of the run it "
         "falls along half a cosine (1: it does not fall).",
     )
-    grow_every: Recipe[int | None] = Field(
+    grow_every: RecipeField[int | None] = Field(
         default=None,
         ge=1,
-        le=MANY,
+        le=MAX_ITERATIONS,
         description="Steps between two levels of the pyramid (default: spread over half the run).",
     )
-    micro_batch: Copies[int | None] = Field(
+    micro_batch: InMemoryCountField[int | None] = Field(
         default=None,
         ge=1,
-        le=MANY,
+        le=MAX_ITERATIONS,
         description="Images whose activations are in memory at a time (default: as many as fit, at most 34 "
         "views, on a GPU 25).",
     )
-    gradient: Recipe[Literal["exact", "one-pass"]] = Field(
+    gradient: RecipeField[Literal["exact", "one-pass"]] = Field(
         default="exact",
         description="With several micro-batches: exact (one forward more) or one-pass (features of the other "
         "images are those last seen).",
     )
-    graphs: Copies[int | None] = Field(
+    graphs: InMemoryCountField[int | None] = Field(
         default=None,
         ge=0,
-        le=MANY,
+        le=MAX_ITERATIONS,
         description="With several micro-batches, exact: images whose graphs are kept while the others are "
         "looked at, so that they go forward once (default: as many as take 120 MiB; on a GPU, those of one "
         "micro-batch).",
     )
-    checkpoint_every: Recipe[int] = Field(
-        default=100, ge=1, le=MANY, description="Steps between two checkpoints."
+    checkpoint_every: RecipeField[int] = Field(
+        default=100, ge=1, le=MAX_ITERATIONS, description="Steps between two checkpoints."
     )
-    seed: Recipe[int] = Field(
+    seed: RecipeField[int] = Field(
         default=0, ge=0, lt=2**63, description="Seed of the images' start and of the views."
     )
-    device: Recipe[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="Where to compute.")
-    threads: Recipe[int | None] = Field(
+    device: RecipeField[Literal["auto", "cpu", "cuda"]] = Field(
+        default="auto", description="Where to compute."
+    )
+    threads: RecipeField[int | None] = Field(
         default=None,
         ge=1,
-        le=MOST_PROCESSES,
+        le=MAX_PROCESSES,
         description="CPU threads to compute with, in each process. Default: one per core, or as "
         "OMP_NUM_THREADS says.",
     )
-    precision: Recipe[Literal["float32", "bf16"]] = Field(
+    precision: RecipeField[Literal["float32", "bf16"]] = Field(
         default="float32", description="Of the backbone's forward pass; bf16 is faster on a GPU."
     )
-    compile: Recipe[Literal["auto", "yes", "no"]] = Field(
+    execution: RecipeField[ExecutionOption] = Field(
+        default="auto",
+        description="How the backbone is computed: auto (as fast as works here) or eager (plain PyTorch, "
+        "no optimisations).",
+    )
+    compile: RecipeField[Literal["auto", "yes", "no"]] = Field(
         default="auto",
         description="Compile the backbone with torch.compile (auto: on a GPU, where the run is long enough "
         "to gain what that costs).",
     )
-    devices: Processes[int] = Field(
+    devices: ProcessCountField[int] = Field(
         default=1,
         ge=1,
-        le=MOST_PROCESSES,
+        le=MAX_PROCESSES,
         description="Share the classes among so many processes: on GPUs, one for each; on a CPU, each with "
         "its part of the threads.",
     )
-    resume: Recipe[bool] = Field(
+    resume: RecipeField[bool] = Field(
         default=False, description="Go on from the last checkpoint in the directory."
     )
 
-    _expand_out = field_validator("out")(expand_homes)
+    _expand_out = field_validator("out")(expand_home_in_field)

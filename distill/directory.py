@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sfm import atomic
+from sfm.atomic import atomic_folder, atomic_write
 from sfm.errors import InputError
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def not_essential(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        reason = first_line(error)
+        reason = summarize_error(error)
         LOG.warning("%s is missing, the run is complete without it: %s", path, reason)
 
 
@@ -45,7 +45,7 @@ def write_file(path: Path, data: bytes) -> None:
         If it cannot be written.
     """
     with writing(path):
-        atomic.write_file(path, data)
+        atomic_write(path, data)
 
 
 @contextmanager
@@ -59,18 +59,5 @@ def whole_folder(path: Path) -> Iterator[Path]:
     InputError
         If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            atomic.remove(partial)
-            partial.mkdir(parents=True)
-            yield partial
-            for inside in (*partial.rglob("*"), partial):
-                atomic.sync(inside)
-            atomic.remove(path)
-            partial.rename(path)
-            atomic.sync(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                atomic.remove(partial)
-            raise
+    with writing(path), atomic_folder(path, replace=True) as partial:
+        yield partial

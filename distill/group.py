@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.text import first_line
+from sfm.text import summarize_error
 
 
 class LostProcess(InputError):  # noqa: N818 - named for what has happened
@@ -173,5 +173,6 @@ def _exchanging() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcess(
-            f"another process of this run has ended ({first_line(error)}): see what it says; --resume goes on"
+            f"another process of this run has ended ({summarize_error(error)}): see what it says; "
+            "--resume goes on"
         ) from error

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from sfm.distill.directory import write_file, writing
 from sfm.errors import InputError
-from sfm.untrusted import HISTORY_BYTES, read_file
+from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
 COLUMNS = ("step", "loss", "learning_rate", "resolution", "seconds")
 
@@ -35,7 +35,7 @@ def read_lines(path: Path) -> list[str]:
         If it is no history.
     """
     try:
-        return read_file(path, HISTORY_BYTES).decode().splitlines()
+        return read_bounded_file(path, MAX_HISTORY_BYTES).decode().splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

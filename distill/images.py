@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sfm.config_fields import LARGEST_CANVAS
+from sfm.config_fields import MAX_CANVAS_PIXELS
 from sfm.distill.captions import short_captions
 from sfm.distill.pyramid import decode
 from sfm.image_files import read_png
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 DECODED_AT_ONCE = 64
 
@@ -119,7 +119,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)
-            image = Image.fromarray(read_png(path, LARGEST_CANVAS**2))
+            image = Image.fromarray(read_png(path, MAX_CANVAS_PIXELS**2))
             sheet.paste(image.resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
         if many:
             name = _fitted(label, font, left - margin - gap)
@@ -133,7 +133,7 @@ def preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: 
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    text = one_line(text, CAPTION)
+    text = sanitize_line(text, CAPTION)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

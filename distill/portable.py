@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.spec import absolute_spec
+from sfm.backbones.spec import make_spec_absolute
 from sfm.distill.classes import chosen_classes, places_of
 from sfm.distill.config import DistillConfig
 from sfm.stats_store.cards import DatasetCard
@@ -30,7 +30,7 @@ def portable_config(config: DistillConfig, store: str, class_ids: list[str], thr
     """
     return config.model_dump(mode="json") | {
         "store": make_url_absolute(store),
-        "backbone": absolute_spec(config.backbone),
+        "backbone": make_spec_absolute(config.backbone),
         "classes": None if config.classes is None else class_ids,
         "out": str(config.out.absolute()),
         "threads": threads,

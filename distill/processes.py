@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.distill.group import LostProcess, Place
 from sfm.distill.stopping import Interrupted, stop_requests
 from sfm.errors import DamageError, InputError
@@ -123,6 +124,7 @@ def _outcome(
 
 def take_part(connection: Connection) -> None:
     """Do this process's part of the work that comes by a connection, and send back what became of it."""
+    keep_freed_memory()
     work, place, threads = connection.recv()
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     torch.set_num_threads(threads)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sfm.backbones.crops import stream
-from sfm.backbones.views import interpolation_matrix
+from sfm.backbones.views import make_interpolation_matrix
 from sfm.distill.resample import Resampling, resampling, sums, sums_back, taps
+from sfm.random_streams import make_rng
 
 LEVEL_NOISE = 101
 """Purpose of the random streams that levels start from."""
@@ -50,7 +50,7 @@ def _colours(device: torch.device, dtype: torch.dtype) -> Tensor:
 @cache
 def _widening(side: int, canvas: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Matrix that upsamples rows of `side` pixels from the right, shape (side, canvas)."""
-    whole = interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)
+    whole = make_interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)
     return whole[0].T.to(device, dtype)
 
 
@@ -81,7 +81,9 @@ def _dense_heightening(
     sides: tuple[int, ...], canvas: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Matrix that does the same to one plane, from the left, shape (canvas, rows of all levels)."""
-    whole = [interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)[0] for side in sides]
+    whole = [
+        make_interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)[0] for side in sides
+    ]
     return torch.cat(whole, dim=1).to(device, dtype)
 
 
@@ -227,7 +229,7 @@ def grow(
         New leaves that require gradients, float32.
     """
     n = len(levels) + 1
-    noise = _noise(stream(seed, LEVEL_NOISE, n), resolution, part or slice(0, count))
+    noise = _noise(make_rng(seed, LEVEL_NOISE, n), resolution, part or slice(0, count))
     grown = [level.detach() * ((n - 1) / n) for level in levels]
     grown.append(torch.from_numpy(noise).to(device) / n)
     return [level.requires_grad_() for level in grown]

@@ -12,16 +12,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from sfm.backbones.build import Backbone
-from sfm.config_fields import MOST_PER_CLASS
+from sfm.backbones.execution.preparation import Prepared
+from sfm.config_fields import MAX_IMAGES_PER_CLASS
+from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
 from sfm.distill.engine import Plan
 from sfm.distill.portable import portable_config
 from sfm.errors import InputError
-from sfm.field_types import Count, Finite, Name, NotNegative
 from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
-from sfm.untrusted import parse_json, read_file
+from sfm.untrusted_files import parse_json, read_bounded_file
 
 PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
@@ -70,7 +71,7 @@ def record_of(
     *,
     store: str,
     images: str,
-    obstacle: str | None,
+    prepared: Prepared,
     peak_memory_bytes: int,
 ) -> dict[str, Any]:
     """Return what ``run.json`` holds.
@@ -85,8 +86,8 @@ def record_of(
         URL of the store, without credentials.
     images : str
         Digest of the images' pixels.
-    obstacle : str or None
-        Why the backbone was not compiled or recorded, where it was to be.
+    prepared : Prepared
+        How the backbone was computed.
     peak_memory_bytes : int
         Of the process that took most, in its steps.
     """
@@ -109,8 +110,10 @@ def record_of(
         "threads": checkpoint.recipe["threads"],
         "notes": notes_of(checkpoint.recipe),
         "precision": config.precision,
+        "execution": checkpoint.recipe.get("execution", {"mode": prepared.mode, "reason": prepared.reason}),
+        # As earlier versions wrote it.
         "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")}
-        | {"obstacle": obstacle},
+        | {"obstacle": prepared.reason},
         "devices": config.devices,
         "images": images,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -126,10 +129,10 @@ class FinishedRecord(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     dataset: Name
-    loss: Finite
-    wall_seconds: NotNegative
+    loss: FiniteFloat
+    wall_seconds: NonNegativeFloat
     peak_memory_bytes: Count
 
 
@@ -142,7 +145,7 @@ def read_record(path: Path) -> dict[str, Any]:
         If it is not what :func:`record_of` gives.
     """
     try:
-        record: dict[str, Any] = parse_json(read_file(path))
+        record: dict[str, Any] = parse_json(read_bounded_file(path))
         FinishedRecord.model_validate(record)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -141,7 +141,7 @@ def taps(
 
 
 def look(images: Tensor, crops: Crops, out: int) -> Tensor:
-    """Look at images through crops, as :func:`sfm.backbones.views.look`, through several each.
+    """Look at images through crops, as :func:`sfm.backbones.views.apply_crops`, through several each.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def look(images: Tensor, crops: Crops, out: int) -> Tensor:
     """
     size, each = images.shape[-1], len(crops.top) // len(images)
     if images.device.type == "cuda":
-        return views.look(images if each == 1 else images.repeat_interleave(each, 0), crops, out)
+        return views.apply_crops(images if each == 1 else images.repeat_interleave(each, 0), crops, out)
     cut = _resampled_rows(images, each, *taps(crops.top, crops.height, size, out))
     return _resampled_rows(cut.mT, 1, *taps(crops.left, crops.width, size, out, crops.flip)).mT
 

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,35 +15,39 @@ import torch
 from torch import Tensor
 
 from sfm.atomic import require_no_link
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import frozen
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.determinism import deterministic_if_supported, tf32_disabled
+from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
+from sfm.backbones.execution.wait_policy import CoreWatch
 from sfm.backbones.spec import parse_spec
-from sfm.backbones.threads import limit_threads
-from sfm.backbones.waiting import CoreWatch
 from sfm.distill import checkpoint as checkpoints
+from sfm.distill.activation_memory import (
+    choose_graph_count,
+    choose_micro_batch,
+    count_activation_bytes,
+    read_free_bytes,
+)
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
 from sfm.distill.directory import not_essential, whole_folder, write_file, writing
 from sfm.distill.engine import Plan, State, advance, begin, even_growth
+from sfm.distill.execution_choice import (
+    choose_execution,
+    describe_execution,
+    is_worth_compiling,
+    read_saved_execution,
+    require_execution,
+)
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import Objective
 from sfm.distill.group import Group, Place, joined, launched
 from sfm.distill.growth import first_images, write_sheet
 from sfm.distill.history import append, open_history, sync
 from sfm.distill.images import class_folders, pixels, preview, write_images
-from sfm.distill.kernels import (
-    Kernels,
-    held_bytes,
-    is_worth_compiling,
-    quickened,
-    repeating,
-    wanted_kernels,
-)
-from sfm.distill.memory import activation_bytes, free_bytes, graphs_for, micro_batch_for
+from sfm.distill.mixed_precision import convert_precision
 from sfm.distill.portable import select_classes
-from sfm.distill.precision import in_precision
 from sfm.distill.processes import side_by_side
 from sfm.distill.record import notes_of, peak_memory, read_record, recipe_of, record_of
 from sfm.distill.stopping import Interrupted as Interrupted
@@ -52,12 +56,12 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import is_clutter
-from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.digests import compute_stream_digest
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.history import summaries_for
-from sfm.stats_store.selection import NotExtractedError, select_entry, filter_summaries
 from sfm.stats_store.store import Entry, open_store
-from sfm.text import utf8_values
+from sfm.text import escape_non_utf8_values
 
 
 @dataclass(frozen=True)
@@ -139,19 +143,27 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
         line = format_extract_command(store, error.others, config.backbone, config.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     size = candidates[0].image_size
-    backbone = load_backbone(config.backbone, image_size=size, device=config.device, progress=progress)
+    backbone = load_backbone(
+        config.backbone,
+        image_size=size,
+        device=config.device,
+        fold_norms=config.execution != "eager",
+        progress=progress,
+    )
     entry = select_entry(store, candidates, backbone.card)
-    backbone = in_precision(backbone, config.precision)
+    backbone = convert_precision(backbone, config.precision)
     chosen = select_classes(config.classes, entry.dataset)
     centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
     with ExitStack() as settings:
         threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())
         settings.enter_context(limit_threads(threads))
-        settings.enter_context(whole_float32())
-        repeatable = settings.enter_context(repeating(backbone))
+        settings.enter_context(tf32_disabled())
+        repeatable = settings.enter_context(deterministic_if_supported(backbone))
         views = config.steps * len(chosen) * config.ipc * config.views
         worth = is_worth_compiling(config.compile, views, backbone.device, group)
-        counted = backbone if worth else frozen(backbone)
+        eager = config.execution == "eager"
+        lean = None if worth or eager else optimize_backbone(backbone, 1, "input-grad")
+        counted = lean[0] if lean else backbone
         plan = plan_of(config, len(chosen), counted, saved[1].recipe if saved else {}, group)
         recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
         if saved:
@@ -160,16 +172,18 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
                 return DistillResult(config.out, read_record(config.out / "run.json"))
 
         began = time.perf_counter()
-        wanted = wanted_kernels(plan, config.compile, backbone.device, group)
         if saved:
-            wanted = Kernels(*(saved[1].recipe.get(name, False) for name in ("compiled", "captured")))
-        backbone, kernels, obstacle = quickened(backbone, plan, wanted)
-        if obstacle and (saved or config.compile == "yes"):
-            advice = "but in this run it was" if saved else "leave out --compile yes"
-            raise InputError(f"{obstacle}, {advice}")
-        recipe |= {"repeatable": repeatable} | asdict(kernels)
+            choice = read_saved_execution(saved[1].recipe, config.execution)
+        else:
+            choice = choose_execution(plan, config.execution, config.compile, backbone.device, group)
+        if lean and choice.mode == "input-grad":
+            backbone, prepared = lean
+        else:
+            backbone, prepared = optimize_backbone(backbone, plan.micro_batch * plan.views, choice.mode)
+        require_execution(prepared, choice, saved[1].recipe if saved else None)
+        recipe |= {"repeatable": repeatable} | describe_execution(prepared, choice)
         if backbone.device.type == "cuda":
-            # What preparing took is gone, or counted as held.
+            # Do not count compilation and graph capture in peak memory.
             torch.cuda.reset_peak_memory_stats(backbone.device)
         state, checkpoint = state_of(config, plan, saved, recipe, backbone, group)
         seconds = checkpoint.seconds + time.perf_counter() - began
@@ -177,7 +191,7 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
         objective = objective_of(config, centres, backbone.device)
         checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress, group)
     levels = checkpoints.levels_of(state, plan, group)
-    peak = group.most(peak_memory(backbone.device) + held_bytes(backbone))
+    peak = group.most(peak_memory(backbone.device) + count_graph_bytes(backbone))
     record: dict[str, Any] = {}
     if group.first:
         images = images_digest(levels, plan)
@@ -190,11 +204,11 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
             checkpoint,
             store=store.url,
             images=images,
-            obstacle=obstacle,
+            prepared=prepared,
             peak_memory_bytes=peak,
         )
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
-        record = utf8_values(record)
+        record = escape_non_utf8_values(record)
         publish(config.out, entry, chosen, plan, levels, record)
     return DistillResult(config.out, group.told(record))
 
@@ -288,11 +302,11 @@ def plan_of(
     graphs = saved.get("graphs") if config.graphs is None else config.graphs
     if micro_batch is None or graphs is None:
         # Processes on one CPU look at the same free memory.
-        free = free_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
-        room = (images, config.views, activation_bytes(backbone), free, backbone.device.type)
+        free = read_free_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        room = (images, config.views, count_activation_bytes(backbone), free, backbone.device.type)
         # What the process with the least room can do, all do.
-        micro_batch = micro_batch or -group.most(-micro_batch_for(*room))
-        graphs = -group.most(-graphs_for(*room)) if graphs is None else graphs
+        micro_batch = micro_batch or -group.most(-choose_micro_batch(*room))
+        graphs = -group.most(-choose_graph_count(*room)) if graphs is None else graphs
     return Plan(
         classes=classes,
         ipc=config.ipc,
@@ -353,7 +367,7 @@ def run_steps(
             if history:
                 rate, side = plan.rate(state.step - 1), state.levels[-1].shape[-1]
                 append(history, state.step, loss, rate, side, seconds)
-            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}, watch.look()))
+            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}, watch.check()))
             last = state.step == config.steps
             if last or plan.levels(state.step) > len(state.levels):
                 shown = first_images(state.levels, plan.classes, plan.ipc, group)

@@ -11,7 +11,7 @@ from sfm.errors import InputError
 from sfm.eval.config import NOT_RANDOM, EvaluateConfig, Protocol, protocol_of
 from sfm.eval.findings import ABOVE_FULL_DATA, NO_BETTER, findings
 from sfm.eval.result import EarlierEvaluation, Evaluation, Row
-from sfm.untrusted import RESULT_BYTES, OversizeError, read_file
+from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
 
 Key = tuple[Any, ...]
 
@@ -25,7 +25,7 @@ def read_result(path: Path) -> Evaluation | None:
         If it cannot be read, or is something else.
     """
     try:
-        return Evaluation.model_validate_json(read_file(path, RESULT_BYTES))
+        return Evaluation.model_validate_json(read_bounded_file(path, MAX_EVALUATION_BYTES))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.crops import stream
 from sfm.eval.training import Purpose
+from sfm.random_streams import make_rng
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
@@ -49,7 +49,7 @@ def random_exemplars(role: npt.NDArray[np.uint8], count: int, draws: int, seed: 
     """
     dealt = np.empty((draws, len(role), count), dtype=np.int64)
     for c, roles in enumerate(role):
-        deck = stream(seed, Purpose.EXEMPLARS, c).permutation(np.flatnonzero(roles == RANDOM))
+        deck = make_rng(seed, Purpose.EXEMPLARS, c).permutation(np.flatnonzero(roles == RANDOM))
         dealt[:, c] = deck[np.arange(draws * count).reshape(draws, count) % len(deck)]
     return dealt
 

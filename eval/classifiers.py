@@ -12,13 +12,13 @@ from sfm.atomic import require_no_link
 from sfm.backbones.card import BackboneCard
 from sfm.eval.config import CLASSIFIER_BYTES, Mode
 from sfm.eval.methods import Trained
+from sfm.eval.output_files import write_output
 from sfm.eval.part import Part
 from sfm.eval.result import Row, protocol_header
 from sfm.eval.subjects import Subject
 from sfm.eval.synthetic import DistilledRun
-from sfm.eval.whole import write_whole
-from sfm.stats_store.digests import compute_array_digest, encode_canonical_json, compute_sha256
-from sfm.tensor_files import TensorFileError, open_tensors
+from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
+from sfm.tensor_files import TensorFileError, open_safetensors
 
 
 def file_name(spec: str, mode: Mode) -> str:
@@ -48,13 +48,13 @@ def save_classifier(
     if not is_replaceable(path, card.hash, images, row):
         told = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])
         path = path.with_name(f"{path.stem}-{compute_sha256(told)[:8]}{path.suffix}")
-    write_whole(path, data)
+    write_output(path, data)
 
 
 def is_replaceable(path: Path, backbone_hash: str, images: str, row: Row) -> bool:
     """Return whether there is no classifier, or a damaged one, one of other images, or one trained alike."""
     try:
-        with open_tensors(path, "pt", CLASSIFIER_BYTES) as file:
+        with open_safetensors(path, "pt", CLASSIFIER_BYTES) as file:
             header = file.metadata() or {}
     except (FileNotFoundError, TensorFileError):
         return True

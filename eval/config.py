@@ -6,11 +6,19 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.config_fields import MANY, MOST_PROCESSES, BackboneField, Copies, Place, Pool, Recipe
+from sfm.config_fields import (
+    MAX_ITERATIONS,
+    MAX_PROCESSES,
+    BackboneField,
+    FeatureViewsField,
+    InMemoryCountField,
+    LocationField,
+    RecipeField,
+)
+from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
-from sfm.eval.whole import distinct_names
-from sfm.field_types import LARGEST_INPUT
-from sfm.paths import expand_homes, resolved
+from sfm.eval.output_files import distinguish_directories
+from sfm.paths import expand_home_in_field, resolve_links
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -40,20 +48,20 @@ class EvaluateOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: Place[str] = Field(description="Store the images were distilled from: a path or URL.")
+    store: LocationField[str] = Field(description="Store the images were distilled from: a path or URL.")
     backbone: BackboneField[list[str]] = Field(
         default=[],
         description="Backbone to evaluate on; repeat for several, or `all` for every one that the store "
         "holds of this dataset. Default: the one distilled on.",
     )
-    image_size: Recipe[int | None] = Field(
+    image_size: RecipeField[int | None] = Field(
         default=None,
         ge=1,
-        le=LARGEST_INPUT,
+        le=MAX_INPUT_PIXELS,
         description="Input size of the evaluation backbones, in pixels. Default: the size distilled at, "
         "where the store holds it.",
     )
-    mode: Recipe[list[Mode]] = Field(
+    mode: RecipeField[list[Mode]] = Field(
         default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
         description="What is trained on the images; repeat for several. linear: a fresh head. inherit: a "
@@ -61,52 +69,56 @@ class EvaluateOptions(BaseModel):
         "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
         "soft labels. joint, stage: projector and head, together or one after the other.",
     )
-    seeds: Copies[int] = Field(
-        default=3, ge=1, le=MANY, description="Repetitions; the table shows mean and deviation."
+    seeds: InMemoryCountField[int] = Field(
+        default=3, ge=1, le=MAX_ITERATIONS, description="Repetitions; the table shows mean and deviation."
     )
-    epochs: Recipe[int] = Field(default=1000, ge=1, le=MANY, description="Passes over the synthetic images.")
-    views: Pool[int] = Field(
+    epochs: RecipeField[int] = Field(
+        default=1000, ge=1, le=MAX_ITERATIONS, description="Passes over the synthetic images."
+    )
+    views: FeatureViewsField[int] = Field(
         default=50,
         ge=1,
-        le=MANY,
+        le=MAX_ITERATIONS,
         description="Augmented views per image and seed that heads are trained on, their features computed "
         "once; as many as epochs give every epoch a view of its own.",
     )
-    projector_views: Pool[int | None] = Field(
+    projector_views: FeatureViewsField[int | None] = Field(
         default=None,
         ge=1,
-        le=MANY,
+        le=MAX_ITERATIONS,
         description="Views per image that projectors are trained on; they have more weights to fit, and all "
         f"seeds share the views. Default: {VIEWS_OF_ALL_IMAGES} of all images together, at least --views.",
     )
-    save: Recipe[bool] = Field(
+    save: RecipeField[bool] = Field(
         default=False,
         description="Also write the classifiers of the first seed to classifiers/ beside the result, as "
         "safetensors; with --out NAME.json, to NAME-classifiers/.",
     )
-    out: Place[Path | None] = Field(
+    out: LocationField[Path | None] = Field(
         default=None,
         description="Where to write instead of RUN/evaluation.json, for read-only runs: a .json file, "
         "or a folder (with a folder in it for each of several runs).",
     )
-    device: Recipe[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="Where to compute.")
-    seed: Recipe[int] = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
-    threads: Recipe[int | None] = Field(
+    device: RecipeField[Literal["auto", "cpu", "cuda"]] = Field(
+        default="auto", description="Where to compute."
+    )
+    seed: RecipeField[int] = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
+    threads: RecipeField[int | None] = Field(
         default=None,
         ge=1,
-        le=MOST_PROCESSES,
+        le=MAX_PROCESSES,
         description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
     )
 
-    _expand_out = field_validator("out")(expand_homes)
+    _expand_out = field_validator("out")(expand_home_in_field)
 
 
 class EvaluateConfig(EvaluateOptions):
     """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
 
-    run: Place[Path] = Field(description="Directory that `sfm distill` wrote.")
+    run: LocationField[Path] = Field(description="Directory that `sfm distill` wrote.")
 
-    _expand_run = field_validator("run")(expand_homes)
+    _expand_run = field_validator("run")(expand_home_in_field)
 
     @property
     def result(self) -> Path:
@@ -119,13 +131,13 @@ class EvaluateConfig(EvaluateOptions):
 class EvaluateRunsConfig(EvaluateOptions):
     """The configuration of the evaluation of several runs, each on the same backbones: a matrix."""
 
-    run: Place[list[Path]] = Field(
+    run: LocationField[list[Path]] = Field(
         min_length=1,
         description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
         json_schema_extra={"argument": True, "metavar": "RUN"},
     )
 
-    _expand_run = field_validator("run")(expand_homes)
+    _expand_run = field_validator("run")(expand_home_in_field)
 
     @field_validator("run", mode="before")
     @classmethod
@@ -141,7 +153,7 @@ class EvaluateRunsConfig(EvaluateOptions):
             If a run is given twice, or one file is to hold the results of several.
         """
         options = self.model_dump(exclude={"run", "out"})
-        paths = [resolved(run) for run in self.run]
+        paths = [resolve_links(run) for run in self.run]
         for run, path in zip(self.run, paths, strict=True):
             if paths.count(path) > 1:
                 raise InputError(f"{run} is given more than once: name every run directory once")
@@ -155,7 +167,7 @@ class EvaluateRunsConfig(EvaluateOptions):
             return [self.out for _ in self.run]
         if self.out.suffix == ".json":
             raise InputError(f"--out {self.out} is one file, for {len(self.run)} runs: give a folder")
-        return [self.out / name.replace("/", "_") for name in distinct_names(self.run)]
+        return [self.out / name.replace("/", "_") for name in distinguish_directories(self.run)]
 
 
 def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import centre_crop
+from sfm.backbones.crops import make_centre_crops
 from sfm.eval.baselines import (
     NEAREST,
     NONE,
@@ -141,13 +141,13 @@ def neighbours_of(
             exemplars.pixels.reshape(-1, side, side, 3),
             np.repeat(np.arange(classes), exemplars.role.shape[1]),
         ),
-        centre_crop(exemplars.role.size, side, side),
+        make_centre_crops(exemplars.role.size, side, side),
         work=work,
     )
     of_distilled = features_of_views(
         backbone,
         LabelledImages(run.pixels, run.labels),
-        centre_crop(len(run.pixels), run.record.canvas, inner),
+        make_centre_crops(len(run.pixels), run.record.canvas, inner),
         work=work,
     )
     places = neighbours(

@@ -8,13 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.arithmetic import whole_float32
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import Crops, draw_crops, stream
-from sfm.backbones.input import to_tensor
-from sfm.backbones.views import look
+from sfm.backbones.crops import Crops, draw_crops
+from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.views import apply_crops
 from sfm.eval.training import Purpose, Told, nobody_told
 from sfm.eval.work import KeptFeatures, Work, work_key
+from sfm.random_streams import make_rng
 from sfm.stats_store.digests import compute_array_digest
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
@@ -45,7 +46,7 @@ def draw_views(images: LabelledImages, views: int, seed: int) -> Crops:
     A view depends on the seed, its image's place and its own number alone: asking for more of them, or for
     more images, changes none.
 
-    The boxes belong to the images and not to a backbone: backbones of different input sizes look at the same
+    The boxes belong to the images and not to a backbone: backbones of different input sizes see the same
     piece of an image, and a view means the same to all of them.
 
     Parameters
@@ -63,7 +64,7 @@ def draw_views(images: LabelledImages, views: int, seed: int) -> Crops:
     """
     side = images.pixels.shape[1]
     drawn = [
-        draw_crops(stream(seed, Purpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        draw_crops(make_rng(seed, Purpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
         for image in range(len(images.pixels))
         for block in range(-(-views // VIEWS_PER_STREAM))
     ]
@@ -106,7 +107,7 @@ def features_of_views(
         On the backbone's device.
     """
     size = backbone.card.preprocessing.input_size
-    pixels = to_tensor(images.pixels).to(backbone.device).contiguous()
+    pixels = pixels_to_tensor(images.pixels).to(backbone.device).contiguous()
     count, total = len(pixels), len(crops.top)
     most = PIXELS_AT_ONCE if backbone.device.type == "cpu" else PIXELS_AT_ONCE_ON_GPU
     step = max(1, most // size**2)
@@ -116,14 +117,14 @@ def features_of_views(
     if done:
         on_views(done, total)
     try:
-        with torch.inference_mode(), whole_float32():
+        with torch.inference_mode(), tf32_disabled():
             for start in range(done, total, step):
                 some = slice(start, min(start + step, total))
                 boxes = Crops(
                     crops.top[some], crops.left[some], crops.height[some], crops.width[some], crops.flip[some]
                 )
                 image = torch.arange(some.start, some.stop, device=backbone.device) // (total // count)
-                features[some] = backbone.features(look(pixels[image], boxes, size))
+                features[some] = backbone.features(apply_crops(pixels[image], boxes, size))
                 done = some.stop
                 if kept:
                     kept.keep(done)

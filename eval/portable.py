@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from sfm.backbones.spec import absolute_spec
+from sfm.backbones.spec import make_spec_absolute
 from sfm.eval.config import EvaluateConfig
 from sfm.stats_store.location import make_url_absolute
-from sfm.text import utf8_values
+from sfm.text import escape_non_utf8_values
 
 
 def portable_config(config: EvaluateConfig, store: str) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def portable_config(config: EvaluateConfig, store: str) -> dict[str, Any]:
     paths = {"run": config.run, "out": config.out}
     whole = kept | {
         "store": make_url_absolute(store),
-        "backbone": [absolute_spec(spec) for spec in config.backbone],
+        "backbone": [make_spec_absolute(spec) for spec in config.backbone],
         **{name: str(path.absolute()) for name, path in paths.items() if path is not None},
     }
     # Paths may hold bytes that are not UTF-8, which JSON cannot.
-    return {name: utf8_values(value) for name, value in whole.items()}
+    return {name: escape_non_utf8_values(value) for name, value in whole.items()}

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfm.config_fields import MANY, MOST_PER_CLASS
+from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS
+from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.config import Mode
-from sfm.field_types import Count, Fraction, InputPixels, Name, NotNegative, Versions
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ MOST_CONFUSED = 100
 ListOf = Annotated[list[T], Field(fail_fast=True)]
 """A list of a file: what is wrong with the first element is told, not with each of millions."""
 
-Times = Annotated[int, Field(ge=1, le=MANY)]
+Times = Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PerClass = ListOf[Fraction | None]
 Confusion = ListOf[ListOf[Count]]
@@ -100,10 +100,10 @@ class Row(BaseModel):
     seeds: Times
     top1: ListOf[Fraction]
     top5: ListOf[Fraction] | None
-    recovered: NotNegative | None = None
+    recovered: NonNegativeFloat | None = None
     exemplars: Count | None = None
     chosen: ListOf[ListOf[Count]] | None = None
-    penalty: NotNegative | None = None
+    penalty: NonNegativeFloat | None = None
     confusion: Confusion | None = None
     confused: ListOf[ConfusedPair] | None = None
     per_class: PerClass | None = None
@@ -137,7 +137,7 @@ class FullData(BaseModel):
     classifier: Fixed
     top1: Fraction
     top5: Fraction | None
-    recovered: NotNegative | None = None
+    recovered: NonNegativeFloat | None = None
     per_class: PerClass | None = None
 
 
@@ -157,7 +157,7 @@ class EntryRecord(BaseModel):
     image_size: InputPixels
     entry_digest: Name
     held_out_samples: Count
-    train_per_class: NotNegative | None = None
+    train_per_class: NonNegativeFloat | None = None
 
 
 class Provenance(BaseModel):
@@ -197,13 +197,13 @@ class Provenance(BaseModel):
     role: Literal["full", "tuning"]
     distilled_from: Name
     distilled_on: Name
-    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     images: Name
     edited: bool | None = None
     entries: ListOf[EntryRecord]
-    versions: Versions
+    versions: PackageVersions
     device: Name
-    seconds: NotNegative
+    seconds: NonNegativeFloat
     distilled_on_hash: Name | None = None
     distilled_at: InputPixels | None = None
     evaluated_on: ListOf[Name] | None = None
@@ -224,9 +224,9 @@ class EarlierEvaluation(BaseModel):
 
     config: dict[str, Any]
     backbones: ListOf[Name]
-    versions: Versions
+    versions: PackageVersions
     device: Name
-    seconds: NotNegative
+    seconds: NonNegativeFloat
 
 
 class Evaluation(BaseModel):

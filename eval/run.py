@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.frozen import for_features
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.classifiers import save_classifier
@@ -29,6 +29,7 @@ from sfm.eval.findings import findings
 from sfm.eval.images import ImageSet, exemplars_of, neighbours_of, real_images
 from sfm.eval.interrupted import work_folder
 from sfm.eval.methods import SEEN_BY_BOTH, Ground, telling, train
+from sfm.eval.output_files import require_writable_output, write_output
 from sfm.eval.part import Part
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
 from sfm.eval.portable import portable_config
@@ -36,7 +37,6 @@ from sfm.eval.result import EntryRecord, Evaluation, FullData, NotWrittenError, 
 from sfm.eval.scores import HeldOut, full_data_of, held_out, row_of
 from sfm.eval.subjects import Load, Subject, find_subjects, find_teacher, source_part
 from sfm.eval.synthetic import DistilledRun, read_run
-from sfm.eval.whole import require_writable, write_whole
 from sfm.eval.work import Work, work_key
 from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_file, lock_folder
@@ -44,7 +44,7 @@ from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Store, open_store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
@@ -162,13 +162,13 @@ def evaluate_locked(
     @functools.cache
     def load(spec: str, image_size: int | None) -> Backbone:
         loaded = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
-        return for_features(loaded)
+        return prepare_for_inference(loaded)
 
     ready = [ready_for(each, run, store, summaries, load) for each, run in zip(several, runs, strict=True)]
     require_same_data(ready)
     works = [Work(work_folder(each.result)) for each in several]
     for each, run in zip(several, runs, strict=True):
-        require_writable(each.result)
+        require_writable_output(each.result)
         require_own(each, run)
     done = [
         finish(each, work, progress if len(ready) == 1 else named(progress, each.config.run.name))
@@ -288,7 +288,7 @@ def finish(ready: Ready, work: Work, progress: ProgressCallback) -> tuple[Evalua
     )
     try:
         together = accumulate(found, read_result(config.result), len(run.pixels))
-        write_whole(config.result, as_json(together).encode())
+        write_output(config.result, as_json(together).encode())
         found = found.model_copy(update={"changes": together.changes})
     except InputError as error:
         unwritten.append(str(error))
@@ -415,7 +415,7 @@ def provenance_of(ready: Ready, seconds: float) -> Provenance:
     device = ready.subjects[0].backbone.device
     source = ready.source.entry
     return Provenance(
-        store=utf8_only(ready.store.url),
+        store=escape_non_utf8(ready.store.url),
         dataset=source.dataset.name,
         fingerprint=source.summary.fingerprint,
         role=source.summary.role,

@@ -10,9 +10,9 @@ from sfm.errors import InputError
 from sfm.eval.config import EVERY, EvaluateConfig
 from sfm.eval.part import Part, part_of
 from sfm.eval.synthetic import DistilledRun, RunRecord
-from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.selection import NotExtractedError, select_entry, filter_summaries
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, Store
 
 Load = Callable[[str, int | None], Backbone]

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sfm.backbones.card import BackboneCard
-from sfm.config_fields import LARGEST_CANVAS, MOST_PER_CLASS
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_IMAGES_PER_CLASS
+from sfm.constrained_types import Count, Digest, InputPixels, Name
 from sfm.errors import InputError
-from sfm.field_types import Count, Digest, InputPixels, Name
 from sfm.image_files import read_png
-from sfm.paths import resolved
-from sfm.text import one_line
-from sfm.untrusted import OversizeError, read_file
+from sfm.paths import resolve_links
+from sfm.text import sanitize_line
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 ALWAYS_READ, MOST_COMPRESSED = 2**30, 50
 """Bytes of pixels that are read whatever their files' size, and how many to a byte of larger sets' files."""
@@ -61,8 +61,8 @@ class RunRecord(BaseModel):
     dataset: Name
     backbone: BackboneCard
     image_size: InputPixels
-    canvas: Annotated[int, Field(ge=1, le=LARGEST_CANVAS)]
-    ipc: Annotated[int, Field(ge=1, le=MOST_PER_CLASS)]
+    canvas: Annotated[int, Field(ge=1, le=MAX_CANVAS_PIXELS)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     images: Digest | None = None
 
 
@@ -152,14 +152,14 @@ def parsed(kind: TypeAdapter[Parsed], path: Path) -> Parsed:
         If it is missing, or not what is written there.
     """
     try:
-        return kind.validate_json(read_file(path))
+        return kind.validate_json(read_bounded_file(path))
     except OSError as error:
         raise InputError(
             f"{path.parent} is not a finished run of `sfm distill`: cannot read {path.name}: {error.strerror}"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = one_line(".".join(map(str, first["loc"])), LONGEST_TOLD) or "the file"
+        where = sanitize_line(".".join(map(str, first["loc"])), LONGEST_TOLD) or "the file"
         raise InputError(
             f"{path} is not what `sfm distill` writes: {where}: {first['msg'].lower()}"
         ) from error
@@ -175,9 +175,9 @@ def require_inside(directory: Path, paths: Iterable[Path]) -> None:
     InputError
         Names the first.
     """
-    root = resolved(directory)
+    root = resolve_links(directory)
     for path in paths:
-        if path.is_symlink() and not resolved(path).is_relative_to(root):
+        if path.is_symlink() and not resolve_links(path).is_relative_to(root):
             raise InputError(
                 f"{path} is a link that leads out of the run directory, to what may be private: if you trust "
                 f"whoever made it, copy the directory with `cp -rL`"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sfm.backbones.crops import stream
+from sfm.random_streams import make_rng
 
 LARGEST_BATCH = 100
 RATE_AT_256 = 256
@@ -26,7 +26,7 @@ def nobody_told(done: int, total: int) -> None:
 
 
 class Purpose(enum.IntEnum):
-    """What a random stream is for; numbers no other stage uses, so that equal seeds share no numbers."""
+    """What a random make_rng is for; numbers no other stage uses, so that equal seeds share no numbers."""
 
     VIEWS = 1001
     ORDER = 1002
@@ -91,17 +91,19 @@ def lay_out(seed: int, rows: npt.NDArray[np.int64], *, epochs: int, views: int) 
     order = np.broadcast_to(np.arange(images), view.shape)
     batch = min(LARGEST_BATCH, images)
     if images > batch:
-        order = np.stack([stream(seed, Purpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)])
+        order = np.stack(
+            [make_rng(seed, Purpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
+        )
     for s in range(seeds):
         every = np.broadcast_to(np.arange(views, dtype=np.int32), (rounds, images, views))
-        shuffled = stream(seed, Purpose.ORDER, s).permuted(every, axis=2)
+        shuffled = make_rng(seed, Purpose.ORDER, s).permuted(every, axis=2)
         view[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views, images)[:epochs]
     image = np.take_along_axis(np.broadcast_to(rows[:, None].astype(np.int32), view.shape), order, axis=2)
     return Plan(torch.from_numpy(image), torch.from_numpy(np.take_along_axis(view, order, axis=2)), batch)
 
 
 def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], deviation: float) -> Tensor:
-    """Draw initial weights, one stream per seed: what a seed starts from does not depend on the others.
+    """Draw initial weights, one make_rng per seed: what a seed starts from does not depend on the others.
 
     Parameters
     ----------
@@ -116,7 +118,7 @@ def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], deviation: float
     -------
     Tensor, float32
     """
-    drawn = [stream(seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
+    drawn = [make_rng(seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
     return torch.from_numpy(np.stack(drawn) * np.float32(deviation))
 
 

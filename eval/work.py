@@ -20,11 +20,11 @@ from torch import Tensor
 from sfm.atomic import require_no_link
 from sfm.deletion import delete_below
 from sfm.errors import InputError
+from sfm.eval.output_files import write_output
 from sfm.eval.result import Row
-from sfm.eval.whole import write_whole
-from sfm.stats_store.digests import compute_array_digest, encode_canonical_json, compute_sha256
-from sfm.tensor_files import open_tensors, tensor_types
-from sfm.untrusted import OversizeError, read_file
+from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
+from sfm.tensor_files import open_safetensors, read_tensor_specs
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 SECONDS_BETWEEN_WRITES = 15.0
 """At most so much of the work on one set of views is lost when a process is killed."""
@@ -64,7 +64,7 @@ class Work:
         if self.writable:
             try:
                 require_no_link(self.folder)
-                write_whole(self.folder / name, data)
+                write_output(self.folder / name, data)
             except InputError as error:
                 self.writable = False
                 LOG.warning("an interruption would start over: %s", error)
@@ -73,7 +73,7 @@ class Work:
         """Return a row that is done, if it is there as it was written."""
         self.used.append(key)
         try:
-            stored = _StoredRow.model_validate_json(read_file(self.folder / f"{key}.json"))
+            stored = _StoredRow.model_validate_json(read_bounded_file(self.folder / f"{key}.json"))
             if stored.sha256 != compute_sha256(stored.row.encode()):
                 return None
             row = Row.model_validate_json(stored.row)
@@ -149,8 +149,8 @@ class KeptFeatures:
     def _read(self, start: int) -> Tensor | None:
         path = self.work.folder / self._name(start)
         try:
-            with open_tensors(path, "pt", 4 * self.features[start:].numel()) as file:
-                kind, (views, *width) = tensor_types(file).get("features", ("", (0,)))
+            with open_safetensors(path, "pt", 4 * self.features[start:].numel()) as file:
+                kind, (views, *width) = read_tensor_specs(file).get("features", ("", (0,)))
                 fits = kind == "F32" and width == [*self.features.shape[1:]]
                 if not fits or not 0 < views <= len(self.features) - start:
                     return None

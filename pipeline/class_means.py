@@ -1,4 +1,4 @@
-"""The nearest class mean as a linear classifier, which of few samples the trained one may stay close to."""
+"""The nearest class mean as a linear classifier: a prior for classifiers of few samples."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,61 +8,68 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from sfm.pipeline.equipment import single_threaded
-from sfm.pipeline.logistic import Fit, Spread, cross_entropies, on_raw_features
-from sfm.pipeline.staging import Staged
+from sfm.pipeline.feature_scaling import FeatureScaling, convert_to_raw_features
+from sfm.pipeline.logistic import LogisticFit, compute_cross_entropies
+from sfm.pipeline.runtime import one_torch_thread
+from sfm.pipeline.staged_features import StagedFeatures
 
-MOST_LOGIT = 20.0
-"""The factor of the logits makes the largest bias no larger: beyond that, all probabilities are 0 or 1."""
+MAX_LOGIT = 20.0
+"""Largest bias that a factor of the logits may lead to: beyond it, all probabilities are 0 or 1."""
 
-LOG_RANGE = 16.0
-"""Natural logarithm of the largest factor over the least."""
+LOG_FACTOR_RANGE = 16.0
+"""Natural logarithm of the largest factor over the smallest."""
 
 
-def class_mean_fit(rows: Iterable[tuple[Tensor, Tensor]], classes: int, features: int) -> Fit:
-    """Write "the class whose mean is nearest" as a classifier of standardised features.
+def fit_class_means(rows: Iterable[tuple[Tensor, Tensor]], classes: int, features: int) -> LogisticFit:
+    """Return "the class whose mean is nearest" as a linear classifier of standardised features.
 
     ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
 
     Parameters
     ----------
     rows : iterable of (features, labels)
-        Standardised; see ``standardised``.
+        Standardised; see ``standardise_rows``.
     """
     total = torch.zeros(classes, features, dtype=torch.float64)
     count = torch.zeros(classes, dtype=torch.float64)
-    with single_threaded():
+    with one_torch_thread():
         for x, y in rows:
             members = torch.nn.functional.one_hot(y, classes).double()
             total += (members.T @ x.double()).cpu()
             count += members.sum(dim=0).cpu()
     mean = total / count.clamp(min=1)[:, None]
-    return Fit(mean, -mean.square().sum(dim=1) / 2, 0, False)
+    return LogisticFit(mean, -mean.square().sum(dim=1) / 2, 0, False)
 
 
-def scale_logits(fit: Fit, factor: float) -> Fit:
-    """Return a classifier with all logits multiplied."""
-    return Fit(fit.weight * factor, fit.bias * factor, fit.iterations, fit.converged)
+def scale_logits(fit: LogisticFit, factor: float) -> LogisticFit:
+    """Return a classifier with all logits multiplied by a factor."""
+    return LogisticFit(fit.weight * factor, fit.bias * factor, fit.iterations, fit.converged)
 
 
-def losses_on(fit: Fit, spread: Spread, samples: Staged) -> npt.NDArray[np.float64]:
-    """Return the cross-entropy on every raw sample, of a classifier of standardised features."""
-    weight, bias = on_raw_features(fit.weight, fit.bias, spread)
-    return cross_entropies(samples, weight.float().numpy(), bias.float().numpy())
+def compute_losses(
+    fit: LogisticFit, scaling: FeatureScaling, samples: StagedFeatures
+) -> npt.NDArray[np.float64]:
+    """Return the cross-entropy of a classifier of standardised features on every raw sample."""
+    weight, bias = convert_to_raw_features(fit.weight, fit.bias, scaling)
+    return compute_cross_entropies(samples, weight.float().numpy(), bias.float().numpy())
 
 
-def calibrate(fits: Sequence[Fit], validations: Sequence[Staged], spread: Spread) -> float:
-    """Return the factor of the logits of all fits with the least cross-entropy, each on its own samples."""
+def calibrate_logits(
+    fits: Sequence[LogisticFit], validation_sets: Sequence[StagedFeatures], scaling: FeatureScaling
+) -> float:
+    """Return the factor of all fits' logits with the lowest cross-entropy, each fit on its own samples."""
 
-    def loss(log_factor: float) -> float:
+    def compute_loss(log_factor: float) -> float:
         factor = float(np.exp(log_factor))
-        found = [
-            losses_on(scale_logits(fit, factor), spread, samples)
-            for fit, samples in zip(fits, validations, strict=True)
+        losses = [
+            compute_losses(scale_logits(fit, factor), scaling, samples)
+            for fit, samples in zip(fits, validation_sets, strict=True)
         ]
-        return float(np.concatenate(found).mean())
+        return float(np.concatenate(losses).mean())
 
-    largest = max(float(fit.bias.abs().max()) for fit in fits)
-    end = float(np.log(MOST_LOGIT / largest)) if largest > 0 else 0.0
-    best = minimize_scalar(loss, bounds=(end - LOG_RANGE, end), method="bounded", options={"xatol": 0.05})
+    largest_bias = max(float(fit.bias.abs().max()) for fit in fits)
+    end = float(np.log(MAX_LOGIT / largest_bias)) if largest_bias > 0 else 0.0
+    best = minimize_scalar(
+        compute_loss, bounds=(end - LOG_FACTOR_RANGE, end), method="bounded", options={"xatol": 0.05}
+    )
     return float(np.exp(best.x))

@@ -1,6 +1,6 @@
-"""From samples to what backbones are fed with: each read and decoded once, and cropped for each of them.
+"""Decode samples into the cropped pixels of every preprocessing, each sample once.
 
-It is done in this process, or in others, see `sfm.pipeline.decoding_processes`.
+This module works in the calling thread; `sfm.pipeline.decoding_processes` has processes do it.
 """
 
 import struct
@@ -16,25 +16,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import draw_crops, stream
-from sfm.backbones.preprocess import crop, look_through
-from sfm.backbones.rendering import Rendering, render
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
-from sfm.pipeline.fingerprint import sample_digest
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
-from sfm.pipeline.staging import MARKS, Skipped
-from sfm.text import first_line
+from sfm.pipeline.fingerprint import digest_sample
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
+from sfm.random_streams import make_rng
+from sfm.text import summarize_error
 
-VIEWS = 5
-"""Purpose of the random streams that views are drawn from."""
+VIEW_STREAM = 5
+"""Key of the random streams that views are drawn from."""
 
-READERS = 2
-"""Threads that read the files of a batch: others come while the first few are decoded."""
+READER_THREADS = 2
+"""Threads that read the files of a batch ahead, while earlier ones are decoded."""
 
-WHY_CHARACTERS = 300
-"""Of what an image library says about bytes that are no image."""
+MAX_REASON_CHARACTERS = 300
+"""Length of an image library's error message that is kept."""
 
-UNDECODABLE = (
+DECODING_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -46,30 +48,30 @@ UNDECODABLE = (
     struct.error,
     zlib.error,
 )
-"""What image libraries raise on bytes that are no image depends on the bytes."""
+"""Errors that image libraries raise on bytes that are no image."""
 
-Batch = Sequence[tuple[int, Sample | SampleFile]]
-"""Samples, each with its place in the task."""
+SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
+"""Samples, each with its index in the task."""
 
-Pixels = dict[Preprocessing, npt.NDArray[np.uint8]]
+PixelArrays = dict[Preprocessing, npt.NDArray[np.uint8]]
 """Cropped images and their views, each of shape (1 + views, n, y, x, channel)."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is made of each sample.
+class DecodingOptions:
+    """How samples are decoded and cropped.
 
     Attributes
     ----------
     preprocessings : tuple of Preprocessing
-        Different ones.
+        Distinct ones.
     views : int
-        Augmented views, besides the image itself.
+        Augmented views of each image, besides the image itself.
     seed : int
         Of those views.
     on_error : {"fail", "skip"}
     rendering : Rendering
-        Of what the source decodes.
+        How decoded images become RGB pixels.
     """
 
     preprocessings: tuple[Preprocessing, ...]
@@ -80,47 +82,47 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A batch that is decoded.
+class DecodedBatch:
+    """The decoded samples of a batch.
 
     Attributes
     ----------
     kept : list of int
-        Places of its samples in the task.
+        Indices in the task of the samples that could be decoded.
     where : list of str
-        Name them for a person.
+        Their locations, for people.
     digests : ndarray of uint8, shape (n, 32)
     sizes : list of int
-        Encoded bytes of its samples.
-    skipped : list of Skipped
+        Encoded bytes of these samples.
+    skipped : list of SkippedSample
     seconds : float
-        What it took one thread to decode and crop.
+        Time of decoding and cropping in one thread.
     pixels : dict of Preprocessing to ndarray of uint8, shape (1 + views, n, y, x, channel)
     marked : dict of str to dict of int to str
-        Of the samples that have one of `sfm.pipeline.staging.MARKS`, place and name.
+        By mark (`sfm.pipeline.task_results.IMAGE_MARKS`), index and location of the samples that have it.
     """
 
     kept: list[int]
     where: list[str]
     digests: npt.NDArray[np.uint8]
     sizes: list[int]
-    skipped: list[Skipped]
+    skipped: list[SkippedSample]
     seconds: float
-    pixels: Pixels
+    pixels: PixelArrays
     marked: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-Decoding = Callable[[Batch, Wanted], AbstractContextManager[Decoded]]
-"""Decodes a batch; its pixels are there within the context only."""
+BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[DecodedBatch]]
+"""Decodes a batch; its pixels are valid within the context only."""
 
 
 def decode_batch(
-    batch: Batch,
+    batch: SampleBatch,
     decode: Callable[[bytes], Image.Image],
-    wanted: Wanted,
-    pixels: Pixels | None = None,
-) -> Decoded:
-    """Decode samples and crop them.
+    options: DecodingOptions,
+    pixels: PixelArrays | None = None,
+) -> DecodedBatch:
+    """Decode and crop the samples of a batch in this thread.
 
     Parameters
     ----------
@@ -128,9 +130,9 @@ def decode_batch(
         Files are read ahead.
     decode : callable
         As in `sfm.pipeline.sources.Source`.
-    wanted : Wanted
+    options : DecodingOptions
     pixels : dict of Preprocessing to ndarray of uint8, optional
-        Where the pixels are to be, see :func:`pixels_in`.
+        Arrays to write the pixels to, see :func:`split_into_pixel_arrays`.
 
     Raises
     ------
@@ -138,38 +140,40 @@ def decode_batch(
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
     if pixels is None:
-        pixels = pixels_in(np.empty(pixel_bytes(wanted, len(batch)), dtype=np.uint8), wanted, len(batch))
+        pixels = split_into_pixel_arrays(
+            np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
+        )
     kept: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
-    skipped: list[Skipped] = []
+    skipped: list[SkippedSample] = []
     marked: dict[str, dict[int, str]] = {}
-    places, samples = [place for place, _ in batch], (sample for _, sample in batch)
-    for place, sample in zip(places, loaded(samples, READERS), strict=True):
+    indices, samples = [index for index, _ in batch], (sample for _, sample in batch)
+    for index, sample in zip(indices, prefetch_samples(samples, READER_THREADS), strict=True):
         began = time.perf_counter()
         try:
             if sample.fault:
                 raise ValueError(sample.fault)
-            rendered = render(decode(sample.data), wanted.rendering)
-            image, digest = rendered.image, sample_digest(sample.data)
+            rendered = render_image(decode(sample.data), options.rendering)
+            image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
-                rows[0] = crop(image, preprocessing)
-                rows[1:] = views_of(image, digest, preprocessing, wanted.views, wanted.seed)
-            kept.append((place, sample.where, digest, len(sample.data)))
-            for mark in MARKS:
+                rows[0] = crop_image(image, preprocessing)
+                rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
+            kept.append((index, sample.where, digest, len(sample.data)))
+            for mark in IMAGE_MARKS:
                 if getattr(rendered, mark):
-                    marked.setdefault(mark, {})[place] = sample.where
-        except UNDECODABLE as error:
-            why = first_line(error)[:WHY_CHARACTERS]
-            if wanted.on_error == "fail":
+                    marked.setdefault(mark, {})[index] = sample.where
+        except DECODING_ERRORS as error:
+            reason = summarize_error(error)[:MAX_REASON_CHARACTERS]
+            if options.on_error == "fail":
                 raise InputError(
-                    f"cannot decode {sample.where}: {why}; repair or remove it, or leave out what cannot be "
-                    f"decoded with --on-error skip"
+                    f"cannot decode {sample.where}: {reason}; repair or remove it, or leave out what cannot "
+                    f"be decoded with --on-error skip"
                 ) from error
-            skipped.append(Skipped(place, sample.where, why))
+            skipped.append(SkippedSample(index, sample.where, reason))
         seconds += time.perf_counter() - began
-    return Decoded(
-        kept=[place for place, _, _, _ in kept],
+    return DecodedBatch(
+        kept=[index for index, _, _, _ in kept],
         where=[where for _, where, _, _ in kept],
         digests=np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32),
         sizes=[size for _, _, _, size in kept],
@@ -180,47 +184,49 @@ def decode_batch(
     )
 
 
-def join_marked(parts: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
-    """Put together what several parts of a batch, or batches of a task, have marked."""
-    found: dict[str, dict[int, str]] = {}
-    for part in parts:
-        for mark, samples in part.items():
-            found.setdefault(mark, {}).update(samples)
-    return found
+def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str, dict[int, str]]:
+    """Merge the marked samples of several chunks of a batch, or batches of a task."""
+    merged: dict[str, dict[int, str]] = {}
+    for marked in marked_samples:
+        for mark, samples in marked.items():
+            merged.setdefault(mark, {}).update(samples)
+    return merged
 
 
-def views_of(
+def render_views(
     image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
 ) -> npt.NDArray[np.uint8]:
-    """Return augmented views of an image as a backbone is fed with them: shape (views, y, x, channel).
+    """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).
 
-    Where they look depends on the image's digest and the seed alone, whenever and wherever it is read.
+    Their crops depend on the image's digest and the seed alone.
     """
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
-    crops = draw_crops(stream(seed, VIEWS, int.from_bytes(digest[:8], "little")), views, 1)
-    return look_through(image, preprocessing, crops)
+    crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
+    return crop_views(image, preprocessing, crops)
 
 
-def pixel_bytes(wanted: Wanted, images: int) -> int:
-    """Return the size of the pixels of so many images."""
-    return (1 + wanted.views) * images * sum(3 * p.input_size**2 for p in wanted.preprocessings)
+def count_pixel_bytes(options: DecodingOptions, images: int) -> int:
+    """Return the size of the pixel arrays of a number of images."""
+    return (1 + options.views) * images * sum(3 * p.input_size**2 for p in options.preprocessings)
 
 
-def pixels_in(memory: npt.NDArray[np.uint8], wanted: Wanted, images: int) -> Pixels:
-    """Return the arrays of the pixels of so many images, one after the other in memory.
+def split_into_pixel_arrays(
+    buffer: npt.NDArray[np.uint8], options: DecodingOptions, images: int
+) -> PixelArrays:
+    """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
 
-    Each is of shape (1 + views, images, y, x, channel).
+    Each has the shape (1 + views, images, y, x, channel).
     """
-    found, start = {}, 0
-    for preprocessing in wanted.preprocessings:
-        shape = (1 + wanted.views, images, preprocessing.input_size, preprocessing.input_size, 3)
+    arrays, start = {}, 0
+    for preprocessing in options.preprocessings:
+        shape = (1 + options.views, images, preprocessing.input_size, preprocessing.input_size, 3)
         end = start + int(np.prod(shape))
-        found[preprocessing] = memory[start:end].reshape(shape)
+        arrays[preprocessing] = buffer[start:end].reshape(shape)
         start = end
-    return found
+    return arrays
 
 
-def decoding_here(decode: Callable[[bytes], Image.Image]) -> Decoding:
-    """Have the thread that asks decode."""
-    return lambda batch, wanted: nullcontext(decode_batch(batch, decode, wanted))
+def make_inline_decoder(decode: Callable[[bytes], Image.Image]) -> BatchDecoder:
+    """Return a decoder that works in the calling thread."""
+    return lambda batch, options: nullcontext(decode_batch(batch, decode, options))

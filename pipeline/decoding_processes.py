@@ -1,9 +1,8 @@
-"""Processes that do nothing but read and decode, for a GPU.
+"""Processes that only read and decode, for a GPU.
 
-Threads of one process take turns at whatever Python does between the calls of image libraries. On a GPU a
-forward pass is hundreds of short calls, each of which may have to wait for its turn: many threads that decode
-leave the device idle. A process that decodes loads no torch, so that it is there at once; what it crops lies
-in memory that it shares with this process.
+Threads of one process share the interpreter lock. On a GPU a forward pass is hundreds of short calls, each of
+which may have to wait for the lock: many decoding threads leave the device idle. A decoding process loads no
+torch, so it starts quickly; its pixels lie in memory that it shares with this process.
 """
 
 import math
@@ -30,310 +29,329 @@ from PIL import Image
 
 from sfm.errors import InputError
 from sfm.pipeline.decoding import (
-    Batch,
-    Decoded,
-    Decoding,
-    Pixels,
-    Wanted,
+    BatchDecoder,
+    DecodedBatch,
+    DecodingOptions,
+    PixelArrays,
+    SampleBatch,
+    count_pixel_bytes,
     decode_batch,
-    join_marked,
-    pixel_bytes,
-    pixels_in,
+    merge_marks,
+    split_into_pixel_arrays,
 )
-from sfm.pipeline.sources.source import Sample, SampleFile
-from sfm.pipeline.staging import Unfinished
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import IncompleteExtractionError
 
-PART = 32
-"""Images that a process decodes at a time, at most: few, so that none works long on the last ones while
-others are done, and a batch is soon there; and enough to be worth the asking."""
+CHUNK_IMAGES = 32
+"""Maximum number of images that a process decodes at a time: few enough that no process works long on the
+last ones while others are idle, and enough to be worth the messages."""
 
 
-class Memory:
+class SharedBuffer:
     """Memory that is shared with other processes: the pixels of a batch, then its encoded samples.
 
     Parameters
     ----------
     file : BinaryIO
-        In memory. Once it is closed, the memory cannot grow.
+        An in-memory file. Once it is closed, the buffer cannot grow.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.bytes = np.empty(0, dtype=np.uint8)
 
-    def seen(self, size: int) -> npt.NDArray[np.uint8]:
-        """Return the memory, of so many bytes at least, which the file has."""
+    def map_bytes(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return the buffer, mapped anew if it is smaller than a size that the file has."""
         if len(self.bytes) < size:
             self.bytes = np.frombuffer(mmap.mmap(self.file.fileno(), 0), dtype=np.uint8)
         return self.bytes
 
-    def grown(self, size: int) -> npt.NDArray[np.uint8]:
-        """Return the memory, made larger where need be."""
+    def reserve_bytes(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return the buffer, enlarged if it is smaller than a size."""
         if len(self.bytes) < size:
-            # Rarely: other batches have somewhat larger samples, and what is not touched takes no memory.
+            # With room to spare: later batches have somewhat larger samples, and untouched pages are free.
             self.file.truncate(size + size // 4)
-        return self.seen(size)
+        return self.map_bytes(size)
 
 
 @contextmanager
-def decoding_in_processes(
+def decoding_process_pool(
     decode: Callable[[bytes], Image.Image], count: int, batches: int
-) -> Iterator[Decoding]:
-    """Have processes decode, a part of a batch each.
+) -> Iterator[BatchDecoder]:
+    """Start processes that decode chunks of batches.
 
     Parameters
     ----------
     decode : callable
-        As in `sfm.pipeline.sources.Source`; it is sent to them.
+        As in `sfm.pipeline.sources.Source`; it is pickled.
     count : int
-        Processes; they are started at once, and end with the context, or with this process.
+        Number of processes; they start at once, and end with the context or with this process.
     batches : int
-        That are decoded, or whose pixels are in use, at a time: a thread that asks for one more waits. Small
-        ones are cut into parts enough for so many to keep all processes busy.
+        Number of batches that are decoded, or whose pixels are in use, at a time: a thread that asks for one
+        more waits. Batches are cut into enough chunks for so many of them to keep all processes busy.
 
     Raises
     ------
     InputError
-        If `decode` cannot be sent; when asked, as :func:`~sfm.pipeline.decoding.decode_batch` does.
+        If `decode` cannot be pickled; from the decoder, as
+        :func:`~sfm.pipeline.decoding.decode_batch` does.
     RuntimeError
-        When asked, if the decoder raises what it should not.
-    Unfinished
-        When asked, if a process is lost.
+        From the decoder, if `decode` raises an unexpected error.
+    IncompleteExtractionError
+        From the decoder, if a process is lost.
     """
     try:
-        sent = cloudpickle.dumps(decode)
+        pickled_decode = cloudpickle.dumps(decode)
     except Exception as error:
         raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU ({error}): have "
-            f"the source's decode hold only what can be pickled, or use --device cpu"
+            f"what decodes the images cannot be sent to the processes that decode for a GPU "
+            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
         ) from error
-    least = math.ceil(count / batches)
-    idle: SimpleQueue[Ask] = SimpleQueue()
-    free: SimpleQueue[tuple[int, Memory]] = SimpleQueue()
+    min_chunks = math.ceil(count / batches)
+    idle_processes: SimpleQueue[ChunkDecoder] = SimpleQueue()
+    free_buffers: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
 
-    def answered(part: Part) -> Decoded:
-        ask = idle.get()
+    def decode_chunk(chunk: BatchChunk) -> DecodedBatch:
+        process = idle_processes.get()
         try:
-            return ask(part)
+            return process(chunk)
         finally:
-            idle.put(ask)
+            idle_processes.put(process)
 
     with ExitStack() as stack:
-        files = [stack.enter_context(memory_file()) for _ in range(batches)]
-        for numbered in enumerate(map(Memory, files)):
-            free.put(numbered)
+        files = [stack.enter_context(create_memory_file()) for _ in range(batches)]
+        for numbered_buffer in enumerate(map(SharedBuffer, files)):
+            free_buffers.put(numbered_buffer)
+        descriptors = [file.fileno() for file in files]
         for _ in range(count):
-            idle.put(stack.enter_context(decoding_process(sent, [file.fileno() for file in files])))
-        asking = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="ask"))
+            idle_processes.put(stack.enter_context(decoding_process(pickled_decode, descriptors)))
+        threads = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="decode"))
 
         @contextmanager
-        def decoded(batch: Batch, wanted: Wanted) -> Iterator[Decoded]:
-            number, memory = free.get()
-            answers: list[Future[Decoded]] = []
+        def decode_in_processes(batch: SampleBatch, options: DecodingOptions) -> Iterator[DecodedBatch]:
+            number, buffer = free_buffers.get()
+            futures: list[Future[DecodedBatch]] = []
             try:
-                rows, end = laid_down(batch, wanted, memory)
-                parts = [Part(number, end, wanted, len(rows), *cut) for cut in cuts(rows, least)]
-                for part in parts:
-                    answers.append(asking.submit(answered, part))
-                found = [answer.result() for answer in answers]
-                yield joined(
-                    found, [part.first for part in parts], pixels_in(memory.bytes, wanted, len(rows))
-                )
+                samples, end = write_samples(batch, options, buffer)
+                chunks = [
+                    BatchChunk(number, end, options, len(samples), *piece)
+                    for piece in split_into_chunks(samples, min_chunks)
+                ]
+                for chunk in chunks:
+                    futures.append(threads.submit(decode_chunk, chunk))
+                decoded = [future.result() for future in futures]
+                pixels = split_into_pixel_arrays(buffer.bytes, options, len(samples))
+                yield merge_chunks(decoded, [chunk.first for chunk in chunks], pixels)
             finally:
-                # The memory is theirs until the last of them is done, also where one of them has failed.
-                wait(answers)
-                free.put((number, memory))
+                # The processes write to the buffer until the last of them is done, also where one failed.
+                wait(futures)
+                free_buffers.put((number, buffer))
 
-        yield decoded
+        yield decode_in_processes
 
 
-def memory_file() -> BinaryIO:
-    """Return a file in memory."""
+def create_memory_file() -> BinaryIO:
+    """Return a new in-memory file."""
     return os.fdopen(os.memfd_create("sfm-pixels"), "r+b", buffering=0)
 
 
-Row = tuple[int, str, str, tuple[int, int] | None]
-"""Of a sample its place in the task, its label, what names it, and where its bytes begin and end in shared
-memory; None if it is a file of its own, of that name."""
+SampleLocation = tuple[int, str, str, tuple[int, int] | None]
+"""Index of a sample in the task, its label, its name, and the start and end of its bytes in the buffer; None
+if it is a file of its own, of that name."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some samples of a batch, for a process to decode.
+class BatchChunk:
+    """Some samples of a batch, for one process to decode.
 
     Attributes
     ----------
-    memory, size : int
-        Number of the shared memory where the batch is, and how many bytes are there.
-    wanted : Wanted
+    buffer, size : int
+        Number of the shared buffer that holds the batch, and how many bytes it has.
+    options : DecodingOptions
     images, first : int
-        Samples in the batch, and the place of the first of these among them.
-    rows : list of Row
+        Number of samples in the batch, and index in the batch of the first of this chunk.
+    samples : list of SampleLocation
     """
 
-    memory: int
+    buffer: int
     size: int
-    wanted: Wanted
+    options: DecodingOptions
     images: int
     first: int
-    rows: list[Row]
+    samples: list[SampleLocation]
 
 
-Ask = Callable[[Part], Decoded]
-"""Asks a process; the pixels of its answer are in the shared memory."""
+ChunkDecoder = Callable[[BatchChunk], DecodedBatch]
+"""Has a process decode a chunk; the pixels are in the shared buffer."""
 
 
-def laid_down(batch: Batch, wanted: Wanted, memory: Memory) -> tuple[list[Row], int]:
-    """Lay the samples of a batch that are read down in shared memory, behind its pixels.
+def write_samples(
+    batch: SampleBatch, options: DecodingOptions, buffer: SharedBuffer
+) -> tuple[list[SampleLocation], int]:
+    """Write the samples of a batch that are in memory to a shared buffer, behind the pixels.
 
     Returns
     -------
-    list of Row
+    list of SampleLocation
     int
-        Where the last one ends.
+        End of the last sample.
     """
-    end = pixel_bytes(wanted, len(batch))
-    whole = memory.grown(end + sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample)))
-    rows: list[Row] = []
-    for place, sample in batch:
+    end = count_pixel_bytes(options, len(batch))
+    encoded_bytes = sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
+    memory = buffer.reserve_bytes(end + encoded_bytes)
+    locations: list[SampleLocation] = []
+    for index, sample in batch:
         span = None
         if isinstance(sample, Sample):
             span = end, end + len(sample.data)
-            whole.data[slice(*span)] = sample.data
+            memory.data[slice(*span)] = sample.data
             end = span[1]
-        rows.append((place, sample.label, sample.where, span))
-    return rows, end
+        locations.append((index, sample.label, sample.where, span))
+    return locations, end
 
 
-def cuts(rows: list[Row], least: int) -> list[tuple[int, list[Row]]]:
-    """Cut rows into parts that are alike, each with the place of its first row.
+def split_into_chunks(
+    samples: list[SampleLocation], min_chunks: int
+) -> list[tuple[int, list[SampleLocation]]]:
+    """Split samples into chunks of about equal size, each with the index of its first sample.
 
     Parameters
     ----------
-    least : int
-        Parts there should be, as far as there are rows.
+    min_chunks : int
+        Number of chunks to make where there are enough samples.
     """
-    count = max(math.ceil(len(rows) / PART), min(len(rows), least))
-    places = np.linspace(0, len(rows), count + 1).round().astype(int).tolist()
-    return [(first, rows[first:last]) for first, last in pairwise(places)]
+    count = max(math.ceil(len(samples) / CHUNK_IMAGES), min(len(samples), min_chunks))
+    bounds = np.linspace(0, len(samples), count + 1).round().astype(int).tolist()
+    return [(first, samples[first:last]) for first, last in pairwise(bounds)]
 
 
-def joined(parts: Sequence[Decoded], firsts: Sequence[int], whole: Pixels) -> Decoded:
-    """Return a batch from its parts.
+def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: PixelArrays) -> DecodedBatch:
+    """Return the batch that consists of decoded chunks.
 
     Parameters
     ----------
     firsts : sequence of int
-        Where each part begins.
-    whole : dict of Preprocessing to ndarray of uint8
-        The pixels of the batch; those of each part have no gaps.
+        Index in the batch of the first sample of each chunk.
+    pixels : dict of Preprocessing to ndarray of uint8
+        Pixel arrays of the batch; within a chunk they have no gaps.
     """
-    skipped = [skipped for part in parts for skipped in part.skipped]
+    skipped = [skipped for chunk in chunks for skipped in chunk.skipped]
     if skipped:
-        whole = {
+        pixels = {
             preprocessing: np.concatenate(
-                [rows[:, first : first + len(part.kept)] for part, first in zip(parts, firsts, strict=True)],
+                [
+                    rows[:, first : first + len(chunk.kept)]
+                    for chunk, first in zip(chunks, firsts, strict=True)
+                ],
                 axis=1,
             )
-            for preprocessing, rows in whole.items()
+            for preprocessing, rows in pixels.items()
         }
-    return Decoded(
-        kept=[place for part in parts for place in part.kept],
-        where=[where for part in parts for where in part.where],
-        digests=np.concatenate([part.digests for part in parts]),
-        sizes=[size for part in parts for size in part.sizes],
+    return DecodedBatch(
+        kept=[index for chunk in chunks for index in chunk.kept],
+        where=[where for chunk in chunks for where in chunk.where],
+        digests=np.concatenate([chunk.digests for chunk in chunks]),
+        sizes=[size for chunk in chunks for size in chunk.sizes],
         skipped=skipped,
-        seconds=sum(part.seconds for part in parts),
-        pixels=whole,
-        marked=join_marked(part.marked for part in parts),
+        seconds=sum(chunk.seconds for chunk in chunks),
+        pixels=pixels,
+        marked=merge_marks(chunk.marked for chunk in chunks),
     )
 
 
 @contextmanager
-def decoding_process(decode: bytes, memories: Sequence[int]) -> Iterator[Ask]:
-    """Start a process that decodes, and return how to ask it.
+def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Iterator[ChunkDecoder]:
+    """Start a decoding process, and return a function that has it decode chunks.
 
     Parameters
     ----------
-    decode : bytes
-        Pickled; as in `sfm.pipeline.sources.Source`.
-    memories : sequence of int
-        File descriptors of the memories that are shared with it.
+    pickled_decode : bytes
+        The ``decode`` of a `sfm.pipeline.sources.Source`.
+    descriptors : sequence of int
+        File descriptors of the shared buffers.
     """
     with ExitStack() as stack:
-        ours, theirs = (stack.enter_context(end) for end in Pipe())
+        own_end, other_end = (stack.enter_context(end) for end in Pipe())
         path = [str(folder) for folder in sys.path]
-        given = f"{theirs.fileno()}, {list(memories)}"
-        program = f"import sys; sys.path[:] = {path!r}; from {__name__} import serve; serve({given})"
-        # In a session of its own: Ctrl-C is for the process that started it, which ends it.
+        arguments = f"{other_end.fileno()}, {list(descriptors)}"
+        program = (
+            f"import sys; sys.path[:] = {path!r}; "
+            f"from {__name__} import serve_chunks; serve_chunks({arguments})"
+        )
+        # In a session of its own: Ctrl-C is for the parent process, which ends this one.
         process = subprocess.Popen(
-            [sys.executable, "-c", program], pass_fds=[theirs.fileno(), *memories], start_new_session=True
+            [sys.executable, "-c", program],
+            pass_fds=[other_end.fileno(), *descriptors],
+            start_new_session=True,
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
-        theirs.close()
-        told = False
+        other_end.close()
+        initialised = False
 
-        def ask(part: Part) -> Decoded:
-            nonlocal told
+        def decode_chunk(chunk: BatchChunk) -> DecodedBatch:
+            nonlocal initialised
             try:
-                if not told:
-                    ours.send_bytes(decode)
-                    told = True
-                ours.send(part)
-                answer: Decoded | Exception = ours.recv()
+                if not initialised:
+                    own_end.send_bytes(pickled_decode)
+                    initialised = True
+                own_end.send(chunk)
+                answer: DecodedBatch | Exception = own_end.recv()
             except (EOFError, OSError) as error:
-                raise Unfinished(
-                    "a process that decodes images was lost, perhaps for want of memory: run the same "
-                    "command again; an extraction goes on from the last complete partition"
+                raise IncompleteExtractionError(
+                    "a process that decodes images was lost, perhaps for want of memory: run the "
+                    "same command again; an extraction goes on from the last complete partition"
                 ) from error
             if isinstance(answer, Exception):
                 raise answer
             return answer
 
-        yield ask
+        yield decode_chunk
 
 
-def serve(connection: int, descriptors: Sequence[int]) -> None:
-    """Decode parts of batches for the process at the other end of a connection until it hangs up.
+def serve_chunks(connection_descriptor: int, buffer_descriptors: Sequence[int]) -> None:
+    """Decode chunks for the parent process until it closes the connection.
 
     Parameters
     ----------
-    connection : int
-        File descriptor.
-    descriptors : sequence of int
-        File descriptors of the shared memories.
+    connection_descriptor : int
+        File descriptor of the connection.
+    buffer_descriptors : sequence of int
+        File descriptors of the shared buffers.
     """
-    asking = Connection(connection)
-    memories = [Memory(os.fdopen(descriptor, "r+b", buffering=0)) for descriptor in descriptors]
+    connection = Connection(connection_descriptor)
+    buffers = [SharedBuffer(os.fdopen(descriptor, "r+b", buffering=0)) for descriptor in buffer_descriptors]
     try:
-        sent, decode = asking.recv_bytes(), None
+        pickled_decode, decode = connection.recv_bytes(), None
         while True:
-            part: Part = asking.recv()
-            memory = memories[part.memory].seen(part.size)
-            batch: Batch = [
+            chunk: BatchChunk = connection.recv()
+            memory = buffers[chunk.buffer].map_bytes(chunk.size)
+            batch: SampleBatch = [
                 (
-                    place,
+                    index,
                     Sample(memory[slice(*span)].tobytes(), label, where)
                     if span
                     else SampleFile(where, label),
                 )
-                for place, label, where, span in part.rows
+                for index, label, where, span in chunk.samples
             ]
             pixels = {
-                preprocessing: rows[:, part.first : part.first + len(batch)]
-                for preprocessing, rows in pixels_in(memory, part.wanted, part.images).items()
+                preprocessing: rows[:, chunk.first : chunk.first + len(batch)]
+                for preprocessing, rows in split_into_pixel_arrays(
+                    memory, chunk.options, chunk.images
+                ).items()
             }
-            answer: Decoded | Exception
+            answer: DecodedBatch | Exception
             try:
-                # From the process that started this one, and from nobody else.
-                decode = decode or pickle.loads(sent)  # noqa: S301
-                answer = replace(decode_batch(batch, decode, part.wanted, pixels), pixels={})
+                # Only the parent process can have sent it.
+                decode = decode or pickle.loads(pickled_decode)  # noqa: S301
+                answer = replace(decode_batch(batch, decode, chunk.options, pixels), pixels={})
             except InputError as error:
                 answer = error
-            except Exception as error:  # noqa: BLE001 - the process that asks raises it
-                # Not every exception can be sent.
+            except Exception as error:  # noqa: BLE001 - the parent process raises it
+                # Not every exception can be pickled.
                 answer = RuntimeError("".join(traceback.format_exception(error)))
-            asking.send(answer)
+            connection.send(answer)
     except (EOFError, ConnectionError):
         return

@@ -1,28 +1,28 @@
-"""Entries of versions that dropped transparency: what they cannot stand for, and what to do about them."""
+"""Entries of earlier versions, which dropped transparency: how to find them, and what to do about them."""
 
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
-from sfm.backbones.rendering import DEFAULT
-from sfm.pipeline.pixels import Marked
+from sfm.backbones.rendering import DEFAULT_RENDERING
+from sfm.pipeline.pixel_marks import MarkCount
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.options import split_options
+from sfm.pipeline.sources.spec_options import parse_options
 from sfm.stats_store.cards import ExtractionCard, Summary
 from sfm.stats_store.publication import PublishResult
 from sfm.stats_store.store import Store
 
 
-def asks_for_background(source: Source) -> bool:
-    """Say whether a background was chosen: an entry that may have dropped transparency is no answer then."""
-    _, options = split_options(source.spec.partition(":")[2])
-    return "background" in options or source.rendering.background != DEFAULT.background
+def has_chosen_background(source: Source) -> bool:
+    """Return whether a background was chosen: an entry that dropped transparency does not count then."""
+    _, options = parse_options(source.spec.partition(":")[2])
+    return "background" in options or source.rendering.background != DEFAULT_RENDERING.background
 
 
-def with_marks(card: ExtractionCard, marked: dict[str, Marked] | None) -> ExtractionCard:
-    """Return the card of an entry with what this pass found in its images, if they were read.
+def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -> ExtractionCard:
+    """Return an extraction card with the mark counts of this pass, if images were read.
 
-    The entry of the same images may be of an earlier version, which did not look.
+    The entry of the same images may be of an earlier version, which did not count them.
     """
     found = {name: asdict(mark) for name, mark in (marked or {}).items()}
     counts = {name: mark["count"] for name, mark in found.items()}
@@ -31,51 +31,53 @@ def with_marks(card: ExtractionCard, marked: dict[str, Marked] | None) -> Extrac
     )
 
 
-def earlier_version_notes(
+def describe_earlier_entries(
     store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> list[str]:
-    """Return what to do about entries of versions that dropped transparency.
+    """Return notes on entries of versions that dropped transparency, with what to do about them.
 
     Parameters
     ----------
     cards : sequence of ExtractionCard
-        Of `published`, with what a pass found if there was one.
+        Of `published`, with the mark counts of this pass if there was one.
     """
     notes = []
     unknown = [p.summary for p, card in zip(published, cards, strict=True) if card.composited is None]
     if unknown:
         notes.append(
-            f"{pins(unknown)} is of an earlier version, which dropped transparency: if images may be "
+            f"{format_pins(unknown)} is of an earlier version, which dropped transparency: if images may be "
             f"transparent, read them again with --rehash, and if that publishes a new entry, remove the "
-            f"earlier one: {removal(store, unknown)}"
+            f"earlier one: {format_removal_commands(store, unknown)}"
         )
     composited = [p.summary for p, card in zip(published, cards, strict=True) if card.composited]
-    beside = superseded(store, composited) if composited else []
-    if beside:
+    superseded = find_superseded_entries(store, composited) if composited else []
+    if superseded:
         notes.append(
-            f"{pins(beside)} is of the same images and of an earlier version, which dropped transparency; "
-            f"remove it, or pin the entry to use: {removal(store, beside)}"
+            f"{format_pins(superseded)} is of the same images and of an earlier version, which dropped "
+            f"transparency; remove it, or pin the entry to use: {format_removal_commands(store, superseded)}"
         )
     return notes
 
 
-def superseded(store: Store, composited: Collection[Summary]) -> list[Summary]:
+def find_superseded_entries(store: Store, composited: Collection[Summary]) -> list[Summary]:
     """Return the entries of the same images, backbone, role and name that dropped transparency."""
 
-    def identity(summary: Summary) -> tuple[str, ...]:
+    def get_identity(summary: Summary) -> tuple[str, ...]:
         return summary.backbone_hash, summary.fingerprint, summary.role, summary.dataset
 
-    own = {identity(summary) for summary in composited}
+    own = {get_identity(summary) for summary in composited}
     new = {summary.key for summary in composited}
-    alike = [s for s in store.list_summaries() if identity(s) in own and s.key not in new]
-    return [s for s in alike if store.open_entry(s).extraction.composited is None]
+    same_images = [s for s in store.list_summaries() if get_identity(s) in own and s.key not in new]
+    return [s for s in same_images if store.open_entry(s).extraction.composited is None]
 
 
-def pins(summaries: Sequence[Summary]) -> str:
+def format_pins(summaries: Sequence[Summary]) -> str:
     """Return entries as ``NAME@DIGEST``, on one line."""
     return ", ".join(f"{s.dataset}@{s.entry_digest[:12]}" for s in summaries)
 
 
-def removal(store: Store, summaries: Sequence[Summary]) -> str:
+def format_removal_commands(store: Store, summaries: Sequence[Summary]) -> str:
     """Return the commands that remove entries."""
-    return "; ".join(f"sfm store rm {shlex.quote(store.url)} {shlex.quote(pins([s]))}" for s in summaries)
+    return "; ".join(
+        f"sfm store rm {shlex.quote(store.url)} {shlex.quote(format_pins([s]))}" for s in summaries
+    )

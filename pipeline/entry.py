@@ -1,4 +1,4 @@
-"""Staged features of one backbone become one entry of the store."""
+"""Compute the statistics of one backbone's staged features and publish them as an entry of the store."""
 
 import json
 import platform
@@ -13,51 +13,54 @@ import torch
 
 from sfm.backbones.build import Backbone
 from sfm.events import ProgressCallback
-from sfm.pipeline.centres import sub_class_centres
-from sfm.pipeline.classifier import Classifier, accuracies, train_classifier
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.effort import (
-    Meter,
-    estimate_effort,
-    operations_of_centres,
-    operations_of_pass,
-    watch_blocks,
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.cost_model import (
+    StatisticsProgress,
+    count_centres_operations,
+    count_pass_operations,
+    estimate_statistics_cost,
+    report_block_progress,
 )
-from sfm.pipeline.exemplars import choose_exemplars, exemplar_images
-from sfm.pipeline.features import Pass, Rules
-from sfm.pipeline.moments import Moments, accumulate
-from sfm.pipeline.parts import Gathered, Part, digests_at, options_of
-from sfm.pipeline.pixels import rendering_options
+from sfm.pipeline.entry_rows import EntryRows, make_entry_options, read_digests
+from sfm.pipeline.exemplars import choose_exemplars, read_exemplar_images
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import PassSummary
+from sfm.pipeline.linear_classifier import LinearClassifier, measure_accuracies, train_classifier
+from sfm.pipeline.pass_result import PassResult
+from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Staged, Staging
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.pipeline.staging import Staging
+from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
+from sfm.stats_store.class_moments import Moments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Store
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
-SKIPPED_BYTES = 2**22
-"""Of what an entry says about samples that were skipped."""
+MAX_SKIPPED_BYTES = 2**22
+"""Size of the list of skipped samples in an entry."""
 
-FLOAT16_LIMIT = 6e4
-FLOAT16_SHIFT = 0.001
+MAX_FLOAT16_VALUE = 6e4
+MAX_FLOAT16_SHIFT = 0.001
 
 
 @dataclass(frozen=True)
-class Job:
-    """What all entries of one extraction share.
+class EntryContext:
+    """State that all entries of one extraction share.
 
     Attributes
     ----------
     listing : str
         Digest of the source's listing.
     device : str
-        Kind of the device that the backbones ran on.
-    features : Pass
-        What the pass over the images cost.
-    gathered : Gathered
-        What it found.
+        Kind of device that the backbones ran on.
+    pass_summary : PassSummary
+        Cost of the pass over the images.
+    pass_result : PassResult
     flow_cosines : dict of str to (float or None)
-        What the precision does to the flows, by backbone hash; empty for float32.
+        Agreement of the flows with those in float32, by backbone hash; empty for float32.
     """
 
     config: ExtractConfig
@@ -66,92 +69,108 @@ class Job:
     staging: Staging
     listing: str
     device: str
-    features: Pass
-    gathered: Gathered
+    pass_summary: PassSummary
+    pass_result: PassResult
     flow_cosines: dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What the features of one backbone say about a dataset.
+class EntryStatistics:
+    """Statistics of a dataset's features by one backbone.
 
     Attributes
     ----------
     centres : dict of int to (centre, count)
-        Sub-class centres, per number of sub-classes.
+        Sub-class centres, by number of sub-classes.
     top1, top5 : float or None
         Accuracy of the classifier on the held-out features, as fractions.
     seconds : float
-        Wall time of computing them.
+        Wall time of the computation.
     """
 
     moments: Moments
-    classifier: Classifier
+    classifier: LinearClassifier
     centres: dict[int, tuple[Any, Any]]
     top1: float | None
     top5: float | None
     seconds: float
 
 
-def publish_entry(job: Job, backbone: Backbone, part: Part, progress: ProgressCallback) -> PublishResult:
-    """Compute the statistics of one entry, write them as a run, and commit it; all or nothing."""
-    train = part.staged_train(job.staging, backbone.card.hash)
-    test = part.staged_test(job.staging, backbone.card.hash)
-    statistics = compute(job, backbone, part, train, test, progress)
-    draft = Draft(job.store)
+def publish_entry(
+    context: EntryContext, backbone: Backbone, entry_rows: EntryRows, progress: ProgressCallback
+) -> PublishResult:
+    """Compute the statistics of one entry, write them as a run, and commit it; after an error, discard it."""
+    train = entry_rows.open_train(context.staging, backbone.card.hash)
+    test = entry_rows.open_test(context.staging, backbone.card.hash)
+    statistics = compute_statistics(context, backbone, entry_rows, train, test, progress)
+    draft = Draft(context.store)
     try:
         write_statistics(draft, statistics)
-        if not job.config.no_held_out:
+        if not context.config.no_held_out:
             write_features(draft, "test", test, statistics.classifier)
-        if job.config.keep_train_features:
+        if context.config.keep_train_features:
             write_features(draft, "train", train, statistics.classifier)
-        if job.config.exemplars:
-            write_exemplars(draft, job, backbone, part, train, statistics.moments)
+        if context.config.exemplars:
+            write_exemplars(draft, context, backbone, entry_rows, train, statistics.moments)
         return publish_draft(
             draft,
             backbone.card,
-            dataset_card(job, part, len(train.all_labels()), len(test.all_labels())),
-            extraction_card(job, part, backbone, statistics),
-            classifier_card(statistics),
-            replace=job.config.replace,
+            make_dataset_card(
+                context, entry_rows, len(train.concatenate_labels()), len(test.concatenate_labels())
+            ),
+            make_extraction_card(context, entry_rows, backbone, statistics),
+            make_classifier_card(statistics),
+            replace=context.config.replace,
         )
     except BaseException:
         draft.discard()
         raise
 
 
-def compute(
-    job: Job, backbone: Backbone, part: Part, train: Staged, test: Staged, progress: ProgressCallback
-) -> Statistics:
+def compute_statistics(
+    context: EntryContext,
+    backbone: Backbone,
+    entry_rows: EntryRows,
+    train: StagedFeatures,
+    test: StagedFeatures,
+    progress: ProgressCallback,
+) -> EntryStatistics:
     """Stream staged features through moments, classifier, held-out accuracy and sub-class centres."""
     began = time.perf_counter()
-    classes, features = len(job.gathered.selection.class_ids), backbone.card.features
-    labels, numbers = train.all_labels(), job.config.sub_classes
-    kinds = Rules(views=job.config.views, seed=job.config.seed).kinds(backbone.card.hash, "train")
-    views = [part.staged_train(job.staging, kind) for kind in kinds[1:]]
-    stage = f"{'tuning ' if part.role == 'tuning' else ''}statistics of {backbone.card.spec}"
-    effort = estimate_effort(classes, features, len(labels), len(kinds), numbers)
-    meter = Meter(progress, stage, effort)
-    meter.tell()
+    config = context.config
+    classes, features = len(context.pass_result.selection.class_ids), backbone.card.features
+    labels, sub_class_counts = train.concatenate_labels(), config.sub_classes
+    array_names = PassOptions(views=config.views, seed=config.seed).list_feature_arrays(
+        backbone.card.hash, "train"
+    )
+    views = [entry_rows.open_train(context.staging, name) for name in array_names[1:]]
+    stage = f"{'tuning ' if entry_rows.role == 'tuning' else ''}statistics of {backbone.card.spec}"
+    cost = estimate_statistics_cost(classes, features, len(labels), len(array_names), sub_class_counts)
+    meter = StatisticsProgress(progress, stage, cost)
+    meter.report()
 
-    def on_pass(rows: int) -> None:
-        meter.advance(operations_of_pass(rows, features, classes), effort.classifier)
+    def on_rows(rows: int) -> None:
+        meter.advance(count_pass_operations(rows, features, classes), cost.classifier)
 
-    def on_placed(rows: int, k: int) -> None:
-        meter.advance(operations_of_centres(rows, features, k), effort.total)
+    def on_centres(rows: int, k: int) -> None:
+        meter.advance(count_centres_operations(rows, features, k), cost.total)
 
-    moments = accumulate(watch_blocks(train, meter, features, effort.moments), classes, features)
-    meter.reach(effort.moments)
-    classifier = train_classifier(train, moments, backbone.device, views, on_pass=on_pass)
-    top1, top5 = accuracies(test, classifier)
-    meter.reach(effort.classifier)
-    centres = sub_class_centres(train, labels, classes, features, numbers, job.config.seed, on_placed)
+    moments = accumulate_moments(
+        report_block_progress(train, meter, features, cost.moments), classes, features
+    )
+    meter.advance_to(cost.moments)
+    classifier = train_classifier(train, moments, backbone.device, views, on_rows=on_rows)
+    top1, top5 = measure_accuracies(test, classifier)
+    meter.advance_to(cost.classifier)
+    centres = compute_sub_class_centres(
+        train, labels, classes, features, sub_class_counts, config.seed, on_centres
+    )
     meter.finish(**({} if top1 is None else {"top-1 %": 100 * top1}))
-    return Statistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
+    return EntryStatistics(moments, classifier, centres, top1, top5, time.perf_counter() - began)
 
 
-def write_statistics(draft: Draft, statistics: Statistics) -> None:
-    """Write the arrays that are not over samples."""
+def write_statistics(draft: Draft, statistics: EntryStatistics) -> None:
+    """Write the arrays that have no sample dimension."""
     draft.write_array("train/count", statistics.moments.count)
     draft.write_array("train/mean", statistics.moments.mean)
     draft.write_array("train/scatter_diagonal", statistics.moments.scatter_diagonal)
@@ -163,95 +182,106 @@ def write_statistics(draft: Draft, statistics: Statistics) -> None:
     draft.write_array("classifier/bias", statistics.classifier.bias)
 
 
-def write_features(draft: Draft, split: str, rows: Staged, classifier: Classifier) -> None:
-    """Write features and labels of a split."""
-    labels, dtype = rows.all_labels(), feature_dtype(rows, classifier)
+def write_features(draft: Draft, split: str, rows: StagedFeatures, classifier: LinearClassifier) -> None:
+    """Write the features and labels of a split."""
+    labels, dtype = rows.concatenate_labels(), choose_feature_dtype(rows, classifier)
     shape = (len(labels), classifier.weight.shape[1])
-    draft.write_array_blocks(f"{split}/feature", rows.blocks(dtype), shape, dtype)
+    draft.write_array_blocks(f"{split}/feature", rows.iterate_blocks(dtype), shape, dtype)
     draft.write_array(f"{split}/label", labels)
 
 
-def feature_dtype(rows: Staged, classifier: Classifier) -> np.dtype[Any]:
-    """Return float16 where it loses nothing that matters, else float32.
+def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> np.dtype[Any]:
+    """Return float16 if its rounding does not matter, else float32.
 
-    That is: every value is finite and below 6e4, and the classifier's top-1 moves by at most 0.1 points.
+    It does not if every value is finite and below 6e4, and the classifier's top-1 moves by at most 0.1
+    points.
     """
-    if not all(np.abs(features).max() < FLOAT16_LIMIT for features, _ in rows):
+    if not all(np.abs(features).max() < MAX_FLOAT16_VALUE for features, _ in rows):
         return np.dtype(np.float32)
     rounded = ((features.astype(np.float16).astype(np.float32), labels) for features, labels in rows)
-    before, after = accuracies(rows, classifier)[0], accuracies(rounded, classifier)[0]
+    before, after = measure_accuracies(rows, classifier)[0], measure_accuracies(rounded, classifier)[0]
     shift = abs((after or 0.0) - (before or 0.0))
-    return np.dtype(np.float16 if shift <= FLOAT16_SHIFT else np.float32)
+    return np.dtype(np.float16 if shift <= MAX_FLOAT16_SHIFT else np.float32)
 
 
 def write_exemplars(
-    draft: Draft, job: Job, backbone: Backbone, part: Part, train: Staged, moments: Moments
+    draft: Draft,
+    context: EntryContext,
+    backbone: Backbone,
+    entry_rows: EntryRows,
+    train: StagedFeatures,
+    moments: Moments,
 ) -> None:
     """Choose, read and write the arrays under ``exemplar/``."""
-    labels = train.all_labels()
-    choice = choose_exemplars(train, labels, moments.mean, job.config.exemplars, job.config.seed)
-    place = np.flatnonzero(part.train_rows)[choice.sample]
-    sample = np.where(choice.sample < 0, -1, np.concatenate([p.samples for p in part.train])[place])
-    digests = digests_at(job.staging, part.train, place)
-    sizes = job.gathered.sizes["train"]
-    images = exemplar_images(job.source, sample, digests, sizes, backbone.card.preprocessing)
+    config = context.config
+    choice = choose_exemplars(train, train.concatenate_labels(), moments.mean, config.exemplars, config.seed)
+    rows = np.flatnonzero(entry_rows.train_mask)[choice.sample]
+    positions = np.concatenate([p.samples for p in entry_rows.train])[rows]
+    sample = np.where(choice.sample < 0, -1, positions)
+    digests = read_digests(context.staging, entry_rows.train, rows)
+    shard_sizes = context.pass_result.shard_sizes["train"]
+    images = read_exemplar_images(context.source, sample, digests, shard_sizes, backbone.card.preprocessing)
     draft.write_array("exemplar/image", images)
     draft.write_array("exemplar/role", choice.role)
     draft.write_array("exemplar/sample", sample)
 
 
-def dataset_card(job: Job, part: Part, train: int, test: int) -> DatasetCard:
-    """Say which images the entry is of."""
+def make_dataset_card(context: EntryContext, entry_rows: EntryRows, train: int, test: int) -> DatasetCard:
+    """Return the card of the entry's dataset."""
     return DatasetCard(
-        name=job.config.name or job.source.name,
-        class_ids=job.gathered.selection.class_ids,
-        class_names=job.gathered.selection.class_names,
+        name=context.config.name or context.source.name,
+        class_ids=context.pass_result.selection.class_ids,
+        class_names=context.pass_result.selection.class_names,
         train_samples=train,
         test_samples=test,
-        fingerprint=part.fingerprint,
-        leaves=[part.fingerprint],
-        licence=job.config.licence or job.source.licence,
-        source=utf8_only(job.source.spec),
+        fingerprint=entry_rows.fingerprint,
+        leaves=[entry_rows.fingerprint],
+        licence=context.config.licence or context.source.licence,
+        source=escape_non_utf8(context.source.spec),
     )
 
 
-def extraction_card(job: Job, part: Part, backbone: Backbone, statistics: Statistics) -> ExtractionCard:
-    """Say how the entry was computed."""
+def make_extraction_card(
+    context: EntryContext, entry_rows: EntryRows, backbone: Backbone, statistics: EntryStatistics
+) -> ExtractionCard:
+    """Return the card of how the entry was computed."""
     packages = ("sfm-distill", "torch", "timm", "pillow", "numpy", "zarr")
     return ExtractionCard(
-        options=options_of(
-            job.config,
-            part.role,
-            rendering_options(job.source.rendering, composited=part.marked["composited"].count > 0),
+        options=make_entry_options(
+            context.config,
+            entry_rows.role,
+            make_rendering_options(
+                context.source.rendering, composited=entry_rows.marked["composited"].count > 0
+            ),
         ),
-        role=part.role,
+        role=entry_rows.role,
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        device=job.device,
+        device=context.device,
         threads=torch.get_num_threads(),
-        seconds=job.features.seconds,
+        seconds=context.pass_summary.seconds,
         statistics_seconds=statistics.seconds,
-        images_per_second=job.features.images_per_second,
-        listing=job.listing,
-        skipped=first_skipped(job.gathered.skipped),
-        train_bytes=part.train_bytes,
-        flow_cosine=job.flow_cosines.get(backbone.card.hash),
-        composited=part.marked["composited"].count,
-        composited_example=part.marked["composited"].example,
-        dark=part.marked["dark"].count,
-        dark_example=part.marked["dark"].example,
-        files=job.gathered.files,
+        images_per_second=context.pass_summary.images_per_second,
+        listing=context.listing,
+        skipped=truncate_skipped(context.pass_result.skipped),
+        train_bytes=entry_rows.train_bytes,
+        flow_cosine=context.flow_cosines.get(backbone.card.hash),
+        composited=entry_rows.marked["composited"].count,
+        composited_example=entry_rows.marked["composited"].example,
+        dark=entry_rows.marked["dark"].count,
+        dark_example=entry_rows.marked["dark"].example,
+        files=context.pass_result.files,
     )
 
 
-def first_skipped(skipped: Sequence[str]) -> list[str]:
-    """Return the samples that were skipped, or the first of them where a card cannot hold them all."""
+def truncate_skipped(skipped: Sequence[str]) -> list[str]:
+    """Return the skipped samples, or the first of them where a card cannot hold them all."""
     sizes = np.cumsum([len(json.dumps(line)) for line in skipped])
-    told = int(np.searchsorted(sizes, SKIPPED_BYTES, side="right"))
-    return [*skipped[:told], *([f"{len(skipped) - told:,} others"] if told < len(skipped) else [])]
+    count = int(np.searchsorted(sizes, MAX_SKIPPED_BYTES, side="right"))
+    return [*skipped[:count], *([f"{len(skipped) - count:,} others"] if count < len(skipped) else [])]
 
 
-def classifier_card(statistics: Statistics) -> ClassifierCard:
-    """Say how the classifier was trained and how good it is."""
+def make_classifier_card(statistics: EntryStatistics) -> ClassifierCard:
+    """Return the card of the classifier's training and accuracy."""
     return ClassifierCard(
         solver=statistics.classifier.solver,
         l2=statistics.classifier.l2,

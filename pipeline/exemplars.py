@@ -1,4 +1,4 @@
-"""A few real images per class, for the real-image baselines; stored only when asked for."""
+"""Exemplars: a few real images per class for baselines, stored only when asked for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.crops import stream
-from sfm.backbones.preprocess import crop
-from sfm.backbones.rendering import render
+from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
-from sfm.pipeline.fingerprint import sample_digest
+from sfm.pipeline.fingerprint import digest_sample
 from sfm.pipeline.sources import Source
-from sfm.pipeline.staging import Staged
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.random_streams import make_rng
 
 RANDOM, NEAREST, NONE = 0, 1, 255
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which samples are exemplars.
+class ExemplarChoice:
+    """The samples that are exemplars.
 
     Attributes
     ----------
     sample : ndarray of int64, shape (C, E)
-        Positions among the rows chosen from; -1 where a class has too few.
+        Indices of training rows; -1 where a class has too few.
     role : ndarray of uint8, shape (C, E)
         ``NEAREST`` to the class mean, nearest first, then ``RANDOM``; ``NONE`` where there is no sample.
     """
@@ -35,11 +35,15 @@ class Choice:
 
 
 def choose_exemplars(
-    train: Staged, labels: npt.NDArray[np.int32], mean: npt.NDArray[np.float64], number: int, seed: int
-) -> Choice:
-    """Choose half of the exemplars of a class nearest to its mean (Euclidean), the rest at random.
+    train: StagedFeatures,
+    labels: npt.NDArray[np.int32],
+    mean: npt.NDArray[np.float64],
+    per_class: int,
+    seed: int,
+) -> ExemplarChoice:
+    """Choose the samples nearest to each class mean (Euclidean), and as many at random.
 
-    The random ones depend on seed and data alone, so every backbone has the same.
+    The random ones depend on seed and data alone, so they are the same for every backbone.
     """
     classes = len(mean)
     distance = np.empty(len(labels))
@@ -48,33 +52,34 @@ def choose_exemplars(
         deviation = rows - mean[block_labels]
         distance[start : start + len(rows)] = np.square(deviation).sum(axis=1)
         start += len(rows)
-    sample = np.full((classes, number), -1, dtype=np.int64)
-    role = np.full((classes, number), NONE, dtype=np.uint8)
-    nearest = (number + 1) // 2
+    sample = np.full((classes, per_class), -1, dtype=np.int64)
+    role = np.full((classes, per_class), NONE, dtype=np.uint8)
+    nearest_count = (per_class + 1) // 2
     for c in range(classes):
         own = np.flatnonzero(labels == c)
-        near = own[np.argsort(distance[own], kind="stable")][:nearest]
-        random = stream(seed, 3, c).permutation(own)[: number - nearest]
-        sample[c, : len(near)], role[c, : len(near)] = near, NEAREST
-        sample[c, nearest : nearest + len(random)], role[c, nearest : nearest + len(random)] = random, RANDOM
-    return Choice(sample, role)
+        nearest = own[np.argsort(distance[own], kind="stable")][:nearest_count]
+        random = make_rng(seed, 3, c).permutation(own)[: per_class - nearest_count]
+        sample[c, : len(nearest)], role[c, : len(nearest)] = nearest, NEAREST
+        random_slots = slice(nearest_count, nearest_count + len(random))
+        sample[c, random_slots], role[c, random_slots] = random, RANDOM
+    return ExemplarChoice(sample, role)
 
 
-def exemplar_images(
+def read_exemplar_images(
     source: Source,
     samples: npt.NDArray[np.int64],
     digests: npt.NDArray[np.uint8],
     sizes: Sequence[int],
     preprocessing: Preprocessing,
 ) -> npt.NDArray[np.uint8]:
-    """Read the chosen training images once more, as the backbone sees them.
+    """Read chosen training images again, and crop them for a backbone.
 
     Parameters
     ----------
     samples : ndarray of int64, shape (C, E)
         Positions in the training split; -1 for none.
     digests : ndarray of uint8, shape (C, E, 32)
-        Their digests during the pass.
+        Their digests in the pass.
     sizes : sequence of int
         Samples per shard of the training split.
 
@@ -90,12 +95,12 @@ def exemplar_images(
     """
     size = preprocessing.input_size
     images = np.zeros((*samples.shape, size, size, 3), dtype=np.uint8)
-    # In the source's order: a shard is read once, not once per image. One may be both nearest and random.
+    # In the source's order: each shard is read once. One image may be both nearest and random.
     rows, first = np.unique(samples, return_index=True)
     rows, first = rows[rows >= 0], first[rows >= 0]
-    for row, place, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
-        if sample_digest(sample.data) != digests[np.unravel_index(place, samples.shape)].tobytes():
+    for row, index, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
+        if digest_sample(sample.data) != digests[np.unravel_index(index, samples.shape)].tobytes():
             raise InputError(f"{sample.where} changed while it was extracted; run again")
-        rendered = render(source.decode(sample.data), source.rendering)
-        images[samples == row] = crop(rendered.image, preprocessing)
+        rendered = render_image(source.decode(sample.data), source.rendering)
+        images[samples == row] = crop_image(rendered.image, preprocessing)
     return images

@@ -1,4 +1,4 @@
-"""``sfm extract``: source -> features -> moments -> entry in the store."""
+"""Extract a dataset: source -> features -> moments -> entry in the store."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,24 +10,37 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.paths import cache_folder, expand_home
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.earlier_versions import asks_for_background, earlier_version_notes, with_marks
-from sfm.pipeline.entry import Job, publish_entry
-from sfm.pipeline.equipment import cores, equipped, quickest
-from sfm.pipeline.existing import display_name_notes, require_licence, require_name
-from sfm.pipeline.features import Pass, Rules, Step, follow, missing, stage
+from sfm.paths import expand_home, get_cache_folder
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries, has_chosen_background
+from sfm.pipeline.entry import EntryContext, publish_entry
+from sfm.pipeline.entry_rows import EntryRows, list_roles, make_entry_options, select_entry_rows
+from sfm.pipeline.existing_entries import (
+    describe_display_name_changes,
+    require_same_licence,
+    require_same_name,
+)
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import (
+    PassProgress,
+    PassSummary,
+    find_missing_backbones,
+    stage_tasks,
+    track_pass,
+)
+from sfm.pipeline.flow_agreement import measure_flow_cosines
 from sfm.pipeline.hold_out import open_dataset
-from sfm.pipeline.parts import gather, options_of, parts_of, roles_of
-from sfm.pipeline.pixels import rendering_options
-from sfm.pipeline.precision import flow_cosines
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
+from sfm.pipeline.pass_result import PassResult, collect_pass_result
+from sfm.pipeline.pixel_marks import make_rendering_options
+from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.source import digest_of
-from sfm.pipeline.staging import Staging, Task, open_staging, tasks_of
+from sfm.pipeline.sources.source import compute_digest
+from sfm.pipeline.staging import Staging, open_staging
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import parse_local_url
 from sfm.stats_store.publication import PublishResult, compute_options_digest
@@ -35,35 +48,35 @@ from sfm.stats_store.store import Store, create_store
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """What an extraction did.
+class ExtractionResult:
+    """What an extraction published, and what it cost.
 
     Attributes
     ----------
     published : list of Published
         One per backbone and role, in the order asked for.
-    features : Pass
-        What the pass over the images cost; nothing was read if every entry was there already.
+    pass_summary : PassSummary
+        Cost of the pass over the images; nothing was read if every entry existed.
     skipped : list of str
-        Samples that could not be decoded and are not in the entries: where each is, and why.
+        Samples that could not be decoded and are not in the entries: location and reason.
     flow_cosines : dict of str to (float or None)
-        In another precision than float32, by backbone hash: how alike the flows of a few hundred images are
-        in the two precisions. Only of backbones whose entries were not there already.
+        In another precision than float32, by backbone hash: cosine between the flows of a few hundred images
+        in the two precisions. Only for backbones whose entries did not exist.
     cards : list of ExtractionCard
-        How each of `published` was computed, in their order; of images that were read, with what this pass
-        found transparent or dark.
+        How each of `published` was computed, in their order; of images that were read, with the transparent
+        and dark images that this pass counted.
     notes : tuple of str
-        What the source chose where there was a choice, and what entries that were there already lack of what
-        was asked for.
+        What the source chose where there was a choice, and how existing entries differ from what was asked
+        for.
     statistics_seconds : float
         Wall time from the end of the pass to the last entry's publication.
     files : FileCounts or None
-        What became of the files of this dataset in this pass; if nothing was read, what the entry says, and
-        None if it does not.
+        Used and unused files of the dataset in this pass; if nothing was read, those in the entry, and None
+        if it has none.
     """
 
     published: list[PublishResult]
-    features: Pass
+    pass_summary: PassSummary
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
     cards: list[ExtractionCard] = field(default_factory=list)
@@ -72,60 +85,207 @@ class Extraction:
     files: FileCounts | None = None
 
 
-def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> Extraction:
+def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> ExtractionResult:
     """Stream a dataset once through backbones and publish its statistics.
 
     Parameters
     ----------
     config : ExtractConfig
     progress : callable, optional
-        Told about every batch of images and every backbone's statistics.
+        Called after every batch of images and every backbone's statistics.
 
     Returns
     -------
-    Extraction
+    ExtractionResult
 
     Raises
     ------
     InputError
         If dataset, backbone, or store cannot be used; nothing is published then. Or if what was asked for
         is in the store under another name than the one given.
-    Unfinished
-        If workers or processes are lost; a repeat goes on from the partitions that are complete.
+    IncompleteExtractionError
+        If workers or processes are lost; a repeat resumes from the partitions that are complete.
     """
     if config.dry_run:
-        raise InputError("a dry run is asked for, which sfm.pipeline.plan.plan does")
+        raise InputError("a dry run is asked for: call sfm.pipeline.dry_run.estimate_extraction")
     with limit_threads(config.threads):
-        return extract_with_threads(config, progress)
-
-
-def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> Extraction:
-    """Do what :func:`extract` says, with torch's threads set."""
-    source = open_dataset(config)
-    selection = selection_of(config, source)
-    backbones = {
-        spec: load_backbone(spec, image_size=config.image_size, device=config.device, progress=progress)
-        for spec in dict.fromkeys(config.backbone)
-    }
-    store = create_store(config.store)
-    listing = listing_of(config, source)
-    known = (
-        {}
-        if config.replace or config.rehash
-        else known_entries(store, config, source, backbones.values(), listing)
-    )
-    standing = [p for entries in known.values() for p in entries]
-    require_name(config, standing)
-    require_licence(config, store, standing)
-    absent = {spec: b for spec, b in backbones.items() if b.card.hash not in known}
-    if not absent:
-        published = [p for b in backbones.values() for p in known[b.card.hash]]
-        cards = [store.open_entry(p.summary).extraction for p in published]
-        notes = notes_on(source, store, published, cards)
-        return Extraction(
-            published, Pass(0, 0, 0.0), cards[0].skipped, cards=cards, notes=notes, files=cards[0].files
+        source = open_dataset(config)
+        tasks = make_tasks(source, select_listed_samples(config, source))
+        backbones = {
+            spec: load_backbone(
+                spec,
+                image_size=config.image_size,
+                device=config.device,
+                fold_norms=config.execution != "eager",
+                progress=progress,
+            )
+            for spec in dict.fromkeys(config.backbone)
+        }
+        store = create_store(config.store)
+        listing = digest_listing(config, source)
+        existing = (
+            {}
+            if config.replace or config.rehash
+            else find_existing_entries(store, config, source, backbones.values(), listing)
         )
-    key = digest_of(
+        existing_entries = [published for entries in existing.values() for published in entries]
+        require_same_name(config, existing_entries)
+        require_same_licence(config, store, existing_entries)
+        if any(backbone.card.hash not in existing for backbone in backbones.values()):
+            return extract_missing(config, source, tasks, backbones, store, existing, progress)
+        published = [entry for b in backbones.values() for entry in existing[b.card.hash]]
+        cards = [store.open_entry(entry.summary).extraction for entry in published]
+        return ExtractionResult(
+            published,
+            PassSummary(0, 0, 0.0),
+            cards[0].skipped,
+            cards=cards,
+            notes=collect_notes(source, store, published, cards),
+            files=cards[0].files,
+        )
+
+
+def extract_missing(
+    config: ExtractConfig,
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    store: Store,
+    existing: Mapping[str, list[PublishResult]],
+    progress: ProgressCallback,
+) -> ExtractionResult:
+    """Run the pass and publish the entries of the backbones that have none.
+
+    Parameters
+    ----------
+    backbones : mapping of str to Backbone
+        All that were asked for, by spec.
+    existing : mapping of str to list of Published
+        Entries of some of them, by backbone hash.
+    """
+    missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing}
+    listing = digest_listing(config, source)
+    options = PassOptions(
+        config.limit_per_class,
+        config.on_error,
+        config.precision,
+        config.views,
+        config.seed,
+        source.rendering,
+        config.execution,
+    )
+    like = None if config.staging else parse_local_url(config.store)
+    key = make_staging_key(config, source, listing)
+    with open_staging(choose_staging_folder(config), key, like) as staging:
+        device, summary, result, cosines = run_pass(
+            config, source, tasks, missing, staging, options, progress
+        )
+        final_listing = digest_skipped_listing(listing) if result.skipped else listing
+        context = EntryContext(
+            config, source, store, staging, final_listing, device, summary, result, cosines
+        )
+        entry_rows = select_entry_rows(config, result, staging)
+        began = time.perf_counter()
+        new = {
+            backbone.card.hash: [publish_entry(context, backbone, rows, progress) for rows in entry_rows]
+            for backbone in missing.values()
+        }
+        statistics_seconds = time.perf_counter() - began
+    published = [entry for b in backbones.values() for entry in ({**existing, **new})[b.card.hash]]
+    require_same_name(config, published)
+    require_same_licence(config, store, published)
+    cards = read_extraction_cards(store, published, new, entry_rows)
+    # An existing entry of the same images may be of another folder, with other files beside them.
+    return ExtractionResult(
+        published,
+        summary,
+        result.skipped,
+        cosines,
+        cards,
+        collect_notes(source, store, published, cards),
+        statistics_seconds,
+        result.files,
+    )
+
+
+def run_pass(
+    config: ExtractConfig,
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    options: PassOptions,
+    progress: ProgressCallback,
+) -> tuple[str, PassSummary, PassResult, dict[str, float | None]]:
+    """Stage the features of all tasks and collect what was found.
+
+    Returns
+    -------
+    str
+        Kind of device that the backbones ran on.
+    PassSummary
+    PassResult
+    dict of str to (float or None)
+        Agreement of the flows with those in float32, by backbone hash; empty for float32.
+    """
+    pending = [
+        task
+        for task in tasks
+        if find_missing_backbones(task, backbones.values(), staging, options) is not None
+    ]
+    with run_staging(config, source, pending, backbones, staging, options, progress) as (device, steps):
+        summary = track_pass(steps, tasks, pending, staging, progress)
+    result = collect_pass_result(config, source, tasks, staging)
+    cosines = {}
+    # Another kind of device than the workers' would round differently.
+    if config.precision != "float32" and all(b.device.type == device for b in backbones.values()):
+        cosines = measure_flow_cosines(
+            source, tasks, list(backbones.values()), options, progress, config.threads
+        )
+    return device, summary, result, cosines
+
+
+@contextmanager
+def run_staging(
+    config: ExtractConfig,
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Mapping[str, Backbone],
+    staging: Staging,
+    options: PassOptions,
+    progress: ProgressCallback,
+) -> Iterator[tuple[str, Iterator[PassProgress]]]:
+    """Have tasks staged in this process, or by workers if they are asked for and there are tasks.
+
+    Yields
+    ------
+    str, iterator of PassProgress
+        Kind of device that the backbones run on, and reports that drive the work.
+    """
+    if tasks and (config.workers or config.scheduler):
+        from sfm.pipeline.worker_pool import worker_pool
+
+        with (
+            worker_pool(config, source, backbones, staging, options, progress) as workers,
+            closing(workers.stage_tasks(tasks)) as steps,
+        ):
+            yield workers.device, steps
+        return
+    device = next(iter(backbones.values())).device.type
+    if not tasks:
+        yield device, iter(())
+        return
+    fast_backbones = optimize_for_inference(backbones.values(), options.precision, options.execution)
+    with (
+        extraction_runtime(source, device, config.threads or count_cores()) as runtime,
+        closing(stage_tasks(source, tasks, fast_backbones, staging, options, runtime)) as steps,
+    ):
+        yield device, steps
+
+
+def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str:
+    """Return the name of the staging folder: equal for extractions that would compute the same features."""
+    return compute_digest(
         listing,
         source.spec,
         str(config.limit_per_class),
@@ -133,147 +293,90 @@ def extract_with_threads(config: ExtractConfig, progress: ProgressCallback) -> E
         str(source.rendering),
         version("sfm-distill"),
         torch.__version__,
-    )
-    rules = Rules(
-        config.limit_per_class,
-        config.on_error,
-        config.precision,
-        config.views,
-        config.seed,
-        source.rendering,
-    )
-    like = None if config.staging else parse_local_url(config.store)
-    with open_staging(staging_folder(config), key[:32], like) as staging:
-        tasks = tasks_of(source, selection)
-        work = [task for task in tasks if missing(task, absent.values(), staging, rules) is not None]
-        with steps_of(config, source, work, absent, staging, rules, progress) as (device, steps):
-            features = follow(steps, tasks, work, staging, progress)
-        gathered = gather(config, source, tasks, staging)
-        final = with_skipped(listing) if gathered.skipped else listing
-        cosines = {}
-        # Another kind of device than the workers' would round otherwise.
-        if config.precision != "float32" and all(b.device.type == device for b in absent.values()):
-            cosines = flow_cosines(source, tasks, list(absent.values()), rules, progress, config.threads)
-        job = Job(config, source, store, staging, final, device, features, gathered, cosines)
-        parts = parts_of(config, gathered, staging)
-        began = time.perf_counter()
-        for backbone in absent.values():
-            known[backbone.card.hash] = [publish_entry(job, backbone, part, progress) for part in parts]
-        statistics_seconds = time.perf_counter() - began
-    published = [p for b in backbones.values() for p in known[b.card.hash]]
-    require_name(config, published)
-    require_licence(config, store, published)
-    read = [backbone.card.hash for backbone in absent.values()]
-    marked = {(backbone, part.role): part.marked for backbone in read for part in parts}
-    cards = [
-        with_marks(store.open_entry(p.summary).extraction, marked.get((p.summary.backbone_hash, p.summary.role)))
-        for p in published
-    ]
-    notes = notes_on(source, store, published, cards)
-    # The entry of the same images may be of another folder, with other files beside them.
-    return Extraction(
-        published, features, gathered.skipped, cosines, cards, notes, statistics_seconds, gathered.files
-    )
+        *(() if config.execution == "auto" else (config.execution,)),
+    )[:32]
 
 
-@contextmanager
-def steps_of(
-    config: ExtractConfig,
-    source: Source,
-    work: Sequence[Task],
-    backbones: Mapping[str, Backbone],
-    staging: Staging,
-    rules: Rules,
-    progress: ProgressCallback,
-) -> Iterator[tuple[str, Iterator[Step]]]:
-    """Have tasks staged in this process, or by workers if they are asked for and there is something to do.
-
-    Yields
-    ------
-    str, iterator of Step
-        The kind of device that the backbones run on, and the work as it is done.
-    """
-    if work and (config.workers or config.scheduler):
-        from sfm.pipeline.cluster import crew
-
-        with (
-            crew(config, source, backbones, staging, rules, progress) as workers,
-            closing(workers.stage(work)) as steps,
-        ):
-            yield workers.device, steps
-        return
-    device = next(iter(backbones.values())).device.type
-    if not work:
-        yield device, iter(())
-        return
-    here = quickest(backbones.values(), rules.precision)
-    with (
-        equipped(source, device, config.threads or cores()) as equipment,
-        closing(stage(source, work, here, staging, rules, equipment)) as steps,
-    ):
-        yield device, steps
-
-
-def listing_of(config: ExtractConfig, source: Source) -> str:
-    """Return the digest of all that tells, before anything is read, which samples an entry is of."""
+def digest_listing(config: ExtractConfig, source: Source) -> str:
+    """Return a digest of everything that determines, before reading, which samples an entry is of."""
     parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
     if config.min_count is not None and config.small_classes == "drop":
         parts.append(f"classes of {config.min_count}")
-    return digest_of(*parts)
+    return compute_digest(*parts)
 
 
-def with_skipped(listing: str) -> str:
-    """Return what an entry that lacks unreadable samples has in place of the listing.
+def digest_skipped_listing(listing: str) -> str:
+    """Return the listing digest of an entry that lacks unreadable samples.
 
-    So a repeat that may skip samples finds it, and one that may not does not take it for complete.
+    A repeat that may skip samples finds such an entry; one that may not does not take it for complete.
     """
-    return digest_of(listing, "skipped")
+    return compute_digest(listing, "skipped")
 
 
-def notes_on(
+def read_extraction_cards(
+    store: Store,
+    published: Sequence[PublishResult],
+    new_hashes: Collection[str],
+    entry_rows: Sequence[EntryRows],
+) -> list[ExtractionCard]:
+    """Return the extraction cards of entries; those of backbones that ran now get this pass's mark counts."""
+    marked = {(backbone, rows.role): rows.marked for backbone in new_hashes for rows in entry_rows}
+    return [
+        add_mark_counts(
+            store.open_entry(entry.summary).extraction,
+            marked.get((entry.summary.backbone_hash, entry.summary.role)),
+        )
+        for entry in published
+    ]
+
+
+def collect_notes(
     source: Source, store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> tuple[str, ...]:
-    """Return what the source chose, and what entries that were there already lack of what was asked for."""
+    """Return what the source chose, and how existing entries differ from what was asked for."""
     return (
         *source.inventory.notes,
-        *display_name_notes(source, store, published),
-        *earlier_version_notes(store, published, cards),
+        *describe_display_name_changes(source, store, published),
+        *describe_earlier_entries(store, published, cards),
     )
 
 
-def known_entries(
+def find_existing_entries(
     store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
 ) -> dict[str, list[PublishResult]]:
-    """Return, by backbone hash, the entries of this listing and these options, where none is missing.
+    """Return the entries of this listing and these options, by backbone hash, where none is missing.
 
-    Whether images are composited, so that the background is one of the options, only reading tells: an entry
-    of either kind is the one, and the former comes first. One of a version that dropped transparency is not,
-    where a background was chosen.
+    Only reading shows whether images are composited, so that the background is one of the options: an entry
+    of either kind counts, and the former comes first. An entry of a version that dropped transparency does
+    not count where a background was chosen.
     """
-    kinds = [rendering_options(source.rendering, composited) for composited in (True, False)]
-    wanted = [[compute_options_digest(options_of(config, role, kind)) for kind in kinds] for role in roles_of(config)]
-    listings = {listing, with_skipped(listing)} if config.on_error == "skip" else {listing}
-    found = {
+    kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
+    digests_by_role = [
+        [compute_options_digest(make_entry_options(config, role, kind)) for kind in kinds]
+        for role in list_roles(config)
+    ]
+    listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
+    stored = {
         (s.backbone_hash, s.options): PublishResult(s, "already there")
         for s in store.list_summaries()
         if s.listing in listings
     }
-    known = {}
+    existing = {}
     for backbone in backbones:
         entries = [
-            next((found[key] for digest in digests if (key := (backbone.card.hash, digest)) in found), None)
-            for digests in wanted
+            next((stored[key] for digest in digests if (key := (backbone.card.hash, digest)) in stored), None)
+            for digests in digests_by_role
         ]
         if all(entries) and not (
-            asks_for_background(source)
+            has_chosen_background(source)
             and any(e and store.open_entry(e.summary).extraction.composited is None for e in entries)
         ):
-            known[backbone.card.hash] = [entry for entry in entries if entry]
-    return known
+            existing[backbone.card.hash] = [entry for entry in entries if entry]
+    return existing
 
 
-def staging_folder(config: ExtractConfig) -> Path:
-    """Return where unfinished work lies: in the store if it is on a disk, else in the user's cache.
+def choose_staging_folder(config: ExtractConfig) -> Path:
+    """Return the parent of staging folders: in the store if it is on a disk, else in the user's cache.
 
     Raises
     ------
@@ -284,7 +387,7 @@ def staging_folder(config: ExtractConfig) -> Path:
         return expand_home(config.staging)
     if local := parse_local_url(config.store):
         return local / "staging"
-    cache = cache_folder()
+    cache = get_cache_folder()
     if cache is None:
         raise InputError(
             "unfinished work has no place to be kept: no home folder is known (HOME is not set); name a "

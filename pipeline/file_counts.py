@@ -1,4 +1,4 @@
-"""What became of the files of a dataset: found, used, and not used, by kind."""
+"""Count the files of a dataset that were found, used, and not used, by kind."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sfm.pipeline.selection import UNUSED, Selection
-from sfm.pipeline.sources.inventory import describe_kinds
+from sfm.pipeline.selection import UNUSED_LABEL, SampleSelection
+from sfm.pipeline.sources.inventory import format_counts
 from sfm.stats_store.cards import FileCounts
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
-LIMITED = "images beyond --limit-per-class"
-SMALL = "images of classes below --min-count"
-UNREADABLE = "images that cannot be decoded"
+LIMITED_IMAGES = "images beyond --limit-per-class"
+SMALL_CLASS_IMAGES = "images of classes below --min-count"
+UNDECODABLE_IMAGES = "images that cannot be decoded"
 OTHER_KINDS = "of other kinds"
-MOST_KINDS = 30
-KIND_LENGTH = 60
+MAX_KINDS = 30
+MAX_KIND_CHARACTERS = 60
 
 
 def count_files(
     class_ids: Sequence[str],
     labels: Mapping[str, npt.NDArray[np.int32]],
-    selection: Selection,
+    selection: SampleSelection,
     unreadable: Mapping[str, npt.NDArray[np.int64]],
-    beside: Mapping[str, int],
+    unused_files: Mapping[str, int],
 ) -> FileCounts:
-    """Count what is in use of a source, and what is not, by kind.
+    """Count the used samples of a source and its unused files, by kind.
 
     Parameters
     ----------
@@ -34,42 +34,41 @@ def count_files(
         Of the source.
     labels : mapping of str to ndarray of int32
         By split, index into `class_ids` of every sample that the source has.
-    selection : Selection
+    selection : SampleSelection
         The samples in use.
     unreadable : mapping of str to ndarray of int64
         By split, positions of samples that cannot be decoded.
-    beside : mapping of str to int
-        Files that are no samples, by kind.
+    unused_files : mapping of str to int
+        Number of files that are no samples, by kind.
     """
-    unused = Counter(beside)
-    in_class = np.isin(class_ids, selection.class_ids)
+    unused = Counter(unused_files)
+    is_used_class = np.isin(class_ids, selection.class_ids)
     used = 0
-    for split, own in labels.items():
-        out = selection.labels[split] == UNUSED
-        used += int(np.count_nonzero(~out))
-        out[unreadable[split]] = False
-        unused[UNREADABLE] += len(unreadable[split])
-        unused[LIMITED] += int(np.count_nonzero(out & in_class[own]))
-        unused[SMALL] += int(np.count_nonzero(out & ~in_class[own]))
-    return counts_from_kinds(used, unused)
+    for split, split_labels in labels.items():
+        is_unused = selection.labels[split] == UNUSED_LABEL
+        used += int(np.count_nonzero(~is_unused))
+        is_unused[unreadable[split]] = False
+        unused[UNDECODABLE_IMAGES] += len(unreadable[split])
+        unused[LIMITED_IMAGES] += int(np.count_nonzero(is_unused & is_used_class[split_labels]))
+        unused[SMALL_CLASS_IMAGES] += int(np.count_nonzero(is_unused & ~is_used_class[split_labels]))
+    return make_file_counts(used, unused)
 
 
-def counts_from_kinds(used: int, unused: Mapping[str, int]) -> FileCounts:
-    """Return counts whose kinds any text file and terminal can hold, and of which there are not too many.
+def make_file_counts(used: int, unused: Mapping[str, int]) -> FileCounts:
+    """Return counts with a bounded number of kinds that are printable and short.
 
-    Kinds are made of the names of files: any bytes, and as many kinds as there are files if their names end
-    in numbers.
+    Kinds derive from file names: they may hold any bytes, and there may be as many as files.
     """
     kinds: Counter[str] = Counter()
-    for number, (kind, count) in enumerate(sorted(unused.items(), key=lambda item: (-item[1], item[0]))):
+    for rank, (kind, count) in enumerate(sorted(unused.items(), key=lambda item: (-item[1], item[0]))):
         if count:
-            kinds[one_line(kind, KIND_LENGTH) if number < MOST_KINDS else OTHER_KINDS] += count
+            kinds[sanitize_line(kind, MAX_KIND_CHARACTERS) if rank < MAX_KINDS else OTHER_KINDS] += count
     return FileCounts(found=used + kinds.total(), used=used, unused=dict(sorted(kinds.items())))
 
 
-def describe_files(files: FileCounts) -> str:
-    """Return one line: how many files were found, used, and not used, by kind."""
+def describe_file_counts(files: FileCounts) -> str:
+    """Return one line with the files found, used, and not used, by kind."""
     line = f"{files.found:,} files found, {files.used:,} used"
     if files.unused:
-        line += f", {sum(files.unused.values()):,} not used: {describe_kinds(files.unused)}"
+        line += f", {sum(files.unused.values()):,} not used: {format_counts(files.unused)}"
     return line

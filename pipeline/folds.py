@@ -1,4 +1,4 @@
-"""Parts of a training split by class: folds that validate, and equal numbers of each class."""
+"""Masks of a training split, balanced by class: validation folds, and equal numbers of each class."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,8 +7,8 @@ Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
-def rank_and_count(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return, per sample, how many of its class come before it, and how many there are."""
+def rank_within_class(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return, per sample, its rank among the samples of its class, and their number."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     rank = np.empty(len(labels), dtype=np.int64)
@@ -16,36 +16,36 @@ def rank_and_count(labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     return rank, counts[labels]
 
 
-def at_most(labels: Labels, n: int) -> Mask:
-    """Mark n samples of each class, evenly spaced in order; all of a class that has no more."""
-    rank, count = rank_and_count(labels)
-    marked: Mask = (rank + 1) * n // count > rank * n // count
+def mark_per_class(labels: Labels, max_per_class: int) -> Mask:
+    """Mark up to `max_per_class` samples of each class, evenly spaced in order."""
+    rank, count = rank_within_class(labels)
+    marked: Mask = (rank + 1) * max_per_class // count > rank * max_per_class // count
     return marked
 
 
-def in_fold(labels: Labels, fold: int, folds: int) -> Mask:
-    """Mark one fold: every so-manieth sample of each class, counted from its last.
+def mark_fold(labels: Labels, fold: int, folds: int) -> Mask:
+    """Mark one fold: every `folds`-th sample of each class, counted from its last.
 
     A class with fewer samples than there are folds has one in each of the first folds. The only sample of a
-    class is in none, since no classifier could know the class then.
+    class is in no fold, since no classifier could learn the class then.
     """
-    rank, count = rank_and_count(labels)
+    rank, count = rank_within_class(labels)
     marked: Mask = ((count - 1 - rank) % folds == fold) & (count > 1)
     return marked
 
 
-def cut_folds(labels: Labels, folds: int, enough: int, most: int) -> list[Mask]:
-    """Cut a training split into folds, and return as many of them as it takes to validate on enough samples.
+def make_folds(labels: Labels, folds: int, min_samples: int, max_folds: int) -> list[Mask]:
+    """Cut a training split into folds, and return as many as it takes to validate on a number of samples.
 
     Parameters
     ----------
     labels : ndarray of int32, shape (n,)
     folds : int
-        The samples of a class are divided among so many, or among as many as the largest class has samples.
-    enough : int
-        Samples; no further fold is returned once those before hold as many.
-    most : int
-        Folds that are returned at most.
+        Number of folds that the samples of a class are divided among; at most the size of the largest class.
+    min_samples : int
+        No further fold is returned once the folds before hold so many samples.
+    max_folds : int
+        Maximum number of folds to return.
 
     Returns
     -------
@@ -53,10 +53,10 @@ def cut_folds(labels: Labels, folds: int, enough: int, most: int) -> list[Mask]:
         Empty if no class has two samples.
     """
     folds = min(folds, int(np.bincount(labels).max(initial=0)))
-    found: list[Mask] = []
-    while len(found) < min(folds, most) and sum(int(held.sum()) for held in found) < enough:
-        held = in_fold(labels, len(found), folds)
-        if not held.any():
+    masks: list[Mask] = []
+    while len(masks) < min(folds, max_folds) and sum(int(held_out.sum()) for held_out in masks) < min_samples:
+        held_out = mark_fold(labels, len(masks), folds)
+        if not held_out.any():
             break
-        found.append(held)
-    return found
+        masks.append(held_out)
+    return masks

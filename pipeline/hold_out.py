@@ -1,7 +1,6 @@
-"""``--hold-out``: a share of every class is held out of a dataset that comes without a held-out split.
+"""Hold a share of every class out of a dataset that has no held-out split (``--hold-out``).
 
-Samples are chosen by their digests, so the same images are held out in whatever order, and from whatever kind
-of container, they are read.
+Samples are chosen by their digests, so the same images are held out whatever their order and container.
 """
 
 import hashlib
@@ -11,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Source, open_source
 
 
 def open_dataset(config: ExtractConfig) -> Source:
-    """Open the source of an extraction, with a held-out split unless one is to be made.
+    """Open the source of an extraction, with its held-out split unless ``--hold-out`` makes one.
 
     Raises
     ------
     InputError
-        If it cannot be used, has no held-out split, or has one beside which another is asked for.
+        If it cannot be used, has no held-out split, or has one although ``--hold-out`` asks for another.
     """
     source = open_source(config.source, held_out=config.hold_out is None)
     if config.hold_out is not None and source.test.shards:
@@ -32,13 +31,13 @@ def open_dataset(config: ExtractConfig) -> Source:
     return source
 
 
-def held_out_counts(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
-    """Return how many samples of each class are held out: at least one, and not all; none of one alone."""
+def count_held_out(counts: npt.NDArray[np.int64], fraction: float) -> npt.NDArray[np.int64]:
+    """Return how many samples of each class to hold out: at least one, and not all; none of a single one."""
     return np.clip(np.round(fraction * counts).astype(np.int64), 1, np.maximum(counts - 1, 0))
 
 
-def require_divisible(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
-    """Refuse classes of which nothing can be held out.
+def require_two_samples_per_class(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+    """Refuse classes that have a single sample.
 
     Parameters
     ----------
@@ -48,15 +47,15 @@ def require_divisible(class_ids: Sequence[str], counts: npt.NDArray[np.int64]) -
     Raises
     ------
     InputError
-        If a class has a single sample; names it.
+        If there is one; names it.
     """
     single = np.flatnonzero(counts == 1)
     if len(single):
         raise InputError(f"class {class_ids[single[0]]} has one training image; --hold-out needs two or more")
 
 
-def keys_of(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
-    """Return a random number per sample, from its digest and a seed alone.
+def make_hold_out_keys(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]:
+    """Return a random number per sample that depends on its digest and a seed alone.
 
     Parameters
     ----------
@@ -67,23 +66,23 @@ def keys_of(digests: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint64]
     return np.frombuffer(b"".join(keys), dtype=">u8").astype(np.uint64)
 
 
-def rows_to_hold_out(
+def mark_held_out_rows(
     labels: npt.NDArray[np.int32],
     keys: npt.NDArray[np.uint64],
     class_ids: Sequence[str],
     fraction: float,
 ) -> npt.NDArray[np.bool_]:
-    """Mark a share of every class, at least one sample and not all: those with the lowest keys.
+    """Mark the samples of every class with the lowest keys: a share of them, at least one and not all.
 
-    Copies of one image have one key; they stay on one side unless a class has nothing else. Copies that are
-    more than the share are left for training, where there are others to hold out.
+    Copies of an image have one key and stay together unless a class has nothing else. Copies that are more
+    than the share stay in training if there are others to hold out.
 
     Parameters
     ----------
     labels : ndarray of int32, shape (n,)
-        Negative for samples that are in no entry.
+        Negative for samples in no entry.
     keys : ndarray of uint64, shape (n,)
-        As :func:`keys_of` gives them.
+        As :func:`make_hold_out_keys` returns them.
 
     Raises
     ------
@@ -91,19 +90,19 @@ def rows_to_hold_out(
         If a class has a single sample.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(class_ids))
-    require_divisible(class_ids, counts)
-    held = np.zeros(len(labels), dtype=bool)
-    for c, count in enumerate(held_out_counts(counts, fraction).tolist()):
+    require_two_samples_per_class(class_ids, counts)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for c, count in enumerate(count_held_out(counts, fraction).tolist()):
         own = np.flatnonzero(labels == c)
-        held[own[choose_by_key(keys[own], count)]] = True
-    return held
+        held_out[own[mark_lowest_keys(keys[own], count)]] = True
+    return held_out
 
 
-def choose_by_key(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
-    """Mark up to a number of samples, lowest keys first; those of one key are marked together or not at all.
+def mark_lowest_keys(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
+    """Mark up to a number of samples, lowest keys first; samples of one key stay together.
 
-    Keys shared by more samples than are still wanted are passed over. Where every key is, that of the fewest
-    samples is taken.
+    Keys of more samples than remain to be marked are skipped. If all are, the key of the fewest samples is
+    taken.
 
     Parameters
     ----------
@@ -111,17 +110,17 @@ def choose_by_key(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bo
     count : int
         Less than n. It is exceeded only where every key has more samples.
     """
-    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    _, key_index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     if len(sizes) <= 1:
         return np.arange(len(keys)) < count
     chosen = np.zeros(len(sizes), dtype=bool)
-    left = count
-    for number, size in enumerate(sizes.tolist()):
-        if size <= left:
-            chosen[number] = True
-            left -= size
-        if not left:
+    remaining = count
+    for index, size in enumerate(sizes.tolist()):
+        if size <= remaining:
+            chosen[index] = True
+            remaining -= size
+        if not remaining:
             break
     if not chosen.any():
         chosen[np.argmin(sizes)] = True
-    return chosen[group]
+    return chosen[key_index]

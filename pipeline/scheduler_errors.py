@@ -1,8 +1,8 @@
-"""Why a Dask scheduler cannot be used, in one line."""
+"""Explain in one line why a Dask scheduler cannot be used."""
 
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
-REFUSALS = (
+CONNECTION_PROBLEMS = (
     ("ssl_context", "a tls:// address needs a certificate, and Dask's configuration names none"),
     ("encryption required", "Dask's configuration asks for encryption: give a tls:// address"),
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of the authority in Dask's configuration"),
@@ -12,27 +12,29 @@ REFUSALS = (
     ("[X509", "a file that Dask's configuration names for TLS holds no certificate or key"),
     ("cannot convert to SSL", "it does not speak TLS: give its tcp:// address"),
 )
-"""Signs of why a scheduler cannot be used, first match first, and what is said then."""
+"""Substrings of error messages, and their explanation; the first match counts."""
 
-BROKEN_OFF = ("ALERT", "EOF occurred", "reset by peer", "Stream is closed", "Broken pipe")
+DISCONNECT_SIGNS = ("ALERT", "EOF occurred", "reset by peer", "Stream is closed", "Broken pipe")
 
 
-def explain(address: str, error: BaseException) -> str:
-    """Return why a scheduler cannot be used, in one line."""
-    causes: list[str] = []
+def explain_scheduler_error(address: str, error: BaseException) -> str:
+    """Return one line that says why a scheduler cannot be used."""
+    texts: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        causes.append(str(cause))
+        texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    told = next((told for sign, told in REFUSALS if any(sign in text for text in causes)), None)
-    if told is None and isinstance(error, ValueError):
-        told = f"{one_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
-    if told is None and any(sign in text for text in causes for sign in BROKEN_OFF):
-        told = (
+    reason = next(
+        (reason for sign, reason in CONNECTION_PROBLEMS if any(sign in text for text in texts)), None
+    )
+    if reason is None and isinstance(error, ValueError):
+        reason = f"{sanitize_line(str(error), 200)}: write tcp://HOST:PORT or tls://HOST:PORT"
+    if reason is None and any(sign in text for text in texts for sign in DISCONNECT_SIGNS):
+        reason = (
             "it does not accept the certificate in Dask's configuration"
             if address.startswith("tls://")
             else "it breaks the connection off: one that speaks TLS has a tls:// address"
         )
-    if told is None:
+    if reason is None:
         return f"no Dask scheduler answers at {address}: start one with `dask scheduler`"
-    return f"cannot use the Dask scheduler at {address}: {told}"
+    return f"cannot use the Dask scheduler at {address}: {reason}"

@@ -1,4 +1,4 @@
-"""Which samples of a source an extraction uses, once the labels are known: before the pass, or after it."""
+"""Select the samples of a source that an extraction uses, once the labels are known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,119 +7,131 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.hold_out import held_out_counts, require_divisible
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.hold_out import count_held_out, require_two_samples_per_class
 from sfm.pipeline.sources import Source
-from sfm.pipeline.sources.classes import display_names
-from sfm.pipeline.sources.source import require_usable, some
+from sfm.pipeline.sources.class_labels import get_display_names
+from sfm.pipeline.sources.validation import require_distillable_classes
+from sfm.text import format_names
 
-UNUSED = -1
+UNUSED_LABEL = -1
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The samples in use.
+class SampleSelection:
+    """The classes and samples that an extraction uses.
 
     Attributes
     ----------
     class_ids, class_names : list of str
-        Of the classes in use; both orders are that of the ids.
+        Of the classes in use, both sorted by id.
     labels : dict of str to ndarray of int32
-        By split, for every sample that the source has: index into `class_ids`, or ``UNUSED``.
+        By split, for every sample that the source has: index into `class_ids`, or ``UNUSED_LABEL``.
     """
 
     class_ids: list[str]
     class_names: list[str]
     labels: dict[str, npt.NDArray[np.int32]]
 
-    def rows(self, split: str) -> npt.NDArray[np.int64]:
+    def list_rows(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of the samples in use, ascending."""
-        return np.flatnonzero(self.labels[split] != UNUSED)
+        return np.flatnonzero(self.labels[split] != UNUSED_LABEL)
 
 
-def select(
+def select_samples(
     config: ExtractConfig,
     class_ids: Sequence[str],
     class_names: Sequence[str] | None,
     labels: Mapping[str, npt.NDArray[np.int32]],
     unreadable: Mapping[str, npt.NDArray[np.int64]],
-) -> Selection:
-    """Choose samples and classes as the configuration asks.
+) -> SampleSelection:
+    """Select samples and classes as the config asks.
 
     Parameters
     ----------
     class_ids : sequence of str
         Sorted.
     class_names : sequence of str or None
-        None: as for WordNet ids, else the ids.
+        None: the names of WordNet ids, else the ids.
     labels : mapping of str to ndarray of int32
         By split, index into `class_ids` of every sample that the source has.
     unreadable : mapping of str to ndarray of int64
-        By split, positions of samples that are left out. They count towards ``--limit-per-class``, so that
-        which samples are read does not depend on what others hold.
+        By split, positions of samples to leave out. They count towards ``--limit-per-class``, so that whether
+        a sample is read does not depend on the content of others.
 
     Raises
     ------
     InputError
         If fewer than two classes are left, a class has no sample in a split, or has too few.
     """
-    names = display_names(class_ids) if class_names is None else class_names
-    used = {}
-    for split, own in labels.items():
-        used[split] = np.full(len(own), UNUSED, dtype=np.int32)
-        first = limited(own, config.limit_per_class)
-        used[split][first] = own[first]
-        used[split][unreadable[split]] = UNUSED
-    counts = counted(used, len(class_ids))
+    names = get_display_names(class_ids) if class_names is None else class_names
+    labels_in_use = {}
+    for split, split_labels in labels.items():
+        labels_in_use[split] = np.full(len(split_labels), UNUSED_LABEL, dtype=np.int32)
+        first = list_first_per_class(split_labels, config.limit_per_class)
+        labels_in_use[split][first] = split_labels[first]
+        labels_in_use[split][unreadable[split]] = UNUSED_LABEL
+    counts = count_per_class(labels_in_use, len(class_ids))
     if config.hold_out is not None:
-        counts["test"] = held_out_counts(counts["train"], config.hold_out)
+        counts["test"] = count_held_out(counts["train"], config.hold_out)
         counts["train"] = counts["train"] - counts["test"]
     left_out = sum(map(len, unreadable.values()))
     when = f" once the {left_out} unreadable ones are skipped" if left_out else ""
     keep = np.ones(len(class_ids), dtype=bool)
-    least = config.min_count or 0
-    small = np.flatnonzero(counts["train"] < least)
+    min_count = config.min_count or 0
+    small = np.flatnonzero(counts["train"] < min_count)
     if len(small) and config.small_classes == "refuse":
-        told = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
+        small_names = [f"{class_ids[c]} ({counts['train'][c]})" for c in small.tolist()]
         raise InputError(
-            f"{config.source} has classes with fewer than {least} training images: {some(told)}{when}; leave "
-            f"them out with --small-classes drop"
+            f"{config.source} has classes with fewer than {min_count} training images: "
+            f"{format_names(small_names)}{when}; leave them out with --small-classes drop"
         )
     keep[small] = False
-    kept = np.flatnonzero(keep).tolist()
-    ids = [class_ids[c] for c in kept]
+    kept_classes = np.flatnonzero(keep).tolist()
+    kept_ids = [class_ids[c] for c in kept_classes]
     if config.hold_out is not None:
-        require_divisible(ids, counts["train"][keep] + counts["test"][keep])
-    require_usable(config.source, ids, {split: count[keep] for split, count in counts.items()}, when)
-    index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED), UNUSED).astype(np.int32)
-    return Selection(ids, [names[c] for c in kept], {split: index[own] for split, own in used.items()})
+        require_two_samples_per_class(kept_ids, counts["train"][keep] + counts["test"][keep])
+    require_distillable_classes(
+        config.source, kept_ids, {split: count[keep] for split, count in counts.items()}, when
+    )
+    index = np.append(np.where(keep, np.cumsum(keep) - 1, UNUSED_LABEL), UNUSED_LABEL).astype(np.int32)
+    return SampleSelection(
+        kept_ids,
+        [names[c] for c in kept_classes],
+        {split: index[split_labels] for split, split_labels in labels_in_use.items()},
+    )
 
 
-def selection_of(config: ExtractConfig, source: Source) -> Selection | None:
-    """Choose samples and classes before anything is read; None if only reading tells the labels.
+def select_listed_samples(config: ExtractConfig, source: Source) -> SampleSelection | None:
+    """Select samples and classes before the pass; None if labels are known only once samples are read.
 
     Raises
     ------
     InputError
-        As :func:`select`.
+        As :func:`select_samples`.
     """
     if source.labels is None:
         return None
     none = {name: np.zeros(0, dtype=np.int64) for name in source.splits}
-    return select(config, source.class_ids or [], source.class_names, source.labels, none)
+    return select_samples(config, source.class_ids or [], source.class_names, source.labels, none)
 
 
-def counted(labels: Mapping[str, npt.NDArray[np.int32]], classes: int) -> dict[str, npt.NDArray[np.int64]]:
+def count_per_class(
+    labels: Mapping[str, npt.NDArray[np.int32]], classes: int
+) -> dict[str, npt.NDArray[np.int64]]:
     """Return the samples in use per class, by split."""
-    return {split: np.bincount(own[own != UNUSED], minlength=classes) for split, own in labels.items()}
+    return {
+        split: np.bincount(split_labels[split_labels != UNUSED_LABEL], minlength=classes)
+        for split, split_labels in labels.items()
+    }
 
 
-def limited(labels: npt.NDArray[np.int32], most: int | None) -> npt.NDArray[np.int64]:
-    """Return the positions of the first `most` samples of every class, ascending."""
-    if most is None:
+def list_first_per_class(labels: npt.NDArray[np.int32], max_per_class: int | None) -> npt.NDArray[np.int64]:
+    """Return the positions of the first `max_per_class` samples of every class, ascending."""
+    if max_per_class is None:
         return np.arange(len(labels))
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     rank = np.arange(len(order)) - starts
-    return np.sort(order[rank < most])
+    return np.sort(order[rank < max_per_class])

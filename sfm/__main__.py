@@ -1,8 +1,8 @@
 """``python -m sfm``: the command line, and what ``torchrun -m sfm`` starts."""
 
-from sfm.interrupts import take_signals
+from sfm.interrupts import install_signal_handlers
 
-take_signals()
+install_signal_handlers()
 
 import os  # noqa: E402
 from contextlib import redirect_stdout  # noqa: E402
@@ -14,6 +14,6 @@ if __name__ == "__main__":
     if os.environ.get("RANK", "0") == "0":
         main()
     else:
-        # Of the processes that torchrun starts, all know the result; the first one says it.
+        # All processes that torchrun starts know the result; rank 0 prints it.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             main()

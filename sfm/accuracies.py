@@ -6,7 +6,8 @@ from typing import Any
 
 from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
 from sfm.eval.result import Provenance, Row, is_own
-from sfm.terminal import accuracy_table, from_here, matrix_table, print_line
+from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
+from sfm.terminal import print_line
 
 FOOTNOTE = (
     "* Through the backbone distilled on, inheritance shows the classifier of all real images more than the "
@@ -23,7 +24,7 @@ def print_accuracies(record: dict[str, Any]) -> None:
     ]
     warned = warnings(record)
     notes = [note for note in record["notes"] if note not in warned]
-    accuracy_table(record | {"rows": rows, "notes": notes})
+    print_accuracy_table(record | {"rows": rows, "notes": notes})
     if rows != record["rows"]:
         print_line(FOOTNOTE)
     for change in record["changes"]:
@@ -32,7 +33,7 @@ def print_accuracies(record: dict[str, Any]) -> None:
 
 def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; cells that are to be read elsewhere point to the footnote."""
-    matrix_table([c | {"mark": " *"} if is_read_elsewhere(c, c["own_backbone"]) else c for c in cells])
+    print_matrix_table([c | {"mark": " *"} if is_read_elsewhere(c, c["own_backbone"]) else c for c in cells])
 
 
 def mark(row: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def print_warnings(records: Sequence[dict[str, Any]]) -> None:
     """Print on stderr where distilled images do no better than random real ones."""
     for record in records:
         for line in warnings(record):
-            print_line(f"warning: {from_here(record['config']['run'])}: {line}", file=sys.stderr)
+            print_line(f"warning: {shorten_path(record['config']['run'])}: {line}", file=sys.stderr)
 
 
 def warnings(record: dict[str, Any]) -> list[str]:

@@ -1,4 +1,27 @@
-"""The library: the verbs of the command line, and the models that configure them."""
+"""The public library: one function and one config per command of ``sfm``.
+
+A function takes its config and an optional progress callback, and returns what it wrote. It raises
+:class:`sfm.errors.InputError` where the command line exits with status 2, and
+:class:`sfm.errors.DamageError` where it exits with status 1.
+
+The library changes no setting of your process. The command line does, because it owns its process. Call these
+in a program of your own for the same speed, memory and bits:
+
+``sfm.backbones.execution.process_settings.configure_process(threads)``
+    Before torch is imported, and so before this module is. It lets threads sleep while they wait if the
+    machine is busy (``OMP_WAIT_POLICY``), reuses freed memory (``mallopt``), and makes cuBLAS deterministic
+    (``CUBLAS_WORKSPACE_CONFIG``).
+``sfm.backbones.execution.allocator.share_main_heap()``
+    Before :func:`extract` with inputs above 128 px on a CPU.
+
+Examples
+--------
+>>> from sfm.backbones.execution.process_settings import configure_process
+>>> configure_process()  # doctest: +SKIP
+>>> from sfm.api import DistillConfig, distill
+>>> config = DistillConfig(store="./store", backbone="lite0", dataset="birds", out="birds-1")
+>>> distill(config)  # doctest: +SKIP
+"""
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillResult, distill
@@ -9,9 +32,9 @@ from sfm.eval.matrix import matrix
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
 from sfm.eval.run import Evaluation, evaluate, evaluate_runs
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.plan import Plan, plan
+from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import Entry, Store, open_store
 
 __all__ = [
@@ -24,17 +47,17 @@ __all__ = [
     "ExportConfig",
     "Exported",
     "ExtractConfig",
-    "Extraction",
-    "Plan",
+    "ExtractionEstimate",
+    "ExtractionResult",
     "ReportConfig",
     "Store",
     "distill",
+    "estimate_extraction",
     "evaluate",
     "evaluate_runs",
     "export",
     "extract",
     "matrix",
     "open_store",
-    "plan",
     "report",
 ]

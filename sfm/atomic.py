@@ -1,15 +1,19 @@
-"""Files that are there whole or not at all, in folders in which others may have put links."""
+"""Atomic writes: a file or folder appears whole or not at all, and no link of its name is followed."""
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import InputError
+from sfm.paths import list_content
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, on the disk, or as it was.
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file that appears whole and on the disk, or stays as it was.
 
     A link of its name is replaced, not followed.
 
@@ -18,18 +22,90 @@ def write_file(path: Path, data: bytes) -> None:
     OSError
         If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    remove(partial)
+    temporary = temporary_path(path)
+    delete_path(temporary)
+    with atomic_open(path, temporary) as file:
+        file.write(data)
+    fsync_path(path.parent)
+
+
+@contextmanager
+def atomic_open(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing; it takes the name `path` when it is complete and on the disk.
+
+    Parameters
+    ----------
+    path : Path
+        A file or link of this name is replaced.
+    temporary : Path
+        Name of the file until then, in the same folder; nothing may have it. After an error it is deleted.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
     try:
-        with partial.open("xb") as file:
-            file.write(data)
+        with temporary.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
+    """Give a folder to write into; it takes the name `path` once everything is in it.
+
+    After an error nothing is left behind.
+
+    Parameters
+    ----------
+    path : Path
+    replace : bool
+        True replaces a file, a folder or a link of the name, once everything new is on the disk. False
+        fills a folder that is there, may be a file system of its own, and holds nothing but what operating
+        systems leave in folders; it does not wait for the disk.
+
+    Raises
+    ------
+    FileExistsError
+        If nothing is to be replaced, and a file or a folder with content has the name.
+    OSError
+        If it cannot be written.
+    """
+    if not replace and path.exists() and not (path.is_dir() and not list_content(path)):
+        raise FileExistsError(errno.EEXIST, "it is there already", str(path))
+    fill = not replace and path.is_dir()
+    temporary = path / temporary_path(path).name if fill else temporary_path(path)
+    try:
+        delete_path(temporary)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if fill:
+            for child in temporary.iterdir():
+                child.rename(path / child.name)
+            delete_path(temporary)
+        else:
+            if replace:
+                for child in (*temporary.rglob("*"), temporary):
+                    fsync_path(child)
+                delete_path(path)
+            temporary.rename(path)
+            if replace:
+                fsync_path(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            delete_path(temporary)
         raise
-    sync(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name that a file or folder has until it is complete."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def make_folder(folder: Path) -> None:
@@ -61,7 +137,7 @@ def require_no_link(folder: Path) -> None:
         )
 
 
-def remove(path: Path) -> None:
+def delete_path(path: Path) -> None:
     """Delete a file, a folder with all it holds, or a link, but never what is behind one.
 
     What is gone already is passed over.
@@ -78,7 +154,7 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file or folder would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

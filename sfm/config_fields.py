@@ -1,7 +1,7 @@
-"""Fields of configurations: which of them a file may give, and how large what people ask for may be.
+"""Field types of configs: each says which of its values ``--config`` may take from somebody else's file.
 
-A configuration file may come from anybody: it gives the recipe. Where to read and to write, whom to connect
-to, and what leaves this machine, people say themselves.
+A config file gives the recipe. Where to read and write, whom to connect to, and what leaves this machine
+must be given on the command line.
 """
 
 import os
@@ -15,89 +15,88 @@ from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 
-LARGEST_CANVAS = 8192
+MAX_CANVAS_PIXELS = 8192
 """Side of a distilled image, in pixels: more than the largest input needs."""
 
-MOST_PER_CLASS = 10_000
-"""Distilled images of a class."""
+MAX_IMAGES_PER_CLASS = 10_000
 
-MANY = 10**9
-"""More than anybody waits for: steps, epochs, views."""
+MAX_ITERATIONS = 10**9
+"""Steps, epochs, views: more than anybody waits for."""
 
-MOST_PROCESSES = 4096
-"""Threads, or processes, of a command."""
+MAX_PROCESSES = 4096
+"""Threads or processes of a command."""
 
 
 @dataclass(frozen=True)
-class FromFile:
-    """Says which values of a field a file of somebody else may not give.
+class ConfigFileRule:
+    """Annotation of a field that says which of its values a config file may not give.
 
     Attributes
     ----------
-    is_place : callable
-        Tells of a value whether it is a place, an address or a consent, or takes much memory.
+    is_refused : callable
+        Returns whether a value is a place, an address or a consent, or takes much memory.
     """
 
-    is_place: Callable[[Any], bool]
+    is_refused: Callable[[Any], bool]
 
 
-def names_file(value: Any) -> bool:
-    """Say whether one of some backbone specs names a file of weights."""
+def names_weights_file(specs: Any) -> bool:
+    """Return whether a backbone spec, or one of a list, names a file of weights."""
     return any(
-        "@" in spec for spec in (value if isinstance(value, list) else [value]) if isinstance(spec, str)
+        "@" in spec for spec in (specs if isinstance(specs, list) else [specs]) if isinstance(spec, str)
     )
 
 
-def not_from_file(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some values of a configuration that a file may not give."""
+def select_refused_values(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config that a file may not give, by field name."""
     return {
         name: values[name]
         for name, field in model.model_fields.items()
-        if name in values and rule_of(field).is_place(values[name])
+        if name in values and get_config_file_rule(field).is_refused(values[name])
     }
 
 
-def rule_of(field: FieldInfo) -> FromFile:
-    """Return which values of a field a file may not give; every field says so."""
-    (rule,) = (marker for marker in field.metadata if isinstance(marker, FromFile))
+def get_config_file_rule(field: FieldInfo) -> ConfigFileRule:
+    """Return the rule that a field is annotated with; every field of a config has one."""
+    (rule,) = (marker for marker in field.metadata if isinstance(marker, ConfigFileRule))
     return rule
 
 
-def above(most: int) -> FromFile:
-    """Return the rule of a number that takes memory: people ask for more themselves, a file may not."""
+def refuse_above(max_value: int) -> ConfigFileRule:
+    """Return a rule that refuses larger numbers from a file, since they take memory."""
 
     def is_above(value: Any) -> bool:
         try:
-            return float(value) > most  # Numbers may be written as text.
+            return float(value) > max_value  # Numbers may be written as text.
         except (TypeError, ValueError, OverflowError):
             return value is not None
 
-    return FromFile(is_above)
+    return ConfigFileRule(is_above)
 
 
-RECIPE = FromFile(lambda value: False)
-PLACE = FromFile(lambda value: value not in (None, False, []))
+RECIPE_RULE = ConfigFileRule(lambda value: False)
+LOCATION_RULE = ConfigFileRule(lambda value: value not in (None, False, []))
 
-Recipe = Annotated[T, RECIPE]
-"""What shapes the result: a file may give it."""
+RecipeField = Annotated[T, RECIPE_RULE]
+"""Shapes the result: a file may give it."""
 
-Place = Annotated[T, PLACE]
+LocationField = Annotated[T, LOCATION_RULE]
 """Where to read or write, or whom to connect to."""
 
-Consent = Annotated[T, FromFile(bool)]
-"""What replaces something, or lets real images leave: nothing if it is 0 or False."""
+ConsentField = Annotated[T, ConfigFileRule(bool)]
+"""Replaces something, or lets real images leave; 0 and False do neither."""
 
-BackboneField = Annotated[T, FromFile(names_file)]
+BackboneField = Annotated[T, ConfigFileRule(names_weights_file)]
 """A recipe, unless a spec names a file of weights."""
 
-ClassesField = Annotated[T, FromFile(lambda value: isinstance(value, str | Path))]
-"""A recipe if it lists classes, a place if it names the file that does."""
+ClassesField = Annotated[T, ConfigFileRule(lambda value: isinstance(value, str | Path))]
+"""A recipe if it lists classes, a location if it names the file that does."""
 
-Copies = Annotated[T, above(100)]
-"""A recipe of so many images, or views of one, as are in memory at a time."""
+InMemoryCountField = Annotated[T, refuse_above(100)]
+"""Number of images, or of views of one, that are in memory at a time."""
 
-Pool = Annotated[T, above(3000)]
-"""A recipe of so many views as are kept in memory as features."""
+FeatureViewsField = Annotated[T, refuse_above(3000)]
+"""Number of views that are kept in memory as features."""
 
-Processes = Annotated[T, above(os.cpu_count() or 1)]
-"""A recipe of so many processes as this machine has cores."""
+ProcessCountField = Annotated[T, refuse_above(os.cpu_count() or 1)]
+"""Number of processes: a file may ask for as many as this machine has cores."""

@@ -1,4 +1,4 @@
-"""Deletion that never leaves its root: no symbolic link is followed, at any level, whoever swaps one in."""
+"""Delete files and folders below a root without ever following a symbolic link."""
 
 import contextlib
 import errno
@@ -7,24 +7,23 @@ import shutil
 import stat
 from pathlib import Path, PurePath
 
-_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_FOLDER_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class LinkError(OSError):
-    """What was to be deleted is a symbolic link, or lies behind one."""
+    """The path to delete is a symbolic link, or leads through one."""
 
 
 class DepthError(OSError):
-    """What was to be deleted holds folders that lie too deep in one another."""
+    """The folder to delete is nested too deep."""
 
 
 def delete_below(root: Path, path: str | PurePath) -> None:
-    """Delete a file, or a folder with all it holds; what is gone already is passed over.
+    """Delete a file, or a folder with its contents; do nothing if it does not exist.
 
-    The root itself may be a link, since whoever names it means where it leads. Below it every folder is
-    opened without following links, and everything is deleted relative to the folder that was opened: a
-    folder that is swapped for a link meanwhile is not entered. Links inside a folder that is deleted are
-    deleted as links.
+    The root itself may be a link. Below it every folder is opened without following links, and everything
+    is deleted relative to the opened folder: a folder that is swapped for a link meanwhile is not entered.
+    Links inside a deleted folder are deleted as links.
 
     Parameters
     ----------
@@ -35,9 +34,9 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     Raises
     ------
     LinkError
-        If the path is a link, or leads through one; nothing has been deleted then.
+        If the path is a link, or leads through one; then nothing has been deleted.
     DepthError
-        If some hundred folders in it lie one in another; what is not so deep may have been deleted.
+        If folders are nested some hundred deep; what is not so deep may have been deleted.
     ValueError
         If the path is absolute, empty, or leads out of `root`.
     OSError
@@ -47,18 +46,18 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     if not parts or PurePath(path).is_absolute() or ".." in parts:
         raise ValueError(f"{str(path)!r} does not lie below {root}")
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
-        folder = os.open(root, _FOLDER)
+        folder = os.open(root, _OPEN_FOLDER_FLAGS)
         opened.callback(os.close, folder)
         for number, part in enumerate(parts[:-1], start=1):
             try:
-                folder = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                folder = os.open(part, _OPEN_FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
             except NotADirectoryError:
-                _refuse_link(folder, part, root.joinpath(*parts[:number]))
+                _get_mode_unless_link(folder, part, root.joinpath(*parts[:number]))
                 return
             opened.callback(os.close, folder)
-        if stat.S_ISDIR(_refuse_link(folder, parts[-1], root / path)):
+        if stat.S_ISDIR(_get_mode_unless_link(folder, parts[-1], root / path)):
             try:
-                shutil.rmtree(parts[-1], dir_fd=folder, onerror=raise_unless_gone)
+                shutil.rmtree(parts[-1], dir_fd=folder, onerror=reraise_unless_missing)
             except (RecursionError, OSError) as error:
                 if isinstance(error, OSError) and error.errno != errno.EMFILE:
                     raise
@@ -68,16 +67,16 @@ def delete_below(root: Path, path: str | PurePath) -> None:
             os.unlink(parts[-1], dir_fd=folder)
 
 
-def raise_unless_gone(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
-    """Pass over what somebody else deleted a moment ago, and raise anything else."""
+def reraise_unless_missing(_: object, __: str, error: tuple[type, BaseException, object]) -> None:
+    """Raise the error of a failed deletion, unless another process has deleted the file."""
     if not isinstance(error[1], FileNotFoundError):
         raise error[1]
 
 
-def _refuse_link(folder: int, name: str, shown: Path) -> int:
-    """Return the mode of an entry of an open folder; raise :class:`LinkError` if it is a link."""
-    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) -> int:
+    """Return the mode of a file in an open folder; raise :class:`LinkError` if it is a link."""
+    mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
-        # errno.ELOOP is what the system answers to who opens a link without following it.
-        raise LinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(shown))
+        # ELOOP is what open() with O_NOFOLLOW answers for a link.
+        raise LinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path))
     return mode

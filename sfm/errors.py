@@ -1,15 +1,15 @@
-"""What goes wrong because of what was asked for, not because of a defect in this code."""
+"""Errors of input and of stored data, which the command line prints without a traceback."""
 
 
 class InputError(ValueError):
-    """Bad input: one clear line that says what is wrong, where, and what to do.
+    """The input is wrong: one line that says what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line exits with status 2.
     """
 
 
 class DamageError(Exception):
-    """Stored bytes are not the bytes that were published.
+    """Stored bytes differ from the bytes that were published.
 
-    The command line prints it without a traceback and exits with status 1.
+    The command line exits with status 1.
     """

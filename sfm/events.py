@@ -1,4 +1,4 @@
-"""What a running stage tells whoever started it."""
+"""Progress events of a running stage, and the callbacks that take them."""
 
 import time
 from collections.abc import Callable
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """One sign of life of a running stage.
+    """A progress event of a running stage.
 
     Attributes
     ----------
     stage : str
-        What is being done, in words, e.g. ``"features"`` or ``"distil"``.
+        Name of what is being done, e.g. ``"features"`` or ``"distil"``.
     done, total : int
-        Units finished and units in all; a stage ends with ``done == total``.
+        Finished units and all units; a stage ends with ``done == total``.
     unit : str
-        What is counted: ``"images"``, ``"steps"``.
+        Name of the units: ``"images"``, ``"steps"``.
     figures : dict of str to float
-        What to show next to the bar, e.g. ``{"loss": 0.31}``.
+        Values to show beside the bar, e.g. ``{"loss": 0.31}``.
     note : str
-        What the user should know now, in one line.
+        A message for the user, one line.
     """
 
     stage: str
@@ -35,16 +35,16 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def no_progress(_: Progress) -> None:
-    """Listen to nothing."""
+    """Ignore a progress event: the default callback."""
 
 
-def after(seconds: float, listener: ProgressCallback) -> ProgressCallback:
-    """Return a listener that passes on what a stage tells only once the stage has taken that long."""
-    began: dict[str, float] = {}
+def delay_progress(seconds: float, callback: ProgressCallback) -> ProgressCallback:
+    """Return a callback that passes events on once their stage has taken so many seconds."""
+    start_times: dict[str, float] = {}
 
-    def listen(event: Progress) -> None:
+    def delayed(event: Progress) -> None:
         now = time.monotonic()
-        if now - began.setdefault(event.stage, now) >= seconds:
-            listener(event)
+        if now - start_times.setdefault(event.stage, now) >= seconds:
+            callback(event)
 
-    return listen
+    return delayed

@@ -1,4 +1,4 @@
-"""Open image files that anybody may have written: the one place that calls ``PIL.Image.open``."""
+"""Open untrusted image files; the only module that calls ``PIL.Image.open``."""
 
 import functools
 import io
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from sfm.errors import InputError
-from sfm.untrusted import read_file
+from sfm.untrusted_files import read_bounded_file
 
-DAMAGE = (
+PILLOW_ERRORS = (
     Image.DecompressionBombError,
     OSError,
     SyntaxError,
@@ -31,69 +31,69 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-"""How Pillow's readers fail on damaged files; all of these mean the same here."""
+"""Exceptions that Pillow raises on damaged files; all of them mean the same here."""
 
-PIXEL_BYTES = 8
-"""Bytes of the largest kind of pixel of a PNG file: four channels of 16 bits."""
+MAX_PIXEL_BYTES = 8
+"""Bytes of the largest PNG pixel: four channels of 16 bits."""
 
-METADATA_BYTES = 16 * 2**20
-"""Bytes that a PNG file may have besides its pixels: texts and profiles that editors add, other frames."""
+MAX_METADATA_BYTES = 16 * 2**20
+"""Bytes of a PNG file besides its pixels: texts and profiles that editors add, other frames."""
 
 
 def open_image(
-    data: bytes, formats: tuple[str, ...], most_pixels: int, size: tuple[int, int] | None = None
+    data: bytes, formats: tuple[str, ...], max_pixels: int, size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """Open an image file of one of some formats; nothing is decoded yet.
+    """Open an image file if it has one of the given formats; nothing is decoded yet.
 
-    Pillow tries every format it knows otherwise, among them PostScript, for which it runs a program.
+    Without a list of formats Pillow tries all it knows, among them PostScript, for which it runs a program.
 
     Parameters
     ----------
     data : bytes
         The whole file.
     formats : tuple of str
-        As Pillow names them; the first bytes of a file tell its format, not its name.
-    most_pixels : int
-        More are refused: an image of many pixels may be a small file.
+        Pillow's names of formats. The first bytes of a file tell its format, not its name.
+    max_pixels : int
+        Larger images are refused: an image of many pixels may be a small file.
     size : (int, int), optional
         Width and height that the image must have.
 
     Raises
     ------
     ValueError
-        If the header promises more pixels, or others.
+        If the header declares more pixels, or another width or height.
     Exception
-        One of ``DAMAGE``, if it is no such file.
+        One of ``PILLOW_ERRORS``, if it is no image of these formats.
     """
-    silence_pillow()
+    silence_pillow_warnings()
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
     if size and image.size != size:
         raise ValueError(f"it has {image.width} x {image.height} pixels, {size[0]} x {size[1]} are expected")
-    if image.width * image.height > most_pixels:
+    if image.width * image.height > max_pixels:
         raise ValueError(
-            f"{image.width} x {image.height} pixels are more than {most_pixels:,}: it could be a "
+            f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a "
             "decompression bomb"
         )
     return image
 
 
 @functools.cache
-def silence_pillow() -> None:
-    """Let Pillow not warn, without a file's name, of what is refused here and of metadata it cannot read."""
+def silence_pillow_warnings() -> None:
+    """Silence Pillow's warnings about large images, which are refused here, and about unreadable metadata."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_png(path: Path, most_pixels: int, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Read a PNG file, of shape (height, width, 3): red, green and blue, whatever an editor saved.
+def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Read a PNG file as an RGB array of shape (height, width, 3), whatever mode an editor saved it in.
 
-    That is how torchvision's ImageFolder reads it; of an animation, the first frame.
+    Torchvision's ImageFolder reads it so too. Of an animation the first frame is read.
 
     Parameters
     ----------
     path : Path
-    most_pixels : int
-        More are refused, before memory is taken for them.
+    max_pixels : int
+        Larger images are refused before memory is taken for them.
     size : (int, int), optional
         Width and height that the image must have.
 
@@ -103,11 +103,11 @@ def read_png(path: Path, most_pixels: int, size: tuple[int, int] | None = None) 
         If it is no PNG file, damaged, too large or of another size.
     """
     try:
-        data = read_file(path, PIXEL_BYTES * most_pixels + METADATA_BYTES)
-        return np.asarray(open_image(data, ("PNG",), most_pixels, size).convert("RGB"))
+        data = read_bounded_file(path, MAX_PIXEL_BYTES * max_pixels + MAX_METADATA_BYTES)
+        return np.asarray(open_image(data, ("PNG",), max_pixels, size).convert("RGB"))
     except UnidentifiedImageError as error:
         raise InputError(f"cannot read the image {path}: it is not a PNG file") from error
     except OSError as error:
         raise InputError(f"cannot read the image {path}: {error.strerror or error}") from error
-    except DAMAGE as error:
+    except PILLOW_ERRORS as error:
         raise InputError(f"cannot read the image {path}: {error or type(error).__name__}") from error

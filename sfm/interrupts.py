@@ -1,36 +1,36 @@
-"""Ctrl-C and SIGTERM end the command line with one line and status 130, from its first moment on."""
+"""Signal handlers: Ctrl-C and SIGTERM end the command line with one line and status 130 from its start."""
 
 import os
 import signal
 from types import FrameType
 
-_reporting = False
+_interrupts_are_reported = False
 
 
-def take_signals() -> None:
-    """Handle SIGINT and SIGTERM, where Python handles them as it does by default.
+def install_signal_handlers() -> None:
+    """Handle SIGINT and SIGTERM, unless something other than Python's default handles them.
 
-    A shell that starts a command in the background has it ignore SIGINT; so it stays.
+    A command that a shell starts in the background keeps ignoring SIGINT.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, _handle_signal)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, _handle_signal)
 
 
-def begin_reporting() -> None:
-    """Let a KeyboardInterrupt pass from now on, because somebody will turn it into a line."""
-    global _reporting
-    _reporting = True
+def allow_keyboard_interrupt() -> None:
+    """From now on raise KeyboardInterrupt on a signal, because the caller reports it."""
+    global _interrupts_are_reported
+    _interrupts_are_reported = True
 
 
-def _interrupt(_number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; but end at once where it would get lost, or show a traceback.
+def _handle_signal(_number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; exit at once where it would be lost or show a traceback.
 
     While modules are imported, extensions turn it into errors of their own, and destructors print it and go
-    on. Nothing that a killed process could not leave as well is lost.
+    on. Exiting at once leaves nothing that a killed process would not leave.
     """
-    if not _reporting or _is_importing(frame):
+    if not _interrupts_are_reported or _is_importing(frame):
         os.write(2, b"error: interrupted\n")
         os._exit(130)
     raise KeyboardInterrupt

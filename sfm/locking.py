@@ -19,8 +19,8 @@ from typing import IO
 
 from sfm.deletion import delete_below
 from sfm.errors import InputError
-from sfm.text import one_line
-from sfm.untrusted import parse_json, read_file
+from sfm.text import sanitize_line
+from sfm.untrusted_files import parse_json, read_bounded_file
 
 LOCK = ".lock"
 """Name of the lock in a folder; hidden, so that nobody takes it for a part of what the folder holds."""
@@ -70,7 +70,7 @@ def lock_file(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def acquire(file: Path) -> IO[str] | None:
+def acquire_lock(file: Path) -> IO[str] | None:
     """Take a file's lock; the file is made if need be.
 
     Returns
@@ -140,7 +140,7 @@ def take_lock(lock: IO[str], file: Path) -> bool:
 def _held(file: Path, what: Path) -> Iterator[None]:
     """Hold a lock that names its holder; its file goes with it."""
     try:
-        lock = acquire(file)
+        lock = acquire_lock(file)
     except OSError:
         yield
         return
@@ -165,7 +165,7 @@ def _held(file: Path, what: Path) -> Iterator[None]:
 def _holder(file: Path) -> str:
     """Return who holds a lock, as its file tells."""
     try:
-        about = parse_json(read_file(file, HOLDER_BYTES))
-        return one_line(f"process {about['process']} on {about['host']} since {about['since']}", 200)
+        about = parse_json(read_bounded_file(file, HOLDER_BYTES))
+        return sanitize_line(f"process {about['process']} on {about['host']} since {about['since']}", 200)
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

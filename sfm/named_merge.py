@@ -11,9 +11,9 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.class_moments import Moments
 from sfm.stats_store.dataset_names import find_name_problem, make_dataset_name
 from sfm.stats_store.entry_merge import ClassifierTrainer, MergedClassifier, MergeResult, merge_entries
+from sfm.stats_store.entry_selection import select_summary
 from sfm.stats_store.history import summaries_for
 from sfm.stats_store.merge_inputs import SplitFeatures, require_mergeable
-from sfm.stats_store.selection import select_summary
 from sfm.stats_store.store import Entry, create_store, open_store
 
 
@@ -85,9 +85,9 @@ def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
     def train_on_disk(features: SplitFeatures, moments: Moments) -> MergedClassifier:
         import torch
 
-        from sfm.backbones.threads import limit_threads
-        from sfm.pipeline.classifier import train_classifier
-        from sfm.pipeline.staging import Staged
+        from sfm.backbones.execution.cpu_threads import limit_threads
+        from sfm.pipeline.linear_classifier import train_classifier
+        from sfm.pipeline.staged_features import StagedFeatures
 
         default_device = "cuda" if torch.cuda.is_available() else "cpu"
         with tempfile.TemporaryDirectory(prefix="sfm-merge-") as folder:
@@ -98,7 +98,7 @@ def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
                 labels.append(block_labels)
             with limit_threads(threads):
                 trained = train_classifier(
-                    Staged(tuple(files), tuple(labels)),
+                    StagedFeatures(tuple(files), tuple(labels)),
                     moments,
                     torch.device(default_device if device == "auto" else device),
                 )

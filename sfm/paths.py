@@ -1,4 +1,4 @@
-"""Paths as people give them: ``~`` without a home, and folders that are empty but for what systems leave."""
+"""Paths of users: ``~``, links, caches, and folders that hold only clutter of the operating system."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Any
 
 from sfm.errors import InputError
 
-CLUTTER = frozenset({"lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
-"""What operating systems put into folders by themselves, besides hidden files; in lower case."""
+CLUTTER_NAMES = frozenset(
+    {"lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+)
+"""Files that operating systems put into folders by themselves, besides hidden ones; in lower case."""
 
 
 def expand_home(path: str | Path) -> Path:
@@ -16,7 +18,7 @@ def expand_home(path: str | Path) -> Path:
     Raises
     ------
     InputError
-        If there is no home folder for it to stand for, as in a container that runs as another user.
+        If there is no home folder, as in a container that runs as another user.
     """
     try:
         return Path(path).expanduser()
@@ -26,23 +28,23 @@ def expand_home(path: str | Path) -> Path:
         ) from None
 
 
-def resolved(path: Path) -> Path:
-    """Return the path behind all links; of links in a circle, which `Path.resolve` raises for, their own."""
+def resolve_links(path: Path) -> Path:
+    """Return a path with all symbolic links resolved; links in a circle do not raise."""
     return Path(os.path.realpath(path))
 
 
-def expand_homes(value: Any) -> Any:
-    """Expand ``~`` in a field of a configuration: a path, a list of paths, or None."""
+def expand_home_in_field(value: Any) -> Any:
+    """Return a config value with ``~`` expanded: a path, a list of paths, or None."""
     if isinstance(value, list):
         return [expand_home(path) for path in value]
     return value if value is None else expand_home(value)
 
 
-def cache_folder() -> Path | None:
-    """Return the user's folder for caches; None where there is no home."""
-    chosen = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(chosen).is_absolute():
-        return Path(chosen)
+def get_cache_folder() -> Path | None:
+    """Return the user's cache folder; None if there is no home folder."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if folder.is_absolute():
+        return folder
     try:
         return Path.home() / ".cache"
     except RuntimeError:
@@ -50,10 +52,10 @@ def cache_folder() -> Path | None:
 
 
 def is_clutter(name: str) -> bool:
-    """Say whether a file of this name counts as no content: hidden, or left by an operating system."""
-    return name.startswith(".") or name.lower() in CLUTTER
+    """Return whether a file of this name is hidden, or was left by an operating system."""
+    return name.startswith(".") or name.lower() in CLUTTER_NAMES
 
 
-def content(folder: Path) -> list[Path]:
-    """Return what a folder holds, but for clutter."""
+def list_content(folder: Path) -> list[Path]:
+    """Return the paths in a folder, without clutter."""
     return [path for path in folder.iterdir() if not is_clutter(path.name)]

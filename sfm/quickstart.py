@@ -8,17 +8,17 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import expand_home
 
-DATASET = "fashion-mnist-6k"
+DATASET_NAME = "fashion-mnist-6k"
 IMAGE_SIZE = 96
 EXEMPLARS = 8
 
 
-def quickstart(
+def run_quickstart(
     out: Path, progress: ProgressCallback = no_progress, threads: int | None = None
 ) -> dict[str, Any]:
     """Extract Fashion-MNIST-6k with lite0 and lite1, distil ten images on lite0, evaluate them on both.
 
-    A quickstart that was interrupted goes on where it was.
+    An interrupted quickstart resumes where it stopped.
 
     Parameters
     ----------
@@ -35,15 +35,15 @@ def quickstart(
     """
     out = expand_home(out)
     with lock_folder(out):
-        return run_quickstart(out, progress, threads)
+        return run_quickstart_stages(out, progress, threads)
 
 
-def run_quickstart(out: Path, progress: ProgressCallback, threads: int | None) -> dict[str, Any]:
-    """Do what :func:`quickstart` says, in a folder that no other process writes meanwhile."""
+def run_quickstart_stages(out: Path, progress: ProgressCallback, threads: int | None) -> dict[str, Any]:
+    """Run the stages of :func:`run_quickstart` in a folder that is locked."""
     store, run = str(out / "store"), out / "distilled"
     extract(
         ExtractConfig(
-            source=f"builtin:{DATASET}",
+            source=f"builtin:{DATASET_NAME}",
             store=store,
             backbone=["lite0", "lite1"],
             image_size=IMAGE_SIZE,
@@ -57,7 +57,7 @@ def run_quickstart(out: Path, progress: ProgressCallback, threads: int | None) -
             store=store,
             backbone="lite0",
             image_size=IMAGE_SIZE,
-            dataset=DATASET,
+            dataset=DATASET_NAME,
             out=run,
             threads=threads,
             resume=True,

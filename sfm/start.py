@@ -1,11 +1,11 @@
-"""What the command ``sfm`` starts with: nothing else is imported before Ctrl-C is handled."""
+"""Entry point of the command ``sfm``: nothing else is imported before Ctrl-C is handled."""
 
-from sfm.interrupts import take_signals
+from sfm.interrupts import install_signal_handlers
 
 
 def main() -> None:
     """Run the command line."""
-    take_signals()
+    install_signal_handlers()
     from sfm.cli import main as run
 
     run()

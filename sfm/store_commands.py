@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
-from sfm import terminal
-from sfm.backbones.waiting import choose_wait_policy
-from sfm.command import App, AsJson, Quiet, Threads
-from sfm.events import ProgressCallback, after
-from sfm.terminal import print_line
+from sfm.backbones.execution.wait_policy import choose_wait_policy
+from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
+from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
+from sfm.events import ProgressCallback, delay_progress
+from sfm.progress_display import show_progress
+from sfm.tables import print_entry_table
+from sfm.terminal import print_json, print_line
 
-store_app = App(help="List, verify, copy, merge and clean up stores of statistics.", no_args_is_help=True)
+store_app = StrictTyper(
+    help="List, verify, copy, merge and clean up stores of statistics.", no_args_is_help=True
+)
 
 StoreUrl = Annotated[str, typer.Argument(metavar="URL", help="The store: a path, s3://, gs:// or az:// URL.")]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="NAME, NAME@DIGEST or NAME@tuning.")]
@@ -35,8 +39,8 @@ PROGRESS_DELAY_SECONDS = 1.0
 @contextmanager
 def show_slow_progress(quiet: bool, interrupt_message: str) -> Iterator[ProgressCallback]:
     """Show the progress of slow stages; on an interrupt, end with the message `interrupt_message`."""
-    with terminal.explain_interrupt(f": {interrupt_message}"), terminal.showing(quiet) as progress:
-        yield after(PROGRESS_DELAY_SECONDS, progress)
+    with explain_interrupt(f": {interrupt_message}"), show_progress(quiet) as progress:
+        yield delay_progress(PROGRESS_DELAY_SECONDS, progress)
 
 
 def format_examples(*lines: str) -> str:
@@ -47,18 +51,18 @@ def format_examples(*lines: str) -> str:
 @store_app.command(
     "ls", no_args_is_help=True, epilog=format_examples("ls ./store", "ls s3://team/stats --json")
 )
-def store_ls(url: StoreUrl, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """List the entries of a store."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm.stats_store.store import open_store
 
         with show_slow_progress(quiet, "nothing was changed") as progress:
             entries, unreadable = open_store(url).list_entries(progress)
         if as_json:
             documents = [s.model_dump(mode="json") for s in entries]
-            terminal.print_json({"entries": documents, "unreadable": unreadable})
+            print_json({"entries": documents, "unreadable": unreadable})
         else:
-            terminal.entry_table(f"Store {url}: {len(entries)} entries", entries)
+            print_entry_table(f"Store {url}: {len(entries)} entries", entries)
             for reason in unreadable:
                 print_line(f"note: left out: {reason}")
 
@@ -86,22 +90,22 @@ def store_show(
             "held-out features.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.class_accuracies import compute_class_accuracies
+        from sfm.stats_store.entry_selection import select_summary
         from sfm.stats_store.history import find_entry_history, summaries_for
-        from sfm.stats_store.selection import select_summary
         from sfm.stats_store.store import open_store
 
         if history:
             with show_slow_progress(quiet, "nothing was changed") as progress:
                 found = find_entry_history(open_store(url), dataset, backbone, image_size, progress)
             if as_json:
-                terminal.print_json({"history": [store_tables.make_commit_document(g) for g in found]})
+                print_json({"history": [store_tables.make_commit_document(g) for g in found]})
             else:
                 store_tables.print_history(f"History of {dataset} in {url}", found)
             return
@@ -114,7 +118,7 @@ def store_show(
             if per_class:
                 store_tables.add_class_accuracies(document, compute_class_accuracies(entry))
         if as_json:
-            terminal.print_json(document)
+            print_json(document)
         else:
             store_tables.print_entry(document)
 
@@ -129,14 +133,14 @@ def store_verify(
     dataset: DatasetFilter = None,
     backbone: BackboneFilter = None,
     image_size: ImageSizeFilter = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
+        from sfm.stats_store.entry_selection import find_summaries
         from sfm.stats_store.history import summaries_for
-        from sfm.stats_store.selection import find_summaries
         from sfm.stats_store.store import open_store
         from sfm.stats_store.verification import verify_entries
 
@@ -151,12 +155,12 @@ def store_verify(
                 )
             verdicts = verify_entries(store, selected, progress)
         if as_json:
-            terminal.print_json({"entries": [store_tables.make_verdict_document(v) for v in verdicts]})
+            print_json({"entries": [store_tables.make_verdict_document(v) for v in verdicts]})
         else:
             store_tables.print_verdicts(f"Store {url}", verdicts)
         damaged = sum(not v.sound and v.readable for v in verdicts)
         if damaged:
-            raise terminal.fail(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
+            raise report_error(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
 
 
 @store_app.command(
@@ -181,15 +185,15 @@ def store_copy(
             help="Replace what TARGET has under the same key or had removed; publish damaged entries again.",
         ),
     ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Copy entries to another store, byte for byte. The same command resumes an interrupted copy."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.entry_copy import copy_entries
+        from sfm.stats_store.entry_selection import find_summaries
         from sfm.stats_store.history import summaries_for
-        from sfm.stats_store.selection import find_summaries
         from sfm.stats_store.store import create_store, open_store
 
         with show_slow_progress(
@@ -207,22 +211,22 @@ def store_copy(
             result = copy_entries(source, create_store(target), selected, replace=replace, progress=progress)
         if as_json:
             documents = [store_tables.make_copy_document(c) for c in result]
-            terminal.print_json({"entries": documents, "unreadable": unreadable})
+            print_json({"entries": documents, "unreadable": unreadable})
         else:
             outcomes = [c.outcome for c in result]
-            terminal.entry_table(f"From {url} to {target}", [c.summary for c in result], outcomes)
+            print_entry_table(f"From {url} to {target}", [c.summary for c in result], outcomes)
             for reason in unreadable:
                 print_line(f"note: left out: {reason}")
         damaged = [c for c in result if c.outcome == "damaged"]
         if damaged:
-            raise terminal.fail(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
+            raise report_error(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
         not_copied = [c for c in result if not c.arrived]
         if not_copied:
             advice = f"{target} holds others under their keys, or had them removed; --replace goes over them"
             reason = next((c.detail for c in not_copied if c.detail), advice)
-            raise terminal.fail(f"{len(not_copied)} of {len(result)} entries not copied: {reason}", 2)
+            raise report_error(f"{len(not_copied)} of {len(result)} entries not copied: {reason}", 2)
         if unreadable:
-            raise terminal.fail(f"{len(unreadable)} entries of {url} were left out: {unreadable[0]}", 1)
+            raise report_error(f"{len(unreadable)} entries of {url} were left out: {unreadable[0]}", 1)
 
 
 @store_app.command(
@@ -260,15 +264,15 @@ def store_merge(
         bool,
         typer.Option("--replace", help="Publish the next generation if this union is published already."),
     ] = False,
-    threads: Threads = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Publish the statistics of the union of disjoint datasets, from those of its parts, without images.
 
     Overlap between parts is not detected, unless two of them contain the same extraction: that is refused.
     """
-    with terminal.reporting():
+    with exit_on_error():
         choose_wait_policy(threads)
         from sfm.named_merge import merge_entries_by_name
 
@@ -289,9 +293,9 @@ def store_merge(
         summary, outcome = result.published.summary, result.published.outcome
         if as_json:
             entry = {"outcome": outcome, **summary.model_dump(mode="json")}
-            terminal.print_json({"store": url, "entry": entry, "notes": result.notes})
+            print_json({"store": url, "entry": entry, "notes": result.notes})
         else:
-            terminal.entry_table(f"Store {url}", [summary], [outcome])
+            print_entry_table(f"Store {url}", [summary], [outcome])
             for note in result.notes:
                 print_line(f"note: {note}")
 
@@ -310,14 +314,14 @@ def store_rm(
         bool, typer.Option("--all", help="Remove all matching entries, of any backbone, size and role.")
     ] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm.stats_store.concurrency import map_concurrently
+        from sfm.stats_store.entry_selection import find_summaries, select_summary
         from sfm.stats_store.history import find_merged_entries, remove_entry
-        from sfm.stats_store.selection import find_summaries, select_summary
         from sfm.stats_store.store import open_store
 
         interrupt_note = (
@@ -343,7 +347,7 @@ def store_rm(
                     "entries",
                 )
         if as_json:
-            terminal.print_json(
+            print_json(
                 {
                     "dry_run": dry_run,
                     "removed": [s.model_dump(mode="json") for s in removed_entries],
@@ -351,9 +355,9 @@ def store_rm(
                 }
             )
             return
-        terminal.entry_table("Would be removed" if dry_run else "Removed", removed_entries)
+        print_entry_table("Would be removed" if dry_run else "Removed", removed_entries)
         if merged_entries:
-            terminal.entry_table("Still visible, and merged from the same data", merged_entries)
+            print_entry_table("Still visible, and merged from the same data", merged_entries)
         if not dry_run:
             print_line(
                 "The bytes are still there. To delete those of all removed entries: "
@@ -376,15 +380,14 @@ def store_gc(
         ),
     ] = "7d",
     now: Annotated[
-        bool,
-        typer.Option("--now", help="Delete replaced and removed entries at once, whatever their age."),
+        bool, typer.Option("--now", help="Delete replaced and removed entries at once, whatever their age.")
     ] = False,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Delete what no reader can reach: replaced and removed entries, runs never committed, old staging."""
-    with terminal.reporting():
+    with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.garbage_collection import collect_garbage, parse_duration
         from sfm.stats_store.store import open_store
@@ -398,7 +401,7 @@ def store_gc(
                 open_store(url), older_than=min_age, now=now, dry_run=dry_run, progress=progress
             )
         if as_json:
-            terminal.print_json(
+            print_json(
                 {
                     "dry_run": dry_run,
                     "deleted": [store_tables.make_garbage_document(g) for g in result.deleted],

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.layout import fit, open_console
 from sfm.stats_store.entry_copy import CopyResult
 from sfm.stats_store.garbage import Garbage
 from sfm.stats_store.garbage_collection import CollectionResult
@@ -15,7 +14,8 @@ from sfm.stats_store.history import CommitStatus
 from sfm.stats_store.schema import is_known_array
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verification import EntryVerdict
-from sfm.terminal import percent, print_line, table
+from sfm.tables import format_percent, print_table
+from sfm.terminal import fit_to_line, open_console, print_line
 
 
 def make_entry_document(entry: Entry) -> dict[str, Any]:
@@ -105,14 +105,14 @@ def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
     summary = document["summary"]
     console = open_console()
     pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
-    console.print(fit(pinned, console), style="bold", soft_wrap=True)
+    console.print(fit_to_line(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
         console.print(card, style="bold")
         for name, value in document[card].items():
-            console.print(fit(f"  {name}: {value}", console), soft_wrap=True)
+            console.print(fit_to_line(f"  {name}: {value}", console), soft_wrap=True)
     classes = sort_by_accuracy(document["classes"])
     has_accuracies = any("held_out_top1" in c for c in classes)
-    table(
+    print_table(
         f"{len(classes)} classes" + (f" (the first {max_classes})" if len(classes) > max_classes else ""),
         ["id", "name", "train", "held out", *(["top-1 %"] if has_accuracies else [])],
         [
@@ -121,13 +121,13 @@ def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
                 c["name"],
                 str(c["train_samples"]),
                 "–" if c["test_samples"] is None else str(c["test_samples"]),
-                *([percent(c["held_out_top1"])] if has_accuracies else []),
+                *([format_percent(c["held_out_top1"])] if has_accuracies else []),
             ]
             for c in classes[:max_classes]
         ],
-        right={"train", "held out", "top-1 %"},
+        right_aligned={"train", "held out", "top-1 %"},
     )
-    table(
+    print_table(
         "arrays",
         ["array", "shape", "dtype", "KiB", "stored KiB", "ratio"],
         [
@@ -141,7 +141,7 @@ def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
             ]
             for name, a in document["arrays"].items()
         ],
-        right={"KiB", "stored KiB", "ratio"},
+        right_aligned={"KiB", "stored KiB", "ratio"},
     )
     ratio = document["compression_ratio"]
     print_line(
@@ -187,7 +187,7 @@ def print_history(title: str, statuses: Sequence[CommitStatus]) -> None:
         *("dataset", "backbone", "px", "role", "options", "generation"),
         *("state", "committed", "digest", "stored"),
     ]
-    table(title, columns, rows, right={"px", "generation", "stored"})
+    print_table(title, columns, rows, right_aligned={"px", "generation", "stored"})
 
 
 def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
@@ -215,7 +215,12 @@ def print_collection(collection: CollectionResult, verb: str) -> None:
             ]
             columns = ["path", "why", "age", "objects", "size"]
             total = format_size(sum(g.size for g in garbage_items))
-            table(f"{title}: {len(garbage_items)}, {total}", columns, rows, right={"age", "objects", "size"})
+            print_table(
+                f"{title}: {len(garbage_items)}, {total}",
+                columns,
+                rows,
+                right_aligned={"age", "objects", "size"},
+            )
     if not collection.deleted:
         print_line("nothing to delete")
 
@@ -265,7 +270,9 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
         for v in verdicts
     ]
     columns = ["dataset", "digest", "backbone", "px", "role", "objects", "size", "verdict"]
-    table(f"{title}: {len(rows)} entries checked", columns, rows, right={"px", "objects", "size"})
+    print_table(
+        f"{title}: {len(rows)} entries checked", columns, rows, right_aligned={"px", "objects", "size"}
+    )
     for verdict in verdicts:
         for problem in verdict.problems:
             print_line(problem if verdict.readable else f"note: left out: {problem}")

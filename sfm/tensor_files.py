@@ -1,4 +1,4 @@
-"""Open safetensors files that anybody may have written: what they hold is known before it is read."""
+"""Open untrusted safetensors files: shapes and types are checked before tensors are read."""
 
 import json
 import os
@@ -9,44 +9,44 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from sfm.text import one_line
-from sfm.untrusted import open_regular
+from sfm.text import sanitize_line
+from sfm.untrusted_files import open_regular_file
 
-HEADER_BYTES = 16 * 2**20
-"""Longest header that is read: names, shapes and types of the tensors, and texts such as class ids."""
+MAX_SAFETENSORS_HEADER_BYTES = 16 * 2**20
+"""Longest header that is read: names, shapes and types of tensors, and texts such as class ids."""
 
-TensorTypes = dict[str, tuple[str, tuple[int, ...]]]
-"""Type, as safetensors names it, and shape of every tensor of a file, by name."""
+TensorSpecs = dict[str, tuple[str, tuple[int, ...]]]
+"""Type (as safetensors names it) and shape of every tensor of a file, by name."""
 
 
 class TensorFileError(ValueError):
-    """It is no safetensors file, or not the one expected."""
+    """A file is no safetensors file, or holds other tensors than expected."""
 
 
 @contextmanager
-def open_tensors(path: Path, framework: Literal["pt", "numpy"], most: int) -> Iterator[Any]:
-    """Open a safetensors file of at most `most` bytes of tensors; none is read yet.
+def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: int) -> Iterator[Any]:
+    """Open a safetensors file whose tensors take at most `max_bytes` bytes; no tensor is read yet.
 
     Parameters
     ----------
     path : Path
     framework : {"pt", "numpy"}
-        What tensors become.
-    most : int
-        More bytes are refused.
+        What tensors are returned as.
+    max_bytes : int
+        Longer files are refused.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no such file.
     TensorFileError
-        If it is no such file, cannot be read, or is longer.
+        If it is no safetensors file, cannot be read, or is longer.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             header = int.from_bytes(file.read(8), "little")
-        if header > HEADER_BYTES or size > 8 + header + most:
+        if header > MAX_SAFETENSORS_HEADER_BYTES or size > 8 + header + max_bytes:
             raise TensorFileError(f"{path} is longer than what it should hold")
         with safe_open(path, framework=framework) as opened:
             yield opened
@@ -54,32 +54,32 @@ def open_tensors(path: Path, framework: Literal["pt", "numpy"], most: int) -> It
         raise
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise TensorFileError(f"cannot read {path}: {one_line(str(reason), 300)}") from error
+        raise TensorFileError(f"cannot read {path}: {sanitize_line(str(reason), 300)}") from error
 
 
-def tensor_types(file: Any) -> TensorTypes:
-    """Return what a file that is open declares to hold."""
+def read_tensor_specs(file: Any) -> TensorSpecs:
+    """Return type and shape of every tensor that the header of an open file declares."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return {name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
+    return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def require_tensors(file: Any, expected: TensorTypes, path: Path) -> None:
-    """Refuse a file that is open and holds other tensors.
+def require_tensor_specs(file: Any, expected: TensorSpecs, path: Path) -> None:
+    """Refuse an open file whose tensors have other names, types or shapes than expected.
 
     Raises
     ------
     TensorFileError
-        Names the first that differs.
+        If there is a difference; names the first tensor that differs.
     """
-    found = tensor_types(file)
+    found = read_tensor_specs(file)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise TensorFileError(
-                f"{path} holds {describe(found.get(name))} as {json.dumps(name)[:100]}, not "
-                f"{describe(expected.get(name))}"
+                f"{path} holds {describe_tensor_spec(found.get(name))} as {json.dumps(name)[:100]}, not "
+                f"{describe_tensor_spec(expected.get(name))}"
             )
 
 
-def describe(one: tuple[str, tuple[int, ...]] | None) -> str:
-    """Say what a tensor is in few words."""
-    return "nothing" if one is None else f"{one[0]} of shape {list(one[1])}"
+def describe_tensor_spec(spec: tuple[str, tuple[int, ...]] | None) -> str:
+    """Return type and shape of a tensor as text."""
+    return "nothing" if spec is None else f"{spec[0]} of shape {list(spec[1])}"

@@ -1,25 +1,29 @@
-"""Text from data, made fit for display: one line, no control characters, printable on this terminal."""
+"""Make text from data safe to display: one line, no control characters, encodable by the terminal."""
 
 import codecs
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
-JOINERS = "\u200c\u200d"
-"""Format characters that scripts and emoji need; they neither move the cursor nor turn text around."""
+JOINER_CHARACTERS = "\u200c\u200d"
+"""Format characters that scripts and emoji need; they neither move the cursor nor change the direction."""
 
-PLAIN = {"–": "-", "—": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "·": "-", "’": "'"}
-"""What this program's own signs become where an encoding lacks them."""
+CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of characters that are escaped: controls, formats, surrogates, line separators."""
 
-DEGRADE = "sfm.degrade"
-"""Name of the codec error handler of :func:`degrade`."""
+ASCII_REPLACEMENTS = {"–": "-", "—": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "·": "-", "’": "'"}
+"""What this program prints where an encoding lacks one of its own characters."""
+
+ENCODE_ERROR_HANDLER = "sfm.degrade"
+"""Name of the codec error handler of :func:`replace_unencodable`."""
 
 
-def first_line(error: BaseException) -> str:
-    """Return what an error says, without what follows its first line; its type if it says nothing."""
+def summarize_error(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def one_line(text: str, most: int | None = None) -> str:
+def sanitize_line(text: str, max_length: int | None = None) -> str:
     r"""Return text as one line without control characters, fit for a terminal, a caption or a log.
 
     Line breaks, escape sequences, characters that turn the writing direction and bytes that are not UTF-8
@@ -28,26 +32,33 @@ def one_line(text: str, most: int | None = None) -> str:
     Parameters
     ----------
     text : str
-    most : int, optional
-        Cut what is longer to so many characters, the last of which is then an ellipsis.
+    max_length : int, optional
+        Longer text is cut to so many characters, the last of which is an ellipsis.
 
     Examples
     --------
-    >>> print(one_line("cat\nFelis"), one_line("safe\u202etxt.exe"), one_line("abcdef", most=4))
-    cat\nFelis safe\u202etxt.exe abc…
+    >>> print(sanitize_line("cat\nFelis"))
+    cat\nFelis
+    >>> print(sanitize_line("safe\u202etxt.exe"), sanitize_line("abcdef", max_length=4))
+    safe\u202etxt.exe abc…
     """
-    cut = text if most is None or len(text) <= most else text[: most - 1] + "…"
+    cut = text if max_length is None or len(text) <= max_length else text[: max_length - 1] + "…"
     if cut.isprintable():
         return cut
-    return "".join(character if is_shown(character) else escape(character) for character in cut)
+    return "".join(c if is_displayable(c) else escape_character(c) for c in cut)
 
 
-def is_shown(character: str) -> bool:
-    """Say whether a character is displayed as itself and moves nothing but the cursor, by its own width."""
-    return character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+def format_names(names: Sequence[str], max_names: int = 5) -> str:
+    """Return the first few names as text, and whether there are more: ``a, b and others``."""
+    return ", ".join(names[:max_names]) + (" and others" if len(names) > max_names else "")
 
 
-def escape(character: str) -> str:
+def is_displayable(character: str) -> bool:
+    """Return whether a character displays as itself and only moves the cursor by its own width."""
+    return character in JOINER_CHARACTERS or unicodedata.category(character) not in CONTROL_CATEGORIES
+
+
+def escape_character(character: str) -> str:
     r"""Return the backslash escape of a character; of a byte that is not UTF-8, ``\xNN``."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
@@ -55,31 +66,31 @@ def escape(character: str) -> str:
     return character.encode("ascii", "backslashreplace").decode() if code > 0x7F else repr(character)[1:-1]
 
 
-def encodable(text: str, encoding: str) -> str:
-    """Return text that an encoding can hold; what it lacks is degraded or becomes backslash escapes."""
-    return text.encode(encoding, DEGRADE).decode(encoding)
+def make_encodable(text: str, encoding: str) -> str:
+    """Return text that an encoding has; other characters become ASCII or backslash escapes."""
+    return text.encode(encoding, ENCODE_ERROR_HANDLER).decode(encoding)
 
 
-def degrade(error: UnicodeError) -> tuple[str, int]:
-    """Replace what an encoding lacks: a codec error handler, see :func:`codecs.register_error`."""
+def replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks: a codec error handler, see :func:`codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join(PLAIN.get(character) or escape(character) for character in lacking), error.end
+    return "".join(ASCII_REPLACEMENTS.get(c) or escape_character(c) for c in lacking), error.end
 
 
-codecs.register_error(DEGRADE, degrade)
+codecs.register_error(ENCODE_ERROR_HANDLER, replace_unencodable)
 
 
-def utf8_only(text: str) -> str:
+def escape_non_utf8(text: str) -> str:
     r"""Return text with bytes that are not UTF-8 (as file names hold them) written as ``\xNN``."""
-    return "".join(escape(c) if unicodedata.category(c) == "Cs" else c for c in text)
+    return "".join(escape_character(c) if unicodedata.category(c) == "Cs" else c for c in text)
 
 
-def utf8_values(value: Any) -> Any:
-    """Return what a JSON file is to hold, with all text in it as :func:`utf8_only` gives it."""
+def escape_non_utf8_values(value: Any) -> Any:
+    """Return JSON data with all text in it as :func:`escape_non_utf8` gives it."""
     if isinstance(value, str):
-        return utf8_only(value)
+        return escape_non_utf8(value)
     if isinstance(value, dict):
-        return {utf8_values(name): utf8_values(own) for name, own in value.items()}
-    return [utf8_values(own) for own in value] if isinstance(value, list) else value
+        return {escape_non_utf8_values(name): escape_non_utf8_values(item) for name, item in value.items()}
+    return [escape_non_utf8_values(item) for item in value] if isinstance(value, list) else value

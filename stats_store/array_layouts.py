@@ -13,7 +13,7 @@ from sfm.errors import DamageError
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard
 from sfm.stats_store.commits import EntryCards
 from sfm.stats_store.schema import DIMENSIONS, get_array_kind, is_known_array, parse_sub_classes
-from sfm.untrusted import parse_json
+from sfm.untrusted_files import parse_json
 
 HIGH_COMPRESSION_RATIO = 1000
 """A compression ratio that only constant arrays exceed; features compress 1 to 5 times."""

@@ -4,31 +4,31 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sfm.field_types import (
-    Classes,
+from sfm.constrained_types import (
+    ClassCount,
     ClassIds,
     Count,
-    Counts,
+    CountsByName,
     Digest,
-    DigestOrNone,
-    Features,
-    Finite,
+    ExtractionOptions,
+    FeatureCount,
+    FiniteFloat,
     Fraction,
-    Generation,
+    GenerationNumber,
     InputPixels,
-    Leaves,
+    LeafFingerprints,
     Name,
     Names,
-    NotNegative,
+    NonNegativeFloat,
     ObjectName,
     ObjectSize,
-    Options,
+    OptionalDigest,
+    PackageVersions,
     RunId,
     Texts,
-    Version,
-    Versions,
-    at_most,
-    fail_fast,
+    VersionNumber,
+    limit_items,
+    validate_items_fail_fast,
 )
 
 SCHEMA_MAJOR = 1
@@ -47,9 +47,9 @@ class SchemaVersion(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    major: Version = SCHEMA_MAJOR
-    minor: Version = SCHEMA_MINOR
-    requires: Annotated[list[Name], at_most(100)] = []
+    major: VersionNumber = SCHEMA_MAJOR
+    minor: VersionNumber = SCHEMA_MINOR
+    requires: Annotated[list[Name], limit_items(100)] = []
 
 
 class DatasetCard(BaseModel):
@@ -78,7 +78,7 @@ class DatasetCard(BaseModel):
     train_samples: Count
     test_samples: Count
     fingerprint: Digest
-    leaves: Leaves
+    leaves: LeafFingerprints
     licence: str = "unknown"
     source: str = "unknown"
 
@@ -106,7 +106,7 @@ class FileCounts(BaseModel):
 
     found: Count
     used: Count
-    unused: Counts = {}
+    unused: CountsByName = {}
 
 
 class ExtractionCard(BaseModel):
@@ -144,18 +144,18 @@ class ExtractionCard(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    options: Options
+    options: ExtractionOptions
     role: Literal["full", "tuning"]
-    versions: Versions
+    versions: PackageVersions
     device: str
     threads: Count
-    seconds: NotNegative
-    images_per_second: NotNegative
-    listing: DigestOrNone = ""
+    seconds: NonNegativeFloat
+    images_per_second: NonNegativeFloat
+    listing: OptionalDigest = ""
     skipped: Texts = []
     train_bytes: Count | None = None
-    flow_cosine: Finite | None = None
-    statistics_seconds: NotNegative | None = None
+    flow_cosine: FiniteFloat | None = None
+    statistics_seconds: NonNegativeFloat | None = None
     composited: Count | None = None
     composited_example: str = ""
     dark: Count | None = None
@@ -180,7 +180,7 @@ class ClassifierCard(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     solver: str
-    l2: NotNegative
+    l2: NonNegativeFloat
     iterations: Count
     converged: bool
     held_out_top1: Fraction | None
@@ -213,14 +213,14 @@ class Summary(BaseModel):
     fingerprint: Digest
     options: Digest
     role: Literal["full", "tuning"]
-    classes: Classes
-    features: Features
+    classes: ClassCount
+    features: FeatureCount
     train_samples: Count
     test_samples: Count
     held_out_top1: Fraction | None
-    listing: DigestOrNone = ""
+    listing: OptionalDigest = ""
     entry_digest: Digest
-    generation: Generation
+    generation: GenerationNumber
     created: Name
 
     @property
@@ -255,5 +255,7 @@ class Commit(BaseModel):
     kind: Literal["entry", "tombstone"]
     run: RunId
     summary: Summary | None = None
-    arrays: Annotated[dict[ObjectName, Digest], at_most(MAX_ARRAYS)] = {}
-    objects: Annotated[dict[ObjectName, ObjectRecord], fail_fast(ObjectName, ObjectRecord)] = {}
+    arrays: Annotated[dict[ObjectName, Digest], limit_items(MAX_ARRAYS)] = {}
+    objects: Annotated[
+        dict[ObjectName, ObjectRecord], validate_items_fail_fast(ObjectName, ObjectRecord)
+    ] = {}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfm.errors import InputError
-from sfm.text import one_line
-from sfm.untrusted import OversizeError, read_file
+from sfm.text import sanitize_line
+from sfm.untrusted_files import OversizeError, read_bounded_file
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_class_list_text(path: Path) -> str:
         If the file cannot be read, or is not UTF-8.
     """
     try:
-        return read_file(path).decode("utf-8-sig")
+        return read_bounded_file(path).decode("utf-8-sig")
     except OversizeError as error:
         raise InputError(f"{error}: it is no class list") from error
     except UnicodeDecodeError as error:
@@ -133,4 +133,4 @@ def find_class_id(text: str, class_ids: Sequence[str]) -> str | None:
         return text
     normalized_text = normalize_class_id(text)
     matching_ids = (i for i in class_ids if normalize_class_id(i) == normalized_text)
-    return next(matching_ids, None) or next((i for i in class_ids if one_line(i) == text), None)
+    return next(matching_ids, None) or next((i for i in class_ids if sanitize_line(i) == text), None)

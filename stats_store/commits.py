@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sfm.backbones.card import BackboneCard
+from sfm.constrained_types import MAX_GENERATION
 from sfm.errors import DamageError, InputError
-from sfm.field_types import LAST_GENERATION
 from sfm.stats_store.cards import (
     SCHEMA_MINOR,
     ClassifierCard,
@@ -26,8 +26,8 @@ from sfm.stats_store.cards import (
 )
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256, encode_canonical_json
 from sfm.stats_store.schema import UpgradeError, require_supported_schema
-from sfm.text import one_line
-from sfm.untrusted import JSON_BYTES, parse_json
+from sfm.text import sanitize_line
+from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
 CardModel = TypeVar("CardModel", bound=BaseModel)
 
@@ -40,7 +40,7 @@ COMMIT_PATH = re.compile(r"index/([0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64})/([0-9]
 KEY_FOLDER_PATH = re.compile(r"index(/[0-9a-f]{64}){0,3}")
 """Path of an index folder that may contain commits."""
 
-MAX_RUN_METADATA_BYTES = 2 * JSON_BYTES
+MAX_RUN_METADATA_BYTES = 2 * MAX_JSON_BYTES
 """Limit on all metadata of a run together: opening its entry reads and holds them."""
 
 NEWER_SCHEMA_ERRORS = ("literal_error", "extra_forbidden")
@@ -87,7 +87,7 @@ def get_next_generation(latest: int, key: str) -> int:
     LastGenerationError
         If `latest` is the last number that a path can hold.
     """
-    if latest >= LAST_GENERATION:
+    if latest >= MAX_GENERATION:
         raise LastGenerationError(
             f"index/{key} holds the last possible generation: delete {latest}.json and "
             f"{latest}{PUBLISHED_SUFFIX} there"
@@ -199,7 +199,7 @@ def describe_commit(content: dict[str, Any], path: str) -> str:
     """Return the path of a commit for messages, with its dataset if the content names one."""
     summary = content.get("summary")
     name = summary.get("dataset") if isinstance(summary, dict) else None
-    return f"the entry of {one_line(name, most=80)} ({path})" if isinstance(name, str) else path
+    return f"the entry of {sanitize_line(name, max_length=80)} ({path})" if isinstance(name, str) else path
 
 
 def find_commit_problem(commit: Commit, summary: Summary) -> str:
@@ -302,7 +302,7 @@ def make_validation_error(error: ValidationError, subject: str, minor: int) -> D
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
     where, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    line = one_line(f"{subject}: {where}: {why}" if where else f"{subject}: {why}", most=500)
+    line = sanitize_line(f"{subject}: {where}: {why}" if where else f"{subject}: {why}", max_length=500)
     if minor > SCHEMA_MINOR and all(problem["type"] in NEWER_SCHEMA_ERRORS for problem in problems):
         return UpgradeError(f"{line}; it is of schema 1.{minor}: upgrade sfm-distill")
     return DamageError(line)

@@ -5,17 +5,17 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
-from sfm.field_types import LONGEST_TEXT
-from sfm.text import is_shown, utf8_only
+from sfm.constrained_types import MAX_NAME_LENGTH
+from sfm.text import escape_non_utf8, is_displayable
 
 
 def find_name_problem(name: str) -> str | None:
     """Return why a text is not a valid dataset name; None if it is one."""
     if "@" in name or name.strip() != name or not name:
         return "must not contain @ or begin or end with a blank"
-    if len(name) > LONGEST_TEXT:
-        return f"must not be longer than {LONGEST_TEXT} characters"
-    if not all(map(is_shown, name)):
+    if len(name) > MAX_NAME_LENGTH:
+        return f"must not be longer than {MAX_NAME_LENGTH} characters"
+    if not all(map(is_displayable, name)):
         return "must be one line without control characters"
     return None
 
@@ -28,8 +28,10 @@ def make_dataset_name(text: str) -> str:
     >>> make_dataset_name("birds@2024"), make_dataset_name("/")
     ('birds-2024', 'dataset')
     """
-    visible = "".join(c if is_shown(c) and c not in "@/" else "-" for c in utf8_only(text).strip())
-    return unicodedata.normalize("NFC", visible)[:LONGEST_TEXT].strip() or "dataset"
+    visible = "".join(
+        c if is_displayable(c) and c not in "@/" else "-" for c in escape_non_utf8(text).strip()
+    )
+    return unicodedata.normalize("NFC", visible)[:MAX_NAME_LENGTH].strip() or "dataset"
 
 
 def make_name_from_folder(path: Path) -> str:

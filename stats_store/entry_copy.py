@@ -39,7 +39,7 @@ from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verification import EntryVerifier, ObjectCounter
 from sfm.stats_store.verified_objects import read_published_object
-from sfm.untrusted import parse_json
+from sfm.untrusted_files import parse_json
 
 MAX_CONCURRENT_ENTRIES = 8
 """Entries copied at a time; each gets its share of ``MAX_REQUESTS``."""

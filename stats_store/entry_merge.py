@@ -19,6 +19,7 @@ from sfm.stats_store.class_moments import Moments
 from sfm.stats_store.classifier_accuracy import compute_top_accuracies
 from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 from sfm.stats_store.discriminant import fit_linear_discriminant
+from sfm.stats_store.entry_selection import describe_entry
 from sfm.stats_store.merge_inputs import (
     EQUAL_OPTIONS,
     MergeInputs,
@@ -30,7 +31,6 @@ from sfm.stats_store.merge_inputs import (
 from sfm.stats_store.merged_rendering import get_common_rendering, make_rendering_notes, sum_marked_images
 from sfm.stats_store.merged_statistics import compute_merged_centres, compute_merged_moments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
-from sfm.stats_store.selection import describe_entry
 from sfm.stats_store.store import Entry, Store
 
 STEPS = 4

@@ -20,7 +20,7 @@ from sfm.stats_store.folder_walk import LocalFile, explain_unlisted_folder, get_
 from sfm.stats_store.history import CommitStatus, read_commit_statuses
 from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
 from sfm.stats_store.location import translate_errors
-from sfm.stats_store.objects import RUN_ID_PATTERN, list_objects, read_object
+from sfm.stats_store.objects import RUN_ID_REGEX, list_objects, read_object
 from sfm.stats_store.store import Store
 from sfm.stats_store.system_errors import is_permission_error
 from sfm.stats_store.verified_objects import require_published_bytes
@@ -217,7 +217,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     for run in sorted({*files_by_run, *statuses_by_run}):
         files, own = files_by_run[run], statuses_by_run[run]
         is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in own)
-        if is_linked or any(s.state == "current" for s in own) or not RUN_ID_PATTERN.fullmatch(run):
+        if is_linked or any(s.state == "current" for s in own) or not RUN_ID_REGEX.fullmatch(run):
             continue
         reason: GarbageReason = "never committed"
         times = [file.modified for file in files]

@@ -13,10 +13,10 @@ from sfm.stats_store.cards import Commit, DatasetCard, Summary
 from sfm.stats_store.commits import get_next_generation, parse_cards, parse_generation
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.dataset_names import split_pinned_name
+from sfm.stats_store.entry_selection import describe_entry, find_summaries
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.publication import create_commit
 from sfm.stats_store.schema import UpgradeError
-from sfm.stats_store.selection import describe_entry, find_summaries
 from sfm.stats_store.store import Store
 from sfm.stats_store.verified_objects import read_published_object
 

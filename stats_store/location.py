@@ -23,7 +23,7 @@ from sfm.stats_store.system_errors import (
     get_error_path,
     is_permission_error,
 )
-from sfm.text import first_line, one_line
+from sfm.text import sanitize_line, summarize_error
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
@@ -202,7 +202,7 @@ def explain_error(error: BaseException, location: str) -> str:
     text, errno_value = str(error), get_errno(error)
     if isinstance(error, InvalidPathError):
         match = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
-        name = one_line(match[1], most=200) if match else "unknown"
+        name = sanitize_line(match[1], max_length=200) if match else "unknown"
         return (
             f"cannot use {location}: somebody made an object there that has no proper name ({name}), and no "
             f"listing gets past it: delete it with the tools of the server"
@@ -212,5 +212,5 @@ def explain_error(error: BaseException, location: str) -> str:
     if "://" not in location or location.startswith("file://"):
         if is_permission_error(error):
             return f"cannot use {location}: {explain_denied_access(get_error_path(error))}"
-        return f"cannot use {location}: {ERRNO_EXPLANATIONS.get(errno_value or 0) or first_line(error)}"
+        return f"cannot use {location}: {ERRNO_EXPLANATIONS.get(errno_value or 0) or summarize_error(error)}"
     return f"cannot use {location}: {explain_cloud_error(error, location.partition(':')[0].lower())}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sfm.errors import InputError
-from sfm.stats_store.selection import describe_entry
+from sfm.stats_store.entry_selection import describe_entry
 from sfm.stats_store.store import Entry
 
 RENDERING_OPTIONS = {

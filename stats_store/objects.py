@@ -14,9 +14,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
+from sfm.constrained_types import RUN_ID_PATTERN
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
-from sfm.field_types import RUN_ID
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import call_interruptibly
 from sfm.stats_store.folder_walk import walk_files
@@ -27,7 +27,7 @@ from sfm.stats_store.local_files import (
     get_local_root,
     resolve_object_path,
 )
-from sfm.untrusted import JSON_BYTES, OversizeError, read_file
+from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -37,7 +37,7 @@ T = TypeVar("T")
 RETRY_DELAYS = (0.1, 0.4, 1.6)
 """Seconds to wait before each retry of an answer that arrived damaged from a server."""
 
-RUN_ID_PATTERN = re.compile(RUN_ID)
+RUN_ID_REGEX = re.compile(RUN_ID_PATTERN)
 
 DAMAGE_ERRNOS = (
     errno.EIO,
@@ -57,7 +57,7 @@ def is_remote_store(objects: ObjectStore) -> bool:
 
 
 def read_object(
-    objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int = JSON_BYTES
+    objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int = MAX_JSON_BYTES
 ) -> T:
     """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
@@ -80,7 +80,7 @@ def read_object(
 
 def _read_local(root: Path, path: str, max_bytes: int) -> bytes:
     try:
-        return read_file(resolve_object_path(root, path), max_bytes)
+        return read_bounded_file(resolve_object_path(root, path), max_bytes)
     except OversizeError:
         size = resolve_object_path(root, path).stat().st_size
         raise DamageError(describe_oversize(path, size, max_bytes)) from None
@@ -296,7 +296,7 @@ def delete_run(objects: ObjectStore, run: str) -> None:
     OSError
         If the run is a link, or part of it cannot be listed or deleted.
     """
-    if not RUN_ID_PATTERN.fullmatch(run):
+    if not RUN_ID_REGEX.fullmatch(run):
         raise ValueError(f"{run!r} is not the id of a run")
     prefix, root = f"runs/{run}", get_local_root(objects)
     if root is not None:

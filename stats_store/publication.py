@@ -57,7 +57,7 @@ from sfm.stats_store.objects import (
 from sfm.stats_store.schema import CROP_MODE_REQUIREMENT, create_run_array
 from sfm.stats_store.store import Store, encode_group_metadata
 from sfm.stats_store.verified_objects import RecordingZarrStore, make_object_record, read_published_object
-from sfm.untrusted import JSON_BYTES
+from sfm.untrusted_files import MAX_JSON_BYTES
 
 LOG = logging.getLogger(__name__)
 
@@ -240,10 +240,10 @@ def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
     metadata = encode_group_metadata(
         {name: card.model_dump(mode="json") for name, card in vars(cards).items()}
     )
-    if len(metadata) > JSON_BYTES:
+    if len(metadata) > MAX_JSON_BYTES:
         raise InputError(
             f"the names and cards of {cards.dataset.name} take {len(metadata)} bytes as JSON, and no reader "
-            f"takes more than {JSON_BYTES}"
+            f"takes more than {MAX_JSON_BYTES}"
         )
     run = f"runs/{draft.run}"
     with translate_errors(draft.store.url):

@@ -11,7 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
 from sfm.stats_store.digests import BLOCK_ROWS
-from sfm.text import one_line
+from sfm.text import sanitize_line
 
 CROP_MODE_REQUIREMENT = "crop_mode"
 """Requirement of entries whose backbone takes another crop than the centre, which older versions lack."""
@@ -137,6 +137,6 @@ def require_supported_schema(schema: SchemaVersion, subject: str) -> None:
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
         raise UpgradeError(
-            f"{subject} requires {one_line(', '.join(unknown), most=200)}, unknown to this version: upgrade "
-            f"sfm-distill"
+            f"{subject} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: "
+            f"upgrade sfm-distill"
         )

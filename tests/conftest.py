@@ -1,14 +1,19 @@
-"""What every room's tests share: a small real store, and free loopback of the machine's threads."""
+"""Fixtures that tests of several rooms share."""
 
+import fcntl
+import os
+import shutil
 import signal
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 
 SIZE = 32
 
@@ -21,26 +26,60 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session")
-def fashion_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store with lite0 and lite1 entries (full and tuning) of 40 + 40 real images per class, at 32 px.
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-    Shared by all tests: read it, never write to it.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files with most slow tests first, so that no worker ends with a long file alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Return a function that makes a folder once for all workers of pytest-xdist.
+
+    It takes the folder's name and a function that fills the new, empty folder. The first worker calls that
+    function, the others wait. Tests may read the folder, never write to it.
     """
-    url = str(tmp_path_factory.mktemp("fashion") / "store")
-    extract(
-        ExtractConfig(
-            source="builtin:fashion-mnist-6k",
-            store=url,
-            backbone=["lite0", "lite1"],
-            image_size=SIZE,
-            limit_per_class=40,
-            sub_classes=(2, 3),
-            exemplars=6,
-            tune_fraction=0.25,
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, complete = root / "shared" / name, root / "shared" / f"{name}.complete"
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                complete.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fashion_store(make_once: MakeOnce) -> str:
+    """A store with lite0 and lite1 entries (full and tuning) of 40 + 40 real images per class, at 32 px."""
+
+    def fill(folder: Path) -> None:
+        extract(
+            ExtractConfig(
+                source="builtin:fashion-mnist-6k",
+                store=str(folder / "store"),
+                backbone=["lite0", "lite1"],
+                image_size=SIZE,
+                limit_per_class=40,
+                sub_classes=(2, 3),
+                exemplars=6,
+                tune_fraction=0.25,
+            )
         )
-    )
-    return url
+
+    return str(make_once("fashion", fill) / "store")
 
 
 @pytest.fixture

@@ -20,21 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.crops import stream
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
 from sfm.distill.adam import descend, no_moments
 from sfm.distill.augment import augment, draw_views
 from sfm.distill.engine import Plan, State, grown
 from sfm.distill.gradient import gradient_of
 from sfm.distill.pyramid import decode
 from sfm.pipeline.sources import Source
+from sfm.random_streams import make_rng
 
-HEAD, BATCHES = 201, 202
-"""Purposes of random streams that no stage uses."""
+HEAD_STREAM, BATCH_STREAM = 201, 202
+"""Identifiers of random streams that no other module uses."""
 
-DEVIATION = 0.01
-"""Of the weights of a fresh head; its biases are zero."""
+HEAD_STD = 0.01
+"""Standard deviation of the weights of a new head; its biases are zero."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,28 @@ class RealImages:
     labels: npt.NDArray[np.int64]
 
     @cached_property
-    def resident(self) -> Tensor:
-        """The pixels on the GPU, once and for all: no step waits for a batch to get there."""
+    def cuda_pixels(self) -> Tensor:
+        """The pixels on the GPU, so that no step waits for a transfer."""
         return torch.from_numpy(self.pixels).cuda()
 
     def batch(self, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-        """Return some images, shape (image, 3, canvas, canvas), float32 in [0, 1]."""
+        """Return the images of some rows, shape (row, 3, canvas, canvas), float32 in [0, 1]."""
         if device.type == "cuda":
-            some = self.resident[torch.from_numpy(rows).to(device)]
-            return some.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        return to_tensor(self.pixels[rows]).contiguous()
+            pixels = self.cuda_pixels[torch.from_numpy(rows).to(device)]
+            floats = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+            return floats.div_(255)
+        return pixels_to_tensor(self.pixels[rows]).contiguous()
 
 
-def decoded(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int) -> RealImages:
+def decode_real_images(
+    source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, canvas: int
+) -> RealImages:
     """Decode training images at the size of the synthetic ones.
 
     Parameters
     ----------
     source : Source
-        Knows its labels without reading images.
+        Its labels are known before images are read.
     rows : ndarray of int64
         Ascending positions in the training split.
     backbone : Backbone
@@ -81,19 +84,19 @@ def decoded(source: Source, rows: npt.NDArray[np.int64], backbone: Backbone, can
     assert labels is not None
     rule = backbone.card.preprocessing.model_copy(update={"input_size": canvas, "resize": canvas})
     pixels = np.empty((len(rows), canvas, canvas, 3), dtype=np.uint8)
-    for place, sample in zip(pixels, source.train.read(rows), strict=True):
-        place[:] = crop(source.decode(sample.data), rule)
+    for row, sample in zip(pixels, source.train.read(rows), strict=True):
+        row[:] = crop_image(source.decode(sample.data), rule)
     return RealImages(pixels, labels[rows].astype(np.int64))
 
 
 @lru_cache(maxsize=1)
-def shuffled(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the order in which an epoch goes through the real images."""
-    return stream(seed, BATCHES, epoch).permutation(count)
+def shuffle_epoch(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the order of the real images in an epoch."""
+    return make_rng(seed, BATCH_STREAM, epoch).permutation(count)
 
 
-def batch_rows(seed: int, step: int, count: int, batch: int) -> npt.NDArray[np.int64]:
-    """Return which of `count` real images a step sees: shuffled epochs, what does not fill a batch is left.
+def select_batch_rows(seed: int, step: int, count: int, batch: int) -> npt.NDArray[np.int64]:
+    """Return the rows of the real images of a step, in shuffled epochs; incomplete batches are dropped.
 
     Parameters
     ----------
@@ -104,11 +107,11 @@ def batch_rows(seed: int, step: int, count: int, batch: int) -> npt.NDArray[np.i
     """
     if count < batch:
         raise ValueError(f"a batch of {batch} real images needs as many, there are {count}")
-    epoch, place = divmod(step, count // batch)
-    return shuffled(seed, epoch, count)[place * batch : (place + 1) * batch]
+    epoch, position = divmod(step, count // batch)
+    return shuffle_epoch(seed, epoch, count)[position * batch : (position + 1) * batch]
 
 
-def head_gradient(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+def compute_head_gradient(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient of the mean cross-entropy of a head without biases yet, as one vector.
 
     With ``P`` the softmax of the logits and ``Y`` the one-hot labels of n samples, ``dW = (P - Y)^T Z / n``
@@ -139,24 +142,24 @@ def lgm_loss(features: Tensor, labels: Tensor, real: Tensor, weight: Tensor) -> 
         Of the views of synthetic images; differentiable.
     labels : Tensor of int64, shape (n,)
     real : Tensor, shape (C * D + C,)
-        What :func:`head_gradient` gives for the real batch.
+        What :func:`compute_head_gradient` gives for the real batch.
     weight : Tensor, shape (C, D)
 
     Returns
     -------
     Tensor, shape ()
     """
-    return 1 - F.cosine_similarity(head_gradient(features, labels, weight), real, dim=0)
+    return 1 - F.cosine_similarity(compute_head_gradient(features, labels, weight), real, dim=0)
 
 
-def fresh_head(plan: Plan, features: int, step: int, device: torch.device) -> Tensor:
-    """Draw the head of a step, N(0, .01^2), of shape (C, D)."""
-    drawn = stream(plan.seed, HEAD, step).standard_normal((plan.classes, features), dtype=np.float32)
-    return torch.from_numpy(DEVIATION * drawn).to(device)
+def draw_head(plan: Plan, features: int, step: int, device: torch.device) -> Tensor:
+    """Draw the weights of a step's head from N(0, .01^2), shape (C, D)."""
+    drawn = make_rng(plan.seed, HEAD_STREAM, step).standard_normal((plan.classes, features), dtype=np.float32)
+    return torch.from_numpy(HEAD_STD * drawn).to(device)
 
 
-def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> float:
-    """Do one step: `state` moves on by one.
+def run_lgm_step(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> float:
+    """Run one training step and update `state`.
 
     The real batch has as many images as the synthetic ones have views, C * K * A, each seen through one.
 
@@ -164,7 +167,7 @@ def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> f
     ----------
     state : State
     plan : Plan
-        Its micro-batch and gradient are not looked at.
+        Micro-batch and gradient are not used.
     backbone : Backbone
     real : RealImages
 
@@ -179,17 +182,19 @@ def advance(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> f
         state.moments = no_moments(state.levels)
     count = plan.images * plan.views
     views = draw_views(plan.seed, state.step, 2 * count, plan.canvas)
-    weight = fresh_head(plan, backbone.card.features, state.step, device)
+    weight = draw_head(plan, backbone.card.features, state.step, device)
 
-    rows = batch_rows(plan.seed, state.step, len(real.labels), count)
+    rows = select_batch_rows(plan.seed, state.step, len(real.labels), count)
     with torch.no_grad():
         pixels = real.batch(rows, device)
-        seen = backbone.features(augment(pixels, views.part(slice(count, 2 * count)), plan.image_size))
-        wanted = head_gradient(seen, torch.from_numpy(real.labels[rows]).to(device), weight)
+        real_features = backbone.features(
+            augment(pixels, views.part(slice(count, 2 * count)), plan.image_size)
+        )
+        target = compute_head_gradient(real_features, torch.from_numpy(real.labels[rows]).to(device), weight)
 
-    looks = augment(decode(state.levels, plan.canvas), views.part(slice(0, count)), plan.image_size)
+    synthetic = augment(decode(state.levels, plan.canvas), views.part(slice(0, count)), plan.image_size)
     labels = torch.arange(plan.classes, device=device).repeat_interleave(plan.ipc * plan.views)
-    loss = lgm_loss(backbone.features(looks), labels, wanted, weight)
+    loss = lgm_loss(backbone.features(synthetic), labels, target, weight)
     gradients = gradient_of(loss, state.levels)
     descend(state.levels, state.moments, plan.learning_rate, slice(None), gradients)
     state.moments.age += 1

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfm.backbones.build import Backbone, Trunk, _load
+from sfm.backbones.build import Backbone, FeatureModel, _load_model
 from sfm.backbones.spec import PROJECTED, parse_spec
 from sfm.distill.augment import NOISE_MEAN, NOISE_STD, Views, draw_views
 from sfm.distill.engine import Plan, grown
@@ -28,7 +28,7 @@ from sfm.distill.flow import flow
 from sfm.distill.pyramid import colour_matrix
 
 
-def published_backbone(spec: str, backbone: Backbone) -> Backbone:
+def make_trainable_backbone(spec: str, backbone: Backbone) -> Backbone:
     """Return a loaded backbone as the published code has it: as timm builds it, parameters not frozen.
 
     Parameters
@@ -39,16 +39,16 @@ def published_backbone(spec: str, backbone: Backbone) -> Backbone:
         Gives the input size, the mean and the standard deviation.
     """
     parsed = parse_spec(spec)
-    model, _ = _load(parsed)
+    model, _ = _load_model(parsed)
     size = backbone.card.preprocessing.input_size
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)
-    trunk = Trunk(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(True)
-    return replace(backbone, model=trunk.to(backbone.device).to(memory_format=backbone._layout))
+    trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(True)
+    return replace(backbone, model=trunk.to(backbone.device).to(memory_format=backbone.memory_format))
 
 
-def published_decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
-    """Turn pyramids into images, each level at full size first.
+def decode_at_full_size(levels: Sequence[Tensor], canvas: int) -> Tensor:
+    """Decode pyramids into images; every level is upsampled to full size first.
 
     Parameters
     ----------
@@ -61,25 +61,27 @@ def published_decode(levels: Sequence[Tensor], canvas: int) -> Tensor:
     -------
     Tensor, shape (N, 3, canvas, canvas)
     """
-    whole = torch.stack([F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in levels])
-    mixed = torch.einsum("oc,nchw->nohw", colour_matrix().to(whole), whole.sum(0))
+    full_size = torch.stack(
+        [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in levels]
+    )
+    mixed = torch.einsum("oc,nchw->nohw", colour_matrix().to(full_size), full_size.sum(0))
     return torch.sigmoid(2 * mixed)
 
 
-def places(
+def compute_grid_coordinates(
     start: npt.NDArray[np.float64],
     length: npt.NDArray[np.float64],
     size: int,
     out: int,
     mirror: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Say where along an axis, from -1 to 1, the pixels of views lie: shape (views, out)."""
-    at = 2 * (start[:, None] + length[:, None] * ((np.arange(out) + 0.5) / out)) / size - 1
-    return at if mirror is None else np.where(mirror[:, None], at[:, ::-1], at)
+    """Return the coordinates of view pixels along an axis, from -1 to 1, shape (views, out)."""
+    grid = 2 * (start[:, None] + length[:, None] * ((np.arange(out) + 0.5) / out)) / size - 1
+    return grid if mirror is None else np.where(mirror[:, None], grid[:, ::-1], grid)
 
 
-def published_augment(images: Tensor, views: Views, out: int) -> Tensor:
-    """Look at every image through its views, with ``grid_sample``; noise is drawn for all, used for half.
+def augment_with_grid_sample(images: Tensor, views: Views, out: int) -> Tensor:
+    """Cut the views of every image with ``grid_sample``; noise is drawn for all views and used for half.
 
     Parameters
     ----------
@@ -95,14 +97,14 @@ def published_augment(images: Tensor, views: Views, out: int) -> Tensor:
     Tensor, shape (N * A, 3, out, out)
     """
     crops, size = views.crops, images.shape[-1]
-    y = torch.from_numpy(places(crops.top, crops.height, size, out)).to(images)
-    x = torch.from_numpy(places(crops.left, crops.width, size, out, crops.flip)).to(images)
+    y = torch.from_numpy(compute_grid_coordinates(crops.top, crops.height, size, out)).to(images)
+    x = torch.from_numpy(compute_grid_coordinates(crops.left, crops.width, size, out, crops.flip)).to(images)
     grid = torch.stack([x[:, None, :].expand(-1, out, -1), y[:, :, None].expand(-1, -1, out)], dim=-1)
-    every = images.repeat_interleave(len(y) // len(images), dim=0)
-    seen = F.grid_sample(every, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    noise = NOISE_MEAN + NOISE_STD * torch.randn_like(seen)
-    share = torch.from_numpy(views.noisy).to(seen)[:, None, None, None]
-    return seen + share * noise
+    repeated = images.repeat_interleave(len(y) // len(images), dim=0)
+    cut = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    noise = NOISE_MEAN + NOISE_STD * torch.randn_like(cut)
+    share = torch.from_numpy(views.noisy).to(cut)[:, None, None, None]
+    return cut + share * noise
 
 
 def published_loss(features: Tensor, means: Tensor) -> Tensor:
@@ -127,29 +129,29 @@ def published_loss(features: Tensor, means: Tensor) -> Tensor:
 
 
 @dataclass
-class State:
-    """Steps done, the pyramids, shapes (N, 3, r, r), and their optimizer."""
+class PublishedState:
+    """Number of steps, pyramids of shapes (N, 3, r, r), and their optimizer."""
 
     step: int
     levels: list[Tensor]
     optimizer: torch.optim.Adam
 
 
-def adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
-    """Return a fresh optimizer as torch makes it."""
+def make_adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
+    """Return a new optimizer, torch's own."""
     return torch.optim.Adam(levels, lr=plan.learning_rate)
 
 
-def advance(state: State, plan: Plan, backbone: Backbone, means: Tensor) -> float:
-    """Do one step: `state` moves on by one.
+def run_published_step(state: PublishedState, plan: Plan, backbone: Backbone, means: Tensor) -> float:
+    """Run one training step and update `state`.
 
     Parameters
     ----------
-    state : State
+    state : PublishedState
     plan : Plan
-        Its micro-batch and gradient are not looked at.
+        Micro-batch and gradient are not used.
     backbone : Backbone
-        From :func:`published_backbone`.
+        From :func:`make_trainable_backbone`.
     means : Tensor, shape (C, D)
         Class means of the real data.
 
@@ -160,12 +162,12 @@ def advance(state: State, plan: Plan, backbone: Backbone, means: Tensor) -> floa
     """
     if plan.levels(state.step) > len(state.levels):
         state.levels = grown(state.levels, plan, backbone.device)
-        state.optimizer = adam(state.levels, plan)
+        state.optimizer = make_adam(state.levels, plan)
     views = draw_views(plan.seed, state.step, plan.images * plan.views, plan.canvas)
-    seen = backbone.features(
-        published_augment(published_decode(state.levels, plan.canvas), views, plan.image_size)
+    features = backbone.features(
+        augment_with_grid_sample(decode_at_full_size(state.levels, plan.canvas), views, plan.image_size)
     )
-    loss = published_loss(seen.view(plan.classes, plan.ipc, plan.views, -1).mean(2), means)
+    loss = published_loss(features.view(plan.classes, plan.ipc, plan.views, -1).mean(2), means)
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()

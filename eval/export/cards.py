@@ -16,7 +16,7 @@ from sfm.eval.report.read import ReportedRun
 from sfm.eval.report.words import many, percent
 from sfm.eval.result import Row
 from sfm.stats_store.cards import DatasetCard
-from sfm.text import one_line, utf8_only
+from sfm.text import escape_non_utf8, sanitize_line
 
 LICENCES = frozenset(
     {
@@ -79,7 +79,7 @@ def dataset_card(run: ReportedRun, form: str, folder: Path, given: str | None) -
         licence=licence_name(run, None),
         rows=accuracy_rows(run),
         notes=figure_notes(run),
-        command=Markup(one_line(distill_command(run))),
+        command=Markup(sanitize_line(distill_command(run))),
     )
 
 
@@ -186,12 +186,12 @@ def figure_notes(run: ReportedRun) -> list[str]:
 
 def cell(text: str, most: int = LONGEST_NAME) -> str:
     """Return a text fit for a line or a cell of a table in Markdown, shown as it is: no link, no HTML."""
-    return re.sub(r"[\\|\[\]<`*_~&$]", r"\\\g<0>", one_line(" ".join(text.split()), most))
+    return re.sub(r"[\\|\[\]<`*_~&$]", r"\\\g<0>", sanitize_line(" ".join(text.split()), most))
 
 
 def code(text: str) -> str:
     """Return a text as code in a line or a cell of a table in Markdown, whatever it holds."""
-    shown = one_line(" ".join(text.split()), LONGEST_NAME)
+    shown = sanitize_line(" ".join(text.split()), LONGEST_NAME)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     room = " " if shown.startswith("`") or shown.endswith("`") else ""
     return f"{fence}{room}{shown}{room}{fence}".replace("|", "\\|")
@@ -199,7 +199,7 @@ def code(text: str) -> str:
 
 def finalize(value: Any) -> Any:
     """Return what a card shows of a value: of text one line, unless it is marked as a block."""
-    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return sanitize_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def rendered(name: str, **words: Any) -> str:
@@ -214,4 +214,4 @@ def rendered(name: str, **words: Any) -> str:
         finalize=finalize,
     )
     environment.filters |= {"cell": cell, "code": code}
-    return utf8_only(environment.get_template(name).render(words))
+    return escape_non_utf8(environment.get_template(name).render(words))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Json, ValidationError
 from safetensors.numpy import save_file
 
 from sfm.backbones.card import BackboneCard
+from sfm.constrained_types import Digest, InputPixels, Name
 from sfm.errors import InputError
 from sfm.eval.config import CLASSIFIER_BYTES, RESULT, classifier_folder
 from sfm.eval.export.cards import model_card
@@ -21,10 +22,9 @@ from sfm.eval.report.figures import most_thorough, place_of
 from sfm.eval.report.read import ReportedRun, result_files
 from sfm.eval.report.words import command_line
 from sfm.eval.result import Row, Seed, Times, protocol_header
-from sfm.field_types import Digest, InputPixels, Name
-from sfm.paths import resolved
+from sfm.paths import resolve_links
 from sfm.stats_store.store import Entry, open_store
-from sfm.tensor_files import TensorFileError, open_tensors, require_tensors, tensor_types
+from sfm.tensor_files import TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -127,7 +127,7 @@ def read_saved(
     own = classifier_folder(run.directory / RESULT)
     for path in saved_files(run, config):
         try:
-            with open_tensors(path, "numpy", CLASSIFIER_BYTES) as file:
+            with open_safetensors(path, "numpy", CLASSIFIER_BYTES) as file:
                 header = file.metadata() or {}
                 if (header.get("backbone"), header.get("mode")) != (spec, "inherit"):
                     continue
@@ -148,7 +148,7 @@ def read_saved(
         return tensors, header
     out, then = config.evaluation[0] if config.evaluation else None, ""
     if out is None and not os.access(run.directory, os.W_OK):
-        out = Path(f"{resolved(run.directory).name}-evaluation.json")
+        out = Path(f"{resolve_links(run.directory).name}-evaluation.json")
         then = f", and give --evaluation {shlex.quote(str(out))}"
     asked = {"store": config.store, "backbone": spec, "mode": "inherit", "save": True, "out": out}
     made_by = command_line("evaluate", str(run.directory), asked)
@@ -162,7 +162,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     Parameters
     ----------
     file
-        See :func:`~sfm.tensor_files.open_tensors`.
+        See :func:`~sfm.tensor_files.open_safetensors`.
     path : Path
         Of the file.
     classes, target : int
@@ -173,7 +173,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     TensorFileError
         If it holds other tensors than `sfm evaluate --save` writes, or values that are not finite.
     """
-    _, own = tensor_types(file).get("weight", ("", ()))
+    _, own = read_tensor_specs(file).get("weight", ("", ()))
     shapes = {
         "weight": (classes, *own[1:]),
         "bias": (classes,),
@@ -182,7 +182,7 @@ def read_projected(file: Any, path: Path, classes: int, target: int) -> Tensors:
     }
     if len(own) != 2:
         raise TensorFileError(f"{path} holds a weight of shape {list(own)}")
-    require_tensors(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
+    require_tensor_specs(file, {name: ("F32", shape) for name, shape in shapes.items()}, path)
     tensors: Tensors = {name: file.get_tensor(name) for name in shapes}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TensorFileError(f"{path} holds values that are not finite")

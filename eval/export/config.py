@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.config_fields import BackboneField, Place, Recipe
-from sfm.paths import expand_homes
+from sfm.config_fields import BackboneField, LocationField, RecipeField
+from sfm.paths import expand_home_in_field
 
 Format = Literal["imagefolder", "webdataset", "parquet", "classifier"]
 
@@ -16,26 +16,26 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: Place[Path] = Field(
+    run: LocationField[Path] = Field(
         description="Directory that `sfm distill` wrote.",
         json_schema_extra={"argument": True, "metavar": "DIR"},
     )
-    format: Recipe[Format] = Field(
+    format: RecipeField[Format] = Field(
         description="imagefolder: a folder of images per class. webdataset: a tar of .png, .cls and .json. "
         "parquet: as the Hugging Face Hub keeps images. classifier: the inherited classifier, with the "
         "projector that `sfm evaluate --save` left, as safetensors. All with a card.",
     )
-    out: Place[Path] = Field(description="Folder to write; must be new or empty.")
-    licence: Recipe[str | None] = Field(
+    out: LocationField[Path] = Field(description="Folder to write; must be new or empty.")
+    licence: RecipeField[str | None] = Field(
         default=None,
         min_length=1,
         description="Licence to name on the card, e.g. cc-by-4.0. Default: that of the real data, as their "
         "source or `sfm extract --licence` named it.",
     )
-    store: Place[str | None] = Field(
+    store: LocationField[str | None] = Field(
         default=None, description="Store the images were distilled from (needed for a classifier)."
     )
-    evaluation: Place[list[Path]] = Field(
+    evaluation: LocationField[list[Path]] = Field(
         default=[],
         description="What `sfm evaluate --out` wrote of this run: a .json file, or a folder; repeat for "
         "several. Its figures and classifiers count together with those in the run.",
@@ -45,4 +45,4 @@ class ExportConfig(BaseModel):
         description="Backbone that the classifier is to be used with. Default: the one distilled on.",
     )
 
-    _expand_paths = field_validator("run", "out", "evaluation")(expand_homes)
+    _expand_paths = field_validator("run", "out", "evaluation")(expand_home_in_field)

@@ -9,8 +9,8 @@ from sfm.eval.export.cards import dataset_card, licence_name
 from sfm.eval.export.classifier import write_classifier
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.formats import write_imagefolder, write_parquet, write_webdataset
+from sfm.eval.output_files import write_new_folder
 from sfm.eval.report.read import ReportedRun, read_all
-from sfm.eval.whole import whole_folder
 from sfm.locking import lock_file
 
 WRITERS: dict[str, Callable[[Path, ReportedRun], None]] = {
@@ -62,7 +62,7 @@ def export(config: ExportConfig) -> Exported:
         run, or what is asked for was not made yet; says what makes it.
     """
     (run,) = read_all([config.run], [config.store] if config.store else [], config.evaluation)
-    with lock_file(config.out), whole_folder(config.out) as partial:
+    with lock_file(config.out), write_new_folder(config.out) as partial:
         if config.format == "classifier":
             write_classifier(partial, run, config)
         else:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfm.eval.report.read import Step
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 Kind = Literal["distilled", "few real", "all real", "no images"]
 
@@ -173,7 +173,7 @@ def loss_chart(history: Sequence[Step], bounds: tuple[float, float], description
 def as_markup(figure: Figure, description: str) -> Markup:
     """Return a figure as an element to put into a page."""
     text = StringIO()
-    with mpl.rc_context({"svg.hashsalt": utf8_only(description)}):
+    with mpl.rc_context({"svg.hashsalt": escape_non_utf8(description)}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
     svg = text.getvalue()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfm.config_fields import not_from_file
+from sfm.config_fields import select_refused_values
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.report.read import ReportedRun
 from sfm.eval.report.words import command_line
@@ -45,7 +45,7 @@ def evaluate_again(run: Path, config: Mapping[str, Any]) -> str:
     places = {name: config.get(name) for name in ("store", "backbone", "out")}
     large = {
         name: value
-        for name, value in not_from_file(EvaluateConfig, config).items()
+        for name, value in select_refused_values(EvaluateConfig, config).items()
         if name not in (*places, "run")
     }
     return command_line("evaluate", str(run), {"config": run / "evaluation.json", **places, **large})

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sfm.config_fields import Place
-from sfm.paths import expand_homes
+from sfm.config_fields import LocationField
+from sfm.paths import expand_home_in_field
 
 
 class ReportConfig(BaseModel):
@@ -13,21 +13,23 @@ class ReportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    runs: Place[list[Path]] = Field(
+    runs: LocationField[list[Path]] = Field(
         min_length=1,
         description="Directories that `sfm distill` wrote; several are compared.",
         json_schema_extra={"argument": True, "metavar": "DIR..."},
     )
-    out: Place[Path] = Field(description="HTML file to write; a report that is there already is replaced.")
-    evaluation: Place[list[Path]] = Field(
+    out: LocationField[Path] = Field(
+        description="HTML file to write; a report that is there already is replaced."
+    )
+    evaluation: LocationField[list[Path]] = Field(
         default=[],
         description="What `sfm evaluate --out` wrote of these runs: a .json file, or a folder; repeat for "
         "several. It is shown together with the evaluation.json in the run.",
     )
-    store: Place[list[str]] = Field(
+    store: LocationField[list[str]] = Field(
         default=[],
         description="Store that the images were distilled from, to show its real images beside them and what "
         "its statistics cost; repeat for several. Without it, the report holds no real image.",
     )
 
-    _expand_paths = field_validator("runs", "out", "evaluation")(expand_homes)
+    _expand_paths = field_validator("runs", "out", "evaluation")(expand_home_in_field)

@@ -8,12 +8,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sfm.errors import InputError
+from sfm.eval.output_files import write_output
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.read import read_all
 from sfm.eval.report.view import Report, report_of
-from sfm.eval.whole import write_whole
 from sfm.locking import lock_file
-from sfm.text import utf8_only
+from sfm.text import escape_non_utf8
 
 MARK = b"<!doctype html>\n<!-- sfm report -->"
 """How every report begins; a file that does not is not replaced."""
@@ -42,7 +42,7 @@ def report(config: ReportConfig) -> Path:
     require_replaceable(config.out)
     with lock_file(config.out):
         page = render(report_of(read_all(config.runs, config.store, config.evaluation)))
-        write_whole(config.out, utf8_only(page).encode())
+        write_output(config.out, escape_non_utf8(page).encode())
     return config.out
 
 

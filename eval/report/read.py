@@ -12,21 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from sfm.config_fields import LARGEST_CANVAS, MANY
+from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
+from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
 from sfm.eval.accumulate import accumulate, read_result
 from sfm.eval.config import RESULT
+from sfm.eval.output_files import distinguish_directories
 from sfm.eval.part import Part, part_of
 from sfm.eval.result import Evaluation
 from sfm.eval.synthetic import DistilledRun, parsed, read_run, require_inside
-from sfm.eval.whole import distinct_names
-from sfm.field_types import Count, Digest, Finite, Name, NotNegative, Versions
 from sfm.image_files import read_png
-from sfm.paths import resolved
+from sfm.paths import resolve_links
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Entry, Store, open_store
-from sfm.untrusted import HISTORY_BYTES, read_file
+from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
 MOST_LEVELS, LARGEST_LOSS = 20, 1e30
 """Levels of a pyramid of any size, and what a loss stays below."""
@@ -54,10 +54,10 @@ class Details(BaseModel):
     train_samples: Count | None = None
     seed: Count | None = None
     images: Digest | None = None
-    versions: Versions = {}
+    versions: PackageVersions = {}
     device: Name | None = None
-    loss: Finite | None = None
-    wall_seconds: NotNegative | None = None
+    loss: FiniteFloat | None = None
+    wall_seconds: NonNegativeFloat | None = None
     peak_memory_bytes: Count | None = None
 
 
@@ -163,7 +163,7 @@ def read_all(
         there; if a result is of none of the runs; if a store cannot be opened, knows none of the runs, or
         other classes.
     """
-    paths = [resolved(directory) for directory in directories]
+    paths = [resolve_links(directory) for directory in directories]
     for directory, path in zip(directories, paths, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{directory} is given more than once: name every run directory once")
@@ -193,7 +193,9 @@ def read_all(
             evaluation=together([read_result(directory / RESULT), *elsewhere[i]], run, directory),
             behind=behind.get(i),
         )
-        for i, (directory, name, run) in enumerate(zip(directories, distinct_names(paths), runs, strict=True))
+        for i, (directory, name, run) in enumerate(
+            zip(directories, distinguish_directories(paths), runs, strict=True)
+        )
     ]
 
 
@@ -270,7 +272,7 @@ def read_history(path: Path) -> list[Step]:
         If it is not what `sfm distill` writes.
     """
     try:
-        lines = read_file(path, HISTORY_BYTES).decode().splitlines()
+        lines = read_bounded_file(path, MAX_HISTORY_BYTES).decode().splitlines()
         steps = [step_of(row) for row in csv.DictReader(lines)]
         require_course(steps)
     except FileNotFoundError:
@@ -301,8 +303,8 @@ def require_course(steps: Sequence[Step]) -> None:
         raise ValueError("too many levels")
     first = Step(0, 0.0, 1)
     for before, step in itertools.pairwise([first, *steps]):
-        grown = before.resolution <= step.resolution <= LARGEST_CANVAS
-        if not (before.step < step.step <= MANY and abs(step.loss) < LARGEST_LOSS and grown):
+        grown = before.resolution <= step.resolution <= MAX_CANVAS_PIXELS
+        if not (before.step < step.step <= MAX_ITERATIONS and abs(step.loss) < LARGEST_LOSS and grown):
             raise ValueError(f"step {step.step} does not follow step {before.step}")
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an upright image, or to one clear reason why not."""
+"""Decode the bytes of an image file into an upright Pillow image."""
 
 import functools
 import sys
@@ -7,76 +7,76 @@ from contextlib import suppress
 
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from sfm.backbones.rendering import DECLARED_WHITE, DEEP_COLOUR
-from sfm.image_files import DAMAGE, open_image
+from sfm.backbones.rendering import DECLARED_WHITE_KEY, DEEP_COLOUR_KEY
+from sfm.image_files import PILLOW_ERRORS, open_image
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""Formats of pixels only: others, such as PostScript, run programs on what they are given."""
+"""Formats that hold nothing but pixels: for others, such as PostScript, Pillow runs programs."""
 
-MOST_TEXT = 16 << 20
-"""Bytes of a PNG file's colour profile, or of one of its texts, once unpacked; more may be an attack."""
+MAX_PNG_TEXT_BYTES = 16 << 20
+"""Of a PNG file's colour profile, or of one of its texts, once unpacked; more may be an attack."""
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode a whole image file, upright: orientation tags are applied. The first frame, if it moves.
+    """Return the image of a whole image file, upright: orientation tags are applied.
 
-    Any mode, with its transparency: `sfm.backbones.rendering` makes opaque 8-bit pixels of it. Metadata that
-    cannot be read are passed over: the pixels count.
+    The image may have any mode and transparency; `sfm.backbones.rendering` makes opaque 8-bit pixels of it.
+    Of an animation the first frame is decoded. Metadata that cannot be read are ignored.
 
     Raises
     ------
     ValueError
-        If it is not a complete image of a known format, or there are so many pixels that it must be a mistake
-        or an attack; these are refused before memory is taken for them.
+        If it is not a complete image of a known format, or has so many pixels that it must be a mistake or an
+        attack; such an image is refused before memory is taken for it.
     """
     if not data:
         raise ValueError("it is empty")
     try:
-        most = Image.MAX_IMAGE_PIXELS or sys.maxsize
-        image = open_image(data, formats(), most)
-        layout = layout_of(image)
+        max_pixels = Image.MAX_IMAGE_PIXELS or sys.maxsize
+        image = open_image(data, load_formats(), max_pixels)
+        raw_mode = get_raw_mode(image)
         image.load()
-        note_depth(image, layout)
-        with suppress(*DAMAGE):
+        record_bit_depth(image, raw_mode)
+        with suppress(*PILLOW_ERRORS):
             ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise ValueError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
-    except DAMAGE as error:
+    except PILLOW_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
     return image
 
 
 @functools.cache
-def formats() -> tuple[str, ...]:
-    """Return the formats that this build of Pillow reads, with their readers loaded and set up.
+def load_formats() -> tuple[str, ...]:
+    """Load the readers of this build of Pillow, and return which of ``FORMATS`` it reads.
 
-    Pillow warns of metadata that it cannot read, for every such image and without its name; and it refuses
-    PNG files with a colour profile or a text of more than 1 MiB.
+    Also silences Pillow's warnings about metadata, which do not name the image, and raises its limit of
+    1 MiB for colour profiles and texts of PNG files.
     """
     Image.init()
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MOST_TEXT)
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_PNG_TEXT_BYTES)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def layout_of(image: Image.Image) -> str:
-    """Return how Pillow is about to read the pixels of an image, such as ``RGB;16B``; empty if unknown."""
+def get_raw_mode(image: Image.Image) -> str:
+    """Return Pillow's raw mode of an image that is not loaded yet, such as ``RGB;16B``; "" if unknown."""
     arguments = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else ""
-    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return first if isinstance(first, str) else ""
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return raw_mode if isinstance(raw_mode, str) else ""
 
 
-def note_depth(image: Image.Image, layout: str) -> None:
-    """Note what the modes of Pillow do not tell: 12 bits of 16, and colours that had 16 bits.
+def record_bit_depth(image: Image.Image, raw_mode: str) -> None:
+    """Record in ``image.info`` what Pillow's modes do not tell: 12 bits of 16, and colours of 16 bits.
 
-    Where PNG gives the transparent value at the depth of the file, it is made that of the pixels.
+    A transparent value that PNG gives at the depth of the file is scaled to that of the pixels.
     """
-    if layout == "I;12":
-        image.info[DECLARED_WHITE] = 4095
-    if ";16" in layout and not image.mode.startswith("I"):
-        image.info[DEEP_COLOUR] = True
-    clear = image.info.get("transparency")
-    if image.format == "PNG" and layout in ("L;2", "L;4") and isinstance(clear, int):
-        image.info["transparency"] = clear * 255 // (2 ** int(layout[2:]) - 1)
-    if image.format == "PNG" and layout == "RGB;16B" and isinstance(clear, tuple):
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if raw_mode == "I;12":
+        image.info[DECLARED_WHITE_KEY] = 4095
+    if ";16" in raw_mode and not image.mode.startswith("I"):
+        image.info[DEEP_COLOUR_KEY] = True
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and raw_mode in ("L;2", "L;4") and isinstance(transparent, int):
+        image.info["transparency"] = transparent * 255 // (2 ** int(raw_mode[2:]) - 1)
+    if image.format == "PNG" and raw_mode == "RGB;16B" and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)

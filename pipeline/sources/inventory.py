@@ -1,4 +1,4 @@
-"""What lies in a dataset beside its samples: files by kind, and what was chosen where there was a choice."""
+"""Which files of a dataset are images, how many are not used, and which choices were made."""
 
 import posixpath
 from collections import Counter
@@ -8,52 +8,52 @@ from pathlib import Path
 
 from PIL import Image
 
-IMAGES = frozenset(
+IMAGE_EXTENSIONS = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "avif", "avifs", "gif"),
         *("bmp", "tif", "tiff", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm"),
         *("pnm", "pfm"),
     )
 )
-"""Extensions of the formats that are decoded."""
+"""Of the formats that are decoded."""
 
-OTHER_IMAGES = frozenset(
+UNSUPPORTED_IMAGE_EXTENSIONS = frozenset(
     (
         *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "dcm", "exr", "hdr", "pcx", "dng"),
         *("cr2", "nef", "arw"),
     )
 )
-"""Extensions of images that are not decoded: a file of these stops the run rather than being passed over."""
+"""Of images that are not decoded: such a file stops the run rather than being left out in silence."""
 
-NO_IMAGES = frozenset(
+NON_IMAGE_EXTENSIONS = frozenset(
     (
         *("txt", "json", "jsonl", "csv", "tsv", "xml", "yaml", "yml", "md", "rst", "html", "pdf"),
         *("log", "npy", "npz", "mat", "pt", "pkl", "h5", "db", "ini", "md5", "sha1", "sha256"),
         *("py", "sh", "zip", "tar", "gz"),
     )
 )
-"""Extensions of files that are known to hold no image, and are not opened to see."""
+"""Of files that hold no image, and are not opened to find out."""
 
-INDEXES = frozenset(("parquet", "arrow", "idx", "index", "bin"))
-"""Extensions of data and indexes that lie beside images and shards."""
+INDEX_EXTENSIONS = frozenset(("parquet", "arrow", "idx", "index", "bin"))
+"""Of data and indexes that lie beside images and shards."""
 
 MAGIC_BYTES = 16
-HIDDEN = "hidden"
-NO_FILE = "neither file nor folder"
+HIDDEN_KIND = "hidden"
+SPECIAL_FILE_KIND = "neither file nor folder"
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What listing a dataset tells besides its samples.
+    """What listing a dataset finds besides its samples.
 
     Attributes
     ----------
     unused : mapping of str to int
-        Files that are not read, by kind.
+        Number of files that are not used, by kind.
     notes : tuple of str
-        What was chosen where there was a choice, a line each.
+        Choices that were made for the user, a line each.
     no_held_out : str
-        Where the held-out split has no samples: what was looked for, and how to choose.
+        If nothing is held out: why, and how to choose.
     """
 
     unused: Mapping[str, int] = field(default_factory=dict)
@@ -61,49 +61,52 @@ class Inventory:
     no_held_out: str = ""
 
     def with_unused(self, kind: str, count: int) -> "Inventory":
-        """Return the inventory with more files of a kind that are not read."""
+        """Return a copy with `count` more unused files of a kind."""
         unused = Counter(self.unused) + Counter({kind: count})
         return Inventory(dict(unused), self.notes, self.no_held_out)
 
 
-def extension_of(name: str) -> str:
-    """Return what follows the last dot of a file's name, in small letters; empty if nothing does."""
+def get_extension(name: str) -> str:
+    """Return what follows the last dot of a file name, in lower case; "" if nothing does."""
     return posixpath.splitext(name)[1].lower().removeprefix(".")
 
 
-def may_name_folder(name: str) -> bool:
-    """Say whether what cannot be opened may be a folder, to go by its name: ``cls.v1`` may, ``a.txt`` not."""
-    return extension_of(name) not in IMAGES | OTHER_IMAGES | NO_IMAGES | INDEXES
+def could_be_folder(name: str) -> bool:
+    """Return whether a name may be that of a folder: ``cls.v1`` may, ``a.txt`` may not."""
+    return (
+        get_extension(name)
+        not in IMAGE_EXTENSIONS | UNSUPPORTED_IMAGE_EXTENSIONS | NON_IMAGE_EXTENSIONS | INDEX_EXTENSIONS
+    )
 
 
-def kind_of(name: str) -> str:
-    """Return the kind that a file which is not read is counted under: its extension, with the dot."""
-    extension = extension_of(name)
+def get_unused_kind(name: str) -> str:
+    """Return the kind under which an unused file is counted: its extension with the dot."""
+    extension = get_extension(name)
     return f".{extension}" if extension else "without extension"
 
 
-def describe_kinds(counts: Mapping[str, int]) -> str:
-    """Return counts by kind as people write them, the most frequent first: ``3 .txt, 1 .csv``."""
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return counts by kind as text, the most frequent first: ``3 .txt, 1 .csv``."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {kind}" for kind, count in ordered)
 
 
-def holds_image(path: str) -> bool:
-    """Say whether a file is to be read as an image: by its extension, or else by how it begins.
+def is_image_file(path: str) -> bool:
+    """Return whether a file is to be read as an image: by its extension, or else by its first bytes.
 
     Raises
     ------
     OSError
         If it has to be opened, and cannot be.
     """
-    extension = extension_of(path)
-    if extension in IMAGES or extension in OTHER_IMAGES:
+    extension = get_extension(path)
+    if extension in IMAGE_EXTENSIONS or extension in UNSUPPORTED_IMAGE_EXTENSIONS:
         return True
-    if extension in NO_IMAGES:
+    if extension in NON_IMAGE_EXTENSIONS:
         return False
-    from sfm.pipeline.sources.decode import formats
+    from sfm.pipeline.sources.decode import load_formats
 
     with Path(path).open("rb") as file:
         start = file.read(MAGIC_BYTES)
-    accepts = (Image.OPEN[name][1] for name in formats())
+    accepts = (Image.OPEN[name][1] for name in load_formats())
     return any(accept is not None and bool(accept(start)) for accept in accepts)

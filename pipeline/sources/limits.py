@@ -1,81 +1,80 @@
-"""How large a part of a dataset may be: checked before memory is taken, since anybody may have made it.
+"""Limits on the parts of a dataset that a stranger made, checked before memory is taken for them.
 
-Every limit is well above what datasets hold, see docs/sources.md; whoever meets one has damage or an attack.
+Every limit is far above what datasets hold, see docs/sources.md: what exceeds one is damage or an attack.
 """
 
 import json
 from collections.abc import Sequence
 
+from sfm.constrained_types import MAX_NAME_LENGTH
 from sfm.errors import InputError
-from sfm.field_types import LONGEST_TEXT
-from sfm.text import one_line
-from sfm.untrusted import JSON_BYTES
+from sfm.text import sanitize_line
+from sfm.untrusted_files import MAX_JSON_BYTES
 
-IMAGE_BYTES = 2**29
-"""Of an encoded image: what the pixels of the largest image that is decoded, 89 million of 3 x 16 bits, take
-uncompressed."""
+MAX_IMAGE_BYTES = 2**29
+"""Of an encoded image: what the pixels of the largest decoded image, 89 million of 3 x 16 bits, take."""
 
-LABEL_BYTES = JSON_BYTES
+MAX_LABEL_BYTES = MAX_JSON_BYTES
 """Of a label, a caption or a JSON description in a shard."""
 
-GROUP_BYTES = 2 * IMAGE_BYTES
+MAX_GROUP_BYTES = 2 * MAX_IMAGE_BYTES
 """Of all images and labels in a shard that share a name up to the first dot."""
 
-AHEAD_BYTES = 2**23
-"""Of a file that is read before it is its turn."""
+MAX_PREFETCH_BYTES = 2**23
+"""Of a file that is read ahead of its turn."""
 
-BATCH_BYTES = 2**28
-"""Of the encoded images of a batch, after which it takes no more, and of dotted names that are held back."""
+MAX_BATCH_BYTES = 2**28
+"""Of the encoded images after which a batch is full, and of samples with dotted names that are held back."""
 
-WAITING_BYTES = 2**30
-"""Of the encoded images of all batches that wait."""
+MAX_QUEUED_BYTES = 2**30
+"""Of the encoded images of all batches that wait for a worker."""
 
-HEADER_BYTES = 2**22
-"""Of what a tar archive says about a member, such as a long name, and of what it says about all of them."""
+MAX_HEADER_BYTES = 2**22
+"""Of the tar headers of a member, such as a long name, and of the global headers of an archive."""
 
-PATH_CHARACTERS = 4096
+MAX_PATH_CHARACTERS = 4096
 """Of the name of a member of a shard: the longest path on a disk."""
 
-MEMBERS = 10_000_000
-"""Of a shard, and labels of an idx file."""
+MAX_MEMBERS = 10_000_000
+"""Members of a shard, and labels of an idx file."""
 
-NAME_CHARACTERS = LONGEST_TEXT
+MAX_NAME_CHARACTERS = MAX_NAME_LENGTH
 """Of the id and of the display name of a class."""
 
-CLASS_BYTES = 2**23
-"""Of the ids and names of all classes together, as JSON: they are part of every card of an entry."""
+MAX_CLASSES_BYTES = 2**23
+"""Of the ids and names of all classes together, as JSON: every card of an entry holds them."""
 
 
-def require_short_name(name: str, where: str) -> str:
-    """Return the id or name of a class; refuse one that is longer than any name.
+def require_short_class_name(name: str, where: str) -> str:
+    """Return the id or name of a class; refuse one that is too long.
 
     Raises
     ------
     InputError
-        Says where it is, and shows how it begins.
+        Says where the name is, and shows its beginning.
     """
-    if len(name) > NAME_CHARACTERS:
+    if len(name) > MAX_NAME_CHARACTERS:
         raise InputError(
-            f"{where} has a class name of {len(name):,} characters ({one_line(name, 40)}): at most "
-            f"{NAME_CHARACTERS:,} are read"
+            f"{where} has a class name of {len(name):,} characters ({sanitize_line(name, 40)}): at most "
+            f"{MAX_NAME_CHARACTERS:,} are read"
         )
     return name
 
 
-def require_listable(class_ids: Sequence[str], class_names: Sequence[str] | None, where: str) -> None:
+def require_storable_classes(class_ids: Sequence[str], class_names: Sequence[str] | None, where: str) -> None:
     """Refuse classes whose ids and names, one of them or all together, are too long for an entry's card.
 
     Raises
     ------
     InputError
-        Says which, or how many classes there are.
+        Shows the name, or says how many classes there are.
     """
     size = 0
     for name in (*class_ids, *(class_names or ())):
-        size += len(json.dumps(require_short_name(name, where))) + 2
+        size += len(json.dumps(require_short_class_name(name, where))) + 2
     size *= 1 if class_names else 2
-    if size > CLASS_BYTES:
+    if size > MAX_CLASSES_BYTES:
         raise InputError(
             f"{where} has {len(class_ids):,} classes, whose names take {size:,} bytes: at most "
-            f"{CLASS_BYTES:,} are kept; choose some with ?classes=LIST"
+            f"{MAX_CLASSES_BYTES:,} are kept; choose some with ?classes=LIST"
         )

@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.classes import normalised, number_id
+from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_class_name
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.options import flag, require_known, split_options
-from sfm.pipeline.sources.source import Source, Split, digest_of, file_split, indexed_split
-from sfm.pipeline.sources.walk import dangling_link
-from sfm.text import first_line, one_line
+from sfm.pipeline.sources.file_tree import describe_dangling_link
+from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
+from sfm.pipeline.sources.spec_options import parse_flag, parse_options, require_known_options
+from sfm.text import sanitize_line, summarize_error
 
 _BOOLEAN = ({"train": True}, {"train": False})
 _TRAIN_TEST = ({"split": "train"}, {"split": "test"})
 _TRAINVAL_TEST = ({"split": "trainval"}, {"split": "test"})
 _TRAIN_VAL = ({"split": "train"}, {"split": "val"})
 
-DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+SPLIT_ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "CIFAR10": _BOOLEAN,
     "CIFAR100": _BOOLEAN,
     "Country211": _TRAIN_TEST,
@@ -45,72 +45,76 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "SVHN": _TRAIN_TEST,
     "USPS": _BOOLEAN,
 }
-"""The arguments that choose the training and the held-out split of each."""
+"""Arguments of each dataset that choose its training and its held-out split."""
 
 
-def torchvision_source(text: str) -> Source:
+def open_torchvision_source(location: str) -> Source:
     """Open a dataset that torchvision can read.
 
     Parameters
     ----------
-    text : str
-        ``NAME?root=PATH``: where torchvision keeps it; with ``download=yes`` it is fetched if need be.
+    location : str
+        ``NAME?root=PATH``, where PATH is torchvision's ``root``; ``download=yes`` fetches what is missing.
 
     Raises
     ------
     InputError
         If there is no such dataset, or it is not there.
     """
-    spec = f"torchvision:{text}"
-    name, options = split_options(text)
-    require_known(spec, options, ("root", "download"))
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name.lower(), [known.lower() for known in DATASETS], n=1)
-        meant = next((known for known in DATASETS if close and known.lower() == close[0]), None)
-        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(DATASETS)}"
+    spec = f"torchvision:{location}"
+    name, options = parse_options(location)
+    require_known_options(spec, options, ("root", "download"))
+    if name not in SPLIT_ARGUMENTS:
+        close = difflib.get_close_matches(name.lower(), [known.lower() for known in SPLIT_ARGUMENTS], n=1)
+        suggestion = next((known for known in SPLIT_ARGUMENTS if close and known.lower() == close[0]), None)
+        hint = f"did you mean {suggestion}?" if suggestion else f"there are {', '.join(SPLIT_ARGUMENTS)}"
         raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
-    root, download = expand_home(options["root"]), flag(spec, options, "download")
-    train, test = (loaded(spec, name, root, download, which) for which in DATASETS[name])
-    labels = [labels_of(train), labels_of(test)]
-    ids, names = class_ids_of(train, labels)
-    if any(not len(own) or own.min() < 0 or own.max() >= len(ids) for own in labels):
+    root, download = expand_home(options["root"]), parse_flag(spec, options, "download")
+    train, test = (
+        open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name]
+    )
+    labels = [get_label_numbers(train), get_label_numbers(test)]
+    ids, names = make_class_ids(train, labels)
+    if any(not len(numbers) or numbers.min() < 0 or numbers.max() >= len(ids) for numbers in labels):
         raise InputError(f"cannot open {spec}: labels are not those of {len(ids)} classes; fetch it again")
     return Source(
         name=name.lower(),
         spec=spec,
         class_ids=sorted(ids),
-        class_names=[names[c] for c in sorted(range(len(ids)), key=ids.__getitem__)],
-        train=torchvision_split(train, f"train split of torchvision:{name}", labels[0], ids),
-        test=torchvision_split(test, f"held-out split of torchvision:{name}", labels[1], ids),
+        class_names=[names[number] for number in sorted(range(len(ids)), key=ids.__getitem__)],
+        train=make_torchvision_split(train, f"train split of torchvision:{name}", labels[0], ids),
+        test=make_torchvision_split(test, f"held-out split of torchvision:{name}", labels[1], ids),
         decode=decode_image,
     )
 
 
-def loaded(spec: str, name: str, root: Path, download: bool, which: dict[str, Any]) -> Any:
-    """Let torchvision open a split.
+def open_torchvision_split(
+    spec: str, name: str, root: Path, download: bool, split_arguments: dict[str, Any]
+) -> Any:
+    """Return a split as a dataset of torchvision.
 
     Raises
     ------
     InputError
-        If the dataset is not there or not whole.
+        If the dataset is missing or incomplete.
     """
     import torchvision.datasets
 
     # ImageNet cannot be downloaded, and knows no such argument.
-    asked = {"download": True} if download else {}
+    download_argument = {"download": True} if download else {}
     try:
-        return getattr(torchvision.datasets, name)(root, **which, **asked)
-    except Exception as error:  # What torchvision and scipy raise on files that are damaged depends on them.
+        return getattr(torchvision.datasets, name)(root, **split_arguments, **download_argument)
+    except Exception as error:  # torchvision and scipy raise all kinds of errors on damaged files.
         hint = "" if download else ", or fetch it with &download=yes"
-        line = one_line(first_line(error), 300)
+        line = sanitize_line(summarize_error(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
         ) from error
 
 
-def labels_of(dataset: Any) -> npt.NDArray[np.int64]:
+def get_label_numbers(dataset: Any) -> npt.NDArray[np.int64]:
     """Return the label numbers of a torchvision dataset, shape (n,)."""
     for attribute in ("targets", "labels", "_labels"):
         if hasattr(dataset, attribute):
@@ -118,8 +122,8 @@ def labels_of(dataset: Any) -> npt.NDArray[np.int64]:
     return np.array([label for _, label in dataset._samples], dtype=np.int64)
 
 
-def files_of(dataset: Any) -> list[str] | None:
-    """Return the image files of a torchvision dataset, or None if it holds arrays."""
+def list_image_files(dataset: Any) -> list[str] | None:
+    """Return the image files of a torchvision dataset; None if it holds arrays."""
     if hasattr(dataset, "data"):
         return None
     for attribute in ("_image_files", "_images"):
@@ -129,63 +133,67 @@ def files_of(dataset: Any) -> list[str] | None:
     return [os.fspath(path) for path, _ in pairs]
 
 
-def class_ids_of(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[list[str], list[str]]:
-    """Return class ids and display names by label number.
+def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[list[str], list[str]]:
+    """Return class ids and display names, by label number.
 
-    Ids are WordNet ids where the dataset knows them, else its class names where they differ, else numbers.
+    Ids are WordNet ids if the dataset has them, else its class names if they differ, else numbers.
     """
     count = 1 + max(int(split.max(initial=0)) for split in labels)
     names = [
         name if isinstance(name, str) else name[0]
-        for name in getattr(dataset, "classes", map(number_id, range(count)))
+        for name in getattr(dataset, "classes", map(class_id_from_number, range(count)))
     ]
     if hasattr(dataset, "wnids"):
         return list(dataset.wnids), names
-    if len({normalised(name) for name in names}) == len(names):
+    if len({normalize_class_name(name) for name in names}) == len(names):
         return names, names
-    return [number_id(label) for label in range(len(names))], names
+    return [class_id_from_number(label) for label in range(len(names))], names
 
 
-def torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], ids: list[str]) -> Split:
-    """Describe a split: files as they are, arrays as portable pixmaps."""
-    order = np.argsort(np.argsort(ids)).astype(np.int32)
-    index = order[labels]
-    files = files_of(dataset)
+def make_torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], ids: list[str]) -> Split:
+    """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
+    position_by_number = np.argsort(np.argsort(ids)).astype(np.int32)
+    sorted_labels = position_by_number[labels]
+    files = list_image_files(dataset)
     if files is None:
         return indexed_split(
-            labels=index,
+            labels=sorted_labels,
             class_ids=sorted(ids),
-            read=lambda i: pixmap(np.asarray(dataset.data[i])),
+            read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
             where=lambda i: f"image {i} of the {where}",
-            listing=digest_of(
+            listing=compute_digest(
                 where, str(len(labels)), labels.tobytes(), np.asarray(dataset.data[:64]).tobytes()
             ),
         )
     return file_split(
-        labels=index,
+        labels=sorted_labels,
         class_ids=sorted(ids),
         path=files.__getitem__,
-        listing=digest_of(where, labels.tobytes(), *(seen(path) for path in files)),
+        listing=compute_digest(where, labels.tobytes(), *(describe_file_state(path) for path in files)),
     )
 
 
-def seen(path: str) -> str:
-    """Return what can be seen of a file without reading it.
+def describe_file_state(path: str) -> str:
+    """Return path, size and time of change of a file, as text for a digest.
 
     Raises
     ------
     InputError
-        If it is not there, or is a link that leads nowhere.
+        If it is missing, or a dangling link.
     """
     try:
         status = Path(path).stat()
     except OSError as error:
-        line = dangling_link(path) if Path(path).is_symlink() else f"cannot read {path}: {error.strerror}"
+        line = (
+            describe_dangling_link(path)
+            if Path(path).is_symlink()
+            else f"cannot read {path}: {error.strerror}"
+        )
         raise InputError(line) from error
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
+def encode_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
     """Encode pixels as a binary PGM or PPM file: lossless, and the same bytes everywhere.
 
     Parameters

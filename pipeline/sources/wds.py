@@ -7,65 +7,75 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.classes import ClassList, label_id, meaning_of, read_class_list, written_number
+from sfm.pipeline.sources.class_labels import (
+    ClassList,
+    class_id_from_label,
+    encode_label_list,
+    format_numeric_label,
+    read_class_list,
+)
+from sfm.pipeline.sources.class_subsets import take_positions
+from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_listing
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.inventory import IMAGES
-from sfm.pipeline.sources.limits import LABEL_BYTES
-from sfm.pipeline.sources.options import require_known, split_options
-from sfm.pipeline.sources.places import DataFile, dataset_name, listing_of
-from sfm.pipeline.sources.source import NO_SAMPLES, Sample, Shard, Source, Split, at, digest_of, too_large
-from sfm.pipeline.sources.splits import split_files
-from sfm.pipeline.sources.tar_members import Content, NoLabelError, sample_parts
-from sfm.untrusted import parse_json
+from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS
+from sfm.pipeline.sources.limits import MAX_LABEL_BYTES
+from sfm.pipeline.sources.sample import Sample, describe_oversized_image
+from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
+from sfm.pipeline.sources.spec_options import parse_options, require_known_options
+from sfm.pipeline.sources.split_files import find_split_files
+from sfm.pipeline.sources.tar_members import Content
+from sfm.pipeline.sources.tar_samples import NoLabelError, iter_sample_contents
+from sfm.untrusted_files import parse_json
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
-UNREAD_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
-JSON_KEYS = ("label", "cls")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
+JSON_LABEL_KEYS = ("label", "cls")
 
 
-def wds_source(text: str) -> Source:
-    """Open tar shards.
+def open_wds_source(location: str) -> Source:
+    """Open a dataset of tar shards.
 
     Parameters
     ----------
-    text : str
-        ``PATTERN?test=PATTERN``, or a folder or prefix of shards that tell their split in their names, of
-        which ``train=NAME`` and ``test=NAME`` choose others than the usual. With ``names=FILE`` the class
-        list in FILE says what the label numbers mean.
+    location : str
+        ``PATTERN?test=PATTERN``, or a folder or prefix of shards whose names tell their split; of a folder,
+        ``train=NAME`` and ``test=NAME`` choose the splits. With ``names=FILE`` the class list in FILE says
+        what the label numbers mean.
 
     Raises
     ------
     InputError
         If shards are missing, or the splits cannot be told apart.
     """
-    spec = f"wds:{text}"
-    place, options = split_options(text)
-    require_known(spec, options, ("train", "test", "names"))
-    names = read_class_list(options["names"]) if "names" in options else None
-    found = split_files(place, (*SUFFIXES, *UNREAD_SUFFIXES), options.get("train"), options.get("test"))
-    found = found.labelled(has_labels)
-    require_distinct([*found.train, *found.test])
-    ids = sorted(names.ids) if names else None
+    spec = f"wds:{location}"
+    place, options = parse_options(location)
+    require_known_options(spec, options, ("train", "test", "names"))
+    label_list = read_class_list(options["names"]) if "names" in options else None
+    suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
+    files = find_split_files(place, suffixes, options.get("train"), options.get("test"))
+    files = files.replace_unlabelled_test(shard_has_labels)
+    require_distinct_shards([*files.train, *files.test])
+    ids = sorted(label_list.ids) if label_list else None
     return Source(
-        name=dataset_name(place, (*SUFFIXES, *UNREAD_SUFFIXES)),
+        name=derive_dataset_name(place, suffixes),
         spec=spec,
         class_ids=ids,
-        class_names=[names.names.get(class_id, class_id) for class_id in ids] if names and ids else None,
-        train=wds_split(found.train, names),
-        test=wds_split(found.test, names) if found.test else NO_SAMPLES,
+        class_names=[label_list.names.get(i, i) for i in ids] if label_list and ids else None,
+        train=make_wds_split(files.train, label_list),
+        test=make_wds_split(files.test, label_list) if files.test else NO_SAMPLES,
         decode=decode_image,
-        inventory=found.inventory,
+        inventory=files.inventory,
     )
 
 
-def has_labels(file: DataFile) -> bool:
-    """Say whether the first sample of a shard has a label; -1 is none.
+def shard_has_labels(file: DataFile) -> bool:
+    """Return whether the first sample of a shard has a label; -1 is none.
 
-    A shard that cannot be read is not without labels: it is named when it is read.
+    True for a shard that cannot be read: the error is raised when it is read.
     """
     try:
-        key, parts = next(sample_parts(file, Counter()), ("", {}))
-        _, label = stored_label(parts, f"{key} in {file.url}")
+        key, contents = next(iter_sample_contents(file, Counter()), ("", {}))
+        _, label = find_stored_label(contents, f"{key} in {file.url}")
     except NoLabelError:
         return False
     except InputError:
@@ -73,46 +83,49 @@ def has_labels(file: DataFile) -> bool:
     return str(label).strip() != "-1"
 
 
-def require_distinct(files: Sequence[DataFile]) -> None:
-    """Refuse shards that cannot be unpacked here, and those that are there packed and unpacked.
+def require_distinct_shards(files: Sequence[DataFile]) -> None:
+    """Refuse shards that gzip cannot unpack, and shards that are there packed and unpacked.
 
     Raises
     ------
     InputError
         Names them.
     """
-    by_stem: dict[str, DataFile] = {}
+    file_by_stem: dict[str, DataFile] = {}
     for file in files:
-        if file.url.endswith(UNREAD_SUFFIXES):
+        if file.url.endswith(UNSUPPORTED_SUFFIXES):
             raise InputError(f"{file.url} is compressed with something else than gzip: unpack it")
         stem = file.url.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-        other = by_stem.setdefault(stem, file)
+        other = file_by_stem.setdefault(stem, file)
         if other is not file:
             raise InputError(f"{other.url} and {file.url} are one shard, most likely: remove one of the two")
 
 
-def wds_split(files: Sequence[DataFile], names: ClassList | None) -> Split:
-    """Describe a split; one shard per file."""
+def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> Split:
+    """Return the split of some tar files, one shard each."""
 
-    def shard(file: DataFile) -> Shard:
+    def make_shard(file: DataFile) -> Shard:
         unused: Counter[str] = Counter()
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample]:
-            found = samples(file, names, unused)
-            return found if positions is None else at(found, positions)
+            samples = iter_shard_samples(file, label_list, unused)
+            return samples if positions is None else take_positions(samples, positions)
 
         return Shard(file.url, None, read, unused)
 
-    return Split(tuple(map(shard, files)), digest_of(listing_of(files), meaning_of(names)))
+    listing = compute_digest(digest_listing(files), encode_label_list(label_list))
+    return Split(tuple(map(make_shard, files)), listing)
 
 
-def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> Iterator[Sample]:
-    """Stream the samples of a shard.
+def iter_shard_samples(
+    file: DataFile, label_list: ClassList | None, unused: Counter[str]
+) -> Iterator[Sample]:
+    """Yield the samples of a tar file as it is streamed.
 
     Parameters
     ----------
     unused : Counter
-        Gets anew the members that are part of no sample, by kind.
+        Is cleared, and counts the members that are part of no sample, by kind.
 
     Raises
     ------
@@ -120,36 +133,38 @@ def samples(file: DataFile, names: ClassList | None, unused: Counter[str]) -> It
         If the shard is damaged, or a sample lacks an image or a label, or has two; names it.
     """
     unused.clear()
-    for key, parts in sample_parts(file, unused):
+    for key, contents in iter_sample_contents(file, unused):
         where = f"{key} in {file.url}"
-        image = next(extension for extension in parts if extension in IMAGES)
-        read_from, label = stored_label(parts, where)
-        unused.update(f".{extension}" for extension in parts if extension not in (image, read_from))
-        data = parts[image]
-        data, fault = (data, "") if isinstance(data, bytes) else (b"", too_large(data))
-        yield Sample(data, label_id(label, names, where), where, written_number(label), fault)
+        image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
+        label_extension, label = find_stored_label(contents, where)
+        used = (image_extension, label_extension)
+        unused.update(f".{extension}" for extension in contents if extension not in used)
+        image = contents[image_extension]
+        data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image(image))
+        class_id = class_id_from_label(label, label_list, where)
+        yield Sample(data, class_id, where, format_numeric_label(label), fault)
 
 
-def stored_label(parts: Mapping[str, Content], where: str) -> tuple[str, object]:
-    """Return the label of a sample, as it is written, and the extension of the member that holds it.
+def find_stored_label(contents: Mapping[str, Content], where: str) -> tuple[str, object]:
+    """Return the extension of the member that holds a sample's label, and the label as it is stored.
 
     Raises
     ------
     InputError
-        If there is none (:class:`NoLabelError`), or it cannot be read.
+        If there is no label (:class:`NoLabelError`), or it cannot be read.
     """
-    texts = {end: part for end, part in parts.items() if isinstance(part, bytes)}
+    texts = {extension: content for extension, content in contents.items() if isinstance(content, bytes)}
     try:
         if "cls" in texts:
             return "cls", texts["cls"].decode()
         if "json" in texts:
-            described = parse_json(texts["json"], LABEL_BYTES)
-            if isinstance(described, dict):
-                found = next((described[name] for name in JSON_KEYS if name in described), None)
-                if found is not None:
-                    return "json", found
+            description = parse_json(texts["json"], MAX_LABEL_BYTES)
+            if isinstance(description, dict):
+                label = next((description[key] for key in JSON_LABEL_KEYS if key in description), None)
+                if label is not None:
+                    return "json", label
         if "txt" in texts:
             return "txt", texts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{where} has a label that cannot be read: {error}") from error
-    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_KEYS[0]!r} in a .json")
+    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.identity import reaching, weights_digest
+from sfm.backbones.identity import digest_weights, select_feature_tensors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -117,9 +117,9 @@ def test_the_digest_is_of_the_stored_tensors_that_reach_the_feature(case: Case) 
         else moco_tensors(case.file)
     )
     unused = [] if case.alias == "clip-vitb16" else ["head"]
-    assert case.backbone.card.weights == weights_digest(reaching(stored, unused))
+    assert case.backbone.card.weights == digest_weights(select_feature_tensors(stored, unused))
     if case.alias == "clip-vitb16":
-        assert weights_digest(reaching(stored, ["head"])) != case.backbone.card.weights
+        assert digest_weights(select_feature_tensors(stored, ["head"])) != case.backbone.card.weights
 
 
 def moco_tensors(path: Path) -> dict[str, Tensor]:

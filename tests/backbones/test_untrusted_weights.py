@@ -18,7 +18,7 @@ from peak_memory import peak_memory
 from safetensors.torch import save_file
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.checkpoint import read_checkpoint
+from sfm.backbones.weight_files import read_weight_file
 from sfm.errors import InputError
 
 MODEL = "test_efficientnet"
@@ -113,7 +113,7 @@ def test_a_pickle_that_was_made_to_harm_is_one_line(
         warnings.catch_warnings(action="error"),
         pytest.raises(InputError) as raised,
     ):
-        read_checkpoint(path)
+        read_weight_file(path)
     assert growth[0] < 64 * MIB
     assert re.fullmatch(r".*weights\.pth.*", str(raised.value))
     assert len(str(raised.value)) < 1000
@@ -134,7 +134,7 @@ def test_safetensors_that_were_made_to_harm_are_one_line(content: bytes, tmp_pat
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
     with peak_memory() as growth, pytest.raises(InputError, match=r"cannot read weights from .*weights"):
-        read_checkpoint(path)
+        read_weight_file(path)
     assert growth[0] < 64 * MIB
 
 
@@ -142,7 +142,7 @@ def test_a_file_of_neither_format_is_not_searched_to_its_end(tmp_path: Path) -> 
     with (tmp_path / "w.pth").open("wb") as sparse:
         sparse.truncate(2**42)
     with pytest.raises(InputError, match="not a checkpoint of plain tensors"):
-        read_checkpoint(tmp_path / "w.pth")
+        read_weight_file(tmp_path / "w.pth")
 
 
 def test_names_of_tensors_are_told_in_part(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_any_damage_is_one_line(suffix: str, tmp_path: Path) -> None:
 def fault_of(path: Path) -> str:
     """Return what is said about a file, or nothing if it can be read."""
     try:
-        read_checkpoint(path)
+        read_weight_file(path)
     except InputError as error:
         return str(error)
     return ""

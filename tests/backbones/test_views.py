@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from sfm.backbones.crops import Crops, centre_crop, draw_crops, stream
-from sfm.backbones.views import interpolation_matrix, look
+from sfm.backbones.crops import Crops, draw_crops, make_centre_crops
+from sfm.backbones.views import apply_crops, make_interpolation_matrix
+from sfm.random_streams import make_rng
 
 COUNTERS = st.lists(st.integers(0, 2**64 - 1), max_size=3)
 
@@ -26,8 +27,8 @@ def some_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
 def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
     seed: int, size: int, out: int, mirror: bool
 ) -> None:
-    crops = draw_crops(stream(seed), 5, size)
-    matrices = interpolation_matrix(crops.left, crops.width, size, out, np.full(5, mirror))
+    crops = draw_crops(make_rng(seed), 5, size)
+    matrices = make_interpolation_matrix(crops.left, crops.width, size, out, np.full(5, mirror))
     assert matrices.shape == (5, out, size)
     assert (matrices >= 0).all()
     torch.testing.assert_close(matrices.sum(-1), torch.ones(5, out))
@@ -37,15 +38,17 @@ def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
 def test_a_centre_crop_at_its_own_size_is_a_slice(side: int, inset: int) -> None:
     size = side + 2 * inset
     images = some_images(2, size)
-    cut = look(images, centre_crop(2, size, side), side)
+    cut = apply_crops(images, make_centre_crops(2, size, side), side)
     torch.testing.assert_close(cut, images[..., inset : inset + side, inset : inset + side])
 
 
 @given(seed=st.integers(0, 2**32), size=st.integers(2, 40), out=st.integers(1, 40))
 def test_a_flipped_view_is_the_mirror_image_of_the_view(seed: int, size: int, out: int) -> None:
-    images, crops = some_images(3, size), draw_crops(stream(seed), 3, size)
+    images, crops = some_images(3, size), draw_crops(make_rng(seed), 3, size)
     seen = {
-        flip: look(images, Crops(crops.top, crops.left, crops.height, crops.width, np.full(3, flip)), out)
+        flip: apply_crops(
+            images, Crops(crops.top, crops.left, crops.height, crops.width, np.full(3, flip)), out
+        )
         for flip in (False, True)
     }
     torch.testing.assert_close(seen[True], seen[False].flip(-1))
@@ -55,20 +58,20 @@ def test_a_flipped_view_is_the_mirror_image_of_the_view(seed: int, size: int, ou
 def test_enlarging_a_whole_image_agrees_with_torch(size: int, factor: int) -> None:
     images, out = some_images(2, size), size + factor
     expected = interpolate(images, size=(out, out), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(look(images, whole(2, size), out), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(apply_crops(images, whole(2, size), out), expected, atol=1e-5, rtol=0)
 
 
 def test_each_image_is_seen_through_its_own_crop() -> None:
-    images, crops = some_images(4, 32), draw_crops(stream(3), 4, 32)
-    together = look(images, crops, 16)
+    images, crops = some_images(4, 32), draw_crops(make_rng(3), 4, 32)
+    together = apply_crops(images, crops, 16)
     for i in range(4):
         one = Crops(*(value[i : i + 1] for value in vars(crops).values()))
-        torch.testing.assert_close(together[i : i + 1], look(images[i : i + 1], one, 16))
+        torch.testing.assert_close(together[i : i + 1], apply_crops(images[i : i + 1], one, 16))
 
 
 def test_gradient_reaches_every_pixel_that_is_looked_at() -> None:
     images = some_images(2, 20).requires_grad_()
-    look(images, centre_crop(2, 20, 10), 10).sum().backward()
+    apply_crops(images, make_centre_crops(2, 20, 10), 10).sum().backward()
     expected = torch.zeros(2, 3, 20, 20)
     expected[..., 5:15, 5:15] = 1
     torch.testing.assert_close(images.grad, expected)
@@ -76,7 +79,7 @@ def test_gradient_reaches_every_pixel_that_is_looked_at() -> None:
 
 @given(seed=st.integers(0, 2**32), size=st.integers(8, 300))
 def test_crops_stay_inside_the_image_and_within_area_and_ratio(seed: int, size: int) -> None:
-    crops = draw_crops(stream(seed), 50, size)
+    crops = draw_crops(make_rng(seed), 50, size)
     assert (crops.top >= 0).all()
     assert (crops.left >= 0).all()
     assert (crops.top + crops.height <= size * (1 + 1e-12)).all()
@@ -88,16 +91,16 @@ def test_crops_stay_inside_the_image_and_within_area_and_ratio(seed: int, size: 
 
 
 def test_about_half_of_the_views_are_flipped() -> None:
-    flipped = draw_crops(stream(0), 10_000, 64).flip.mean()
+    flipped = draw_crops(make_rng(0), 10_000, 64).flip.mean()
     assert flipped == pytest.approx(0.5, abs=0.03)
 
 
 @given(seed=st.integers(0, 2**64 - 1), counter=COUNTERS)
 def test_a_stream_gives_the_same_numbers_whatever_was_drawn_before(seed: int, counter: list[int]) -> None:
-    first = stream(seed, *counter).random(5)
-    stream(seed, *counter).random(1000)
-    stream(seed + 1, 7).random(3)
-    np.testing.assert_array_equal(stream(seed, *counter).random(5), first)
+    first = make_rng(seed, *counter).random(5)
+    make_rng(seed, *counter).random(1000)
+    make_rng(seed + 1, 7).random(3)
+    np.testing.assert_array_equal(make_rng(seed, *counter).random(5), first)
 
 
 @given(
@@ -107,16 +110,16 @@ def test_a_stream_gives_the_same_numbers_whatever_was_drawn_before(seed: int, co
 def test_another_seed_or_another_counter_gives_other_numbers(
     seeds: list[int], counters: list[tuple[int, int, int]]
 ) -> None:
-    first = stream(seeds[0], *counters[0]).random(5)
-    assert (stream(seeds[1], *counters[0]).random(5) != first).any()
-    assert (stream(seeds[0], *counters[1]).random(5) != first).any()
+    first = make_rng(seeds[0], *counters[0]).random(5)
+    assert (make_rng(seeds[1], *counters[0]).random(5) != first).any()
+    assert (make_rng(seeds[0], *counters[1]).random(5) != first).any()
 
 
 def test_streams_of_neighbouring_counters_do_not_overlap() -> None:
-    drawn = np.concatenate([stream(0, step).random(4000) for step in range(5)])
+    drawn = np.concatenate([make_rng(0, step).random(4000) for step in range(5)])
     assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_a_fourth_counter_is_refused() -> None:
     with pytest.raises(ValueError, match="at most three"):
-        stream(0, 1, 2, 3, 4)
+        make_rng(0, 1, 2, 3, 4)

@@ -35,7 +35,7 @@ def lite0() -> Backbone:
 
 @pytest.fixture(scope="module")
 def unfrozen(lite0: Backbone) -> Backbone:
-    return published.published_backbone("lite0", lite0)
+    return published.make_trainable_backbone("lite0", lite0)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def plan(lite0: Backbone) -> Plan:
     return plan_of(config, CLASSES, lite0, {}, ALONE)
 
 
-def whole_pyramid(plan: Plan, step: int) -> list[Tensor]:
+def full_pyramid(plan: Plan, step: int) -> list[Tensor]:
     levels: list[Tensor] = []
     for _ in resolutions(plan.canvas):
         levels = engine.grown(levels, plan, torch.device("cpu"))
@@ -81,13 +81,13 @@ def differentiated(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
 
 def test_the_gradient_of_a_head_with_even_odds_by_hand() -> None:
     features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-    found = lgm.head_gradient(features, labels, torch.zeros(2, 2))
+    found = lgm.compute_head_gradient(features, labels, torch.zeros(2, 2))
     assert found.tolist() == [-0.25, 0.25, 0.25, -0.25, 0, 0]
 
 
 def test_the_gradient_of_a_head_with_odds_of_three_to_one_by_hand() -> None:
     weight = torch.tensor([[math.log(3)], [0.0]])
-    found = lgm.head_gradient(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), weight)
+    found = lgm.compute_head_gradient(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), weight)
     # Odds 3:1 and 9:1 for the first class, which is the label of the first sample only.
     weights, biases = (-1 / 4 + 2 * 9 / 10) / 2, (-1 / 4 + 9 / 10) / 2
     assert found.tolist() == pytest.approx([weights, -weights, biases, -biases])
@@ -95,7 +95,7 @@ def test_the_gradient_of_a_head_with_odds_of_three_to_one_by_hand() -> None:
 
 def test_the_loss_of_lgm_by_hand() -> None:
     labels, weight = torch.tensor([0, 1]), torch.zeros(2, 2)
-    real = lgm.head_gradient(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), labels, weight)
+    real = lgm.compute_head_gradient(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), labels, weight)
     assert lgm.lgm_loss(torch.eye(2), labels, real, weight).item() == pytest.approx(1 - 2 / math.sqrt(5))
     assert lgm.lgm_loss(-torch.eye(2), labels, real, weight).item() == pytest.approx(1 + 2 / math.sqrt(5))
 
@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_cross_entropy(classes: int, width: int, count: 
     features, weight = seeded(count, width), scale * seeded(classes, width)
     labels = torch.arange(count) % classes
     torch.testing.assert_close(
-        lgm.head_gradient(features, labels, weight), differentiated(features, labels, weight)
+        lgm.compute_head_gradient(features, labels, weight), differentiated(features, labels, weight)
     )
 
 
@@ -127,14 +127,14 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(lite0: B
     count = plan.images * plan.views
     pixels = np.random.default_rng(0).integers(0, 256, (30, plan.canvas, plan.canvas, 3), dtype=np.uint8)
     real = lgm.RealImages(pixels, np.arange(30) % CLASSES)
-    levels = whole_pyramid(plan, step)
+    levels = full_pyramid(plan, step)
     before = [level.detach().clone().requires_grad_() for level in levels]
     state = State(step, levels, no_moments(levels))
-    loss = lgm.advance(state, plan, lite0, real)
+    loss = lgm.run_lgm_step(state, plan, lite0, real)
 
-    rows = lgm.batch_rows(plan.seed, step, 30, count)
+    rows = lgm.select_batch_rows(plan.seed, step, 30, count)
     views = draw_views(plan.seed, step, 2 * count, plan.canvas)
-    weight = lgm.fresh_head(plan, lite0.card.features, step, torch.device("cpu"))
+    weight = lgm.draw_head(plan, lite0.card.features, step, torch.device("cpu"))
     batch = torch.from_numpy(pixels[rows] / np.float32(255)).permute(0, 3, 1, 2).contiguous()
     seen = lite0.features(augment(batch, views.part(slice(count, 2 * count)), SIZE))
     target = differentiated(seen, torch.from_numpy(real.labels[rows]), weight).detach()
@@ -147,7 +147,7 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(lite0: B
 
 
 def test_every_step_of_lgm_has_a_head_of_its_own(plan: Plan) -> None:
-    heads = [lgm.fresh_head(plan, 500, step, torch.device("cpu")) for step in (0, 1, 1)]
+    heads = [lgm.draw_head(plan, 500, step, torch.device("cpu")) for step in (0, 1, 1)]
     assert not torch.equal(heads[0], heads[1])
     assert torch.equal(heads[1], heads[2])
     assert heads[0].std().item() == pytest.approx(0.01, rel=0.1)
@@ -157,7 +157,7 @@ def test_every_step_of_lgm_has_a_head_of_its_own(plan: Plan) -> None:
 def test_an_epoch_shows_no_real_image_twice(count: int, batch: int) -> None:
     steps = count // batch
     first, second = (
-        np.concatenate([lgm.batch_rows(3, step, count, batch) for step in range(at, at + steps)])
+        np.concatenate([lgm.select_batch_rows(3, step, count, batch) for step in range(at, at + steps)])
         for at in (0, steps)
     )
     for epoch in (first, second):
@@ -168,7 +168,7 @@ def test_an_epoch_shows_no_real_image_twice(count: int, batch: int) -> None:
 
 def test_real_images_are_decoded_at_the_size_of_the_canvas_with_their_labels(lite0: Backbone) -> None:
     source, rows = open_source("builtin:fashion-mnist-6k"), np.array([3, 50, 4000])
-    real = lgm.decoded(source, rows, lite0, 37)
+    real = lgm.decode_real_images(source, rows, lite0, 37)
     assert real.pixels.shape == (3, 37, 37, 3)
     assert source.train.labels is not None
     assert real.labels.tolist() == source.train.labels[rows].tolist()
@@ -194,15 +194,18 @@ def test_with_two_images_per_class_the_published_others_are_all_other_images() -
 
 
 def test_what_is_published_decodes_and_looks_as_we_do(plan: Plan) -> None:
-    levels = [level.detach() for level in whole_pyramid(plan, 20)]
+    levels = [level.detach() for level in full_pyramid(plan, 20)]
     images = decode(levels, plan.canvas)
-    torch.testing.assert_close(published.published_decode(levels, plan.canvas), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(published.decode_at_full_size(levels, plan.canvas), images, atol=1e-5, rtol=0)
     views = draw_views(plan.seed, 5, 2 * CLASSES, plan.canvas)
     quiet = replace(views, noisy=np.zeros(2 * CLASSES, dtype=bool))
     torch.testing.assert_close(
-        published.published_augment(images, quiet, SIZE), augment(images, quiet, SIZE), atol=1e-4, rtol=0
+        published.augment_with_grid_sample(images, quiet, SIZE),
+        augment(images, quiet, SIZE),
+        atol=1e-4,
+        rtol=0,
     )
-    changed = published.published_augment(images, views, SIZE) - published.published_augment(
+    changed = published.augment_with_grid_sample(images, views, SIZE) - published.augment_with_grid_sample(
         images, quiet, SIZE
     )
     assert np.array_equal(changed.flatten(1).abs().amax(1).numpy() > 0, views.noisy)
@@ -217,7 +220,7 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
     step = next(
         step for step in range(20, 200) if not draw_views(plan.seed, step, CLASSES, plan.canvas).noisy.any()
     )
-    ours, theirs = whole_pyramid(plan, step), whole_pyramid(plan, step)
+    ours, theirs = full_pyramid(plan, step), full_pyramid(plan, step)
     own = State(step, ours, no_moments(ours))
     expected = engine.advance(
         own,
@@ -225,8 +228,8 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
         lite0,
         lambda features: sfm_loss(features, flow(means, means)),
     )
-    state = published.State(step, theirs, published.adam(theirs, plan))
-    assert published.advance(state, plan, unfrozen, means) == pytest.approx(expected, rel=1e-4)
+    state = published.PublishedState(step, theirs, published.make_adam(theirs, plan))
+    assert published.run_published_step(state, plan, unfrozen, means) == pytest.approx(expected, rel=1e-4)
     assert cosine(own.moments.first, [level.grad for level in theirs if level.grad is not None]) > 0.9999
 
 
@@ -234,14 +237,14 @@ def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(
     lite0: Backbone, unfrozen: Backbone, plan: Plan
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
-    levels = whole_pyramid(plan, 20)
-    state = published.State(20, levels, published.adam(levels, plan))
+    levels = full_pyramid(plan, 20)
+    state = published.PublishedState(20, levels, published.make_adam(levels, plan))
     first = next(iter(unfrozen.model.parameters()))
     weights = first.detach().clone()
     unfrozen.model.zero_grad()
-    published.advance(state, plan, unfrozen, means)
+    published.run_published_step(state, plan, unfrozen, means)
     assert first.grad is not None
     once = first.grad.clone()
-    published.advance(state, plan, unfrozen, means)
+    published.run_published_step(state, plan, unfrozen, means)
     assert not torch.equal(first.grad, once)
     assert torch.equal(first.detach(), weights)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.crops import draw_crops, stream
-from sfm.backbones.views import look
+from sfm.backbones.crops import draw_crops
+from sfm.backbones.views import apply_crops
 from sfm.distill.config import DistillConfig
+from sfm.random_streams import make_rng
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
 from sfm.stats_store.digests import compute_sha256
 from sfm.stats_store.publication import Draft, publish_draft
@@ -25,12 +26,12 @@ def lite0() -> Backbone:
 
 def pictures(kind: int) -> torch.Tensor:
     """Eight crops of a picture that is unlike the other kinds': colour, stripes, direction."""
-    rng = stream(7, kind)
+    rng = make_rng(7, kind)
     y, x = np.mgrid[0:64, 0:64] / 64
     waves = np.sin((2 + 3 * kind) * np.pi * (x * np.cos(kind) + y * np.sin(kind)))
     colour = rng.uniform(size=(3, 1, 1))
     whole = torch.from_numpy((colour * (0.6 + 0.4 * waves)).astype(np.float32))
-    return look(whole.expand(8, -1, -1, -1), draw_crops(rng, 8, 64), SIZE).clamp(0, 1)
+    return apply_crops(whole.expand(8, -1, -1, -1), draw_crops(rng, 8, 64), SIZE).clamp(0, 1)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm.backbones.build import Backbone
-from sfm.backbones.views import look
+from sfm.backbones.views import apply_crops
 from sfm.distill.augment import draw_views
 from sfm.distill.engine import Plan, advance, begin, even_growth
 from sfm.distill.flow import flow, sfm_loss
@@ -51,7 +51,7 @@ def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbo
     views = draw_views(PLAN.seed, 0, 12, PLAN.canvas)
     quiet = [index for index in range(12) if not views.noisy[index]]
     assert len(quiet) > 2
-    each = look(images.repeat_interleave(2, 0), views.crops, 32)
+    each = apply_crops(images.repeat_interleave(2, 0), views.crops, 32)
     for index in quiet:
         image, view = divmod(index, PLAN.views)
         place = (*divmod(image, PLAN.ipc), view)

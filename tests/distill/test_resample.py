@@ -35,7 +35,7 @@ def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, 
     pixels, weights = taps(start, length, size, out, mirror)
     dense = np.zeros((4, out, size))
     np.add.at(dense, (np.arange(4)[:, None, None], np.arange(out)[:, None], pixels), weights)
-    matrix = views.interpolation_matrix(start, length, size, out, mirror).numpy()
+    matrix = views.make_interpolation_matrix(start, length, size, out, mirror).numpy()
     np.testing.assert_allclose(dense, matrix, atol=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_looking_equals_the_matrix_products_of_the_backbones_views(
 ) -> None:
     crops = draw_crops(np.random.default_rng(seed), count * each, size)
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    ours, theirs = look(images, crops, 12), views.look(images.repeat_interleave(each, 0), crops, 12)
+    ours, theirs = look(images, crops, 12), views.apply_crops(images.repeat_interleave(each, 0), crops, 12)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     towards = torch.rand(ours.shape, generator=torch.Generator().manual_seed(seed + 1))
     (one,) = torch.autograd.grad((ours * towards).sum(), images)

@@ -173,7 +173,7 @@ def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
 ) -> None:
     with pytest.raises(PulledPlugError):
         distill(config, pull_the_plug_after(2))
-    monkeypatch.setattr("sfm.distill.run.free_bytes", lambda device: 1)
+    monkeypatch.setattr("sfm.distill.run.read_free_bytes", lambda device: 1)
     record = distill(config.model_copy(update={"resume": True})).record
     assert (record["micro_batch"], record["graphs"]) == (4, 4)
 

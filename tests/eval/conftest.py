@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.stats_store.selection import filter_summaries
+from sfm.stats_store.entry_selection import filter_summaries
 from sfm.stats_store.store import Entry, open_store
 
 WriteRun = Callable[..., Path]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 LITE0, LITE1 = "tf_efficientnet_lite0", "tf_efficientnet_lite1"
 
 
@@ -82,14 +83,17 @@ def real_pixels(lite0_entry: Entry) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -> Path:
+def finished_run(make_once: MakeOnce, fashion_store: str) -> Path:
     """A short real run: two images per class on lite0, evaluated on lite0 and lite1. Copy it to change it."""
+    return make_once("finished", lambda folder: write_finished_run(folder / "run", fashion_store)) / "run"
+
+
+def write_finished_run(out: Path, fashion_store: str) -> None:
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
     from sfm.eval.run import evaluate
 
-    out = tmp_path_factory.mktemp("finished") / "run"
     asked = DistillConfig(
         store=fashion_store,
         backbone="lite0",
@@ -113,16 +117,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -
             device="cpu",
         )
     )
-    return out
 
 
 @pytest.fixture(scope="session")
-def partial_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) -> Path:
+def partial_run(make_once: MakeOnce, fashion_store: str) -> Path:
     """A short real run of three of the ten classes: 1, 4 and 9. Not evaluated."""
+    return make_once("partial", lambda folder: write_partial_run(folder, fashion_store)) / "run"
+
+
+def write_partial_run(folder: Path, fashion_store: str) -> None:
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
 
-    folder = tmp_path_factory.mktemp("partial")
     (folder / "classes.txt").write_text("Trouser\nCoat\nAnkle boot\n")
     asked = DistillConfig(
         store=fashion_store,
@@ -134,4 +140,3 @@ def partial_run(tmp_path_factory: pytest.TempPathFactory, fashion_store: str) ->
         device="cpu",
     )
     distill(asked)
-    return folder / "run"

@@ -226,7 +226,7 @@ def test_the_command_prints_what_it_could_not_write(
     from sfm.eval import run as stage
 
     run = new_run()
-    monkeypatch.setattr(stage, "write_whole", lambda path, data: refuse(path))
+    monkeypatch.setattr(stage, "write_output", lambda path, data: refuse(path))
     flags = [*FLAGS, "--mode", "linear", "--quiet", *(["--json"] if form == "json" else [])]
     done = CliRunner().invoke(app, ["evaluate", str(run), "--store", fashion_store, *flags])
     assert done.exit_code == 2
@@ -321,7 +321,7 @@ def test_an_interrupted_command_says_what_is_true(
     shutil.rmtree(kept)
     monkeypatch.setattr(stage, "read_run", stop)
     assert "the same command starts again" in CliRunner().invoke(app, command).stderr
-    monkeypatch.setattr("sfm.terminal.showing", stop)  # as while the stage is being imported
+    monkeypatch.setattr("sfm.cli.show_progress", stop)  # as while the stage is being imported
     assert "the same command starts again" in CliRunner().invoke(app, command).stderr
 
 

@@ -20,7 +20,7 @@ from sfm.errors import InputError
 from sfm.eval.config import classifier_folder
 from sfm.eval.export.config import ExportConfig
 from sfm.eval.export.run import export
-from sfm.eval.whole import whole_folder
+from sfm.eval.output_files import write_new_folder
 from sfm.eval.work import KEY_LENGTH, Work
 from sfm.stats_store.store import Entry
 
@@ -277,7 +277,7 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
 ) -> None:
     from safetensors.numpy import load_file
 
-    from sfm.stats_store.selection import filter_summaries
+    from sfm.stats_store.entry_selection import filter_summaries
     from sfm.stats_store.store import open_store
 
     out = exported(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
@@ -362,14 +362,14 @@ def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path)
     left = {".DS_Store", "Thumbs.db", "lost+found"}
     for name in left:
         (tmp_path / name).mkdir()
-    with suppress(RuntimeError), whole_folder(tmp_path) as partial:
+    with suppress(RuntimeError), write_new_folder(tmp_path) as partial:
         (partial / "half").write_text("")
         raise RuntimeError
     assert {path.name for path in tmp_path.iterdir()} == left
-    with whole_folder(tmp_path) as partial:
+    with write_new_folder(tmp_path) as partial:
         (partial / "images").mkdir()
     assert {path.name for path in tmp_path.iterdir()} == left | {"images"}
-    with pytest.raises(InputError, match="is not empty"), whole_folder(tmp_path):
+    with pytest.raises(InputError, match="is not empty"), write_new_folder(tmp_path):
         pass
 
 
@@ -381,10 +381,10 @@ def test_an_export_deletes_nothing_behind_a_link(tmp_path: Path, there: bool) ->
     if there:
         out.mkdir()
     ((out if there else tmp_path) / ".out.partial").symlink_to(victim)
-    with suppress(RuntimeError), whole_folder(out) as partial:
+    with suppress(RuntimeError), write_new_folder(out) as partial:
         (partial / "half").write_text("")
         raise RuntimeError
-    with whole_folder(out) as partial:
+    with write_new_folder(out) as partial:
         (partial / "images").mkdir()
     assert [path.name for path in out.iterdir()] == ["images"]
     assert (victim / "thesis.tex").read_text() == "mine"

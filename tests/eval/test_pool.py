@@ -4,7 +4,7 @@ import torch
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.crops import Crops
-from sfm.backbones.views import look
+from sfm.backbones.views import apply_crops
 from sfm.eval import pool
 from sfm.eval.pool import LabelledImages, draw_views, features_of_views
 
@@ -27,7 +27,7 @@ def test_the_feature_of_a_view_is_that_of_the_image_seen_through_its_box(
     assert features.shape == (10, 13, 1280)
     for image, view in [(0, 0), (0, 12), (4, 7), (9, 12)]:
         pixels = torch.from_numpy(images.pixels[image].copy()).permute(2, 0, 1)[None] / 255
-        expected = lite0.features(look(pixels, one_view(crops, 13 * image + view), 32))[0]
+        expected = lite0.features(apply_crops(pixels, one_view(crops, 13 * image + view), 32))[0]
         torch.testing.assert_close(features[image, view], expected, rtol=1e-3, atol=1e-3)
 
 

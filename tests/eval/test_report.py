@@ -16,11 +16,12 @@ from PIL import Image
 
 from sfm.errors import InputError
 from sfm.eval.matrix import matrix
+from sfm.eval.output_files import distinguish_directories
 from sfm.eval.report.charts import Bar, bar_chart
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.figures import headline, inherited_elsewhere, label_of
 from sfm.eval.report.page import render, report
-from sfm.eval.report.read import ReportedRun, distinct_names, read_all
+from sfm.eval.report.read import ReportedRun, read_all
 from sfm.eval.report.tables import unlike
 from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
 from sfm.eval.report.words import command_line, duration, percent, size
@@ -385,7 +386,7 @@ def test_the_command_in_the_report_makes_the_same_images(
 
 def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_run: Path) -> None:
     from sfm.cli import app
-    from sfm.command import configured
+    from sfm.command_builder import make_config
     from sfm.eval.config import EvaluateRunsConfig
 
     assert app
@@ -402,7 +403,7 @@ def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_
             found.append(next(rest))
         else:
             given[name] = next(rest)
-    asked = configured(EvaluateRunsConfig, "evaluate", None, given)
+    asked = make_config(EvaluateRunsConfig, "evaluate", None, given)
     assert isinstance(asked, EvaluateRunsConfig)
     kept = json.loads((finished_run / "evaluation.json").read_text())["config"]
     assert asked.each()[0].model_dump(mode="json") == kept
@@ -466,8 +467,8 @@ def test_a_run_of_some_classes_shows_their_real_images(
 
 
 def test_names_are_as_short_as_tells_them_apart() -> None:
-    assert distinct_names([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
-    assert distinct_names([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
+    assert distinguish_directories([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
+    assert distinguish_directories([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
 
 
 def test_runs_of_different_data_are_not_compared_with_each_other(

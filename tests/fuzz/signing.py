@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfm.stats_store.digests import encode_canonical_json, compute_sha256
+from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 
 
 def is_small(file: Path) -> bool:

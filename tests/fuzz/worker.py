@@ -123,7 +123,7 @@ def status_field(name: str) -> int:
 MODULES = (
     *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.named_merge"),
     *("sfm.distill.run", "sfm.eval.run", "sfm.eval.matrix", "sfm.eval.export.run", "sfm.eval.report.page"),
-    *("sfm.pipeline.extract", "sfm.pipeline.plan"),
+    *("sfm.pipeline.extract", "sfm.pipeline.dry_run"),
     *("sfm.stats_store.garbage_collection", "sfm.stats_store.entry_copy", "sfm.stats_store.verification"),
 )
 """What the commands import when they run; none of it starts a thread."""

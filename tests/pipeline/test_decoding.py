@@ -22,19 +22,20 @@ from sfm.backbones.build import load_backbone
 from sfm.backbones.card import Preprocessing
 from sfm.errors import InputError
 from sfm.events import Progress
-from sfm.pipeline import cluster
+from sfm.pipeline import dask_worker, partition_tasks
 from sfm.pipeline import extract as extract_module
-from sfm.pipeline import staging as staging_module
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Wanted, decode_batch
-from sfm.pipeline.decoding_processes import PART, cuts, decoding_in_processes
-from sfm.pipeline.equipment import Equipment, equipped, quickest
-from sfm.pipeline.features import Rules, missing, stage
-from sfm.pipeline.selection import selection_of
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.decoding import DecodingOptions, decode_batch
+from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool, split_into_chunks
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
+from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
+from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
+from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample, SampleFile
-from sfm.pipeline.staging import Staging, Task, Unfinished, tasks_of
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import IncompleteExtractionError, Staging
 
 SMALL, LARGE = (
     Preprocessing(input_size=size, resize=size + 8, resampling="bicubic", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -64,12 +65,13 @@ def children() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize(
-    "wanted", [Wanted((SMALL,)), Wanted((SMALL, LARGE, SQUASHED, BORDERED), views=2, seed=3)]
+    "wanted",
+    [DecodingOptions((SMALL,)), DecodingOptions((SMALL, LARGE, SQUASHED, BORDERED), views=2, seed=3)],
 )
 def test_processes_answer_what_a_thread_would(wanted):
-    with decoding_in_processes(decode_image, 2, 1) as decoding:
+    with decoding_process_pool(decode_image, 2, 1) as decoding:
         # More and larger batches need more memory than the first, and are decoded in parts.
-        for count, first in ((3, 0), (2 * PART + 1, 10), (2, 90)):
+        for count, first in ((3, 0), (2 * CHUNK_IMAGES + 1, 10), (2, 90)):
             batch = batch_of(count, first=first)
             here = decode_batch(batch, decode_image, wanted)
             with decoding(batch, wanted) as there:
@@ -83,15 +85,15 @@ def test_processes_answer_what_a_thread_would(wanted):
                     np.testing.assert_array_equal(there.pixels[preprocessing], pixels)
 
 
-@pytest.mark.parametrize("count", [5, PART, PART + 2])
+@pytest.mark.parametrize("count", [5, CHUNK_IMAGES, CHUNK_IMAGES + 2])
 def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
     batch = batch_of(count, broken=(0, 3, count - 1))
     good = [i for i in range(count) if i not in (0, 3, count - 1)]
-    whole = decode_batch([batch[i] for i in good], decode_image, Wanted((SMALL,), views=1))
-    with decoding_in_processes(decode_image, 2, 1) as decoding:
+    whole = decode_batch([batch[i] for i in good], decode_image, DecodingOptions((SMALL,), views=1))
+    with decoding_process_pool(decode_image, 2, 1) as decoding:
 
         def skip() -> None:
-            with decoding(batch, Wanted((SMALL,), views=1, on_error="skip")) as found:
+            with decoding(batch, DecodingOptions((SMALL,), views=1, on_error="skip")) as found:
                 assert found.kept == good
                 assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png", f"{count - 1}.png"]
                 np.testing.assert_array_equal(found.pixels[SMALL], whole.pixels[SMALL])
@@ -99,29 +101,29 @@ def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
 
         skip()
         problem = r"cannot decode 0.png: .*--on-error skip"
-        with pytest.raises(InputError, match=problem), decoding(batch, Wanted((SMALL,))):
+        with pytest.raises(InputError, match=problem), decoding(batch, DecodingOptions((SMALL,))):
             pass
         # They are as good as before.
         skip()
 
 
 def test_processes_read_the_samples_that_are_files(tmp_path):
-    batch = batch_of(PART + 3)
+    batch = batch_of(CHUNK_IMAGES + 3)
     listed = []
     for place, sample in batch:
         file = tmp_path / sample.where
         file.write_bytes(sample.data)
         listed.append((place, SampleFile(str(file), sample.label)))
-    here = decode_batch(batch, decode_image, Wanted((SMALL,)))
-    with decoding_in_processes(decode_image, 2, 1) as decoding:
-        with decoding(listed, Wanted((SMALL,))) as there:
+    here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
+    with decoding_process_pool(decode_image, 2, 1) as decoding:
+        with decoding(listed, DecodingOptions((SMALL,))) as there:
             assert (there.kept, there.sizes) == (here.kept, here.sizes)
             assert there.where == [str(tmp_path / where) for where in here.where]
             np.testing.assert_array_equal(there.digests, here.digests)
             np.testing.assert_array_equal(there.pixels[SMALL], here.pixels[SMALL])
         # A file that cannot be read is no image that cannot be decoded.
         (tmp_path / "9.png").unlink()
-        skip = Wanted((SMALL,), on_error="skip")
+        skip = DecodingOptions((SMALL,), on_error="skip")
         with (
             pytest.raises(InputError, match=r"9.png vanished while the dataset was read"),
             decoding(listed, skip),
@@ -140,34 +142,34 @@ def test_who_is_told_of_a_failure_can_use_the_memory_again(tmp_path):
             raise ValueError("no image")
         return Image.new("RGB", (9, 9))
 
-    data = [b"bad"] + PART * [b""] + [b"slow"]
+    data = [b"bad"] + CHUNK_IMAGES * [b""] + [b"slow"]
     batch = [(place, Sample(each, "bag", str(place))) for place, each in enumerate(data)]
     problem = "cannot decode 0: no image"
-    with decoding_in_processes(decode, 2, 1) as decoding:
-        with pytest.raises(InputError, match=problem), decoding(batch, Wanted((SMALL,))):
+    with decoding_process_pool(decode, 2, 1) as decoding:
+        with pytest.raises(InputError, match=problem), decoding(batch, DecodingOptions((SMALL,))):
             pass
         # The other part was not left behind.
         assert done.exists()
 
 
 @pytest.mark.parametrize(
-    ("count", "least", "parts"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (PART, 1, 1), (128, 1, 4)]
+    ("count", "min_chunks", "chunks"), [(3, 1, 1), (3, 2, 2), (3, 9, 3), (CHUNK_IMAGES, 1, 1), (128, 1, 4)]
 )
-def test_a_batch_is_cut_into_parts_that_are_alike(count, least, parts):
+def test_a_batch_is_cut_into_chunks_of_about_equal_size(count, min_chunks, chunks):
     rows = [(place, "bag", str(place), None) for place in range(count)]
-    found = cuts(rows, least)
-    assert [row for _, part in found for row in part] == rows
-    assert [rows[first] for first, _ in found] == [part[0] for _, part in found]
-    sizes = [len(part) for _, part in found]
-    assert len(sizes) == parts
+    found = split_into_chunks(rows, min_chunks)
+    assert [row for _, chunk in found for row in chunk] == rows
+    assert [rows[first] for first, _ in found] == [chunk[0] for _, chunk in found]
+    sizes = [len(chunk) for _, chunk in found]
+    assert len(sizes) == chunks
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= PART
+    assert max(sizes) <= CHUNK_IMAGES
 
 
 def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
-    with decoding_in_processes(decode_image, 2, 1) as decoding:
+    with decoding_process_pool(decode_image, 2, 1) as decoding:
         batch = batch_of(3, broken=(0, 1, 2))
-        with decoding(batch, Wanted((SMALL,), on_error="skip")) as found:
+        with decoding(batch, DecodingOptions((SMALL,), on_error="skip")) as found:
             assert found.kept == []
             assert len(found.skipped) == 3
             assert found.pixels[SMALL].shape == (1, 0, 24, 24, 3)
@@ -181,8 +183,8 @@ def test_a_decoder_may_be_any_function_and_sees_the_same_modules(tmp_path, monke
     size = (9, 9)
     batch = [(0, Sample(b"", "red", "nowhere"))]
     with (
-        decoding_in_processes(lambda _: Image.new("RGB", size, colours.RED), 1, 1) as decoding,
-        decoding(batch, Wanted((SMALL,))) as found,
+        decoding_process_pool(lambda _: Image.new("RGB", size, colours.RED), 1, 1) as decoding,
+        decoding(batch, DecodingOptions((SMALL,))) as found,
     ):
         assert (found.pixels[SMALL] == [255, 0, 0]).all()
 
@@ -192,9 +194,9 @@ def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
         raise AssertionError("a mistake in a source")
 
     problem = r"in failing(.|\n)*AssertionError: a mistake in a source"
-    with decoding_in_processes(failing, 1, 1) as decoding:
+    with decoding_process_pool(failing, 1, 1) as decoding:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=problem), decoding(batch_of(1), Wanted((SMALL,))):
+            with pytest.raises(RuntimeError, match=problem), decoding(batch_of(1), DecodingOptions((SMALL,))):
                 pass
 
 
@@ -207,9 +209,9 @@ class Unwilling:
 
 def test_a_decoder_that_cannot_be_received_is_told_as_such():
     with (
-        decoding_in_processes(Unwilling(), 1, 1) as decoding,
+        decoding_process_pool(Unwilling(), 1, 1) as decoding,
         pytest.raises(RuntimeError, match="invalid literal for int"),
-        decoding(batch_of(1), Wanted((SMALL,))),
+        decoding(batch_of(1), DecodingOptions((SMALL,))),
     ):
         pass
 
@@ -222,18 +224,21 @@ def test_a_decoder_that_cannot_be_sent_is_refused():
             return decode_image(data)
 
     problem = "cannot be sent to the processes that decode for a GPU .* or use --device cpu"
-    with pytest.raises(InputError, match=problem), decoding_in_processes(locked, 2, 1):
+    with pytest.raises(InputError, match=problem), decoding_process_pool(locked, 2, 1):
         pass
     assert children() == []
 
 
 def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_path):
-    with decoding_in_processes(decode_image, 1, 1) as decoding, decoding(batch_of(1), Wanted((SMALL,))):
+    with (
+        decoding_process_pool(decode_image, 1, 1) as decoding,
+        decoding(batch_of(1), DecodingOptions((SMALL,))),
+    ):
         pass
     # Files that are opened now get the numbers of what the processes had.
     files = [(tmp_path / str(i)).open("w+b") for i in range(4)]
     for count in (1, 30):
-        with pytest.raises((RuntimeError, ValueError)), decoding(batch_of(count), Wanted((SMALL,))):
+        with pytest.raises((RuntimeError, ValueError)), decoding(batch_of(count), DecodingOptions((SMALL,))):
             pass
     assert [file.seek(0, os.SEEK_END) for file in files] == [0, 0, 0, 0]
     for file in files:
@@ -242,7 +247,10 @@ def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_p
 
 def test_nothing_stays_open_when_processes_have_ended():
     def decode_some() -> None:
-        with decoding_in_processes(decode_image, 2, 2) as decoding, decoding(batch_of(3), Wanted((SMALL,))):
+        with (
+            decoding_process_pool(decode_image, 2, 2) as decoding,
+            decoding(batch_of(3), DecodingOptions((SMALL,))),
+        ):
             pass
 
     before = set(Path("/proc/self/fd").iterdir())
@@ -251,34 +259,37 @@ def test_nothing_stays_open_when_processes_have_ended():
 
 
 def test_a_process_that_decodes_loads_no_torch():
-    with decoding_in_processes(decode_image, 1, 1) as decoding, decoding(batch_of(1), Wanted((SMALL,))):
+    with (
+        decoding_process_pool(decode_image, 1, 1) as decoding,
+        decoding(batch_of(1), DecodingOptions((SMALL,))),
+    ):
         (process,) = children()
         assert not [each.path for each in process.memory_maps() if "torch" in each.path]
 
 
 def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_context():
-    batches = [batch_of(PART + 4, first=100 * i) for i in range(12)]
-    with decoding_in_processes(decode_image, 2, 3) as decoding:
+    batches = [batch_of(CHUNK_IMAGES + 4, first=100 * i) for i in range(12)]
+    with decoding_process_pool(decode_image, 2, 3) as decoding:
         assert len(children()) == 2
 
         def means(batch):
-            with decoding(batch, Wanted((SMALL,))) as decoded:
+            with decoding(batch, DecodingOptions((SMALL,))) as decoded:
                 time.sleep(0.01)
                 return decoded.pixels[SMALL].mean(axis=(0, 2, 3, 4))
 
         with ThreadPoolExecutor(5) as pool:
             found = list(pool.map(means, batches))
     for batch, mean in zip(batches, found, strict=True):
-        here = decode_batch(batch, decode_image, Wanted((SMALL,)))
+        here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
         np.testing.assert_array_equal(mean, here.pixels[SMALL].mean(axis=(0, 2, 3, 4)))
     assert children() == []
 
 
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
     program = (
-        "from sfm.pipeline.decoding_processes import decoding_in_processes\n"
+        "from sfm.pipeline.decoding_processes import decoding_process_pool\n"
         "from sfm.pipeline.sources.decode import decode_image\n"
-        "with decoding_in_processes(decode_image, 2, 1):\n"
+        "with decoding_process_pool(decode_image, 2, 1):\n"
         "    print('ready', flush=True)\n"
         "    input()\n"
     )
@@ -297,30 +308,30 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
 
 
 def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging_module, "TASK_ROWS", 90)
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 90)
     source = open_source("builtin:fashion-mnist-6k")
     config = ExtractConfig(source=source.spec, store="s", backbone=["lite0"], limit_per_class=20)
-    tasks = tasks_of(source, selection_of(config, source))
-    backbones = quickest([load_backbone("lite0", image_size=32, device="cpu")], "float32")
+    tasks = make_tasks(source, select_listed_samples(config, source))
+    backbones = optimize_for_inference([load_backbone("lite0", image_size=32, device="cpu")], "float32")
     whole, cut = Staging(tmp_path / "whole"), Staging(tmp_path / "cut")
     for staging in (whole, cut):
         staging.root.mkdir()
 
     def left() -> int:
-        return sum(missing(task, backbones, cut, Rules()) is not None for task in tasks)
+        return sum(find_missing_backbones(task, backbones, cut, PassOptions()) is not None for task in tasks)
 
-    with equipped(source, "cuda", 1) as equipment:
-        list(stage(source, tasks, backbones, whole, Rules(), equipment))
-        steps = stage(source, tasks, backbones, cut, Rules(), equipment)
+    with extraction_runtime(source, "cuda", 1) as runtime:
+        list(stage_tasks(source, tasks, backbones, whole, PassOptions(), runtime))
+        steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime)
         while not next(steps).partitions:
             pass
         os.kill(children()[0].pid, signal.SIGKILL)
-        with pytest.raises(Unfinished, match="a process that decodes images was lost"):
+        with pytest.raises(IncompleteExtractionError, match="a process that decodes images was lost"):
             list(steps)
     assert 0 < left() < len(tasks)
     assert children() == []
-    with equipped(source, "cuda", 1) as equipment:
-        list(stage(source, tasks, backbones, cut, Rules(), equipment))
+    with extraction_runtime(source, "cuda", 1) as runtime:
+        list(stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime))
     assert left() == 0
     files = [
         {str(file.relative_to(staging.root)): file.read_bytes() for file in staging.root.glob("*/*")}
@@ -330,51 +341,53 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
 
 
 def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(tmp_path, monkeypatch):
-    looking: list[int] = []
+    threads_left: list[int] = []
 
     @contextlib.contextmanager
-    def watched(source: Source, device: str, count: int) -> Iterator[Equipment]:
-        with equipped(source, "cuda", count) as equipment:
+    def watched(source: Source, device: str, count: int) -> Iterator[ExtractionRuntime]:
+        with extraction_runtime(source, "cuda", count) as runtime:
             try:
-                yield equipment
+                yield runtime
             finally:
-                looking.append(sum("look" in thread.name for thread in threading.enumerate()))
+                threads_left.append(sum("features" in thread.name for thread in threading.enumerate()))
 
     def interrupted(event: Progress) -> None:
         if event.stage == "features" and event.done:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(extract_module, "equipped", watched)
+    monkeypatch.setattr(extract_module, "extraction_runtime", watched)
     config = ExtractConfig(
         source="builtin:fashion-mnist-6k", store=str(tmp_path / "s"), backbone=["lite0"], image_size=32
     )
     with pytest.raises(KeyboardInterrupt):
         extract_module.extract(config, interrupted)
-    assert looking == [0]
+    assert threads_left == [0]
     assert children() == []
 
 
 def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "equipped", lambda source, _, count: equipped(source, "cuda", count))
+    monkeypatch.setattr(
+        dask_worker, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count)
+    )
     source = open_source("builtin:fashion-mnist-6k")
     listing = tuple(split.listing for split in source.splits.values())
     card = load_backbone("lite0", image_size=32, device="cpu").card
-    order = cluster.Order(
-        source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), Rules(), 1, ()
+    worker_config = dask_worker.WorkerConfig(
+        source.spec, listing, (("lite0", card.hash),), 32, "cpu", str(tmp_path), PassOptions(), 1, ()
     )
-    tasks = [Task("train", number, np.arange(50) + 50 * number) for number in range(3)]
+    tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
-        assert cluster.take(order, tasks[0]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[0]).images == 50
         for each in children():
             os.kill(each.pid, signal.SIGKILL)
-        with pytest.raises(Unfinished):
-            cluster.take(order, tasks[1])
-        assert cluster.take(order, tasks[1]).images == 50
-        # An order that cannot be taken does not leave the one before without its processes.
+        with pytest.raises(IncompleteExtractionError):
+            dask_worker.stage_task(worker_config, tasks[1])
+        assert dask_worker.stage_task(worker_config, tasks[1]).images == 50
+        # A config that cannot be opened does not leave the one before without its processes.
         with pytest.raises(InputError, match="other weights"):
-            cluster.take(replace(order, backbones=(("lite0", "another"),)), tasks[2])
+            dask_worker.stage_task(replace(worker_config, backbones=(("lite0", "another"),)), tasks[2])
         assert children() == []
-        assert cluster.take(order, tasks[2]).images == 50
+        assert dask_worker.stage_task(worker_config, tasks[2]).images == 50
     finally:
-        cluster.let_go()
+        dask_worker.release_worker()
     assert children() == []

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.input import to_tensor
-from sfm.backbones.preprocess import crop
+from sfm.backbones.image_tensors import pixels_to_tensor
+from sfm.backbones.preprocessing import crop_image
 from sfm.errors import InputError
 from sfm.pipeline import extract as extraction
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.sources import KINDS, Source, open_source
-from sfm.stats_store.selection import select_summary
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.sources import SOURCE_KINDS, Source, open_source
+from sfm.stats_store.entry_selection import select_summary
 from sfm.stats_store.store import Entry, open_store
 
 SIZE = 32
@@ -74,10 +74,10 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
     for c in (0, 9):
         own = np.flatnonzero(source.train.labels == c)[:40]
         pixels = np.stack(
-            [crop(source.decode(s.data), backbone.card.preprocessing) for s in source.train.read(own)]
+            [crop_image(source.decode(s.data), backbone.card.preprocessing) for s in source.train.read(own)]
         )
         with torch.inference_mode():
-            features = backbone.features(to_tensor(pixels)).double().numpy()
+            features = backbone.features(pixels_to_tensor(pixels)).double().numpy()
         np.testing.assert_allclose(entry.read_array("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
             entry.read_array("train/scatter_diagonal")[c],
@@ -94,7 +94,7 @@ def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
     for c in range(10):
         assert (source.train.labels[sample[c]] == c).all()
     (again,) = source.train.read(sample[4, 2:3])
-    image = crop(source.decode(again.data), entry.backbone.preprocessing)
+    image = crop_image(source.decode(again.data), entry.backbone.preprocessing)
     np.testing.assert_array_equal(entry.read_array("exemplar/image")[4, 2], image)
     other = entry_of(fashion_store, backbone="lite1").read_array("exemplar/sample")
     np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
@@ -126,27 +126,27 @@ def counted(source: Source, decoded: list[bytes]) -> Source:
 
 def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setitem(KINDS, "counted", lambda text: counted(KINDS["builtin"](text), decoded))
+    monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
     extract(config(tmp_path / "s", source="counted:fashion-mnist-6k", backbone=["lite0", "lite1"]))
     assert len(decoded) == len(set(decoded)) == 160
 
 
 def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setitem(KINDS, "counted", lambda text: counted(KINDS["builtin"](text), decoded))
+    monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
     first = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
     decoded.clear()
     again = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
     assert [p.outcome for p in again.published] == ["already there"]
     assert again.published[0].summary == first.published[0].summary
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     assert decoded == []
 
 
 def test_rehash_reads_again_and_finds_the_entry_there(tmp_path):
     extract(config(tmp_path / "s"))
     again = extract(config(tmp_path / "s", rehash=True))
-    assert again.features.read == 160
+    assert again.pass_summary.images_read == 160
     assert [p.outcome for p in again.published] == ["already there"]
 
 
@@ -286,11 +286,11 @@ COMMAND = """
 import sys
 import sfm.stats_store.digests
 sfm.stats_store.digests.BLOCK_ROWS = 40
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
 done = extract(ExtractConfig(source="builtin:fashion-mnist-6k", store=sys.argv[1], backbone=["lite0"],
                              image_size=32, limit_per_class=20, sub_classes=(2,)))
-print(done.published[0].outcome, done.features.resumed, done.published[0].summary.entry_digest)
+print(done.published[0].outcome, done.pass_summary.images_resumed, done.published[0].summary.entry_digest)
 """
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models import _registry, get_pretrained_cfg
 
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.stats_store.store import open_store
 

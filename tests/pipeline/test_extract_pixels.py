@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.rendering import Rendering
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import Wanted, decode_batch
-from sfm.pipeline.decoding_processes import PART, decoding_in_processes
-from sfm.pipeline.entry import extraction_card
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.plan import plan
-from sfm.pipeline.sources import KINDS, open_source
+from sfm.pipeline.decoding import DecodingOptions, decode_batch
+from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
+from sfm.pipeline.dry_run import estimate_extraction
+from sfm.pipeline.entry import make_extraction_card
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.sources import SOURCE_KINDS, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import Sample
+from sfm.pipeline.sources.sample import Sample
 from sfm.stats_store.store import open_store
 
 TRAIN, TEST = 4, 2
@@ -46,12 +46,12 @@ def dataset(root: Path, mode: str = "RGBA") -> Path:
     return root
 
 
-def run(store: Path, source: str, **options: object) -> Extraction:
+def run(store: Path, source: str, **options: object) -> ExtractionResult:
     given = {"image_size": 32, "backbone": ["lite0"], "sub_classes": (2,)} | options
     return extract(ExtractConfig(source=source, store=str(store), **given))
 
 
-def arrays(store: Path, done: Extraction) -> dict[str, np.ndarray]:
+def arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
     entry = open_store(str(store)).open_entry(done.published[0].summary)
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
@@ -74,7 +74,10 @@ def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_
     assert red.published[0].summary.fingerprint == white.published[0].summary.fingerprint
     for again, first in (("", white), ("?background=#FFFFFF", white), ("?background=#ff0000", red)):
         repeat = run(store, source + again, exemplars=2)
-        assert (repeat.features.read, repeat.published[0].summary) == (0, first.published[0].summary)
+        assert (repeat.pass_summary.images_read, repeat.published[0].summary) == (
+            0,
+            first.published[0].summary,
+        )
         assert repeat.cards == first.cards
 
 
@@ -98,23 +101,23 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
         "views": 1,
     }
     again = run(tmp_path / "s", f"folder:{root}?background=black")
-    assert (again.features.read, again.published[0].summary) == (0, first.published[0].summary)
+    assert (again.pass_summary.images_read, again.published[0].summary) == (0, first.published[0].summary)
     reread = run(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
-    assert (reread.published[0].outcome, reread.features.read) == ("already there", ALL)
+    assert (reread.published[0].outcome, reread.pass_summary.images_read) == ("already there", ALL)
 
 
 @pytest.fixture
 def earlier(monkeypatch):
     """Extract as versions did that dropped transparency: neither card nor key tells."""
 
-    def extracted(*given, **options: object) -> Extraction:
+    def extracted(*given, **options: object) -> ExtractionResult:
         def card(*words):
-            made = extraction_card(*words)
+            made = make_extraction_card(*words)
             kept = {name: value for name, value in made.options.items() if name != "background"}
             return made.model_copy(update={"options": kept, "composited": None, "dark": None})
 
         with monkeypatch.context() as patch:
-            patch.setattr("sfm.pipeline.entry.extraction_card", card)
+            patch.setattr("sfm.pipeline.entry.make_extraction_card", card)
             return run(*given, **options)
 
     return extracted
@@ -126,7 +129,7 @@ def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_pa
     pin = f"icons@{old.entry_digest[:12]}"
     removal = f"sfm store rm {store} {pin}"
     found = run(store, source)
-    assert (found.features.read, found.published[0].summary) == (0, old)
+    assert (found.pass_summary.images_read, found.published[0].summary) == (0, old)
     (note,) = found.notes
     assert note.startswith(f"{pin} is of an earlier version, which dropped transparency: if images may")
     assert "--rehash" in note
@@ -144,7 +147,7 @@ def test_an_entry_that_dropped_transparency_is_none_over_a_background(tmp_path, 
     source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
     earlier(store, source)
     done = run(store, f"{source}?background={background}")
-    assert (done.features.read, done.published[0].outcome) == (ALL, "published")
+    assert (done.pass_summary.images_read, done.published[0].outcome) == (ALL, "published")
     assert done.cards[0].options["background"] == background
 
 
@@ -167,8 +170,8 @@ def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     assert (full.role, full.composited, full.options["background"]) == ("full", 1, "white")
     assert full.composited_example.endswith(f"test/ellipse/{TRAIN}.png")
     assert (tuning.role, tuning.composited, "background" in tuning.options) == ("tuning", 0, False)
-    assert run(store, f"folder:{root}", tune_fraction=0.5).features.read == 0
-    assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).features.read == ALL
+    assert run(store, f"folder:{root}", tune_fraction=0.5).pass_summary.images_read == 0
+    assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read == ALL
 
 
 def test_images_that_are_held_out_of_the_training_split_are_counted_once(tmp_path):
@@ -182,7 +185,7 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
     source, store, broken = f"flaky:{dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
 
     def flaky(text: str):
-        inner = KINDS["folder"](text)
+        inner = SOURCE_KINDS["folder"](text)
 
         def decode(data: bytes) -> Image.Image:
             image = decode_image(data)
@@ -192,12 +195,12 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
 
         return type(inner)(**(vars(inner) | {"spec": f"flaky:{text}", "decode": decode}))
 
-    monkeypatch.setitem(KINDS, "flaky", flaky)
+    monkeypatch.setitem(SOURCE_KINDS, "flaky", flaky)
     with pytest.raises(InputError, match="not now"):
         run(store, source)
     broken.clear()
     done = run(store, source)
-    assert (done.features.resumed, done.features.read) == (2 * TRAIN, 2 * TEST)
+    assert (done.pass_summary.images_resumed, done.pass_summary.images_read) == (2 * TRAIN, 2 * TEST)
     assert done.cards[0].composited == ALL
     assert done.cards[0].composited_example.endswith("train/ellipse/0.png")
 
@@ -219,7 +222,7 @@ def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
     assert done.cards[0].composited_example.startswith("ellipse-1 in ")
 
 
-@pytest.mark.parametrize("count", [3, PART + 2])
+@pytest.mark.parametrize("count", [3, CHUNK_IMAGES + 2])
 def test_processes_that_decode_composite_and_count_as_threads_do(count):
     batch = []
     for place in range(count):
@@ -227,9 +230,9 @@ def test_processes_that_decode_composite_and_count_as_threads_do(count):
         drawn("ellipse", place % 7, "RGBA" if place % 2 else "RGB").save(file, "PNG")
         batch.append((place + 5, Sample(file.getvalue(), "a", f"{place}.png")))
     rule = Preprocessing(input_size=24, resize=24, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    wanted = Wanted((rule,), views=1, rendering=Rendering("#00ff00"))
+    wanted = DecodingOptions((rule,), views=1, rendering=Rendering("#00ff00"))
     here = decode_batch(batch, decode_image, wanted)
-    with decoding_in_processes(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
+    with decoding_process_pool(decode_image, 2, 1) as decoding, decoding(batch, wanted) as there:
         assert there.marked == here.marked == {"composited": {p + 5: f"{p}.png" for p in range(1, count, 2)}}
         np.testing.assert_array_equal(there.pixels[rule], here.pixels[rule])
     assert (here.pixels[rule][0, 1, 0, 0] == [0, 255, 0]).all()
@@ -257,7 +260,7 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
     assert (bright.published[0].outcome, bright.cards[0].dark) == ("published", 0)
     assert bright.cards[0].options["white"] == 4095
     assert arrays(store, bright)["exemplar/image"].max() == 255
-    assert run(store, f"folder:{root}?white=4095.0", exemplars=2).features.read == 0
+    assert run(store, f"folder:{root}?white=4095.0", exemplars=2).pass_summary.images_read == 0
     with pytest.raises(
         InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"
     ):
@@ -265,7 +268,7 @@ def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_pa
 
 
 def test_a_dry_run_says_what_it_saw(tmp_path):
-    planned = plan(
+    planned = estimate_extraction(
         ExtractConfig(
             source=f"folder:{dataset(tmp_path / 'icons')}",
             store=str(tmp_path / "s"),

@@ -6,10 +6,10 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
-from sfm.backbones.preprocess import crop, look_through
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.decoding import views_of
+from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.pipeline.decoding import render_views
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import open_store
 
 SQUARE = Preprocessing(input_size=20, resize=20, resampling="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -29,28 +29,28 @@ def picture() -> Image.Image:
 
 def test_the_whole_square_seen_unmirrored_is_the_image_itself(picture):
     square = picture.crop((10, 0, 50, 40))
-    seen = look_through(picture, SQUARE, boxes((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
-    np.testing.assert_array_equal(seen[0], crop(square, SQUARE))
+    seen = crop_views(picture, SQUARE, boxes((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
+    np.testing.assert_array_equal(seen[0], crop_image(square, SQUARE))
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
 
 
 def test_a_box_is_cut_out_of_the_centre_square(picture):
-    (seen,) = look_through(picture, SQUARE, boxes((0.5, 0.25, 0.5, 0.5, False)))
+    (seen,) = crop_views(picture, SQUARE, boxes((0.5, 0.25, 0.5, 0.5, False)))
     np.testing.assert_array_equal(seen, np.asarray(picture)[20:40, 20:40])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 4000)])
 def test_the_smallest_images_have_views(size):
-    seen = views_of(Image.new("L", size, 77), bytes(32), SQUARE, views=5, seed=0)
+    seen = render_views(Image.new("L", size, 77), bytes(32), SQUARE, views=5, seed=0)
     assert seen.shape == (5, 20, 20, 3)
     assert (seen == 77).all()
 
 
 def test_views_depend_on_the_image_and_the_seed_alone(picture):
-    first = views_of(picture, b"a" * 32, SQUARE, views=3, seed=0)
-    np.testing.assert_array_equal(first, views_of(picture, b"a" * 32, SQUARE, views=3, seed=0))
-    other_image = views_of(picture, b"b" * 32, SQUARE, views=3, seed=0)
-    other_seed = views_of(picture, b"a" * 32, SQUARE, views=3, seed=1)
+    first = render_views(picture, b"a" * 32, SQUARE, views=3, seed=0)
+    np.testing.assert_array_equal(first, render_views(picture, b"a" * 32, SQUARE, views=3, seed=0))
+    other_image = render_views(picture, b"b" * 32, SQUARE, views=3, seed=0)
+    other_seed = render_views(picture, b"a" * 32, SQUARE, views=3, seed=1)
     for i in range(3):
         assert not np.array_equal(first[i], other_image[i])
         assert not np.array_equal(first[i], other_seed[i])
@@ -99,5 +99,5 @@ def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
     with pytest.raises(KilledError):
         extract(config(tmp_path / "cut", views=1), kill)
     resumed = extract(config(tmp_path / "cut", views=1))
-    assert resumed.features.read == 0
+    assert resumed.pass_summary.images_read == 0
     assert resumed.published[0].summary.entry_digest == whole.summary.entry_digest

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sfm.events import Progress
-from sfm.pipeline import features as features_module
-from sfm.pipeline.config import ExtractConfig
+from sfm.pipeline import feature_pass
+from sfm.pipeline.dry_run import estimate_extraction
 from sfm.pipeline.extract import extract
-from sfm.pipeline.file_counts import counts_from_kinds, describe_files
-from sfm.pipeline.plan import plan
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.file_counts import describe_file_counts, make_file_counts
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.store import open_store
 
@@ -90,12 +90,12 @@ def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes
     assert done.files.used == summary.train_samples + summary.test_samples
     assert open_store(str(tmp_path / "s")).open_entry(summary).extraction.files == done.files
     again = extract(config(tmp_path / "s", source, on_error="skip", **changes))
-    assert (again.features.read, again.files) == (0, done.files)
+    assert (again.pass_summary.images_read, again.files) == (0, done.files)
 
 
 def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
     settings = config(tmp_path / "s", littered["wds"], on_error="skip")
-    monkeypatch.setattr(features_module, "AHEAD", 0)
+    monkeypatch.setattr(feature_pass, "MAX_PENDING_BATCHES", 0)
 
     def stop(event: Progress) -> None:
         if event.stage == "features" and event.done == 3:
@@ -104,7 +104,7 @@ def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         extract(settings, stop)
     done = extract(settings)
-    assert done.features.resumed > 0
+    assert done.pass_summary.images_resumed > 0
     assert (done.files.found, done.files.used) == (FOUND, FOUND - 5)
 
 
@@ -114,31 +114,33 @@ def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_al
     (other / "notes.txt").write_text("about")
     done = extract(config(tmp_path / "s", f"folder:{other}", name="garments"))
     assert done.published[0].outcome == "already there"
-    assert (done.features.read, done.files.unused) == (60, {".txt": 1})
+    assert (done.pass_summary.images_read, done.files.unused) == (60, {".txt": 1})
 
 
 def test_a_plan_tells_what_is_known_before_the_pass(tmp_path, littered):
-    planned = plan(config(tmp_path / "s", littered["folder"], limit_per_class=5))
+    planned = estimate_extraction(config(tmp_path / "s", littered["folder"], limit_per_class=5))
     assert planned.files == {
         "found": FOUND,
         "used": 30,
         "unused": {".npy": 1, ".txt": 3, "images beyond --limit-per-class": 31},
     }
-    streamed = plan(config(tmp_path / "s", littered["wds"])).files
+    streamed = estimate_extraction(config(tmp_path / "s", littered["wds"])).files
     # Three shards, of which the first has a caption.
     assert streamed["unused"] == {".txt": 3}
 
 
 def test_the_line_names_kinds_the_most_frequent_first():
     counts = FileCounts(found=1240, used=1234, unused={".csv": 1, ".txt": 3, "in val/": 2})
-    assert describe_files(counts) == "1,240 files found, 1,234 used, 6 not used: 3 .txt, 2 in val/, 1 .csv"
-    assert describe_files(FileCounts(found=2, used=2)) == "2 files found, 2 used"
+    assert (
+        describe_file_counts(counts) == "1,240 files found, 1,234 used, 6 not used: 3 .txt, 2 in val/, 1 .csv"
+    )
+    assert describe_file_counts(FileCounts(found=2, used=2)) == "2 files found, 2 used"
 
 
 def test_kinds_can_be_written_and_read_whatever_files_are_called():
     """Names of files are any bytes, and their ends may be numbers."""
     unused = {".x\udce9\n": 9, "in " + "a" * 200 + "/": 8} | {f".{i:03d}": 1 for i in range(100)}
-    counts = counts_from_kinds(5, unused)
+    counts = make_file_counts(5, unused)
     assert FileCounts.model_validate_json(counts.model_dump_json()) == counts
     assert counts.found == 5 + 9 + 8 + 100
     assert counts.unused[r".x\xe9\n"] == 9

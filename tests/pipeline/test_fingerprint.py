@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm.pipeline.fingerprint import Tally, sample_digest
+from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 
 IDS = ["ant", "bee", "cow"]
 SAMPLES = st.lists(
@@ -15,11 +15,11 @@ SAMPLES = st.lists(
 
 
 def fingerprint(samples: list[tuple[str, int, bytes]]) -> str:
-    tally = Tally()
+    builder = FingerprintBuilder()
     for split, label, data in samples:
-        digest = np.frombuffer(sample_digest(data), dtype=np.uint8)[None]
-        tally.add(split, IDS, np.array([label], dtype=np.int32), digest)
-    return tally.fingerprint()
+        digest = np.frombuffer(digest_sample(data), dtype=np.uint8)[None]
+        builder.add_samples(split, IDS, np.array([label], dtype=np.int32), digest)
+    return builder.compute_fingerprint()
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))
@@ -46,4 +46,4 @@ def test_a_copy_of_a_sample_does_not_cancel_itself():
 
 
 def test_the_length_is_part_of_a_sample():
-    assert sample_digest(b"") != sample_digest(b"\0")
+    assert digest_sample(b"") != digest_sample(b"\0")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
-from sfm.pipeline.hold_out import held_out_counts, keys_of, rows_to_hold_out
-from sfm.pipeline.parts import options_of
-from sfm.pipeline.plan import plan
+from sfm.pipeline.dry_run import estimate_extraction
+from sfm.pipeline.entry_rows import make_entry_options
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.hold_out import count_held_out, make_hold_out_keys, mark_held_out_rows
 from sfm.stats_store.store import open_store
 
 
@@ -50,31 +50,31 @@ def as_shards(folder: Path, root: Path) -> str:
     ("count", "fraction", "held"), [(10, 0.1, 1), (12, 0.25, 3), (2, 0.01, 1), (2, 0.99, 1), (3, 0.99, 2)]
 )
 def test_of_every_class_at_least_one_is_held_out_and_one_is_left(count, fraction, held):
-    assert held_out_counts(np.array([count]), fraction).tolist() == [held]
+    assert count_held_out(np.array([count]), fraction).tolist() == [held]
     labels = np.zeros(count, dtype=np.int32)
-    assert rows_to_hold_out(labels, keys_of(digests(count), 0), ["a"], fraction).sum() == held
+    assert mark_held_out_rows(labels, make_hold_out_keys(digests(count), 0), ["a"], fraction).sum() == held
 
 
 def test_which_are_held_out_depends_on_the_images_and_the_seed_alone():
     labels = np.repeat(np.arange(3), [40, 20, 9]).astype(np.int32)
     labels[5] = -1
     found = digests(len(labels))
-    held = rows_to_hold_out(labels, keys_of(found, 0), ["a", "b", "c"], 0.2)
+    held = mark_held_out_rows(labels, make_hold_out_keys(found, 0), ["a", "b", "c"], 0.2)
     assert np.bincount(labels[held]).tolist() == [8, 4, 2]
     order = np.random.default_rng(1).permutation(len(labels))
-    again = rows_to_hold_out(labels[order], keys_of(found[order], 0), ["a", "b", "c"], 0.2)
+    again = mark_held_out_rows(labels[order], make_hold_out_keys(found[order], 0), ["a", "b", "c"], 0.2)
     np.testing.assert_array_equal(again, held[order])
-    other = rows_to_hold_out(labels, keys_of(found, 1), ["a", "b", "c"], 0.2)
+    other = mark_held_out_rows(labels, make_hold_out_keys(found, 1), ["a", "b", "c"], 0.2)
     assert (other != held).any()
 
 
 def test_copies_of_an_image_stay_on_one_side():
     """Or else what is held out would have been trained on."""
     found = np.repeat(digests(10), 4, axis=0)
-    held = rows_to_hold_out(np.zeros(40, dtype=np.int32), keys_of(found, 0), ["a"], 0.1)
+    held = mark_held_out_rows(np.zeros(40, dtype=np.int32), make_hold_out_keys(found, 0), ["a"], 0.1)
     assert held.reshape(10, 4).all(axis=1).sum() == held.sum() // 4 == 1
     same = np.repeat(digests(1), 4, axis=0)
-    assert rows_to_hold_out(np.zeros(4, dtype=np.int32), keys_of(same, 0), ["a"], 0.5).sum() == 2
+    assert mark_held_out_rows(np.zeros(4, dtype=np.int32), make_hold_out_keys(same, 0), ["a"], 0.5).sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_copies_do_not_change_the_share_where_it_can_be_kept(copies, fraction, h
     """Sizes of groups of copies, the one with the lowest key first."""
     keys = np.repeat(np.arange(len(copies)), copies).astype(np.uint64)
     order = np.random.default_rng(0).permutation(len(keys))
-    found = rows_to_hold_out(np.zeros(len(keys), dtype=np.int32), keys[order], ["a"], fraction)
+    found = mark_held_out_rows(np.zeros(len(keys), dtype=np.int32), keys[order], ["a"], fraction)
     chosen, sizes = np.unique(keys[order][found], return_counts=True)
     assert sizes.tolist() == held == [copies[key] for key in chosen]
 
 
-def summary(done: Extraction, number: int = 0) -> tuple[str, str, int, int]:
+def summary(done: ExtractionResult, number: int = 0) -> tuple[str, str, int, int]:
     s = done.published[number].summary
     return s.fingerprint, s.options, s.train_samples, s.test_samples
 
@@ -116,11 +116,11 @@ def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, i
     assert summary(ours, 1)[2:] == (15, 12)
     assert (ours.files.found, ours.files.used) == (theirs.files.found, theirs.files.used) == (36, 36)
     again = extract(config(tmp_path / "a", f"folder:{folder}", tune_fraction=0.5, exemplars=2))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
 
 
 def test_the_options_of_other_extractions_are_what_they_were(tmp_path):
-    assert "hold_out" not in options_of(config(tmp_path, "x:y", hold_out=None), "full", {})
+    assert "hold_out" not in make_entry_options(config(tmp_path, "x:y", hold_out=None), "full", {})
 
 
 def test_a_train_folder_without_a_held_out_one_can_be_divided(tmp_path, image_folder):
@@ -134,7 +134,7 @@ def test_a_train_folder_without_a_held_out_one_can_be_divided(tmp_path, image_fo
 def test_a_plan_counts_what_would_be_held_out(tmp_path, image_folder, kind):
     folder = image_folder / "train"
     source = f"folder:{folder}" if kind == "folder" else as_shards(folder, tmp_path / "shards")
-    planned = plan(config(tmp_path / "s", source))
+    planned = estimate_extraction(config(tmp_path / "s", source))
     assert planned.samples == {"train": 27, "test": 9}
     assert planned.files == {"found": 36, "used": 36, "unused": {}}
 
@@ -144,8 +144,8 @@ def test_idx_files_without_a_held_out_split_can_be_divided(tmp_path):
     for file in embedded.glob("train-*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InputError, match=r"holds no t10k-images-idx3-ubyte; .*--hold-out 0\.1"):
-        plan(config(tmp_path / "s", f"idx:{tmp_path}", hold_out=None))
-    planned = plan(config(tmp_path / "s", f"idx:{tmp_path}", hold_out=0.1))
+        estimate_extraction(config(tmp_path / "s", f"idx:{tmp_path}", hold_out=None))
+    planned = estimate_extraction(config(tmp_path / "s", f"idx:{tmp_path}", hold_out=0.1))
     assert planned.samples == {"train": 4500, "test": 500}
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import runpy
 import shutil
 import struct
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.selection import limited
+from sfm.pipeline.selection import list_first_per_class
 from sfm.pipeline.sources import Sample, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.source import AT_ONCE, SampleFile, file_split, loaded
+from sfm.pipeline.sources.prefetch import FILES_PER_TASK, prefetch_samples
+from sfm.pipeline.sources.sample import SampleFile
+from sfm.pipeline.sources.source import file_split
+from sfm.testing import SourceTests
 
 
 def sample(split: Split, i: int) -> Sample:
@@ -40,6 +44,24 @@ def write_idx_folder(
             else:
                 (root / name).write_bytes(data)
     return root
+
+
+class TestIdxSource(SourceTests):
+    @pytest.fixture
+    def spec(self, tmp_path):
+        return f"idx:{write_idx_folder(tmp_path / 'digits')}"
+
+    @pytest.fixture
+    def expected_samples(self):
+        samples = [(str(i % 3), TOY[i].tobytes()) for i in range(6)]
+        return {"train": samples, "test": samples}
+
+    @pytest.fixture
+    def damaged_spec(self, tmp_path):
+        root = write_idx_folder(tmp_path / "damaged", zipped=True)
+        truncated = root / "t10k-images-idx3-ubyte.gz"
+        truncated.write_bytes(truncated.read_bytes()[:-12])
+        return f"idx:{root}", truncated.name
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -131,7 +153,6 @@ def test_a_folder_of_class_folders(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
-    assert source.decode(sample(source.train, 13).data).size == (28, 28)
     assert sample(source.train, 13).where.endswith("train/boot/001.png")
 
 
@@ -201,7 +222,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
 
 def test_a_limit_takes_the_first_of_each_class():
     source = open_source("builtin:fashion-mnist-6k")
-    chosen = limited(source.train.labels, 3)
+    chosen = list_first_per_class(source.train.labels, 3)
     assert (np.diff(chosen) > 0).all()
     for c in range(10):
         own = chosen[source.train.labels[chosen] == c]
@@ -209,11 +230,11 @@ def test_a_limit_takes_the_first_of_each_class():
 
 
 def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
-    from sfm.pipeline.subset import subset
-
+    tool = Path(__file__).parents[2] / "tools" / "draw_idx_subset.py"
+    draw_idx_subset = runpy.run_path(str(tool))["draw_idx_subset"]
     root = write_idx_folder(tmp_path / "full")
     for out in ("a", "b"):
-        subset(str(root), tmp_path / out, train=2, test=1, seed=3)
+        draw_idx_subset(str(root), tmp_path / out, train=2, test=1, seed=3)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert len(files) == 4
     for name in files:
@@ -231,12 +252,12 @@ def test_files_are_listed_without_being_read_and_read_in_order(tmp_path):
     labels = np.arange(50, dtype=np.int32) % 2
     split = file_split(labels, ["a", "b"], lambda i: str(paths[i]), "listing")
     rows = np.arange(1, 50, 2)
-    listed = list(split.listed(rows))
+    listed = list(split.iter_samples(rows))
     assert listed == [SampleFile(str(paths[i]), "b") for i in rows]
     found = list(split.read(rows))
     assert found == [Sample(str(i).encode(), "b", str(paths[i])) for i in rows]
-    assert list(loaded(found)) == found
-    assert list(loaded([])) == []
+    assert list(prefetch_samples(found)) == found
+    assert list(prefetch_samples([])) == []
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
@@ -244,15 +265,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(InputError, match=r"gone.png vanished while the dataset was read; run again"):
         gone.read()
     with pytest.raises(InputError, match=f"^cannot read {tmp_path}: Is a directory$"):
-        list(loaded([SampleFile(str(tmp_path), "bag")]))
+        list(prefetch_samples([SampleFile(str(tmp_path), "bag")]))
 
 
 def test_no_more_files_are_read_ahead_than_there_are_threads_for(tmp_path):
-    paths = [tmp_path / f"{i}" for i in range(3 * AT_ONCE)]
+    paths = [tmp_path / f"{i}" for i in range(3 * FILES_PER_TASK)]
     for path in paths:
         path.write_bytes(path.name.encode())
     listed = (SampleFile(str(tmp_path / f"{i}"), "a") for i in itertools.count())
-    found = loaded(listed, 3)
+    found = prefetch_samples(listed, 3)
     assert [next(found).data for _ in paths] == [path.name.encode() for path in paths]
     found.close()
-    assert next(listed).where == str(tmp_path / str((3 + 3) * AT_ONCE))
+    assert next(listed).where == str(tmp_path / str((3 + 3) * FILES_PER_TASK))

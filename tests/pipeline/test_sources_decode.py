@@ -12,8 +12,8 @@ from peak_memory import peak_memory
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocess import crop
-from sfm.pipeline.sources.decode import decode_image, formats
+from sfm.backbones.preprocessing import crop_image
+from sfm.pipeline.sources.decode import decode_image, load_formats
 
 RAMP = np.arange(24 * 32, dtype=np.float64).reshape(24, 32) / (24 * 32 - 1)
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
@@ -32,7 +32,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def looks(data: bytes) -> np.ndarray:
     """What a backbone gets to see of a file."""
-    return crop(decode_image(data), SEEN).astype(int)
+    return crop_image(decode_image(data), SEEN).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ FLAT = Image.fromarray(np.rint(255 * RAMP).astype(np.uint8))
     ids=["8 bits", "with transparency", "16 bits", "16-bit TIFF", "16 of 32 bits"],
 )
 def test_grey_is_scaled_not_clipped_however_deep_it_is(data):
-    assert np.abs(looks(data) - crop(FLAT, SEEN).astype(int)).max() <= 1
+    assert np.abs(looks(data) - crop_image(FLAT, SEEN).astype(int)).max() <= 1
 
 
 def test_16_bit_colour_is_scaled_too():
@@ -147,7 +147,7 @@ def test_an_image_whose_exif_cannot_be_read_is_an_image(kind, exif, recwarn):
     except (SyntaxError, struct.error, OSError):
         pytest.skip("Pillow does not write such a file")
     recwarn.clear()
-    formats.cache_clear()  # pytest undoes what is set up with them
+    load_formats.cache_clear()  # pytest undoes what is set up with them
     assert np.abs(looks(data) - looks(encoded(RGB, "PNG"))).max() <= 24
     assert [str(warning.message) for warning in recwarn] == []
 

@@ -11,12 +11,32 @@ from torchvision.datasets import ImageFolder
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Source, open_source
-from sfm.pipeline.sources.folder import folder_source
+from sfm.pipeline.sources.folder import open_folder_source
+from sfm.testing import SourceTests
 
 
 def paths(source: Source, split: str = "train") -> list[str]:
     rows = np.arange(len(source.splits[split].labels))
-    return [sample.where for sample in source.splits[split].listed(rows)]
+    return [sample.where for sample in source.splits[split].iter_samples(rows)]
+
+
+class TestFolderSource(SourceTests):
+    @pytest.fixture
+    def spec(self, image_folder):
+        return f"folder:{image_folder}"
+
+    @pytest.fixture
+    def expected_samples(self, image_folder):
+        return {
+            split: [(file.parent.name, file.read_bytes()) for file in image_folder.glob(f"{split}/*/*.png")]
+            for split in ("train", "test")
+        }
+
+    @pytest.fixture
+    def damaged_spec(self, image_folder):
+        (image_folder / "train" / "bag" / "003.png").unlink()
+        (image_folder / "train" / "bag" / "003.png").symlink_to("gone")
+        return f"folder:{image_folder}", "train/bag/003.png"
 
 
 def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_folder(tmp_path, image_folder):
@@ -296,12 +316,12 @@ def test_class_folders_without_a_split_need_a_share_to_hold_out(image_folder):
 
 def test_a_flat_folder_has_the_listing_that_it_always_had(image_folder):
     """So that a repeat of an old extraction reads nothing."""
-    from sfm.pipeline.sources.source import digest_of
+    from sfm.pipeline.sources.source import compute_digest
 
     lines = []
     for class_id in ("bag", "boot", "trouser"):
         for file in sorted((image_folder / "train" / class_id).iterdir()):
             status = file.stat()
             lines.append(f"{class_id}/{file.name} {status.st_size} {status.st_mtime_ns}")
-    expected = digest_of(str((image_folder / "train").resolve()), "\n".join(lines))
-    assert folder_source(str(image_folder)).train.listing == expected
+    expected = compute_digest(str((image_folder / "train").resolve()), "\n".join(lines))
+    assert open_folder_source(str(image_folder)).train.listing == expected

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.sources.classes import label_id
+from sfm.pipeline.sources.class_labels import class_id_from_label
 from sfm.stats_store.class_lists import ClassList
 
 # In ImageFolder's order, which is not that of the numbers.
@@ -24,20 +24,20 @@ TWELVE = ClassList("a list", sorted(map(str, range(12))), {})
 
 @pytest.mark.parametrize("text", ["2", " 10\n", "11"])
 def test_text_that_is_a_listed_id_is_that_class(text):
-    assert label_id(text, TWELVE, "somewhere") == text.strip()
+    assert class_id_from_label(text, TWELVE, "somewhere") == text.strip()
 
 
 def test_an_integer_is_a_position():
-    assert label_id(2, TWELVE, "somewhere") == "10"
+    assert class_id_from_label(2, TWELVE, "somewhere") == "10"
 
 
 def test_text_of_digits_that_is_no_id_is_a_position():
-    assert label_id("1", ClassList("a list", ["bag", "boot"], {}), "somewhere") == "boot"
-    assert label_id("001", ClassList("a list", ["001", "002"], {}), "somewhere") == "001"
+    assert class_id_from_label("1", ClassList("a list", ["bag", "boot"], {}), "somewhere") == "boot"
+    assert class_id_from_label("001", ClassList("a list", ["001", "002"], {}), "somewhere") == "001"
 
 
 def test_a_listed_id_is_found_in_the_other_unicode_normal_form():
-    assert label_id("e\u0301", ClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
+    assert class_id_from_label("e\u0301", ClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
 
 
 def grey(level: int) -> bytes:

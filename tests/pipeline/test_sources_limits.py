@@ -19,13 +19,14 @@ from peak_memory import peak_memory
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.pipeline.decoding import Wanted, decode_batch
+from sfm.pipeline.decoding import DecodingOptions, decode_batch
 from sfm.pipeline.sources import limits, open_source, tar_members
-from sfm.pipeline.sources import source as source_module
+from sfm.pipeline.sources import sample as sample_module
+from sfm.pipeline.sources.data_files import find_files
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.places import find_files
-from sfm.pipeline.sources.source import Sample, SampleFile, loaded
-from sfm.pipeline.sources.wds import samples
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.sources.wds import iter_shard_samples
 
 MIB = 2**20
 END = bytes(1024)
@@ -69,7 +70,7 @@ def pax(name: str, **headers: str) -> bytes:
 
 def read_shard(path: Path, content: bytes) -> list[Sample]:
     path.write_bytes(content)
-    return list(samples(find_files(str(path))[0], None, Counter()))
+    return list(iter_shard_samples(find_files(str(path))[0], None, Counter()))
 
 
 LABEL = member("0.cls", b"1")
@@ -122,23 +123,23 @@ def test_many_headers_about_all_members_are_bounded_together(tmp_path):
 
 
 def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_members, "IMAGE_BYTES", 1000)
+    monkeypatch.setattr(tar_members, "MAX_IMAGE_BYTES", 1000)
     small = member("1.png", png()) + member("1.cls", b"1")
     large, found = read_shard(tmp_path / "a.tar", member("0.png", bytes(1001)) + LABEL + small + END)
     assert (large.data, large.label, found.data) == (b"", "00001", png())
-    wanted = Wanted(preprocessings=(), on_error="skip")
+    wanted = DecodingOptions(preprocessings=(), on_error="skip")
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
     assert decoded.kept == [1]
     assert [s.why for s in decoded.skipped] == ["1,001 bytes: more than 536,870,912 bytes are no image"]
     with pytest.raises(InputError, match=r"cannot decode 0 in .*a.tar: 1,001 bytes"):
-        decode_batch([(0, large)], decode_image, Wanted(preprocessings=()))
+        decode_batch([(0, large)], decode_image, DecodingOptions(preprocessings=()))
 
 
 def test_a_huge_file_in_a_folder_is_not_read(tmp_path):
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(10 * 2**40)
     with peak_memory() as growth:
-        sample = next(loaded([SampleFile(str(tmp_path / "huge.png"), "a")]))
+        sample = next(prefetch_samples([SampleFile(str(tmp_path / "huge.png"), "a")]))
     assert sample.fault == "more than 536,870,912 bytes are no image"
     assert growth[0] < 64 * MIB
 
@@ -148,10 +149,10 @@ def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
     for file in files:
         Path(file.where).write_bytes(bytes(8 * MIB + 1))
     with peak_memory() as growth:
-        assert sum(len(sample.data) for sample in loaded(files)) == 30 * (8 * MIB + 1)
+        assert sum(len(sample.data) for sample in prefetch_samples(files)) == 30 * (8 * MIB + 1)
     assert growth[0] < 64 * MIB
-    monkeypatch.setattr(source_module, "AHEAD_BYTES", 0)
-    assert [sample.where for sample in loaded(files)] == [file.where for file in files]
+    monkeypatch.setattr(sample_module, "MAX_PREFETCH_BYTES", 0)
+    assert [sample.where for sample in prefetch_samples(files)] == [file.where for file in files]
 
 
 def test_pipes_sockets_and_links_in_circles_are_not_waited_for(tmp_path):
@@ -289,8 +290,10 @@ def test_class_names_of_any_length_are_refused_where_they_are_listed(tmp_path, c
 def test_classes_that_no_card_can_hold_are_refused():
     ids = [f"{i:0900d}" for i in range(20_000)]
     with pytest.raises(InputError, match="20,000 classes, whose names take"):
-        limits.require_listable(ids, None, "a dataset")
-    limits.require_listable([f"{i:06d}" for i in range(210_000)], None, "the largest dataset of landmarks")
+        limits.require_storable_classes(ids, None, "a dataset")
+    limits.require_storable_classes(
+        [f"{i:06d}" for i in range(210_000)], None, "the largest dataset of landmarks"
+    )
 
 
 def test_a_class_list_that_is_a_pipe_or_of_any_size_is_not_read(tmp_path):

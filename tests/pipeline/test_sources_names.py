@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import Shard, Source, Split, open_source
 from sfm.pipeline.sources.decode import decode_image
-from sfm.pipeline.sources.spelling import with_normal_ids
+from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
 from sfm.stats_store.store import open_store
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
@@ -94,7 +94,7 @@ def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(ima
         extract(config(image_folder, tmp_path / "st", name="mine"))
     with pytest.raises(InputError, match=refusal):
         extract(config(image_folder, tmp_path / "st", name="mine", rehash=True))
-    assert extract(config(image_folder, tmp_path / "st", name="theirs")).features.read == 0
+    assert extract(config(image_folder, tmp_path / "st", name="theirs")).pass_summary.images_read == 0
     replaced = extract(config(image_folder, tmp_path / "st", name="mine", replace=True)).published[0]
     assert (replaced.outcome, replaced.summary.dataset) == ("published", "mine")
 
@@ -106,7 +106,7 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     assert extract(config(spec, tmp_path / "st")).notes == ()
     listed.write_text("bag\tHandbag\nboot\ntrouser\n")
     again = extract(config(spec, tmp_path / "st"))
-    assert again.features.read == 0
+    assert again.pass_summary.images_read == 0
     (note,) = again.notes
     assert "class bag is 'bag' there and 'Handbag' now" in note
     assert "--replace" in note
@@ -123,7 +123,7 @@ def test_what_reading_passes_over_is_counted_when_classes_are_renamed():
         test=Split((shard,), "listing"),
         decode=decode_image,
     )
-    renamed = with_normal_ids(source)
+    renamed = normalize_class_ids(source)
     shard.unused[".txt"] += 2
     assert renamed.class_ids == ["boot", NFC]
     assert renamed.train.shards[0].unused == {".txt": 2}

@@ -6,18 +6,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3_server import objects_of
+from source_samples import samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.parquet import row_groups
-from sfm.pipeline.sources.places import find_files, listing_of
-from sfm.pipeline.sources.source import digest_of
+from sfm.pipeline.sources.data_files import digest_listing, find_files
+from sfm.pipeline.sources.parquet import merge_row_groups
+from sfm.pipeline.sources.source import compute_digest
+from sfm.testing import SourceTests
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 NAMES = ["bag", "boot", "trouser"]
@@ -56,35 +57,47 @@ def contents(split: Split) -> list[tuple[str, bytes]]:
     return sorted((sample.label, sample.data) for sample in everything(split))
 
 
-def test_a_dataset_of_the_hub_is_read_with_its_class_names(tmp_path, pictures):
-    source = open_source(f"parquet:{write_tables(tmp_path / 'garments', pictures)}")
-    assert source.name == "garments"
-    assert source.class_ids == NAMES
-    for name in ("train", "test"):
-        split = source.splits[name]
-        assert contents(split) == sorted((p.class_id, p.data) for p in pictures if p.split == name)
-        assert [source.class_ids[c] for c in split.labels] == [sample.label for sample in everything(split)]
+class TestParquetSource(SourceTests):
+    @pytest.fixture
+    def spec(self, tmp_path, pictures):
+        return f"parquet:{write_tables(tmp_path / 'garments', pictures)}"
+
+    @pytest.fixture
+    def expected_samples(self, pictures):
+        return samples_by_split(pictures)
+
+    @pytest.fixture
+    def damaged_spec(self, tmp_path, pictures):
+        root = write_tables(tmp_path / "damaged", pictures)
+        truncated = root / "data" / "train-00001-of-00002.parquet"
+        truncated.write_bytes(truncated.read_bytes()[:-100])
+        return f"parquet:{root}", truncated.name
+
+    def test_a_dataset_of_the_hub_has_its_name_and_class_names(self, source):
+        assert (source.name, source.class_ids) == ("garments", NAMES)
 
 
-def test_tables_in_a_bucket_are_read_as_on_a_disk(tmp_path, pictures, s3_url):
+class TestParquetSourceInABucket(SourceTests):
+    @pytest.fixture
+    def spec(self, tmp_path, pictures, s3_url):
+        for file in (write_tables(tmp_path / "garments", pictures) / "data").iterdir():
+            obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+        return f"parquet:{s3_url}/*.parquet"
+
+    @pytest.fixture
+    def expected_samples(self, pictures):
+        return samples_by_split(pictures)
+
+
+def test_a_table_that_vanishes_from_a_bucket_is_named(tmp_path, pictures, s3_url):
     root = write_tables(tmp_path / "garments", pictures)
     for file in (root / "data").iterdir():
         obstore.put(objects_of(s3_url), file.name, file.read_bytes())
-    local, remote = open_source(f"parquet:{root}"), open_source(f"parquet:{s3_url}/*.parquet")
-    for name in ("train", "test"):
-        assert contents(remote.splits[name]) == contents(local.splits[name])
-        assert remote.splits[name].labels is None
+    remote = open_source(f"parquet:{s3_url}/*.parquet")
+    assert remote.labels is None
     obstore.delete(objects_of(s3_url), "train-00000-of-00002.parquet")
     with pytest.raises(InputError, match=r"s3://.*/train-00000-of-00002.parquet vanished while"):
         everything(remote.train)
-
-
-def test_some_rows_can_be_read_again_and_again(tmp_path, pictures):
-    source = open_source(f"parquet:{write_tables(tmp_path / 'garments', pictures)}")
-    whole = everything(source.train)
-    rows = np.array([0, 9, 10, 35, 36, 71])
-    for _ in range(2):
-        assert list(source.train.read(rows)) == [whole[i] for i in rows]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +110,7 @@ def test_some_rows_can_be_read_again_and_again(tmp_path, pictures):
     ],
 )
 def test_small_row_groups_share_a_shard_and_large_ones_do_not(rows, shards):
-    assert row_groups(rows) == shards
+    assert merge_row_groups(rows) == shards
 
 
 def test_names_that_repeat_are_for_display_only(tmp_path, pictures):
@@ -170,14 +183,6 @@ def test_a_row_without_an_image_is_named(tmp_path, image, label, complaint):
 def test_labels_that_cannot_be_used_are_named_before_anything_is_read(tmp_path, class_file, label, complaint):
     with pytest.raises(InputError, match=complaint):
         open_source(one_table(tmp_path, pa.array([b"1", b"2"]), label) + f"?names={class_file}")
-
-
-def test_a_truncated_table_is_named(tmp_path, pictures):
-    root = write_tables(tmp_path / "g", pictures)
-    last = sorted((root / "data").iterdir())[1]
-    last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"train-00001-of-00002.parquet is damaged, truncated or no parquet"):
-        open_source(f"parquet:{root}")
 
 
 def test_damage_inside_a_table_is_named_when_it_is_read(tmp_path, pictures):
@@ -317,7 +322,7 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
     with pytest.raises(InputError, match=complaint):
         open_source(f"parquet:{root}")
     # On another machine, labels are only read in the pass.
-    monkeypatch.setattr("sfm.pipeline.sources.parquet.is_remote", lambda url: True)
+    monkeypatch.setattr("sfm.pipeline.sources.parquet.is_remote_url", lambda url: True)
     with pytest.raises(InputError, match=complaint):
         everything(open_source(f"parquet:{root}").train)
 
@@ -332,5 +337,5 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
 )
 def test_only_text_of_digits_changes_what_a_repeat_looks_for(tmp_path, pictures, labels, meaning):
     root = write_labels(tmp_path / "d", labels, pictures)
-    files = listing_of(find_files(str(root / "train.parquet")))
-    assert open_source(f"parquet:{root}").train.listing == digest_of(files, "image", "label", meaning)
+    files = digest_listing(find_files(str(root / "train.parquet")))
+    assert open_source(f"parquet:{root}").train.listing == compute_digest(files, "image", "label", meaning)

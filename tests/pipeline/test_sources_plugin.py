@@ -1,4 +1,4 @@
-"""A source of one's own: the documentation's example, installed as a package would be."""
+"""The documentation's examples of a source and its test, installed as a package would be."""
 
 import re
 import sys
@@ -7,30 +7,34 @@ from pathlib import Path
 import pytest
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
 from sfm.pipeline.extract import extract
-from sfm.pipeline.sources import KINDS, open_source
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.sources import SOURCE_KINDS, open_source
 
-DOCS = Path("docs/sources.md")
+DOCS = Path("docs/sources.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+
+
+def documented_tests() -> type:
+    """The class of tests in the documentation."""
+    namespace: dict[str, type] = {"__name__": __name__}
+    exec(PYTHON_BLOCKS[1], namespace)
+    return namespace["TestTsvSource"]
 
 
 def test_every_kind_is_documented_with_an_example():
-    text = DOCS.read_text(encoding="utf-8")
-    assert all(re.search(rf"^\| \[`{kind}`\]\(#.*`'?{kind}:", text, re.MULTILINE) for kind in KINDS)
+    assert all(re.search(rf"^\| \[`{kind}`\]\(#.*`'?{kind}:", DOCS, re.MULTILINE) for kind in SOURCE_KINDS)
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The documentation's example as a package on the path that declares its entry point."""
-    text = DOCS.read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    points = re.search(r'```toml\n\[project.entry-points."(.*?)"\]\n(\w+) = "(\w+):(\w+)"\n```', text)
-    assert code is not None
+    points = re.search(r'```toml\n\[project.entry-points."(.*?)"\]\n(\w+) = "(\w+):(\w+)"\n```', DOCS)
     assert points is not None
     group, kind, module, function = points.groups()
     site = tmp_path / "site"
     (site / f"{module}-1.0.dist-info").mkdir(parents=True)
-    (site / f"{module}.py").write_text(code.group(1))
+    (site / f"{module}.py").write_text(PYTHON_BLOCKS[0])
     (site / f"{module}-1.0.dist-info" / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n"
     )
@@ -42,18 +46,32 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return kind
 
 
-def test_the_example_is_thirty_lines_at_most():
-    code = re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    assert code is not None
-    lines = [line for line in code.group(1).splitlines() if line.strip()]
-    assert len(lines) <= 30
+@pytest.mark.usefixtures("plugin")
+class TestDocumentedSource(documented_tests()):
+    @pytest.fixture(autouse=True)
+    def garments(self, image_folder, monkeypatch):
+        """The dataset that the documentation names, below the working folder."""
+        write_lists(image_folder)
+        (image_folder.parent / "tests").mkdir()
+        image_folder.rename(image_folder.parent / "tests" / "garments")
+        monkeypatch.chdir(image_folder.parent)
+
+
+def write_lists(root: Path) -> None:
+    for split in ("train", "test"):
+        files = sorted((root / split).rglob("*.png"))
+        rows = (f"{file.relative_to(root)}\t{file.parent.name}" for file in files)
+        (root / f"{split}.tsv").write_text("\n".join(rows))
+
+
+def test_the_examples_are_short():
+    lines = [[line for line in block.splitlines() if line.strip()] for block in PYTHON_BLOCKS]
+    assert len(lines[0]) <= 30
+    assert len([line for line in lines[1] if "import" not in line]) <= 5
 
 
 def test_an_installed_source_is_extracted_like_any_other(plugin, image_folder, tmp_path):
-    for split in ("train", "test"):
-        files = sorted((image_folder / split).rglob("*.png"))
-        rows = (f"{file.relative_to(image_folder)}\t{file.parent.name}" for file in files)
-        (image_folder / f"{split}.tsv").write_text("\n".join(rows))
+    write_lists(image_folder)
     done = [
         extract(
             ExtractConfig(source=source, store=str(tmp_path / "store"), backbone=["lite0"], image_size=32)

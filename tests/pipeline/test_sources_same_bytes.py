@@ -12,8 +12,8 @@ import webdataset
 from s3_server import objects_of
 
 from sfm.errors import InputError
-from sfm.pipeline.config import ExtractConfig
-from sfm.pipeline.extract import Extraction, extract
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
 
 
 def of_split(pictures: Sequence, split: str) -> list:
@@ -58,7 +58,7 @@ def upload(root: Path, s3_url: str) -> str:
     return f"{s3_url}/{root.name}"
 
 
-def extracted(source: str, store: Path, **options: object) -> Extraction:
+def extracted(source: str, store: Path, **options: object) -> ExtractionResult:
     return extract(
         ExtractConfig(source=source, store=str(store), backbone=["lite0"], image_size=32, **options)
     )
@@ -79,7 +79,7 @@ def test_a_dataset_is_the_same_as_files_as_shards_in_a_bucket_and_as_tables(tmp_
     summaries = [one.published[0].summary for one in done]
     assert len({summary.fingerprint for summary in summaries}) == 1
     assert {summary.classes for summary in summaries} == {3}
-    assert [one.features.read for one in done] == [108] * 5
+    assert [one.pass_summary.images_read for one in done] == [108] * 5
 
 
 @pytest.mark.parametrize("container", [as_folder, as_shards, as_parquet])
@@ -90,7 +90,7 @@ def test_a_subset_is_the_same_in_every_container(tmp_path, pictures, container):
     part = extracted(f"{container(tmp_path / 'all', pictures)}?classes={listed}", tmp_path / "a")
     alone = extracted(as_folder(tmp_path / "some", some), tmp_path / "b")
     assert part.published[0].summary.fingerprint == alone.published[0].summary.fingerprint
-    assert part.features.read == len(some)
+    assert part.pass_summary.images_read == len(some)
 
 
 @pytest.mark.parametrize("container", [as_folder, as_shards, as_parquet])

@@ -11,8 +11,11 @@ from peak_memory import peak_memory
 
 from sfm.deletion import LinkError
 from sfm.errors import InputError
-from sfm.pipeline.row_files import holds_rows, read_rows
-from sfm.pipeline.staging import Found, Partition, Staging, Task, open_staging
+from sfm.pipeline.partition_tasks import PartitionTask
+from sfm.pipeline.row_files import has_valid_rows, read_rows
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.staging import Staging, open_staging
+from sfm.pipeline.task_results import TaskResult
 from sfm.stats_store.digests import BLOCK_ROWS
 
 
@@ -20,11 +23,15 @@ def staged(tmp_path, sizes, rng):
     staging, parts, rows = Staging(tmp_path), [], []
     for number, size in enumerate(sizes):
         labels = rng.integers(0, 3, size).astype(np.int32)
-        partition = Partition("train", number, np.arange(size), labels)
+        partition = StagedPartition("train", number, np.arange(size), labels)
         rows.append(rng.standard_normal((size, 2)).astype(np.float32))
-        staging.put("backbone", partition, rows[-1])
+        staging.write_array("backbone", partition, rows[-1])
         parts.append(partition)
-    return staging.staged("backbone", parts), np.concatenate(rows), np.concatenate([p.labels for p in parts])
+    return (
+        staging.open_features("backbone", parts),
+        np.concatenate(rows),
+        np.concatenate([p.labels for p in parts]),
+    )
 
 
 @given(st.integers(0, 2**32))
@@ -33,8 +40,8 @@ def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
     whole, rows, labels = staged(tmp_path_factory.mktemp("s"), [5, 3, 4], rng)
     first = rng.random(12) < 0.6
     second = rng.random(int(first.sum())) < 0.6
-    chosen = whole.only(first).only(second)
-    np.testing.assert_array_equal(chosen.all_labels(), labels[first][second])
+    chosen = whole.select_rows(first).select_rows(second)
+    np.testing.assert_array_equal(chosen.concatenate_labels(), labels[first][second])
     got = [features for features, _ in chosen]
     np.testing.assert_array_equal(np.concatenate([np.zeros((0, 2)), *got]), rows[first][second])
 
@@ -43,19 +50,19 @@ def test_blocks_are_full_but_for_the_last(tmp_path):
     rng = np.random.default_rng(0)
     whole, rows, _ = staged(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
     keep = rng.random(len(rows)) < 0.7
-    blocks = list(whole.only(keep).blocks(np.float32))
+    blocks = list(whole.select_rows(keep).iterate_blocks(np.float32))
     assert [len(b) for b in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
     np.testing.assert_array_equal(np.concatenate(blocks), rows[keep])
 
 
 def test_a_file_that_was_cut_short_while_written_does_not_count(tmp_path):
     staging = Staging(tmp_path)
-    partition = Partition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
-    staging.put("backbone", partition, np.ones((2, 2)))
-    assert staging.has("backbone", partition, np.float64, 2, (2,))
-    file = staging.file("backbone", partition)
+    partition = StagedPartition("train", 0, np.arange(2), np.zeros(2, dtype=np.int32))
+    staging.write_array("backbone", partition, np.ones((2, 2)))
+    assert staging.has_array("backbone", partition, np.float64, 2, (2,))
+    file = staging.array_path("backbone", partition)
     file.rename(file.with_suffix(".part"))
-    assert not staging.has("backbone", partition, np.float64, 2, (2,))
+    assert not staging.has_array("backbone", partition, np.float64, 2, (2,))
 
 
 def test_two_extractions_of_one_key_work_apart_and_clean_up(tmp_path):
@@ -104,10 +111,10 @@ def header(shape: str, dtype: str = "<f4") -> bytes:
 def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
     (tmp_path / "rows.npy").write_bytes(content)
     with peak_memory() as growth:
-        assert not holds_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
+        assert not has_valid_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
     assert growth[0] < 2**24
     (tmp_path / "sound.npy").write_bytes(header("(3, 2)") + np.arange(6, dtype=np.float32).tobytes())
-    assert holds_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
+    assert has_valid_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
 
 
 def test_rows_that_are_gone_or_never_end_are_one_line(tmp_path):
@@ -147,24 +154,24 @@ SOUND = {"read": 3, "kept": [0, 2], "skipped": [{"place": 1, "where": "b.png", "
 )
 def test_what_reading_told_does_not_count_unless_it_may_be_so(tmp_path, change):
     staging = Staging(tmp_path)
-    known = Task("train", 0, np.arange(3))
-    task = known if "classes" not in change else Task("train", 0, None)
+    known = PartitionTask("train", 0, np.arange(3))
+    task = known if "classes" not in change else PartitionTask("train", 0, None)
     (tmp_path / "found").mkdir()
     sound = {**SOUND, "classes": [], "labels": []}
-    staging.found_file(known).write_text(json.dumps(sound))
-    assert isinstance(staging.found(known), Found)
-    staging.found_file(task).write_text(json.dumps({**sound, **change}))
-    assert staging.found(task) is None
+    staging.result_path(known).write_text(json.dumps(sound))
+    assert isinstance(staging.read_result(known), TaskResult)
+    staging.result_path(task).write_text(json.dumps({**sound, **change}))
+    assert staging.read_result(task) is None
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"[" * 100_000, b"{}", b"[]", b"\xff", b'{"read": ' + b"9" * 5000 + b"}"]
 )
 def test_what_is_no_record_of_reading_does_not_count(tmp_path, content):
-    task = Task("train", 0, np.arange(3))
+    task = PartitionTask("train", 0, np.arange(3))
     (tmp_path / "found").mkdir()
-    Staging(tmp_path).found_file(task).write_bytes(content)
-    assert Staging(tmp_path).found(task) is None
+    Staging(tmp_path).result_path(task).write_bytes(content)
+    assert Staging(tmp_path).read_result(task) is None
 
 
 @pytest.mark.parametrize("inside", ["", "backbone"])
@@ -177,8 +184,10 @@ def test_staging_behind_a_link_is_left_alone_for_a_folder_of_ones_own(tmp_path, 
     link.symlink_to(victim)
     with open_staging(tmp_path / "staging", "key") as staging:
         assert staging.root.name.startswith("key-")
-        staging.put("backbone", Partition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2)))
-        staging.forget(Task("train", 0, None))
+        staging.write_array(
+            "backbone", StagedPartition("train", 0, np.arange(1), np.zeros(1, np.int32)), np.zeros((1, 2))
+        )
+        staging.delete_task(PartitionTask("train", 0, None))
         assert not list(staging.root.rglob("*.npy"))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert link.is_symlink()
@@ -192,6 +201,6 @@ def test_staged_files_are_not_deleted_through_a_link_that_came_later(tmp_path):
     with open_staging(tmp_path / "staging", "key") as staging:
         (staging.root / "backbone").symlink_to(victim)
         with pytest.raises(LinkError):
-            staging.forget(Task("train", 0, None))
+            staging.delete_task(PartitionTask("train", 0, None))
     assert (victim / "train-000000.npy").read_bytes() == b"mine"
     assert list((tmp_path / "staging").iterdir()) == []

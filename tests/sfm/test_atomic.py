@@ -2,16 +2,17 @@
 
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from sfm.atomic import make_folder, remove, write_file
+from sfm.atomic import atomic_folder, atomic_write, delete_path, make_folder
 from sfm.errors import InputError
 
 
 @pytest.fixture
-def thesis(tmp_path: Path) -> Path:
+def users_file(tmp_path: Path) -> Path:
     """A file of somebody who has no part in it."""
     (tmp_path / "elsewhere").mkdir()
     file = tmp_path / "elsewhere" / "thesis.tex"
@@ -22,11 +23,11 @@ def thesis(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["result.json", ".result.json.partial"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_of_the_name_is_replaced_and_not_written_through(
-    tmp_path: Path, thesis: Path, name: str, link: object
+    tmp_path: Path, users_file: Path, name: str, link: object
 ) -> None:
-    link(thesis, tmp_path / name)  # type: ignore[operator]
-    write_file(tmp_path / "result.json", b"new")
-    assert thesis.read_text() == "mine"
+    link(users_file, tmp_path / name)  # type: ignore[operator]
+    atomic_write(tmp_path / "result.json", b"new")
+    assert users_file.read_text() == "mine"
     assert (tmp_path / "result.json").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "result.json"]
 
@@ -34,30 +35,61 @@ def test_a_link_of_the_name_is_replaced_and_not_written_through(
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
-        write_file(tmp_path / "folder", b"new")
+        atomic_write(tmp_path / "folder", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
 def test_what_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
-    write_file(tmp_path / "result.json", b"old")
+    atomic_write(tmp_path / "result.json", b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OSError, match="too large"):
-            write_file(tmp_path / "result.json", b"x" * 2000)
+            atomic_write(tmp_path / "result.json", b"x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "result.json").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, thesis: Path) -> None:
-    (tmp_path / "link").symlink_to(thesis.parent)
+def test_a_folder_behind_a_link_is_not_used_and_not_deleted(tmp_path: Path, users_file: Path) -> None:
+    (tmp_path / "link").symlink_to(users_file.parent)
     with pytest.raises(InputError, match="link is a symbolic link, behind which nothing is written"):
         make_folder(tmp_path / "link")
-    remove(tmp_path / "link")
-    remove(tmp_path / "link")
+    delete_path(tmp_path / "link")
+    delete_path(tmp_path / "link")
     assert not os.path.lexists(tmp_path / "link")
-    assert thesis.read_text() == "mine"
+    assert users_file.read_text() == "mine"
     make_folder(tmp_path / "link")
     make_folder(tmp_path / "link")
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere")])
+def test_a_folder_replaces_whatever_has_its_name(tmp_path: Path, users_file: Path, make: object) -> None:
+    make(tmp_path / "images")  # type: ignore[operator]
+    with atomic_folder(tmp_path / "images", replace=True) as folder:
+        (folder / "0.png").write_bytes(b"new")
+    assert (tmp_path / "images" / "0.png").read_bytes() == b"new"
+    assert users_file.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "images"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_after_an_error_a_folder_is_as_it_was(tmp_path: Path, replace: bool) -> None:
+    (tmp_path / "images").mkdir()
+    if replace:
+        (tmp_path / "images" / "0.png").write_bytes(b"old")
+    before = sorted(tmp_path.rglob("*"))
+    with suppress(KeyboardInterrupt), atomic_folder(tmp_path / "images", replace=replace) as folder:
+        (folder / "0.png").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not replace or (tmp_path / "images" / "0.png").read_bytes() == b"old"
+
+
+def test_a_folder_with_content_is_replaced_only_on_request(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"old")
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "images", replace=False):
+        raise AssertionError("nothing may be written")
+    assert (tmp_path / "images" / "0.png").read_bytes() == b"old"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from sfm.cli import app
 
 
-def sfm(*arguments: object) -> "subprocess.CompletedProcess[str]":
+def run_sfm(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """Run a command in this process, in which torch is loaded."""
     words = list(map(str, arguments))
     done = CliRunner().invoke(app, words)
@@ -17,7 +17,7 @@ def sfm(*arguments: object) -> "subprocess.CompletedProcess[str]":
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, image_folder):
     extract = ["extract", f"folder:{image_folder}", "--store", tmp_path / "s", "--backbone", "lite0"]
-    done = sfm(*extract, "--image-size", 32, "--dry-run", "--json", "--quiet")
+    done = run_sfm(*extract, "--image-size", 32, "--dry-run", "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)["plan"]
     assert planned["samples"] == {"train": 36, "test": 24}
@@ -31,25 +31,25 @@ def test_skipped_images_are_told_at_the_end_and_in_json(tmp_path, image_folder):
     broken = image_folder / "train/boot/003.png"
     broken.write_bytes(broken.read_bytes()[:50])
     extract = ["extract", f"folder:{image_folder}", "--store", tmp_path / "s", "--backbone", "lite0"]
-    refused = sfm(*extract, "--image-size", 32)
+    refused = run_sfm(*extract, "--image-size", 32)
     assert refused.returncode == 2
     assert f"cannot decode {broken}" in refused.stderr
-    done = sfm(*extract, "--image-size", 32, "--on-error", "skip")
+    done = run_sfm(*extract, "--image-size", 32, "--on-error", "skip")
     assert done.returncode == 0, done.stderr
     assert "1 images could not be decoded and are not in the entries" in done.stdout
     assert str(broken) in done.stdout
     assert "60 files found, 59 used, 1 not used: 1 images that cannot be decoded" in done.stdout
     assert "then classifiers, sub-class centres and publishing in " in done.stdout
-    again = sfm(*extract, "--image-size", 32, "--on-error", "skip", "--json")
-    told = json.loads(again.stdout)
-    (line,) = told["skipped"]
-    assert told["files"] == {"found": 60, "used": 59, "unused": {"images that cannot be decoded": 1}}
+    again = run_sfm(*extract, "--image-size", 32, "--on-error", "skip", "--json")
+    document = json.loads(again.stdout)
+    (line,) = document["skipped"]
+    assert document["files"] == {"found": 60, "used": 59, "unused": {"images that cannot be decoded": 1}}
     assert line.startswith(f"{broken}: ")
 
 
 def test_workers_here_and_a_cluster_cannot_both_be_asked_for(tmp_path):
     extract = ["extract", "builtin:fashion-mnist-6k", "--store", tmp_path / "s", "--backbone", "lite0"]
-    done = sfm(*extract, "--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
+    done = run_sfm(*extract, "--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
     assert done.returncode == 2
     assert "give one of the two" in done.stderr
     assert done.stderr.count("\n") == 1

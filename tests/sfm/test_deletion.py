@@ -12,50 +12,52 @@ from sfm.deletion import LinkError, delete_below
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def outside_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "elsewhere"
     (folder / "b" / "c").mkdir(parents=True)
     (folder / "b" / "c" / "thesis.tex").write_text("years of work")
     return folder
 
 
-def files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("linked", ["a", "a/b", "a/b/c"])
-def test_a_link_at_any_level_is_not_followed(tmp_path: Path, elsewhere: Path, linked: str) -> None:
+def test_a_link_at_any_level_is_not_followed(tmp_path: Path, outside_folder: Path, linked: str) -> None:
     root = tmp_path / "root"
     (root / linked).parent.mkdir(parents=True)
-    target = elsewhere.joinpath(*linked.split("/")[1:])
+    target = outside_folder.joinpath(*linked.split("/")[1:])
     (root / linked).symlink_to(target)
     with pytest.raises(LinkError, match="symbolic link"):
         delete_below(root, "a/b/c")
-    assert files(elsewhere) == ["b/c/thesis.tex"]
+    assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
-def test_links_inside_a_deleted_folder_are_deleted_as_links(tmp_path: Path, elsewhere: Path) -> None:
+def test_links_inside_a_deleted_folder_are_deleted_as_links(tmp_path: Path, outside_folder: Path) -> None:
     (tmp_path / "root" / "a" / "deep").mkdir(parents=True)
-    (tmp_path / "root" / "a" / "deep" / "folder").symlink_to(elsewhere)
-    (tmp_path / "root" / "a" / "file").symlink_to(elsewhere / "b" / "c" / "thesis.tex")
+    (tmp_path / "root" / "a" / "deep" / "folder").symlink_to(outside_folder)
+    (tmp_path / "root" / "a" / "file").symlink_to(outside_folder / "b" / "c" / "thesis.tex")
     delete_below(tmp_path / "root", "a")
     assert not (tmp_path / "root" / "a").exists()
-    assert files(elsewhere) == ["b/c/thesis.tex"]
+    assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
-def test_the_root_may_be_a_link(tmp_path: Path, elsewhere: Path) -> None:
-    (tmp_path / "root").symlink_to(elsewhere)
+def test_the_root_may_be_a_link(tmp_path: Path, outside_folder: Path) -> None:
+    (tmp_path / "root").symlink_to(outside_folder)
     delete_below(tmp_path / "root", "b/c")
-    assert files(elsewhere) == []
+    assert list_files(outside_folder) == []
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "a/../../elsewhere", "/etc"])
-def test_a_path_that_leads_out_of_the_root_is_refused(tmp_path: Path, elsewhere: Path, path: str) -> None:
+def test_a_path_that_leads_out_of_the_root_is_refused(
+    tmp_path: Path, outside_folder: Path, path: str
+) -> None:
     (tmp_path / "root" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="does not lie below"):
         delete_below(tmp_path / "root", path)
     assert (tmp_path / "root" / "a").is_dir()
-    assert files(elsewhere) == ["b/c/thesis.tex"]
+    assert list_files(outside_folder) == ["b/c/thesis.tex"]
 
 
 @pytest.mark.parametrize("path", ["gone", "gone/deeper", "file"])
@@ -68,22 +70,22 @@ def test_what_is_gone_is_passed_over(tmp_path: Path, path: str) -> None:
 
 
 def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_not_entered(
-    tmp_path: Path, elsewhere: Path
+    tmp_path: Path, outside_folder: Path
 ) -> None:
     root, done = tmp_path / "root", threading.Event()
     (root / "a").mkdir(parents=True)
 
-    def swap() -> None:
+    def swap_folder_for_link() -> None:
         folder, aside = root / "a" / "b", root / "aside"
         while not done.is_set():
             with suppress(OSError):
                 (folder / "c").mkdir(parents=True, exist_ok=True)
                 folder.rename(aside)
-                folder.symlink_to(elsewhere / "b")
+                folder.symlink_to(outside_folder / "b")
                 folder.unlink()
             shutil.rmtree(aside, ignore_errors=True)
 
-    swapping = threading.Thread(target=swap)
+    swapping = threading.Thread(target=swap_folder_for_link)
     swapping.start()
     outcomes: set[str] = set()
     tried, end = 0, time.monotonic() + 60
@@ -99,4 +101,4 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile_is_not_entered(
         done.set()
         swapping.join()
     assert outcomes == {"deleted", "refused"}
-    assert files(elsewhere) == ["b/c/thesis.tex"]
+    assert list_files(outside_folder) == ["b/c/thesis.tex"]

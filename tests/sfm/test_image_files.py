@@ -12,19 +12,19 @@ import pytest
 from PIL import Image, ImageFile
 
 from sfm.errors import InputError
-from sfm.image_files import read_png, silence_pillow
+from sfm.image_files import read_png, silence_pillow_warnings
 
 SIDE = 8
 MOST = SIDE**2
 
 
-def write(path: Path, image: Image.Image, kind: str = "PNG", **options: object) -> None:
+def save_image(path: Path, image: Image.Image, kind: str = "PNG", **options: object) -> None:
     image.save(path, kind, **options)
 
 
 def insert_chunk(path: Path, kind: bytes, data: bytes) -> None:
     """Put a chunk after the header of a PNG file."""
-    write(path, Image.new("RGB", (SIDE, SIDE)))
+    save_image(path, Image.new("RGB", (SIDE, SIDE)))
     whole = path.read_bytes()
     chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     path.write_bytes(whole[:33] + chunk + whole[33:])
@@ -43,7 +43,7 @@ def insert_chunk(path: Path, kind: bytes, data: bytes) -> None:
 def test_a_png_file_of_any_kind_of_pixel_is_read_as_colours(
     tmp_path: Path, image: Image.Image, pixel: list[int]
 ) -> None:
-    write(tmp_path / "a.png", image)
+    save_image(tmp_path / "a.png", image)
     pixels = read_png(tmp_path / "a.png", MOST)
     assert pixels.shape == (SIDE, SIDE, 3)
     assert pixels[0, 0].tolist() == pixel
@@ -51,7 +51,7 @@ def test_a_png_file_of_any_kind_of_pixel_is_read_as_colours(
 
 def test_of_an_animation_the_first_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("blue", "red", "lime")]
-    write(tmp_path / "a.png", frames[0], save_all=True, append_images=frames[1:])
+    save_image(tmp_path / "a.png", frames[0], save_all=True, append_images=frames[1:])
     assert read_png(tmp_path / "a.png", MOST)[0, 0].tolist() == [0, 0, 255]
 
 
@@ -63,34 +63,34 @@ def test_what_is_no_png_file_is_not_opened_whatever_its_name(
     interpreter.write_text(f"#!/bin/sh\ntouch {tmp_path}/gs_ran\n")
     interpreter.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    write(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE)), kind)
+    save_image(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE)), kind)
     with pytest.raises(InputError, match=r"a\.png: it is not a PNG file"):
         read_png(tmp_path / "a.png", MOST)
     assert not (tmp_path / "gs_ran").exists()
 
 
-def bomb(side: int) -> Callable[[Path], None]:
-    return lambda path: write(path, Image.new("1", (side, side)))
+def make_large_png(side: int) -> Callable[[Path], None]:
+    return lambda path: save_image(path, Image.new("1", (side, side)))
 
 
-def unpacking(kind: bytes) -> Callable[[Path], None]:
+def make_png_with_chunk(kind: bytes) -> Callable[[Path], None]:
     return lambda path: insert_chunk(path, kind, b"x\0\0" + zlib.compress(bytes(2**26), 9))
 
 
-def cut(path: Path) -> None:
-    write(path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)))
+def truncate_png(path: Path) -> None:
+    save_image(path, Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)))
     path.write_bytes(path.read_bytes()[:100])
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
-        (bomb(SIDE + 1), "9 x 9 pixels are more than 64"),
-        (bomb(9500), "9500 x 9500 pixels are more than 64"),
-        (bomb(13400), "exceeds limit"),
-        (unpacking(b"iCCP"), "too large"),
-        (unpacking(b"zTXt"), "too large"),
-        (cut, "truncated"),
+        (make_large_png(SIDE + 1), "9 x 9 pixels are more than 64"),
+        (make_large_png(9500), "9500 x 9500 pixels are more than 64"),
+        (make_large_png(13400), "exceeds limit"),
+        (make_png_with_chunk(b"iCCP"), "too large"),
+        (make_png_with_chunk(b"zTXt"), "too large"),
+        (truncate_png, "truncated"),
         (lambda path: path.write_bytes(b""), "not a PNG file"),
         (os.mkfifo, "it is not a regular file"),
         (Path.mkdir, "Is a directory"),
@@ -99,15 +99,15 @@ def cut(path: Path) -> None:
 )
 @pytest.mark.filterwarnings("error")
 def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
-    tmp_path: Path, make: Callable[[Path], object], told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Callable[[Path], object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whatever decoded a dataset in this process before has raised it.
     monkeypatch.setattr("PIL.PngImagePlugin.MAX_TEXT_CHUNK", ImageFile.SAFEBLOCK)
     make(tmp_path / "a.png")
-    silence_pillow.cache_clear()
+    silence_pillow_warnings.cache_clear()
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=told) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             read_png(tmp_path / "a.png", MOST)
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
@@ -117,6 +117,6 @@ def test_a_file_that_would_take_memory_or_time_is_refused_in_one_line(
 
 
 def test_an_image_of_other_sides_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE - 1)))
+    save_image(tmp_path / "a.png", Image.new("RGB", (SIDE, SIDE - 1)))
     with pytest.raises(InputError, match="it has 8 x 7 pixels, 8 x 8 are expected"):
         read_png(tmp_path / "a.png", MOST, (SIDE, SIDE))

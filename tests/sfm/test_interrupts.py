@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sfm.cli import app
-from sfm.terminal import print_next
+from sfm.terminal import print_next_command
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Interrupting())
 """
 
 
-def interrupted(
+def run_interrupted(
     tmp_path: Path, module: str, number: signal.Signals, command: list[str]
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command that gets a signal at the moment when it imports a module."""
@@ -55,7 +55,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(
 ) -> None:
     distilling = ["distill", "--store", "nowhere", "--backbone", "lite0", "--dataset", "d"]
     command = [sys.executable, "-m", "sfm", *distilling, "--out", str(tmp_path / "run")]
-    done = interrupted(tmp_path, module, number, command)
+    done = run_interrupted(tmp_path, module, number, command)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
     assert not (tmp_path / "run").exists()
 
@@ -64,29 +64,33 @@ def test_the_installed_command_starts_so_too(tmp_path: Path) -> None:
     installed = tomllib.loads(PYPROJECT.read_text())["project"]["scripts"]["sfm"]
     module, _, function = installed.partition(":")
     script = f"import sys; from {module} import {function}; sys.exit({function}())"
-    done = interrupted(tmp_path, "typer", signal.SIGINT, [sys.executable, "-c", script, "--help"])
+    done = run_interrupted(tmp_path, "typer", signal.SIGINT, [sys.executable, "-c", script, "--help"])
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def test_a_command_in_the_background_goes_on_ignoring_ctrl_c() -> None:
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from sfm.interrupts import take_signals; take_signals()\n"
+        "from sfm.interrupts import install_signal_handlers; install_signal_handlers()\n"
         "signal.raise_signal(signal.SIGINT); print('still here')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "still here\n")
 
 
-def interrupt(*_: object, **__: object) -> None:
+def raise_keyboard_interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
     ("work", "arguments", "left"),
     [
-        ("sfm.pipeline.plan.plan", ["extract", "folder:x", "--dry-run"], "a dry run saves nothing"),
-        ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "the same command goes on from the work"),
+        (
+            "sfm.pipeline.dry_run.estimate_extraction",
+            ["extract", "folder:x", "--dry-run"],
+            "a dry run saves nothing",
+        ),
+        ("sfm.pipeline.extract.extract", ["extract", "folder:x"], "run the same command again to resume"),
         (
             "sfm.distill.run.distill",
             ["distill", "--dataset", "d", "--out", "new"],
@@ -99,7 +103,11 @@ def interrupt(*_: object, **__: object) -> None:
             ["export", "run", "--format", "parquet", "--out", "x"],
             "nothing was exported",
         ),
-        ("sfm.quickstart.quickstart", ["quickstart", "--out", "a b"], "`sfm quickstart --out 'a b'` again"),
+        (
+            "sfm.quickstart.run_quickstart",
+            ["quickstart", "--out", "a b"],
+            "`sfm quickstart --out 'a b'` again",
+        ),
     ],
 )
 def test_an_interrupted_command_says_what_it_leaves(
@@ -112,20 +120,20 @@ def test_an_interrupted_command_says_what_it_leaves(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old" / "checkpoint" / "step_00000100").mkdir(parents=True)
-    monkeypatch.setattr(work, interrupt)
+    monkeypatch.setattr(work, raise_keyboard_interrupt)
     if arguments[0] in ("extract", "distill"):
         arguments = [*arguments, "--store", "s", "--backbone", "lite0"]
     with pytest.raises(SystemExit) as end:
         app([*arguments, "--quiet"])
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (130, "")
-    assert told.err.startswith("error: interrupted")
-    assert left in told.err
-    assert told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert (end.value.code, output.out) == (130, "")
+    assert output.err.startswith("error: interrupted")
+    assert left in output.err
+    assert output.err.count("\n") == 1
 
 
 def test_the_command_to_go_on_with_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_next("evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
+    print_next_command("evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")
     line = capsys.readouterr().out
     assert shlex.split(line.removeprefix("Next: ")) == [
         *("sfm", "evaluate", "my run", "--store", "s3://team/stats", "--dataset", "it's")

@@ -18,7 +18,7 @@ from sfm.distill.config import DistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.locking import LOCK, lock_file, lock_folder
-from sfm.quickstart import quickstart
+from sfm.quickstart import run_quickstart
 
 HOLD = """
 import sys
@@ -36,7 +36,7 @@ def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def another_process_writing(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def lock_in_another_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -48,16 +48,20 @@ def another_process_writing(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_folder_that_another_process_writes_is_refused_naming_the_process(tmp_path: Path) -> None:
-    with another_process_writing(tmp_path / "run") as writer:
-        told = rf"run is being written by process {writer.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
-        with pytest.raises(InputError, match=told), lock_folder(tmp_path / "run"):
+    with lock_in_another_process(tmp_path / "run") as writer:
+        message = (
+            rf"run is being written by process {writer.pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+        )
+        with pytest.raises(InputError, match=message), lock_folder(tmp_path / "run"):
             pytest.fail("two processes write one folder")
 
 
-@pytest.mark.parametrize("told", [b"[" * 100_000, b"{}", b"{" + b" " * 2**20])
-def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(tmp_path: Path, told: bytes) -> None:
-    with another_process_writing(tmp_path / "run"):
-        (tmp_path / "run" / LOCK).write_bytes(told)
+@pytest.mark.parametrize("lock_content", [b"[" * 100_000, b"{}", b"{" + b" " * 2**20])
+def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(
+    tmp_path: Path, lock_content: bytes
+) -> None:
+    with lock_in_another_process(tmp_path / "run"):
+        (tmp_path / "run" / LOCK).write_bytes(lock_content)
         with (
             pytest.raises(InputError, match="is being written by another process"),
             lock_folder(tmp_path / "run"),
@@ -66,7 +70,7 @@ def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(tmp_path: Pat
 
 
 def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
-    with another_process_writing(tmp_path / "run") as writer:
+    with lock_in_another_process(tmp_path / "run") as writer:
         writer.kill()
         writer.wait()
         assert (tmp_path / "run" / LOCK).exists()
@@ -95,10 +99,10 @@ def test_a_place_that_cannot_be_locked_is_not_locked(tmp_path: Path, monkeypatch
     with lock_folder(tmp_path / "file"):
         pass
 
-    def no_locks(*_: object) -> None:
+    def raise_no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", raise_no_locks)
     with lock_folder(tmp_path / "run"), lock_folder(tmp_path / "run"):
         pass
 
@@ -110,8 +114,8 @@ def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
     (tmp_path / "thesis.tex").write_text("mine")
     (tmp_path / "run").mkdir()
     link(tmp_path / "thesis.tex", tmp_path / "run" / LOCK)
-    told = r"run/\.lock is .*, which cannot be a lock: delete it"
-    with pytest.raises(InputError, match=told), lock_folder(tmp_path / "run"):
+    message = r"run/\.lock is .*, which cannot be a lock: delete it"
+    with pytest.raises(InputError, match=message), lock_folder(tmp_path / "run"):
         pytest.fail("it is locked")
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
@@ -131,7 +135,7 @@ def test_a_lock_that_another_user_made_locks_too() -> None:
             run.chmod(0o2775)
             (run / LOCK).touch()
         with (
-            another_process_writing(run),
+            lock_in_another_process(run),
             acting_as(12346),
             pytest.raises(InputError, match="is being written by"),
             lock_folder(run),
@@ -143,7 +147,7 @@ def test_a_lock_that_another_user_made_locks_too() -> None:
 def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume: bool) -> None:
     config = DistillConfig(store="s", backbone="lite0", dataset="d", out=tmp_path / "run", resume=resume)
     with (
-        another_process_writing(config.out),
+        lock_in_another_process(config.out),
         pytest.raises(InputError, match=re.escape(f"{config.out} is being written by process")),
     ):
         distill(config)
@@ -151,5 +155,5 @@ def test_a_second_distillation_into_one_folder_is_refused(tmp_path: Path, resume
 
 def test_a_second_quickstart_in_one_folder_is_refused(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "q"), pytest.raises(InputError, match="is being written by process"):
-        quickstart(tmp_path / "q")
+        run_quickstart(tmp_path / "q")
     assert list(tmp_path.iterdir()) == []

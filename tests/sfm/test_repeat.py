@@ -23,14 +23,14 @@ def workplace(tmp_path: Path, fashion_store: str, monkeypatch: pytest.MonkeyPatc
     return place
 
 
-def run(*arguments: object) -> None:
+def run_sfm(*arguments: object) -> None:
     """Run a command that ends well."""
     with pytest.raises(SystemExit) as end:
         app([str(argument) for argument in [*arguments, "--quiet"]])
     assert not end.value.code
 
 
-def images(out: Path) -> dict[str, bytes]:
+def read_images(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.glob("images/*/*.png"))}
 
 
@@ -38,8 +38,10 @@ def test_distilling_and_evaluating_are_repeated_in_another_folder(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--store", "store", "--backbone", "lite0", "--dataset", "fashion-mnist-6k"]
-    run("distill", *where, "--classes", "garden.txt", "--out", "one", "--steps", 2, "--device", "cpu")
-    run("evaluate", "one", "--store", "store", "--mode", "linear", "--epochs", 1, "--views", 1, "--seeds", 1)
+    run_sfm("distill", *where, "--classes", "garden.txt", "--out", "one", "--steps", 2, "--device", "cpu")
+    run_sfm(
+        "evaluate", "one", "--store", "store", "--mode", "linear", "--epochs", 1, "--views", 1, "--seeds", 1
+    )
     assert "held-out features: one, distilled" in capsys.readouterr().out
     record = json.loads((workplace / "one" / "run.json").read_text())
     classes = json.loads((workplace / "one" / "classes.json").read_text())
@@ -49,14 +51,14 @@ def test_distilling_and_evaluating_are_repeated_in_another_folder(
     (workplace / "garden.txt").unlink()
     monkeypatch.chdir(tmp_path)
     store = workplace / "store"
-    run("distill", "--config", workplace / "one" / "run.json", "--store", store, "--out", "two")
-    assert images(tmp_path / "two") == images(workplace / "one")
+    run_sfm("distill", "--config", workplace / "one" / "run.json", "--store", store, "--out", "two")
+    assert read_images(tmp_path / "two") == read_images(workplace / "one")
     again = json.loads((tmp_path / "two" / "run.json").read_text())["config"]
     assert again == record["config"] | {"out": str(tmp_path / "two")}
 
     evaluated = json.loads((workplace / "one" / "evaluation.json").read_text())
     (workplace / "one" / "evaluation.json").rename(tmp_path / "evaluation.json")
-    run("evaluate", workplace / "one", "--config", tmp_path / "evaluation.json", "--store", store)
+    run_sfm("evaluate", workplace / "one", "--config", tmp_path / "evaluation.json", "--store", store)
     repeated = json.loads((workplace / "one" / "evaluation.json").read_text())
     assert repeated["rows"] == evaluated["rows"]
 
@@ -65,19 +67,19 @@ def test_a_run_is_resumed_from_another_folder_by_its_run_json(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = ["--store", "store", "--backbone", "lite0", "--dataset", "fashion-mnist-6k"]
-    run("distill", *where, "--out", "one", "--steps", 1, "--device", "cpu")
+    run_sfm("distill", *where, "--out", "one", "--steps", 1, "--device", "cpu")
     monkeypatch.chdir(tmp_path)
-    run("distill", "--config", workplace / "one" / "run.json", "--trust-config", "--resume")
+    run_sfm("distill", "--config", workplace / "one" / "run.json", "--trust-config", "--resume")
     assert not (tmp_path / "one").exists()
 
 
 def test_paths_in_a_configuration_are_whole(workplace: Path) -> None:
-    from sfm.backbones.spec import absolute_spec
+    from sfm.backbones.spec import make_spec_absolute
     from sfm.stats_store.location import make_url_absolute
 
     spec = "timm/tf_efficientnet_lite0@other.safetensors"
-    assert absolute_spec(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
-    assert absolute_spec("lite0") == "lite0"
+    assert make_spec_absolute(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
+    assert make_spec_absolute("lite0") == "lite0"
     assert make_url_absolute("store") == str(workplace / "store")
     assert make_url_absolute("s3://team/stats") == "s3://team/stats"
 

@@ -23,14 +23,14 @@ __all__ = ["s3_endpoint", "s3_url"]
 VERBS = ("ls", "show", "verify", "copy", "merge", "rm", "gc")
 
 
-def sfm(*words: object) -> Result:
+def run_sfm(*words: object) -> Result:
     """Run ``sfm store`` with these words."""
     return CliRunner().invoke(app, ["store", *map(str, words)], env={"COLUMNS": "140"})
 
 
-def document(*words: object) -> dict:
+def run_sfm_json(*words: object) -> dict:
     """What the command prints with ``--json``: one document on stdout, and nothing on stderr but progress."""
-    done = sfm(*words, "--json")
+    done = run_sfm(*words, "--json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
@@ -57,7 +57,7 @@ def store(tmp_path) -> Store:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_examples_json_and_quiet(verb):
-    done = sfm(verb, "--help")
+    done = run_sfm(verb, "--help")
     assert done.exit_code == 0
     assert f"$ sfm store {verb}" in done.stdout
     assert "--json" in done.stdout
@@ -70,32 +70,32 @@ def test_every_verb_says_in_one_line_that_there_is_no_store(verb, tmp_path):
     if verb == "merge":
         more = [f"{tmp_path / 'nowhere'}#a", "b"]
     place = tmp_path / ("target" if verb == "merge" else "nowhere")
-    assert_one_line(sfm(verb, place, *more), 2, "no store at", "nowhere")
+    assert_one_line(run_sfm(verb, place, *more), 2, "no store at", "nowhere")
     assert not (tmp_path / "t").exists()
 
 
 def test_ls_lists_what_is_visible(store):
-    rows = document("ls", store.url)["entries"]
+    rows = run_sfm_json("ls", store.url)["entries"]
     assert [(r["dataset"], r["backbone"], r["role"]) for r in rows] == [
         ("birds", "lite0", "full"),
         ("birds", "lite0", "tuning"),
         ("birds", "lite1", "full"),
     ]
     assert set(rows[0]) >= {"backbone_hash", "image_size", "fingerprint", "options", "classes", "features"}
-    assert "birds" in sfm("ls", store.url).stdout
+    assert "birds" in run_sfm("ls", store.url).stdout
 
 
 def test_ls_names_what_cannot_be_read_and_lists_the_rest(store, tmp_path):
     key = store.list_summaries()[2].key
     (tmp_path / "s" / "index" / key / "00000001.json").write_text("{")
-    found = document("ls", store.url)
+    found = run_sfm_json("ls", store.url)
     assert len(found["entries"]) == 2
     assert f"index/{key}/00000001.json" in found["unreadable"][0]
-    assert "left out: damaged commit" in sfm("ls", store.url).stdout
+    assert "left out: damaged commit" in run_sfm("ls", store.url).stdout
 
 
 def test_show_prints_cards_classes_and_sizes(store):
-    shown = document("show", store.url, "birds", "--backbone", "lite1")
+    shown = run_sfm_json("show", store.url, "birds", "--backbone", "lite1")
     assert shown["summary"]["backbone"] == "lite1"
     assert shown["classes"][0] | {"train_samples": 0, "test_samples": 0} == {
         "class_id": "n0",
@@ -104,25 +104,25 @@ def test_show_prints_cards_classes_and_sizes(store):
         "test_samples": 0,
     }
     assert shown["compression_ratio"] > 0
-    done = sfm("show", store.url, "birds", "--backbone", "lite1")
+    done = run_sfm("show", store.url, "birds", "--backbone", "lite1")
     for word in ("licence: unknown", "held out", "compression ratio", "train/mean"):
         assert word in done.stdout
 
 
 def test_show_lists_the_candidates_where_several_fit(store):
-    assert_one_line(sfm("show", store.url, "birds"), 2, "several entries fit", "birds@", "lite0", "lite1")
+    assert_one_line(run_sfm("show", store.url, "birds"), 2, "several entries fit", "birds@", "lite0", "lite1")
 
 
 def test_show_opens_a_replaced_entry_by_its_digest(store):
-    old = document("show", store.url, "birds", "--history", "--backbone", "lite0")["history"][0]
+    old = run_sfm_json("show", store.url, "birds", "--history", "--backbone", "lite0")["history"][0]
     digest = old["summary"]["entry_digest"]
-    shown = document("show", store.url, f"birds@{digest[:10]}")
+    shown = run_sfm_json("show", store.url, f"birds@{digest[:10]}")
     assert (shown["summary"]["entry_digest"], shown["summary"]["generation"]) == (digest, 1)
 
 
 def test_history_shows_what_was_replaced_and_removed(store):
-    assert sfm("rm", store.url, "birds", "--backbone", "lite1").exit_code == 0
-    history = document("show", store.url, "birds", "--history")["history"]
+    assert run_sfm("rm", store.url, "birds", "--backbone", "lite1").exit_code == 0
+    history = run_sfm_json("show", store.url, "birds", "--history")["history"]
     states = sorted((g["summary"]["backbone"], g["generation"], g["state"]) for g in history)
     assert states == [
         ("lite0", 1, "current"),
@@ -131,85 +131,83 @@ def test_history_shows_what_was_replaced_and_removed(store):
         ("lite1", 1, "removed"),
         ("lite1", 2, "tombstone"),
     ]
-    assert "tombstone" in sfm("show", store.url, "birds", "--history").stdout
-    assert_one_line(sfm("show", store.url, "bird", "--history"), 2, "did you mean birds?")
+    assert "tombstone" in run_sfm("show", store.url, "birds", "--history").stdout
+    assert_one_line(run_sfm("show", store.url, "bird", "--history"), 2, "did you mean birds?")
 
 
 def test_verify_says_sound_and_exits_with_zero(store):
-    found = document("verify", store.url)["entries"]
+    found = run_sfm_json("verify", store.url)["entries"]
     assert [v["sound"] for v in found] == [True] * 3
-    done = sfm("verify", store.url, "--quiet")
+    done = run_sfm("verify", store.url, "--quiet")
     assert done.exit_code == 0
     assert "sound" in done.stdout
     assert done.stderr == ""
-    assert len(document("verify", store.url, "--dataset", "birds@tuning")["entries"]) == 1
+    assert len(run_sfm_json("verify", store.url, "--dataset", "birds@tuning")["entries"]) == 1
 
 
 def test_verify_names_damage_and_exits_with_one(store, tmp_path):
     run = store.open_entry(store.list_summaries()[0]).commit.run
     chunk = tmp_path / "s" / "runs" / run / "train" / "mean" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
-    done = sfm("verify", store.url, "--quiet")
+    done = run_sfm("verify", store.url, "--quiet")
     assert_one_line(done, 1, "1 of 3 entries are damaged")
     assert f"damaged object runs/{run}/train/mean/c/0/0" in done.stdout
     assert "DAMAGED" in done.stdout
-    assert sfm("verify", store.url, "--backbone", "lite1").exit_code == 0
-    script = sfm("verify", store.url, "--json", "--quiet")
+    assert run_sfm("verify", store.url, "--backbone", "lite1").exit_code == 0
+    script = run_sfm("verify", store.url, "--json", "--quiet")
     assert script.exit_code == 1
     assert [e["sound"] for e in json.loads(script.stdout)["entries"]].count(False) == 1
 
 
 def test_rm_removes_one_entry_or_all_that_fit(store):
-    assert_one_line(sfm("rm", store.url, "birds"), 2, "several entries fit")
-    would = document("rm", store.url, "birds", "--all", "--dry-run")
+    assert_one_line(run_sfm("rm", store.url, "birds"), 2, "several entries fit")
+    would = run_sfm_json("rm", store.url, "birds", "--all", "--dry-run")
     assert (len(would["removed"]), would["dry_run"]) == (3, True)
     assert len(store.list_summaries()) == 3
-    done = sfm("rm", store.url, "birds", "--backbone", "lite1")
+    done = run_sfm("rm", store.url, "birds", "--backbone", "lite1")
     assert done.exit_code == 0
     assert f"sfm store gc {store.url} --now" in done.stdout
     assert {s.backbone for s in store.list_summaries()} == {"lite0"}
-    assert len(document("rm", store.url, "birds", "--all")["removed"]) == 2
+    assert len(run_sfm_json("rm", store.url, "birds", "--all")["removed"]) == 2
     assert store.list_summaries() == []
-    assert_one_line(sfm("rm", store.url, "birds"), 2, "no dataset 'birds'", "the store holds nothing")
+    assert_one_line(run_sfm("rm", store.url, "birds"), 2, "no dataset 'birds'", "the store holds nothing")
 
 
 def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, tmp_path):
     Draft(store).write_array("train/count", np.arange(3))
-    sfm("rm", store.url, "birds", "--backbone", "lite1")
-    assert document("gc", store.url)["deleted"] == []
-    would = document("gc", store.url, "--now", "--dry-run")
+    run_sfm("rm", store.url, "birds", "--backbone", "lite1")
+    assert run_sfm_json("gc", store.url)["deleted"] == []
+    would = run_sfm_json("gc", store.url, "--now", "--dry-run")
     assert sorted(g["reason"] for g in would["deleted"]) == ["removed", "replaced"]
     assert [g["reason"] for g in would["kept"]] == ["never committed"]
-    assert "Would be deleted: 2" in sfm("gc", store.url, "--now", "--dry-run").stdout
-    done = document("gc", store.url, "--now")
+    assert "Would be deleted: 2" in run_sfm("gc", store.url, "--now", "--dry-run").stdout
+    done = run_sfm_json("gc", store.url, "--now")
     assert sum(g["bytes"] for g in done["deleted"]) == sum(g["bytes"] for g in would["deleted"]) > 0
     grow_old(tmp_path)
-    assert [g["reason"] for g in document("gc", store.url)["deleted"]] == ["never committed"]
-    assert "nothing to delete" in sfm("gc", store.url).stdout
-    assert_one_line(sfm("gc", store.url, "--older-than", "soon"), 2, "'soon' is not a duration")
+    assert [g["reason"] for g in run_sfm_json("gc", store.url)["deleted"]] == ["never committed"]
+    assert "nothing to delete" in run_sfm("gc", store.url).stdout
+    assert_one_line(run_sfm("gc", store.url, "--older-than", "soon"), 2, "'soon' is not a duration")
 
 
 def test_copy_says_what_became_of_every_entry(store, tmp_path):
     target = tmp_path / "t"
-    first = document("copy", store.url, target)["entries"]
+    first = run_sfm_json("copy", store.url, target)["entries"]
     assert [e["outcome"] for e in first] == ["copied"] * 3
     assert all(e["objects_written"] > 0 for e in first)
-    done = sfm("copy", store.url, target, "--dataset", "birds", "--backbone", "lite1")
+    done = run_sfm("copy", store.url, target, "--dataset", "birds", "--backbone", "lite1")
     assert done.exit_code == 0
     assert "already there" in done.stdout
-    assert_one_line(sfm("copy", store.url, target, "--dataset", "boats"), 2, "no dataset 'boats'")
+    assert_one_line(run_sfm("copy", store.url, target, "--dataset", "boats"), 2, "no dataset 'boats'")
 
 
 def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp_path):
     other = create_store(str(tmp_path / "t"))
     put(other, 9, dataset="birds")
-    refused = sfm("copy", store.url, other.url, "--quiet")
+    refused = run_sfm("copy", store.url, other.url, "--quiet")
     assert_one_line(refused, 2, "1 of 3 entries not copied", "--replace")
     assert "differs in the target" in refused.stdout
-    assert sfm("copy", store.url, other.url, "--replace").exit_code == 0
-    assert {s.entry_digest for s in other.list_summaries()} == {
-        s.entry_digest for s in store.list_summaries()
-    }
+    assert run_sfm("copy", store.url, other.url, "--replace").exit_code == 0
+    assert {s.entry_digest for s in other.list_summaries()} == {s.entry_digest for s in store.list_summaries()}
 
 
 def test_copy_of_a_store_of_which_an_entry_cannot_be_read_copies_the_others_and_exits_with_one(
@@ -217,16 +215,16 @@ def test_copy_of_a_store_of_which_an_entry_cannot_be_read_copies_the_others_and_
 ):
     broken = tmp_path / "s" / make_commit_path(store.list_summaries()[0])
     broken.write_text("{}")
-    done = sfm("copy", store.url, tmp_path / "t", "--quiet")
+    done = run_sfm("copy", store.url, tmp_path / "t", "--quiet")
     assert_one_line(done, 1, "1 entries of", "damaged commit")
     assert len(open_store(str(tmp_path / "t")).list_summaries()) == 2
-    assert sfm("copy", store.url, tmp_path / "t", "--backbone", "lite1").exit_code == 0
+    assert run_sfm("copy", store.url, tmp_path / "t", "--backbone", "lite1").exit_code == 0
 
 
 def test_copy_names_damage_in_the_source_and_exits_with_one(store, tmp_path):
     run = store.open_entry(store.list_summaries()[0]).commit.run
     shutil.rmtree(tmp_path / "s" / "runs" / run / "train" / "mean")
-    done = sfm("copy", store.url, tmp_path / "t", "--quiet")
+    done = run_sfm("copy", store.url, tmp_path / "t", "--quiet")
     assert_one_line(done, 1, "1 of 3 entries not copied", f"runs/{run}/train/mean")
     assert len(open_store(str(tmp_path / "t")).list_summaries()) == 2
 
@@ -234,11 +232,13 @@ def test_copy_names_damage_in_the_source_and_exits_with_one(store, tmp_path):
 def test_merge_refuses_in_one_line_and_makes_no_store(fashion_store, tmp_path):
     union, part = tmp_path / "u", f"{fashion_store}#fashion-mnist-6k"
     chosen = ("--backbone", "lite0", "--quiet")
-    assert_one_line(sfm("merge", union, part, part), 2, "several entries fit, name --backbone")
-    assert_one_line(sfm("merge", union, part, f"{fashion_store}#nothing", *chosen), 2, "no dataset 'nothing'")
-    assert_one_line(sfm("merge", union, part, part, "--device", "tpu", *chosen), 2, "--device 'tpu'")
-    assert_one_line(sfm("merge", union, part, *chosen), 2, "two parts or more")
-    assert_one_line(sfm("merge", union, part, part, *chosen), 2, "the parts share data")
+    assert_one_line(run_sfm("merge", union, part, part), 2, "several entries fit, name --backbone")
+    assert_one_line(
+        run_sfm("merge", union, part, f"{fashion_store}#nothing", *chosen), 2, "no dataset 'nothing'"
+    )
+    assert_one_line(run_sfm("merge", union, part, part, "--device", "tpu", *chosen), 2, "--device 'tpu'")
+    assert_one_line(run_sfm("merge", union, part, *chosen), 2, "two parts or more")
+    assert_one_line(run_sfm("merge", union, part, part, *chosen), 2, "the parts share data")
     assert not union.exists()
 
 
@@ -263,19 +263,19 @@ def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
     assert found["entry"]["outcome"] == "published"
     assert found["entry"]["dataset"] == "north+south"
     assert found["notes"][0].startswith("classifier: linear discriminant")
-    assert "north+south" in sfm("merge", store.url, "south", "north").stdout
-    told = document("rm", store.url, "north", "--dry-run")
-    assert [s["dataset"] for s in told["contained_in"]] == ["north+south"]
+    assert "north+south" in run_sfm("merge", store.url, "south", "north").stdout
+    dry_run = run_sfm_json("rm", store.url, "north", "--dry-run")
+    assert [s["dataset"] for s in dry_run["contained_in"]] == ["north+south"]
 
 
 def test_a_store_on_s3_takes_every_verb(store, s3_url):
-    assert [e["outcome"] for e in document("copy", store.url, s3_url)["entries"]] == ["copied"] * 3
-    assert len(document("ls", s3_url)["entries"]) == 3
-    assert document("show", s3_url, "birds@tuning")["summary"]["role"] == "tuning"
-    assert all(v["sound"] for v in document("verify", s3_url)["entries"])
-    assert len(document("rm", s3_url, "birds", "--all")["removed"]) == 3
-    assert len(document("gc", s3_url, "--now")["deleted"]) == 3
-    assert document("ls", s3_url)["entries"] == []
+    assert [e["outcome"] for e in run_sfm_json("copy", store.url, s3_url)["entries"]] == ["copied"] * 3
+    assert len(run_sfm_json("ls", s3_url)["entries"]) == 3
+    assert run_sfm_json("show", s3_url, "birds@tuning")["summary"]["role"] == "tuning"
+    assert all(v["sound"] for v in run_sfm_json("verify", s3_url)["entries"])
+    assert len(run_sfm_json("rm", s3_url, "birds", "--all")["removed"]) == 3
+    assert len(run_sfm_json("gc", s3_url, "--now")["deleted"]) == 3
+    assert run_sfm_json("ls", s3_url)["entries"] == []
 
 
 def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_path):
@@ -304,18 +304,14 @@ def replace_with_other_means(store: Store, summary) -> None:
 
 def test_show_computes_the_accuracy_of_every_class_if_asked_to(fashion_store):
     store = open_store(fashion_store)
-    entry = store.open_entry(
-        next(s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full"))
-    )
+    entry = store.open_entry(next(s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")))
     labels, features = entry.read_array("test/label"), entry.read_array("test/feature").astype(np.float32)
-    predicted = (
-        features @ entry.read_array("classifier/weight").T + entry.read_array("classifier/bias")
-    ).argmax(1)
+    predicted = (features @ entry.read_array("classifier/weight").T + entry.read_array("classifier/bias")).argmax(1)
     expected = [float((predicted[labels == c] == c).mean()) for c in range(10)]
     words = ("show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0")
-    shown = document(*words, "--per-class")["classes"]
+    shown = run_sfm_json(*words, "--per-class")["classes"]
     assert [c["held_out_top1"] for c in shown] == pytest.approx(expected, abs=0.026)
-    assert "held_out_top1" not in document(*words)["classes"][0]
-    printed = sfm(*words, "--per-class").stdout
+    assert "held_out_top1" not in run_sfm_json(*words)["classes"][0]
+    printed = run_sfm(*words, "--per-class").stdout
     worst, best = (entry.dataset.class_names[place(expected)] for place in (np.argmin, np.argmax))
     assert printed.index(f" {worst} ") < printed.index(f" {best} ")

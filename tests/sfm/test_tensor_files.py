@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sfm.tensor_files import HEADER_BYTES, TensorFileError, open_tensors, require_tensors, tensor_types
+from sfm.tensor_files import (
+    MAX_SAFETENSORS_HEADER_BYTES,
+    TensorFileError,
+    open_safetensors,
+    read_tensor_specs,
+    require_tensor_specs,
+)
 
 TENSORS = {"weight": np.zeros((2, 3), np.float32), "age": np.array(4)}
 EXPECTED = {"weight": ("F32", (2, 3)), "age": ("I64", ())}
@@ -17,20 +23,20 @@ MOST = 2 * 3 * 4 + 8
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def tensor_file(tmp_path: Path) -> Path:
     save_file(TENSORS, tmp_path / "a.safetensors")
     return tmp_path / "a.safetensors"
 
 
-def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
-    with open_tensors(file, "numpy", MOST) as opened:
-        assert tensor_types(opened) == EXPECTED
-        require_tensors(opened, EXPECTED, file)
+def test_what_a_file_declares_is_known_before_it_is_read(tensor_file: Path) -> None:
+    with open_safetensors(tensor_file, "numpy", MOST) as opened:
+        assert read_tensor_specs(opened) == EXPECTED
+        require_tensor_specs(opened, EXPECTED, tensor_file)
         assert opened.get_tensor("age") == 4
 
 
 @pytest.mark.parametrize(
-    ("expected", "told"),
+    ("expected", "message"),
     [
         (
             EXPECTED | {"weight": ("F32", (2, 4))},
@@ -41,54 +47,67 @@ def test_what_a_file_declares_is_known_before_it_is_read(file: Path) -> None:
         ({"age": ("I64", ())}, r'\[2, 3\] as "weight", not nothing'),
     ],
 )
-def test_other_tensors_are_refused_by_name(file: Path, expected: dict[str, object], told: str) -> None:
-    with open_tensors(file, "numpy", MOST) as opened, pytest.raises(TensorFileError, match=told):
-        require_tensors(opened, expected, file)  # type: ignore[arg-type]
+def test_other_tensors_are_refused_by_name(
+    tensor_file: Path, expected: dict[str, object], message: str
+) -> None:
+    with (
+        open_safetensors(tensor_file, "numpy", MOST) as opened,
+        pytest.raises(TensorFileError, match=message),
+    ):
+        require_tensor_specs(opened, expected, tensor_file)  # type: ignore[arg-type]
 
 
-def lengthen(file: Path) -> None:
-    os.truncate(file, 2**40)
+def lengthen_file(tensor_file: Path) -> None:
+    os.truncate(tensor_file, 2**40)
 
 
-def large_header(file: Path) -> None:
-    data = b"{" + b" " * HEADER_BYTES + b"}"
-    file.write_bytes(len(data).to_bytes(8, "little") + data)
+def write_large_header(tensor_file: Path) -> None:
+    data = b"{" + b" " * MAX_SAFETENSORS_HEADER_BYTES + b"}"
+    tensor_file.write_bytes(len(data).to_bytes(8, "little") + data)
 
 
-def deep_header(file: Path) -> None:
+def write_deep_header(tensor_file: Path) -> None:
     data = b'{"__metadata__":' + b"[" * 100_000
-    file.write_bytes(len(data).to_bytes(8, "little") + data)
+    tensor_file.write_bytes(len(data).to_bytes(8, "little") + data)
 
 
-def hole(file: Path) -> None:
+def declare_huge_tensor(tensor_file: Path) -> None:
     header = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
     data = json.dumps(header).encode()
-    file.write_bytes(len(data).to_bytes(8, "little") + data)
+    tensor_file.write_bytes(len(data).to_bytes(8, "little") + data)
 
 
-def pipe(file: Path) -> None:
-    file.unlink()
-    os.mkfifo(file)
+def replace_by_pipe(tensor_file: Path) -> None:
+    tensor_file.unlink()
+    os.mkfifo(tensor_file)
 
 
-def folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
+def replace_by_folder(tensor_file: Path) -> None:
+    tensor_file.unlink()
+    tensor_file.mkdir()
 
 
 @pytest.mark.parametrize(
     "damage",
-    [lengthen, large_header, deep_header, hole, pipe, folder, lambda file: file.write_bytes(b"\x01")],
+    [
+        lengthen_file,
+        write_large_header,
+        write_deep_header,
+        declare_huge_tensor,
+        replace_by_pipe,
+        replace_by_folder,
+        lambda tensor_file: tensor_file.write_bytes(b"\x01"),
+    ],
 )
 def test_a_file_that_is_damaged_or_too_long_is_refused_in_one_line(
-    file: Path, damage: Callable[[Path], None]
+    tensor_file: Path, damage: Callable[[Path], None]
 ) -> None:
-    damage(file)
-    with pytest.raises(TensorFileError) as caught, open_tensors(file, "numpy", MOST):
+    damage(tensor_file)
+    with pytest.raises(TensorFileError) as caught, open_safetensors(tensor_file, "numpy", MOST):
         pass
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), open_tensors(tmp_path / "none", "numpy", MOST):
+    with pytest.raises(FileNotFoundError), open_safetensors(tmp_path / "none", "numpy", MOST):
         pass

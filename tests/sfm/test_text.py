@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfm.text import encodable, one_line, utf8_only, utf8_values
+from sfm.text import escape_non_utf8, escape_non_utf8_values, make_encodable, sanitize_line
 
 HOSTILE = {
     "\x1b]52;c;Y3VybA==\x07\x1b[2J": r"\x1b]52;c;Y3VybA==\x07\x1b[2J",
@@ -19,19 +19,19 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items())
 def test_what_moves_a_cursor_or_turns_text_is_escaped(text, shown):
-    assert one_line(text) == shown
-    assert one_line(text).isprintable()
+    assert sanitize_line(text) == shown
+    assert sanitize_line(text).isprintable()
 
 
 @pytest.mark.parametrize(
     "text", ["T-shirt/top", "猫", "می\u200cخواهم", "👩\u200d🚒", "pets [raw]", r"C:\new", "é"]
 )
 def test_names_of_people_stay_as_they_are(text):
-    assert one_line(text) == text
+    assert sanitize_line(text) == text
 
 
 def test_a_very_long_name_is_cut():
-    assert one_line("x" * 10_000_000 + "\n", most=50) == "x" * 49 + "…"
+    assert sanitize_line("x" * 10_000_000 + "\n", max_length=50) == "x" * 49 + "…"
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,17 @@ def test_a_very_long_name_is_cut():
     [("ascii", r"caf\xe9 87.5 +/- 0.1 - ... \u732b"), ("cp1252", r"café 87.5 ± 0.1 – … \u732b")],
 )
 def test_what_an_encoding_lacks_is_degraded(encoding, shown):
-    assert encodable("café 87.5 ± 0.1 – … 猫", encoding) == shown
+    assert make_encodable("café 87.5 ± 0.1 – … 猫", encoding) == shown
 
 
 def test_only_bytes_that_are_not_utf8_are_written_otherwise():
-    assert utf8_only("caf\udce9\n猫") == "caf\\xe9\n猫"
+    assert escape_non_utf8("caf\udce9\n猫") == "caf\\xe9\n猫"
 
 
 def test_a_json_document_of_paths_is_utf8():
     document = {"out": "caf\udce9", "runs": ["a\udce9", 1, None], "caf\udce9": {"x": 1.5}}
-    assert utf8_values(document) == {"out": r"caf\xe9", "runs": [r"a\xe9", 1, None], r"caf\xe9": {"x": 1.5}}
+    assert escape_non_utf8_values(document) == {
+        "out": r"caf\xe9",
+        "runs": [r"a\xe9", 1, None],
+        r"caf\xe9": {"x": 1.5},
+    }

@@ -13,7 +13,7 @@ from obstore.store import LocalStore
 from toy_entries import put
 
 from sfm.errors import InputError
-from sfm.paths import cache_folder, content, expand_home
+from sfm.paths import expand_home, get_cache_folder, list_content
 from sfm.stats_store import local_files, system_errors
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.history import remove_entry
@@ -37,7 +37,7 @@ def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) 
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="it holds other files: give an empty folder"):
         create_store(str(tmp_path))
-    assert content(tmp_path) == [tmp_path / "thesis.tex"]
+    assert list_content(tmp_path) == [tmp_path / "thesis.tex"]
 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])
@@ -224,7 +224,7 @@ def test_without_a_home_a_path_that_needs_one_says_what_to_give(monkeypatch: pyt
     with pytest.raises(InputError, match=r"for ~nobody-of-this-name .*: give a full path"):
         expand_home("~nobody-of-this-name/store")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere")
+    assert get_cache_folder() == Path("/somewhere")
 
 
 def test_an_error_is_explained_by_its_number_also_in_the_words_of_obstore() -> None:

@@ -5,6 +5,7 @@ import pytest
 from toy_entries import backbone_card, commit, fill
 
 from sfm.errors import InputError
+from sfm.stats_store.entry_selection import filter_summaries, find_summaries, select_summary
 from sfm.stats_store.history import (
     find_entry_history,
     find_merged_entries,
@@ -13,7 +14,6 @@ from sfm.stats_store.history import (
     summaries_for,
 )
 from sfm.stats_store.publication import Draft
-from sfm.stats_store.selection import filter_summaries, find_summaries, select_summary
 from sfm.stats_store.store import Store, create_store
 
 

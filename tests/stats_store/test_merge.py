@@ -11,7 +11,7 @@ from obstore.store import MemoryStore
 from toy_entries import backbone_card
 
 from sfm.errors import DamageError, InputError
-from sfm.pipeline.moments import moments_of
+from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
 from sfm.stats_store.class_moments import Moments, expand_classes, make_empty_moments, merge_moments
 from sfm.stats_store.discriminant import compute_oas_shrinkage, fit_linear_discriminant
@@ -34,7 +34,7 @@ class Data:
     ids: list[str]
 
     def moments(self) -> Moments:
-        return moments_of(self.features, self.labels, len(self.ids))
+        return compute_moments(self.features, self.labels, len(self.ids))
 
 
 def data(seed: int, samples: int = 60, classes: int = 5, shift: float = 10.0) -> Data:
@@ -365,7 +365,7 @@ def test_shrinkage_falls_as_samples_are_added_and_is_whole_without_any_spread():
 
 def test_one_sample_per_class_gives_the_nearest_mean():
     features = np.array([[0, 0], [4, 0], [0, 4]], dtype=np.float32)
-    found = fit_linear_discriminant(moments_of(features, np.arange(3, dtype=np.int32), 3))
+    found = fit_linear_discriminant(compute_moments(features, np.arange(3, dtype=np.int32), 3))
     logits = np.array([[1.0, 0.5], [3.0, 1.0], [1.0, 2.5]]) @ found.weight.T + found.bias
     assert logits.argmax(axis=1).tolist() == [0, 1, 2]
 
@@ -482,8 +482,8 @@ def test_a_damaged_part_is_not_merged(tmp_path):
 @pytest.fixture(scope="module")
 def teams(tmp_path_factory, request) -> Path:
     """Two stores of real entries, of two halves of a dataset, and one of the whole, at 32 px."""
-    from sfm.pipeline.config import ExtractConfig
     from sfm.pipeline.extract import extract
+    from sfm.pipeline.extract_config import ExtractConfig
     from sfm.pipeline.sources import open_source
 
     root = tmp_path_factory.mktemp("teams")

@@ -154,26 +154,23 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
 
 
 def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
-    proxy: Proxy, s3_url: str, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, s3_url: str
 ) -> None:
-    monkeypatch.setitem(
-        __import__("sfm.stats_store.location", fromlist=["PATIENT_RETRY"]).PATIENT_RETRY, "max_retries", 0
-    )
     store = create_store(s3_url)
     draft = Draft(store)
     fill(draft, 1)
     committed: list[Request] = []
 
-    def dead_after_commit(request: Request) -> str | None:
+    def deny_all_after_commit(request: Request) -> str | None:
         if committed:
-            return "drop"
+            return "echo"
         if request.creates and "/index/" in request.path:
             committed.append(request)
             return "lose answer"
         return None
 
-    proxy.choose = dead_after_commit  # type: ignore[assignment]
-    with pytest.raises(InputError, match="cannot use s3://"):
+    proxy.choose = deny_all_after_commit  # type: ignore[assignment]
+    with pytest.raises(InputError, match="s3://"):
         commit(draft)
     proxy.choose = lambda _: None
     draft.discard()
@@ -254,22 +251,27 @@ def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None
     )
 
 
-def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(tmp_path: str) -> None:
-    store = create_store(str(tmp_path))
-    first = Draft(store)
+def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
+    proxy: Proxy, s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = create_store(s3_url)
+    first, second = Draft(store), Draft(store)
     fill(first, 1)
-    standing = commit(first).summary
-    second = Draft(store)
+    replaced = commit(first).summary
     fill(second, 2)
-    listed = store.list_commits
+    with monkeypatch.context() as without_proxy:
+        without_proxy.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+        other = open_store(s3_url)
+    removed: list[Request] = []
 
-    def removed_after_listing(key: str = "") -> dict[str, list[str]]:
-        found = listed(key)
-        object.__setattr__(store, "list_commits", listed)
-        remove_entry(store, standing)
-        return found
+    def remove_before_first_commit(request: Request) -> str | None:
+        if request.creates and "/index/" in request.path and not removed:
+            removed.append(request)
+            remove_entry(other, replaced)
+        return None
 
-    object.__setattr__(store, "list_commits", removed_after_listing)
+    proxy.choose = remove_before_first_commit  # type: ignore[assignment]
     published = commit(second, replace=True)
+    assert removed
     assert (published.outcome, published.summary.generation) == ("published", 3)
     assert [s.generation for s in store.list_summaries()] == [3]

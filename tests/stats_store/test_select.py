@@ -8,9 +8,7 @@ from toy_entries import backbone_card, commit, fill
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.history import find_entry_history, summaries_for
-from sfm.stats_store.publication import Draft
-from sfm.stats_store.selection import (
+from sfm.stats_store.entry_selection import (
     describe_entry,
     filter_summaries,
     find_named_summaries,
@@ -18,6 +16,8 @@ from sfm.stats_store.selection import (
     select_entry,
     select_summary,
 )
+from sfm.stats_store.history import find_entry_history, summaries_for
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 
 

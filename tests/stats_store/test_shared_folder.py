@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 
 from sfm.cli import app
 from sfm.errors import InputError
-from sfm.pipeline.staging import Task, open_staging
+from sfm.pipeline.partition_tasks import PartitionTask
+from sfm.pipeline.staging import open_staging
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.history import remove_entry
@@ -26,7 +27,7 @@ from sfm.stats_store.verification import verify_entries
 pytestmark = needs_root
 
 ANNA, BEN, CLEO = 12345, 12346, 12347
-TASK = Task("train", 0, None)
+TASK = PartitionTask("train", 0, None)
 NOTHING = datetime.timedelta(0)
 
 
@@ -47,7 +48,7 @@ def place() -> Iterator[Path]:
 def abandon(folder: Path, key: str, like: Path | None = None) -> None:
     """Begin an extraction that does not end."""
     with suppress(RuntimeError), open_staging(folder, key, like) as staging:
-        staging.put("kind", TASK, np.zeros((1, 2)))
+        staging.write_array("kind", TASK, np.zeros((1, 2)))
         raise RuntimeError
 
 
@@ -159,6 +160,6 @@ def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:
     with acting_as(CLEO, 0o077):
         abandon(place / "staging", "key", place)
     with acting_as(BEN, 0o077), open_staging(place / "staging", "key", place) as staging:
-        assert staging.has("kind", TASK, np.float64, 1, (2,))
-        staging.put("kind", TASK, np.ones((1, 2)))
+        assert staging.has_array("kind", TASK, np.float64, 1, (2,))
+        staging.write_array("kind", TASK, np.ones((1, 2)))
     assert list((place / "staging").iterdir()) == []

@@ -36,8 +36,8 @@ from sfm.stats_store.schema import UpgradeError, is_known_array
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
-from sfm.text import one_line
-from sfm.untrusted import JSON_BYTES
+from sfm.text import sanitize_line
+from sfm.untrusted_files import MAX_JSON_BYTES
 
 ATOMS = st.one_of(
     st.none(),
@@ -93,7 +93,7 @@ def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_vers
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert PATH in complaint
-    assert complaint == one_line(complaint)
+    assert complaint == sanitize_line(complaint)
 
 
 @given(place=st.sampled_from(places(CARDS)), value=VALUES)
@@ -105,7 +105,7 @@ def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_versio
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert COMMIT.run in complaint
-    assert complaint == one_line(complaint)
+    assert complaint == sanitize_line(complaint)
 
 
 @given(data=st.binary(max_size=60))
@@ -180,7 +180,7 @@ def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...]
         encode_commit(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
         encode_commit(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
         encode_commit(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
-        encode_commit(CONTENT) + b" " * JSON_BYTES,
+        encode_commit(CONTENT) + b" " * MAX_JSON_BYTES,
     ],
     ids=["empty", "deep list", "deep object", "name twice", "NaN", "surrogate", "long number", "long"],
 )

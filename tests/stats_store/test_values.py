@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from toy_entries import CLASSES, FEATURES, backbone_card
 
 from sfm.errors import DamageError
-from sfm.pipeline.centres import nearest_centre
-from sfm.pipeline.moments import moments_of
+from sfm.pipeline.block_moments import compute_moments
+from sfm.pipeline.sub_class_centres import find_nearest_centres
 from sfm.stats_store.array_values import ArrayComparison, find_value_problem
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.class_moments import merge_moments
@@ -42,10 +42,13 @@ def dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
 
 def sound_arrays(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return all arrays of the entry of some samples, each of which is held out as well."""
-    moments = moments_of(features, labels, CLASSES)
+    moments = compute_moments(features, labels, CLASSES)
     place = np.full((CLASSES, 2, FEATURES), [[[0.0], [9.0]]])
     nearest = np.array(
-        [nearest_centre(row[None], place[label])[0] for row, label in zip(features, labels, strict=True)]
+        [
+            find_nearest_centres(row[None], place[label])[0]
+            for row, label in zip(features, labels, strict=True)
+        ]
     )
     count = np.array([[np.sum((labels == c) & (nearest == k)) for k in (0, 1)] for c in range(CLASSES)])
     centre = np.full(place.shape, np.nan, np.float32)
@@ -95,7 +98,7 @@ def test_the_arrays_of_any_samples_pass_in_parts_of_any_size(samples: Any, rows:
 @given(SAMPLES, SAMPLES)
 @settings(max_examples=40, deadline=None)
 def test_merged_moments_pass(one: Any, other: Any) -> None:
-    union = merge_moments(*(moments_of(features, labels, CLASSES) for features, labels in (one, other)))
+    union = merge_moments(*(compute_moments(features, labels, CLASSES) for features, labels in (one, other)))
     found = dict(zip(MOMENT_ARRAYS, vars(union).values(), strict=True))
     assert problems_of(found, dataset_card(len(one[1]) + len(other[1]))) == []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sfm.backbones.card import BackboneCard, Preprocessing
-from sfm.pipeline.moments import moments_of
+from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.entry_merge import merge_entries
 from sfm.stats_store.history import read_commit_statuses, remove_entry
@@ -50,7 +50,7 @@ def put(
     classes = len(class_ids)
     labels = np.repeat(np.arange(classes, dtype=np.int32), 6)
     features = rng.standard_normal((len(labels), WIDTH)).astype(np.float32) + labels[:, None]
-    moments = moments_of(features, labels, classes)
+    moments = compute_moments(features, labels, classes)
     draft = Draft(store)
     draft.write_array("train/count", moments.count)
     draft.write_array("train/mean", moments.mean)

@@ -1,0 +1,25 @@
+"""How a backbone is computed: `prepare` returns its model for one execution mode, or says why it cannot.
+
+Each module is one optimisation and can be deleted alone. Importing this package loads no torch: the command
+line reads :mod:`~sfm.backbones.execution.wait_policy` and :mod:`~sfm.backbones.execution.allocator` before
+torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sfm.backbones.execution.modes import ExecutionMode as ExecutionMode
+from sfm.backbones.execution.modes import ExecutionOption as ExecutionOption
+
+if TYPE_CHECKING:
+    from sfm.backbones.execution.preparation import Prepared as Prepared
+    from sfm.backbones.execution.preparation import make_example as make_example
+    from sfm.backbones.execution.preparation import optimize_backbone as optimize_backbone
+    from sfm.backbones.execution.preparation import prepare as prepare
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Prepared", "make_example", "optimize_backbone", "prepare"):
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from sfm.backbones.execution import preparation
+
+    return getattr(preparation, name)

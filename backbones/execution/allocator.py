@@ -1,0 +1,49 @@
+"""Settings of glibc's allocator for a whole process: keep freed memory instead of returning it to the kernel.
+
+They change the process, so only a program may decide on them: the command line does, the library does not.
+"""
+
+import ctypes
+import platform
+from collections.abc import Mapping
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Parameters of glibc's ``mallopt(3)``."""
+
+KEEP_BELOW_BYTES = 2**30 - 1
+"""Larger allocations are returned to the kernel."""
+
+LARGE_INPUT = 128
+"""Activations of batches of larger images do not fit the 64 MiB heaps of threads."""
+
+SINGLE_HEAP_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""Environment that has the effect of :func:`share_main_heap` on a process that is yet to start."""
+
+
+def keep_freed_memory() -> None:
+    """Make this process reuse the memory that it frees, where the C library is glibc; elsewhere, do nothing.
+
+    Otherwise tensors of a megabyte or more are unmapped when they are freed, and the kernel clears every page
+    anew when the next batch touches it. Call it once, before the first batch: the memory of the largest batch
+    stays with the process.
+    """
+    set_malloc_options({M_MMAP_THRESHOLD: KEEP_BELOW_BYTES, M_TRIM_THRESHOLD: KEEP_BELOW_BYTES})
+
+
+def share_main_heap() -> None:
+    """Make the threads of this process share the main heap, where the C library is glibc.
+
+    Otherwise each thread has heaps of its own, of 64 MiB at most, and larger tensors are unmapped when they
+    are freed whatever the thresholds. Small tensors are better off in them: the cache of a core holds them.
+
+    Call it at the very beginning, before numpy and torch start threads: a thread keeps the heap it has.
+    """
+    set_malloc_options({M_ARENA_MAX: 1})
+
+
+def set_malloc_options(options: Mapping[int, int]) -> None:
+    """Set parameters of glibc's allocator; do nothing where there is another."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for parameter, value in options.items():
+            library.mallopt(parameter, value)

@@ -1,0 +1,54 @@
+"""Fuse chains of convolutions into one autograd node, so that their backward can be chunked."""
+
+from collections import Counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfm.backbones.execution.input_grad_layers import InputGradConvs
+from sfm.backbones.execution.tracing import collect_autograd_nodes
+
+
+def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
+    """Fuse consecutive convolutions where nothing else uses the output in between.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With convolutions that are :class:`InputGradConvs`; changed.
+    example : Tensor
+        An input of the model, which is run on it to see what feeds what.
+
+    Returns
+    -------
+    nn.Module
+        The model.
+    """
+    outputs: dict[str, list[Any]] = {}
+    inputs: dict[str, list[Any]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, InputGradConvs):
+
+            def note(_module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                inputs.setdefault(name, []).append(args[0].grad_fn)
+                outputs.setdefault(name, []).append(output.grad_fn)
+
+            hooks.append(module.register_forward_hook(note))
+    features = model(example.detach().clone().requires_grad_())
+    for hook in hooks:
+        hook.remove()
+    uses = Counter(parent for node in collect_autograd_nodes(features) for parent, _ in node.next_functions)
+    producer = {nodes[0]: name for name, nodes in outputs.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
+    before = {
+        name: producer[nodes[0]] for name, nodes in inputs.items() if len(nodes) == 1 and nodes[0] in producer
+    }
+    head: dict[str, str] = {}
+    for name in outputs:
+        if name in before:
+            head[name] = head.get(before[name], before[name])
+            chain: Any = model.get_submodule(head[name])
+            last: Any = model.get_submodule(name)
+            model.set_submodule(head[name], InputGradConvs([*chain.links, *last.links]))
+            model.set_submodule(name, nn.Identity())
+    return model

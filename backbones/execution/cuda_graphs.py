@@ -1,0 +1,86 @@
+"""Record forward and backward of a backbone as CUDA graphs and replay them: no Python between kernels.
+
+Forward and backward of a transformer are a thousand small kernels. A CPU takes longer to launch them than a
+GPU to run them, unless batches are larger than memory asks for.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CudaGraphModel(nn.Module):
+    """A model that replays one recording of its forward and one of its backward pass.
+
+    A recording has one place for activations, which the next forward pass overwrites. So only the last
+    forward pass can be backpropagated; any other raises a RuntimeError.
+
+    Parameters
+    ----------
+    model : nn.Module
+        No parameter taking a gradient; its control flow must not depend on values.
+    example : Tensor, shape (images, 3, y, x)
+        A batch as the model will be given, on its GPU. Smaller batches are padded, larger ones run eagerly.
+
+    Attributes
+    ----------
+    held_bytes : int
+        GPU memory that the recordings hold.
+
+    Raises
+    ------
+    RuntimeError
+        If the model cannot be recorded.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.batch_size = len(example)
+        self._passes = 0
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(example.device)
+        static = example.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        with warnings.catch_warnings():
+            # torch records on a stream of its own, which nothing else waits for.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
+            self._replay: Any = torch.cuda.make_graphed_callables(_Wrapper(model), (static,))
+        torch.cuda.empty_cache()
+        self.held_bytes = torch.cuda.memory_reserved(example.device) - before
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images to features, as the model does."""
+        count = len(images)
+        if count > self.batch_size:
+            eager: Tensor = self.model(images)
+            return eager
+        if count < self.batch_size:
+            images = torch.cat([images, images.new_zeros((self.batch_size - count, *images.shape[1:]))])
+        self._passes += 1
+        features: Tensor = self._replay(images)[:count].clone()
+        current = self._passes
+
+        def require_last_pass(gradient: Tensor) -> Tensor:
+            if current != self._passes:
+                raise RuntimeError("another forward pass has overwritten what this gradient needs")
+            return gradient
+
+        if features.requires_grad:
+            register_hook: Any = features.register_hook
+            register_hook(require_last_pass)
+        return features
+
+
+class _Wrapper(nn.Module):
+    """A model in a module of its own, because recording changes the module that is recorded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model(images)
+        return features

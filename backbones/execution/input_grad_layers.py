@@ -1,0 +1,188 @@
+"""Convolutions and clipped activations whose backward computes only the input gradient.
+
+Autograd keeps the input of a convolution and the output of a clipped activation, four bytes per value. The
+gradient of frozen weights is never needed, so a convolution keeps nothing here, and an activation one byte
+per value: whether it was clipped. Activations then take an eighth of the memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sfm.backbones.execution.conv_kernels import ClipBounds, ConvKernels, choose_kernels
+
+BACKWARD_BYTES = 5 * 2**20
+"""Target size of backward intermediates; the batch is chunked to stay in cache."""
+
+MASK_CHUNK_BYTES = 3 * 2**20
+"""Masks of larger tensors are computed in chunks, because the intermediate is as large as the tensor."""
+
+
+class InputGradConvs(nn.Module):
+    """Convolutions with frozen weights in sequence, each with the clipped activation after it, if any.
+
+    Parameters
+    ----------
+    links : sequence of (nn.Conv2d, (float, float or None) or None)
+        The convolutions, padded with zeros, or timm's `Conv2dSame`; and the bounds of their activations.
+    """
+
+    def __init__(self, links: Sequence[tuple[nn.Conv2d, ClipBounds | None]]) -> None:
+        super().__init__()
+        self.links = list(links)
+        self.convolutions = nn.ModuleList(convolution for convolution, _ in links)
+        self._kernels: dict[torch.Size, tuple[ConvKernels, ...]] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (batch, channel, y, x) as the convolutions and their activations do."""
+        kernels = self._kernels.get(images.shape[2:])
+        if kernels is None:
+            kernels = self._kernels[images.shape[2:]] = tuple(self._choose(images.shape[2:]))
+        if torch.is_grad_enabled() and images.requires_grad:
+            output: Tensor = _ConvolveAndClip.apply(images, kernels)
+            return output
+        for kernel in kernels:
+            images = kernel.forward(images)
+        return images
+
+    def drop_kernels(self) -> None:
+        """Free the packed weights; they are packed again when needed."""
+        self._kernels.clear()
+
+    def _choose(self, size: torch.Size) -> Iterator[ConvKernels]:
+        for convolution, clip in self.links:
+            yield (kernel := choose_kernels(convolution, size, clip))
+            size = kernel.output_size
+
+
+class InputGradClip(nn.Module):
+    """A clipped activation that keeps one byte per value.
+
+    Parameters
+    ----------
+    clip : (float, float or None)
+        Bounds.
+    """
+
+    def __init__(self, clip: ClipBounds) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Clip values."""
+        clipped: Tensor = _Clip.apply(values, self.clip)
+        return clipped
+
+
+class NaNPropagating(nn.Module):
+    """A model whose output is NaN where its input has one: clipping in oneDNN would hide it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images to features, as the model does."""
+        feature: Tensor = self.model(images)
+        return feature + 0 * images.detach().sum(dim=(1, 2, 3)).to(feature.dtype)[:, None]
+
+
+class _ConvolveAndClip(torch.autograd.Function):
+    """Convolve and clip in sequence; keep only which values were not clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, kernels: Sequence[ConvKernels]) -> Tensor:
+        masks, largest = [], images.nbytes
+        for kernel in kernels:
+            images = kernel.forward(images)
+            masks.append(
+                None if kernel.clip is None else _mask_unclipped(images, kernel.clip).view(torch.int8)
+            )
+            largest = max(largest, images.nbytes)
+        ctx.save_for_backward(*masks)
+        ctx.kernels, ctx.largest = kernels, largest
+        ctx.channels_last = images.is_contiguous(memory_format=torch.channels_last)
+        return images
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        kernels, masks, count = ctx.kernels, ctx.saved_tensors, len(gradient)
+        if ctx.channels_last:
+            # The gradient of a mean over places comes in another layout.
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        chunk = count
+        if count > 1 and len(kernels) > 1 and gradient.device.type != "cuda":
+            chunk = _choose_chunk_size(count, ctx.largest)
+        if chunk == count:
+            return _backward_chain(gradient, kernels, masks), None
+        chunks = [
+            _backward_chain(
+                part, kernels, [None if mask is None else mask[start : start + chunk] for mask in masks]
+            )
+            for start, part in zip(range(0, count, chunk), torch.split(gradient, chunk), strict=True)
+        ]
+        return torch.cat(chunks), None
+
+
+def _choose_chunk_size(count: int, largest: int) -> int:
+    """Return how many of `count` images go through backward together, so that intermediates stay in cache.
+
+    Parameters
+    ----------
+    count : int
+    largest : int
+        Bytes of the largest intermediate of all images.
+    """
+    max_images = max(1, BACKWARD_BYTES * count // largest)
+    return math.ceil(count / math.ceil(count / max_images))
+
+
+def _backward_chain(
+    gradient: Tensor, kernels: Sequence[ConvKernels], masks: Sequence[Tensor | None]
+) -> Tensor:
+    """Backpropagate a gradient through a chain of convolutions and clips, the last one first."""
+    output_gradient = gradient
+    for kernel, mask in zip(reversed(kernels), reversed(masks), strict=True):
+        if mask is not None:
+            # The caller's tensor is left alone; intermediates are masked in place.
+            gradient = gradient * mask if gradient is output_gradient else gradient.mul_(mask)
+        gradient = kernel.backward_input(gradient)
+    return gradient
+
+
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, clip: ClipBounds) -> Tensor:
+        clipped = values.clamp(*clip)
+        ctx.save_for_backward(_mask_unclipped(clipped, clip))
+        return clipped
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return gradient * mask.view(torch.int8), None
+
+
+def _mask_unclipped(clipped: Tensor, clip: ClipBounds) -> Tensor:
+    """Return a boolean mask of the values that are at no bound."""
+    low, high = clip
+    if high is None:
+        return clipped.to(torch.bool) if low == 0 else clipped.ne(low)
+    if low != 0 or clipped.device.type == "cuda":
+        return clipped.ne(low).logical_and_(clipped.ne(high))
+    # Its result is zero at both bounds; it is several times as fast as comparisons.
+    hardtanh_backward: Callable[..., Tensor] = torch.ops.aten.hardtanh_backward.default
+    chunks = math.ceil(clipped.nbytes / MASK_CHUNK_BYTES)
+    if chunks <= 1:
+        return hardtanh_backward(clipped, clipped, low, high).to(torch.bool)
+    mask = torch.empty_like(clipped, dtype=torch.bool)
+    chunk = math.ceil(len(clipped) / chunks)
+    for values, out in zip(torch.split(clipped, chunk), torch.split(mask, chunk), strict=True):
+        out.copy_(hardtanh_backward(values, values, low, high))
+    return mask

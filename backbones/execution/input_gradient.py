@@ -1,0 +1,135 @@
+"""Replace a model's frozen convolutions by ones whose backward computes only the input gradient."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+
+from sfm.backbones.execution.agreement import models_agree
+from sfm.backbones.execution.batch_norms import find_consecutive_modules
+from sfm.backbones.execution.conv_chains import fuse_conv_chains
+from sfm.backbones.execution.conv_kernels import ClipBounds
+from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvs, NaNPropagating
+from sfm.backbones.execution.tracing import trace_or_eager
+from sfm.text import summarize_error
+
+MIN_CONVOLUTIONS = 2
+"""Of a model that gains; transformers have one."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InputGradModel:
+    """What :func:`input_gradient_only` returns.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The changed copy, or the model itself.
+    problem : str or None
+        Why the model itself is returned although it has convolutions.
+    """
+
+    model: nn.Module
+    problem: str | None = None
+
+
+def input_gradient_only(model: nn.Module, example: Tensor) -> InputGradModel:
+    """Return a copy of a model whose backward computes, and keeps memory for, the input gradient only.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode, no parameter taking a gradient, on its final device; left as it is.
+    example : Tensor
+        An input of the size that the model will be given. The model is run on it to see what follows what.
+
+    Returns
+    -------
+    InputGradModel
+        The copy shares the weights and is a :class:`NaNPropagating`. It is `model` itself where there is
+        nothing to gain, or where output or gradient on `example` differ by more than rounding.
+    """
+    if sum(map(is_plain_conv, model.modules())) < MIN_CONVOLUTIONS:
+        return InputGradModel(model)
+    activations = dict(
+        find_consecutive_modules(
+            model, example, is_plain_conv, lambda module: clip_bounds(module) is not None
+        )
+    )
+    problem = ""
+    for fuse in (True, False):
+        # A model may look at its convolutions, or at what one gives to the next, in ways that no graph shows.
+        # Then the copy fails, or computes something else.
+        try:
+            changed = replace_convolutions(model, activations)
+            candidate = NaNPropagating(fuse_conv_chains(changed, example) if fuse else changed)
+            if models_agree(model, candidate, example):
+                return InputGradModel(
+                    NaNPropagating(trace_or_eager(candidate.model, example, is_traced_as_leaf))
+                )
+            problem = "convolutions without weight gradients give other features or gradients"
+        except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
+            problem = f"convolutions cannot be replaced: {type(error).__name__}: {summarize_error(error)}"
+        if fuse:
+            logger.warning("chains of convolutions are not fused: %s", problem)
+    return InputGradModel(model, problem)
+
+
+def replace_convolutions(model: nn.Module, activations: Mapping[str, str]) -> nn.Module:
+    """Return a copy of a model, with the same weights, whose convolutions are :class:`InputGradConvs`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    activations : mapping of str to str
+        Name of the activation that directly follows a convolution, by the convolution's name.
+    """
+    weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    changed = copy.deepcopy(model, weights)
+    for name, module in model.named_modules():
+        if not is_plain_conv(module):
+            continue
+        activation = activations.get(name)
+        clip = None if activation is None else clip_bounds(changed.get_submodule(activation))
+        changed.set_submodule(name, InputGradConvs([(module, clip)]))
+        if activation is not None:
+            changed.set_submodule(activation, nn.Identity())
+    for name, module in list(changed.named_modules()):
+        if (clip := clip_bounds(module)) is not None:
+            changed.set_submodule(name, InputGradClip(clip))
+    return changed
+
+
+def drop_kernels(model: nn.Module) -> None:
+    """Free the packed weights of a model's convolutions; those that are needed are packed again."""
+    for module in model.modules():
+        if isinstance(module, InputGradConvs):
+            module.drop_kernels()
+
+
+def is_plain_conv(module: Any) -> bool:
+    """Return whether a module is a frozen 2d convolution, padded with zeros."""
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and not module.weight.requires_grad
+    )
+
+
+def is_traced_as_leaf(module: nn.Module) -> bool:
+    """Return whether tracing calls a module as it is."""
+    return isinstance(module, InputGradConvs | InputGradClip)
+
+
+def clip_bounds(module: Any) -> ClipBounds | None:
+    """Return the bounds of a clipped activation, None for any other module."""
+    if type(module) is nn.ReLU:
+        return (0.0, None)
+    return (float(module.min_val), float(module.max_val)) if type(module) in (nn.ReLU6, nn.Hardtanh) else None

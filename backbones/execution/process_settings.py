@@ -1,0 +1,35 @@
+"""Settings of a whole process that make backbones faster or their bits repeatable. Imports no torch.
+
+The command line calls :func:`configure_process`; the library never does, because a process belongs to its
+program.
+"""
+
+import os
+
+from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.wait_policy import choose_wait_policy
+
+CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def configure_process(threads: int | None = None) -> None:
+    """Set up this process to compute backbones: wait policy of threads, freed memory, workspace of cuBLAS.
+
+    Call it before torch is imported: the wait policy is read once, when torch is loaded.
+
+    Parameters
+    ----------
+    threads : int, optional
+        CPU threads that will compute together; see :func:`.wait_policy.choose_wait_policy`.
+    """
+    choose_wait_policy(threads)
+    keep_freed_memory()
+    set_cublas_workspace()
+
+
+def set_cublas_workspace() -> None:
+    """Give cuBLAS the fixed workspace without which it may add up in another order in another run.
+
+    Sets an environment variable, unless the user has, that cuBLAS reads at its first use in a process.
+    """
+    os.environ.setdefault(CUBLAS_VARIABLE, ":4096:8")

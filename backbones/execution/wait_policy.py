@@ -1,0 +1,107 @@
+"""Choose whether waiting OpenMP threads spin or sleep, depending on what other processes use.
+
+They spin for milliseconds by default. On two idle cores that gains `sfm distill` a third over one thread,
+where sleeping threads lose a third; beside two busy processes it costs half of the steps of one thread, where
+sleeping threads lose nothing (``benchmarks/busy.py``). The policy changes no bit of a result. OpenMP reads it
+once, when torch is loaded, so the command line sets it before.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+WAIT_POLICY_VARIABLE = "OMP_WAIT_POLICY"
+WAIT_POLICY_VARIABLES = (WAIT_POLICY_VARIABLE, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SAMPLE_SECONDS = (0.2, 0.5)
+"""Seconds over which the load of other processes is sampled; the second sample only if the first is high."""
+
+MIN_EXCESS_CORES = 0.5
+"""Cores in use beyond those there are, from which on threads sleep."""
+
+HIGH_WAIT_SHARE, LOW_WAIT_SHARE = 0.25, 0.02
+"""Shares of its time that a run waits for a core: on a busy machine, and on an idle one."""
+
+_chose_passive = False
+"""Whether this module chose that threads sleep."""
+
+
+def choose_wait_policy(threads: int | None = None) -> None:
+    """Make waiting threads sleep if other processes use the cores that they would spin on.
+
+    Does nothing where torch is loaded already, or the environment says how to wait.
+
+    Parameters
+    ----------
+    threads : int, optional
+        CPU threads that will compute together; default: one per core, or as OMP_NUM_THREADS says.
+    """
+    if "torch" in sys.modules or any(name in os.environ for name in WAIT_POLICY_VARIABLES):
+        return
+    process = psutil.Process()
+    cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(os.cpu_count() or 1))
+    declared = os.environ.get("OMP_NUM_THREADS", "")
+    needed = threads or (int(declared) if declared.isdigit() else 0) or len(cores)
+    if needed > 1:
+        for seconds in SAMPLE_SECONDS:
+            shares = psutil.cpu_percent(seconds, percpu=True)
+            others = sum(shares[core] for core in cores if core < len(shares)) / 100
+            if not are_cores_crowded(needed, others, len(cores)):
+                return
+        os.environ[WAIT_POLICY_VARIABLE] = "PASSIVE"
+        global _chose_passive
+        _chose_passive = True
+
+
+def are_cores_crowded(threads: int, others: float, cores: int) -> bool:
+    """Return whether threads and the load of other processes exceed the cores there are."""
+    return threads > 1 and threads + others >= cores + MIN_EXCESS_CORES
+
+
+class CoreWatch:
+    """Watch how long a run waits for cores that other processes use, and advise once.
+
+    Linux counts that time for every thread; elsewhere there is no advice.
+    """
+
+    def __init__(self, threads: int, interval: float = 20.0) -> None:
+        self.threads, self.interval = threads, interval
+        self._since, self._waited = time.perf_counter(), read_seconds_waited()
+        self._advised = False
+
+    def check(self) -> str:
+        """Return one line of advice, once, if the last interval calls for it; else an empty string."""
+        now = time.perf_counter()
+        if self._advised or self._waited is None or now - self._since < self.interval:
+            return ""
+        waited = read_seconds_waited() or 0.0
+        share = (waited - self._waited) / (now - self._since)
+        self._since, self._waited = now, waited
+        advice = advise_on_threads(self.threads, share, _chose_passive)
+        self._advised = bool(advice)
+        return advice
+
+
+def advise_on_threads(threads: int, share: float, sleeping: bool) -> str:
+    """Return advice for a run that waits for a core in a share of its time; an empty string for none."""
+    if threads > 1 and sleeping and share < LOW_WAIT_SHARE:
+        return (
+            "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with "
+            "the same images"
+        )
+    if threads == 1 or share < HIGH_WAIT_SHARE or sleeping:
+        return ""
+    return (
+        f"other processes want this machine's cores: {share:.0%} of the time goes into waiting for one; "
+        f"try --threads 1, or Ctrl-C and --resume, which gives the same images"
+    )
+
+
+def read_seconds_waited() -> float | None:
+    """Return how many seconds this thread has waited for a core so far; None where that is not counted."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None

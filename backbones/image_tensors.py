@@ -1,0 +1,30 @@
+"""From 8-bit pixels to the batch of images that a backbone looks at."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def pixels_to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Turn 8-bit pixels into a batch of images.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (batch, y, x, channel)
+
+    Returns
+    -------
+    Tensor, shape (batch, channel, y, x), float32 in [0, 1]
+        Channels last in memory, as convolutions like it.
+    """
+    return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)).permute(0, 3, 1, 2)
+
+
+def pixels_to_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return a batch of images on a device: float32 in [0, 1], shape (batch, channel, y, x)."""
+    if device.type == "cpu":
+        return pixels_to_tensor(pixels)
+    sent = torch.from_numpy(pixels).pin_memory().to(device, non_blocking=True)
+    # A quotient of tensors: by a plain number, CUDA multiplies with the reciprocal, which rounds otherwise.
+    return sent.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=device)

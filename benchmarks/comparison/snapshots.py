@@ -1,0 +1,307 @@
+"""Runs of LGM and of SFM that write their images at regular steps, and resume."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from comparison.training_steps import LGM_VIEWS
+from measurement import log_progress
+from peers import lgm
+
+from sfm.api import DistillConfig, ExtractConfig
+from sfm.backbones.build import Backbone
+from sfm.backbones.execution import optimize_backbone
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.distill import checkpoint as checkpoints
+from sfm.distill import engine
+from sfm.distill.centres import read_centres
+from sfm.distill.checkpoint import Checkpoint
+from sfm.distill.directory import whole_folder
+from sfm.distill.engine import Plan, State, even_growth
+from sfm.distill.execution_choice import choose_execution
+from sfm.distill.group import ALONE
+from sfm.distill.images import class_folders, pixels, write_images
+from sfm.distill.run import objective_of, plan_of
+from sfm.errors import InputError
+from sfm.pipeline.entry_rows import draw_held_out_rows
+from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
+from sfm.pipeline.sources import Source, open_source
+from sfm.stats_store.store import Entry
+
+TUNING_FRACTION = 0.2
+
+Role = Literal["full", "tuning"]
+
+
+@dataclass(frozen=True)
+class AccuracyConfig:
+    """Settings of the accuracy section.
+
+    Attributes
+    ----------
+    spec : str
+        Of the backbone.
+    image_size : int
+        In pixels.
+    device : str
+    source : str
+        Spec of the real images.
+    store : str or None
+        URL of the store of their statistics; extracted there if missing. None: in `work`.
+    work : Path
+        Folder for the runs; finished ones are not repeated.
+    seeds : int
+        Number of distillations of each method.
+    rates : list of float
+        Learning rates that LGM chooses from.
+    steps_lgm, steps_tune : int
+        Steps of LGM, and of the runs that choose its learning rate.
+    grow_lgm : int
+        Steps of the run whose growth schedule LGM uses: the pyramid grows in the first half of them.
+    steps : int or None
+        Steps of SFM; None: the default of `sfm distill`.
+    every, every_lgm : int
+        Steps between snapshots of SFM and of LGM. The last step has a snapshot too.
+    quick : bool
+        Use few images and a short evaluation.
+    """
+
+    spec: str
+    image_size: int
+    device: str
+    source: str
+    store: str | None
+    work: Path
+    seeds: int
+    rates: list[float]
+    steps_lgm: int
+    steps_tune: int
+    grow_lgm: int
+    steps: int | None
+    every: int
+    every_lgm: int
+    quick: bool
+
+
+@dataclass(frozen=True)
+class AccuracyContext:
+    """Backbone, store and folder that the runs of the accuracy section share.
+
+    Attributes
+    ----------
+    backbone, frozen_backbone : Backbone
+        As loaded, for LGM; and as `sfm distill` estimates its memory.
+    spec : str
+        Of the backbone.
+    store : str
+    entries : dict of str to Entry
+        By role.
+    work : Path
+        Folder for the runs.
+    evaluation_options : dict
+        Options of `sfm evaluate`.
+    """
+
+    backbone: Backbone
+    frozen_backbone: Backbone
+    spec: str
+    store: str
+    entries: dict[Role, Entry]
+    work: Path
+    evaluation_options: dict[str, int]
+
+
+def select_training_rows(config: ExtractConfig, source: Source, role: Role) -> npt.NDArray[np.int64]:
+    """Return the ascending positions of the training images that the entry of a role was computed from."""
+    selection = select_listed_samples(config, source)
+    assert selection is not None
+    labels = selection.labels["train"]
+    used = labels != UNUSED_LABEL
+    if role == "tuning":
+        assert config.tune_fraction is not None
+        used &= ~draw_held_out_rows(labels, selection.class_ids, config.tune_fraction, config.seed)
+    return np.flatnonzero(used)
+
+
+def decode_training_images(
+    config: ExtractConfig, backbone: Backbone, canvas: int, role: Role
+) -> lgm.RealImages:
+    """Decode the training images that the entry of a role was computed from."""
+    source = open_source(config.source)
+    rows = select_training_rows(config, source, role)
+    log_progress(f"decoding {len(rows)} real images at {canvas} px for LGM, role {role}")
+    return lgm.decode_real_images(source, rows, backbone, canvas)
+
+
+def run_with_snapshots(
+    context: AccuracyContext,
+    name: str,
+    role: Role,
+    plan: Plan,
+    every: int,
+    step: Callable[[State], float],
+    setup_seconds: float = 0.0,
+) -> list[Path]:
+    """Run all steps of a plan, and write a snapshot of the images every so many steps and after the last.
+
+    A run that an earlier call began is resumed. Its time includes `setup_seconds`.
+
+    Returns
+    -------
+    list of Path
+        A directory per snapshot, readable by `sfm evaluate`.
+
+    Raises
+    ------
+    InputError
+        If an earlier call has passed a step without writing its snapshot.
+    """
+    folder = context.work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {end: folder / f"step_{end:06d}" for end in (*range(every, plan.steps, every), plan.steps)}
+    entry = context.entries[role]
+    recipe = json.loads(json.dumps(asdict(plan))) | {
+        "entry": entry.summary.entry_digest,
+        "classes": entry.dataset.class_ids,
+        "threads": 1,
+    }
+    if plan.final_rate == 1:
+        # No step depends on the number of steps, so a longer run can resume a shorter one.
+        del recipe["steps"]
+    state, seconds = resume_run(context, folder, plan, recipe, paths) or (
+        engine.begin(plan, context.backbone.device),
+        setup_seconds,
+    )
+    for end in (end for end in paths if end > state.step):
+        while state.step < end:
+            start = time.perf_counter()
+            loss = step(state)
+            seconds += time.perf_counter() - start
+        write_snapshot(paths[end], context, role, plan, state, seconds)
+        checkpoint = Checkpoint(recipe=recipe, step=end, loss=loss, seconds=seconds)
+        checkpoints.save(folder / "checkpoint", checkpoint, checkpoints.tensors_of(state, plan))
+        log_progress(f"{name}: step {end} of {plan.steps}, loss {loss:.3f}, {seconds:.0f} s")
+    return list(paths.values())
+
+
+def resume_run(
+    context: AccuracyContext, folder: Path, plan: Plan, recipe: dict[str, Any], paths: dict[int, Path]
+) -> tuple[State, float] | None:
+    """Load the state and the seconds of a run from its checkpoint; None if there is none."""
+    saved = checkpoints.find(folder / "checkpoint")
+    if not saved:
+        return None
+    step, seconds = saved[1].step, saved[1].seconds
+    checkpoints.require_same(saved[1].recipe, recipe, folder)
+    missing = [end for end, path in paths.items() if end <= step and not path.exists()]
+    if missing:
+        raise InputError(
+            f"{folder} has no snapshot of step {missing[0]}: use the interval of the run that wrote it, "
+            f"or another --work"
+        )
+    longest = replace(plan, steps=max(plan.steps, step))
+    features = context.backbone.card.features
+    return checkpoints.load(*saved, longest, features, context.backbone.device), seconds
+
+
+def write_snapshot(
+    out: Path, context: AccuracyContext, role: Role, plan: Plan, state: State, seconds: float
+) -> None:
+    """Write the images of a step as a run directory that `sfm evaluate` can read."""
+    entry = context.entries[role]
+    ids, names = entry.dataset.class_ids, entry.dataset.class_names
+    classes = [
+        {"index": index, "class_id": class_id, "name": name}
+        for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
+    ]
+    record = {
+        "command": "distill",
+        "config": {"backbone": context.spec},
+        "store": context.store,
+        "entry_digest": entry.summary.entry_digest,
+        "fingerprint": entry.summary.fingerprint,
+        "dataset": entry.dataset.name,
+        "backbone": context.backbone.card.model_dump(mode="json"),
+        "image_size": plan.image_size,
+        "canvas": plan.canvas,
+        "ipc": plan.ipc,
+        "step": state.step,
+        "wall_seconds": seconds,
+    }
+    with whole_folder(out) as folder:
+        (folder / "images").mkdir()
+        write_images(
+            folder / "images", pixels(state.levels, plan.canvas), class_folders(ids, names), plan.ipc
+        )
+        (folder / "classes.json").write_text(json.dumps(classes))
+        (folder / "run.json").write_text(json.dumps(record, indent=1))
+
+
+def make_distill_config(context: AccuracyContext, seed: int, steps: int | None) -> DistillConfig:
+    """Return the default config of `sfm distill`, with another number of steps unless that is None."""
+    options = {} if steps is None else {"steps": steps}
+    return DistillConfig(
+        store=context.store,
+        backbone=context.spec,
+        dataset=context.entries["full"].dataset.name,
+        out=Path("none"),
+        seed=seed,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def make_distill_plan(context: AccuracyContext, config: DistillConfig) -> Plan:
+    """Return the plan that `sfm distill` makes for a config."""
+    classes = len(context.entries["full"].dataset.class_ids)
+    return plan_of(config, classes, context.frozen_backbone, {}, ALONE)
+
+
+def run_lgm(
+    context: AccuracyContext,
+    config: AccuracyConfig,
+    real: lgm.RealImages,
+    role: Role,
+    rate: float,
+    seed: int,
+) -> list[Path]:
+    """Run LGM and return its snapshots; the pyramid grows in the first half of a run of `grow_lgm` steps."""
+    plan = make_distill_plan(context, make_distill_config(context, seed, None))
+    plan = replace(
+        plan,
+        # LGM reads neither micro-batch nor gradient: fixed values let a run resume on another machine.
+        micro_batch=plan.images,
+        gradient="exact",
+        graphs=plan.images,
+        views=LGM_VIEWS,
+        learning_rate=rate,
+        final_rate=1.0,
+        grow_every=even_growth(config.grow_lgm, plan.image_size),
+        steps=config.steps_tune if role == "tuning" else config.steps_lgm,
+    )
+    name = f"lgm-{role}-rate-{rate:g}-seed-{seed}"
+    step = partial(lgm.run_lgm_step, plan=plan, backbone=context.backbone, real=real)
+    return run_with_snapshots(context, name, role, plan, config.every_lgm, step)
+
+
+def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list[Path]:
+    """Run SFM as `sfm distill` does by default, and return its snapshots."""
+    device, entry = context.backbone.device, context.entries["full"]
+    distill_config = make_distill_config(context, seed, config.steps)
+    plan = make_distill_plan(context, distill_config)
+    centres = read_centres(entry, distill_config.ipc, np.arange(plan.classes))
+    objective = objective_of(distill_config, centres, device)
+    with tf32_disabled(), deterministic_algorithms(device):
+        start = time.perf_counter()
+        mode = choose_execution(plan, distill_config.execution, distill_config.compile, device).mode
+        quick, _ = optimize_backbone(context.backbone, plan.micro_batch * plan.views, mode)
+        setup_seconds = time.perf_counter() - start
+        step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
+        return run_with_snapshots(
+            context, f"ours-seed-{seed}", "full", plan, config.every, step, setup_seconds
+        )

@@ -1,0 +1,247 @@
+"""Training steps that are compared: ours, LGM's, published SFM's, and the backbone alone."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import lgm, published
+from torch import Tensor
+
+from sfm.api import DistillConfig
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
+from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
+from sfm.distill import engine
+from sfm.distill.activation_memory import count_activation_bytes, read_free_bytes
+from sfm.distill.adam import no_moments
+from sfm.distill.engine import Plan, State, grown
+from sfm.distill.execution_choice import choose_execution
+from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.group import ALONE
+from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
+from sfm.distill.pyramid import resolutions
+from sfm.distill.run import plan_of
+from sfm.pipeline.sources import open_source
+
+LGM_VIEWS = 10
+BUILTIN = "builtin:fashion-mnist-6k"
+
+SFM_STEPS = ("ours, default", "ours, whole batch", "ours, exact, forward twice")
+PUBLISHED, LGM = "published SFM", f"LGM, {LGM_VIEWS} views"
+BARE, BARE_LGM = "bare, ours", "bare, LGM's"
+STEP_NAMES = (BARE, *SFM_STEPS, PUBLISHED, LGM, BARE_LGM)
+
+MAX_MEMORY_FRACTION = 0.8
+"""Largest share of the free memory that a step may need: times on a swapping machine mean nothing."""
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """The problem that a step is measured on.
+
+    Attributes
+    ----------
+    backbone : str
+        Spec from the command line; may be ``random/MODEL``.
+    spec : str
+        Spec for :func:`load_backbone`.
+    image_size : int
+        In pixels.
+    classes : int
+    precision : {"float32", "bf16"}
+        Of every step's forward passes.
+    """
+
+    backbone: str
+    spec: str
+    image_size: int
+    classes: int
+    precision: Precision = "float32"
+
+    def __str__(self) -> str:
+        """Return a description for progress lines."""
+        mixed = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{self.backbone}{mixed}, {self.image_size} px, {self.classes:,} classes"
+
+    def labels(self) -> dict[str, Any]:
+        """Return the keys that identify the case in a row of the results."""
+        return {
+            "backbone": self.backbone,
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "classes": self.classes,
+        }
+
+    def load(self, device: str) -> Backbone:
+        """Load the backbone in the precision of the case."""
+        backbone = load_backbone(self.spec, image_size=self.image_size, device=device)
+        return convert_precision(backbone, self.precision)
+
+
+def make_default_plan(case: StepCase, backbone: Backbone) -> Plan:
+    """Return the plan of `sfm distill`, but with a pyramid level per step."""
+    config = DistillConfig(store="none", backbone=case.spec, dataset="none", out=Path("none"), grow_every=1)
+    return plan_of(config, case.classes, backbone, {}, ALONE)
+
+
+def init_full_pyramid(plan: Plan, device: torch.device) -> State:
+    """Return a state whose pyramids have all their levels."""
+    levels: list[Tensor] = []
+    for _ in resolutions(plan.canvas):
+        levels = grown(levels, plan, device)
+    return State(len(levels), levels, no_moments(levels))
+
+
+def make_bare_step(backbone: Backbone, images: int, forward_only: int = 0) -> Callable[[], object]:
+    """Return a function that runs the backbone alone, forward and backward to its input, on noise.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    images : int
+        Number of images that go forward and backward.
+    forward_only : int
+        Number of further images that only go forward.
+    """
+    size, device = backbone.card.preprocessing.input_size, backbone.device
+
+    def draw_noise(count: int) -> Tensor:
+        return torch.randn(count, 3, size, size, device=device).contiguous(
+            memory_format=backbone.memory_format
+        )
+
+    batch, forward_batch = draw_noise(images).requires_grad_(), draw_noise(forward_only)
+    weights = torch.randn(images, backbone.card.features, device=device)
+
+    def step() -> None:
+        if forward_only:
+            with torch.no_grad():
+                backbone.model(forward_batch)
+        torch.autograd.grad((backbone.model(batch) * weights).sum(), batch)
+
+    return step
+
+
+def make_plan_for_step(name: str, plan: Plan) -> Plan:
+    """Return the plan of one of :data:`SFM_STEPS`.
+
+    The default step keeps the default plan; the second has all images in one graph; the third goes forward
+    twice, in micro-batches of half of the images at most, and keeps the graph of one.
+    """
+    if name == SFM_STEPS[1]:
+        return replace(plan, micro_batch=plan.images, graphs=plan.images)
+    if name == SFM_STEPS[2]:
+        return replace(plan, micro_batch=min(plan.micro_batch, max(1, plan.images // 2)), graphs=0)
+    return plan
+
+
+def drop_duplicate_steps(names: Sequence[str], plan: Plan) -> list[str]:
+    """Return the names without those of :data:`SFM_STEPS` whose plan an earlier one has."""
+    plans = {name: make_plan_for_step(name, plan) for name in SFM_STEPS}
+    first = {name: next(other for other in SFM_STEPS if plans[other] == plans[name]) for name in SFM_STEPS}
+    return [name for name in names if first.get(name, name) == name]
+
+
+def make_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
+    """Return a function that runs the next step, and the bytes that its CUDA graphs hold."""
+    if name in SFM_STEPS:
+        return make_sfm_step(name, case, backbone)
+    peer_step = make_peer_step(name, case, backbone)
+
+    def step() -> object:
+        with tf32_disabled():
+            return peer_step()
+
+    return step, 0
+
+
+def make_sfm_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
+    """Return a step of `sfm distill`, and the bytes that its CUDA graphs hold."""
+    device = backbone.device
+    plan = make_plan_for_step(name, make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0]))
+    with tf32_disabled(), deterministic_algorithms(device):
+        mode = choose_execution(plan, "auto", "auto", device).mode
+        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
+    state, means = init_full_pyramid(plan, device), draw_class_means(case, backbone)
+    objective = partial(sfm_loss, target=flow(means, means))
+
+    def step() -> object:
+        with tf32_disabled(), deterministic_algorithms(device):
+            return engine.advance(state, plan, quick, objective)
+
+    return step, count_graph_bytes(quick)
+
+
+def draw_class_means(case: StepCase, backbone: Backbone) -> Tensor:
+    """Return random class means, shape (C, D)."""
+    means = torch.randn(case.classes, backbone.card.features, generator=torch.Generator().manual_seed(0))
+    return means.to(backbone.device)
+
+
+def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[], object]:
+    """Return a step of LGM, of published SFM, or of the backbone alone."""
+    device = backbone.device
+    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    if name == BARE:
+        return make_bare_step(backbone, plan.images)
+    if name == BARE_LGM:
+        return make_bare_step(backbone, LGM_VIEWS * plan.images, LGM_VIEWS * plan.images)
+    if name == LGM:
+        plan = replace(plan, views=LGM_VIEWS)
+        real = load_real_batches(backbone, plan)
+        return partial(lgm.run_lgm_step, init_full_pyramid(plan, device), plan, backbone, real)
+    trainable = load_trainable_backbone(case, backbone)
+    full = init_full_pyramid(plan, device)
+    state = published.PublishedState(full.step, full.levels, published.make_adam(full.levels, plan))
+    # torch makes the optimizer state in the first step, which changes nothing here; ours is there already.
+    for level in state.levels:
+        level.grad = torch.zeros_like(level)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    return partial(published.run_published_step, state, plan, trainable, draw_class_means(case, backbone))
+
+
+def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
+    """Return the backbone as the published code has it; for bf16, under autocast."""
+    trainable = published.make_trainable_backbone(case.spec, backbone)
+    return (
+        trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
+    )
+
+
+def load_real_batches(backbone: Backbone, plan: Plan) -> lgm.RealImages:
+    """Return real images for three batches of LGM, labelled with as many classes as the plan has."""
+    source = open_source(BUILTIN)
+    count = 3 * plan.images * plan.views
+    rows = np.arange(min(count, 600))
+    images = lgm.decode_real_images(source, rows, backbone, plan.canvas).pixels
+    real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % plan.classes)
+    real.batch(np.zeros(0, dtype=np.int64), backbone.device)
+    return real
+
+
+def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
+    """Return the estimated size of a step's autograd graph, from that of one view."""
+    optimized = optimize_backbone(backbone, 1, "input-grad")[0]
+    plan = make_default_plan(case, optimized)
+    if name in SFM_STEPS:
+        plan = make_plan_for_step(name, plan)
+        return max(plan.micro_batch, plan.graphs) * count_activation_bytes(optimized)
+    if name == PUBLISHED:
+        return plan.images * count_activation_bytes(load_trainable_backbone(case, backbone))
+    return (1 if name == BARE else LGM_VIEWS) * plan.images * count_activation_bytes(backbone)
+
+
+def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:
+    """Return the estimated bytes of the steps that do not fit into the free memory.
+
+    On a GPU our step holds its graph between calls, so that others must fit beside it.
+    """
+    free = MAX_MEMORY_FRACTION * read_free_bytes(backbone.device)
+    copies = 2 if backbone.device.type == "cuda" else 1
+    sizes = {name: estimate_graph_bytes(name, case, backbone) for name in names}
+    return {name: size for name, size in sizes.items() if size * (copies if name in SFM_STEPS else 1) > free}

@@ -1,0 +1,142 @@
+"""Features of one batch of samples: each decoded once, then computed with every backbone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.execution.modes import ExecutionOption
+from sfm.backbones.rendering import Rendering
+from sfm.errors import InputError
+from sfm.pipeline.decoding import DecodingOptions, SampleBatch
+from sfm.pipeline.runtime import ExtractionRuntime
+from sfm.pipeline.task_results import SkippedSample
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """Options of a pass that shape its features.
+
+    Attributes
+    ----------
+    limit_per_class : int or None
+        Where labels are not known, maximum number of samples of a class to decode, per task.
+    on_error : {"fail", "skip"}
+    precision : {"float32", "bf16"}
+        Of the forward pass; features are stored as float32 in any case.
+    views : int
+        Augmented views of each training image, besides the image itself.
+    seed : int
+        Of those views.
+    rendering : Rendering
+        The source's.
+    execution : str
+        See `sfm.backbones.execution.modes`.
+    """
+
+    limit_per_class: int | None = None
+    on_error: Literal["fail", "skip"] = "fail"
+    precision: Literal["float32", "bf16"] = "float32"
+    views: int = 0
+    seed: int = 0
+    rendering: Rendering = field(default=Rendering())
+    execution: ExecutionOption = "auto"
+
+    def list_feature_arrays(self, backbone_hash: str, split: str) -> list[str]:
+        """Return the names of a backbone's staged feature arrays: of the images, then of each view."""
+        views = range(self.views if split == "train" else 0)
+        return [backbone_hash, *(f"{backbone_hash}-view-{self.seed}-{view}" for view in views)]
+
+
+@dataclass(frozen=True)
+class BatchFeatures:
+    """Features of a batch, by all backbones.
+
+    Attributes
+    ----------
+    kept : list of int
+        Indices in the task of the samples that have features.
+    digests : ndarray of uint8, shape (n, 32)
+    sizes : list of int
+        Encoded bytes of these samples.
+    features : dict of str to ndarray of float32, shape (n, D)
+        By array name, see `PassOptions`.
+    skipped : list of SkippedSample
+    seconds : dict of str to float
+        Time in one thread, by ``"decode"`` and the backbones' specs.
+    marked : dict of str to dict of int to str
+        As in `sfm.pipeline.decoding.DecodedBatch`.
+    """
+
+    kept: list[int]
+    digests: npt.NDArray[np.uint8]
+    sizes: list[int]
+    features: dict[str, npt.NDArray[np.float32]]
+    skipped: list[SkippedSample]
+    seconds: dict[str, float]
+    marked: dict[str, dict[int, str]] = field(default_factory=dict)
+
+
+def compute_batch_features(
+    batch: SampleBatch,
+    split: str,
+    runtime: ExtractionRuntime,
+    backbones: Sequence[Backbone],
+    options: PassOptions,
+) -> BatchFeatures:
+    """Decode samples, each once, and compute their features with every backbone.
+
+    Parameters
+    ----------
+    batch : sequence of (int, Sample or SampleFile)
+        Samples, each with its index in the task.
+    split : str
+        Split of the samples; training images may have views.
+    runtime : ExtractionRuntime
+
+    Raises
+    ------
+    InputError
+        If a sample cannot be read, cannot be decoded and is not to be skipped, or has features that are not
+        finite; names it.
+    IncompleteExtractionError
+        If a decoding process is lost.
+    """
+    preprocessings = tuple(dict.fromkeys(backbone.card.preprocessing for backbone in backbones))
+    views = options.views if split == "train" else 0
+    decoding = DecodingOptions(preprocessings, views, options.seed, options.on_error, options.rendering)
+    with runtime.decode_batch(batch, decoding) as decoded:
+        seconds = {"decode": decoded.seconds}
+        features = {}
+        for backbone in backbones:
+            spec = backbone.card.spec
+            for view, name in enumerate(options.list_feature_arrays(backbone.card.hash, split)):
+                rows = np.zeros((0, backbone.card.features), dtype=np.float32)
+                if decoded.kept:
+                    pixels = decoded.pixels[backbone.card.preprocessing][view]
+                    rows, elapsed = runtime.compute_features(backbone, pixels, options.precision)
+                    seconds[spec] = seconds.get(spec, 0.0) + elapsed
+                require_finite_features(rows, spec, decoded.where)
+                features[name] = rows
+    return BatchFeatures(
+        decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked
+    )
+
+
+def require_finite_features(features: npt.NDArray[np.float32], spec: str, where: Sequence[str]) -> None:
+    """Refuse features, shape (n, D), that are not finite; name the first image that has such.
+
+    Raises
+    ------
+    InputError
+        If there are any.
+    """
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{spec} gives features that are not finite for {where[int(bad[0])]}: check the weights of the "
+            f"backbone, or remove the image"
+        )

@@ -1,0 +1,45 @@
+"""Sufficient statistics of features, computed block by block."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_moments
+
+
+def compute_moments(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], classes: int
+) -> Moments:
+    """Compute the moments of a block of samples in two passes over it, in float64.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n, D)
+    labels : ndarray, shape (n,)
+        Class of each sample, in ``range(classes)``.
+    classes : int
+    """
+    order = np.argsort(labels, kind="stable")
+    rows = features[order].astype(np.float64)
+    count = np.bincount(labels, minlength=classes)
+    present = np.flatnonzero(count)
+    starts = (np.cumsum(count) - count)[present]
+    result = make_empty_moments(classes, features.shape[1])
+    if len(present):
+        result.count[:] = count
+        result.mean[present] = np.add.reduceat(rows, starts, axis=0) / count[present, None]
+        rows -= np.repeat(result.mean[present], count[present], axis=0)
+        result.within_scatter[:] = rows.T @ rows
+        result.scatter_diagonal[present] = np.add.reduceat(np.square(rows, out=rows), starts, axis=0)
+    return result
+
+
+def accumulate_moments(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classes: int, features: int
+) -> Moments:
+    """Merge the moments of blocks of (features, labels), in their order."""
+    total = make_empty_moments(classes, features)
+    for rows, labels in blocks:
+        total = merge_moments(total, compute_moments(rows, labels, classes))
+    return total

@@ -1,0 +1,158 @@
+"""What a Dask worker does: check that it can take part, open source and backbones once, and stage tasks."""
+
+import functools
+import os
+import signal
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed import get_worker
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.errors import InputError
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.feature_pass import PassProgress, stage_tasks
+from sfm.pipeline.partition_tasks import PartitionTask
+from sfm.pipeline.runtime import ExtractionRuntime, extraction_runtime, optimize_for_inference
+from sfm.pipeline.sources import Source, open_source
+from sfm.pipeline.staging import IncompleteExtractionError, Staging
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Configuration that the client sends to every worker.
+
+    Attributes
+    ----------
+    source : str
+        Spec.
+    listing : tuple of str
+        Listings of both splits on the client.
+    backbones : tuple of (str, str)
+        Specs, and the backbones' hashes on the client.
+    image_size : int or None
+    device : str
+    staging : str
+        Absolute path.
+    options : PassOptions
+    cores : int or None
+        For each worker; None: as many as its Dask worker has threads.
+    gpus : tuple of str
+        GPUs of this machine, to be shared among its workers; empty where workers have their own.
+    """
+
+    source: str
+    listing: tuple[str, ...]
+    backbones: tuple[tuple[str, str], ...]
+    image_size: int | None
+    device: str
+    staging: str
+    options: PassOptions
+    cores: int | None
+    gpus: tuple[str, ...]
+
+
+TASK_LOCK = threading.RLock()
+"""Held while a task runs: a source's shards are read one at a time in a process."""
+
+OPEN_RUNTIME = ExitStack()
+"""Holds the runtime of the extraction that a worker takes part in."""
+
+
+def dask_setup(_: Any) -> None:
+    """Have a worker on this machine ignore Ctrl-C, which its parent process handles; Dask calls this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def check_worker(config: WorkerConfig, probe_name: str) -> str:
+    """Check that this worker can take part, and return the kind of its device.
+
+    Parameters
+    ----------
+    config : WorkerConfig
+    probe_name : str
+        Name of a file that the client wrote to the staging folder.
+
+    Raises
+    ------
+    InputError
+        If source, backbones or staging folder are not those of the client.
+    """
+    if not (Path(config.staging) / probe_name).is_file():
+        raise InputError(
+            f"the staging folder {config.staging} is not shared with this worker: choose a folder on a disk "
+            f"that all workers see, with --staging"
+        )
+    with TASK_LOCK:
+        _, backbones, _ = open_worker(config)
+    return backbones[0].device.type
+
+
+def release_worker() -> None:
+    """Close the runtime of this worker, and free its source and backbones."""
+    with TASK_LOCK:
+        OPEN_RUNTIME.close()
+        open_worker.cache_clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+@functools.lru_cache(maxsize=1)
+def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], ExtractionRuntime]:
+    """Open the source, load the backbones and start the runtime, once per extraction.
+
+    Raises
+    ------
+    InputError
+        If source or backbones are not those of the client.
+    """
+    release_worker()
+    keep_freed_memory()
+    if config.gpus and not torch.cuda.is_initialized():
+        number = get_worker().name
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.gpus[int(number) % len(config.gpus)]
+    source = open_source(config.source, held_out=False)
+    if tuple(split.listing for split in source.splits.values()) != config.listing:
+        raise InputError(
+            f"{config.source} is not the same here as where the extraction was started: other files, sizes, "
+            f"times or folders"
+        )
+    backbones = []
+    for spec, expected_hash in config.backbones:
+        backbone = load_backbone(
+            spec,
+            image_size=config.image_size,
+            device=config.device,
+            fold_norms=config.options.execution != "eager",
+        )
+        if backbone.card.hash != expected_hash:
+            raise InputError(f"backbone {spec} has other weights here than where the extraction was started")
+        backbones.append(backbone)
+    backbones = optimize_for_inference(backbones, config.options.precision, config.options.execution)
+    cores = int(config.cores or get_worker().state.nthreads)
+    runtime = extraction_runtime(source, backbones[0].device.type, cores)
+    return source, backbones, OPEN_RUNTIME.enter_context(runtime)
+
+
+def stage_task(config: WorkerConfig, task: PartitionTask) -> PassProgress:
+    """Stage one task on this worker, and return its progress report."""
+    with TASK_LOCK:
+        source, backbones, runtime = open_worker(config)
+        staging = Staging(Path(config.staging))
+        seconds: Counter[str] = Counter()
+        images = skipped = 0
+        try:
+            for step in stage_tasks(source, [task], backbones, staging, config.options, runtime):
+                seconds.update(step.seconds)
+                images, skipped = images + step.images, skipped + step.skipped
+        except IncompleteExtractionError:
+            # A decoding process is lost: the next task starts a new runtime.
+            release_worker()
+            raise
+    return PassProgress(images, skipped, 1, dict(seconds))

@@ -1,0 +1,335 @@
+"""The pass over the raw images: decode each once, compute features with every backbone, and stage them."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.execution.determinism import tf32_disabled
+from sfm.errors import InputError
+from sfm.events import Progress, ProgressCallback
+from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
+from sfm.pipeline.decoding import SampleBatch, merge_marks
+from sfm.pipeline.partition_tasks import PartitionTask
+from sfm.pipeline.runtime import BATCH_IMAGES, ExtractionRuntime, one_torch_thread
+from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_QUEUED_BYTES
+from sfm.pipeline.sources.sample import Sample, SampleFile
+from sfm.pipeline.staging import Staging
+from sfm.pipeline.task_results import TaskResult
+from sfm.text import escape_non_utf8
+
+MAX_PENDING_BATCHES = 8
+"""Batches that wait for a thread, or to be staged: enough work while files are written."""
+
+
+@dataclass(frozen=True)
+class PassProgress:
+    """Work that was done since the last report of a pass.
+
+    Attributes
+    ----------
+    images : int
+        Images that were decoded or skipped.
+    skipped : int
+        Images that cannot be decoded.
+    partitions : int
+        Partitions that were completed: 0 or 1.
+    seconds : dict of str to float
+        Time in one thread, by ``"decode"`` and the backbones' specs.
+    """
+
+    images: int = 0
+    skipped: int = 0
+    partitions: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassSummary:
+    """What a whole pass cost.
+
+    Attributes
+    ----------
+    images_read, images_resumed : int
+        Images decoded in this pass, and images whose features were staged before.
+    seconds : float
+    """
+
+    images_read: int
+    images_resumed: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Images decoded per second of the pass; 0 if all were staged before."""
+        return self.images_read / self.seconds if self.images_read else 0.0
+
+
+def iterate_batches(
+    source: Source,
+    task: PartitionTask,
+    runtime: ExtractionRuntime,
+    size: int,
+    limit: int | None,
+    labels: list[tuple[str, str]],
+) -> Iterator[list[tuple[int, Sample | SampleFile]]]:
+    """Yield the samples of a task in batches, each with its index; batches never span tasks.
+
+    Parameters
+    ----------
+    runtime : ExtractionRuntime
+        Decides whether files are read here.
+    limit : int or None
+        Where labels are not known, maximum number of samples of a class to yield: no more can be in use.
+    labels : list of (str, str)
+        Gets the label of every sample that is listed, and its spelling.
+
+    Raises
+    ------
+    InputError
+        If there are fewer samples than were listed.
+    """
+    batch: list[tuple[int, Sample | SampleFile]] = []
+    class_counts: Counter[str] = Counter()
+    for index, sample in enumerate(runtime.load_samples(task.list_samples(source))):
+        labels.append((sample.label, sample.label_text if isinstance(sample, Sample) else ""))
+        class_counts[sample.label] += 1
+        if task.rows is not None or limit is None or class_counts[sample.label] <= limit:
+            batch.append((index, sample))
+        # The composition of a batch depends on the images alone: it may affect how features are rounded.
+        if len(batch) == size or count_encoded_bytes(batch) > MAX_BATCH_BYTES:
+            yield batch
+            batch = []
+    if task.rows is not None and len(labels) != len(task.rows):
+        raise InputError(
+            f"{source.spec} shrank while it was read: {len(labels)} of {len(task.rows)} samples of partition "
+            f"{task.name} are there; run again"
+        )
+    if batch:
+        yield batch
+
+
+def count_encoded_bytes(batch: SampleBatch) -> int:
+    """Return the size of the encoded images that a batch holds; files that are not read yet hold none."""
+    return sum(len(sample.data) for _, sample in batch if isinstance(sample, Sample))
+
+
+def find_missing_backbones(
+    task: PartitionTask, backbones: Collection[Backbone], staging: Staging, options: PassOptions
+) -> list[Backbone] | None:
+    """Return the backbones whose features of a task are not staged; None if the task is complete."""
+    result = staging.read_result(task)
+    if result is None:
+        return list(backbones)
+    rows = len(result.kept)
+    missing = [
+        backbone
+        for backbone in backbones
+        if not all(
+            staging.has_array(name, task, np.float32, rows, (backbone.card.features,))
+            for name in options.list_feature_arrays(backbone.card.hash, task.split)
+        )
+    ]
+    has_sizes = staging.has_array("sizes", task, np.int64, rows, ())
+    has_digests = staging.has_array("digests", task, np.uint8, rows, (32,))
+    return None if has_sizes and has_digests and not missing else missing
+
+
+def stage_tasks(
+    source: Source,
+    tasks: Sequence[PartitionTask],
+    backbones: Sequence[Backbone],
+    staging: Staging,
+    options: PassOptions,
+    runtime: ExtractionRuntime,
+) -> Generator[PassProgress, None, None]:
+    """Read tasks and stage what is missing of each, in this process.
+
+    The result of a task is written last and makes it complete; a task that was cut short is read again.
+
+    Parameters
+    ----------
+    backbones : sequence of Backbone
+        As :func:`~sfm.pipeline.runtime.optimize_for_inference` returns them.
+    runtime : ExtractionRuntime
+
+    Raises
+    ------
+    InputError
+        If images cannot be read or decoded, or give features that are not finite.
+    IncompleteExtractionError
+        If a decoding process is lost.
+    """
+    batch_size = BATCH_IMAGES[backbones[0].device.type]
+    pending: deque[Future[BatchFeatures] | Callable[[], None]] = deque()
+    pending_bytes: deque[int] = deque()  # of the batches among those
+    finished: list[BatchFeatures] = []  # of the current task
+    threads = ThreadPoolExecutor(runtime.threads, thread_name_prefix="features")
+    with one_torch_thread(), tf32_disabled(), threads as pool:
+
+        def submit_work() -> Iterator[None]:
+            for task in tasks:
+                missing = find_missing_backbones(task, backbones, staging, options)
+                if missing is None:
+                    continue
+                labels: list[tuple[str, str]] = []
+                for batch in iterate_batches(
+                    source, task, runtime, batch_size, options.limit_per_class, labels
+                ):
+                    pending.append(
+                        pool.submit(compute_batch_features, batch, task.split, runtime, missing, options)
+                    )
+                    pending_bytes.append(count_encoded_bytes(batch))
+                    yield
+                unused = {} if task.rows is not None else dict(task.get_shard(source).unused)
+                pending.append(
+                    partial(save_task, staging, task, source, missing, options, labels, finished, unused)
+                )
+                yield
+
+        def finish_next() -> PassProgress:
+            work = pending.popleft()
+            if isinstance(work, Future):
+                pending_bytes.popleft()
+                finished.append(batch := work.result())
+                return PassProgress(
+                    len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds
+                )
+            work()
+            finished.clear()
+            return PassProgress(partitions=1)
+
+        try:
+            for _ in submit_work():
+                while len(pending) > 2 * runtime.threads + MAX_PENDING_BATCHES or (
+                    pending_bytes and sum(pending_bytes) > MAX_QUEUED_BYTES
+                ):
+                    yield finish_next()
+            while pending:
+                yield finish_next()
+        finally:
+            for work in pending:
+                if isinstance(work, Future):
+                    work.cancel()
+
+
+def save_task(
+    staging: Staging,
+    task: PartitionTask,
+    source: Source,
+    backbones: Sequence[Backbone],
+    options: PassOptions,
+    labels: Sequence[tuple[str, str]],
+    batches: Sequence[BatchFeatures],
+    unused: dict[str, int],
+) -> None:
+    """Stage the arrays and the result of a task.
+
+    Parameters
+    ----------
+    unused : dict of str to int
+        Files beside the samples, by kind.
+
+    Raises
+    ------
+    InputError
+        If its samples are not those of an earlier pass, or a class is spelled in two ways.
+    """
+    require_consistent_labels(source.spec, labels)
+    digests = np.concatenate([np.zeros((0, 32), dtype=np.uint8), *(batch.digests for batch in batches)])
+    if staging.has_other_digests(task, digests):
+        staging.delete_task(task)
+        raise InputError(
+            f"images of {source.spec} changed between two runs of this extraction, in partition {task.name}: "
+            f"run again"
+        )
+    for card in (backbone.card for backbone in backbones):
+        empty = np.zeros((0, card.features), dtype=np.float32)
+        for name in options.list_feature_arrays(card.hash, task.split):
+            rows = np.concatenate([empty, *(batch.features[name] for batch in batches)])
+            staging.write_array(name, task, rows)
+    sizes = np.array([size for batch in batches for size in batch.sizes], dtype=np.int64)
+    staging.write_array("sizes", task, sizes)
+    staging.write_array("digests", task, digests)
+    staging.write_result(task, make_task_result(task, labels, batches, unused))
+
+
+def make_task_result(
+    task: PartitionTask,
+    labels: Sequence[tuple[str, str]],
+    batches: Sequence[BatchFeatures],
+    unused: dict[str, int],
+) -> TaskResult:
+    """Return what reading a task gave, from its labels and batches; see :func:`save_task`."""
+    known = task.rows is not None
+    marked = merge_marks(batch.marked for batch in batches)
+    spellings: dict[str, set[str]] = {label: set() for label, _ in labels}
+    for label, text in set(labels):
+        spellings[label].add(text)
+    classes = {label: index for index, label in enumerate(spellings)}
+    return TaskResult(
+        read=len(labels),
+        kept=[index for batch in batches for index in batch.kept],
+        skipped=[skipped for batch in batches for skipped in batch.skipped],
+        classes=[] if known else list(classes),
+        labels=[] if known else [classes[label] for label, _ in labels],
+        written=[] if known else [sorted(texts) for texts in spellings.values()],
+        marked={mark: sorted(samples) for mark, samples in marked.items()},
+        # A file's name need not be text, and what is stored must be.
+        examples={mark: escape_non_utf8(samples[min(samples)]) for mark, samples in marked.items()},
+        unused=unused,
+    )
+
+
+def track_pass(
+    steps: Iterator[PassProgress],
+    tasks: Sequence[PartitionTask],
+    pending_tasks: Sequence[PartitionTask],
+    staging: Staging,
+    progress: ProgressCallback,
+) -> PassSummary:
+    """Drive a pass to its end, report its progress, and return what it cost.
+
+    Where the number of images is not known, progress is in partitions.
+
+    Parameters
+    ----------
+    steps : iterator of PassProgress
+        As :func:`stage_tasks` yields them.
+    tasks, pending_tasks : sequence of PartitionTask
+        All tasks, and those that were not complete before.
+    """
+    began = time.perf_counter()
+    pending = {task.name for task in pending_tasks}
+    resumed = [result for task in tasks if task.name not in pending and (result := staging.read_result(task))]
+    images_resumed = sum(len(result.kept) + len(result.skipped) for result in resumed)
+    sizes = [len(task.rows) for task in tasks if task.rows is not None]
+    by_images = len(sizes) == len(tasks)
+    total, unit = (sum(sizes), "images") if by_images else (len(tasks), "partitions")
+    images = skipped = partitions = 0
+    seconds_by_stage: Counter[str] = Counter()
+
+    def report_progress() -> None:
+        seconds = time.perf_counter() - began
+        done = images_resumed + images if by_images else len(resumed) + partitions
+        figures = {"images/s": images / seconds if images else 0.0}
+        figures["partitions left"] = len(tasks) - len(resumed) - partitions
+        if skipped:
+            figures["skipped"] = skipped
+        figures |= {f"{stage} ms": 1e3 * s / images for stage, s in seconds_by_stage.items() if images}
+        progress(Progress("features", min(done, total), total, unit, figures))
+
+    report_progress()
+    for step in steps:
+        images, skipped = images + step.images, skipped + step.skipped
+        partitions += step.partitions
+        seconds_by_stage.update(step.seconds)
+        report_progress()
+    return PassSummary(images, images_resumed, time.perf_counter() - began)

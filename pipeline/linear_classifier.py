@@ -1,0 +1,364 @@
+"""The linear classifier of all real features: the penalty is chosen on a part, then all are fitted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfm.pipeline.block_moments import accumulate_moments
+from sfm.pipeline.class_means import calibrate_logits, compute_losses, fit_class_means, scale_logits
+from sfm.pipeline.feature_scaling import (
+    FeatureScaling,
+    compute_feature_scaling,
+    convert_to_raw_features,
+    standardise_rows,
+)
+from sfm.pipeline.folds import Mask, make_folds, mark_per_class
+from sfm.pipeline.logistic import (
+    GRADIENT_TOLERANCE,
+    LogisticFit,
+    RowsCallback,
+    fit_logistic,
+    ignore_rows,
+    make_zero_fit,
+)
+from sfm.pipeline.staged_features import StagedFeatures
+from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.classifier_accuracy import compute_top_accuracies
+
+SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
+
+L2_PATH = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+"""Penalties to try, from strong to weak; each fit starts at the one before."""
+
+STRONG_L2 = (1000.0, 100.0, 10.0, 3.0)
+"""Penalties to try before these, with few samples."""
+
+PATH_TOLERANCE = 1e-2
+"""Tolerance of fits that only choose the penalty; that of the final fit is ``GRADIENT_TOLERANCE``."""
+
+MAX_PATH_ITERATIONS = 50
+"""Of fits that only choose the penalty: with weak penalties, few samples can be separated ever further."""
+
+VALIDATION_FOLDS = 10
+
+MAX_SELECTION_ROWS = 16_384
+"""Of more samples, equally many of each class choose the penalty."""
+
+MIN_SELECTION_ROWS_PER_CLASS = 64
+"""Of classes with more samples, at least so many choose the penalty."""
+
+MIN_VALIDATION_ROWS = 1000
+"""Folds are added until so many samples validate, or there are ``MAX_FOLDS``."""
+
+MAX_FOLDS = 5
+
+TIE_STANDARD_ERRORS = 2.0
+"""Difference that counts as a tie; one sample that a penalty gets right and another wrong makes one."""
+
+MARGIN_STANDARD_ERRORS = 4.0
+"""Advantage that another candidate needs. On a few dozen samples, a classifier of standardised features may
+have a lower cross-entropy than one near the class means, and a much lower accuracy on other samples."""
+
+MAX_SMALL_DATASET_ROWS = 4096
+"""Up to this number of samples, the penalty is on the distance of weights from the class means."""
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A linear classifier of raw features: ``logits = feature @ weight.T + bias``.
+
+    Attributes
+    ----------
+    weight : ndarray of float32, shape (C, D)
+    bias : ndarray of float32, shape (C,)
+    l2 : float
+    iterations : int
+        Of the final fit.
+    converged : bool
+        Whether the largest entry of the gradient, times C, fell to ``GRADIENT_TOLERANCE``.
+    towards_means : bool
+        Whether the penalty is on the distance of weights from those of the nearest class mean, not from zero.
+    common_scale : bool
+        Whether the penalty is on weights of features divided by one number, not each by its deviation.
+    """
+
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    l2: float
+    iterations: int
+    converged: bool
+    common_scale: bool = False
+    towards_means: bool = False
+
+    @property
+    def solver(self) -> str:
+        """Description of the training, for the entry's card."""
+        scaling = "one scale for all features" if self.common_scale else "standardised features"
+        return f"{SOLVER}, {scaling}{', towards the nearest class mean' * self.towards_means}"
+
+
+@dataclass(frozen=True)
+class ValidationFold:
+    """Rows to fit, and samples to validate the fit on.
+
+    Attributes
+    ----------
+    rows : iterable of (features, labels)
+        Standardised; see ``standardise_rows``.
+    samples : int
+        Number of rows.
+    validation : StagedFeatures
+        Raw features, without views.
+    """
+
+    rows: Iterable[tuple[Tensor, Tensor]]
+    samples: int
+    validation: StagedFeatures
+
+
+@dataclass(frozen=True)
+class PenaltyCandidate:
+    """A penalty to try: how features are scaled, what weights are shrunk to, and strengths to choose from.
+
+    Attributes
+    ----------
+    scaling : FeatureScaling
+    towards_means : bool
+        Shrink to the nearest class mean, not to zero.
+    path : sequence of float
+        Penalties to choose from, strongest first.
+    """
+
+    scaling: FeatureScaling
+    towards_means: bool
+    path: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ChosenPenalty:
+    """The penalty that validation chose.
+
+    Attributes
+    ----------
+    l2 : float
+        For the number of samples given to ``train_classifier``.
+    scaling : FeatureScaling
+    start : LogisticFit
+        Fit with this penalty on a part of the samples.
+    means_factor : float
+        Factor of the logits of the nearest class mean that weights are shrunk to; 0 if shrunk to zero.
+    """
+
+    l2: float
+    scaling: FeatureScaling
+    start: LogisticFit
+    means_factor: float = 0.0
+
+
+def make_validation_fold(
+    feature_sets: Sequence[StagedFeatures],
+    labels: npt.NDArray[np.int32],
+    held_out: Mask,
+    scaling: FeatureScaling,
+    device: torch.device,
+) -> ValidationFold:
+    """Return a fold that validates on held-out samples; of many samples, with equally many of each class.
+
+    Images validate without their views, which are not fitted either.
+    """
+    classes = int(labels.max()) + 1
+    fitted, validating = ~held_out, held_out.copy()
+    max_per_class = max(MIN_SELECTION_ROWS_PER_CLASS, MAX_SELECTION_ROWS // (classes * len(feature_sets)))
+    if len(feature_sets) * len(labels) > MAX_SELECTION_ROWS:
+        fitted[fitted] = mark_per_class(labels[fitted], max_per_class)
+        validating[validating] = mark_per_class(labels[validating], max_per_class)
+    samples = len(feature_sets) * int(fitted.sum())
+    rows = standardise_rows(
+        [features.select_rows(fitted) for features in feature_sets], samples, scaling, device
+    )
+    return ValidationFold(rows, samples, feature_sets[0].select_rows(validating))
+
+
+@dataclass(frozen=True)
+class PenaltyScore:
+    """A penalty, and its losses on the folds.
+
+    Attributes
+    ----------
+    l2 : float
+    losses : ndarray of float64, shape (n,)
+        Cross-entropy on every validation sample of all folds.
+    start : LogisticFit
+        Fit of the first fold.
+    """
+
+    l2: float
+    losses: npt.NDArray[np.float64]
+    start: LogisticFit
+
+
+def count_standard_errors(worse: PenaltyScore, better: PenaltyScore) -> float:
+    """Return how many standard errors one mean cross-entropy is above another, on the same samples."""
+    difference = worse.losses - better.losses
+    error = float(difference.std()) / len(difference) ** 0.5
+    return float(difference.mean()) / error if error > 0 else 0.0
+
+
+def search_penalty_path(
+    folds: Sequence[ValidationFold],
+    priors: Sequence[LogisticFit],
+    candidate: PenaltyCandidate,
+    device: torch.device,
+    on_rows: RowsCallback,
+) -> PenaltyScore:
+    """Try penalties from strong to weak, until the cross-entropy on all folds together rises.
+
+    The first fits start at their priors, each other at the one before. The result is the penalty with
+    the lowest cross-entropy; towards the class means, the strongest that is within
+    ``TIE_STANDARD_ERRORS`` standard errors of it.
+    """
+    scaling, fits = candidate.scaling, list(priors)
+    scores: list[PenaltyScore] = []
+    for l2 in candidate.path:
+        fits = [
+            fit_logistic(
+                *(fold.rows, fold.samples, scaling, l2, start, device),
+                *(PATH_TOLERANCE, on_rows, prior, MAX_PATH_ITERATIONS),
+            )
+            for fold, start, prior in zip(folds, fits, priors, strict=True)
+        ]
+        losses = [
+            compute_losses(fit, scaling, fold.validation) for fit, fold in zip(fits, folds, strict=True)
+        ]
+        score = PenaltyScore(l2, np.concatenate(losses), fits[0])
+        if scores and not score.losses.mean() < scores[-1].losses.mean():
+            break
+        scores.append(score)
+    if not candidate.towards_means:
+        return scores[-1]
+    return next(score for score in scores if count_standard_errors(score, scores[-1]) <= TIE_STANDARD_ERRORS)
+
+
+def choose_penalty(
+    feature_sets: Sequence[StagedFeatures],
+    candidates: Sequence[PenaltyCandidate],
+    device: torch.device,
+    on_rows: RowsCallback = ignore_rows,
+) -> ChosenPenalty:
+    """Choose a candidate and its penalty by the cross-entropy on samples that the fit did not see.
+
+    Another than the first candidate must be better by ``MARGIN_STANDARD_ERRORS`` standard errors. One tenth
+    of the samples validates; of few samples, several tenths in turn. Of more than ``MAX_SELECTION_ROWS``, as
+    many of each class are fitted; the penalty on the mean loss then shrinks as one over the number of
+    samples, as the weight of a fixed prior does. If no class has two samples, the penalty in the middle of
+    the first candidate's path is taken, towards zero.
+
+    Parameters
+    ----------
+    feature_sets : sequence of StagedFeatures
+        Training features, and those of their views.
+    candidates : sequence of Candidate
+    device : torch.device
+    """
+    labels = feature_sets[0].concatenate_labels()
+    zero = make_zero_fit(int(labels.max()) + 1, len(candidates[0].scaling.mean))
+    held_out_masks = make_folds(labels, VALIDATION_FOLDS, MIN_VALIDATION_ROWS, MAX_FOLDS)
+    if not held_out_masks:
+        first = candidates[0]
+        return ChosenPenalty(first.path[len(first.path) // 2], first.scaling, zero)
+    best_score: PenaltyScore | None = None
+    best = ChosenPenalty(0.0, candidates[0].scaling, zero)
+    for candidate in candidates:
+        scaling, factor = candidate.scaling, 0.0
+        folds = [
+            make_validation_fold(feature_sets, labels, held_out, scaling, device)
+            for held_out in held_out_masks
+        ]
+        priors = [zero] * len(folds)
+        if candidate.towards_means:
+            means = [fit_class_means(fold.rows, *zero.weight.shape) for fold in folds]
+            factor = calibrate_logits(means, [fold.validation for fold in folds], scaling)
+            priors = [scale_logits(mean, factor) for mean in means]
+        score = search_penalty_path(folds, priors, candidate, device, on_rows)
+        if best_score is None or count_standard_errors(best_score, score) > MARGIN_STANDARD_ERRORS:
+            share = folds[0].samples / (len(feature_sets) * int((~held_out_masks[0]).sum()))
+            best_score, best = score, ChosenPenalty(score.l2 * share, scaling, score.start, factor)
+    return best
+
+
+def list_penalty_candidates(
+    feature_sets: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
+) -> list[PenaltyCandidate]:
+    """Return the candidates that validation chooses from; for many samples, there is one."""
+    if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
+        # Views may vary along axes along which the images themselves do not.
+        return [
+            PenaltyCandidate(compute_feature_scaling(moments, all_axes=len(feature_sets) > 1), False, path)
+        ]
+    if len(feature_sets) > 1:
+        moments = accumulate_moments(chain.from_iterable(feature_sets), *moments.mean.shape)
+    common = compute_feature_scaling(moments, common_scale=True, all_axes=False)
+    plain = compute_feature_scaling(moments, all_axes=False)
+    return [PenaltyCandidate(common, True, [*STRONG_L2, *path]), PenaltyCandidate(plain, False, path)]
+
+
+def train_classifier(
+    train: StagedFeatures,
+    moments: Moments,
+    device: torch.device,
+    views: Sequence[StagedFeatures] = (),
+    path: Sequence[float] = L2_PATH,
+    on_rows: RowsCallback = ignore_rows,
+    tolerance: float = GRADIENT_TOLERANCE,
+) -> LinearClassifier:
+    """Choose the L2 penalty on a part of the training samples, then fit on all of them.
+
+    Of at most ``MAX_SMALL_DATASET_ROWS`` samples, the penalty draws the weights to those of the nearest class
+    mean, which is hard to beat then, on features of one common scale, since deviations of single ones are
+    noise. Only where validation clearly says so are features standardised, and weights drawn to zero, as they
+    are of more.
+
+    Parameters
+    ----------
+    train : StagedFeatures
+        Training features and labels.
+    moments : Moments
+        Of the same samples; they standardise the features.
+    device : torch.device
+        Where products are computed.
+    views : sequence of StagedFeatures
+        Features of augmented views of the same samples, in the same order; the classifier learns from them
+        too.
+    path : sequence of float
+        Penalties to choose from, strongest first.
+    on_rows : callable, optional
+        Called after every pass with the number of its rows.
+    tolerance : float
+        Of the final fit.
+    """
+    feature_sets = [train, *views]
+    samples = len(feature_sets) * len(train.concatenate_labels())
+    choice = choose_penalty(
+        feature_sets, list_penalty_candidates(feature_sets, moments, path), device, on_rows
+    )
+    scaling, rows = choice.scaling, standardise_rows(feature_sets, samples, choice.scaling, device)
+    prior, start = None, choice.start
+    if choice.means_factor:
+        start = prior = scale_logits(fit_class_means(rows, *moments.mean.shape), choice.means_factor)
+    final = fit_logistic(rows, samples, scaling, choice.l2, start, device, tolerance, on_rows, prior)
+    weight, bias = (x.float().numpy() for x in convert_to_raw_features(final.weight, final.bias, scaling))
+    return LinearClassifier(
+        weight, bias, choice.l2, final.iterations, final.converged, scaling.common_scale, prior is not None
+    )
+
+
+def measure_accuracies(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
+) -> tuple[float | None, float | None]:
+    """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.classifier_accuracy.compute_top_accuracies`."""
+    return compute_top_accuracies(blocks, classifier.weight, classifier.bias)

@@ -1,0 +1,184 @@
+"""Collect the results of all tasks of a pass, and select the samples that make up the entries."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.errors import InputError
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.file_counts import count_files
+from sfm.pipeline.partition_tasks import PartitionTask
+from sfm.pipeline.pixel_marks import find_marked_rows
+from sfm.pipeline.selection import SampleSelection, select_samples
+from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.class_labels import require_consistent_labels
+from sfm.pipeline.sources.limits import require_storable_classes
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.staging import Staging
+from sfm.pipeline.task_results import TaskResult
+from sfm.stats_store.cards import FileCounts
+from sfm.text import escape_non_utf8, format_names
+
+TaskResults = Sequence[tuple[PartitionTask, TaskResult]]
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass over all tasks found.
+
+    Attributes
+    ----------
+    selection : SampleSelection
+        Samples that make up the entries.
+    partitions : list of StagedPartition
+        Where their features are.
+    shard_sizes : dict of str to list of int
+        Samples per shard, by split.
+    skipped : list of str
+        Samples that could not be decoded: location and reason.
+    files : FileCounts
+        Used and unused files of the dataset.
+    """
+
+    selection: SampleSelection
+    partitions: list[StagedPartition]
+    shard_sizes: dict[str, list[int]]
+    skipped: list[str]
+    files: FileCounts
+
+
+def collect_pass_result(
+    config: ExtractConfig, source: Source, tasks: Sequence[PartitionTask], staging: Staging
+) -> PassResult:
+    """Read the results of all tasks, and select the samples that make up the entries.
+
+    Raises
+    ------
+    InputError
+        If a sample could not be decoded and is not to be skipped, or the classes cannot be distilled.
+    """
+    results = read_results(tasks, staging)
+    skipped = [escape_non_utf8(f"{s.where}: {s.why}") for _, result in results for s in result.skipped]
+    if skipped and config.on_error == "fail":
+        raise InputError(f"cannot decode {skipped[0]}; repair or remove it, or use --on-error skip")
+    positions = compute_positions(source, results)
+    if source.labels is None:
+        class_ids, labels = collect_classes(source, results)
+        shard_sizes = {
+            name: [result.read for task, result in results if task.split == name] for name in source.splits
+        }
+    else:
+        class_ids, labels = source.class_ids or [], source.labels
+        shard_sizes = {
+            name: [0 if shard.labels is None else len(shard.labels) for shard in split.shards]
+            for name, split in source.splits.items()
+        }
+    undecodable = {
+        name: np.concatenate(
+            [
+                np.zeros(0, dtype=np.int64),
+                *(
+                    positions[task.name][[s.place for s in result.skipped]]
+                    for task, result in results
+                    if task.split == name
+                ),
+            ]
+        )
+        for name in source.splits
+    }
+    selection = select_samples(config, class_ids, source.class_names, labels, undecodable)
+    unused = Counter(source.inventory.unused)
+    for _, result in results:
+        unused.update(result.unused)
+    partitions = []
+    for task, result in results:
+        samples = positions[task.name][result.kept]
+        kept_labels = selection.labels[task.split][samples]
+        marked = find_marked_rows(result)
+        partitions.append(
+            StagedPartition(task.split, task.number, samples, kept_labels, marked, result.examples)
+        )
+    files = count_files(class_ids, labels, selection, undecodable, unused)
+    return PassResult(selection, partitions, shard_sizes, skipped, files)
+
+
+def read_results(tasks: Sequence[PartitionTask], staging: Staging) -> TaskResults:
+    """Return all tasks with their results.
+
+    Raises
+    ------
+    InputError
+        If a task is not complete, or its result is damaged; names it.
+    """
+    results = []
+    for task in tasks:
+        result = staging.read_result(task)
+        if result is None:
+            raise InputError(f"unfinished work in {staging.root}, {task.name}, is damaged or gone: run again")
+        results.append((task, result))
+    return results
+
+
+def compute_positions(source: Source, results: TaskResults) -> dict[str, npt.NDArray[np.int64]]:
+    """Return, by task, the positions in the split of the samples that were read."""
+    start = dict.fromkeys(source.splits, 0)
+    positions = {}
+    for task, result in results:
+        positions[task.name] = start[task.split] + np.arange(result.read) if task.rows is None else task.rows
+        start[task.split] += result.read
+    return positions
+
+
+def collect_classes(
+    source: Source, results: TaskResults
+) -> tuple[list[str], dict[str, npt.NDArray[np.int32]]]:
+    """Return the class ids of a source whose labels came with its samples, and all labels, by split.
+
+    Raises
+    ------
+    InputError
+        If samples are of classes that the source does not name, the splits hold different classes, or a
+        class is spelled in two ways.
+    """
+    require_consistent_labels(
+        source.spec,
+        [
+            (label, text)
+            for _, result in results
+            for label, texts in zip(result.classes, result.written, strict=False)
+            for text in texts
+        ],
+    )
+    classes_by_split = {
+        name: {label for task, result in results if task.split == name for label in result.classes}
+        for name in source.splits
+    }
+    if source.class_ids is None:
+        different = sorted(classes_by_split["train"] ^ classes_by_split["test"])
+        if different and source.test.shards:
+            raise InputError(
+                f"the training and the held-out split of {source.spec} hold different classes: "
+                f"{format_names(different)} in one only"
+            )
+        class_ids = sorted(classes_by_split["train"])
+        require_storable_classes(class_ids, None, source.spec)
+    else:
+        class_ids = source.class_ids
+        unknown = sorted((classes_by_split["train"] | classes_by_split["test"]) - set(class_ids))
+        if unknown:
+            raise InputError(
+                f"{source.spec} has samples of classes that it does not name: {format_names(unknown)}"
+            )
+    index = {class_id: c for c, class_id in enumerate(class_ids)}
+    labels = {}
+    for name in source.splits:
+        task_labels = [
+            np.array([index[label] for label in result.classes], dtype=np.int32)[result.labels]
+            for task, result in results
+            if task.split == name and result.read
+        ]
+        labels[name] = np.concatenate([np.zeros(0, dtype=np.int32), *task_labels])
+    return class_ids, labels

@@ -1,0 +1,58 @@
+"""Count the images of an entry that were composited over a background or are dark."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.backbones.rendering import Rendering
+from sfm.pipeline.staged_features import StagedPartition
+from sfm.pipeline.task_results import IMAGE_MARKS, TaskResult
+
+
+@dataclass(frozen=True)
+class MarkCount:
+    """Number of images of an entry that have a mark, and the location of one of them, if known."""
+
+    count: int = 0
+    example: str = ""
+
+
+def make_rendering_options(rendering: Rendering, composited: bool) -> dict[str, Any]:
+    """Return the options of an entry for how its images became opaque 8-bit pixels.
+
+    The background is one of them only if images were composited: it does not change opaque images.
+    """
+    options: dict[str, Any] = {"background": rendering.background} if composited else {}
+    return options if rendering.white is None else options | {"white": rendering.white}
+
+
+def find_marked_rows(result: TaskResult) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return, by mark, a mask of the staged samples of a task; marks that no sample has are left out."""
+    return {mark: np.isin(result.kept, places) for mark, places in result.marked.items()}
+
+
+def count_marks(
+    partitions_and_masks: Iterable[tuple[Sequence[StagedPartition], npt.NDArray[np.bool_]]],
+) -> dict[str, MarkCount]:
+    """Count the samples in use by mark.
+
+    Parameters
+    ----------
+    partitions_and_masks : iterable of (sequence of StagedPartition, ndarray of bool)
+        Partitions, and a mask of their samples in use.
+    """
+    count, example = dict.fromkeys(IMAGE_MARKS, 0), dict.fromkeys(IMAGE_MARKS, "")
+    for partitions, in_use in partitions_and_masks:
+        start = 0
+        for partition in partitions:
+            is_used = in_use[start : start + len(partition.samples)]
+            start += len(partition.samples)
+            for mark, mask in partition.marked.items():
+                used_count = int((mask & is_used).sum())
+                count[mark] += used_count
+                if used_count and is_used[mask][0]:
+                    example[mark] = example[mark] or partition.examples[mark]
+    return {mark: MarkCount(count[mark], example[mark]) for mark in IMAGE_MARKS}

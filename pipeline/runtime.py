@@ -1,0 +1,213 @@
+"""Threads, decoders and forward passes that a pass over images uses.
+
+On a CPU, each thread takes a batch from encoded bytes to features, with single-threaded operations: decoding
+and computing overlap, no core waits for another, and features do not depend on the number of cores. For a
+GPU, processes decode, and one thread feeds the device.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.execution.allocator import LARGE_INPUT
+from sfm.backbones.execution.modes import ExecutionOption
+from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.backbones.image_tensors import pixels_to_device
+from sfm.pipeline.decoding import BatchDecoder, make_inline_decoder
+from sfm.pipeline.decoding_processes import CHUNK_IMAGES, decoding_process_pool
+from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.prefetch import prefetch_samples
+from sfm.pipeline.sources.sample import Sample, SampleFile
+
+BATCH_IMAGES = {"cpu": 16, "cuda": 128}
+"""Images that are decoded together: on a core, as many as its cache holds; on a GPU, enough to fill it."""
+
+LARGE_INPUT_BATCH_IMAGES = 8
+"""Large images that go through a backbone together on a core: sixteen are no faster, and take half as much
+memory again."""
+
+MAX_DEVICE_BATCHES = 3
+"""Batches on a GPU: while it computes one, the next is copied to it and features are copied back."""
+
+ForwardFunction = Callable[[Backbone, Tensor, str], Tensor]
+"""Computes the features of a batch of images on a device, in a precision."""
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Limit torch's operations to one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def find_blas_libraries() -> ThreadpoolController:
+    """Find the BLAS libraries of this process once: it takes milliseconds, and a fit limits them often."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def optimize_for_inference(
+    backbones: Iterable[Backbone], precision: str, execution: ExecutionOption = "auto"
+) -> list[Backbone]:
+    """Return backbones that compute the same features faster, up to rounding, where that is possible.
+
+    The layout of weights must not depend on the number of cores.
+    """
+    with one_torch_thread():
+        return [
+            prepare_for_inference(backbone, execution) if precision == "float32" else backbone
+            for backbone in backbones
+        ]
+
+
+def choose_batch_size(backbone: Backbone) -> int:
+    """Return how many images go through a backbone together."""
+    large = backbone.card.preprocessing.input_size > LARGE_INPUT
+    return (
+        LARGE_INPUT_BATCH_IMAGES
+        if large and backbone.device.type == "cpu"
+        else BATCH_IMAGES[backbone.device.type]
+    )
+
+
+def pad_to_power_of_two(images: Tensor) -> Tensor:
+    """Fill a batch up with black images.
+
+    cuDNN plans convolutions anew for every batch size, which takes a second or more; tar shards end with
+    batches of any size.
+    """
+    padding = (1 << (len(images) - 1).bit_length()) - len(images)
+    if not padding:
+        return images
+    return torch.nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, padding))
+
+
+def forward_batch(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
+    """Return the features of a batch of images, shape (n, D), in the precision of the forward pass."""
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), autocast:
+        return backbone.features(images)
+
+
+def compute_pixel_features(
+    backbone: Backbone,
+    pixels: npt.NDArray[np.uint8],
+    precision: str = "float32",
+    forward: ForwardFunction = forward_batch,
+) -> npt.NDArray[np.float32]:
+    """Return the features of images that are cropped for a backbone, float32, shape (n, D).
+
+    Parameters
+    ----------
+    backbone : Backbone
+    pixels : ndarray of uint8, shape (n, y, x, channel)
+    precision : {"float32", "bf16"}
+    forward : callable
+        Signature and result of :func:`forward_batch`.
+    """
+    device, batch_size, parts = backbone.device, choose_batch_size(backbone), []
+    for start in range(0, len(pixels), batch_size):
+        images = pixels_to_device(pixels[start : start + batch_size], device)
+        rows = forward(backbone, images if device.type == "cpu" else pad_to_power_of_two(images), precision)
+        parts.append(rows[: len(images)].float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def time_pixel_features(
+    backbone: Backbone,
+    pixels: npt.NDArray[np.uint8],
+    precision: str,
+    forward: ForwardFunction = forward_batch,
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the result of :func:`compute_pixel_features`, and the seconds that it took."""
+    began = time.perf_counter()
+    return compute_pixel_features(backbone, pixels, precision, forward), time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class ExtractionRuntime:
+    """Resources of passes over images; passes may use it one after the other.
+
+    Attributes
+    ----------
+    threads : int
+        Batches in work at a time.
+    load_samples : callable
+        Reads samples that are files of their own, or leaves that to the decoder.
+    decode_batch : callable
+        See `sfm.pipeline.decoding.BatchDecoder`.
+    compute_features : callable
+        Signature and result of :func:`time_pixel_features`; the seconds are without waiting for the device.
+    """
+
+    threads: int
+    load_samples: Callable[[Iterable[Sample | SampleFile]], Iterable[Sample | SampleFile]]
+    decode_batch: BatchDecoder
+    compute_features: Callable[[Backbone, npt.NDArray[np.uint8], str], tuple[npt.NDArray[np.float32], float]]
+
+
+@contextmanager
+def extraction_runtime(source: Source, device: str, cores: int) -> Iterator[ExtractionRuntime]:
+    """Start the threads and processes for passes over a source.
+
+    On a CPU every thread reads, decodes and computes. For a GPU, processes read and decode, one per core, and
+    one thread computes: torch keeps cuDNN's plans per thread, and planning takes seconds for a backbone.
+    Other threads copy images and wait.
+
+    Parameters
+    ----------
+    source : Source
+    device : {"cpu", "cuda"}
+    cores : int
+        Number of cores to use.
+
+    Raises
+    ------
+    InputError
+        If the source's decoder cannot be sent to other processes.
+    """
+    if device == "cpu":
+        yield ExtractionRuntime(
+            cores, prefetch_samples, make_inline_decoder(source.decode), time_pixel_features
+        )
+        return
+    # Enough to keep all processes busy, those at the device, and the next one.
+    batches = math.ceil(cores * CHUNK_IMAGES / BATCH_IMAGES[device]) + MAX_DEVICE_BATCHES + 1
+    device_slots = threading.Semaphore(MAX_DEVICE_BATCHES)
+    with (
+        decoding_process_pool(source.decode, cores, batches) as decode_batch,
+        ThreadPoolExecutor(1, thread_name_prefix="compute") as compute_thread,
+    ):
+
+        def forward_in_thread(backbone: Backbone, images: Tensor, precision: str) -> Tensor:
+            return compute_thread.submit(forward_batch, backbone, images, precision).result()
+
+        def compute_features(
+            backbone: Backbone, pixels: npt.NDArray[np.uint8], precision: str
+        ) -> tuple[npt.NDArray[np.float32], float]:
+            with device_slots:
+                return time_pixel_features(backbone, pixels, precision, forward_in_thread)
+
+        yield ExtractionRuntime(batches, iter, decode_batch, compute_features)

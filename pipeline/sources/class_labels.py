@@ -1,0 +1,201 @@
+"""Class lists, the class ids that stored labels mean, and display names of classes."""
+
+import difflib
+import importlib.resources
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import cast
+
+from sfm.errors import InputError
+from sfm.paths import expand_home
+from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
+from sfm.stats_store.class_lists import (
+    ClassList,
+    find_class_id,
+    normalize_class_id,
+    parse_class_list,
+    read_class_file,
+)
+from sfm.text import sanitize_line
+
+__all__ = [
+    "ClassList",
+    "class_id_from_label",
+    "get_display_names",
+    "list_shipped_class_lists",
+    "read_class_list",
+]
+
+WORDNET_ID = re.compile(r"n\d{8}")
+NUMBER_ID_DIGITS = 5
+LABEL_NUMBER = re.compile(r"-?\d{1,18}")
+MAX_LABEL = 2**63 - 1
+LIST_ALIASES = {
+    "imagefruit": "imagenet-fruits",
+    "imagemeow": "imagenet-cats",
+    "imagesquawk": "imagenet-birds",
+}
+"""Names of the same ten classes in earlier papers."""
+
+
+def list_shipped_class_lists() -> list[str]:
+    """Return the names of the class lists that come with this package."""
+    folder = importlib.resources.files("sfm.pipeline") / "data" / "classes"
+    return sorted(
+        entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")
+    )
+
+
+def read_class_list(name_or_path: str) -> ClassList:
+    """Read a list of classes.
+
+    Parameters
+    ----------
+    name_or_path : str
+        Name of a shipped list, or path of a file with one class id per line; a display name may follow a
+        tab, ``#`` begins a comment line.
+
+    Raises
+    ------
+    InputError
+        If there is no such list, it is empty, or a class occurs twice.
+    """
+    name = LIST_ALIASES.get(name_or_path, name_or_path)
+    if name in list_shipped_class_lists():
+        shipped = importlib.resources.files("sfm.pipeline") / "data" / "classes" / f"{name}.txt"
+        return parse_class_list(shipped.read_text(encoding="utf-8"), name_or_path)
+    path = expand_home(name_or_path)
+    if not path.is_file():
+        known = [*list_shipped_class_lists(), *LIST_ALIASES]
+        close = difflib.get_close_matches(name_or_path, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"shipped lists: {', '.join(known)}"
+        raise InputError(
+            f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}"
+        )
+    class_list = replace(read_class_file(path), origin=name_or_path)
+    display_names = list(class_list.names.values())
+    require_storable_classes(class_list.ids, display_names, f"the class list {name_or_path}")
+    return class_list
+
+
+def class_id_from_number(number: int) -> str:
+    """Return the class id of a label number without a name; zeros in front make ids sort as numbers."""
+    return str(number).zfill(NUMBER_ID_DIGITS)
+
+
+def class_id_from_label(label: object, label_list: ClassList | None, where: str) -> str:
+    """Return the class id that a stored label means.
+
+    Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
+
+    Parameters
+    ----------
+    label : object
+        An integer, or text: a class id or a number.
+    label_list : ClassList or None
+        Classes of the numbers 0, 1, …; without it a number is its own id.
+    where : str
+        Where the sample lies, for messages.
+
+    Raises
+    ------
+    InputError
+        If the label is missing, out of range or unknown; names the sample.
+    """
+    if isinstance(label, str):
+        label = normalize_class_id(require_short_class_name(label.strip(), where))
+        if label_list is not None and label in label_list.ids:
+            return label
+        if LABEL_NUMBER.fullmatch(label):
+            label = int(label)
+    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+        shown = sanitize_line(repr(label), 40)
+        raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
+    if isinstance(label, int):
+        if abs(label) > MAX_LABEL:
+            raise InputError(f"{where} has a label beyond {MAX_LABEL}: it is damaged")
+        if label < 0:
+            raise InputError(
+                f"{where} has label {label}, which marks unlabelled images: choose another split"
+            )
+        if label_list is None:
+            return class_id_from_number(label)
+        if label >= len(label_list.ids):
+            raise InputError(
+                f"{where} has label {label}, out of range: {label_list.origin} names "
+                f"{len(label_list.ids)} classes, 0 to {len(label_list.ids) - 1}"
+            )
+        return label_list.ids[label]
+    if label_list is None:
+        return label
+    class_id = find_class_id(label, label_list.ids)
+    if class_id is None:
+        close = difflib.get_close_matches(label, label_list.ids, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"{where} has label {label!r}, which {label_list.origin} does not name{hint}")
+    return class_id
+
+
+def format_numeric_label(label: object) -> str:
+    """Return the text of a label that is a number, or text of digits; "" for any other label."""
+    if isinstance(label, str) and LABEL_NUMBER.fullmatch(label.strip()):
+        return label.strip()
+    return str(label) if isinstance(label, int) else ""
+
+
+def encode_label_list(label_list: ClassList | None) -> str:
+    """Return what the listing of a split holds of the class list that gives label numbers their meaning.
+
+    Where ids are digits, earlier versions took text labels for positions: their entries are not the same.
+    """
+    if label_list is None:
+        return ""
+    suffix = "\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, label_list.ids)) else ""
+    return "\n".join(label_list.ids) + suffix
+
+
+def require_consistent_labels(spec: str, label_texts: Iterable[tuple[str, str]]) -> None:
+    """Refuse labels that are spelled differently but would be one class, such as 1 and 01.
+
+    They may be two classes, or an id and a position in a list; only the user can tell.
+
+    Parameters
+    ----------
+    spec : str
+        Dataset spec, for messages.
+    label_texts : iterable of (str, str)
+        Class id, and the text of its label (see :func:`format_numeric_label`).
+
+    Raises
+    ------
+    InputError
+        Names the class and two of its spellings.
+    """
+    first_texts: dict[str, str] = {}
+    for class_id, text in label_texts:
+        if text and first_texts.setdefault(class_id, text) != text:
+            raise InputError(
+                f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: "
+                f"write every class in one way (text that is an id in names= is that class; other digits "
+                f"count)"
+            )
+
+
+def normalize_class_name(name: str) -> str:
+    """Return a class name without differences in case, blanks and Unicode variants, to compare names."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def get_display_names(class_ids: Sequence[str]) -> list[str]:
+    """Return display names of classes: the first lemma of WordNet ids; other ids stay as they are."""
+    if not all(WORDNET_ID.fullmatch(class_id) for class_id in class_ids):
+        return list(class_ids)
+    from timm.data.imagenet_info import ImageNetInfo
+
+    lemmas: dict[str, str] = {}
+    # The thousand classes are not all among the larger set.
+    for subset in ("imagenet-22k", "imagenet-1k"):
+        lemmas |= cast("dict[str, str]", ImageNetInfo(subset).label_descriptions(as_dict=True))
+    return [lemmas.get(class_id, class_id).partition(",")[0] for class_id in class_ids]

@@ -1,0 +1,396 @@
+"""Find and open the files of a dataset, on a disk, on a web server or in a bucket."""
+
+import contextlib
+import fnmatch
+import io
+import itertools
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import braceexpand
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import HTTPStore, ObjectStore
+
+from sfm.errors import InputError
+from sfm.paths import expand_home
+from sfm.pipeline.sources.file_tree import accept_any_name, describe_dangling_link, walk_files
+from sfm.pipeline.sources.inventory import HIDDEN_KIND
+from sfm.pipeline.sources.sample import VANISHED_MESSAGE
+from sfm.pipeline.sources.source import compute_digest
+from sfm.stats_store.dataset_names import make_dataset_name, make_name_from_folder
+from sfm.stats_store.location import (
+    BRIEF_RETRY,
+    PATIENT_RETRY,
+    REMOTE_SCHEMES,
+    connect_object_store,
+    explain_error,
+)
+from sfm.text import sanitize_line, summarize_error
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from obstore import BytesStream, GetOptions, ObjectMeta
+
+CHUNK_BYTES = 1 << 20
+LOOKUP_THREADS = 16
+MAX_FILES = 1_000_000
+"""That one pattern stands for."""
+
+MAX_DIGITS = 18
+"""Of a number in a pattern."""
+
+MISSING_MESSAGE = "there is no file {}"
+CHANGED_MESSAGE = "{} changed while the dataset was read; run again"
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a dataset, as it was when the dataset was opened.
+
+    Attributes
+    ----------
+    url : str
+        Path or URL, without credentials.
+    size : int
+        In bytes.
+    version : str
+        Changes when the file does: its entity tag, or else its time of change.
+    """
+
+    url: str
+    size: int
+    version: str
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``{000..019}`` and ``{a,b}``, as shells and WebDataset do; leading zeros are kept.
+
+    Raises
+    ------
+    InputError
+        If braces do not match, stand for nothing, or stand for more than ``MAX_FILES`` names.
+    """
+    # braceexpand would hold all numbers of a range in memory.
+    is_too_long = any(
+        max(len(start), len(stop)) > MAX_DIGITS or abs(int(start) - int(stop)) > MAX_FILES
+        for start, stop in _RANGE.findall(pattern)
+    )
+    try:
+        expanded = () if is_too_long else braceexpand.braceexpand(pattern, escape=False)
+        names = list(itertools.islice(expanded, MAX_FILES + 1))
+    except ValueError as error:
+        raise InputError(f"{pattern} opens a brace that it does not close, or the reverse") from error
+    if is_too_long or len(names) > MAX_FILES:
+        raise InputError(f"{sanitize_line(pattern, 300)} stands for more than {MAX_FILES:,} files")
+    if any("{" in name or "}" in name for name in names):
+        raise InputError(f"{pattern} has a brace that is neither a range {{000..019}} nor a list {{a,b}}")
+    return names
+
+
+def is_remote_url(path_or_url: str) -> bool:
+    """Return whether a path or URL leads to another machine."""
+    return "://" in path_or_url and not path_or_url.startswith("file://")
+
+
+def resolve_local_path(path_or_url: str) -> Path:
+    """Return the path of a ``file://`` URL, or of a path that may begin with ``~``."""
+    is_url = path_or_url.startswith("file://")
+    return expand_home(unquote(urlsplit(path_or_url).path) if is_url else path_or_url)
+
+
+def find_files(pattern: str) -> list[DataFile]:
+    """Return the files that a pattern stands for, in the order of the pattern.
+
+    Parameters
+    ----------
+    pattern : str
+        Path or URL with braces, and with ``*`` where it can be listed: on disks and in buckets.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, or nothing matches.
+    """
+    names = expand_braces(pattern)
+    with ThreadPoolExecutor(LOOKUP_THREADS) as pool:
+        files = [file for found in pool.map(_match_pattern, names) for file in found]
+    urls = [file.url for file in files]
+    if len(set(urls)) < len(urls):
+        repeated = next(url for url, count in Counter(urls).items() if count > 1)
+        raise InputError(f"{pattern} means {repeated} more than once")
+    return files
+
+
+def _match_pattern(name: str) -> list[DataFile]:
+    if not is_remote_url(name):
+        name = str(resolve_local_path(name))
+    if "*" in name:
+        pattern = name.replace("[", "[[]").replace("?", "[?]")
+        folder = posixpath.dirname(name.partition("*")[0])
+
+        def matches(path: str) -> bool:
+            return fnmatch.fnmatchcase(posixpath.join(folder, path), pattern)
+
+        found = [
+            file
+            for file in list_files(folder, is_needed=matches, max_depth=name.count("/", len(folder) + 1))
+            if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
+        ]
+    else:
+        found = [_stat_remote_file(name) if is_remote_url(name) else _stat_local_file(Path(name))]
+    if not found:
+        raise InputError(f"no file matches {name}")
+    return found
+
+
+def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> DataFile:
+    if missing_message == MISSING_MESSAGE and path.is_symlink() and not path.exists():
+        raise InputError(describe_dangling_link(path))
+    with translate_read_errors(str(path), missing_message):
+        status = path.stat()
+    if not path.is_file():
+        raise InputError(f"{path} is not a file")
+    return DataFile(str(path), status.st_size, str(status.st_mtime_ns))
+
+
+def _stat_remote_file(url: str) -> DataFile:
+    store, path = _connect_to_url(url, patient=False)
+    with translate_read_errors(url):
+        return _make_data_file(url, obstore.head(store, path))
+
+
+def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
+    return DataFile(url, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
+
+
+def list_files(
+    folder: str,
+    unused: Counter[str] | None = None,
+    is_needed: Callable[[str], bool] = accept_any_name,
+    max_depth: int | None = None,
+) -> list[DataFile]:
+    """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URL.
+    unused : Counter, optional
+        Counts hidden and special files, by kind.
+    is_needed : callable
+        Given a path below the folder, returns whether a dangling link of that name stops the run.
+    max_depth : int, optional
+        Levels of folders that are entered, on a disk.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be listed, or a needed link is dangling.
+    """
+    unused = Counter() if unused is None else unused
+    if not is_remote_url(folder):
+        root = resolve_local_path(folder)
+        if not root.is_dir():
+            return []
+        paths = [root / path for path, _ in walk_files(str(root), unused, is_needed, max_depth)]
+        return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
+    if urlsplit(folder).scheme not in REMOTE_SCHEMES:
+        raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
+    bucket = "/".join(folder.split("/")[:3])
+    store, prefix = _connect_to_url(folder, patient=False)
+    with translate_read_errors(folder):
+        objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
+    files = []
+    for item in objects:
+        file = _make_data_file(f"{bucket}/{item['path']}", item)
+        if "/." in file.url.removeprefix(folder.rstrip("/")):
+            unused[HIDDEN_KIND] += 1
+        else:
+            files.append(file)
+    return sorted(files, key=lambda file: file.url)
+
+
+def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
+    path = unquote(parts.path).strip("/")
+    if parts.scheme in ("http", "https"):
+        return (
+            HTTPStore.from_url(
+                f"{parts.scheme}://{parts.netloc}",
+                client_options={"allow_http": parts.scheme == "http"},
+                retry_config=PATIENT_RETRY if patient else BRIEF_RETRY,
+            ),
+            path,
+        )
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", patient=patient), path
+
+
+@contextlib.contextmanager
+def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> Iterator[None]:
+    """Translate errors of servers and disks into one line that names the file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be reached or read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(missing_message.format(url)) from None
+    except PreconditionError:
+        raise InputError(CHANGED_MESSAGE.format(url)) from None
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        if url.startswith("http"):
+            raise InputError(f"cannot read {url}: the server refuses access (401 or 403)") from None
+        raise InputError(explain_error(error, url)) from None
+    except BaseError as error:
+        # What follows the first line may quote request headers.
+        line = summarize_error(error) if url.startswith("http") else explain_error(error, url)
+        raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
+    except OSError as error:
+        raise InputError(f"cannot read {url}: {error.strerror or summarize_error(error)}") from error
+
+
+@contextlib.contextmanager
+def open_stream(file: DataFile) -> Iterator[BinaryIO]:
+    """Open a file to be read once, from its beginning; at most one chunk of it is in memory.
+
+    Raises
+    ------
+    InputError
+        If it is not there any more, has changed, or the connection is lost for good.
+    """
+    if not is_remote_url(file.url):
+        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
+            yield local
+        return
+    store, path = _connect_to_url(file.url, patient=True)
+    with translate_read_errors(file.url, VANISHED_MESSAGE):
+        response = obstore.get(store, path)
+    require_unchanged(file, _make_data_file(file.url, response.meta))
+    body = _ResponseBody(file.url, response.stream(min_chunk_size=CHUNK_BYTES))
+    yield io.BufferedReader(body, CHUNK_BYTES)
+
+
+def open_seekable(file: DataFile) -> BinaryIO:
+    """Open a file to be read in any order; reading raises InputError if it is replaced meanwhile.
+
+    Raises
+    ------
+    InputError
+        If it is not there any more, or has changed.
+    """
+    if not is_remote_url(file.url):
+        require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
+        with translate_read_errors(file.url, VANISHED_MESSAGE):
+            return Path(file.url).open("rb")
+    store, path = _connect_to_url(file.url, patient=True)
+    with translate_read_errors(file.url, VANISHED_MESSAGE):
+        require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
+    return io.BufferedReader(_RangeReader(file, store, path), CHUNK_BYTES)
+
+
+def require_unchanged(listed: DataFile, current: DataFile) -> None:
+    """Refuse a file that has changed since the dataset was opened.
+
+    Raises
+    ------
+    InputError
+        Names it.
+    """
+    if (listed.size, listed.version) != (current.size, current.version):
+        raise InputError(CHANGED_MESSAGE.format(listed.url))
+
+
+class _ResponseBody(io.RawIOBase):
+    """The body of a response as a file, since tarfile reads files."""
+
+    def __init__(self, url: str, chunks: "BytesStream") -> None:
+        self._url = url
+        self._chunks = chunks
+        self._remaining = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        if not self._remaining:
+            with translate_read_errors(self._url, VANISHED_MESSAGE):
+                self._remaining = memoryview(bytes(next(self._chunks, b"")))
+        target = memoryview(buffer).cast("B")
+        size = min(len(target), len(self._remaining))
+        target[:size], self._remaining = self._remaining[:size], self._remaining[size:]
+        return size
+
+
+class _RangeReader(io.RawIOBase):
+    """A remote file that can be read from any position, since pyarrow reads files.
+
+    `obstore.open_reader` has no ``closed``, which pyarrow needs, and does not notice a replaced object.
+    """
+
+    def __init__(self, file: DataFile, store: ObjectStore, path: str) -> None:
+        self._file = file
+        self._store = store
+        self._path = path
+        self._position = 0
+        # Weak entity tags (W/"…") never match, and dates are no entity tags.
+        self._condition: GetOptions = {"if_match": file.version} if file.version.startswith('"') else {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        target = memoryview(buffer).cast("B")
+        end = min(self._position + len(target), self._file.size)
+        if end <= self._position:
+            return 0
+        options: GetOptions = {**self._condition, "range": (self._position, end)}
+        with translate_read_errors(self._file.url, VANISHED_MESSAGE):
+            data = memoryview(bytes(obstore.get(self._store, self._path, options=options).bytes()))
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def derive_dataset_name(pattern: str, suffixes: str | tuple[str, ...]) -> str:
+    """Return a name for the dataset of a pattern: that of its folder, its prefix or else its bucket.
+
+    Parameters
+    ----------
+    suffixes : str or tuple of str
+        File names end in one of these.
+    """
+    literal = re.split(r"[{*]", pattern)[0]
+    is_folder = literal == pattern and not pattern.endswith(suffixes)
+    folder = literal if is_folder else posixpath.dirname(literal)
+    if not is_remote_url(pattern):
+        return make_name_from_folder(resolve_local_path(folder or "."))
+    return make_dataset_name([part for part in folder.split("/") if part][-1])
+
+
+def digest_listing(files: Sequence[DataFile]) -> str:
+    """Return the digest (hexadecimal) of the names, sizes and versions of files; see `Split.listing`."""
+    return compute_digest("\n".join(f"{file.url} {file.size} {file.version}" for file in files))

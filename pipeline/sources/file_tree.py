@@ -1,0 +1,150 @@
+"""Walk the files below a folder: links are followed, and files that are not used are counted."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.inventory import HIDDEN_KIND, SPECIAL_FILE_KIND
+
+LINK_CYCLE_KIND = "links to a folder that holds them"
+SYSTEM_FOLDERS = ("lost+found", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that file systems and file managers make, of thumbnails, copies and fragments."""
+
+MAX_FOLDER_DEPTH = 100
+"""Folders of a dataset that lie one in another; no dataset has so many."""
+
+MAX_FOLDER_VISITS = 100
+"""Times that one folder is read; links to each other would multiply them without end."""
+
+
+def accept_any_name(_: str) -> bool:
+    """Return True: the default of :func:`walk_files`."""
+    return True
+
+
+def walk_files(
+    root: str,
+    unused: Counter[str],
+    is_needed: Callable[[str], bool] = accept_any_name,
+    max_depth: int | None = None,
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
+
+    A folder's files come first, by name, then those of its folders. A link to a folder that holds it is not
+    followed again.
+
+    Parameters
+    ----------
+    root : str
+    unused : Counter
+        Counts what is not yielded, by kind: hidden files, and what is neither file nor folder.
+    is_needed : callable
+        Given a path below `root`, returns whether a dangling link of that name stops the run.
+    max_depth : int, optional
+        Levels of folders that are entered; 0 for the files of `root` alone.
+
+    Yields
+    ------
+    str, DirEntry
+        Path below `root`, with slashes, and the file.
+
+    Raises
+    ------
+    InputError
+        If a folder cannot be read, or a needed link is dangling; names it.
+    """
+    yield from _walk_folder(root, "", frozenset(), unused, is_needed, max_depth, Counter())
+
+
+def _walk_folder(
+    folder: str,
+    prefix: str,
+    parents: frozenset[tuple[int, int]],
+    unused: Counter[str],
+    is_needed: Callable[[str], bool],
+    max_depth: int | None,
+    visits: Counter[tuple[int, int]],
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    if len(parents) > MAX_FOLDER_DEPTH:
+        raise InputError(
+            f"the folder {folder} lies more than {MAX_FOLDER_DEPTH} folders deep: no dataset does"
+        )
+    try:
+        status = Path(folder).stat()
+        entries = scan_folder(folder)
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    inode = (status.st_dev, status.st_ino)
+    if inode in parents:
+        unused[LINK_CYCLE_KIND] += 1
+        return
+    visits[inode] += 1
+    if visits[inode] > MAX_FOLDER_VISITS:
+        raise InputError(f"links lead to the folder {folder} in more than {MAX_FOLDER_VISITS} ways")
+    folders = []
+    for entry in entries:
+        path = f"{prefix}{entry.name}"
+        if entry.name.startswith("."):
+            unused[HIDDEN_KIND] += 1
+        elif is_dangling_link(entry):
+            if is_needed(path):
+                raise InputError(describe_dangling_link(entry.path))
+            unused["links that lead nowhere"] += 1
+        elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
+            unused[f"in {entry.name}/"] += count_files_below(entry.path)
+        elif entry.is_dir():
+            folders.append(entry)
+        elif entry.is_file():
+            yield path, entry
+        else:
+            unused[SPECIAL_FILE_KIND] += 1
+    if max_depth == 0:
+        return
+    for entry in folders:
+        yield from _walk_folder(
+            entry.path,
+            f"{prefix}{entry.name}/",
+            parents | {inode},
+            unused,
+            is_needed,
+            None if max_depth is None else max_depth - 1,
+            visits,
+        )
+
+
+def scan_folder(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, sorted by name."""
+    with os.scandir(os.fspath(folder)) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def is_dangling_link(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a link to something that is missing or cannot be reached."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except OSError:
+        return True
+    return False
+
+
+def describe_dangling_link(path: str | os.PathLike[str]) -> str:
+    """Return the error message for a dangling link."""
+    target = Path(path).readlink()
+    return (
+        f"{os.fspath(path)} is a link to {target}, which is not there: fetch its content (git annex get, dvc "
+        f"pull, git lfs pull), mount the disk that it is on, or remove the link"
+    )
+
+
+def count_files_below(folder: str | os.PathLike[str]) -> int:
+    """Return the number of files below a folder; links to folders are not followed."""
+    try:
+        return sum(len(names) for _, _, names in os.walk(folder))
+    except RecursionError:
+        raise InputError(
+            f"the folder {folder} holds others more than {MAX_FOLDER_DEPTH} deep: delete it"
+        ) from None

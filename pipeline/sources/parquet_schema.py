@@ -1,0 +1,116 @@
+"""What the schema of a parquet dataset says: the columns of images and labels, and the names of classes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.class_labels import ClassList, class_id_from_number, normalize_class_name
+from sfm.pipeline.sources.limits import require_storable_classes
+from sfm.stats_store.class_lists import normalize_class_id
+from sfm.text import format_names
+from sfm.untrusted_files import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """The columns of images and labels, and the class names of the metadata.
+
+    Attributes
+    ----------
+    image, label : str
+        Names of the columns.
+    class_names : list of str or None
+        Names of the label numbers 0, 1, … in the dataset's own metadata.
+    """
+
+    image: str
+    label: str
+    class_names: list[str] | None
+
+
+def find_columns(
+    schema: "pyarrow.Schema", where: str, image_column: str | None, label_column: str | None
+) -> ImageColumns:
+    """Return the columns of images and labels.
+
+    Parameters
+    ----------
+    where : str
+        Where the table lies, for messages.
+    image_column, label_column : str or None
+        Names that the user chose. By default the columns ``image`` and ``label``, or else the only ones of
+        these kinds in the dataset's metadata.
+
+    Raises
+    ------
+    InputError
+        If there are none, or several; lists the columns.
+    """
+    features = parse_hub_features(schema)
+    columns = {}
+    for role, chosen, kind in (("image", image_column, "Image"), ("label", label_column, "ClassLabel")):
+        of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
+        name = chosen or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
+        if name is None or name not in schema.names:
+            raise InputError(
+                f"{where} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
+                f"there are {format_names(schema.names, 20)}"
+            )
+        columns[role] = name
+    repeated = [name for name in columns.values() if schema.names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{where} has several columns {repeated[0]}: rename them")
+    class_names = parse_class_names(features.get(columns["label"], {}))
+    return ImageColumns(columns["image"], columns["label"], class_names)
+
+
+def parse_hub_features(schema: "pyarrow.Schema") -> dict[str, dict[str, Any]]:
+    """Return the features that the ``datasets`` library wrote into a schema, by column.
+
+    Empty if it wrote none, or another program wrote something else in their place.
+    """
+    try:
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except ValueError:
+        return {}
+    for name in ("info", "features"):
+        metadata = metadata.get(name) if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict):
+        return {}
+    return {name: feature for name, feature in metadata.items() if isinstance(feature, dict)}
+
+
+def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
+    """Return the class names of a feature of the ``datasets`` library; None unless it has a list of them."""
+    names = feature.get("names")
+    usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+    return list(names) if usable and isinstance(names, list) else None
+
+
+def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageColumns) -> list[str]:
+    """Return a note for the user if metadata that should name the classes cannot be used."""
+    features = parse_hub_features(schema)
+    is_foreign = b"huggingface" in (schema.metadata or {}) and not features
+    is_nameless = features.get(columns.label, {}).get("_type") == "ClassLabel" and columns.class_names is None
+    if not (is_foreign or is_nameless):
+        return []
+    return [
+        f"the metadata of {where} names no classes that can be read: labels stand for themselves; give "
+        f"?names=LIST to name them"
+    ]
+
+
+def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassList | None, dict[str, str]]:
+    """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
+
+    Names that differ in case or blanks only cannot be ids: the classes are numbered, and there is no list.
+    """
+    if columns.class_names is None:
+        return None, {}
+    require_storable_classes(columns.class_names, None, f"the metadata of {where}")
+    if len({normalize_class_name(name) for name in columns.class_names}) == len(columns.class_names):
+        return ClassList(where, [normalize_class_id(name) for name in columns.class_names], {}), {}
+    return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}

@@ -1,0 +1,57 @@
+"""Read sample files in threads, ahead of the code that decodes them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+
+from sfm.pipeline.sources.sample import Sample, SampleFile
+
+FILES_PER_TASK = 8
+"""Files that a thread reads at once: each change of threads takes a core from code that computes."""
+
+READER_THREADS = 8
+"""Files read at the same time, which hides the latency of network disks."""
+
+
+def prefetch_samples(
+    samples: Iterable[Sample | SampleFile], thread_count: int = READER_THREADS
+) -> Iterator[Sample]:
+    """Yield samples in their order; those that are files are read ahead in threads.
+
+    Parameters
+    ----------
+    samples : iterable of Sample or SampleFile
+    thread_count : int
+        Threads that read. None is started if the first sample is no file.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read.
+    """
+    remaining = iter(samples)
+    first = next(remaining, None)
+    if first is None:
+        return
+    remaining = chain([first], remaining)
+    if isinstance(first, Sample):
+        yield from (sample.read() for sample in remaining)
+        return
+    with ThreadPoolExecutor(thread_count, thread_name_prefix="read") as pool:
+        pending: deque[Future[list[Sample | SampleFile]]] = deque()
+        try:
+            while chunk := list(islice(remaining, FILES_PER_TASK)):
+                pending.append(pool.submit(prefetch_chunk, chunk))
+                if len(pending) > thread_count:
+                    yield from (sample.read() for sample in pending.popleft().result())
+            while pending:
+                yield from (sample.read() for sample in pending.popleft().result())
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def prefetch_chunk(samples: Sequence[Sample | SampleFile]) -> list[Sample | SampleFile]:
+    """Return samples with their files read, except large ones."""
+    return [sample.prefetch() if isinstance(sample, SampleFile) else sample for sample in samples]

@@ -1,0 +1,89 @@
+"""One labelled image of a dataset: its encoded bytes, or the file that holds them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_PREFETCH_BYTES
+from sfm.untrusted_files import OversizeError, read_bounded_file
+
+VANISHED_MESSAGE = "{} vanished while the dataset was read; run again"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image as it is stored.
+
+    Attributes
+    ----------
+    data : bytes
+        The encoded image.
+    label : str
+        Class id.
+    where : str
+        Where the sample lies, for messages: a path, a key in a shard, a row of a table.
+    label_text : str
+        The label as the dataset writes it, if it is a number; "" where the spelling does not matter.
+    fault : str
+        Why the image was not read although it is there; such a sample counts as one that cannot be decoded.
+    """
+
+    data: bytes
+    label: str
+    where: str
+    label_text: str = ""
+    fault: str = ""
+
+    def read(self) -> "Sample":
+        """Return the sample itself, so that samples and sample files are read by the same call."""
+        return self
+
+
+@final
+@dataclass(frozen=True)
+class SampleFile:
+    """A labelled image that is a file of its own and has not been read; the process that decodes it reads it.
+
+    Attributes
+    ----------
+    where : str
+        Path of the file.
+    label : str
+        Class id.
+    """
+
+    where: str
+    label: str
+
+    def read(self) -> Sample:
+        """Return the sample; one with a `fault` and no data if the file is larger than any image.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read.
+        """
+        fault = describe_oversized_image()
+        return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.where, fault=fault)
+
+    def prefetch(self) -> "Sample | SampleFile":
+        """Return the sample, or the unread file if it is large: memory holds many prefetched samples."""
+        return self.read_if_smaller(MAX_PREFETCH_BYTES) or self
+
+    def read_if_smaller(self, max_bytes: int) -> Sample | None:
+        """Return the sample, or None if the file has more than `max_bytes` bytes."""
+        try:
+            return Sample(read_bounded_file(Path(self.where), max_bytes), self.label, self.where)
+        except OversizeError:
+            return None
+        except FileNotFoundError as error:
+            raise InputError(VANISHED_MESSAGE.format(self.where)) from error
+        except OSError as error:
+            raise InputError(f"cannot read {self.where}: {error.strerror or error}") from error
+
+
+def describe_oversized_image(size: int | None = None) -> str:
+    """Return why an image of so many bytes is not read."""
+    prefix = "" if size is None else f"{size:,} bytes: "
+    return f"{prefix}more than {MAX_IMAGE_BYTES:,} bytes are no image"

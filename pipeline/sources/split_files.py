@@ -1,0 +1,275 @@
+"""Tell the training files of a dataset from the held-out ones by the words in their paths.
+
+The words are those of the ``datasets`` library, in upper or lower case, the same for every kind of source.
+"""
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.data_files import (
+    DataFile,
+    find_files,
+    is_remote_url,
+    list_files,
+    resolve_local_path,
+)
+from sfm.pipeline.sources.inventory import Inventory, could_be_folder, get_unused_kind
+from sfm.text import format_names
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "heldout": "test",
+    "holdout": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
+SPLIT_WORDS_HELP = "train or training; test, testing, eval or held-out; val, valid, validation or dev"
+
+_WORD = re.compile(r"[a-z]+")
+_HELD_OUT = re.compile(r"h(?:eld|old)[-_ ]out")
+_PART_COUNT = re.compile(r"-of-\d+")
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of both splits of a dataset.
+
+    Attributes
+    ----------
+    train, test : list of DataFile
+        `test` is empty if nothing is held out; the inventory says why.
+    inventory : Inventory
+    val : list of DataFile
+        Files that can be held out in place of `test`, if the user chose neither.
+    test_word : str
+        The split that the words in the paths of `test` name: test or val; "" if the user chose the files.
+    """
+
+    train: list[DataFile]
+    test: list[DataFile]
+    inventory: Inventory
+    val: list[DataFile] = field(default_factory=list)
+    test_word: str = ""
+
+    def replace_unlabelled_test(self, has_labels: Callable[[DataFile], bool]) -> "SplitFiles":
+        """Return the files with ``val`` held out if ``test`` has no labels, as that of a competition.
+
+        If ``val`` has no labels either, nothing is held out. What the user chose stays.
+        """
+        if not self.test_word or any(map(has_labels, self.test)):
+            return self
+        name = posixpath.basename(self.test[0].url)
+        if self.val:
+            note = f"held out is val: {self.test_word} has no labels ({name})"
+            unused = Counter(self.inventory.unused) - Counter({"of val": len(self.val)})
+            files = SplitFiles(self.train, self.val, Inventory(dict(unused), (note,)), test_word="val")
+            files = files.replace_unlabelled_test(has_labels)
+        else:
+            note = f"{self.test_word} is not used: it has no labels ({name})"
+            reason = f"there is no held-out split to use: {self.test_word} has no labels ({name})"
+            files = SplitFiles(self.train, [], Inventory(self.inventory.unused, (note,), reason))
+        inventory = files.inventory.with_unused(f"of {self.test_word}", len(self.test))
+        return replace(files, inventory=inventory)
+
+
+def find_split_word(path: str) -> str | None:
+    """Return the split that a path names by a word: train, test or val; None if it names none."""
+    text = _HELD_OUT.sub("heldout", path.lower())
+    return next((SPLIT_WORDS[word] for word in _WORD.findall(text) if word in SPLIT_WORDS), None)
+
+
+def find_split_files(
+    place: str, suffixes: tuple[str, ...], train: str | None = None, test: str | None = None
+) -> SplitFiles:
+    """Find the files of both splits of a dataset.
+
+    Parameters
+    ----------
+    place : str
+        A folder, prefix or pattern that holds both splits, told apart by words in their paths; or a pattern
+        of training files.
+    suffixes : tuple of str
+        File names in a folder end in one of these.
+    train, test : str, optional
+        Of a folder or prefix: names of the splits. Beside a pattern of training files, `test` is a pattern of
+        held-out files; without a slash it means files beside the training files.
+
+    Raises
+    ------
+    InputError
+        If nothing is found, the splits cannot be told apart, files are of no known split, or the folder holds
+        several datasets.
+    """
+    is_pattern = any(sign in place for sign in "{*") or place.endswith(suffixes)
+    if is_pattern and train is not None:
+        raise InputError(f"{place} names files: ?train= chooses among those of a folder; leave it out")
+    if is_pattern and test is not None:
+        test_pattern = test if "/" in test else posixpath.join(posixpath.dirname(place), test)
+        return SplitFiles(find_files(place), find_files(test_pattern), Inventory())
+    if test is not None and (any(sign in test for sign in "{*/") or test.endswith(suffixes)):
+        raise InputError(
+            f"{place} is a folder: ?test= takes the name of a split in it, such as val; name the training "
+            f"files, too, to use a pattern: {place.rstrip('/')}/train-*{suffixes[0]}?test={test}"
+        )
+    unused: Counter[str] = Counter()
+    if is_pattern:
+        root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files(place)
+    else:
+        root = place.rstrip("/") or "/"
+        files = list_data_files(root, suffixes, unused)
+    base = root if is_remote_url(root) else str(resolve_local_path(root))
+    file_by_path = {file.url.removeprefix(base).lstrip("/"): file for file in files}
+    chosen = choose_splits(place, list(file_by_path), train, test)
+    if not is_pattern:
+        require_one_dataset(place, chosen.train, chosen.test)
+    for path in file_by_path.keys() - {*chosen.train, *chosen.test}:
+        unused[f"of {find_split_word(path) or 'other splits'}"] += 1
+    return SplitFiles(
+        [file_by_path[path] for path in chosen.train],
+        [file_by_path[path] for path in chosen.test],
+        Inventory(dict(unused), chosen.notes, chosen.no_held_out),
+        [file_by_path[path] for path in chosen.val],
+        find_split_word(chosen.test[0]) or "" if chosen.test and test is None else "",
+    )
+
+
+def list_data_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> list[DataFile]:
+    """Return the files of a folder or prefix whose names end in one of some suffixes; count the others.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a link that may be one is dangling.
+    """
+
+    def is_needed(path: str) -> bool:
+        return path.endswith(suffixes) or could_be_folder(path)
+
+    files = []
+    for file in list_files(root, unused, is_needed):
+        if file.url.endswith(suffixes):
+            files.append(file)
+        else:
+            unused[get_unused_kind(file.url)] += 1
+    if not files:
+        raise InputError(f"no file that ends in {suffixes[0]} under {root}")
+    return files
+
+
+@dataclass(frozen=True)
+class _SplitPaths:
+    train: list[str]
+    test: list[str]
+    notes: tuple[str, ...] = ()
+    no_held_out: str = ""
+    val: tuple[str, ...] = ()
+
+
+def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str | None) -> _SplitPaths:
+    """Tell training from held-out files by their paths below the dataset's folder.
+
+    Raises
+    ------
+    InputError
+        If there is no training file, or a file is of no known split.
+    """
+    paths_by_word: dict[str | None, list[str]] = {"train": [], "test": [], "val": [], None: []}
+    for path in paths:
+        paths_by_word[find_split_word(path)].append(path)
+    hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
+    if train is None and test is None and len(paths_by_word[None]) == len(paths):
+        reason = (
+            f"cannot tell training from held-out files in {place} by words in their names "
+            f"({SPLIT_WORDS_HELP}): {hint}"
+        )
+        return _SplitPaths(list(paths), [], no_held_out=reason)
+    if test:
+        held_out = match_split_name(place, paths, test, paths_by_word)
+    else:
+        held_out = paths_by_word["test"] or paths_by_word["val"]
+    training = match_split_name(place, paths, train, paths_by_word) if train else paths_by_word["train"]
+    held_out_set = set(held_out)
+    training = [path for path in training if path not in held_out_set]
+    used = held_out_set.union(training)
+    strays = [path for path in paths_by_word[None] if path not in used]
+    if strays and (train is None or test is None):
+        raise InputError(
+            f"{place} holds files of no split that is known: {format_names(strays)}; known are the words "
+            f"{SPLIT_WORDS_HELP}: rename them, {hint}"
+        )
+    if not training:
+        raise InputError(f"no training file in {place} (found: {format_names(list(paths))}): {hint}")
+    unused_val: list[str] = []
+    if test is None and paths_by_word["test"]:
+        unused_val = [path for path in paths_by_word["val"] if path not in used]
+    notes: tuple[str, ...] = ()
+    if unused_val:
+        notes = (f"held out is test, not val ({format_names(unused_val, 2)}); ?test=val chooses it",)
+    no_held_out = "" if held_out else f"{place} has training files only ({SPLIT_WORDS_HELP}): {hint}"
+    return _SplitPaths(training, held_out, notes, no_held_out, tuple(unused_val))
+
+
+def match_split_name(
+    place: str, paths: Sequence[str], name: str, paths_by_word: Mapping[str | None, list[str]]
+) -> list[str]:
+    """Return the paths that hold a name as a word, or else those of the split that the name means.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name.lower())}(?![a-z0-9])")
+    matches = [path for path in paths if pattern.search(path.lower())]
+    if not matches and (word := find_split_word(name)) is not None:
+        matches = paths_by_word[word]
+    if not matches:
+        raise InputError(f"no file in {place} is of a split {name}: there are {format_names(list(paths))}")
+    return matches
+
+
+def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -> None:
+    """Refuse a folder that holds several datasets, such as the configurations of one on the Hub.
+
+    They are several if two folders hold both splits each, or files of the same name. Shards that are merely
+    spread over folders are one dataset.
+
+    Raises
+    ------
+    InputError
+        Lists the folders.
+    """
+    splits_by_folder: dict[str, set[str]] = {}
+    folders_by_name: dict[str, set[str]] = {}
+    for split, paths in (("train", train), ("test", test)):
+        for path in paths:
+            folder, rest = partition_at_split(path)
+            splits_by_folder.setdefault(folder, set()).add(split)
+            folders_by_name.setdefault(f"{split}/{_PART_COUNT.sub('', rest)}", set()).add(folder)
+    complete = {folder for folder, splits in splits_by_folder.items() if len(splits) == 2}
+    same_named = set().union(*(folders for folders in folders_by_name.values() if len(folders) > 1))
+    folders = sorted(same_named | (complete if len(complete) > 1 else set()))
+    if folders:
+        raise InputError(
+            f"{place} holds several datasets, in {format_names([folder or '.' for folder in folders])}: "
+            f"choose one, such as {place.rstrip('/')}/{next(filter(None, folders))}, or name the files: "
+            f"PATTERN?test=PATTERN"
+        )
+
+
+def partition_at_split(path: str) -> tuple[str, str]:
+    """Split a path before the first part that names a split: ``full/train/0.tar`` after ``full``."""
+    parts = path.split("/")
+    first = next((i for i, part in enumerate(parts) if find_split_word(part)), len(parts) - 1)
+    return "/".join(parts[:first]), "/".join(parts[first:])

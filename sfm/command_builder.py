@@ -1,0 +1,305 @@
+"""Build a command from a pydantic model: fields become options, descriptions become the help."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+import typer.core
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from sfm.config_fields import select_refused_values
+from sfm.error_reporting import exit_on_error, report_error
+from sfm.errors import InputError
+from sfm.text import sanitize_line
+from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, parse_json, read_bounded_file
+
+SHARED_PANEL = "Shared options"
+
+MAX_PROBLEMS = 5
+"""Validation errors that are printed."""
+
+MAX_VALUE_LENGTH = 200
+"""Characters of a value that an error message quotes."""
+
+MAX_CONFIG_BYTES = MAX_EVALUATION_BYTES
+"""Longest file that --config reads: it takes any that a command writes."""
+
+SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""Where the shell passes pipes, as in ``<(…)``; of other pipes nobody knows whether anything writes them."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on stdout; progress goes to stderr.",
+        rich_help_panel=SHARED_PANEL,
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", help="Show no progress.", rich_help_panel=SHARED_PANEL, show_default=False),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Take the recipe of a run.json; options override it. Places are given beside it.",
+        rich_help_panel=SHARED_PANEL,
+        show_default=False,
+    ),
+]
+TrustConfigOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-config",
+        help="Take the places that --config names too: where to read and write, schedulers, files of "
+        "weights. For files of your own.",
+        rich_help_panel=SHARED_PANEL,
+        show_default=False,
+    ),
+]
+
+
+class SingleValueCommand(typer.core.TyperCommand):
+    """Command that refuses an option of one value when it is given twice, instead of taking the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse arguments; exit with status 2 if an option of one value is repeated."""
+        arguments = list(args)
+        rest = super().parse_args(ctx, args)
+        if arguments:
+            _, _, order = self.make_parser(ctx).parse_args(args=arguments)
+            for option in dict.fromkeys(order):
+                count = order.count(option)
+                if count > 1 and not (option.multiple or getattr(option, "is_flag", False)):
+                    raise report_error(
+                        f"{option.opts[0]} takes one value and is given {count} times: give it once", 2
+                    )
+        return rest
+
+
+class StrictTyper(typer.Typer):
+    """Typer app whose commands are :class:`SingleValueCommand`."""
+
+    def command(self, *arguments: Any, **settings: Any) -> Callable[[Function], Function]:
+        """Add a command, see :class:`typer.Typer`."""
+        return super().command(*arguments, **{"cls": SingleValueCommand} | settings)
+
+
+def add_command(
+    app: typer.Typer,
+    name: str,
+    model: type[BaseModel],
+    run: Callable[[Any, bool, bool], None],
+    *,
+    summary: str,
+    examples: list[str],
+) -> None:
+    """Add a command whose options are the fields of a model.
+
+    Parameters
+    ----------
+    app : typer.Typer
+    name : str
+    model : type of BaseModel
+        Fields marked ``json_schema_extra={"argument": True}`` become arguments.
+    run : callable
+        Called with (config, as_json, quiet).
+    summary : str
+        First line of the help.
+    examples : list of str
+        Command lines shown below the options.
+    """
+
+    def command(**options: Any) -> None:
+        as_json, quiet = options.pop("json"), options.pop("quiet")
+        file, trusted = options.pop("config"), options.pop("trust_config")
+        with exit_on_error():
+            run(make_config(model, name, file, options, trusted=trusted), as_json, quiet)
+
+    parameters = [
+        *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
+        make_parameter("config", ConfigOption, None),
+        make_parameter("trust_config", TrustConfigOption, False),
+        make_parameter("json", JsonOption, False),
+        make_parameter("quiet", QuietOption, False),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    epilog = "\n\n".join(["Examples:", *(f"  $ {example}" for example in examples)])
+    app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
+
+
+def make_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    """Return a keyword-only parameter for the signature of a command."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def make_field_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Return the command-line parameter of a field; if left out it is None and the model's default holds."""
+    metavar = get_argument_metavar(name, field)
+    info: Any = (
+        typer.Argument(help=field.description, metavar=metavar, show_default=False)
+        if metavar
+        else typer.Option(
+            "--" + name.replace("_", "-"),
+            help=field.description,
+            metavar=format_choices(field.annotation),
+            show_default=format_default(field),
+        )
+    )
+    return make_parameter(name, Annotated[get_option_type(field.annotation), info], None)
+
+
+def get_argument_metavar(name: str, field: FieldInfo) -> str | None:
+    """Return how the help writes an argument, as in ``RUN...``; None for an option."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return str(extra.get("metavar", name.upper())) if extra.get("argument") else None
+
+
+def get_option_name(model: type[BaseModel], name: str) -> str:
+    """Return the name of a field on the command line, as in ``--image-size`` or ``DATASET``."""
+    field = model.model_fields.get(name)
+    metavar = get_argument_metavar(name, field) if field else None
+    return metavar.rstrip(".") if metavar else "--" + name.replace("_", "-")
+
+
+def format_default(field: FieldInfo) -> str | bool:
+    """Return how the help shows a field's default; False if it shows none."""
+    if field.is_required():
+        return "required"
+    default = field.default
+    if default is None or default is False or default == []:
+        return False
+    return ",".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
+
+
+def format_choices(annotation: Any) -> str | None:
+    """Return the choices of a field as ``a|b``; None if it has no fixed set of them."""
+    if get_origin(annotation) is list:
+        annotation = get_args(annotation)[0]
+    return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else None
+
+
+def get_option_type(annotation: Any) -> Any:
+    """Return the type as which Typer parses an option; text for what it cannot parse, as tuples."""
+    members = [a for a in get_args(annotation) if a is not type(None)]
+    # Of several types, the first is that of the command line; others come from a run.json.
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = members[0]
+    if get_origin(annotation) in (tuple, Literal):
+        return str | None
+    if get_origin(annotation) is list:
+        return list[str] | None
+    return annotation | None
+
+
+def make_config(
+    model: type[BaseModel],
+    command_name: str,
+    file: Path | None,
+    options: dict[str, Any],
+    *,
+    trusted: bool = False,
+) -> BaseModel:
+    """Return the config: the values of a file, overridden by the options given on the command line.
+
+    Parameters
+    ----------
+    model : type of BaseModel
+    command_name : str
+    file : Path or None
+        What ``--config`` names.
+    options : dict
+        By field name; None and empty lists are options that were left out.
+    trusted : bool
+        Whether the file may name places too.
+
+    Raises
+    ------
+    InputError
+        If the file is not a config of this command or, unless it is trusted, names places that are not
+        given as options; or if a value is missing or not valid.
+    """
+    file_values = read_config_file(file, command_name) if file else {}
+    options = {name: value for name, value in options.items() if value not in (None, [])}
+    if file and not trusted:
+        require_recipe_only(model, file, {n: v for n, v in file_values.items() if n not in options})
+    try:
+        return model(**file_values | options)
+    except ValidationError as error:
+        problems = [
+            format_validation_error(model, detail)
+            for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
+        ]
+        raise InputError("; ".join(dict.fromkeys(problems))) from error
+
+
+def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
+    """Return the config that a ``run.json`` holds; the file may be a pipe of the shell."""
+    try:
+        if str(file).startswith(SHELL_PIPE_PREFIXES):
+            with file.open("rb") as pipe:
+                data = pipe.read(MAX_CONFIG_BYTES + 1)
+        else:
+            data = read_bounded_file(file, MAX_CONFIG_BYTES)
+        record = parse_json(data, MAX_CONFIG_BYTES)
+        found_name, values = record["command"], {**record["config"]}
+    except OSError as error:
+        raise InputError(f"--config {file}: {error.strerror}") from error
+    except OversizeError as error:
+        raise InputError(f"--config {file} is too long: at most {MAX_CONFIG_BYTES} bytes are read") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--config {file} is not a run.json: it needs `command` and `config`") from error
+    if found_name != command_name:
+        shown_name = sanitize_line(str(found_name), MAX_VALUE_LENGTH)
+        raise InputError(f"--config {file} is of `sfm {shown_name}`, not of `sfm {command_name}`")
+    return values
+
+
+def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[str, Any]) -> None:
+    """Refuse values of a config file that name places, let data leave, or take much memory.
+
+    Raises
+    ------
+    InputError
+        If there are such values; says which options to give instead.
+    """
+    refused = {get_option_name(model, n): v for n, v in select_refused_values(model, file_values).items()}
+    if refused:
+        settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
+        raise InputError(
+            f"--config {file} sets {settings}: a file gives the recipe only, of usual size; give "
+            f"{' '.join(refused)} on the command line, or --trust-config if the file is your own"
+        )
+
+
+def format_validation_error(model: type[BaseModel], detail: Any) -> str:
+    """Return one pydantic validation error in the words of the command line."""
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    option_name = get_option_name(model, name)
+    if detail["type"] == "missing":
+        return f"{option_name} is required; see `--help`"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown setting '{sanitize_line(name, MAX_VALUE_LENGTH)}' in the configuration"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "literal_error" and name in model.model_fields:
+        choices = (format_choices(model.model_fields[name].annotation) or "").split("|")
+        close = difflib.get_close_matches(str(detail["input"])[:MAX_VALUE_LENGTH], choices)
+        message += f": did you mean {' or '.join(close)}?" if close else ""
+    value = sanitize_line(str(detail["input"]), MAX_VALUE_LENGTH)
+    return f"{option_name} {value}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,97 @@
+"""What ``sfm extract`` prints: entries, rates, files, precision and unusual pixels."""
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pixel_warnings import list_pixel_warnings, make_pixel_document
+from sfm.tables import print_entry_table
+from sfm.terminal import print_line, print_next_command
+
+if TYPE_CHECKING:
+    from sfm.pipeline.extract import ExtractionResult
+
+MAX_SKIPPED_SHOWN = 20
+
+
+def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResult") -> dict[str, Any]:
+    """Return the document of ``sfm extract --json``."""
+    entries = [
+        {"outcome": p.outcome, **p.summary.model_dump(mode="json"), **make_pixel_document(card)}
+        for p, card in zip(extraction.published, extraction.cards, strict=True)
+    ]
+    return {
+        "store": config.store,
+        "entries": entries,
+        "images_read": extraction.pass_summary.images_read,
+        "images_resumed": extraction.pass_summary.images_resumed,
+        "seconds": extraction.pass_summary.seconds,
+        "statistics_seconds": extraction.statistics_seconds,
+        "images_per_second": extraction.pass_summary.images_per_second,
+        "skipped": extraction.skipped,
+        "flow_cosines": extraction.flow_cosines,
+        "files": extraction.files.model_dump() if extraction.files else None,
+        "notes": extraction.notes,
+    }
+
+
+def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> None:
+    """Print the published entries, what was read and skipped, and the command to run next."""
+    from sfm.pipeline.file_counts import describe_file_counts
+
+    summaries = [p.summary for p in extraction.published]
+    print_entry_table(f"Store {config.store}", summaries, [p.outcome for p in extraction.published])
+    if extraction.pass_summary.images_read:
+        read = extraction.pass_summary
+        rate = f"{read.images_per_second:.0f} images/s"
+        print_line(f"{read.images_read} images read in {read.seconds:.0f} s ({rate})")
+    else:
+        print_line(
+            "nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)"
+        )
+    if extraction.statistics_seconds:
+        seconds = f"{extraction.statistics_seconds:.0f} s"
+        print_line(f"then classifiers, sub-class centres and publishing in {seconds}")
+    if extraction.files:
+        print_line(describe_file_counts(extraction.files))
+    for line in (
+        *extraction.notes,
+        *describe_precision(config, extraction),
+        *list_pixel_warnings(list(zip(summaries, extraction.cards, strict=True))),
+    ):
+        print_line(line)
+    print_skipped(config, extraction.skipped)
+    first = summaries[0]
+    print_next_command(
+        "distill",
+        *("--store", config.store, "--backbone", first.backbone, "--dataset", first.dataset),
+        *("--image-size", first.image_size, "--out", f"{first.dataset}-distilled"),
+    )
+
+
+def print_skipped(config: ExtractConfig, skipped: list[str]) -> None:
+    """Print the images that could not be decoded, if there are any."""
+    if not skipped:
+        return
+    print_line(f"{len(skipped)} images could not be decoded and are not in the entries:")
+    for line in skipped[:MAX_SKIPPED_SHOWN]:
+        print_line(f"  {line}")
+    if len(skipped) > MAX_SKIPPED_SHOWN:
+        print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
+
+
+def describe_precision(config: ExtractConfig, extraction: "ExtractionResult") -> Iterator[str]:
+    """Yield for every backbone how far flows in this precision are from those in float32."""
+    from sfm.pipeline.flow_agreement import MIN_FAITHFUL_COSINE
+
+    for summary in {p.summary.backbone_hash: p.summary for p in extraction.published}.values():
+        if summary.backbone_hash in extraction.flow_cosines:
+            cosine = extraction.flow_cosines[summary.backbone_hash]
+            effect = "its effect on the flows is not known: all images looked at are of one class"
+            if cosine is not None:
+                verdict = (
+                    "as good as the same" if cosine >= MIN_FAITHFUL_COSINE else "float32 is safer for it"
+                )
+                effect = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
+            yield f"{config.precision} on {summary.backbone}: {effect}"

@@ -1,0 +1,48 @@
+"""Warnings of an extraction about images that were composited over a background, or are nearly black."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sfm.stats_store.cards import ExtractionCard, Summary
+from sfm.text import sanitize_line
+
+
+def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
+    """Return what ``sfm extract --json`` says about composited and dark images of an entry."""
+    return {
+        "composited": card.composited,
+        "composited_example": card.composited_example,
+        "background": card.options.get("background"),
+        "dark": card.dark,
+        "dark_example": card.dark_example,
+        "white": card.options.get("white"),
+    }
+
+
+def list_pixel_warnings(entries: Sequence[tuple[Summary, ExtractionCard]]) -> list[str]:
+    """Return the warnings about composited and dark images, each once."""
+    return list(dict.fromkeys(line for entry in entries for line in describe_unusual_pixels(*entry)))
+
+
+def describe_unusual_pixels(summary: Summary, card: ExtractionCard) -> Iterator[str]:
+    """Yield the warnings about composited and dark images of one entry."""
+    images = f"{summary.train_samples + summary.test_samples} images"
+    if summary.role == "tuning":
+        images += " of the tuning entry"
+    if card.composited:
+        yield (
+            f"{card.composited} of {images} are not fully opaque{format_example(card.composited_example)}: "
+            f"composited over {card.options.get('background')}; choose with "
+            f"DATASET?background=white, black or #rrggbb"
+        )
+    if card.dark:
+        yield (
+            f"{card.dark} of {images} have 16 or 32 bits and no value above 1/16 of their range"
+            f"{format_example(card.dark_example)}: nearly black as they are; say which value is white, as in "
+            f"DATASET?white=4095"
+        )
+
+
+def format_example(image_name: str) -> str:
+    """Return the name of an example image in brackets; nothing if there is none."""
+    return f" (such as {sanitize_line(image_name)})" if image_name else ""

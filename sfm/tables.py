@@ -1,0 +1,231 @@
+"""Tables on stdout: in a box, without one, or as lists, as wide as the terminal allows."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sfm.terminal import fit_to_line, open_console, print_line
+
+MIN_PIPED_WIDTH = 140
+"""Width of a table that goes to a file or a pipe, at least."""
+
+MIN_CELL_WIDTH = 12
+"""A column of text is not folded to fewer characters: the rows are printed as lists instead."""
+
+MAX_CELL_LENGTH = 400
+
+COLUMN_GAP = "  "
+"""Between the columns of a table that is too wide for a box."""
+
+IMAGE_LABELS = {
+    "distilled": "distilled",
+    "none": "none, class means",
+    "random": "real, random",
+    "nearest": "real, nearest to the mean",
+    "neighbour": "real, nearest to the distilled",
+}
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right_aligned: set[str],
+    console: Console | None = None,
+) -> None:
+    """Print a table: in a box if it fits; else without one, words folded; else as lists.
+
+    Where the output is no terminal, nothing is folded or shortened.
+
+    Parameters
+    ----------
+    title : str
+    columns : sequence of str
+    rows : sequence of sequences of str
+    right_aligned : set of str
+        Columns that are aligned right and never folded.
+    console : Console, optional
+        Where to print; stdout if not given.
+    """
+    console = console or open_console()
+    cells = [[fit_to_line(cell, console, MAX_CELL_LENGTH) for cell in row] for row in rows]
+    heads = [fit_to_line(column, console) for column in columns]
+    widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
+    boxed_width = sum(widths) + 3 * len(columns) + 1
+    if not console.is_terminal:
+        console.width = max(MIN_PIPED_WIDTH, boxed_width)
+    console.print(fit_to_line(title, console), style="bold", soft_wrap=True)
+    # A digest or a number is of no use in pieces; words are.
+    min_widths = [
+        max(map(cell_len, [*column, *head.split()])) if name in right_aligned else min(width, MIN_CELL_WIDTH)
+        for name, head, width, *column in zip(columns, heads, widths, *cells, strict=True)
+    ]
+    is_boxed = boxed_width <= console.width
+    if not is_boxed and sum(min_widths) + len(COLUMN_GAP) * (len(columns) - 1) > console.width:
+        print_rows_as_lists(console, heads, cells)
+        return
+    style: dict[str, Any] = (
+        {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
+    )
+    table = Table(header_style="bold", **style)
+    for name, head, width in zip(columns, heads, min_widths, strict=True):
+        justify = "right" if name in right_aligned else "left"
+        table.add_column(head, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_rows_as_lists(console: Console, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print every row as lines of ``name: value``; the terminal wraps what is too long."""
+    for row in rows:
+        for head, cell in zip(heads, row, strict=True):
+            console.print(Text.assemble((f"{head}: ", "bold"), cell), soft_wrap=True)
+        console.print()
+
+
+def print_entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str] = ()) -> None:
+    """Print summaries of entries, with the outcome of publishing them if there is one."""
+    columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
+    rows = [
+        [
+            s.dataset,
+            s.entry_digest[:12],
+            s.backbone,
+            str(s.image_size),
+            s.role,
+            str(s.classes),
+            str(s.train_samples),
+            str(s.test_samples),
+            format_percent(s.held_out_top1),
+        ]
+        for s in entries
+    ]
+    if outcomes:
+        columns.append("outcome")
+        rows = [[*row, outcome] for row, outcome in zip(rows, outcomes, strict=True)]
+    print_table(title, columns, rows, right_aligned={"px", "classes", "train", "held out", "top-1 %"})
+
+
+def print_accuracy_table(record: dict[str, Any]) -> None:
+    """Print the accuracies of an evaluation, with its notes."""
+    rows = [
+        [
+            IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
+            row["backbone"],
+            row["mode"],
+            format_over_seeds(row, "top1"),
+            format_over_seeds(row, "top5"),
+            format_percent(row["recovered"]),
+            str(row["seeds"]),
+        ]
+        for row in record["rows"]
+    ]
+    rows += [
+        [
+            row["images"],
+            row["backbone"],
+            row["classifier"],
+            format_percent(row["top1"]),
+            format_percent(row["top5"]),
+            format_percent(row["recovered"]),
+            "–",
+        ]
+        for row in record["full_data"]
+    ]
+    columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
+    title = (
+        f"Accuracy on held-out features: {shorten_path(record['config']['run'])}, "
+        f"distilled on {record['provenance']['distilled_on']}"
+    )
+    print_table(title, columns, rows, right_aligned={"top-1 %", "top-5 %", "of full data %", "seeds"})
+    for note in record["notes"]:
+        print_line(f"note: {note}")
+
+
+def shorten_path(path: str) -> str:
+    """Return a path relative to the working directory if it lies below it."""
+    working_directory = Path.cwd()
+    if not Path(path).is_relative_to(working_directory):
+        return path
+    return str(Path(path).relative_to(working_directory))
+
+
+def print_matrix_table(cells: Sequence[dict[str, Any]]) -> None:
+    """Print the cross-backbone matrix of several evaluations: a block of rows per mode."""
+    backbones = list(dict.fromkeys(cell["backbone"] for cell in cells))
+    modes = dict.fromkeys(cell["mode"] for cell in cells)
+    runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in cells)
+    cells_by_key = {(cell["mode"], cell["run"], cell["backbone"]): cell for cell in cells}
+    rows = []
+    for mode in modes:
+        for run, distilled_on in runs:
+            row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
+            accuracies = [
+                format_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
+            ]
+            rows.append([mode, distilled_on, shorten_path(run), *accuracies])
+    columns = ["trained", "distilled on", "run", *backbones]
+    print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned=set(backbones))
+
+
+def format_over_seeds(row: dict[str, Any], metric: str) -> str:
+    """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
+    return format_percent(row[f"{metric}_mean"], row[f"{metric}_std"] if row["seeds"] > 1 else None)
+
+
+def print_plan_table(plan: Any) -> None:
+    """Print the plan of an extraction (a dry run)."""
+    about = "" if plan.counted else "about "
+    images = sum(plan.samples.values())
+    rows = [
+        [
+            "classes",
+            f"{plan.classes_met:,} in the first shards, all known after the pass"
+            if plan.classes is None
+            else f"{plan.classes:,}",
+        ],
+        *([f"{split} images", f"{about}{count:,}"] for split, count in plan.samples.items()),
+        ["partitions", f"{plan.partitions:,}"],
+        *(
+            [
+                "backbone",
+                f"{b.backbone} at {b.image_size} px, {b.features:,} features, {b.backbone_hash[:12]}",
+            ]
+            for b in plan.backbones
+        ),
+        ["entries to publish", str(plan.entries)],
+        ["probe", f"{plan.probed} images, {plan.undecodable} of them cannot be decoded"],
+        *([["", f"{plan.composited} are not opaque: they go over ?background="]] if plan.composited else []),
+        *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
+        ["rate here", f"{plan.images_per_second:.0f} images/s"],
+        ["pass over the images", f"about {format_duration(plan.seconds)} for {about}{images:,} images"],
+        [
+            "statistics after it",
+            "known after the pass"
+            if plan.statistics_seconds is None
+            else f"about {format_duration(plan.statistics_seconds)} for classifiers and sub-class centres",
+        ],
+        ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
+        ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
+    ]
+    print_table(f"Plan for {plan.source}", ["what", "how much"], rows, right_aligned=set())
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def format_percent(fraction: float | None, deviation: float | None = None) -> str:
+    """Return a fraction in percent, with its standard deviation if given; a dash for None."""
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")

@@ -1,0 +1,9 @@
+"""Contracts as test classes, which this package's tests and plug-ins inherit. They need pytest."""
+
+import pytest
+
+pytest.register_assert_rewrite("sfm.testing.sources")
+
+from sfm.testing.sources import SourceTests  # noqa: E402
+
+__all__ = ["SourceTests"]

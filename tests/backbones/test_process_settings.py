@@ -1,0 +1,50 @@
+"""Settings of the whole process: the command line makes them, importing and using the library does not."""
+
+import os
+import subprocess
+import sys
+
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "CUBLAS_WORKSPACE_CONFIG")
+
+MALLOC_CALLS = """
+import ctypes, os
+calls = []
+class Watched(ctypes.CDLL):
+    def __getattr__(self, name):
+        calls.append(name)
+        return super().__getattr__(name)
+ctypes.CDLL = Watched
+before = dict(os.environ)
+%s
+print(sorted(set(os.environ.items()) ^ set(before.items())), "mallopt" in calls)
+"""
+
+
+def changes_of(code: str) -> str:
+    """Return which variables a program changes, and whether it sets up the allocator."""
+    clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", MALLOC_CALLS % code], capture_output=True, text=True, check=True, env=clean
+    )
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_the_library_and_loading_a_backbone_changes_no_setting_of_the_process() -> None:
+    code = """
+import sfm.api
+from sfm.backbones.build import load_backbone
+load_backbone("lite0", image_size=32, device="cpu")"""
+    unrelated = "[]"
+    assert changes_of(code) == f"{unrelated} False"
+
+
+def test_the_command_line_sets_up_the_process() -> None:
+    code = """
+from sfm.backbones.execution import wait_policy
+wait_policy.psutil.cpu_percent = lambda *_, **__: [0.0] * 1024
+from sfm.cli import app
+app(["distill", "--store", "nowhere", "--backbone", "lite0", "--dataset", "d", "--out", "out"],
+    standalone_mode=False)"""
+    guarded = "try:\n" + "\n".join(f"    {line}" for line in code.strip().splitlines())
+    changed = changes_of(f"{guarded}\nexcept BaseException:\n    pass")
+    assert changed == "[('CUBLAS_WORKSPACE_CONFIG', ':4096:8')] True"

@@ -1,0 +1,79 @@
+"""How threads wait for each other is decided before torch is loaded, and only by the command line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sfm.backbones.execution.wait_policy import CoreWatch, advise_on_threads, are_cores_crowded
+
+TOLD = """
+import os
+from sfm.backbones.execution import wait_policy
+wait_policy.psutil.cpu_percent = lambda *_, **__: [%s] * 1024
+wait_policy.choose_wait_policy(%s)
+print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+def chosen(share: float, threads: int | None = None, **environment: str) -> str:
+    """Return how threads wait in a new process, on a machine whose cores are used so much."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP", "KMP"))}
+    code = TOLD % (share, threads)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean | environment
+    )
+    return done.stdout.strip()
+
+
+def test_threads_sleep_on_a_busy_machine_and_spin_on_an_idle_one() -> None:
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1:
+        pytest.skip("one core has nobody to wait for")
+    assert chosen(100.0) == "PASSIVE None"
+    assert chosen(0.0) == "None None"
+
+
+def test_what_the_user_set_stays() -> None:
+    assert chosen(100.0, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
+    assert chosen(100.0, GOMP_SPINCOUNT="7") == "None 7"
+
+
+def test_one_thread_waits_for_nobody() -> None:
+    assert chosen(100.0, threads=1) == "None None"
+    assert chosen(100.0, OMP_NUM_THREADS="1") == "None None"
+
+
+@pytest.mark.parametrize(
+    ("threads", "others", "cores", "crowded"),
+    [(2, 0.1, 2, False), (2, 1.0, 2, True), (8, 4.0, 16, False), (16, 1.0, 16, True), (1, 9.0, 2, False)],
+)
+def test_a_machine_is_crowded_where_threads_and_others_want_more_cores_than_there_are(
+    threads: int, others: float, cores: int, crowded: bool
+) -> None:
+    assert are_cores_crowded(threads, others, cores) is crowded
+
+
+def test_a_run_that_waits_for_cores_is_told_of_threads_unless_it_has_one() -> None:
+    assert "try --threads 1" in advise_on_threads(2, 0.5, sleeping=False)
+    assert advise_on_threads(2, 0.1, sleeping=False) == ""
+    assert advise_on_threads(1, 0.9, sleeping=False) == ""
+
+
+def test_a_run_whose_threads_sleep_is_told_when_the_machine_is_its_own() -> None:
+    assert "--resume is faster" in advise_on_threads(2, 0.0, sleeping=True)
+    assert advise_on_threads(2, 0.5, sleeping=True) == ""
+
+
+def test_a_run_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = iter([0.0, 1e9, 2e9])
+    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_seconds_waited", lambda: next(waited))
+    watch = CoreWatch(2, interval=0.0)
+    assert "other processes want" in watch.check()
+    assert watch.check() == ""
+
+
+def test_where_waiting_is_not_counted_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_seconds_waited", lambda: None)
+    assert CoreWatch(2, interval=0.0).check() == ""

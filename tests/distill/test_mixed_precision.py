@@ -1,0 +1,93 @@
+"""Mixed precision: what extraction means by it, and what it does to the gradient."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from gathered_gradient import gathered
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.distill.activation_memory import count_activation_bytes
+from sfm.distill.augment import draw_views
+from sfm.distill.config import DistillConfig
+from sfm.distill.flow import flow, sfm_loss
+from sfm.distill.gradient import Batch, Cut, pull_exactly
+from sfm.distill.mixed_precision import AutocastModel, convert_precision
+from sfm.distill.pyramid import canvas_size, grow, resolutions
+from sfm.distill.run import distill
+
+CLASSES = 6
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), file)
+    return load_backbone(f"timm/vit_tiny_patch16_224@{file}", image_size=32, device="cpu")
+
+
+def gradient(backbone: Backbone) -> Tensor:
+    size = backbone.card.preprocessing.input_size
+    canvas = canvas_size(size)
+    levels: list[Tensor] = []
+    for resolution in resolutions(canvas):
+        levels = grow(levels, resolution, CLASSES, 3, backbone.device)
+    batch = Batch(levels, canvas, size, draw_views(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
+    means = torch.rand(CLASSES, backbone.card.features, generator=torch.Generator().manual_seed(1))
+    objective = partial(sfm_loss, target=flow(means[:, None], means))
+    found = gathered(pull_exactly, batch, backbone, objective, Cut(CLASSES, "exact", CLASSES))
+    assert all(level.dtype == torch.float32 for level in (*found.levels, found.features))
+    return torch.cat([level.flatten() for level in found.levels]).double()
+
+
+def cosine(backbone: Backbone) -> float:
+    pair = gradient(backbone), gradient(convert_precision(backbone, "bf16"))
+    return torch.cosine_similarity(*pair, dim=0).item()
+
+
+def test_float32_is_the_backbone_itself(lite0: Backbone) -> None:
+    assert convert_precision(lite0, "float32") is lite0
+
+
+def test_features_are_to_the_bit_those_of_autocast_as_extraction_uses_it(
+    lite0: Backbone, transformer: Backbone
+) -> None:
+    for backbone in (lite0, transformer):
+        images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            wanted = backbone.features(images)
+        with torch.no_grad():
+            assert torch.equal(convert_precision(backbone, "bf16").features(images), wanted)
+            assert not torch.equal(backbone.features(images), wanted)
+
+
+def test_the_gradient_through_a_transformer_stays_what_it_is(transformer: Backbone) -> None:
+    assert cosine(transformer) >= 0.999
+
+
+def test_the_gradient_through_lite0_stays_within_what_its_kinks_allow(lite0: Backbone) -> None:
+    # Fifty layers of depthwise convolutions and clipped activations: noise of 1e-3 on the pixels alone turns
+    # this gradient to a cosine between 0.95 and 0.99. Measured in bf16: 0.86 to 0.94.
+    assert cosine(lite0) >= 0.8
+
+
+def test_converted_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None:
+    mixed = convert_precision(lite0, "bf16")
+    autocast = replace(lite0, model=AutocastModel(lite0.model))
+    assert (
+        count_activation_bytes(mixed) < 0.7 * count_activation_bytes(lite0) < count_activation_bytes(autocast)
+    )
+
+
+def test_a_run_in_bf16_keeps_its_images_in_float32_and_says_so(config: DistillConfig, tmp_path: Path) -> None:
+    mixed = distill(config.model_copy(update={"precision": "bf16", "micro_batch": 3}))
+    single = distill(config.model_copy(update={"out": tmp_path / "single", "micro_batch": 3}))
+    assert mixed.record["precision"] == "bf16"
+    assert mixed.record["images"] != single.record["images"]
+    assert mixed.record["backbone"] == single.record["backbone"]

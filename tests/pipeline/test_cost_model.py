@@ -1,0 +1,86 @@
+"""Cost of the statistics: estimated before, reported as progress, recorded after."""
+
+import tarfile
+
+import pytest
+import torch
+
+from sfm.pipeline.cost_model import (
+    StatisticsProgress,
+    estimate_statistics_cost,
+    measure_operations_per_second,
+)
+from sfm.pipeline.dry_run import estimate_extraction
+from sfm.pipeline.extract import extract
+from sfm.pipeline.extract_config import ExtractConfig
+
+
+def test_more_of_anything_takes_longer():
+    least = estimate_statistics_cost(10, 64, 1000, 1, (5,)).total
+    for more in ((20, 64, 1000, 1, (5,)), (10, 128, 1000, 1, (5,)), (10, 64, 9000, 1, (5,))):
+        assert estimate_statistics_cost(*more).total > least
+    assert estimate_statistics_cost(10, 64, 1000, 3, (5,)).total > least
+    assert estimate_statistics_cost(10, 64, 1000, 1, (5, 10)).total > least
+    assert estimate_statistics_cost(10, 64, 1000, 1, ()).centres == 0
+
+
+def test_the_speed_of_this_machine_is_tried():
+    assert measure_operations_per_second(3, 16, torch.device("cpu")) > 0
+
+
+def test_a_meter_tells_whole_percents_once_and_never_runs_past_a_phase():
+    events = []
+    cost = estimate_statistics_cost(2, 2000, 5000, 1, (5,))
+    meter = StatisticsProgress(lambda event: events.append((event.done, event.figures)), "statistics", cost)
+    meter.report()
+    meter.advance(cost.total, cost.moments)
+    meter.advance(cost.total, cost.moments)
+    meter.finish(figure=1.0)
+    share = int(100 * cost.moments / cost.total)
+    assert events == [(0, {}), (share, {}), (100, {"figure": 1.0})]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(tmp_path / "store"),
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "limit_per_class": 3,
+        "sub_classes": (2,),
+    }
+
+
+def test_a_plan_says_what_comes_after_the_pass(small):
+    assert estimate_extraction(ExtractConfig(**small, dry_run=True)).statistics_seconds > 0
+
+
+def test_a_plan_of_shards_says_so_too(small, tmp_path, image_folder):
+    """Though only the pass tells how many classes there are."""
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / f"{split}-0.tar", "w") as archive:
+            for number, file in enumerate(sorted((image_folder / split).glob("*/*.png"))):
+                (tmp_path / "x.txt").write_text(file.parent.name)
+                archive.add(file, f"{number}.png")
+                archive.add(tmp_path / "x.txt", f"{number}.txt")
+    shards = f"wds:{tmp_path}/{{train,test}}-0.tar"
+    planned = estimate_extraction(
+        ExtractConfig(**(small | {"source": shards, "limit_per_class": None}), dry_run=True)
+    )
+    assert (planned.classes, planned.classes_met) == (None, 3)
+    assert planned.statistics_seconds > 0
+
+
+def test_the_statistics_are_told_in_percent_and_their_time_is_recorded(small):
+    events = []
+    done = extract(ExtractConfig(**small, tune_fraction=0.4), events.append)
+    for stage in ("statistics of lite0", "tuning statistics of lite0"):
+        percents = [event.done for event in events if event.stage == stage]
+        assert percents[0] == 0
+        assert percents[-1] == 100
+        assert percents == sorted(set(percents))
+        assert {event.unit for event in events if event.stage == stage} == {"%"}
+    seconds = [card.statistics_seconds for card in done.cards]
+    assert all(s > 0 for s in seconds)
+    assert done.statistics_seconds >= sum(seconds)

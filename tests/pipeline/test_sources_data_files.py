@@ -1,0 +1,229 @@
+"""Patterns of files: braces and stars, on a disk, a web server and in a bucket."""
+
+import functools
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import obstore
+import pytest
+from s3_server import objects_of
+
+from sfm.errors import InputError
+from sfm.pipeline.sources.data_files import (
+    derive_dataset_name,
+    digest_listing,
+    expand_braces,
+    find_files,
+    open_seekable,
+    open_stream,
+)
+from sfm.pipeline.sources.split_files import find_split_files, find_split_word
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("{0..2}.tar", ["0.tar", "1.tar", "2.tar"]),
+        ("{008..10}", ["008", "009", "010"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{b,a}-{0,1}", ["b-0", "b-1", "a-0", "a-1"]),
+        ("{train-{0..1},val}.tar", ["train-0.tar", "train-1.tar", "val.tar"]),
+        (r"a\{1,2}", [r"a\1", r"a\2"]),
+    ],
+)
+def test_braces_mean_what_they_mean_to_shells_and_webdataset(pattern, names):
+    assert expand_braces(pattern) == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        ("a{0..3", "opens a brace that it does not close"),
+        ("a}.tar", "opens a brace that it does not close"),
+        ("a}{b", "neither a range"),
+        ("{7}.tar", "neither a range"),
+        ("{}", "neither"),
+        ("{0..9999999999999}.tar", "more than 1,000,000 files"),
+        ("{0..999}{0..999}{0..999}{0..999}", "more than 1,000,000 files"),
+        (f"{{0..{'9' * 5000}}}.tar", "more than 1,000,000 files"),
+    ],
+)
+def test_braces_that_mean_nothing_or_too_much_are_refused_in_one_line(pattern, complaint):
+    with pytest.raises(InputError, match=complaint) as refused:
+        expand_braces(pattern)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of two splits, with characters that patterns must take literally, and one that is no shard."""
+    root = tmp_path / "my [set]"
+    root.mkdir()
+    for name in ("train-0.tar", "train-1.tar", "val-0.tar", "README.md", ".train-9.tar"):
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def names(files: list) -> list[str]:
+    return [Path(file.url).name for file in files]
+
+
+def test_files_come_in_the_order_of_the_pattern(folder):
+    assert names(find_files(f"{folder}/train-{{1,0}}.tar")) == ["train-1.tar", "train-0.tar"]
+    assert names(find_files(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
+
+
+def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folder):
+    for place in (str(folder), f"{folder}/", f"{folder}/*.tar", f"{folder}/{{train-0,train-1,val-0}}.tar"):
+        found = find_split_files(place, (".tar",))
+        assert names(found.train) == ["train-0.tar", "train-1.tar"]
+        assert names(found.test) == ["val-0.tar"]
+
+
+def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder):
+    for test in ("val-0.tar", f"{folder}/val-{{0..0}}.tar"):
+        assert names(find_split_files(f"{folder}/train-*.tar", (".tar",), test=test).test) == ["val-0.tar"]
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("/train-00000-of-00010.parquet", "train"),
+        ("/imagenet1k-validation-07.tar", "val"),
+        ("/data/test/0001.tar", "test"),
+        ("/trainval.tar", None),
+        ("/contest.tar", None),
+    ],
+)
+def test_a_split_is_a_whole_word_of_a_path(path, word):
+    assert find_split_word(path) == word
+
+
+@pytest.mark.parametrize(
+    ("place", "test", "complaint"),
+    [
+        ("{root}/train-{{0..2}}.tar", "val-0.tar", "there is no file .*train-2.tar"),
+        ("{root}/holiday-*.tar", "val-0.tar", "no file matches .*holiday"),
+        ("{root}/train-*.tar", "test-*.tar", "no file matches .*test"),
+        ("{root}/nowhere", None, "no file that ends in .tar under .*nowhere"),
+        ("{root}/train-{{0,0}}.tar", "val-0.tar", "train-0.tar more than once"),
+        ("https://example.org/train-*.tar", None, "a web server cannot be listed"),
+        ("http://user:secret@example.org/train-0.tar", "x.tar", "carries credentials"),
+        ("ftp://example.org/train-0.tar", "x.tar", "unknown store location ftp"),
+    ],
+)
+def test_what_cannot_be_found_is_named(folder, place, test, complaint):
+    with pytest.raises(InputError, match=complaint) as caught:
+        find_split_files(place.format(root=folder), (".tar",), test=test)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/in1k/train-{0..9}.tar", "in1k"),
+        ("/data/in1k/", "in1k"),
+        ("/data/v1.0", "v1.0"),
+        ("s3://bucket/in1k/train-*.tar", "in1k"),
+        ("s3://bucket", "bucket"),
+        ("https://example.org/sets/in1k/train.tar", "in1k"),
+    ],
+)
+def test_a_dataset_is_called_after_its_folder(place, name):
+    assert derive_dataset_name(place, ".tar") == name
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[str]:
+    """The URL of a web server that serves the folder; it knows no ranges and no entity tags."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(params=["disk", "web", "bucket"])
+def place(request: pytest.FixtureRequest, folder: Path) -> str:
+    """The same files on a disk, on a web server, and in a bucket."""
+    if request.param == "disk":
+        return str(folder)
+    if request.param == "web":
+        return str(request.getfixturevalue("web"))
+    url = str(request.getfixturevalue("s3_url"))
+    for file in folder.iterdir():
+        obstore.put(objects_of(url), file.name, file.read_bytes())
+    return url
+
+
+def test_a_file_is_read_the_same_wherever_it_is(place):
+    files = find_files(f"{place}/{{train-{{0..1}},val-0}}.tar")
+    for file in files:
+        with open_stream(file) as stream:
+            assert stream.read(3) + stream.read() == Path(file.url).name.encode()
+    assert digest_listing(files) == digest_listing(find_files(f"{place}/{{train-{{0..1}},val-0}}.tar"))
+    assert digest_listing(files) != digest_listing(files[1:])
+
+
+def test_a_missing_file_is_named_wherever_it_is(place):
+    with pytest.raises(
+        InputError, match=f"there is no file {place.replace('[', '.').replace(']', '.')}/gone.tar"
+    ):
+        find_files(f"{place}/gone.tar")
+
+
+def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
+    for file in folder.iterdir():
+        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+    found = find_split_files(s3_url, (".tar",))
+    assert names(found.train) == ["train-0.tar", "train-1.tar"]
+    assert names(found.test) == ["val-0.tar"]
+    assert names(find_files(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]
+    file = open_seekable(found.test[0])
+    file.seek(4)
+    assert bytes(file.read(1)) == b"0"
+
+
+@pytest.mark.parametrize("opened", [lambda file: open_stream(file).__enter__(), open_seekable])
+def test_a_file_that_vanishes_or_changes_meanwhile_is_named(folder, s3_url, opened):
+    for file in folder.iterdir():
+        obstore.put(objects_of(s3_url), file.name, file.read_bytes())
+    local, remote = find_files(f"{folder}/train-{{0,1}}.tar"), find_files(f"{s3_url}/train-{{0,1}}.tar")
+    (folder / "train-0.tar").unlink()
+    (folder / "train-1.tar").write_bytes(b"another")
+    obstore.delete(objects_of(s3_url), "train-0.tar")
+    obstore.put(objects_of(s3_url), "train-1.tar", b"train-2.tar")
+    for gone, other in (local, remote):
+        with pytest.raises(InputError, match=r"train-0.tar vanished while the dataset was read"):
+            opened(gone)
+        with pytest.raises(InputError, match=r"train-1.tar changed while the dataset was read"):
+            opened(other)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_named(s3_url):
+    def put(content: bytes) -> None:
+        obstore.put(objects_of(s3_url), "train-0.tar", content)
+
+    put(bytes(4 << 20))
+    (file,) = find_files(f"{s3_url}/train-0.tar")
+    with open_seekable(file) as stream:
+        assert stream.read(4) == bytes(4)
+        put(b"1" * (4 << 20))
+        stream.seek(3 << 20)
+        with pytest.raises(InputError, match=r"train-0.tar changed while the dataset was read; run again"):
+            stream.read(4)
+
+
+def test_a_server_that_does_not_answer_is_named():
+    with pytest.raises(InputError, match=r"cannot read http://127.0.0.1:1/a\.tar"):
+        find_files("http://127.0.0.1:1/a.tar")

