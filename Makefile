@@ -2,18 +2,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test torture lint docs clean
+.PHONY: install quickstart test pytest torture lint docs clean
 
 install: $(VENV)/.installed-dev
 
 quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/sfm quickstart
 
+# The linters end while the first tests run: they leave half of two cores idle.
+test: install
+	$(MAKE) --jobs=2 lint pytest
+
 # Tests start many processes: these share compiled modules and two cores.
-test: export PYTHONDONTWRITEBYTECODE =
-test: export OMP_NUM_THREADS = 1
-test: export OMP_WAIT_POLICY = PASSIVE
-test: lint
+pytest: export PYTHONDONTWRITEBYTECODE =
+pytest: export OMP_NUM_THREADS = 1
+pytest: export OMP_WAIT_POLICY = PASSIVE
+pytest: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 torture: $(VENV)/.installed-dev

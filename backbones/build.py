@@ -1,4 +1,4 @@
-"""Backbones ready to use: built, loaded, identified, frozen."""
+"""Build backbones, load and check their weights, and compute features."""
 
 import difflib
 import math
@@ -19,13 +19,13 @@ from sfm.backbones.hub import download_hub_weights
 from sfm.backbones.identity import digest_weights, is_in_modules, select_feature_tensors
 from sfm.backbones.preprocessing import preprocessing_from_config, read_input_size
 from sfm.backbones.spec import PROJECTED, BackboneSpec, parse_spec
-from sfm.backbones.weight_files import find_packaged_weights, read_weight_file, strip_prefixes
+from sfm.backbones.weight_files import find_packaged_weights, find_prefixed_tensors, read_weight_file
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.text import sanitize_line, summarize_error
 
-# What training scripts call the part of a larger model that a backbone is.
+# Names that training scripts give to the part of a larger model that is the backbone.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
 
 
@@ -147,7 +147,7 @@ def load_backbone(
         progress(Progress(f"weights of {strip_folder(spec)} from {choice}", 1, 1, "sets"))
     try:
         digest = digest_weights(
-            select_feature_tensors(model.state_dict(), _name_classifier_modules(parsed, model))
+            select_feature_tensors(model.state_dict(), _list_classifier_modules(parsed, model))
         )
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
@@ -191,19 +191,19 @@ def _select_device(name: str) -> torch.device:
 def _expand_channels(
     values: Sequence[float], size: int, device: torch.device, layout: torch.memory_format
 ) -> Tensor:
-    """Return a value per channel for each pixel: a tensor laid out as the images are is quick to combine."""
+    """Expand a value per channel to every pixel: tensors of the same layout are faster to combine."""
     pixels = torch.tensor(values, device=device).view(1, 3, 1, 1).expand(1, 3, size, size)
     return pixels.contiguous(memory_format=layout)
 
 
 def _load_model(spec: BackboneSpec) -> tuple[Any, str]:
-    """Build the timm model at the resolution of its weights; say which where a file holds several sets."""
+    """Return the timm model at the resolution of its weights, and the set chosen from a file with several."""
     path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
     if path is None:
         return _create_pretrained_model(spec), ""
     model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
     checkpoint = read_weight_file(path, spec.prefix)
-    tensors, unused = checkpoint.tensors, _name_classifier_modules(spec, model)
+    tensors, unused = checkpoint.tensors, _list_classifier_modules(spec, model)
     if spec.package is not None:
         tensors = _match_tensors_by_order(tensors, model, path)
     choice = _load_weights(model, tensors, unused, path, spec.model)
@@ -224,7 +224,7 @@ def _require_known_model(spec: BackboneSpec) -> None:
 
 
 def _resolve_preprocessing(spec: BackboneSpec, image_size: int | None) -> Preprocessing:
-    """Return how timm evaluates the weights of a spec, at another image size where one is asked for."""
+    """Return the preprocessing that timm evaluates a spec's weights with, at the image size asked for."""
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
     config = {**known.to_dict(), **spec.overrides}
     wanted = spec.image_size if image_size is None else image_size
@@ -235,7 +235,7 @@ def _resolve_preprocessing(spec: BackboneSpec, image_size: int | None) -> Prepro
 
 
 def _create_pretrained_model(spec: BackboneSpec) -> Any:
-    """Have timm build a model with its own weights."""
+    """Build a timm model with its pretrained weights."""
     config: Any = get_pretrained_cfg(spec.timm_name)
     advice = f"or give a local file: {spec.text}@FILE"
     if config is None or not config.has_weights:
@@ -251,14 +251,14 @@ def _create_pretrained_model(spec: BackboneSpec) -> Any:
         ) from error
 
 
-def _name_classifier_modules(spec: BackboneSpec, model: Any) -> list[str]:
-    """Name the modules that turn the feature into class scores, where they come after the feature."""
+def _list_classifier_modules(spec: BackboneSpec, model: Any) -> list[str]:
+    """Return the names of the classifier's modules, if they come after the feature."""
     named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())
 
 
 def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
-    """Give tensors their timm names where only their order says which is which."""
+    """Give timm names to tensors that match the model's by order and shape."""
     own = model.state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in own.values()]:
         raise InputError(
@@ -270,11 +270,11 @@ def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) 
 def _load_weights(
     model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str
 ) -> str:
-    """Load a checkpoint whose classifier may be any or none; say which where it is in it twice."""
+    """Load weights into a model, whatever the classifier; return the prefix if several would fit."""
     choice = ""
     fitted, faults = _translate_tensors(model, tensors, unused)
     if faults:
-        places = strip_prefixes(tensors, select_feature_tensors(model.state_dict(), unused))
+        places = find_prefixed_tensors(tensors, select_feature_tensors(model.state_dict(), unused))
         fitting = [
             prefix for prefix, there in places.items() if not _translate_tensors(model, there, unused)[1]
         ]
@@ -287,7 +287,7 @@ def _load_weights(
 
 
 def _choose_prefix(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
-    """Choose among the prefixes under which a checkpoint holds a model; say which where there are several."""
+    """Return the usual one of the prefixes that fit, and a description if there are several."""
     if len(fitting) == 1:
         return fitting[0], ""
     places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting}
@@ -305,10 +305,10 @@ def _choose_prefix(fitting: list[str], path: Path, name: str) -> tuple[str, str]
 def _translate_tensors(
     model: Any, tensors: dict[str, Tensor], unused: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Give tensors the model's names, and say what is wrong with them as they are if that cannot be done."""
+    """Translate tensors to the model's names; return them with the mismatches that are left."""
     _match_position_grid(model, tensors.get("pos_embed"))
     faults = _find_mismatches(model, tensors, unused)
-    # Models keep next to them how their first publisher's checkpoints translate to timm's names.
+    # timm keeps the translation of the first publisher's checkpoints in the model's module.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if not faults or translate is None:
         return tensors, faults
@@ -320,11 +320,11 @@ def _translate_tensors(
 
 
 def _match_position_grid(model: Any, stored: Tensor | None) -> None:
-    """Give a vision transformer the input size that a stored position embedding was made for."""
+    """Resize a vision transformer's input to the grid of a stored position embedding."""
     own = getattr(model, "pos_embed", None)
     if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
         return
-    # Of the same width, or a model of any size would be made to fit it.
+    # The widths must be equal, or a model of any size would be made to fit.
     if stored.shape == own.shape or stored.shape[::2] != own.shape[::2]:
         return
     rows, columns = model.patch_embed.grid_size
@@ -334,7 +334,7 @@ def _match_position_grid(model: Any, stored: Tensor | None) -> None:
 
 
 def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
-    """Say how a checkpoint's tensors, but for the unused ones, differ from those the model has."""
+    """Describe the tensors that are missing, unknown or of another shape, without the unused modules."""
     own = model.state_dict()
     given = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused)}
     missing = [f"no {name}" for name in select_feature_tensors(own, unused) if name not in given]
@@ -353,7 +353,7 @@ def _join_first_mismatches(faults: list[str]) -> str:
 
 
 def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:
-    """Set a model up for an input size and count its features."""
+    """Set a model's input size and return its number of features."""
     size = example.shape[-1]
     try:
         if hasattr(trunk.model, "set_input_size"):

@@ -1,4 +1,4 @@
-"""What identifies a backbone, as plain data: no model is loaded to compare two of them."""
+"""The identity of a backbone as plain data: two can be compared without loading a model."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from sfm.constrained_types import (
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes a backbone's input.
+    """Resizing, cropping and normalisation of an image to a backbone's input.
 
     The image is resized as ``crop_mode`` says, the central ``input_size`` square is cut out, values are
     scaled to [0, 1], ``mean`` is taken off and the rest divided by ``std``, per channel (red, green, blue).
@@ -56,7 +56,7 @@ class Preprocessing(BaseModel):
 
 
 class BackboneCard(BaseModel):
-    """The identity of a backbone, and how it was asked for.
+    """The identity of a backbone, and the spec it was loaded by.
 
     Attributes
     ----------
@@ -94,8 +94,8 @@ class BackboneCard(BaseModel):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def describe_differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
-    """Say which of the three parts of two backbones' identities differ, and how.
+def describe_backbone_differences(stored: BackboneCard, given: BackboneCard) -> list[str]:
+    """Describe which of architecture, weights and preprocessing of two backbones differ, and how.
 
     Returns
     -------

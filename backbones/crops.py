@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Crops:
-    """Boxes to look through, one per view; all arrays of shape (views,).
+    """Boxes to cut out of images, one per view; all arrays of shape (views,).
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Pretrained weights from timm's hub, or from the cache that earlier downloads left."""
+"""Download pretrained weights from the Hugging Face hub, or take them from the local cache."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from sfm.errors import InputError
 
 
 def download_hub_weights(repository: str) -> Path | None:
-    """Find the weights of a hub repository; what the local cache holds is taken without asking the hub.
+    """Return the weights file of a hub repository, from the local cache if it is there.
 
     Parameters
     ----------
@@ -33,9 +33,8 @@ def download_hub_weights(repository: str) -> Path | None:
         if isinstance(cached, str):
             return Path(cached)
     verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(
-        logging.ERROR
-    )  # Each retry is a warning otherwise; what matters is how it ends.
+    # Otherwise each retry logs a warning.
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         return Path(hf_hub_download(repository, "model.safetensors"))
     except LocalEntryNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a backbone's weights are, whatever file they came in."""
+"""Digest the weights of a backbone, whatever file they came in."""
 
 import hashlib
 import struct
@@ -10,12 +10,12 @@ from sfm.errors import InputError
 
 
 def is_in_modules(name: str, modules: Collection[str]) -> bool:
-    """Say whether a tensor belongs to one of the named modules."""
+    """Return whether a tensor belongs to one of the named modules."""
     return any(name.startswith(f"{module}.") for module in modules)
 
 
 def select_feature_tensors(state: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, Tensor]:
-    """Keep the tensors that reach the feature.
+    """Return the tensors that the feature depends on.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""From 8-bit pixels to the batch of images that a backbone looks at."""
+"""Convert 8-bit pixels to batches of images, on the CPU or a GPU."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pixels_to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Turn 8-bit pixels into a batch of images.
+    """Convert 8-bit pixels to a batch of images.
 
     Parameters
     ----------
@@ -26,5 +26,5 @@ def pixels_to_device(pixels: npt.NDArray[np.uint8], device: torch.device) -> Ten
     if device.type == "cpu":
         return pixels_to_tensor(pixels)
     sent = torch.from_numpy(pixels).pin_memory().to(device, non_blocking=True)
-    # A quotient of tensors: by a plain number, CUDA multiplies with the reciprocal, which rounds otherwise.
+    # The divisor is a tensor: with a Python number, CUDA multiplies by the reciprocal and rounds differently.
     return sent.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=device)

@@ -1,4 +1,4 @@
-"""From an image to the 8-bit pixels that a backbone is fed with. No tensors: decoding must not load torch."""
+"""Resize and crop images to a backbone's input, as 8-bit pixels. Imports no torch: decoders need none."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from sfm.backbones.crops import Crops
 from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
 
-_FILTERS = {
+_RESAMPLING_FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# A line of pixels, resized whole, would fill the memory with what the crop then throws away.
+# Images with longer sides are cropped first: resizing a line of pixels would fill the memory.
 _MAX_ASPECT = 100
 
 
@@ -46,8 +46,10 @@ def preprocessing_from_config(config: Mapping[str, Any], image_size: int) -> Pre
     crop_mode, interpolation = config.get("crop_mode", "center"), config["interpolation"]
     if crop_mode not in ("center", "squash", "border"):
         raise InputError(f"crop mode '{crop_mode}' is not supported, only center, squash and border")
-    if interpolation not in _FILTERS:
-        raise InputError(f"interpolation '{interpolation}' is not supported, only {', '.join(_FILTERS)}")
+    if interpolation not in _RESAMPLING_FILTERS:
+        raise InputError(
+            f"interpolation '{interpolation}' is not supported, only {', '.join(_RESAMPLING_FILTERS)}"
+        )
     channels = {config.get("input_size", (3,))[0], len(config["mean"]), len(config["std"])}
     if channels != {3}:
         raise InputError(f"inputs of {max(channels - {3})} channels are not supported, only of 3")
@@ -98,7 +100,7 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[
     if preprocessing.crop_mode in ("center", "pad") and max(image.size) > _MAX_ASPECT * shorter:
         image = _crop_centre(image, *(min(length, _MAX_ASPECT * shorter) for length in image.size))
     resized = image.resize(
-        _compute_resized_shape(image.size, preprocessing), _FILTERS[preprocessing.resampling]
+        _compute_resized_shape(image.size, preprocessing), _RESAMPLING_FILTERS[preprocessing.resampling]
     )
     return np.asarray(_crop_padded_centre(resized, preprocessing).convert("RGB"))
 
@@ -115,7 +117,7 @@ def _compute_resized_shape(size: tuple[int, int], preprocessing: Preprocessing) 
 
 
 def _crop_padded_centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Cut out the input; what the image is too small for is filled around it."""
+    """Crop the centre to the input size, with padding where the image is smaller."""
     size = preprocessing.input_size
     if min(image.size) < size:
         border = preprocessing.crop_mode == "border"
@@ -129,7 +131,7 @@ def _crop_padded_centre(image: Image.Image, preprocessing: Preprocessing) -> Ima
 
 
 def crop_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
-    """Look at the centre square of an image through crops, as augmentation does.
+    """Return augmented views of an image: crops of its centre square, resized to the input size.
 
     Parameters
     ----------
@@ -152,7 +154,9 @@ def crop_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -
         left, top = side * crops.left[i], side * crops.top[i]
         right, bottom = left + side * crops.width[i], top + side * crops.height[i]
         box = (left, top, min(right, side), min(bottom, side))
-        pixels = np.asarray(square.resize((size, size), _FILTERS[preprocessing.resampling], box=box))
+        pixels = np.asarray(
+            square.resize((size, size), _RESAMPLING_FILTERS[preprocessing.resampling], box=box)
+        )
         view[:] = pixels[:, ::-1] if crops.flip[i] else pixels
     return views
 

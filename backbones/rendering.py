@@ -1,4 +1,4 @@
-"""From an image of any mode to opaque 8-bit pixels: transparency composited, deep values scaled to white."""
+"""Render images of any mode as opaque 8-bit pixels: composite transparency, scale deep values."""
 
 import math
 import re
@@ -9,9 +9,9 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 
 DEEP_COLOUR_KEY, DECLARED_WHITE_KEY = "sfm deep colour", "sfm declared white"
-"""Keys of ``Image.info`` for what a decoder knows of a file and Pillow's modes do not tell.
+"""Keys of ``Image.info`` that decoders set, because Pillow's modes do not say it.
 
-The former is True where its colours had 16 bits; the latter is the greatest value that its depth allows."""
+The former is True if colours had 16 bits; the latter is the greatest value that the depth allows."""
 
 MAX_DARK_SHARE = 1 / 16
 """An integer image whose brightest value is below this share of its range is nearly black once scaled."""
@@ -60,7 +60,7 @@ DEFAULT_RENDERING = Rendering()
 
 
 def parse_background(text: str) -> str:
-    """Return a background colour in the one way in which it is recorded.
+    """Return a background colour in canonical form: a name or ``#rrggbb``.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -
 
 
 def get_alpha_channel(image: Image.Image) -> Image.Image | None:
-    """Return how opaque each pixel is, as an image of mode ``L``; None if all are."""
+    """Return the opacity of each pixel, as an image of mode ``L``; None if all are opaque."""
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A")
     elif "transparency" not in image.info:
@@ -136,14 +136,14 @@ def get_alpha_channel(image: Image.Image) -> Image.Image | None:
 
 
 def drop_alpha_channel(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
-    """Return the colours of an image, ``L`` or ``RGB``, and whether it is dark; what is hidden shows."""
+    """Return an image without transparency, ``L`` or ``RGB``, and whether it is dark."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         return scale_grey_image(image, white)
     if image.mode == "L" and "transparency" not in image.info:
-        # Grey stays grey until it is resized: that is a third of the work, and gives the same pixels.
+        # Grey images are resized as grey: a third of the work, and the same pixels.
         return image, False
     if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns about palettes with several transparent colours, but not on this way.
+        # Pillow warns about palettes with several transparent colours; this conversion avoids it.
         image = image.convert("RGBA")
     colours = image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
     if image.info.get(DEEP_COLOUR_KEY) is not True:
@@ -156,7 +156,7 @@ def drop_alpha_channel(image: Image.Image, white: float | None) -> tuple[Image.I
 
 
 def scale_grey_image(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
-    """Scale a grey image of more than 8 bits to 8, and say whether it is dark.
+    """Scale a grey image of more than 8 bits to 8; return it and whether it is dark.
 
     Pillow's own conversion clips at 255 instead.
     """

@@ -1,4 +1,4 @@
-"""What a user may write to name a backbone, and what it stands for. No model library is imported here."""
+"""Parse backbone specs, the names by which users choose backbones. Imports no model library."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from sfm.errors import InputError
 from sfm.paths import expand_home
 
 PRE_LOGITS = "pre-logits"
-"""The feature is what the model hands to its classifier: pooled, normalised, not yet classified."""
+"""The feature is the input of the model's classifier: pooled and normalised."""
 
 PROJECTED = "projected"
 """The feature is the output of the model's last linear layer, as for CLIP's joint embedding."""
@@ -19,7 +19,7 @@ LITE_MODELS = ("lite0", "lite1", "lite2")
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone as asked for.
+    """A parsed backbone spec.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class BackboneSpec:
 
     @property
     def timm_name(self) -> str:
-        """Architecture and tag as timm takes them."""
+        """Architecture and tag, joined as timm expects them."""
         return self.model if self.tag is None else f"{self.model}.{self.tag}"
 
 
@@ -128,7 +128,7 @@ def parse_spec(text: str) -> BackboneSpec:
 
 
 def make_spec_absolute(text: str) -> str:
-    """Return a spec whose file of weights has its whole path, so that it means the same in every folder."""
+    """Return a spec with the absolute path of its weights file."""
     name, at, path = text.strip().partition("@")
     return f"{name}@{expand_home(path).absolute()}" if at and path else text
 

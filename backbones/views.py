@@ -1,4 +1,4 @@
-"""Augmented views of images: horizontal flip and random resized crop, as pairs of small matrices.
+"""Apply horizontal flips and random resized crops to images, as products with small matrices.
 
 Crop, flip and bilinear resampling are separable, so a view of an image is ``R @ image @ C.T`` with one
 matrix per axis. Matrix products are differentiable, and deterministic on every device; ``grid_sample`` and
@@ -21,7 +21,7 @@ def make_interpolation_matrix(
     mirror: npt.NDArray[np.bool_] | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Build the matrices that resample intervals of an axis bilinearly (half-pixel centres, edges held).
+    """Return matrices that resample intervals of an axis bilinearly (half-pixel centres, clamped edges).
 
     Parameters
     ----------
@@ -43,14 +43,14 @@ def make_interpolation_matrix(
     at = start[:, None] + length[:, None] * place - 0.5
     if mirror is not None:
         at = np.where(mirror[:, None], at[:, ::-1], at)
-    # Only the places travel: there are `size` times as many weights.
+    # Positions are copied to the device, not weights, of which there are `size` times as many.
     places = torch.from_numpy(np.clip(at, 0, size - 1)).to(device)
     pixels = torch.arange(size, device=device, dtype=torch.float64)
     return (places[:, :, None] - pixels).abs_().neg_().add_(1).clamp_(min=0).float()
 
 
 def apply_crops(images: Tensor, crops: Crops, out: int) -> Tensor:
-    """Look at images through crops.
+    """Cut crops out of images, mirror and resize them.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Weights from files: named tensors in, named tensors out, no code executed."""
+"""Read weights from checkpoint files without running code from them."""
 
 import errno
 import mmap
@@ -21,20 +21,20 @@ from sfm.errors import InputError
 from sfm.text import sanitize_line, summarize_error
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where checkpoints hold their weights, in timm's order: an average over training steps comes first."""
+"""Keys under which checkpoints hold weights, in timm's order: averaged weights come first."""
 
-# Of torch.compile, of fully sharded training, and of activation checkpoints.
+# Prefixes of torch.compile, fully sharded training and activation checkpointing.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 _PICKLE = b"\x80"
 _ZIP = b"PK\x03\x04"
 _ZEROS = b"\nbytearray\n"
 
-# How many models torch's AveragedModel has averaged.
+# Counter in the state of torch's AveragedModel.
 _AVERAGE_COUNT_KEY = "n_averaged"
 
 _MAX_DEPTH = 8
-"""How deep the mapping that holds the weights may lie."""
+"""How deeply the mapping that holds the weights may be nested."""
 
 _MAX_REPEATED_BYTES = 2**24
 """Up to here a tensor may repeat values of its file, as buffers of positions do; a larger one is made to
@@ -80,7 +80,7 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
         If the file cannot be read or holds no tensors; it is named.
     """
     loaded = _load_tensors(path)
-    tensors, choice = _find_state_dict(loaded)
+    tensors, choice = _find_weight_mapping(loaded)
     odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
     if odd is not None:
         raise InputError(
@@ -98,8 +98,10 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
     return WeightFile(chosen or cleaned, choice)
 
 
-def strip_prefixes(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """Find the places in a larger model's checkpoint where a model may be.
+def find_prefixed_tensors(
+    tensors: Mapping[str, Tensor], own: Collection[str]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a model by the prefix under which a larger model's checkpoint may hold it.
 
     Parameters
     ----------
@@ -128,7 +130,7 @@ def strip_prefixes(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[
 
 
 def find_packaged_weights(package: str) -> Path:
-    """Find the one checkpoint that an installed package ships, without importing the package.
+    """Return the one checkpoint that an installed package ships, without importing the package.
 
     Raises
     ------
@@ -144,7 +146,7 @@ def find_packaged_weights(package: str) -> Path:
 
 
 def _load_tensors(path: Path) -> Any:
-    """Read a file without running what it holds; memory holds no more than the file does.
+    """Load a file without running code from it; it takes no more memory than the file has bytes.
 
     Raises
     ------
@@ -196,7 +198,7 @@ def _require_unpacked(path: Path) -> None:
 
 
 def _is_plain_tensor(tensor: Tensor) -> bool:
-    """Say whether a tensor is dense, in memory, and of real numbers that it holds itself."""
+    """Return whether a tensor is dense, real, and holds its own values in memory."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
         return False
     if tensor.is_complex() or tensor.is_quantized:
@@ -206,7 +208,7 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
 
 
 def _describe_unsafe_file(path: Path) -> str:
-    """Say which classes keep a checkpoint from being read, and what to do about them."""
+    """Describe the classes that keep a checkpoint from being read, and what to do about them."""
     try:
         with torch.serialization.safe_globals([Namespace]):
             classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
@@ -219,25 +221,25 @@ def _describe_unsafe_file(path: Path) -> str:
     return f": {names} in it may run any code; where you trust it, save its weights alone: {advice}"
 
 
-def _find_state_dict(loaded: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
-    """Descend to the mapping that holds the weights, and say which it is where there are several."""
+def _find_weight_mapping(loaded: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
+    """Return the mapping that holds the weights, and its key if there are several."""
     if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
         return {}, ""
     held = [key for key in CONTAINERS if isinstance(loaded.get(key), Mapping) and loaded[key]]
     if not held:
         named = {n: t for n, t in loaded.items() if isinstance(n, str) and isinstance(t, Tensor)}
         return {name: tensor for name, tensor in named.items() if name != _AVERAGE_COUNT_KEY}, ""
-    tensors, choice = _find_state_dict(loaded[held[0]], depth + 1)
+    tensors, choice = _find_weight_mapping(loaded[held[0]], depth + 1)
     return tensors, choice or (f"{held[0]}, not {' or '.join(held[1:])}" if held[1:] else "")
 
 
 def _describe_contents(loaded: Any) -> str:
-    """Name the parts of a checkpoint that hold tensors, of which none is known to be the weights."""
+    """Describe the parts of a checkpoint that hold tensors, where none is known to be the weights."""
     parts = loaded.items() if isinstance(loaded, Mapping) else ()
     named = [
         sanitize_line(str(key), 100)
         for key, part in parts
-        if isinstance(key, str) and isinstance(part, Mapping) and _find_state_dict(part)[0]
+        if isinstance(key, str) and isinstance(part, Mapping) and _find_weight_mapping(part)[0]
     ]
     if not named:
         return ""
@@ -246,5 +248,5 @@ def _describe_contents(loaded: Any) -> str:
 
 
 def _strip_wrappers(name: str) -> str:
-    """Take off what wrappers around a model, or around its parts, put into the names of tensors."""
+    """Strip the prefixes that wrappers around a model or its parts add to tensor names."""
     return _WRAPPERS.sub("", name).removeprefix("module.")

@@ -2,9 +2,8 @@
 
 ``python benchmarks/busy.py [--quick] [--busy 2] [--json FILE]``
 
-Each way is the command itself, started anew in every round, in turn with the others: with one thread; with a
-thread per core that spins while it waits, as OpenMP does by default; with threads that sleep; and as the
-command chooses.
+Each setting starts the command anew in every round: with one thread; with a thread per core that spins while
+it waits, as OpenMP does by default; with threads that sleep; and with the command's own choice.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure classifier and sub-class centres: before and now, against scikit-learn, at the size of ImageNet.
+"""Time and accuracy of the linear classifier and of sub-class centres, by settings and against scikit-learn.
 
     python benchmarks/classifier.py [--json FILE] [--quick] [--features FOLDER] [--device cuda]
                                     [--no-scikit-learn]
@@ -76,25 +76,25 @@ SUB_CLASS_COUNTS = (5, 10)
 
 
 def time_function(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what work gives, and its seconds."""
+    """Call a function; return its result and its seconds."""
     began = time.perf_counter()
     fit = work()
     return fit, time.perf_counter() - began
 
 
 def run_in_new_process(work: Callable[..., Any], *arguments: object) -> Any:
-    """Do work in a process of its own."""
+    """Call a function in a new process and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def parse_device(name: str) -> torch.device:
-    """Return the device that a name means."""
+    """Return the device of a name; "auto" is a GPU where there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedFeatures, StagedFeatures]:
-    """Return features of Fashion-MNIST through lite0, training and held-out; extracted if they are absent."""
+    """Return training and held-out features of Fashion-MNIST through lite0; extract them if missing."""
     spec = "builtin:fashion-mnist-6k" if quick else "idx:/usr/share/datasets/fashion-mnist"
     config = ExtractConfig(source=spec, store="unused", backbone=["lite0"], image_size=96, device=device)
     source, staging = open_source(spec), Staging(folder / ("quick" if quick else "full"))
@@ -117,7 +117,7 @@ def stage_real_features(folder: Path, quick: bool, device: str) -> tuple[StagedF
 def fit_classifier(
     train: StagedFeatures, classes: int, features: int, device: str, name: str
 ) -> tuple[Any, dict[str, Any]]:
-    """Train our classifier with some settings; count its passes, and time it."""
+    """Train our classifier with named settings; return it with its passes and seconds."""
     settings = FIT_SETTINGS[name]
     linear_classifier.MAX_SELECTION_ROWS = int(settings["choosing_rows"])
     linear_classifier.MAX_SMALL_DATASET_ROWS = int(settings["few_rows"])
@@ -151,7 +151,7 @@ def fit_classifier(
 def measure_our_classifier(
     train: StagedFeatures, test: StagedFeatures, device: str, name: str
 ) -> dict[str, Any]:
-    """Train our classifier, without a fifth of the training split and on all of it; place centres."""
+    """Train our classifier on four fifths and on all of the training split, and compute centres."""
     labels = train.concatenate_labels()
     classes, features = len(np.unique(labels)), next(iter(train))[0].shape[1]
     held = mark_fold(labels, 0, 5)
@@ -174,7 +174,7 @@ def measure_our_classifier(
 def measure_scikit_learn(
     train: StagedFeatures, test: StagedFeatures, grid: tuple[float, ...]
 ) -> dict[str, Any]:
-    """Fit scikit-learn's for every C, on the part of the training split that ours fits, and on all of it."""
+    """Fit scikit-learn's LogisticRegression for every C, on nine tenths and on all of the training split."""
     rows, labels = np.concatenate([x for x, _ in train]), train.concatenate_labels()
     mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
     std = np.where(std > 1e-6 * std.max(), std, 1.0)
@@ -201,7 +201,7 @@ def measure_scikit_learn(
 
 
 def compare_on_real_features(folder: Path, quick: bool, device: str, scikit_learn: bool) -> dict[str, Any]:
-    """Compare on real features; each in a process of its own, one after the other."""
+    """Compare both classifiers on real features, in a new process each."""
     train, test = run_in_new_process(stage_real_features, folder, quick, device)
     fit = {
         name: run_in_new_process(measure_our_classifier, train, test, device, name) for name in FIT_SETTINGS
@@ -222,7 +222,7 @@ def compare_on_real_features(folder: Path, quick: bool, device: str, scikit_lear
 
 
 def write_synthetic_features(folder: Path, samples: int) -> StagedFeatures:
-    """Write features of Gaussian classes, correlated as those of networks are, in random order."""
+    """Write features of Gaussian classes, correlated like those of networks, in random order."""
     rng = np.random.default_rng(0)
     mix, _ = np.linalg.qr(rng.standard_normal((FEATURES, FEATURES)))
     mix = (mix * np.arange(1, FEATURES + 1) ** -0.5).T.astype(np.float32)
@@ -238,7 +238,7 @@ def write_synthetic_features(folder: Path, samples: int) -> StagedFeatures:
 
 
 def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[str, Any]:
-    """Train on many classes, and project the final fit to as many samples as ImageNet has."""
+    """Train on 1,000 classes, and project the seconds to the samples of ImageNet."""
     labels = train.concatenate_labels()
     held = mark_fold(labels, 0, 5)
     part = train.select_rows(~held)
@@ -262,7 +262,7 @@ def measure_full_shape(train: StagedFeatures, device: str, name: str) -> dict[st
 
 
 def compare_at_full_shape(quick: bool, device: str) -> dict[str, Any]:
-    """Measure before and now, each in a process of its own, and project."""
+    """Measure all settings on 1,000 classes, in a new process each."""
     with tempfile.TemporaryDirectory() as folder:
         train = run_in_new_process(write_synthetic_features, Path(folder), (30 if quick else 200) * CLASSES)
         return {name: run_in_new_process(measure_full_shape, train, device, name) for name in FIT_SETTINGS}
@@ -322,15 +322,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="small cases: does it run?")
+    parser.add_argument("--quick", action="store_true", help="small cases, as a smoke test")
     parser.add_argument("--features", type=Path, help="folder to keep the real features in, between runs")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--no-scikit-learn", action="store_true", help="leave out the slow comparison")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place = arguments.features or Path(folder)
+        features_folder = arguments.features or Path(folder)
         real = compare_on_real_features(
-            place, arguments.quick, arguments.device, not arguments.no_scikit_learn
+            features_folder, arguments.quick, arguments.device, not arguments.no_scikit_learn
         )
     result = {
         "benchmark": "classifier",

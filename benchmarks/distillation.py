@@ -107,7 +107,7 @@ def measure_memory_of_cases(cases: Sequence[StepCase], options: argparse.Namespa
     return rows
 
 
-def parse_options() -> argparse.Namespace:
+def parse_benchmark_options() -> argparse.Namespace:
     """Parse the command line and fill in the defaults that depend on other options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -175,7 +175,7 @@ def main() -> None:
     """Measure, print, and write the figures."""
     keep_freed_memory()
     set_cublas_workspace()
-    options = parse_options()
+    options = parse_benchmark_options()
     result: dict[str, Any] = {
         "benchmark": "distillation",
         "quick": options.quick,

@@ -1,4 +1,4 @@
-"""What the linear probe of `sfm evaluate` costs and reaches, against the plain loop that it stands for.
+"""Time and accuracy of the linear probe of `sfm evaluate`, against a plain training loop.
 
 The plain loop trains one seed after the other, draws a new view of every image in every epoch and sends it
 through the backbone. `sfm evaluate` computes the features of 50 views per image and seed once, and trains all
@@ -30,14 +30,14 @@ from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extra
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import draw_crops
 from sfm.backbones.execution.allocator import keep_freed_memory
-from sfm.eval.accuracy import Heads, accuracy
-from sfm.eval.images import ImageSet
-from sfm.eval.methods import own_plan, own_views
-from sfm.eval.pool import LabelledImages, draw_views, features_of_views
-from sfm.eval.probe import DEVIATION, train_heads
-from sfm.eval.result import mean_and_deviation
-from sfm.eval.synthetic import read_run
-from sfm.eval.training import LARGEST_BATCH, Purpose, normal
+from sfm.eval.distilled_run import read_distilled_run
+from sfm.eval.head_accuracy import Heads, compute_accuracy
+from sfm.eval.image_sets import ImageSet
+from sfm.eval.linear_probe import INITIAL_STD, train_heads
+from sfm.eval.mode_training import make_seed_schedule, split_views_by_seed
+from sfm.eval.result import compute_mean_and_std
+from sfm.eval.training import MAX_BATCH_SIZE, StreamPurpose, draw_initial_weights
+from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
 from sfm.random_streams import make_rng
 
 DISTILLED_DATASET = "fashion-mnist-6k"
@@ -45,26 +45,27 @@ BAR_SECONDS, BAR_RATIO = 120, 10
 
 
 def init_head_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
-    """Return what both loops start from, shape (seed, class, feature)."""
-    return normal(
-        config.seed, Purpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), DEVIATION
+    """Draw the initial weights of both loops, shape (seed, class, feature)."""
+    return draw_initial_weights(
+        config.seed, StreamPurpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), INITIAL_STD
     )
 
 
 def train_by_evaluate(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig
 ) -> tuple[Heads, dict[str, float]]:
-    """Do as `sfm evaluate` does; return the heads and the seconds of the two parts."""
+    """Train heads as `sfm evaluate` does; return them and the seconds of views and training."""
     began = time.perf_counter()
     whole = ImageSet("distilled", images, config.seeds)
-    pool = features_of_views(backbone, images, draw_views(images, config.seeds * config.views, config.seed))
+    crops = draw_view_crops(images, config.seeds * config.views, config.seed)
+    pool = compute_view_features(backbone, images, crops)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     viewed = time.perf_counter()
-    own = own_views(pool, whole, config)
+    own = split_views_by_seed(pool, whole, config)
     labels = torch.from_numpy(images.labels).to(pool.device).repeat_interleave(config.seeds)
     start = init_head_weights(images, pool.shape[2], config)
-    heads = train_heads(own, labels, own_plan(whole, len(own), config), start)
+    heads = train_heads(own, labels, make_seed_schedule(whole, len(own), config), start)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     return heads, {"views": viewed - began, "training": time.perf_counter() - viewed}
@@ -73,7 +74,7 @@ def train_by_evaluate(
 def train_in_plain_loop(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig, seed: int, epochs: int
 ) -> tuple[nn.Linear, float]:
-    """Train one seed in the plain way for some of its epochs; return the head and the seconds."""
+    """Train one seed in a plain loop for some epochs; return the head and the seconds."""
     began = time.perf_counter()
     count, side = images.pixels.shape[:2]
     labels = torch.from_numpy(images.labels).to(backbone.device)
@@ -81,12 +82,12 @@ def train_in_plain_loop(
     with torch.no_grad():
         head.weight.copy_(init_head_weights(images, backbone.card.features, config)[seed])
         head.bias.zero_()
-    batch = min(LARGEST_BATCH, count)
+    batch = min(MAX_BATCH_SIZE, count)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3 * batch / 256)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs)
     for epoch in range(epochs):
         rng = make_rng(config.seed, 1, seed, epoch)
-        features = features_of_views(backbone, images, draw_crops(rng, count, side))[:, 0]
+        features = compute_view_features(backbone, images, draw_crops(rng, count, side))[:, 0]
         for some in torch.from_numpy(rng.permutation(count)).to(backbone.device).split(batch):
             optimizer.zero_grad()
             cross_entropy(head(features[some].clone()), labels[some]).backward()
@@ -98,7 +99,7 @@ def train_in_plain_loop(
 def compare_times(
     backbone: Backbone, arguments: argparse.Namespace, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Time both on images of noise, one per class."""
+    """Time both loops on images of noise, one per class."""
     side = round(backbone.card.preprocessing.input_size * 8 / 7)
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.classes, side, side, 3), dtype=np.uint8)
     images = LabelledImages(pixels, np.arange(arguments.classes))
@@ -120,9 +121,11 @@ def compare_times(
 
 
 def compare_accuracies(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
-    """Score both on held-out features, with the images of a run."""
-    distilled = read_run(run)
-    (summary,) = [s for s in open_store(store).list_summaries() if s.entry_digest == distilled.record.entry_digest]
+    """Score both loops on held-out features, with the images of a run."""
+    distilled = read_distilled_run(run)
+    (summary,) = [
+        s for s in open_store(store).list_summaries() if s.entry_digest == distilled.record.entry_digest
+    ]
     entry = open_store(store).open_entry(summary)
     features = torch.from_numpy(entry.read_array("test/feature").astype(np.float32)).to(backbone.device)
     labels = torch.from_numpy(entry.read_array("test/label").astype(np.int64)).to(backbone.device)
@@ -136,11 +139,11 @@ def compare_accuracies(backbone: Backbone, store: str, run: Path, config: Evalua
         torch.stack([layer.bias.detach() for layer in layers]),
     )
     top1 = {
-        "fast": accuracy(heads, features, labels).top1,
-        "plain": accuracy(looped, features, labels).top1,
+        "fast": compute_accuracy(heads, features, labels).top1,
+        "plain": compute_accuracy(looped, features, labels).top1,
     }
     (fast_mean, fast_std), (plain_mean, plain_std) = (
-        mean_and_deviation(top1[way]) for way in ("fast", "plain")
+        compute_mean_and_std(top1[way]) for way in ("fast", "plain")
     )
     return {
         "held_out_samples": len(labels),
@@ -156,7 +159,7 @@ def compare_accuracies(backbone: Backbone, store: str, run: Path, config: Evalua
 
 
 def make_distilled_run(backbone: str, image_size: int, scratch: Path, quick: bool) -> tuple[str, Path]:
-    """Distil ten images to measure accuracy with."""
+    """Distil ten images and return their store and run directory."""
     store, run = str(scratch / "store"), scratch / "run"
     limit = 60 if quick else None
     extract(
@@ -176,8 +179,8 @@ def make_distilled_run(backbone: str, image_size: int, scratch: Path, quick: boo
     return store, run
 
 
-def format_figures(result: dict[str, Any]) -> str:
-    """Return the result for people."""
+def format_comparison(result: dict[str, Any]) -> str:
+    """Return the figures as lines of text."""
     timing, reached = result["time"], result["accuracy"]
     share = f"{timing['plain_measured_epochs']} of {timing['plain_all_epochs']} epochs"
     scaled = (
@@ -190,7 +193,7 @@ def format_figures(result: dict[str, Any]) -> str:
         f"{'':30}{'seconds, ' + str(timing['classes']) + ' classes':>24}{'top-1 %, 10 classes':>24}",
         f"{'views once, seeds together':30}{timing['fast_seconds']:24.1f}"
         f"{100 * reached['fast_mean']:17.1f} ± {100 * reached['fast_std']:4.1f}",
-        f"{'train_in_plain_loop loop':30}{timing['plain_seconds']:24.1f}"
+        f"{'plain loop':30}{timing['plain_seconds']:24.1f}"
         f"{100 * reached['plain_mean']:17.1f} ± {100 * reached['plain_std']:4.1f}",
         "",
         f"ratio {timing['ratio']:.1f} (bar {BAR_RATIO}){scaled}",
@@ -219,7 +222,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="distilled run to measure accuracy with")
     parser.add_argument("--store", help="its store")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, as a smoke test")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if (arguments.run is None) != (arguments.store is None):
@@ -256,7 +259,7 @@ def main() -> None:
             "accuracy": compare_accuracies(backbone, store, run, config),
             "bars": {"seconds": BAR_SECONDS, "ratio": BAR_RATIO},
         }
-    print(format_figures(result))
+    print(format_comparison(result))
     write_json(result, arguments.json)
 
 

@@ -1,4 +1,4 @@
-"""What images per class, views and ways of computing the gradient bring: accuracy on an entry of role tuning.
+"""Accuracy by images per class, views, objective and gradient, on a tuning entry.
 
     python benchmarks/options.py [--source idx:FOLDER] [--store URL] [--work DIR] [--only ipc views ...]
 
@@ -68,7 +68,7 @@ GROUPS_OF_EQUAL_STEPS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def measure_seconds_per_step(store: str, dataset: str, views: int) -> float:
-    """Time a step with so many views, once the pyramid has all its levels."""
+    """Return the median seconds of a step with so many views, with all pyramid levels."""
     with tempfile.TemporaryDirectory() as folder:
         config = DistillConfig(
             store=store,
@@ -85,7 +85,7 @@ def measure_seconds_per_step(store: str, dataset: str, views: int) -> float:
 
 
 def iter_group_runs(group: str, store: str, dataset: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the runs of a group: a name, and what is asked of `sfm distill`."""
+    """Yield the runs of a group: name and options of `sfm distill`."""
     if group != "views":
         steps = IPC_STEPS if group == "ipc" else DISTILL_STEPS
         yield from (
@@ -136,7 +136,7 @@ def main() -> None:
 def measure_run(
     work: Path, store: str, dataset: str, group: str, run_name: str, options: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Return the figures of a run; those of a finished one are read."""
+    """Return the figures of a run; read them if it has finished before."""
     cache_file = work / f"{group}-{run_name.replace(' ', '-').replace(',', '')}-{seed}.json"
     if not cache_file.exists():
         cache_file.write_text(

@@ -1,4 +1,4 @@
-"""Choose the default schedule of `sfm distill` on an entry of role tuning: held-out data is never looked at.
+"""Accuracy of `sfm distill` by schedule, on a tuning entry; held-out data is not used.
 
 ``python benchmarks/schedule.py [--json FILE] [--only NAME ...]``
 
@@ -43,7 +43,7 @@ SCHEDULES = {
 
 
 def main() -> None:
-    """Run every schedule on one tuning entry and print what it reaches."""
+    """Run every schedule on one tuning entry and print its accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", help="store that holds the entries already, or is to hold them")
     parser.add_argument("--seeds", type=int, default=1, help="distillations per schedule")
@@ -97,7 +97,7 @@ def distill_and_score(
     dataset: str = f"{BUILTIN_DATASET}@tuning",
     backbones: Sequence[str] = ("lite0", "lite1"),
 ) -> dict[str, Any]:
-    """Distil with one schedule and score the images on the tuning split's held-out part."""
+    """Distil with one schedule, and score the images on the held-out part of the tuning split."""
     out = scratch / f"{name.replace(' ', '-')}-{seed}"
     run = distill(
         DistillConfig(

@@ -1,4 +1,4 @@
-"""How long a user waits for `sfm --help` and for `sfm store ls`, against the bare interpreter.
+"""Wall time of `sfm --help` and `sfm store ls`, against the bare interpreter.
 
 ``python benchmarks/startup.py [--store URL] [--json FILE]``
 """
@@ -25,7 +25,7 @@ def time_command(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Alternate the commands for several rounds and print their median wall times."""
+    """Run the commands alternately for several rounds and print median wall times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", help="also time `sfm store ls` on this store")
     parser.add_argument("--rounds", type=int, default=11)

@@ -1,4 +1,4 @@
-"""How long the store's commands take where every request does: entries in a bucket, an answer after 50 ms.
+"""Time and requests of the store's commands on a bucket that answers after 50 ms.
 
 ``python benchmarks/store_requests.py [--entries 200] [--latency 0.05] [--before CHECKOUT] [--json FILE]``
 
@@ -34,7 +34,7 @@ from sfm.stats_store.store import create_store  # noqa: E402
 
 
 def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
-    """Write small entries, and one of many chunks."""
+    """Write a store of many small entries and one of many chunks."""
     store = create_store(str(folder))
     for number in range(entries):
         put(store, number, dataset=f"set{number:04d}", fingerprint=f"{number:064x}")
@@ -46,7 +46,7 @@ def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
 
 
 def upload_store(folder: Path, url: str) -> None:
-    """Put the files of a store into a bucket, as they are."""
+    """Upload the files of a store to a bucket."""
     bucket = objects_of(url)
     files = [file for file in folder.rglob("*") if file.is_file()]
     with ThreadPoolExecutor(8) as pool:
@@ -54,7 +54,7 @@ def upload_store(folder: Path, url: str) -> None:
 
 
 def measure_command(checkout: Path, words: list[str], proxy: Proxy, env: dict[str, str]) -> dict[str, Any]:
-    """Run ``sfm store`` from a checkout; returns seconds, requests, and most requests at a time."""
+    """Run ``sfm store`` from a checkout; return seconds, requests and most concurrent ones."""
     proxy.seen.clear()
     proxy.most = 0
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def measure_command(checkout: Path, words: list[str], proxy: Proxy, env: dict[st
 
 
 def main() -> None:
-    """Run every command from every checkout, and print what each took."""
+    """Run every command from every checkout, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entries", type=int, default=200)
     parser.add_argument("--chunks", type=int, default=100, help="of the long entry; 0: none")

@@ -1,4 +1,4 @@
-"""What an entry's arrays take in the store, and how fast they are written and read, by codec and chunk size.
+"""Size of an entry's arrays in the store, and write and read speed, by codec and chunk size.
 
 The features are real: Fashion-MNIST through lite0 and lite1, side by side, cut to D columns. Pooled
 convolutional features are never negative and often near zero; those of transformers are dense and signed, so
@@ -62,7 +62,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class EncodingRow:
-    """One array, encoded in one way.
+    """Figures of one array in one encoding.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ def load_wide_features(cache: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotate_features(features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the features in another orthonormal basis: dense and signed."""
+    """Rotate the features into a random orthonormal basis, which makes them dense and signed."""
     basis, _ = np.linalg.qr(rng.standard_normal((features.shape[1], features.shape[1])))
     return ((features - features.mean(axis=0)) @ basis.astype(np.float32)).astype(np.float32)
 
@@ -130,13 +130,15 @@ def rotate_features(features: np.ndarray, rng: np.random.Generator) -> np.ndarra
 def iter_entry_arrays(
     features: np.ndarray, labels: np.ndarray, classes: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    """Yield arrays as an entry of so many classes holds them: name, its beginning, rows of the whole."""
+    """Yield the arrays of an entry: name, first rows, and number of rows."""
     width = features.shape[1]
     rows = max(1, MAX_ENCODED_BYTES // (8 * width))
     by_label = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    made = min(classes, rows)
-    chosen = np.stack([rng.choice(by_label[c % len(by_label)], SAMPLES_PER_CLASS) for c in range(made)])
-    mean, scatter = np.empty((made, width)), np.empty((made, width))
+    stored_classes = min(classes, rows)
+    chosen = np.stack(
+        [rng.choice(by_label[c % len(by_label)], SAMPLES_PER_CLASS) for c in range(stored_classes)]
+    )
+    mean, scatter = np.empty((stored_classes, width)), np.empty((stored_classes, width))
     for c, own in enumerate(chosen):
         samples = features[own].astype(np.float64)
         mean[c] = samples.mean(axis=0)
@@ -149,7 +151,7 @@ def iter_entry_arrays(
     yield "train/mean", mean, classes
     yield "train/scatter_diagonal", scatter, classes
     yield "train/within_scatter", within, width
-    groups = rng.choice(len(features), (max(1, made // 5), 5, 3))
+    groups = rng.choice(len(features), (max(1, stored_classes // 5), 5, 3))
     centres = features[groups].mean(axis=2)
     yield "train/centre_5", centres, classes
     yield "classifier/weight", weight.astype(np.float32), classes
@@ -160,7 +162,7 @@ def iter_entry_arrays(
 def measure_encoding(
     name: str, array: np.ndarray, rows: int, codec: str, chunk_bytes: int, shard_bytes: int | None
 ) -> dict[str, Any]:
-    """Write an array to memory and read it back; fails if it comes back changed."""
+    """Write an array to memory and read it back; exit if its values changed."""
     row_bytes = array[:1].nbytes
     step = min(len(array), max(1, chunk_bytes // row_bytes))
     shard = None
@@ -181,13 +183,13 @@ def measure_encoding(
     started = time.perf_counter()
     target[...] = array
     written = time.perf_counter()
-    back = target[...]
+    decoded = target[...]
     done = time.perf_counter()
-    if not np.array_equal(back, array):
+    if not np.array_equal(decoded, array):
         raise SystemExit(f"{codec} changed {name}")
     stored = sum(len(data) for path, data in memory.items() if not path.endswith("zarr.json"))
     ratio = array.nbytes / stored
-    whole = rows * row_bytes
+    n_rows = rows * row_bytes
     return {
         "array": name,
         "dtype": str(array.dtype),
@@ -195,8 +197,8 @@ def measure_encoding(
         "chunk_bytes": chunk_bytes,
         "shard_bytes": shard_bytes,
         "ratio": ratio,
-        "entry_bytes": whole,
-        "entry_stored": round(whole / ratio),
+        "entry_bytes": n_rows,
+        "entry_stored": round(n_rows / ratio),
         "write": array.nbytes / MIB / (written - started),
         "read": array.nbytes / MIB / (done - written),
         "objects": math.ceil(rows / (shard or step)),
@@ -204,7 +206,7 @@ def measure_encoding(
 
 
 def measure_all_encodings(arguments: argparse.Namespace) -> list[EncodingRow]:
-    """Encode every array of every case with every codec, and with the current codec in every chunk size."""
+    """Measure every array with every codec, and with the store's codec in every chunk size."""
     rng = np.random.default_rng(0)
     pooled, labels = load_wide_features(arguments.features)
     kinds = {"pooled": pooled, "rotated": rotate_features(pooled, rng)}
@@ -216,10 +218,10 @@ def measure_all_encodings(arguments: argparse.Namespace) -> list[EncodingRow]:
     rows = []
     for classes, width in cases:
         for kind, features in kinds.items():
-            for name, array, whole in iter_entry_arrays(features[:, :width].copy(), labels, classes, rng):
+            for name, array, n_rows in iter_entry_arrays(features[:, :width].copy(), labels, classes, rng):
                 for codec, chunk, shard in plans:
-                    found = measure_encoding(name, array, whole, codec, chunk, shard)
-                    rows.append(EncodingRow(features=kind, classes=classes, width=width, **found))
+                    figures = measure_encoding(name, array, n_rows, codec, chunk, shard)
+                    rows.append(EncodingRow(features=kind, classes=classes, width=width, **figures))
     return rows
 
 
@@ -227,29 +229,29 @@ CASES = [(10, 384), (10, 1536), (1000, 768), (21000, 384), (21000, 1536)]
 
 
 def format_encoding(row: EncodingRow) -> str:
-    """Return how an array was encoded."""
+    """Return the codec and the chunk size as text."""
     size = f"{row.chunk_bytes / MIB:g} MiB chunks"
     return f"{row.codec}, {size}" + (f" in {row.shard_bytes // MIB} MiB shards" if row.shard_bytes else "")
 
 
 def print_encoding_table(title: str, groups: dict[str, list[EncodingRow]]) -> None:
-    """Print one line per group: bytes of all its arrays, speeds over all of them."""
+    """Print a line per group: bytes and speeds of all its arrays."""
     print(f"\n{title}\n{'':52} stored  ratio  write MiB/s  read MiB/s  objects")
     for name, rows in groups.items():
-        whole, stored = sum(r.entry_bytes for r in rows), sum(r.entry_stored for r in rows)
-        write = whole / MIB / sum(r.entry_bytes / MIB / r.write for r in rows)
-        read = whole / MIB / sum(r.entry_bytes / MIB / r.read for r in rows)
+        n_rows, stored = sum(r.entry_bytes for r in rows), sum(r.entry_stored for r in rows)
+        write = n_rows / MIB / sum(r.entry_bytes / MIB / r.write for r in rows)
+        read = n_rows / MIB / sum(r.entry_bytes / MIB / r.read for r in rows)
         objects = sum(r.objects for r in rows)
-        print(f"{name:50} {stored / MIB:7.1f}M {whole / stored:6.3f} {write:12.0f} {read:11.0f} {objects:8}")
+        print(f"{name:50} {stored / MIB:7.1f}M {n_rows / stored:6.3f} {write:12.0f} {read:11.0f} {objects:8}")
 
 
 def group_rows(rows: list[EncodingRow], *names: str) -> dict[str, list[EncodingRow]]:
-    """Return rows by how they were encoded, or by fields."""
-    found: dict[str, list[EncodingRow]] = {}
+    """Group rows by their encoding, or by the values of fields."""
+    figures: dict[str, list[EncodingRow]] = {}
     for row in rows:
         key = ", ".join(f"{getattr(row, name)}" for name in names) if names else format_encoding(row)
-        found.setdefault(key, []).append(row)
-    return found
+        figures.setdefault(key, []).append(row)
+    return figures
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ TRANSPARENCY_VARIANTS = {
 
 
 def read_emoji(package: Path) -> dict[str, dict[str, bytes]]:
-    """Return the PNG files of emoji, by subgroup and file name."""
+    """Return the contents of the PNG files of emoji, by subgroup and file name."""
     listed, images = package / "emoji.json", package / "img" / "twitter" / "64"
     if not listed.is_file():
         raise SystemExit(f"{listed} is not there: see --help for how to fetch it")
@@ -59,7 +59,7 @@ def read_emoji(package: Path) -> dict[str, dict[str, bytes]]:
 
 
 def write_datasets(groups: dict[str, dict[str, bytes]], folder: Path) -> None:
-    """Write the emoji as they are, and with their alpha dropped, and the list of the largest classes."""
+    """Write the emoji as they are and without alpha, and a list of the largest classes."""
     rng = np.random.default_rng(0)
     for name, own in groups.items():
         held_out = set(rng.permutation(sorted(own))[: len(own) // 3].tolist())
@@ -75,7 +75,7 @@ def write_datasets(groups: dict[str, dict[str, bytes]], folder: Path) -> None:
 
 
 def measure_variant(folder: Path, variant: str, steps: int, seeds: int) -> dict[str, Any]:
-    """Extract all classes and the largest ones of a variant, distil the latter, and score both."""
+    """Extract a variant with all and with the largest classes, distil the latter, and score both."""
     dataset, background = TRANSPARENCY_VARIANTS[variant]
     over = f"background={background}" if background else ""
     store, name = str(folder / f"store-{dataset}-{background}"), f"{dataset}-largest"
@@ -105,7 +105,7 @@ def measure_variant(folder: Path, variant: str, steps: int, seeds: int) -> dict[
 
 
 def print_variant_table(rows: list[dict[str, Any]]) -> None:
-    """Print the variants side by side."""
+    """Print a table of the variants."""
     first = rows[0]
     seeds = len(first["largest_distilled_top1"])
     table = Table(
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/transparency.json"))
     parser.add_argument("--seeds", type=int, default=3, help="distillations per variant")
     parser.add_argument("--steps", type=int, default=1000, help="of each distillation")
-    parser.add_argument("--quick", action="store_true", help="two steps, one seed: does it run?")
+    parser.add_argument("--quick", action="store_true", help="two steps, one seed, as a smoke test")
     arguments = parser.parse_args()
     steps, seeds = (2, 1) if arguments.quick else (arguments.steps, arguments.seeds)
     with tempfile.TemporaryDirectory() as scratch:

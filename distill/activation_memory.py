@@ -1,4 +1,4 @@
-"""How many images fit: activations are counted, not guessed."""
+"""Choose micro-batch and number of graphs by the memory that activations take, which is measured."""
 
 import math
 from pathlib import Path
@@ -10,22 +10,22 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 
 MAX_VIEWS = {"cpu": 34, "cuda": 25}
-"""Larger micro-batches are hardly faster per view, so their memory would be for nothing."""
+"""Largest micro-batch in views, by device: larger ones are hardly faster per view."""
 
 MAX_GRAPH_BYTES = {"cpu": 120 * 2**20, "cuda": 0}
-"""What the graphs of images that need not go forward twice may take. It does not grow with their number.
+"""Memory for the autograd graphs that are kept between forward and backward, by device.
 
 On a GPU there are none: a recorded backbone has one graph, see :mod:`sfm.backbones.execution.cuda_graphs`.
 """
 
 MEMORY_SHARE = 0.25
-"""Part of the free memory that activations may take; the rest is for buffers, other levels and neighbours."""
+"""Share of the free memory for activations; the rest is for buffers and other processes."""
 
 
-def count_activation_bytes(backbone: Backbone) -> int:
-    """Count what autograd keeps between forward and backward of one view, in bytes.
+def measure_activation_bytes(backbone: Backbone) -> int:
+    """Return the bytes that autograd keeps between forward and backward of one view.
 
-    Weights are not counted: they are there anyway.
+    Weights are not counted.
     """
     size = backbone.card.preprocessing.input_size
     weights = {
@@ -46,8 +46,8 @@ def count_activation_bytes(backbone: Backbone) -> int:
     return sum(kept.values())
 
 
-def read_free_bytes(device: torch.device) -> int:
-    """Return how much memory could be taken now: of the GPU, or of the machine and the container's limit."""
+def measure_free_memory(device: torch.device) -> int:
+    """Return the free memory of a device in bytes, within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(int(psutil.virtual_memory().available), _read_container_free_bytes())
@@ -61,9 +61,9 @@ def _read_container_free_bytes() -> int:
 
 
 def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
-    """Return how many images to look at together: as many as fit and are of use, and all parts alike.
+    """Return how many images go through the backbone together: as many as fit, in equal micro-batches.
 
-    A last part of a few images would cost about as much as a full one.
+    A last micro-batch of a few images would cost about as much as a full one.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind
     views : int
         Of each image.
     view_bytes, free : int
-        See :func:`count_activation_bytes` and :func:`read_free_bytes`.
+        See :func:`measure_activation_bytes` and :func:`measure_free_memory`.
     kind : {"cpu", "cuda"}
         Of device.
 
@@ -87,7 +87,7 @@ def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind
 
 
 def choose_graph_count(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
-    """Return of how many images to keep the graphs while the others are looked at.
+    """Return for how many images to keep the autograd graphs between forward and backward.
 
     Parameters
     ----------

@@ -55,7 +55,11 @@ def read_centres(entry: Entry, ipc: int, chosen: npt.NDArray[np.int64], apart: b
         return Centres(means, means[:, None].repeat(ipc, axis=1))
     name = f"train/centre_{ipc}"
     if name not in entry:
-        held = sorted(k for n in entry.list_arrays() if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n)))
+        held = sorted(
+            k
+            for n in entry.list_arrays()
+            if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n))
+        )
         raise InputError(
             f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
             f"{', '.join(map(str, [1, *held]))}, or extract with --sub-classes {ipc}"

@@ -26,7 +26,7 @@ class ExecutionChoice:
     reason: str
 
 
-def is_worth_compiling(
+def should_compile(
     compile_option: CompileOption, views: int, device: torch.device, group: Group = ALONE
 ) -> bool:
     """Return whether to compile; what is compiled is recorded as well, which takes a GPU and one process.
@@ -76,7 +76,7 @@ def choose_execution(
             raise InputError("--execution eager compiles nothing: leave out --compile yes")
         return ExecutionChoice("eager", "asked for")
     one_graph = plan.graphs <= plan.micro_batch
-    worth = is_worth_compiling(compile_option, plan.steps * plan.images * plan.views, device, group)
+    worth = should_compile(compile_option, plan.steps * plan.images * plan.views, device, group)
     if compile_option == "yes" and not one_graph:
         raise InputError("--compile yes keeps the graph of one micro-batch: lower --graphs, or leave it out")
     if device.type != "cuda":

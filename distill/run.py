@@ -25,8 +25,8 @@ from sfm.distill import checkpoint as checkpoints
 from sfm.distill.activation_memory import (
     choose_graph_count,
     choose_micro_batch,
-    count_activation_bytes,
-    read_free_bytes,
+    measure_activation_bytes,
+    measure_free_memory,
 )
 from sfm.distill.centres import Centres, read_centres
 from sfm.distill.checkpoint import Checkpoint
@@ -36,9 +36,9 @@ from sfm.distill.engine import Plan, State, advance, begin, even_growth
 from sfm.distill.execution_choice import (
     choose_execution,
     describe_execution,
-    is_worth_compiling,
     read_saved_execution,
     require_execution,
+    should_compile,
 )
 from sfm.distill.flow import decoupled_loss, flow, sfm_loss
 from sfm.distill.gradient import Objective
@@ -138,7 +138,9 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
     model = parse_spec(config.backbone).model
     known = summaries_for(store, config.dataset)
     try:
-        candidates = filter_summaries(known, dataset=config.dataset, model=model, image_size=config.image_size)
+        candidates = filter_summaries(
+            known, dataset=config.dataset, model=model, image_size=config.image_size
+        )
     except NotExtractedError as error:
         line = format_extract_command(store, error.others, config.backbone, config.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
@@ -160,7 +162,7 @@ def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) 
         settings.enter_context(tf32_disabled())
         repeatable = settings.enter_context(deterministic_if_supported(backbone))
         views = config.steps * len(chosen) * config.ipc * config.views
-        worth = is_worth_compiling(config.compile, views, backbone.device, group)
+        worth = should_compile(config.compile, views, backbone.device, group)
         eager = config.execution == "eager"
         lean = None if worth or eager else optimize_backbone(backbone, 1, "input-grad")
         counted = lean[0] if lean else backbone
@@ -302,8 +304,8 @@ def plan_of(
     graphs = saved.get("graphs") if config.graphs is None else config.graphs
     if micro_batch is None or graphs is None:
         # Processes on one CPU look at the same free memory.
-        free = read_free_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
-        room = (images, config.views, count_activation_bytes(backbone), free, backbone.device.type)
+        free = measure_free_memory(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        room = (images, config.views, measure_activation_bytes(backbone), free, backbone.device.type)
         # What the process with the least room can do, all do.
         micro_batch = micro_batch or -group.most(-choose_micro_batch(*room))
         graphs = -group.most(-choose_graph_count(*room)) if graphs is None else graphs

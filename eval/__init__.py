@@ -1,1 +1,1 @@
-"""The evaluation stage: synthetic images + class statistics -> accuracies."""
+"""Evaluate synthetic images: train on them, test on held-out features of the store."""

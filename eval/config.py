@@ -1,4 +1,4 @@
-"""What `sfm evaluate` can be asked for."""
+"""Configuration of `sfm evaluate`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +17,36 @@ from sfm.config_fields import (
 )
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
-from sfm.eval.output_files import distinguish_directories
+from sfm.eval.output_files import make_distinct_directory_names
 from sfm.paths import expand_home_in_field, resolve_links
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-NOT_RANDOM = frozenset({"inherit-ridge", "inherit-statistics"})
-"""Modes in closed form: they have one seed."""
+CLOSED_FORM_MODES = frozenset({"inherit-ridge", "inherit-statistics"})
+"""Modes in closed form: nothing is random, so they have one seed."""
 
-EVERY = "all"
-"""What to write for every backbone of the store."""
+ALL_BACKBONES = "all"
+"""Value of `--backbone` for every backbone of the store."""
 
-VIEWS_OF_ALL_IMAGES = 3000
+TOTAL_PROJECTOR_VIEWS = 3000
 
-RESULT = "evaluation.json"
-CLASSIFIERS = "classifiers"
+RESULT_FILE = "evaluation.json"
+CLASSIFIER_FOLDER = "classifiers"
 """Folder of saved classifiers, beside the result."""
 
-CLASSIFIER_BYTES = 2**31
-"""Longest file of a classifier that is read."""
+MAX_CLASSIFIER_BYTES = 2**31
+"""Largest file of a classifier that is read."""
 
 
-def classifier_folder(result: Path) -> Path:
-    """Return where the classifiers of a result are kept: results of several runs may share a folder."""
-    return result.with_name(CLASSIFIERS if result.name == RESULT else f"{result.stem}-{CLASSIFIERS}")
+def get_classifier_folder(result_path: Path) -> Path:
+    """Return the folder with the classifiers of a result; each result in a shared folder has its own."""
+    return result_path.with_name(
+        CLASSIFIER_FOLDER if result_path.name == RESULT_FILE else f"{result_path.stem}-{CLASSIFIER_FOLDER}"
+    )
 
 
 class EvaluateOptions(BaseModel):
-    """How to evaluate, whatever is evaluated; the command line has one option per field."""
+    """Options of an evaluation of one or more runs; the command line has one option per field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,7 +66,7 @@ class EvaluateOptions(BaseModel):
     mode: RecipeField[list[Mode]] = Field(
         default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
-        description="What is trained on the images; repeat for several. linear: a fresh head. inherit: a "
+        description="What to train on the images; repeat for several. linear: a fresh head. inherit: a "
         "projector to the classifier that the store holds; inherit-ridge: the same in closed form; "
         "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
         "soft labels. joint, stage: projector and head, together or one after the other.",
@@ -80,14 +82,14 @@ class EvaluateOptions(BaseModel):
         ge=1,
         le=MAX_ITERATIONS,
         description="Augmented views per image and seed that heads are trained on, their features computed "
-        "once; as many as epochs give every epoch a view of its own.",
+        "once. With as many views as epochs, every epoch has a view of its own.",
     )
     projector_views: FeatureViewsField[int | None] = Field(
         default=None,
         ge=1,
         le=MAX_ITERATIONS,
         description="Views per image that projectors are trained on; they have more weights to fit, and all "
-        f"seeds share the views. Default: {VIEWS_OF_ALL_IMAGES} of all images together, at least --views.",
+        f"seeds share the views. Default: {TOTAL_PROJECTOR_VIEWS} of all images together, at least --views.",
     )
     save: RecipeField[bool] = Field(
         default=False,
@@ -114,22 +116,22 @@ class EvaluateOptions(BaseModel):
 
 
 class EvaluateConfig(EvaluateOptions):
-    """The configuration of the evaluation of one run; what ``evaluation.json`` holds."""
+    """Configuration of the evaluation of one run; ``evaluation.json`` holds it."""
 
     run: LocationField[Path] = Field(description="Directory that `sfm distill` wrote.")
 
     _expand_run = field_validator("run")(expand_home_in_field)
 
     @property
-    def result(self) -> Path:
-        """The file to write."""
+    def result_path(self) -> Path:
+        """The result file to write."""
         if self.out is None:
-            return self.run / RESULT
-        return self.out if self.out.suffix == ".json" else self.out / RESULT
+            return self.run / RESULT_FILE
+        return self.out if self.out.suffix == ".json" else self.out / RESULT_FILE
 
 
 class EvaluateRunsConfig(EvaluateOptions):
-    """The configuration of the evaluation of several runs, each on the same backbones: a matrix."""
+    """Configuration of the evaluation of several runs on the same backbones: a matrix."""
 
     run: LocationField[list[Path]] = Field(
         min_length=1,
@@ -141,11 +143,11 @@ class EvaluateRunsConfig(EvaluateOptions):
 
     @field_validator("run", mode="before")
     @classmethod
-    def _one_or_several(cls, value: object) -> object:
+    def _wrap_single_run(cls, value: object) -> object:
         return [value] if isinstance(value, str | Path) else value
 
-    def each(self) -> list[EvaluateConfig]:
-        """Return the configuration of every run's own evaluation.
+    def split_by_run(self) -> list[EvaluateConfig]:
+        """Return one configuration per run.
 
         Raises
         ------
@@ -159,35 +161,34 @@ class EvaluateRunsConfig(EvaluateOptions):
                 raise InputError(f"{run} is given more than once: name every run directory once")
         return [
             EvaluateConfig(run=run, out=out, **options)
-            for run, out in zip(self.run, self._outs(), strict=True)
+            for run, out in zip(self.run, self._output_paths(), strict=True)
         ]
 
-    def _outs(self) -> list[Path | None]:
+    def _output_paths(self) -> list[Path | None]:
         if self.out is None or len(self.run) == 1:
             return [self.out for _ in self.run]
         if self.out.suffix == ".json":
             raise InputError(f"--out {self.out} is one file, for {len(self.run)} runs: give a folder")
-        return [self.out / name.replace("/", "_") for name in distinguish_directories(self.run)]
+        return [self.out / name.replace("/", "_") for name in make_distinct_directory_names(self.run)]
 
 
-def views_of(config: EvaluateOptions, mode: Mode, images: int) -> int:
-    """Return how many views of every image a seed of a mode looks at.
+def count_views(config: EvaluateOptions, mode: Mode, image_count: int) -> int:
+    """Return how many views of every image a seed of a mode trains on.
 
     Parameters
     ----------
     config : EvaluateOptions
     mode : Mode
-    images : int
-        How many there are.
+    image_count : int
     """
     if mode in ("linear", "kd"):
         return config.views
-    return config.projector_views or max(config.views, -(-VIEWS_OF_ALL_IMAGES // images))
+    return config.projector_views or max(config.views, -(-TOTAL_PROJECTOR_VIEWS // image_count))
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a figure depends on besides images and backbone; None for what has no part in it.
+    """The options that an accuracy depends on; None for those that it does not depend on.
 
     Attributes
     ----------
@@ -196,7 +197,7 @@ class Protocol:
     views : int or None
         Views per image and seed.
     seed : int or None
-        Of the run.
+        Seed of the run.
     """
 
     epochs: int | None
@@ -204,17 +205,16 @@ class Protocol:
     seed: int | None
 
 
-def protocol_of(config: EvaluateOptions, mode: Mode, images: int) -> Protocol:
-    """Return how a mode trains on so many images.
+def protocol_from_config(config: EvaluateOptions, mode: Mode, image_count: int) -> Protocol:
+    """Return the protocol of a mode on so many images.
 
     Parameters
     ----------
     config : EvaluateOptions
     mode : Mode
-    images : int
-        How many there are.
+    image_count : int
     """
     if mode == "inherit-statistics":
         return Protocol(None, None, None)
     epochs = None if mode == "inherit-ridge" else config.epochs
-    return Protocol(epochs, views_of(config, mode, images), config.seed)
+    return Protocol(epochs, count_views(config, mode, image_count), config.seed)

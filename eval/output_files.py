@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sfm.atomic import atomic_folder, atomic_write, delete_path, temporary_path
+from sfm.atomic import atomic_folder, atomic_write, delete_path, get_temporary_path
 from sfm.errors import InputError
 from sfm.paths import list_content, resolve_links
 
@@ -40,7 +40,7 @@ def require_writable_output(path: Path) -> None:
     InputError
         If it cannot be written.
     """
-    temporary = temporary_path(path)
+    temporary = get_temporary_path(path)
     with translate_write_errors(path, "; give --out to put the result elsewhere"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -69,7 +69,7 @@ def write_new_folder(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def distinguish_directories(directories: Sequence[Path]) -> list[str]:
+def make_distinct_directory_names(directories: Sequence[Path]) -> list[str]:
     """Name directories by as few of their last folders as tell them apart."""
     paths = [resolve_links(path) for path in directories]
     for count in range(1, max(len(path.parts) for path in paths) + 1):

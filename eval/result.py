@@ -1,4 +1,4 @@
-"""What an evaluation found; the content of ``evaluation.json``."""
+"""The models of ``evaluation.json``: accuracies, and where they come from."""
 
 import re
 import statistics
@@ -11,27 +11,27 @@ from sfm.constrained_types import Count, Fraction, InputPixels, Name, NonNegativ
 from sfm.errors import InputError
 from sfm.eval.config import Mode
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
-Images = Literal["distilled", "none", "random", "nearest", "neighbour"]
-Fixed = Literal["linear", "nearest class mean", "discriminant"]
+ImageSetName = Literal["distilled", "none", "random", "nearest", "neighbour"]
+FullDataClassifier = Literal["linear", "nearest class mean", "discriminant"]
 
-CLASSES_IN_FULL = 100
-"""Up to so many classes a row holds its whole confusion matrix."""
+MAX_CONFUSION_CLASSES = 100
+"""Up to so many classes a row holds its confusion matrix."""
 
-MOST_CONFUSED = 100
+MAX_CONFUSED_PAIRS = 100
 
-ListOf = Annotated[list[T], Field(fail_fast=True)]
-"""A list of a file: what is wrong with the first element is told, not with each of millions."""
+FailFastList = Annotated[list[Item], Field(fail_fast=True)]
+"""A list in a file; validation reports its first bad element alone, not each of millions."""
 
-Times = Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-PerClass = ListOf[Fraction | None]
-Confusion = ListOf[ListOf[Count]]
+ClassAccuracies = FailFastList[Fraction | None]
+ConfusionMatrix = FailFastList[FailFastList[Count]]
 
 
 class ConfusedPair(BaseModel):
-    """How often one class was taken for another, over all seeds; classes by their index."""
+    """How often one class was predicted for another, over all seeds; classes by their index."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,15 +40,15 @@ class ConfusedPair(BaseModel):
     count: Count
 
 
-class Row(BaseModel):
-    """Accuracy of what was trained on a few images, on held-out features.
+class AccuracyRow(BaseModel):
+    """Accuracy on held-out features of heads that were trained on a few images.
 
     Attributes
     ----------
     images : {"distilled", "none", "random", "nearest", "neighbour"}
-        What was trained on: the distilled images; nothing but class means; random real images (another draw
-        for every seed); the real ones nearest to their class mean; or those nearest to the distilled ones, as
-        the backbone sees them. As many real ones per class as distilled.
+        The image set trained on: the distilled images; no image but class means; random real images (another
+        draw for every seed); the real ones nearest to their class mean; or those nearest to the distilled
+        ones, by the backbone's features. As many real ones per class as distilled.
     backbone : str
         Spec of the backbone evaluated on.
     image_size : int
@@ -62,34 +62,33 @@ class Row(BaseModel):
     seeds : int
         1 where nothing is random.
     top1, top5 : list of float
-        The figure of every seed.
+        The accuracy of every seed.
     recovered : float or None
         ``top1_mean`` as a fraction of the top-1 accuracy of the full-data classifier of the same backbone.
     exemplars : int or None
-        For real images: how many of the class that has fewest there were to choose from.
+        For real images: how many exemplars the class with the fewest had to choose from.
     chosen : list of list of int or None
-        For the real images nearest to the distilled ones: their places along the exemplar axis of the entry
+        For the real images nearest to the distilled ones: their indices along the exemplar axis of the entry
         distilled from, by class, in the order of the distilled images.
     penalty : float or None
         For projectors in closed form: the chosen penalty, in multiples of the mean eigenvalue.
     confusion : list of list of int or None
-        For what was trained on no real image: held-out samples by right class (rows) and predicted class
-        (columns), over all seeds; None above ``CLASSES_IN_FULL`` classes.
+        Without real images: held-out samples by true class (rows) and predicted class
+        (columns), over all seeds; None above ``MAX_CONFUSION_CLASSES`` classes.
     confused : list of ConfusedPair or None
-        The ``MOST_CONFUSED`` most frequent confusions, most frequent first.
+        The ``MAX_CONFUSED_PAIRS`` most frequent confusions, most frequent first.
     per_class : list of (float or None) or None
-        For what was trained on no real image: top-1 by class, over all seeds; None for a class without
-        held-out samples.
+        Without real images: top-1 by class, over all seeds; None for a class without held-out samples.
     backbone_hash : str or None
-        Of the backbone evaluated on. This and the following are None in files of versions that did not write
-        them, and where they have no part in the figure.
+        Of the backbone evaluated on. This and the following are None in files of older versions, and where
+        the accuracy does not depend on them.
     epochs, views, seed : int or None
         Protocol of the training: passes, views per image and seed, seed of the run.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    images: Images
+    images: ImageSetName
     backbone: Name
     image_size: InputPixels
     mode: Mode
@@ -97,30 +96,30 @@ class Row(BaseModel):
     top1_std: Fraction
     top5_mean: Fraction | None
     top5_std: Fraction | None
-    seeds: Times
-    top1: ListOf[Fraction]
-    top5: ListOf[Fraction] | None
+    seeds: PositiveCount
+    top1: FailFastList[Fraction]
+    top5: FailFastList[Fraction] | None
     recovered: NonNegativeFloat | None = None
     exemplars: Count | None = None
-    chosen: ListOf[ListOf[Count]] | None = None
+    chosen: FailFastList[FailFastList[Count]] | None = None
     penalty: NonNegativeFloat | None = None
-    confusion: Confusion | None = None
-    confused: ListOf[ConfusedPair] | None = None
-    per_class: PerClass | None = None
+    confusion: ConfusionMatrix | None = None
+    confused: FailFastList[ConfusedPair] | None = None
+    per_class: ClassAccuracies | None = None
     backbone_hash: Name | None = None
-    epochs: Times | None = None
-    views: Times | None = None
+    epochs: PositiveCount | None = None
+    views: PositiveCount | None = None
     seed: Seed | None = None
 
 
-class FullData(BaseModel):
-    """Accuracy of a classifier made of all training images, on the same held-out features.
+class FullDataRow(BaseModel):
+    """Accuracy of a classifier of all training images, on the same held-out features.
 
     Attributes
     ----------
     classifier : {"linear", "nearest class mean", "discriminant"}
-        The linear classifier that the store holds; or what its moments give in closed form: the nearest of
-        the class means, or the linear discriminant of Gaussians with the pooled within-class covariance.
+        The linear classifier in the store; or, in closed form from its moments, the nearest class mean, or
+        the linear discriminant of Gaussians with the pooled within-class covariance.
     top1, top5 : float
         As fractions. Top-5 is None with fewer than five classes.
     recovered : float or None
@@ -134,15 +133,15 @@ class FullData(BaseModel):
     images: Literal["all real"] = "all real"
     backbone: Name
     image_size: InputPixels
-    classifier: Fixed
+    classifier: FullDataClassifier
     top1: Fraction
     top5: Fraction | None
     recovered: NonNegativeFloat | None = None
-    per_class: PerClass | None = None
+    per_class: ClassAccuracies | None = None
 
 
 class EntryRecord(BaseModel):
-    """An entry of the store that figures come from.
+    """An entry of the store that accuracies come from.
 
     Attributes
     ----------
@@ -161,7 +160,7 @@ class EntryRecord(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Where the figures come from.
+    """Where the accuracies come from.
 
     Attributes
     ----------
@@ -172,7 +171,7 @@ class Provenance(BaseModel):
     distilled_on : str
         Spec of its backbone.
     distilled_on_hash : str or None
-        Hash of its backbone; None in files of versions that did not write it.
+        Hash of its backbone; None in files of older versions.
     distilled_at : int or None
         Input size of its backbone, in pixels; None as above.
     evaluated_on : list of str or None
@@ -182,7 +181,7 @@ class Provenance(BaseModel):
     images : str
         Digest of the pixels that were evaluated.
     edited : bool or None
-        Whether they are others than `sfm distill` wrote; None if its ``run.json`` does not say.
+        Whether they differ from those that `sfm distill` wrote; None if its ``run.json`` does not say.
     entries : list of EntryRecord
         One per backbone evaluated on.
     seconds : float
@@ -200,17 +199,17 @@ class Provenance(BaseModel):
     ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
     images: Name
     edited: bool | None = None
-    entries: ListOf[EntryRecord]
+    entries: FailFastList[EntryRecord]
     versions: PackageVersions
     device: Name
     seconds: NonNegativeFloat
     distilled_on_hash: Name | None = None
     distilled_at: InputPixels | None = None
-    evaluated_on: ListOf[Name] | None = None
+    evaluated_on: FailFastList[Name] | None = None
 
 
 class EarlierEvaluation(BaseModel):
-    """A command whose figures stand in the same file as those of a later one.
+    """An earlier command whose rows the file still holds.
 
     Attributes
     ----------
@@ -223,45 +222,45 @@ class EarlierEvaluation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     config: dict[str, Any]
-    backbones: ListOf[Name]
+    backbones: FailFastList[Name]
     versions: PackageVersions
     device: Name
     seconds: NonNegativeFloat
 
 
 class Evaluation(BaseModel):
-    """What one command found, or, as a file, what all commands found of the same images.
+    """The accuracies of one command, or, as a file, of all commands on the same images.
 
     The rows of the last command come first; `config` and `provenance` are that command's.
 
     Attributes
     ----------
     config : dict
-        What :class:`~sfm.eval.config.EvaluateConfig` takes: the command line's ``--config`` repeats it.
-    rows : list of Row
-    full_data : list of FullData
+        Fields of :class:`~sfm.eval.config.EvaluateConfig`: the command line's ``--config`` repeats them.
+    rows : list of AccuracyRow
+    full_data : list of FullDataRow
     notes : list of str
-        What is missing from the rows, or to be known when reading them, in sentences.
+        Sentences about missing rows, and about how to read the others.
     earlier : list of EarlierEvaluation
         Commands before the last one that rows come from.
     changes : list of str
-        What the last command did to rows that the file held before, in sentences.
+        Sentences about what the last command replaced, dropped and kept.
     """
 
     model_config = ConfigDict(frozen=True)
 
     command: Literal["evaluate"] = "evaluate"
     config: dict[str, Any]
-    rows: ListOf[Row]
-    full_data: ListOf[FullData]
-    notes: ListOf[str]
+    rows: FailFastList[AccuracyRow]
+    full_data: FailFastList[FullDataRow]
+    notes: FailFastList[str]
     provenance: Provenance
-    earlier: ListOf[EarlierEvaluation] = []
-    changes: ListOf[str] = []
+    earlier: FailFastList[EarlierEvaluation] = []
+    changes: FailFastList[str] = []
 
 
 class NotWrittenError(InputError):
-    """Results that were found and cannot be written.
+    """Results that were measured and cannot be written.
 
     Attributes
     ----------
@@ -273,30 +272,30 @@ class NotWrittenError(InputError):
         self.evaluations = evaluations
 
 
-def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation (n - 1); 0 for one value."""
+def compute_mean_and_std(values: list[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation (n - 1), which is 0 for one value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def is_own(row: Row, provenance: Provenance) -> bool:
-    """Return whether a row is of the backbone distilled on: of its weights and input size, if known."""
+def is_distillation_backbone(row: AccuracyRow, provenance: Provenance) -> bool:
+    """Return whether a row is of the backbone distilled on, at the same input size if that is known."""
     if row.backbone_hash and provenance.distilled_on_hash:
         return row.backbone_hash == provenance.distilled_on_hash
     same_size = provenance.distilled_at in (None, row.image_size)
     return row.backbone == provenance.distilled_on and same_size
 
 
-def protocol_header(row: Row) -> dict[str, str]:
-    """Return how a row's classifier was trained, as the header of its file says it."""
-    told = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
-    return {name: str(value) for name, value in told.items() if value is not None}
+def format_protocol_header(row: AccuracyRow) -> dict[str, str]:
+    """Return a row's protocol as the header of a classifier file holds it."""
+    protocol = {"epochs": row.epochs, "views": row.views, "seed": row.seed, "seeds": row.seeds}
+    return {name: str(value) for name, value in protocol.items() if value is not None}
 
 
-def as_json(evaluation: Evaluation) -> str:
-    """Return an evaluation as JSON that a person can read: lists of numbers on one line each."""
+def format_evaluation_json(evaluation: Evaluation) -> str:
+    """Return an evaluation as indented JSON, with lists of numbers on one line each."""
     number = r"(?:-?[\d.]+(?:[eE][-+]?\d+)?|null)"
-    # A line break never stands inside a JSON string: no text can be mistaken for a list.
-    numbers = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
-    return numbers.sub(
-        lambda found: "[" + re.sub(r",\n\s*", ", ", found[1]) + "]", evaluation.model_dump_json(indent=1)
+    # A JSON string holds no line break: no text can be mistaken for a list.
+    number_list = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
+    return number_list.sub(
+        lambda match: "[" + re.sub(r",\n\s*", ", ", match[1]) + "]", evaluation.model_dump_json(indent=1)
     )

@@ -1,4 +1,4 @@
-"""From classifiers to the rows of an evaluation: everything that looks at held-out features."""
+"""Score heads on held-out features: the accuracy rows of an evaluation. Nothing else reads those features."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,27 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.eval.accuracy import Heads, accuracy, confusion, nearest_mean_head
+from sfm.eval.class_subset import ClassSubset
 from sfm.eval.config import Mode, Protocol
-from sfm.eval.images import ImageSet
-from sfm.eval.methods import Trained, full_data_head
-from sfm.eval.part import Part
+from sfm.eval.evaluated_backbones import EvaluatedBackbone
+from sfm.eval.head_accuracy import Heads, compute_accuracy, count_confusions, make_nearest_mean_head
+from sfm.eval.image_sets import ImageSet
+from sfm.eval.mode_training import FittedHead, read_full_data_head
 from sfm.eval.result import (
-    CLASSES_IN_FULL,
-    MOST_CONFUSED,
+    MAX_CONFUSED_PAIRS,
+    MAX_CONFUSION_CLASSES,
+    AccuracyRow,
     ConfusedPair,
-    Fixed,
-    FullData,
-    Row,
-    mean_and_deviation,
+    FullDataClassifier,
+    FullDataRow,
+    compute_mean_and_std,
 )
-from sfm.eval.subjects import Subject
 from sfm.stats_store.discriminant import fit_linear_discriminant
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The held-out samples of an entry, as its backbone sees them.
+class HeldOutSamples:
+    """Features and labels of an entry's held-out samples.
 
     Attributes
     ----------
@@ -39,82 +39,84 @@ class HeldOut:
     labels: Tensor
 
 
-def held_out(subject: Subject) -> HeldOut:
-    """Read the held-out samples to the backbone's device.
+def load_held_out(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
+    """Load the held-out samples to the backbone's device.
 
     Raises
     ------
     InputError
         If the classes have none.
     """
-    features, labels = subject.part.held_out()
+    features, labels = eval_backbone.statistics.read_held_out()
     if len(labels) == 0:
         raise InputError(
-            f"no held-out sample of the classes distilled in the store, through {subject.backbone.card.spec}"
+            f"no held-out sample of the classes distilled in the store, through "
+            f"{eval_backbone.backbone.card.spec}"
         )
-    device = subject.backbone.device
-    return HeldOut(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
+    device = eval_backbone.backbone.device
+    return HeldOutSamples(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
 
 
-def full_data_of(subject: Subject, samples: HeldOut) -> list[FullData]:
-    """Score what the store knows of all training images; the linear classifier comes first."""
+def score_full_data(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -> list[FullDataRow]:
+    """Score the classifiers of all real training images that the store has; the linear one comes first."""
     device = samples.features.device
-    heads: dict[Fixed, Heads] = {
-        "linear": full_data_head(subject.part, device),
-        "nearest class mean": nearest_mean_head(
-            torch.from_numpy(subject.part.read("train/mean").astype(np.float32)).to(device)
+    heads: dict[FullDataClassifier, Heads] = {
+        "linear": read_full_data_head(eval_backbone.statistics, device),
+        "nearest class mean": make_nearest_mean_head(
+            torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)
         ),
-        "discriminant": discriminant_head(subject.part, device),
+        "discriminant": make_discriminant_head(eval_backbone.statistics, device),
     }
     scores = {
-        classifier: accuracy(head, samples.features, samples.labels) for classifier, head in heads.items()
+        classifier: compute_accuracy(head, samples.features, samples.labels)
+        for classifier, head in heads.items()
     }
     return [
-        FullData(
-            backbone=subject.backbone.card.spec,
-            image_size=subject.backbone.card.preprocessing.input_size,
+        FullDataRow(
+            backbone=eval_backbone.backbone.card.spec,
+            image_size=eval_backbone.backbone.card.preprocessing.input_size,
             classifier=classifier,
             top1=score.top1[0],
             top5=None if score.top5 is None else score.top5[0],
-            recovered=share_of(score.top1[0], scores["linear"].top1[0]),
+            recovered=compute_fraction_of_full_data(score.top1[0], scores["linear"].top1[0]),
             per_class=score.per_class,
         )
         for classifier, score in scores.items()
     ]
 
 
-def discriminant_head(part: Part, device: torch.device) -> Heads:
+def make_discriminant_head(statistics: ClassSubset, device: torch.device) -> Heads:
     """Compute the linear discriminant of an entry's moments."""
-    found = fit_linear_discriminant(part.moments())
-    weight, bias = torch.from_numpy(found.weight), torch.from_numpy(found.bias)
+    discriminant = fit_linear_discriminant(statistics.read_moments())
+    weight, bias = torch.from_numpy(discriminant.weight), torch.from_numpy(discriminant.bias)
     return Heads(weight[None].to(device), bias[None].to(device))
 
 
-def row_of(
-    subject: Subject,
-    images: ImageSet,
+def make_accuracy_row(
+    eval_backbone: EvaluatedBackbone,
+    image_set: ImageSet,
     mode: Mode,
-    trained: Trained,
-    samples: HeldOut,
-    full_top1: float,
+    fitted_head: FittedHead,
+    samples: HeldOutSamples,
+    full_data_top1: float,
     protocol: Protocol,
-) -> Row:
-    """Score what a mode trained on images, and sum up the figures of all seeds.
+) -> AccuracyRow:
+    """Score the heads that a mode trained on an image set, and average over seeds.
 
     Parameters
     ----------
-    full_top1 : float
+    full_data_top1 : float
         Top-1 accuracy of the full-data classifier of the same backbone.
     protocol : Protocol
-        How it was trained.
+        How the heads were trained.
     """
-    score = accuracy(trained.heads, samples.features, samples.labels)
-    top1_mean, top1_std = mean_and_deviation(score.top1)
-    top5_mean, top5_std = (None, None) if score.top5 is None else mean_and_deviation(score.top5)
-    row = Row(
-        images="none" if mode == "inherit-statistics" else images.name,
-        backbone=subject.backbone.card.spec,
-        image_size=subject.backbone.card.preprocessing.input_size,
+    score = compute_accuracy(fitted_head.heads, samples.features, samples.labels)
+    top1_mean, top1_std = compute_mean_and_std(score.top1)
+    top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_std(score.top5)
+    row = AccuracyRow(
+        images="none" if mode == "inherit-statistics" else image_set.name,
+        backbone=eval_backbone.backbone.card.spec,
+        image_size=eval_backbone.backbone.card.preprocessing.input_size,
         mode=mode,
         top1_mean=top1_mean,
         top1_std=top1_std,
@@ -123,39 +125,39 @@ def row_of(
         seeds=len(score.top1),
         top1=score.top1,
         top5=score.top5,
-        recovered=share_of(top1_mean, full_top1),
-        exemplars=images.exemplars,
-        chosen=images.chosen,
-        penalty=trained.penalty,
-        backbone_hash=subject.backbone.card.hash,
+        recovered=compute_fraction_of_full_data(top1_mean, full_data_top1),
+        exemplars=image_set.exemplar_count,
+        chosen=image_set.exemplar_indices,
+        penalty=fitted_head.penalty,
+        backbone_hash=eval_backbone.backbone.card.hash,
         epochs=protocol.epochs,
         views=protocol.views,
         seed=protocol.seed,
     )
-    if images.exemplars is not None:
+    if image_set.exemplar_count is not None:
         return row
-    counts = confusion(trained.heads, samples.features, samples.labels)
-    whole = counts.tolist() if len(counts) <= CLASSES_IN_FULL else None
+    counts = count_confusions(fitted_head.heads, samples.features, samples.labels)
+    matrix = counts.tolist() if len(counts) <= MAX_CONFUSION_CLASSES else None
     return row.model_copy(
-        update={"confusion": whole, "confused": most_confused(counts), "per_class": score.per_class}
+        update={"confusion": matrix, "confused": list_confused_pairs(counts), "per_class": score.per_class}
     )
 
 
-def share_of(accuracy: float, full: float) -> float | None:
-    """Return an accuracy as a fraction of another; None of nothing."""
-    return accuracy / full if full else None
+def compute_fraction_of_full_data(accuracy: float, full_data_accuracy: float) -> float | None:
+    """Return an accuracy as a fraction of another; None if that is zero."""
+    return accuracy / full_data_accuracy if full_data_accuracy else None
 
 
-def most_confused(counts: Tensor) -> list[ConfusedPair]:
-    """Return the most frequent confusions, most frequent first.
+def list_confused_pairs(counts: Tensor) -> list[ConfusedPair]:
+    """Return the pairs of classes that are confused most often, most frequent first.
 
     Parameters
     ----------
     counts : Tensor of int64, shape (class, class)
-        As :func:`~sfm.eval.accuracy.confusion` gives it.
+        From :func:`~sfm.eval.head_accuracy.count_confusions`.
     """
     wrong = counts.cpu() * ~torch.eye(len(counts), dtype=torch.bool)
-    order = wrong.flatten().sort(descending=True, stable=True).indices[:MOST_CONFUSED]
+    order = wrong.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]
     places = [divmod(place, len(counts)) for place in order.tolist()]
     return [
         ConfusedPair(right=right, predicted=predicted, count=int(wrong[right, predicted]))

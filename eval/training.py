@@ -1,4 +1,4 @@
-"""The training protocol that all modes share: which view when, batches, optimizer, learning rate."""
+"""The training protocol that all modes share: batch schedule, optimizer, learning rate, random streams."""
 
 import enum
 import math
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from sfm.random_streams import make_rng
 
-LARGEST_BATCH = 100
-RATE_AT_256 = 256
+MAX_BATCH_SIZE = 100
+REFERENCE_BATCH_SIZE = 256
 
-Told = Callable[[int, int], None]
-"""Takes how much is done, and of how much."""
-
-
-def nobody_told(done: int, total: int) -> None:
-    """Take no notice."""
+CountCallback = Callable[[int, int], None]
+"""Called with how many epochs, blocks or views are done, and how many there are."""
 
 
-class Purpose(enum.IntEnum):
-    """What a random make_rng is for; numbers no other stage uses, so that equal seeds share no numbers."""
+def ignore_count(done: int, total: int) -> None:
+    """Do nothing: the default :data:`CountCallback`."""
+
+
+class StreamPurpose(enum.IntEnum):
+    """Purposes of random streams; no other stage uses these numbers, so equal seeds share no numbers."""
 
     VIEWS = 1001
     ORDER = 1002
@@ -37,81 +37,88 @@ class Purpose(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every seed looks at, in order.
+class BatchSchedule:
+    """The images and views that every seed trains on, in order.
 
     Attributes
     ----------
-    image : Tensor of int32, shape (seed, epoch, image)
-        Row of the pool; every image of a seed once per epoch.
-    view : Tensor of int32, shape (seed, epoch, image)
-        Which of its views.
-    batch : int
+    image_indices : Tensor of int32, shape (seed, epoch, image)
+        Indices of images; every image of a seed once per epoch.
+    view_indices : Tensor of int32, shape (seed, epoch, image)
+        Indices of their views.
+    batch_size : int
         Images per step: ``min(100, images)``.
     """
 
-    image: Tensor
-    view: Tensor
-    batch: int
+    image_indices: Tensor
+    view_indices: Tensor
+    batch_size: int
 
     @property
     def seeds(self) -> int:
-        """How many are trained side by side."""
-        return self.image.shape[0]
+        """Number of seeds that are trained side by side."""
+        return self.image_indices.shape[0]
 
     @property
     def epochs(self) -> int:
         """Passes over the images."""
-        return self.image.shape[1]
+        return self.image_indices.shape[1]
 
 
-def lay_out(seed: int, rows: npt.NDArray[np.int64], *, epochs: int, views: int) -> Plan:
-    """Lay out a training: every epoch shows every image of a seed once, through one of its views.
+def make_batch_schedule(
+    seed: int, image_indices: npt.NDArray[np.int64], *, epochs: int, views: int
+) -> BatchSchedule:
+    """Return a schedule in which every epoch shows every image of a seed once, through one of its views.
 
-    An image's views are gone through in random order before any is used again, so with at least as many
-    views as epochs no view is used twice. Images are shuffled where they do not fit one batch.
+    All views of an image are used in random order before any is used again, so with at least as many views as
+    epochs no view is used twice. Images are shuffled where they do not fit one batch.
 
     Parameters
     ----------
     seed : int
-        Of the run; seed number s of the repetitions has its own streams below it.
-    rows : ndarray of int64, shape (seed, image)
-        Rows of the pool that each repetition trains on.
+        Seed of the run; every repetition has its own streams below it.
+    image_indices : ndarray of int64, shape (seed, image)
+        Indices of the images that each repetition trains on.
     epochs, views : int
-        Passes over the images; views per image in the pool.
+        Passes over the images; views per image.
 
     Returns
     -------
-    Plan
+    BatchSchedule
         On the CPU.
     """
-    seeds, images = rows.shape
+    seeds, images = image_indices.shape
     rounds = math.ceil(epochs / views)
-    view = np.empty((seeds, epochs, images), dtype=np.int32)
-    order = np.broadcast_to(np.arange(images), view.shape)
-    batch = min(LARGEST_BATCH, images)
-    if images > batch:
+    view_indices = np.empty((seeds, epochs, images), dtype=np.int32)
+    order = np.broadcast_to(np.arange(images), view_indices.shape)
+    batch_size = min(MAX_BATCH_SIZE, images)
+    if images > batch_size:
         order = np.stack(
-            [make_rng(seed, Purpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
+            [make_rng(seed, StreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
         )
     for s in range(seeds):
-        every = np.broadcast_to(np.arange(views, dtype=np.int32), (rounds, images, views))
-        shuffled = make_rng(seed, Purpose.ORDER, s).permuted(every, axis=2)
-        view[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views, images)[:epochs]
-    image = np.take_along_axis(np.broadcast_to(rows[:, None].astype(np.int32), view.shape), order, axis=2)
-    return Plan(torch.from_numpy(image), torch.from_numpy(np.take_along_axis(view, order, axis=2)), batch)
+        unshuffled = np.broadcast_to(np.arange(views, dtype=np.int32), (rounds, images, views))
+        shuffled = make_rng(seed, StreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
+        view_indices[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views, images)[:epochs]
+    every_epoch = np.broadcast_to(image_indices[:, None].astype(np.int32), view_indices.shape)
+    return BatchSchedule(
+        torch.from_numpy(np.take_along_axis(every_epoch, order, axis=2)),
+        torch.from_numpy(np.take_along_axis(view_indices, order, axis=2)),
+        batch_size,
+    )
 
 
-def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], deviation: float) -> Tensor:
-    """Draw initial weights, one make_rng per seed: what a seed starts from does not depend on the others.
+def draw_initial_weights(seed: int, purpose: StreamPurpose, shape: tuple[int, ...], std: float) -> Tensor:
+    """Draw initial weights, one stream per seed: the weights of one seed do not depend on the others.
 
     Parameters
     ----------
     seed : int
-        Of the run.
+        Seed of the run.
+    purpose : StreamPurpose
     shape : tuple of int
         The first axis counts the seeds.
-    deviation : float
+    std : float
         Standard deviation; the mean is zero.
 
     Returns
@@ -119,26 +126,26 @@ def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], deviation: float
     Tensor, float32
     """
     drawn = [make_rng(seed, purpose, s).standard_normal(shape[1:], dtype=np.float32) for s in range(shape[0])]
-    return torch.from_numpy(np.stack(drawn) * np.float32(deviation))
+    return torch.from_numpy(np.stack(drawn) * np.float32(std))
 
 
 @contextmanager
-def at_most_threads(count: int) -> Iterator[int]:
-    """Let torch use fewer CPU threads for a while; gives the number it used before.
+def limit_torch_threads(max_threads: int) -> Iterator[int]:
+    """Let torch use at most so many CPU threads; yields the number it used before.
 
     Small operations gain nothing from a second thread, and where cores are shared they wait for it at every
     one of a training's thousands of barriers.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(count, before))
+    previous = torch.get_num_threads()
+    torch.set_num_threads(min(max_threads, previous))
     try:
-        yield before
+        yield previous
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 @dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """Parameters that are trained at one learning rate.
 
     Attributes
@@ -146,49 +153,52 @@ class Group:
     parameters : sequence of Tensor
         Changed in place. All seeds side by side along the first axis: Adam works on each number alone, so
         this is exactly one training per seed.
-    rate : float
-        Learning rate at a batch of 256 images.
+    learning_rate : float
+        At a batch of 256 images.
     """
 
     parameters: Sequence[Tensor]
-    rate: float
+    learning_rate: float
 
 
-def descend(
-    groups: Sequence[Group],
-    gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
-    plan: Plan,
-    on_epoch: Told,
+def run_adam(
+    groups: Sequence[ParamGroup],
+    compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    schedule: BatchSchedule,
+    on_epoch: CountCallback,
 ) -> None:
     """Train by Adam, learning rate ``rate * batch / 256`` falling to zero along a cosine, no weight decay.
 
     Parameters
     ----------
-    groups : sequence of Group
-    gradients : callable
-        Given the pool rows and the views of a batch, both of shape (seed, batch), the gradient of each
+    groups : sequence of ParamGroup
+    compute_gradients : callable
+        Takes the image and view indices of a batch, both of shape (seed, batch). Returns the gradient of each
         seed's loss with respect to the parameters of the first group, then those of the second, ...
-    plan : Plan
+    schedule : BatchSchedule
     on_epoch : callable
-        Told the epochs done and how many there are, after each.
+        Called after each epoch with the epochs done and how many there are.
     """
-    rated: list[dict[str, Any]] = [
-        {"params": list(group.parameters), "lr": group.rate * plan.batch / RATE_AT_256} for group in groups
+    batch_size = schedule.batch_size
+    optimizer_groups: list[dict[str, Any]] = [
+        {"params": list(group.parameters), "lr": group.learning_rate * batch_size / REFERENCE_BATCH_SIZE}
+        for group in groups
     ]
-    optimizer = torch.optim.Adam(rated, fused=True)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=plan.epochs)
+    optimizer = torch.optim.Adam(optimizer_groups, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=schedule.epochs)
     parameters = [parameter for group in groups for parameter in group.parameters]
     device = parameters[0].device
-    image, view = plan.image.to(device), plan.view.to(device)
-    for epoch in range(plan.epochs):
+    image_indices, view_indices = schedule.image_indices.to(device), schedule.view_indices.to(device)
+    for epoch in range(schedule.epochs):
         batches = zip(
-            torch.split(image[:, epoch], plan.batch, 1),
-            torch.split(view[:, epoch], plan.batch, 1),
+            torch.split(image_indices[:, epoch], batch_size, 1),
+            torch.split(view_indices[:, epoch], batch_size, 1),
             strict=True,
         )
-        for rows, looks in batches:
-            for parameter, gradient in zip(parameters, gradients(rows, looks), strict=True):
+        for batch_images, batch_views in batches:
+            gradients = compute_gradients(batch_images, batch_views)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-        cosine.step()
-        on_epoch(epoch + 1, plan.epochs)
+        scheduler.step()
+        on_epoch(epoch + 1, schedule.epochs)

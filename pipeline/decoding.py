@@ -30,7 +30,7 @@ from sfm.text import summarize_error
 VIEW_STREAM = 5
 """Key of the random streams that views are drawn from."""
 
-READER_THREADS = 2
+BATCH_READER_THREADS = 2
 """Threads that read the files of a batch ahead, while earlier ones are decoded."""
 
 MAX_REASON_CHARACTERS = 300
@@ -148,7 +148,7 @@ def decode_batch(
     skipped: list[SkippedSample] = []
     marked: dict[str, dict[int, str]] = {}
     indices, samples = [index for index, _ in batch], (sample for _, sample in batch)
-    for index, sample in zip(indices, prefetch_samples(samples, READER_THREADS), strict=True):
+    for index, sample in zip(indices, prefetch_samples(samples, BATCH_READER_THREADS), strict=True):
         began = time.perf_counter()
         try:
             if sample.fault:

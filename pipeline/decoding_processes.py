@@ -300,8 +300,8 @@ def decoding_process(pickled_decode: bytes, descriptors: Sequence[int]) -> Itera
                 answer: DecodedBatch | Exception = own_end.recv()
             except (EOFError, OSError) as error:
                 raise IncompleteExtractionError(
-                    "a process that decodes images was lost, perhaps for want of memory: run the "
-                    "same command again; an extraction goes on from the last complete partition"
+                    "a process that decodes images died, perhaps out of memory: run the same command again "
+                    "to resume after the last complete partition"
                 ) from error
             if isinstance(answer, Exception):
                 raise answer

@@ -154,7 +154,7 @@ def estimate_extraction(
         for spec in dict.fromkeys(config.backbone)
     ]
     tasks = make_tasks(source, selection)
-    samples, classes_met = count_samples(source, selection, progress)
+    samples, classes_met = count_samples_by_split(source, selection, progress)
     total = sum(samples.values())
     files = count_files_before_pass(source, selection, total)
     if config.hold_out is not None:
@@ -216,7 +216,7 @@ def estimate_statistics_seconds(
     return seconds
 
 
-def count_samples(
+def count_samples_by_split(
     source: Source, selection: SampleSelection | None, progress: ProgressCallback
 ) -> tuple[dict[str, int], int]:
     """Return the number of samples by split, and the number of classes that counting met.

@@ -29,7 +29,9 @@ def require_same_name(config: ExtractConfig, published_entries: Iterable[Publish
         )
 
 
-def require_same_licence(config: ExtractConfig, store: Store, published_entries: Iterable[PublishResult]) -> None:
+def require_same_licence(
+    config: ExtractConfig, store: Store, published_entries: Iterable[PublishResult]
+) -> None:
     """Refuse a ``--licence`` that existing entries do not have.
 
     Raises

@@ -122,7 +122,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
             for spec in dict.fromkeys(config.backbone)
         }
         store = create_store(config.store)
-        listing = digest_listing(config, source)
+        listing = digest_source_listing(config, source)
         existing = (
             {}
             if config.replace or config.rehash
@@ -164,7 +164,7 @@ def extract_missing(
         Entries of some of them, by backbone hash.
     """
     missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing}
-    listing = digest_listing(config, source)
+    listing = digest_source_listing(config, source)
     options = PassOptions(
         config.limit_per_class,
         config.on_error,
@@ -297,7 +297,7 @@ def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str
     )[:32]
 
 
-def digest_listing(config: ExtractConfig, source: Source) -> str:
+def digest_source_listing(config: ExtractConfig, source: Source) -> str:
     """Return a digest of everything that determines, before reading, which samples an entry is of."""
     parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
     if config.min_count is not None and config.small_classes == "drop":

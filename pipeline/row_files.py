@@ -59,7 +59,7 @@ def read_rows(
             return np.fromfile(file, dtype=file_dtype, count=count).reshape(shape)
     except (*NPY_ERRORS, tokenize.TokenError) as error:
         raise DamagedRowsError(
-            f"unfinished work in {path} is damaged or gone: run again, and it is computed anew"
+            f"unfinished work in {path} is damaged or gone: run again to compute it anew"
         ) from error
 
 

@@ -74,7 +74,7 @@ class WorkerPool:
         InputError
             As in :func:`sfm.pipeline.feature_pass.stage_tasks`.
         IncompleteExtractionError
-            If the cluster is lost, or a task has cost several workers their lives.
+            If the cluster is lost, or several workers died on a task.
         """
         # One by one: a map would send all of them as one large graph.
         futures = [self.client.submit(stage_task, self.worker_config, task, pure=False) for task in tasks]
@@ -86,16 +86,15 @@ class WorkerPool:
                     yield future.result()
                 except KilledWorker as error:
                     raise IncompleteExtractionError(
-                        f"partition {task_names[future.key]} has cost several workers their lives, "
-                        f"perhaps for want of memory; {done} of {len(tasks)} partitions were completed: "
-                        f"the same command goes on from there"
+                        f"several workers died on partition {task_names[future.key]}, perhaps out of memory; "
+                        f"{done} of {len(tasks)} partitions are complete: the same command resumes from there"
                     ) from error
                 except (CancelledError, OSError) as error:
                     if isinstance(error, OSError) and self.client.status == "running":
                         raise
                     raise IncompleteExtractionError(
                         f"the Dask scheduler went away after {done} of {len(tasks)} partitions: the same "
-                        f"command, with a new scheduler or without one, goes on from there"
+                        f"command, with a new scheduler or without one, resumes from there"
                     ) from error
                 done += 1
         finally:

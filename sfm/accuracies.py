@@ -1,11 +1,11 @@
-"""The figures of an evaluation, as a person reads them, with what speaks against them."""
+"""Print the accuracies of evaluations, with footnotes and warnings."""
 
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sfm.eval.findings import NO_BETTER, READ_ELSEWHERE
-from sfm.eval.result import Provenance, Row, is_own
+from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM, OWN_BACKBONE_BIASED_MODES
+from sfm.eval.result import AccuracyRow, Provenance, is_distillation_backbone
 from sfm.tables import print_accuracy_table, print_matrix_table, shorten_path
 from sfm.terminal import print_line
 
@@ -15,15 +15,17 @@ FOOTNOTE = (
 )
 
 
-def print_accuracies(record: dict[str, Any]) -> None:
-    """Print the rows of an evaluation, how to read them, and what became of earlier ones."""
+def print_evaluation_accuracies(record: dict[str, Any]) -> None:
+    """Print the rows of an evaluation, with footnote, notes and changes."""
     provenance = Provenance.model_validate(record["provenance"])
     rows = [
-        mark(row) if is_read_elsewhere(row, is_own(Row.model_validate(row), provenance)) else row
+        mark_with_footnote(row)
+        if is_biased_row(row, is_distillation_backbone(AccuracyRow.model_validate(row), provenance))
+        else row
         for row in record["rows"]
     ]
-    warned = warnings(record)
-    notes = [note for note in record["notes"] if note not in warned]
+    warnings = list_warnings(record)
+    notes = [note for note in record["notes"] if note not in warnings]
     print_accuracy_table(record | {"rows": rows, "notes": notes})
     if rows != record["rows"]:
         print_line(FOOTNOTE)
@@ -32,27 +34,27 @@ def print_accuracies(record: dict[str, Any]) -> None:
 
 
 def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
-    """Print the cross-backbone matrix; cells that are to be read elsewhere point to the footnote."""
-    print_matrix_table([c | {"mark": " *"} if is_read_elsewhere(c, c["own_backbone"]) else c for c in cells])
+    """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
+    print_matrix_table([c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in cells])
 
 
-def mark(row: dict[str, Any]) -> dict[str, Any]:
-    """Point from a row to the footnote."""
+def mark_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose mode refers to the footnote."""
     return row | {"mode": f"{row['mode']} *"}
 
 
-def is_read_elsewhere(row: dict[str, Any], own_backbone: bool) -> bool:
-    """Return whether a row says little of the images, because of the backbone it was measured on."""
-    return row["mode"] in READ_ELSEWHERE and own_backbone
+def is_biased_row(row: dict[str, Any], own_backbone: bool) -> bool:
+    """Return whether a row shows the inherited classifier more than the images."""
+    return row["mode"] in OWN_BACKBONE_BIASED_MODES and own_backbone
 
 
 def print_warnings(records: Sequence[dict[str, Any]]) -> None:
-    """Print on stderr where distilled images do no better than random real ones."""
+    """Print warnings on stderr about distilled images that are no better than random real ones."""
     for record in records:
-        for line in warnings(record):
+        for line in list_warnings(record):
             print_line(f"warning: {shorten_path(record['config']['run'])}: {line}", file=sys.stderr)
 
 
-def warnings(record: dict[str, Any]) -> list[str]:
+def list_warnings(record: dict[str, Any]) -> list[str]:
     """Return the notes of an evaluation that are warnings."""
-    return [note for note in record["notes"] if note.startswith(NO_BETTER)]
+    return [note for note in record["notes"] if note.startswith(NOT_BETTER_THAN_RANDOM)]

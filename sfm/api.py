@@ -25,13 +25,13 @@ Examples
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillResult, distill
+from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.evaluation import Evaluation, evaluate, evaluate_runs
 from sfm.eval.export.config import ExportConfig
-from sfm.eval.export.run import Exported, export
-from sfm.eval.matrix import matrix
+from sfm.eval.export.run_export import ExportResult, export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.eval.run import Evaluation, evaluate, evaluate_runs
 from sfm.pipeline.dry_run import ExtractionEstimate, estimate_extraction
 from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
@@ -45,7 +45,7 @@ __all__ = [
     "EvaluateRunsConfig",
     "Evaluation",
     "ExportConfig",
-    "Exported",
+    "ExportResult",
     "ExtractConfig",
     "ExtractionEstimate",
     "ExtractionResult",
@@ -57,7 +57,7 @@ __all__ = [
     "evaluate_runs",
     "export",
     "extract",
-    "matrix",
+    "make_matrix",
     "open_store",
     "report",
 ]

@@ -22,7 +22,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     OSError
         If it cannot be written.
     """
-    temporary = temporary_path(path)
+    temporary = get_temporary_path(path)
     delete_path(temporary)
     with atomic_open(path, temporary) as file:
         file.write(data)
@@ -80,7 +80,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     if not replace and path.exists() and not (path.is_dir() and not list_content(path)):
         raise FileExistsError(errno.EEXIST, "it is there already", str(path))
     fill = not replace and path.is_dir()
-    temporary = path / temporary_path(path).name if fill else temporary_path(path)
+    temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)
     try:
         delete_path(temporary)
         temporary.mkdir(parents=True)
@@ -103,7 +103,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
         raise
 
 
-def temporary_path(path: Path) -> Path:
+def get_temporary_path(path: Path) -> Path:
     """Return the name that a file or folder has until it is complete."""
     return path.with_name(f".{path.name}.partial")
 

@@ -138,15 +138,15 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     Accuracies are printed even if they cannot be written.
     """
     configure_process(config.threads)
-    from sfm.eval.interrupted import describe_partial_results
+    from sfm.eval.partial_results import describe_partial_results
     from sfm.eval.result import NotWrittenError
 
-    result_files = [each.result for each in config.each()]
+    result_files = [each.result_path for each in config.split_by_run()]
     unwritten: InputError | None = None
     try:
         with show_progress(quiet) as progress:
-            from sfm.eval.matrix import matrix
-            from sfm.eval.run import evaluate_runs
+            from sfm.eval.backbone_matrix import make_matrix
+            from sfm.eval.evaluation import evaluate_runs
 
             evaluations = evaluate_runs(config, progress)
     except NotWrittenError as error:
@@ -154,14 +154,14 @@ def run_evaluate(config: EvaluateRunsConfig, as_json: bool, quiet: bool) -> None
     except KeyboardInterrupt:
         raise report_error(describe_partial_results(result_files), EXIT_INTERRUPTED) from None
     records = [evaluation.model_dump(mode="json") for evaluation in evaluations]
-    cells = [cell.model_dump(mode="json") for cell in matrix(evaluations)]
+    cells = [cell.model_dump(mode="json") for cell in make_matrix(evaluations)]
     accuracies.print_warnings(records)
     if as_json:
         document = records[0] if len(records) == 1 else {"evaluations": records}
         print_json(document | {"matrix": cells})
     else:
         for record in records:
-            accuracies.print_accuracies(record)
+            accuracies.print_evaluation_accuracies(record)
         if len(records) > 1:
             accuracies.print_matrix(cells)
     if unwritten:
@@ -192,7 +192,7 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
 
 def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
     """Export, then print what was written and under which licence."""
-    from sfm.eval.export.run import export
+    from sfm.eval.export.run_export import export
 
     with explain_interrupt("; nothing was exported"):
         exported = export(config)
@@ -303,7 +303,7 @@ def run_quickstart_command(
         print_json(record)
         return
     accuracies.print_warnings([record["evaluation"]])
-    accuracies.print_accuracies(record["evaluation"])
+    accuracies.print_evaluation_accuracies(record["evaluation"])
     print_line(f"Ten distilled images: {record['preview']}")
     print_line(f"Statistics store:     {record['store']}   (sfm store ls {record['store']})")
 

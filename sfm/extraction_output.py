@@ -42,10 +42,10 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
 
     summaries = [p.summary for p in extraction.published]
     print_entry_table(f"Store {config.store}", summaries, [p.outcome for p in extraction.published])
-    if extraction.pass_summary.images_read:
-        read = extraction.pass_summary
-        rate = f"{read.images_per_second:.0f} images/s"
-        print_line(f"{read.images_read} images read in {read.seconds:.0f} s ({rate})")
+    summary = extraction.pass_summary
+    if summary.images_read:
+        rate = f"{summary.images_per_second:.0f} images/s"
+        print_line(f"{summary.images_read} images read in {summary.seconds:.0f} s ({rate})")
     else:
         print_line(
             "nothing was read: the source's listing is that of the stored entries (--rehash reads anyway)"

@@ -1,8 +1,8 @@
-"""One writer at a time for an output: locks that the operating system releases when their holder ends.
+"""Locks on output files and folders, which the operating system releases when their holder ends.
 
 A lock is ``flock`` on a file of its own, so a killed process leaves nothing that blocks the next one. It
 holds between processes of one machine, and between machines on a shared disk whose file system passes locks
-on (NFS version 4, Lustre mounted with ``flock``, CephFS, SMB). Where there are no locks, nothing is locked.
+on (NFS version 4, Lustre mounted with ``flock``, CephFS, SMB). A file system without locks locks nothing.
 """
 
 import errno
@@ -22,34 +22,34 @@ from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import parse_json, read_bounded_file
 
-LOCK = ".lock"
-"""Name of the lock in a folder; hidden, so that nobody takes it for a part of what the folder holds."""
+LOCK_NAME = ".lock"
+"""Name of the lock file in a folder; hidden, so that it is not taken for content."""
 
-LOCK_SECONDS = 2.0
-"""How long a lock may stay held by a process that is being killed."""
+MAX_WAIT_SECONDS = 2.0
+"""Time to wait for a lock, which a process that is being killed may still hold."""
 
-HOLDER_BYTES = 2**12
-"""Longest description of a holder that is read."""
+MAX_HOLDER_BYTES = 2**12
+"""Longest lock file that is read for the description of its holder."""
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""What a file system without locks answers."""
+UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a file system without locks."""
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing a folder, which is made if need be; left empty, it goes again.
+    """Keep other processes from writing a folder. It is created if missing, and deleted if it stays empty.
 
-    Where no lock can be made, because the place cannot be written or has no locks, nothing is locked: what
-    cannot be written is reported by who writes it.
+    Nothing is locked if no lock file can be written or the file system has no locks: writing the output
+    itself reports the error.
 
     Raises
     ------
     InputError
-        If another process holds it; names the process, its machine, and since when.
+        If another process holds the lock; names the process, its machine, and since when.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with _held(folder / LOCK, folder):
+        with _hold_lock(folder / LOCK_NAME, folder):
             yield
     finally:
         for path in missing:
@@ -59,10 +59,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a file, or a folder that appears whole; see :func:`lock_folder`."""
+    """Keep other processes from writing a file, or a folder atomically; see :func:`lock_folder`."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
-        with _held(path.with_name(f".{path.name}{LOCK}"), path):
+        with _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path):
             yield
     finally:
         for folder in missing:
@@ -71,20 +71,20 @@ def lock_file(path: Path) -> Iterator[None]:
 
 
 def acquire_lock(file: Path) -> IO[str] | None:
-    """Take a file's lock; the file is made if need be.
+    """Acquire the lock of a lock file, which is created if missing.
 
     Returns
     -------
     file or None
         Holds the lock until it is closed; None if another process has the lock.
     """
-    deadline = time.monotonic() + LOCK_SECONDS
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
     while True:
-        # The one that holds the lock may take its file away, and the folder with it.
+        # The holder may delete the file, and the folder with it.
         with suppress(FileNotFoundError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            lock = open_lock(file)
-            if take_lock(lock, file):
+            lock = open_lock_file(file)
+            if try_lock(lock, file):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -92,24 +92,24 @@ def acquire_lock(file: Path) -> IO[str] | None:
         time.sleep(0.05)
 
 
-def open_lock(file: Path) -> IO[str]:
-    """Open a lock's file, made if need be; one that another user made can be locked, though not written.
+def open_lock_file(file: Path) -> IO[str]:
+    """Open a lock file, created if missing; one of another user can be locked, though not written.
 
     Raises
     ------
     InputError
-        If it is a link: the name of a holder would be written over what is behind it.
+        If it is a link: the description of the holder would overwrite its target.
     """
     try:
-        return os.fdopen(_open_itself(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
+        return os.fdopen(_open_without_links(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
     except PermissionError:
         if not file.exists():
             raise
-        return os.fdopen(_open_itself(file, os.O_RDONLY), "r")
+        return os.fdopen(_open_without_links(file, os.O_RDONLY), "r")
 
 
-def _open_itself(file: Path, flags: int) -> int:
-    """Open a file, but nothing that has another name too, and wait for no pipe."""
+def _open_without_links(file: Path, flags: int) -> int:
+    """Open a regular file that has no other name; do not wait for a pipe."""
     try:
         descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -123,22 +123,22 @@ def _open_itself(file: Path, flags: int) -> int:
     raise InputError(f"{file} is not a file of its own, which cannot be a lock: delete it")
 
 
-def take_lock(lock: IO[str], file: Path) -> bool:
-    """Take the lock of an open file, unless another has it; say whether it is held."""
+def try_lock(lock: IO[str], file: Path) -> bool:
+    """Lock an open lock file without waiting; return whether this process holds the lock."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
-    # A file that its holder has deleted meanwhile locks out nobody.
+    # A file that its holder has deleted meanwhile does not lock others out.
     return file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat())
 
 
 @contextmanager
-def _held(file: Path, what: Path) -> Iterator[None]:
-    """Hold a lock that names its holder; its file goes with it."""
+def _hold_lock(file: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of an output and write the holder to the lock file, which is deleted at the end."""
     try:
         lock = acquire_lock(file)
     except OSError:
@@ -146,13 +146,13 @@ def _held(file: Path, what: Path) -> Iterator[None]:
         return
     if lock is None:
         raise InputError(
-            f"{what} is being written by {_holder(file)}: wait for it, or write to another place"
+            f"{output} is being written by {_read_holder(file)}: wait for it, or write to another place"
         )
     try:
         with suppress(OSError):
-            about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+            holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
             lock.truncate(0)
-            lock.write(json.dumps(about))
+            lock.write(json.dumps(holder))
             lock.flush()
         yield
     finally:
@@ -162,10 +162,10 @@ def _held(file: Path, what: Path) -> Iterator[None]:
             lock.close()
 
 
-def _holder(file: Path) -> str:
-    """Return who holds a lock, as its file tells."""
+def _read_holder(file: Path) -> str:
+    """Return the description of a lock's holder from its file."""
     try:
-        about = parse_json(read_bounded_file(file, HOLDER_BYTES))
-        return sanitize_line(f"process {about['process']} on {about['host']} since {about['since']}", 200)
+        holder = parse_json(read_bounded_file(file, MAX_HOLDER_BYTES))
+        return sanitize_line(f"process {holder['process']} on {holder['host']} since {holder['since']}", 200)
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -53,7 +53,7 @@ def show_progress(quiet: bool) -> Iterator[ProgressCallback]:
                 completed=event.done,
                 total=event.total,
                 unit=event.unit,
-                figures=format_figures(event, " "),
+                figures=format_event_figures(event, " "),
             )
 
         yield update_bar
@@ -73,7 +73,9 @@ def make_progress_line_printer(console: Console) -> ProgressCallback:
         if is_first or is_last or now - print_times[event.stage] >= PROGRESS_LINE_SECONDS:
             print_times[event.stage] = now
             count = f"{event.done}/{event.total} {event.unit}"
-            line = f"{event.stage}: {count} {format_figures(event, ', ')}".rstrip() + f", {seconds:.0f} s"
+            line = (
+                f"{event.stage}: {count} {format_event_figures(event, ', ')}".rstrip() + f", {seconds:.0f} s"
+            )
             if event.done and not (is_first or is_last):
                 line += f", {seconds / event.done * (event.total - event.done):.0f} s left"
             console.print(fit_to_line(line, console), soft_wrap=True)
@@ -87,7 +89,7 @@ def print_note(console: Console, note: str) -> None:
         console.print(sanitize_line(f"note: {note}"), highlight=False, markup=False, soft_wrap=True)
 
 
-def format_figures(event: Progress, separator: str) -> str:
+def format_event_figures(event: Progress, separator: str) -> str:
     """Return the figures of a progress event as text."""
     return separator.join(f"{name} {value:.4g}" for name, value in event.figures.items())
 

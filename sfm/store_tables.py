@@ -14,19 +14,18 @@ from sfm.stats_store.history import CommitStatus
 from sfm.stats_store.schema import is_known_array
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verification import EntryVerdict
-from sfm.tables import format_percent, print_table
+from sfm.tables import print_table
 from sfm.terminal import fit_to_line, open_console, print_line
+from sfm.text import format_percent
 
 
 def make_entry_document(entry: Entry) -> dict[str, Any]:
     """Return the document of an entry for ``sfm store show``."""
-    stored_bytes = sum_bytes_by_array(entry)
-    arrays = {name: make_array_document(entry, name, stored_bytes[name]) for name in entry.list_arrays()}
+    bytes_by_array = sum_bytes_by_array(entry)
+    arrays = {name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_arrays()}
     known_arrays = [a for a in arrays.values() if a["bytes"] is not None]
-    array_bytes, stored_bytes = (
-        sum(a["bytes"] for a in known_arrays),
-        sum(a["stored_bytes"] for a in known_arrays),
-    )
+    array_bytes = sum(a["bytes"] for a in known_arrays)
+    stored_bytes = sum(a["stored_bytes"] for a in known_arrays)
     return {
         "summary": entry.summary.model_dump(mode="json"),
         "backbone": entry.backbone.model_dump(mode="json"),

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfm.terminal import fit_to_line, open_console, print_line
+from sfm.text import format_percent
 
 MIN_PIPED_WIDTH = 140
 """Width of a table that goes to a file or a pipe, at least."""
@@ -222,10 +223,3 @@ def format_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def format_percent(fraction: float | None, deviation: float | None = None) -> str:
-    """Return a fraction in percent, with its standard deviation if given; a dash for None."""
-    if fraction is None:
-        return "–"
-    return f"{100 * fraction:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")

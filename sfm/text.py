@@ -94,3 +94,10 @@ def escape_non_utf8_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {escape_non_utf8_values(name): escape_non_utf8_values(item) for name, item in value.items()}
     return [escape_non_utf8_values(item) for item in value] if isinstance(value, list) else value
+
+
+def format_percent(fraction: float | None, deviation: float | None = None) -> str:
+    """Return a fraction in percent, with its standard deviation if given; a dash for None."""
+    if fraction is None:
+        return "–"
+    return f"{100 * fraction:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")

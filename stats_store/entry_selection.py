@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from sfm.backbones.card import BackboneCard, describe_differences
+from sfm.backbones.card import BackboneCard, describe_backbone_differences
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.dataset_names import split_pinned_name
@@ -134,7 +134,7 @@ def select_entry(store: Store, candidates: Sequence[Summary], backbone: Backbone
     of_backbone = [s for s in candidates if s.backbone_hash == backbone.hash]
     if not of_backbone:
         other = store.open_entry(candidates[0])
-        parts = " and ".join(describe_differences(other.backbone, backbone))
+        parts = " and ".join(describe_backbone_differences(other.backbone, backbone))
         raise InputError(
             f"the backbone {backbone.spec} ({backbone.hash[:12]}) is not the one the entry "
             f"{describe_entry(other.summary)} was extracted with ({other.summary.backbone_hash[:12]}): "

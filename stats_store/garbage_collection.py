@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sfm.deletion import DepthError, LinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.locking import open_lock, take_lock
+from sfm.locking import open_lock_file, try_lock
 from sfm.stats_store.commits import PUBLISHED_SUFFIX
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.garbage import Garbage, find_garbage
@@ -116,12 +116,12 @@ def lock_staging_folder(store: Store, garbage: Garbage) -> Iterator[bool]:
         yield True
         return
     try:
-        lock_file = open_lock(lock_path)
+        lock_file = open_lock_file(lock_path)
     except (OSError, InputError):
         yield False  # it belongs to another user, who may be extracting, or is no file
         return
     with lock_file:
-        yield take_lock(lock_file, lock_path)
+        yield try_lock(lock_file, lock_path)
 
 
 def delete_garbage(store: Store, garbage: Garbage) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.backbones.card import describe_differences
+from sfm.backbones.card import describe_backbone_differences
 from sfm.errors import InputError
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.entry_selection import describe_entry
@@ -127,7 +127,7 @@ def require_mergeable(entries: Sequence[Entry]) -> None:
     for entry in entries:
         both = f"{describe_entry(first_entry.summary)} and {describe_entry(entry.summary)}"
         if entry.backbone.hash != first_entry.backbone.hash:
-            differing = " and ".join(describe_differences(first_entry.backbone, entry.backbone))
+            differing = " and ".join(describe_backbone_differences(first_entry.backbone, entry.backbone))
             raise InputError(f"{both} are of different backbones: they differ in {differing}")
         if entry.extraction.role != first_entry.extraction.role:
             roles = f"{first_entry.extraction.role}, {entry.extraction.role}"

@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from sfm.pipeline.extract import extract
-from sfm.pipeline.extract_config import ExtractConfig
-
 SIZE = 32
 
 # No test asserts how long something takes: the machine may be busy.
@@ -64,6 +61,10 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 @pytest.fixture(scope="session")
 def fashion_store(make_once: MakeOnce) -> str:
     """A store with lite0 and lite1 entries (full and tuning) of 40 + 40 real images per class, at 32 px."""
+
+    # Not at the top: the process that only distributes tests needs no torch.
+    from sfm.pipeline.extract import extract
+    from sfm.pipeline.extract_config import ExtractConfig
 
     def fill(folder: Path) -> None:
         extract(

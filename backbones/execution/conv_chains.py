@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfm.backbones.execution.input_grad_layers import InputGradConvs
-from sfm.backbones.execution.tracing import collect_autograd_nodes
 
 
 def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
@@ -38,7 +37,7 @@ def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
     features = model(example.detach().clone().requires_grad_())
     for hook in hooks:
         hook.remove()
-    uses = Counter(parent for node in collect_autograd_nodes(features) for parent, _ in node.next_functions)
+    uses = Counter(parent for node in _collect_autograd_nodes(features) for parent, _ in node.next_functions)
     producer = {nodes[0]: name for name, nodes in outputs.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
     before = {
         name: producer[nodes[0]] for name, nodes in inputs.items() if len(nodes) == 1 and nodes[0] in producer
@@ -52,3 +51,15 @@ def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
             model.set_submodule(head[name], InputGradConvs([*chain.links, *last.links]))
             model.set_submodule(name, nn.Identity())
     return model
+
+
+def _collect_autograd_nodes(output: Tensor) -> list[Any]:
+    """Return all nodes of the autograd graph of a tensor, each once."""
+    root = output.grad_fn
+    nodes, seen = [root], {root}
+    for node in nodes:
+        for parent, _ in node.next_functions if node is not None else ():
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)
+    return nodes

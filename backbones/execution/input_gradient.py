@@ -14,7 +14,6 @@ from sfm.backbones.execution.batch_norms import find_consecutive_modules
 from sfm.backbones.execution.conv_chains import fuse_conv_chains
 from sfm.backbones.execution.conv_kernels import ClipBounds
 from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradConvs, NaNPropagating
-from sfm.backbones.execution.tracing import trace_or_eager
 from sfm.text import summarize_error
 
 MIN_CONVOLUTIONS = 2
@@ -70,9 +69,7 @@ def input_gradient_only(model: nn.Module, example: Tensor) -> InputGradModel:
             changed = replace_convolutions(model, activations)
             candidate = NaNPropagating(fuse_conv_chains(changed, example) if fuse else changed)
             if models_agree(model, candidate, example):
-                return InputGradModel(
-                    NaNPropagating(trace_or_eager(candidate.model, example, is_traced_as_leaf))
-                )
+                return InputGradModel(candidate)
             problem = "convolutions without weight gradients give other features or gradients"
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
             problem = f"convolutions cannot be replaced: {type(error).__name__}: {summarize_error(error)}"
@@ -121,11 +118,6 @@ def is_plain_conv(module: Any) -> bool:
         and not isinstance(module.padding, str)
         and not module.weight.requires_grad
     )
-
-
-def is_traced_as_leaf(module: nn.Module) -> bool:
-    """Return whether tracing calls a module as it is."""
-    return isinstance(module, InputGradConvs | InputGradClip)
 
 
 def clip_bounds(module: Any) -> ClipBounds | None:

@@ -24,7 +24,7 @@ from sfm.api import EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, o
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.preparation import optimize_backbone
 from sfm.distill.pyramid import canvas_size
-from sfm.eval.result import mean_and_deviation
+from sfm.eval.result import compute_mean_and_std
 from sfm.stats_store.store import Entry
 
 
@@ -128,7 +128,7 @@ def compare_accuracy(config: AccuracyConfig) -> dict[str, Any]:
         "rate": rate,
         "curves": curves,
         "mean_curve": mean,
-        "top1": {method: mean_and_deviation(each) for method, each in final.items()},
+        "top1": {method: compute_mean_and_std(each) for method, each in final.items()},
         "seconds_to_target": {
             method: find_time_to_accuracy(points, target) for method, points in mean.items()
         },
@@ -140,6 +140,8 @@ def open_published_entry(config: ExtractConfig, backbone: Backbone, role: Role) 
     """Open the entry of a role that an extraction published for a backbone."""
     store = open_store(config.store)
     (summary,) = (
-        each for each in store.list_summaries() if (each.role, each.backbone_hash) == (role, backbone.card.hash)
+        each
+        for each in store.list_summaries()
+        if (each.role, each.backbone_hash) == (role, backbone.card.hash)
     )
     return store.open_entry(summary)

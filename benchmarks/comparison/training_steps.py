@@ -16,7 +16,7 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
 from sfm.distill import engine
-from sfm.distill.activation_memory import count_activation_bytes, read_free_bytes
+from sfm.distill.activation_memory import measure_activation_bytes, measure_free_memory
 from sfm.distill.adam import no_moments
 from sfm.distill.engine import Plan, State, grown
 from sfm.distill.execution_choice import choose_execution
@@ -230,10 +230,10 @@ def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
     plan = make_default_plan(case, optimized)
     if name in SFM_STEPS:
         plan = make_plan_for_step(name, plan)
-        return max(plan.micro_batch, plan.graphs) * count_activation_bytes(optimized)
+        return max(plan.micro_batch, plan.graphs) * measure_activation_bytes(optimized)
     if name == PUBLISHED:
-        return plan.images * count_activation_bytes(load_trainable_backbone(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * plan.images * count_activation_bytes(backbone)
+        return plan.images * measure_activation_bytes(load_trainable_backbone(case, backbone))
+    return (1 if name == BARE else LGM_VIEWS) * plan.images * measure_activation_bytes(backbone)
 
 
 def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:
@@ -241,7 +241,7 @@ def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbon
 
     On a GPU our step holds its graph between calls, so that others must fit beside it.
     """
-    free = MAX_MEMORY_FRACTION * read_free_bytes(backbone.device)
+    free = MAX_MEMORY_FRACTION * measure_free_memory(backbone.device)
     copies = 2 if backbone.device.type == "cuda" else 1
     sizes = {name: estimate_graph_bytes(name, case, backbone) for name in names}
     return {name: size for name, size in sizes.items() if size * (copies if name in SFM_STEPS else 1) > free}

@@ -1,1 +1,1 @@
-"""Export: a distilled dataset, or the classifier behind it, as others keep such things. Loads no model."""
+"""Export distilled datasets and their classifiers to formats that other programs read. Loads no model."""

@@ -1,4 +1,4 @@
-"""What `sfm export` can be asked for."""
+"""Configuration of `sfm export`."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sfm.config_fields import BackboneField, LocationField, RecipeField
 from sfm.paths import expand_home_in_field
 
-Format = Literal["imagefolder", "webdataset", "parquet", "classifier"]
+ExportFormat = Literal["imagefolder", "webdataset", "parquet", "classifier"]
 
 
 class ExportConfig(BaseModel):
-    """The configuration of one export; the command line has one option per field."""
+    """Configuration of one export; the command line has one option per field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,10 +20,10 @@ class ExportConfig(BaseModel):
         description="Directory that `sfm distill` wrote.",
         json_schema_extra={"argument": True, "metavar": "DIR"},
     )
-    format: RecipeField[Format] = Field(
+    format: RecipeField[ExportFormat] = Field(
         description="imagefolder: a folder of images per class. webdataset: a tar of .png, .cls and .json. "
         "parquet: as the Hugging Face Hub keeps images. classifier: the inherited classifier, with the "
-        "projector that `sfm evaluate --save` left, as safetensors. All with a card.",
+        "projector that `sfm evaluate --save` left, as safetensors. All with a card."
     )
     out: LocationField[Path] = Field(description="Folder to write; must be new or empty.")
     licence: RecipeField[str | None] = Field(
@@ -37,12 +37,11 @@ class ExportConfig(BaseModel):
     )
     evaluation: LocationField[list[Path]] = Field(
         default=[],
-        description="What `sfm evaluate --out` wrote of this run: a .json file, or a folder; repeat for "
-        "several. Its figures and classifiers count together with those in the run.",
+        description="Results of this run that `sfm evaluate --out` wrote: a .json file, or a folder; repeat "
+        "for several. Their accuracies and classifiers are used together with those in the run.",
     )
     backbone: BackboneField[str | None] = Field(
-        default=None,
-        description="Backbone that the classifier is to be used with. Default: the one distilled on.",
+        default=None, description="Backbone to use the classifier with. Default: the one distilled on."
     )
 
     _expand_paths = field_validator("run", "out", "evaluation")(expand_home_in_field)

@@ -1,6 +1,6 @@
-"""The report: runs and their evaluations as one HTML file. Loads no model."""
+"""Write a report on runs and their evaluations as one HTML file. Loads no model."""
 
 import logging
 
-# Where there is no home, matplotlib caches elsewhere and warns of it at length; nothing is lost.
+# Without a home folder, matplotlib logs a long warning that its cache is elsewhere.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours and its type from the page it stands in."""
+"""Draw charts as inline SVG with the colours and the font of the page."""
 
 import itertools
 import re
@@ -13,40 +13,40 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sfm.eval.report.read import Step
+from sfm.eval.report.reported_runs import LossPoint
 from sfm.text import escape_non_utf8
 
-Kind = Literal["distilled", "few real", "all real", "no images"]
+BarKind = Literal["distilled", "few real", "all real", "no images"]
 
-# matplotlib knows no CSS: it draws in colours that stand for the page's.
-INK, FAINT = "#010101", "#010102"
-FILL: dict[Kind, str] = {
+# matplotlib knows no CSS: it draws placeholder colours, which become the page's.
+TEXT_COLOUR, GRID_COLOUR = "#010101", "#010102"
+FILL_COLOURS: dict[BarKind, str] = {
     "distilled": "#010103",
     "few real": "#010104",
     "all real": "#010105",
     "no images": "#010106",
 }
 PAGE_COLOURS = {
-    INK: "currentColor",
-    FAINT: "var(--faint)",
-    FILL["distilled"]: "var(--distilled)",
-    FILL["few real"]: "var(--few-real)",
-    FILL["all real"]: "var(--all-real)",
-    FILL["no images"]: "var(--no-images)",
+    TEXT_COLOUR: "currentColor",
+    GRID_COLOUR: "var(--faint)",
+    FILL_COLOURS["distilled"]: "var(--distilled)",
+    FILL_COLOURS["few real"]: "var(--few-real)",
+    FILL_COLOURS["all real"]: "var(--all-real)",
+    FILL_COLOURS["no images"]: "var(--no-images)",
 }
-HATCH: dict[Kind, str] = {"distilled": "", "few real": "///", "all real": "|||", "no images": "xx"}
+HATCHES: dict[BarKind, str] = {"distilled": "", "few real": "///", "all real": "|||", "no images": "xx"}
 
-STYLE: Any = {
+CHART_STYLE: Any = {
     "svg.fonttype": "none",
-    # The widest of common fonts: whatever the page uses instead takes no more room.
+    # The widest of common fonts: the font of the page takes no more room.
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "text.color": TEXT_COLOUR,
+    "axes.edgecolor": TEXT_COLOUR,
+    "axes.labelcolor": TEXT_COLOUR,
+    "xtick.color": TEXT_COLOUR,
+    "ytick.color": TEXT_COLOUR,
     "axes.linewidth": 0.8,
     "hatch.linewidth": 0.8,
     "figure.facecolor": "none",
@@ -54,15 +54,15 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-WIDTH = 5.6
+CHART_INCHES = 5.6
 """Inches: wide enough for a column of a page, narrow enough that its text is still read on a phone."""
 
-MOST_POINTS = 300
+MAX_POINTS = 300
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One accuracy of a chart.
+class AccuracyBar:
+    """One bar of a chart.
 
     Attributes
     ----------
@@ -70,28 +70,28 @@ class Bar:
     value, spread : float
         In percent; spread is None where nothing was repeated.
     kind : str
-        What the classifier was made of; decides colour and hatch.
+        Images the classifier was made of; decides colour and hatch.
     """
 
     label: str
     value: float
     spread: float | None
-    kind: Kind
+    kind: BarKind
 
 
-def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], description: str) -> Markup:
-    """Draw accuracies as horizontal bars with error bars, and the figure beside each.
+def draw_bar_chart(groups: Sequence[tuple[str, Sequence[AccuracyBar]]], description: str) -> Markup:
+    """Draw accuracies as horizontal bars with error bars, and the value beside each.
 
     Parameters
     ----------
     groups : sequence of (str, sequence of Bar)
         One group per backbone, under its name.
     description : str
-        What someone hears who does not see the chart.
+        Alternative text.
     """
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(CHART_STYLE):
         rows = sum(1 + len(bars) for _, bars in groups)
-        figure = Figure((WIDTH, 0.55 + 0.27 * rows), layout="constrained")
+        figure = Figure((CHART_INCHES, 0.55 + 0.27 * rows), layout="constrained")
         axes = figure.subplots()
         labels: list[tuple[float, str, str]] = []
         y = 0.0
@@ -109,83 +109,87 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], description: str) -> 
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.spines["bottom"].set_bounds(0, 100)
-        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        axes.grid(axis="x", color=GRID_COLOUR, linewidth=0.7)
         axes.set_axisbelow(True)
-        return as_markup(figure, description)
+        return render_svg(figure, description)
 
 
-def draw_bar(axes: Axes, y: float, bar: Bar) -> None:
-    """Draw one bar, its error bar and its figure."""
-    colour = FILL[bar.kind]
-    hatch = HATCH[bar.kind]
+def draw_bar(axes: Axes, y: float, bar: AccuracyBar) -> None:
+    """Draw one bar, its error bar and its value."""
+    colour = FILL_COLOURS[bar.kind]
+    hatch = HATCHES[bar.kind]
     style: Any = {"facecolor": "none", "edgecolor": colour, "hatch": hatch} if hatch else {"color": colour}
     axes.barh(y, bar.value, height=0.72, linewidth=1, **style)
     end = bar.value
     if bar.spread is not None:
         end += bar.spread
-        axes.errorbar(bar.value, y, xerr=bar.spread, color=INK, capsize=3, linewidth=1.2)
+        axes.errorbar(bar.value, y, xerr=bar.spread, color=TEXT_COLOUR, capsize=3, linewidth=1.2)
     axes.text(end + 1.5, y, f"{bar.value:.1f}", va="center", ha="left", fontsize=9)
 
 
-def loss_chart(history: Sequence[Step], bounds: tuple[float, float], description: str) -> Markup:
-    """Draw the loss over the steps, and which resolution the pyramid had when.
+def draw_loss_chart(
+    history: Sequence[LossPoint], loss_bounds: tuple[float, float], description: str
+) -> Markup:
+    """Draw the loss over the steps, with the resolution of the pyramid.
 
-    Many steps are drawn as their mean, in a band from the least to the largest.
+    Many steps are drawn as their mean, in a band from minimum to maximum.
 
     Parameters
     ----------
     history : sequence of Step
         At least one.
-    bounds : (float, float)
-        Of the loss axis, the same for all runs of a report.
+    loss_bounds : (float, float)
+        Limits of the loss axis, the same for all runs of a report.
     description : str
     """
     steps = np.array([row.step for row in history])
     loss = np.array([row.loss for row in history])
     resolution = np.array([row.resolution for row in history])
-    parts = np.array_split(np.arange(len(steps)), min(MOST_POINTS, len(steps)))
-    middle = [steps[part].mean() for part in parts]
-    with mpl.rc_context(STYLE):
-        figure = Figure((WIDTH, 2.9), layout="constrained")
+    chunks = np.array_split(np.arange(len(steps)), min(MAX_POINTS, len(steps)))
+    middle = [steps[chunk].mean() for chunk in chunks]
+    with mpl.rc_context(CHART_STYLE):
+        figure = Figure((CHART_INCHES, 2.9), layout="constrained")
         axes = figure.subplots()
         changes = [0, *(np.flatnonzero(np.diff(resolution)) + 1), len(steps)]
         for number, (begin, end) in enumerate(itertools.pairwise(changes)):
             if number % 2 == 0:
-                axes.axvspan(steps[begin] - 1, steps[end - 1], color=FAINT, alpha=0.45, linewidth=0)
+                axes.axvspan(steps[begin] - 1, steps[end - 1], color=GRID_COLOUR, alpha=0.45, linewidth=0)
         axes.fill_between(
             middle,
-            [loss[part].min() for part in parts],
-            [loss[part].max() for part in parts],
-            color=FILL["distilled"],
+            [loss[chunk].min() for chunk in chunks],
+            [loss[chunk].max() for chunk in chunks],
+            color=FILL_COLOURS["distilled"],
             alpha=0.3,
             linewidth=0,
         )
-        axes.plot(middle, [loss[part].mean() for part in parts], color=FILL["distilled"], linewidth=1.6)
-        axes.set(xlim=(0, steps[-1]), ylim=bounds, xlabel="step", ylabel="loss")
+        axes.plot(
+            middle, [loss[chunk].mean() for chunk in chunks], color=FILL_COLOURS["distilled"], linewidth=1.6
+        )
+        axes.set(xlim=(0, steps[-1]), ylim=loss_bounds, xlabel="step", ylabel="loss")
         above = axes.secondary_xaxis("top")
         centres = [(steps[b] - 1 + steps[e - 1]) / 2 for b, e in itertools.pairwise(changes)]
         above.set_xticks(centres, [str(resolution[begin]) for begin in changes[:-1]], fontsize=8)
         above.tick_params(length=0)
         above.set_xlabel("finest level of the pyramid, pixels", fontsize=9)
-        return as_markup(figure, description)
+        return render_svg(figure, description)
 
 
-def as_markup(figure: Figure, description: str) -> Markup:
-    """Return a figure as an element to put into a page."""
-    text = StringIO()
+def render_svg(figure: Figure, description: str) -> Markup:
+    """Return a figure as an ``<svg>`` element for a page."""
+    buffer = StringIO()
     with mpl.rc_context({"svg.hashsalt": escape_non_utf8(description)}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing)
-    svg = text.getvalue()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
+    svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    # Every chart numbers its groups alike, and an id must be there once in a page.
+    # Every chart has the same group ids, and an id must be unique in a page.
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    # An attribute of its own takes no variable; in a style it does.
+    # CSS variables work in a style, not in an attribute.
     svg = re.sub(r'\bfill="(#[0-9a-f]{6})"', r'style="fill: \1"', svg)
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
-    for drawn, shown in PAGE_COLOURS.items():
-        svg = svg.replace(drawn, shown)
+    for placeholder, colour in PAGE_COLOURS.items():
+        svg = svg.replace(placeholder, colour)
     svg = re.sub(r'\s+width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
     svg = re.sub(r"\n\s*", " ", svg)
     label = escape(description)

@@ -1,4 +1,4 @@
-"""What `sfm report` can be asked for."""
+"""Configuration of `sfm report`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sfm.paths import expand_home_in_field
 
 
 class ReportConfig(BaseModel):
-    """The configuration of one report; the command line has one option per field."""
+    """Configuration of one report; the command line has one option per field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,18 +18,16 @@ class ReportConfig(BaseModel):
         description="Directories that `sfm distill` wrote; several are compared.",
         json_schema_extra={"argument": True, "metavar": "DIR..."},
     )
-    out: LocationField[Path] = Field(
-        description="HTML file to write; a report that is there already is replaced."
-    )
+    out: LocationField[Path] = Field(description="HTML file to write; replaces a report, and nothing else.")
     evaluation: LocationField[list[Path]] = Field(
         default=[],
-        description="What `sfm evaluate --out` wrote of these runs: a .json file, or a folder; repeat for "
-        "several. It is shown together with the evaluation.json in the run.",
+        description="Results of these runs that `sfm evaluate --out` wrote: a .json file, or a folder; "
+        "repeat for several. They are shown together with the evaluation.json in the run.",
     )
     store: LocationField[list[str]] = Field(
         default=[],
-        description="Store that the images were distilled from, to show its real images beside them and what "
-        "its statistics cost; repeat for several. Without it, the report holds no real image.",
+        description="Store that the images were distilled from: the report then shows its real images and "
+        "the cost of its statistics; repeat for several. Without it, the report holds no real image.",
     )
 
     _expand_paths = field_validator("runs", "out", "evaluation")(expand_home_in_field)

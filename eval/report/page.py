@@ -1,4 +1,4 @@
-"""A report as one HTML file that asks nothing of any network."""
+"""Write a report as one HTML file that loads nothing from any network."""
 
 import base64
 import hashlib
@@ -10,19 +10,19 @@ from markupsafe import Markup
 from sfm.errors import InputError
 from sfm.eval.output_files import write_output
 from sfm.eval.report.config import ReportConfig
-from sfm.eval.report.read import read_all
-from sfm.eval.report.view import Report, report_of
+from sfm.eval.report.report_content import ReportContent, make_report_content
+from sfm.eval.report.reported_runs import read_reported_runs
 from sfm.locking import lock_file
 from sfm.text import escape_non_utf8
 
-MARK = b"<!doctype html>\n<!-- sfm report -->"
-"""How every report begins; a file that does not is not replaced."""
+REPORT_MARK = b"<!doctype html>\n<!-- sfm report -->"
+"""First bytes of every report; a file that begins otherwise is not replaced."""
 
 
 def report(config: ReportConfig) -> Path:
-    """Write what is known of runs into one self-contained HTML file.
+    """Write a report on runs as one self-contained HTML file.
 
-    Loads no model and computes no figure: it shows what `sfm distill` and `sfm evaluate` left.
+    Loads no model and measures nothing: it shows what `sfm distill` and `sfm evaluate` wrote.
 
     Parameters
     ----------
@@ -31,23 +31,24 @@ def report(config: ReportConfig) -> Path:
     Returns
     -------
     Path
-        The file.
+        The file written.
 
     Raises
     ------
     InputError
-        If a directory is not a finished run, a store cannot be opened or knows none of the runs, or the file
-        cannot be written, or is there and is not a report.
+        If a directory is not a finished run, a store cannot be opened or holds none of the runs' entries, or
+        the file cannot be written, or is there and is not a report.
     """
-    require_replaceable(config.out)
+    require_replaceable_report(config.out)
     with lock_file(config.out):
-        page = render(report_of(read_all(config.runs, config.store, config.evaluation)))
+        runs = read_reported_runs(config.runs, config.store, config.evaluation)
+        page = render_page(make_report_content(runs))
         write_output(config.out, escape_non_utf8(page).encode())
     return config.out
 
 
-def require_replaceable(path: Path) -> None:
-    """Refuse to write over what is not a report.
+def require_replaceable_report(path: Path) -> None:
+    """Refuse to replace a file that is not a report.
 
     Raises
     ------
@@ -60,11 +61,11 @@ def require_replaceable(path: Path) -> None:
         raise InputError(f"--out {path}: there is no folder {path.parent}")
     if path.exists():
         with path.open("rb") as file:
-            if file.read(len(MARK)) != MARK:
+            if file.read(len(REPORT_MARK)) != REPORT_MARK:
                 raise InputError(f"--out {path} is there and is not a report of sfm: give another name")
 
 
-def render(shown: Report) -> str:
+def render_page(content: ReportContent) -> str:
     """Return the page of a report."""
     environment = Environment(
         loader=PackageLoader("sfm.eval.report", "template"),
@@ -73,14 +74,14 @@ def render(shown: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = text_of(environment, "zoom.js")
+    script = read_template(environment, "zoom.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
-        report=shown, style=text_of(environment, "style.css"), script=script, script_digest=digest
+        report=content, style=read_template(environment, "style.css"), script=script, script_digest=digest
     )
 
 
-def text_of(environment: Environment, name: str) -> Markup:
-    """Return a file of the template folder as it is."""
+def read_template(environment: Environment, name: str) -> Markup:
+    """Return a file of the template folder, unescaped."""
     assert environment.loader
     return Markup(environment.loader.get_source(environment, name)[0])

@@ -20,14 +20,14 @@ from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.class_labels import ClassList, get_display_names, read_class_list
-from sfm.pipeline.sources.class_subsets import select_classes
+from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.idx import open_builtin_source, open_idx_source
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.pipeline.sources.parquet import open_parquet_source
 from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.sources.source import Shard, Source, Split
-from sfm.pipeline.sources.spec_options import format_options, parse_options
+from sfm.pipeline.sources.spec_options import format_spec_options, parse_spec_options
 from sfm.pipeline.sources.torchvision_datasets import open_torchvision_source
 from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
@@ -68,11 +68,11 @@ def open_source(spec: str, held_out: bool = True) -> Source:
         If the kind is unknown, nothing is there, nothing is held out, or its classes are known and cannot be
         distilled.
     """
-    opener = find_opener(spec)
-    place, options = parse_options(spec.partition(":")[2])
+    opener = find_source_opener(spec)
+    place, options = parse_spec_options(spec.partition(":")[2])
     class_list = read_class_list(options.pop("classes")) if "classes" in options else None
     rendering_options = pop_rendering_options(spec, options)
-    source = opener(format_options(place, options))
+    source = opener(format_spec_options(place, options))
     if held_out and not source.test.shards:
         reason = source.inventory.no_held_out or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
@@ -96,7 +96,7 @@ def open_source(spec: str, held_out: bool = True) -> Source:
     return source
 
 
-def find_opener(spec: str) -> Callable[[str], Source]:
+def find_source_opener(spec: str) -> Callable[[str], Source]:
     """Return the function that opens sources of a spec's kind, from this package or a plug-in.
 
     Raises
@@ -151,7 +151,7 @@ def select_listed_classes(source: Source, class_list: ClassList) -> Source:
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
     names |= class_list.names
-    subset = select_classes(source, class_list.ids, [names[class_id] for class_id in class_list.ids])
+    subset = select_source_classes(source, class_list.ids, [names[class_id] for class_id in class_list.ids])
     if expand_home(class_list.origin).is_file():
         return replace(subset, name=f"{source.name}-{Path(class_list.origin).stem}")
     return replace(subset, name=class_list.origin)

@@ -20,7 +20,7 @@ OTHER_CLASSES_KIND = "images of other classes"
 Item = TypeVar("Item")
 
 
-def select_classes(
+def select_source_classes(
     source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None
 ) -> Source:
     """Return a source of some classes of another; samples of the other classes are not decoded.

@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from obstore import BytesStream, GetOptions, ObjectMeta
 
-CHUNK_BYTES = 1 << 20
+STREAM_CHUNK_BYTES = 1 << 20
 LOOKUP_THREADS = 16
 MAX_FILES = 1_000_000
 """That one pattern stands for."""
 
-MAX_DIGITS = 18
+MAX_RANGE_DIGITS = 18
 """Of a number in a pattern."""
 
 MISSING_MESSAGE = "there is no file {}"
 CHANGED_MESSAGE = "{} changed while the dataset was read; run again"
 
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def expand_braces(pattern: str) -> list[str]:
     """
     # braceexpand would hold all numbers of a range in memory.
     is_too_long = any(
-        max(len(start), len(stop)) > MAX_DIGITS or abs(int(start) - int(stop)) > MAX_FILES
+        max(len(start), len(stop)) > MAX_RANGE_DIGITS or abs(int(start) - int(stop)) > MAX_FILES
         for start, stop in _RANGE.findall(pattern)
     )
     try:
@@ -282,8 +282,8 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
     with translate_read_errors(file.url, VANISHED_MESSAGE):
         response = obstore.get(store, path)
     require_unchanged(file, _make_data_file(file.url, response.meta))
-    body = _ResponseBody(file.url, response.stream(min_chunk_size=CHUNK_BYTES))
-    yield io.BufferedReader(body, CHUNK_BYTES)
+    body = _ResponseBody(file.url, response.stream(min_chunk_size=STREAM_CHUNK_BYTES))
+    yield io.BufferedReader(body, STREAM_CHUNK_BYTES)
 
 
 def open_seekable(file: DataFile) -> BinaryIO:
@@ -301,7 +301,7 @@ def open_seekable(file: DataFile) -> BinaryIO:
     store, path = _connect_to_url(file.url, patient=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
         require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
-    return io.BufferedReader(_RangeReader(file, store, path), CHUNK_BYTES)
+    return io.BufferedReader(_RangeReader(file, store, path), STREAM_CHUNK_BYTES)
 
 
 def require_unchanged(listed: DataFile, current: DataFile) -> None:
@@ -391,6 +391,6 @@ def derive_dataset_name(pattern: str, suffixes: str | tuple[str, ...]) -> str:
     return make_dataset_name([part for part in folder.split("/") if part][-1])
 
 
-def digest_listing(files: Sequence[DataFile]) -> str:
+def digest_file_states(files: Sequence[DataFile]) -> str:
     """Return the digest (hexadecimal) of the names, sizes and versions of files; see `Split.listing`."""
     return compute_digest("\n".join(f"{file.url} {file.size} {file.version}" for file in files))

@@ -26,7 +26,7 @@ from sfm.pipeline.sources.inventory import (
     get_unused_kind,
 )
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, file_split
-from sfm.pipeline.sources.spec_options import parse_options, require_known_options
+from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.stats_store.dataset_names import make_name_from_folder
 
@@ -48,7 +48,7 @@ def open_folder_source(location: str) -> Source:
         If a folder is missing, or the splits cannot be told apart.
     """
     spec = f"folder:{location}"
-    path, options = parse_options(location)
+    path, options = parse_spec_options(location)
     require_known_options(spec, options, ("train", "test"))
     root = expand_home(path)
     if not root.is_dir():

@@ -242,14 +242,14 @@ def list_subfolders(
     return [entry for entry in visible if not is_dangling_link(entry) and entry.is_dir()]
 
 
-def list_class_folders(split: Path) -> list[str]:
+def list_class_folders(split_folder: Path) -> list[str]:
     """Return the sorted names of the class folders of a split."""
-    return [entry.name for entry in list_subfolders(split, could_be_folder)]
+    return [entry.name for entry in list_subfolders(split_folder, could_be_folder)]
 
 
-def list_class_ids(split: Path) -> set[str]:
+def list_class_ids(split_folder: Path) -> set[str]:
     """Return the class ids of a split: the names of its class folders, in Unicode normal form C."""
-    return set(map(normalize_class_id, list_class_folders(split)))
+    return set(map(normalize_class_id, list_class_folders(split_folder)))
 
 
 def is_image_entry(entry: os.DirEntry[str]) -> bool:

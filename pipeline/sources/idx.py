@@ -131,11 +131,11 @@ def read_idx_header(path: Path, file: BinaryIO, ndim: int) -> tuple[int, ...]:
         raise InputError(
             f"{path} is not an idx file of {ndim}-dimensional bytes: it begins with {header[:4].hex()}"
         )
-    require_plausible_header(path, tuple(shape), len(header))
+    require_plausible_idx_header(path, tuple(shape), len(header))
     return tuple(shape)
 
 
-def require_plausible_header(path: Path, shape: tuple[int, ...], header_size: int) -> None:
+def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_size: int) -> None:
     """Refuse a file whose header promises more than it can hold, before memory is taken for it.
 
     Raises

@@ -17,7 +17,7 @@ MAX_IMAGE_BYTES = 2**29
 MAX_LABEL_BYTES = MAX_JSON_BYTES
 """Of a label, a caption or a JSON description in a shard."""
 
-MAX_GROUP_BYTES = 2 * MAX_IMAGE_BYTES
+MAX_MEMBER_GROUP_BYTES = 2 * MAX_IMAGE_BYTES
 """Of all images and labels in a shard that share a name up to the first dot."""
 
 MAX_PREFETCH_BYTES = 2**23

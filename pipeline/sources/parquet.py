@@ -23,7 +23,7 @@ from sfm.pipeline.sources.data_files import (
     LOOKUP_THREADS,
     DataFile,
     derive_dataset_name,
-    digest_listing,
+    digest_file_states,
     is_remote_url,
 )
 from sfm.pipeline.sources.decode import decode_image
@@ -42,7 +42,7 @@ from sfm.pipeline.sources.parquet_schema import (
 )
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
-from sfm.pipeline.sources.spec_options import parse_options, require_known_options
+from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.stats_store.class_lists import normalize_class_id
 
@@ -91,7 +91,7 @@ def open_parquet_source(location: str) -> Source:
         If pyarrow is not installed, files are missing or damaged, or have no such columns.
     """
     spec = f"parquet:{location}"
-    place, options = parse_options(location)
+    place, options = parse_spec_options(location)
     require_known_options(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
@@ -220,7 +220,7 @@ def make_parquet_split(
     # Earlier versions took text of digits for numbers: their entries are not the same.
     if label_list is None and any(table.has_text_numbers for table in tables):
         meaning = "text is an id"
-    files_digest = digest_listing([table.file for table in tables])
+    files_digest = digest_file_states([table.file for table in tables])
     return Split(
         tuple(make_shard(table, groups) for table in tables for groups in merge_row_groups(table.group_rows)),
         compute_digest(files_digest, columns.image, columns.label, meaning),

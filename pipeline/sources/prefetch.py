@@ -10,12 +10,12 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 FILES_PER_TASK = 8
 """Files that a thread reads at once: each change of threads takes a core from code that computes."""
 
-READER_THREADS = 8
+PREFETCH_THREADS = 8
 """Files read at the same time, which hides the latency of network disks."""
 
 
 def prefetch_samples(
-    samples: Iterable[Sample | SampleFile], thread_count: int = READER_THREADS
+    samples: Iterable[Sample | SampleFile], thread_count: int = PREFETCH_THREADS
 ) -> Iterator[Sample]:
     """Yield samples in their order; those that are files are read ahead in threads.
 

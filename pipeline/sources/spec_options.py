@@ -12,7 +12,7 @@ SHARED_OPTIONS = ("classes", "background", "white")
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
-def parse_options(rest: str) -> tuple[str, dict[str, str]]:
+def parse_spec_options(rest: str) -> tuple[str, dict[str, str]]:
     """Return the place and the options of a spec.
 
     Parameters
@@ -44,8 +44,8 @@ def parse_options(rest: str) -> tuple[str, dict[str, str]]:
     return rest[: match.start()], options
 
 
-def format_options(place: str, options: dict[str, str]) -> str:
-    """Return a place and its options as they stand in a spec; the inverse of :func:`parse_options`."""
+def format_spec_options(place: str, options: dict[str, str]) -> str:
+    """Return a place and its options as they stand in a spec; the inverse of :func:`parse_spec_options`."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{place}?{query}" if query else place
 
@@ -66,7 +66,7 @@ def require_known_options(spec: str, options: dict[str, str], known_names: Seque
             raise InputError(f"{spec} has no option {name}: {hint}")
 
 
-def parse_flag(spec: str, options: dict[str, str], name: str) -> bool:
+def parse_yes_no_option(spec: str, options: dict[str, str], name: str) -> bool:
     """Return whether an option of a spec is ``yes``; it is ``no`` by default.
 
     Raises

@@ -33,7 +33,7 @@ UNSUPPORTED_COMPRESSION = {
     b"\xfd7zXZ": "xz",
     b"\x04\x22\x4d\x18": "lz4",
 }
-CHUNK_BYTES = 1 << 20
+TAR_BUFFER_BYTES = 1 << 20
 TAR_READ_ERRORS = (
     tarfile.TarError,
     gzip.BadGzipFile,
@@ -71,7 +71,7 @@ class MeteredStream:
             as many bytes as a header claims.
         """
         if self._position > self.max_position:
-            raise tarfile.ReadError(f"what it says about a member is longer than {MAX_HEADER_BYTES:,} bytes")
+            raise tarfile.ReadError(f"the headers of a member are longer than {MAX_HEADER_BYTES:,} bytes")
         data = self._stream.read(size)
         self._position += len(data)
         self._empty_reads += not data
@@ -116,7 +116,7 @@ def decompress_stream(stream: BinaryIO, where: str) -> BinaryIO:
 
 def read_to_end(stream: BinaryIO) -> None:
     """Read a gzip stream to its end, where its checksum is verified."""
-    while isinstance(stream, gzip.GzipFile) and stream.read(CHUNK_BYTES):
+    while isinstance(stream, gzip.GzipFile) and stream.read(TAR_BUFFER_BYTES):
         pass
 
 
@@ -145,7 +145,7 @@ def iter_members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, Co
             unpacked = decompress_stream(raw_stream, file.url)
             stream = MeteredStream(unpacked)
             with tarfile.open(
-                fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=CHUNK_BYTES
+                fileobj=cast("BinaryIO", stream), mode="r|", tarinfo=_StrictTarInfo, bufsize=TAR_BUFFER_BYTES
             ) as archive:
                 count = 0
                 while (info := read_next_header(archive, stream)) is not None:
@@ -187,7 +187,7 @@ def read_next_header(archive: tarfile.TarFile, stream: MeteredStream) -> tarfile
                 f"a member of {info.size} bytes has a name of {len(info.name)} characters"
             )
     if sum(len(name) + len(text) for name, text in archive.pax_headers.items()) > MAX_HEADER_BYTES:
-        raise tarfile.ReadError(f"what it says about all members is longer than {MAX_HEADER_BYTES:,} bytes")
+        raise tarfile.ReadError(f"the global headers are longer than {MAX_HEADER_BYTES:,} bytes")
     return info
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS, get_extension, get_unused_kind
-from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_GROUP_BYTES
+from sfm.pipeline.sources.limits import MAX_BATCH_BYTES, MAX_MEMBER_GROUP_BYTES
 from sfm.pipeline.sources.tar_members import LABEL_EXTENSIONS, Content, iter_members
 from sfm.text import format_names
 
@@ -56,9 +56,9 @@ class MemberGroup:
         if extension in contents:
             raise InputError(f"{where} twice")
         self.size += len(content) if isinstance(content, bytes) else 0
-        if self.size > MAX_GROUP_BYTES:
+        if self.size > MAX_MEMBER_GROUP_BYTES:
             raise InputError(
-                f"{where} and others of its name, of more than {MAX_GROUP_BYTES:,} bytes together"
+                f"{where} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
             )
         contents[extension] = content
 

@@ -14,7 +14,7 @@ from sfm.pipeline.sources.class_labels import class_id_from_number, normalize_cl
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.source import Source, Split, compute_digest, file_split, indexed_split
-from sfm.pipeline.sources.spec_options import parse_flag, parse_options, require_known_options
+from sfm.pipeline.sources.spec_options import parse_spec_options, parse_yes_no_option, require_known_options
 from sfm.text import sanitize_line, summarize_error
 
 _BOOLEAN = ({"train": True}, {"train": False})
@@ -62,7 +62,7 @@ def open_torchvision_source(location: str) -> Source:
         If there is no such dataset, or it is not there.
     """
     spec = f"torchvision:{location}"
-    name, options = parse_options(location)
+    name, options = parse_spec_options(location)
     require_known_options(spec, options, ("root", "download"))
     if name not in SPLIT_ARGUMENTS:
         close = difflib.get_close_matches(name.lower(), [known.lower() for known in SPLIT_ARGUMENTS], n=1)
@@ -71,7 +71,7 @@ def open_torchvision_source(location: str) -> Source:
         raise InputError(f"no dataset torchvision:{name} with class labels and two splits: {hint}")
     if "root" not in options:
         raise InputError(f"{spec} does not say where the dataset is: write torchvision:{name}?root=PATH")
-    root, download = expand_home(options["root"]), parse_flag(spec, options, "download")
+    root, download = expand_home(options["root"]), parse_yes_no_option(spec, options, "download")
     train, test = (
         open_torchvision_split(spec, name, root, download, arguments) for arguments in SPLIT_ARGUMENTS[name]
     )
@@ -150,26 +150,33 @@ def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[l
     return [class_id_from_number(label) for label in range(len(names))], names
 
 
-def make_torchvision_split(dataset: Any, where: str, labels: npt.NDArray[np.int64], ids: list[str]) -> Split:
+def make_torchvision_split(
+    dataset: Any, where: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
+) -> Split:
     """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
-    position_by_number = np.argsort(np.argsort(ids)).astype(np.int32)
-    sorted_labels = position_by_number[labels]
+    position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
+    sorted_labels = position_by_number[label_numbers]
     files = list_image_files(dataset)
     if files is None:
         return indexed_split(
             labels=sorted_labels,
-            class_ids=sorted(ids),
+            class_ids=sorted(class_ids),
             read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
             where=lambda i: f"image {i} of the {where}",
             listing=compute_digest(
-                where, str(len(labels)), labels.tobytes(), np.asarray(dataset.data[:64]).tobytes()
+                where,
+                str(len(label_numbers)),
+                label_numbers.tobytes(),
+                np.asarray(dataset.data[:64]).tobytes(),
             ),
         )
     return file_split(
         labels=sorted_labels,
-        class_ids=sorted(ids),
+        class_ids=sorted(class_ids),
         path=files.__getitem__,
-        listing=compute_digest(where, labels.tobytes(), *(describe_file_state(path) for path in files)),
+        listing=compute_digest(
+            where, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
+        ),
     )
 
 
@@ -184,12 +191,9 @@ def describe_file_state(path: str) -> str:
     try:
         status = Path(path).stat()
     except OSError as error:
-        line = (
-            describe_dangling_link(path)
-            if Path(path).is_symlink()
-            else f"cannot read {path}: {error.strerror}"
-        )
-        raise InputError(line) from error
+        if Path(path).is_symlink():
+            raise InputError(describe_dangling_link(path)) from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 

@@ -15,13 +15,13 @@ from sfm.pipeline.sources.class_labels import (
     read_class_list,
 )
 from sfm.pipeline.sources.class_subsets import take_positions
-from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_listing
+from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.inventory import IMAGE_EXTENSIONS
 from sfm.pipeline.sources.limits import MAX_LABEL_BYTES
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
-from sfm.pipeline.sources.spec_options import parse_options, require_known_options
+from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import Content
 from sfm.pipeline.sources.tar_samples import NoLabelError, iter_sample_contents
@@ -48,7 +48,7 @@ def open_wds_source(location: str) -> Source:
         If shards are missing, or the splits cannot be told apart.
     """
     spec = f"wds:{location}"
-    place, options = parse_options(location)
+    place, options = parse_spec_options(location)
     require_known_options(spec, options, ("train", "test", "names"))
     label_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
@@ -113,7 +113,7 @@ def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> S
 
         return Shard(file.url, None, read, unused)
 
-    listing = compute_digest(digest_listing(files), encode_label_list(label_list))
+    listing = compute_digest(digest_file_states(files), encode_label_list(label_list))
     return Split(tuple(map(make_shard, files)), listing)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import open_source
-from sfm.pipeline.sources.class_subsets import select_classes
+from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.sample import Sample
 from sfm.pipeline.sources.source import Source, Split
 
@@ -81,7 +81,7 @@ class SourceTests:
 
     def test_both_splits_hold_all_classes(self, source: Source) -> None:
         """A dataset has two classes or more, and each has samples in both splits."""
-        classes = [{sample.label for sample in read_all(split)} for split in source.splits.values()]
+        classes = [{sample.label for sample in read_samples(split)} for split in source.splits.values()]
         assert classes[0] == classes[1]
         assert len(classes[0]) >= 2
         assert source.class_ids is None or classes[0] == set(source.class_ids)
@@ -93,7 +93,7 @@ class SourceTests:
         if expected_samples is None:
             pytest.skip("there is no fixture expected_samples")
         for name, split in source.splits.items():
-            found = sorted((sample.label, sample.data) for sample in read_all(split))
+            found = sorted((sample.label, sample.data) for sample in read_samples(split))
             assert found == sorted(expected_samples[name])
 
     def test_a_shard_is_read_again_with_the_same_samples(self, source: Source) -> None:
@@ -108,8 +108,8 @@ class SourceTests:
         """``Split.read`` yields the samples of ascending rows in order, whatever was read before."""
         rng = np.random.default_rng(0)
         for split in source.splits.values():
-            samples = read_all(split)
-            sizes = count_samples(split) if split.labels is None else None
+            samples = read_samples(split)
+            sizes = count_shard_samples(split) if split.labels is None else None
             selections = [np.arange(len(samples)), np.array([len(samples) - 1]), np.array([0])]
             for _ in range(ROW_SELECTIONS):
                 selections.append(np.flatnonzero(rng.random(len(samples)) < 0.3))
@@ -137,7 +137,7 @@ class SourceTests:
         """``where`` names each sample and each shard for error messages: no two alike, none empty."""
         for split in source.splits.values():
             for places in (
-                [sample.where for sample in read_all(split)],
+                [sample.where for sample in read_samples(split)],
                 [shard.where for shard in split.shards],
             ):
                 assert all(places)
@@ -146,14 +146,14 @@ class SourceTests:
     def test_samples_are_decoded_to_images(self, source: Source) -> None:
         """``Source.decode`` turns the bytes of a sample into a Pillow image that is not empty."""
         for split in source.splits.values():
-            for sample in read_all(split)[:DECODED_SAMPLES]:
+            for sample in read_samples(split)[:DECODED_SAMPLES]:
                 image = source.decode(sample.data)
                 assert isinstance(image, Image.Image)
                 assert min(image.size) > 0
 
     def test_damaged_images_are_refused(self, source: Source) -> None:
         """``Source.decode`` raises OSError or ValueError for bytes that are no complete image."""
-        data = read_all(source.train)[0].data
+        data = read_samples(source.train)[0].data
         for damaged in (b"", data[: len(data) // 2]):
             with pytest.raises((OSError, ValueError)):
                 source.decode(damaged)
@@ -161,7 +161,7 @@ class SourceTests:
     def test_workers_decode_the_same_images(self, source: Source) -> None:
         """``Source.decode`` and samples can be sent to other processes by cloudpickle."""
         for split in source.splits.values():
-            sizes = count_samples(split)
+            sizes = count_shard_samples(split)
             samples = list(split.iter_samples(np.arange(min(sum(sizes), DECODED_SAMPLES)), sizes))
             decode, sent_samples = cloudpickle.loads(cloudpickle.dumps((source.decode, samples)))
             assert sent_samples == samples
@@ -171,12 +171,12 @@ class SourceTests:
 
     def test_a_subset_has_the_samples_of_its_classes(self, source: Source) -> None:
         """``?classes=LIST`` works: the other samples are left out, and the rest is the same, in order."""
-        class_ids = sorted({sample.label for sample in read_all(source.train)})[:2]
-        subset = select_classes(source, class_ids[::-1])
+        class_ids = sorted({sample.label for sample in read_samples(source.train)})[:2]
+        subset = select_source_classes(source, class_ids[::-1])
         assert subset.class_ids == class_ids
         for name, split in source.splits.items():
-            expected = [sample for sample in read_all(split) if sample.label in class_ids]
-            assert read_all(subset.splits[name]) == expected
+            expected = [sample for sample in read_samples(split) if sample.label in class_ids]
+            assert read_samples(subset.splits[name]) == expected
             assert subset.splits[name].listing != split.listing
             labels = subset.splits[name].labels
             if labels is not None:
@@ -199,14 +199,14 @@ class SourceTests:
 def read_dataset(spec: str) -> None:
     """Open a dataset, and read all its samples."""
     for split in open_source(spec).splits.values():
-        read_all(split)
+        read_samples(split)
 
 
-def read_all(split: Split) -> list[Sample]:
+def read_samples(split: Split) -> list[Sample]:
     """Return all samples of a split, read."""
     return [sample.read() for shard in split.shards for sample in shard.read(None)]
 
 
-def count_samples(split: Split) -> list[int]:
+def count_shard_samples(split: Split) -> list[int]:
     """Return the number of samples of each shard."""
     return [sum(1 for _ in shard.read(None)) for shard in split.shards]

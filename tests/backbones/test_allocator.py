@@ -58,6 +58,7 @@ library.fflush(out)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_info")
+@pytest.mark.slow
 def test_the_threads_of_an_extraction_share_a_heap_where_images_are_large(tmp_path: Path) -> None:
     def heaps(image_size: int) -> int:
         store = tmp_path / str(image_size)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.card import BackboneCard, describe_differences
+from sfm.backbones.card import BackboneCard, describe_backbone_differences
 from sfm.backbones.identity import digest_weights, select_feature_tensors
 from sfm.backbones.spec import PROJECTED
 from sfm.backbones.weight_files import find_packaged_weights, read_weight_file
@@ -106,7 +106,7 @@ def test_one_bit_of_one_weight_changes_the_hash(
         return
     before, after = conv_card, card_of(changed, path)
     assert after.hash != before.hash
-    assert [d.split(" (")[0] for d in describe_differences(before, after)] == ["the weights"]
+    assert [d.split(" (")[0] for d in describe_backbone_differences(before, after)] == ["the weights"]
 
 
 def test_weights_that_overflow_the_features_have_a_hash_too(
@@ -138,7 +138,9 @@ def test_another_image_size_is_another_backbone_with_the_same_weights(
     small, large = (card_of(conv_weights, tmp_path / "w.pth", size=size) for size in (64, 96))
     assert small.weights == large.weights
     assert small.hash != large.hash
-    assert describe_differences(small, large) == ["the preprocessing (input_size 64 -> 96, resize 67 -> 101)"]
+    assert describe_backbone_differences(small, large) == [
+        "the preprocessing (input_size 64 -> 96, resize 67 -> 101)"
+    ]
 
 
 def test_another_interpolation_is_another_backbone(tmp_path: Path) -> None:
@@ -150,13 +152,15 @@ def test_another_interpolation_is_another_backbone(tmp_path: Path) -> None:
     )
     assert cubic.weights == linear.weights
     assert cubic.hash != linear.hash
-    assert describe_differences(cubic, linear) == ["the preprocessing (resampling bicubic -> bilinear)"]
+    assert describe_backbone_differences(cubic, linear) == [
+        "the preprocessing (resampling bicubic -> bilinear)"
+    ]
 
 
 def test_another_feature_rule_is_another_backbone(conv_card: BackboneCard) -> None:
     projected = conv_card.model_copy(update={"rule": PROJECTED})
     assert projected.hash != conv_card.hash
-    assert describe_differences(conv_card, projected) == [
+    assert describe_backbone_differences(conv_card, projected) == [
         f"the architecture (stored {CONV}, pre-logits; given {CONV}, projected)"
     ]
 
@@ -164,12 +168,12 @@ def test_another_feature_rule_is_another_backbone(conv_card: BackboneCard) -> No
 def test_each_of_the_three_parts_that_differs_is_named(tmp_path: Path) -> None:
     conv = card_of(fresh_weights(CONV), tmp_path / "conv.pth", size=64)
     vit = card_of(fresh_weights(VIT), tmp_path / "vit.pth", model=VIT, size=96)
-    assert [d.split(" (")[0] for d in describe_differences(conv, vit)] == [
+    assert [d.split(" (")[0] for d in describe_backbone_differences(conv, vit)] == [
         "the architecture",
         "the weights",
         "the preprocessing",
     ]
-    assert describe_differences(conv, conv) == []
+    assert describe_backbone_differences(conv, conv) == []
 
 
 def test_how_a_backbone_was_asked_for_does_not_change_its_hash(conv_card: BackboneCard) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
-from sfm.backbones.card import BackboneCard, Preprocessing, describe_differences
+from sfm.backbones.card import BackboneCard, Preprocessing, describe_backbone_differences
 from sfm.backbones.preprocessing import crop_image, preprocessing_from_config, read_input_size
 from sfm.errors import InputError
 
@@ -113,7 +113,7 @@ def test_a_centre_crop_has_the_card_and_the_hash_that_it_had_before_there_were_o
 def test_another_way_of_cropping_is_another_backbone(mode: str) -> None:
     centre, other = (card_of(preprocessing_from_config(config_of(crop_mode=m), 32)) for m in ("center", mode))
     assert centre.hash != other.hash
-    assert describe_differences(centre, other) == [f"the preprocessing (crop_mode center -> {mode})"]
+    assert describe_backbone_differences(centre, other) == [f"the preprocessing (crop_mode center -> {mode})"]
     assert BackboneCard.model_validate_json(other.model_dump_json()) == other
 
 

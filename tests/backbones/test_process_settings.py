@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "CUBLAS_WORKSPACE_CONFIG")
 
 MALLOC_CALLS = """
@@ -29,6 +31,7 @@ def changes_of(code: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_importing_the_library_and_loading_a_backbone_changes_no_setting_of_the_process() -> None:
     code = """
 import sfm.api
@@ -38,6 +41,7 @@ load_backbone("lite0", image_size=32, device="cpu")"""
     assert changes_of(code) == f"{unrelated} False"
 
 
+@pytest.mark.slow
 def test_the_command_line_sets_up_the_process() -> None:
     code = """
 from sfm.backbones.execution import wait_policy

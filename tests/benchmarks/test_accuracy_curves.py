@@ -44,12 +44,12 @@ def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, 
     np.testing.assert_allclose(means, entry.read_array("train/mean"), atol=1e-4)
 
 
-def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+def make_curve(*pairs: tuple[float, float]) -> list[dict[str, float]]:
     return [{"step": 1.0, "seconds": seconds, "top1": top1} for seconds, top1 in pairs]
 
 
 def test_curves_are_averaged_mark_by_mark() -> None:
-    mean = average_curves([points((1, 0.2), (3, 0.6)), points((2, 0.4), (5, 0.8))])
+    mean = average_curves([make_curve((1, 0.2), (3, 0.6)), make_curve((2, 0.4), (5, 0.8))])
     assert [(p["seconds"], p["top1"]) for p in mean] == [
         (1.5, pytest.approx(0.3)),
         (4, pytest.approx(0.7)),
@@ -57,6 +57,6 @@ def test_curves_are_averaged_mark_by_mark() -> None:
 
 
 def test_an_accuracy_is_reached_at_the_first_mark_that_has_it() -> None:
-    assert find_time_to_accuracy(points((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.9)), 0.45) == 2
-    assert find_time_to_accuracy(points((1, 0.2), (2, 0.5)), 0.5) == 2
-    assert find_time_to_accuracy(points((1, 0.2), (2, 0.5)), 0.6) is None
+    assert find_time_to_accuracy(make_curve((1, 0.2), (2, 0.5), (3, 0.4), (4, 0.9)), 0.45) == 2
+    assert find_time_to_accuracy(make_curve((1, 0.2), (2, 0.5)), 0.5) == 2
+    assert find_time_to_accuracy(make_curve((1, 0.2), (2, 0.5)), 0.6) is None

@@ -34,7 +34,7 @@ def lite0() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def unfrozen(lite0: Backbone) -> Backbone:
+def trainable(lite0: Backbone) -> Backbone:
     return published.make_trainable_backbone("lite0", lite0)
 
 
@@ -55,7 +55,7 @@ def full_pyramid(plan: Plan, step: int) -> list[Tensor]:
     return levels
 
 
-def seeded(*shape: int) -> Tensor:
+def draw_normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
@@ -67,7 +67,7 @@ def cosine(one: list[Tensor], other: list[Tensor]) -> float:
 # LGM
 
 
-def differentiated(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+def compute_gradient(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """The gradient as the paper writes it down: that of the loss of a linear layer."""
     layer = nn.Linear(*weight.T.shape).to(weight)
     with torch.no_grad():
@@ -81,16 +81,16 @@ def differentiated(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
 
 def test_the_gradient_of_a_head_with_even_odds_by_hand() -> None:
     features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-    found = lgm.compute_head_gradient(features, labels, torch.zeros(2, 2))
-    assert found.tolist() == [-0.25, 0.25, 0.25, -0.25, 0, 0]
+    gradient = lgm.compute_head_gradient(features, labels, torch.zeros(2, 2))
+    assert gradient.tolist() == [-0.25, 0.25, 0.25, -0.25, 0, 0]
 
 
 def test_the_gradient_of_a_head_with_odds_of_three_to_one_by_hand() -> None:
     weight = torch.tensor([[math.log(3)], [0.0]])
-    found = lgm.compute_head_gradient(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), weight)
+    gradient = lgm.compute_head_gradient(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1]), weight)
     # Odds 3:1 and 9:1 for the first class, which is the label of the first sample only.
     weights, biases = (-1 / 4 + 2 * 9 / 10) / 2, (-1 / 4 + 9 / 10) / 2
-    assert found.tolist() == pytest.approx([weights, -weights, biases, -biases])
+    assert gradient.tolist() == pytest.approx([weights, -weights, biases, -biases])
 
 
 def test_the_loss_of_lgm_by_hand() -> None:
@@ -102,21 +102,21 @@ def test_the_loss_of_lgm_by_hand() -> None:
 
 @given(classes=st.integers(2, 5), width=st.integers(1, 6), count=st.integers(1, 9), scale=st.floats(0, 10))
 def test_the_gradient_is_that_of_cross_entropy(classes: int, width: int, count: int, scale: float) -> None:
-    features, weight = seeded(count, width), scale * seeded(classes, width)
+    features, weight = draw_normal(count, width), scale * draw_normal(classes, width)
     labels = torch.arange(count) % classes
     torch.testing.assert_close(
-        lgm.compute_head_gradient(features, labels, weight), differentiated(features, labels, weight)
+        lgm.compute_head_gradient(features, labels, weight), compute_gradient(features, labels, weight)
     )
 
 
 def test_pixels_are_pulled_as_by_differentiating_twice() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)).double()
-    images, labels = seeded(6, 3, 2, 2).requires_grad_(), torch.arange(6) % 3
-    weight = seeded(3, 5)
-    real = differentiated(seeded(9, 5), torch.arange(9) % 3, weight).detach()
+    images, labels = draw_normal(6, 3, 2, 2).requires_grad_(), torch.arange(6) % 3
+    weight = draw_normal(3, 5)
+    real = compute_gradient(draw_normal(9, 5), torch.arange(9) % 3, weight).detach()
 
-    twice = 1 - F.cosine_similarity(differentiated(net(images), labels, weight), real, dim=0)
+    twice = 1 - F.cosine_similarity(compute_gradient(net(images), labels, weight), real, dim=0)
     once = lgm.lgm_loss(net(images), labels, real, weight)
     assert once.item() == pytest.approx(twice.item(), rel=1e-12)
     torch.testing.assert_close(torch.autograd.grad(once, images), torch.autograd.grad(twice, images))
@@ -136,12 +136,12 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(lite0: B
     views = draw_views(plan.seed, step, 2 * count, plan.canvas)
     weight = lgm.draw_head(plan, lite0.card.features, step, torch.device("cpu"))
     batch = torch.from_numpy(pixels[rows] / np.float32(255)).permute(0, 3, 1, 2).contiguous()
-    seen = lite0.features(augment(batch, views.part(slice(count, 2 * count)), SIZE))
-    target = differentiated(seen, torch.from_numpy(real.labels[rows]), weight).detach()
+    real_features = lite0.features(augment(batch, views.part(slice(count, 2 * count)), SIZE))
+    target = compute_gradient(real_features, torch.from_numpy(real.labels[rows]), weight).detach()
     labels = torch.tensor([c for c in range(CLASSES) for _ in range(plan.ipc * plan.views)])
-    looks = augment(decode(before, plan.canvas), views.part(slice(0, count)), SIZE)
-    found = differentiated(lite0.features(looks), labels, weight)
-    expected = 1 - found @ target / (found.norm() * target.norm())
+    synthetic = augment(decode(before, plan.canvas), views.part(slice(0, count)), SIZE)
+    gradient = compute_gradient(lite0.features(synthetic), labels, weight)
+    expected = 1 - gradient @ target / (gradient.norm() * target.norm())
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     assert cosine(state.moments.first, list(torch.autograd.grad(expected, before))) > 0.9999
 
@@ -181,7 +181,7 @@ def test_real_images_are_decoded_at_the_size_of_the_canvas_with_their_labels(lit
 
 
 def test_with_one_image_per_class_the_published_loss_is_ours() -> None:
-    features, means = seeded(5, 1, 7), seeded(5, 7)
+    features, means = draw_normal(5, 1, 7), draw_normal(5, 7)
     ours = sfm_loss(features[:, :, None], flow(means, means))
     assert published.published_loss(features, means).item() == pytest.approx(ours.item(), rel=1e-12)
 
@@ -214,7 +214,7 @@ def test_what_is_published_decodes_and_looks_as_we_do(plan: Plan) -> None:
 
 
 def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
-    lite0: Backbone, unfrozen: Backbone, plan: Plan
+    lite0: Backbone, trainable: Backbone, plan: Plan
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
     step = next(
@@ -229,22 +229,22 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
         lambda features: sfm_loss(features, flow(means, means)),
     )
     state = published.PublishedState(step, theirs, published.make_adam(theirs, plan))
-    assert published.run_published_step(state, plan, unfrozen, means) == pytest.approx(expected, rel=1e-4)
+    assert published.run_published_step(state, plan, trainable, means) == pytest.approx(expected, rel=1e-4)
     assert cosine(own.moments.first, [level.grad for level in theirs if level.grad is not None]) > 0.9999
 
 
 def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(
-    lite0: Backbone, unfrozen: Backbone, plan: Plan
+    lite0: Backbone, trainable: Backbone, plan: Plan
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
     levels = full_pyramid(plan, 20)
     state = published.PublishedState(20, levels, published.make_adam(levels, plan))
-    first = next(iter(unfrozen.model.parameters()))
+    first = next(iter(trainable.model.parameters()))
     weights = first.detach().clone()
-    unfrozen.model.zero_grad()
-    published.run_published_step(state, plan, unfrozen, means)
+    trainable.model.zero_grad()
+    published.run_published_step(state, plan, trainable, means)
     assert first.grad is not None
     once = first.grad.clone()
-    published.run_published_step(state, plan, unfrozen, means)
+    published.run_published_step(state, plan, trainable, means)
     assert not torch.equal(first.grad, once)
     assert torch.equal(first.detach(), weights)

@@ -6,13 +6,13 @@ from sfm.distill.activation_memory import (
     MAX_VIEWS,
     choose_graph_count,
     choose_micro_batch,
-    count_activation_bytes,
-    read_free_bytes,
+    measure_activation_bytes,
+    measure_free_memory,
 )
 
 
 def test_activations_of_one_view_are_more_than_its_pixels(lite0: Backbone) -> None:
-    assert count_activation_bytes(lite0) > 20 * 3 * 32 * 32 * 4
+    assert measure_activation_bytes(lite0) > 20 * 3 * 32 * 32 * 4
 
 
 def test_a_micro_batch_fits_a_quarter_of_the_free_memory() -> None:
@@ -53,4 +53,4 @@ def test_a_gpu_keeps_the_graph_of_one_micro_batch() -> None:
 
 
 def test_some_memory_is_free_here() -> None:
-    assert 10**8 < read_free_bytes(torch.device("cpu")) < 10**14
+    assert 10**8 < measure_free_memory(torch.device("cpu")) < 10**14

@@ -15,7 +15,7 @@ from sfm.distill.execution_choice import (
     MIN_VIEWS_TO_COMPILE,
     ExecutionChoice,
     choose_execution,
-    is_worth_compiling,
+    should_compile,
 )
 from sfm.distill.group import Group
 from sfm.distill.run import distill
@@ -41,23 +41,23 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 def test_a_long_run_is_worth_compiling_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_worth_compiling("auto", MIN_VIEWS_TO_COMPILE, CPU)
+    assert not should_compile("auto", MIN_VIEWS_TO_COMPILE, CPU)
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: device.type == "cuda")
-    assert is_worth_compiling("auto", MIN_VIEWS_TO_COMPILE, GPU)
-    assert not is_worth_compiling("auto", MIN_VIEWS_TO_COMPILE - 1, GPU)
-    assert not is_worth_compiling("auto", MIN_VIEWS_TO_COMPILE, GPU, Group(0, 2))
-    assert not is_worth_compiling("no", MIN_VIEWS_TO_COMPILE, GPU)
-    assert is_worth_compiling("yes", 1, GPU)
+    assert should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU)
+    assert not should_compile("auto", MIN_VIEWS_TO_COMPILE - 1, GPU)
+    assert not should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU, Group(0, 2))
+    assert not should_compile("no", MIN_VIEWS_TO_COMPILE, GPU)
+    assert should_compile("yes", 1, GPU)
 
 
 def test_what_cannot_be_compiled_is_refused_if_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="one process on a GPU"):
-        is_worth_compiling("yes", 1, CPU)
+        should_compile("yes", 1, CPU)
     with pytest.raises(InputError, match="one process on a GPU"):
-        is_worth_compiling("yes", 1, GPU, Group(0, 2))
+        should_compile("yes", 1, GPU, Group(0, 2))
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: False)
     with pytest.raises(InputError, match="Triton"):
-        is_worth_compiling("yes", 1, GPU)
+        should_compile("yes", 1, GPU)
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: True)
     with pytest.raises(InputError, match="--graphs"):
         choose_execution(replace(PLAN, graphs=4), "auto", "yes", GPU)

@@ -42,6 +42,7 @@ def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: 
     assert torch.equal(some, whole[part])
 
 
+@pytest.mark.slow
 def test_two_processes_that_torchrun_starts_give_the_gradient_of_one(tmp_path: Path) -> None:
     program = Path(__file__).parent / "shared_gradient.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -81,6 +82,7 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], None]:
     return lambda event: act() if event.done == step else None
 
 
+@pytest.mark.slow
 def test_a_run_in_two_processes_writes_what_one_does_and_survives_an_interrupt_and_a_killed_process(
     config: DistillConfig, tmp_path: Path
 ) -> None:

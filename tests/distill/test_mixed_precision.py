@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.distill.activation_memory import count_activation_bytes
+from sfm.distill.activation_memory import measure_activation_bytes
 from sfm.distill.augment import draw_views
 from sfm.distill.config import DistillConfig
 from sfm.distill.flow import flow, sfm_loss
@@ -81,7 +81,9 @@ def test_converted_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None
     mixed = convert_precision(lite0, "bf16")
     autocast = replace(lite0, model=AutocastModel(lite0.model))
     assert (
-        count_activation_bytes(mixed) < 0.7 * count_activation_bytes(lite0) < count_activation_bytes(autocast)
+        measure_activation_bytes(mixed)
+        < 0.7 * measure_activation_bytes(lite0)
+        < measure_activation_bytes(autocast)
     )
 
 

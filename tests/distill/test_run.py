@@ -173,7 +173,7 @@ def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
 ) -> None:
     with pytest.raises(PulledPlugError):
         distill(config, pull_the_plug_after(2))
-    monkeypatch.setattr("sfm.distill.run.read_free_bytes", lambda device: 1)
+    monkeypatch.setattr("sfm.distill.run.measure_free_memory", lambda device: 1)
     record = distill(config.model_copy(update={"resume": True})).record
     assert (record["micro_batch"], record["graphs"]) == (4, 4)
 
@@ -351,6 +351,7 @@ def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_real_process_that_is_told_to_stop_can_be_resumed_bit_for_bit(
     config: DistillConfig, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import pytest
+
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, evaluate, extract, open_store
 
 
+@pytest.mark.slow
 def test_after_extraction_the_raw_images_are_not_needed(image_folder, tmp_path):
     store, run = str(tmp_path / "store"), tmp_path / "run"
     extract(

@@ -23,13 +23,17 @@ def lite0() -> Backbone:
 @pytest.fixture(scope="session")
 def lite0_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
-    return store.open_entry(filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0])
+    return store.open_entry(
+        filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0]
+    )
 
 
 @pytest.fixture(scope="session")
 def lite1_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
-    return store.open_entry(filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0])
+    return store.open_entry(
+        filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +96,7 @@ def write_finished_run(out: Path, fashion_store: str) -> None:
     from sfm.distill.config import DistillConfig
     from sfm.distill.run import distill
     from sfm.eval.config import EvaluateConfig
-    from sfm.eval.run import evaluate
+    from sfm.eval.evaluation import evaluate
 
     asked = DistillConfig(
         store=fashion_store,

@@ -3,51 +3,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm.eval.baselines import (
-    NEAREST,
-    NONE,
-    RANDOM,
-    fewest,
-    nearest_exemplars,
-    neighbours,
-    random_exemplars,
+    EMPTY_ROLE,
+    NEAREST_ROLE,
+    RANDOM_ROLE,
+    choose_exemplars_nearest_to_distilled,
+    choose_exemplars_nearest_to_mean,
+    count_fewest_exemplars,
+    draw_random_exemplars,
 )
 
 ROLE = np.array([[1, 1, 0, 0, 0, 255], [1, 0, 1, 0, 0, 0]], dtype=np.uint8)
 
 
 def test_the_nearest_come_in_stored_order() -> None:
-    assert nearest_exemplars(ROLE, 2).tolist() == [[0, 1], [0, 2]]
+    assert choose_exemplars_nearest_to_mean(ROLE, 2).tolist() == [[0, 1], [0, 2]]
 
 
 def test_the_class_with_fewest_exemplars_decides() -> None:
-    assert fewest(ROLE, NEAREST) == 2
-    assert fewest(ROLE, RANDOM) == 3
+    assert count_fewest_exemplars(ROLE, NEAREST_ROLE) == 2
+    assert count_fewest_exemplars(ROLE, RANDOM_ROLE) == 3
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3), draws=st.integers(1, 5))
 def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: int, draws: int) -> None:
-    drawn = random_exemplars(ROLE, count, draws, seed)
+    drawn = draw_random_exemplars(ROLE, count, draws, seed)
     assert drawn.shape == (draws, 2, count)
     for draw in drawn:
         for c in range(2):
-            assert (ROLE[c, draw[c]] == RANDOM).all()
+            assert (ROLE[c, draw[c]] == RANDOM_ROLE).all()
             assert len(set(draw[c].tolist())) == count
 
 
 def test_draws_share_no_image_while_there_are_enough() -> None:
-    drawn = random_exemplars(ROLE, 1, 3, seed=0)
+    drawn = draw_random_exemplars(ROLE, 1, 3, seed=0)
     for c in range(2):
         assert len(set(drawn[:, c, 0].tolist())) == 3
-    assert not np.array_equal(drawn, random_exemplars(ROLE, 1, 3, seed=1))
+    assert not np.array_equal(drawn, draw_random_exemplars(ROLE, 1, 3, seed=1))
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3))
 def test_neighbours_are_the_nearest_exemplars_that_are_left(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     exemplars, distilled = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (6, count))
-    chosen = neighbours(ROLE, exemplars, distilled)
+    chosen = choose_exemplars_nearest_to_distilled(ROLE, exemplars, distilled)
     for c in range(2):
-        left = set(np.flatnonzero(ROLE[c] != NONE).tolist())
+        left = set(np.flatnonzero(ROLE[c] != EMPTY_ROLE).tolist())
         for image in range(count):
             distance = {e: float(np.linalg.norm(exemplars[c, e] - distilled[c, image])) for e in left}
             assert chosen[c, image] == min(distance, key=lambda e: distance[e])

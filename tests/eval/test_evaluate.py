@@ -8,22 +8,24 @@ import pytest
 
 from sfm.errors import InputError
 from sfm.eval.config import MODES, EvaluateConfig
-from sfm.eval.result import Row
-from sfm.eval.run import Evaluation, evaluate
+from sfm.eval.evaluation import Evaluation, evaluate
+from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
 from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, create_store, open_store
 
+pytestmark = pytest.mark.slow
+
 NewRun = Callable[..., Path]
 
 
-def config(run: Path, store: str, **options: object) -> EvaluateConfig:
+def make_config(run: Path, store: str, **options: object) -> EvaluateConfig:
     """A short evaluation; tests name what they are about."""
     short = {"epochs": 40, "views": 8, "projector_views": 12, "seeds": 2, "device": "cpu"}
     return EvaluateConfig.model_validate({"run": run, "store": store} | short | options)
 
 
-def row(evaluation: Evaluation, images: str, backbone: str, mode: str) -> Row:
+def find_row(evaluation: Evaluation, images: str, backbone: str, mode: str) -> AccuracyRow:
     (found,) = [r for r in evaluation.rows if (r.images, r.backbone, r.mode) == (images, backbone, mode)]
     return found
 
@@ -49,14 +51,14 @@ def republish(entry: Entry, url: Path, *, classes: int = 10, without: str = "not
     return str(url)
 
 
-def only_entry(url: str) -> Entry:
+def open_only_entry(url: str) -> Entry:
     store = open_store(url)
     (summary,) = store.list_summaries()
     return store.open_entry(summary)
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Progress]:
+def events() -> list[Progress]:
     return []
 
 
@@ -66,14 +68,14 @@ def whole(
     write_run: NewRun,
     lite0_entry: Entry,
     fashion_store: str,
-    told: list[Progress],
+    events: list[Progress],
 ) -> Evaluation:
     """One evaluation on two backbones in both modes; the images are the nearest exemplars, untouched."""
     run = write_run(tmp_path_factory.mktemp("whole") / "run", lite0_entry, canvas=32)
-    asked = config(
+    asked = make_config(
         run, fashion_store, backbone=["lite0", "lite1"], seeds=3, epochs=300, views=20, projector_views=30
     )
-    return evaluate(asked, told.append)
+    return evaluate(asked, events.append)
 
 
 def test_every_backbone_has_both_modes_real_images_and_all_real_data_beside_them(whole: Evaluation) -> None:
@@ -112,33 +114,40 @@ def test_a_row_sums_up_its_seeds_by_mean_and_sample_deviation(whole: Evaluation)
 
 def test_real_images_are_trained_on_by_exactly_the_protocol_of_distilled_ones(whole: Evaluation) -> None:
     for backbone in ("lite0", "lite1"):
-        as_distilled = row(whole, "distilled", backbone, "linear")
-        as_baseline = row(whole, "nearest", backbone, "linear")
+        as_distilled = find_row(whole, "distilled", backbone, "linear")
+        as_baseline = find_row(whole, "nearest", backbone, "linear")
         assert as_distilled.top1 == as_baseline.top1
         assert as_distilled.top5 == as_baseline.top5
 
 
 def test_every_seed_of_the_random_baseline_is_another_draw(whole: Evaluation) -> None:
-    assert len(set(row(whole, "random", "lite0", "linear").top1)) > 1
+    assert len(set(find_row(whole, "random", "lite0", "linear").top1)) > 1
 
 
 def test_the_full_data_classifier_scores_what_its_entry_says(whole: Evaluation, lite0_entry: Entry) -> None:
     card, (linear, nearest_mean, _) = lite0_entry.classifier, whole.full_data[:3]
     assert linear.top1 == pytest.approx(card.held_out_top1, abs=0.003)
     assert linear.top5 == pytest.approx(card.held_out_top5, abs=0.003)
-    means, features = lite0_entry.read_array("train/mean"), lite0_entry.read_array("test/feature").astype(np.float64)
+    means, features = (
+        lite0_entry.read_array("train/mean"),
+        lite0_entry.read_array("test/feature").astype(np.float64),
+    )
     predicted = np.linalg.norm(features[:, None] - means, axis=2).argmin(1)
-    assert nearest_mean.top1 == pytest.approx(np.mean(predicted == lite0_entry.read_array("test/label")), abs=0.003)
+    assert nearest_mean.top1 == pytest.approx(
+        np.mean(predicted == lite0_entry.read_array("test/label")), abs=0.003
+    )
 
 
 def test_inheriting_on_another_backbone_recovers_half_of_the_full_data_accuracy(whole: Evaluation) -> None:
     (full,) = (f.top1 for f in whole.full_data if (f.backbone, f.classifier) == ("lite1", "linear"))
-    assert row(whole, "distilled", "lite1", "inherit").top1_mean > 0.5 * full
+    assert find_row(whole, "distilled", "lite1", "inherit").top1_mean > 0.5 * full
 
 
 @pytest.mark.parametrize("backbone", ["lite0", "lite1"])
 def test_inheriting_beats_a_head_trained_on_the_images(whole: Evaluation, backbone: str) -> None:
-    inherited, linear = (row(whole, "distilled", backbone, mode).top1_mean for mode in ("inherit", "linear"))
+    inherited, linear = (
+        find_row(whole, "distilled", backbone, mode).top1_mean for mode in ("inherit", "linear")
+    )
     assert inherited > linear + 0.05
 
 
@@ -159,26 +168,26 @@ def test_figures_say_which_entries_they_come_from(whole: Evaluation, lite0_entry
     assert provenance.role == "full"
 
 
-def test_every_stage_ends_with_all_of_it_done(whole: Evaluation, told: list[Progress]) -> None:
-    last = {p.stage: p for p in told}
+def test_every_stage_ends_with_all_of_it_done(whole: Evaluation, events: list[Progress]) -> None:
+    last = {p.stage: p for p in events}
     assert len(last) == 2 * 4 + 2 * 4 + 2
     assert all(p.done == p.total for p in last.values())
 
 
 def test_equal_seeds_give_equal_numbers_and_other_seeds_others(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    first, again, other = (evaluate(config(run, fashion_store, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (evaluate(make_config(run, fashion_store, seed=seed)) for seed in (1, 1, 2))
     assert first.rows == again.rows
     for one, two in zip(first.rows, other.rows, strict=True):
         assert one.images == "none" or (one.top1, one.top5) != (two.top1, two.top5)
 
 
 def test_a_mode_costs_nothing_unless_asked_for(new_run: NewRun, fashion_store: str) -> None:
-    told: list[Progress] = []
-    asked = config(new_run(), fashion_store, mode=["linear"], backbone=["lite1"])
-    found = evaluate(asked, told.append)
+    events: list[Progress] = []
+    asked = make_config(new_run(), fashion_store, mode=["linear"], backbone=["lite1"])
+    found = evaluate(asked, events.append)
     assert {r.mode for r in found.rows} == {"linear"}
-    assert not any("lite0" in p.stage or "projector" in p.stage for p in told)
+    assert not any("lite0" in p.stage or "projector" in p.stage for p in events)
 
 
 def test_without_exemplars_there_are_no_real_images_and_a_note_says_so(
@@ -187,16 +196,16 @@ def test_without_exemplars_there_are_no_real_images_and_a_note_says_so(
     store = republish(lite0_entry, tmp_path / "store", without="exemplar/")
     run = new_run()
     record = json.loads((run / "run.json").read_text())
-    record["entry_digest"] = only_entry(store).summary.entry_digest
+    record["entry_digest"] = open_only_entry(store).summary.entry_digest
     (run / "run.json").write_text(json.dumps(record))
-    found = evaluate(config(run, store))
+    found = evaluate(make_config(run, store))
     assert {r.images for r in found.rows} == {"distilled", "none"}
     assert "no exemplars" in found.notes[0]
 
 
 def test_what_a_seed_scores_does_not_depend_on_how_many_follow(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    one, three = (evaluate(config(run, fashion_store, seeds=seeds)) for seeds in (1, 3))
+    one, three = (evaluate(make_config(run, fashion_store, seeds=seeds)) for seeds in (1, 3))
     for alone, among in zip(one.rows, three.rows, strict=True):
         # Batched matrix products round differently, which may move a sample or two of 400.
         assert alone.top1[0] == pytest.approx(among.top1[0], abs=0.006)
@@ -205,20 +214,20 @@ def test_what_a_seed_scores_does_not_depend_on_how_many_follow(new_run: NewRun, 
 
 def test_a_mode_scores_the_same_whatever_else_is_asked_for(new_run: NewRun, fashion_store: str) -> None:
     run = new_run()
-    together = evaluate(config(run, fashion_store))
+    together = evaluate(make_config(run, fashion_store))
     for mode in ("linear", "inherit"):
-        alone = evaluate(config(run, fashion_store, mode=[mode]))
-        assert row(alone, "distilled", "lite0", mode) == row(together, "distilled", "lite0", mode)
+        alone = evaluate(make_config(run, fashion_store, mode=[mode]))
+        assert find_row(alone, "distilled", "lite0", mode) == find_row(together, "distilled", "lite0", mode)
 
 
 def test_draws_that_share_images_are_told_of(new_run: NewRun, fashion_store: str) -> None:
-    found = evaluate(config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
+    found = evaluate(make_config(new_run(ipc=2), fashion_store, seeds=3, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "random", "nearest", "neighbour"]
     assert "share images" in found.notes[0]
 
 
 def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun, fashion_store: str) -> None:
-    found = evaluate(config(new_run(ipc=4), fashion_store, mode=["linear"]))
+    found = evaluate(make_config(new_run(ipc=4), fashion_store, mode=["linear"]))
     assert [r.images for r in found.rows] == ["distilled", "neighbour"]
     assert [note.split(":")[0] for note in found.notes if "through" not in note] == [
         "No random real images",
@@ -228,7 +237,7 @@ def test_too_few_exemplars_for_the_images_per_class_are_told_of(new_run: NewRun,
 
 def test_with_four_classes_top5_is_left_open(tmp_path: Path, lite0_entry: Entry, write_run: NewRun) -> None:
     store = republish(lite0_entry, tmp_path / "store", classes=4)
-    found = evaluate(config(write_run(tmp_path / "run", only_entry(store)), store))
+    found = evaluate(make_config(write_run(tmp_path / "run", open_only_entry(store)), store))
     for r in found.rows:
         assert (r.top5, r.top5_mean, r.top5_std) == (None, None, None)
         assert all(0 <= top1 <= 1 for top1 in r.top1)
@@ -253,7 +262,7 @@ def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
 ) -> None:
     run, kept = new_run(), [1, 5, 7, 8, 9]
     keep_classes(run, kept)
-    found = evaluate(config(run, fashion_store, backbone=["lite0", "lite1"], mode=list(MODES)))
+    found = evaluate(make_config(run, fashion_store, backbone=["lite0", "lite1"], mode=list(MODES)))
     assert found.notes[0].startswith("5 of the 10 classes were distilled")
     assert [e.held_out_samples for e in found.provenance.entries] == [200, 200]
     assert np.sum(found.rows[0].confusion) == 2 * 200
@@ -261,7 +270,9 @@ def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
     labels = lite0_entry.read_array("test/label")
     own = np.isin(labels, kept)
     features = lite0_entry.read_array("test/feature")[own].astype(np.float32)
-    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array("classifier/bias")
+    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array(
+        "classifier/bias"
+    )
     expected = np.mean(np.array(kept)[logits[:, kept].argmax(1)] == labels[own])
     assert found.full_data[0].top1 == pytest.approx(expected, abs=0.006)
     # Five real classes, told apart by the moments of all ten.
@@ -274,7 +285,7 @@ def test_a_run_on_a_tuning_entry_is_evaluated_on_its_part_of_the_training_split(
     store = open_store(fashion_store)
     (summary,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite0"]
     run = write_run(tmp_path / "run", store.open_entry(summary))
-    found = evaluate(config(run, fashion_store, backbone=["lite1"]))
+    found = evaluate(make_config(run, fashion_store, backbone=["lite1"]))
     assert found.provenance.role == "tuning"
     assert found.provenance.entries[0].held_out_samples == summary.test_samples == 100
 
@@ -285,16 +296,16 @@ def test_a_store_without_held_out_features_is_refused(
     store = republish(lite0_entry, tmp_path / "store", without="test/")
     run = write_run(tmp_path / "run", lite0_entry)
     record = json.loads((run / "run.json").read_text())
-    record["entry_digest"] = only_entry(store).summary.entry_digest
+    record["entry_digest"] = open_only_entry(store).summary.entry_digest
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="no held-out features"):
-        evaluate(config(run, store))
+        evaluate(make_config(run, store))
 
 
 def test_a_run_from_another_store_is_refused(tmp_path: Path, lite0_entry: Entry, new_run: NewRun) -> None:
     store = republish(lite0_entry, tmp_path / "store", classes=4)
     with pytest.raises(InputError, match="run directory from another store"):
-        evaluate(config(new_run(), store))
+        evaluate(make_config(new_run(), store))
 
 
 def test_a_run_with_other_classes_than_its_entry_is_refused(new_run: NewRun, fashion_store: str) -> None:
@@ -303,7 +314,7 @@ def test_a_run_with_other_classes_than_its_entry_is_refused(new_run: NewRun, fas
     classes[3]["class_id"] = "another"
     (run / "classes.json").write_text(json.dumps(classes))
     with pytest.raises(InputError, match=r"the classes in .* are not those of"):
-        evaluate(config(run, fashion_store))
+        evaluate(make_config(run, fashion_store))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +329,7 @@ def test_a_backbone_that_the_store_does_not_know_is_refused(
     new_run: NewRun, fashion_store: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(config(new_run(), fashion_store, **options))
+        evaluate(make_config(new_run(), fashion_store, **options))
 
 
 def test_a_classifier_is_inherited_only_with_the_backbone_it_was_trained_on(
@@ -329,7 +340,7 @@ def test_a_classifier_is_inherited_only_with_the_backbone_it_was_trained_on(
     record["config"]["backbone"] = "lite1"  # as if other weights now lay where the run found its own
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"lite1 .* is not the one the entry .* was extracted with"):
-        evaluate(config(run, fashion_store, backbone=["lite1"], mode=["inherit"]))
+        evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"]))
 
 
 def test_a_result_that_cannot_be_written_leaves_the_old_one(new_run: NewRun, fashion_store: str) -> None:
@@ -337,5 +348,5 @@ def test_a_result_that_cannot_be_written_leaves_the_old_one(new_run: NewRun, fas
     (run / "evaluation.json").mkdir()
     (run / "evaluation.json" / "mine").write_text("the old one")
     with pytest.raises(InputError, match=r"cannot write .*evaluation\.json"):
-        evaluate(config(run, fashion_store, mode=["linear"], epochs=1, views=1))
+        evaluate(make_config(run, fashion_store, mode=["linear"], epochs=1, views=1))
     assert (run / "evaluation.json" / "mine").read_text() == "the old one"

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from sfm.cli import app
 from sfm.errors import InputError
-from sfm.eval.config import classifier_folder
+from sfm.eval.config import get_classifier_folder
 from sfm.eval.export.config import ExportConfig
-from sfm.eval.export.run import export
+from sfm.eval.export.run_export import export
 from sfm.eval.output_files import write_new_folder
-from sfm.eval.work import KEY_LENGTH, Work
+from sfm.eval.work_folder import KEY_CHARACTERS, WorkFolder
 from sfm.stats_store.store import Entry
 
 SFM = str(Path(sys.executable).with_name("sfm"))
@@ -33,7 +33,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def exported(run: Path, out: Path, form: str, **options: object) -> Path:
+def export_run(run: Path, out: Path, form: str, **options: object) -> Path:
     config = ExportConfig.model_validate({"run": run, "out": out, "format": form} | options)
     done = export(config)
     assert done.out == out
@@ -41,19 +41,19 @@ def exported(run: Path, out: Path, form: str, **options: object) -> Path:
     return out
 
 
-def originals(run: Path) -> list[bytes]:
+def read_image_files(run: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted((run / "images").glob("*/*.png"))]
 
 
-def pixels_of(run: Path) -> np.ndarray:
+def read_pixels(run: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in sorted((run / "images").glob("*/*.png"))])
 
 
-def names_of(run: Path) -> list[str]:
+def read_class_names(run: Path) -> list[str]:
     return [one["name"] for one in json.loads((run / "classes.json").read_text())]
 
 
-def with_name(run: Path, index: int, name: str) -> None:
+def rename_class(run: Path, index: int, name: str) -> None:
     classes = json.loads((run / "classes.json").read_text())
     classes[index]["name"] = name
     (run / "classes.json").write_text(json.dumps(classes))
@@ -64,27 +64,27 @@ def test_torchvision_reads_an_image_folder_in_the_order_of_the_labels(
 ) -> None:
     from torchvision.datasets import ImageFolder
 
-    out = exported(finished_run, tmp_path / "out", "imagefolder")
+    out = export_run(finished_run, tmp_path / "out", "imagefolder")
     found = ImageFolder(str(out))
     assert [label for _, label in found] == [label for label in range(10) for _ in range(2)]
     assert found.classes[0] == "0_t-shirt-top"
-    assert (np.stack([np.asarray(image) for image, _ in found]) == pixels_of(finished_run)).all()
-    assert [Path(path).read_bytes() for path, _ in found.samples] == originals(finished_run)
+    assert (np.stack([np.asarray(image) for image, _ in found]) == read_pixels(finished_run)).all()
+    assert [Path(path).read_bytes() for path, _ in found.samples] == read_image_files(finished_run)
 
 
 def test_webdataset_reads_images_labels_and_classes_from_the_tar(finished_run: Path, tmp_path: Path) -> None:
     import webdataset
 
-    out = exported(finished_run, tmp_path / "out", "webdataset")
+    out = export_run(finished_run, tmp_path / "out", "webdataset")
     reader = webdataset.WebDataset(str(out / "train.tar"), shardshuffle=False).decode("pil")
     samples = list(reader.to_tuple("png", "cls", "json"))
     assert [label for _, label, _ in samples] == [label for label in range(10) for _ in range(2)]
     assert samples[19][2] == {"label": 9, "class_id": "9", "name": "Ankle boot"}
-    assert (np.stack([np.asarray(image) for image, _, _ in samples]) == pixels_of(finished_run)).all()
+    assert (np.stack([np.asarray(image) for image, _, _ in samples]) == read_pixels(finished_run)).all()
 
 
 def test_the_same_images_make_the_same_tar(finished_run: Path, tmp_path: Path) -> None:
-    first, second = (exported(finished_run, tmp_path / name, "webdataset") for name in ("a", "b"))
+    first, second = (export_run(finished_run, tmp_path / name, "webdataset") for name in ("a", "b"))
     assert (first / "train.tar").read_bytes() == (second / "train.tar").read_bytes()
 
 
@@ -95,7 +95,7 @@ def test_datasets_loads_every_format_by_its_card(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    out = exported(finished_run, tmp_path / "out", form)
+    out = export_run(finished_run, tmp_path / "out", form)
     found = datasets.load_dataset(
         str(out), split="train", cache_dir=str(tmp_path / "cache"), verification_mode="all_checks"
     )
@@ -103,33 +103,33 @@ def test_datasets_loads_every_format_by_its_card(
     info = datasets.info.DatasetInfosDict.from_directory(str(out))["default"]
     card = DatasetCard.load(out / "README.md").data.to_dict()["dataset_info"]
     assert info.splits["train"].num_examples == 20
-    assert info.splits["train"].num_bytes == sum(map(len, originals(finished_run))) + 20 * 8
+    assert info.splits["train"].num_bytes == sum(map(len, read_image_files(finished_run))) + 20 * 8
     assert info.dataset_size == info.splits["train"].num_bytes == card["dataset_size"]
     assert info.download_size == card["download_size"] > 0
     image, label = ("png", "cls") if form == "webdataset" else ("image", "label")
     assert sorted(found[label]) == [label for label in range(10) for _ in range(2)]
     shown = {np.asarray(one).tobytes() for one in found[image]}
-    assert shown == {one.tobytes() for one in pixels_of(finished_run)}
+    assert shown == {one.tobytes() for one in read_pixels(finished_run)}
     if form == "parquet":
-        assert found.features["label"].names == names_of(finished_run)
+        assert found.features["label"].names == read_class_names(finished_run)
 
 
 def test_a_table_says_by_itself_what_its_columns_are(finished_run: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    out = exported(finished_run, tmp_path / "out", "parquet")
+    out = export_run(finished_run, tmp_path / "out", "parquet")
     (out / "README.md").unlink()
     file = out / "data" / "train-00000-of-00001.parquet"
     found = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     assert isinstance(found.features["image"], datasets.Image)
     assert found.features["label"].int2str(9) == "Ankle boot"
-    assert (np.stack([np.asarray(one) for one in found["image"]]) == pixels_of(finished_run)).all()
+    assert (np.stack([np.asarray(one) for one in found["image"]]) == read_pixels(finished_run)).all()
 
 
 def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    with_name(run, 1, "crane | bird")
-    with_name(run, 2, "crane | bird")
-    out = exported(run, tmp_path / "out", "parquet")
+    rename_class(run, 1, "crane | bird")
+    rename_class(run, 2, "crane | bird")
+    out = export_run(run, tmp_path / "out", "parquet")
     file = out / "data" / "train-00000-of-00001.parquet"
     found = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     assert found.features["label"].names[:3] == ["T-shirt/top", "crane | bird (1)", "crane | bird (2)"]
@@ -138,16 +138,16 @@ def test_classes_of_one_name_are_told_apart_in_a_table(run: Path, tmp_path: Path
 
 def test_a_run_in_a_folder_whose_name_is_not_utf8_is_exported(finished_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished_run, tmp_path / os.fsdecode(b"caf\xe9")))
-    out = exported(run, tmp_path / os.fsdecode(b"out\xe9"), "webdataset")
+    out = export_run(run, tmp_path / os.fsdecode(b"out\xe9"), "webdataset")
     assert r"caf\xe9-again" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_path: Path) -> None:
-    with_name(run, 1, "cat\nFelis [x](http://evil)\x1b[2J")
-    with_name(run, 2, "x" * 1000)
+    rename_class(run, 1, "cat\nFelis [x](http://evil)\x1b[2J")
+    rename_class(run, 2, "x" * 1000)
     record = json.loads((run / "run.json").read_text()) | {"dataset": "pets [raw]\n# evil <b>"}
     (run / "run.json").write_text(json.dumps(record))
-    out = exported(run, tmp_path / "out", "webdataset")
+    out = export_run(run, tmp_path / "out", "webdataset")
     card = DatasetCard.load(out / "README.md")
     assert card.data.pretty_name.startswith("pets [raw]\n# evil <b>, distilled on")
     assert "# pets \\[raw\\] # evil \\<b>, distilled on lite0\n" in card.text
@@ -160,7 +160,7 @@ def test_names_of_any_kind_are_exported_and_shown_as_they_are(run: Path, tmp_pat
 def test_the_card_of_a_dataset_is_one_that_the_hub_understands(
     finished_run: Path, tmp_path: Path, form: str
 ) -> None:
-    card = DatasetCard.load(exported(finished_run, tmp_path / "out", form) / "README.md")
+    card = DatasetCard.load(export_run(finished_run, tmp_path / "out", form) / "README.md")
     assert card.data.license == "mit"
     assert card.data.task_categories == ["image-classification"]
     assert card.data.size_categories == "n<1K"
@@ -183,12 +183,12 @@ def test_the_licence_of_the_data_goes_with_the_images(
 ) -> None:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"licence": given}))
-    card = DatasetCard.load(exported(run, tmp_path / "out", "imagefolder") / "README.md")
+    card = DatasetCard.load(export_run(run, tmp_path / "out", "imagefolder") / "README.md")
     assert shown.items() <= card.data.to_dict().items()
 
 
 def test_a_licence_may_be_named_for_the_export_and_a_missing_one_is_said(run: Path, tmp_path: Path) -> None:
-    out = exported(run, tmp_path / "named", "imagefolder", licence="CC0-1.0")
+    out = export_run(run, tmp_path / "named", "imagefolder", licence="CC0-1.0")
     card = DatasetCard.load(out / "README.md")
     assert card.data.license == "cc0-1.0"
     assert "| licence of the real data | MIT |" in card.text
@@ -201,7 +201,7 @@ def test_a_licence_may_be_named_for_the_export_and_a_missing_one_is_said(run: Pa
 
 
 def test_the_card_of_a_dataset_says_how_to_read_its_figures(finished_run: Path, tmp_path: Path) -> None:
-    text = (exported(finished_run, tmp_path / "out", "imagefolder") / "README.md").read_text()
+    text = (export_run(finished_run, tmp_path / "out", "imagefolder") / "README.md").read_text()
     assert "| lite0 | Distilled, inherit (own backbone) |" in text
     assert "shows that classifier more than the images" in " ".join(text.split())
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
@@ -210,10 +210,11 @@ def test_the_card_of_a_dataset_says_how_to_read_its_figures(finished_run: Path, 
     assert "comes close to" not in text
 
 
+@pytest.mark.slow
 def test_the_code_on_a_classifier_card_classifies_an_image(
     run: Path, fashion_store: str, lite0_entry: Entry, tmp_path: Path
 ) -> None:
-    out = exported(run, tmp_path / "out", "classifier", store=fashion_store)
+    out = export_run(run, tmp_path / "out", "classifier", store=fashion_store)
     text = (out / "README.md").read_text()
     assert f"the training split, 400 real images of {lite0_entry.dataset.name}" in text
     assert "| resampling | bicubic |" in text
@@ -221,20 +222,20 @@ def test_the_code_on_a_classifier_card_classifies_an_image(
     code = text.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
     assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout.strip() in names_of(run)
+    assert done.stdout.strip() in read_class_names(run)
 
 
 def test_a_projector_of_other_images_is_not_exported(run: Path, fashion_store: str, tmp_path: Path) -> None:
     image = sorted((run / "images").rglob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     with pytest.raises(InputError, match="no projector from lite1 to lite0"):
-        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+        export_run(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
 def test_edited_images_are_exported_as_they_are_and_the_card_says_so(run: Path, tmp_path: Path) -> None:
     image = sorted((run / "images").rglob("*.png"))[0]
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
-    out = exported(run, tmp_path / "out", "imagefolder")
+    out = export_run(run, tmp_path / "out", "imagefolder")
     assert (out / image.parent.name / image.name).read_bytes() == image.read_bytes()
     card = DatasetCard.load(out / "README.md")
     assert "The images were edited after they were distilled." in card.text
@@ -246,7 +247,7 @@ def test_safetensors_reads_the_classifier_of_all_real_images(
 ) -> None:
     from safetensors.numpy import load_file
 
-    out = exported(finished_run, tmp_path / "out", "classifier", store=fashion_store)
+    out = export_run(finished_run, tmp_path / "out", "classifier", store=fashion_store)
     tensors = load_file(out / "model.safetensors")
     assert set(tensors) == {"weight", "bias"}
     assert (tensors["weight"] == lite0_entry.read_array("classifier/weight")).all()
@@ -255,7 +256,7 @@ def test_safetensors_reads_the_classifier_of_all_real_images(
     about = json.loads((out / "config.json").read_text())
     assert about["backbone"]["hash"] == lite0_entry.backbone.hash
     assert about["held_out_top1"] == pytest.approx(right, abs=0.003)
-    assert about["class_names"] == names_of(finished_run)
+    assert about["class_names"] == read_class_names(finished_run)
 
 
 def test_a_run_of_some_classes_has_their_part_of_the_classifier(
@@ -263,7 +264,7 @@ def test_a_run_of_some_classes_has_their_part_of_the_classifier(
 ) -> None:
     from safetensors.numpy import load_file
 
-    out = exported(partial_run, tmp_path / "out", "classifier", store=fashion_store)
+    out = export_run(partial_run, tmp_path / "out", "classifier", store=fashion_store)
     tensors = load_file(out / "model.safetensors")
     for name in ("weight", "bias"):
         assert (tensors[name] == lite0_entry.read_array(f"classifier/{name}")[[1, 4, 9]]).all()
@@ -280,10 +281,12 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
     from sfm.stats_store.entry_selection import filter_summaries
     from sfm.stats_store.store import open_store
 
-    out = exported(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+    out = export_run(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
     tensors = load_file(out / "model.safetensors")
     store = open_store(fashion_store)
-    (summary,) = filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1")
+    (summary,) = filter_summaries(
+        store.list_summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1"
+    )
     entry = store.open_entry(summary)
     features = entry.read_array("test/feature").astype(np.float32)
     logits = features @ tensors["weight"].T + tensors["bias"]
@@ -301,6 +304,7 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
     assert json.loads((out / "config.json").read_text())["backbone"]["hash"] == entry.backbone.hash
 
 
+@pytest.mark.slow
 def test_a_projector_that_was_not_trained_is_one_line_whose_command_makes_it(
     run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
@@ -324,18 +328,20 @@ def test_figures_and_projectors_of_a_run_that_cannot_be_written_lie_elsewhere(
     run: Path, fashion_store: str, tmp_path: Path, result: str
 ) -> None:
     elsewhere = tmp_path / result
-    classifier_folder(elsewhere).parent.mkdir(exist_ok=True)
-    (run / "classifiers").rename(classifier_folder(elsewhere))
+    get_classifier_folder(elsewhere).parent.mkdir(exist_ok=True)
+    (run / "classifiers").rename(get_classifier_folder(elsewhere))
     (run / "evaluation.json").rename(elsewhere)
     given = elsewhere if result == "r.json" else elsewhere.parent
     options = {"store": fashion_store, "backbone": "lite1", "evaluation": [given]}
-    about = json.loads((exported(run, tmp_path / "out", "classifier", **options) / "config.json").read_text())
+    about = json.loads(
+        (export_run(run, tmp_path / "out", "classifier", **options) / "config.json").read_text()
+    )
     rows = json.loads(elsewhere.read_text())["rows"]
     (row,) = [r for r in rows if (r["backbone"], r["mode"]) == ("lite1", "inherit")]
     assert about["held_out_top1"] == row["top1_mean"]
-    (classifier_folder(elsewhere) / "lite1-inherit.safetensors").unlink()
+    (get_classifier_folder(elsewhere) / "lite1-inherit.safetensors").unlink()
     with pytest.raises(InputError, match=f"make it with `sfm evaluate .* --out {given}`"):
-        exported(run, tmp_path / "again", "classifier", **options)
+        export_run(run, tmp_path / "again", "classifier", **options)
 
 
 def test_a_projector_of_other_classes_is_not_mixed_up(
@@ -344,18 +350,18 @@ def test_a_projector_of_other_classes_is_not_mixed_up(
     run = Path(shutil.copytree(partial_run, tmp_path / "run"))
     shutil.copytree(finished_run / "classifiers", run / "classifiers")
     with pytest.raises(InputError, match="is not of the run in"):
-        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+        export_run(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
 def test_a_damaged_projector_is_one_line(run: Path, fashion_store: str, tmp_path: Path) -> None:
     (run / "classifiers" / "lite1-inherit.safetensors").write_bytes(b"not tensors at all")
     with pytest.raises(InputError, match=r"lite1-inherit\.safetensors is damaged"):
-        exported(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
+        export_run(run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
 
 
 def test_a_classifier_needs_the_store(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--store is required for a classifier"):
-        exported(finished_run, tmp_path / "out", "classifier")
+        export_run(finished_run, tmp_path / "out", "classifier")
 
 
 def test_what_systems_leave_in_a_folder_does_not_count_and_stays(tmp_path: Path) -> None:
@@ -393,28 +399,28 @@ def test_an_export_deletes_nothing_behind_a_link(tmp_path: Path, there: bool) ->
 def test_work_of_an_evaluation_is_neither_kept_nor_deleted_behind_a_link(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key, victim = "a" * KEY_LENGTH, tmp_path / "victim"
+    key, victim = "a" * KEY_CHARACTERS, tmp_path / "victim"
     victim.mkdir()
     (victim / f"{key}.json").write_text("mine")
     (tmp_path / "work").symlink_to(victim)
-    work = Work(tmp_path / "work")
-    work.used.append(key)
-    work.keep(f"{key}.json", b"x")
-    work.remove()
+    work = WorkFolder(tmp_path / "work")
+    work.used_keys.append(key)
+    work.write_file(f"{key}.json", b"x")
+    work.delete_used_files()
     assert (victim / f"{key}.json").read_text() == "mine"
     assert "work is a symbolic link" in caplog.text
 
 
 def test_only_a_new_or_empty_folder_is_written(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    exported(finished_run, tmp_path / "empty", "imagefolder")
+    export_run(finished_run, tmp_path / "empty", "imagefolder")
     before = sorted((tmp_path / "empty").rglob("*"))
     with pytest.raises(InputError, match="is not empty: give a new folder"):
-        exported(finished_run, tmp_path / "empty", "parquet")
+        export_run(finished_run, tmp_path / "empty", "parquet")
     assert sorted((tmp_path / "empty").rglob("*")) == before
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file: give a folder"):
-        exported(finished_run, tmp_path / "file", "parquet")
+        export_run(finished_run, tmp_path / "file", "parquet")
 
 
 def test_an_unknown_format_is_one_line(finished_run: Path, tmp_path: Path) -> None:

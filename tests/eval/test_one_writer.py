@@ -10,17 +10,17 @@ import pytest
 from sfm import locking
 from sfm.errors import InputError
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.evaluation import evaluate, evaluate_runs
 from sfm.eval.export.config import ExportConfig
-from sfm.eval.export.run import export
+from sfm.eval.export.run_export import export
 from sfm.eval.report.config import ReportConfig
 from sfm.eval.report.page import report
-from sfm.eval.run import evaluate, evaluate_runs
 from sfm.locking import lock_file, lock_folder
 
 
 @pytest.fixture(autouse=True)
 def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locking, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(locking, "MAX_WAIT_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_report_of_a_run_in_a_place_that_cannot_be_written_works(run: Path, tm
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     try:
         with lock_folder(place):
-            assert not (place / locking.LOCK).exists()
+            assert not (place / locking.LOCK_NAME).exists()
         report(ReportConfig(runs=[place], out=tmp_path / "report.html"))
     finally:
         subprocess.run(["umount", str(place)], check=True)

@@ -15,19 +15,21 @@ import pytest
 from PIL import Image
 
 from sfm.errors import InputError
-from sfm.eval.matrix import matrix
-from sfm.eval.output_files import distinguish_directories
-from sfm.eval.report.charts import Bar, bar_chart
+from sfm.eval.backbone_matrix import make_matrix
+from sfm.eval.output_files import make_distinct_directory_names
+from sfm.eval.report.charts import AccuracyBar, draw_bar_chart
+from sfm.eval.report.comparison_tables import describe_protocol_mismatch
 from sfm.eval.report.config import ReportConfig
-from sfm.eval.report.figures import headline, inherited_elsewhere, label_of
-from sfm.eval.report.page import render, report
-from sfm.eval.report.read import ReportedRun, read_all
-from sfm.eval.report.tables import unlike
-from sfm.eval.report.view import MOST_CLASSES, MOST_PICTURES, report_of
-from sfm.eval.report.words import command_line, duration, percent, size
-from sfm.eval.result import ConfusedPair, Row
+from sfm.eval.report.gallery import MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES
+from sfm.eval.report.page import render_page, report
+from sfm.eval.report.report_content import make_report_content
+from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
+from sfm.eval.report.row_selection import find_headline_row, list_inherited_rows, make_row_label
+from sfm.eval.report.text_format import format_command, format_decimal_bytes, format_wall_time
+from sfm.eval.result import ConfusedPair
 from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, create_store
+from sfm.text import format_percent
 
 SFM = str(Path(sys.executable).with_name("sfm"))
 
@@ -58,7 +60,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def written(out: Path, *runs: Path, store: list[str] | None = None) -> Page:
+def write_report(out: Path, *runs: Path, store: list[str] | None = None) -> Page:
     return Page(report(ReportConfig(runs=list(runs), out=out, store=store or [])).read_text())
 
 
@@ -71,21 +73,21 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def page(finished_run: Path, fashion_store: str, tmp_path_factory: pytest.TempPathFactory) -> Page:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    return written(out, finished_run, store=[fashion_store])
+    return write_report(out, finished_run, store=[fashion_store])
 
 
 @pytest.fixture(scope="module")
-def read(finished_run: Path) -> ReportedRun:
-    return read_all([finished_run], [])[0]
+def reported_run(finished_run: Path) -> ReportedRun:
+    return read_reported_runs([finished_run], [])[0]
 
 
-def edit(image: Path) -> None:
+def edit_image(image: Path) -> None:
     pixels = np.asarray(Image.open(image)).copy()
     pixels[0, 0] ^= 255
     Image.fromarray(pixels).save(image)
 
 
-def without_exemplars(entry: Entry, place: Path) -> str:
+def publish_without_exemplars(entry: Entry, place: Path) -> str:
     """Publish an entry again, in a store of its own, without its real images; return its digest."""
     draft = Draft(create_store(str(place)))
     for name in entry.list_arrays():
@@ -115,19 +117,19 @@ def test_every_image_is_there_under_the_name_of_its_class_with_a_text_that_stand
 def test_real_images_are_shown_only_where_the_store_is_given(
     page: Page, finished_run: Path, tmp_path: Path
 ) -> None:
-    def real(found: Page) -> list[str]:
+    def list_real_images(found: Page) -> list[str]:
         return [i["alt"] or "" for i in found.all("img") if (i["alt"] or "").startswith("Real image")]
 
-    assert len(real(page)) == 20
-    assert real(page)[1] == "Real image of T-shirt/top: the real image nearest to distilled 2"
-    assert real(written(tmp_path / "plain.html", finished_run)) == []
+    assert len(list_real_images(page)) == 20
+    assert list_real_images(page)[1] == "Real image of T-shirt/top: the real image nearest to distilled 2"
+    assert list_real_images(write_report(tmp_path / "plain.html", finished_run)) == []
 
 
 def test_before_an_evaluation_the_real_image_beside_is_the_one_nearest_to_the_mean(
     run: Path, fashion_store: str, tmp_path: Path
 ) -> None:
     (run / "evaluation.json").unlink()
-    page = written(tmp_path / "r.html", run, store=[fashion_store])
+    page = write_report(tmp_path / "r.html", run, store=[fashion_store])
     real = [i["alt"] for i in page.all("img") if (i["alt"] or "").startswith("Real image")]
     assert len(real) == 10
     assert real[0] == "Real image of T-shirt/top: the real image nearest to the class mean"
@@ -136,10 +138,10 @@ def test_before_an_evaluation_the_real_image_beside_is_the_one_nearest_to_the_me
 def test_a_store_without_real_images_still_tells_what_its_statistics_cost(
     run: Path, lite0_entry: Entry, tmp_path: Path
 ) -> None:
-    digest = without_exemplars(lite0_entry, tmp_path / "store")
+    digest = publish_without_exemplars(lite0_entry, tmp_path / "store")
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"entry_digest": digest}))
-    page = written(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
+    page = write_report(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
     assert "Statistics in the store" in page.text
     assert not any((i["alt"] or "").startswith("Real image") for i in page.all("img"))
 
@@ -150,7 +152,7 @@ def test_the_bytes_of_the_distilled_images_stand_against_those_of_the_real_ones(
     record = json.loads((finished_run / "run.json").read_text())
     distilled = sum(path.stat().st_size for path in finished_run.glob("images/*/*.png"))
     real = record["train_samples"] * 28 * 28
-    assert size(real) in page.text
+    assert format_decimal_bytes(real) in page.text
     assert f"Bytes of real images per distilled byte{real / distilled:,.1f}" in page.text
 
 
@@ -168,45 +170,74 @@ def test_the_figures_are_those_of_the_evaluation(page: Page, finished_run: Path)
     assert f"{names[pair['right']]}{names[pair['predicted']]}{100 * share:.1f} %" in page.text
 
 
-def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(read: ReportedRun) -> None:
-    evaluation = read.evaluation
+def test_the_figures_at_the_top_are_linear_and_inheritance_on_other_backbones(
+    reported_run: ReportedRun,
+) -> None:
+    evaluation = reported_run.evaluation
     assert evaluation
     rows = {(r.images, r.backbone, r.mode): r for r in evaluation.rows}
-    (glance,) = report_of([read]).glances
-    accuracies = [(f.label, f.value, f.note.partition(":")[0]) for f in glance.facts if "Top-1" in f.label]
+    (summary,) = make_report_content([reported_run]).summaries
+    accuracies = [(f.label, f.value, f.note.partition(":")[0]) for f in summary.facts if "Top-1" in f.label]
     assert accuracies == [
-        ("Top-1 accuracy", f"{percent(rows['distilled', 'lite0', 'linear'].top1_mean)} %", "linear on lite0"),
+        (
+            "Top-1 accuracy",
+            f"{format_percent(rows['distilled', 'lite0', 'linear'].top1_mean)} %",
+            "linear on lite0",
+        ),
         (
             "Top-1, inherited",
-            f"{percent(rows['distilled', 'lite1', 'inherit'].top1_mean)} %",
+            f"{format_percent(rows['distilled', 'lite1', 'inherit'].top1_mean)} %",
             "inherit on lite1",
         ),
     ]
     alone = [r for r in evaluation.rows if (r.backbone, r.mode) == ("lite0", "inherit")]
-    only_own = replace(read, evaluation=evaluation.model_copy(update={"rows": alone}))
-    (glance,) = report_of([only_own]).glances
-    assert [f.value for f in glance.facts if "Top-1" in f.label] == ["not measured"]
+    only_own = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": alone}))
+    (summary,) = make_report_content([only_own]).summaries
+    assert [f.value for f in summary.facts if "Top-1" in f.label] == ["not measured"]
 
 
-def at_another_size(row: Row) -> Row:
-    return row.model_copy(update={"image_size": 48, "backbone_hash": "another", "top1_mean": 0.99})
-
-
-def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(read: ReportedRun) -> None:
-    evaluation = read.evaluation
+@pytest.mark.parametrize("has_hashes", [True, False])
+def test_the_backbone_distilled_on_at_another_input_size_is_another_backbone(
+    reported_run: ReportedRun, has_hashes: bool
+) -> None:
+    evaluation = reported_run.evaluation
     assert evaluation
-    own = [row for row in evaluation.rows if row.backbone == "lite0"]
-    both = evaluation.model_copy(update={"rows": [*map(at_another_size, own), *own]})
-    assert headline(both) == headline(evaluation)
-    assert [row.image_size for row in inherited_elsewhere(both)] == [48]
-    marked = [row.image_size for row in both.rows if "own backbone" in label_of(row, both)]
-    assert marked == [32]
-    only = both.model_copy(update={"rows": list(map(at_another_size, own))})
-    (glance,) = report_of([replace(read, evaluation=only)]).glances
-    assert glance.facts[1].note == "linear on lite0 at 32 px: evaluate with --mode linear"
-    assert [(c.mode, c.own_backbone) for c in matrix([both])][:4] == [
-        (row.mode, False) for row in own if row.images in ("distilled", "none")
-    ] + [("linear", True)]
+    at_32 = [row for row in evaluation.rows if row.backbone == "lite0"]
+    changes = {"image_size": 48, "backbone_hash": "another", "top1_mean": 0.99}
+    rows = [*(row.model_copy(update=changes) for row in at_32), *at_32]
+    provenance = evaluation.provenance
+    if not has_hashes:  # files of older versions tell backbones apart by input size alone
+        rows = [row.model_copy(update={"backbone_hash": None}) for row in rows]
+        provenance = provenance.model_copy(update={"distilled_on_hash": None})
+    both = evaluation.model_copy(update={"rows": rows, "provenance": provenance})
+    headline = find_headline_row(both)
+    assert headline
+    assert headline.image_size == 32
+    assert [row.image_size for row in list_inherited_rows(both)] == [48]
+    assert [row.image_size for row in rows if "own backbone" in make_row_label(row, both)] == [32]
+    assert [(cell.mode, cell.own_backbone) for cell in make_matrix([both])] == [
+        ("linear", False),
+        ("inherit", False),
+        ("inherit-statistics", False),
+        ("linear", True),
+        ("inherit", True),
+        ("inherit-statistics", True),
+    ]
+
+
+def test_without_the_backbone_distilled_on_the_summary_says_what_to_evaluate(
+    reported_run: ReportedRun,
+) -> None:
+    evaluation = reported_run.evaluation
+    assert evaluation
+    elsewhere = [row for row in evaluation.rows if row.backbone == "lite1"]
+    changed = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": elsewhere}))
+    (summary,) = make_report_content([changed]).summaries
+    fact = summary.facts[1]
+    assert (fact.value, fact.note) == (
+        "not measured",
+        "linear on lite0 at 32 px: evaluate with --mode linear",
+    )
 
 
 def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path) -> None:
@@ -215,41 +246,41 @@ def test_the_backbone_distilled_on_is_known_of_an_older_evaluation_too(run: Path
     for name in ("distilled_on_hash", "distilled_at"):
         old["provenance"].pop(name)
     path.write_text(json.dumps(old))
-    (read,) = read_all([run], [])
-    assert read.evaluation
-    assert read.evaluation.provenance.distilled_on_hash == read.run.record.backbone.hash
-    assert read.evaluation.provenance.distilled_at == 32
+    (reported_run,) = read_reported_runs([run], [])
+    assert reported_run.evaluation
+    assert reported_run.evaluation.provenance.distilled_on_hash == reported_run.distilled.record.backbone.hash
+    assert reported_run.evaluation.provenance.distilled_at == 32
 
 
-def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(read: ReportedRun) -> None:
-    evaluation = read.evaluation
+def test_images_that_lose_to_random_real_ones_are_warned_of_at_the_top(reported_run: ReportedRun) -> None:
+    evaluation = reported_run.evaluation
     assert evaluation
     worse = [
         r.model_copy(update={"top1_mean": 0.05}) if r.images == "distilled" else r for r in evaluation.rows
     ]
-    lost = replace(read, evaluation=evaluation.model_copy(update={"rows": worse}))
-    (glance,) = report_of([lost]).glances
-    assert [text.split(":")[1].split(",")[0] for text in glance.warnings] == [
+    lost = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": worse}))
+    (summary,) = make_report_content([lost]).summaries
+    assert [text.split(":")[1].split(",")[0] for text in summary.warnings] == [
         " through lite0 at 32 px",
         " through lite0 at 32 px",
         " through lite1 at 32 px",
         " through lite1 at 32 px",
     ]
-    assert all("no better than as many real ones picked at random" in text for text in glance.warnings)
+    assert all("no better than as many real ones picked at random" in text for text in summary.warnings)
 
 
-def test_more_than_all_real_images_give_is_said_in_words(read: ReportedRun) -> None:
-    evaluation = read.evaluation
+def test_more_than_all_real_images_give_is_said_in_words(reported_run: ReportedRun) -> None:
+    evaluation = reported_run.evaluation
     assert evaluation
     better = [r.model_copy(update={"top1_mean": 0.99}) if r.mode == "linear" else r for r in evaluation.rows]
-    found = replace(read, evaluation=evaluation.model_copy(update={"rows": better}))
-    (glance,) = report_of([found]).glances
-    (note,) = [f.note for f in glance.facts if f.label == "Top-1 accuracy"]
+    found = replace(reported_run, evaluation=evaluation.model_copy(update={"rows": better}))
+    (summary,) = make_report_content([found]).summaries
+    (note,) = [f.note for f in summary.facts if f.label == "Top-1 accuracy"]
     assert note.startswith("linear on lite0: more than the classifier of all real images, see the notes")
 
 
-def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(read: ReportedRun) -> None:
-    evaluation = read.evaluation
+def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(reported_run: ReportedRun) -> None:
+    evaluation = reported_run.evaluation
     assert evaluation
     confusion = [[0] * 10 for _ in range(10)]
     confusion[0][1], confusion[0][0] = 30, 70
@@ -257,12 +288,14 @@ def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(read: 
     pairs = [ConfusedPair(right=0, predicted=1, count=30), ConfusedPair(right=2, predicted=3, count=4)]
     changed = {"confusion": confusion, "confused": pairs, "per_class": None}
     rows = [r.model_copy(update=changed) for r in evaluation.rows]
-    shown = report_of([replace(read, evaluation=evaluation.model_copy(update={"rows": rows}))])
+    shown = make_report_content(
+        [replace(reported_run, evaluation=evaluation.model_copy(update={"rows": rows}))]
+    )
     assert [(right, cell.text) for right, _, cell in shown.confusions[0].pairs] == [
         ("Pullover", "50.0 %"),
         ("T-shirt/top", "30.0 %"),
     ]
-    (found,) = shown.classes
+    (found,) = shown.class_tables
     assert found.columns == ["distilled", "all real"]
     assert [(name, cells[0].text) for name, cells in found.rows] == [
         ("Pullover", "50.0"),
@@ -270,82 +303,103 @@ def test_classes_are_shown_worst_first_and_confusions_most_frequent_first(read: 
     ]
 
 
-def test_accuracies_by_class_are_those_of_the_held_out_samples(read: ReportedRun, lite0_entry: Entry) -> None:
-    assert read.evaluation
-    (full,) = [f for f in read.evaluation.full_data if (f.backbone, f.classifier) == ("lite0", "linear")]
+def test_accuracies_by_class_are_those_of_the_held_out_samples(
+    reported_run: ReportedRun, lite0_entry: Entry
+) -> None:
+    assert reported_run.evaluation
+    (full,) = [
+        f for f in reported_run.evaluation.full_data if (f.backbone, f.classifier) == ("lite0", "linear")
+    ]
     labels = lite0_entry.read_array("test/label")
     features = lite0_entry.read_array("test/feature").astype(np.float32)
-    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array("classifier/bias")
+    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array(
+        "classifier/bias"
+    )
     right = logits.argmax(1) == labels
     assert full.per_class == pytest.approx([right[labels == c].mean() for c in range(10)], abs=0.026)
-    for row in read.evaluation.rows:
+    for row in reported_run.evaluation.rows:
         if row.confusion:
             assert row.per_class == pytest.approx([n[c] / sum(n) for c, n in enumerate(row.confusion)])
 
 
-def test_runs_of_one_dataset_have_headings_that_say_what_differs(read: ReportedRun) -> None:
+def test_runs_of_one_dataset_have_headings_that_say_what_differs(reported_run: ReportedRun) -> None:
     other = replace(
-        read,
+        reported_run,
         name="longer",
-        details=read.details.model_copy(update={"config": {**read.details.config, "steps": 900}, "seed": 7}),
+        details=reported_run.details.model_copy(
+            update={"config": {**reported_run.details.config, "steps": 900}, "seed": 7}
+        ),
     )
-    shown = report_of([read, other])
-    assert [glance.subject for glance in shown.glances] == [
+    shown = make_report_content([reported_run, other])
+    assert [summary.description for summary in shown.summaries] == [
         "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class, 14 steps, seed 0",
         "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class, 900 steps, seed 7",
     ]
-    assert report_of([other]).title == "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class (longer)"
+    assert (
+        make_report_content([other]).title
+        == "fashion-mnist-6k, distilled on lite0 at 32 px, 2 per class (longer)"
+    )
 
 
-def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(read: ReportedRun) -> None:
-    evaluation = read.evaluation
+def test_rows_that_differ_in_protocol_say_so_and_the_most_thorough_is_compared(
+    reported_run: ReportedRun,
+) -> None:
+    evaluation = reported_run.evaluation
     assert evaluation
     more = [r.model_copy(update={"epochs": 900, "top1_mean": 0.5}) for r in evaluation.rows if r.epochs]
     both = evaluation.model_copy(update={"rows": [*evaluation.rows, *more]})
-    shown = report_of([replace(read, evaluation=both), replace(read, name="other")])
-    labels = [line.label for block in shown.accuracies[0].blocks for line in block.lines]
+    shown = make_report_content([replace(reported_run, evaluation=both), replace(reported_run, name="other")])
+    labels = [line.label for group in shown.accuracies[0].backbones for line in group.lines]
     assert {"Distilled, linear (20 epochs)", "Distilled, linear (900 epochs)"} <= set(labels)
-    (grid,) = shown.comparisons
-    rows = dict(grid.rows)
+    (table,) = shown.comparisons
+    rows = dict(table.rows)
     assert rows["lite0: Distilled, linear"][0].text.startswith("50.0")
-    assert grid.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
+    assert table.note.startswith("Not measured alike: run: 900 epochs, 3 seeds, 4 views; other: 20")
 
 
 def test_only_what_was_measured_otherwise_is_said_not_to_be_measured_alike(
-    read: ReportedRun, run: Path
+    reported_run: ReportedRun, run: Path
 ) -> None:
-    assert read.evaluation
+    assert reported_run.evaluation
     path = run / "evaluation.json"
     old = json.loads(path.read_text())
     for row in old["rows"]:
         for name in ("backbone_hash", "epochs", "views", "seed"):
             row.pop(name, None)
     path.write_text(json.dumps(old))
-    (older,) = read_all([run], [])
+    (older,) = read_reported_runs([run], [])
     assert older.evaluation
-    assert older.evaluation.rows == read.evaluation.rows
-    inherited = [row for row in read.evaluation.rows if row.mode == "inherit"]
-    bare = replace(read, name="b", evaluation=read.evaluation.model_copy(update={"rows": inherited}))
-    assert unlike([read, replace(older, name="a"), bare]) == ""
-    short = [row.model_copy(update={"epochs": 1 if row.epochs else None}) for row in read.evaluation.rows]
-    other = replace(read, name="c", evaluation=read.evaluation.model_copy(update={"rows": short}))
-    assert unlike([read, bare, other]).endswith("3 seeds, 4 views; c: 1 epochs, 3 seeds, 4 views")
-    assert "b:" not in unlike([read, bare, other])
+    assert older.evaluation.rows == reported_run.evaluation.rows
+    inherited = [row for row in reported_run.evaluation.rows if row.mode == "inherit"]
+    bare = replace(
+        reported_run, name="b", evaluation=reported_run.evaluation.model_copy(update={"rows": inherited})
+    )
+    assert describe_protocol_mismatch([reported_run, replace(older, name="a"), bare]) == ""
+    short = [
+        row.model_copy(update={"epochs": 1 if row.epochs else None}) for row in reported_run.evaluation.rows
+    ]
+    other = replace(
+        reported_run, name="c", evaluation=reported_run.evaluation.model_copy(update={"rows": short})
+    )
+    assert describe_protocol_mismatch([reported_run, bare, other]).endswith(
+        "3 seeds, 4 views; c: 1 epochs, 3 seeds, 4 views"
+    )
+    assert "b:" not in describe_protocol_mismatch([reported_run, bare, other])
 
 
 def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "results" / run.name
     elsewhere.mkdir(parents=True)
     (run / "evaluation.json").rename(elsewhere / "evaluation.json")
-    (bare,) = read_all([run], [])
+    (bare,) = read_reported_runs([run], [])
     assert bare.evaluation is None
     for place in (elsewhere, elsewhere.parent, elsewhere / "evaluation.json"):
-        (found,) = read_all([run], [], [place])
+        (found,) = read_reported_runs([run], [], [place])
         assert found.evaluation
         assert len(found.evaluation.rows) == 12
-    edit(next((run / "images").rglob("*.png")))
+    edit_image(next((run / "images").rglob("*.png")))
     with pytest.raises(InputError, match="no result of the images of these runs is there"):
-        read_all([run], [], [elsewhere])
+        read_reported_runs([run], [], [elsewhere])
 
 
 def test_a_report_has_all_its_parts(page: Page) -> None:
@@ -406,12 +460,12 @@ def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_
     asked = make_config(EvaluateRunsConfig, "evaluate", None, given)
     assert isinstance(asked, EvaluateRunsConfig)
     kept = json.loads((finished_run / "evaluation.json").read_text())["config"]
-    assert asked.each()[0].model_dump(mode="json") == kept
+    assert asked.split_by_run()[0].model_dump(mode="json") == kept
 
 
 def test_a_run_that_was_not_evaluated_says_how_to_do_it(run: Path, tmp_path: Path) -> None:
     (run / "evaluation.json").unlink()
-    page = written(tmp_path / "r.html", run)
+    page = write_report(tmp_path / "r.html", run)
     assert f"There are no figures yet. To have them: sfm evaluate {run} --store" in page.text
     assert "Accuracy on held-out data" not in page.text
 
@@ -424,27 +478,27 @@ def test_a_run_of_which_only_the_images_are_left_is_shown(run: Path, tmp_path: P
     kept = ("command", "config", "store", "entry_digest", "fingerprint", "dataset", "backbone")
     bare = {name: record[name] for name in (*kept, "image_size", "canvas", "ipc")}
     (run / "run.json").write_text(json.dumps(bare))
-    page = written(tmp_path / "r.html", run)
+    page = write_report(tmp_path / "r.html", run)
     assert "How they were made" not in page.text
     assert sum((i["alt"] or "").startswith("Distilled image") for i in page.all("img")) == 20
 
 
 def test_images_edited_by_hand_are_shown_and_it_is_said(run: Path, tmp_path: Path) -> None:
-    assert "some were edited" not in written(tmp_path / "before.html", run).text
-    edit(next((run / "images").rglob("*.png")))
-    page = written(tmp_path / "after.html", run)
+    assert "some were edited" not in write_report(tmp_path / "before.html", run).text
+    edit_image(next((run / "images").rglob("*.png")))
+    page = write_report(tmp_path / "after.html", run)
     assert "The images are not those that were distilled: some were edited since." in page.text
     assert f"Evaluate again: sfm evaluate {run} --config {run / 'evaluation.json'} --store " in page.text
     evaluation = json.loads((run / "evaluation.json").read_text())
-    evaluation["provenance"]["images"] = read_all([run], [])[0].digest
+    evaluation["provenance"]["images"] = read_reported_runs([run], [])[0].pixel_digest
     (run / "evaluation.json").write_text(json.dumps(evaluation))
-    assert "The figures are of the edited images." in written(tmp_path / "again.html", run).text
+    assert "The figures are of the edited images." in write_report(tmp_path / "again.html", run).text
 
 
 def test_runs_stand_side_by_side(run: Path, finished_run: Path, fashion_store: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run.rename(other)
-    page = written(tmp_path / "r.html", finished_run, other, store=[fashion_store])
+    page = write_report(tmp_path / "r.html", finished_run, other, store=[fashion_store])
     assert "2 distilled datasets compared" in page.text
     assert "Top-1 accuracy on fashion-mnist-6k, %" in page.text
     assert sum((i["alt"] or "").startswith("Distilled image") for i in page.all("img")) == 40
@@ -456,19 +510,21 @@ def test_runs_stand_side_by_side(run: Path, finished_run: Path, fashion_store: s
 def test_a_run_of_some_classes_shows_their_real_images(
     partial_run: Path, fashion_store: str, lite0_entry: Entry
 ) -> None:
-    (read,) = read_all([partial_run], [fashion_store])
-    assert read.behind
-    assert read.behind.exemplars is not None
-    assert (read.behind.exemplars == lite0_entry.read_array("exemplar/image")[[1, 4, 9]]).all()
-    assert read.details.train_samples == 3 * 40
-    (gallery,) = report_of([read]).galleries
-    assert [shelf.name for shelf in gallery.shelves] == ["Trouser", "Coat", "Ankle boot"]
-    assert [[picture.real for picture in shelf.pictures] for shelf in gallery.shelves] == [[False, True]] * 3
+    (reported_run,) = read_reported_runs([partial_run], [fashion_store])
+    assert reported_run.source_data
+    assert reported_run.source_data.exemplars is not None
+    assert (reported_run.source_data.exemplars == lite0_entry.read_array("exemplar/image")[[1, 4, 9]]).all()
+    assert reported_run.details.train_samples == 3 * 40
+    (gallery,) = make_report_content([reported_run]).galleries
+    assert [class_row.name for class_row in gallery.class_rows] == ["Trouser", "Coat", "Ankle boot"]
+    assert [[picture.real for picture in class_row.pictures] for class_row in gallery.class_rows] == [
+        [False, True]
+    ] * 3
 
 
 def test_names_are_as_short_as_tells_them_apart() -> None:
-    assert distinguish_directories([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
-    assert distinguish_directories([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
+    assert make_distinct_directory_names([Path("/x/a"), Path("/y/b")]) == ["a", "b"]
+    assert make_distinct_directory_names([Path("/x/a"), Path("/y/a")]) == ["x/a", "y/a"]
 
 
 def test_runs_of_different_data_are_not_compared_with_each_other(
@@ -477,9 +533,9 @@ def test_runs_of_different_data_are_not_compared_with_each_other(
     for name in ("run.json", "evaluation.json"):
         path = run / name
         path.write_text(re.sub(r'"fingerprint": "\w+"', f'"fingerprint": "{"0" * 64}"', path.read_text()))
-    page = written(tmp_path / "r.html", finished_run, run)
+    page = write_report(tmp_path / "r.html", finished_run, run)
     assert "Top-1 accuracy on" not in page.text
-    # Every run has its own shelves and matrices; a matrix of several would name them in its rows.
+    # Every run has its own gallery and matrices; a matrix of several would name them in its rows.
     assert page.text.count("Ankle boot") >= 2
     assert "per class)" not in page.text
 
@@ -489,35 +545,35 @@ def test_what_looks_like_markup_is_text(run: Path, tmp_path: Path) -> None:
     classes[0]["name"] = '"><script>alert(1)</script> $x$ & more'
     (run / "classes.json").write_text(json.dumps(classes))
     hostile = run.rename(tmp_path / "<img src=x onerror=alert(2)> $a$")
-    page = written(tmp_path / "r.html", hostile)
+    page = write_report(tmp_path / "r.html", hostile)
     assert len(page.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert '"><script>alert(1)</script> $x$ & more' in page.text
     assert "<img src=x onerror=alert(2)>" in page.text
 
 
-def test_a_report_of_many_classes_stays_a_page_one_can_open(read: ReportedRun) -> None:
+def test_a_report_of_many_classes_stays_a_page_one_can_open(reported_run: ReportedRun) -> None:
     count = 300
     many = replace(
-        read.run,
+        reported_run.distilled,
         class_ids=[str(c) for c in range(count)],
         class_names=[f"class {c}" for c in range(count)],
-        files=read.run.files * 30,
-        pixels=np.tile(read.run.pixels, (30, 1, 1, 1)),
+        files=reported_run.distilled.files * 30,
+        pixels=np.tile(reported_run.distilled.pixels, (30, 1, 1, 1)),
         labels=np.repeat(np.arange(count), 2),
     )
-    shown = report_of([replace(read, run=many, evaluation=None)])
+    shown = make_report_content([replace(reported_run, distilled=many, evaluation=None)])
     (gallery,) = shown.galleries
-    assert len(gallery.shelves) == MOST_CLASSES
-    assert sum(len(shelf.pictures) for shelf in gallery.shelves) <= MOST_PICTURES
+    assert len(gallery.class_rows) == MAX_GALLERY_CLASSES
+    assert sum(len(class_row.pictures) for class_row in gallery.class_rows) <= MAX_GALLERY_IMAGES
     assert "The first 100 of 300 classes." in gallery.notes
-    assert len(render(shown)) < 2_000_000
+    assert len(render_page(shown)) < 2_000_000
 
 
 def test_charts_take_their_colours_from_the_page_and_differ_without_them() -> None:
     kinds = ("distilled", "few real", "all real", "no images")
-    bars = [Bar(f"$ {kind} <", 50.0, 2.0, kind) for kind in kinds]
-    svg = str(bar_chart([("lite0", bars)], 'a "chart"'))
+    bars = [AccuracyBar(f"$ {kind} <", 50.0, 2.0, kind) for kind in kinds]
+    svg = str(draw_bar_chart([("lite0", bars)], 'a "chart"'))
     assert not re.search(r"#[0-9a-f]{6}", svg)
     assert all(f"var(--{kind.replace(' ', '-')})" in svg for kind in kinds)
     assert len(set(re.findall(r"url\(#h\w+\)", svg))) == 3  # three hatches, and one that is filled
@@ -527,33 +583,33 @@ def test_charts_take_their_colours_from_the_page_and_differ_without_them() -> No
 
 def test_a_report_is_replaced_but_nothing_else_is(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
-    written(out, run)
+    write_report(out, run)
     first = out.read_bytes()
-    written(out, run)
+    write_report(out, run)
     assert out.read_bytes() == first
     notes = tmp_path / "notes.html"
     notes.write_text("<!doctype html> mine")
     with pytest.raises(InputError, match=r"notes\.html is there and is not a report"):
-        written(notes, run)
+        write_report(notes, run)
     assert notes.read_text() == "<!doctype html> mine"
 
 
 def test_what_cannot_be_written_to_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder: give a file"):
-        written(tmp_path, run)
+        write_report(tmp_path, run)
     with pytest.raises(InputError, match="there is no folder"):
-        written(tmp_path / "nowhere" / "r.html", run)
+        write_report(tmp_path / "nowhere" / "r.html", run)
 
 
 def test_a_directory_that_is_not_a_finished_run_is_one_line(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     with pytest.raises(InputError, match="no run directory at"):
-        written(out, tmp_path / "nothing")
+        write_report(out, tmp_path / "nothing")
     with pytest.raises(InputError, match="is given more than once"):
-        written(out, run, run / "images" / "..")
+        write_report(out, run, run / "images" / "..")
     (run / "run.json").unlink()
     with pytest.raises(InputError, match="is not a finished run of `sfm distill`, but holds a checkpoint"):
-        written(out, run)
+        write_report(out, run)
     assert not out.exists()
 
 
@@ -571,7 +627,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
 ) -> None:
     (run / name).write_text(content)
     with pytest.raises(InputError, match=message) as refused:
-        written(tmp_path / "r.html", run)
+        write_report(tmp_path / "r.html", run)
     assert name in str(refused.value)
 
 
@@ -579,7 +635,7 @@ def test_a_folder_in_place_of_an_evaluation_is_one_line(run: Path, tmp_path: Pat
     (run / "evaluation.json").unlink()
     (run / "evaluation.json").mkdir()
     with pytest.raises(InputError, match=r"cannot read .*evaluation\.json: Is a directory; move it away"):
-        written(tmp_path / "r.html", run)
+        write_report(tmp_path / "r.html", run)
 
 
 def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> None:
@@ -587,17 +643,17 @@ def test_missing_and_extra_images_are_one_line(run: Path, tmp_path: Path) -> Non
     extra = image.with_name("2.png")
     shutil.copy(image, extra)
     with pytest.raises(InputError, match=r"unexpected .*2\.png"):
-        written(tmp_path / "r.html", run)
+        write_report(tmp_path / "r.html", run)
     extra.unlink()
     image.unlink()
     with pytest.raises(InputError, match="number 1 is missing"):
-        written(tmp_path / "r.html", run)
+        write_report(tmp_path / "r.html", run)
 
 
 def test_a_store_that_knows_none_of_the_runs_is_one_line(run: Path, tmp_path: Path) -> None:
     create_store(str(tmp_path / "store"))
     with pytest.raises(InputError, match=r"holds no entry that .* was distilled from"):
-        written(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
+        write_report(tmp_path / "r.html", run, store=[str(tmp_path / "store")])
 
 
 def test_a_report_is_made_without_loading_a_model(
@@ -617,7 +673,7 @@ def test_a_report_is_made_without_loading_a_model(
 
 
 def test_quantities_read_as_people_write_them() -> None:
-    assert [size(n) for n in (0, 999, 1000, 143_210, 99_600_000, 13_400_000_000)] == [
+    assert [format_decimal_bytes(n) for n in (0, 999, 1000, 143_210, 99_600_000, 13_400_000_000)] == [
         "0 B",
         "999 B",
         "1 kB",
@@ -625,13 +681,13 @@ def test_quantities_read_as_people_write_them() -> None:
         "99.6 MB",
         "13.4 GB",
     ]
-    assert [duration(s) for s in (0.26, 48.2, 59.7, 200, 7500)] == [
+    assert [format_wall_time(s) for s in (0.26, 48.2, 59.7, 200, 7500)] == [
         "0.3 s",
         "48 s",
         "1 min 0 s",
         "3 min 20 s",
         "2 h 5 min",
     ]
-    assert percent(0.7112, 0.007) == "71.1 ± 0.7"
-    line = command_line("evaluate", "a b", {"seeds": 3, "save": True, "x": None, "mode": ["kd", "linear"]})
+    assert format_percent(0.7112, 0.007) == "71.1 ± 0.7"
+    line = format_command("evaluate", "a b", {"seeds": 3, "save": True, "x": None, "mode": ["kd", "linear"]})
     assert line == "sfm evaluate 'a b' --seeds 3 --save --mode kd --mode linear"

@@ -77,7 +77,7 @@ def reports(finished_run: Path, fashion_store: str, tmp_path_factory: pytest.Tem
     return [single, several]
 
 
-def opened(browser: Browser, file: Path, width: int = 1280, **options: Any) -> tuple[Page, list[str]]:
+def open_page(browser: Browser, file: Path, width: int = 1280, **options: Any) -> tuple[Page, list[str]]:
     """Open a file; return the page and everything that went wrong or out."""
     context = browser.new_context(viewport={"width": width, "height": 800}, **options)
     page = context.new_page()
@@ -99,7 +99,7 @@ def opened(browser: Browser, file: Path, width: int = 1280, **options: Any) -> t
 def test_nothing_is_requested_nothing_is_complained_of_and_every_image_loads(
     browser: Browser, reports: list[Path], which: int
 ) -> None:
-    page, wrong = opened(browser, reports[which])
+    page, wrong = open_page(browser, reports[which])
     widths = page.evaluate("[...document.querySelectorAll('main img')].map((i) => i.naturalWidth)")
     assert len(widths) > 40
     assert min(widths) >= 32
@@ -111,7 +111,7 @@ def test_nothing_is_requested_nothing_is_complained_of_and_every_image_loads(
 def test_no_width_needs_scrolling_sideways(
     browser: Browser, reports: list[Path], which: int, width: int
 ) -> None:
-    page, _ = opened(browser, reports[which], width)
+    page, _ = open_page(browser, reports[which], width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # Only what may scroll by itself is wider than the page.
     beyond = page.evaluate(
@@ -122,7 +122,7 @@ def test_no_width_needs_scrolling_sideways(
 
 
 def test_text_in_charts_can_be_read_on_a_phone(browser: Browser, reports: list[Path]) -> None:
-    page, _ = opened(browser, reports[0], 390)
+    page, _ = open_page(browser, reports[0], 390)
     heights = page.evaluate(
         "[...document.querySelectorAll('svg text')].map((t) => t.getBoundingClientRect().height)"
     )
@@ -134,7 +134,7 @@ def test_text_in_charts_can_be_read_on_a_phone(browser: Browser, reports: list[P
 def test_everything_stands_out_from_its_background(
     browser: Browser, reports: list[Path], scheme: str
 ) -> None:
-    page, _ = opened(browser, reports[1], color_scheme=scheme)
+    page, _ = open_page(browser, reports[1], color_scheme=scheme)
     contrasts = page.evaluate(CONTRASTS)
     assert {"TD.shaded", "P.warning", "FIGCAPTION.", "text.", "CODE."} <= set(contrasts)
     assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
@@ -143,7 +143,7 @@ def test_everything_stands_out_from_its_background(
 
 
 def test_an_image_is_enlarged_by_mouse_and_by_keys(browser: Browser, reports: list[Path]) -> None:
-    page, wrong = opened(browser, reports[0])
+    page, wrong = open_page(browser, reports[0])
     thumbs = page.locator("button.thumb")
     thumbs.nth(0).click()
     enlarged = page.locator("dialog img")
@@ -166,7 +166,7 @@ def test_an_image_is_enlarged_by_mouse_and_by_keys(browser: Browser, reports: li
 
 
 def test_it_prints_on_white_without_what_only_a_screen_can_use(browser: Browser, reports: list[Path]) -> None:
-    page, _ = opened(browser, reports[0], color_scheme="dark")
+    page, _ = open_page(browser, reports[0], color_scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(0, 0, 0)"
@@ -176,7 +176,7 @@ def test_it_prints_on_white_without_what_only_a_screen_can_use(browser: Browser,
 
 
 def test_without_colour_bars_still_differ(browser: Browser, reports: list[Path]) -> None:
-    page, _ = opened(browser, reports[0])
+    page, _ = open_page(browser, reports[0])
     marks = "[...document.querySelectorAll('.mark')]"
     fills = page.evaluate(f"{marks}.map((m) => [m.className, getComputedStyle(m).backgroundImage])")
     patterns = dict(fills)

@@ -6,11 +6,11 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor
 
 from sfm.eval import ridge
-from sfm.eval.accuracy import Heads
-from sfm.eval.ridge import PENALTIES, decomposed, fit_projector, left_out_error
+from sfm.eval.head_accuracy import Heads
+from sfm.eval.ridge import PENALTIES, compute_left_out_group_error, compute_svd, fit_ridge_projector
 
 
-def problem(groups: int, samples: int, features: int, seed: int = 0) -> tuple[Tensor, Tensor, Heads]:
+def make_problem(groups: int, samples: int, features: int, seed: int = 0) -> tuple[Tensor, Tensor, Heads]:
     """Two backbones' features of the same samples, linearly related but for noise, and a classifier."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -23,7 +23,7 @@ def problem(groups: int, samples: int, features: int, seed: int = 0) -> tuple[Te
     return x, y, Heads(normal(1, 3, 5), normal(1, 3))
 
 
-def plain_ridge(x: Tensor, y: Tensor, penalty: float) -> SklearnRidge:
+def fit_sklearn_ridge(x: Tensor, y: Tensor, penalty: float) -> SklearnRidge:
     return SklearnRidge(alpha=penalty).fit(x.flatten(0, 1).numpy(), y.flatten(0, 1).numpy())
 
 
@@ -36,32 +36,34 @@ def plain_ridge(x: Tensor, y: Tensor, penalty: float) -> SklearnRidge:
 def test_the_error_on_a_group_left_out_is_that_of_a_fit_without_it(
     seed: int, shape: tuple[int, int, int], penalty: float
 ) -> None:
-    x, y, _ = problem(*shape, seed=seed)
+    x, y, _ = make_problem(*shape, seed=seed)
     flat, wanted = x.flatten(0, 1), y - y.flatten(0, 1).mean(0)
-    left, spectrum, _ = decomposed(flat - flat.mean(0))
+    left, spectrum, _ = compute_svd(flat - flat.mean(0))
     expected = 0.0
     for g in range(shape[0]):
         others = [i for i in range(shape[0]) if i != g]
-        without = plain_ridge(x[others], y[others], penalty)
+        without = fit_sklearn_ridge(x[others], y[others], penalty)
         expected += float(((without.predict(x[g].numpy()) - y[g].numpy()) ** 2).sum())
-    assert left_out_error(left, spectrum / (spectrum + penalty), wanted) == pytest.approx(expected, rel=1e-6)
+    assert compute_left_out_group_error(left, spectrum / (spectrum + penalty), wanted) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 5), (5, 2, 30)])
 def test_the_projector_is_the_ridge_regression_of_scikit_learn_with_the_chosen_penalty(
     shape: tuple[int, int, int],
 ) -> None:
-    x, y, classifier = problem(*shape)
-    found = fit_projector(x, y, classifier)
+    x, y, classifier = make_problem(*shape)
+    found = fit_ridge_projector(x, y, classifier)
     flat = x.flatten(0, 1)
     scale = float((flat - flat.mean(0)).square().sum()) / shape[2]
-    plain = plain_ridge(x, y, found.penalty * scale)
+    plain = fit_sklearn_ridge(x, y, found.penalty * scale)
     torch.testing.assert_close(found.projectors.weight[0], torch.from_numpy(plain.coef_))
     torch.testing.assert_close(found.projectors.bias[0], torch.from_numpy(plain.intercept_))
 
 
 def test_the_penalty_chosen_errs_least_on_the_logits_of_groups_left_out() -> None:
-    x, y, classifier = problem(6, 4, 40)
+    x, y, classifier = make_problem(6, 4, 40)
     flat = x.flatten(0, 1)
     scale = float((flat - flat.mean(0)).square().sum()) / 40
     errors = {}
@@ -69,25 +71,27 @@ def test_the_penalty_chosen_errs_least_on_the_logits_of_groups_left_out() -> Non
         errors[penalty] = 0.0
         for g in range(6):
             others = [i for i in range(6) if i != g]
-            without = plain_ridge(x[others], y[others], penalty * scale)
+            without = fit_sklearn_ridge(x[others], y[others], penalty * scale)
             off = torch.from_numpy(without.predict(x[g].numpy())) - y[g]
             errors[penalty] += float((off @ classifier.weight[0].T).square().sum())
-    assert fit_projector(x, y, classifier).penalty == min(errors, key=lambda penalty: errors[penalty])
+    assert fit_ridge_projector(x, y, classifier).penalty == min(errors, key=lambda penalty: errors[penalty])
 
 
 def test_noise_that_generalises_to_no_other_group_is_penalised_away() -> None:
-    x, y, classifier = problem(8, 5, 60)
-    related = fit_projector(x, y, classifier)
-    unrelated = fit_projector(x, torch.randn(8, 5, 5, generator=torch.Generator().manual_seed(1)), classifier)
+    x, y, classifier = make_problem(8, 5, 60)
+    related = fit_ridge_projector(x, y, classifier)
+    unrelated = fit_ridge_projector(
+        x, torch.randn(8, 5, 5, generator=torch.Generator().manual_seed(1)), classifier
+    )
     assert unrelated.penalty > related.penalty
     assert unrelated.penalty >= 10
 
 
 def test_features_without_any_extent_left_over_do_not_break_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y, classifier = problem(5, 4, 6)
+    x, y, classifier = make_problem(5, 4, 6)
     doubled = torch.cat([x, x], dim=2)
     monkeypatch.setattr(ridge, "PENALTIES", (1e-12,))
-    once, twice = fit_projector(x, y, classifier), fit_projector(doubled, y, classifier)
+    once, twice = fit_ridge_projector(x, y, classifier), fit_ridge_projector(doubled, y, classifier)
     projected = [
         f @ r.projectors.weight[0].T + r.projectors.bias[0] for f, r in ((x, once), (doubled, twice))
     ]

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm.eval.training import Purpose, lay_out, normal
+from sfm.eval.training import StreamPurpose, draw_initial_weights, make_batch_schedule
 
 
-def rows(seeds: int, images: int) -> np.ndarray:
+def make_image_indices(seeds: int, images: int) -> np.ndarray:
     return np.tile(np.arange(images), (seeds, 1))
 
 
@@ -20,39 +20,41 @@ def rows(seeds: int, images: int) -> np.ndarray:
 def test_every_epoch_shows_every_image_once_and_no_view_again_before_all_were_seen(
     seed: int, images: int, epochs: int, views: int
 ) -> None:
-    plan = lay_out(seed, rows(2, images), epochs=epochs, views=views)
-    assert (plan.image.sort(-1).values == torch.arange(images)).all()
+    schedule = make_batch_schedule(seed, make_image_indices(2, images), epochs=epochs, views=views)
+    assert (schedule.image_indices.sort(-1).values == torch.arange(images)).all()
     used = torch.zeros(2, images, views, dtype=torch.int64)
     for epoch in range(epochs):
         for s in range(2):
-            used[s, plan.image[s, epoch].long(), plan.view[s, epoch].long()] += 1
+            used[s, schedule.image_indices[s, epoch].long(), schedule.view_indices[s, epoch].long()] += 1
     assert int(used.max() - used.min()) <= 1
 
 
 def test_images_are_shuffled_where_one_batch_does_not_hold_them_all() -> None:
-    few = lay_out(0, rows(2, 100), epochs=3, views=2)
-    many = lay_out(0, rows(2, 101), epochs=3, views=2)
-    assert few.batch == many.batch == 100
-    assert (few.image == torch.arange(100)).all()
-    assert not torch.equal(many.image[0, 0], many.image[0, 1])
-    assert not torch.equal(many.image[0, 0], many.image[1, 0])
+    few = make_batch_schedule(0, make_image_indices(2, 100), epochs=3, views=2)
+    many = make_batch_schedule(0, make_image_indices(2, 101), epochs=3, views=2)
+    assert few.batch_size == many.batch_size == 100
+    assert (few.image_indices == torch.arange(100)).all()
+    assert not torch.equal(many.image_indices[0, 0], many.image_indices[0, 1])
+    assert not torch.equal(many.image_indices[0, 0], many.image_indices[1, 0])
 
 
 def test_a_seed_trains_on_its_own_images() -> None:
-    plan = lay_out(0, np.array([[0, 1], [2, 3]]), epochs=4, views=3)
-    assert plan.image.tolist() == [[[0, 1]] * 4, [[2, 3]] * 4]
+    schedule = make_batch_schedule(0, np.array([[0, 1], [2, 3]]), epochs=4, views=3)
+    assert schedule.image_indices.tolist() == [[[0, 1]] * 4, [[2, 3]] * 4]
 
 
 def test_what_a_seed_sees_and_starts_from_does_not_depend_on_how_many_follow() -> None:
-    one, three = (lay_out(5, rows(n, 110), epochs=4, views=3) for n in (1, 3))
-    assert torch.equal(one.image[0], three.image[0])
-    assert torch.equal(one.view[0], three.view[0])
-    few, more = (normal(5, Purpose.HEAD, (n, 4, 6), 0.01) for n in (1, 3))
+    one, three = (make_batch_schedule(5, make_image_indices(n, 110), epochs=4, views=3) for n in (1, 3))
+    assert torch.equal(one.image_indices[0], three.image_indices[0])
+    assert torch.equal(one.view_indices[0], three.view_indices[0])
+    few, more = (draw_initial_weights(5, StreamPurpose.HEAD, (n, 4, 6), 0.01) for n in (1, 3))
     assert torch.equal(few[0], more[0])
     assert not torch.equal(more[0], more[1])
 
 
 def test_equal_seeds_give_equal_plans_and_others_do_not() -> None:
-    first, again, other = (lay_out(seed, rows(1, 10), epochs=20, views=9) for seed in (1, 1, 2))
-    assert torch.equal(first.view, again.view)
-    assert not torch.equal(first.view, other.view)
+    first, again, other = (
+        make_batch_schedule(seed, make_image_indices(1, 10), epochs=20, views=9) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.view_indices, again.view_indices)
+    assert not torch.equal(first.view_indices, other.view_indices)

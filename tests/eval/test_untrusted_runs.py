@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from sfm.distill.config import DistillConfig
 from sfm.errors import InputError
-from sfm.eval.export.cards import cell, code
+from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.export.config import ExportConfig
-from sfm.eval.export.run import export
-from sfm.eval.report.commands import OPTIONS, distill_command, evaluate_again
-from sfm.eval.report.read import ReportedRun, read_all
-from sfm.eval.synthetic import read_run
-from sfm.eval.work import KeptFeatures, Work
+from sfm.eval.export.hub_cards import escape_markdown, format_inline_code
+from sfm.eval.export.run_export import export
+from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
+from sfm.eval.report.reproduction_commands import DISTILL_OPTIONS, make_distill_command, make_evaluate_command
+from sfm.eval.work_folder import ResumableFeatures, WorkFolder
 
 Damage = Callable[[Path], object]
 COLUMNS = "step,loss,learning_rate,resolution,seconds\n"
@@ -32,7 +32,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def changed(file: str, change: Callable[[dict], object]) -> Damage:
+def change_json(file: str, change: Callable[[dict], object]) -> Damage:
     """Change a JSON document of a run."""
 
     def damage(run: Path) -> None:
@@ -43,56 +43,56 @@ def changed(file: str, change: Callable[[dict], object]) -> Damage:
     return damage
 
 
-def record(**values: object) -> Damage:
-    return changed("run.json", lambda document: document.update(values))
+def change_record(**values: object) -> Damage:
+    return change_json("run.json", lambda document: document.update(values))
 
 
-def row(**values: object) -> Damage:
-    return changed("evaluation.json", lambda document: document["rows"][0].update(values))
+def change_row(**values: object) -> Damage:
+    return change_json("evaluation.json", lambda document: document["rows"][0].update(values))
 
 
-def first_class(**values: object) -> Damage:
-    return changed("classes.json", lambda document: document[0].update(values))
+def change_first_class(**values: object) -> Damage:
+    return change_json("classes.json", lambda document: document[0].update(values))
 
 
-def text(file: str, content: str | bytes) -> Damage:
+def write_text(file: str, content: str | bytes) -> Damage:
     return lambda run: (run / file).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def history(*rows: str) -> Damage:
-    return text("history.csv", COLUMNS + "".join(f"{line}\n" for line in rows))
+def write_history(*rows: str) -> Damage:
+    return write_text("history.csv", COLUMNS + "".join(f"{line}\n" for line in rows))
 
 
-def image_of(run: Path) -> Path:
+def find_image(run: Path) -> Path:
     return sorted(run.glob("images/*/0.png"))[0]
 
 
-def pipe(file: str) -> Damage:
+def replace_by_pipe(file: str) -> Damage:
     def damage(run: Path) -> None:
-        path = run / file if file != "image" else image_of(run)
+        path = run / file if file != "image" else find_image(run)
         path.unlink(missing_ok=True)
         os.mkfifo(path)
 
     return damage
 
 
-def link_of_an_image(run: Path) -> None:
+def link_image(run: Path) -> None:
     private = run.parent / "private.png"
-    image = image_of(run)
+    image = find_image(run)
     image.rename(private)
     image.symlink_to(private)
 
 
-def link_of_an_image_to(name: str) -> Damage:
+def link_image_to(name: str) -> Damage:
     def damage(run: Path) -> None:
-        image = image_of(run)
+        image = find_image(run)
         image.unlink()
         image.symlink_to(name)
 
     return damage
 
 
-def link_of_a_folder(name: str) -> Damage:
+def link_folder(name: str) -> Damage:
     def damage(run: Path) -> None:
         shutil.move(run / name, run.parent / "private")
         (run / name).symlink_to(run.parent / "private")
@@ -100,7 +100,7 @@ def link_of_a_folder(name: str) -> Damage:
     return damage
 
 
-def sheets(count: int) -> Damage:
+def add_growth_sheets(count: int) -> Damage:
     def damage(run: Path) -> None:
         for step in range(1000, 1000 + count):
             Image.new("RGB", (1, 1)).save(run / "growth" / f"step_{step}.png")
@@ -108,102 +108,111 @@ def sheets(count: int) -> Damage:
     return damage
 
 
-def bomb(run: Path) -> None:
+def add_decompression_bomb(run: Path) -> None:
     Image.new("1", (5000, 5000)).save(run / "growth" / "step_00000001.png")
 
 
-def gigabytes(run: Path) -> None:
+def claim_gigabytes(run: Path) -> None:
     """One image per class of 8192 x 8192 pixels each: files of a few KiB that would take 2 GiB."""
-    changed("run.json", lambda document: document.update(canvas=8192, ipc=1))(run)
+    change_json("run.json", lambda document: document.update(canvas=8192, ipc=1))(run)
     for file in run.glob("images/*/1.png"):
         file.unlink()
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (record(ipc=10**12), "run.json .* ipc: input should be less"),
-        (record(ipc=-1), "ipc: input should be greater"),
-        (record(canvas=10**6), "canvas: input should be less"),
-        (record(image_size=10**9), "image_size: input should be less"),
-        (record(entry_digest="../../etc"), "entry_digest: string should match"),
-        (record(fingerprint=""), "fingerprint: string should match"),
-        (record(dataset="x" * 2000), "dataset: string should have at most"),
-        (record(wall_seconds=float("inf")), "wall_seconds: input should be a finite"),
-        (record(loss=float("nan")), "loss: input should be a finite"),
-        (record(train_samples=-5), "train_samples"),
-        (record(peak_memory_bytes=10**400), "peak_memory_bytes"),
+        (change_record(ipc=10**12), "run.json .* ipc: input should be less"),
+        (change_record(ipc=-1), "ipc: input should be greater"),
+        (change_record(canvas=10**6), "canvas: input should be less"),
+        (change_record(image_size=10**9), "image_size: input should be less"),
+        (change_record(entry_digest="../../etc"), "entry_digest: string should match"),
+        (change_record(fingerprint=""), "fingerprint: string should match"),
+        (change_record(dataset="x" * 2000), "dataset: string should have at most"),
+        (change_record(wall_seconds=float("inf")), "wall_seconds: input should be a finite"),
+        (change_record(loss=float("nan")), "loss: input should be a finite"),
+        (change_record(train_samples=-5), "train_samples"),
+        (change_record(peak_memory_bytes=10**400), "peak_memory_bytes"),
         (
-            record(versions={str(number): 1 for number in range(100_000)}),
+            change_record(versions={str(number): 1 for number in range(100_000)}),
             "versions: .* at most 1000 are read",
         ),
-        (text("run.json", '{"config":' + "[" * 100_000), "recursion limit"),
-        (text("run.json", " " * 2**24 + "{}"), "run.json .* too long"),
-        (text("classes.json", "[" + "1," * 10**6 + "1]"), "classes.json .* 0: input should be an object"),
-        (text("classes.json", "[" * 100_000), "recursion limit"),
-        (first_class(name="x" * 20_000), "0.name: string should have at most"),
-        (first_class(index=-1), "0.index"),
-        (first_class(class_id=7), "0.class_id"),
-        (pipe("run.json"), "cannot read run.json: it is not a regular file"),
-        (pipe("classes.json"), "cannot read classes.json: it is not a regular file"),
-        (pipe("image"), "0.png: it is not a regular file"),
-        (pipe("evaluation.json"), "evaluation.json: it is not a regular file"),
-        (pipe("history.csv"), "history.csv: it is not a regular file"),
-        (link_of_an_image, "0.png is a link that leads out of the run directory"),
-        (link_of_an_image_to("nowhere.png"), "0.png: No such file"),
-        (link_of_an_image_to("0.png"), "0.png: Too many levels of symbolic links"),
-        (link_of_a_folder("images"), "images is a link that leads out"),
-        (link_of_a_folder("growth"), "growth is a link that leads out"),
-        (gigabytes, "would take 1.9 GiB, their files have 0.0 MiB"),
-        (sheets(21), "a run leaves one for each level"),
-        (bomb, "step_00000001.png: 5000 x 5000 pixels are more than"),
-        (history("1,nan,1,1,1"), "history.csv is not what"),
-        (history("1,1e308,1,1,1"), "history.csv is not what"),
-        (history("1"), "history.csv is not what"),
-        (history("1,1,1,2,1", "2,1,1,1,1"), "history.csv is not what"),
-        (history("2,1,1,1,1", "1,1,1,1,1"), "history.csv is not what"),
-        (history("1,1,1,99999999,1"), "history.csv is not what"),
-        (history("9" * 5000 + ",1,1,1,1"), "history.csv is not what"),
-        (history(*(f"{step},1,1,{step},1" for step in range(1, 100))), "history.csv is not what"),
-        (text("history.csv", b"\xff\xfe"), "history.csv is not what"),
+        (write_text("run.json", '{"config":' + "[" * 100_000), "recursion limit"),
+        (write_text("run.json", " " * 2**24 + "{}"), "run.json .* too long"),
+        (
+            write_text("classes.json", "[" + "1," * 10**6 + "1]"),
+            "classes.json .* 0: input should be an object",
+        ),
+        (write_text("classes.json", "[" * 100_000), "recursion limit"),
+        (change_first_class(name="x" * 20_000), "0.name: string should have at most"),
+        (change_first_class(index=-1), "0.index"),
+        (change_first_class(class_id=7), "0.class_id"),
+        (replace_by_pipe("run.json"), "cannot read run.json: it is not a regular file"),
+        (replace_by_pipe("classes.json"), "cannot read classes.json: it is not a regular file"),
+        (replace_by_pipe("image"), "0.png: it is not a regular file"),
+        (replace_by_pipe("evaluation.json"), "evaluation.json: it is not a regular file"),
+        (replace_by_pipe("history.csv"), "history.csv: it is not a regular file"),
+        (link_image, "0.png is a link that leads out of the run directory"),
+        (link_image_to("nowhere.png"), "0.png: No such file"),
+        (link_image_to("0.png"), "0.png: Too many levels of symbolic links"),
+        (link_folder("images"), "images is a link that leads out"),
+        (link_folder("growth"), "growth is a link that leads out"),
+        (claim_gigabytes, "would take 1.9 GiB, their files have 0.0 MiB"),
+        (add_growth_sheets(21), "a run leaves one for each level"),
+        (add_decompression_bomb, "step_00000001.png: 5000 x 5000 pixels are more than"),
+        (write_history("1,nan,1,1,1"), "history.csv is not what"),
+        (write_history("1,1e308,1,1,1"), "history.csv is not what"),
+        (write_history("1"), "history.csv is not what"),
+        (write_history("1,1,1,2,1", "2,1,1,1,1"), "history.csv is not what"),
+        (write_history("2,1,1,1,1", "1,1,1,1,1"), "history.csv is not what"),
+        (write_history("1,1,1,99999999,1"), "history.csv is not what"),
+        (write_history("9" * 5000 + ",1,1,1,1"), "history.csv is not what"),
+        (write_history(*(f"{step},1,1,{step},1" for step in range(1, 100))), "history.csv is not what"),
+        (write_text("history.csv", b"\xff\xfe"), "history.csv is not what"),
         (lambda run: os.truncate(run / "history.csv", 2**40), "history.csv is not what"),
-        (row(top1_mean=float("nan")), "evaluation.json is not what"),
-        (row(top1_mean=1e300), "evaluation.json is not what"),
-        (row(seeds=10**30), "evaluation.json is not what"),
-        (row(confused=[{"right": -3, "predicted": 0, "count": 1}]), "evaluation.json is not what"),
-        (row(confused=[{"right": 10**9, "predicted": 0, "count": 1}]), "figures of other classes"),
-        (row(per_class=[0.5] * 1000), "figures of other classes"),
-        (row(confusion=[[1], [1, 2]]), "figures of other classes"),
-        (row(chosen=[[0]]), "figures of other classes"),
-        (changed("evaluation.json", lambda e: e["full_data"][0].update(per_class=[])), "figures of other"),
-        (changed("evaluation.json", lambda e: e["provenance"].update(seconds=float("inf"))), "is not what"),
-        (text("evaluation.json", "[" * 100_000), "evaluation.json is not what"),
+        (change_row(top1_mean=float("nan")), "evaluation.json is not what"),
+        (change_row(top1_mean=1e300), "evaluation.json is not what"),
+        (change_row(seeds=10**30), "evaluation.json is not what"),
+        (change_row(confused=[{"right": -3, "predicted": 0, "count": 1}]), "evaluation.json is not what"),
+        (change_row(confused=[{"right": 10**9, "predicted": 0, "count": 1}]), "accuracies of other classes"),
+        (change_row(per_class=[0.5] * 1000), "accuracies of other classes"),
+        (change_row(confusion=[[1], [1, 2]]), "accuracies of other classes"),
+        (change_row(chosen=[[0]]), "accuracies of other classes"),
+        (
+            change_json("evaluation.json", lambda e: e["full_data"][0].update(per_class=[])),
+            "accuracies of other",
+        ),
+        (
+            change_json("evaluation.json", lambda e: e["provenance"].update(seconds=float("inf"))),
+            "is not what",
+        ),
+        (write_text("evaluation.json", "[" * 100_000), "evaluation.json is not what"),
         (lambda run: os.truncate(run / "evaluation.json", 2**40), "evaluation.json is not what"),
     ],
 )
 def test_what_no_run_leaves_is_refused_in_one_line_before_memory_is_taken(
-    run: Path, damage: Damage, told: str
+    run: Path, damage: Damage, message: str
 ) -> None:
     damage(run)
-    with pytest.raises(InputError, match=told) as caught:
-        read_all([run], [])
+    with pytest.raises(InputError, match=message) as caught:
+        read_reported_runs([run], [])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500 + 2 * len(str(run))
 
 
 def test_links_that_stay_in_the_run_directory_are_followed(run: Path) -> None:
-    before = read_run(run).pixels
+    before = read_distilled_run(run).pixels
     (run / "images").rename(run / "kept")
     (run / "images").symlink_to("kept")
-    assert np.array_equal(read_run(run).pixels, before)
+    assert np.array_equal(read_distilled_run(run).pixels, before)
 
 
 def test_a_run_directory_that_is_itself_a_link_is_read(run: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run)
-    assert len(read_run(tmp_path / "link").files) == 20
+    assert len(read_distilled_run(tmp_path / "link").files) == 20
 
 
-def weights(change: Callable[[dict[str, np.ndarray]], object], **header: str) -> Damage:
+def change_classifier(change: Callable[[dict[str, np.ndarray]], object], **header: str) -> Damage:
     """Change the tensors or the header of the classifiers that an evaluation saved."""
 
     def damage(run: Path) -> None:
@@ -219,27 +228,27 @@ def weights(change: Callable[[dict[str, np.ndarray]], object], **header: str) ->
     return damage
 
 
-def nothing(tensors: dict[str, np.ndarray]) -> None:
+def change_nothing(tensors: dict[str, np.ndarray]) -> None:
     pass
 
 
-def spoil(tensors: dict[str, np.ndarray]) -> None:
+def set_nan(tensors: dict[str, np.ndarray]) -> None:
     tensors["weight"][0, 0] = np.nan
 
 
-def cut(tensors: dict[str, np.ndarray]) -> None:
+def shorten_bias(tensors: dict[str, np.ndarray]) -> None:
     tensors["bias"] = tensors["bias"][:3].copy()
 
 
-def flatten(tensors: dict[str, np.ndarray]) -> None:
+def flatten_weight(tensors: dict[str, np.ndarray]) -> None:
     tensors["weight"] = tensors["weight"].reshape(-1)
 
 
-def widen(tensors: dict[str, np.ndarray]) -> None:
+def widen_bias(tensors: dict[str, np.ndarray]) -> None:
     tensors["bias"] = tensors["bias"].astype(np.float64)
 
 
-def pipes(run: Path) -> None:
+def replace_classifiers_by_pipes(run: Path) -> None:
     for file in (run / "classifiers").glob("*.safetensors"):
         file.unlink()
         os.mkfifo(file)
@@ -248,16 +257,16 @@ def pipes(run: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        weights(spoil),
-        weights(cut),
-        weights(flatten),
-        weights(widen),
-        weights(lambda tensors: tensors.pop("projector_bias", None)),
-        weights(nothing, image_size="9" * 5000),
-        weights(nothing, class_ids="[" * 100_000),
-        weights(nothing, distilled_on_hash="x"),
-        weights(nothing, epochs="nan"),
-        pipes,
+        change_classifier(set_nan),
+        change_classifier(shorten_bias),
+        change_classifier(flatten_weight),
+        change_classifier(widen_bias),
+        change_classifier(lambda tensors: tensors.pop("projector_bias", None)),
+        change_classifier(change_nothing, image_size="9" * 5000),
+        change_classifier(change_nothing, class_ids="[" * 100_000),
+        change_classifier(change_nothing, distilled_on_hash="x"),
+        change_classifier(change_nothing, epochs="nan"),
+        replace_classifiers_by_pipes,
     ],
 )
 def test_a_saved_classifier_that_no_evaluation_leaves_is_not_exported(
@@ -276,36 +285,36 @@ def test_a_saved_classifier_that_no_evaluation_leaves_is_not_exported(
 def test_kept_features_that_are_not_finite_or_not_as_wide_are_computed_again(tmp_path: Path) -> None:
     import torch
 
-    def keep(features: torch.Tensor) -> None:
-        kept = KeptFeatures(Work(tmp_path), "key", features)
-        kept.flush(len(features))
+    def write_features(features: torch.Tensor) -> None:
+        kept = ResumableFeatures(WorkFolder(tmp_path), "key", features)
+        kept.write_new(len(features))
 
-    def loaded() -> int:
-        return KeptFeatures(Work(tmp_path), "key", torch.zeros(4, 3)).load()
+    def count_loaded() -> int:
+        return ResumableFeatures(WorkFolder(tmp_path), "key", torch.zeros(4, 3)).load_stored()
 
-    keep(torch.ones(4, 3))
-    assert loaded() == 4
+    write_features(torch.ones(4, 3))
+    assert count_loaded() == 4
     for other in (
         torch.full((4, 3), torch.nan),
         torch.ones(4, 2),
         torch.ones(5, 3),
         torch.ones(4, 3).double(),
     ):
-        keep(other)
-        assert loaded() == 0
+        write_features(other)
+        assert count_loaded() == 0
     (tmp_path / "key-000000000.safetensors").unlink()
     os.mkfifo(tmp_path / "key-000000000.safetensors")
-    assert loaded() == 0
+    assert count_loaded() == 0
 
 
 def test_kept_rows_that_are_not_finite_or_come_through_a_pipe_are_computed_again(
     run: Path, tmp_path: Path
 ) -> None:
-    (found,) = read_all([run], [])
-    work = Work(tmp_path / "work")
+    (found,) = read_reported_runs([run], [])
+    work = WorkFolder(tmp_path / "work")
     assert found.evaluation
-    work.keep_row("a", found.evaluation.rows[0])
-    work.keep_row("b", found.evaluation.rows[0].model_copy(update={"top1_mean": 7.0}))
+    work.write_row("a", found.evaluation.rows[0])
+    work.write_row("b", found.evaluation.rows[0].model_copy(update={"top1_mean": 7.0}))
     os.mkfifo(tmp_path / "work" / "c.json")
     assert work.read_row("a") == found.evaluation.rows[0]
     assert work.read_row("b") is None
@@ -323,7 +332,7 @@ def test_kept_rows_that_are_not_finite_or_come_through_a_pipe_are_computed_again
     ],
 )
 def test_names_are_shown_as_they_are_in_markdown(name: str, shown: str) -> None:
-    assert cell(name) == shown
+    assert escape_markdown(name) == shown
 
 
 @pytest.mark.parametrize(
@@ -337,7 +346,7 @@ def test_names_are_shown_as_they_are_in_markdown(name: str, shown: str) -> None:
     ],
 )
 def test_code_in_markdown_ends_where_it_should(text: str, shown: str) -> None:
-    assert code(text) == shown
+    assert format_inline_code(text) == shown
 
 
 def test_no_name_of_a_run_leaves_its_place_in_a_card(run: Path, tmp_path: Path) -> None:
@@ -348,9 +357,9 @@ def test_no_name_of_a_run_leaves_its_place_in_a_card(run: Path, tmp_path: Path) 
         document["backbone"]["spec"] = evil
         document["config"]["backbone"] = evil
 
-    changed("run.json", change)(run)
-    changed("evaluation.json", lambda e: e.update(notes=[evil]))(run)
-    row(backbone=evil)(run)
+    change_json("run.json", change)(run)
+    change_json("evaluation.json", lambda e: e.update(notes=[evil]))(run)
+    change_row(backbone=evil)(run)
     export(ExportConfig(run=run, out=tmp_path / "out", format="imagefolder"))
     card = (tmp_path / "out" / "README.md").read_text().partition("\n---\n")[2]
     lines = card.splitlines()
@@ -359,28 +368,28 @@ def test_no_name_of_a_run_leaves_its_place_in_a_card(run: Path, tmp_path: Path) 
     assert [line for line in lines if "<script" in line and r"\<script" not in line and "`" not in line] == []
 
 
-def reported(run: Path) -> ReportedRun:
-    (found,) = read_all([run], [])
+def read_reported_run(run: Path) -> ReportedRun:
+    (found,) = read_reported_runs([run], [])
     return found
 
 
 def test_commands_to_paste_hold_options_of_the_recipe_only(run: Path) -> None:
-    assert DistillConfig.model_fields.keys() - {"out", "resume"} == OPTIONS
+    assert DistillConfig.model_fields.keys() - {"out", "resume"} == DISTILL_OPTIONS
     config = {"trust_config": True, "config": "theirs.json", "x; y": 1, "resume": True}
-    changed("run.json", lambda document: document["config"].update(config))(run)
-    words = shlex.split(distill_command(reported(run)))
+    change_json("run.json", lambda document: document["config"].update(config))(run)
+    words = shlex.split(make_distill_command(read_reported_run(run)))
     assert {"--trust-config", "--config", "--x; y", "--resume"}.isdisjoint(words)
     assert words[words.index("--out") + 1] == f"{run}-again"
 
 
 def test_commands_to_paste_give_what_a_configuration_file_may_not(run: Path) -> None:
-    changed("run.json", lambda document: document["config"].update(classes=["0", "1"], views=1000))(run)
-    assert "--views 1000" in distill_command(reported(run))
-    assert evaluate_again(run, {"store": "s", "run": str(run), "seeds": 500}).endswith(
+    change_json("run.json", lambda document: document["config"].update(classes=["0", "1"], views=1000))(run)
+    assert "--views 1000" in make_distill_command(read_reported_run(run))
+    assert make_evaluate_command(run, {"store": "s", "run": str(run), "seeds": 500}).endswith(
         "--store s --seeds 500"
     )
 
 
 def test_a_history_of_many_steps_is_read(run: Path) -> None:
-    history(*(f"{step},0.5,0.02,{1 if step < 50 else 37},{step}.1" for step in range(1, 20_001)))(run)
-    assert reported(run).history[-1].step == 20_000
+    write_history(*(f"{step},0.5,0.02,{1 if step < 50 else 37},{step}.1" for step in range(1, 20_001)))(run)
+    assert read_reported_run(run).history[-1].step == 20_000

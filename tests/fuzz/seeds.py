@@ -31,9 +31,9 @@ torch.save(tensors, "weights/w.pth")
 
 INTERRUPTED = """
 import sys
-import sfm.eval.work
+import sfm.eval.work_folder
 from sfm.start import main
-sfm.eval.work.Work.remove = lambda self: None
+sfm.eval.work_folder.WorkFolder.delete_used_files = lambda self: None
 sys.argv = ["sfm", *{argv}]
 main()
 """

@@ -24,6 +24,8 @@ from fuzz.worker import GROWTH
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 SOUND = {
     ("run", "distill again"): 2,
     ("stopped", "report"): 2,

@@ -122,7 +122,8 @@ def status_field(name: str) -> int:
 
 MODULES = (
     *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.named_merge"),
-    *("sfm.distill.run", "sfm.eval.run", "sfm.eval.matrix", "sfm.eval.export.run", "sfm.eval.report.page"),
+    *("sfm.distill.run", "sfm.eval.evaluation", "sfm.eval.backbone_matrix"),
+    *("sfm.eval.export.run_export", "sfm.eval.report.page"),
     *("sfm.pipeline.extract", "sfm.pipeline.dry_run"),
     *("sfm.stats_store.garbage_collection", "sfm.stats_store.entry_copy", "sfm.stats_store.verification"),
 )

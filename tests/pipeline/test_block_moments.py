@@ -71,7 +71,9 @@ def test_real_features_agree_with_two_passes(fashion_store):
     from sfm.stats_store.store import open_store
 
     store = open_store(fashion_store)
-    entry = store.open_entry(select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0"))
+    entry = store.open_entry(
+        select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0")
+    )
     features = entry.read_array("test/feature").astype(np.float32)
     labels = entry.read_array("test/label")
     got = accumulate_moments(

@@ -326,7 +326,7 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
         while not next(steps).partitions:
             pass
         os.kill(children()[0].pid, signal.SIGKILL)
-        with pytest.raises(IncompleteExtractionError, match="a process that decodes images was lost"):
+        with pytest.raises(IncompleteExtractionError, match="a process that decodes images died"):
             list(steps)
     assert 0 < left() < len(tasks)
     assert children() == []

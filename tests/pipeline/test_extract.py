@@ -46,7 +46,10 @@ def entry_of(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0
 
 def test_an_entry_holds_every_array_of_the_schema(fashion_store):
     entry = entry_of(fashion_store)
-    assert {name: (entry.open_array(name).shape, str(entry.open_array(name).dtype)) for name in entry.list_arrays()} == {
+    assert {
+        name: (entry.open_array(name).shape, str(entry.open_array(name).dtype))
+        for name in entry.list_arrays()
+    } == {
         "train/count": ((10,), "int64"),
         "train/mean": ((10, 1280), "float64"),
         "train/scatter_diagonal": ((10, 1280), "float64"),
@@ -78,7 +81,9 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
         )
         with torch.inference_mode():
             features = backbone.features(pixels_to_tensor(pixels)).double().numpy()
-        np.testing.assert_allclose(entry.read_array("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            entry.read_array("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5
+        )
         np.testing.assert_allclose(
             entry.read_array("train/scatter_diagonal")[c],
             ((features - features.mean(axis=0)) ** 2).sum(axis=0),
@@ -294,6 +299,7 @@ print(done.published[0].outcome, done.pass_summary.images_resumed, done.publishe
 """
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     def start(store: Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(

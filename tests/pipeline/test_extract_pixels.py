@@ -52,10 +52,11 @@ def run(store: Path, source: str, **options: object) -> ExtractionResult:
 
 
 def arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
-    entry = open_store(str(store)).open_entry(done.published[0].summary)
+    entry = open_store(str(store)).open(done.published[0].summary)
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 
+@pytest.mark.slow
 def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_path):
     source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
     white = run(store, source, exemplars=2)
@@ -162,6 +163,7 @@ def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp
     assert (reread.cards[0].composited, reread.cards[0].dark, reread.notes) == (0, 0, ())
 
 
+@pytest.mark.slow
 def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
     root, store = dataset(tmp_path / "icons", "RGB"), tmp_path / "s"
     drawn("ellipse", TRAIN).save(root / "test" / "ellipse" / f"{TRAIN}.png")

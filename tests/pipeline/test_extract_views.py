@@ -71,7 +71,7 @@ def config(store, **options) -> ExtractConfig:
 
 def arrays(store) -> dict[str, np.ndarray]:
     opened = open_store(str(store))
-    entry = opened.open_entry(opened.list_summaries()[0])
+    entry = opened.open(opened.list_summaries()[0])
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 
@@ -86,6 +86,7 @@ def test_only_the_classifier_learns_from_views(tmp_path):
         assert same == (not name.startswith("classifier/")), name
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
     (whole,) = extract(config(tmp_path / "whole", views=1)).published
 

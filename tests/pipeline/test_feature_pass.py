@@ -34,7 +34,7 @@ from sfm.pipeline.runtime import (
 )
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
-from sfm.pipeline.sources.class_subsets import select_classes, select_rows, take_positions
+from sfm.pipeline.sources.class_subsets import select_rows, select_source_classes, take_positions
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, lock_staging, open_staging
@@ -85,6 +85,7 @@ def stream(image_folder, monkeypatch) -> str:
     return f"stream:{image_folder}"
 
 
+@pytest.mark.slow
 def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
     tmp_path, image_folder, stream
 ):
@@ -94,7 +95,9 @@ def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_f
     ours, theirs = entry_of(tmp_path / "b"), entry_of(tmp_path / "a")
     assert ours.dataset.class_ids == ["bag", "boot", "trouser"]
     assert ours.summary.fingerprint == theirs.summary.fingerprint
-    np.testing.assert_allclose(ours.read_array("train/mean"), theirs.read_array("train/mean"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.read_array("train/mean"), theirs.read_array("train/mean"), rtol=1e-4, atol=1e-5
+    )
     # The nearest to the mean is the same image, though it lies elsewhere.
     nearest = ours.read_array("exemplar/image")[:, 0], theirs.read_array("exemplar/image")[:, 0]
     np.testing.assert_array_equal(*nearest)
@@ -137,7 +140,7 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
         source = open_folder_source(text)
-        return select_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
+        return select_source_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
 
     monkeypatch.setitem(SOURCE_KINDS, "chosen", opened)
     extract(config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
@@ -148,7 +151,7 @@ def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder
 
 def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
     with pytest.raises(InputError, match="has no class boots: did you mean boot"):
-        select_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
+        select_source_classes(open_folder_source(str(image_folder)), ["bag", "boots"])
 
 
 def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_folder, stream):
@@ -325,7 +328,7 @@ def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
 def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     source = open_source("builtin:fashion-mnist-6k")
     (whole,) = source.test.shards
-    short = Shard(whole.where, whole.labels, lambda rows: whole.read(rows[:-1]))
+    short = Shard(whole.where, whole.labels, lambda rows: whole.read_array(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
     selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]

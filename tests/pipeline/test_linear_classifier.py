@@ -169,8 +169,12 @@ def test_held_out_accuracy_is_that_of_scikit_learn_at_its_best(fashion_store):
     from sfm.stats_store.store import open_store
 
     store = open_store(fashion_store)
-    entry = store.open_entry(select_summary(store.list_summaries(), dataset="fashion-mnist-6k", backbone="lite0"))
-    tuning = store.open_entry(select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0"))
+    entry = store.open_entry(
+        select_summary(store.list_summaries(), dataset="fashion-mnist-6k", backbone="lite0")
+    )
+    tuning = store.open_entry(
+        select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0")
+    )
     features, labels = entry.read_array("test/feature").astype(np.float64), entry.read_array("test/label")
     rows, targets = tuning.read_array("test/feature").astype(np.float64), tuning.read_array("test/label")
     mean, std = rows.mean(axis=0), rows.std(axis=0) + 1e-6

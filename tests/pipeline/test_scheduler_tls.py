@@ -96,6 +96,7 @@ def extract(tmp_path: Path, scheduler: str, configuration: Mapping[str, Any]) ->
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_an_extraction_runs_on_a_worker_under_tls(tmp_path: Path, address: str, tls: Path) -> None:
     status, printed = extract(tmp_path, address, dask.config.collect(paths=[str(tls)], env={}))
     assert status == 0, printed

@@ -21,12 +21,12 @@ from sfm.pipeline.sources.source import file_split
 from sfm.testing import SourceTests
 
 
-def sample(split: Split, i: int) -> Sample:
+def read_one_sample(split: Split, i: int) -> Sample:
     """Return one sample of a split whose labels are known."""
     return next(split.read(np.array([i])))
 
 
-TOY = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+TOY_IMAGES = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
 
 
 def write_idx_folder(
@@ -35,7 +35,7 @@ def write_idx_folder(
     root.mkdir(exist_ok=True)
     for split in ("train", "t10k"):
         files = {
-            f"{split}-images-idx3-ubyte": struct.pack(">4I", 0x803, *TOY.shape) + TOY.tobytes(),
+            f"{split}-images-idx3-ubyte": struct.pack(">4I", 0x803, *TOY_IMAGES.shape) + TOY_IMAGES.tobytes(),
             f"{split}-labels-idx1-ubyte": struct.pack(">2I", 0x801, len(labels)) + bytes(labels),
         }
         for name, data in files.items():
@@ -53,7 +53,7 @@ class TestIdxSource(SourceTests):
 
     @pytest.fixture
     def expected_samples(self):
-        samples = [(str(i % 3), TOY[i].tobytes()) for i in range(6)]
+        samples = [(str(i % 3), TOY_IMAGES[i].tobytes()) for i in range(6)]
         return {"train": samples, "test": samples}
 
     @pytest.fixture
@@ -70,7 +70,9 @@ def test_idx_files_are_read_gzip_or_not(tmp_path, zipped):
     assert source.name == "digits"
     assert source.class_ids == ["0", "1", "2"]
     for i in (5, 0, 3):
-        np.testing.assert_array_equal(np.asarray(source.decode(sample(source.train, i).data)), TOY[i])
+        np.testing.assert_array_equal(
+            np.asarray(source.decode(read_one_sample(source.train, i).data)), TOY_IMAGES[i]
+        )
 
 
 def test_labels_above_nine_sort_as_numbers(tmp_path):
@@ -138,7 +140,7 @@ def test_a_packed_idx_file_that_ends_early_is_named_when_it_is_read(tmp_path):
     file.unlink()
     source = open_source(f"idx:{root}")
     with pytest.raises(InputError, match="ends before image 5 of 6"):
-        sample(source.train, 5)
+        read_one_sample(source.train, 5)
 
 
 def test_the_embedded_dataset_is_balanced_and_named():
@@ -153,7 +155,7 @@ def test_a_folder_of_class_folders(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
-    assert sample(source.train, 13).where.endswith("train/boot/001.png")
+    assert read_one_sample(source.train, 13).where.endswith("train/boot/001.png")
 
 
 def test_val_stands_for_test(image_folder):
@@ -241,8 +243,8 @@ def test_the_embedded_subset_is_written_again_bit_for_bit(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     again = open_source(f"idx:{tmp_path / 'a'}")
     assert np.bincount(again.train.labels).tolist() == [2, 2, 2]
-    originals = {TOY[i].tobytes(): [0, 1, 2, 0, 1, 2][i] for i in range(6)}
-    assert [originals[sample(again.train, i).data] for i in range(6)] == again.train.labels.tolist()
+    originals = {TOY_IMAGES[i].tobytes(): [0, 1, 2, 0, 1, 2][i] for i in range(6)}
+    assert [originals[read_one_sample(again.train, i).data] for i in range(6)] == again.train.labels.tolist()
 
 
 def test_files_are_listed_without_being_read_and_read_in_order(tmp_path):

@@ -17,7 +17,7 @@ from sfm.pipeline.sources.class_labels import (
     read_class_list,
 )
 
-TEN = [name for name in list_shipped_class_lists() if name not in ("imagenet-100", "imagenet-1k")]
+LISTS_OF_TEN = [name for name in list_shipped_class_lists() if name not in ("imagenet-100", "imagenet-1k")]
 
 
 def test_the_thousand_classes_are_those_of_timm_in_label_order():
@@ -37,7 +37,7 @@ def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
 
 
 def test_the_lists_of_ten_hold_what_their_papers_say():
-    names = {name: set(read_class_list(name).names.values()) for name in TEN}
+    names = {name: set(read_class_list(name).names.values()) for name in LISTS_OF_TEN}
     assert names["imagenet-fruits"] == {
         *("pineapple", "banana", "strawberry", "orange", "lemon", "pomegranate", "fig", "bell pepper"),
         *("cucumber", "Granny Smith"),

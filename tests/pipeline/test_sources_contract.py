@@ -21,25 +21,25 @@ def make_source(**fields: object) -> Source:
     return replace(Source("toy", "toy:x", ["a", "b"], None, split, split, decode_image), **fields)
 
 
-def with_shard(**fields: object) -> Source:
+def make_source_with_shard(**fields: object) -> Source:
     (shard,) = make_source().train.shards
     return make_source(train=Split((replace(shard, **fields),), "0" * 64))
 
 
-def exhausted() -> Source:
+def make_source_read_once() -> Source:
     """A shard that can be read once."""
     samples = make_source().train.shards[0].read(None)
-    return with_shard(read=lambda positions: samples)
+    return make_source_with_shard(read=lambda positions: samples)
 
 
-def reversed_rows() -> Source:
+def make_source_in_reverse() -> Source:
     (shard,) = make_source().train.shards
-    return with_shard(
+    return make_source_with_shard(
         read=lambda positions: shard.read(None if positions is None else len(shard.labels) - 1 - positions)
     )
 
 
-def locked() -> Source:
+def make_source_with_lock() -> Source:
     """A decoder that cannot be pickled."""
     lock = Lock()
 
@@ -55,15 +55,21 @@ def locked() -> Source:
     [
         (lambda: make_source(class_ids=["b", "a"]), SourceTests.test_class_ids_are_sorted_and_unique),
         (lambda: make_source(class_names=["A"]), SourceTests.test_class_ids_are_sorted_and_unique),
-        (lambda: with_shard(labels=np.ones(6, np.int32)), SourceTests.test_labels_are_those_of_the_samples),
-        (lambda: with_shard(labels=np.zeros(5, np.int32)), SourceTests.test_labels_are_those_of_the_samples),
+        (
+            lambda: make_source_with_shard(labels=np.ones(6, np.int32)),
+            SourceTests.test_labels_are_those_of_the_samples,
+        ),
+        (
+            lambda: make_source_with_shard(labels=np.zeros(5, np.int32)),
+            SourceTests.test_labels_are_those_of_the_samples,
+        ),
         (lambda: make_source(class_ids=["a", "b", "c"]), SourceTests.test_both_splits_hold_all_classes),
-        (exhausted, SourceTests.test_a_shard_is_read_again_with_the_same_samples),
-        (reversed_rows, SourceTests.test_any_rows_are_read_in_their_order),
-        (lambda: with_shard(where=""), SourceTests.test_every_sample_says_where_it_lies),
+        (make_source_read_once, SourceTests.test_a_shard_is_read_again_with_the_same_samples),
+        (make_source_in_reverse, SourceTests.test_any_rows_are_read_in_their_order),
+        (lambda: make_source_with_shard(where=""), SourceTests.test_every_sample_says_where_it_lies),
         (lambda: make_source(decode=lambda data: data), SourceTests.test_samples_are_decoded_to_images),
         (lambda: make_source(decode=lambda data: data), SourceTests.test_damaged_images_are_refused),
-        (locked, SourceTests.test_workers_decode_the_same_images),
+        (make_source_with_lock, SourceTests.test_workers_decode_the_same_images),
     ],
 )
 def test_a_broken_promise_is_noticed(broken: Callable[[], Source], test: Callable[..., None]):

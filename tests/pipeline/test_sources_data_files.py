@@ -13,7 +13,7 @@ from s3_server import objects_of
 from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import (
     derive_dataset_name,
-    digest_listing,
+    digest_file_states,
     expand_braces,
     find_files,
     open_seekable,
@@ -67,25 +67,32 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def names(files: list) -> list[str]:
+def get_file_names(files: list) -> list[str]:
     return [Path(file.url).name for file in files]
 
 
 def test_files_come_in_the_order_of_the_pattern(folder):
-    assert names(find_files(f"{folder}/train-{{1,0}}.tar")) == ["train-1.tar", "train-0.tar"]
-    assert names(find_files(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
+    assert get_file_names(find_files(f"{folder}/train-{{1,0}}.tar")) == ["train-1.tar", "train-0.tar"]
+    assert get_file_names(find_files(f"{folder}/*-0.tar")) == ["train-0.tar", "val-0.tar"]
 
 
 def test_splits_are_told_apart_by_their_names_in_a_folder_and_in_a_pattern(folder):
-    for place in (str(folder), f"{folder}/", f"{folder}/*.tar", f"{folder}/{{train-0,train-1,val-0}}.tar"):
+    for place in (
+        str(folder),
+        f"{folder}/",
+        f"{folder}/*.tar",
+        f"{folder}/{{train-0,train-1,val-0}}.tar",
+    ):
         found = find_split_files(place, (".tar",))
-        assert names(found.train) == ["train-0.tar", "train-1.tar"]
-        assert names(found.test) == ["val-0.tar"]
+        assert get_file_names(found.train) == ["train-0.tar", "train-1.tar"]
+        assert get_file_names(found.test) == ["val-0.tar"]
 
 
 def test_a_held_out_pattern_without_a_slash_is_beside_the_training_files(folder):
     for test in ("val-0.tar", f"{folder}/val-{{0..0}}.tar"):
-        assert names(find_split_files(f"{folder}/train-*.tar", (".tar",), test=test).test) == ["val-0.tar"]
+        assert get_file_names(find_split_files(f"{folder}/train-*.tar", (".tar",), test=test).test) == [
+            "val-0.tar"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_a_dataset_is_called_after_its_folder(place, name):
 
 
 @pytest.fixture
-def web(folder: Path) -> Iterator[str]:
+def web_server(folder: Path) -> Iterator[str]:
     """The URL of a web server that serves the folder; it knows no ranges and no entity tags."""
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -154,41 +161,44 @@ def web(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(params=["disk", "web", "bucket"])
-def place(request: pytest.FixtureRequest, folder: Path) -> str:
+def folder_url(request: pytest.FixtureRequest, folder: Path) -> str:
     """The same files on a disk, on a web server, and in a bucket."""
     if request.param == "disk":
         return str(folder)
     if request.param == "web":
-        return str(request.getfixturevalue("web"))
+        return str(request.getfixturevalue("web_server"))
     url = str(request.getfixturevalue("s3_url"))
     for file in folder.iterdir():
         obstore.put(objects_of(url), file.name, file.read_bytes())
     return url
 
 
-def test_a_file_is_read_the_same_wherever_it_is(place):
-    files = find_files(f"{place}/{{train-{{0..1}},val-0}}.tar")
+def test_a_file_is_read_the_same_wherever_it_is(folder_url):
+    files = find_files(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
     for file in files:
         with open_stream(file) as stream:
             assert stream.read(3) + stream.read() == Path(file.url).name.encode()
-    assert digest_listing(files) == digest_listing(find_files(f"{place}/{{train-{{0..1}},val-0}}.tar"))
-    assert digest_listing(files) != digest_listing(files[1:])
+    assert digest_file_states(files) == digest_file_states(
+        find_files(f"{folder_url}/{{train-{{0..1}},val-0}}.tar")
+    )
+    assert digest_file_states(files) != digest_file_states(files[1:])
 
 
-def test_a_missing_file_is_named_wherever_it_is(place):
+def test_a_missing_file_is_named_wherever_it_is(folder_url):
     with pytest.raises(
-        InputError, match=f"there is no file {place.replace('[', '.').replace(']', '.')}/gone.tar"
+        InputError,
+        match=f"there is no file {folder_url.replace('[', '.').replace(']', '.')}/gone.tar",
     ):
-        find_files(f"{place}/gone.tar")
+        find_files(f"{folder_url}/gone.tar")
 
 
 def test_a_file_in_a_bucket_is_found_by_listing(folder, s3_url):
     for file in folder.iterdir():
         obstore.put(objects_of(s3_url), file.name, file.read_bytes())
     found = find_split_files(s3_url, (".tar",))
-    assert names(found.train) == ["train-0.tar", "train-1.tar"]
-    assert names(found.test) == ["val-0.tar"]
-    assert names(find_files(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]
+    assert get_file_names(found.train) == ["train-0.tar", "train-1.tar"]
+    assert get_file_names(found.test) == ["val-0.tar"]
+    assert get_file_names(find_files(f"{s3_url}/train-*.tar")) == ["train-0.tar", "train-1.tar"]
     file = open_seekable(found.test[0])
     file.seek(4)
     assert bytes(file.read(1)) == b"0"

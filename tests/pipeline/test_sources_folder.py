@@ -15,7 +15,7 @@ from sfm.pipeline.sources.folder import open_folder_source
 from sfm.testing import SourceTests
 
 
-def paths(source: Source, split: str = "train") -> list[str]:
+def list_sample_paths(source: Source, split: str = "train") -> list[str]:
     rows = np.arange(len(source.splits[split].labels))
     return [sample.where for sample in source.splits[split].iter_samples(rows)]
 
@@ -50,7 +50,7 @@ def test_images_in_nested_and_linked_folders_are_read_in_the_order_of_image_fold
     (image_folder / "train" / "boot" / "more").symlink_to(elsewhere)
     source = open_source(f"folder:{image_folder}")
     assert len(source.train.labels) == 36
-    assert paths(source) == [path for path, _ in ImageFolder(str(image_folder / "train")).samples]
+    assert list_sample_paths(source) == [path for path, _ in ImageFolder(str(image_folder / "train")).samples]
     assert source.inventory.unused == {}
 
 
@@ -133,7 +133,7 @@ def test_an_image_is_read_by_whatever_name(image_folder, name):
 @pytest.mark.parametrize("name", ["broken.jpg", "photo.heic"])
 def test_what_is_called_an_image_is_taken_for_one(image_folder, name):
     (image_folder / "train" / "bag" / name).write_bytes(b"?")
-    assert any(path.endswith(name) for path in paths(open_source(f"folder:{image_folder}")))
+    assert any(path.endswith(name) for path in list_sample_paths(open_source(f"folder:{image_folder}")))
 
 
 def test_a_class_without_images_is_named_with_what_it_holds(image_folder):
@@ -186,7 +186,7 @@ def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_na
     shutil.copytree(image_folder / "test", image_folder / "test_set")
     (image_folder / "test").rename(image_folder / "val")
     source = open_source(f"folder:{image_folder}")
-    assert all("/val/" in path for path in paths(source, "test"))
+    assert all("/val/" in path for path in list_sample_paths(source, "test"))
     assert source.inventory.unused == {"in test_set/": 24}
 
 
@@ -223,25 +223,25 @@ def test_splits_whose_images_are_not_sorted_are_no_classes(tmp_path, image_folde
         open_source(f"folder:{tmp_path}/flat", held_out=False)
 
 
-def unlabelled(root: Path) -> None:
-    """A folder of images of no class."""
+def move_test_to_unlabelled(root: Path) -> None:
+    """Hold out ``val``, and make ``test`` a folder of images without classes."""
     (root / "test").rename(root / "val")
     (root / "test").mkdir()
     shutil.copy(root / "val" / "bag" / "000.png", root / "test" / "1.png")
 
 
-def in_one_folder(root: Path) -> None:
-    """The same, a level further down."""
-    unlabelled(root)
+def move_test_to_unlabelled_subfolder(root: Path) -> None:
+    """Do the same with the images in a folder below ``test``."""
+    move_test_to_unlabelled(root)
     (root / "test" / "images").mkdir()
     (root / "test" / "1.png").rename(root / "test" / "images" / "1.png")
 
 
-@pytest.mark.parametrize("layout", [unlabelled, in_one_folder])
+@pytest.mark.parametrize("layout", [move_test_to_unlabelled, move_test_to_unlabelled_subfolder])
 def test_a_held_out_folder_without_classes_is_passed_over_for_one_that_has_them(image_folder, layout):
     layout(image_folder)
     source = open_source(f"folder:{image_folder}")
-    assert all("/val/" in path for path in paths(source, "test"))
+    assert all("/val/" in path for path in list_sample_paths(source, "test"))
     assert source.inventory.unused == {"in test/": 1}
     assert source.inventory.notes == ("test/ is not used: it holds no folder of a training class",)
 
@@ -249,14 +249,14 @@ def test_a_held_out_folder_without_classes_is_passed_over_for_one_that_has_them(
 def test_of_two_held_out_folders_the_choice_is_told_and_can_be_made(image_folder):
     shutil.copytree(image_folder / "test", image_folder / "val")
     source = open_source(f"folder:{image_folder}")
-    assert all("/test/" in path for path in paths(source, "test"))
+    assert all("/test/" in path for path in list_sample_paths(source, "test"))
     assert source.inventory.notes == ("held out is test/, not val/; ?test=val chooses it",)
     assert source.inventory.unused == {"in val/": 24}
     chosen = open_source(f"folder:{image_folder}?test=val")
-    assert all("/val/" in path for path in paths(chosen, "test"))
+    assert all("/val/" in path for path in list_sample_paths(chosen, "test"))
     assert chosen.name == "garments"
     shutil.rmtree(image_folder / "test" / "boot")
-    assert all("/val/" in path for path in paths(open_source(f"folder:{image_folder}"), "test"))
+    assert all("/val/" in path for path in list_sample_paths(open_source(f"folder:{image_folder}"), "test"))
 
 
 def test_any_folder_can_be_named(image_folder):

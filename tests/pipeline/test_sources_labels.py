@@ -19,16 +19,16 @@ from sfm.pipeline.sources.class_labels import class_id_from_label
 from sfm.stats_store.class_lists import ClassList
 
 # In ImageFolder's order, which is not that of the numbers.
-TWELVE = ClassList("a list", sorted(map(str, range(12))), {})
+TWELVE_CLASSES = ClassList("a list", sorted(map(str, range(12))), {})
 
 
 @pytest.mark.parametrize("text", ["2", " 10\n", "11"])
 def test_text_that_is_a_listed_id_is_that_class(text):
-    assert class_id_from_label(text, TWELVE, "somewhere") == text.strip()
+    assert class_id_from_label(text, TWELVE_CLASSES, "somewhere") == text.strip()
 
 
 def test_an_integer_is_a_position():
-    assert class_id_from_label(2, TWELVE, "somewhere") == "10"
+    assert class_id_from_label(2, TWELVE_CLASSES, "somewhere") == "10"
 
 
 def test_text_of_digits_that_is_no_id_is_a_position():
@@ -40,7 +40,7 @@ def test_a_listed_id_is_found_in_the_other_unicode_normal_form():
     assert class_id_from_label("e\u0301", ClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
 
 
-def grey(level: int) -> bytes:
+def make_grey_png(level: int) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.full((8, 8), level, np.uint8)).save(out, "PNG")
     return out.getvalue()
@@ -53,7 +53,7 @@ def write_shards(root: Path, labels: dict[str, list[object]], ending: str = "txt
         with tarfile.open(root / f"{split}-0.tar", "w") as archive:
             for number, label in enumerate(own):
                 text = json.dumps({"label": label}) if ending == "json" else str(label)
-                for name, data in (("png", grey(20 * number % 256)), (ending, text.encode())):
+                for name, data in (("png", make_grey_png(20 * number % 256)), (ending, text.encode())):
                     member = tarfile.TarInfo(f"{number:03d}.{name}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
@@ -63,42 +63,42 @@ def write_shards(root: Path, labels: dict[str, list[object]], ending: str = "txt
 def write_tables(root: Path, labels: dict[str, list[object]]) -> Path:
     root.mkdir()
     for split, own in labels.items():
-        images = [{"bytes": grey(20 * n % 256), "path": None} for n in range(len(own))]
+        images = [{"bytes": make_grey_png(20 * n % 256), "path": None} for n in range(len(own))]
         pq.write_table(pa.table({"image": images, "label": own}), root / f"{split}-0.parquet")
     return root
 
 
-def labels_met(spec: str) -> list[str]:
+def read_class_ids(spec: str) -> list[str]:
     return [sample.label for shard in open_source(spec).train.shards for sample in shard.read(None)]
 
 
 @pytest.mark.parametrize("ending", ["txt", "cls", "json"])
 def test_shards_with_text_labels_keep_their_classes_whatever_the_order_of_the_list(tmp_path, ending):
     texts = [str(c) for c in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
     root = write_shards(tmp_path / "ds", {"train": texts, "val": texts}, ending)
-    assert labels_met(f"wds:{root}?names={tmp_path}/names.txt") == texts
+    assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == texts
 
 
 def test_integers_in_json_stay_positions(tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
     root = write_shards(tmp_path / "ds", {"train": list(range(12)), "val": list(range(12))}, "json")
-    assert labels_met(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE.ids
+    assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE_CLASSES.ids
 
 
 def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_path):
     texts = write_tables(tmp_path / "texts", {"train": ["1", "01", "2"], "test": ["1", "01", "2"]})
     assert open_source(f"parquet:{texts}").class_ids == ["01", "1", "2"]
-    assert labels_met(f"parquet:{texts}") == ["1", "01", "2"]
+    assert read_class_ids(f"parquet:{texts}") == ["1", "01", "2"]
     numbers = write_tables(tmp_path / "numbers", {"train": [1, 2], "test": [1, 2]})
     assert open_source(f"parquet:{numbers}").class_ids == ["00001", "00002"]
 
 
 def test_a_text_column_with_names_keeps_its_classes(tmp_path):
     texts = [str(c) for c in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
     root = write_tables(tmp_path / "ds", {"train": texts, "test": texts})
-    assert labels_met(f"parquet:{root}?names={tmp_path}/names.txt") == texts
+    assert read_class_ids(f"parquet:{root}?names={tmp_path}/names.txt") == texts
 
 
 def test_a_position_and_an_id_that_mean_one_class_are_not_merged(tmp_path):

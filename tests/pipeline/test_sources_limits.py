@@ -29,25 +29,25 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.sources.wds import iter_shard_samples
 
 MIB = 2**20
-END = bytes(1024)
-LONG = "x" * 1001
+TAR_END = bytes(1024)
+LONG_NAME = "x" * 1001
 
 
-def png() -> bytes:
+def make_png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (4, 4), "red").save(file, "PNG")
     return file.getvalue()
 
 
-def member(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+def make_tar_member(name: str, data: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.type = len(data), kind
     return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
 
 
-def gnu_sparse(name: str, size: int) -> bytes:
-    """A member of one block that says it is so large, with zeros in between."""
-    header = bytearray(member(name, bytes(512), tarfile.GNUTYPE_SPARSE)[:512])
+def make_sparse_tar_member(name: str, size: int) -> bytes:
+    """Return a sparse member of one block that claims to have `size` bytes."""
+    header = bytearray(make_tar_member(name, bytes(512), tarfile.GNUTYPE_SPARSE)[:512])
     header[386:410] = b"%011o\0%011o\0" % (0, 512)
     header[483:495] = b"\x80" + size.to_bytes(11, "big")
     header[148:156] = b" " * 8
@@ -55,14 +55,14 @@ def gnu_sparse(name: str, size: int) -> bytes:
     return bytes(header) + bytes(512)
 
 
-def promised(name: str, size: int) -> bytes:
-    """The header of a member that is said to be so large, and nothing of it."""
+def make_tar_header(name: str, size: int) -> bytes:
+    """Return the header of a member of `size` bytes, without content."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def pax(name: str, **headers: str) -> bytes:
+def make_pax_tar_member(name: str, **headers: str) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.pax_headers = 512, headers
     return info.tobuf(tarfile.PAX_FORMAT) + bytes(512)
@@ -73,41 +73,78 @@ def read_shard(path: Path, content: bytes) -> list[Sample]:
     return list(iter_shard_samples(find_files(str(path))[0], None, Counter()))
 
 
-LABEL = member("0.cls", b"1")
+LABEL_MEMBER = make_tar_member("0.cls", b"1")
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (promised("0.bin", 2**70), "truncated .* ends within a member"),
-        (promised("0.png", 2**70), "truncated .* ends within a member"),
-        (member(".", png()) + LABEL, "damaged, truncated"),
-        (gnu_sparse("0.png", 2**30) + LABEL, "0.png in .* is a sparse file"),
-        (gnu_sparse("0.png", 10 * 2**40) + LABEL, "0.png in .* is a sparse file"),
-        (pax("0.png", **{"GNU.sparse.size": str(2**30), "GNU.sparse.offset": "0"}) + LABEL, "sparse file"),
-        (pax("0.png", **{"GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**30)}) + LABEL, "sparse file"),
-        (b"".join(pax("0.png", comment="x" * 900)[:1536] for _ in range(3000)), "damaged, truncated"),
-        (member("0.png", png()) + member("0.json", b"[" * 100_000), "label that cannot be read"),
-        (member("0.png", png()) + member("0.json", b'{"label": ' + b"9" * 5000 + b"}"), "cannot be read"),
-        (member("0.png", png()) + member("0.json", b'{"label": ' + b"9" * 500 + b"}"), "a label beyond"),
-        (member("0.png", png()) + member("0.json", b'{"label": 1e400}'), "no usable label: found inf"),
-        (member("0.png", png()) + member("0.json", b'{"label": NaN}'), "no usable label: found nan"),
-        (member("0.png", png()) + member("0.cls", LONG.encode()), "class name of 1,001 characters"),
-        (member("0.png", png()) + member("0.cls", b"9" * 5000), "class name of 5,000 characters"),
-        (member("0.png", png()) + member("0.txt", bytes(17 * MIB)), "0.txt in .* has 17,825,792 bytes"),
-        (member("d/" + "x" * 5000 + ".png", png()), "a name of 5006 characters"),
+        (make_tar_header("0.bin", 2**70), "truncated .* ends within a member"),
+        (make_tar_header("0.png", 2**70), "truncated .* ends within a member"),
+        (make_tar_member(".", make_png()) + LABEL_MEMBER, "damaged, truncated"),
+        (make_sparse_tar_member("0.png", 2**30) + LABEL_MEMBER, "0.png in .* is a sparse file"),
+        (make_sparse_tar_member("0.png", 10 * 2**40) + LABEL_MEMBER, "0.png in .* is a sparse file"),
+        (
+            make_pax_tar_member("0.png", **{"GNU.sparse.size": str(2**30), "GNU.sparse.offset": "0"})
+            + LABEL_MEMBER,
+            "sparse file",
+        ),
+        (
+            make_pax_tar_member("0.png", **{"GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**30)})
+            + LABEL_MEMBER,
+            "sparse file",
+        ),
+        (
+            b"".join(make_pax_tar_member("0.png", comment="x" * 900)[:1536] for _ in range(3000)),
+            "damaged, truncated",
+        ),
+        (
+            make_tar_member("0.png", make_png()) + make_tar_member("0.json", b"[" * 100_000),
+            "label that cannot be read",
+        ),
+        (
+            make_tar_member("0.png", make_png())
+            + make_tar_member("0.json", b'{"label": ' + b"9" * 5000 + b"}"),
+            "cannot be read",
+        ),
+        (
+            make_tar_member("0.png", make_png())
+            + make_tar_member("0.json", b'{"label": ' + b"9" * 500 + b"}"),
+            "a label beyond",
+        ),
+        (
+            make_tar_member("0.png", make_png()) + make_tar_member("0.json", b'{"label": 1e400}'),
+            "no usable label: found inf",
+        ),
+        (
+            make_tar_member("0.png", make_png()) + make_tar_member("0.json", b'{"label": NaN}'),
+            "no usable label: found nan",
+        ),
+        (
+            make_tar_member("0.png", make_png()) + make_tar_member("0.cls", LONG_NAME.encode()),
+            "class name of 1,001 characters",
+        ),
+        (
+            make_tar_member("0.png", make_png()) + make_tar_member("0.cls", b"9" * 5000),
+            "class name of 5,000 characters",
+        ),
+        (
+            make_tar_member("0.png", make_png()) + make_tar_member("0.txt", bytes(17 * MIB)),
+            "0.txt in .* has 17,825,792 bytes",
+        ),
+        (make_tar_member("d/" + "x" * 5000 + ".png", make_png()), "a name of 5006 characters"),
     ],
 )
 def test_a_hostile_shard_is_one_line_and_takes_no_memory(tmp_path, content, complaint):
     with peak_memory() as growth, pytest.raises(InputError, match=complaint) as raised:
-        read_shard(tmp_path / "a.tar", content + END)
+        read_shard(tmp_path / "a.tar", content + TAR_END)
     assert growth[0] < 64 * MIB
     assert re.fullmatch(r".{,1000}", str(raised.value))
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_headers_that_unpack_to_any_size_are_not_unpacked(tmp_path, kind):
-    content = gzip.compress(member("h", bytes(256 * MIB), kind), compresslevel=1)
+    content = gzip.compress(make_tar_member("h", bytes(256 * MIB), kind), compresslevel=1)
     with peak_memory() as growth, pytest.raises(InputError, match="longer than 4,194,304 bytes"):
         read_shard(tmp_path / "a.tar.gz", content)
     assert growth[0] < 64 * MIB
@@ -117,16 +154,18 @@ def test_many_headers_about_all_members_are_bounded_together(tmp_path):
     def everywhere(number: int) -> bytes:
         return tarfile.TarInfo.create_pax_global_header({f"k{number}": "x" * 900_000})
 
-    content = b"".join(everywhere(i) + member(f"{i}/", b"", tarfile.DIRTYPE) for i in range(6))
-    with pytest.raises(InputError, match="about all members is longer"):
-        read_shard(tmp_path / "a.tar", content + END)
+    content = b"".join(everywhere(i) + make_tar_member(f"{i}/", b"", tarfile.DIRTYPE) for i in range(6))
+    with pytest.raises(InputError, match="global headers are longer"):
+        read_shard(tmp_path / "a.tar", content + TAR_END)
 
 
 def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_members, "MAX_IMAGE_BYTES", 1000)
-    small = member("1.png", png()) + member("1.cls", b"1")
-    large, found = read_shard(tmp_path / "a.tar", member("0.png", bytes(1001)) + LABEL + small + END)
-    assert (large.data, large.label, found.data) == (b"", "00001", png())
+    small = make_tar_member("1.png", make_png()) + make_tar_member("1.cls", b"1")
+    large, found = read_shard(
+        tmp_path / "a.tar", make_tar_member("0.png", bytes(1001)) + LABEL_MEMBER + small + TAR_END
+    )
+    assert (large.data, large.label, found.data) == (b"", "00001", make_png())
     wanted = DecodingOptions(preprocessings=(), on_error="skip")
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
     assert decoded.kept == [1]
@@ -159,7 +198,7 @@ def test_pipes_sockets_and_links_in_circles_are_not_waited_for(tmp_path):
     for split in ("train", "test"):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
-            (tmp_path / split / name / "0.png").write_bytes(png())
+            (tmp_path / split / name / "0.png").write_bytes(make_png())
     folder = tmp_path / "train" / "a"
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(folder / "pipe")
@@ -240,7 +279,7 @@ def test_labels_that_repeat_in_a_table_are_in_memory_once(tmp_path):
     text = "x" * 8 * MIB
     label = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 100, pa.int32()), pa.array([text, "b"]))
     with peak_memory() as growth, pytest.raises(InputError, match="class name of 8,388,608 characters"):
-        open_source(write_table(tmp_path, pa.array([png()] * 200), label))
+        open_source(write_table(tmp_path, pa.array([make_png()] * 200), label))
     assert growth[0] < 128 * MIB
 
 
@@ -248,7 +287,7 @@ def test_a_table_of_more_rows_than_bytes_is_refused(tmp_path):
     count = 2_000_000
     spec = write_table(
         tmp_path,
-        pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([png()])),
+        pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([make_png()])),
         pa.array(np.zeros(count, np.int8)),
     )
     with peak_memory() as growth, pytest.raises(InputError, match="promises 2,000,000 rows in"):
@@ -265,7 +304,7 @@ def test_a_table_of_more_rows_than_bytes_is_refused(tmp_path):
     ],
 )
 def test_metadata_of_a_table_that_cannot_be_parsed_name_no_classes(tmp_path, metadata):
-    spec = write_table(tmp_path, pa.array([png()] * 2), pa.array([0, 1]), {b"huggingface": metadata})
+    spec = write_table(tmp_path, pa.array([make_png()] * 2), pa.array([0, 1]), {b"huggingface": metadata})
     assert open_source(spec).class_ids == ["00000", "00001"]
 
 
@@ -276,13 +315,14 @@ def test_lists_are_no_images(tmp_path):
 
 
 def test_class_names_of_any_length_are_refused_where_they_are_listed(tmp_path, class_file):
-    class_file.write_text(f"bag\n{LONG}\n")
+    class_file.write_text(f"bag\n{LONG_NAME}\n")
     with pytest.raises(InputError, match=r"the class list .*garments.txt has a class name of 1,001"):
         open_source(f"builtin:fashion-mnist-6k?classes={class_file}")
     names = (
-        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "%s"]}}}}' % LONG.encode()
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "%s"]}}}}'
+        % LONG_NAME.encode()
     )
-    spec = write_table(tmp_path, pa.array([png()] * 2), pa.array([0, 1]), {b"huggingface": names})
+    spec = write_table(tmp_path, pa.array([make_png()] * 2), pa.array([0, 1]), {b"huggingface": names})
     with pytest.raises(InputError, match=r"the metadata of .*train.parquet has a class name of 1,001"):
         open_source(spec)
 

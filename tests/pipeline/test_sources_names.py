@@ -24,12 +24,12 @@ def rename_class(root: Path, old: str, train: str | bytes, test: str | bytes) ->
         (root / split / old).rename(os.fsdecode(target))
 
 
-def images(split: Split) -> list[tuple[str, bytes]]:
+def read_labelled_images(split: Split) -> list[tuple[str, bytes]]:
     found = (sample.read() for shard in split.shards for sample in shard.read(None))
     return sorted((sample.label, sample.data) for sample in found)
 
 
-def config(source: Path | str, store: Path, **words: object) -> ExtractConfig:
+def make_config(source: Path | str, store: Path, **words: object) -> ExtractConfig:
     known = {"backbone": ["lite0"], "image_size": 32, "sub_classes": (2,), "store": str(store)}
     return ExtractConfig(source=f"folder:{source}", **(known | words))
 
@@ -42,7 +42,7 @@ def test_a_class_folder_in_two_normal_forms_is_one_class(image_folder, tmp_path)
     assert source.class_ids == source.class_names == ["boot", "trouser", NFC]
     for name, split in source.splits.items():
         assert sorted(source.labels[name]) == sorted(other.labels[name])
-        assert images(split) == images(other.splits[name])
+        assert read_labelled_images(split) == read_labelled_images(other.splits[name])
 
 
 def test_two_folders_of_one_split_that_differ_in_normal_form_are_refused(image_folder):
@@ -66,9 +66,9 @@ def test_files_whose_names_are_not_utf8_are_read_and_one_that_cannot_be_is_named
     os.rename(folder + b"/000.png", folder + b"/caf\xe9.png")  # noqa: PTH104
     Path(os.fsdecode(folder + b"/\xff.png")).write_bytes(b"no image")
     with pytest.raises(InputError, match="cannot decode") as refused:
-        extract(config(image_folder, tmp_path / "st"))
+        extract(make_config(image_folder, tmp_path / "st"))
     assert "bag" in str(refused.value)
-    done = extract(config(image_folder, tmp_path / "st", on_error="skip"))
+    done = extract(make_config(image_folder, tmp_path / "st", on_error="skip"))
     assert done.published[0].summary.train_samples == 36
     store = open_store(str(tmp_path / "st"))
     (line,) = store.open_entry(store.list_summaries()[0]).extraction.skipped
@@ -88,14 +88,14 @@ def test_a_dataset_is_named_after_the_link_and_without_what_a_name_cannot_hold(i
 
 
 def test_another_name_than_the_stored_one_is_refused_before_and_after_a_pass(image_folder, tmp_path):
-    entry = extract(config(image_folder, tmp_path / "st", name="theirs")).published[0].summary
+    entry = extract(make_config(image_folder, tmp_path / "st", name="theirs")).published[0].summary
     refusal = f"--name mine is not taken: .* as theirs@{entry.entry_digest[:12]} .* --replace"
     with pytest.raises(InputError, match=refusal):
-        extract(config(image_folder, tmp_path / "st", name="mine"))
+        extract(make_config(image_folder, tmp_path / "st", name="mine"))
     with pytest.raises(InputError, match=refusal):
-        extract(config(image_folder, tmp_path / "st", name="mine", rehash=True))
-    assert extract(config(image_folder, tmp_path / "st", name="theirs")).pass_summary.images_read == 0
-    replaced = extract(config(image_folder, tmp_path / "st", name="mine", replace=True)).published[0]
+        extract(make_config(image_folder, tmp_path / "st", name="mine", rehash=True))
+    assert extract(make_config(image_folder, tmp_path / "st", name="theirs")).pass_summary.images_read == 0
+    replaced = extract(make_config(image_folder, tmp_path / "st", name="mine", replace=True)).published[0]
     assert (replaced.outcome, replaced.summary.dataset) == ("published", "mine")
 
 
@@ -103,9 +103,9 @@ def test_display_names_that_changed_since_are_said(image_folder, tmp_path):
     listed = tmp_path / "garments.txt"
     spec = f"{image_folder}?classes={listed}"
     listed.write_text("bag\nboot\ntrouser\n")
-    assert extract(config(spec, tmp_path / "st")).notes == ()
+    assert extract(make_config(spec, tmp_path / "st")).notes == ()
     listed.write_text("bag\tHandbag\nboot\ntrouser\n")
-    again = extract(config(spec, tmp_path / "st"))
+    again = extract(make_config(spec, tmp_path / "st"))
     assert again.pass_summary.images_read == 0
     (note,) = again.notes
     assert "class bag is 'bag' there and 'Handbag' now" in note

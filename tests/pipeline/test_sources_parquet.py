@@ -15,22 +15,24 @@ from source_samples import samples_by_split
 
 from sfm.errors import InputError
 from sfm.pipeline.sources import Sample, Split, open_source
-from sfm.pipeline.sources.data_files import digest_listing, find_files
+from sfm.pipeline.sources.data_files import digest_file_states, find_files
 from sfm.pipeline.sources.parquet import merge_row_groups
 from sfm.pipeline.sources.source import compute_digest
 from sfm.testing import SourceTests
 
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-NAMES = ["bag", "boot", "trouser"]
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CLASS_NAMES = ["bag", "boot", "trouser"]
 
 
-def hub_metadata(names: Sequence[str] | None) -> dict[str, str]:
-    """What the datasets library writes into a schema."""
+def make_hub_metadata(names: Sequence[str] | None) -> dict[str, str]:
+    """Return what the datasets library writes into a schema."""
     label = {"_type": "Value", "dtype": "int64"} if names is None else {"_type": "ClassLabel", "names": names}
     return {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})}
 
 
-def write_tables(root: Path, pictures: Sequence, names: Sequence[str] | None = NAMES, rows: int = 10) -> Path:
+def write_tables(
+    root: Path, pictures: Sequence, names: Sequence[str] | None = CLASS_NAMES, rows: int = 10
+) -> Path:
     """Write data/train-00000-of-00002.parquet … as the hub does, with small row groups."""
     (root / "data").mkdir(parents=True)
     for split, parts in (("train", 2), ("validation", 1)):
@@ -39,22 +41,22 @@ def write_tables(root: Path, pictures: Sequence, names: Sequence[str] | None = N
             some = own[part::parts]
             table = pa.table(
                 {
-                    "image": pa.array([{"bytes": p.data, "path": "x.png"} for p in some], IMAGE),
+                    "image": pa.array([{"bytes": p.data, "path": "x.png"} for p in some], IMAGE_TYPE),
                     "label": pa.array([p.label for p in some], pa.int64()),
                 }
             )
-            table = table.replace_schema_metadata(hub_metadata(names))
+            table = table.replace_schema_metadata(make_hub_metadata(names))
             path = root / "data" / f"{split}-{part:05d}-of-{parts:05d}.parquet"
             pq.write_table(table, path, row_group_size=rows)
     return root
 
 
-def everything(split: Split) -> list[Sample]:
+def read_samples(split: Split) -> list[Sample]:
     return [sample for shard in split.shards for sample in shard.read(None)]
 
 
-def contents(split: Split) -> list[tuple[str, bytes]]:
-    return sorted((sample.label, sample.data) for sample in everything(split))
+def read_labelled_images(split: Split) -> list[tuple[str, bytes]]:
+    return sorted((sample.label, sample.data) for sample in read_samples(split))
 
 
 class TestParquetSource(SourceTests):
@@ -74,7 +76,7 @@ class TestParquetSource(SourceTests):
         return f"parquet:{root}", truncated.name
 
     def test_a_dataset_of_the_hub_has_its_name_and_class_names(self, source):
-        assert (source.name, source.class_ids) == ("garments", NAMES)
+        assert (source.name, source.class_ids) == ("garments", CLASS_NAMES)
 
 
 class TestParquetSourceInABucket(SourceTests):
@@ -97,7 +99,7 @@ def test_a_table_that_vanishes_from_a_bucket_is_named(tmp_path, pictures, s3_url
     assert remote.labels is None
     obstore.delete(objects_of(s3_url), "train-00000-of-00002.parquet")
     with pytest.raises(InputError, match=r"s3://.*/train-00000-of-00002.parquet vanished while"):
-        everything(remote.train)
+        read_samples(remote.train)
 
 
 @pytest.mark.parametrize(
@@ -124,27 +126,29 @@ def test_a_class_list_names_the_numbers_of_a_table_without_names(tmp_path, pictu
     root = write_tables(tmp_path / "g", pictures, names=None)
     assert open_source(f"parquet:{root}").class_ids == ["00000", "00001", "00002"]
     named = open_source(f"parquet:{root}?names={class_file}")
-    assert named.class_ids == NAMES
+    assert named.class_ids == CLASS_NAMES
     assert named.class_names == ["Handbag", "Ankle boot", "trouser"]
 
 
-def one_table(
+def write_splits_of_one_table(
     path: Path, image: pa.Array, label: pa.Array, names: tuple[str, str] = ("image", "label")
 ) -> str:
-    """Both splits of a dataset, the same single table."""
+    """Write the same table as both splits of a dataset, and return its spec."""
     for split in ("train", "test"):
         pq.write_table(pa.table(dict(zip(names, (image, label), strict=True))), path / f"{split}.parquet")
     return f"parquet:{path}"
 
 
 def test_plain_bytes_text_labels_and_columns_of_other_names(tmp_path):
-    spec = one_table(tmp_path, pa.array([b"1", b"2"]), pa.array(["cat", "dog"]), ("pixels", "animal"))
+    spec = write_splits_of_one_table(
+        tmp_path, pa.array([b"1", b"2"]), pa.array(["cat", "dog"]), ("pixels", "animal")
+    )
     with pytest.raises(
         InputError, match=r"no image column: choose one with \?image=NAME; there are pixels, animal"
     ):
         open_source(spec)
     source = open_source(f"{spec}?image=pixels&label=animal")
-    assert contents(source.test) == [("cat", b"1"), ("dog", b"2")]
+    assert read_labelled_images(source.test) == [("cat", b"1"), ("dog", b"2")]
     with pytest.raises(InputError, match="no label column kind"):
         open_source(f"{spec}?image=pixels&label=kind")
 
@@ -158,7 +162,7 @@ def test_plain_bytes_text_labels_and_columns_of_other_names(tmp_path):
             r"row 1 of .*train.parquet holds no encoded image: found nothing",
         ),
         (
-            pa.array([{"bytes": None, "path": "a.png"}] * 2, IMAGE),
+            pa.array([{"bytes": None, "path": "a.png"}] * 2, IMAGE_TYPE),
             pa.array([0, 1]),
             "found only the path a.png; embed the image files",
         ),
@@ -166,9 +170,9 @@ def test_plain_bytes_text_labels_and_columns_of_other_names(tmp_path):
     ],
 )
 def test_a_row_without_an_image_is_named(tmp_path, image, label, complaint):
-    source = open_source(one_table(tmp_path, image, label))
+    source = open_source(write_splits_of_one_table(tmp_path, image, label))
     with pytest.raises(InputError, match=complaint):
-        everything(source.train)
+        read_samples(source.train)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,9 @@ def test_a_row_without_an_image_is_named(tmp_path, image, label, complaint):
 )
 def test_labels_that_cannot_be_used_are_named_before_anything_is_read(tmp_path, class_file, label, complaint):
     with pytest.raises(InputError, match=complaint):
-        open_source(one_table(tmp_path, pa.array([b"1", b"2"]), label) + f"?names={class_file}")
+        open_source(
+            write_splits_of_one_table(tmp_path, pa.array([b"1", b"2"]), label) + f"?names={class_file}"
+        )
 
 
 def test_damage_inside_a_table_is_named_when_it_is_read(tmp_path, pictures):
@@ -194,7 +200,7 @@ def test_damage_inside_a_table_is_named_when_it_is_read(tmp_path, pictures):
     first.write_bytes(data)
     os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(InputError, match=r"train-00000-of-00002.parquet is damaged"):
-        everything(source.train)
+        read_samples(source.train)
 
 
 def test_files_of_one_dataset_must_have_the_same_columns(tmp_path, pictures):
@@ -205,7 +211,10 @@ def test_files_of_one_dataset_must_have_the_same_columns(tmp_path, pictures):
 
 
 def test_files_of_one_dataset_must_number_the_classes_alike(tmp_path, pictures):
-    root, other = write_tables(tmp_path / "a", pictures), write_tables(tmp_path / "b", pictures, NAMES[::-1])
+    root, other = (
+        write_tables(tmp_path / "a", pictures),
+        write_tables(tmp_path / "b", pictures, CLASS_NAMES[::-1]),
+    )
     with pytest.raises(InputError, match=r"validation-00000-of-00001.parquet names its classes otherwise"):
         open_source(f"parquet:{root}/data/train-*.parquet?test={other}/data/validation-*.parquet")
 
@@ -217,26 +226,26 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch)
         open_source(f"parquet:{tmp_path}")
 
 
-def label_metadata(**label: object) -> bytes:
-    """Metadata of the datasets library, but for what it says about labels."""
+def make_label_metadata(**label: object) -> bytes:
+    """Return metadata of the datasets library with a feature of labels."""
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", **label}}
     return json.dumps({"info": {"features": features}}).encode()
 
 
-FOREIGN = [
+FOREIGN_METADATA = [
     b"{",
     b"\xff\xfe",
     b"null",
     b"[]",
     b'{"info": null}',
     b'{"info": {"features": ["image", "label"]}}',
-    label_metadata(names={"0": "a"}),
-    label_metadata(num_classes=3),
-    label_metadata(names=[0, 1, 2]),
+    make_label_metadata(names={"0": "a"}),
+    make_label_metadata(num_classes=3),
+    make_label_metadata(names=[0, 1, 2]),
 ]
 
 
-@pytest.mark.parametrize("metadata", FOREIGN)
+@pytest.mark.parametrize("metadata", FOREIGN_METADATA)
 def test_metadata_that_name_no_classes_are_told_and_labels_stand_for_themselves(
     tmp_path, pictures, class_file, metadata
 ):
@@ -249,7 +258,7 @@ def test_metadata_that_name_no_classes_are_told_and_labels_stand_for_themselves(
     assert "names no classes that can be read" in note
     assert "?names=LIST" in note
     named = open_source(f"parquet:{root}?names={class_file}")
-    assert (named.class_ids, named.inventory.notes) == (NAMES, ())
+    assert (named.class_ids, named.inventory.notes) == (CLASS_NAMES, ())
 
 
 def test_metadata_of_other_programs_need_no_remark(tmp_path, pictures):
@@ -266,7 +275,7 @@ def test_two_configurations_in_a_folder_are_refused(tmp_path, pictures):
         InputError, match=rf"several datasets, in full/data, noisy/data: .*{tmp_path}/full/data"
     ):
         open_source(f"parquet:{tmp_path}")
-    assert open_source(f"parquet:{tmp_path}/full").class_ids == NAMES
+    assert open_source(f"parquet:{tmp_path}/full").class_ids == CLASS_NAMES
 
 
 @pytest.mark.parametrize("unlabelled", ["-1", "none", "no column"])
@@ -292,7 +301,7 @@ def test_a_validation_split_without_labels_leaves_nothing_held_out(tmp_path, pic
         open_source(f"parquet:{root}")
     source = open_source(f"parquet:{root}", held_out=False)
     assert (source.test.shards, source.inventory.unused) == ((), {"of val": 1})
-    assert source.class_ids == NAMES
+    assert source.class_ids == CLASS_NAMES
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path):
@@ -304,10 +313,10 @@ def test_a_column_that_is_there_twice_is_named(tmp_path):
         open_source(f"parquet:{tmp_path}")
 
 
-def write_labels(root: Path, labels: pa.Array, pictures: Sequence) -> Path:
+def write_tables_with_labels(root: Path, labels: pa.Array, pictures: Sequence) -> Path:
     """Write train.parquet and test.parquet with these labels, over and over."""
     root.mkdir()
-    images = pa.array([{"bytes": p.data, "path": None} for p in pictures[: len(labels)]], IMAGE)
+    images = pa.array([{"bytes": p.data, "path": None} for p in pictures[: len(labels)]], IMAGE_TYPE)
     for split in ("train", "test"):
         pq.write_table(pa.table({"image": images, "label": labels}), root / f"{split}.parquet")
     return root
@@ -315,7 +324,7 @@ def write_labels(root: Path, labels: pa.Array, pictures: Sequence) -> Path:
 
 def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
     labels = pa.array([b"\xe9t\xe9", b"b", b"\xe9t\xe9", b"b"]).view(pa.string())
-    root = write_labels(tmp_path / "d", labels, pictures)
+    root = write_tables_with_labels(tmp_path / "d", labels, pictures)
     complaint = (
         r"(train|test)\.parquet holds text that is not UTF-8: b'\\xe9t\\xe9'; write its labels as UTF-8"
     )
@@ -324,7 +333,7 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
     # On another machine, labels are only read in the pass.
     monkeypatch.setattr("sfm.pipeline.sources.parquet.is_remote_url", lambda url: True)
     with pytest.raises(InputError, match=complaint):
-        everything(open_source(f"parquet:{root}").train)
+        read_samples(open_source(f"parquet:{root}").train)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +345,6 @@ def test_labels_that_are_not_utf_8_are_named(tmp_path, pictures, monkeypatch):
     ],
 )
 def test_only_text_of_digits_changes_what_a_repeat_looks_for(tmp_path, pictures, labels, meaning):
-    root = write_labels(tmp_path / "d", labels, pictures)
-    files = digest_listing(find_files(str(root / "train.parquet")))
+    root = write_tables_with_labels(tmp_path / "d", labels, pictures)
+    files = digest_file_states(find_files(str(root / "train.parquet")))
     assert open_source(f"parquet:{root}").train.listing == compute_digest(files, "image", "label", meaning)

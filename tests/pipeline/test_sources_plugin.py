@@ -15,8 +15,8 @@ DOCS = Path("docs/sources.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 
 
-def documented_tests() -> type:
-    """The class of tests in the documentation."""
+def load_documented_tests() -> type:
+    """Return the class of tests in the documentation."""
     namespace: dict[str, type] = {"__name__": __name__}
     exec(PYTHON_BLOCKS[1], namespace)
     return namespace["TestTsvSource"]
@@ -47,17 +47,17 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.usefixtures("plugin")
-class TestDocumentedSource(documented_tests()):
+class TestDocumentedSource(load_documented_tests()):
     @pytest.fixture(autouse=True)
     def garments(self, image_folder, monkeypatch):
         """The dataset that the documentation names, below the working folder."""
-        write_lists(image_folder)
+        write_tsv_files(image_folder)
         (image_folder.parent / "tests").mkdir()
         image_folder.rename(image_folder.parent / "tests" / "garments")
         monkeypatch.chdir(image_folder.parent)
 
 
-def write_lists(root: Path) -> None:
+def write_tsv_files(root: Path) -> None:
     for split in ("train", "test"):
         files = sorted((root / split).rglob("*.png"))
         rows = (f"{file.relative_to(root)}\t{file.parent.name}" for file in files)
@@ -71,7 +71,7 @@ def test_the_examples_are_short():
 
 
 def test_an_installed_source_is_extracted_like_any_other(plugin, image_folder, tmp_path):
-    write_lists(image_folder)
+    write_tsv_files(image_folder)
     done = [
         extract(
             ExtractConfig(source=source, store=str(tmp_path / "store"), backbone=["lite0"], image_size=32)

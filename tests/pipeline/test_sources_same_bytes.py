@@ -16,11 +16,11 @@ from sfm.pipeline.extract import ExtractionResult, extract
 from sfm.pipeline.extract_config import ExtractConfig
 
 
-def of_split(pictures: Sequence, split: str) -> list:
+def filter_split(pictures: Sequence, split: str) -> list:
     return [picture for picture in pictures if picture.split == split]
 
 
-def as_folder(root: Path, pictures: Sequence) -> str:
+def write_folder(root: Path, pictures: Sequence) -> str:
     for picture in pictures:
         folder = root / picture.split / picture.class_id
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,19 +28,19 @@ def as_folder(root: Path, pictures: Sequence) -> str:
     return f"folder:{root}"
 
 
-def as_shards(root: Path, pictures: Sequence, per_shard: int = 5) -> str:
+def write_shards(root: Path, pictures: Sequence, per_shard: int = 5) -> str:
     root.mkdir(parents=True)
     for split in ("train", "test"):
         with webdataset.ShardWriter(f"{root}/{split}-%03d.tar", maxcount=per_shard, verbose=0) as writer:
-            for number, picture in enumerate(of_split(pictures, split)):
+            for number, picture in enumerate(filter_split(pictures, split)):
                 writer.write({"__key__": f"{number:05d}", "png": picture.data, "txt": picture.class_id})
     return f"wds:{root}"
 
 
-def as_parquet(root: Path, pictures: Sequence) -> str:
+def write_parquet(root: Path, pictures: Sequence) -> str:
     root.mkdir(parents=True)
     for split in ("train", "test"):
-        own, ids = of_split(pictures, split), sorted({picture.class_id for picture in pictures})
+        own, ids = filter_split(pictures, split), sorted({picture.class_id for picture in pictures})
         features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ids}}
         table = pa.table(
             {
@@ -52,48 +52,49 @@ def as_parquet(root: Path, pictures: Sequence) -> str:
     return f"parquet:{root}"
 
 
-def upload(root: Path, s3_url: str) -> str:
+def upload_folder(root: Path, s3_url: str) -> str:
     for file in root.iterdir():
         obstore.put(objects_of(s3_url), f"{root.name}/{file.name}", file.read_bytes())
     return f"{s3_url}/{root.name}"
 
 
-def extracted(source: str, store: Path, **options: object) -> ExtractionResult:
+def run_extraction(source: str, store: Path, **options: object) -> ExtractionResult:
     return extract(
         ExtractConfig(source=source, store=str(store), backbone=["lite0"], image_size=32, **options)
     )
 
 
+@pytest.mark.slow
 def test_a_dataset_is_the_same_as_files_as_shards_in_a_bucket_and_as_tables(tmp_path, pictures, s3_url):
-    as_shards(tmp_path / "shards", pictures)
-    as_parquet(tmp_path / "tables", pictures)
-    shards, tables = (upload(tmp_path / name, s3_url) for name in ("shards", "tables"))
+    write_shards(tmp_path / "shards", pictures)
+    write_parquet(tmp_path / "tables", pictures)
+    shards, tables = (upload_folder(tmp_path / name, s3_url) for name in ("shards", "tables"))
     sources = [
-        as_folder(tmp_path / "folder", pictures),
+        write_folder(tmp_path / "folder", pictures),
         f"wds:{shards}",
         f"wds:{shards}/train-{{000..014}}.tar?test=test-{{000..007}}.tar",
         f"parquet:{tmp_path / 'tables'}",
         f"parquet:{tables}",
     ]
-    done = [extracted(source, tmp_path / f"store-{i}") for i, source in enumerate(sources)]
+    done = [run_extraction(source, tmp_path / f"store-{i}") for i, source in enumerate(sources)]
     summaries = [one.published[0].summary for one in done]
     assert len({summary.fingerprint for summary in summaries}) == 1
     assert {summary.classes for summary in summaries} == {3}
     assert [one.pass_summary.images_read for one in done] == [108] * 5
 
 
-@pytest.mark.parametrize("container", [as_folder, as_shards, as_parquet])
+@pytest.mark.parametrize("container", [write_folder, write_shards, write_parquet])
 def test_a_subset_is_the_same_in_every_container(tmp_path, pictures, container):
     listed = tmp_path / "two.txt"
     listed.write_text("trouser\nbag\n")
     some = [picture for picture in pictures if picture.class_id != "boot"]
-    part = extracted(f"{container(tmp_path / 'all', pictures)}?classes={listed}", tmp_path / "a")
-    alone = extracted(as_folder(tmp_path / "some", some), tmp_path / "b")
+    part = run_extraction(f"{container(tmp_path / 'all', pictures)}?classes={listed}", tmp_path / "a")
+    alone = run_extraction(write_folder(tmp_path / "some", some), tmp_path / "b")
     assert part.published[0].summary.fingerprint == alone.published[0].summary.fingerprint
     assert part.pass_summary.images_read == len(some)
 
 
-@pytest.mark.parametrize("container", [as_folder, as_shards, as_parquet])
+@pytest.mark.parametrize("container", [write_folder, write_shards, write_parquet])
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -106,7 +107,7 @@ def test_a_subset_is_the_same_in_every_container(tmp_path, pictures, container):
 def test_splits_whose_classes_do_not_fit_are_refused(tmp_path, pictures, container, spoil, complaint):
     source = container(tmp_path / "data", [picture for picture in pictures if spoil(picture)])
     with pytest.raises(InputError, match=complaint):
-        extracted(source, tmp_path / "store")
+        run_extraction(source, tmp_path / "store")
 
 
 def test_a_broken_image_is_named_wherever_it_is(tmp_path, pictures):
@@ -114,24 +115,24 @@ def test_a_broken_image_is_named_wherever_it_is(tmp_path, pictures):
         split, class_id, number, data = "train", "bag", 99, b"\xff\xd8\xff not a JPEG"
 
     for container, where in (
-        (as_folder, r"train/bag/99.png"),
-        (as_shards, r"00072 in .*/train-014.tar"),
-        (as_parquet, r"row 72 of .*/train-00000-of-00001.parquet"),
+        (write_folder, r"train/bag/99.png"),
+        (write_shards, r"00072 in .*/train-014.tar"),
+        (write_parquet, r"row 72 of .*/train-00000-of-00001.parquet"),
     ):
         source = container(tmp_path / container.__name__, [*pictures, Broken])
         with pytest.raises(InputError, match=f"cannot decode .*{where}"):
-            extracted(source, tmp_path / "store")
-        left = extracted(source, tmp_path / "store", on_error="skip")
+            run_extraction(source, tmp_path / "store")
+        left = run_extraction(source, tmp_path / "store", on_error="skip")
         assert left.published[0].summary.train_samples == 72
 
 
 def test_a_shard_that_vanishes_or_is_cut_off_in_a_bucket_stops_the_run_by_name(tmp_path, pictures, s3_url):
-    as_shards(tmp_path / "shards", pictures)
-    place = upload(tmp_path / "shards", s3_url)
+    write_shards(tmp_path / "shards", pictures)
+    place = upload_folder(tmp_path / "shards", s3_url)
     whole = (tmp_path / "shards" / "train-003.tar").read_bytes()
     obstore.put(objects_of(s3_url), "shards/train-003.tar", whole[:5000])
     with pytest.raises(InputError, match=r"s3://.*/train-003.tar is damaged, truncated"):
-        extracted(f"wds:{place}", tmp_path / "store")
+        run_extraction(f"wds:{place}", tmp_path / "store")
     obstore.delete(objects_of(s3_url), "shards/train-003.tar")
     with pytest.raises(InputError, match=r"there is no file s3://.*/train-003.tar"):
-        extracted(f"wds:{place}/train-{{000..014}}.tar?test=test-*.tar", tmp_path / "store")
+        run_extraction(f"wds:{place}/train-{{000..014}}.tar?test=test-*.tar", tmp_path / "store")

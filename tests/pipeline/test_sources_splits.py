@@ -10,67 +10,69 @@ from sfm.errors import InputError
 from sfm.pipeline.sources.data_files import DataFile
 from sfm.pipeline.sources.split_files import find_split_files
 
-TAR = (".tar",)
+SUFFIXES = (".tar",)
 
 
-def fill(root: Path, *names: str) -> str:
+def write_files(root: Path, *names: str) -> str:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
     return str(root)
 
 
-def below(root: str, files: list[DataFile]) -> list[str]:
+def get_relative_paths(root: str, files: list[DataFile]) -> list[str]:
     return [file.url.removeprefix(f"{root}/") for file in files]
 
 
 @pytest.mark.parametrize("word", ["test", "testing", "Eval", "held-out", "val", "VALID", "validation", "dev"])
 def test_held_out_files_are_known_by_the_words_of_the_datasets_library(tmp_path, word):
-    root = fill(tmp_path, "train-0.tar", f"{word}-0.tar")
-    found = find_split_files(root, TAR)
-    assert below(root, found.test) == [f"{word}-0.tar"]
+    root = write_files(tmp_path, "train-0.tar", f"{word}-0.tar")
+    found = find_split_files(root, SUFFIXES)
+    assert get_relative_paths(root, found.test) == [f"{word}-0.tar"]
     assert found.inventory.notes == ()
 
 
 def test_files_of_no_known_split_are_named_and_can_be_chosen(tmp_path):
-    root = fill(tmp_path, "train-0.tar", "trainextra-0.tar", "val-0.tar")
+    root = write_files(tmp_path, "train-0.tar", "trainextra-0.tar", "val-0.tar")
     with pytest.raises(
         InputError, match=r"no split that is known: trainextra-0.tar; .*\?train=NAME&test=NAME"
     ):
-        find_split_files(root, TAR)
-    found = find_split_files(root, TAR, train="trainextra", test="val")
-    assert below(root, found.train) == ["trainextra-0.tar"]
+        find_split_files(root, SUFFIXES)
+    found = find_split_files(root, SUFFIXES, train="trainextra", test="val")
+    assert get_relative_paths(root, found.train) == ["trainextra-0.tar"]
     assert found.inventory.unused == {"of train": 1}
     with pytest.raises(InputError, match=r"no file in .* is of a split trainmore: there are train-0.tar"):
-        find_split_files(root, TAR, train="trainmore", test="val")
+        find_split_files(root, SUFFIXES, train="trainmore", test="val")
 
 
 def test_test_comes_before_val_which_is_told_and_can_be_chosen(tmp_path):
-    root = fill(tmp_path, "train-0.tar", "test-0.tar", "validation-0.tar", "validation-1.tar", "README.md")
-    found = find_split_files(root, TAR)
-    assert below(root, found.test) == ["test-0.tar"]
+    root = write_files(
+        tmp_path, "train-0.tar", "test-0.tar", "validation-0.tar", "validation-1.tar", "README.md"
+    )
+    found = find_split_files(root, SUFFIXES)
+    assert get_relative_paths(root, found.test) == ["test-0.tar"]
     assert found.inventory.unused == {"of val": 2, ".md": 1}
     assert (
         "held out is test, not val (validation-0.tar, validation-1.tar); ?test=val"
         in found.inventory.notes[0]
     )
     for name in ("val", "validation"):
-        chosen = find_split_files(root, TAR, test=name)
-        assert below(root, chosen.test) == ["validation-0.tar", "validation-1.tar"]
+        chosen = find_split_files(root, SUFFIXES, test=name)
+        assert get_relative_paths(root, chosen.test) == ["validation-0.tar", "validation-1.tar"]
         assert chosen.inventory.unused == {"of test": 1, ".md": 1}
 
 
 @pytest.mark.parametrize("names", [("train-0.tar", "train-1.tar"), ("0.tar", "1.tar")])
 def test_files_for_training_alone_have_nothing_held_out(tmp_path, names):
-    root = fill(tmp_path, *names)
-    found = find_split_files(root, TAR)
-    assert (below(root, found.train), found.test) == (list(names), [])
+    root = write_files(tmp_path, *names)
+    found = find_split_files(root, SUFFIXES)
+    assert (get_relative_paths(root, found.train), found.test) == (list(names), [])
     assert "PATTERN?test=PATTERN" in found.inventory.no_held_out
 
 
 def test_held_out_files_alone_are_no_dataset(tmp_path):
     with pytest.raises(InputError, match=r"no training file in .*found: val-0.tar"):
-        find_split_files(fill(tmp_path, "val-0.tar"), TAR)
+        find_split_files(write_files(tmp_path, "val-0.tar"), SUFFIXES)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +85,11 @@ def test_held_out_files_alone_are_no_dataset(tmp_path):
     ],
 )
 def test_a_folder_of_several_datasets_is_refused_with_their_folders(tmp_path, names):
-    root = fill(tmp_path, *names)
+    root = write_files(tmp_path, *names)
     with pytest.raises(
         InputError, match=rf"several datasets, in full, noisy: choose one, such as {root}/full"
     ):
-        find_split_files(root, TAR)
+        find_split_files(root, SUFFIXES)
 
 
 @pytest.mark.parametrize(
@@ -99,39 +101,45 @@ def test_a_folder_of_several_datasets_is_refused_with_their_folders(tmp_path, na
     ],
 )
 def test_a_dataset_spread_over_folders_is_one(tmp_path, names):
-    root = fill(tmp_path, *names)
-    found = find_split_files(root, TAR)
+    root = write_files(tmp_path, *names)
+    found = find_split_files(root, SUFFIXES)
     assert len(found.train) + len(found.test) == len(names)
 
 
 def test_linked_folders_of_files_are_followed_and_dangling_links_named(tmp_path):
-    fill(tmp_path / "disk2", "train-1.tar")
-    root = fill(tmp_path / "set", "train-0.tar", "val-0.tar")
+    write_files(tmp_path / "disk2", "train-1.tar")
+    root = write_files(tmp_path / "set", "train-0.tar", "val-0.tar")
     (tmp_path / "set" / "b").symlink_to("../disk2")
-    assert below(root, find_split_files(root, TAR).train) == ["b/train-1.tar", "train-0.tar"]
+    assert get_relative_paths(root, find_split_files(root, SUFFIXES).train) == [
+        "b/train-1.tar",
+        "train-0.tar",
+    ]
     (tmp_path / "set" / "notes.txt").symlink_to("gone.txt")
-    assert find_split_files(root, TAR).inventory.unused == {"links that lead nowhere": 1}
+    assert find_split_files(root, SUFFIXES).inventory.unused == {"links that lead nowhere": 1}
     (tmp_path / "set" / "part.v2").symlink_to("../disk3")
     with pytest.raises(InputError, match=r"part.v2 is a link to ../disk3, which is not there"):
-        find_split_files(root, TAR)
+        find_split_files(root, SUFFIXES)
     (tmp_path / "set" / "part.v2").unlink()
     (tmp_path / "set" / "train-2.tar").symlink_to("gone.tar")
     for place in (root, f"{root}/*.tar", f"{root}/{{train-2,val-0}}.tar"):
         with pytest.raises(InputError, match=r"train-2.tar is a link to gone.tar, which is not there"):
-            find_split_files(place, TAR)
+            find_split_files(place, SUFFIXES)
 
 
 def test_a_bucket_is_listed_like_a_folder(s3_url):
     for name in ("train-0.tar", "dev-0.tar", "about.json", ".cache/train-1.tar"):
         obstore.put(objects_of(s3_url), name, b"x")
-    found = find_split_files(s3_url, TAR)
-    assert (below(s3_url, found.train), below(s3_url, found.test)) == (["train-0.tar"], ["dev-0.tar"])
+    found = find_split_files(s3_url, SUFFIXES)
+    assert (get_relative_paths(s3_url, found.train), get_relative_paths(s3_url, found.test)) == (
+        ["train-0.tar"],
+        ["dev-0.tar"],
+    )
     assert found.inventory.unused == {".json": 1, "hidden": 1}
 
 
 def test_names_choose_among_the_files_of_a_folder_only(tmp_path):
-    root = fill(tmp_path, "train-0.tar", "val-0.tar")
+    root = write_files(tmp_path, "train-0.tar", "val-0.tar")
     with pytest.raises(InputError, match=r"names files: \?train= chooses among those of a folder"):
-        find_split_files(f"{root}/train-*.tar", TAR, train="train")
+        find_split_files(f"{root}/train-*.tar", SUFFIXES, train="train")
     with pytest.raises(InputError, match=r"is a folder: \?test= takes the name of a split in it"):
-        find_split_files(root, TAR, test="val-*.tar")
+        find_split_files(root, SUFFIXES, test="val-*.tar")

@@ -17,7 +17,7 @@ from sfm.pipeline.sources.torchvision_datasets import SPLIT_ARGUMENTS, encode_pi
 from sfm.testing import SourceTests
 
 
-def everything(split: Split) -> list[Sample]:
+def read_samples(split: Split) -> list[Sample]:
     return [sample.read() for shard in split.shards for sample in shard.read(None)]
 
 
@@ -62,7 +62,7 @@ def test_arrays_are_encoded_without_loss_and_labelled_by_name(fashion):
     other = open_source("builtin:fashion-mnist-6k")
     assert source.name == "fashionmnist"
     assert source.class_ids == sorted(other.class_names)
-    for mine, theirs in zip(everything(source.train), other.train.read(np.arange(100)), strict=True):
+    for mine, theirs in zip(read_samples(source.train), other.train.read(np.arange(100)), strict=True):
         np.testing.assert_array_equal(source.decode(mine.data), other.decode(theirs.data))
         assert mine.label == other.class_names[int(theirs.label)]
 
@@ -97,7 +97,7 @@ def test_cifar_shows_what_torchvision_shows(cifar):
     assert source.class_ids[:3] == ["airplane", "automobile", "bird"]
     for train, split in ((True, source.train), (False, source.test)):
         theirs = torchvision.datasets.CIFAR10(cifar, train=train)
-        for (picture, label), sample in zip(theirs, everything(split), strict=True):
+        for (picture, label), sample in zip(theirs, read_samples(split), strict=True):
             np.testing.assert_array_equal(source.decode(sample.data), picture)
             assert sample.label == theirs.classes[label]
 
@@ -128,7 +128,7 @@ def test_files_have_wordnet_ids_and_are_named_if_they_vanish(tmp_path, pictures)
     assert source.class_names[0] == "tench"
     (tmp_path / "imagenette2" / "train" / "n01440764" / "0.jpeg").unlink()
     with pytest.raises(InputError, match=r"0.jpeg vanished while the dataset was read"):
-        everything(source.train)
+        read_samples(source.train)
     (tmp_path / "imagenette2" / "train" / "n01440764" / "0.jpeg").symlink_to("gone.jpeg")
     with pytest.raises(InputError, match=r"0.jpeg is a link to gone.jpeg, which is not there"):
         open_source(f"torchvision:Imagenette?root={tmp_path}")
@@ -150,7 +150,7 @@ def test_classes_of_pets_keep_their_ids_whatever_the_order_of_their_numbers(tmp_
     source = open_source(f"torchvision:OxfordIIITPet?root={tmp_path}")
     assert source.class_ids == ["Bag", "Boot", "Trouser"]
     expected = [(p.class_id.title(), p.data) for p in pictures if p.split == "test"]
-    assert [(s.label, s.data) for s in everything(source.test)] == expected
+    assert [(s.label, s.data) for s in read_samples(source.test)] == expected
 
 
 @pytest.mark.parametrize(

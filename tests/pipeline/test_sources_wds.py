@@ -40,7 +40,7 @@ def write_shards(
     return root
 
 
-def everything(split: Split) -> list[Sample]:
+def read_samples(split: Split) -> list[Sample]:
     return [sample for shard in split.shards for sample in shard.read(None)]
 
 
@@ -94,26 +94,26 @@ def test_shards_of_the_webdataset_library_are_read_in_order(tmp_path, pictures, 
     assert [len(list(shard.read(None))) for shard in source.train.shards] == [24, 24, 24]
     for split in ("train", "test"):
         expected = [(p.data, p.class_id) for p in pictures if p.split == split]
-        assert [(s.data, s.label) for s in everything(source.splits[split])] == expected
+        assert [(s.data, s.label) for s in read_samples(source.splits[split])] == expected
 
 
 def test_label_numbers_without_names_are_padded_so_that_they_sort(tmp_path, pictures):
     source = open_wds_source(str(write_shards(tmp_path / "garments", pictures)))
     assert source.class_ids is None
-    assert {sample.label for sample in everything(source.train)} == {"00000", "00001", "00002"}
+    assert {sample.label for sample in read_samples(source.train)} == {"00000", "00001", "00002"}
 
 
 def test_text_labels_are_class_ids(tmp_path, pictures):
     root = write_shards(tmp_path / "garments", pictures, lambda picture: {"txt": picture.class_id})
-    assert {sample.label for sample in everything(open_wds_source(str(root)).test)} == {
+    assert {sample.label for sample in read_samples(open_wds_source(str(root)).test)} == {
         "bag",
         "boot",
         "trouser",
     }
 
 
-def tar_of(*members: tuple[str, bytes]) -> bytes:
-    """A tar archive of some members."""
+def make_tar(*members: tuple[str, bytes]) -> bytes:
+    """Return a tar archive of some members."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, content in members:
@@ -123,11 +123,11 @@ def tar_of(*members: tuple[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-WHOLE = tar_of(*((f"{i}.{kind}", b"7" * 700) for i in range(4) for kind in ("png", "cls")))
+TAR_BYTES = make_tar(*((f"{i}.{kind}", b"7" * 700) for i in range(4) for kind in ("png", "cls")))
 
 
-def shard_of(tmp_path: Path, data: bytes) -> Shard:
-    """A shard of a dataset whose training split it is."""
+def open_train_shard(tmp_path: Path, data: bytes) -> Shard:
+    """Return the training shard of a dataset of one shard per split."""
     tmp_path.mkdir(exist_ok=True)
     for name in ("train-0.tar", "test-0.tar"):
         (tmp_path / name).write_bytes(data)
@@ -135,7 +135,7 @@ def shard_of(tmp_path: Path, data: bytes) -> Shard:
 
 
 def test_other_members_are_passed_over(tmp_path):
-    data = tar_of(
+    data = make_tar(
         ("__meta__.json", b"{}"),
         ("README", b"about"),
         ("a/b.c/x.JPEG", b"image"),
@@ -145,7 +145,7 @@ def test_other_members_are_passed_over(tmp_path):
         ("a/b.c/y.cls", b"5"),
         ("a/b.c/y.png", b"other"),
     )
-    found = [(s.data, s.label, s.where) for s in shard_of(tmp_path, data).read(None)]
+    found = [(s.data, s.label, s.where) for s in open_train_shard(tmp_path, data).read(None)]
     where = f"in {tmp_path}/train-0.tar"
     assert found == [(b"image", "00004", f"a/b.c/x {where}"), (b"other", "00005", f"a/b.c/y {where}")]
 
@@ -169,15 +169,15 @@ def test_other_members_are_passed_over(tmp_path):
 )
 def test_a_sample_that_cannot_be_used_is_named(tmp_path, members, complaint):
     with pytest.raises(InputError, match=complaint):
-        list(shard_of(tmp_path, tar_of(*members)).read(None))
+        list(open_train_shard(tmp_path, make_tar(*members)).read(None))
 
 
-def read_all(shard: Shard) -> list[tuple[bytes, str]]:
+def read_labelled_images(shard: Shard) -> list[tuple[bytes, str]]:
     return [(sample.data, sample.label) for sample in shard.read(None)]
 
 
 def test_what_is_part_of_no_sample_is_counted_by_kind(tmp_path):
-    data = tar_of(
+    data = make_tar(
         ("__meta__.json", b"{}"),
         ("README", b"about"),
         ("x.png", b"image"),
@@ -188,7 +188,7 @@ def test_what_is_part_of_no_sample_is_counted_by_kind(tmp_path):
         ("._x.png", b"left by a file manager"),
         ("captions.v2.txt", b"all"),
     )
-    shard = shard_of(tmp_path, data)
+    shard = open_train_shard(tmp_path, data)
     expected = {
         "about the shard (__*)": 1,
         "without extension": 1,
@@ -199,18 +199,18 @@ def test_what_is_part_of_no_sample_is_counted_by_kind(tmp_path):
         ".txt": 1,
     }
     for _ in range(2):
-        assert read_all(shard) == [(b"image", "00004")]
+        assert read_labelled_images(shard) == [(b"image", "00004")]
         assert dict(shard.unused) == expected
 
 
 def test_names_with_dots_are_cut_at_the_last_where_that_pairs(tmp_path):
     """More of them in a row than are held back."""
     names = [f"a/0_v1.{i}" for i in range(40)] + ["1_plain", "1_v1.7"]
-    data = tar_of(
+    data = make_tar(
         *((f"{name}.{kind}", f"{i}".encode()) for i, name in enumerate(names) for kind in ("png", "cls"))
     )
-    shard = shard_of(tmp_path, data)
-    assert read_all(shard) == [(f"{i}".encode(), f"{i:05d}") for i in range(42)]
+    shard = open_train_shard(tmp_path, data)
+    assert read_labelled_images(shard) == [(f"{i}".encode(), f"{i:05d}") for i in range(42)]
     assert next(iter(shard.read(None))).where.startswith("a/0_v1.0 in ")
     assert not shard.unused
 
@@ -231,7 +231,7 @@ def test_names_with_dots_are_cut_at_the_last_where_that_pairs(tmp_path):
 )
 def test_an_image_or_label_that_cannot_be_paired_stops_the_run_and_is_named(tmp_path, members, complaint):
     with pytest.raises(InputError, match=complaint):
-        read_all(shard_of(tmp_path, tar_of(*((name, b"1") for name in members))))
+        read_labelled_images(open_train_shard(tmp_path, make_tar(*((name, b"1") for name in members))))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -243,11 +243,11 @@ def test_a_link_in_place_of_an_image_is_named(tmp_path, kind):
         link.type, link.linkname = kind, "y.png"
         archive.addfile(link)
     with pytest.raises(InputError, match=r"x\.png in .* is a link to y\.png: .*--hard-dereference"):
-        read_all(shard_of(tmp_path, file.getvalue()))
+        read_labelled_images(open_train_shard(tmp_path, file.getvalue()))
 
 
-def zipped(tmp_path: Path, data: bytes, suffix: str = ".tar.gz") -> Shard:
-    """The training shard of a dataset of shards by a name that ends so."""
+def open_compressed_shard(tmp_path: Path, data: bytes, suffix: str = ".tar.gz") -> Shard:
+    """Return the training shard of a dataset whose shards have names with a suffix."""
     for name in ("train-0", "val-0"):
         (tmp_path / f"{name}{suffix}").write_bytes(data)
     return open_wds_source(str(tmp_path)).train.shards[0]
@@ -255,70 +255,76 @@ def zipped(tmp_path: Path, data: bytes, suffix: str = ".tar.gz") -> Shard:
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar"])
 def test_shards_that_gzip_has_compressed_are_read(tmp_path, suffix):
-    plain = read_all(shard_of(tmp_path / "plain", WHOLE))
+    plain = read_labelled_images(open_train_shard(tmp_path / "plain", TAR_BYTES))
     folder = tmp_path / "zipped"
     folder.mkdir()
-    assert read_all(zipped(folder, gzip.compress(WHOLE), suffix)) == plain
+    assert read_labelled_images(open_compressed_shard(folder, gzip.compress(TAR_BYTES), suffix)) == plain
     # As pigz and split files make them: several streams behind one another.
-    halves = gzip.compress(WHOLE[:3000]) + gzip.compress(WHOLE[3000:])
-    assert read_all(zipped(folder, halves, suffix)) == plain
+    halves = gzip.compress(TAR_BYTES[:3000]) + gzip.compress(TAR_BYTES[3000:])
+    assert read_labelled_images(open_compressed_shard(folder, halves, suffix)) == plain
 
 
 def test_compressed_shards_in_a_bucket_are_read(s3_url):
     for name in ("train-0.tar.gz", "val-0.tar.gz"):
-        obstore.put(objects_of(s3_url), name, gzip.compress(WHOLE))
-    assert len(read_all(open_wds_source(s3_url).train.shards[0])) == 4
+        obstore.put(objects_of(s3_url), name, gzip.compress(TAR_BYTES))
+    assert len(read_labelled_images(open_wds_source(s3_url).train.shards[0])) == 4
     source = open_wds_source(f"{s3_url}/train-0.tar.gz?test=val-0.tar.gz")
-    assert (source.name, len(read_all(source.test.shards[0]))) == ("stats", 4)
+    assert (source.name, len(read_labelled_images(source.test.shards[0]))) == ("stats", 4)
 
 
-PACKED = gzip.compress(WHOLE, mtime=0)
+GZIP_TAR_BYTES = gzip.compress(TAR_BYTES, mtime=0)
 
 
 @pytest.mark.parametrize(
     "data",
-    [PACKED[:5], PACKED[: len(PACKED) // 2], PACKED[:-4], PACKED[:-8] + bytes(8), gzip.compress(b"<html>")],
+    [
+        GZIP_TAR_BYTES[:5],
+        GZIP_TAR_BYTES[: len(GZIP_TAR_BYTES) // 2],
+        GZIP_TAR_BYTES[:-4],
+        GZIP_TAR_BYTES[:-8] + bytes(8),
+        gzip.compress(b"<html>"),
+    ],
     ids=["header", "half", "end", "checksum", "no tar"],
 )
 def test_damage_to_a_compressed_shard_is_named(tmp_path, data):
     with pytest.raises(InputError, match=r"train-0\.tar\.gz is damaged, truncated or no tar archive"):
-        read_all(zipped(tmp_path, data))
+        read_labelled_images(open_compressed_shard(tmp_path, data))
 
 
 def test_shards_that_something_else_has_compressed_are_named(tmp_path):
     with pytest.raises(InputError, match=r"train-0\.tar is compressed with xz: unpack it"):
-        read_all(shard_of(tmp_path, lzma.compress(WHOLE)))
+        read_labelled_images(open_train_shard(tmp_path, lzma.compress(TAR_BYTES)))
     (tmp_path / "train-1.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     with pytest.raises(InputError, match=r"train-1\.tar\.zst is compressed with something else than gzip"):
         open_wds_source(str(tmp_path))
 
 
 def test_a_shard_that_is_there_packed_and_unpacked_is_refused(tmp_path):
-    shard_of(tmp_path, WHOLE)
-    (tmp_path / "train-0.tar.gz").write_bytes(PACKED)
+    open_train_shard(tmp_path, TAR_BYTES)
+    (tmp_path / "train-0.tar.gz").write_bytes(GZIP_TAR_BYTES)
     with pytest.raises(InputError, match=r"train-0\.tar and .*train-0\.tar\.gz are one shard"):
         open_wds_source(str(tmp_path))
 
 
-UNLABELLED = [[("x.png", b"1")], [("x.png", b"1"), ("x.cls", b"-1")], [("img.0.png", b"1")]]
+UNLABELLED_MEMBERS = [[("x.png", b"1")], [("x.png", b"1"), ("x.cls", b"-1")], [("img.0.png", b"1")]]
 
 
-@pytest.mark.parametrize("members", UNLABELLED)
+@pytest.mark.parametrize("members", UNLABELLED_MEMBERS)
 def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
-    (tmp_path / "test-0.tar").write_bytes(tar_of(*members))
+    (tmp_path / "test-0.tar").write_bytes(make_tar(*members))
     for name in ("train-0.tar", "val-0.tar"):
-        (tmp_path / name).write_bytes(WHOLE)
+        (tmp_path / name).write_bytes(TAR_BYTES)
     source = open_wds_source(str(tmp_path))
     assert source.test.shards[0].where.endswith("val-0.tar")
     assert source.inventory.notes == ("held out is val: test has no labels (test-0.tar)",)
     assert source.inventory.unused == {"of test": 1}
 
 
-@pytest.mark.parametrize("members", UNLABELLED)
+@pytest.mark.parametrize("members", UNLABELLED_MEMBERS)
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, members):
-    (tmp_path / "train-0.tar").write_bytes(WHOLE)
-    (tmp_path / f"{split}-0.tar").write_bytes(tar_of(*members))
+    (tmp_path / "train-0.tar").write_bytes(TAR_BYTES)
+    (tmp_path / f"{split}-0.tar").write_bytes(make_tar(*members))
     source = open_source(f"wds:{tmp_path}", held_out=False)
     assert source.test.shards == ()
     assert source.inventory.notes == (f"{split} is not used: it has no labels ({split}-0.tar)",)
@@ -329,12 +335,12 @@ def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, m
 
 def test_a_test_split_is_passed_over_for_lack_of_labels_only(tmp_path):
     """Not if it is damaged, its first shard alone has none, or it was chosen."""
-    (tmp_path / "train-0.tar").write_bytes(WHOLE)
-    (tmp_path / "test-0.tar").write_bytes(tar_of(("x.png", b"1")))
+    (tmp_path / "train-0.tar").write_bytes(TAR_BYTES)
+    (tmp_path / "test-0.tar").write_bytes(make_tar(("x.png", b"1")))
     assert len(open_wds_source(f"{tmp_path}?test=test").test.shards) == 1
-    (tmp_path / "test-1.tar").write_bytes(WHOLE)
+    (tmp_path / "test-1.tar").write_bytes(TAR_BYTES)
     assert len(open_wds_source(str(tmp_path)).test.shards) == 2
-    (tmp_path / "test-0.tar").write_bytes(WHOLE[:600])
+    (tmp_path / "test-0.tar").write_bytes(TAR_BYTES[:600])
     assert len(open_wds_source(str(tmp_path)).test.shards) == 2
 
 
@@ -343,30 +349,30 @@ def test_a_test_split_is_passed_over_for_lack_of_labels_only(tmp_path):
     [("3", "label 3, out of range: .*garments.txt names 3"), ("boots", "did you mean boot")],
 )
 def test_a_label_that_the_class_list_does_not_name_is_refused(tmp_path, class_file, label, complaint):
-    data = tar_of(("x.png", b"1"), ("x.cls", label.encode()))
+    data = make_tar(("x.png", b"1"), ("x.cls", label.encode()))
     for name in ("train-0.tar", "test-0.tar"):
         (tmp_path / name).write_bytes(data)
     source = open_wds_source(f"{tmp_path}?names={class_file}")
     with pytest.raises(InputError, match=complaint):
-        everything(source.train)
+        read_samples(source.train)
 
 
 @pytest.mark.parametrize("end", [0, 100, 512, 1000, 1536, 2048, 12_288])
 def test_a_truncated_shard_is_named_wherever_it_ends(tmp_path, end):
     with pytest.raises(InputError, match=r"train-0.tar is damaged, truncated or no tar archive"):
-        list(shard_of(tmp_path, WHOLE[:end]).read(None))
+        list(open_train_shard(tmp_path, TAR_BYTES[:end]).read(None))
 
 
 @pytest.mark.parametrize("place", [0, 1536, 4608])
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, place):
-    spoilt = WHOLE[:place] + b"\x55" * 512 + WHOLE[place + 512 :]
+    spoilt = TAR_BYTES[:place] + b"\x55" * 512 + TAR_BYTES[place + 512 :]
     with pytest.raises(InputError, match=r"train-0.tar is damaged"):
-        list(shard_of(tmp_path, spoilt).read(None))
+        list(open_train_shard(tmp_path, spoilt).read(None))
 
 
 def test_an_html_page_in_place_of_a_shard_is_refused(tmp_path):
     with pytest.raises(InputError, match="no tar archive"):
-        list(shard_of(tmp_path, b"<html>" * 1000).read(None))
+        list(open_train_shard(tmp_path, b"<html>" * 1000).read(None))
 
 
 def test_shards_that_vanish_from_a_bucket_are_named(tmp_path, pictures, s3_url):
@@ -379,13 +385,13 @@ def test_shards_that_vanish_from_a_bucket_are_named(tmp_path, pictures, s3_url):
     with pytest.raises(InputError, match=r"there is no file s3://.*/train-000001.tar"):
         open_wds_source(f"{s3_url}/train-{{000000..000002}}.tar?test=test-*.tar")
     with pytest.raises(InputError, match=r"s3://.*/train-000001.tar vanished while the dataset was read"):
-        everything(remote.train)
+        read_samples(remote.train)
 
 
 def test_a_shard_is_streamed(tmp_path, s3_url):
     """Reading the first sample of a shard of 256 MB takes neither its memory nor its disk space."""
     big = 256 << 20
-    data = tar_of(("a.png", b"1"), ("a.cls", b"1"), ("b.bin", bytes(big)), ("c.png", b"2"), ("c.cls", b"1"))
+    data = make_tar(("a.png", b"1"), ("a.cls", b"1"), ("b.bin", bytes(big)), ("c.png", b"2"), ("c.cls", b"1"))
     for name in ("train-0.tar", "test-0.tar"):
         obstore.put(objects_of(s3_url), name, data if name[1] == "r" else data[:10_240])
     del data

@@ -23,6 +23,8 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.staging import IncompleteExtractionError
 from sfm.stats_store.store import open_store
 
+pytestmark = pytest.mark.slow
+
 
 def config(store: Path, **changes: object) -> ExtractConfig:
     values: dict[str, object] = {

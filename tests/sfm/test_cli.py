@@ -239,6 +239,7 @@ def test_a_directory_that_holds_another_run_is_refused(fashion_store, tmp_path):
     assert_refused(run_distill(fashion_store, tmp_path / "a", "--dataset", DATASET), "holds a finished run")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_says_how_to_resume_and_resuming_finishes(fashion_store, tmp_path):
     command = ["distill", "--store", fashion_store, "--backbone", "lite0", "--dataset", DATASET]
     command += ["--out", str(tmp_path / "run"), "--steps", "100", "--checkpoint-every", "1000"]

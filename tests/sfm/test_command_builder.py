@@ -71,7 +71,7 @@ def test_options_of_several_values_and_switches_may_be_repeated(capsys: pytest.C
     "config",
     [
         EvaluateConfig(run="~/run", store="s", out="~/r.json"),
-        EvaluateRunsConfig(run=["~/run"], store="s", out="~/r.json").each()[0],
+        EvaluateRunsConfig(run=["~/run"], store="s", out="~/r.json").split_by_run()[0],
         DistillConfig(store="s", backbone="lite0", dataset="d", out="~/run"),
         ReportConfig(runs=["~/run"], out="~/r.html", evaluation=["~/r.json"]),
         ExportConfig(run="~/run", format="parquet", out="~/x"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,7 +28,7 @@ def test_the_wheel_holds_sfm_alone_with_rooms_data_and_types(wheel):
     for wanted in (
         "sfm/py.typed",
         "sfm/pipeline/extract.py",
-        "sfm/eval/run.py",
+        "sfm/eval/evaluation.py",
         "sfm/eval/report/template/page.html",
         "sfm/eval/export/template/dataset.md",
         "sfm/pipeline/data/fashion_mnist_6k/train-images-idx3-ubyte.gz",
@@ -58,7 +60,7 @@ def test_files_of_the_users_own_do_not_get_in_the_way(wheel, tmp_path):
     (work / "pipeline" / "__init__.py").write_text("raise SystemExit('the users pipeline was imported')")
     code = (
         "import sys; sys.path.insert(0, ''); sys.argv = ['sfm', '--help']\n"
-        "import sfm.pipeline.extract, sfm.eval.run, sfm.distill.run\n"
+        "import sfm.pipeline.extract, sfm.eval.evaluation, sfm.distill.run\n"
         "assert 'purelib' not in sfm.__file__ and sfm.__file__.startswith(sys.prefix), sfm.__file__\n"
         "from sfm.cli import main; main()"
     )

@@ -99,7 +99,7 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
         ("sfm.distill.run.distill", ["distill", "--dataset", "d", "--out", "old"], "--resume to go on"),
         ("sfm.eval.report.page.report", ["report", "run", "--out", "x.html"], "no report was written"),
         (
-            "sfm.eval.export.run.export",
+            "sfm.eval.export.run_export.export",
             ["export", "run", "--format", "parquet", "--out", "x"],
             "nothing was exported",
         ),

@@ -17,7 +17,7 @@ from sfm import locking
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import distill
 from sfm.errors import InputError
-from sfm.locking import LOCK, lock_file, lock_folder
+from sfm.locking import LOCK_NAME, lock_file, lock_folder
 from sfm.quickstart import run_quickstart
 
 HOLD = """
@@ -32,7 +32,7 @@ with lock_folder(Path(sys.argv[1])):
 
 @pytest.fixture(autouse=True)
 def _refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locking, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(locking, "MAX_WAIT_SECONDS", 0.0)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def test_a_lock_that_does_not_tell_its_holder_is_held_all_the_same(
     tmp_path: Path, lock_content: bytes
 ) -> None:
     with lock_in_another_process(tmp_path / "run"):
-        (tmp_path / "run" / LOCK).write_bytes(lock_content)
+        (tmp_path / "run" / LOCK_NAME).write_bytes(lock_content)
         with (
             pytest.raises(InputError, match="is being written by another process"),
             lock_folder(tmp_path / "run"),
@@ -73,10 +73,10 @@ def test_a_writer_that_is_killed_locks_out_nobody(tmp_path: Path) -> None:
     with lock_in_another_process(tmp_path / "run") as writer:
         writer.kill()
         writer.wait()
-        assert (tmp_path / "run" / LOCK).exists()
+        assert (tmp_path / "run" / LOCK_NAME).exists()
         with lock_folder(tmp_path / "run"):
             pass
-    assert not (tmp_path / "run" / LOCK).exists()
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
 
 
 def test_nothing_is_left_of_a_folder_that_stayed_empty(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     (tmp_path / "run").mkdir()
-    link(tmp_path / "thesis.tex", tmp_path / "run" / LOCK)
+    link(tmp_path / "thesis.tex", tmp_path / "run" / LOCK_NAME)
     message = r"run/\.lock is .*, which cannot be a lock: delete it"
     with pytest.raises(InputError, match=message), lock_folder(tmp_path / "run"):
         pytest.fail("it is locked")
@@ -121,7 +121,7 @@ def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_stays(
 
 
 def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / LOCK)
+    os.mkfifo(tmp_path / LOCK_NAME)
     with pytest.raises(InputError, match="is not a file of its own"), lock_folder(tmp_path):
         pass
 
@@ -133,7 +133,7 @@ def test_a_lock_that_another_user_made_locks_too() -> None:
         with acting_as(12345):
             run.mkdir(mode=0o2775)
             run.chmod(0o2775)
-            (run / LOCK).touch()
+            (run / LOCK_NAME).touch()
         with (
             lock_in_another_process(run),
             acting_as(12346),

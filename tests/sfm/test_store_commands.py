@@ -174,7 +174,7 @@ def test_rm_removes_one_entry_or_all_that_fit(store):
 
 
 def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, tmp_path):
-    Draft(store).write_array("train/count", np.arange(3))
+    Draft(store).write("train/count", np.arange(3))
     run_sfm("rm", store.url, "birds", "--backbone", "lite1")
     assert run_sfm_json("gc", store.url)["deleted"] == []
     would = run_sfm_json("gc", store.url, "--now", "--dry-run")
@@ -207,7 +207,9 @@ def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp
     assert_one_line(refused, 2, "1 of 3 entries not copied", "--replace")
     assert "differs in the target" in refused.stdout
     assert run_sfm("copy", store.url, other.url, "--replace").exit_code == 0
-    assert {s.entry_digest for s in other.list_summaries()} == {s.entry_digest for s in store.list_summaries()}
+    assert {s.entry_digest for s in other.list_summaries()} == {
+        s.entry_digest for s in store.list_summaries()
+    }
 
 
 def test_copy_of_a_store_of_which_an_entry_cannot_be_read_copies_the_others_and_exits_with_one(
@@ -304,9 +306,13 @@ def replace_with_other_means(store: Store, summary) -> None:
 
 def test_show_computes_the_accuracy_of_every_class_if_asked_to(fashion_store):
     store = open_store(fashion_store)
-    entry = store.open_entry(next(s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")))
+    entry = store.open_entry(
+        next(s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full"))
+    )
     labels, features = entry.read_array("test/label"), entry.read_array("test/feature").astype(np.float32)
-    predicted = (features @ entry.read_array("classifier/weight").T + entry.read_array("classifier/bias")).argmax(1)
+    predicted = (
+        features @ entry.read_array("classifier/weight").T + entry.read_array("classifier/bias")
+    ).argmax(1)
     expected = [float((predicted[labels == c] == c).mean()) for c in range(10)]
     words = ("show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0")
     shown = run_sfm_json(*words, "--per-class")["classes"]

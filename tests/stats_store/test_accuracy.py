@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sfm.eval.accuracy import Heads, accuracy
-from sfm.eval.accuracy import ranks as ranks_of_tensors
+from sfm.eval.head_accuracy import Heads, compute_accuracy
+from sfm.eval.head_accuracy import rank_true_class as ranks_of_tensors
 from sfm.stats_store.classifier_accuracy import compute_label_ranks, compute_top_accuracies
 
 SOME = st.sampled_from([-1.0, 0.0, -0.0, 1.0, 2.5, np.float32(1e30)])
@@ -50,6 +50,6 @@ def test_accuracies_with_ties_are_those_of_evaluation(classes):
     weight = rng.integers(-1, 2, (classes, 4)).astype(np.float32)
     bias, labels = np.zeros(classes, dtype=np.float32), rng.integers(0, classes, 60)
     heads = Heads(torch.from_numpy(weight)[None], torch.from_numpy(bias)[None])
-    told = accuracy(heads, torch.from_numpy(features), torch.from_numpy(labels))
+    told = compute_accuracy(heads, torch.from_numpy(features), torch.from_numpy(labels))
     blocks = [(features[:20], labels[:20]), (features[20:], labels[20:])]
     assert compute_top_accuracies(blocks, weight, bias) == (told.top1[0], told.top5[0] if told.top5 else None)

@@ -97,6 +97,7 @@ def test_a_writer_killed_while_it_publishes_leaves_nothing_or_a_whole_entry(
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.torture)])
+@pytest.mark.slow
 def test_an_extraction_killed_at_any_moment_ends_with_the_digests_of_an_undisturbed_one(
     tmp_path: Path, kills: int
 ) -> None:

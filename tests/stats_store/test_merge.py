@@ -504,6 +504,7 @@ def teams(tmp_path_factory, request) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_others(teams, tmp_path):
     from sfm.named_merge import merge_entries_by_name
     from sfm.stats_store.store import open_store
@@ -526,6 +527,7 @@ def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_othe
     assert union.read_array("train/feature").shape == pooled.read_array("train/feature").shape
 
 
+@pytest.mark.slow
 def test_a_merged_entry_can_be_distilled(teams, tmp_path):
     from sfm.api import DistillConfig, distill
     from sfm.named_merge import merge_entries_by_name

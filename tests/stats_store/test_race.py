@@ -95,6 +95,7 @@ def runs_in(store: Store) -> set[str]:
     ],
     indirect=["place"],
 )
+@pytest.mark.slow
 def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entries_only(
     place: str, rounds: int
 ) -> None:

@@ -260,6 +260,7 @@ def canary_forms() -> list[str]:
     return [*SECRETS.values(), *(quote(value, safe="") for value in SECRETS.values()), CANARY]
 
 
+@pytest.mark.slow
 def test_credentials_reach_no_output_and_no_file_of_any_command(s3_url: str, tmp_path: Path) -> None:
     variables = {**environment(os.environ["AWS_ENDPOINT_URL"]), **SECRETS}
     out = tmp_path / "distilled"

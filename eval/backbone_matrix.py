@@ -1,0 +1,66 @@
+"""The cross-backbone matrix: images distilled on one backbone, evaluated on others."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from sfm.eval.config import Mode
+from sfm.eval.result import Evaluation, is_distillation_backbone
+
+
+class MatrixCell(BaseModel):
+    """One accuracy of the cross-backbone matrix.
+
+    Attributes
+    ----------
+    run : str
+        Directory of the distilled images.
+    distilled_on : str
+        Spec of the backbone they were distilled on: the row.
+    ipc : int
+        Images per class.
+    backbone : str
+        Spec of the backbone evaluated on: the column.
+    own_backbone : bool
+        Whether it is the one distilled on, at the same input size.
+    mode : Mode
+        What was trained; every mode makes a matrix of its own.
+    top1_mean, top1_std : float
+        As fractions, over so many `seeds`.
+    recovered : float or None
+        Fraction of the full-data accuracy of the column's backbone.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    distilled_on: str
+    ipc: int
+    backbone: str
+    mode: Mode
+    top1_mean: float
+    top1_std: float
+    seeds: int
+    recovered: float | None
+    own_backbone: bool = False
+
+
+def make_matrix(evaluations: Sequence[Evaluation]) -> list[MatrixCell]:
+    """Return the cells of several evaluations: every row that was not trained on real images."""
+    return [
+        MatrixCell(
+            run=evaluation.config["run"],
+            distilled_on=evaluation.provenance.distilled_on,
+            ipc=evaluation.provenance.ipc,
+            backbone=row.backbone,
+            mode=row.mode,
+            top1_mean=row.top1_mean,
+            top1_std=row.top1_std,
+            seeds=row.seeds,
+            recovered=row.recovered,
+            own_backbone=is_distillation_backbone(row, evaluation.provenance),
+        )
+        for evaluation in evaluations
+        for row in evaluation.rows
+        if row.images in ("distilled", "none")
+    ]

@@ -1,0 +1,113 @@
+"""Save trained classifiers as safetensors files, one per backbone and mode."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from sfm.atomic import require_no_link
+from sfm.backbones.card import BackboneCard
+from sfm.eval.class_subset import ClassSubset
+from sfm.eval.config import MAX_CLASSIFIER_BYTES, Mode
+from sfm.eval.distilled_run import DistilledRun
+from sfm.eval.evaluated_backbones import EvaluatedBackbone
+from sfm.eval.mode_training import FittedHead
+from sfm.eval.output_files import write_output
+from sfm.eval.result import AccuracyRow, format_protocol_header
+from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
+from sfm.tensor_files import TensorFileError, open_safetensors
+
+
+def make_classifier_file_name(spec: str, mode: Mode) -> str:
+    """Return the name of a classifier's file: the spec's letters, digits, dots and dashes, and the mode."""
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '-', spec).strip('-')}-{mode}.safetensors"
+
+
+def save_classifier(
+    folder: Path,
+    fitted_head: FittedHead,
+    row: AccuracyRow,
+    run: DistilledRun,
+    eval_backbone: EvaluatedBackbone,
+    source_statistics: ClassSubset,
+) -> None:
+    """Write the heads that a mode trained into the folder with the classifiers of one result.
+
+    A file of the same images, backbone, mode and protocol is replaced, and so is one of images that are no
+    longer those of the run. Any other file of that name stays, and the new one's name ends in a digest.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    card = eval_backbone.backbone.card
+    image_digest = compute_array_digest(run.pixels)
+    data = serialize_classifier(
+        fitted_head, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
+    )
+    require_no_link(folder)
+    path = folder / make_classifier_file_name(card.spec, row.mode)
+    if not is_replaceable_classifier(path, card.hash, image_digest, row):
+        protocol = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])
+        path = path.with_name(f"{path.stem}-{compute_sha256(protocol)[:8]}{path.suffix}")
+    write_output(path, data)
+
+
+def is_replaceable_classifier(path: Path, backbone_hash: str, image_digest: str, row: AccuracyRow) -> bool:
+    """Return whether a path is free, damaged, of other images, or of the same backbone and protocol."""
+    try:
+        with open_safetensors(path, "pt", MAX_CLASSIFIER_BYTES) as file:
+            header = file.metadata() or {}
+    except (FileNotFoundError, TensorFileError):
+        return True
+    expected = ("backbone_hash", backbone_hash), *format_protocol_header(row).items()
+    return header.get("images", image_digest) != image_digest or all(
+        header.get(name, value) == value for name, value in expected
+    )
+
+
+def serialize_classifier(
+    fitted_head: FittedHead,
+    backbone: BackboneCard,
+    inherited: BackboneCard,
+    row: AccuracyRow,
+    class_ids: Sequence[str],
+    image_digest: str,
+) -> bytes:
+    """Return the classifier of the first seed as the bytes of a safetensors file.
+
+    ``weight`` (class, feature) and ``bias`` (class,) classify raw features of the backbone. Where the mode
+    has a projector, ``projector_weight`` (target feature, feature) and ``projector_bias`` map features to
+    those of the backbone distilled on. The header holds backbone, mode, protocol and classes.
+
+    Parameters
+    ----------
+    fitted_head : FittedHead
+    backbone, inherited : BackboneCard
+        The backbone evaluated on, and the one distilled on.
+    row : AccuracyRow
+        Its accuracy and protocol.
+    class_ids : sequence of str
+        In the order of the weight's rows.
+    image_digest : str
+    """
+    tensors: dict[str, Tensor] = {"weight": fitted_head.heads.weight[0], "bias": fitted_head.heads.bias[0]}
+    if fitted_head.projectors is not None:
+        tensors["projector_weight"] = fitted_head.projectors.weight[0]
+        tensors["projector_bias"] = fitted_head.projectors.bias[0]
+    header = {
+        "backbone": backbone.spec,
+        "backbone_hash": backbone.hash,
+        "image_size": str(backbone.preprocessing.input_size),
+        "distilled_on": inherited.spec,
+        "distilled_on_hash": inherited.hash,
+        "mode": row.mode,
+        "images": image_digest,
+        **format_protocol_header(row),
+        "class_ids": json.dumps(list(class_ids)),
+    }
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)

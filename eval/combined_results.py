@@ -1,0 +1,218 @@
+"""Combine the rows of a command with those of earlier commands in ``evaluation.json``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sfm.errors import InputError
+from sfm.eval.caveats import ABOVE_FULL_DATA, NOT_BETTER_THAN_RANDOM, list_caveats
+from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, Protocol, protocol_from_config
+from sfm.eval.result import AccuracyRow, EarlierEvaluation, Evaluation
+from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
+
+RowIdentity = tuple[Any, ...]
+
+
+def read_result(path: Path) -> Evaluation | None:
+    """Read an ``evaluation.json`` of this or an older version; None if there is none.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is something else.
+    """
+    try:
+        return Evaluation.model_validate_json(read_bounded_file(path, MAX_EVALUATION_BYTES))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; move it away") from error
+    except (OversizeError, ValidationError) as error:
+        raise InputError(f"{path} is not what this version of `sfm evaluate` writes: move it away") from error
+
+
+def make_row_identity(row: AccuracyRow) -> RowIdentity:
+    """Return the values in which two rows of the same images agree if the later one replaces the other."""
+    protocol = (row.epochs, row.views, row.seed, row.seeds)
+    return (row.images, row.backbone_hash, row.image_size, row.mode, *protocol)
+
+
+def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_count: int) -> Evaluation:
+    """Return a command's rows together with those of earlier commands that it did not measure again.
+
+    Rows of other images than the command's, or of another entry of the store, are dropped.
+
+    Parameters
+    ----------
+    current, previous : Evaluation
+        What the command measured, and what the file held until now.
+    image_count : int
+        Number of distilled images.
+
+    Returns
+    -------
+    Evaluation
+        The command's rows first; its `changes` say what was replaced and dropped.
+    """
+    current = fill_missing_protocols(current, image_count)
+    if previous is None:
+        return current
+    if get_data_key(previous) != get_data_key(current):
+        dropped = format_row_count(len(previous.rows))
+        change = f"dropped: {dropped} of images or data that are no longer those of the run"
+        return current.model_copy(update={"changes": [change]})
+    previous = fill_missing_protocols(previous, image_count)
+    stale_hashes = find_stale_backbones(previous, current)
+    stale_rows = [row for row in previous.rows if row.backbone_hash in stale_hashes]
+    valid_rows = [row for row in previous.rows if row.backbone_hash not in stale_hashes]
+    new_rows = {make_row_identity(row): row for row in current.rows}
+    replaced = [
+        (row, new_rows[make_row_identity(row)]) for row in valid_rows if make_row_identity(row) in new_rows
+    ]
+    kept_rows = [row for row in valid_rows if make_row_identity(row) not in new_rows]
+    rows = [*current.rows, *kept_rows]
+
+    entries, full_data = list(current.provenance.entries), list(current.full_data)
+    kept_hashes = {row.backbone_hash for row in kept_rows} - {e.backbone_hash for e in entries}
+    kept_entries = [e for e in previous.provenance.entries if e.backbone_hash in kept_hashes]
+    kept_backbones = {(e.backbone, e.image_size) for e in kept_entries}
+    entries += kept_entries
+    full_data += [f for f in previous.full_data if (f.backbone, f.image_size) in kept_backbones]
+    notes = [
+        *drop_caveats(current.notes),
+        *(note for note in drop_caveats(previous.notes) if is_note_valid(note, rows)),
+        *list_caveats(rows, full_data, entries),
+    ]
+    earlier = [make_earlier_evaluation(previous), *previous.earlier]
+    return current.model_copy(
+        update={
+            "rows": rows,
+            "full_data": full_data,
+            "notes": list(dict.fromkeys(notes)),
+            "provenance": current.provenance.model_copy(update={"entries": entries}),
+            "earlier": [command for command in earlier if has_kept_row(command, kept_rows, image_count)],
+            "changes": describe_changes(replaced, stale_rows, kept_rows),
+        }
+    )
+
+
+def get_data_key(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the values in which two evaluations agree whose rows can stand in one file."""
+    p = evaluation.provenance
+    return p.images, p.fingerprint, p.role, p.distilled_from
+
+
+def find_stale_backbones(previous: Evaluation, current: Evaluation) -> set[str]:
+    """Return the hashes of backbones that have another entry now, or whose name is another's now."""
+    by_hash = {e.backbone_hash: e.entry_digest for e in current.provenance.entries}
+    by_name = {(e.backbone, e.image_size): e.backbone_hash for e in current.provenance.entries}
+    return {
+        e.backbone_hash
+        for e in previous.provenance.entries
+        if by_hash.get(e.backbone_hash, e.entry_digest) != e.entry_digest
+        or by_name.get((e.backbone, e.image_size), e.backbone_hash) != e.backbone_hash
+    }
+
+
+def fill_missing_protocols(evaluation: Evaluation, image_count: int) -> Evaluation:
+    """Return an evaluation whose rows have a protocol; older files have it in their config alone."""
+    rows = [fill_missing_protocol(row, evaluation, image_count) for row in evaluation.rows]
+    return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
+
+
+def fill_missing_protocol(row: AccuracyRow, evaluation: Evaluation, image_count: int) -> AccuracyRow:
+    """Return a row with backbone hash and protocol; a row of an older version takes them from its file."""
+    if row.backbone_hash is not None:
+        return row
+    hashes = {(e.backbone, e.image_size): e.backbone_hash for e in evaluation.provenance.entries}
+    missing: dict[str, Any] = {"backbone_hash": hashes.get((row.backbone, row.image_size))}
+    try:
+        config = EvaluateConfig.model_validate(evaluation.config)
+    except ValidationError:
+        return row.model_copy(update=missing)
+    return row.model_copy(update=missing | asdict(protocol_from_config(config, row.mode, image_count)))
+
+
+def describe_changes(
+    replaced: Sequence[tuple[AccuracyRow, AccuracyRow]],
+    stale_rows: Sequence[AccuracyRow],
+    kept_rows: Sequence[AccuracyRow],
+) -> list[str]:
+    """Return a line about each change to rows that the file held before.
+
+    Parameters
+    ----------
+    replaced : sequence of (AccuracyRow, AccuracyRow)
+        Rows that were measured again, before and now.
+    stale_rows : sequence of AccuracyRow
+        Rows of entries that the store replaced.
+    kept_rows : sequence of AccuracyRow
+    """
+    changed = [(old, new) for old, new in replaced if (old.top1, old.top5) != (new.top1, new.top5)]
+    lines = [
+        f"replaced: {describe_row(old)}: {100 * old.top1_mean:.1f} -> {100 * new.top1_mean:.1f}"
+        for old, new in changed
+    ]
+    if len(changed) < len(replaced):
+        lines.append(f"measured again, and the same: {format_row_count(len(replaced) - len(changed))}")
+    if stale_rows:
+        lines.append(f"dropped: {format_row_count(len(stale_rows))} of entries that the store replaced")
+    if kept_rows:
+        lines.append(f"kept: {format_row_count(len(kept_rows))} of earlier evaluations")
+    return lines
+
+
+def describe_row(row: AccuracyRow) -> str:
+    """Return images, backbone, mode and seeds of a row in a few words."""
+    images = "" if row.images in ("distilled", "none") else f"{row.images} real images, "
+    return f"{images}{row.backbone} {row.mode}, {row.seeds} seed{'' if row.seeds == 1 else 's'}"
+
+
+def format_row_count(count: int) -> str:
+    """Return a number of rows with its noun: "1 row", "3 rows"."""
+    return f"{count} row{'' if count == 1 else 's'}"
+
+
+def drop_caveats(notes: Sequence[str]) -> list[str]:
+    """Return the notes without those that :func:`~sfm.eval.caveats.list_caveats` writes anew."""
+    return [note for note in notes if not note.startswith((NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA))]
+
+
+def is_note_valid(note: str, rows: Sequence[AccuracyRow]) -> bool:
+    """Return whether an earlier note is still true: a backbone that was left out may have rows now."""
+    return not any(note.startswith(f"{row.backbone} is left out: ") for row in rows)
+
+
+def make_earlier_evaluation(evaluation: Evaluation) -> EarlierEvaluation:
+    """Return what the file keeps of a command after a later one."""
+    provenance = evaluation.provenance
+    backbones = provenance.evaluated_on
+    return EarlierEvaluation(
+        config=evaluation.config,
+        backbones=[e.backbone_hash for e in provenance.entries] if backbones is None else backbones,
+        versions=provenance.versions,
+        device=provenance.device,
+        seconds=provenance.seconds,
+    )
+
+
+def has_kept_row(command: EarlierEvaluation, kept_rows: Sequence[AccuracyRow], image_count: int) -> bool:
+    """Return whether one of the kept rows can have been measured by an earlier command."""
+    candidates = [row for row in kept_rows if row.backbone_hash in command.backbones]
+    try:
+        config = EvaluateConfig.model_validate(command.config)
+    except ValidationError:
+        return bool(candidates)
+    return any(is_row_of_config(row, config, image_count) for row in candidates)
+
+
+def is_row_of_config(row: AccuracyRow, config: EvaluateConfig, image_count: int) -> bool:
+    """Return whether a config measures such a row; rows of real images are always of mode `linear`."""
+    modes = config.mode if row.images in ("distilled", "none") else ["linear"]
+    seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
+    protocol = Protocol(row.epochs, row.views, row.seed)
+    expected_protocol = protocol_from_config(config, row.mode, image_count)
+    return row.mode in modes and row.seeds == seeds and protocol == expected_protocol

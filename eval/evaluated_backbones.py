@@ -1,0 +1,184 @@
+"""Load the backbones to evaluate on, and open their entries in the store."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.spec import parse_spec
+from sfm.errors import InputError
+from sfm.eval.class_subset import ClassSubset, select_run_classes
+from sfm.eval.config import ALL_BACKBONES, EvaluateConfig
+from sfm.eval.distilled_run import DistilledRun, RunRecord
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.extract_command import format_extract_command
+from sfm.stats_store.store import Entry, Store
+
+LoadBackbone = Callable[[str, int | None], Backbone]
+"""Returns the backbone of a spec at an input size; each is loaded once."""
+
+
+@dataclass(frozen=True)
+class EvaluatedBackbone:
+    """A backbone to evaluate on, and the statistics of the run's classes through it."""
+
+    backbone: Backbone
+    statistics: ClassSubset
+
+
+def open_source_statistics(
+    store: Store, summaries: Sequence[Summary], run: DistilledRun, directory: Path
+) -> ClassSubset:
+    """Return the statistics of the run's classes from the entry that it was distilled from.
+
+    Raises
+    ------
+    InputError
+        If the store does not hold it, or its classes are not those of the run.
+    """
+    record = run.record
+    found = [s for s in summaries if s.entry_digest == record.entry_digest]
+    if not found:
+        raise InputError(
+            f"{directory} was distilled from {record.dataset}@{record.entry_digest[:12]} of {record.store}, "
+            f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
+            f"was replaced since"
+        )
+    statistics = select_run_classes(store.open_entry(found[0]), run.class_ids, directory)
+    if (record.backbone.hash, record.image_size) != (statistics.entry.backbone.hash, found[0].image_size):
+        raise InputError(
+            f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
+        )
+    return statistics
+
+
+def load_evaluated_backbones(
+    config: EvaluateConfig,
+    record: RunRecord,
+    store: Store,
+    summaries: Sequence[Summary],
+    source_statistics: ClassSubset,
+    load: LoadBackbone,
+) -> tuple[list[EvaluatedBackbone], list[str]]:
+    """Load the backbones to evaluate on, and open their entries of the data the run was distilled from.
+
+    Same data is same fingerprint and same role. Of several variants of an entry, the one with the options of
+    the run's own entry is taken. Of ``all`` backbones, those that cannot be loaded here are left out.
+
+    Returns
+    -------
+    list of EvaluatedBackbone
+    list of str
+        Notes about backbones that are left out, and why.
+
+    Raises
+    ------
+    InputError
+        If there is no such entry, several match, a backbone is not the one of its entry, or there are no
+        held-out features.
+    """
+    source = source_statistics.entry.summary
+    comparable = [s for s in summaries if s.fingerprint == source.fingerprint and s.role == source.role]
+    eval_backbones: dict[str, EvaluatedBackbone] = {}
+    notes: list[str] = []
+    for spec, is_named in list_backbone_specs(config, record, comparable):
+        try:
+            eval_backbone = load_evaluated_backbone(
+                spec, config, record, store, comparable, source_statistics, load
+            )
+        except InputError as error:
+            if is_named:
+                raise
+            notes.append(f"{spec} is left out: {error}.")
+        else:
+            eval_backbones.setdefault(eval_backbone.backbone.card.hash, eval_backbone)
+    return list(eval_backbones.values()), notes
+
+
+def list_backbone_specs(
+    config: EvaluateConfig, record: RunRecord, comparable: Sequence[Summary]
+) -> list[tuple[str, bool]]:
+    """Return the specs to evaluate on, and whether each was named on the command line.
+
+    ``all`` stands for the backbone distilled on, by the spec in ``run.json``, and the others of the store, by
+    its specs; ordered by name, which gives every run the same columns.
+    """
+    named = list(dict.fromkeys(spec for spec in config.backbone if spec != ALL_BACKBONES))
+    if ALL_BACKBONES not in config.backbone:
+        return [(spec, True) for spec in named or [record.config.backbone]]
+    stored = {s.backbone: s.backbone for s in comparable if s.backbone_hash != record.backbone.hash}
+    stored[record.backbone.spec] = record.config.backbone
+    all_specs = [stored[name] for name in sorted(stored)]
+    return [(spec, spec in (*named, record.config.backbone)) for spec in dict.fromkeys([*all_specs, *named])]
+
+
+def load_evaluated_backbone(
+    spec: str,
+    config: EvaluateConfig,
+    record: RunRecord,
+    store: Store,
+    comparable: Sequence[Summary],
+    source_statistics: ClassSubset,
+    load: LoadBackbone,
+) -> EvaluatedBackbone:
+    """Load one backbone and open its entry; raises as :func:`load_evaluated_backbones`."""
+    source = source_statistics.entry.summary
+    dataset = source.dataset + ("@tuning" if source.role == "tuning" else "")
+    model = parse_spec(spec).model
+    has_distilled_size = any(s.model == model and s.image_size == record.image_size for s in comparable)
+    size = config.image_size or (record.image_size if has_distilled_size else None)
+    try:
+        candidates = filter_summaries(comparable, dataset=dataset, model=model, image_size=size)
+    except NotExtractedError as error:
+        line = format_extract_command(store, [source], spec, config.image_size or record.image_size)
+        raise InputError(f"{error}; to add it: {line}") from None
+    backbone = load(spec, candidates[0].image_size)
+    same_options = [
+        s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == source.options
+    ]
+    entry = select_entry(store, same_options or candidates, backbone.card)
+    require_held_out_features(entry)
+    return EvaluatedBackbone(backbone, ClassSubset(entry, source_statistics.class_indices))
+
+
+def require_held_out_features(entry: Entry) -> None:
+    """Refuse an entry without held-out features.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    if entry.dataset.test_samples == 0 or "test/feature" not in entry:
+        raise InputError(
+            f"the entry of {entry.dataset.name} through {entry.backbone.spec} has no held-out features to "
+            f"evaluate on: extract from a source with a test split"
+        )
+
+
+def load_teacher(
+    record: RunRecord,
+    store: Store,
+    source_statistics: ClassSubset,
+    eval_backbones: Sequence[EvaluatedBackbone],
+    load: LoadBackbone,
+) -> EvaluatedBackbone:
+    """Return the backbone distilled on with its entry; it is loaded unless it is one of those evaluated on.
+
+    Raises
+    ------
+    InputError
+        If the backbone that the run's spec names here is not the one distilled on.
+    """
+    for eval_backbone in eval_backbones:
+        if eval_backbone.backbone.card.hash == source_statistics.entry.backbone.hash:
+            return EvaluatedBackbone(eval_backbone.backbone, source_statistics)
+    backbone = load(record.config.backbone, record.image_size)
+    return EvaluatedBackbone(
+        backbone,
+        ClassSubset(
+            select_entry(store, [source_statistics.entry.summary], backbone.card),
+            source_statistics.class_indices,
+        ),
+    )

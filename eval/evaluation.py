@@ -1,0 +1,269 @@
+"""``sfm evaluate``: distilled images + statistics -> accuracies."""
+
+import functools
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.preparation import prepare_for_inference
+from sfm.errors import InputError
+from sfm.eval.caveats import list_caveats
+from sfm.eval.combined_results import combine_evaluations, read_result
+from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.distilled_run import DistilledRun, read_distilled_run
+from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_data
+from sfm.eval.image_sets import ImageSet, make_neighbour_image_sets, make_real_image_sets, read_exemplars
+from sfm.eval.output_files import require_writable_output, write_output
+from sfm.eval.partial_results import get_work_folder_path
+from sfm.eval.recorded_config import make_recorded_config
+from sfm.eval.result import (
+    AccuracyRow,
+    EntryRecord,
+    Evaluation,
+    FullDataRow,
+    NotWrittenError,
+    Provenance,
+    format_evaluation_json,
+)
+from sfm.eval.row_training import RowTrainer, ViewFeatures, compute_image_set_features
+from sfm.eval.scores import load_held_out, score_full_data
+from sfm.eval.view_features import LabelledImages
+from sfm.eval.work_folder import WorkFolder
+from sfm.events import ProgressCallback, no_progress
+from sfm.locking import lock_file, lock_folder
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.store import open_store
+from sfm.text import escape_non_utf8
+
+__all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
+
+RECORDED_PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
+
+
+def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
+    """Train on distilled images, test on the held-out features in the store, write ``evaluation.json``.
+
+    Rows that the file holds already stay, unless they are measured again. Features of views and finished rows
+    are kept beside it until all is done: an interrupted evaluation resumes, and ends with the same numbers.
+
+    The features of all augmented views are computed once per image set and backbone; all epochs and modes
+    train on them. Heads of different seeds share no view; projectors of all seeds share theirs. The last
+    epoch counts. No test image is decoded.
+
+    Parameters
+    ----------
+    config : EvaluateConfig
+    progress : ProgressCallback
+        Called with the number of views computed, and of epochs and blocks trained.
+
+    Returns
+    -------
+    Evaluation
+        The rows of this evaluation alone.
+
+    Raises
+    ------
+    InputError
+        If the directory is not a whole run, the store is another one or lacks what is needed, a backbone is
+        not the one of its entry, or the result cannot be written, which is tried before anything is trained.
+    NotWrittenError
+        If the result cannot be written in the end; holds it.
+    """
+    (evaluation,) = evaluate_runs(EvaluateRunsConfig.model_validate(config.model_dump()), progress)
+    return evaluation
+
+
+def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_progress) -> list[Evaluation]:
+    """Evaluate several runs of the same data on the same backbones, see :func:`evaluate`.
+
+    All runs are checked before the first is trained on; a backbone is loaded once.
+
+    Returns
+    -------
+    list of Evaluation
+        The rows of this command alone, one evaluation per run;
+        :func:`~sfm.eval.backbone_matrix.make_matrix` arranges them. The files also hold rows of earlier
+        commands, see :func:`~sfm.eval.combined_results.combine_evaluations`.
+
+    Raises
+    ------
+    InputError
+        As :func:`evaluate`; or if the runs are of different data, or another process is writing one.
+    NotWrittenError
+        If all was evaluated and a result cannot be written; holds the results.
+    """
+    run_configs = config.split_by_run()
+    with ExitStack() as locks:
+        locks.enter_context(limit_threads(config.threads))
+        for run_config in run_configs:
+            if run_config.out:
+                locks.enter_context(lock_file(run_config.result_path))
+            elif run_config.run.is_dir():
+                locks.enter_context(lock_folder(run_config.run))
+        return evaluate_locked_runs(config, run_configs, progress)
+
+
+def evaluate_locked_runs(
+    config: EvaluateRunsConfig, run_configs: Sequence[EvaluateConfig], progress: ProgressCallback
+) -> list[Evaluation]:
+    """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
+    runs = [read_distilled_run(run_config.run) for run_config in run_configs]
+    store = open_store(config.store)
+    summaries = store.list_summaries()
+
+    @functools.cache
+    def load_cached(spec: str, image_size: int | None) -> Backbone:
+        backbone = load_backbone(spec, image_size=image_size, device=config.device, progress=progress)
+        return prepare_for_inference(backbone)
+
+    jobs = [
+        prepare_evaluation_job(run_config, run, store, summaries, load_cached)
+        for run_config, run in zip(run_configs, runs, strict=True)
+    ]
+    require_same_data(jobs)
+    work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
+    for run_config, run in zip(run_configs, runs, strict=True):
+        require_writable_output(run_config.result_path)
+        require_result_of_same_images(run_config, run)
+    evaluations: list[Evaluation] = []
+    write_failures: list[str] = []
+    for job, work_folder in zip(jobs, work_folders, strict=True):
+        job_progress = progress if len(jobs) == 1 else prefix_progress_stage(progress, job.config.run.name)
+        evaluation, job_failures = run_evaluation_job(job, work_folder, job_progress)
+        evaluations.append(evaluation)
+        write_failures += job_failures
+    if write_failures:
+        raise NotWrittenError("; ".join(dict.fromkeys(write_failures)), evaluations)
+    for work_folder in work_folders:
+        work_folder.delete_used_files()
+    return evaluations
+
+
+def require_result_of_same_images(config: EvaluateConfig, run: DistilledRun) -> None:
+    """Refuse to replace a file that is no result, or, with `--out`, the result of other images.
+
+    In the run directory itself, rows of images that were replaced since are dropped, see
+    :func:`~sfm.eval.combined_results.combine_evaluations`.
+
+    Raises
+    ------
+    InputError
+        If the result file is one of those.
+    """
+    previous = read_result(config.result_path)
+    if config.out and previous and previous.provenance.images != compute_array_digest(run.pixels):
+        raise InputError(
+            f"--out {config.out}: {config.result_path} holds the result of other images than those in "
+            f"{config.run}: give another place"
+        )
+
+
+def prefix_progress_stage(progress: ProgressCallback, run_name: str) -> ProgressCallback:
+    """Return a progress callback that puts the name of a run before every stage."""
+    return lambda event: progress(replace(event, stage=f"{run_name}: {event.stage}"))
+
+
+def run_evaluation_job(
+    job: EvaluationJob, work_folder: WorkFolder, progress: ProgressCallback
+) -> tuple[Evaluation, list[str]]:
+    """Train, score and write all rows of one run.
+
+    Returns
+    -------
+    Evaluation
+        The rows, whether they could be written or not.
+    list of str
+        Messages about what could not be written.
+    """
+    started = time.perf_counter()
+    config, run = job.config, job.run
+    distilled = ImageSet("distilled", LabelledImages(run.pixels, run.labels), config.seeds)
+    exemplars = read_exemplars(job.source_statistics)
+    real_image_sets, missing_notes = make_real_image_sets(exemplars, run.record.ipc, config)
+    edited_notes = (
+        ["The images are not as sfm distill wrote them: they were edited since."]
+        if job.has_edited_images
+        else []
+    )
+    feature_cache: dict[str, ViewFeatures] = {}
+
+    def compute_distilled_features(backbone: Backbone) -> ViewFeatures:
+        if backbone.card.hash not in feature_cache:
+            feature_cache[backbone.card.hash] = compute_image_set_features(
+                backbone, distilled, config.mode, config, work_folder, progress
+            )
+        return feature_cache[backbone.card.hash]
+
+    rows: list[AccuracyRow] = []
+    full_data: list[FullDataRow] = []
+    write_failures: list[str] = []
+    for eval_backbone in job.eval_backbones:
+        samples = load_held_out(eval_backbone)
+        full_data_rows = score_full_data(eval_backbone, samples)
+        full_data += full_data_rows
+        trainer = RowTrainer(job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress)
+        for mode in dict.fromkeys(config.mode):
+            rows.append(trainer.train_row(distilled, mode, compute_distilled_features, write_failures))
+        neighbour_sets = make_neighbour_image_sets(
+            run, exemplars, eval_backbone.backbone, config, work_folder
+        )
+        for image_set in (*real_image_sets, *neighbour_sets):
+            rows.append(trainer.train_row(image_set, "linear", None, write_failures))
+    provenance = make_provenance(job, time.perf_counter() - started)
+    caveats = list_caveats(rows, full_data, provenance.entries)
+    evaluation = Evaluation(
+        config=make_recorded_config(config, job.store.url),
+        rows=rows,
+        full_data=full_data,
+        notes=[*edited_notes, *job.notes, *missing_notes, *caveats],
+        provenance=provenance,
+    )
+    try:
+        combined = combine_evaluations(evaluation, read_result(config.result_path), len(run.pixels))
+        write_output(config.result_path, format_evaluation_json(combined).encode())
+        evaluation = evaluation.model_copy(update={"changes": combined.changes})
+    except InputError as error:
+        write_failures.append(str(error))
+    return evaluation, write_failures
+
+
+def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
+    """Return where the accuracies come from: store, entries, images, versions, device."""
+    device = job.eval_backbones[0].backbone.device
+    source_entry = job.source_statistics.entry
+    return Provenance(
+        store=escape_non_utf8(job.store.url),
+        dataset=source_entry.dataset.name,
+        fingerprint=source_entry.summary.fingerprint,
+        role=source_entry.summary.role,
+        distilled_from=source_entry.summary.entry_digest,
+        distilled_on=source_entry.backbone.spec,
+        ipc=job.run.record.ipc,
+        images=compute_array_digest(job.run.pixels),
+        edited=job.has_edited_images,
+        entries=[
+            EntryRecord(
+                backbone=s.backbone.card.spec,
+                backbone_hash=s.backbone.card.hash,
+                image_size=s.backbone.card.preprocessing.input_size,
+                entry_digest=s.statistics.entry.summary.entry_digest,
+                held_out_samples=len(s.statistics.read_held_out()[1]),
+                train_per_class=s.statistics.entry.dataset.train_samples
+                / len(s.statistics.entry.dataset.class_ids),
+            )
+            for s in job.eval_backbones
+        ],
+        versions={"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        seconds=seconds,
+        distilled_on_hash=source_entry.backbone.hash,
+        distilled_at=source_entry.backbone.preprocessing.input_size,
+        evaluated_on=[s.backbone.card.hash for s in job.eval_backbones],
+    )

@@ -1,0 +1,98 @@
+"""Open and check everything that the evaluation of one run needs, before anything is trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfm.errors import InputError
+from sfm.eval.class_subset import ClassSubset
+from sfm.eval.config import EvaluateConfig
+from sfm.eval.distilled_run import DistilledRun
+from sfm.eval.evaluated_backbones import (
+    EvaluatedBackbone,
+    LoadBackbone,
+    load_evaluated_backbones,
+    load_teacher,
+    open_source_statistics,
+)
+from sfm.eval.mode_training import TARGET_FEATURE_MODES
+from sfm.stats_store.cards import Summary
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.history import summaries_for
+from sfm.stats_store.store import Store
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One run to evaluate, with everything it needs opened and checked.
+
+    Attributes
+    ----------
+    config : EvaluateConfig
+    run : DistilledRun
+    store : Store
+    source_statistics : ClassSubset
+        The statistics distilled from.
+    eval_backbones : list of EvaluatedBackbone
+        The backbones to evaluate on.
+    teacher : EvaluatedBackbone or None
+        The backbone distilled on, where a mode needs its features.
+    notes : list of str
+        Notes for the result that are known before training.
+    """
+
+    config: EvaluateConfig
+    run: DistilledRun
+    store: Store
+    source_statistics: ClassSubset
+    eval_backbones: list[EvaluatedBackbone]
+    teacher: EvaluatedBackbone | None
+    notes: list[str]
+
+    @property
+    def has_edited_images(self) -> bool | None:
+        """Whether the images differ from those that `sfm distill` wrote; None if that is not known."""
+        distilled_digest = self.run.record.images
+        return None if distilled_digest is None else distilled_digest != compute_array_digest(self.run.pixels)
+
+
+def prepare_evaluation_job(
+    config: EvaluateConfig, run: DistilledRun, store: Store, summaries: Sequence[Summary], load: LoadBackbone
+) -> EvaluationJob:
+    """Open and check everything that the evaluation of a run needs.
+
+    Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
+    """
+    known = summaries_for(store, f"{run.record.dataset}@{run.record.entry_digest}")
+    source_statistics = open_source_statistics(store, known, run, config.run)
+    eval_backbones, notes = load_evaluated_backbones(
+        config, run.record, store, summaries, source_statistics, load
+    )
+    teacher = (
+        load_teacher(run.record, store, source_statistics, eval_backbones, load)
+        if TARGET_FEATURE_MODES.intersection(config.mode)
+        else None
+    )
+    if not source_statistics.is_complete:
+        class_count = len(source_statistics.entry.dataset.class_ids)
+        notes.append(
+            f"{len(run.class_ids)} of the {class_count} classes were distilled: held-out samples, "
+            f"classifiers and means of the others are left out."
+        )
+    return EvaluationJob(config, run, store, source_statistics, eval_backbones, teacher, notes)
+
+
+def require_same_data(jobs: Sequence[EvaluationJob]) -> None:
+    """Refuse runs of different data or classes: no matrix can hold them."""
+    first, *others = jobs
+    for other in others:
+        if get_held_out_data_key(other) != get_held_out_data_key(first):
+            raise InputError(
+                f"{first.config.run} and {other.config.run} are of different data or classes "
+                f"({first.run.record.dataset}, {other.run.record.dataset}): evaluate them one by one"
+            )
+
+
+def get_held_out_data_key(job: EvaluationJob) -> tuple[str, str, list[str]]:
+    """Return fingerprint, role and classes: what decides which held-out samples a run is evaluated on."""
+    summary = job.source_statistics.entry.summary
+    return summary.fingerprint, summary.role, job.run.class_ids

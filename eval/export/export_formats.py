@@ -1,0 +1,99 @@
+"""Write distilled images as an image folder, a WebDataset tar or a Parquet table."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sfm.errors import InputError
+from sfm.eval.report.reported_runs import ReportedRun
+
+TAR_FILE, TABLE_FILE = "train.tar", "data/train-00000-of-00001.parquet"
+"""Paths inside the exported folder."""
+
+
+def write_imagefolder(folder: Path, run: ReportedRun) -> None:
+    """Copy the images as ``<class>/<i>.png``, as torchvision's ``ImageFolder`` reads them."""
+    for file in run.distilled.files:
+        target = folder / file.parent.name / file.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def write_webdataset(folder: Path, run: ReportedRun) -> None:
+    """Write one tar with a ``.png``, a ``.cls`` (the label) and a ``.json`` (the class) for every image.
+
+    Equal images give equal bytes: the tar records no time and no owner.
+    """
+    digits = max(6, len(str(len(run.distilled.files) - 1)))
+    with tarfile.open(folder / TAR_FILE, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, (file, label) in enumerate(
+            zip(run.distilled.files, run.distilled.labels.tolist(), strict=True)
+        ):
+            metadata = {
+                "label": label,
+                "class_id": run.distilled.class_ids[label],
+                "name": run.distilled.class_names[label],
+            }
+            members = {
+                "png": file.read_bytes(),
+                "cls": str(label).encode(),
+                "json": json.dumps(metadata, ensure_ascii=False).encode(),
+            }
+            for extension, data in members.items():
+                member = tarfile.TarInfo(f"{number:0{digits}d}.{extension}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+def write_parquet(folder: Path, run: ReportedRun) -> None:
+    """Write one table with the columns image and label, and the metadata that the Hugging Face Hub reads.
+
+    Raises
+    ------
+    InputError
+        If pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise InputError(
+            'parquet needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"'
+        ) from error
+    images = [
+        {"bytes": file.read_bytes(), "path": f"{file.parent.name}/{file.name}"}
+        for file in run.distilled.files
+    ]
+    image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    schema = pa.schema(
+        [pa.field("image", image), pa.field("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": make_table_features(run)}})},
+    )
+    target = folder / TABLE_FILE
+    target.parent.mkdir()
+    table = pa.Table.from_pydict({"image": images, "label": run.distilled.labels.tolist()}, schema=schema)
+    pq.write_table(table, target)
+
+
+def make_table_features(run: ReportedRun) -> dict[str, Any]:
+    """Return the ``features`` of the table's columns, as the ``datasets`` library names them."""
+    return {
+        "image": {"_type": "Image"},
+        "label": {"names": list_distinct_class_names(run), "_type": "ClassLabel"},
+    }
+
+
+def list_distinct_class_names(run: ReportedRun) -> list[str]:
+    """Return the classes' display names; names that repeat get their class id appended."""
+    counts = Counter(run.distilled.class_names)
+    classes = zip(run.distilled.class_names, run.distilled.class_ids, strict=True)
+    return [name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in classes]
+
+
+def list_class_folder_names(run: ReportedRun) -> list[str]:
+    """Return the names of the classes' folders, in the order of the labels."""
+    return list(dict.fromkeys(file.parent.name for file in run.distilled.files))

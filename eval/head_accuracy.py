@@ -1,0 +1,165 @@
+"""Top-1 and top-5 accuracy of linear heads on held-out features."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfm.stats_store.classifier_accuracy import TOP_K
+
+MAX_BATCH_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Linear heads of one feature space, one per seed: ``logits = features @ weight.T + bias``.
+
+    Attributes
+    ----------
+    weight : Tensor, shape (seed, class, feature)
+    bias : Tensor, shape (seed, class)
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class HeadAccuracy:
+    """Fractions of samples that are classified correctly, one per seed.
+
+    Attributes
+    ----------
+    top1 : list of float
+    top5 : list of float or None
+        None with fewer than five classes: the true class is then always among the first five.
+    per_class : list of (float or None)
+        Top-1 by class, over all seeds together; None for a class without samples.
+    """
+
+    top1: list[float]
+    top5: list[float] | None
+    per_class: list[float | None]
+
+
+def rank_true_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the rank of each sample's true class among its logits; 0 is first.
+
+    Ties count against the true class: an equal logit of another class ranks first, so that a classifier of
+    constant logits is never right.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (..., sample, class)
+        FiniteFloat.
+    labels : Tensor of int64, shape (sample,)
+
+    Returns
+    -------
+    Tensor of int64, shape (..., sample)
+
+    Raises
+    ------
+    FloatingPointError
+        If a logit is not finite.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("logits are not finite: the classifier diverged or its features are not")
+    true_logit = logits.gather(-1, labels.expand(logits.shape[:-1])[..., None])
+    return (logits >= true_logit).sum(-1) - 1
+
+
+def compute_accuracy(heads: Heads, features: Tensor, labels: Tensor) -> HeadAccuracy:
+    """Return the accuracy of every head.
+
+    Parameters
+    ----------
+    heads : Heads
+    features : Tensor, shape (sample, feature)
+    labels : Tensor of int64, shape (sample,)
+
+    Returns
+    -------
+    Accuracy
+    """
+    blocks = zip(
+        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
+    )
+    ranks = torch.cat(
+        [
+            rank_true_class(block @ heads.weight.transpose(1, 2) + heads.bias[:, None], y)
+            for block, y in blocks
+        ],
+        dim=1,
+    )
+
+    def fraction_within(first: int) -> list[float]:
+        return (ranks < first).double().mean(1).tolist()
+
+    classes = heads.weight.shape[1]
+    return HeadAccuracy(
+        fraction_within(1),
+        fraction_within(TOP_K) if classes >= TOP_K else None,
+        compute_class_accuracies(ranks == 0, labels, classes),
+    )
+
+
+def compute_class_accuracies(is_correct: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Return the accuracy on every class's samples, over all seeds; None for a class without samples.
+
+    Parameters
+    ----------
+    is_correct : Tensor of bool, shape (seed, sample)
+    labels : Tensor of int64, shape (sample,)
+    classes : int
+    """
+    samples = torch.bincount(labels, minlength=classes).tolist()
+    correct = torch.bincount(labels, is_correct.double().mean(0), minlength=classes).tolist()
+    return [hits / count if count else None for hits, count in zip(correct, samples, strict=True)]
+
+
+def count_confusions(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
+    """Return the confusion matrix, summed over all heads.
+
+    A tie with the true class counts as the other one, as in :func:`rank_true_class`.
+
+    Parameters
+    ----------
+    heads : Heads
+    features : Tensor, shape (sample, feature)
+    labels : Tensor of int64, shape (sample,)
+
+    Returns
+    -------
+    Tensor of int64, shape (class, class)
+        Rows are the true classes, columns the predicted ones.
+    """
+    classes = heads.weight.shape[1]
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
+    for block, y in zip(
+        torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
+    ):
+        logits = block @ heads.weight.transpose(1, 2) + heads.bias[:, None]
+        true_class = y.expand(logits.shape[:-1])[..., None]
+        true_logit = logits.gather(-1, true_class)[..., 0]
+        best_other_logit, best_other = logits.scatter(-1, true_class, -torch.inf).max(-1)
+        predicted = torch.where(true_logit > best_other_logit, y, best_other)
+        counts += torch.bincount((y * classes + predicted).flatten(), minlength=classes * classes)
+    return counts.view(classes, classes)
+
+
+def make_nearest_mean_head(means: Tensor) -> Heads:
+    """Return the nearest-class-mean classifier as a linear head.
+
+    ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
+
+    Parameters
+    ----------
+    means : Tensor, shape (class, feature)
+
+    Returns
+    -------
+    Heads
+        One.
+    """
+    return Heads(means[None], -means.square().sum(1)[None] / 2)

@@ -1,0 +1,157 @@
+"""Image sets to train on: the distilled images, and baselines of real images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.crops import make_centre_crops
+from sfm.eval.baselines import (
+    choose_exemplars_nearest_to_distilled,
+    choose_exemplars_nearest_to_mean,
+    count_fewest_exemplars,
+    draw_random_exemplars,
+)
+from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubset
+from sfm.eval.config import EvaluateConfig
+from sfm.eval.distilled_run import DistilledRun
+from sfm.eval.result import ImageSetName
+from sfm.eval.view_features import LabelledImages, compute_view_features
+from sfm.eval.work_folder import WorkFolder
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to train on.
+
+    Attributes
+    ----------
+    name : ImageSetName
+    images : LabelledImages
+        The images of the first seed, then those of the second, ..., or the same for all seeds.
+    seeds_per_image : int
+        How many seeds train on each image: all, or one.
+    exemplar_count : int or None
+        Of real images: how many exemplars the class with the fewest had to choose from.
+    exemplar_indices : list of list of int or None
+        Which exemplars they are, by class, where that follows from the distilled images.
+    """
+
+    name: ImageSetName
+    images: LabelledImages
+    seeds_per_image: int
+    exemplar_count: int | None = None
+    exemplar_indices: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """The real images that an entry keeps.
+
+    Attributes
+    ----------
+    roles : ndarray of uint8, shape (class, exemplar)
+    pixels : ndarray of uint8, shape (class, exemplar, y, x, channel)
+    """
+
+    roles: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8]
+
+    @property
+    def min_per_class(self) -> int:
+        """Number of exemplars of the class with the fewest."""
+        return int((self.roles != EMPTY_ROLE).sum(axis=1).min())
+
+    def select_images(self, indices: npt.NDArray[np.int64]) -> LabelledImages:
+        """Return the exemplars at indices of shape (class, image) or (draw, class, image)."""
+        classes = np.arange(len(self.roles))
+        labels = np.broadcast_to(classes[:, None], indices.shape).flatten()
+        pixels = self.pixels[classes[:, None], indices]
+        return LabelledImages(pixels.reshape(-1, *pixels.shape[-3:]), labels)
+
+
+def read_exemplars(statistics: ClassSubset) -> Exemplars | None:
+    """Read the real images of an entry's classes; None if it keeps none."""
+    if "exemplar/role" not in statistics.entry:
+        return None
+    return Exemplars(statistics.read_array("exemplar/role"), statistics.read_array("exemplar/image"))
+
+
+def make_real_image_sets(
+    exemplars: Exemplars | None, ipc: int, config: EvaluateConfig
+) -> tuple[list[ImageSet], list[str]]:
+    """Choose as many real images per class as were distilled, from the exemplars of the run's entry.
+
+    Returns
+    -------
+    list of ImageSet
+        ``random`` and ``nearest``, where there are enough exemplars.
+    list of str
+        Notes about what is missing, and why.
+    """
+    if exemplars is None:
+        return [], ["No real images to compare with: the store keeps no exemplars (sfm extract --exemplars)."]
+    roles = exemplars.roles
+    image_sets, notes = [], []
+    available = count_fewest_exemplars(roles, RANDOM_ROLE)
+    if available >= ipc:
+        drawn = exemplars.select_images(draw_random_exemplars(roles, ipc, config.seeds, config.seed))
+        image_sets.append(ImageSet("random", drawn, 1, available))
+        if available < ipc * config.seeds:
+            notes.append(
+                f"The {config.seeds} random draws share images: the store keeps {available} random "
+                f"exemplars of some class."
+            )
+    else:
+        notes.append(f"No random real images: some class has {available} such exemplars, {ipc} are needed.")
+    available = count_fewest_exemplars(roles, NEAREST_ROLE)
+    if available >= ipc:
+        nearest = exemplars.select_images(choose_exemplars_nearest_to_mean(roles, ipc))
+        image_sets.append(ImageSet("nearest", nearest, config.seeds, available))
+    else:
+        notes.append(f"No real images nearest to the mean: some class has {available}, {ipc} are needed.")
+    return image_sets, notes
+
+
+def make_neighbour_image_sets(
+    run: DistilledRun,
+    exemplars: Exemplars | None,
+    backbone: Backbone,
+    config: EvaluateConfig,
+    work_folder: WorkFolder | None = None,
+) -> list[ImageSet]:
+    """Choose the exemplars nearest to the distilled images, by a backbone's features of centre crops.
+
+    Returns
+    -------
+    list of ImageSet
+        One, or none where there are too few exemplars.
+    """
+    ipc = run.record.ipc
+    if exemplars is None or exemplars.min_per_class < ipc:
+        return []
+    class_count, side = exemplars.roles.shape[0], exemplars.pixels.shape[2]
+    crop_side = min(run.record.image_size, run.record.canvas)
+    exemplar_features = compute_view_features(
+        backbone,
+        LabelledImages(
+            exemplars.pixels.reshape(-1, side, side, 3),
+            np.repeat(np.arange(class_count), exemplars.roles.shape[1]),
+        ),
+        make_centre_crops(exemplars.roles.size, side, side),
+        work_folder=work_folder,
+    )
+    distilled_features = compute_view_features(
+        backbone,
+        LabelledImages(run.pixels, run.labels),
+        make_centre_crops(len(run.pixels), run.record.canvas, crop_side),
+        work_folder=work_folder,
+    )
+    indices = choose_exemplars_nearest_to_distilled(
+        exemplars.roles,
+        exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1),
+        distilled_features.cpu().numpy().reshape(class_count, ipc, -1),
+    )
+    images = exemplars.select_images(indices)
+    return [ImageSet("neighbour", images, config.seeds, exemplars.min_per_class, indices.tolist())]

@@ -1,0 +1,162 @@
+"""Projector and head trained on cross-entropy, together or one after the other.
+
+Both start as classifier inheritance does: the projector at zero, the head as the classifier in the store.
+They show what is lost when the inherited classifier is not kept fixed, or when the projector is not trained
+on the other backbone's features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sfm.eval import linear_probe, projectors
+from sfm.eval.head_accuracy import Heads
+from sfm.eval.projectors import Projectors
+from sfm.eval.training import BatchSchedule, CountCallback, ParamGroup, ignore_count, run_adam
+
+
+@dataclass(frozen=True)
+class ProjectedHeads:
+    """Projectors and the heads behind them, one pair per seed."""
+
+    projectors: Projectors
+    heads: Heads
+
+
+def compute_joint_gradients(
+    model: ProjectedHeads, features: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradient of each seed's mean cross-entropy: of the projector's two tensors, then the head's.
+
+    With ``Z = X W^T + b``, P the softmax of ``Z A^T + a``, Y the one-hot labels and ``E = (P - Y) / B``:
+    ``dA = E^T Z``, ``da = sum E``, ``dW = (E A)^T X``, ``db = sum E A``.
+
+    Parameters
+    ----------
+    model : ProjectedHeads
+    features : Tensor, shape (seed, batch, feature)
+    labels : Tensor of int64, shape (seed, batch)
+    """
+    projectors, heads = model.projectors, model.heads
+    hidden = apply_projectors(projectors, features)
+    logits = torch.baddbmm(heads.bias[:, None], hidden, heads.weight.transpose(1, 2))
+    error = (logits.softmax(-1) - one_hot(labels, logits.shape[-1])) / labels.shape[1]
+    grad_hidden = error @ heads.weight
+    return (
+        grad_hidden.transpose(1, 2) @ features,
+        grad_hidden.sum(1),
+        error.transpose(1, 2) @ hidden,
+        error.sum(1),
+    )
+
+
+def train_projectors_with_heads(
+    view_features: Tensor,
+    labels: Tensor,
+    classifier: Heads,
+    schedule: BatchSchedule,
+    on_epoch: CountCallback = ignore_count,
+) -> ProjectedHeads:
+    """Train projector (Adam at 1e-2 * B / 256) and head (1e-3 * B / 256) together.
+
+    Parameters
+    ----------
+    view_features : Tensor, shape (image, view, feature)
+    labels : Tensor of int64, shape (image,)
+    classifier : Heads
+        One, of the distillation backbone's feature space; the heads start as copies of it.
+    schedule : BatchSchedule
+    on_epoch : callable, optional
+        Called with the epochs done and how many there are.
+
+    Returns
+    -------
+    ProjectedHeads
+    """
+    model = init_projected_heads(view_features, classifier, schedule.seeds)
+    run_adam(
+        [make_projector_group(model), make_head_group(model)],
+        lambda image_indices, view_indices: compute_joint_gradients(
+            model, view_features[image_indices, view_indices], labels[image_indices]
+        ),
+        schedule,
+        on_epoch,
+    )
+    return model
+
+
+def train_projectors_then_heads(
+    view_features: Tensor,
+    labels: Tensor,
+    classifier: Heads,
+    schedule: BatchSchedule,
+    on_epoch: CountCallback = ignore_count,
+) -> ProjectedHeads:
+    """Train the projector before the fixed inherited classifier, then the head behind the fixed projector.
+
+    Each of the two has all epochs, its own cosine, and the learning rate of
+    :func:`train_projectors_with_heads`.
+
+    Parameters
+    ----------
+    view_features, labels, classifier, schedule
+        As for :func:`train_projectors_with_heads`.
+    on_epoch : callable, optional
+        Called with the epochs done, of twice those of the schedule.
+
+    Returns
+    -------
+    ProjectedHeads
+    """
+    model = init_projected_heads(view_features, classifier, schedule.seeds)
+    total = 2 * schedule.epochs
+    run_adam(
+        [make_projector_group(model)],
+        lambda image_indices, view_indices: compute_joint_gradients(
+            model, view_features[image_indices, view_indices], labels[image_indices]
+        )[:2],
+        schedule,
+        lambda done, _: on_epoch(done, total),
+    )
+    run_adam(
+        [make_head_group(model)],
+        lambda image_indices, view_indices: linear_probe.compute_head_gradients(
+            model.heads,
+            apply_projectors(model.projectors, view_features[image_indices, view_indices]),
+            labels[image_indices],
+        ),
+        schedule,
+        lambda done, _: on_epoch(schedule.epochs + done, total),
+    )
+    return model
+
+
+def init_projected_heads(view_features: Tensor, classifier: Heads, seeds: int) -> ProjectedHeads:
+    """Return a projector of zeros and a copy of the inherited classifier for every seed."""
+    width, features = classifier.weight.shape[2], view_features.shape[2]
+    return ProjectedHeads(
+        Projectors(
+            view_features.new_zeros((seeds, width, features)), view_features.new_zeros((seeds, width))
+        ),
+        Heads(
+            classifier.weight.to(view_features.dtype).repeat(seeds, 1, 1),
+            classifier.bias.to(view_features.dtype).repeat(seeds, 1),
+        ),
+    )
+
+
+def apply_projectors(projectors: Projectors, features: Tensor) -> Tensor:
+    """Map features (seed, batch, feature) to the target space: (seed, batch, target feature)."""
+    return torch.baddbmm(projectors.bias[:, None], features, projectors.weight.transpose(1, 2))
+
+
+def make_projector_group(model: ProjectedHeads) -> ParamGroup:
+    """Return the projectors as one parameter group."""
+    return ParamGroup([model.projectors.weight, model.projectors.bias], projectors.PROJECTOR_LEARNING_RATE)
+
+
+def make_head_group(model: ProjectedHeads) -> ParamGroup:
+    """Return the heads as one parameter group."""
+    return ParamGroup([model.heads.weight, model.heads.bias], linear_probe.HEAD_LEARNING_RATE)

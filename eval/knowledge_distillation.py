@@ -1,0 +1,109 @@
+"""Knowledge distillation: train heads on the evaluation backbone with the inherited classifier as teacher."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sfm.eval.head_accuracy import Heads
+from sfm.eval.linear_probe import HEAD_LEARNING_RATE, choose_thread_count
+from sfm.eval.training import (
+    BatchSchedule,
+    CountCallback,
+    ParamGroup,
+    ignore_count,
+    limit_torch_threads,
+    run_adam,
+)
+
+TEMPERATURE = 4.0
+SOFT_LABEL_WEIGHT = 0.5
+
+
+def compute_soft_labels(target_features: Tensor, classifier: Heads) -> Tensor:
+    """Return the inherited classifier's soft labels of every view: ``softmax(logits / T)``.
+
+    Parameters
+    ----------
+    target_features : Tensor, shape (image, view, target feature)
+        Features of the distillation backbone.
+    classifier : Heads
+        One, of that feature space.
+
+    Returns
+    -------
+    Tensor, shape (image, view, class)
+    """
+    logits = target_features @ classifier.weight[0].T + classifier.bias[0]
+    return (logits / TEMPERATURE).softmax(-1)
+
+
+def compute_distillation_gradients(
+    heads: Heads, features: Tensor, labels: Tensor, soft_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each seed's mean of ``w T^2 KL(soft || P_T) + (1 - w) CE(labels, P)``.
+
+    With ``P`` and ``P_T`` the softmax of the logits and of the logits over T, the gradient with respect to
+    the logits is ``w T (P_T - soft) + (1 - w) (P - Y)``. The factor T^2 keeps the two parts in proportion
+    at any temperature (Hinton, Vinyals, Dean 2015).
+
+    Parameters
+    ----------
+    heads : Heads
+    features : Tensor, shape (seed, batch, feature)
+    labels : Tensor of int64, shape (seed, batch)
+    soft_labels : Tensor, shape (seed, batch, class)
+
+    Returns
+    -------
+    tuple of Tensor
+        Shapes (seed, class, feature) and (seed, class).
+    """
+    logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
+    soft_error = (logits / TEMPERATURE).softmax(-1) - soft_labels
+    error = logits.softmax(-1) - one_hot(labels, logits.shape[-1])
+    error = (SOFT_LABEL_WEIGHT * TEMPERATURE * soft_error + (1 - SOFT_LABEL_WEIGHT) * error) / labels.shape[1]
+    return error.transpose(1, 2) @ features, error.sum(1)
+
+
+def train_heads_from_teacher(
+    view_features: Tensor,
+    labels: Tensor,
+    soft_labels: Tensor,
+    schedule: BatchSchedule,
+    initial_weights: Tensor,
+    on_epoch: CountCallback = ignore_count,
+) -> Heads:
+    """Train one linear head per seed from hard and soft labels, by the schedule of the linear probe.
+
+    Parameters
+    ----------
+    view_features : Tensor, shape (image, view, feature)
+        Features of the evaluation backbone.
+    labels : Tensor of int64, shape (image,)
+    soft_labels : Tensor, shape (image, view, class)
+        From :func:`compute_soft_labels`, of the same views.
+    schedule : BatchSchedule
+    initial_weights : Tensor, shape (seed, class, feature)
+        Initial weights; biases start at zero.
+    on_epoch : callable, optional
+
+    Returns
+    -------
+    Heads
+    """
+    heads = Heads(
+        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
+    )
+    with limit_torch_threads(choose_thread_count(initial_weights.numel())):
+        run_adam(
+            [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
+            lambda image_indices, view_indices: compute_distillation_gradients(
+                heads,
+                view_features[image_indices, view_indices],
+                labels[image_indices],
+                soft_labels[image_indices, view_indices],
+            ),
+            schedule,
+            on_epoch,
+        )
+    return heads

@@ -1,0 +1,89 @@
+"""Linear probe: train a fresh linear head on the features of synthetic images."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sfm.eval.head_accuracy import Heads
+from sfm.eval.training import (
+    BatchSchedule,
+    CountCallback,
+    ParamGroup,
+    ignore_count,
+    limit_torch_threads,
+    run_adam,
+)
+
+HEAD_LEARNING_RATE = 1e-3
+INITIAL_STD = 0.01
+# Up to this many weights, a step is too short to be shared between threads.
+MAX_SINGLE_THREAD_WEIGHTS = 2**17
+
+
+def compute_head_gradients(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the mean cross-entropy of each seed's head.
+
+    With ``P`` the softmax of the logits and ``Y`` the one-hot labels: ``dW = (P - Y)^T X / B`` and
+    ``db = sum(P - Y) / B``.
+
+    Parameters
+    ----------
+    heads : Heads
+    features : Tensor, shape (seed, batch, feature)
+    labels : Tensor of int64, shape (seed, batch)
+
+    Returns
+    -------
+    tuple of Tensor
+        Shapes (seed, class, feature) and (seed, class).
+    """
+    logits = torch.baddbmm(heads.bias[:, None], features, heads.weight.transpose(1, 2))
+    error = (logits.softmax(-1) - one_hot(labels, logits.shape[-1])) / labels.shape[1]
+    return error.transpose(1, 2) @ features, error.sum(1)
+
+
+def choose_thread_count(weight_count: int) -> int:
+    """Return how many threads a training step of so many weights can use."""
+    return 1 if weight_count <= MAX_SINGLE_THREAD_WEIGHTS else torch.get_num_threads()
+
+
+def train_heads(
+    view_features: Tensor,
+    labels: Tensor,
+    schedule: BatchSchedule,
+    initial_weights: Tensor,
+    on_epoch: CountCallback = ignore_count,
+) -> Heads:
+    """Train one linear head per seed, all at once.
+
+    Adam at 1e-3 * B / 256, cosine to zero, no weight decay; the head after the last epoch is returned.
+
+    Parameters
+    ----------
+    view_features : Tensor, shape (image, view, feature)
+        Features of the views of every image.
+    labels : Tensor of int64, shape (image,)
+        On the device of `view_features`.
+    schedule : BatchSchedule
+    initial_weights : Tensor, shape (seed, class, feature)
+        Initial weights; biases start at zero.
+    on_epoch : callable, optional
+        Called with the epochs done and how many there are.
+
+    Returns
+    -------
+    Heads
+    """
+    heads = Heads(
+        initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
+    )
+    with limit_torch_threads(choose_thread_count(initial_weights.numel())):
+        run_adam(
+            [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
+            lambda image_indices, view_indices: compute_head_gradients(
+                heads, view_features[image_indices, view_indices], labels[image_indices]
+            ),
+            schedule,
+            on_epoch,
+        )
+    return heads

@@ -1,0 +1,152 @@
+"""Projectors: linear maps from one backbone's features to another's, for classifier inheritance.
+
+The classifier in the store for the distillation backbone stays fixed. Only a linear projector from the
+evaluation backbone's features to the distillation backbone's is trained, on synthetic images alone.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfm.eval.head_accuracy import Heads
+from sfm.eval.training import (
+    BatchSchedule,
+    CountCallback,
+    ParamGroup,
+    ignore_count,
+    limit_torch_threads,
+    run_adam,
+)
+
+PROJECTOR_LEARNING_RATE = 1e-2
+# Weights trained at a time on a CPU: they, their gradient and Adam's two moments stay in the cache,
+# which is several times faster than streaming whole projectors through memory at every step.
+MAX_BLOCK_WEIGHTS = 2**19
+
+
+@dataclass(frozen=True)
+class Projectors:
+    """Linear maps from one feature space to another, one per seed: ``y = weight @ x + bias``.
+
+    Attributes
+    ----------
+    weight : Tensor, shape (seed, target feature, feature)
+    bias : Tensor, shape (seed, target feature)
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+def compute_projector_gradients(
+    weight: Tensor, bias: Tensor, features: Tensor, target_features: Tensor, target_width: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each seed's mean squared error, for some of the target features.
+
+    With ``R = X W^T + b - Y`` and the mean over the batch and all `target_width` target features:
+    ``dW = 2 R^T X / (B * target_width)``.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (seed, target feature, feature)
+    bias : Tensor, shape (seed, target feature)
+    features : Tensor, shape (seed, batch, feature)
+    target_features : Tensor, shape (seed, batch, target feature)
+    target_width : int
+        Length of the whole target feature vector.
+
+    Returns
+    -------
+    tuple of Tensor
+        Shapes of `weight` and `bias`.
+    """
+    residual = torch.baddbmm(bias[:, None], features, weight.transpose(1, 2)) - target_features
+    residual *= 2 / (features.shape[1] * target_width)
+    return residual.transpose(1, 2) @ features, residual.sum(1)
+
+
+def train_projectors(
+    view_features: Tensor,
+    target_features: Tensor,
+    schedule: BatchSchedule,
+    on_block: CountCallback = ignore_count,
+) -> Projectors:
+    """Train one projector per seed to predict a backbone's features from another's, of the same views.
+
+    Mean squared error, Adam at 1e-2 * B / 256, cosine to zero, no weight decay; the last epoch's projector is
+    returned. It starts at zero: directions that no synthetic view shows are projected to zero, where random
+    initial weights would stay as noise in every held-out feature. Seeds differ in their views.
+
+    No target feature's weights enter another's loss, and Adam works on each number alone, so target features
+    are trained block after block: the same projector as training all of them together.
+
+    Parameters
+    ----------
+    view_features : Tensor, shape (image, view, feature)
+        Features of the evaluation backbone.
+    target_features : Tensor, shape (image, view, target feature)
+        Features of the distillation backbone, of the same views.
+    schedule : BatchSchedule
+    on_block : callable, optional
+        Called with the blocks done and how many there are.
+
+    Returns
+    -------
+    Projectors
+    """
+    target_width, feature_width = target_features.shape[2], view_features.shape[2]
+
+    def train_block(block: slice) -> Projectors:
+        block_targets = target_features[:, :, block].contiguous()
+        weight = view_features.new_zeros((schedule.seeds, block_targets.shape[2], feature_width))
+        bias = view_features.new_zeros((schedule.seeds, block_targets.shape[2]))
+        run_adam(
+            [ParamGroup([weight, bias], PROJECTOR_LEARNING_RATE)],
+            lambda image_indices, view_indices: compute_projector_gradients(
+                weight,
+                bias,
+                view_features[image_indices, view_indices],
+                block_targets[image_indices, view_indices],
+                target_width,
+            ),
+            schedule,
+            ignore_count,
+        )
+        return Projectors(weight, bias)
+
+    blocks = split_target_features(schedule.seeds, target_width, feature_width, view_features.device)
+    trained = []
+    # One thread per block: the steps are too short to be shared.
+    with limit_torch_threads(1) as threads, ThreadPoolExecutor(min(threads, len(blocks))) as executor:
+        for projectors in executor.map(train_block, blocks):
+            trained.append(projectors)
+            on_block(len(trained), len(blocks))
+    return Projectors(torch.cat([p.weight for p in trained], 1), torch.cat([p.bias for p in trained], 1))
+
+
+def split_target_features(
+    seeds: int, target_width: int, feature_width: int, device: torch.device
+) -> list[slice]:
+    """Return the slices of target features to train together; on a GPU, one slice of all."""
+    size = max(1, MAX_BLOCK_WEIGHTS // (seeds * feature_width)) if device.type == "cpu" else target_width
+    return [slice(start, min(start + size, target_width)) for start in range(0, target_width, size)]
+
+
+def compose_projectors_with_classifier(projectors: Projectors, classifier: Heads) -> Heads:
+    """Return heads that project, then classify: ``A (P x + p) + a = (A P) x + (A p + a)``.
+
+    Parameters
+    ----------
+    projectors : Projectors
+    classifier : Heads
+        One, of the target feature space.
+
+    Returns
+    -------
+    Heads
+        One per projector, of the evaluation backbone's feature space.
+    """
+    bias = projectors.bias[:, None] @ classifier.weight.transpose(1, 2) + classifier.bias[:, None]
+    return Heads(classifier.weight @ projectors.weight, bias[:, 0])

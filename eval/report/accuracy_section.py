@@ -1,0 +1,106 @@
+"""The accuracies of one run in a report: a table and a bar chart."""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from sfm.eval.caveats import NOT_BETTER_THAN_RANDOM
+from sfm.eval.report.charts import AccuracyBar, BarKind, draw_bar_chart
+from sfm.eval.report.comparison_tables import label_backbones
+from sfm.eval.report.row_selection import (
+    ResultRow,
+    compute_recovered_fraction,
+    get_classifier_name,
+    list_result_rows,
+    make_row_label,
+)
+from sfm.eval.report.text_format import IMAGE_SET_LABELS, MODE_DESCRIPTIONS
+from sfm.eval.result import AccuracyRow, Evaluation
+from sfm.text import format_percent
+
+
+@dataclass(frozen=True)
+class AccuracyLine:
+    """One line of a table of accuracies, in percent."""
+
+    label: str
+    kind: BarKind
+    top1: str
+    top5: str
+    recovered: str
+
+
+@dataclass(frozen=True)
+class BackboneLines:
+    """The lines of one backbone."""
+
+    backbone: str
+    lines: list[AccuracyLine]
+
+
+@dataclass(frozen=True)
+class AccuracySection:
+    """The accuracies of one run."""
+
+    run: str
+    backbones: list[BackboneLines]
+    seeds: str
+    chart: Markup
+    notes: list[str]
+
+
+def make_accuracy_section(run_name: str, evaluation: Evaluation) -> AccuracySection:
+    """Return the table and the bar chart of a run's accuracies, by backbone."""
+    rows = list_result_rows(evaluation)
+    backbones, bar_groups = [], []
+    for key, backbone in label_backbones(rows).items():
+        backbone_rows = [row for row in rows if (row.backbone, row.image_size) == key]
+        backbone_rows.sort(key=get_row_sort_key)
+        backbones.append(
+            BackboneLines(backbone, [make_accuracy_line(row, evaluation) for row in backbone_rows])
+        )
+        bar_groups.append((backbone, [make_accuracy_bar(row, evaluation) for row in backbone_rows]))
+    description = "; ".join(
+        f"{backbone}: " + ", ".join(f"{bar.label} {bar.value:.1f}" for bar in bars)
+        for backbone, bars in bar_groups
+    )
+    alt = f"Bar chart of the top-1 accuracies of {run_name} in percent. {description}."
+    seed_counts = sorted({row.seeds for row in evaluation.rows if row.seeds > 1})
+    return AccuracySection(
+        run=run_name,
+        backbones=backbones,
+        seeds=" or ".join(map(str, seed_counts)),
+        chart=draw_bar_chart(bar_groups, alt),
+        notes=[note for note in evaluation.notes if not note.startswith(NOT_BETTER_THAN_RANDOM)],
+    )
+
+
+def get_row_sort_key(row: ResultRow) -> tuple[int, int]:
+    """Return the position of a row in a table: by image set, then by classifier."""
+    kind = get_classifier_name(row)
+    return list(IMAGE_SET_LABELS).index(row.images), list(MODE_DESCRIPTIONS).index(kind)
+
+
+def get_bar_kind(row: ResultRow) -> BarKind:
+    """Return which images a classifier was made of, as charts mark it."""
+    kinds: dict[str, BarKind] = {"distilled": "distilled", "none": "no images", "all real": "all real"}
+    return kinds.get(row.images, "few real")
+
+
+def make_accuracy_line(row: ResultRow, evaluation: Evaluation) -> AccuracyLine:
+    """Return the table line of a row."""
+    if isinstance(row, AccuracyRow):
+        top1_std, top5_std = (row.top1_std, row.top5_std) if row.seeds > 1 else (None, None)
+        top1, top5 = format_percent(row.top1_mean, top1_std), format_percent(row.top5_mean, top5_std)
+    else:
+        top1, top5 = format_percent(row.top1), format_percent(row.top5)
+    recovered = format_percent(compute_recovered_fraction(row, evaluation))
+    return AccuracyLine(make_row_label(row, evaluation), get_bar_kind(row), top1, top5, recovered)
+
+
+def make_accuracy_bar(row: ResultRow, evaluation: Evaluation) -> AccuracyBar:
+    """Return the chart bar of a row."""
+    label, kind = make_row_label(row, evaluation), get_bar_kind(row)
+    if isinstance(row, AccuracyRow):
+        return AccuracyBar(label, 100 * row.top1_mean, 100 * row.top1_std if row.seeds > 1 else None, kind)
+    return AccuracyBar(label, 100 * row.top1, None, kind)

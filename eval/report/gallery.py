@@ -1,0 +1,154 @@
+"""The gallery of a report: the images of runs by class, with real images beside them."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sfm.eval.report.reported_runs import ReportedRun
+from sfm.eval.result import is_distillation_backbone
+
+MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
+"""How many classes a gallery shows, how many images of each, and how many images in all."""
+
+MAX_TILES = 6
+"""Images of a class in one line."""
+
+WEBP_QUALITY = 90
+"""At this quality, images apply_crops unchanged at a quarter of a PNG's size."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a report; `title` names it when it is shown enlarged."""
+
+    source: str
+    alt: str
+    caption: str
+    title: str
+    real: bool = False
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The images of one class."""
+
+    name: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of all runs of one dataset, by class."""
+
+    dataset: str
+    class_rows: list[ClassRow]
+    tiles: int
+    captions: bool
+    notes: list[str]
+
+
+def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
+    """Return the gallery of runs of one dataset, with real images where there are any."""
+    first = runs[0].distilled
+    class_count = min(MAX_GALLERY_CLASSES, len(first.class_ids))
+    per_class = max(1, MAX_GALLERY_IMAGES // (class_count * len(runs)))
+    image_counts = [min(MAX_GALLERY_IMAGES_PER_CLASS, per_class, run.distilled.record.ipc) for run in runs]
+    several = len(runs) > 1
+    neighbours = [select_neighbour_images(run) for run in runs]
+    has_neighbours = any(images is not None for images in neighbours)
+    class_rows = []
+    for class_index in range(class_count):
+        pictures = []
+        for run, count, real in zip(runs, image_counts, neighbours, strict=True):
+            label = run.name if several else "distilled"
+            pictures += make_distilled_pictures(run, class_index, count, label, real)
+        if not has_neighbours:
+            pictures += make_nearest_to_mean_pictures(runs, class_index)
+        class_rows.append(ClassRow(first.class_names[class_index], pictures))
+    has_real = any(picture.real for class_row in class_rows for picture in class_row.pictures)
+    notes = list_omitted_images(runs, class_count, image_counts)
+    if has_neighbours:
+        notes.append(
+            "“Nearest real”: the stored real image of the class whose feature is nearest to that of the "
+            "distilled one at its left. Few are stored and none is taken twice, so it need not look alike."
+        )
+    elif has_real:
+        notes.append("“Real”: the stored real image that is nearest to the mean of its class.")
+    tiles = min(MAX_TILES, max(len(class_row.pictures) for class_row in class_rows))
+    return Gallery(title, class_rows, tiles, several or has_real, notes)
+
+
+def list_omitted_images(
+    runs: Sequence[ReportedRun], class_count: int, image_counts: Sequence[int]
+) -> list[str]:
+    """Return sentences about the classes and images that a gallery leaves out."""
+    notes = []
+    all_classes = len(runs[0].distilled.class_ids)
+    if class_count < all_classes:
+        notes.append(f"The first {class_count} of {all_classes:,} classes.")
+    for run, count in zip(runs, image_counts, strict=True):
+        if count < run.distilled.record.ipc:
+            run_name = f" of {run.name}" if len(runs) > 1 else ""
+            notes.append(f"The first {count} of {run.distilled.record.ipc} images per class{run_name}.")
+    return notes
+
+
+def make_distilled_pictures(
+    run: ReportedRun, class_index: int, count: int, label: str, neighbours: npt.NDArray[np.uint8] | None
+) -> list[Picture]:
+    """Return the first distilled images of a class, each followed by the nearest real one, if known."""
+    ipc, class_name = run.distilled.record.ipc, run.distilled.class_names[class_index]
+    pictures = []
+    for i in range(count):
+        caption = f"{label} {i + 1}" if ipc > 1 else label
+        title = f"{class_name}: {caption}"
+        source = encode_image_url(run.distilled.pixels[class_index * ipc + i])
+        pictures.append(Picture(source, f"Distilled image of {title}", caption, title))
+        if neighbours is not None:
+            title = f"{class_name}: the real image nearest to {caption}"
+            source = encode_image_url(neighbours[class_index, i])
+            pictures.append(Picture(source, f"Real image of {title}", "nearest real", title, real=True))
+    return pictures
+
+
+def select_neighbour_images(run: ReportedRun) -> npt.NDArray[np.uint8] | None:
+    """Return the real image nearest to every distilled one, where an evaluation chose it and it is stored.
+
+    Returns
+    -------
+    ndarray of uint8, shape (class, image, height, width, 3), or None
+    """
+    if run.source_data is None or run.source_data.exemplars is None or run.evaluation is None:
+        return None
+    provenance = run.evaluation.provenance
+    rows = [row for row in run.evaluation.rows if row.chosen]
+    rows = [row for row in rows if is_distillation_backbone(row, provenance)] or rows
+    if not rows or provenance.images != run.pixel_digest:
+        return None
+    indices = np.array(rows[0].chosen)
+    images: npt.NDArray[np.uint8] = run.source_data.exemplars[np.arange(len(indices))[:, None], indices]
+    return images
+
+
+def make_nearest_to_mean_pictures(runs: Sequence[ReportedRun], class_index: int) -> list[Picture]:
+    """Return the real image nearest to the mean of a class, if one is stored."""
+    for run in runs:
+        source_data = run.source_data
+        if source_data and source_data.exemplars is not None and source_data.nearest_indices is not None:
+            title = f"{run.distilled.class_names[class_index]}: the real image nearest to the class mean"
+            pixels = source_data.exemplars[class_index, source_data.nearest_indices[class_index]]
+            alt = f"Real image of {title}"
+            return [Picture(encode_image_url(pixels), alt, "real", title, real=True)]
+    return []
+
+
+def encode_image_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return pixels of shape (height, width, 3) as a ``data:`` URL of a WebP image."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "WEBP", quality=WEBP_QUALITY, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"

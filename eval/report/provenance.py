@@ -1,0 +1,138 @@
+"""Costs and provenance of runs in a report: what they took, where they come from, how to reproduce them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sfm.eval.report.comparison_tables import ReportTable, TableCell
+from sfm.eval.report.reported_runs import ReportedRun
+from sfm.eval.report.reproduction_commands import make_distill_command
+from sfm.eval.report.run_summaries import Fact
+from sfm.eval.report.text_format import (
+    UNKNOWN,
+    format_command,
+    format_count,
+    format_decimal_bytes,
+    format_wall_time,
+)
+from sfm.eval.result import Evaluation
+from sfm.stats_store.cards import ExtractionCard
+
+
+@dataclass(frozen=True)
+class ProvenanceSection:
+    """Where the images and accuracies of one run come from."""
+
+    run: str
+    facts: list[Fact]
+    commands: list[str]
+
+
+def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
+    """Return a table of what images and accuracies cost; rows without any value are left out."""
+    rows: dict[str, list[str]] = {}
+    for run in runs:
+        for label, value in list_run_costs(run).items():
+            rows.setdefault(label, []).append(value)
+    table_rows = [
+        (label, [TableCell(value, None) for value in values])
+        for label, values in rows.items()
+        if set(values) != {UNKNOWN}
+    ]
+    return ReportTable("What it took", "", [run.name for run in runs], table_rows)
+
+
+def list_run_costs(run: ReportedRun) -> dict[str, str]:
+    """Return sizes and times of a run by label."""
+    record, details, evaluation = run.distilled.record, run.details, run.evaluation
+    image_count, real_count = len(run.distilled.files), details.train_samples
+    source_data = run.source_data
+    real_bytes = None
+    if source_data:
+        entry = source_data.statistics.entry
+        # The entry records bytes of all classes; a run of some classes used part of them.
+        if real_count == entry.dataset.train_samples:
+            real_bytes = entry.extraction.train_bytes
+    decoded_bytes = real_count * 3 * record.image_size**2 if real_count else None
+    return {
+        "Distilled images": f"{image_count:,}",
+        "Files of the distilled images (PNG)": format_decimal_bytes(run.image_bytes),
+        "Real training images": f"{real_count:,}" if real_count else UNKNOWN,
+        "Real images per distilled one": f"{real_count / image_count:,.0f}" if real_count else UNKNOWN,
+        "Files of the real images, as they were read": format_decimal_bytes(real_bytes),
+        "Bytes of real images per distilled byte": f"{real_bytes / run.image_bytes:,.1f}"
+        if real_bytes
+        else UNKNOWN,
+        "Real images, decoded at the input size": format_decimal_bytes(decoded_bytes),
+        "Statistics in the store": format_decimal_bytes(source_data.stored_bytes if source_data else None),
+        "Extracting them": describe_extraction_time(source_data.statistics.entry.extraction)
+        if source_data
+        else UNKNOWN,
+        "Distilling": format_wall_time(details.wall_seconds),
+        "Steps": f"{run.history[-1].step:,}" if run.history else UNKNOWN,
+        "Peak memory": format_decimal_bytes(details.peak_memory_bytes),
+        "Device": details.device or UNKNOWN,
+        "Evaluating": format_wall_time(sum_evaluation_seconds(evaluation) if evaluation else None),
+    }
+
+
+def sum_evaluation_seconds(evaluation: Evaluation) -> float:
+    """Return the wall time of all commands that accuracies come from."""
+    return evaluation.provenance.seconds + sum(command.seconds for command in evaluation.earlier)
+
+
+def describe_extraction_time(card: ExtractionCard) -> str:
+    """Return the wall time of the pass over the images and of the statistics after it."""
+    if card.options.get("origin") == "merged":
+        return format_wall_time(card.seconds)
+    pass_time = format_wall_time(card.seconds)
+    if card.statistics_seconds is None:
+        return f"{pass_time} for the pass over the images; the statistics were not timed"
+    total = format_wall_time(card.seconds + card.statistics_seconds)
+    statistics_time = format_wall_time(card.statistics_seconds)
+    return f"{total}: pass over the images {pass_time}, statistics {statistics_time}"
+
+
+def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
+    """Return where images and accuracies come from, and the commands that reproduce them."""
+    record, details, evaluation = run.distilled.record, run.details, run.evaluation
+    facts = [
+        Fact("Store", record.store),
+        Fact("Entry", f"{record.dataset}@{record.entry_digest}"),
+        Fact("Data fingerprint", record.fingerprint),
+        Fact("Licence of the data", details.licence or ""),
+        Fact("Backbone", f"{record.backbone.spec}, hash {record.backbone.hash}"),
+        Fact("Images", run.pixel_digest, describe_image_edits(run)),
+        Fact("Seed", "" if details.seed is None else str(details.seed)),
+        Fact("Device", details.device or ""),
+        Fact("Distilled with", format_versions(details.versions)),
+    ]
+    commands = [make_distill_command(run)]
+    if evaluation:
+        for entry in evaluation.provenance.entries:
+            facts.append(
+                Fact(
+                    f"Evaluated on {entry.backbone}",
+                    f"entry {entry.entry_digest}, backbone hash {entry.backbone_hash}",
+                    format_count(entry.held_out_samples, "held-out image"),
+                )
+            )
+        facts.append(Fact("Evaluated with", format_versions(evaluation.provenance.versions)))
+        earlier_configs = [command.config for command in reversed(evaluation.earlier)]
+        for config in (*earlier_configs, evaluation.config):
+            options = {name: value for name, value in config.items() if name != "run"}
+            commands.append(format_command("evaluate", str(run.directory), options))
+    return ProvenanceSection(run.name, [fact for fact in facts if fact.value], commands)
+
+
+def describe_image_edits(run: ReportedRun) -> str:
+    """Return whether the images are those that were distilled."""
+    if run.details.images is None:
+        return "run.json does not say which were distilled"
+    return (
+        "as distilled" if run.pixel_digest == run.details.images else f"distilled were {run.details.images}"
+    )
+
+
+def format_versions(versions: Mapping[str, str]) -> str:
+    """Return names and versions on one line."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,0 +1,58 @@
+"""Commands that reproduce images and accuracies, with the options that a configuration file may not give."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfm.config_fields import select_refused_values
+from sfm.eval.config import EvaluateConfig
+from sfm.eval.report.reported_runs import ReportedRun
+from sfm.eval.report.text_format import format_command
+
+LARGE_OPTIONS = ("ipc", "views", "micro_batch", "graphs", "devices")
+"""Options of `sfm distill` that a file may not give above some size."""
+
+DISTILL_OPTIONS = frozenset(
+    {
+        *LARGE_OPTIONS,
+        *("store", "backbone", "image_size", "dataset", "classes", "objective", "alpha", "centres"),
+        *("steps", "learning_rate", "final_rate", "grow_every", "gradient", "checkpoint_every", "seed"),
+        *("device", "threads", "precision", "execution", "compile"),
+    }
+)
+"""Options of `sfm distill` that a reproduction command may hold."""
+
+
+def make_evaluate_command(directory: Path, config: Mapping[str, Any]) -> str:
+    """Return the command that repeats an evaluation."""
+    places = {name: config.get(name) for name in ("store", "backbone", "out")}
+    large = {
+        name: value
+        for name, value in select_refused_values(EvaluateConfig, config).items()
+        if name not in (*places, "run")
+    }
+    return format_command(
+        "evaluate", str(directory), {"config": directory / "evaluation.json", **places, **large}
+    )
+
+
+def make_distill_command(run: ReportedRun) -> str:
+    """Return the command that makes the images again, from the same entry."""
+    record = run.distilled.record
+    if isinstance(run.details.config.get("classes"), list):
+        # No option takes a list of classes; run.json holds it.
+        dataset = f"{record.dataset}@{record.entry_digest[:12]}"
+        repeated = {"config": run.directory / "run.json", "dataset": dataset, "out": f"{run.directory}-again"}
+        places = {"store": record.store, "backbone": record.config.backbone}
+        config = run.details.config
+        large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
+        return format_command("distill", None, {**repeated, **places, **large})
+    # Other fields of run.json may be options that no stranger should put into a command.
+    options = {name: value for name, value in run.details.config.items() if name in DISTILL_OPTIONS}
+    pinned = {
+        "store": record.store,
+        "backbone": record.config.backbone,
+        "image_size": record.image_size,
+        "dataset": f"{record.dataset}@{record.entry_digest[:12]}",
+    }
+    return format_command("distill", None, {**pinned, **options, **pinned, "out": f"{run.directory}-again"})

@@ -1,0 +1,61 @@
+"""How the images of a run were made: the loss over the steps, and the growth of the pyramid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from sfm.eval.report.charts import draw_loss_chart
+from sfm.eval.report.gallery import encode_image_url
+from sfm.eval.report.reported_runs import GrowthSheet, ReportedRun
+
+MAX_SHEET_CLASSES = 10
+"""Classes that a growth sheet shows, one image of each."""
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """Loss chart and growth sheets of one run."""
+
+    run: str
+    growth: list[tuple[str, str]]
+    growth_classes: str
+    chart: Markup | None
+
+
+def compute_loss_bounds(runs: Sequence[ReportedRun]) -> tuple[float, float]:
+    """Return the smallest and the largest loss of all runs, with a margin."""
+    losses = [point.loss for run in runs for point in run.history]
+    if not losses:
+        return 0.0, 1.0
+    margin = 0.05 * (max(losses) - min(losses)) or 0.05
+    return min(losses) - margin, max(losses) + margin
+
+
+def make_training_curve(run: ReportedRun, loss_bounds: tuple[float, float]) -> TrainingCurve:
+    """Return the loss chart and the growth sheets of a run."""
+    chart = None
+    if run.history:
+        last = run.history[-1]
+        levels = ", ".join(dict.fromkeys(str(point.resolution) for point in run.history))
+        description = (
+            f"Line chart of the loss of {run.name}: {run.history[0].loss:.3g} at the first step, "
+            f"{last.loss:.3g} at step {last.step:,}. The pyramid's finest level grew over {levels} pixels."
+        )
+        chart = draw_loss_chart(run.history, loss_bounds, description)
+    resolutions = {point.step: point.resolution for point in run.history}
+    return TrainingCurve(
+        run=run.name,
+        growth=[
+            (make_sheet_caption(sheet, resolutions), encode_image_url(sheet.pixels))
+            for sheet in run.growth_sheets
+        ],
+        growth_classes=", ".join(run.distilled.class_names[:MAX_SHEET_CLASSES]),
+        chart=chart,
+    )
+
+
+def make_sheet_caption(sheet: GrowthSheet, resolutions: dict[int, int]) -> str:
+    """Return the step of a growth sheet, with the resolution of the pyramid where the history has it."""
+    level = f"{resolutions[sheet.step]} px, " if sheet.step in resolutions else ""
+    return f"{level}step {sheet.step:,}"

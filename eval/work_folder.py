@@ -1,0 +1,173 @@
+"""Finished rows and features, kept in a folder until an evaluation is complete, so that it can resume.
+
+Every file is named by the digest of what it depends on, is written atomically, and holds its own digest: a
+file that differs from what was written is computed again. If nothing can be written, the evaluation goes on,
+and cannot resume.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors.torch import save
+from torch import Tensor
+
+from sfm.atomic import require_no_link
+from sfm.deletion import delete_below
+from sfm.errors import InputError
+from sfm.eval.output_files import write_output
+from sfm.eval.result import AccuracyRow
+from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
+from sfm.tensor_files import open_safetensors, read_tensor_specs
+from sfm.untrusted_files import OversizeError, read_bounded_file
+
+SECONDS_BETWEEN_WRITES = 15.0
+"""Seconds between writes: at most so much work on one set of views is lost when a process is killed."""
+
+KEY_CHARACTERS = 40
+"""Characters of the key that every file name begins with, after a dot while it is being written."""
+
+LOG = logging.getLogger(__name__)
+
+
+class _StoredRow(BaseModel):
+    row: str
+    sha256: str
+    made_from: list[str] = []
+
+
+@dataclass
+class WorkFolder:
+    """The folder that keeps finished rows and features of an evaluation.
+
+    Attributes
+    ----------
+    folder : Path
+        Made by the first write.
+    writable : bool
+        False after a failed write.
+    used : list of str
+        Keys that were read or written, the latest last.
+    """
+
+    folder: Path
+    writable: bool = field(default=True, init=False)
+    used_keys: list[str] = field(default_factory=list, init=False)
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file; log once if that is not possible."""
+        if self.writable:
+            try:
+                require_no_link(self.folder)
+                write_output(self.folder / name, data)
+            except InputError as error:
+                self.writable = False
+                LOG.warning("an interruption would start over: %s", error)
+
+    def read_row(self, key: str) -> AccuracyRow | None:
+        """Return a finished row; None if it is missing or not as it was written."""
+        self.used_keys.append(key)
+        try:
+            stored = _StoredRow.model_validate_json(read_bounded_file(self.folder / f"{key}.json"))
+            if stored.sha256 != compute_sha256(stored.row.encode()):
+                return None
+            row = AccuracyRow.model_validate_json(stored.row)
+        except (OSError, ValidationError, OversizeError):
+            return None
+        self.used_keys += stored.made_from
+        return row
+
+    def write_row(self, key: str, row: AccuracyRow, made_from: Sequence[str] = ()) -> None:
+        """Write a finished row with the keys of the features that it was trained on."""
+        text = row.model_dump_json()
+        stored = _StoredRow(row=text, sha256=compute_sha256(text.encode()), made_from=list(made_from))
+        self.write_file(f"{key}.json", stored.model_dump_json().encode())
+
+    def delete_used_files(self) -> None:
+        """Delete the files of used keys; others may be of another, interrupted command."""
+        used_keys = set(self.used_keys)
+        with suppress(OSError):
+            for path in list(self.folder.iterdir()):
+                if path.name.lstrip(".")[:KEY_CHARACTERS] in used_keys:
+                    delete_below(self.folder.parent, f"{self.folder.name}/{path.name}")
+            self.folder.rmdir()
+
+
+@dataclass
+class ResumableFeatures:
+    """The features of one set of views, written in blocks of consecutive views while they are computed.
+
+    Attributes
+    ----------
+    work_folder : WorkFolder
+    key : str
+        Digest of everything that they depend on.
+    features : Tensor, shape (view, feature)
+        Filled in order by the caller.
+    stored_count : int
+        Number of views whose features are on the disk.
+    """
+
+    work_folder: WorkFolder
+    key: str
+    features: Tensor
+    stored_count: int = field(default=0, init=False)
+    _last_write: float = field(default_factory=time.monotonic, init=False)
+
+    def load_stored(self) -> int:
+        """Fill in the features on the disk up to the first gap; return the number of their views."""
+        self.work_folder.used_keys.append(self.key)
+        while self.stored_count < len(self.features):
+            block = self._read_block(self.stored_count)
+            if block is None:
+                break
+            self.features[self.stored_count : self.stored_count + len(block)] = block.to(self.features.device)
+            self.stored_count += len(block)
+        return self.stored_count
+
+    def write_if_due(self, done: int) -> None:
+        """Write new features of the first `done` views, if the last write is a while ago or all are done."""
+        if done == len(self.features) or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES:
+            self.write_new(done)
+
+    def write_new(self, done: int) -> None:
+        """Write new features of the first `done` views."""
+        if done > self.stored_count:
+            block = self.features[self.stored_count : done].cpu().contiguous()
+            header = {"key": self.key, "digest": compute_array_digest(block.numpy())}
+            self.work_folder.write_file(
+                self._make_file_name(self.stored_count), save({"features": block}, header)
+            )
+            self.stored_count, self._last_write = done, time.monotonic()
+
+    def _make_file_name(self, start: int) -> str:
+        return f"{self.key}-{start:09d}.safetensors"
+
+    def _read_block(self, start: int) -> Tensor | None:
+        path = self.work_folder.folder / self._make_file_name(start)
+        try:
+            with open_safetensors(path, "pt", 4 * self.features[start:].numel()) as file:
+                dtype, (views, *width) = read_tensor_specs(file).get("features", ("", (0,)))
+                has_shape = dtype == "F32" and width == [*self.features.shape[1:]]
+                if not has_shape or not 0 < views <= len(self.features) - start:
+                    return None
+                header, block = file.metadata() or {}, file.get_tensor("features")
+        except (FileNotFoundError, ValueError):
+            return None
+        is_intact = header == {"key": self.key, "digest": compute_array_digest(block.numpy())}
+        return block if is_intact and block.isfinite().all() else None
+
+
+def make_work_key(**values: Any) -> str:
+    """Return the digest of values that work depends on, with the device and the version of torch."""
+    device = values.pop("device")
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return compute_sha256(
+        encode_canonical_json(values | {"device": device_name, "torch": torch.__version__})
+    )[:KEY_CHARACTERS]

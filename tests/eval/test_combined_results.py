@@ -1,0 +1,339 @@
+"""Evaluations of one run add up, go on where they were interrupted, and are never lost without a word."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from sfm.cli import app
+from sfm.errors import InputError
+from sfm.eval import work_folder
+from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
+from sfm.eval.evaluation import NotWrittenError, evaluate, evaluate_runs
+from sfm.eval.result import Evaluation
+from sfm.events import Progress
+
+NewRun = Callable[..., Path]
+SHORT = {"epochs": 10, "views": 4, "projector_views": 6, "seeds": 2, "device": "cpu"}
+FLAGS = ["--epochs", "10", "--views", "4", "--projector-views", "6", "--seeds", "2", "--device", "cpu"]
+
+
+def make_config(run: Path, store: str, **options: object) -> EvaluateConfig:
+    return EvaluateConfig.model_validate({"run": run, "store": store} | SHORT | options)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    return Evaluation.model_validate_json(path.read_bytes())
+
+
+def list_row_names(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    return [(row.images, row.backbone, row.mode) for row in evaluation.rows]
+
+
+def test_a_later_evaluation_keeps_what_an_earlier_one_measured(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    first = evaluate(make_config(run, fashion_store, mode=["linear"]))
+    second = evaluate(make_config(run, fashion_store, backbone=["lite1"], mode=["inherit"], epochs=5))
+    together = read_evaluation(run / "evaluation.json")
+    assert together.rows == [*second.rows, *first.rows]
+    assert together.full_data == [*second.full_data, *first.full_data]
+    assert [e.backbone for e in together.provenance.entries] == ["lite1", "lite0"]
+    assert together.config == second.config
+    assert [one.config for one in together.earlier] == [first.config]
+    assert second.changes == [f"kept: {len(first.rows)} rows of earlier evaluations"]
+
+
+def test_the_same_measurement_replaces_the_earlier_one_and_says_so(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run = new_run()
+    asked = make_config(run, fashion_store, mode=["linear"])
+    found = evaluate(asked)
+    path = run / "evaluation.json"
+    other = found.rows[0].model_copy(update={"top1": [0.1, 0.3], "top1_mean": 0.2})
+    path.write_text(found.model_copy(update={"rows": [other, *found.rows[1:]]}).model_dump_json())
+    again = evaluate(asked)
+    shown = f"{100 * found.rows[0].top1_mean:.1f}"
+    assert again.changes == [
+        f"replaced: lite0 linear, 2 seeds: 20.0 -> {shown}",
+        f"measured again, and the same: {len(found.rows) - 1} rows",
+    ]
+    assert read_evaluation(path).rows == found.rows
+    assert read_evaluation(path).earlier == []
+
+
+def test_another_protocol_is_another_row(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    for options in ({}, {"epochs": 5}, {"seeds": 3}, {"views": 3}, {"seed": 1}):
+        evaluate(make_config(run, fashion_store, **{"mode": ["linear"]} | options))
+    rows = [row for row in read_evaluation(run / "evaluation.json").rows if row.images == "distilled"]
+    assert [(r.epochs, r.seeds, r.views, r.seed) for r in rows] == [
+        (10, 2, 4, 1),
+        (10, 2, 3, 0),
+        (10, 3, 4, 0),
+        (5, 2, 4, 0),
+        (10, 2, 4, 0),
+    ]
+
+
+def test_commands_stay_on_record_while_figures_of_theirs_are_there(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run, quick = new_run(), {"mode": ["inherit-ridge"], "epochs": 1, "views": 1, "projector_views": 1}
+    for options in ({"seeds": 1}, {"backbone": ["lite1"]}, {"backbone": ["lite1"]}, {"seeds": 1}):
+        evaluate(make_config(run, fashion_store, **quick | options))
+    (lite1,) = read_evaluation(run / "evaluation.json").earlier
+    hashes = {
+        e.backbone: e.backbone_hash for e in read_evaluation(run / "evaluation.json").provenance.entries
+    }
+    assert (lite1.config["backbone"], lite1.backbones) == (["lite1"], [hashes["lite1"]])
+    for seeds in (3, 1):
+        evaluate(make_config(run, fashion_store, **quick | {"seeds": seeds}))
+    earlier = [
+        (one.config["backbone"], one.config["seeds"])
+        for one in read_evaluation(run / "evaluation.json").earlier
+    ]
+    assert earlier == [([], 3), (["lite1"], 2)]
+
+
+def test_figures_of_images_that_are_gone_are_dropped_and_said(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    before = evaluate(make_config(run, fashion_store))
+    image = next((run / "images").rglob("*.png"))
+    Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image)
+    found = evaluate(make_config(run, fashion_store, mode=["linear"]))
+    assert found.changes == [
+        f"dropped: {len(before.rows)} rows of images or data that are no longer those of the run"
+    ]
+    assert read_evaluation(run / "evaluation.json").rows == found.rows
+
+
+def test_the_file_of_an_older_version_is_added_to(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    found = evaluate(make_config(run, fashion_store, mode=["linear", "inherit"]))
+    old = json.loads((run / "evaluation.json").read_text())
+    for row in [*old["rows"], *old["full_data"]]:
+        for name in ("backbone_hash", "epochs", "views", "seed", "per_class"):
+            row.pop(name, None)
+    for name in ("earlier", "changes"):
+        old.pop(name)
+    (run / "evaluation.json").write_text(json.dumps(old))
+    evaluate(make_config(run, fashion_store, mode=["linear"]))
+    together = read_evaluation(run / "evaluation.json")
+    assert list_row_names(together) == [n for n in list_row_names(found) if n[2] == "linear"] + [
+        ("distilled", "lite0", "inherit")
+    ]
+    kept, measured = together.rows[-1], found.rows[1]
+    assert kept.model_copy(update={"per_class": measured.per_class}) == measured
+
+
+def test_a_result_that_is_something_else_is_not_written_over(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    (run / "evaluation.json").write_text("my notes")
+    with pytest.raises(
+        InputError, match=r"evaluation\.json is not what this version of `sfm evaluate` writes"
+    ):
+        evaluate(make_config(run, fashion_store))
+    assert (run / "evaluation.json").read_text() == "my notes"
+
+
+def test_classifiers_of_another_protocol_are_not_lost(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    for epochs in (10, 5, 10):
+        evaluate(make_config(run, fashion_store, mode=["linear"], save=True, epochs=epochs))
+    files = sorted((run / "classifiers").iterdir())
+    assert len(files) == 2
+    headers = [safe_open(path, framework="pt").metadata() for path in files]
+    assert {header["epochs"] for header in headers} == {"10", "5"}
+    assert (run / "classifiers" / "lite0-linear.safetensors") in files
+
+
+def test_the_result_goes_elsewhere_if_asked_to(new_run: NewRun, fashion_store: str, tmp_path: Path) -> None:
+    run, other = new_run(), new_run("other")
+    options = {"store": fashion_store, "mode": ["linear"], "save": True, **SHORT}
+    evaluate(
+        make_config(run, fashion_store, mode=["linear"], save=True, out=tmp_path / "results" / "one.json")
+    )
+    evaluate_runs(
+        EvaluateRunsConfig.model_validate({"run": [run, other], "out": tmp_path / "many"} | options)
+    )
+    assert not (run / "evaluation.json").exists()
+    assert not (run / "classifiers").exists()
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} >= {
+        "results/one.json",
+        "results/one-classifiers/lite0-linear.safetensors",
+        "many/run/evaluation.json",
+        "many/run/classifiers/lite0-linear.safetensors",
+        "many/other/evaluation.json",
+    }
+    with pytest.raises(InputError, match="is one file, for 2 runs: give a folder"):
+        evaluate_runs(
+            EvaluateRunsConfig.model_validate({"run": [run, other], "out": tmp_path / "x.json"} | options)
+        )
+
+
+def test_results_in_one_folder_keep_their_classifiers_apart(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
+    for name, ipc in (("a", 1), ("b", 2)):
+        run, out = new_run(name, ipc=ipc), tmp_path / "results" / f"{name}.json"
+        found = evaluate(make_config(run, fashion_store, mode=["linear"], save=True, out=out))
+        path = tmp_path / "results" / f"{name}-classifiers" / "lite0-linear.safetensors"
+        assert safe_open(path, framework="pt").metadata()["images"] == found.provenance.images
+    first = tmp_path / "results" / "a-classifiers" / "lite0-linear.safetensors"
+    assert safe_open(first, framework="pt").metadata()["images"] != found.provenance.images
+
+
+def test_the_result_of_another_run_is_not_written_over(
+    new_run: NewRun, fashion_store: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    found = evaluate(make_config(new_run(), fashion_store, mode=["linear"], out=out))
+    with pytest.raises(InputError, match="holds the result of other images than those in"):
+        evaluate(make_config(new_run("other", ipc=2), fashion_store, mode=["linear"], out=out))
+    assert read_evaluation(out / "evaluation.json").rows == found.rows
+
+
+def test_where_nothing_can_be_written_nothing_is_computed(new_run: NewRun, fashion_store: str) -> None:
+    run, events = new_run(), list[Progress]()
+    (run / "evaluation.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*evaluation\.json: .*; give --out"):
+        evaluate(make_config(run, fashion_store), events.append)
+    assert events == []
+
+
+def make_result_unwritable(run: Path) -> Callable[[Progress], None]:
+    """Make the result unwritable once all is being trained."""
+    return lambda event: (run / "evaluation.json").mkdir(exist_ok=True)
+
+
+def test_what_cannot_be_written_in_the_end_is_still_handed_back(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    with pytest.raises(NotWrittenError, match=r"cannot .*evaluation\.json: Is a directory") as refused:
+        evaluate(make_config(run, fashion_store, mode=["linear"]), make_result_unwritable(run))
+    (found,) = refused.value.evaluations
+    assert found.rows[0].mode == "linear"
+    (run / "evaluation.json").rmdir()
+    events = list[Progress]()
+    assert evaluate(make_config(run, fashion_store, mode=["linear"]), events.append).rows == found.rows
+    assert not any("heads" in event.stage for event in events)
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_the_command_prints_what_it_could_not_write(
+    new_run: NewRun, fashion_store: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfm.eval import evaluation as stage
+
+    run = new_run()
+    monkeypatch.setattr(stage, "write_output", lambda path, data: raise_disk_full(path))
+    flags = [*FLAGS, "--mode", "linear", "--quiet", *(["--json"] if form == "json" else [])]
+    done = CliRunner().invoke(app, ["evaluate", str(run), "--store", fashion_store, *flags])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {run / 'evaluation.json'}: disk full"
+    if form == "json":
+        assert json.loads(done.stdout)["rows"][0]["mode"] == "linear"
+    else:
+        assert "distilled" in done.stdout
+        assert "Written to" not in done.stdout
+
+
+def raise_disk_full(path: Path) -> None:
+    raise InputError(f"cannot write {path}: disk full")
+
+
+@pytest.mark.parametrize("moment", ["views", "blocks", "epochs"])
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(
+    new_run: NewRun, fashion_store: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 7 * 32**2)
+    whole = evaluate(make_config(new_run("whole"), fashion_store))
+    run = new_run()
+
+    def interrupt(event: Progress) -> None:
+        if event.unit == moment and ("random" in event.stage or moment == "blocks") and event.done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_config(run, fashion_store), interrupt)
+    assert any((run / "evaluation.partial").iterdir())
+    for path in [*(run / "evaluation.partial").iterdir()][:1]:
+        path.write_bytes(path.read_bytes()[:-3])  # as no atomic write leaves it, and worth nothing
+    events = list[Progress]()
+    found = evaluate(make_config(run, fashion_store), events.append)
+    assert found.rows == whole.rows
+    assert found.full_data == whole.full_data
+    assert not (run / "evaluation.partial").exists()
+
+
+def test_views_that_were_computed_are_not_computed_again(
+    new_run: NewRun, fashion_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 10 * 32**2)
+    monkeypatch.setattr(work_folder, "SECONDS_BETWEEN_WRITES", 0.0)
+    run, events = new_run(), list[Progress]()
+
+    def interrupt(event: Progress) -> None:
+        if event.done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_config(run, fashion_store, mode=["linear"]), interrupt)
+    assert len(list((run / "evaluation.partial").iterdir())) == 3
+    evaluate(make_config(run, fashion_store, mode=["linear"]), events.append)
+    first = [event.done for event in events if "distilled" in event.stage and event.unit == "views"]
+    assert first == [30, 40, 50, 60, 70, 80]
+
+
+def test_a_finished_evaluation_leaves_the_work_of_an_interrupted_one(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    run, events = new_run(), list[Progress]()
+    interrupted = make_config(run, fashion_store, mode=["linear"])
+
+    def interrupt(event: Progress) -> None:
+        if "random" in event.stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(interrupted, interrupt)
+    evaluate(make_config(run, fashion_store, mode=["inherit-statistics"], views=3, epochs=2))
+    evaluate(interrupted, events.append)
+    assert not any("distilled" in event.stage for event in events)
+    assert not (run / "evaluation.partial").exists()
+
+
+def test_an_interrupted_command_says_what_is_true(
+    new_run: NewRun, fashion_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfm.eval import evaluation as stage
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = new_run()
+    monkeypatch.setattr("sfm.eval.row_training.fit_mode", stop)
+    command = ["evaluate", str(run), "--store", fashion_store, *FLAGS, "--quiet"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130
+    kept = run / "evaluation.partial"
+    assert f"what is done is in {kept}: the same command goes on from there" in done.stderr
+    shutil.rmtree(kept)
+    monkeypatch.setattr(stage, "read_distilled_run", stop)
+    assert "the same command starts again" in CliRunner().invoke(app, command).stderr
+    monkeypatch.setattr("sfm.cli.show_progress", stop)  # as while the stage is being imported
+    assert "the same command starts again" in CliRunner().invoke(app, command).stderr
+
+
+def test_work_that_cannot_be_kept_does_not_stop_an_evaluation(
+    new_run: NewRun, fashion_store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = new_run()
+    (run / "evaluation.partial").write_text("a file where the folder should be")
+    evaluate(make_config(run, fashion_store, mode=["linear"]))
+    assert [record.message.split(":")[0] for record in caplog.records] == ["an interruption would start over"]

@@ -1,0 +1,164 @@
+"""All modes on real features: what their rows say, what they cost, what is left of them on disk."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from sfm.eval.config import MODES, EvaluateConfig, EvaluateOptions, count_views
+from sfm.eval.evaluation import Evaluation, evaluate
+from sfm.eval.result import AccuracyRow
+from sfm.events import Progress
+from sfm.stats_store.store import Entry
+
+pytestmark = pytest.mark.slow
+
+NewRun = Callable[..., Path]
+WITH_PROJECTOR = set(MODES) - {"linear", "kd"}
+
+
+@pytest.fixture(scope="module")
+def every_mode(
+    tmp_path_factory: pytest.TempPathFactory, write_run: NewRun, lite0_entry: Entry, fashion_store: str
+) -> Evaluation:
+    """Every mode on another backbone than the one distilled on, classifiers saved.
+
+    The images are the nearest exemplars, untouched.
+    """
+    run = write_run(tmp_path_factory.mktemp("modes") / "run", lite0_entry, canvas=32)
+    options = {"epochs": 300, "views": 20, "projector_views": 30, "seeds": 2, "device": "cpu", "save": True}
+    given = {"run": run, "store": fashion_store, "backbone": ["lite1"], "mode": list(MODES)}
+    return evaluate(EvaluateConfig.model_validate(given | options))
+
+
+def index_by_mode(evaluation: Evaluation) -> dict[str, AccuracyRow]:
+    return {r.mode: r for r in evaluation.rows if r.images in ("distilled", "none")}
+
+
+def test_every_mode_learns_something_and_rows_come_in_the_order_asked_for(every_mode: Evaluation) -> None:
+    rows = index_by_mode(every_mode)
+    assert list(rows) == list(MODES)
+    for mode, found in rows.items():
+        # Chance is a tenth. After 300 epochs fresh heads have only begun.
+        assert found.top1_mean > 0.17, mode
+
+
+def test_what_has_nothing_random_has_one_figure(every_mode: Evaluation) -> None:
+    closed_form = {"inherit-ridge", "inherit-statistics"}
+    for mode, found in index_by_mode(every_mode).items():
+        assert found.seeds == (1 if mode in closed_form else 2)
+        assert (found.penalty is not None) == (mode in closed_form)
+
+
+def test_a_projector_from_a_backbone_to_itself_gives_its_full_data_classifier_back(
+    every_mode: Evaluation,
+) -> None:
+    changed = {"backbone": ["lite0"], "mode": ["inherit-ridge"], "save": False}
+    found = evaluate(EvaluateConfig.model_validate(every_mode.config | changed))
+    assert found.rows[0].recovered == pytest.approx(1, abs=0.1)
+
+
+def test_every_row_says_what_share_of_the_full_data_accuracy_it_recovers(every_mode: Evaluation) -> None:
+    full = {f.backbone: f.top1 for f in every_mode.full_data if f.classifier == "linear"}
+    for r in (*every_mode.rows, *every_mode.full_data):
+        top1 = r.top1_mean if isinstance(r, AccuracyRow) else r.top1
+        assert r.recovered == pytest.approx(top1 / full[r.backbone])
+
+
+def test_real_images_say_of_how_many_they_were_chosen(every_mode: Evaluation) -> None:
+    held = {r.images: r.exemplars for r in every_mode.rows}
+    assert held == {"distilled": None, "none": None, "random": 3, "nearest": 3, "neighbour": 6}
+
+
+def test_confusions_count_every_held_out_sample_once_per_seed(every_mode: Evaluation) -> None:
+    for r in every_mode.rows:
+        if r.exemplars is not None:
+            assert (r.confusion, r.confused) == (None, None)
+            continue
+        counts = np.array(r.confusion)
+        assert counts.sum() == 400 * r.seeds
+        assert np.trace(counts) / counts.sum() == pytest.approx(r.top1_mean)
+        assert r.confused is not None
+        assert sum(p.count for p in r.confused) == counts.sum() - np.trace(counts)
+        assert [p.count for p in r.confused] == sorted((p.count for p in r.confused), reverse=True)
+        assert all(counts[p.right, p.predicted] == p.count and p.right != p.predicted for p in r.confused)
+
+
+def test_above_some_number_of_classes_only_the_most_frequent_confusions_are_kept(
+    every_mode: Evaluation, fashion_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSION_CLASSES", 9)
+    monkeypatch.setattr("sfm.eval.scores.MAX_CONFUSED_PAIRS", 3)
+    changed = {"mode": ["inherit-statistics"], "save": False}
+    config = EvaluateConfig.model_validate(every_mode.config | changed)
+    whole, (few, *_) = index_by_mode(every_mode)["inherit-statistics"], evaluate(config).rows
+    assert few.confusion is None
+    assert few.confused == (whole.confused or [])[:3]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_saved_classifier_scores_on_raw_features_what_the_first_seed_did(
+    every_mode: Evaluation, lite0_entry: Entry, lite1_entry: Entry, mode: str
+) -> None:
+    path = Path(every_mode.config["run"]) / "classifiers" / f"lite1-{mode}.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    assert about["mode"] == mode
+    assert (about["backbone"], about["distilled_on"]) == ("lite1", "lite0")
+    assert about["backbone_hash"] == lite1_entry.backbone.hash
+    assert about["distilled_on_hash"] == lite0_entry.backbone.hash
+    assert json.loads(about["class_ids"]) == lite0_entry.dataset.class_ids
+    features, labels = (
+        lite1_entry.read_array("test/feature").astype(np.float32),
+        lite1_entry.read_array("test/label"),
+    )
+    predicted = (features @ tensors["weight"].T + tensors["bias"]).argmax(1)
+    expected = index_by_mode(every_mode)[mode].top1[0]
+    assert np.mean(predicted == labels) == pytest.approx(expected, abs=0.006)
+    assert ("projector_weight" in tensors) == (mode in WITH_PROJECTOR)
+    if mode.startswith("inherit"):
+        projected = features @ tensors["projector_weight"].T + tensors["projector_bias"]
+        inherited = projected @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array(
+            "classifier/bias"
+        )
+        assert np.mean(inherited.argmax(1) == predicted) > 0.99
+
+
+def test_nothing_is_saved_unless_asked_for(new_run: NewRun, fashion_store: str) -> None:
+    run = new_run()
+    evaluate(EvaluateConfig(run=run, store=fashion_store, mode=["inherit-statistics"], epochs=2, views=2))
+    assert not (run / "classifiers").exists()
+
+
+def test_class_means_alone_need_no_look_through_the_backbone_distilled_on(
+    new_run: NewRun, fashion_store: str
+) -> None:
+    events: list[Progress] = []
+    asked = EvaluateConfig(
+        run=new_run(),
+        store=fashion_store,
+        backbone=["lite1"],
+        mode=["inherit-statistics"],
+        epochs=2,
+        views=2,
+    )
+    found = evaluate(asked, events.append)
+    assert not any("lite0" in p.stage for p in events)
+    # A classifier of another backbone, behind a projector that no image shaped.
+    assert found.rows[0].top1_mean > 0.6
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "expected"),
+    [(10, {}, 300), (100, {}, 50), (7, {}, 429), (10, {"views": 400}, 400), (10, {"projector_views": 7}, 7)],
+)
+def test_projectors_look_at_three_thousand_views_of_all_images_together(
+    images: int, given: dict[str, int], expected: int
+) -> None:
+    options = EvaluateOptions(store="somewhere", **given)
+    assert count_views(options, "inherit", images) == expected
+    assert count_views(options, "linear", images) == given.get("views", 50)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+
+from sfm.backbones.build import Backbone
+from sfm.backbones.crops import Crops
+from sfm.backbones.views import apply_crops
+from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
+
+
+@pytest.fixture(scope="session")
+def images(real_pixels: np.ndarray) -> LabelledImages:
+    return LabelledImages(real_pixels, np.arange(len(real_pixels)))
+
+
+def select_view(crops: Crops, number: int) -> Crops:
+    at = slice(number, number + 1)
+    return Crops(crops.top[at], crops.left[at], crops.height[at], crops.width[at], crops.flip[at])
+
+
+def test_the_feature_of_a_view_is_that_of_the_image_seen_through_its_box(
+    lite0: Backbone, images: LabelledImages
+) -> None:
+    crops = draw_view_crops(images, 13, seed=0)
+    features = compute_view_features(lite0, images, crops)
+    assert features.shape == (10, 13, 1280)
+    for image, view in [(0, 0), (0, 12), (4, 7), (9, 12)]:
+        pixels = torch.from_numpy(images.pixels[image].copy()).permute(2, 0, 1)[None] / 255
+        expected = lite0.features(apply_crops(pixels, select_view(crops, 13 * image + view), 32))[0]
+        torch.testing.assert_close(features[image, view], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_features_do_not_depend_on_the_batches_they_are_computed_in(
+    lite0: Backbone, images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = draw_view_crops(images, 5, seed=0)
+    calls: list[tuple[int, int]] = []
+    whole = compute_view_features(lite0, images, crops)
+    monkeypatch.setattr("sfm.eval.view_features.CPU_BATCH_PIXELS", 7 * 32**2)
+    parts = compute_view_features(lite0, images, crops, lambda done, total: calls.append((done, total)))
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-3)
+    assert calls == [(min(7 * n, 50), 50) for n in range(1, 9)]
+
+
+def test_more_images_and_more_views_change_no_view(images: LabelledImages) -> None:
+    few = draw_view_crops(LabelledImages(images.pixels[:2], images.labels[:2]), 6, seed=2)
+    many = draw_view_crops(images, 120, seed=2)
+    for name in ("top", "left", "height", "width", "flip"):
+        expected = getattr(many, name).reshape(10, 120)
+        assert np.array_equal(getattr(few, name).reshape(2, 6), expected[:2, :6])
+    boxes = np.stack([many.top, many.left, many.height, many.width])
+    assert np.unique(boxes, axis=1).shape[1] == 1200
