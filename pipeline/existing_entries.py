@@ -24,8 +24,8 @@ def require_same_name(config: ExtractConfig, published_entries: Iterable[Publish
     if config.name is not None and others:
         raise InputError(
             f"--name {config.name} is not taken: these statistics are in {config.store} already, as "
-            f"{describe_entry(others[0])}; use that name, or give the entry the new one with --replace (which "
-            f"reads the images again)"
+            f"{describe_entry(others[0])}; use that name, or give the entry the new one with --replace "
+            f"(which reads the images again)"
         )
 
 

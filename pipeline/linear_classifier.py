@@ -360,5 +360,5 @@ def train_classifier(
 def measure_accuracies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
 ) -> tuple[float | None, float | None]:
-    """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.classifier_accuracy.compute_top_accuracies`."""
+    """Return top-1 and top-5 accuracy as fractions; see `compute_top_accuracies`."""
     return compute_top_accuracies(blocks, classifier.weight, classifier.bias)

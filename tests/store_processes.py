@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from toy_entries import commit, fill
+from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.publication import Draft
@@ -63,15 +63,16 @@ def digests_of(seed: int) -> dict[str, str]:
     from obstore.store import MemoryStore
 
     return {
-        name: compute_array_digest(a) for name, a in fill(Draft(create_store(MemoryStore())), seed).items()
+        name: compute_array_digest(a)
+        for name, a in write_random_arrays(Draft(create_store(MemoryStore())), seed).items()
     }
 
 
 def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
     """Make the store if need be, write one entry and publish it."""
     draft = Draft(create_store(url))
-    fill(draft, seed)
-    commit(draft, fingerprint=fingerprint)
+    write_random_arrays(draft, seed)
+    publish_random_draft(draft, fingerprint=fingerprint)
 
 
 def fingerprint_of(number: int) -> str:
@@ -84,9 +85,9 @@ def race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
     store = create_store(url)
     for number in range(rounds):
         draft = Draft(store)
-        fill(draft, seed)
+        write_random_arrays(draft, seed)
         start.wait()
-        published = commit(draft, fingerprint=fingerprint_of(number))
+        published = publish_random_draft(draft, fingerprint=fingerprint_of(number))
         results.put((number, seed, draft.run, published.outcome))
 
 
@@ -96,17 +97,17 @@ def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> No
     start.wait()
     for fingerprint in fingerprints:
         draft = Draft(store)
-        fill(draft, seed)
-        commit(draft, fingerprint=fingerprint)
+        write_random_arrays(draft, seed)
+        publish_random_draft(draft, fingerprint=fingerprint)
 
 
 def publish_when_told(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
     """Write a draft, say so, and wait before publishing it."""
     draft = Draft(create_store(url))
-    fill(draft, seed)
+    write_random_arrays(draft, seed)
     written.set()
     go.wait()
-    results.put(commit(draft, fingerprint=fingerprint).outcome)
+    results.put(publish_random_draft(draft, fingerprint=fingerprint).outcome)
 
 
 def sfm_command(arguments: list[str], output: str) -> None:

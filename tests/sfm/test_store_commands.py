@@ -8,7 +8,13 @@ import sys
 import numpy as np
 import pytest
 from s3_server import s3_endpoint, s3_url
-from toy_entries import backbone_card, commit, fill, grow_old, put
+from toy_entries import (
+    age_files,
+    make_backbone_card,
+    publish_random_draft,
+    publish_random_entry,
+    write_random_arrays,
+)
 from typer.testing import CliRunner, Result
 
 from sfm.api import DistillConfig, distill
@@ -48,10 +54,12 @@ def assert_one_line(done: Result, status: int, *words: str) -> None:
 def store(tmp_path) -> Store:
     """A store with two backbones' entries of one dataset, a tuning entry, and one replaced generation."""
     store = create_store(str(tmp_path / "s"))
-    put(store, 0, dataset="birds")
-    put(store, 1, dataset="birds", replace=True)
-    put(store, 2, dataset="birds", backbone=backbone_card("lite1"))
-    put(store, 3, dataset="birds", role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
+    publish_random_entry(store, 0, dataset="birds")
+    publish_random_entry(store, 1, dataset="birds", replace=True)
+    publish_random_entry(store, 2, dataset="birds", backbone=make_backbone_card("lite1"))
+    publish_random_entry(
+        store, 3, dataset="birds", role="tuning", options={"role": "tuning"}, fingerprint="e" * 64
+    )
     return store
 
 
@@ -183,7 +191,7 @@ def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, t
     assert "Would be deleted: 2" in run_sfm("gc", store.url, "--now", "--dry-run").stdout
     done = run_sfm_json("gc", store.url, "--now")
     assert sum(g["bytes"] for g in done["deleted"]) == sum(g["bytes"] for g in would["deleted"]) > 0
-    grow_old(tmp_path)
+    age_files(tmp_path)
     assert [g["reason"] for g in run_sfm_json("gc", store.url)["deleted"]] == ["never committed"]
     assert "nothing to delete" in run_sfm("gc", store.url).stdout
     assert_one_line(run_sfm("gc", store.url, "--older-than", "soon"), 2, "'soon' is not a duration")
@@ -202,7 +210,7 @@ def test_copy_says_what_became_of_every_entry(store, tmp_path):
 
 def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp_path):
     other = create_store(str(tmp_path / "t"))
-    put(other, 9, dataset="birds")
+    publish_random_entry(other, 9, dataset="birds")
     refused = run_sfm("copy", store.url, other.url, "--quiet")
     assert_one_line(refused, 2, "1 of 3 entries not copied", "--replace")
     assert "differs in the target" in refused.stdout
@@ -248,10 +256,10 @@ def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
     store = create_store(str(tmp_path / "s"))
     for name in ("north", "south"):
         draft = Draft(store)
-        fill(draft)
+        write_random_arrays(draft)
         draft.write_array("train/scatter_diagonal", np.ones((4, 6)))
         draft.write_array("train/within_scatter", 4 * np.eye(6))
-        commit(draft, dataset=name, fingerprint=compute_sha256(name.encode()))
+        publish_random_draft(draft, dataset=name, fingerprint=compute_sha256(name.encode()))
     code = (
         "import sys\n"
         f"sys.argv = ['sfm', 'store', 'merge', {store.url!r}, 'north', 'south', '--json', '--quiet']\n"

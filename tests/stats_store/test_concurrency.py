@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from s3_faults import Proxy, breaking
-from toy_entries import backbone_card, put
+from toy_entries import make_backbone_card, publish_random_entry
 from typer.testing import CliRunner
 
 from sfm.cli import app
@@ -41,7 +41,9 @@ def far_away(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
     """A store of five entries on a server that takes its time."""
     near = create_store(str(tmp_path / "near"))
     for number in range(5):
-        put(near, number, backbone=backbone_card(f"lite{number}"), dataset=f"set{number}")
+        publish_random_entry(
+            near, number, backbone=make_backbone_card(f"lite{number}"), dataset=f"set{number}"
+        )
     copy_entries(near, create_store(s3_url), near.list_summaries())
     proxy.latency, proxy.most = LATENCY, 0
     return open_store(s3_url)
@@ -135,7 +137,7 @@ def test_entries_objects_and_commits_are_asked_for_side_by_side(far_away: Store,
 def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url: str, proxy: Proxy) -> None:
     store = create_store(s3_url)
     for number in range(3):
-        put(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
+        publish_random_entry(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
     summaries = store.list_summaries()
     proxy.seen.clear()
     assert find_merged_entries(store, summaries, summaries[:1]) == []
@@ -159,7 +161,7 @@ def test_an_interrupted_command_says_in_one_line_what_is_true(
 def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
     for number in range(6):
-        put(store, number, replace=True)
+        publish_random_entry(store, number, replace=True)
     done = map_concurrently(
         lambda _: collect_garbage(store, older_than=datetime.timedelta(0)), range(3), limit=3
     )

@@ -10,7 +10,7 @@ import numpy as np
 import obstore
 import pytest
 from forged_entries import rewrite_commit
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.commits import encode_commit, make_commit_path
@@ -28,9 +28,9 @@ from sfm.stats_store.verification import verify_entries
 def disk(tmp_path) -> Store:
     """A store on a disk with three entries."""
     store = create_store(str(tmp_path / "disk"))
-    put(store, 0)
-    put(store, 1, backbone=backbone_card("lite1"))
-    put(store, 2, dataset="other", fingerprint="a" * 64)
+    publish_random_entry(store, 0)
+    publish_random_entry(store, 1, backbone=make_backbone_card("lite1"))
+    publish_random_entry(store, 2, dataset="other", fingerprint="a" * 64)
     return store
 
 
@@ -103,7 +103,7 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
     elif fault == "an object of another entry":
         left[1].with_name("99").write_bytes(b"x")
     else:
-        grow_old(tmp_path / "t", days=5)
+        age_files(tmp_path / "t", days=5)
     before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
     (done,) = copy_entries(disk, target, [chosen])
     assert (done.outcome, done.objects_found) == ("copied", 0)
@@ -118,7 +118,7 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
 
 def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
     stranger = create_store(str(tmp_path / "stranger"))
-    evil = put(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    evil = publish_random_entry(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     before = content(disk)
     take_run_id(stranger, evil, victim)
@@ -132,7 +132,7 @@ def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it
 
 def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
     stranger = create_store(str(tmp_path / "stranger"))
-    evil = put(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    evil = publish_random_entry(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     shutil.rmtree(tmp_path / "disk" / "runs" / victim)
     take_run_id(stranger, evil, victim)
@@ -142,8 +142,8 @@ def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_
 
 def test_two_entries_of_a_stranger_with_one_run_id_do_not_mix(tmp_path):
     stranger = create_store(str(tmp_path / "stranger"))
-    first = put(stranger, 5, dataset="a", fingerprint="a" * 64)
-    second = put(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
+    first = publish_random_entry(stranger, 5, dataset="a", fingerprint="a" * 64)
+    second = publish_random_entry(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
     other = create_store(str(tmp_path / "other"))
     run = stranger.read_commit(f"index/{first.key}/00000001.json").run
     take_run_id(other, second, run)
@@ -201,7 +201,7 @@ def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk
 
 def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    put(target, 7)
+    publish_random_entry(target, 7)
     (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone="lite0")
     mine = target.list_summaries()
     assert outcomes(copy_entries(disk, target, [chosen])) == ["differs in the target"]
@@ -260,7 +260,7 @@ def test_a_replica_stands_in_for_a_damaged_commit(disk, tmp_path):
 
 def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     source = create_store(str(tmp_path / "later"))
-    summary = put(source, 0)
+    summary = publish_random_entry(source, 0)
     path = f"index/{summary.key}/00000001.json"
     run = source.read_commit(path).run
     news = {"train/skewness/zarr.json": b'{"made": "later"}', "train/skewness/c/0": bytes(range(99))}
@@ -276,7 +276,7 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
         inner["objects"][name] = {"size": len(data), "sha256": compute_sha256(data)}
     obstore.put(source.objects, path, encode_commit(inner))
     plain, busy = create_store(str(tmp_path / "a")), create_store(str(tmp_path / "b"))
-    put(busy, 9)
+    publish_random_entry(busy, 9)
     (chosen,) = source.list_summaries()
     assert outcomes(copy_entries(source, plain, [chosen])) == ["copied"]
     assert content(plain) == content(source)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.history import remove_entry
@@ -71,8 +71,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = create_store(str(tmp_path_factory.mktemp("original")))
     for seed, weights in ((1, "w"), (2, "v")):
         draft = Draft(store)
-        fill(draft, seed)
-        commit(draft, fingerprint=f"{seed:064x}", backbone=backbone_card(weights=weights))
+        write_random_arrays(draft, seed)
+        publish_random_draft(draft, fingerprint=f"{seed:064x}", backbone=make_backbone_card(weights=weights))
     return Path(store.url)
 
 
@@ -228,8 +228,8 @@ def test_a_whole_run_that_is_replaced_by_another_is_reported(store: Store, intac
 
 def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_reported(store: Store) -> None:
     draft = Draft(store)
-    fill(draft, 3)
-    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    write_random_arrays(draft, 3)
+    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
     with changed(store, newest, older.read_bytes()) as path:
         entries, reasons = store.list_entries()
@@ -239,8 +239,8 @@ def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_report
 
 def test_a_lost_commit_does_not_bring_back_what_it_replaced_or_removed(store: Store) -> None:
     draft = Draft(store)
-    fill(draft, 3)
-    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    write_random_arrays(draft, 3)
+    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with changed(store, newest, None) as path:
         entries, reasons = store.list_entries()
@@ -259,8 +259,8 @@ def test_an_entry_whose_newest_commit_is_damaged_does_not_fall_back_to_the_one_i
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     draft = Draft(store)
-    fill(draft, 3)
-    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    write_random_arrays(draft, 3)
+    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with changed(store, newest, b"{}") as path:
         assert [s.fingerprint for s in store.list_summaries()] == [f"{2:064x}"]
@@ -276,10 +276,13 @@ def test_the_next_generation_can_be_published_over_a_damaged_commit(store: Store
 
     def again(*, replace: bool) -> Callable[[], object]:
         draft = Draft(store)
-        fill(draft, 5)
-        weights = next(w for w in "wv" if backbone_card(weights=w).hash == summary.backbone_hash)
-        return lambda: commit(
-            draft, fingerprint=summary.fingerprint, backbone=backbone_card(weights=weights), replace=replace
+        write_random_arrays(draft, 5)
+        weights = next(w for w in "wv" if make_backbone_card(weights=w).hash == summary.backbone_hash)
+        return lambda: publish_random_draft(
+            draft,
+            fingerprint=summary.fingerprint,
+            backbone=make_backbone_card(weights=weights),
+            replace=replace,
         )
 
     with pytest.raises(DamageError, match="--replace publishes the next generation"):
@@ -304,14 +307,14 @@ def test_what_a_store_did_not_keep_is_never_published(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
     for change in (None, b"other bytes"):
         draft = Draft(store)
-        fill(draft, 1)
+        write_random_arrays(draft, 1)
         victim = tmp_path / "runs" / draft.run / "train" / "mean" / "c" / "0" / "0"
         if change is None:
             victim.unlink()
         else:
             victim.write_bytes(change)
         with pytest.raises(DamageError, match=r"nothing was published: .* object runs/.*/train/mean/c/0/0"):
-            commit(draft)
+            publish_random_draft(draft)
         assert store.list_summaries() == []
         draft.discard()
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["zarr.json"]

@@ -15,7 +15,15 @@ import pytest
 from forged_entries import change_metadata, change_object, rewrite_commit, run_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_entries import CLASSES, CLASSIFIER, FEATURES, TEST, TRAIN, backbone_card, put
+from toy_entries import (
+    CLASSES,
+    CLASSIFIER,
+    FEATURES,
+    TEST_SAMPLES,
+    TRAIN_SAMPLES,
+    make_backbone_card,
+    publish_random_entry,
+)
 from zarr.storage import MemoryStore
 
 from sfm.errors import DamageError
@@ -41,7 +49,7 @@ RUN = "a" * 32
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = create_store(str(tmp_path_factory.mktemp("original")))
-    put(store, 1)
+    publish_random_entry(store, 1)
     return Path(store.url)
 
 
@@ -50,14 +58,14 @@ def store(original: Path, tmp_path: Path) -> Store:
     return open_store(str(shutil.copytree(original, tmp_path / "store")))
 
 
-def cards(train: int = TRAIN, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
+def cards(train: int = TRAIN_SAMPLES, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
     ids = [f"n{i}" for i in range(CLASSES)]
     dataset = DatasetCard(
         name="toy",
         class_ids=ids,
         class_names=ids,
         train_samples=train,
-        test_samples=TEST,
+        test_samples=TEST_SAMPLES,
         fingerprint="f" * 64,
         leaves=["f" * 64],
     )
@@ -82,7 +90,7 @@ def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> 
         "feature": FEATURES,
         "feature_b": FEATURES,
         "sub_class": 3,
-        "sample": TEST if name.startswith("test/") else TRAIN,
+        "sample": TEST_SAMPLES if name.startswith("test/") else TRAIN_SAMPLES,
         "exemplar": 7,
         "y": 96,
         "x": 96,
@@ -90,7 +98,7 @@ def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> 
     }
     expected = tuple(sizes[axis] for axis in DIMENSIONS[get_array_kind(name)])
     assert is_known_array(name)
-    assert compute_expected_shape(name, backbone_card(), cards()[0], exemplars=7) == expected
+    assert compute_expected_shape(name, make_backbone_card(), cards()[0], exemplars=7) == expected
 
 
 @pytest.mark.parametrize(
@@ -241,7 +249,7 @@ def of_many_samples(samples: int, chunk_size: int) -> list[str]:
     )
     documents = {f"runs/{RUN}/train/feature/zarr.json": json.dumps(metadata).encode()}
     return check_array_layouts(
-        commit, EntryCards(backbone_card(), dataset, extraction, CLASSIFIER), documents
+        commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), documents
     )[1]
 
 
@@ -265,12 +273,12 @@ def test_exemplars_are_as_many_as_the_options_say() -> None:
     arrays = dict.fromkeys(("exemplar/role", "exemplar/sample"), "0" * 64)
     commit = Commit(kind="entry", run=RUN, arrays=arrays, objects=listed)
     (problem,) = check_array_layouts(
-        commit, EntryCards(backbone_card(), dataset, extraction, CLASSIFIER), written
+        commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), written
     )[1]
     assert "exemplar/role/zarr.json: shape (4, 2), by the cards of its entry (4, 5)" in problem
     _, silent = cards()
     (problem,) = check_array_layouts(
-        commit, EntryCards(backbone_card(), dataset, silent, CLASSIFIER), written
+        commit, EntryCards(make_backbone_card(), dataset, silent, CLASSIFIER), written
     )[1]
     assert problem == f"damaged run runs/{RUN}: its exemplar arrays have different lengths"
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from toy_entries import commit, fill, publish_many, put
+from toy_entries import publish_fake_commits, publish_random_draft, publish_random_entry, write_random_arrays
 
 from sfm import store_tables
 from sfm.stats_store.entry_copy import copy_entries
@@ -15,7 +15,7 @@ from sfm.stats_store.verification import verify_entries
 @pytest.mark.parametrize("entries", [50, pytest.param(1000, marks=pytest.mark.torture)])
 def test_listing_reads_commits_alone(tmp_path, entries):
     store = create_store(str(tmp_path))
-    publish_many(store, put(store), entries - 1)
+    publish_fake_commits(store, publish_random_entry(store), entries - 1)
     began = time.perf_counter()
     assert len(open_store(str(tmp_path)).list_summaries()) == entries
     seconds = time.perf_counter() - began
@@ -41,7 +41,7 @@ def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
 
 def test_sizes_are_those_on_the_disk(tmp_path):
     store = create_store(str(tmp_path))
-    entry = store.open_entry(put(store))
+    entry = store.open_entry(publish_random_entry(store))
     document = store_tables.make_entry_document(entry)
     folder = tmp_path / "runs" / document["run"]
     on_disk = {
@@ -57,8 +57,8 @@ def test_sizes_are_those_on_the_disk(tmp_path):
 def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_path):
     store = create_store(str(tmp_path / "s"))
     draft = Draft(store)
-    draft.write_array("train/count", fill(Draft(store))["train/count"])
-    summary = commit(draft).summary
+    draft.write_array("train/count", write_random_arrays(Draft(store))["train/count"])
+    summary = publish_random_draft(draft).summary
     entry = store.open_entry(summary)
     assert entry.list_arrays() == ["train/count"]
     document = store_tables.make_entry_document(entry)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm.errors import InputError
 from sfm.paths import expand_home, get_cache_folder, list_content
@@ -28,7 +28,7 @@ from sfm.stats_store.verification import verify_entries
 )
 def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
-    put(create_store(str(tmp_path)))
+    publish_random_entry(create_store(str(tmp_path)))
     assert (tmp_path / name).exists()
     assert [v.sound for v in verify_entries(open_store(str(tmp_path)))] == [True]
 
@@ -42,7 +42,7 @@ def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])
 def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name: str) -> None:
-    put(create_store(str(tmp_path / name)))
+    publish_random_entry(create_store(str(tmp_path / name)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert [v.sound for v in verify_entries(open_store(str(tmp_path / name)))] == [True]
 
@@ -64,7 +64,7 @@ def test_a_file_url_is_decoded() -> None:
 def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    put(create_store(str(tmp_path / "link")))
+    publish_random_entry(create_store(str(tmp_path / "link")))
     (tmp_path / "real" / "runs").rename(tmp_path / "big")
     (tmp_path / "real" / "runs").symlink_to(tmp_path / "big")
     (tmp_path / "real" / "index" / "round").symlink_to(tmp_path / "real")
@@ -104,7 +104,7 @@ def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
     without("link", number, monkeypatch)
     without("fsync", errno.EINVAL, monkeypatch)
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     with pytest.raises(AlreadyExistsError):
         create_object(store.objects, f"index/{summary.key}/00000001.json", b"other")
     assert [v.sound for v in verify_entries(store)] == [True]
@@ -143,7 +143,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
     while True:
         left = failing
         try:
-            put(store)
+            publish_random_entry(store)
             break
         except InputError:
             assert len(store.list_summaries()) in (0, 1)
@@ -164,9 +164,9 @@ def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
 def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
     store, replica = create_store(str(tmp_path / "store")), create_store(str(tmp_path / "replica"))
     steps: list[Callable[[], object]] = [
-        lambda: put(store, 0),
-        lambda: put(store, 0),
-        lambda: put(store, 1, replace=True),
+        lambda: publish_random_entry(store, 0),
+        lambda: publish_random_entry(store, 0),
+        lambda: publish_random_entry(store, 1, replace=True),
         lambda: copy_entries(store, replica, store.list_summaries()),
         lambda: copy_entries(store, replica, store.list_summaries(), replace=True),
         lambda: next((tmp_path / "store" / "runs").rglob("c/0")).write_bytes(b"damage"),
@@ -208,7 +208,7 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path, there: str) -> None:
 
 
 def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> None:
-    put(create_store(str(tmp_path / "store")))
+    publish_random_entry(create_store(str(tmp_path / "store")))
     mount = ["mount", "--bind", "-o", "ro", str(tmp_path / "store"), str(tmp_path / "store")]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("file systems cannot be mounted here")

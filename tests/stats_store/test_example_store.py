@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm import store_tables
 from sfm.errors import InputError
@@ -90,7 +90,7 @@ def test_the_example_holds_every_kind_of_array_and_of_entry(example):
 
 
 def test_an_entry_can_be_published_to_an_old_store(scratch):
-    summary = put(create_store(str(scratch)))
+    summary = publish_random_entry(create_store(str(scratch)))
     assert summary in open_store(str(scratch)).list_summaries()
 
 

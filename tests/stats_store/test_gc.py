@@ -15,7 +15,14 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
+from toy_entries import (
+    CLASSES,
+    age_files,
+    make_backbone_card,
+    publish_random_draft,
+    publish_random_entry,
+    write_random_arrays,
+)
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
@@ -48,16 +55,9 @@ def abandon_staging(folder: Path, key: str) -> None:
         raise RuntimeError("killed")
 
 
-def test_nothing_is_deleted_that_a_reader_can_see(store):
-    summaries = [put(store, i, backbone=backbone_card(f"lite{i}")) for i in range(3)]
-    assert collect_garbage(store, older_than=NOTHING, now=True).deleted == []
-    assert [v.sound for v in verify_entries(store)] == [True] * 3
-    assert store.list_summaries() == summaries
-
-
 def test_what_was_replaced_goes_when_it_is_old_enough(store):
-    first = put(store, 0)
-    second = put(store, 1, replace=True)
+    first = publish_random_entry(store, 0)
+    second = publish_random_entry(store, 1, replace=True)
     assert collect_garbage(store).deleted == []
     assert store.open_entry(first).read_array("train/count").sum() > 0
     (garbage,) = collect_garbage(store, older_than=NOTHING).deleted
@@ -70,9 +70,9 @@ def test_what_was_replaced_goes_when_it_is_old_enough(store):
 
 
 def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(store):
-    put(store, 0)
-    remove_entry(store, put(store, 1, replace=True))
-    kept = put(store, 2, backbone=backbone_card("lite1"))
+    publish_random_entry(store, 0)
+    remove_entry(store, publish_random_entry(store, 1, replace=True))
+    kept = publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
     done = collect_garbage(store, now=True)
     assert {g.reason for g in done.deleted} == {"removed"}
     assert len(done.deleted) == 2
@@ -87,68 +87,45 @@ def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(st
     ]
 
 
-def test_the_number_of_a_collected_generation_is_never_used_again(store):
-    remove_entry(store, put(store, 0))
-    collect_garbage(store, now=True)
-    assert put(store, 1).generation == 3
-
-
-def test_a_run_that_is_being_written_survives(store):
-    draft = Draft(store)
-    arrays = fill(draft)
-    done = collect_garbage(store, now=True)
-    assert done.deleted == []
-    assert [g.reason for g in done.retained] == ["never committed"]
-    summary = commit(draft).summary
-    np.testing.assert_array_equal(store.open_entry(summary).read_array("train/mean"), arrays["train/mean"])
-
-
 def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
     store: Store,
 ) -> None:
     draft = Draft(store)
-    arrays = fill(draft)
-    old = put(store, 1, dataset="x", fingerprint="e" * 64)
-    put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
+    arrays = write_random_arrays(draft)
+    old = publish_random_entry(store, 1, dataset="x", fingerprint="e" * 64)
+    publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
     content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
     content["run"] = draft.run
     obstore.put(store.objects, make_commit_path(old), encode_commit(content))
     done = collect_garbage(store, now=True)
     assert done.deleted == []
     assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.retained]
-    summary = commit(draft).summary
+    summary = publish_random_draft(draft).summary
     np.testing.assert_array_equal(store.open_entry(summary).read_array("train/mean"), arrays["train/mean"])
-
-
-def test_a_run_that_was_never_committed_goes_when_it_is_old_enough(store):
-    draft = Draft(store)
-    fill(draft)
-    assert [g.path for g in collect_garbage(store, older_than=NOTHING).deleted] == [f"runs/{draft.run}"]
-    assert runs(store) == set()
 
 
 def test_age_is_that_of_the_newest_object(tmp_path):
     store = create_store(str(tmp_path))
     draft = Draft(store)
     draft.write_array("train/count", np.arange(4))
-    grow_old(tmp_path)
+    age_files(tmp_path)
     draft.write_array("classifier/bias", np.zeros(4, dtype=np.float32))
     assert collect_garbage(store).deleted == []
-    grow_old(tmp_path)
+    age_files(tmp_path)
     assert [g.reason for g in collect_garbage(store).deleted] == ["never committed"]
 
 
 def test_an_entry_replaced_a_moment_ago_stays_however_old_its_data(tmp_path):
     store = create_store(str(tmp_path))
-    put(store, 0)
-    grow_old(tmp_path)
-    put(store, 1, replace=True)
+    publish_random_entry(store, 0)
+    age_files(tmp_path)
+    publish_random_entry(store, 1, replace=True)
     assert collect_garbage(store).deleted == []
 
 
 def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
-    put(store, 0)
-    put(store, 1, replace=True)
+    publish_random_entry(store, 0)
+    publish_random_entry(store, 1, replace=True)
     Draft(store).write_array("train/count", np.arange(3))
     before = [item for batch in obstore.list(store.objects) for item in batch]
     would = collect_garbage(store, older_than=NOTHING, dry_run=True)
@@ -163,9 +140,11 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
 
 def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_path):
     store = create_store(str(tmp_path))
-    first = put(store, 0)
-    put(store, 1, replace=True)
-    others = [put(store, n, backbone=backbone_card("lite1"), replace=True) for n in (2, 3)]
+    first = publish_random_entry(store, 0)
+    publish_random_entry(store, 1, replace=True)
+    others = [
+        publish_random_entry(store, n, backbone=make_backbone_card("lite1"), replace=True) for n in (2, 3)
+    ]
     Draft(store).write_array("train/count", np.arange(3))
     before = runs(store)
     gone = store.read_commit(f"index/{others[0].key}/00000001.json").run
@@ -180,11 +159,11 @@ def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it
     tmp_path,
 ):
     store = create_store(str(tmp_path))
-    victim = put(store, 0)
+    victim = publish_random_entry(store, 0)
     run = store.read_commit(f"index/{victim.key}/00000001.json").run
-    stranger = put(store, 1, dataset="x", fingerprint="e" * 64)
+    stranger = publish_random_entry(store, 1, dataset="x", fingerprint="e" * 64)
     rewrite_commit(store, stranger, lambda content: content.update(run=run))
-    put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
+    publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
     assert (
         collect_garbage(store, older_than=NOTHING, now=True, dry_run=True).deleted[0].reason
         == "never committed"
@@ -199,8 +178,8 @@ def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it
 
 def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
     store = create_store(str(tmp_path))
-    first = put(store, 0)
-    second = put(store, 1, replace=True)
+    first = publish_random_entry(store, 0)
+    second = publish_random_entry(store, 1, replace=True)
     obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
     assert [g.state for g in read_commit_statuses(store)] == ["unreadable", "current"]
     collect_garbage(store, older_than=NOTHING)
@@ -210,7 +189,7 @@ def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
 
 def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
     store = create_store(str(tmp_path))
-    first = put(store, 0)
+    first = publish_random_entry(store, 0)
     run = store.read_commit(f"index/{first.key}/00000001.json").run
     remove_entry(store, first)
     shutil.rmtree(tmp_path / "runs" / run / "train")
@@ -222,13 +201,13 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
 
 def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
     store = create_store(str(tmp_path))
-    kept = put(store, 0)
+    kept = publish_random_entry(store, 0)
     half, empty = tmp_path / "runs" / f"{1:032x}", tmp_path / "runs" / f"{2:032x}"
     (half / "train").mkdir(parents=True)
     (half / "train" / "zarr.json#1").write_bytes(b"{")
     empty.mkdir()
     (tmp_path / "index" / kept.key / "00000002.json#1").write_bytes(b"{")
-    grow_old(tmp_path)
+    age_files(tmp_path)
     done = collect_garbage(store)
     assert sorted(g.reason for g in done.deleted) == [
         "never committed",
@@ -247,7 +226,7 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
     with open_staging(tmp_path / "staging", "busy") as staging:
         (staging.root / "rows.npy").write_bytes(bytes(100))
         assert collect_garbage(store).deleted == []
-        grow_old(tmp_path / "staging")
+        age_files(tmp_path / "staging")
         would = collect_garbage(store, dry_run=True)
         assert [g.path for g in would.deleted] == ["staging/old"]
         assert (tmp_path / "staging" / "old").exists()
@@ -261,13 +240,13 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
 
 def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
     store = create_store(str(tmp_path))
-    put(store, 0)
-    kept = put(store, 1, replace=True)
+    publish_random_entry(store, 0)
+    kept = publish_random_entry(store, 1, replace=True)
     for number in range(5):
         Draft(store).write_array("train/count", np.arange(3))
         (tmp_path / "staging" / str(number)).mkdir(parents=True)
         (tmp_path / "staging" / f"{number}.lock").touch()
-    grow_old(tmp_path)
+    age_files(tmp_path)
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda _: collect_garbage(store, older_than=NOTHING, now=True), range(4)))
     assert [each.notes for each in done] == [[]] * 4
@@ -282,7 +261,7 @@ def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
 
     def write(spec: str) -> None:
         for seed in range(rounds):
-            put(store, seed, backbone=backbone_card(spec), replace=True)
+            publish_random_entry(store, seed, backbone=make_backbone_card(spec), replace=True)
 
     with ThreadPoolExecutor(2) as pool:
         writers = [pool.submit(write, spec) for spec in ("lite0", "lite1")]
@@ -323,7 +302,7 @@ class LifeOfAStore(RuleBasedStateMachine):
         """Publish content that `seed` stands for under the key that `spec` stands for."""
         draft = Draft(self.store)
         draft.write_array("classifier/bias", np.full(CLASSES, seed, dtype=np.float32))
-        commit(draft, backbone=backbone_card(weights=spec), dataset=spec, replace=replace)
+        publish_random_draft(draft, backbone=make_backbone_card(weights=spec), dataset=spec, replace=replace)
         if replace or spec not in self.seen:
             self.seen[spec] = seed
 

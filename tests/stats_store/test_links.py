@@ -14,7 +14,7 @@ import numpy as np
 import obstore
 import pytest
 from obstore.store import MemoryStore, ObjectStore
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 from sfm.errors import InputError
 from sfm.stats_store.digests import compute_sha256
@@ -43,13 +43,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two current entries, one that was replaced, and a run never committed; all old."""
     folder = tmp_path_factory.mktemp("template")
     store = create_store(str(folder))
-    put(store, 0)
-    put(store, 1, replace=True)
-    put(store, 2, backbone=backbone_card("lite1"))
+    publish_random_entry(store, 0)
+    publish_random_entry(store, 1, replace=True)
+    publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
     Draft(store, run=RUN).write_array("train/count", np.arange(3))
     (folder / "staging" / "old").mkdir(parents=True)
     (folder / "staging" / "old" / "rows.npy").write_bytes(b"x")
-    grow_old(folder)
+    age_files(folder)
     return folder
 
 
@@ -66,7 +66,7 @@ def elsewhere(tmp_path: Path) -> Path:
     for name in ("thesis/chapter1.tex", f"{RUN}/notes.txt", "index/a#1", "00000002.json#1", "old/x"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
-    grow_old(folder)
+    age_files(folder)
     return folder
 
 
@@ -199,7 +199,7 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
     mine = Path(store.url) / "runs" / "my notes" / "a.txt"
     mine.parent.mkdir()
     mine.write_text("x")
-    grow_old(mine.parent)
+    age_files(mine.parent)
     assert len(collect_garbage(store, older_than=NOTHING, now=True).deleted) == 3
     assert mine.read_text() == "x"
 
@@ -208,7 +208,7 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
 @pytest.mark.parametrize("path", ["index", "index/HASH", "index/HASH/FINGERPRINT"])
 def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, path: str, kind: str) -> None:
     store = create_store(str(tmp_path / "store"))
-    card = backbone_card()
+    card = make_backbone_card()
     folder = Path(store.url) / path.replace("HASH", card.hash).replace("FINGERPRINT", "f" * 64)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -218,12 +218,12 @@ def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, pat
         folder.symlink_to(elsewhere if kind == "link" else "nowhere")
     before = tree(elsewhere)
     if path == "index" and kind == "link":
-        put(store)  # somebody keeps their index on another disk
+        publish_random_entry(store)  # somebody keeps their index on another disk
         return
     with pytest.raises(
         InputError, match=rf"cannot write below {folder}: it is a (file|symbolic link)"
     ) as error:
-        put(store)
+        publish_random_entry(store)
     assert "\n" not in str(error.value)
     assert tree(elsewhere) == before
 
@@ -292,7 +292,7 @@ def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
 def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store, kind: str) -> None:
     lock = Path(store.url) / "staging" / "old.lock"
     lock.mkdir() if kind == "folder" else os.mkfifo(lock)
-    grow_old(Path(store.url))
+    age_files(Path(store.url))
     done = collect_garbage(store)
     assert {g.reason for g in done.deleted} == {"replaced", "never committed"}
     assert (Path(store.url) / "staging" / "old").exists()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from obstore.exceptions import GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
-from toy_entries import commit, fill
+from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.location import (
@@ -99,8 +99,8 @@ def test_local_paths_and_file_urls_mean_folders(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_store_is_the_same_through_a_path_and_a_file_url(tmp_path: Path) -> None:
     draft = Draft(create_store(str(tmp_path / "my store")))
-    fill(draft)
-    summary = commit(draft).summary
+    write_random_arrays(draft)
+    summary = publish_random_draft(draft).summary
     assert open_store(f"file://{tmp_path}/my%20store").list_summaries() == [summary]
 
 

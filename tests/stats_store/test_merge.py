@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
-from toy_entries import backbone_card
+from toy_entries import make_backbone_card
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.block_moments import compute_moments
@@ -77,7 +77,7 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
         draft.write_array("exemplar/image", np.zeros((len(own.ids), 1, 96, 96, 3), dtype=np.uint8))
     done = publish_draft(
         draft,
-        words.get("backbone", backbone_card()),
+        words.get("backbone", make_backbone_card()),
         DatasetCard(
             name=words.get("name", "part"),
             class_ids=own.ids,
@@ -391,8 +391,14 @@ def test_the_card_says_that_the_classifier_is_the_discriminant_and_how_good_it_i
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"backbone": backbone_card(weights="other")}, "of different backbones: they differ in the weights"),
-        ({"backbone": backbone_card(size=64)}, "of different backbones: they differ in the preprocessing"),
+        (
+            {"backbone": make_backbone_card(weights="other")},
+            "of different backbones: they differ in the weights",
+        ),
+        (
+            {"backbone": make_backbone_card(size=64)},
+            "of different backbones: they differ in the preprocessing",
+        ),
         ({"role": "tuning"}, "have different roles: full, tuning"),
         ({"precision": "bfloat16"}, "extracted with different precision: float32, bfloat16"),
     ],

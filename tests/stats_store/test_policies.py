@@ -11,7 +11,7 @@ from pathlib import Path
 import boto3
 import pytest
 from s3_server import REGION, create_bucket, environment, running_s3
-from toy_entries import commit, fill, put
+from toy_entries import publish_random_draft, publish_random_entry, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
@@ -37,7 +37,7 @@ def server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
         for name, value in owner.items():
             patch.setenv(name, value)
         create_bucket(endpoint, "company-bucket")
-        summary = put(create_store(URL))
+        summary = publish_random_entry(create_store(URL))
         iam = boto3.client("iam", endpoint_url=endpoint, region_name=REGION)
         roles = {}
         for role, policy in POLICIES.items():
@@ -103,11 +103,11 @@ def test_a_reader_changes_nothing(become):
 def test_a_writer_publishes_loses_and_removes_without_deleting(become):
     summary = become("writer")
     store = create_store(URL)
-    mine = put(store, 1, fingerprint="a" * 64)
+    mine = publish_random_entry(store, 1, fingerprint="a" * 64)
     assert mine in store.list_summaries()
     draft = Draft(store)
-    fill(draft)
-    assert commit(draft).outcome == "already there"
+    write_random_arrays(draft)
+    assert publish_random_draft(draft).outcome == "already there"
     remove_entry(store, mine)
     assert mine not in store.list_summaries()
     with pytest.raises(InputError, match="cannot use s3"):
@@ -117,7 +117,7 @@ def test_a_writer_publishes_loses_and_removes_without_deleting(become):
 
 def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
     become("writer")
-    fill(Draft(create_store(URL)))
+    write_random_arrays(Draft(create_store(URL)))
     summary = become("keeper")
     store = open_store(URL)
     assert len(collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1

@@ -18,7 +18,7 @@ from store_processes import (
     publish_when_told,
     race,
 )
-from toy_entries import commit, fill
+from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.digests import compute_array_digest
@@ -138,7 +138,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
 ) -> None:
     store = create_store(s3_url)
     draft = Draft(store)
-    fill(draft, 1)
+    write_random_arrays(draft, 1)
     hits: list[Request] = []
 
     def first_commit(request: Request) -> str | None:
@@ -148,7 +148,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
         return None
 
     proxy.choose = first_commit  # type: ignore[assignment]
-    assert commit(draft).outcome == "published"
+    assert publish_random_draft(draft).outcome == "published"
     assert len(hits) == 1
     assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
     assert all(verdict.sound for verdict in verify_entries(store))
@@ -159,7 +159,7 @@ def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_al
 ) -> None:
     store = create_store(s3_url)
     draft = Draft(store)
-    fill(draft, 1)
+    write_random_arrays(draft, 1)
     committed: list[Request] = []
 
     def deny_all_after_commit(request: Request) -> str | None:
@@ -172,7 +172,7 @@ def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_al
 
     proxy.choose = deny_all_after_commit  # type: ignore[assignment]
     with pytest.raises(InputError, match="s3://"):
-        commit(draft)
+        publish_random_draft(draft)
     proxy.choose = lambda _: None
     draft.discard()
     assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
@@ -207,8 +207,8 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
         store = open_store(place)
         for fingerprint in (fingerprint_of(2), fingerprint_of(1)):
             draft = Draft(store)
-            fill(draft, 2)
-            assert commit(draft, fingerprint=fingerprint).outcome == "published"
+            write_random_arrays(draft, 2)
+            assert publish_random_draft(draft, fingerprint=fingerprint).outcome == "published"
     finally:
         os.kill(slow.pid or 0, signal.SIGCONT)
     go.set()
@@ -257,9 +257,9 @@ def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
 ) -> None:
     store = create_store(s3_url)
     first, second = Draft(store), Draft(store)
-    fill(first, 1)
-    replaced = commit(first).summary
-    fill(second, 2)
+    write_random_arrays(first, 1)
+    replaced = publish_random_draft(first).summary
+    write_random_arrays(second, 2)
     with monkeypatch.context() as without_proxy:
         without_proxy.setenv("AWS_ENDPOINT_URL", s3_endpoint)
         other = open_store(s3_url)
@@ -272,7 +272,7 @@ def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
         return None
 
     proxy.choose = remove_before_first_commit  # type: ignore[assignment]
-    published = commit(second, replace=True)
+    published = publish_random_draft(second, replace=True)
     assert removed
     assert (published.outcome, published.summary.generation) == ("published", 3)
     assert [s.generation for s in store.list_summaries()] == [3]

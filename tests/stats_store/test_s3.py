@@ -15,7 +15,7 @@ import pytest
 from s3_faults import Proxy, breaking
 from s3_server import REGION, environment
 from store_processes import child, processes, sfm_command
-from toy_entries import commit, fill, publish_many
+from toy_entries import publish_fake_commits, publish_random_draft, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
@@ -48,8 +48,8 @@ def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 def published(s3_url: str) -> Summary:
     """An entry in the store at ``s3_url``."""
     draft = Draft(create_store(s3_url))
-    fill(draft)
-    return commit(draft).summary
+    write_random_arrays(draft)
+    return publish_random_draft(draft).summary
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
@@ -65,25 +65,6 @@ def test_the_endpoint_of_ones_own_server_is_used_with_the_bucket_in_the_path(
     bucket = urlsplit(s3_url).netloc
     assert len(proxy.seen) - before == 3
     assert all(request.path.startswith(f"/{bucket}") for request in proxy.seen[before:])
-
-
-def test_a_store_on_s3_holds_what_was_written_to_it(s3_url: str) -> None:
-    draft = Draft(create_store(s3_url))
-    written = fill(draft)
-    summary = commit(draft).summary
-    entry = open_store(s3_url).open_entry(summary)
-    assert all(np.array_equal(entry.read_array(name), array) for name, array in written.items())
-    assert [v.problems for v in verify_entries(open_store(s3_url))] == [[]]
-
-
-def test_damage_on_a_server_is_reported_by_name(s3_url: str, published: Summary) -> None:
-    store = open_store(s3_url)
-    path = next(item["path"] for item in list_objects(store.objects, "runs") if "/c/" in item["path"])
-    data = bytearray(obstore.get(store.objects, path).bytes())
-    data[len(data) // 2] ^= 1
-    obstore.put(store.objects, path, bytes(data))
-    (verdict,) = verify_entries(store)
-    assert verdict.problems == [f"damaged object {path}: its SHA-256 is not the published one"]
 
 
 def test_two_stores_in_one_bucket_do_not_see_each_other(s3_url: str, published: Summary) -> None:
@@ -177,7 +158,7 @@ def test_listing_costs_one_request_per_entry(
     proxy: Proxy, s3_url: str, published: Summary, entries: int
 ) -> None:
     store = create_store(s3_url)
-    publish_many(store, published, entries - 1)
+    publish_fake_commits(store, published, entries - 1)
     before = len(proxy.seen)
     assert len(store.list_summaries()) == entries
     requests = proxy.seen[before:]
@@ -191,8 +172,8 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
     store = create_store(s3_url)
     counts = [len(proxy.seen)]
     draft = Draft(store)
-    fill(draft)
-    summary = commit(draft).summary
+    write_random_arrays(draft)
+    summary = publish_random_draft(draft).summary
     counts.append(len(proxy.seen))
     entry = store.open_entry(summary)
     for name in entry.list_arrays():
@@ -211,8 +192,8 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
 def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s3_url: str) -> None:
     store = create_store(s3_url)
     draft = Draft(store)
-    fill(draft)
-    summary = commit(draft).summary
+    write_random_arrays(draft)
+    summary = publish_random_draft(draft).summary
     copy_entries(store, create_store(f"{s3_url}-copy"), [summary])
     remove_entry(store, summary)
     collect_garbage(store, now=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from forged_entries import rewrite_commit
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
@@ -35,8 +35,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = create_store(str(tmp_path_factory.mktemp("original")))
     for seed, name in ((1, "old"), (2, "new")):
         draft = Draft(store)
-        fill(draft, seed)
-        commit(draft, dataset=name, fingerprint=f"{seed:064x}")
+        write_random_arrays(draft, seed)
+        publish_random_draft(draft, dataset=name, fingerprint=f"{seed:064x}")
     return Path(store.url)
 
 
@@ -98,11 +98,13 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
 def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_that_know_no_other(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = backbone_card()
+    card = make_backbone_card()
     squash = card.preprocessing.model_copy(update={"crop_mode": "squash"})
     draft = Draft(store)
-    fill(draft, 3)
-    commit(draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash}))
+    write_random_arrays(draft, 3)
+    publish_random_draft(
+        draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash})
+    )
     summary = summary_of(store, "squashed")
     assert store.open_entry(summary).backbone.preprocessing == squash
     assert all(v.sound for v in verify_entries(store))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
@@ -23,19 +23,19 @@ from sfm.stats_store.store import Store, create_store
 
 def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summary:
     draft = Draft(store)
-    fill(draft, seed)
-    return commit(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
+    write_random_arrays(draft, seed)
+    return publish_random_draft(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Birds through lite0 at two sizes and lite1 at one, with a tuning entry; cars through lite0."""
     store = create_store(str(tmp_path_factory.mktemp("store")))
-    add(store, 1, backbone_card("lite0", 96), dataset="birds")
-    add(store, 2, backbone_card("lite0", 64), dataset="birds")
-    add(store, 3, backbone_card("lite1", 96), dataset="birds")
-    add(store, 4, backbone_card("lite1", 96), dataset="birds", role="tuning", fingerprint="e" * 64)
-    add(store, 5, backbone_card("lite0", 96), dataset="cars", fingerprint="d" * 64)
+    add(store, 1, make_backbone_card("lite0", 96), dataset="birds")
+    add(store, 2, make_backbone_card("lite0", 64), dataset="birds")
+    add(store, 3, make_backbone_card("lite1", 96), dataset="birds")
+    add(store, 4, make_backbone_card("lite1", 96), dataset="birds", role="tuning", fingerprint="e" * 64)
+    add(store, 5, make_backbone_card("lite0", 96), dataset="cars", fingerprint="d" * 64)
     return store
 
 
@@ -124,13 +124,13 @@ def test_another_backbone_is_refused_with_the_part_that_differs(
     store: Store, change: dict[str, str], part: str
 ) -> None:
     candidates = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
-    assert select_entry(store, candidates, backbone_card("lite1", 96)).summary == candidates[0]
+    assert select_entry(store, candidates, make_backbone_card("lite1", 96)).summary == candidates[0]
     with pytest.raises(InputError, match=part):
-        select_entry(store, candidates, backbone_card("lite1", 96).model_copy(update=change))
+        select_entry(store, candidates, make_backbone_card("lite1", 96).model_copy(update=change))
 
 
 def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> None:
-    card = backbone_card("lite1", 96)
+    card = make_backbone_card("lite1", 96)
     other = card.model_copy(
         update={"preprocessing": card.preprocessing.model_copy(update={"resampling": "bilinear"})}
     )
@@ -142,17 +142,17 @@ def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> Non
 
 def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    add(store, 1, backbone_card("lite1", 96), dataset="birds")
-    other = add(store, 6, backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
+    add(store, 1, make_backbone_card("lite1", 96), dataset="birds")
+    other = add(store, 6, make_backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
     candidates = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
     assert len(candidates) == 2
     with pytest.raises(InputError, match="several entries fit, pin one as NAME@DIGEST") as error:
-        select_entry(store, candidates, backbone_card("lite1", 96))
+        select_entry(store, candidates, make_backbone_card("lite1", 96))
     assert all(describe_entry(s) in str(error.value) for s in candidates)
     pinned = filter_summaries(
         store.list_summaries(), dataset=f"birds@{other.entry_digest[:12]}", model="timm_lite1"
     )
-    assert select_entry(store, pinned, backbone_card("lite1", 96)).summary == other
+    assert select_entry(store, pinned, make_backbone_card("lite1", 96)).summary == other
 
 
 def test_one_entry_is_found_without_loading_a_backbone(store: Store) -> None:
@@ -174,8 +174,8 @@ def test_an_array_that_an_entry_does_not_hold_is_answered_with_those_it_does(sto
 
 def test_an_entry_whose_name_holds_an_at_sign_is_found_by_its_name(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    old = add(store, 1, backbone_card("lite0"), dataset="birds@2024")
-    other = add(store, 2, backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
+    old = add(store, 1, make_backbone_card("lite0"), dataset="birds@2024")
+    other = add(store, 2, make_backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
     for name in ("birds@2024", f"birds@2024@{old.entry_digest[:8]}"):
         assert select_summary(summaries_for(store, name), dataset=name) == old
         assert find_summaries(store.list_summaries(), dataset=name) == [old]

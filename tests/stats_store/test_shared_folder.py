@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from other_users import TEAM, acting_as, needs_root, shared_folder
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 from typer.testing import CliRunner, Result
 
 from sfm.cli import app
@@ -41,7 +41,7 @@ def place() -> Iterator[Path]:
     """Where the team's store is: made by Anna, with the umask of a team."""
     with shared_folder() as team:
         with acting_as(ANNA, 0o002):
-            put(create_store(str(team / "store")), 0, dataset="birds")
+            publish_random_entry(create_store(str(team / "store")), 0, dataset="birds")
         yield team / "store"
 
 
@@ -59,7 +59,9 @@ def private(path: Path) -> None:
 
 def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_store(place: Path) -> None:
     with acting_as(CLEO, 0o077):
-        put(create_store(str(place)), 1, dataset="boats", backbone=backbone_card("lite1"))
+        publish_random_entry(
+            create_store(str(place)), 1, dataset="boats", backbone=make_backbone_card("lite1")
+        )
     for path in [p for p in place.rglob("*") if p.stat().st_uid == CLEO]:
         assert path.stat().st_gid == TEAM
         assert stat.S_IMODE(path.stat().st_mode) == (0o2775 if path.is_dir() else 0o664), path
@@ -76,7 +78,7 @@ def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
     with shared_folder() as team, acting_as(ANNA, 0o077):
         create_store(str(team / "mine"))
         os.umask(0o002)
-        put(create_store(str(team / "mine")))
+        publish_random_entry(create_store(str(team / "mine")))
         assert not [p for p in (team / "mine").rglob("*") if p.stat().st_mode & 0o077]
 
 
@@ -84,7 +86,7 @@ def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
 def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path, hidden: str) -> None:
     with acting_as(CLEO, 0o002):
         store = create_store(str(place))
-        boats = put(store, 1, dataset="boats", backbone=backbone_card("lite1"))
+        boats = publish_random_entry(store, 1, dataset="boats", backbone=make_backbone_card("lite1"))
         draft = Draft(store)
         draft.write_array("train/count", np.arange(3))
         run = store.read_entry_commit(boats).run
@@ -106,7 +108,7 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         checked = sfm("verify", place, "--quiet")
         assert (checked.exit_code, "DAMAGED" in checked.stdout) == (0, False)
         assert "note: left out: " in checked.stdout
-        put(store, 2, dataset="birds", replace=True)
+        publish_random_entry(store, 2, dataset="birds", replace=True)
         birds = next(s for s in store.list_summaries() if s.dataset == "birds")
         done = collect_garbage(store, older_than=NOTHING, now=True)
         assert [g.reason for g in done.deleted] == ["replaced"]
@@ -119,7 +121,7 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
 def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() -> None:
     with shared_folder() as team:
         with acting_as(ANNA, 0o022):
-            put(create_store(str(team / "store")))
+            publish_random_entry(create_store(str(team / "store")))
         with acting_as(BEN, 0o022):
             with pytest.raises(InputError) as error:
                 create_store(str(team / "store"))
@@ -153,7 +155,7 @@ def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> No
 def grow_old_as_far_as_allowed(folder: Path) -> None:
     """Set times back where one may."""
     with pytest.raises(PermissionError):
-        grow_old(folder)
+        age_files(folder)
 
 
 def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from obstore.store import MemoryStore
 from peak_memory import peak_memory
 from s3_server import REGION
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
@@ -77,7 +77,7 @@ def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 MEMORY = MemoryStore()
-SOUND = put(create_store(MEMORY))
+SOUND = publish_random_entry(create_store(MEMORY))
 PATH = make_commit_path(SOUND)
 COMMIT = open_store(MEMORY).read_commit(PATH)
 CONTENT = json.loads(bytes(obstore.get(MEMORY, PATH).bytes()))["commit"]
@@ -225,7 +225,7 @@ def test_cards_that_break_a_rule_or_contradict_the_commit_are_refused(
 
 def test_an_entry_whose_cards_lie_is_not_opened(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     file = tmp_path / "runs" / store.open_entry(summary).commit.run / "zarr.json"
     file.write_text(file.read_text().replace('"name": "toy"', '"name": "yot"'))
     record = make_object_record(file.read_bytes()).model_dump()
@@ -246,9 +246,9 @@ BAD_RUNS: dict[str, Callable[[str], str]] = {
 
 def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
     """Publish a victim's entry, and a stranger's, whose replaced first commit names a run that is none."""
-    victim = put(store, 1, fingerprint="1" * 64, dataset="victim")
-    old = put(store, 2, fingerprint="2" * 64, dataset="stranger")
-    new = put(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
+    victim = publish_random_entry(store, 1, fingerprint="1" * 64, dataset="victim")
+    old = publish_random_entry(store, 2, fingerprint="2" * 64, dataset="stranger")
+    new = publish_random_entry(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
     content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
     content["run"] = bad(store.open_entry(victim).commit.run)
     obstore.put(store.objects, make_commit_path(old), encode_commit(content))
@@ -263,7 +263,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
 ) -> None:
     store = create_store(str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url"))
     victim, new = two_people(store, BAD_RUNS[bad])
-    gone = put(store, 4, fingerprint="3" * 64, dataset="gone")
+    gone = publish_random_entry(store, 4, fingerprint="3" * 64, dataset="gone")
     remove_entry(store, gone)
     done = collect_garbage(store, now=True)
     (note,) = done.notes
@@ -283,7 +283,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
 @pytest.mark.parametrize("name", ["0000000²", "0000000٣", "1", "000000001", "0000000a", "-0000001"])
 def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     for ending in (".json", ".published"):
         (tmp_path / "index" / summary.key / f"{name}{ending}").write_bytes(b"{}")
         other = tmp_path / "index" / "x" / "y" / "z"
@@ -298,7 +298,7 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
     kind: str, tmp_path: Path
 ) -> None:
     store = create_store(str(tmp_path))
-    kept, summary = put(store, 1, fingerprint="1" * 64), put(store, 2)
+    kept, summary = publish_random_entry(store, 1, fingerprint="1" * 64), publish_random_entry(store, 2)
     run = tmp_path / "runs" / store.open_entry(summary).commit.run
 
     def put_there(path: Path) -> None:
@@ -363,7 +363,7 @@ def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str)
 
 def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     last = summary.model_copy(update={"generation": 99_999_999})
     (tmp_path / make_commit_path(last)).write_bytes(
         encode_commit(
@@ -376,7 +376,7 @@ def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
     )
     assert store.list_summaries() == [last]
     with pytest.raises(InputError, match=r"holds the last possible generation: delete 99999999\.json"):
-        put(store, 1, replace=True)
+        publish_random_entry(store, 1, replace=True)
     with pytest.raises(InputError, match="the last possible generation"):
         remove_entry(store, last)
 

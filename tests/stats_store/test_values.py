@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from toy_entries import CLASSES, FEATURES, backbone_card
+from toy_entries import CLASSES, FEATURES, make_backbone_card
 
 from sfm.errors import DamageError
 from sfm.pipeline.block_moments import compute_moments
@@ -186,7 +186,9 @@ def publish_arrays(store: Store, found: dict[str, np.ndarray], name: str) -> Sum
     classifier = ClassifierCard(
         solver="none", l2=0.0, iterations=0, converged=True, held_out_top1=None, held_out_top5=None
     )
-    return publish_draft(draft, backbone_card(), dataset_card(12, 12, name), extraction, classifier).summary
+    return publish_draft(
+        draft, make_backbone_card(), dataset_card(12, 12, name), extraction, classifier
+    ).summary
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from forged_entries import rewrite_commit
 from s3_faults import breaking
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.events import Progress
 from sfm.stats_store.cards import Summary
@@ -23,8 +23,8 @@ from sfm.stats_store.verified_objects import make_object_record
 
 def add(store: Store, seed: int, **more: Any) -> Summary:
     draft = Draft(store)
-    fill(draft, seed)
-    return commit(draft, fingerprint=f"{seed:064x}", **more).summary
+    write_random_arrays(draft, seed)
+    return publish_random_draft(draft, fingerprint=f"{seed:064x}", **more).summary
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_every_object_is_asked_for_once(
     with breaking(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = create_store(s3_url)
-        add(store, 1, backbone=backbone_card())
+        add(store, 1, backbone=make_backbone_card())
         before = len(proxy.seen)
         assert verify_entries(store)[0].sound
         asked = [request.path for request in proxy.seen[before:]]
