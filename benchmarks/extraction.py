@@ -222,7 +222,7 @@ def print_plain_loop(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_extraction_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -247,7 +247,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the figures; in a subprocess, print one measurement as JSON."""
     keep_freed_memory()
-    arguments = parse_arguments()
+    arguments = parse_extraction_arguments()
     device = arguments.device
     processes = [int(number) for number in arguments.processes.split(",") if number]
     if arguments.compare_components:

@@ -1,4 +1,4 @@
-"""Adam, some images at a time: it moves every value by itself, so none has to wait for the others."""
+"""Adam for a slice of the images at a time: it updates every value by itself, so slices need no order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,50 +11,54 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass
-class Moments:
-    """What Adam remembers of the gradients of a pyramid.
+class AdamState:
+    """Optimizer state of Adam for a pyramid.
 
     Attributes
     ----------
     first, second : list of Tensor, shapes (N, 3, r, r)
         Decaying means of the gradient and of its square, for every level.
-    age : int
+    steps : int
         Steps done since they were zero.
     """
 
     first: list[Tensor]
     second: list[Tensor]
-    age: int
+    steps: int
 
 
-def no_moments(levels: Sequence[Tensor]) -> Moments:
-    """Return the moments before the first step: zeros of the shapes of the levels."""
-    return Moments([torch.zeros_like(x) for x in levels], [torch.zeros_like(x) for x in levels], 0)
+def init_adam(levels: Sequence[Tensor]) -> AdamState:
+    """Return the state before the first step: zeros of the shapes of the levels."""
+    return AdamState([torch.zeros_like(x) for x in levels], [torch.zeros_like(x) for x in levels], 0)
 
 
-def descend(
-    levels: Sequence[Tensor], moments: Moments, learning_rate: float, part: slice, gradients: Sequence[Tensor]
+def adam_step(
+    levels: Sequence[Tensor],
+    state: AdamState,
+    learning_rate: float,
+    images: slice,
+    gradients: Sequence[Tensor],
 ) -> None:
-    """Do the step of some images; the age of the moments is left to who has moved all of them.
+    """Do the step of some images; the caller raises `state.steps` once all images are updated.
 
     Parameters
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
-        Changed in their place, as the moments are.
-    moments : Moments
+        Changed in place, as the state is.
+    state : AdamState
     learning_rate : float
-    part : slice
+    images : slice
         Which images.
     gradients : sequence of Tensor, shapes (images, 3, r, r)
         Contiguous, as the levels are.
     """
     adam(
-        [level.detach()[part] for level in levels],
+        [level.detach()[images] for level in levels],
         list(gradients),
-        [moment[part] for moment in moments.first],
-        [moment[part] for moment in moments.second],
+        [moment[images] for moment in state.first],
+        [moment[images] for moment in state.second],
         [],
-        [torch.full((), float(moments.age), device=level.device) for level in levels],
+        [torch.full((), float(state.steps), device=level.device) for level in levels],
         fused=True,
         amsgrad=False,
         beta1=BETA1,

@@ -1,4 +1,4 @@
-"""Augmented views of synthetic images: differentiable, and the same for equal seed and step."""
+"""Differentiable augmentation: random resized crop, flip and noise, reproducible from seed and step."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from sfm.backbones.crops import Crops, draw_crops
-from sfm.distill.resample import look
+from sfm.distill.resample import apply_crops_per_image
 from sfm.random_streams import make_rng
 
-VIEWS = 102
-"""Purpose of the random streams that views are drawn from."""
+AUGMENTATION_STREAM = 102
+"""Purpose of the random streams of augmentations."""
 
 NOISE_MEAN, NOISE_STD, NOISE_SHARE = 0.5, 0.2, 0.5
 
 
 @dataclass(frozen=True)
-class Views:
-    """How to look at images, one entry per view.
+class AugmentationParameters:
+    """Crop, flip and noise of every view.
 
     Attributes
     ----------
@@ -35,15 +35,15 @@ class Views:
     noisy: npt.NDArray[np.bool_]
     noise_seed: npt.NDArray[np.int64]
 
-    def part(self, some: slice) -> "Views":
-        """Return some of the views."""
+    def select(self, rows: slice) -> "AugmentationParameters":
+        """Return the parameters of some of the views."""
         c = self.crops
-        crops = Crops(c.top[some], c.left[some], c.height[some], c.width[some], c.flip[some])
-        return Views(crops, self.noisy[some], self.noise_seed[some])
+        crops = Crops(c.top[rows], c.left[rows], c.height[rows], c.width[rows], c.flip[rows])
+        return AugmentationParameters(crops, self.noisy[rows], self.noise_seed[rows])
 
 
-def draw_views(seed: int, step: int, count: int, size: int) -> Views:
-    """Draw the views of a step. They depend on the arguments alone, not on what was drawn before.
+def draw_augmentation(seed: int, step: int, count: int, size: int) -> AugmentationParameters:
+    """Draw the augmentation of a step. It depends on the arguments only, not on earlier draws.
 
     Parameters
     ----------
@@ -52,41 +52,42 @@ def draw_views(seed: int, step: int, count: int, size: int) -> Views:
     count : int
         How many views.
     size : int
-        Side of the images looked at, in pixels.
+        Side of the images that are augmented, in pixels.
 
     Returns
     -------
-    Views
+    AugmentationParameters
     """
-    rng = make_rng(seed, VIEWS, step)
-    return Views(
+    rng = make_rng(seed, AUGMENTATION_STREAM, step)
+    return AugmentationParameters(
         crops=draw_crops(rng, count, size),
         noisy=rng.uniform(size=count) < NOISE_SHARE,
         noise_seed=rng.integers(2**63 - 1, size=count),
     )
 
 
-def augment(images: Tensor, views: Views, out: int) -> Tensor:
-    """Look at every image through its views: random resized crop, mirroring, Gaussian noise N(.5, .2^2).
+def augment(images: Tensor, parameters: AugmentationParameters, image_size: int) -> Tensor:
+    """Return the views of images: random resized crop, flip and Gaussian noise N(.5, .2^2).
 
     Parameters
     ----------
     images : Tensor, shape (N, 3, size, size)
         Values in [0, 1]; differentiable.
-    views : Views
+    parameters : AugmentationParameters
         Of N * A views: the A views of the first image, then those of the second, ...
-    out : int
+    image_size : int
         Side of the views, in pixels.
 
     Returns
     -------
-    Tensor, shape (N * A, 3, out, out)
+    Tensor, shape (N * A, 3, image_size, image_size)
         Noise is added without clipping, so values may leave [0, 1].
     """
-    seen = look(images, views.crops, out)
-    noisy = np.flatnonzero(views.noisy)
-    noise = seen.new_empty((len(noisy), *seen.shape[1:]))
-    generator = torch.Generator(seen.device)
+    views = apply_crops_per_image(images, parameters.crops, image_size)
+    noisy = np.flatnonzero(parameters.noisy)
+    noise = views.new_empty((len(noisy), *views.shape[1:]))
+    generator = torch.Generator(views.device)
     for values, view in zip(noise, noisy, strict=True):
-        values.normal_(NOISE_MEAN, NOISE_STD, generator=generator.manual_seed(int(views.noise_seed[view])))
-    return seen.index_add(0, torch.from_numpy(noisy).to(seen.device), noise)
+        seed = int(parameters.noise_seed[view])
+        values.normal_(NOISE_MEAN, NOISE_STD, generator=generator.manual_seed(seed))
+    return views.index_add(0, torch.from_numpy(noisy).to(views.device), noise)

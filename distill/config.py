@@ -1,4 +1,4 @@
-"""What can be asked of the distillation stage. Knows no torch: the command line reads it at start-up."""
+"""The config of ``sfm distill``. Imports no torch: the command line reads it at start-up."""
 
 from pathlib import Path
 from typing import Literal
@@ -92,14 +92,14 @@ class DistillConfig(BaseModel):
     gradient: RecipeField[Literal["exact", "one-pass"]] = Field(
         default="exact",
         description="With several micro-batches: exact (one forward more) or one-pass (features of the other "
-        "images are those last seen).",
+        "images are the last computed ones).",
     )
     graphs: InMemoryCountField[int | None] = Field(
         default=None,
         ge=0,
         le=MAX_ITERATIONS,
-        description="With several micro-batches, exact: images whose graphs are kept while the others are "
-        "looked at, so that they go forward once (default: as many as take 120 MiB; on a GPU, those of one "
+        description="With several micro-batches, exact: images whose graphs are kept while the others go "
+        "forward, so that these go forward once (default: as many as take 120 MiB; on a GPU, those of one "
         "micro-batch).",
     )
     checkpoint_every: RecipeField[int] = Field(

@@ -1,15 +1,14 @@
 """Choose the execution mode of a run: from its options, its size, the device and the processes."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from sfm.backbones.execution.compilation import can_compile
-from sfm.backbones.execution.modes import ExecutionMode, ExecutionOption
+from sfm.backbones.execution.modes import ExecutionOption
 from sfm.backbones.execution.preparation import Prepared
-from sfm.distill.engine import Plan
-from sfm.distill.group import ALONE, Group
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.resolved_config import UNKNOWN_EXECUTION_REASON, ExecutionChoice, ResolvedDistillConfig
 from sfm.errors import InputError
 
 CompileOption = Literal["auto", "yes", "no"]
@@ -18,16 +17,8 @@ MIN_VIEWS_TO_COMPILE = 100_000
 """Views in all steps together from which on a GPU gains more than compiling costs."""
 
 
-@dataclass(frozen=True)
-class ExecutionChoice:
-    """An execution mode and why it was chosen."""
-
-    mode: ExecutionMode
-    reason: str
-
-
 def should_compile(
-    compile_option: CompileOption, views: int, device: torch.device, group: Group = ALONE
+    compile_option: CompileOption, views: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> bool:
     """Return whether to compile; what is compiled is recorded as well, which takes a GPU and one process.
 
@@ -37,7 +28,7 @@ def should_compile(
     views : int
         In all steps together.
     device : torch.device
-    group : Group
+    group : ProcessGroup
 
     Raises
     ------
@@ -55,11 +46,11 @@ def should_compile(
 
 
 def choose_execution(
-    plan: Plan,
+    config: ResolvedDistillConfig,
     option: ExecutionOption,
     compile_option: CompileOption,
     device: torch.device,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> ExecutionChoice:
     """Choose the execution mode of a new run.
 
@@ -74,72 +65,53 @@ def choose_execution(
     if option == "eager":
         if compile_option == "yes":
             raise InputError("--execution eager compiles nothing: leave out --compile yes")
-        return ExecutionChoice("eager", "asked for")
-    one_graph = plan.graphs <= plan.micro_batch
-    worth = should_compile(compile_option, plan.steps * plan.images * plan.views, device, group)
+        return ExecutionChoice(mode="eager", reason="asked for")
+    one_graph = config.graphs <= config.micro_batch
+    worth = should_compile(compile_option, config.steps * config.images * config.views, device, group)
     if compile_option == "yes" and not one_graph:
         raise InputError("--compile yes keeps the graph of one micro-batch: lower --graphs, or leave it out")
     if device.type != "cuda":
-        return ExecutionChoice("input-grad", "on a CPU")
+        return ExecutionChoice(mode="input-grad", reason="on a CPU")
     if group.size > 1:
-        return ExecutionChoice("input-grad", "several processes")
+        return ExecutionChoice(mode="input-grad", reason="several processes")
     if not one_graph:
-        return ExecutionChoice("input-grad", "several graphs are kept")
+        return ExecutionChoice(mode="input-grad", reason="several graphs are kept")
     if worth:
-        return ExecutionChoice("compiled", "asked for" if compile_option == "yes" else "a long run on a GPU")
-    return ExecutionChoice("cuda-graph", "on a GPU")
+        return ExecutionChoice(
+            mode="compiled", reason="asked for" if compile_option == "yes" else "a long run on a GPU"
+        )
+    return ExecutionChoice(mode="cuda-graph", reason="on a GPU")
 
 
-def read_saved_execution(recipe: dict[str, Any], option: ExecutionOption) -> ExecutionChoice:
-    """Return the execution mode that a saved run had, which a resumed one keeps.
+def keep_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> ExecutionChoice:
+    """Return the execution mode of a saved run, which a resumed one keeps.
 
     Raises
     ------
     InputError
         If it was not eager and is to be now.
     """
-    saved = recipe.get("execution")
-    if saved:
-        choice = ExecutionChoice(saved["mode"], saved["reason"])
-    elif recipe.get("captured"):
-        choice = ExecutionChoice("compiled" if recipe.get("compiled") else "cuda-graph", "as the run began")
-    else:
-        choice = ExecutionChoice("input-grad", "as the run began")
-    if option == "eager" and choice.mode != "eager":
+    if option == "eager" and saved.execution.mode != "eager":
         raise InputError(
-            f"cannot resume the run: --execution was auto (mode {choice.mode}) and is eager now; "
+            f"cannot resume the run: --execution was auto (mode {saved.execution.mode}) and is eager now; "
             "repeat its own options, or choose another --out"
         )
-    return choice
+    return saved.execution
 
 
-def require_execution(prepared: Prepared, choice: ExecutionChoice, saved: dict[str, Any] | None) -> None:
+def require_execution(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
     """Refuse a fallback where the run was begun in another mode, or was to be compiled.
-
-    Parameters
-    ----------
-    prepared : Prepared
-    choice : ExecutionChoice
-    saved : dict or None
-        The recipe of the run to resume, if any. Before modes were saved, ``input-grad`` meant wherever it
-        gains.
 
     Raises
     ------
     InputError
+        Names the reason of the fallback.
     """
     if prepared.mode == choice.mode:
         return
-    if saved and ("execution" in saved or choice.mode != "input-grad"):
+    # Before modes were saved, input-grad meant wherever it gains.
+    is_known = choice.reason != UNKNOWN_EXECUTION_REASON or choice.mode != "input-grad"
+    if is_resumed and is_known:
         raise InputError(f"{prepared.reason}, but in this run it was")
     if choice.mode == "compiled" and choice.reason == "asked for":
         raise InputError(f"{prepared.reason}, leave out --compile yes")
-
-
-def describe_execution(prepared: Prepared, choice: ExecutionChoice) -> dict[str, Any]:
-    """Return what a recipe keeps of the execution; ``compiled`` and ``captured`` are for earlier versions."""
-    return {
-        "execution": {"mode": prepared.mode, "reason": prepared.reason or choice.reason},
-        "compiled": prepared.mode == "compiled",
-        "captured": prepared.mode in ("compiled", "cuda-graph"),
-    }

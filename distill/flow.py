@@ -1,4 +1,4 @@
-"""The flow between classes, and the losses that match it. Pure functions on tensors.
+"""The flow between classes, and the losses that match it, as pure functions on tensors.
 
 Shapes: C classes, K images (or sub-class centres) per class, A augmented views, D features.
 """
@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def others(means: Tensor) -> Tensor:
-    """Mean of the means of the other classes, ``(1/(C-1)) * sum_{j != c} mu_j``.
+def compute_other_means(means: Tensor) -> Tensor:
+    """Return the mean of the means of the other classes, ``(1/(C-1)) * sum_{j != c} mu_j``.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def others(means: Tensor) -> Tensor:
     return (means.sum(dim=0) - means) / (len(means) - 1)
 
 
-def flow(own: Tensor, means: Tensor) -> Tensor:
+def compute_flow(own: Tensor, means: Tensor) -> Tensor:
     """Return the flow from own centres to the mean of the other classes.
 
     ``f_{c,k} = (1/(C-1)) * sum_{j != c} mu_j - m_{c,k}`` (arXiv 2602.05391, with the sub-class centres of
@@ -40,11 +40,11 @@ def flow(own: Tensor, means: Tensor) -> Tensor:
     Tensor
         Of the shape of `own`.
     """
-    away = others(means)
-    return (away if own.ndim == 2 else away[:, None]) - own
+    other_means = compute_other_means(means)
+    return (other_means if own.ndim == 2 else other_means[:, None]) - own
 
 
-def centres(features: Tensor) -> tuple[Tensor, Tensor]:
+def compute_image_centres(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the centres of synthetic images: of every image over its views, of every class over its images.
 
     Parameters
@@ -68,13 +68,15 @@ def sfm_loss(features: Tensor, target: Tensor) -> Tensor:
     features : Tensor, shape (C, K, A, D)
         Of the synthetic images; differentiable.
     target : Tensor, shape (C, K, D), or (C, D) where K = 1
-        The flow of the real data, :func:`flow` of what the store holds.
+        The flow of the real data, :func:`compute_flow` of what the store holds.
 
     Returns
     -------
     Tensor, shape ()
     """
-    return 1 - F.cosine_similarity(flow(*centres(features)).flatten(), target.flatten(), dim=0)
+    return 1 - F.cosine_similarity(
+        compute_flow(*compute_image_centres(features)).flatten(), target.flatten(), dim=0
+    )
 
 
 def decoupled_loss(features: Tensor, own: Tensor, means: Tensor, alpha: float) -> Tensor:
@@ -95,7 +97,7 @@ def decoupled_loss(features: Tensor, own: Tensor, means: Tensor, alpha: float) -
     -------
     Tensor, shape ()
     """
-    synthetic_own, synthetic_means = centres(features)
+    synthetic_own, synthetic_means = compute_image_centres(features)
     return alpha * F.mse_loss(synthetic_own, own) + (1 - alpha) * F.mse_loss(
-        others(synthetic_means), others(means)
+        compute_other_means(synthetic_means), compute_other_means(means)
     )

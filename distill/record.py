@@ -1,4 +1,4 @@
-"""What is written down about a run: the recipe it can be resumed with, and the record of how it went."""
+"""The record of a run: what ``run.json`` holds."""
 
 import platform
 import resource
@@ -6,126 +6,91 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfm.backbones.build import Backbone
-from sfm.backbones.execution.preparation import Prepared
+from sfm.backbones.spec import make_spec_absolute
 from sfm.config_fields import MAX_IMAGES_PER_CLASS
 from sfm.constrained_types import Count, FiniteFloat, Name, NonNegativeFloat
-from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
-from sfm.distill.engine import Plan
-from sfm.distill.portable import portable_config
+from sfm.distill.distiller import Distiller
+from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
 from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
 from sfm.untrusted_files import parse_json, read_bounded_file
 
-PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
+RECORDED_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
 
-def recipe_of(
-    config: DistillConfig,
-    plan: Plan,
-    entry: Entry,
-    chosen: npt.NDArray[np.int64],
-    backbone: Backbone,
-    threads: int,
-) -> dict[str, Any]:
-    """Return all that shapes the images, by the name of the option that sets it, where there is one."""
-    return {
-        "dataset": entry.summary.entry_digest,
-        "classes": [entry.dataset.class_ids[c] for c in chosen],
-        "backbone": backbone.card.hash,
-        "image_size": plan.image_size,
-        "objective": config.objective,
-        "alpha": config.alpha,
-        "ipc": plan.ipc,
-        "centres": config.centres,
-        "views": plan.views,
-        "steps": config.steps,
-        "learning_rate": plan.learning_rate,
-        "final_rate": plan.final_rate,
-        "grow_every": plan.grow_every,
-        "seed": plan.seed,
-        "micro_batch": plan.micro_batch,
-        "gradient": plan.gradient,
-        "graphs": plan.graphs,
-        "device": backbone.device.type,
-        "precision": config.precision,
-        "devices": config.devices,
-        "threads": threads,
-    }
-
-
-def record_of(
-    config: DistillConfig,
-    plan: Plan,
-    entry: Entry,
-    chosen: npt.NDArray[np.int64],
-    backbone: Backbone,
-    checkpoint: Checkpoint,
-    *,
-    store: str,
-    images: str,
-    prepared: Prepared,
-    peak_memory_bytes: int,
-) -> dict[str, Any]:
-    """Return what ``run.json`` holds.
+def make_record(config: DistillConfig, distiller: Distiller, images_digest: str) -> dict[str, Any]:
+    """Return what ``run.json`` holds of a run, but for its result: loss, time and memory.
 
     Parameters
     ----------
-    config, plan, entry, chosen, backbone
-        Of the run.
-    checkpoint : Checkpoint
-        Its last one.
-    store : str
-        URL of the store, without credentials.
-    images : str
+    config : DistillConfig
+        As the user gave it.
+    distiller : Distiller
+        Prepared.
+    images_digest : str
         Digest of the images' pixels.
-    prepared : Prepared
-        How the backbone was computed.
-    peak_memory_bytes : int
-        Of the process that took most, in its steps.
     """
+    resolved, entry, card = distiller.config, distiller.entry, distiller.backbone.card
+    mode = resolved.execution.mode
     return {
         "command": "distill",
-        "config": portable_config(config, store, checkpoint.recipe["classes"], checkpoint.recipe["threads"]),
-        "store": make_url_absolute(store),
+        "config": make_portable_config(config, resolved, entry.store_url),
+        "resolved": resolved.model_dump(mode="json"),
+        "store": make_url_absolute(entry.store_url),
         "entry_digest": entry.summary.entry_digest,
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
         "licence": entry.dataset.licence,
-        "train_samples": train_samples(entry, chosen),
-        "backbone": backbone.card.model_dump(mode="json"),
-        "image_size": plan.image_size,
-        "canvas": plan.canvas,
-        "ipc": plan.ipc,
-        "seed": plan.seed,
-        "micro_batch": plan.micro_batch,
-        "graphs": plan.graphs,
-        "threads": checkpoint.recipe["threads"],
-        "notes": notes_of(checkpoint.recipe),
-        "precision": config.precision,
-        "execution": checkpoint.recipe.get("execution", {"mode": prepared.mode, "reason": prepared.reason}),
-        # As earlier versions wrote it.
-        "kernels": {name: checkpoint.recipe[name] for name in ("compiled", "captured", "repeatable")}
-        | {"obstacle": prepared.reason},
-        "devices": config.devices,
-        "images": images,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "device": device_name(backbone.device),
-        "loss": checkpoint.loss,
-        "wall_seconds": checkpoint.seconds,
-        "peak_memory_bytes": peak_memory_bytes,
+        "train_samples": count_train_samples(entry, resolved.classes),
+        "backbone": card.model_dump(mode="json"),
+        "image_size": resolved.image_size,
+        "canvas": resolved.canvas,
+        "ipc": resolved.ipc,
+        "seed": resolved.seed,
+        "micro_batch": resolved.micro_batch,
+        "graphs": resolved.graphs,
+        "threads": resolved.threads,
+        "notes": list_notes(resolved),
+        "precision": resolved.precision,
+        "execution": resolved.execution.model_dump(mode="json"),
+        # As version 0.1.0 wrote it.
+        "kernels": {
+            "compiled": mode == "compiled",
+            "captured": mode in ("compiled", "cuda-graph"),
+            "repeatable": resolved.repeatable,
+            "obstacle": distiller.prepared.reason if distiller.prepared else None,
+        },
+        "devices": resolved.devices,
+        "images": images_digest,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in RECORDED_PACKAGES},
+        "device": describe_device(distiller.backbone.device),
+    }
+
+
+def make_portable_config(
+    config: DistillConfig, resolved: ResolvedDistillConfig, store_url: str
+) -> dict[str, Any]:
+    """Return the config of a run for ``--config`` in another folder: whole paths and the classes themselves.
+
+    The threads are those that the run ended with: another number would give other last bits.
+    """
+    return config.model_dump(mode="json") | {
+        "store": make_url_absolute(store_url),
+        "backbone": make_spec_absolute(config.backbone),
+        "classes": None if config.classes is None else resolved.classes,
+        "out": str(config.out.absolute()),
+        "threads": resolved.threads,
     }
 
 
 class FinishedRecord(BaseModel):
-    """The part of the ``run.json`` of a finished run that is told; all of it is kept."""
+    """The part of the ``run.json`` of a finished run that the command line prints."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -142,7 +107,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is not what :func:`record_of` gives.
+        If it is not what :func:`make_record` gives.
     """
     try:
         record: dict[str, Any] = parse_json(read_bounded_file(path))
@@ -156,30 +121,30 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def notes_of(recipe: dict[str, Any]) -> list[str]:
+def list_notes(config: ResolvedDistillConfig) -> list[str]:
     """Return what a user of the images should know about how they were computed, in sentences."""
-    before = recipe.get("threads_before", [])
-    if not before:
+    if not config.threads_before:
         return []
-    numbers = ", then ".join(str(count) for count in [*before, recipe["threads"]])
+    numbers = ", then ".join(str(count) for count in [*config.threads_before, config.threads])
     return [
         f"computed with {numbers} threads: the last bits may differ from a run with one number throughout"
     ]
 
 
-def train_samples(entry: Entry, chosen: npt.NDArray[np.int64]) -> int:
-    """Return how many real images the chosen classes have."""
-    if len(chosen) == len(entry.dataset.class_ids):
+def count_train_samples(entry: Entry, class_ids: list[str]) -> int:
+    """Return how many real images some classes have."""
+    if class_ids == entry.dataset.class_ids:
         return entry.dataset.train_samples
-    return int(entry.read_array("train/count")[chosen].sum())
+    indices = [entry.dataset.class_ids.index(class_id) for class_id in class_ids]
+    return int(entry.read_array("train/count")[indices].sum())
 
 
-def device_name(device: torch.device) -> str:
-    """Return what the run was computed on, for people."""
+def describe_device(device: torch.device) -> str:
+    """Return the name of the device for people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def peak_memory(device: torch.device) -> int:
+def read_peak_memory(device: torch.device) -> int:
     """Return the most memory in use so far, in bytes: of the process, or allocated on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,9 +1,9 @@
-"""Bilinear resampling as sums over a few rows: fast, differentiable, and deterministic on every device.
+"""Bilinear resampling by sparse matrices: differentiable, and deterministic on every device.
 
 A bilinear resampling of one axis is a matrix with two entries per row. On a CPU, ``embedding_bag`` multiplies
-by it without touching its zeros; the way back multiplies by the transpose in the same manner, so that nothing
-is scattered, as ``grid_sample`` and ``interpolate`` do in an order that varies on CUDA. A GPU has the zeros
-multiplied sooner than a CPU has made the lists of the others.
+by it without touching its zeros. Backward multiplies by the transpose in the same way, so that nothing is
+scattered, as ``grid_sample`` and ``interpolate`` do in an order that varies on CUDA. A GPU uses dense
+matrices: it multiplies the zeros in less time than the CPU takes to list the other entries.
 """
 
 from dataclasses import dataclass
@@ -16,105 +16,105 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sfm.backbones import views
 from sfm.backbones.crops import Crops
+from sfm.backbones.views import apply_crops
 
 
 @dataclass(frozen=True)
-class Resampling:
+class SparseMatrix:
     """A sparse matrix with the same number of entries in every row, and its transpose.
 
     Attributes
     ----------
     columns, weights : Tensor, shape (rows, taps), int32 and float32
         The entries of each row.
-    back_rows, back_weights : Tensor, shape (rows * taps,), int32 and float32
+    transposed_columns, transposed_weights : Tensor, shape (rows * taps,), int32 and float32
         The entries of the transpose, row after row.
-    back_starts : Tensor, shape (columns,), int32
+    transposed_starts : Tensor, shape (columns,), int32
         Where each row of the transpose begins.
     """
 
     columns: Tensor
     weights: Tensor
-    back_rows: Tensor
-    back_weights: Tensor
-    back_starts: Tensor
+    transposed_columns: Tensor
+    transposed_weights: Tensor
+    transposed_starts: Tensor
 
 
-def resampling(
+def make_sparse_matrix(
     columns: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], width: int, device: torch.device
-) -> Resampling:
-    """Build a resampling from its entries.
+) -> SparseMatrix:
+    """Return a sparse matrix and its transpose, from the entries of its rows.
 
     Parameters
     ----------
     columns, weights : ndarray, shape (rows, taps)
-        Which rows of a table make up each resampled row, and how much of them.
+        Columns of the entries of each row, and their values.
     width : int
-        Rows of the table.
+        Number of columns.
     device : torch.device
     """
-    flat, shares = columns.ravel(), weights.astype(np.float32)
-    order = np.argsort(flat, kind="stable")
+    flat_columns, values = columns.ravel(), weights.astype(np.float32)
+    order = np.argsort(flat_columns, kind="stable")
     starts = np.zeros(width, dtype=np.int64)
-    np.cumsum(np.bincount(flat, minlength=width)[:-1], out=starts[1:])
-    places = (place.astype(np.int32) for place in (columns, order // columns.shape[1], starts))
-    forth, back, begin = places
-    arrays = (forth, shares, back, shares.ravel()[order], begin)
-    return Resampling(*(torch.from_numpy(array).to(device) for array in arrays))
+    np.cumsum(np.bincount(flat_columns, minlength=width)[:-1], out=starts[1:])
+    indices = (each.astype(np.int32) for each in (columns, order // columns.shape[1], starts))
+    row_columns, transposed_columns, transposed_starts = indices
+    arrays = (row_columns, values, transposed_columns, values.ravel()[order], transposed_starts)
+    return SparseMatrix(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def sums(table: Tensor, matrix: Resampling) -> Tensor:
-    """Multiply a table, shape (columns, width), by a matrix; without a gradient, see :func:`resample`."""
+def multiply_sparse(table: Tensor, matrix: SparseMatrix) -> Tensor:
+    """Multiply a matrix by a table, shape (columns, width), without autograd: see :func:`resample_rows`."""
     weights = matrix.weights.to(table.dtype)
     return F.embedding_bag(matrix.columns, table, mode="sum", per_sample_weights=weights)
 
 
-def sums_back(table: Tensor, matrix: Resampling) -> Tensor:
-    """Multiply a table, shape (rows, width), by the transpose of a matrix; without a gradient."""
-    weights = matrix.back_weights.to(table.dtype)
+def multiply_sparse_transposed(table: Tensor, matrix: SparseMatrix) -> Tensor:
+    """Multiply the transpose of a matrix by a table, shape (rows, width), without autograd."""
+    weights = matrix.transposed_weights.to(table.dtype)
     return F.embedding_bag(
-        matrix.back_rows, table, matrix.back_starts, mode="sum", per_sample_weights=weights
+        matrix.transposed_columns, table, matrix.transposed_starts, mode="sum", per_sample_weights=weights
     )
 
 
-class _Resample(torch.autograd.Function):
+class _ResampleRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, matrix: Resampling) -> Tensor:
+    def forward(ctx: Any, table: Tensor, matrix: SparseMatrix) -> Tensor:
         ctx.matrix = matrix
-        return sums(table, matrix)
+        return multiply_sparse(table, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return sums_back(gradient.contiguous(), ctx.matrix), None
+        return multiply_sparse_transposed(gradient.contiguous(), ctx.matrix), None
 
 
-def resample(table: Tensor, matrix: Resampling) -> Tensor:
-    """Resample the rows of a table.
+def resample_rows(table: Tensor, matrix: SparseMatrix) -> Tensor:
+    """Multiply a matrix by a table, with autograd.
 
     Parameters
     ----------
     table : Tensor, shape (columns, width)
         Contiguous; differentiable (once).
-    matrix : Resampling
+    matrix : SparseMatrix
 
     Returns
     -------
     Tensor, shape (rows, width)
     """
-    result: Tensor = _Resample.apply(table, matrix)
+    result: Tensor = _ResampleRows.apply(table, matrix)
     return result
 
 
-def taps(
+def compute_bilinear_taps(
     start: npt.NDArray[np.float64],
     length: npt.NDArray[np.float64],
     size: int,
     out: int,
     mirror: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Say which two pixels each bilinearly resampled pixel is made of (half-pixel centres, edges held).
+    """Return two pixels and weights per bilinearly resampled pixel (half-pixel centres, edges repeated).
 
     Parameters
     ----------
@@ -123,25 +123,26 @@ def taps(
     size, out : int
         Length of the axis before and after, in pixels.
     mirror : ndarray of bool, shape (n,), optional
-        Which results run backwards.
+        Which intervals are mirrored.
 
     Returns
     -------
     pixels : ndarray of int64, shape (n, out, 2)
     weights : ndarray of float64, shape (n, out, 2)
-        Not negative; the two of a pixel sum to one.
+        Not negative; the two weights of a pixel sum to one.
     """
-    at = start[:, None] + length[:, None] * ((np.arange(out) + 0.5) / out) - 0.5
+    positions = start[:, None] + length[:, None] * ((np.arange(out) + 0.5) / out) - 0.5
     if mirror is not None:
-        at = np.where(mirror[:, None], at[:, ::-1], at)
-    at = np.clip(at, 0, size - 1)
-    low = at.astype(np.int64)
-    share = at - low
-    return np.stack([low, np.minimum(low + 1, size - 1)], axis=-1), np.stack([1 - share, share], axis=-1)
+        positions = np.where(mirror[:, None], positions[:, ::-1], positions)
+    positions = np.clip(positions, 0, size - 1)
+    lower = positions.astype(np.int64)
+    fraction = positions - lower
+    pixels = np.stack([lower, np.minimum(lower + 1, size - 1)], axis=-1)
+    return pixels, np.stack([1 - fraction, fraction], axis=-1)
 
 
-def look(images: Tensor, crops: Crops, out: int) -> Tensor:
-    """Look at images through crops, as :func:`sfm.backbones.views.apply_crops`, through several each.
+def apply_crops_per_image(images: Tensor, crops: Crops, out: int) -> Tensor:
+    """Cut crops out of images and resize them, several per image.
 
     Parameters
     ----------
@@ -156,23 +157,25 @@ def look(images: Tensor, crops: Crops, out: int) -> Tensor:
     -------
     Tensor, shape (n * views, channel, out, out)
     """
-    size, each = images.shape[-1], len(crops.top) // len(images)
+    size, views = images.shape[-1], len(crops.top) // len(images)
     if images.device.type == "cuda":
-        return views.apply_crops(images if each == 1 else images.repeat_interleave(each, 0), crops, out)
-    cut = _resampled_rows(images, each, *taps(crops.top, crops.height, size, out))
-    return _resampled_rows(cut.mT, 1, *taps(crops.left, crops.width, size, out, crops.flip)).mT
+        return apply_crops(images if views == 1 else images.repeat_interleave(views, 0), crops, out)
+    cut = _resample_height(images, views, *compute_bilinear_taps(crops.top, crops.height, size, out))
+    return _resample_height(
+        cut.mT, 1, *compute_bilinear_taps(crops.left, crops.width, size, out, crops.flip)
+    ).mT
 
 
-def _resampled_rows(
-    images: Tensor, each: int, pixels: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
+def _resample_height(
+    images: Tensor, views: int, pixels: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
 ) -> Tensor:
-    """Resample the second last axis of images (n, channel, size, width), `each` times every image."""
+    """Resample the second last axis of images (n, channel, size, width), `views` times every image."""
     count, channels, size, width = images.shape
-    looks, out, _ = pixels.shape
-    plane = (np.arange(looks) // each)[:, None] * channels + np.arange(channels)
+    view_count, out, _ = pixels.shape
+    plane = (np.arange(view_count) // views)[:, None] * channels + np.arange(channels)
     columns = plane[:, :, None, None] * size + pixels[:, None]
     entries = np.broadcast_to(weights[:, None], columns.shape)
-    matrix = resampling(
+    matrix = make_sparse_matrix(
         columns.reshape(-1, 2), entries.reshape(-1, 2), count * channels * size, images.device
     )
-    return resample(images.reshape(-1, width), matrix).view(looks, channels, out, width)
+    return resample_rows(images.reshape(-1, width), matrix).view(view_count, channels, out, width)

@@ -1,66 +1,48 @@
-"""The distillation stage: a store's statistics and a backbone in, a directory of images out."""
+"""Run a distillation: a store's statistics and a backbone in, a directory of images out."""
 
 import json
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from sfm.atomic import require_no_link
-from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.cpu_threads import limit_threads
-from sfm.backbones.execution.determinism import deterministic_if_supported, tf32_disabled
-from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
 from sfm.backbones.execution.wait_policy import CoreWatch
-from sfm.backbones.spec import parse_spec
-from sfm.distill import checkpoint as checkpoints
-from sfm.distill.activation_memory import (
-    choose_graph_count,
-    choose_micro_batch,
-    measure_activation_bytes,
-    measure_free_memory,
-)
-from sfm.distill.centres import Centres, read_centres
-from sfm.distill.checkpoint import Checkpoint
 from sfm.distill.config import DistillConfig
-from sfm.distill.directory import not_essential, whole_folder, write_file, writing
-from sfm.distill.engine import Plan, State, advance, begin, even_growth
-from sfm.distill.execution_choice import (
-    choose_execution,
-    describe_execution,
-    read_saved_execution,
-    require_execution,
-    should_compile,
+from sfm.distill.distilled_images import (
+    compute_images_digest,
+    decode_pixels,
+    name_class_folders,
+    write_images,
 )
-from sfm.distill.flow import decoupled_loss, flow, sfm_loss
-from sfm.distill.gradient import Objective
-from sfm.distill.group import Group, Place, joined, launched
-from sfm.distill.growth import first_images, write_sheet
-from sfm.distill.history import append, open_history, sync
-from sfm.distill.images import class_folders, pixels, preview, write_images
-from sfm.distill.mixed_precision import convert_precision
-from sfm.distill.portable import select_classes
-from sfm.distill.processes import side_by_side
-from sfm.distill.record import notes_of, peak_memory, read_record, recipe_of, record_of
-from sfm.distill.stopping import Interrupted as Interrupted
-from sfm.distill.stopping import stop_requests
+from sfm.distill.distiller import Distiller, open_inputs
+from sfm.distill.execution_choice import require_execution
+from sfm.distill.preview import draw_preview, gather_sheet_levels, write_growth_sheet
+from sfm.distill.process_group import DistributedEnv, ProcessGroup, distributed_env, init_process_group
+from sfm.distill.record import list_notes, make_record, read_peak_memory, read_record
+from sfm.distill.run_checkpoints import (
+    RunCheckpoint,
+    find_checkpoint,
+    prune_checkpoints,
+    read_state_dict,
+    require_same_config,
+    save_checkpoint,
+)
+from sfm.distill.run_files import log_optional_errors, translate_run_errors, write_run_file, write_run_folder
+from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
+from sfm.distill.stop_signals import catch_stop_signals
+from sfm.distill.training_history import append_row, open_history, sync_history
+from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import is_clutter
-from sfm.stats_store.digests import compute_stream_digest
-from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
-from sfm.stats_store.extract_command import format_extract_command
-from sfm.stats_store.history import summaries_for
-from sfm.stats_store.store import Entry, open_store
 from sfm.text import escape_non_utf8_values
 
 
@@ -83,15 +65,16 @@ class DistillResult:
 def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> DistillResult:
     """Distil a dataset into a few images per class, from the statistics in a store.
 
-    Opens the store and the backbone, nothing else. Resuming a finished run returns it as it is; resuming
-    where there is nothing yet starts from the beginning.
+    Reads the store and the backbone, and no image. Resuming a finished run returns it as it is; resuming
+    where there is nothing yet starts from the beginning. :class:`~sfm.distill.distiller.Distiller` does the
+    same one step at a time, without files.
 
     Parameters
     ----------
     config : DistillConfig
         What to distil, how, and into which directory.
-    progress : Listener
-        Told of every step.
+    progress : ProgressCallback
+        Called after every step.
 
     Returns
     -------
@@ -103,151 +86,175 @@ def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> 
         If the store holds no such entry or not what the run needs, the directory holds something else, the
         run to resume is another one, the loss is not finite, or the directory cannot be written or is being
         written by another process.
-    Interrupted
+    DistillInterrupt
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
-    place = launched()
-    if place:
-        config = config.model_copy(update={"devices": place.size})
+    env = distributed_env()
+    if env:
+        config = config.model_copy(update={"devices": env.world_size})
     elif config.devices > 1:
-        return side_by_side(partial(distill_at, config), config.devices, progress)
-    return distill_at(config, place, progress)
+        return spawn_workers(partial(distill_in_process, config), config.devices, progress)
+    return distill_in_process(config, env, progress)
 
 
-def distill_at(config: DistillConfig, place: Place | None, progress: ProgressCallback) -> DistillResult:
-    """Distil in this process: for all classes, or for those that fall to its place among several.
+def distill_in_process(
+    config: DistillConfig, env: DistributedEnv | None, progress: ProgressCallback
+) -> DistillResult:
+    """Distil in this process: all classes, or those of its rank.
 
-    Every process has the result; the first one writes it and reports progress.
+    Every process returns the result; the first one writes it and reports progress.
 
     Raises
     ------
-    InputError, Interrupted
-        See :func:`distill`. Where some are lost, the other processes raise :class:`LostProcess`.
+    InputError, DistillInterrupt
+        See :func:`distill`. Where some are lost, the other processes raise :class:`LostProcessError`.
     """
     with (
-        joined(place, config.device) as group,
-        lock_folder(config.out) if group.first else nullcontext(),
+        init_process_group(env, config.device) as group,
+        lock_folder(config.out) if group.is_rank0 else nullcontext(),
     ):
-        return distill_in(group, config, progress if group.first else no_progress)
+        return distill_in_group(group, config, progress if group.is_rank0 else no_progress)
 
 
-def distill_in(group: Group, config: DistillConfig, progress: ProgressCallback) -> DistillResult:
-    """Distil as one of a group of processes, or alone."""
-    saved = find_run(config.out, config.resume)
-    store = open_store(config.store)
-    model = parse_spec(config.backbone).model
-    known = summaries_for(store, config.dataset)
-    try:
-        candidates = filter_summaries(
-            known, dataset=config.dataset, model=model, image_size=config.image_size
-        )
-    except NotExtractedError as error:
-        line = format_extract_command(store, error.others, config.backbone, config.image_size)
-        raise InputError(f"{error}; to add it: {line}") from None
-    size = candidates[0].image_size
-    backbone = load_backbone(
-        config.backbone,
-        image_size=size,
-        device=config.device,
-        fold_norms=config.execution != "eager",
-        progress=progress,
-    )
-    entry = select_entry(store, candidates, backbone.card)
-    backbone = convert_precision(backbone, config.precision)
-    chosen = select_classes(config.classes, entry.dataset)
-    centres = read_centres(entry, config.ipc, chosen, apart=config.centres == "sub-class")
-    with ExitStack() as settings:
-        threads = config.threads or (saved[1].recipe["threads"] if saved else torch.get_num_threads())
-        settings.enter_context(limit_threads(threads))
-        settings.enter_context(tf32_disabled())
-        repeatable = settings.enter_context(deterministic_if_supported(backbone))
-        views = config.steps * len(chosen) * config.ipc * config.views
-        worth = should_compile(config.compile, views, backbone.device, group)
-        eager = config.execution == "eager"
-        lean = None if worth or eager else optimize_backbone(backbone, 1, "input-grad")
-        counted = lean[0] if lean else backbone
-        plan = plan_of(config, len(chosen), counted, saved[1].recipe if saved else {}, group)
-        recipe = recipe_of(config, plan, entry, chosen, backbone, threads)
-        if saved:
-            checkpoints.require_same(saved[1].recipe, recipe, config.out)
-            if (config.out / "run.json").exists():
-                return DistillResult(config.out, read_record(config.out / "run.json"))
-
-        began = time.perf_counter()
-        if saved:
-            choice = read_saved_execution(saved[1].recipe, config.execution)
-        else:
-            choice = choose_execution(plan, config.execution, config.compile, backbone.device, group)
-        if lean and choice.mode == "input-grad":
-            backbone, prepared = lean
-        else:
-            backbone, prepared = optimize_backbone(backbone, plan.micro_batch * plan.views, choice.mode)
-        require_execution(prepared, choice, saved[1].recipe if saved else None)
-        recipe |= {"repeatable": repeatable} | describe_execution(prepared, choice)
-        if backbone.device.type == "cuda":
-            # Do not count compilation and graph capture in peak memory.
-            torch.cuda.reset_peak_memory_stats(backbone.device)
-        state, checkpoint = state_of(config, plan, saved, recipe, backbone, group)
-        seconds = checkpoint.seconds + time.perf_counter() - began
-        checkpoint = checkpoint.model_copy(update={"seconds": seconds})
-        objective = objective_of(config, centres, backbone.device)
-        checkpoint = run_steps(config, plan, backbone, objective, state, checkpoint, progress, group)
-    levels = checkpoints.levels_of(state, plan, group)
-    peak = group.most(peak_memory(backbone.device) + count_graph_bytes(backbone))
+def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: ProgressCallback) -> DistillResult:
+    """Distil as one process of a group."""
+    saved = find_resumable_run(config.out, config.resume)
+    entry, backbone = open_inputs(config, progress)
+    resume_from = saved[1].config if saved else None
+    distiller = Distiller(config, entry, backbone, group, resume_from)
+    if resume_from:
+        require_same_config(resume_from, distiller.config, config.out)
+        if (config.out / "run.json").exists():
+            return DistillResult(config.out, read_record(config.out / "run.json"))
+    with limit_threads(distiller.config.threads):
+        checkpoint = start_run(config, distiller, saved)
+        checkpoint = run_steps(config, distiller, checkpoint, progress)
+    levels = distiller.gather_levels()
+    peak = read_peak_memory(distiller.backbone.device) + distiller.count_graph_bytes()
+    peak = group.all_reduce_max(peak)
     record: dict[str, Any] = {}
-    if group.first:
-        images = images_digest(levels, plan)
-        record = record_of(
-            config,
-            plan,
-            entry,
-            chosen,
-            backbone,
-            checkpoint,
-            store=store.url,
-            images=images,
-            prepared=prepared,
-            peak_memory_bytes=peak,
-        )
+    if group.is_rank0:
+        digest = compute_images_digest(levels, distiller.config.canvas)
+        record = make_record(config, distiller, digest)
+        record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
         record = escape_non_utf8_values(record)
-        publish(config.out, entry, chosen, plan, levels, record)
-    return DistillResult(config.out, group.told(record))
+        write_results(config.out, distiller, levels, record)
+    return DistillResult(config.out, group.broadcast_object(record))
 
 
-def state_of(
-    config: DistillConfig,
-    plan: Plan,
-    saved: tuple[Path, Checkpoint] | None,
-    recipe: dict[str, Any],
-    backbone: Backbone,
-    group: Group,
-) -> tuple[State, Checkpoint]:
-    """Return the state to go on from: the saved one, or a new one, which is saved.
+def start_run(
+    config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None
+) -> RunCheckpoint:
+    """Prepare the distiller and load the saved state into it, or save its first one.
+
+    Returns
+    -------
+    RunCheckpoint
+        The checkpoint of the distiller's state; its seconds include the preparation.
 
     Raises
     ------
     InputError
-        If the saved one is of another recipe, or a new one cannot be written.
+        If the backbone cannot be computed as the run was begun or as the user asked, or the saved state is
+        of another config, or the first one cannot be written.
     """
+    start = time.perf_counter()
+    choice = distiller.config.execution
+    require_execution(distiller.prepare(), choice, is_resumed=saved is not None)
     if saved:
         path, checkpoint = saved
-        checkpoints.require_same(checkpoint.recipe, recipe, config.out)
-        checkpoint = checkpoints.with_threads(checkpoint, recipe["threads"])
-        features = backbone.card.features
-        return checkpoints.load(path, checkpoint, plan, features, backbone.device, group), checkpoint
-    state = begin(plan, backbone.device, group)
-    checkpoint = Checkpoint(recipe=recipe, step=0, loss=None, seconds=0.0)
-    tensors = checkpoints.tensors_of(state, plan, group)
-    if group.first:
-        with writing(config.out):
-            config.out.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
-    return state, checkpoint
+        require_same_config(checkpoint.config, distiller.config, config.out)
+        features = distiller.backbone.card.features
+        distiller.load_state_dict(read_state_dict(path, checkpoint, features, distiller.group))
+        checkpoint = checkpoint.model_copy(update={"config": distiller.config})
+    else:
+        checkpoint = RunCheckpoint(config=distiller.config, step=0, loss=None, seconds=0.0)
+        state_dict = distiller.state_dict()
+        if distiller.group.is_rank0:
+            with translate_run_errors(config.out):
+                config.out.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(config.out / "checkpoint", checkpoint, state_dict)
+    seconds = checkpoint.seconds + time.perf_counter() - start
+    return checkpoint.model_copy(update={"seconds": seconds})
 
 
-def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
-    """Return the checkpoint to go on from, or None to start in a directory that is new or empty.
+def run_steps(
+    config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback
+) -> RunCheckpoint:
+    """Do the steps that are left; write history, growth sheets and checkpoints.
+
+    Returns
+    -------
+    RunCheckpoint
+        The one of the last step.
+
+    Raises
+    ------
+    DistillInterrupt, InputError
+        See :func:`distill`.
+    """
+    resolved, group = distiller.config, distiller.group
+    done, total = distiller.state.step, resolved.steps
+    progress(Progress("distil", done, total, "steps", note="; ".join(list_notes(resolved))))
+    core_watch = CoreWatch(resolved.threads)
+    start = time.perf_counter() - checkpoint.seconds
+    opened = open_history(config.out / "history.csv", done) if group.is_rank0 else nullcontext()
+    with opened as history, catch_stop_signals() as stop_requested:
+        for output in distiller:
+            seconds = time.perf_counter() - start
+            if history:
+                append_row(history, output, seconds)
+            figures = {"loss": output.loss}
+            progress(Progress("distil", output.step, total, "steps", figures, core_watch.check()))
+            is_last = output.step == total
+            if is_last or resolved.count_levels(output.step) > len(distiller.state.levels):
+                levels = gather_sheet_levels(
+                    distiller.state.levels, len(resolved.classes), resolved.ipc, group
+                )
+                if group.is_rank0:
+                    write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas)
+            stop = group.all_reduce_max(stop_requested())
+            if stop or is_last or output.step % config.checkpoint_every == 0:
+                update = {"step": output.step, "loss": output.loss, "seconds": seconds}
+                checkpoint = checkpoint.model_copy(update=update)
+                state_dict = distiller.state_dict()
+                if history:
+                    sync_history(history)
+                    save_checkpoint(config.out / "checkpoint", checkpoint, state_dict)
+            if stop and not is_last:
+                raise DistillInterrupt(output.step, total, config.out)
+    return checkpoint
+
+
+def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], record: dict[str, Any]) -> None:
+    """Write images, class list and record, with which the run is finished, then the preview.
+
+    Raises
+    ------
+    InputError
+        If they cannot be written.
+    """
+    resolved, card = distiller.config, distiller.entry.dataset
+    names_by_id = dict(zip(card.class_ids, card.class_names, strict=True))
+    names = [names_by_id[class_id] for class_id in resolved.classes]
+    folders = name_class_folders(resolved.classes, names)
+    with write_run_folder(out / "images") as partial_folder:
+        write_images(partial_folder, decode_pixels(levels, resolved.canvas), folders, resolved.ipc)
+    classes = [
+        {"index": index, "class_id": class_id, "name": name}
+        for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))
+    ]
+    write_run_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
+    write_run_file(out / "run.json", json.dumps(record, indent=1).encode())
+    prune_checkpoints(out / "checkpoint", 1)
+    title = f"{card.name}, distilled on {record['backbone']['spec']}"
+    with log_optional_errors(out / "preview.png"):
+        write_run_file(out / "preview.png", draw_preview(out / "images", folders, names, title))
+
+
+def find_resumable_run(out: Path, resume: bool) -> tuple[Path, RunCheckpoint] | None:
+    """Return the checkpoint to resume from, or None to start in a directory that is new or empty.
 
     Raises
     ------
@@ -259,7 +266,7 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
         raise InputError(f"--out {out} is a file: give a directory")
     for name in ("checkpoint", "growth"):
         require_no_link(out / name)
-    saved = checkpoints.find(out / "checkpoint")
+    saved = find_checkpoint(out / "checkpoint")
     if saved and not resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
@@ -270,7 +277,7 @@ def find_run(out: Path, resume: bool) -> tuple[Path, Checkpoint] | None:
 
 
 def holds_files(folder: Path) -> bool:
-    """Say whether there is a file below a folder, but for clutter, or too many folders to look."""
+    """Say whether there is a file below a folder, except clutter, or too many folders to search."""
     try:
         return any(path.is_file() and not is_clutter(path.name) for path in folder.rglob("*"))
     except RecursionError:
@@ -278,151 +285,7 @@ def holds_files(folder: Path) -> bool:
 
 
 def describe_checkpoint(out: Path) -> str:
-    """Say what a run that ended at once has left to go on from, if anything."""
+    """Say what a run that was ended by Ctrl-C left to resume from, if anything."""
     if any((out / "checkpoint").glob("step_*")):
         return f"; {out} holds a checkpoint: repeat the same command with --resume to go on from it"
     return " before anything was saved: the same command starts again"
-
-
-def plan_of(
-    config: DistillConfig, classes: int, backbone: Backbone, saved: dict[str, Any], group: Group
-) -> Plan:
-    """Return what shapes the run, with the defaults filled in; those of a saved run are the ones it had.
-
-    Raises
-    ------
-    InputError
-        If there are more processes than classes.
-    """
-    if group.size > classes:
-        raise InputError(
-            f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
-        )
-    image_size = backbone.card.preprocessing.input_size
-    images = group.shares(classes, config.ipc)[0].stop
-    micro_batch = config.micro_batch or saved.get("micro_batch")
-    graphs = saved.get("graphs") if config.graphs is None else config.graphs
-    if micro_batch is None or graphs is None:
-        # Processes on one CPU look at the same free memory.
-        free = measure_free_memory(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
-        room = (images, config.views, measure_activation_bytes(backbone), free, backbone.device.type)
-        # What the process with the least room can do, all do.
-        micro_batch = micro_batch or -group.most(-choose_micro_batch(*room))
-        graphs = -group.most(-choose_graph_count(*room)) if graphs is None else graphs
-    return Plan(
-        classes=classes,
-        ipc=config.ipc,
-        views=config.views,
-        image_size=image_size,
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        final_rate=config.final_rate,
-        grow_every=config.grow_every or even_growth(config.steps, image_size),
-        seed=config.seed,
-        micro_batch=min(micro_batch, images),
-        gradient=config.gradient,
-        graphs=min(graphs, images),
-    )
-
-
-def objective_of(config: DistillConfig, centres: Centres, device: torch.device) -> Objective:
-    """Return the loss, with all that it needs of the real data on the device."""
-    own, means = torch.from_numpy(centres.own), torch.from_numpy(centres.means)
-    if config.objective == "sfm":
-        return partial(sfm_loss, target=flow(own, means).float().to(device))
-    return partial(
-        decoupled_loss, own=own.float().to(device), means=means.float().to(device), alpha=config.alpha
-    )
-
-
-def run_steps(
-    config: DistillConfig,
-    plan: Plan,
-    backbone: Backbone,
-    objective: Objective,
-    state: State,
-    checkpoint: Checkpoint,
-    progress: ProgressCallback,
-    group: Group,
-) -> Checkpoint:
-    """Do the steps that are left, keeping history and checkpoints; `state` moves on.
-
-    Returns
-    -------
-    Checkpoint
-        The last one, of the finished steps.
-
-    Raises
-    ------
-    Interrupted, InputError
-        See :func:`distill`.
-    """
-    note = "; ".join(notes_of(checkpoint.recipe))
-    progress(Progress("distil", state.step, config.steps, "steps", note=note))
-    watch = CoreWatch(checkpoint.recipe["threads"])
-    started = time.perf_counter() - checkpoint.seconds
-    written = open_history(config.out / "history.csv", state.step) if group.first else nullcontext()
-    with written as history, stop_requests() as stop_requested:
-        while state.step < config.steps:
-            loss = advance(state, plan, backbone, objective, group)
-            seconds = time.perf_counter() - started
-            if history:
-                rate, side = plan.rate(state.step - 1), state.levels[-1].shape[-1]
-                append(history, state.step, loss, rate, side, seconds)
-            progress(Progress("distil", state.step, config.steps, "steps", {"loss": loss}, watch.check()))
-            last = state.step == config.steps
-            if last or plan.levels(state.step) > len(state.levels):
-                shown = first_images(state.levels, plan.classes, plan.ipc, group)
-                if group.first:
-                    write_sheet(config.out / "growth", state.step, shown, plan.canvas)
-            stop = group.most(stop_requested())
-            if stop or last or state.step % config.checkpoint_every == 0:
-                checkpoint = checkpoint.model_copy(
-                    update={"step": state.step, "loss": loss, "seconds": seconds}
-                )
-                tensors = checkpoints.tensors_of(state, plan, group)
-                if history:
-                    sync(history)
-                    checkpoints.save(config.out / "checkpoint", checkpoint, tensors)
-            if stop and not last:
-                raise Interrupted(state.step, config.steps, config.out)
-    return checkpoint
-
-
-def publish(
-    out: Path,
-    entry: Entry,
-    chosen: npt.NDArray[np.int64],
-    plan: Plan,
-    levels: Sequence[Tensor],
-    record: dict[str, Any],
-) -> None:
-    """Write images, class list and record: with it the run is finished. The preview comes after.
-
-    Raises
-    ------
-    InputError
-        If they cannot be written.
-    """
-    card = entry.dataset
-    ids, names = ([values[c] for c in chosen] for values in (card.class_ids, card.class_names))
-    folders = class_folders(ids, names)
-    with whole_folder(out / "images") as partial_folder:
-        write_images(partial_folder, pixels(levels, plan.canvas), folders, plan.ipc)
-    classes = [
-        {"index": index, "class_id": class_id, "name": name}
-        for index, (class_id, name) in enumerate(zip(ids, names, strict=True))
-    ]
-    write_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
-    write_file(out / "run.json", json.dumps(record, indent=1).encode())
-    checkpoints.keep(out / "checkpoint", 1)
-    title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    with not_essential(out / "preview.png"):
-        write_file(out / "preview.png", preview(out / "images", folders, names, title))
-
-
-def images_digest(levels: Sequence[Tensor], plan: Plan) -> str:
-    """Return the digest of the images' pixels, by which images that were edited later are told."""
-    shape = (plan.images, plan.canvas, plan.canvas, 3)
-    parts = (image[None] for image in pixels(levels, plan.canvas))
-    return compute_stream_digest(parts, np.dtype(np.uint8), shape)

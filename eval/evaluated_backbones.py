@@ -38,15 +38,15 @@ def open_source_statistics(
         If the store does not hold it, or its classes are not those of the run.
     """
     record = run.record
-    found = [s for s in summaries if s.entry_digest == record.entry_digest]
-    if not found:
+    matching = [s for s in summaries if s.entry_digest == record.entry_digest]
+    if not matching:
         raise InputError(
             f"{directory} was distilled from {record.dataset}@{record.entry_digest[:12]} of {record.store}, "
             f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
             f"was replaced since"
         )
-    statistics = select_run_classes(store.open_entry(found[0]), run.class_ids, directory)
-    if (record.backbone.hash, record.image_size) != (statistics.entry.backbone.hash, found[0].image_size):
+    statistics = select_run_classes(store.open_entry(matching[0]), run.class_ids, directory)
+    if (record.backbone.hash, record.image_size) != (statistics.entry.backbone.hash, matching[0].image_size):
         raise InputError(
             f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
         )

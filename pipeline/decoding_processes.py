@@ -100,13 +100,7 @@ def decoding_process_pool(
     IncompleteExtractionError
         From the decoder, if a process is lost.
     """
-    try:
-        pickled_decode = cloudpickle.dumps(decode)
-    except Exception as error:
-        raise InputError(
-            f"what decodes the images cannot be sent to the processes that decode for a GPU "
-            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
-        ) from error
+    pickled_decode = pickle_decode(decode)
     min_chunks = math.ceil(count / batches)
     idle_processes: SimpleQueue[ChunkDecoder] = SimpleQueue()
     free_buffers: SimpleQueue[tuple[int, SharedBuffer]] = SimpleQueue()
@@ -148,6 +142,24 @@ def decoding_process_pool(
                 free_buffers.put((number, buffer))
 
         yield decode_in_processes
+
+
+def pickle_decode(decode: Callable[[bytes], Image.Image]) -> bytes:
+    """Pickle a source's decode function.
+
+    Raises
+    ------
+    InputError
+        If it cannot be pickled.
+    """
+    try:
+        pickled: bytes = cloudpickle.dumps(decode)
+    except Exception as error:
+        raise InputError(
+            f"what decodes the images cannot be sent to the processes that decode for a GPU "
+            f"({error}): have the source's decode hold only what can be pickled, or use --device cpu"
+        ) from error
+    return pickled
 
 
 def create_memory_file() -> BinaryIO:

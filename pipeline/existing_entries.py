@@ -1,13 +1,68 @@
-"""Checks of existing entries against the name, licence and display names that are asked for."""
+"""Find the existing entries of a dataset, and check their names and licences against those asked for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from sfm.backbones.build import Backbone
 from sfm.errors import InputError
+from sfm.pipeline.earlier_versions import has_chosen_background
+from sfm.pipeline.entry_rows import list_roles, make_entry_options
 from sfm.pipeline.extract_config import ExtractConfig
+from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
+from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.entry_selection import describe_entry
-from sfm.stats_store.publication import PublishResult
+from sfm.stats_store.publication import PublishResult, compute_options_digest
 from sfm.stats_store.store import Store
+
+
+def digest_source_listing(config: ExtractConfig, source: Source) -> str:
+    """Return a digest of everything that determines, before reading, which samples an entry is of."""
+    parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
+    if config.min_count is not None and config.small_classes == "drop":
+        parts.append(f"classes of {config.min_count}")
+    return compute_digest(*parts)
+
+
+def digest_skipped_listing(listing: str) -> str:
+    """Return the listing digest of an entry that lacks unreadable samples.
+
+    A repeat that may skip samples finds such an entry; one that may not does not take it for complete.
+    """
+    return compute_digest(listing, "skipped")
+
+
+def find_existing_entries(
+    store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
+) -> dict[str, list[PublishResult]]:
+    """Return the entries of this listing and these options, by backbone hash, where none is missing.
+
+    Only reading shows whether images are composited, so that the background is one of the options: an entry
+    of either kind counts, and the former comes first. An entry of a version that dropped transparency does
+    not count where a background was chosen.
+    """
+    kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
+    digests_by_role = [
+        [compute_options_digest(make_entry_options(config, role, kind)) for kind in kinds]
+        for role in list_roles(config)
+    ]
+    listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
+    stored = {
+        (s.backbone_hash, s.options): PublishResult(s, "already there")
+        for s in store.list_summaries()
+        if s.listing in listings
+    }
+    existing = {}
+    for backbone in backbones:
+        entries = [
+            next((stored[key] for digest in digests if (key := (backbone.card.hash, digest)) in stored), None)
+            for digests in digests_by_role
+        ]
+        if all(entries) and not (
+            has_chosen_background(source)
+            and any(e and store.open_entry(e.summary).extraction.composited is None for e in entries)
+        ):
+            existing[backbone.card.hash] = [entry for entry in entries if entry]
+    return existing
 
 
 def require_same_name(config: ExtractConfig, published_entries: Iterable[PublishResult]) -> None:

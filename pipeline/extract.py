@@ -15,11 +15,14 @@ from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import expand_home, get_cache_folder
 from sfm.pipeline.batch_features import PassOptions
-from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries, has_chosen_background
+from sfm.pipeline.earlier_versions import add_mark_counts, describe_earlier_entries
 from sfm.pipeline.entry import EntryContext, publish_entry
-from sfm.pipeline.entry_rows import EntryRows, list_roles, make_entry_options, select_entry_rows
+from sfm.pipeline.entry_rows import EntryRows, select_entry_rows
 from sfm.pipeline.existing_entries import (
     describe_display_name_changes,
+    digest_skipped_listing,
+    digest_source_listing,
+    find_existing_entries,
     require_same_licence,
     require_same_name,
 )
@@ -35,7 +38,6 @@ from sfm.pipeline.flow_agreement import measure_flow_cosines
 from sfm.pipeline.hold_out import open_dataset
 from sfm.pipeline.partition_tasks import PartitionTask, make_tasks
 from sfm.pipeline.pass_result import PassResult, collect_pass_result
-from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.runtime import count_cores, extraction_runtime, optimize_for_inference
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import Source
@@ -43,7 +45,7 @@ from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, open_staging
 from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.location import parse_local_url
-from sfm.stats_store.publication import PublishResult, compute_options_digest
+from sfm.stats_store.publication import PublishResult
 from sfm.stats_store.store import Store, create_store
 
 
@@ -297,22 +299,6 @@ def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str
     )[:32]
 
 
-def digest_source_listing(config: ExtractConfig, source: Source) -> str:
-    """Return a digest of everything that determines, before reading, which samples an entry is of."""
-    parts = [source.spec.partition(":")[0], source.train.listing, source.test.listing]
-    if config.min_count is not None and config.small_classes == "drop":
-        parts.append(f"classes of {config.min_count}")
-    return compute_digest(*parts)
-
-
-def digest_skipped_listing(listing: str) -> str:
-    """Return the listing digest of an entry that lacks unreadable samples.
-
-    A repeat that may skip samples finds such an entry; one that may not does not take it for complete.
-    """
-    return compute_digest(listing, "skipped")
-
-
 def read_extraction_cards(
     store: Store,
     published: Sequence[PublishResult],
@@ -339,40 +325,6 @@ def collect_notes(
         *describe_display_name_changes(source, store, published),
         *describe_earlier_entries(store, published, cards),
     )
-
-
-def find_existing_entries(
-    store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
-) -> dict[str, list[PublishResult]]:
-    """Return the entries of this listing and these options, by backbone hash, where none is missing.
-
-    Only reading shows whether images are composited, so that the background is one of the options: an entry
-    of either kind counts, and the former comes first. An entry of a version that dropped transparency does
-    not count where a background was chosen.
-    """
-    kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
-    digests_by_role = [
-        [compute_options_digest(make_entry_options(config, role, kind)) for kind in kinds]
-        for role in list_roles(config)
-    ]
-    listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
-    stored = {
-        (s.backbone_hash, s.options): PublishResult(s, "already there")
-        for s in store.list_summaries()
-        if s.listing in listings
-    }
-    existing = {}
-    for backbone in backbones:
-        entries = [
-            next((stored[key] for digest in digests if (key := (backbone.card.hash, digest)) in stored), None)
-            for digests in digests_by_role
-        ]
-        if all(entries) and not (
-            has_chosen_background(source)
-            and any(e and store.open_entry(e.summary).extraction.composited is None for e in entries)
-        ):
-            existing[backbone.card.hash] = [entry for entry in entries if entry]
-    return existing
 
 
 def choose_staging_folder(config: ExtractConfig) -> Path:

@@ -142,6 +142,55 @@ def find_missing_backbones(
     return None if has_sizes and has_digests and not missing else missing
 
 
+class PassQueue:
+    """Batches whose features are computed, each task's result after its batches; all finish in order.
+
+    Parameters
+    ----------
+    max_length : int
+        Longest queue before work has to finish.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self._pending: deque[Future[BatchFeatures] | Callable[[Sequence[BatchFeatures]], None]] = deque()
+        self._encoded_bytes: deque[int] = deque()  # of the batches among those
+        self._finished: list[BatchFeatures] = []  # of the current task
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    def add_batch(self, future: Future[BatchFeatures], encoded_bytes: int) -> None:
+        """Append a batch of a number of encoded bytes."""
+        self._pending.append(future)
+        self._encoded_bytes.append(encoded_bytes)
+
+    def add_task(self, save: Callable[[Sequence[BatchFeatures]], None]) -> None:
+        """Append a function that saves a task, given its batches."""
+        self._pending.append(save)
+
+    def is_full(self) -> bool:
+        """Return whether the queue is too long, or holds too many encoded bytes."""
+        return len(self._pending) > self.max_length or sum(self._encoded_bytes) > MAX_QUEUED_BYTES
+
+    def finish_next(self) -> PassProgress:
+        """Wait for the first batch, or save the first task."""
+        work = self._pending.popleft()
+        if isinstance(work, Future):
+            self._encoded_bytes.popleft()
+            self._finished.append(batch := work.result())
+            return PassProgress(len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
+        work(self._finished)
+        self._finished.clear()
+        return PassProgress(partitions=1)
+
+    def cancel(self) -> None:
+        """Cancel the batches that no thread has begun."""
+        for work in self._pending:
+            if isinstance(work, Future):
+                work.cancel()
+
+
 def stage_tasks(
     source: Source,
     tasks: Sequence[PartitionTask],
@@ -167,57 +216,29 @@ def stage_tasks(
     IncompleteExtractionError
         If a decoding process is lost.
     """
-    batch_size = BATCH_IMAGES[backbones[0].device.type]
-    pending: deque[Future[BatchFeatures] | Callable[[], None]] = deque()
-    pending_bytes: deque[int] = deque()  # of the batches among those
-    finished: list[BatchFeatures] = []  # of the current task
+    size, limit = BATCH_IMAGES[backbones[0].device.type], options.limit_per_class
+    queue = PassQueue(2 * runtime.threads + MAX_PENDING_BATCHES)
     threads = ThreadPoolExecutor(runtime.threads, thread_name_prefix="features")
     with one_torch_thread(), tf32_disabled(), threads as pool:
-
-        def submit_work() -> Iterator[None]:
+        try:
             for task in tasks:
                 missing = find_missing_backbones(task, backbones, staging, options)
                 if missing is None:
                     continue
                 labels: list[tuple[str, str]] = []
-                for batch in iterate_batches(
-                    source, task, runtime, batch_size, options.limit_per_class, labels
-                ):
-                    pending.append(
-                        pool.submit(compute_batch_features, batch, task.split, runtime, missing, options)
-                    )
-                    pending_bytes.append(count_encoded_bytes(batch))
-                    yield
+                for batch in iterate_batches(source, task, runtime, size, limit, labels):
+                    future = pool.submit(compute_batch_features, batch, task.split, runtime, missing, options)
+                    queue.add_batch(future, count_encoded_bytes(batch))
+                    while queue.is_full():
+                        yield queue.finish_next()
                 unused = {} if task.rows is not None else dict(task.get_shard(source).unused)
-                pending.append(
-                    partial(save_task, staging, task, source, missing, options, labels, finished, unused)
-                )
-                yield
-
-        def finish_next() -> PassProgress:
-            work = pending.popleft()
-            if isinstance(work, Future):
-                pending_bytes.popleft()
-                finished.append(batch := work.result())
-                return PassProgress(
-                    len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds
-                )
-            work()
-            finished.clear()
-            return PassProgress(partitions=1)
-
-        try:
-            for _ in submit_work():
-                while len(pending) > 2 * runtime.threads + MAX_PENDING_BATCHES or (
-                    pending_bytes and sum(pending_bytes) > MAX_QUEUED_BYTES
-                ):
-                    yield finish_next()
-            while pending:
-                yield finish_next()
+                queue.add_task(partial(save_task, staging, task, source, missing, options, labels, unused))
+                while queue.is_full():
+                    yield queue.finish_next()
+            while queue:
+                yield queue.finish_next()
         finally:
-            for work in pending:
-                if isinstance(work, Future):
-                    work.cancel()
+            queue.cancel()
 
 
 def save_task(
@@ -227,8 +248,8 @@ def save_task(
     backbones: Sequence[Backbone],
     options: PassOptions,
     labels: Sequence[tuple[str, str]],
-    batches: Sequence[BatchFeatures],
     unused: dict[str, int],
+    batches: Sequence[BatchFeatures],
 ) -> None:
     """Stage the arrays and the result of a task.
 
@@ -258,14 +279,14 @@ def save_task(
     sizes = np.array([size for batch in batches for size in batch.sizes], dtype=np.int64)
     staging.write_array("sizes", task, sizes)
     staging.write_array("digests", task, digests)
-    staging.write_result(task, make_task_result(task, labels, batches, unused))
+    staging.write_result(task, make_task_result(task, labels, unused, batches))
 
 
 def make_task_result(
     task: PartitionTask,
     labels: Sequence[tuple[str, str]],
-    batches: Sequence[BatchFeatures],
     unused: dict[str, int],
+    batches: Sequence[BatchFeatures],
 ) -> TaskResult:
     """Return what reading a task gave, from its labels and batches; see :func:`save_task`."""
     known = task.rows is not None

@@ -24,7 +24,10 @@ Examples
 """
 
 from sfm.distill.config import DistillConfig
+from sfm.distill.distiller import Distiller, open_inputs
+from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run import DistillResult, distill
+from sfm.distill.train_step import StepOutput
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.evaluation import Evaluation, evaluate, evaluate_runs
@@ -40,6 +43,7 @@ from sfm.stats_store.store import Entry, Store, open_store
 __all__ = [
     "DistillConfig",
     "DistillResult",
+    "Distiller",
     "Entry",
     "EvaluateConfig",
     "EvaluateRunsConfig",
@@ -50,6 +54,8 @@ __all__ = [
     "ExtractionEstimate",
     "ExtractionResult",
     "ReportConfig",
+    "ResolvedDistillConfig",
+    "StepOutput",
     "Store",
     "distill",
     "estimate_extraction",
@@ -58,6 +64,7 @@ __all__ = [
     "export",
     "extract",
     "make_matrix",
+    "open_inputs",
     "open_store",
     "report",
 ]

@@ -112,12 +112,12 @@ def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then print where the images are and the command to run next."""
     configure_process(config.threads)
-    from sfm.distill.run import Interrupted, describe_checkpoint, distill
+    from sfm.distill.run import DistillInterrupt, describe_checkpoint, distill
 
     try:
         with explain_interrupt(lambda: describe_checkpoint(config.out)), show_progress(quiet) as progress:
             result = distill(config, progress)
-    except Interrupted as stop:
+    except DistillInterrupt as stop:
         raise report_error(str(stop), EXIT_INTERRUPTED) from None
     record = result.record
     if as_json:
@@ -254,7 +254,7 @@ add_command(
     "report",
     ReportConfig,
     run_report,
-    summary="Show runs and their figures on one self-contained HTML page.",
+    summary="Show runs and their accuracies on one self-contained HTML page.",
     examples=[
         "sfm report ./distilled --out report.html --store ./store",
         "sfm report ./distilled-1 ./distilled-5 --out compared.html",
@@ -265,7 +265,7 @@ add_command(
     "export",
     ExportConfig,
     run_export,
-    summary="Write distilled images, or the classifier they come with, in a format that others read.",
+    summary="Write distilled images, or a classifier, in a format that other tools read.",
     examples=[
         "sfm export ./distilled --format parquet --out ./for-the-hub",
         "sfm export ./distilled --format classifier --store ./store --backbone lite1 --out ./classifier",
@@ -287,7 +287,7 @@ def run_quickstart_command(
     """Run the whole pipeline on embedded real data: extract, distil, evaluate. Takes a few minutes."""
     with exit_on_error():
         configure_process(threads)
-        from sfm.distill.run import Interrupted
+        from sfm.distill.run import DistillInterrupt
         from sfm.quickstart import run_quickstart
 
         command = shlex.join(["sfm", "quickstart", "--out", str(out)])
@@ -295,7 +295,7 @@ def run_quickstart_command(
         try:
             with explain_interrupt(f": run `{command}` again to resume"), show_progress(quiet) as progress:
                 record: dict[str, Any] = run_quickstart(out, progress, threads)
-        except Interrupted as stop:
+        except DistillInterrupt as stop:
             raise report_error(
                 f"{stop.args[0].partition(':')[0]}: run `{command}` again to resume", EXIT_INTERRUPTED
             ) from None

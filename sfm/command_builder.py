@@ -12,7 +12,7 @@ import typer.core
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from sfm.config_fields import select_refused_values
+from sfm.config_fields import select_values_refused_from_file
 from sfm.error_reporting import exit_on_error, report_error
 from sfm.errors import InputError
 from sfm.text import sanitize_line
@@ -34,42 +34,34 @@ SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+def make_shared_option(flag: str, text: str) -> Any:
+    """Return the Typer option of a flag that every command has."""
+    return typer.Option(flag, help=text, rich_help_panel=SHARED_PANEL, show_default=False)
+
+
 JsonOption = Annotated[
+    bool, make_shared_option("--json", "Print one JSON document on stdout; progress goes to stderr.")
+]
+QuietOption = Annotated[bool, make_shared_option("--quiet", "Show no progress.")]
+ConfigOption = Annotated[
+    Path | None,
+    make_shared_option(
+        "--config", "Take the recipe of a run.json; options override it. Places are given beside it."
+    ),
+]
+TrustConfigOption = Annotated[
     bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document on stdout; progress goes to stderr.",
-        rich_help_panel=SHARED_PANEL,
-        show_default=False,
+    make_shared_option(
+        "--trust-config",
+        "Take the places that --config names too: where to read and write, schedulers, files of weights. "
+        "For files of your own.",
     ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
         "--threads", min=1, show_default=False, help="CPU threads to compute with. Default: one per core."
-    ),
-]
-QuietOption = Annotated[
-    bool,
-    typer.Option("--quiet", help="Show no progress.", rich_help_panel=SHARED_PANEL, show_default=False),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Take the recipe of a run.json; options override it. Places are given beside it.",
-        rich_help_panel=SHARED_PANEL,
-        show_default=False,
-    ),
-]
-TrustConfigOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust-config",
-        help="Take the places that --config names too: where to read and write, schedulers, files of "
-        "weights. For files of your own.",
-        rich_help_panel=SHARED_PANEL,
-        show_default=False,
     ),
 ]
 
@@ -279,7 +271,9 @@ def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[st
     InputError
         If there are such values; says which options to give instead.
     """
-    refused = {get_option_name(model, n): v for n, v in select_refused_values(model, file_values).items()}
+    refused = {
+        get_option_name(model, n): v for n, v in select_values_refused_from_file(model, file_values).items()
+    }
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
         raise InputError(

@@ -47,7 +47,7 @@ def names_weights_file(specs: Any) -> bool:
     )
 
 
-def select_refused_values(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+def select_values_refused_from_file(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a config that a file may not give, by field name."""
     return {
         name: values[name]
@@ -62,7 +62,7 @@ def get_config_file_rule(field: FieldInfo) -> ConfigFileRule:
     return rule
 
 
-def refuse_above(max_value: int) -> ConfigFileRule:
+def make_max_value_rule(max_value: int) -> ConfigFileRule:
     """Return a rule that refuses larger numbers from a file, since they take memory."""
 
     def is_above(value: Any) -> bool:
@@ -92,11 +92,11 @@ BackboneField = Annotated[T, ConfigFileRule(names_weights_file)]
 ClassesField = Annotated[T, ConfigFileRule(lambda value: isinstance(value, str | Path))]
 """A recipe if it lists classes, a location if it names the file that does."""
 
-InMemoryCountField = Annotated[T, refuse_above(100)]
+InMemoryCountField = Annotated[T, make_max_value_rule(100)]
 """Number of images, or of views of one, that are in memory at a time."""
 
-FeatureViewsField = Annotated[T, refuse_above(3000)]
+FeatureViewsField = Annotated[T, make_max_value_rule(3000)]
 """Number of views that are kept in memory as features."""
 
-ProcessCountField = Annotated[T, refuse_above(os.cpu_count() or 1)]
+ProcessCountField = Annotated[T, make_max_value_rule(os.cpu_count() or 1)]
 """Number of processes: a file may ask for as many as this machine has cores."""

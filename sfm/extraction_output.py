@@ -91,7 +91,7 @@ def describe_precision(config: ExtractConfig, extraction: "ExtractionResult") ->
             effect = "its effect on the flows is not known: all images looked at are of one class"
             if cosine is not None:
                 verdict = (
-                    "as good as the same" if cosine >= MIN_FAITHFUL_COSINE else "float32 is safer for it"
+                    "equivalent to float32" if cosine >= MIN_FAITHFUL_COSINE else "float32 is safer for it"
                 )
                 effect = f"cosine of the flows with those in float32 {cosine:.5f} ({verdict})"
             yield f"{config.precision} on {summary.backbone}: {effect}"

@@ -47,27 +47,27 @@ def lock_folder(folder: Path) -> Iterator[None]:
     InputError
         If another process holds the lock; names the process, its machine, and since when.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with _hold_lock(folder / LOCK_NAME, folder):
-            yield
-    finally:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
+    with _remove_if_empty(folder), _hold_lock(folder / LOCK_NAME, folder):
+        yield
 
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """Keep other processes from writing a file, or a folder atomically; see :func:`lock_folder`."""
-    missing = [folder for folder in path.parents if not folder.exists()]
+    with _remove_if_empty(path.parent), _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path):
+        yield
+
+
+@contextmanager
+def _remove_if_empty(folder: Path) -> Iterator[None]:
+    """Delete a folder and its parents at the end if they were missing at the start and are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with _hold_lock(path.with_name(f".{path.name}{LOCK_NAME}"), path):
-            yield
+        yield
     finally:
-        for folder in missing:
+        for path in missing:
             with suppress(OSError):
-                folder.rmdir()
+                path.rmdir()
 
 
 def acquire_lock(file: Path) -> IO[str] | None:

@@ -25,7 +25,7 @@ def make_dataset_name(text: str) -> str:
 
     Examples
     --------
-    >>> make_dataset_name("birds@2024"), make_dataset_name("/")
+    >>> make_dataset_name("birds@2024"), make_dataset_name(" ")
     ('birds-2024', 'dataset')
     """
     visible = "".join(

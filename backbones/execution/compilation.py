@@ -1,4 +1,7 @@
-"""Compile a backbone with ``torch.compile``: elementwise operations become a few fused kernels."""
+"""Compile a backbone with ``torch.compile``: ViT-B/14, 25 images: 10.3 ms, not 13.3 (docs/distillation.md).
+
+Elementwise operations become a few fused kernels. Both times are with CUDA graphs, on an H100.
+"""
 
 import copy
 import os

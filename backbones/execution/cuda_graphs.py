@@ -1,4 +1,4 @@
-"""Record forward and backward of a backbone as CUDA graphs and replay them: no Python between kernels.
+"""Replay forward and backward as CUDA graphs: ViT-B/14, 25 images: 13.3 ms, not 20.6 (docs/distillation.md).
 
 Forward and backward of a transformer are a thousand small kernels. A CPU takes longer to launch them than a
 GPU to run them, unless batches are larger than memory asks for.

@@ -1,8 +1,8 @@
-"""Convolutions and clipped activations whose backward computes only the input gradient.
+"""Layers whose backward computes only the input gradient: activations take an eighth of the memory.
 
 Autograd keeps the input of a convolution and the output of a clipped activation, four bytes per value. The
 gradient of frozen weights is never needed, so a convolution keeps nothing here, and an activation one byte
-per value: whether it was clipped. Activations then take an eighth of the memory.
+per value: whether it was clipped. For lite0 at 96 px that is 1.2 MB per image instead of 9.5.
 """
 
 import math

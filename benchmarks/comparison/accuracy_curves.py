@@ -23,7 +23,7 @@ from measurement import log_progress
 from sfm.api import EvaluateRunsConfig, ExtractConfig, evaluate_runs, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.preparation import optimize_backbone
-from sfm.distill.pyramid import canvas_size
+from sfm.distill.pyramid import compute_canvas_size
 from sfm.eval.result import compute_mean_and_std
 from sfm.stats_store.store import Entry
 
@@ -73,7 +73,9 @@ def score_lgm_rates(
     context: AccuracyContext, config: AccuracyConfig, extract_config: ExtractConfig
 ) -> list[dict[str, float]]:
     """Return the accuracy on the tuning split of every learning rate of LGM."""
-    real = decode_training_images(extract_config, context.backbone, canvas_size(config.image_size), "tuning")
+    real = decode_training_images(
+        extract_config, context.backbone, compute_canvas_size(config.image_size), "tuning"
+    )
     rows = []
     for rate in config.rates:
         runs = run_lgm(context, config, real, "tuning", rate, 0)[-1:]
@@ -108,7 +110,7 @@ def compare_accuracy(config: AccuracyConfig) -> dict[str, Any]:
     )
     tuning = score_lgm_rates(context, config, extract_config)
     rate = max(tuning, key=lambda row: row["top1"])["rate"]
-    real = decode_training_images(extract_config, backbone, canvas_size(config.image_size), "full")
+    real = decode_training_images(extract_config, backbone, compute_canvas_size(config.image_size), "full")
     runs: dict[str, list[list[Path]]] = {"lgm": [], "ours": []}
     for seed in range(config.seeds):
         runs["lgm"].append(run_lgm(context, config, real, "full", rate, seed))

@@ -7,38 +7,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison.training_steps import StepCase, draw_class_means, init_full_pyramid, make_default_plan
+from comparison.training_steps import StepCase, draw_class_means, init_full_pyramid, make_default_run_config
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.backbones.execution.preparation import optimize_backbone
-from sfm.distill.augment import draw_views
-from sfm.distill.engine import Plan
+from sfm.distill.augment import draw_augmentation
 from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution
-from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.gradient import Batch, Cut, pull
+from sfm.distill.flow import compute_flow, sfm_loss
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import ImageBatch, MicroBatching, compute_gradients
 
 N_DRAWS = 20
 """Draws of pyramids and views whose gradients are compared."""
 
 
-def compute_pyramid_gradient(plan: Plan, case: StepCase, backbone: Backbone) -> Tensor:
+def compute_pyramid_gradient(run_config: ResolvedDistillConfig, case: StepCase, backbone: Backbone) -> Tensor:
     """Return the gradient with respect to untrained pyramids, flat, float64, on the CPU.
 
     Views have no noise, which a GPU draws differently.
     """
     device = backbone.device
-    views = draw_views(plan.seed, 0, plan.images, plan.canvas)
+    views = draw_augmentation(run_config.seed, 0, run_config.images, run_config.canvas)
     views = replace(views, noisy=np.zeros_like(views.noisy))
-    levels = init_full_pyramid(plan, device).levels
-    batch = Batch(levels, plan.canvas, plan.image_size, views, (plan.classes, 1, 1))
+    levels = init_full_pyramid(run_config, device).levels
+    batch = ImageBatch(
+        levels, run_config.canvas, run_config.image_size, views, (len(run_config.classes), 1, 1)
+    )
     means = draw_class_means(case, backbone)
-    objective = partial(sfm_loss, target=flow(means, means))
+    objective = partial(sfm_loss, target=compute_flow(means, means))
     gradients: dict[int, list[Tensor]] = {}
     with tf32_disabled(), deterministic_algorithms(device):
-        cut = Cut(plan.micro_batch, "exact", plan.graphs)
-        pull(batch, backbone, objective, cut, None, lambda part, each: gradients.update({part.start: each}))
+        cut = MicroBatching(run_config.micro_batch, "exact", run_config.graphs)
+        compute_gradients(
+            batch, backbone, objective, cut, None, lambda part, each: gradients.update({part.start: each})
+        )
     parts = [gradients[start] for start in sorted(gradients)]
     full = [torch.cat([part[level] for part in parts]) for level in range(len(levels))]
     return torch.cat([level.flatten() for level in full]).double().cpu()
@@ -53,18 +57,16 @@ def compute_gradient_on(case: StepCase, device: str) -> Tensor:
     if device == "cpu":
         case = replace(case, precision="float32")
     backbone = case.load(device)
-    plan = replace(
-        make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0]),
-        micro_batch=case.classes,
-        graphs=0,
+    run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0]).model_copy(
+        update={"micro_batch": case.classes, "graphs": 0}
     )
     if device != "cpu":
-        plan = replace(plan, micro_batch=math.ceil(case.classes / 2))
+        run_config = run_config.model_copy(update={"micro_batch": math.ceil(case.classes / 2)})
     with tf32_disabled(), deterministic_algorithms(backbone.device):
-        long_plan = replace(plan, steps=MIN_VIEWS_TO_COMPILE)
-        mode = choose_execution(long_plan, "auto", "auto", backbone.device).mode
-        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
-    return compute_pyramid_gradient(plan, case, quick)
+        long_config = run_config.model_copy(update={"steps": MIN_VIEWS_TO_COMPILE})
+        mode = choose_execution(long_config, "auto", "auto", backbone.device).mode
+        quick, _ = optimize_backbone(backbone, run_config.micro_batch * run_config.views, mode)
+    return compute_pyramid_gradient(run_config, case, quick)
 
 
 def compute_cosine(vector: Tensor, other: Tensor) -> float:
@@ -83,15 +85,20 @@ def measure_gradient_agreement(case: StepCase, device: str) -> list[dict[str, An
         cosine = compute_cosine(compute_gradient_on(case, "cuda"), compute_gradient_on(case, "cpu"))
         rows.append({**case.labels(), "what": "GPU and CPU", "cosines": [cosine]})
     backbone, _ = optimize_backbone(case.load(device), 1, "input-grad")
-    plan = replace(make_default_plan(case, backbone), micro_batch=case.classes, graphs=case.classes)
-    plans = [replace(plan, seed=seed) for seed in range(N_DRAWS)]
-    expected = [compute_pyramid_gradient(plan, case, backbone) for plan in plans]
+    run_config = make_default_run_config(case, backbone).model_copy(
+        update={"micro_batch": case.classes, "graphs": case.classes}
+    )
+    run_configs = [run_config.model_copy(update={"seed": seed}) for seed in range(N_DRAWS)]
+    expected = [compute_pyramid_gradient(run_config, case, backbone) for run_config in run_configs]
     for size in (1, 3, 5):
         cosines = [
             compute_cosine(
-                compute_pyramid_gradient(replace(plan, micro_batch=size, graphs=0), case, backbone), gradient
+                compute_pyramid_gradient(
+                    run_config.model_copy(update={"micro_batch": size, "graphs": 0}), case, backbone
+                ),
+                gradient,
             )
-            for plan, gradient in zip(plans, expected, strict=True)
+            for run_config, gradient in zip(run_configs, expected, strict=True)
         ]
         rows.append({**case.labels(), "what": f"{size} at a time and whole batch", "cosines": cosines})
     return rows

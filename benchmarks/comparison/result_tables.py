@@ -24,7 +24,7 @@ def print_result_tables(result: dict[str, Any]) -> None:
             f"cosine {median:.7f} (median of {len(row['cosines'])}, least {lowest:.7f})"
         )
     if "accuracy" in result:
-        print_accuracy_table(console, result["accuracy"])
+        print_accuracy_comparison(console, result["accuracy"])
     print_bars(console, result["bars"])
 
 
@@ -82,7 +82,7 @@ def print_peak_memory(console: Console, rows: list[dict[str, Any]], growth: list
         console.print(f"  1,000 / 100 classes, {row['image_size']} px: {row['ratio']:.2f}")
 
 
-def print_accuracy_table(console: Console, accuracy: dict[str, Any]) -> None:
+def print_accuracy_comparison(console: Console, accuracy: dict[str, Any]) -> None:
     """Print final accuracies, times to LGM's final accuracy, and the mean curves."""
     case = f"{accuracy['source']}, {accuracy['real_images']:,} real images, {accuracy['backbone']}"
     title = f"{case}, {accuracy['image_size']} px, 1 image per class, {accuracy['seeds']} seeds"

@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,15 @@ from sfm.api import DistillConfig, ExtractConfig
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
-from sfm.distill import checkpoint as checkpoints
-from sfm.distill import engine
-from sfm.distill.centres import read_centres
-from sfm.distill.checkpoint import Checkpoint
-from sfm.distill.directory import whole_folder
-from sfm.distill.engine import Plan, State, even_growth
-from sfm.distill.execution_choice import choose_execution
-from sfm.distill.group import ALONE
-from sfm.distill.images import class_folders, pixels, write_images
-from sfm.distill.run import objective_of, plan_of
+from sfm.distill import run_checkpoints as checkpoints
+from sfm.distill.distilled_images import decode_pixels, name_class_folders, write_images
+from sfm.distill.distiller import resolve_config
+from sfm.distill.objective import make_objective, read_centres
+from sfm.distill.resolved_config import ResolvedDistillConfig, spread_growth
+from sfm.distill.run_checkpoints import RunCheckpoint
+from sfm.distill.run_files import write_run_folder
+from sfm.distill.state_dict import gather_state, make_state
+from sfm.distill.train_step import DistillState, init_state, train_step
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_held_out_rows
 from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
@@ -143,12 +142,12 @@ def run_with_snapshots(
     context: AccuracyContext,
     name: str,
     role: Role,
-    plan: Plan,
+    run_config: ResolvedDistillConfig,
     every: int,
-    step: Callable[[State], float],
+    step: Callable[[DistillState], float],
     setup_seconds: float = 0.0,
 ) -> list[Path]:
-    """Run all steps of a plan, and write a snapshot of the images every so many steps and after the last.
+    """Run all steps of a config, and write a snapshot of the images every so many steps and after the last.
 
     A run that an earlier call began is resumed. Its time includes `setup_seconds`.
 
@@ -164,18 +163,15 @@ def run_with_snapshots(
     """
     folder = context.work / name
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {end: folder / f"step_{end:06d}" for end in (*range(every, plan.steps, every), plan.steps)}
-    entry = context.entries[role]
-    recipe = json.loads(json.dumps(asdict(plan))) | {
-        "entry": entry.summary.entry_digest,
-        "classes": entry.dataset.class_ids,
-        "threads": 1,
+    paths = {
+        end: folder / f"step_{end:06d}" for end in (*range(every, run_config.steps, every), run_config.steps)
     }
-    if plan.final_rate == 1:
-        # No step depends on the number of steps, so a longer run can resume a shorter one.
-        del recipe["steps"]
-    state, seconds = resume_run(context, folder, plan, recipe, paths) or (
-        engine.begin(plan, context.backbone.device),
+    entry = context.entries[role]
+    run_config = run_config.model_copy(
+        update={"dataset": entry.summary.entry_digest, "classes": entry.dataset.class_ids}
+    )
+    state, seconds = resume_run(context, folder, run_config, paths) or (
+        init_state(run_config, context.backbone.device),
         setup_seconds,
     )
     for end in (end for end in paths if end > state.step):
@@ -183,35 +179,44 @@ def run_with_snapshots(
             start = time.perf_counter()
             loss = step(state)
             seconds += time.perf_counter() - start
-        write_snapshot(paths[end], context, role, plan, state, seconds)
-        checkpoint = Checkpoint(recipe=recipe, step=end, loss=loss, seconds=seconds)
-        checkpoints.save(folder / "checkpoint", checkpoint, checkpoints.tensors_of(state, plan))
-        log_progress(f"{name}: step {end} of {plan.steps}, loss {loss:.3f}, {seconds:.0f} s")
+        write_snapshot(paths[end], context, role, run_config, state, seconds)
+        checkpoint = RunCheckpoint(config=run_config, step=end, loss=loss, seconds=seconds)
+        checkpoints.save_checkpoint(folder / "checkpoint", checkpoint, gather_state(state, run_config))
+        log_progress(f"{name}: step {end} of {run_config.steps}, loss {loss:.3f}, {seconds:.0f} s")
     return list(paths.values())
 
 
 def resume_run(
-    context: AccuracyContext, folder: Path, plan: Plan, recipe: dict[str, Any], paths: dict[int, Path]
-) -> tuple[State, float] | None:
+    context: AccuracyContext, folder: Path, run_config: ResolvedDistillConfig, paths: dict[int, Path]
+) -> tuple[DistillState, float] | None:
     """Load the state and the seconds of a run from its checkpoint; None if there is none."""
-    saved = checkpoints.find(folder / "checkpoint")
+    saved = checkpoints.find_checkpoint(folder / "checkpoint")
     if not saved:
         return None
     step, seconds = saved[1].step, saved[1].seconds
-    checkpoints.require_same(saved[1].recipe, recipe, folder)
+    saved_config = saved[1].config
+    if run_config.final_rate == 1:
+        # No step depends on the number of steps, so a longer run can resume a shorter one.
+        saved_config = saved_config.model_copy(update={"steps": run_config.steps})
+    checkpoints.require_same_config(saved_config, run_config, folder)
     missing = [end for end, path in paths.items() if end <= step and not path.exists()]
     if missing:
         raise InputError(
             f"{folder} has no snapshot of step {missing[0]}: use the interval of the run that wrote it, "
             f"or another --work"
         )
-    longest = replace(plan, steps=max(plan.steps, step))
-    features = context.backbone.card.features
-    return checkpoints.load(*saved, longest, features, context.backbone.device), seconds
+    tensors = checkpoints.read_state_dict(*saved, context.backbone.card.features)
+    del tensors["step"]
+    return make_state(step, tensors, context.backbone.device), seconds
 
 
 def write_snapshot(
-    out: Path, context: AccuracyContext, role: Role, plan: Plan, state: State, seconds: float
+    out: Path,
+    context: AccuracyContext,
+    role: Role,
+    run_config: ResolvedDistillConfig,
+    state: DistillState,
+    seconds: float,
 ) -> None:
     """Write the images of a step as a run directory that `sfm evaluate` can read."""
     entry = context.entries[role]
@@ -228,16 +233,19 @@ def write_snapshot(
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
         "backbone": context.backbone.card.model_dump(mode="json"),
-        "image_size": plan.image_size,
-        "canvas": plan.canvas,
-        "ipc": plan.ipc,
+        "image_size": run_config.image_size,
+        "canvas": run_config.canvas,
+        "ipc": run_config.ipc,
         "step": state.step,
         "wall_seconds": seconds,
     }
-    with whole_folder(out) as folder:
+    with write_run_folder(out) as folder:
         (folder / "images").mkdir()
         write_images(
-            folder / "images", pixels(state.levels, plan.canvas), class_folders(ids, names), plan.ipc
+            folder / "images",
+            decode_pixels(state.levels, run_config.canvas),
+            name_class_folders(ids, names),
+            run_config.ipc,
         )
         (folder / "classes.json").write_text(json.dumps(classes))
         (folder / "run.json").write_text(json.dumps(record, indent=1))
@@ -256,52 +264,54 @@ def make_distill_config(context: AccuracyContext, seed: int, steps: int | None) 
     )
 
 
-def make_distill_plan(context: AccuracyContext, config: DistillConfig) -> Plan:
-    """Return the plan that `sfm distill` makes for a config."""
-    classes = len(context.entries["full"].dataset.class_ids)
-    return plan_of(config, classes, context.frozen_backbone, {}, ALONE)
+def make_run_config(context: AccuracyContext, config: DistillConfig) -> ResolvedDistillConfig:
+    """Return the resolved config that `sfm distill` makes of a config."""
+    entry = context.entries["full"]
+    return resolve_config(
+        config, entry.summary.entry_digest, entry.dataset.class_ids, context.frozen_backbone
+    )
 
 
 def run_lgm(
-    context: AccuracyContext,
-    config: AccuracyConfig,
-    real: lgm.RealImages,
-    role: Role,
-    rate: float,
-    seed: int,
+    context: AccuracyContext, config: AccuracyConfig, real: lgm.RealImages, role: Role, rate: float, seed: int
 ) -> list[Path]:
     """Run LGM and return its snapshots; the pyramid grows in the first half of a run of `grow_lgm` steps."""
-    plan = make_distill_plan(context, make_distill_config(context, seed, None))
-    plan = replace(
-        plan,
-        # LGM reads neither micro-batch nor gradient: fixed values let a run resume on another machine.
-        micro_batch=plan.images,
-        gradient="exact",
-        graphs=plan.images,
-        views=LGM_VIEWS,
-        learning_rate=rate,
-        final_rate=1.0,
-        grow_every=even_growth(config.grow_lgm, plan.image_size),
-        steps=config.steps_tune if role == "tuning" else config.steps_lgm,
+    run_config = make_run_config(context, make_distill_config(context, seed, None))
+    run_config = run_config.model_copy(
+        update={
+            # LGM reads neither micro-batch nor gradient: fixed values let a run resume on another machine.
+            "micro_batch": run_config.images,
+            "gradient": "exact",
+            "graphs": run_config.images,
+            "views": LGM_VIEWS,
+            "learning_rate": rate,
+            "final_rate": 1.0,
+            "grow_every": spread_growth(config.grow_lgm, run_config.image_size),
+            "steps": config.steps_tune if role == "tuning" else config.steps_lgm,
+        }
     )
     name = f"lgm-{role}-rate-{rate:g}-seed-{seed}"
-    step = partial(lgm.run_lgm_step, plan=plan, backbone=context.backbone, real=real)
-    return run_with_snapshots(context, name, role, plan, config.every_lgm, step)
+    step = partial(lgm.run_lgm_step, run_config=run_config, backbone=context.backbone, real=real)
+    return run_with_snapshots(context, name, role, run_config, config.every_lgm, step)
 
 
 def run_sfm(context: AccuracyContext, config: AccuracyConfig, seed: int) -> list[Path]:
     """Run SFM as `sfm distill` does by default, and return its snapshots."""
     device, entry = context.backbone.device, context.entries["full"]
     distill_config = make_distill_config(context, seed, config.steps)
-    plan = make_distill_plan(context, distill_config)
-    centres = read_centres(entry, distill_config.ipc, np.arange(plan.classes))
-    objective = objective_of(distill_config, centres, device)
+    run_config = make_run_config(context, distill_config)
+    centres = read_centres(entry, distill_config.ipc, np.arange(len(run_config.classes)))
+    objective = make_objective(run_config, centres, device)
     with tf32_disabled(), deterministic_algorithms(device):
         start = time.perf_counter()
-        mode = choose_execution(plan, distill_config.execution, distill_config.compile, device).mode
-        quick, _ = optimize_backbone(context.backbone, plan.micro_batch * plan.views, mode)
+        quick, _ = optimize_backbone(
+            context.backbone, run_config.micro_batch * run_config.views, run_config.execution.mode
+        )
         setup_seconds = time.perf_counter() - start
-        step = partial(engine.advance, plan=plan, backbone=quick, objective=objective)
+
+        def step(state: DistillState) -> float:
+            return train_step(state, run_config, quick, objective).loss
+
         return run_with_snapshots(
-            context, f"ours-seed-{seed}", "full", plan, config.every, step, setup_seconds
+            context, f"ours-seed-{seed}", "full", run_config, config.every, step, setup_seconds
         )

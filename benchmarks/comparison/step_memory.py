@@ -18,8 +18,8 @@ from comparison.training_steps import (
     StepCase,
     drop_duplicate_steps,
     find_oversized_steps,
-    make_default_plan,
-    make_step,
+    make_default_run_config,
+    make_training_step,
 )
 from measurement import log_progress, read_process_bytes
 
@@ -35,8 +35,8 @@ def measure_own_peak(case: StepCase, name: str, device: str) -> dict[str, int]:
     # If memory runs out, the kernel ends this process and not another.
     Path("/proc/self/oom_score_adj").write_text("1000")
     backbone = case.load(device)
-    step, held_bytes = make_step(name, case, backbone)
-    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    step, held_bytes = make_training_step(name, case, backbone)
+    run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
     measure_activation_bytes(backbone)
     gc.collect()
     cuda = backbone.device.type == "cuda"
@@ -55,8 +55,8 @@ def measure_own_peak(case: StepCase, name: str, device: str) -> dict[str, int]:
     return {
         "peak_bytes": peak - idle + held_bytes,
         "idle_bytes": idle,
-        "micro_batch": plan.micro_batch,
-        "graphs": plan.graphs,
+        "micro_batch": run_config.micro_batch,
+        "graphs": run_config.graphs,
     }
 
 
@@ -80,7 +80,7 @@ def measure_peak_memory(
     """Return a row per step with the median peak of so many processes, or an estimate if it does not fit."""
     backbone = case.load(device)
     names = drop_duplicate_steps(
-        names, make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
+        names, make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
     )
     too_large = find_oversized_steps(names, case, backbone)
     del backbone

@@ -17,8 +17,8 @@ from comparison.training_steps import (
     drop_duplicate_steps,
     estimate_graph_bytes,
     find_oversized_steps,
-    make_default_plan,
-    make_step,
+    make_default_run_config,
+    make_training_step,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -128,10 +128,10 @@ def count_flops(backbone: Backbone) -> int:
 def measure_step_times(case: StepCase, names: Sequence[str], device: str, budget: float) -> dict[str, Any]:
     """Return times and ratios of the steps that fit into memory, and estimates for those that do not."""
     backbone = case.load(device)
-    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
-    names = drop_duplicate_steps(names, plan)
+    run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    names = drop_duplicate_steps(names, run_config)
     too_large = find_oversized_steps(names, case, backbone)
-    calls = {name: make_step(name, case, backbone)[0] for name in names if name not in too_large}
+    calls = {name: make_training_step(name, case, backbone)[0] for name in names if name not in too_large}
     rounds = time_in_rounds(calls, budget, backbone.device)
     seconds = {name: statistics.median(times[name] for times in rounds) for name in rounds[0]}
     dropped = [name for name in names if name not in seconds and name not in too_large]
@@ -140,8 +140,8 @@ def measure_step_times(case: StepCase, names: Sequence[str], device: str, budget
     flops, rate = case.classes * count_flops(backbone), measure_matmul_rate(backbone.device, case.precision)
     return {
         **case.labels(),
-        "micro_batch": plan.micro_batch,
-        "graphs": plan.graphs,
+        "micro_batch": run_config.micro_batch,
+        "graphs": run_config.graphs,
         "rounds": len(rounds),
         "seconds": seconds,
         "fastest": {name: min(times[name] for times in rounds) for name in seconds},

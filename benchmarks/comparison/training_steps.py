@@ -15,16 +15,15 @@ from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
-from sfm.distill import engine
 from sfm.distill.activation_memory import measure_activation_bytes, measure_free_memory
-from sfm.distill.adam import no_moments
-from sfm.distill.engine import Plan, State, grown
+from sfm.distill.adam import init_adam
+from sfm.distill.distiller import resolve_config
 from sfm.distill.execution_choice import choose_execution
-from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.group import ALONE
+from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
-from sfm.distill.pyramid import resolutions
-from sfm.distill.run import plan_of
+from sfm.distill.pyramid import list_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
 
 LGM_VIEWS = 10
@@ -82,18 +81,18 @@ class StepCase:
         return convert_precision(backbone, self.precision)
 
 
-def make_default_plan(case: StepCase, backbone: Backbone) -> Plan:
-    """Return the plan of `sfm distill`, but with a pyramid level per step."""
+def make_default_run_config(case: StepCase, backbone: Backbone) -> ResolvedDistillConfig:
+    """Return the resolved config of `sfm distill`, but with a pyramid level per step."""
     config = DistillConfig(store="none", backbone=case.spec, dataset="none", out=Path("none"), grow_every=1)
-    return plan_of(config, case.classes, backbone, {}, ALONE)
+    return resolve_config(config, "", [str(index) for index in range(case.classes)], backbone)
 
 
-def init_full_pyramid(plan: Plan, device: torch.device) -> State:
+def init_full_pyramid(run_config: ResolvedDistillConfig, device: torch.device) -> DistillState:
     """Return a state whose pyramids have all their levels."""
     levels: list[Tensor] = []
-    for _ in resolutions(plan.canvas):
-        levels = grown(levels, plan, device)
-    return State(len(levels), levels, no_moments(levels))
+    for _ in list_resolutions(run_config.canvas):
+        levels = add_pyramid_level(levels, run_config, device)
+    return DistillState(len(levels), levels, init_adam(levels))
 
 
 def make_bare_step(backbone: Backbone, images: int, forward_only: int = 0) -> Callable[[], object]:
@@ -126,27 +125,32 @@ def make_bare_step(backbone: Backbone, images: int, forward_only: int = 0) -> Ca
     return step
 
 
-def make_plan_for_step(name: str, plan: Plan) -> Plan:
-    """Return the plan of one of :data:`SFM_STEPS`.
+def make_step_run_config(name: str, run_config: ResolvedDistillConfig) -> ResolvedDistillConfig:
+    """Return the config of one of :data:`SFM_STEPS`.
 
-    The default step keeps the default plan; the second has all images in one graph; the third goes forward
+    The default step keeps the default config; the second has all images in one graph; the third goes forward
     twice, in micro-batches of half of the images at most, and keeps the graph of one.
     """
     if name == SFM_STEPS[1]:
-        return replace(plan, micro_batch=plan.images, graphs=plan.images)
+        return run_config.model_copy(update={"micro_batch": run_config.images, "graphs": run_config.images})
     if name == SFM_STEPS[2]:
-        return replace(plan, micro_batch=min(plan.micro_batch, max(1, plan.images // 2)), graphs=0)
-    return plan
+        return run_config.model_copy(
+            update={"micro_batch": min(run_config.micro_batch, max(1, run_config.images // 2)), "graphs": 0}
+        )
+    return run_config
 
 
-def drop_duplicate_steps(names: Sequence[str], plan: Plan) -> list[str]:
-    """Return the names without those of :data:`SFM_STEPS` whose plan an earlier one has."""
-    plans = {name: make_plan_for_step(name, plan) for name in SFM_STEPS}
-    first = {name: next(other for other in SFM_STEPS if plans[other] == plans[name]) for name in SFM_STEPS}
+def drop_duplicate_steps(names: Sequence[str], run_config: ResolvedDistillConfig) -> list[str]:
+    """Return the names without those of :data:`SFM_STEPS` whose config an earlier one has."""
+    run_configs = {name: make_step_run_config(name, run_config) for name in SFM_STEPS}
+    first = {
+        name: next(other for other in SFM_STEPS if run_configs[other] == run_configs[name])
+        for name in SFM_STEPS
+    }
     return [name for name in names if first.get(name, name) == name]
 
 
-def make_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
+def make_training_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
     """Return a function that runs the next step, and the bytes that its CUDA graphs hold."""
     if name in SFM_STEPS:
         return make_sfm_step(name, case, backbone)
@@ -162,16 +166,17 @@ def make_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[
 def make_sfm_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callable[[], object], int]:
     """Return a step of `sfm distill`, and the bytes that its CUDA graphs hold."""
     device = backbone.device
-    plan = make_plan_for_step(name, make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0]))
+    run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    run_config = make_step_run_config(name, run_config)
     with tf32_disabled(), deterministic_algorithms(device):
-        mode = choose_execution(plan, "auto", "auto", device).mode
-        quick, _ = optimize_backbone(backbone, plan.micro_batch * plan.views, mode)
-    state, means = init_full_pyramid(plan, device), draw_class_means(case, backbone)
-    objective = partial(sfm_loss, target=flow(means, means))
+        mode = choose_execution(run_config, "auto", "auto", device).mode
+        quick, _ = optimize_backbone(backbone, run_config.micro_batch * run_config.views, mode)
+    state, means = init_full_pyramid(run_config, device), draw_class_means(case, backbone)
+    objective = partial(sfm_loss, target=compute_flow(means, means))
 
     def step() -> object:
         with tf32_disabled(), deterministic_algorithms(device):
-            return engine.advance(state, plan, quick, objective)
+            return train_step(state, run_config, quick, objective)
 
     return step, count_graph_bytes(quick)
 
@@ -185,24 +190,26 @@ def draw_class_means(case: StepCase, backbone: Backbone) -> Tensor:
 def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[], object]:
     """Return a step of LGM, of published SFM, or of the backbone alone."""
     device = backbone.device
-    plan = make_default_plan(case, optimize_backbone(backbone, 1, "input-grad")[0])
+    run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
     if name == BARE:
-        return make_bare_step(backbone, plan.images)
+        return make_bare_step(backbone, run_config.images)
     if name == BARE_LGM:
-        return make_bare_step(backbone, LGM_VIEWS * plan.images, LGM_VIEWS * plan.images)
+        return make_bare_step(backbone, LGM_VIEWS * run_config.images, LGM_VIEWS * run_config.images)
     if name == LGM:
-        plan = replace(plan, views=LGM_VIEWS)
-        real = load_real_batches(backbone, plan)
-        return partial(lgm.run_lgm_step, init_full_pyramid(plan, device), plan, backbone, real)
+        run_config = run_config.model_copy(update={"views": LGM_VIEWS})
+        real = load_real_batches(backbone, run_config)
+        return partial(lgm.run_lgm_step, init_full_pyramid(run_config, device), run_config, backbone, real)
     trainable = load_trainable_backbone(case, backbone)
-    full = init_full_pyramid(plan, device)
-    state = published.PublishedState(full.step, full.levels, published.make_adam(full.levels, plan))
+    full = init_full_pyramid(run_config, device)
+    state = published.PublishedState(full.step, full.levels, published.make_adam(full.levels, run_config))
     # torch makes the optimizer state in the first step, which changes nothing here; ours is there already.
     for level in state.levels:
         level.grad = torch.zeros_like(level)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    return partial(published.run_published_step, state, plan, trainable, draw_class_means(case, backbone))
+    return partial(
+        published.run_published_step, state, run_config, trainable, draw_class_means(case, backbone)
+    )
 
 
 def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
@@ -213,13 +220,13 @@ def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
     )
 
 
-def load_real_batches(backbone: Backbone, plan: Plan) -> lgm.RealImages:
-    """Return real images for three batches of LGM, labelled with as many classes as the plan has."""
+def load_real_batches(backbone: Backbone, run_config: ResolvedDistillConfig) -> lgm.RealImages:
+    """Return real images for three batches of LGM, labelled with as many classes as the config has."""
     source = open_source(BUILTIN)
-    count = 3 * plan.images * plan.views
+    count = 3 * run_config.images * run_config.views
     rows = np.arange(min(count, 600))
-    images = lgm.decode_real_images(source, rows, backbone, plan.canvas).pixels
-    real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % plan.classes)
+    images = lgm.decode_real_images(source, rows, backbone, run_config.canvas).pixels
+    real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % len(run_config.classes))
     real.batch(np.zeros(0, dtype=np.int64), backbone.device)
     return real
 
@@ -227,13 +234,13 @@ def load_real_batches(backbone: Backbone, plan: Plan) -> lgm.RealImages:
 def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
     """Return the estimated size of a step's autograd graph, from that of one view."""
     optimized = optimize_backbone(backbone, 1, "input-grad")[0]
-    plan = make_default_plan(case, optimized)
+    run_config = make_default_run_config(case, optimized)
     if name in SFM_STEPS:
-        plan = make_plan_for_step(name, plan)
-        return max(plan.micro_batch, plan.graphs) * measure_activation_bytes(optimized)
+        run_config = make_step_run_config(name, run_config)
+        return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes(optimized)
     if name == PUBLISHED:
-        return plan.images * measure_activation_bytes(load_trainable_backbone(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * plan.images * measure_activation_bytes(backbone)
+        return run_config.images * measure_activation_bytes(load_trainable_backbone(case, backbone))
+    return (1 if name == BARE else LGM_VIEWS) * run_config.images * measure_activation_bytes(backbone)
 
 
 def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:

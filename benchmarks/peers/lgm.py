@@ -22,11 +22,11 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.preprocessing import crop_image
-from sfm.distill.adam import descend, no_moments
-from sfm.distill.augment import augment, draw_views
-from sfm.distill.engine import Plan, State, grown
-from sfm.distill.gradient import gradient_of
-from sfm.distill.pyramid import decode
+from sfm.distill.adam import adam_step, init_adam
+from sfm.distill.augment import augment, draw_augmentation
+from sfm.distill.pyramid import decode_pyramid
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import DistillState, add_pyramid_level, compute_level_gradients
 from sfm.pipeline.sources import Source
 from sfm.random_streams import make_rng
 
@@ -152,21 +152,25 @@ def lgm_loss(features: Tensor, labels: Tensor, real: Tensor, weight: Tensor) -> 
     return 1 - F.cosine_similarity(compute_head_gradient(features, labels, weight), real, dim=0)
 
 
-def draw_head(plan: Plan, features: int, step: int, device: torch.device) -> Tensor:
+def draw_head(run_config: ResolvedDistillConfig, features: int, step: int, device: torch.device) -> Tensor:
     """Draw the weights of a step's head from N(0, .01^2), shape (C, D)."""
-    drawn = make_rng(plan.seed, HEAD_STREAM, step).standard_normal((plan.classes, features), dtype=np.float32)
+    drawn = make_rng(run_config.seed, HEAD_STREAM, step).standard_normal(
+        (len(run_config.classes), features), dtype=np.float32
+    )
     return torch.from_numpy(HEAD_STD * drawn).to(device)
 
 
-def run_lgm_step(state: State, plan: Plan, backbone: Backbone, real: RealImages) -> float:
+def run_lgm_step(
+    state: DistillState, run_config: ResolvedDistillConfig, backbone: Backbone, real: RealImages
+) -> float:
     """Run one training step and update `state`.
 
     The real batch has as many images as the synthetic ones have views, C * K * A, each seen through one.
 
     Parameters
     ----------
-    state : State
-    plan : Plan
+    state : DistillState
+    run_config : ResolvedDistillConfig
         Micro-batch and gradient are not used.
     backbone : Backbone
     real : RealImages
@@ -177,26 +181,30 @@ def run_lgm_step(state: State, plan: Plan, backbone: Backbone, real: RealImages)
         The loss of the images as they were before the step.
     """
     device = backbone.device
-    if plan.levels(state.step) > len(state.levels):
-        state.levels = grown(state.levels, plan, device)
-        state.moments = no_moments(state.levels)
-    count = plan.images * plan.views
-    views = draw_views(plan.seed, state.step, 2 * count, plan.canvas)
-    weight = draw_head(plan, backbone.card.features, state.step, device)
+    if run_config.count_levels(state.step) > len(state.levels):
+        state.levels = add_pyramid_level(state.levels, run_config, device)
+        state.adam = init_adam(state.levels)
+    count = run_config.images * run_config.views
+    views = draw_augmentation(run_config.seed, state.step, 2 * count, run_config.canvas)
+    weight = draw_head(run_config, backbone.card.features, state.step, device)
 
-    rows = select_batch_rows(plan.seed, state.step, len(real.labels), count)
+    rows = select_batch_rows(run_config.seed, state.step, len(real.labels), count)
     with torch.no_grad():
         pixels = real.batch(rows, device)
         real_features = backbone.features(
-            augment(pixels, views.part(slice(count, 2 * count)), plan.image_size)
+            augment(pixels, views.select(slice(count, 2 * count)), run_config.image_size)
         )
         target = compute_head_gradient(real_features, torch.from_numpy(real.labels[rows]).to(device), weight)
 
-    synthetic = augment(decode(state.levels, plan.canvas), views.part(slice(0, count)), plan.image_size)
-    labels = torch.arange(plan.classes, device=device).repeat_interleave(plan.ipc * plan.views)
+    synthetic = augment(
+        decode_pyramid(state.levels, run_config.canvas), views.select(slice(0, count)), run_config.image_size
+    )
+    labels = torch.arange(len(run_config.classes), device=device).repeat_interleave(
+        run_config.ipc * run_config.views
+    )
     loss = lgm_loss(backbone.features(synthetic), labels, target, weight)
-    gradients = gradient_of(loss, state.levels)
-    descend(state.levels, state.moments, plan.learning_rate, slice(None), gradients)
-    state.moments.age += 1
+    gradients = compute_level_gradients(loss, state.levels)
+    adam_step(state.levels, state.adam, run_config.learning_rate, slice(None), gradients)
+    state.adam.steps += 1
     state.step += 1
     return loss.item()

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone, FeatureModel, _load_model
 from sfm.backbones.spec import PROJECTED, parse_spec
-from sfm.distill.augment import NOISE_MEAN, NOISE_STD, Views, draw_views
-from sfm.distill.engine import Plan, grown
-from sfm.distill.flow import flow
-from sfm.distill.pyramid import colour_matrix
+from sfm.distill.augment import NOISE_MEAN, NOISE_STD, AugmentationParameters, draw_augmentation
+from sfm.distill.flow import compute_flow
+from sfm.distill.pyramid import make_colour_matrix
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import add_pyramid_level
 
 
 def make_trainable_backbone(spec: str, backbone: Backbone) -> Backbone:
@@ -64,7 +65,7 @@ def decode_at_full_size(levels: Sequence[Tensor], canvas: int) -> Tensor:
     full_size = torch.stack(
         [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in levels]
     )
-    mixed = torch.einsum("oc,nchw->nohw", colour_matrix().to(full_size), full_size.sum(0))
+    mixed = torch.einsum("oc,nchw->nohw", make_colour_matrix().to(full_size), full_size.sum(0))
     return torch.sigmoid(2 * mixed)
 
 
@@ -80,14 +81,14 @@ def compute_grid_coordinates(
     return grid if mirror is None else np.where(mirror[:, None], grid[:, ::-1], grid)
 
 
-def augment_with_grid_sample(images: Tensor, views: Views, out: int) -> Tensor:
+def augment_with_grid_sample(images: Tensor, views: AugmentationParameters, out: int) -> Tensor:
     """Cut the views of every image with ``grid_sample``; noise is drawn for all views and used for half.
 
     Parameters
     ----------
     images : Tensor, shape (N, 3, size, size)
         Differentiable.
-    views : Views
+    views : AugmentationParameters
         Of N * A views, those of the first image first. The noise is torch's own and ignores their seeds.
     out : int
         Side of the views, in pixels.
@@ -124,7 +125,7 @@ def published_loss(features: Tensor, means: Tensor) -> Tensor:
     classes, ipc, _ = features.shape
     images = features.flatten(0, 1)
     synthetic = (images.sum(0) - images) / (classes * ipc - 1) - images
-    real = flow(means, means).repeat_interleave(ipc, dim=0)
+    real = compute_flow(means, means).repeat_interleave(ipc, dim=0)
     return 1 - F.cosine_similarity(synthetic.flatten(), real.flatten(), dim=0)
 
 
@@ -137,18 +138,20 @@ class PublishedState:
     optimizer: torch.optim.Adam
 
 
-def make_adam(levels: list[Tensor], plan: Plan) -> torch.optim.Adam:
+def make_adam(levels: list[Tensor], run_config: ResolvedDistillConfig) -> torch.optim.Adam:
     """Return a new optimizer, torch's own."""
-    return torch.optim.Adam(levels, lr=plan.learning_rate)
+    return torch.optim.Adam(levels, lr=run_config.learning_rate)
 
 
-def run_published_step(state: PublishedState, plan: Plan, backbone: Backbone, means: Tensor) -> float:
+def run_published_step(
+    state: PublishedState, run_config: ResolvedDistillConfig, backbone: Backbone, means: Tensor
+) -> float:
     """Run one training step and update `state`.
 
     Parameters
     ----------
     state : PublishedState
-    plan : Plan
+    run_config : ResolvedDistillConfig
         Micro-batch and gradient are not used.
     backbone : Backbone
         From :func:`make_trainable_backbone`.
@@ -160,14 +163,20 @@ def run_published_step(state: PublishedState, plan: Plan, backbone: Backbone, me
     float
         The loss of the images as they were before the step.
     """
-    if plan.levels(state.step) > len(state.levels):
-        state.levels = grown(state.levels, plan, backbone.device)
-        state.optimizer = make_adam(state.levels, plan)
-    views = draw_views(plan.seed, state.step, plan.images * plan.views, plan.canvas)
-    features = backbone.features(
-        augment_with_grid_sample(decode_at_full_size(state.levels, plan.canvas), views, plan.image_size)
+    if run_config.count_levels(state.step) > len(state.levels):
+        state.levels = add_pyramid_level(state.levels, run_config, backbone.device)
+        state.optimizer = make_adam(state.levels, run_config)
+    views = draw_augmentation(
+        run_config.seed, state.step, run_config.images * run_config.views, run_config.canvas
     )
-    loss = published_loss(features.view(plan.classes, plan.ipc, plan.views, -1).mean(2), means)
+    features = backbone.features(
+        augment_with_grid_sample(
+            decode_at_full_size(state.levels, run_config.canvas), views, run_config.image_size
+        )
+    )
+    loss = published_loss(
+        features.view(len(run_config.classes), run_config.ipc, run_config.views, -1).mean(2), means
+    )
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfm.config_fields import select_refused_values
+from sfm.config_fields import select_values_refused_from_file
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.report.text_format import format_command
@@ -28,7 +28,7 @@ def make_evaluate_command(directory: Path, config: Mapping[str, Any]) -> str:
     places = {name: config.get(name) for name in ("store", "backbone", "out")}
     large = {
         name: value
-        for name, value in select_refused_values(EvaluateConfig, config).items()
+        for name, value in select_values_refused_from_file(EvaluateConfig, config).items()
         if name not in (*places, "run")
     }
     return format_command(

@@ -28,7 +28,7 @@ def some(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [4, 3, 1, 6])
-def test_as_many_images_as_were_recorded_or_fewer_or_more_get_the_model_s_features_and_gradient(
+def test_batches_of_any_size_have_the_features_and_gradient_of_the_model(
     model: nn.Module, captured: CudaGraphModel, count: int
 ) -> None:
     found = []

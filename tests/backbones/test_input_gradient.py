@@ -25,7 +25,7 @@ from sfm.distill.activation_memory import measure_activation_bytes
 from sfm.distill.mixed_precision import convert_precision
 
 LAST = torch.channels_last
-Row = Sequence[tuple[nn.Conv2d, ClipBounds | None]]
+Chain = Sequence[tuple[nn.Conv2d, ClipBounds | None]]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def input_gradient_model(model: nn.Module, images: Tensor) -> nn.Module:
     return changed
 
 
-def test_the_gradient_of_a_backbone_is_to_rounding_what_autograd_gives(lite0: Backbone) -> None:
+def test_the_gradient_of_a_backbone_is_that_of_autograd_up_to_rounding(lite0: Backbone) -> None:
     size = lite0.card.preprocessing.input_size
     images = seeded(3, 3, size, size).contiguous(memory_format=LAST)
     assert_same(lite0.model, optimized(lite0).model, images, 1e-4)
@@ -71,7 +71,7 @@ def test_the_gradient_of_a_backbone_is_to_rounding_what_autograd_gives(lite0: Ba
     assert_same(double.model, again, images.double(), 1e-12)
 
 
-def test_a_value_that_is_clipped_or_not_is_kept_as_a_byte(lite0: Backbone) -> None:
+def test_a_clipped_activation_keeps_one_byte_per_value(lite0: Backbone) -> None:
     assert measure_activation_bytes(optimized(lite0)) < measure_activation_bytes(lite0) / 6
 
 
@@ -96,7 +96,7 @@ def test_other_families_keep_their_gradient(name: str, dtype: torch.dtype) -> No
     assert_same(model, changed, images, 1e-3 if dtype == torch.float32 else 1e-10)
 
 
-def test_a_model_with_hardly_a_convolution_stays_itself() -> None:
+def test_a_model_with_one_convolution_is_returned_unchanged() -> None:
     model = timm.create_model("vit_tiny_patch16_224").eval().requires_grad_(False)
     assert input_gradient_only(model, torch.zeros(1, 3, 224, 224)).model is model
 
@@ -120,9 +120,9 @@ def links(draw: st.DrawFn) -> tuple[nn.Conv2d, ClipBounds | None]:
     return layer.requires_grad_(False).to(memory_format=LAST), draw(CLIPS)
 
 
-def in_plain_layers(row: Row) -> Callable[[Tensor], Tensor]:
+def in_plain_layers(chain: Chain) -> Callable[[Tensor], Tensor]:
     def model(images: Tensor) -> Tensor:
-        for layer, clip in row:
+        for layer, clip in chain:
             images = layer(images)
             if clip is not None:
                 images = nn.functional.hardtanh(images, clip[0], clip[1] or 1e30)
@@ -131,28 +131,32 @@ def in_plain_layers(row: Row) -> Callable[[Tensor], Tensor]:
     return model
 
 
-@given(row=st.lists(links(), min_size=1, max_size=3), height=st.integers(4, 12), width=st.integers(4, 12))
-def test_convolutions_of_any_form_in_a_row_answer_as_autograd_does(row: Row, height: int, width: int) -> None:
+@given(chain=st.lists(links(), min_size=1, max_size=3), height=st.integers(4, 12), width=st.integers(4, 12))
+def test_a_chain_of_convolutions_has_the_gradient_that_autograd_gives(
+    chain: Chain, height: int, width: int
+) -> None:
     images = (3 * seeded(2, 4, height, width)).contiguous(memory_format=LAST)
     try:
-        expected = answer(in_plain_layers(row), images)
+        expected = answer(in_plain_layers(chain), images)
     except RuntimeError:
         reject()  # A kernel is larger than the map that is left.
-    for one, two in zip(expected, answer(InputGradConvs(row), images), strict=True):
+    for one, two in zip(expected, answer(InputGradConvs(chain), images), strict=True):
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(6, 3, 3), Conv2dSame(3, 8, 3, 2)])
 @pytest.mark.parametrize("clip", [None, (0.0, 6.0)])
-def test_channels_of_any_number_are_answered_for(layer: nn.Conv2d, clip: ClipBounds | None) -> None:
+def test_a_convolution_of_any_number_of_channels_has_the_gradient_that_autograd_gives(
+    layer: nn.Conv2d, clip: ClipBounds | None
+) -> None:
     images = (3 * seeded(2, layer.in_channels, 11, 10)).contiguous(memory_format=LAST)
-    row = [(layer.requires_grad_(False).to(memory_format=LAST), clip)]
-    expected = answer(in_plain_layers(row), images)
-    for one, two in zip(expected, answer(InputGradConvs(row), images), strict=True):
+    chain = [(layer.requires_grad_(False).to(memory_format=LAST), clip)]
+    expected = answer(in_plain_layers(chain), images)
+    for one, two in zip(expected, answer(InputGradConvs(chain), images), strict=True):
         torch.testing.assert_close(two, one, atol=1e-4, rtol=1e-4)
 
 
-def test_values_at_a_bound_are_not_pulled_at() -> None:
+def test_values_at_a_bound_have_no_gradient() -> None:
     same = nn.Conv2d(1, 1, 1, bias=False).requires_grad_(False)
     same.weight.fill_(1)
     images = torch.tensor([-1.0, -0.0, 0.0, 1e-30, 3.0, 5.9999995, 6.0, 7.0]).view(1, 1, 1, 8)
@@ -163,7 +167,7 @@ def test_values_at_a_bound_are_not_pulled_at() -> None:
 
 
 class Branching(nn.Module):
-    """A clipped activation that three others take, one of them no convolution."""
+    """Uses a clipped activation in two convolutions and a sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,21 +204,21 @@ class Repeating(nn.Module):
         return self.third(self.second(self.second(self.first(images)))).flatten(1)
 
 
-def rows(model: nn.Module) -> list[int]:
+def chain_lengths(model: nn.Module) -> list[int]:
     return [len(module.links) for module in model.modules() if isinstance(module, InputGradConvs)]
 
 
-def test_convolutions_of_which_each_takes_what_the_one_before_gives_are_one(lite0: Backbone) -> None:
+def test_consecutive_convolutions_are_fused_into_chains(lite0: Backbone) -> None:
     # The stem and the first block; a block each of three; the last with the head. Shortcuts are in between.
-    assert rows(optimized(lite0).model) == [6, *[3] * 13, 4]
+    assert chain_lengths(optimized(lite0).model) == [6, *[3] * 13, 4]
 
 
 @pytest.mark.parametrize("kind", [Branching, Adding, Repeating])
-def test_a_convolution_whose_output_others_take_too_ends_a_row(kind: type[nn.Module]) -> None:
+def test_a_convolution_whose_output_is_used_elsewhere_ends_a_chain(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model, images = kind().double(), 9 * seeded(2, 3, 8, 8, dtype=torch.float64)
     changed = input_gradient_model(model, images)
-    assert rows(changed) == [1, 1, 1]
+    assert chain_lengths(changed) == [1, 1, 1]
     assert_same(model, changed, images, 1e-12)
 
 
@@ -256,16 +260,16 @@ class Gating(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Measuring, Gating])
-def test_convolutions_between_which_a_model_looks_are_left_apart(kind: type[nn.Module]) -> None:
+def test_convolutions_whose_intermediate_output_is_used_are_not_fused(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model, images = kind().double(), seeded(2, 3, 8, 8, dtype=torch.float64)
     changed = input_gradient_model(model, images)
-    assert rows(changed) == [1, 1]
+    assert chain_lengths(changed) == [1, 1]
     assert_same(model, changed, images, 1e-12)
 
 
 @pytest.mark.parametrize("name", ["edgenext_xx_small", "xcit_nano_12_p16_224"])
-def test_a_model_that_reads_the_weights_of_its_convolutions_stays_itself(name: str) -> None:
+def test_a_model_that_reads_the_weights_of_its_convolutions_is_returned_unchanged(name: str) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval().requires_grad_(False)
     size = model.default_cfg["input_size"][1]
@@ -289,10 +293,10 @@ def test_a_batch_too_large_for_the_cache_has_the_gradient_of_its_images_one_by_o
         torch.testing.assert_close(gradient[index], torch.autograd.grad(single, leaf)[0][0])
 
 
-def test_a_gradient_that_is_given_stays_as_it_is() -> None:
-    row = InputGradConvs([(nn.Conv2d(3, 4, 1).requires_grad_(False), (0.0, 6.0))])
+def test_the_gradient_of_the_output_is_not_modified() -> None:
+    chain = InputGradConvs([(nn.Conv2d(3, 4, 1).requires_grad_(False), (0.0, 6.0))])
     leaf = seeded(2, 3, 5, 5).contiguous(memory_format=LAST).requires_grad_()
-    found = row(leaf)
+    found = chain(leaf)
     given = torch.ones_like(found)
     torch.autograd.grad(found, leaf, given)
     assert torch.equal(given, torch.ones_like(given))
@@ -316,13 +320,13 @@ def test_for_inference_no_weights_are_packed_for_the_backward_pass(lite0: Backbo
     assert packed.count == sum(isinstance(module, nn.Conv2d) for module in lite0.model.modules())
 
 
-def test_a_model_that_would_come_out_different_stays_itself() -> None:
+def test_a_model_whose_output_would_change_is_returned_unchanged() -> None:
     torch.manual_seed(0)
     model = Peeking().requires_grad_(False)
     assert input_gradient_only(model, seeded(1, 3, 8, 8)).model is model
 
 
-def test_an_image_that_is_not_a_number_gives_no_feature_that_is_one(lite0: Backbone) -> None:
+def test_an_image_with_nan_has_nan_features(lite0: Backbone) -> None:
     size = lite0.card.preprocessing.input_size
     images = torch.rand(2, 3, size, size)
     images[1, 0, 3, 3] = torch.nan
@@ -331,7 +335,7 @@ def test_an_image_that_is_not_a_number_gives_no_feature_that_is_one(lite0: Backb
     assert features[1].isnan().all()
 
 
-def test_in_mixed_precision_features_stay_to_the_bit_and_the_gradient_what_it_was(lite0: Backbone) -> None:
+def test_in_mixed_precision_features_keep_their_bits_and_the_gradient_its_direction(lite0: Backbone) -> None:
     mixed = convert_precision(lite0, "bf16")
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     changed = optimized(mixed)

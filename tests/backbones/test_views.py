@@ -96,7 +96,7 @@ def test_about_half_of_the_views_are_flipped() -> None:
 
 
 @given(seed=st.integers(0, 2**64 - 1), counter=COUNTERS)
-def test_a_stream_gives_the_same_numbers_whatever_was_drawn_before(seed: int, counter: list[int]) -> None:
+def test_a_generator_gives_the_same_numbers_whatever_was_drawn_before(seed: int, counter: list[int]) -> None:
     first = make_rng(seed, *counter).random(5)
     make_rng(seed, *counter).random(1000)
     make_rng(seed + 1, 7).random(3)

@@ -35,12 +35,12 @@ def test_threads_sleep_on_a_busy_machine_and_spin_on_an_idle_one() -> None:
     assert chosen(0.0) == "None None"
 
 
-def test_what_the_user_set_stays() -> None:
+def test_what_the_user_set_is_kept() -> None:
     assert chosen(100.0, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
     assert chosen(100.0, GOMP_SPINCOUNT="7") == "None 7"
 
 
-def test_one_thread_waits_for_nobody() -> None:
+def test_one_thread_never_sleeps() -> None:
     assert chosen(100.0, threads=1) == "None None"
     assert chosen(100.0, OMP_NUM_THREADS="1") == "None None"
 
@@ -55,18 +55,18 @@ def test_a_machine_is_crowded_where_threads_and_others_want_more_cores_than_ther
     assert are_cores_crowded(threads, others, cores) is crowded
 
 
-def test_a_run_that_waits_for_cores_is_told_of_threads_unless_it_has_one() -> None:
+def test_a_run_that_waits_for_cores_is_advised_on_threads_unless_it_has_one() -> None:
     assert "try --threads 1" in advise_on_threads(2, 0.5, sleeping=False)
     assert advise_on_threads(2, 0.1, sleeping=False) == ""
     assert advise_on_threads(1, 0.9, sleeping=False) == ""
 
 
-def test_a_run_whose_threads_sleep_is_told_when_the_machine_is_its_own() -> None:
+def test_a_run_whose_threads_sleep_is_advised_when_the_machine_is_idle() -> None:
     assert "--resume is faster" in advise_on_threads(2, 0.0, sleeping=True)
     assert advise_on_threads(2, 0.5, sleeping=True) == ""
 
 
-def test_a_run_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_advised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = iter([0.0, 1e9, 2e9])
     monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_seconds_waited", lambda: next(waited))
     watch = CoreWatch(2, interval=0.0)
@@ -74,6 +74,6 @@ def test_a_run_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.check() == ""
 
 
-def test_where_waiting_is_not_counted_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_waiting_is_not_counted_there_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_seconds_waited", lambda: None)
     assert CoreWatch(2, interval=0.0).check() == ""

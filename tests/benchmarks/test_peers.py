@@ -14,15 +14,14 @@ from peers import lgm, published
 from torch import Tensor, nn
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.distill import engine
-from sfm.distill.adam import no_moments
-from sfm.distill.augment import augment, draw_views
+from sfm.distill.adam import init_adam
+from sfm.distill.augment import augment, draw_augmentation
 from sfm.distill.config import DistillConfig
-from sfm.distill.engine import Plan, State
-from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.group import ALONE
-from sfm.distill.pyramid import decode, resolutions
-from sfm.distill.run import plan_of
+from sfm.distill.distiller import resolve_config
+from sfm.distill.flow import compute_flow, sfm_loss
+from sfm.distill.pyramid import decode_pyramid, list_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
 
 SIZE, CLASSES = 32, 3
@@ -39,18 +38,18 @@ def trainable(lite0: Backbone) -> Backbone:
 
 
 @pytest.fixture
-def plan(lite0: Backbone) -> Plan:
+def run_config(lite0: Backbone) -> ResolvedDistillConfig:
     """Of a run whose pyramid gets a level per step."""
     config = DistillConfig(
         store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
     )
-    return plan_of(config, CLASSES, lite0, {}, ALONE)
+    return resolve_config(config, "", [str(index) for index in range(CLASSES)], lite0)
 
 
-def full_pyramid(plan: Plan, step: int) -> list[Tensor]:
+def full_pyramid(run_config: ResolvedDistillConfig, step: int) -> list[Tensor]:
     levels: list[Tensor] = []
-    for _ in resolutions(plan.canvas):
-        levels = engine.grown(levels, plan, torch.device("cpu"))
+    for _ in list_resolutions(run_config.canvas):
+        levels = add_pyramid_level(levels, run_config, torch.device("cpu"))
     assert step >= len(levels)
     return levels
 
@@ -122,32 +121,36 @@ def test_pixels_are_pulled_as_by_differentiating_twice() -> None:
     torch.testing.assert_close(torch.autograd.grad(once, images), torch.autograd.grad(twice, images))
 
 
-def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(lite0: Backbone, plan: Plan) -> None:
-    plan, step = replace(plan, ipc=2, views=2), 20
-    count = plan.images * plan.views
-    pixels = np.random.default_rng(0).integers(0, 256, (30, plan.canvas, plan.canvas, 3), dtype=np.uint8)
+def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
+    lite0: Backbone, run_config: ResolvedDistillConfig
+) -> None:
+    run_config, step = run_config.model_copy(update={"ipc": 2, "views": 2}), 20
+    count = run_config.images * run_config.views
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (30, run_config.canvas, run_config.canvas, 3), dtype=np.uint8
+    )
     real = lgm.RealImages(pixels, np.arange(30) % CLASSES)
-    levels = full_pyramid(plan, step)
+    levels = full_pyramid(run_config, step)
     before = [level.detach().clone().requires_grad_() for level in levels]
-    state = State(step, levels, no_moments(levels))
-    loss = lgm.run_lgm_step(state, plan, lite0, real)
+    state = DistillState(step, levels, init_adam(levels))
+    loss = lgm.run_lgm_step(state, run_config, lite0, real)
 
-    rows = lgm.select_batch_rows(plan.seed, step, 30, count)
-    views = draw_views(plan.seed, step, 2 * count, plan.canvas)
-    weight = lgm.draw_head(plan, lite0.card.features, step, torch.device("cpu"))
+    rows = lgm.select_batch_rows(run_config.seed, step, 30, count)
+    views = draw_augmentation(run_config.seed, step, 2 * count, run_config.canvas)
+    weight = lgm.draw_head(run_config, lite0.card.features, step, torch.device("cpu"))
     batch = torch.from_numpy(pixels[rows] / np.float32(255)).permute(0, 3, 1, 2).contiguous()
-    real_features = lite0.features(augment(batch, views.part(slice(count, 2 * count)), SIZE))
+    real_features = lite0.features(augment(batch, views.select(slice(count, 2 * count)), SIZE))
     target = compute_gradient(real_features, torch.from_numpy(real.labels[rows]), weight).detach()
-    labels = torch.tensor([c for c in range(CLASSES) for _ in range(plan.ipc * plan.views)])
-    synthetic = augment(decode(before, plan.canvas), views.part(slice(0, count)), SIZE)
+    labels = torch.tensor([c for c in range(CLASSES) for _ in range(run_config.ipc * run_config.views)])
+    synthetic = augment(decode_pyramid(before, run_config.canvas), views.select(slice(0, count)), SIZE)
     gradient = compute_gradient(lite0.features(synthetic), labels, weight)
     expected = 1 - gradient @ target / (gradient.norm() * target.norm())
     assert loss == pytest.approx(expected.item(), rel=1e-4)
-    assert cosine(state.moments.first, list(torch.autograd.grad(expected, before))) > 0.9999
+    assert cosine(state.adam.first, list(torch.autograd.grad(expected, before))) > 0.9999
 
 
-def test_every_step_of_lgm_has_a_head_of_its_own(plan: Plan) -> None:
-    heads = [lgm.draw_head(plan, 500, step, torch.device("cpu")) for step in (0, 1, 1)]
+def test_every_step_of_lgm_has_a_head_of_its_own(run_config: ResolvedDistillConfig) -> None:
+    heads = [lgm.draw_head(run_config, 500, step, torch.device("cpu")) for step in (0, 1, 1)]
     assert not torch.equal(heads[0], heads[1])
     assert torch.equal(heads[1], heads[2])
     assert heads[0].std().item() == pytest.approx(0.01, rel=0.1)
@@ -182,7 +185,7 @@ def test_real_images_are_decoded_at_the_size_of_the_canvas_with_their_labels(lit
 
 def test_with_one_image_per_class_the_published_loss_is_ours() -> None:
     features, means = draw_normal(5, 1, 7), draw_normal(5, 7)
-    ours = sfm_loss(features[:, :, None], flow(means, means))
+    ours = sfm_loss(features[:, :, None], compute_flow(means, means))
     assert published.published_loss(features, means).item() == pytest.approx(ours.item(), rel=1e-12)
 
 
@@ -193,11 +196,13 @@ def test_with_two_images_per_class_the_published_others_are_all_other_images() -
     assert published.published_loss(features, means).item() == pytest.approx(expected)
 
 
-def test_what_is_published_decodes_and_looks_as_we_do(plan: Plan) -> None:
-    levels = [level.detach() for level in full_pyramid(plan, 20)]
-    images = decode(levels, plan.canvas)
-    torch.testing.assert_close(published.decode_at_full_size(levels, plan.canvas), images, atol=1e-5, rtol=0)
-    views = draw_views(plan.seed, 5, 2 * CLASSES, plan.canvas)
+def test_what_is_published_decodes_and_looks_as_we_do(run_config: ResolvedDistillConfig) -> None:
+    levels = [level.detach() for level in full_pyramid(run_config, 20)]
+    images = decode_pyramid(levels, run_config.canvas)
+    torch.testing.assert_close(
+        published.decode_at_full_size(levels, run_config.canvas), images, atol=1e-5, rtol=0
+    )
+    views = draw_augmentation(run_config.seed, 5, 2 * CLASSES, run_config.canvas)
     quiet = replace(views, noisy=np.zeros(2 * CLASSES, dtype=bool))
     torch.testing.assert_close(
         published.augment_with_grid_sample(images, quiet, SIZE),
@@ -214,37 +219,38 @@ def test_what_is_published_decodes_and_looks_as_we_do(plan: Plan) -> None:
 
 
 def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
-    lite0: Backbone, trainable: Backbone, plan: Plan
+    lite0: Backbone, trainable: Backbone, run_config: ResolvedDistillConfig
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
     step = next(
-        step for step in range(20, 200) if not draw_views(plan.seed, step, CLASSES, plan.canvas).noisy.any()
+        step
+        for step in range(20, 200)
+        if not draw_augmentation(run_config.seed, step, CLASSES, run_config.canvas).noisy.any()
     )
-    ours, theirs = full_pyramid(plan, step), full_pyramid(plan, step)
-    own = State(step, ours, no_moments(ours))
-    expected = engine.advance(
-        own,
-        plan,
-        lite0,
-        lambda features: sfm_loss(features, flow(means, means)),
+    ours, theirs = full_pyramid(run_config, step), full_pyramid(run_config, step)
+    own = DistillState(step, ours, init_adam(ours))
+    expected = train_step(
+        own, run_config, lite0, lambda features: sfm_loss(features, compute_flow(means, means))
     )
-    state = published.PublishedState(step, theirs, published.make_adam(theirs, plan))
-    assert published.run_published_step(state, plan, trainable, means) == pytest.approx(expected, rel=1e-4)
-    assert cosine(own.moments.first, [level.grad for level in theirs if level.grad is not None]) > 0.9999
+    state = published.PublishedState(step, theirs, published.make_adam(theirs, run_config))
+    assert published.run_published_step(state, run_config, trainable, means) == pytest.approx(
+        expected.loss, rel=1e-4
+    )
+    assert cosine(own.adam.first, [level.grad for level in theirs if level.grad is not None]) > 0.9999
 
 
 def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(
-    lite0: Backbone, trainable: Backbone, plan: Plan
+    lite0: Backbone, trainable: Backbone, run_config: ResolvedDistillConfig
 ) -> None:
     means = torch.randn(CLASSES, lite0.card.features, generator=torch.Generator().manual_seed(1))
-    levels = full_pyramid(plan, 20)
-    state = published.PublishedState(20, levels, published.make_adam(levels, plan))
+    levels = full_pyramid(run_config, 20)
+    state = published.PublishedState(20, levels, published.make_adam(levels, run_config))
     first = next(iter(trainable.model.parameters()))
     weights = first.detach().clone()
     trainable.model.zero_grad()
-    published.run_published_step(state, plan, trainable, means)
+    published.run_published_step(state, run_config, trainable, means)
     assert first.grad is not None
     once = first.grad.clone()
-    published.run_published_step(state, plan, trainable, means)
+    published.run_published_step(state, run_config, trainable, means)
     assert not torch.equal(first.grad, once)
     assert torch.equal(first.detach(), weights)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm.distill.adam import descend, no_moments
+from sfm.distill.adam import adam_step, init_adam
 
 COUNT = 7
 
@@ -15,14 +15,14 @@ def test_images_that_move_part_by_part_move_as_torch_moves_them_together(cuts: l
     shapes = [(COUNT, 3, side, side) for side in (1, 2, 5)]
     ours = [torch.randn(shape, generator=generator) for shape in shapes]
     theirs = [level.clone().requires_grad_() for level in ours]
-    moments, optimizer = no_moments(ours), torch.optim.Adam(theirs, lr=0.02)
+    state, optimizer = init_adam(ours), torch.optim.Adam(theirs, lr=0.02)
     edges = [0, *sorted(cuts), COUNT]
     for _ in range(steps):
         gradients = [torch.randn(shape, generator=generator) for shape in shapes]
         for start, end in pairwise(edges):
             part = slice(start, end)
-            descend(ours, moments, 0.02, part, [gradient[part] for gradient in gradients])
-        moments.age += 1
+            adam_step(ours, state, 0.02, part, [gradient[part] for gradient in gradients])
+        state.steps += 1
         for level, gradient in zip(theirs, gradients, strict=True):
             level.grad = gradient
         optimizer.step()

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from sfm.distill.augment import augment, draw_views
+from sfm.distill.augment import augment, draw_augmentation
 
 
 def pictures(count: int = 4, size: int = 24) -> torch.Tensor:
@@ -9,10 +9,10 @@ def pictures(count: int = 4, size: int = 24) -> torch.Tensor:
 
 
 def test_the_views_of_a_step_do_not_depend_on_what_was_drawn_before() -> None:
-    straight = [augment(pictures(), draw_views(5, step, 4, 24), 16) for step in range(4)]
+    straight = [augment(pictures(), draw_augmentation(5, step, 4, 24), 16) for step in range(4)]
     torch.manual_seed(99)
     np.random.default_rng(1).normal(size=10)
-    backwards = [augment(pictures(), draw_views(5, step, 4, 24), 16) for step in reversed(range(4))]
+    backwards = [augment(pictures(), draw_augmentation(5, step, 4, 24), 16) for step in reversed(range(4))]
     for one, two in zip(straight, reversed(backwards), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
@@ -20,19 +20,19 @@ def test_the_views_of_a_step_do_not_depend_on_what_was_drawn_before() -> None:
 def test_looking_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(4)
     before = torch.get_rng_state()
-    augment(pictures(), draw_views(0, 0, 4, 24), 16)
+    augment(pictures(), draw_augmentation(0, 0, 4, 24), 16)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_steps_and_seeds_give_other_views() -> None:
-    base = augment(pictures(), draw_views(0, 0, 4, 24), 16)
-    assert not torch.equal(base, augment(pictures(), draw_views(0, 1, 4, 24), 16))
-    assert not torch.equal(base, augment(pictures(), draw_views(1, 0, 4, 24), 16))
+    base = augment(pictures(), draw_augmentation(0, 0, 4, 24), 16)
+    assert not torch.equal(base, augment(pictures(), draw_augmentation(0, 1, 4, 24), 16))
+    assert not torch.equal(base, augment(pictures(), draw_augmentation(1, 0, 4, 24), 16))
 
 
 def test_each_image_is_looked_at_through_its_own_consecutive_views() -> None:
     black_and_white = torch.stack([torch.zeros(3, 24, 24), torch.ones(3, 24, 24)])
-    views = draw_views(0, 0, 6, 24)
+    views = draw_augmentation(0, 0, 6, 24)
     seen = augment(black_and_white, views, 16)
     quiet = ~views.noisy
     assert seen.shape == (6, 3, 16, 16)
@@ -44,7 +44,7 @@ def test_each_image_is_looked_at_through_its_own_consecutive_views() -> None:
 
 def test_half_of_the_views_get_noise_of_mean_one_half_and_deviation_one_fifth() -> None:
     count = 400
-    views = draw_views(0, 0, count, 24)
+    views = draw_augmentation(0, 0, count, 24)
     noise = augment(torch.zeros(count, 3, 24, 24), views, 16)
     assert abs(views.noisy.mean() - 0.5) < 0.08
     noisy = noise[torch.from_numpy(views.noisy)]
@@ -56,7 +56,7 @@ def test_half_of_the_views_get_noise_of_mean_one_half_and_deviation_one_fifth() 
 
 def test_views_are_differentiable_with_respect_to_the_images() -> None:
     images = pictures().double().requires_grad_()
-    views = draw_views(0, 2, 8, 24)
+    views = draw_augmentation(0, 2, 8, 24)
     weights = torch.rand(8, 3, 16, 16, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((augment(images, views, 16) * weights).sum(), images)
     nudge = torch.zeros_like(images)

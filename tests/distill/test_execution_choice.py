@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,26 +7,26 @@ from safetensors.torch import load_file
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone, preparation
-from sfm.distill import execution_choice, run
+from sfm.distill import distiller, execution_choice
 from sfm.distill.config import DistillConfig
-from sfm.distill.engine import Plan
-from sfm.distill.execution_choice import (
-    MIN_VIEWS_TO_COMPILE,
-    ExecutionChoice,
-    choose_execution,
-    should_compile,
-)
-from sfm.distill.group import Group
+from sfm.distill.execution_choice import MIN_VIEWS_TO_COMPILE, choose_execution
+from sfm.distill.process_group import ProcessGroup
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, should_compile
 from sfm.distill.run import distill
 from sfm.errors import InputError
 from sfm.events import Progress
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-PLAN = Plan(
-    classes=4,
-    ipc=1,
-    views=1,
+CONFIG = ResolvedDistillConfig(
+    dataset="",
+    classes=["a", "b", "c", "d"],
+    backbone="",
     image_size=32,
+    objective="sfm",
+    alpha=1.0,
+    ipc=1,
+    centres="sub-class",
+    views=1,
     steps=10,
     learning_rate=0.02,
     final_rate=1.0,
@@ -36,6 +35,10 @@ PLAN = Plan(
     micro_batch=2,
     gradient="exact",
     graphs=0,
+    device="cpu",
+    precision="float32",
+    devices=1,
+    threads=1,
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -45,7 +48,7 @@ def test_a_long_run_is_worth_compiling_where_it_can_be(monkeypatch: pytest.Monke
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: device.type == "cuda")
     assert should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU)
     assert not should_compile("auto", MIN_VIEWS_TO_COMPILE - 1, GPU)
-    assert not should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU, Group(0, 2))
+    assert not should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU, ProcessGroup(0, 2))
     assert not should_compile("no", MIN_VIEWS_TO_COMPILE, GPU)
     assert should_compile("yes", 1, GPU)
 
@@ -54,25 +57,25 @@ def test_what_cannot_be_compiled_is_refused_if_it_is_asked_for(monkeypatch: pyte
     with pytest.raises(InputError, match="one process on a GPU"):
         should_compile("yes", 1, CPU)
     with pytest.raises(InputError, match="one process on a GPU"):
-        should_compile("yes", 1, GPU, Group(0, 2))
+        should_compile("yes", 1, GPU, ProcessGroup(0, 2))
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: False)
     with pytest.raises(InputError, match="Triton"):
         should_compile("yes", 1, GPU)
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: True)
     with pytest.raises(InputError, match="--graphs"):
-        choose_execution(replace(PLAN, graphs=4), "auto", "yes", GPU)
+        choose_execution(CONFIG.model_copy(update={"graphs": 4}), "auto", "yes", GPU)
     with pytest.raises(InputError, match="--execution eager compiles nothing"):
-        choose_execution(PLAN, "eager", "yes", GPU)
+        choose_execution(CONFIG, "eager", "yes", GPU)
 
 
 def test_a_gpu_records_a_run_of_one_process_that_keeps_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution_choice, "can_compile", lambda device: True)
-    assert choose_execution(PLAN, "auto", "auto", GPU).mode == "cuda-graph"
-    long = replace(PLAN, steps=MIN_VIEWS_TO_COMPILE)
+    assert choose_execution(CONFIG, "auto", "auto", GPU).mode == "cuda-graph"
+    long = CONFIG.model_copy(update={"steps": MIN_VIEWS_TO_COMPILE})
     assert choose_execution(long, "auto", "auto", GPU).mode == "compiled"
-    assert choose_execution(replace(long, graphs=4), "auto", "auto", GPU).mode == "input-grad"
+    assert choose_execution(long.model_copy(update={"graphs": 4}), "auto", "auto", GPU).mode == "input-grad"
     assert choose_execution(long, "auto", "auto", CPU).mode == "input-grad"
-    assert choose_execution(long, "auto", "auto", GPU, Group(0, 2)).mode == "input-grad"
+    assert choose_execution(long, "auto", "auto", GPU, ProcessGroup(0, 2)).mode == "input-grad"
     assert choose_execution(long, "eager", "auto", GPU).mode == "eager"
 
 
@@ -153,7 +156,9 @@ def test_a_run_that_was_recorded_is_not_resumed_where_it_cannot_be(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = config.model_copy(update={"steps": 12, "checkpoint_every": 2})
-    monkeypatch.setattr(run, "choose_execution", lambda *_: ExecutionChoice("cuda-graph", "on a GPU"))
+    monkeypatch.setattr(
+        distiller, "choose_execution", lambda *_: ExecutionChoice(mode="cuda-graph", reason="on a GPU")
+    )
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     with pytest.raises(PulledPlugError):
         distill(begun, pull_the_plug)

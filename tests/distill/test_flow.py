@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sfm.distill.flow import decoupled_loss, flow, others, sfm_loss
+from sfm.distill.flow import compute_flow, compute_other_means, decoupled_loss, sfm_loss
 
 SIZES = st.integers(2, 6)
 VALUES = st.floats(-10, 10, width=32)
@@ -43,28 +43,28 @@ def centres_by_hand(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @given(synthetic())
 def test_the_flow_is_the_mean_of_the_other_classes_less_the_own_centre(features: np.ndarray) -> None:
     own, means = centres_by_hand(features)
-    got = flow(torch.from_numpy(own), torch.from_numpy(means)).numpy()
+    got = compute_flow(torch.from_numpy(own), torch.from_numpy(means)).numpy()
     np.testing.assert_allclose(got, flow_by_hand(own, means), atol=1e-9)
 
 
 @given(arrays(np.float64, st.tuples(SIZES, SIZES), elements=VALUES))
 def test_class_means_are_centres_of_their_own_where_there_is_one_per_class(means: np.ndarray) -> None:
     tensor = torch.from_numpy(means)
-    torch.testing.assert_close(flow(tensor, tensor), flow(tensor[:, None], tensor)[:, 0])
+    torch.testing.assert_close(compute_flow(tensor, tensor), compute_flow(tensor[:, None], tensor)[:, 0])
 
 
 @given(arrays(np.float64, st.tuples(SIZES, SIZES), elements=VALUES))
 def test_the_flows_of_all_classes_cancel(means: np.ndarray) -> None:
     tensor = torch.from_numpy(means)
-    assert flow(tensor, tensor).sum(0).abs().max() < 1e-9
+    assert compute_flow(tensor, tensor).sum(0).abs().max() < 1e-9
 
 
 def test_other_classes_are_counted_as_classes_however_many_images_each_has() -> None:
     one = torch.randn(4, 1, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ten = one.expand(4, 10, 1, 5)
-    target = flow(one[:, 0, 0], one[:, 0, 0])
+    target = compute_flow(one[:, 0, 0], one[:, 0, 0])
     assert sfm_loss(ten, target[:, None].expand(4, 10, 5)) == pytest.approx(0.0, abs=1e-12)
-    torch.testing.assert_close(others(ten.mean((1, 2))), others(one[:, 0, 0]))
+    torch.testing.assert_close(compute_other_means(ten.mean((1, 2))), compute_other_means(one[:, 0, 0]))
     assert decoupled_loss(ten, ten[:, :, 0], one[:, 0, 0], alpha=0.5) == pytest.approx(0.0, abs=1e-12)
 
 
@@ -106,7 +106,7 @@ def test_views_are_averaged_before_flows_are_compared() -> None:
 def test_the_images_of_one_class_are_drawn_to_their_own_centres() -> None:
     means = seeded(3, 5)
     centres = means[:, None] + torch.stack([seeded(3, 5), -seeded(3, 5)], dim=1)
-    target = flow(centres, means)
+    target = compute_flow(centres, means)
     assert sfm_loss(centres[:, :, None], target) == pytest.approx(0.0, abs=1e-12)
     assert sfm_loss(centres.flip(1)[:, :, None], target) > 0.01
 

@@ -5,28 +5,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gathered_gradient import Slope, gathered
+from batch_gradients import BatchGradients, collect_gradients
 from torch import Tensor
 
 from sfm.backbones.build import Backbone
-from sfm.distill.augment import draw_views
-from sfm.distill.flow import decoupled_loss, flow, sfm_loss
-from sfm.distill.gradient import (
-    Batch,
-    Cut,
-    NotFinite,
+from sfm.distill.augment import draw_augmentation
+from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
+from sfm.distill.pyramid import append_level, compute_canvas_size, list_resolutions
+from sfm.distill.train_step import (
+    ImageBatch,
+    MicroBatching,
+    NonFiniteLossError,
     Objective,
-    features_of,
-    parts,
-    pull,
-    pull_exactly,
-    pull_in_one_pass,
+    compute_features,
+    compute_gradients,
+    exact_gradients,
+    split_images,
+    stale_feature_gradients,
 )
-from sfm.distill.pyramid import canvas_size, grow, resolutions
 
 CLASSES, IPC, VIEWS, SIZE = 4, 2, 2, 32
 SHAPE = (CLASSES, IPC, VIEWS)
-WHOLE = Cut(CLASSES * IPC, "exact", CLASSES * IPC)
+WHOLE = MicroBatching(CLASSES * IPC, "exact", CLASSES * IPC)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def double(lite0: Backbone) -> Backbone:
     return replace(lite0, model=copy.deepcopy(lite0.model).double())
 
 
-def batch(dtype: torch.dtype) -> Batch:
+def batch(dtype: torch.dtype) -> ImageBatch:
     levels: list[Tensor] = []
-    canvas = canvas_size(SIZE)
-    for resolution in resolutions(canvas):
-        levels = grow(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
+    canvas = compute_canvas_size(SIZE)
+    for resolution in list_resolutions(canvas):
+        levels = append_level(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
     levels = [level.detach().to(dtype).requires_grad_() for level in levels]
-    return Batch(levels, canvas, SIZE, draw_views(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
+    return ImageBatch(levels, canvas, SIZE, draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
 
 
 def objective(name: str, dtype: torch.dtype, features: int) -> Objective:
@@ -48,11 +48,11 @@ def objective(name: str, dtype: torch.dtype, features: int) -> Objective:
     means = torch.rand(CLASSES, features, dtype=dtype, generator=generator)
     own = means[:, None] + 0.1 * torch.rand(CLASSES, IPC, features, dtype=dtype, generator=generator)
     if name == "sfm":
-        return lambda seen: sfm_loss(seen, flow(own, means))
+        return lambda seen: sfm_loss(seen, compute_flow(own, means))
     return lambda seen: decoupled_loss(seen, own, means, 0.7)
 
 
-def cosine(one: Slope, other: Slope) -> float:
+def cosine(one: BatchGradients, other: BatchGradients) -> float:
     flat = [torch.cat([level.flatten() for level in found.levels]).double() for found in (one, other)]
     return torch.cosine_similarity(*flat, dim=0).item()
 
@@ -64,8 +64,10 @@ def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_bat
     double: Backbone, name: str, micro_batch: int, graphs: int
 ) -> None:
     images, wanted = batch(torch.float64), objective(name, torch.float64, double.card.features)
-    whole = gathered(pull_exactly, images, double, wanted, WHOLE)
-    cut = gathered(pull_exactly, images, double, wanted, Cut(micro_batch, "exact", graphs))
+    whole = collect_gradients(exact_gradients, images, double, wanted, WHOLE)
+    cut = collect_gradients(
+        exact_gradients, images, double, wanted, MicroBatching(micro_batch, "exact", graphs)
+    )
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
     for one, other in zip(cut.levels, whole.levels, strict=True):
         assert (one - other).abs().max() <= 1e-10 * whole.levels[0].abs().max()
@@ -74,16 +76,20 @@ def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_bat
 @pytest.mark.parametrize("micro_batch", [1, 3, 7])
 def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -> None:
     images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
-    whole = gathered(pull_exactly, images, lite0, wanted, WHOLE)
+    whole = collect_gradients(exact_gradients, images, lite0, wanted, WHOLE)
     assert (
-        cosine(gathered(pull_exactly, images, lite0, wanted, Cut(micro_batch, "exact", 0)), whole) >= 0.9999
+        cosine(
+            collect_gradients(exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", 0)),
+            whole,
+        )
+        >= 0.9999
     )
 
 
 def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    whole = gathered(pull_exactly, images, double, wanted, WHOLE)
-    cut = gathered(pull_in_one_pass, images, double, wanted, 3, whole.features)
+    whole = collect_gradients(exact_gradients, images, double, wanted, WHOLE)
+    cut = collect_gradients(stale_feature_gradients, images, double, wanted, 3, whole.features)
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
     assert cosine(cut, whole) == pytest.approx(1, abs=1e-10)
 
@@ -91,11 +97,11 @@ def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(doubl
 def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
     before = torch.rand(CLASSES * IPC * VIEWS, double.card.features, dtype=torch.float64)
-    cut = gathered(pull_in_one_pass, images, double, wanted, 4, before)
-    now = gathered(pull_exactly, images, double, wanted, WHOLE).features
+    cut = collect_gradients(stale_feature_gradients, images, double, wanted, 4, before)
+    now = collect_gradients(exact_gradients, images, double, wanted, WHOLE).features
     assert torch.allclose(cut.features, now, atol=1e-12)
     levels = [level.detach()[:4].requires_grad_() for level in images.levels]
-    mixed = torch.cat([features_of(images, double, levels, slice(0, 4)), before[4 * VIEWS :]])
+    mixed = torch.cat([compute_features(images, double, levels, slice(0, 4)), before[4 * VIEWS :]])
     first = torch.autograd.grad(wanted(mixed.view(*SHAPE, -1)), levels)
     for found, expected in zip(cut.levels, first, strict=True):
         torch.testing.assert_close(found[:4], expected, atol=1e-12, rtol=1e-9)
@@ -103,8 +109,10 @@ def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> 
 
 def test_one_pass_begins_with_an_exact_step(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    begun = gathered(pull, images, double, wanted, Cut(3, "one-pass", 0), None)
-    exact = gathered(pull_exactly, images, double, wanted, Cut(3, "exact", 0))
+    begun = collect_gradients(
+        compute_gradients, images, double, wanted, MicroBatching(3, "one-pass", 0), None
+    )
+    exact = collect_gradients(exact_gradients, images, double, wanted, MicroBatching(3, "exact", 0))
     assert all(map(torch.equal, begun.levels, exact.levels))
 
 
@@ -116,7 +124,7 @@ def forwards(lite0: Backbone, micro_batch: int, graphs: int) -> list[tuple[int, 
     handle = convolution.register_forward_pre_hook(
         lambda _module, arguments: seen.append((len(arguments[0]), torch.is_grad_enabled()))
     )
-    gathered(pull_exactly, images, lite0, wanted, Cut(micro_batch, "exact", graphs))
+    collect_gradients(exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", graphs))
     handle.remove()
     return seen
 
@@ -131,8 +139,8 @@ def test_images_whose_graphs_are_kept_go_forward_once_and_the_others_twice(lite0
 @pytest.mark.parametrize("graphs", [0, 8])
 def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbone, graphs: int) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    cut = Cut(3, "exact", graphs)
-    untouched = gathered(pull_exactly, images, double, wanted, cut)
+    cut = MicroBatching(3, "exact", graphs)
+    untouched = collect_gradients(exact_gradients, images, double, wanted, cut)
     found: dict[int, list[Tensor]] = {}
 
     def change(part: slice, gradients: list[Tensor]) -> None:
@@ -140,7 +148,7 @@ def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbo
         for level in images.levels:
             level.detach()[part].add_(1)
 
-    pull_exactly(images, double, wanted, cut, change)
+    exact_gradients(images, double, wanted, cut, change)
     for level, whole in enumerate(untouched.levels):
         assert torch.equal(torch.cat([found[start][level] for start in sorted(found)]), whole)
 
@@ -148,16 +156,16 @@ def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbo
 @pytest.mark.parametrize("graphs", [0, 8])
 def test_nobody_is_given_the_gradient_of_a_loss_that_is_not_finite(lite0: Backbone, graphs: int) -> None:
     given: list[slice] = []
-    with pytest.raises(NotFinite, match="nan"):
-        pull_exactly(
+    with pytest.raises(NonFiniteLossError, match="nan"):
+        exact_gradients(
             batch(torch.float32),
             lite0,
             lambda seen: seen.sum() * torch.nan,
-            Cut(3, "exact", graphs),
+            MicroBatching(3, "exact", graphs),
             lambda part, _: given.append(part),
         )
     assert not given
 
 
 def test_parts_cover_every_image_once() -> None:
-    assert [(part.start, part.stop) for part in parts(7, 3)] == [(0, 3), (3, 6), (6, 7)]
+    assert [(part.start, part.stop) for part in split_images(7, 3)] == [(0, 3), (3, 6), (6, 7)]

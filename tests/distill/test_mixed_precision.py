@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from gathered_gradient import gathered
+from batch_gradients import collect_gradients
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.activation_memory import measure_activation_bytes
-from sfm.distill.augment import draw_views
+from sfm.distill.augment import draw_augmentation
 from sfm.distill.config import DistillConfig
-from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.gradient import Batch, Cut, pull_exactly
+from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import AutocastModel, convert_precision
-from sfm.distill.pyramid import canvas_size, grow, resolutions
+from sfm.distill.pyramid import append_level, compute_canvas_size, list_resolutions
 from sfm.distill.run import distill
+from sfm.distill.train_step import ImageBatch, MicroBatching, exact_gradients
 
 CLASSES = 6
 
@@ -34,14 +34,16 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 def gradient(backbone: Backbone) -> Tensor:
     size = backbone.card.preprocessing.input_size
-    canvas = canvas_size(size)
+    canvas = compute_canvas_size(size)
     levels: list[Tensor] = []
-    for resolution in resolutions(canvas):
-        levels = grow(levels, resolution, CLASSES, 3, backbone.device)
-    batch = Batch(levels, canvas, size, draw_views(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
+    for resolution in list_resolutions(canvas):
+        levels = append_level(levels, resolution, CLASSES, 3, backbone.device)
+    batch = ImageBatch(levels, canvas, size, draw_augmentation(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
     means = torch.rand(CLASSES, backbone.card.features, generator=torch.Generator().manual_seed(1))
-    objective = partial(sfm_loss, target=flow(means[:, None], means))
-    found = gathered(pull_exactly, batch, backbone, objective, Cut(CLASSES, "exact", CLASSES))
+    objective = partial(sfm_loss, target=compute_flow(means[:, None], means))
+    found = collect_gradients(
+        exact_gradients, batch, backbone, objective, MicroBatching(CLASSES, "exact", CLASSES)
+    )
     assert all(level.dtype == torch.float32 for level in (*found.levels, found.features))
     return torch.cat([level.flatten() for level in found.levels]).double()
 

@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.distill.pyramid import (
-    canvas_size,
-    colour_matrix,
-    decode,
-    grow,
-    heightened,
-    heightened_back,
-    resolutions,
+    append_level,
+    compute_canvas_size,
+    decode_pyramid,
+    list_resolutions,
+    make_colour_matrix,
+    upsample_rows,
+    upsample_rows_backward,
 )
 
 CPU = torch.device("cpu")
@@ -19,25 +19,25 @@ CPU = torch.device("cpu")
 
 def pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
     grown: list[torch.Tensor] = []
-    for resolution in resolutions(canvas)[:levels]:
-        grown = grow(grown, resolution, count, seed, CPU)
+    for resolution in list_resolutions(canvas)[:levels]:
+        grown = append_level(grown, resolution, count, seed, CPU)
     return grown
 
 
 @pytest.mark.parametrize(("input_size", "canvas"), [(224, 256), (96, 110), (32, 37), (48, 55)])
 def test_the_canvas_leaves_an_eighth_of_room_around_the_input(input_size: int, canvas: int) -> None:
-    assert canvas_size(input_size) == canvas
+    assert compute_canvas_size(input_size) == canvas
 
 
 def test_levels_double_up_to_the_canvas() -> None:
-    assert resolutions(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    assert resolutions(110) == (1, 2, 4, 8, 16, 32, 64, 110)
+    assert list_resolutions(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert list_resolutions(110) == (1, 2, 4, 8, 16, 32, 64, 110)
 
 
 def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
-    norms = colour_matrix().norm(dim=0)
+    norms = make_colour_matrix().norm(dim=0)
     assert norms.max() == pytest.approx(1.0)
-    assert (colour_matrix()[:, 0] > 0).all(), "the first component is brightness"
+    assert (make_colour_matrix()[:, 0] > 0).all(), "the first component is brightness"
 
 
 @given(canvas=st.integers(9, 40), levels=st.integers(1, 7), scale=st.floats(0.01, 50))
@@ -47,8 +47,8 @@ def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
 ) -> None:
     stack = [scale * level.detach().double() for level in pyramid(canvas, 2, levels)]
     upsampled = [F.interpolate(level, size=(canvas, canvas), mode="bilinear") for level in stack]
-    mixed = torch.einsum("ij,njyx->niyx", colour_matrix().double(), torch.stack(upsampled).sum(0))
-    images = decode(stack, canvas)
+    mixed = torch.einsum("ij,njyx->niyx", make_colour_matrix().double(), torch.stack(upsampled).sum(0))
+    images = decode_pyramid(stack, canvas)
     torch.testing.assert_close(images, torch.sigmoid(2 * mixed), atol=1e-5, rtol=1e-5)
     assert images.min() >= 0
     assert images.max() <= 1
@@ -56,10 +56,10 @@ def test_decoding_is_the_sum_of_upsampled_levels_through_colours_and_sigmoid(
 
 def test_every_level_receives_the_gradient_of_the_upsampling_it_went_through() -> None:
     levels = pyramid(20, 2, 6)
-    images = decode(levels, 20)
+    images = decode_pyramid(levels, 20)
     got = torch.autograd.grad(images.square().sum(), levels)
     total = sum(F.interpolate(level, size=(20, 20), mode="bilinear") for level in levels)
-    mixed = torch.einsum("ij,njyx->niyx", colour_matrix(), total)
+    mixed = torch.einsum("ij,njyx->niyx", make_colour_matrix(), total)
     expected = torch.autograd.grad(torch.sigmoid(2 * mixed).square().sum(), levels)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -73,8 +73,8 @@ def test_an_untrained_pyramid_of_n_levels_has_standard_deviation_one_nth_in_each
 
 def test_growing_keeps_the_layout_and_neither_saturates_nor_flattens_the_pictures() -> None:
     before = pyramid(110, 20, 5)
-    after = grow(before, 32, 20, 0, CPU)
-    old, new = decode(before, 110).detach(), decode(after, 110).detach()
+    after = append_level(before, 32, 20, 0, CPU)
+    old, new = decode_pyramid(before, 110).detach(), decode_pyramid(after, 110).detach()
     assert torch.corrcoef(torch.stack([old.flatten(), new.flatten()]))[0, 1] > 0.8
     assert new.mean().item() == pytest.approx(0.5, abs=0.1)
     assert 0.05 < new.std().item() < 0.3
@@ -92,11 +92,11 @@ def test_levels_depend_on_the_seed_and_on_their_number_only() -> None:
 
 @pytest.mark.parametrize("canvas", [9, 37, 55])
 def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
-    sides = resolutions(canvas)[:-1]
+    sides = list_resolutions(canvas)[:-1]
     random = torch.Generator().manual_seed(canvas)
     widened = torch.rand(6, sum(sides), canvas, generator=random)
     gradient = torch.rand(6, canvas, canvas, generator=random)
-    for way, planes in ((heightened, widened), (heightened_back, gradient)):
+    for way, planes in ((upsample_rows, widened), (upsample_rows_backward, gradient)):
         one, other = (way(planes, sides, canvas, dense=dense) for dense in (True, False))
         torch.testing.assert_close(one, other)
         assert one.is_contiguous()
@@ -107,5 +107,5 @@ def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
 def test_the_way_back_through_decoding_is_that_of_finite_differences(canvas: int, levels: int) -> None:
     stack = [level.detach().double().requires_grad_() for level in pyramid(canvas, 2, levels)]
     assert torch.autograd.gradcheck(
-        lambda *given: decode(given, canvas), stack, atol=1e-7, rtol=1e-5, fast_mode=True
+        lambda *given: decode_pyramid(given, canvas), stack, atol=1e-7, rtol=1e-5, fast_mode=True
     )

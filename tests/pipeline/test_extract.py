@@ -27,7 +27,7 @@ from sfm.stats_store.store import Entry, open_store
 SIZE = 32
 
 
-def config(store: Path | str, **changes: object) -> ExtractConfig:
+def make_config(store: Path | str, **changes: object) -> ExtractConfig:
     values: dict[str, object] = {
         "source": "builtin:fashion-mnist-6k",
         "store": str(store),
@@ -39,13 +39,13 @@ def config(store: Path | str, **changes: object) -> ExtractConfig:
     return ExtractConfig(**(values | changes))
 
 
-def entry_of(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0") -> Entry:
+def open_entry(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0") -> Entry:
     store = open_store(url)
     return store.open_entry(select_summary(store.list_summaries(), dataset=dataset, backbone=backbone))
 
 
 def test_an_entry_holds_every_array_of_the_schema(fashion_store):
-    entry = entry_of(fashion_store)
+    entry = open_entry(fashion_store)
     assert {
         name: (entry.open_array(name).shape, str(entry.open_array(name).dtype))
         for name in entry.list_arrays()
@@ -72,7 +72,7 @@ def test_an_entry_holds_every_array_of_the_schema(fashion_store):
 
 
 def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
-    entry, source = entry_of(fashion_store), open_source("builtin:fashion-mnist-6k")
+    entry, source = open_entry(fashion_store), open_source("builtin:fashion-mnist-6k")
     backbone = load_backbone("lite0", image_size=SIZE)
     for c in (0, 9):
         own = np.flatnonzero(source.train.labels == c)[:40]
@@ -93,7 +93,7 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
 
 
 def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
-    entry, source = entry_of(fashion_store), open_source("builtin:fashion-mnist-6k")
+    entry, source = open_entry(fashion_store), open_source("builtin:fashion-mnist-6k")
     role, sample = entry.read_array("exemplar/role"), entry.read_array("exemplar/sample")
     assert role.tolist() == [[1, 1, 1, 0, 0, 0]] * 10
     for c in range(10):
@@ -101,12 +101,12 @@ def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
     (again,) = source.train.read(sample[4, 2:3])
     image = crop_image(source.decode(again.data), entry.backbone.preprocessing)
     np.testing.assert_array_equal(entry.read_array("exemplar/image")[4, 2], image)
-    other = entry_of(fashion_store, backbone="lite1").read_array("exemplar/sample")
+    other = open_entry(fashion_store, backbone="lite1").read_array("exemplar/sample")
     np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
 
 
 def test_a_tuning_entry_divides_the_training_split_alone(fashion_store):
-    full, tuning = entry_of(fashion_store), entry_of(fashion_store, "fashion-mnist-6k@tuning")
+    full, tuning = open_entry(fashion_store), open_entry(fashion_store, "fashion-mnist-6k@tuning")
     assert tuning.summary.role == "tuning"
     assert tuning.read_array("train/count").tolist() == [30] * 10
     assert np.bincount(tuning.read_array("test/label")).tolist() == [10] * 10
@@ -119,7 +119,7 @@ def test_a_tuning_entry_divides_the_training_split_alone(fashion_store):
         np.testing.assert_allclose(whole, full.read_array("train/mean")[c], rtol=1e-3, atol=1e-3)
 
 
-def counted(source: Source, decoded: list[bytes]) -> Source:
+def count_decoding(source: Source, decoded: list[bytes]) -> Source:
     def decode(data: bytes):
         decoded.append(data)
         return source.decode(data)
@@ -131,17 +131,34 @@ def counted(source: Source, decoded: list[bytes]) -> Source:
 
 def test_each_image_is_decoded_once_for_several_backbones(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
-    extract(config(tmp_path / "s", source="counted:fashion-mnist-6k", backbone=["lite0", "lite1"]))
+    monkeypatch.setitem(
+        SOURCE_KINDS, "counted", lambda text: count_decoding(SOURCE_KINDS["builtin"](text), decoded)
+    )
+    extract(make_config(tmp_path / "s", source="counted:fashion-mnist-6k", backbone=["lite0", "lite1"]))
     assert len(decoded) == len(set(decoded)) == 160
+
+
+def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_rounding(tmp_path, monkeypatch):
+    extract(make_config(tmp_path / "auto"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an optimisation is applied")
+
+    monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", refuse)
+    monkeypatch.setattr("sfm.backbones.execution.preparation.input_gradient_only", refuse)
+    extract(make_config(tmp_path / "eager", execution="eager"))
+    means = [open_entry(str(tmp_path / name)).read("train/mean") for name in ("auto", "eager")]
+    np.testing.assert_allclose(means[1], means[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setitem(SOURCE_KINDS, "counted", lambda text: counted(SOURCE_KINDS["builtin"](text), decoded))
-    first = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
+    monkeypatch.setitem(
+        SOURCE_KINDS, "counted", lambda text: count_decoding(SOURCE_KINDS["builtin"](text), decoded)
+    )
+    first = extract(make_config(tmp_path / "s", source="counted:fashion-mnist-6k"))
     decoded.clear()
-    again = extract(config(tmp_path / "s", source="counted:fashion-mnist-6k"))
+    again = extract(make_config(tmp_path / "s", source="counted:fashion-mnist-6k"))
     assert [p.outcome for p in again.published] == ["already there"]
     assert again.published[0].summary == first.published[0].summary
     assert again.pass_summary.images_read == 0
@@ -149,22 +166,22 @@ def test_a_repeat_reads_nothing_and_says_so(tmp_path, monkeypatch):
 
 
 def test_rehash_reads_again_and_finds_the_entry_there(tmp_path):
-    extract(config(tmp_path / "s"))
-    again = extract(config(tmp_path / "s", rehash=True))
+    extract(make_config(tmp_path / "s"))
+    again = extract(make_config(tmp_path / "s", rehash=True))
     assert again.pass_summary.images_read == 160
     assert [p.outcome for p in again.published] == ["already there"]
 
 
 def test_another_backbone_joins_without_touching_the_first(tmp_path):
-    first = extract(config(tmp_path / "s")).published[0].summary
-    both = extract(config(tmp_path / "s", backbone=["lite0", "lite1"]))
+    first = extract(make_config(tmp_path / "s")).published[0].summary
+    both = extract(make_config(tmp_path / "s", backbone=["lite0", "lite1"]))
     assert [p.outcome for p in both.published] == ["already there", "published"]
     assert both.published[0].summary == first
 
 
 def test_other_options_are_another_variant_of_the_same_data(tmp_path):
-    first = extract(config(tmp_path / "s")).published[0].summary
-    other = extract(config(tmp_path / "s", sub_classes=(3,))).published[0].summary
+    first = extract(make_config(tmp_path / "s")).published[0].summary
+    other = extract(make_config(tmp_path / "s", sub_classes=(3,))).published[0].summary
     assert other.fingerprint == first.fingerprint
     assert other.entry_digest != first.entry_digest
     assert len(open_store(str(tmp_path / "s")).list_summaries()) == 2
@@ -172,20 +189,22 @@ def test_other_options_are_another_variant_of_the_same_data(tmp_path):
 
 def test_the_same_images_in_another_folder_have_the_same_digest(tmp_path, image_folder):
     changes = {"limit_per_class": None, "name": "garments"}
-    first = extract(config(tmp_path / "a", source=f"folder:{image_folder}", **changes)).published[0].summary
+    first = (
+        extract(make_config(tmp_path / "a", source=f"folder:{image_folder}", **changes)).published[0].summary
+    )
     moved = image_folder.rename(tmp_path / "elsewhere")
     for folder in (moved / "train").iterdir():
         for number, file in enumerate(sorted(folder.iterdir())):
             file.rename(file.with_name(f"renamed-{number:03d}.png"))
-    again = extract(config(tmp_path / "b", source=f"folder:{moved}", **changes)).published[0].summary
+    again = extract(make_config(tmp_path / "b", source=f"folder:{moved}", **changes)).published[0].summary
     assert again.entry_digest == first.entry_digest
 
 
 def test_the_bytes_of_the_training_images_are_those_of_their_files(tmp_path, image_folder):
     options = {"source": f"folder:{image_folder}", "name": "pictures", "limit_per_class": None}
-    extract(config(tmp_path / "s", **options))
+    extract(make_config(tmp_path / "s", **options))
     files = [path for path in (image_folder / "train").rglob("*") if path.is_file()]
-    card = entry_of(str(tmp_path / "s"), "pictures").extraction
+    card = open_entry(str(tmp_path / "s"), "pictures").extraction
     assert card.train_bytes == sum(path.stat().st_size for path in files)
 
 
@@ -198,8 +217,8 @@ def test_the_bytes_of_some_training_images_are_theirs_alone(fashion_store):
 
 
 def test_train_features_are_kept_on_request(tmp_path):
-    extract(config(tmp_path / "s", keep_train_features=True))
-    entry = entry_of(str(tmp_path / "s"))
+    extract(make_config(tmp_path / "s", keep_train_features=True))
+    entry = open_entry(str(tmp_path / "s"))
     features, labels = entry.read_array("train/feature").astype(np.float64), entry.read_array("train/label")
     np.testing.assert_allclose(
         features[labels == 3].mean(axis=0), entry.read_array("train/mean")[3], rtol=1e-3, atol=1e-3
@@ -207,8 +226,8 @@ def test_train_features_are_kept_on_request(tmp_path):
 
 
 def test_held_out_features_stay_at_home_on_request(tmp_path):
-    extract(config(tmp_path / "s", no_held_out=True))
-    entry = entry_of(str(tmp_path / "s"))
+    extract(make_config(tmp_path / "s", no_held_out=True))
+    entry = open_entry(str(tmp_path / "s"))
     assert not any(name.startswith("test/") for name in entry.list_arrays())
     assert entry.classifier.held_out_top1 is not None
 
@@ -218,16 +237,16 @@ def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
         file.unlink()
     changes = {"source": f"folder:{image_folder}", "limit_per_class": None, "min_count": 6}
     with pytest.raises(InputError, match=r"boot \(5\); leave them out with --small-classes drop"):
-        extract(config(tmp_path / "s", **changes))
-    extract(config(tmp_path / "s", small_classes="drop", **changes))
-    entry = entry_of(str(tmp_path / "s"), image_folder.name)
+        extract(make_config(tmp_path / "s", **changes))
+    extract(make_config(tmp_path / "s", small_classes="drop", **changes))
+    entry = open_entry(str(tmp_path / "s"), image_folder.name)
     assert entry.dataset.class_ids == ["bag", "trouser"]
     assert entry.read_array("train/count").tolist() == [12, 12]
     assert np.bincount(entry.read_array("test/label")).tolist() == [8, 8]
-    alone = extract(config(tmp_path / "s", small_classes="drop", **changes, rehash=True)).published[0]
+    alone = extract(make_config(tmp_path / "s", small_classes="drop", **changes, rehash=True)).published[0]
     shutil.rmtree(image_folder / "train" / "boot")
     shutil.rmtree(image_folder / "test" / "boot")
-    same = extract(config(tmp_path / "t", **changes)).published[0]
+    same = extract(make_config(tmp_path / "t", **changes)).published[0]
     assert same.summary.entry_digest == alone.summary.entry_digest
 
 
@@ -249,7 +268,7 @@ def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
 def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_folder, spoil, complaint):
     spoil(image_folder)
     with pytest.raises(InputError, match=complaint):
-        extract(config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
+        extract(make_config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
     assert open_store(str(tmp_path / "s")).list_summaries() == []
     assert [p.name for p in (tmp_path / "s" / "runs").glob("*") if p.is_dir()] == []
 
@@ -276,14 +295,14 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, image_folder, mon
 
     monkeypatch.setattr(extraction, "load_backbone", poisoning)
     with pytest.raises(InputError, match=f"not finite for {white}"):
-        extract(config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
+        extract(make_config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
     assert open_store(str(tmp_path / "s")).list_summaries() == []
 
 
 def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="is not a store"):
-        extract(config(tmp_path))
+        extract(make_config(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -301,7 +320,7 @@ print(done.published[0].outcome, done.pass_summary.images_resumed, done.publishe
 
 @pytest.mark.slow
 def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
-    def start(store: Path) -> "subprocess.Popen[str]":
+    def start_extraction(store: Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-c", COMMAND, str(store)],
             stdout=subprocess.PIPE,
@@ -309,9 +328,9 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
             start_new_session=True,
         )
 
-    undisturbed = start(tmp_path / "a").communicate(timeout=300)[0].split()
+    undisturbed = start_extraction(tmp_path / "a").communicate(timeout=300)[0].split()
     assert undisturbed[:2] == ["published", "0"]
-    process = start(tmp_path / "b")
+    process = start_extraction(tmp_path / "b")
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "b").glob("staging/*/found/*.json"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
@@ -320,7 +339,7 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert open_store(str(tmp_path / "b")).list_summaries() == []
-    resumed = start(tmp_path / "b").communicate(timeout=300)[0].split()
+    resumed = start_extraction(tmp_path / "b").communicate(timeout=300)[0].split()
     assert resumed[0] == "published"
     assert int(resumed[1]) >= 120
     assert resumed[2] == undisturbed[2]
@@ -328,19 +347,19 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
 
 
 def test_a_licence_goes_into_the_card_and_changes_no_digest(tmp_path):
-    plain = extract(config(tmp_path / "a", limit_per_class=3)).published[0].summary
-    named = extract(config(tmp_path / "b", limit_per_class=3, licence="cc-by-4.0")).published[0].summary
-    assert entry_of(str(tmp_path / "a")).dataset.licence == "MIT"
-    assert entry_of(str(tmp_path / "b")).dataset.licence == "cc-by-4.0"
+    plain = extract(make_config(tmp_path / "a", limit_per_class=3)).published[0].summary
+    named = extract(make_config(tmp_path / "b", limit_per_class=3, licence="cc-by-4.0")).published[0].summary
+    assert open_entry(str(tmp_path / "a")).dataset.licence == "MIT"
+    assert open_entry(str(tmp_path / "b")).dataset.licence == "cc-by-4.0"
     assert (named.key, named.entry_digest) == (plain.key, plain.entry_digest)
 
 
 @pytest.mark.parametrize("rehash", [False, True])
 def test_a_licence_that_would_not_be_taken_up_is_refused(tmp_path, rehash):
-    asked = config(tmp_path / "store", limit_per_class=3)
+    asked = make_config(tmp_path / "store", limit_per_class=3)
     extract(asked)
     with pytest.raises(InputError, match=r"--licence cc-by-4\.0: .* with licence MIT; --replace"):
         extract(asked.model_copy(update={"licence": "cc-by-4.0", "rehash": rehash}))
     extract(asked.model_copy(update={"licence": "cc-by-4.0", "replace": True}))
-    assert entry_of(asked.store).dataset.licence == "cc-by-4.0"
+    assert open_entry(asked.store).dataset.licence == "cc-by-4.0"
     assert extract(asked.model_copy(update={"licence": "cc-by-4.0"})).published[0].outcome == "already there"

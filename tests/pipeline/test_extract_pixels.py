@@ -27,7 +27,7 @@ TRAIN, TEST = 4, 2
 ALL = 2 * (TRAIN + TEST)
 
 
-def drawn(shape: str, number: int, mode: str = "RGBA") -> Image.Image:
+def draw_image(shape: str, number: int, mode: str = "RGBA") -> Image.Image:
     """A black shape on nothing, or on white if the mode has no transparency."""
     clear = (0, 0, 0, 0) if mode == "RGBA" else (255, 255, 255)
     image = Image.new(mode, (40, 40), clear)
@@ -36,45 +36,45 @@ def drawn(shape: str, number: int, mode: str = "RGBA") -> Image.Image:
     return image
 
 
-def dataset(root: Path, mode: str = "RGBA") -> Path:
+def write_dataset(root: Path, mode: str = "RGBA") -> Path:
     for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
         for shape in ("ellipse", "rectangle"):
             folder = root / split / shape
             folder.mkdir(parents=True)
             for number in numbers:
-                drawn(shape, number, mode).save(folder / f"{number}.png")
+                draw_image(shape, number, mode).save(folder / f"{number}.png")
     return root
 
 
-def run(store: Path, source: str, **options: object) -> ExtractionResult:
+def run_extraction(store: Path, source: str, **options: object) -> ExtractionResult:
     given = {"image_size": 32, "backbone": ["lite0"], "sub_classes": (2,)} | options
     return extract(ExtractConfig(source=source, store=str(store), **given))
 
 
-def arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
+def read_arrays(store: Path, done: ExtractionResult) -> dict[str, np.ndarray]:
     entry = open_store(str(store)).open(done.published[0].summary)
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 
 @pytest.mark.slow
 def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_path):
-    source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
-    white = run(store, source, exemplars=2)
+    source, store = f"folder:{write_dataset(tmp_path / 'icons')}", tmp_path / "s"
+    white = run_extraction(store, source, exemplars=2)
     (card,) = white.cards
     assert (card.composited, card.options["background"]) == (ALL, "white")
     assert card.composited_example == f"{tmp_path}/icons/train/ellipse/0.png"
-    assert (arrays(store, white)["exemplar/image"][:, :, 0, 0] == 255).all()
+    assert (read_arrays(store, white)["exemplar/image"][:, :, 0, 0] == 255).all()
     # The same pixels as of images that are on white already.
-    flat = run(store, f"folder:{dataset(tmp_path / 'flat', 'RGB')}", exemplars=2)
+    flat = run_extraction(store, f"folder:{write_dataset(tmp_path / 'flat', 'RGB')}", exemplars=2)
     assert flat.cards[0].composited == 0
-    for name, array in arrays(store, white).items():
-        np.testing.assert_array_equal(array, arrays(store, flat)[name])
-    red = run(store, f"{source}?background=#ff0000", exemplars=2)
+    for name, array in read_arrays(store, white).items():
+        np.testing.assert_array_equal(array, read_arrays(store, flat)[name])
+    red = run_extraction(store, f"{source}?background=#ff0000", exemplars=2)
     assert red.published[0].outcome == "published"
-    assert (arrays(store, red)["exemplar/image"][:, :, 0, 0] == [255, 0, 0]).all()
+    assert (read_arrays(store, red)["exemplar/image"][:, :, 0, 0] == [255, 0, 0]).all()
     assert red.published[0].summary.fingerprint == white.published[0].summary.fingerprint
     for again, first in (("", white), ("?background=#FFFFFF", white), ("?background=#ff0000", red)):
-        repeat = run(store, source + again, exemplars=2)
+        repeat = run_extraction(store, source + again, exemplars=2)
         assert (repeat.pass_summary.images_read, repeat.published[0].summary) == (
             0,
             first.published[0].summary,
@@ -83,10 +83,10 @@ def test_transparent_images_are_composited_and_the_background_is_in_the_key(tmp_
 
 
 def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
-    root = dataset(tmp_path / "icons", "RGB")
+    root = write_dataset(tmp_path / "icons", "RGB")
     for file in root.rglob("*.png"):
         Image.open(file).convert("RGBA").save(file)
-    first = run(tmp_path / "s", f"folder:{root}")
+    first = run_extraction(tmp_path / "s", f"folder:{root}")
     assert first.cards[0].composited == 0
     assert first.cards[0].options == {
         "origin": "extracted",
@@ -101,9 +101,9 @@ def test_opaque_images_have_the_same_key_over_any_background(tmp_path):
         "precision": "float32",
         "views": 1,
     }
-    again = run(tmp_path / "s", f"folder:{root}?background=black")
+    again = run_extraction(tmp_path / "s", f"folder:{root}?background=black")
     assert (again.pass_summary.images_read, again.published[0].summary) == (0, first.published[0].summary)
-    reread = run(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
+    reread = run_extraction(tmp_path / "s", f"folder:{root}?background=black", rehash=True)
     assert (reread.published[0].outcome, reread.pass_summary.images_read) == ("already there", ALL)
 
 
@@ -119,24 +119,24 @@ def earlier(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr("sfm.pipeline.entry.make_extraction_card", card)
-            return run(*given, **options)
+            return run_extraction(*given, **options)
 
     return extracted
 
 
 def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_path, earlier):
-    source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
+    source, store = f"folder:{write_dataset(tmp_path / 'icons')}", tmp_path / "s"
     old = earlier(store, source).published[0].summary
     pin = f"icons@{old.entry_digest[:12]}"
     removal = f"sfm store rm {store} {pin}"
-    found = run(store, source)
+    found = run_extraction(store, source)
     assert (found.pass_summary.images_read, found.published[0].summary) == (0, old)
     (note,) = found.notes
     assert note.startswith(f"{pin} is of an earlier version, which dropped transparency: if images may")
     assert "--rehash" in note
     assert note.endswith(removal)
     for options in ({"rehash": True}, {}):
-        new = run(store, source, **options)
+        new = run_extraction(store, source, **options)
         assert (new.published[0].summary == old, new.cards[0].composited) == (False, ALL)
         (note,) = new.notes
         assert note.startswith(f"{pin} is of the same images")
@@ -145,17 +145,17 @@ def test_an_entry_that_dropped_transparency_is_said_to_and_can_be_removed(tmp_pa
 
 @pytest.mark.parametrize("background", ["white", "black"])
 def test_an_entry_that_dropped_transparency_is_none_over_a_background(tmp_path, earlier, background):
-    source, store = f"folder:{dataset(tmp_path / 'icons')}", tmp_path / "s"
+    source, store = f"folder:{write_dataset(tmp_path / 'icons')}", tmp_path / "s"
     earlier(store, source)
-    done = run(store, f"{source}?background={background}")
+    done = run_extraction(store, f"{source}?background={background}")
     assert (done.pass_summary.images_read, done.published[0].outcome) == (ALL, "published")
     assert done.cards[0].options["background"] == background
 
 
 def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp_path, earlier):
-    source, store = f"folder:{dataset(tmp_path / 'icons', 'RGB')}", tmp_path / "s"
+    source, store = f"folder:{write_dataset(tmp_path / 'icons', 'RGB')}", tmp_path / "s"
     old = earlier(store, source)
-    reread = run(store, source, rehash=True)
+    reread = run_extraction(store, source, rehash=True)
     assert (reread.published[0].outcome, reread.published[0].summary) == (
         "already there",
         old.published[0].summary,
@@ -165,26 +165,29 @@ def test_opaque_images_of_an_earlier_entry_that_were_read_again_need_no_hint(tmp
 
 @pytest.mark.slow
 def test_full_and_tuning_entries_each_count_their_own_images(tmp_path):
-    root, store = dataset(tmp_path / "icons", "RGB"), tmp_path / "s"
-    drawn("ellipse", TRAIN).save(root / "test" / "ellipse" / f"{TRAIN}.png")
-    done = run(store, f"folder:{root}", tune_fraction=0.5)
+    root, store = write_dataset(tmp_path / "icons", "RGB"), tmp_path / "s"
+    draw_image("ellipse", TRAIN).save(root / "test" / "ellipse" / f"{TRAIN}.png")
+    done = run_extraction(store, f"folder:{root}", tune_fraction=0.5)
     full, tuning = done.cards
     assert (full.role, full.composited, full.options["background"]) == ("full", 1, "white")
     assert full.composited_example.endswith(f"test/ellipse/{TRAIN}.png")
     assert (tuning.role, tuning.composited, "background" in tuning.options) == ("tuning", 0, False)
-    assert run(store, f"folder:{root}", tune_fraction=0.5).pass_summary.images_read == 0
-    assert run(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read == ALL
+    assert run_extraction(store, f"folder:{root}", tune_fraction=0.5).pass_summary.images_read == 0
+    assert (
+        run_extraction(store, f"folder:{root}?background=black", tune_fraction=0.5).pass_summary.images_read
+        == ALL
+    )
 
 
 def test_images_that_are_held_out_of_the_training_split_are_counted_once(tmp_path):
-    root = dataset(tmp_path / "icons")
+    root = write_dataset(tmp_path / "icons")
     shutil.rmtree(root / "test")
-    (card,) = run(tmp_path / "s", f"folder:{root}", hold_out=0.5).cards
+    (card,) = run_extraction(tmp_path / "s", f"folder:{root}", hold_out=0.5).cards
     assert (card.composited, card.options["background"]) == (2 * TRAIN, "white")
 
 
 def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypatch):
-    source, store, broken = f"flaky:{dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
+    source, store, broken = f"flaky:{write_dataset(tmp_path / 'icons')}", tmp_path / "s", [True]
 
     def flaky(text: str):
         inner = SOURCE_KINDS["folder"](text)
@@ -199,9 +202,9 @@ def test_images_are_counted_that_an_interrupted_run_has_read(tmp_path, monkeypat
 
     monkeypatch.setitem(SOURCE_KINDS, "flaky", flaky)
     with pytest.raises(InputError, match="not now"):
-        run(store, source)
+        run_extraction(store, source)
     broken.clear()
-    done = run(store, source)
+    done = run_extraction(store, source)
     assert (done.pass_summary.images_resumed, done.pass_summary.images_read) == (2 * TRAIN, 2 * TEST)
     assert done.cards[0].composited == ALL
     assert done.cards[0].composited_example.endswith("train/ellipse/0.png")
@@ -213,12 +216,12 @@ def test_only_images_in_use_are_counted_where_labels_come_with_them(tmp_path):
             for shape in ("ellipse", "rectangle"):
                 for number in numbers:
                     file = io.BytesIO()
-                    drawn(shape, number, "RGB" if number == 0 else "RGBA").save(file, "PNG")
+                    draw_image(shape, number, "RGB" if number == 0 else "RGBA").save(file, "PNG")
                     for end, data in (("png", file.getvalue()), ("cls", shape.encode())):
                         info = tarfile.TarInfo(f"{shape}-{number}.{end}")
                         info.size = len(data)
                         shard.addfile(info, io.BytesIO(data))
-    done = run(tmp_path / "s", f"wds:{tmp_path}?background=black", limit_per_class=2)
+    done = run_extraction(tmp_path / "s", f"wds:{tmp_path}?background=black", limit_per_class=2)
     assert done.cards[0].options["background"] == "black"
     assert done.cards[0].composited == 2 * (1 + 2)
     assert done.cards[0].composited_example.startswith("ellipse-1 in ")
@@ -229,7 +232,7 @@ def test_processes_that_decode_composite_and_count_as_threads_do(count):
     batch = []
     for place in range(count):
         file = io.BytesIO()
-        drawn("ellipse", place % 7, "RGBA" if place % 2 else "RGB").save(file, "PNG")
+        draw_image("ellipse", place % 7, "RGBA" if place % 2 else "RGB").save(file, "PNG")
         batch.append((place + 5, Sample(file.getvalue(), "a", f"{place}.png")))
     rule = Preprocessing(input_size=24, resize=24, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     wanted = DecodingOptions((rule,), views=1, rendering=Rendering("#00ff00"))
@@ -241,38 +244,38 @@ def test_processes_that_decode_composite_and_count_as_threads_do(count):
     assert (here.pixels[rule][1, 1] == [0, 255, 0]).all(axis=-1).any()
 
 
-def deep(root: Path, top: int) -> Path:
+def write_deep_images(root: Path, top: int) -> Path:
     for split, numbers in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
         for shape in ("ellipse", "rectangle"):
             (root / split / shape).mkdir(parents=True)
             for number in numbers:
-                grey = np.asarray(drawn(shape, number, "RGB").convert("L"), dtype=np.float64)
+                grey = np.asarray(draw_image(shape, number, "RGB").convert("L"), dtype=np.float64)
                 image = Image.fromarray((grey * top / 255).astype(np.uint16))
                 image.save(root / split / shape / f"{number}.tif")
     return root
 
 
 def test_deep_images_that_stay_dark_are_named_and_white_makes_them_bright(tmp_path):
-    root, store = deep(tmp_path / "cells", 4095), tmp_path / "s"
-    dark = run(store, f"folder:{root}", exemplars=2)
+    root, store = write_deep_images(tmp_path / "cells", 4095), tmp_path / "s"
+    dark = run_extraction(store, f"folder:{root}", exemplars=2)
     assert dark.cards[0].dark == ALL
     assert dark.cards[0].dark_example.endswith("train/ellipse/0.tif")
-    assert arrays(store, dark)["exemplar/image"].max() < 20
-    bright = run(store, f"folder:{root}?white=4095", exemplars=2)
+    assert read_arrays(store, dark)["exemplar/image"].max() < 20
+    bright = run_extraction(store, f"folder:{root}?white=4095", exemplars=2)
     assert (bright.published[0].outcome, bright.cards[0].dark) == ("published", 0)
     assert bright.cards[0].options["white"] == 4095
-    assert arrays(store, bright)["exemplar/image"].max() == 255
-    assert run(store, f"folder:{root}?white=4095.0", exemplars=2).pass_summary.images_read == 0
+    assert read_arrays(store, bright)["exemplar/image"].max() == 255
+    assert run_extraction(store, f"folder:{root}?white=4095.0", exemplars=2).pass_summary.images_read == 0
     with pytest.raises(
         InputError, match=r"cannot decode .*\.tif: it has pixels from 0 to 4095, beyond 0 to white=99"
     ):
-        run(store, f"folder:{root}?white=99")
+        run_extraction(store, f"folder:{root}?white=99")
 
 
 def test_a_dry_run_says_what_it_saw(tmp_path):
     planned = estimate_extraction(
         ExtractConfig(
-            source=f"folder:{dataset(tmp_path / 'icons')}",
+            source=f"folder:{write_dataset(tmp_path / 'icons')}",
             store=str(tmp_path / "s"),
             backbone=["lite0"],
             image_size=32,
@@ -291,7 +294,7 @@ def test_a_dry_run_says_what_it_saw(tmp_path):
     ],
 )
 def test_every_source_has_the_options_and_refuses_what_they_cannot_be(tmp_path, option, complaint):
-    for source in (f"folder:{dataset(tmp_path / 'icons')}", "builtin:fashion-mnist-6k"):
+    for source in (f"folder:{write_dataset(tmp_path / 'icons')}", "builtin:fashion-mnist-6k"):
         with pytest.raises(InputError, match=complaint):
             open_source(f"{source}?{option}")
         opened = open_source(f"{source}?background=#ff0000&white=4095")

@@ -1,4 +1,4 @@
-"""``--views``: the classifier learns from augmented views; nothing else that is stored knows of them."""
+"""``--views`` trains the classifier on augmented views, and changes no other array."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from sfm.stats_store.store import open_store
 SQUARE = Preprocessing(input_size=20, resize=20, resampling="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def boxes(*rows: tuple[float, float, float, float, bool]) -> Crops:
+def make_crops(*rows: tuple[float, float, float, float, bool]) -> Crops:
     """Crops from rows of top, left, height, width, flip."""
     top, left, height, width, flip = (np.array(column) for column in zip(*rows, strict=True))
     return Crops(top, left, height, width, flip)
@@ -29,13 +29,13 @@ def picture() -> Image.Image:
 
 def test_the_whole_square_seen_unmirrored_is_the_image_itself(picture):
     square = picture.crop((10, 0, 50, 40))
-    seen = crop_views(picture, SQUARE, boxes((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
+    seen = crop_views(picture, SQUARE, make_crops((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
     np.testing.assert_array_equal(seen[0], crop_image(square, SQUARE))
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
 
 
 def test_a_box_is_cut_out_of_the_centre_square(picture):
-    (seen,) = crop_views(picture, SQUARE, boxes((0.5, 0.25, 0.5, 0.5, False)))
+    (seen,) = crop_views(picture, SQUARE, make_crops((0.5, 0.25, 0.5, 0.5, False)))
     np.testing.assert_array_equal(seen, np.asarray(picture)[20:40, 20:40])
 
 
@@ -56,7 +56,7 @@ def test_views_depend_on_the_image_and_the_seed_alone(picture):
         assert not np.array_equal(first[i], other_seed[i])
 
 
-def config(store, **options) -> ExtractConfig:
+def make_config(store, **options) -> ExtractConfig:
     given = {
         "source": "builtin:fashion-mnist-6k",
         "store": str(store),
@@ -69,17 +69,17 @@ def config(store, **options) -> ExtractConfig:
     return ExtractConfig(**{**given, **options})
 
 
-def arrays(store) -> dict[str, np.ndarray]:
+def read_arrays(store) -> dict[str, np.ndarray]:
     opened = open_store(str(store))
     entry = opened.open(opened.list_summaries()[0])
     return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 
 def test_only_the_classifier_learns_from_views(tmp_path):
-    (plain,) = extract(config(tmp_path / "plain")).published
-    (seen,) = extract(config(tmp_path / "views", views=2)).published
+    (plain,) = extract(make_config(tmp_path / "plain")).published
+    (seen,) = extract(make_config(tmp_path / "views", views=2)).published
     assert seen.summary.options != plain.summary.options
-    without, with_views = arrays(tmp_path / "plain"), arrays(tmp_path / "views")
+    without, with_views = read_arrays(tmp_path / "plain"), read_arrays(tmp_path / "views")
     assert without.keys() == with_views.keys()
     for name in without:
         same = np.array_equal(without[name], with_views[name], equal_nan=without[name].dtype.kind == "f")
@@ -88,7 +88,7 @@ def test_only_the_classifier_learns_from_views(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
-    (whole,) = extract(config(tmp_path / "whole", views=1)).published
+    (whole,) = extract(make_config(tmp_path / "whole", views=1)).published
 
     class KilledError(Exception):
         pass
@@ -98,7 +98,7 @@ def test_a_killed_extraction_with_views_goes_on_where_it_was(tmp_path):
             raise KilledError
 
     with pytest.raises(KilledError):
-        extract(config(tmp_path / "cut", views=1), kill)
-    resumed = extract(config(tmp_path / "cut", views=1))
+        extract(make_config(tmp_path / "cut", views=1), kill)
+    resumed = extract(make_config(tmp_path / "cut", views=1))
     assert resumed.pass_summary.images_read == 0
     assert resumed.published[0].summary.entry_digest == whole.summary.entry_digest

@@ -1,4 +1,4 @@
-"""The pass over the images: any kind of source, any number of threads, broken images; plans."""
+"""The pass over the images: kinds of sources, numbers of threads, damaged images; dry runs."""
 
 import dataclasses
 import threading
@@ -42,7 +42,7 @@ from sfm.stats_store.entry_selection import select_summary
 from sfm.stats_store.store import Entry, open_store
 
 
-def config(store: Path | str, source: str, **changes: object) -> ExtractConfig:
+def make_config(store: Path | str, source: str, **changes: object) -> ExtractConfig:
     values: dict[str, object] = {
         "source": source,
         "store": str(store),
@@ -54,12 +54,12 @@ def config(store: Path | str, source: str, **changes: object) -> ExtractConfig:
     return ExtractConfig(**(values | changes))
 
 
-def entry_of(url: Path) -> Entry:
+def open_entry(url: Path) -> Entry:
     store = open_store(str(url))
     return store.open_entry(select_summary(store.list_summaries(), dataset="garments"))
 
 
-def streamed(source: Source, size: int = 7) -> Source:
+def make_stream_source(source: Source, size: int = 7) -> Source:
     """The same samples, shuffled, as shards that tell nothing before they are read."""
 
     def split(known: Split) -> Split:
@@ -81,7 +81,7 @@ def streamed(source: Source, size: int = 7) -> Source:
 
 @pytest.fixture
 def stream(image_folder, monkeypatch) -> str:
-    monkeypatch.setitem(SOURCE_KINDS, "stream", lambda text: streamed(open_folder_source(text)))
+    monkeypatch.setitem(SOURCE_KINDS, "stream", lambda text: make_stream_source(open_folder_source(text)))
     return f"stream:{image_folder}"
 
 
@@ -90,9 +90,9 @@ def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_f
     tmp_path, image_folder, stream
 ):
     changes = {"exemplars": 2, "tune_fraction": 0.25}
-    extract(config(tmp_path / "a", f"folder:{image_folder}", **changes))
-    extract(config(tmp_path / "b", stream, **changes))
-    ours, theirs = entry_of(tmp_path / "b"), entry_of(tmp_path / "a")
+    extract(make_config(tmp_path / "a", f"folder:{image_folder}", **changes))
+    extract(make_config(tmp_path / "b", stream, **changes))
+    ours, theirs = open_entry(tmp_path / "b"), open_entry(tmp_path / "a")
     assert ours.dataset.class_ids == ["bag", "boot", "trouser"]
     assert ours.summary.fingerprint == theirs.summary.fingerprint
     np.testing.assert_allclose(
@@ -104,10 +104,10 @@ def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_f
 
 
 def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folder, stream):
-    extract(config(tmp_path / "s", stream, limit_per_class=3))
-    entry = entry_of(tmp_path / "s")
+    extract(make_config(tmp_path / "s", stream, limit_per_class=3))
+    entry = open_entry(tmp_path / "s")
     assert entry.read_array("train/count").tolist() == [3, 3, 3]
-    builder, source = FingerprintBuilder(), streamed(open_folder_source(str(image_folder)))
+    builder, source = FingerprintBuilder(), make_stream_source(open_folder_source(str(image_folder)))
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
         for c, class_id in enumerate(entry.dataset.class_ids):
@@ -122,11 +122,11 @@ def test_a_stream_whose_splits_hold_different_classes_is_refused(tmp_path, image
         source = open_folder_source(text)
         rows = np.flatnonzero(source.test.labels != 1)
         test = select_rows(source.test, rows, source.test.labels[rows], "less")
-        return streamed(dataclasses.replace(source, test=test))
+        return make_stream_source(dataclasses.replace(source, test=test))
 
     monkeypatch.setitem(SOURCE_KINDS, "lopsided", lopsided)
     with pytest.raises(InputError, match="hold different classes: boot in one only"):
-        extract(config(tmp_path / "s", f"lopsided:{image_folder}"))
+        extract(make_config(tmp_path / "s", f"lopsided:{image_folder}"))
 
 
 def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_folder):
@@ -140,11 +140,13 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
         source = open_folder_source(text)
-        return select_source_classes(streamed(source) if kind == "stream" else source, ["trouser", "bag"])
+        return select_source_classes(
+            make_stream_source(source) if kind == "stream" else source, ["trouser", "bag"]
+        )
 
     monkeypatch.setitem(SOURCE_KINDS, "chosen", opened)
-    extract(config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
-    entry = entry_of(tmp_path / "s")
+    extract(make_config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
+    entry = open_entry(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
     assert entry.read_array("train/count").tolist() == [12, 12]
 
@@ -158,9 +160,9 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
     for file in sorted((image_folder / "train" / "boot").iterdir())[5:]:
         file.unlink()
     with pytest.raises(InputError, match=r"fewer than 6 training images: boot \(5\)"):
-        extract(config(tmp_path / "s", stream, min_count=6))
-    extract(config(tmp_path / "s", stream, min_count=6, small_classes="drop"))
-    entry = entry_of(tmp_path / "s")
+        extract(make_config(tmp_path / "s", stream, min_count=6))
+    extract(make_config(tmp_path / "s", stream, min_count=6, small_classes="drop"))
+    entry = open_entry(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
     assert entry.dataset.train_samples == 24
     assert len(entry.read_array("test/label")) == 16
@@ -172,7 +174,7 @@ def one_thread(image_folder) -> Iterator[ExtractionRuntime]:
         yield runtime
 
 
-def spoil(image_folder: Path, *names: str) -> None:
+def damage_images(image_folder: Path, *names: str) -> None:
     for name in names:
         file = image_folder / name
         file.write_bytes(file.read_bytes()[:60])
@@ -183,41 +185,43 @@ def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails
     tmp_path, image_folder, stream, kind
 ):
     names = ("train/boot/003.png", "test/bag/001.png")
-    spoil(image_folder, *names)
+    damage_images(image_folder, *names)
     source = stream if kind == "stream" else f"folder:{image_folder}"
-    done = extract(config(tmp_path / "s", source, on_error="skip", exemplars=2))
+    done = extract(make_config(tmp_path / "s", source, on_error="skip", exemplars=2))
     assert len(done.skipped) == 2
     assert all(any(name in line for line in done.skipped) for name in names)
-    entry = entry_of(tmp_path / "s")
+    entry = open_entry(tmp_path / "s")
     assert entry.extraction.skipped == done.skipped
     assert entry.read_array("train/count").tolist() == [12, 11, 12]
     assert len(entry.read_array("test/label")) == 23
-    again = extract(config(tmp_path / "s", source, on_error="skip", exemplars=2))
+    again = extract(make_config(tmp_path / "s", source, on_error="skip", exemplars=2))
     assert again.pass_summary.images_read == 0
     assert again.skipped == done.skipped
     with pytest.raises(InputError, match=r"cannot decode .* leave out what cannot be decoded with"):
-        extract(config(tmp_path / "s", source, exemplars=2))
+        extract(make_config(tmp_path / "s", source, exemplars=2))
 
 
 def test_what_is_skipped_does_not_enter_the_fingerprint(tmp_path, image_folder):
-    spoil(image_folder, "train/boot/011.png")
-    with_broken = extract(config(tmp_path / "a", f"folder:{image_folder}", on_error="skip")).published[0]
+    damage_images(image_folder, "train/boot/011.png")
+    with_broken = extract(make_config(tmp_path / "a", f"folder:{image_folder}", on_error="skip")).published[0]
     (image_folder / "train/boot/011.png").unlink()
-    without = extract(config(tmp_path / "b", f"folder:{image_folder}")).published[0]
+    without = extract(make_config(tmp_path / "b", f"folder:{image_folder}")).published[0]
     assert with_broken.summary.fingerprint == without.summary.fingerprint
     assert with_broken.summary.options == without.summary.options
 
 
 def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_folder):
-    spoil(image_folder, *(f"test/boot/{i:03d}.png" for i in range(8)))
+    damage_images(image_folder, *(f"test/boot/{i:03d}.png" for i in range(8)))
     with pytest.raises(InputError, match="no test images in class boot once the 8 unreadable ones are"):
-        extract(config(tmp_path / "s", f"folder:{image_folder}", on_error="skip"))
+        extract(make_config(tmp_path / "s", f"folder:{image_folder}", on_error="skip"))
     assert open_store(str(tmp_path / "s")).list_summaries() == []
 
 
-def staged_files(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
+def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
-    selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
+    selection = select_listed_samples(
+        make_config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     try:
@@ -236,7 +240,7 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
     source, found = open_source("builtin:fashion-mnist-6k"), []
     for device, cores in (("cpu", 1), ("cpu", 3), ("cuda", 1)):
         with extraction_runtime(source, device, cores) as runtime:
-            found.append(staged_files(tmp_path / f"{device}-{cores}", source, runtime))
+            found.append(stage_source(tmp_path / f"{device}-{cores}", source, runtime))
     assert len(found[0]) == 4 * 6
     assert found[0] == found[1] == found[2]
 
@@ -246,12 +250,12 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
 def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(
     tmp_path, image_folder, stream, kind, some, monkeypatch
 ):
-    spoil(image_folder, "train/boot/003.png")
+    damage_images(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
     if some:
         (tmp_path / "some.txt").write_text("boot\ntrouser\n")
         source += f"?classes={tmp_path / 'some.txt'}"
-    here = extract(config(tmp_path / "here", source, on_error="skip"))
+    here = extract(make_config(tmp_path / "here", source, on_error="skip"))
 
     def refused(file: SampleFile) -> Sample:
         raise AssertionError(f"{file.where} is read here")
@@ -262,7 +266,7 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
         "extraction_runtime",
         lambda source, _, count: extraction_runtime(source, "cuda", count),
     )
-    there = extract(config(tmp_path / "there", source, on_error="skip"))
+    there = extract(make_config(tmp_path / "there", source, on_error="skip"))
     digests = {done.published[0].summary.entry_digest for done in (here, there)}
     assert len(digests) == 1
     assert there.skipped == here.skipped
@@ -278,7 +282,7 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
 
     source = open_folder_source(str(image_folder))
     watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
-    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
     list(
         stage_tasks(
             source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
@@ -330,7 +334,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     (whole,) = source.test.shards
     short = Shard(whole.where, whole.labels, lambda rows: whole.read_array(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
-    selection = select_listed_samples(config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
+    selection = select_listed_samples(make_config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
     backbone = load_backbone("lite0", image_size=32)
     problem = "shrank while it was read: 19 of 20 samples of partition test"
@@ -342,7 +346,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
 def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_path, image_folder, one_thread):
     backbones = [load_backbone(spec, image_size=32) for spec in ("lite0", "lite1")]
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, backbones[:1], staging, PassOptions(), one_thread))
     first, second = image_folder / "train/bag/000.png", image_folder / "train/bag/001.png"
     first.write_bytes(second.read_bytes())
@@ -355,7 +359,7 @@ def test_images_that_changed_since_another_backbone_saw_them_are_noticed(tmp_pat
 def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, one_thread):
     backbone = load_backbone("lite0", image_size=32)
     source, staging = open_folder_source(str(image_folder)), Staging(tmp_path)
-    tasks = make_tasks(source, select_listed_samples(config("s", f"folder:{image_folder}"), source))
+    tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
     list(stage_tasks(source, tasks, [backbone], staging, PassOptions(), one_thread))
     files = sorted(file for file in tmp_path.glob(f"*/{tasks[0].name}.*"))
     sound = {file: file.read_bytes() for file in files}
@@ -371,18 +375,18 @@ def test_staged_work_that_is_damaged_is_computed_anew(tmp_path, image_folder, on
 
 def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, image_folder):
     source = f"folder:{image_folder}"
-    exact = extract(config(tmp_path / "a", source)).published[0]
-    mixed = extract(config(tmp_path / "b", source, precision="bf16")).published[0]
+    exact = extract(make_config(tmp_path / "a", source)).published[0]
+    mixed = extract(make_config(tmp_path / "b", source, precision="bf16")).published[0]
     assert mixed.summary.options != exact.summary.options
     flows = []
     for url in ("a", "b"):
-        mean = entry_of(tmp_path / url).read_array("train/mean")
+        mean = open_entry(tmp_path / url).read_array("train/mean")
         flows.append((mean.mean(axis=0) - mean).ravel())
     cosine = flows[0] @ flows[1] / np.linalg.norm(flows[0]) / np.linalg.norm(flows[1])
     assert 0.99 < cosine < 1
     # So few images are all looked at to tell what the precision does.
-    assert entry_of(tmp_path / "b").extraction.flow_cosine == pytest.approx(cosine, abs=1e-6)
-    assert entry_of(tmp_path / "a").extraction.flow_cosine is None
+    assert open_entry(tmp_path / "b").extraction.flow_cosine == pytest.approx(cosine, abs=1e-6)
+    assert open_entry(tmp_path / "a").extraction.flow_cosine is None
 
 
 def test_the_cosine_of_flows_is_of_those_between_class_means():
@@ -400,10 +404,10 @@ def test_the_cosine_of_flows_is_of_those_between_class_means():
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
 def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream, kind):
-    spoil(image_folder, "train/boot/003.png")
+    damage_images(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
     planned = estimate_extraction(
-        config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5)
+        make_config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5)
     )
     assert planned.counted == (kind == "folder")
     assert planned.classes == (3 if planned.counted else None)

@@ -1,4 +1,4 @@
-"""What became of the files of a dataset is told right after every pass, however it ran."""
+"""Every pass counts the used and unused files of a dataset."""
 
 import shutil
 import tarfile
@@ -17,7 +17,7 @@ from sfm.stats_store.cards import ExtractionCard, FileCounts
 from sfm.stats_store.store import open_store
 
 
-def config(store: Path, source: str, **changes: object) -> ExtractConfig:
+def make_config(store: Path, source: str, **changes: object) -> ExtractConfig:
     values: dict[str, object] = {
         "source": source,
         "store": str(store),
@@ -39,15 +39,15 @@ def littered(tmp_path: Path, image_folder: Path) -> dict[str, str]:
         for part in range(2):
             with tarfile.open(root / f"{split}-{part}.tar", "w") as archive:
                 for number, file in enumerate(sorted((image_folder / split).glob("*/*.png"))[part::2]):
-                    add(archive, f"{number}.png", file.read_bytes())
-                    add(archive, f"{number}.cls", file.parent.name.encode())
+                    add_member(archive, f"{number}.png", file.read_bytes())
+                    add_member(archive, f"{number}.cls", file.parent.name.encode())
                 if split == "train":
-                    add(archive, f"{number}.txt", b"a caption")
+                    add_member(archive, f"{number}.txt", b"a caption")
     with tarfile.open(root / "train-2.tar", "w") as archive:
-        add(archive, "notes.npy", b"x")
-        add(archive, "000.png", (image_folder / "train" / "bag" / "000.png").read_bytes())
-        add(archive, "000.cls", b"bag")
-        add(archive, "000.txt", b"a caption")
+        add_member(archive, "notes.npy", b"x")
+        add_member(archive, "000.png", (image_folder / "train" / "bag" / "000.png").read_bytes())
+        add_member(archive, "000.cls", b"bag")
+        add_member(archive, "000.txt", b"a caption")
     shutil.copy(image_folder / "train" / "bag" / "000.png", image_folder / "train" / "bag" / "again.png")
     for number, class_id in enumerate(("bag", "bag", "boot")):
         (image_folder / "train" / class_id / f"{number}.txt").write_text("a caption")
@@ -56,7 +56,7 @@ def littered(tmp_path: Path, image_folder: Path) -> dict[str, str]:
     return {"folder": f"folder:{image_folder}", "wds": f"wds:{root}"}
 
 
-def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     archive.addfile(info, BytesIO(data))
@@ -81,7 +81,7 @@ FOUND = 65
 )
 def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes, query, unused):
     source = littered[kind] + query.format(root=tmp_path)
-    done = extract(config(tmp_path / "s", source, on_error="skip", **changes))
+    done = extract(make_config(tmp_path / "s", source, on_error="skip", **changes))
     expected = {".txt": 3, ".npy": 1, "images that cannot be decoded": 1, **unused}
     assert done.files.unused == expected
     assert done.files.found == FOUND
@@ -89,12 +89,12 @@ def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes
     summary = done.published[0].summary
     assert done.files.used == summary.train_samples + summary.test_samples
     assert open_store(str(tmp_path / "s")).open_entry(summary).extraction.files == done.files
-    again = extract(config(tmp_path / "s", source, on_error="skip", **changes))
+    again = extract(make_config(tmp_path / "s", source, on_error="skip", **changes))
     assert (again.pass_summary.images_read, again.files) == (0, done.files)
 
 
 def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
-    settings = config(tmp_path / "s", littered["wds"], on_error="skip")
+    settings = make_config(tmp_path / "s", littered["wds"], on_error="skip")
     monkeypatch.setattr(feature_pass, "MAX_PENDING_BATCHES", 0)
 
     def stop(event: Progress) -> None:
@@ -109,22 +109,22 @@ def test_a_resumed_pass_counts_all_files(tmp_path, littered, monkeypatch):
 
 
 def test_the_files_of_a_pass_are_told_though_the_entry_of_its_images_is_there_already(tmp_path, image_folder):
-    extract(config(tmp_path / "s", f"folder:{image_folder}", name="garments"))
+    extract(make_config(tmp_path / "s", f"folder:{image_folder}", name="garments"))
     other = shutil.copytree(image_folder, tmp_path / "other")
     (other / "notes.txt").write_text("about")
-    done = extract(config(tmp_path / "s", f"folder:{other}", name="garments"))
+    done = extract(make_config(tmp_path / "s", f"folder:{other}", name="garments"))
     assert done.published[0].outcome == "already there"
     assert (done.pass_summary.images_read, done.files.unused) == (60, {".txt": 1})
 
 
 def test_a_plan_tells_what_is_known_before_the_pass(tmp_path, littered):
-    planned = estimate_extraction(config(tmp_path / "s", littered["folder"], limit_per_class=5))
+    planned = estimate_extraction(make_config(tmp_path / "s", littered["folder"], limit_per_class=5))
     assert planned.files == {
         "found": FOUND,
         "used": 30,
         "unused": {".npy": 1, ".txt": 3, "images beyond --limit-per-class": 31},
     }
-    streamed = estimate_extraction(config(tmp_path / "s", littered["wds"])).files
+    streamed = estimate_extraction(make_config(tmp_path / "s", littered["wds"])).files
     # Three shards, of which the first has a caption.
     assert streamed["unused"] == {".txt": 3}
 

@@ -1,4 +1,4 @@
-"""The fingerprint: the same images have the same one, other images another."""
+"""Equal images have equal fingerprints, other images have others."""
 
 import numpy as np
 from hypothesis import given
@@ -14,7 +14,7 @@ SAMPLES = st.lists(
 )
 
 
-def fingerprint(samples: list[tuple[str, int, bytes]]) -> str:
+def compute_fingerprint_of(samples: list[tuple[str, int, bytes]]) -> str:
     builder = FingerprintBuilder()
     for split, label, data in samples:
         digest = np.frombuffer(digest_sample(data), dtype=np.uint8)[None]
@@ -26,7 +26,7 @@ def fingerprint(samples: list[tuple[str, int, bytes]]) -> str:
 def test_order_does_not_matter(samples, random):
     shuffled = samples.copy()
     random.shuffle(shuffled)
-    assert fingerprint(shuffled) == fingerprint(samples)
+    assert compute_fingerprint_of(shuffled) == compute_fingerprint_of(samples)
 
 
 @given(SAMPLES, st.data())
@@ -38,11 +38,11 @@ def test_one_changed_byte_one_other_class_or_one_more_sample_matters(samples, da
         [*samples[:i], (split, (label + 1) % 3, content), *samples[i + 1 :]],
         [*samples, samples[i]],
     ):
-        assert fingerprint(other) != fingerprint(samples)
+        assert compute_fingerprint_of(other) != compute_fingerprint_of(samples)
 
 
 def test_a_copy_of_a_sample_does_not_cancel_itself():
-    assert fingerprint([("train", 0, b"a")] * 3) != fingerprint([("train", 0, b"a")])
+    assert compute_fingerprint_of([("train", 0, b"a")] * 3) != compute_fingerprint_of([("train", 0, b"a")])
 
 
 def test_the_length_is_part_of_a_sample():

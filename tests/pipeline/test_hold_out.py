@@ -1,4 +1,4 @@
-"""``--hold-out``: a share of every class, the same whatever the order and the kind of source."""
+"""``--hold-out`` takes the same share of every class from any order and kind of source."""
 
 import tarfile
 from io import BytesIO
@@ -16,7 +16,7 @@ from sfm.pipeline.hold_out import count_held_out, make_hold_out_keys, mark_held_
 from sfm.stats_store.store import open_store
 
 
-def config(store: Path, source: str, **changes: object) -> ExtractConfig:
+def make_config(store: Path, source: str, **changes: object) -> ExtractConfig:
     values: dict[str, object] = {
         "source": source,
         "store": str(store),
@@ -28,11 +28,11 @@ def config(store: Path, source: str, **changes: object) -> ExtractConfig:
     return ExtractConfig(**(values | changes))
 
 
-def digests(count: int) -> np.ndarray:
+def make_digests(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 32), dtype=np.uint8)
 
 
-def as_shards(folder: Path, root: Path) -> str:
+def write_shards(folder: Path, root: Path) -> str:
     """The images of a folder of class folders as tar shards, in another order, of training images alone."""
     root.mkdir()
     files = sorted(folder.glob("*/*.png"), key=lambda file: file.name)
@@ -52,13 +52,15 @@ def as_shards(folder: Path, root: Path) -> str:
 def test_of_every_class_at_least_one_is_held_out_and_one_is_left(count, fraction, held):
     assert count_held_out(np.array([count]), fraction).tolist() == [held]
     labels = np.zeros(count, dtype=np.int32)
-    assert mark_held_out_rows(labels, make_hold_out_keys(digests(count), 0), ["a"], fraction).sum() == held
+    assert (
+        mark_held_out_rows(labels, make_hold_out_keys(make_digests(count), 0), ["a"], fraction).sum() == held
+    )
 
 
 def test_which_are_held_out_depends_on_the_images_and_the_seed_alone():
     labels = np.repeat(np.arange(3), [40, 20, 9]).astype(np.int32)
     labels[5] = -1
-    found = digests(len(labels))
+    found = make_digests(len(labels))
     held = mark_held_out_rows(labels, make_hold_out_keys(found, 0), ["a", "b", "c"], 0.2)
     assert np.bincount(labels[held]).tolist() == [8, 4, 2]
     order = np.random.default_rng(1).permutation(len(labels))
@@ -70,10 +72,10 @@ def test_which_are_held_out_depends_on_the_images_and_the_seed_alone():
 
 def test_copies_of_an_image_stay_on_one_side():
     """Or else what is held out would have been trained on."""
-    found = np.repeat(digests(10), 4, axis=0)
+    found = np.repeat(make_digests(10), 4, axis=0)
     held = mark_held_out_rows(np.zeros(40, dtype=np.int32), make_hold_out_keys(found, 0), ["a"], 0.1)
     assert held.reshape(10, 4).all(axis=1).sum() == held.sum() // 4 == 1
-    same = np.repeat(digests(1), 4, axis=0)
+    same = np.repeat(make_digests(1), 4, axis=0)
     assert mark_held_out_rows(np.zeros(4, dtype=np.int32), make_hold_out_keys(same, 0), ["a"], 0.5).sum() == 2
 
 
@@ -96,45 +98,45 @@ def test_copies_do_not_change_the_share_where_it_can_be_kept(copies, fraction, h
     assert sizes.tolist() == held == [copies[key] for key in chosen]
 
 
-def summary(done: ExtractionResult, number: int = 0) -> tuple[str, str, int, int]:
+def summarize(done: ExtractionResult, number: int = 0) -> tuple[str, str, int, int]:
     s = done.published[number].summary
     return s.fingerprint, s.options, s.train_samples, s.test_samples
 
 
 def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, image_folder):
     folder = image_folder / "train"
-    ours = extract(config(tmp_path / "a", f"folder:{folder}", tune_fraction=0.5, exemplars=2))
-    theirs = extract(config(tmp_path / "b", as_shards(folder, tmp_path / "shards")))
-    whole = summary(ours)
-    assert whole[0] == summary(theirs)[0]
-    assert whole[2:] == summary(theirs)[2:] == (27, 9)
+    ours = extract(make_config(tmp_path / "a", f"folder:{folder}", tune_fraction=0.5, exemplars=2))
+    theirs = extract(make_config(tmp_path / "b", write_shards(folder, tmp_path / "shards")))
+    whole = summarize(ours)
+    assert whole[0] == summarize(theirs)[0]
+    assert whole[2:] == summarize(theirs)[2:] == (27, 9)
     entry = open_store(str(tmp_path / "a")).open(ours.published[0].summary)
     assert entry.extraction.options["hold_out"] == 0.25
     assert entry.read_array("train/count").tolist() == [9, 9, 9]
     assert np.bincount(entry.read_array("test/label")).tolist() == [3, 3, 3]
     # What is chosen on the tuning entry is chosen without a look at what is held out.
-    assert summary(ours, 1)[2:] == (15, 12)
+    assert summarize(ours, 1)[2:] == (15, 12)
     assert (ours.files.found, ours.files.used) == (theirs.files.found, theirs.files.used) == (36, 36)
-    again = extract(config(tmp_path / "a", f"folder:{folder}", tune_fraction=0.5, exemplars=2))
+    again = extract(make_config(tmp_path / "a", f"folder:{folder}", tune_fraction=0.5, exemplars=2))
     assert again.pass_summary.images_read == 0
 
 
 def test_the_options_of_other_extractions_are_what_they_were(tmp_path):
-    assert "hold_out" not in make_entry_options(config(tmp_path, "x:y", hold_out=None), "full", {})
+    assert "hold_out" not in make_entry_options(make_config(tmp_path, "x:y", hold_out=None), "full", {})
 
 
 def test_a_train_folder_without_a_held_out_one_can_be_divided(tmp_path, image_folder):
     (image_folder / "test").rename(image_folder / "unsorted")
-    done = extract(config(tmp_path / "s", f"folder:{image_folder}"))
-    assert summary(done)[2:] == (27, 9)
+    done = extract(make_config(tmp_path / "s", f"folder:{image_folder}"))
+    assert summarize(done)[2:] == (27, 9)
     assert done.files.unused == {"in unsorted/": 24}
 
 
 @pytest.mark.parametrize("kind", ["folder", "wds"])
 def test_a_plan_counts_what_would_be_held_out(tmp_path, image_folder, kind):
     folder = image_folder / "train"
-    source = f"folder:{folder}" if kind == "folder" else as_shards(folder, tmp_path / "shards")
-    planned = estimate_extraction(config(tmp_path / "s", source))
+    source = f"folder:{folder}" if kind == "folder" else write_shards(folder, tmp_path / "shards")
+    planned = estimate_extraction(make_config(tmp_path / "s", source))
     assert planned.samples == {"train": 27, "test": 9}
     assert planned.files == {"found": 36, "used": 36, "unused": {}}
 
@@ -144,8 +146,8 @@ def test_idx_files_without_a_held_out_split_can_be_divided(tmp_path):
     for file in embedded.glob("train-*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InputError, match=r"holds no t10k-images-idx3-ubyte; .*--hold-out 0\.1"):
-        estimate_extraction(config(tmp_path / "s", f"idx:{tmp_path}", hold_out=None))
-    planned = estimate_extraction(config(tmp_path / "s", f"idx:{tmp_path}", hold_out=0.1))
+        estimate_extraction(make_config(tmp_path / "s", f"idx:{tmp_path}", hold_out=None))
+    planned = estimate_extraction(make_config(tmp_path / "s", f"idx:{tmp_path}", hold_out=0.1))
     assert planned.samples == {"train": 4500, "test": 500}
 
 
@@ -167,5 +169,5 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_read(
     tmp_path, image_folder, source, changes, complaint
 ):
     with pytest.raises(InputError, match=complaint):
-        extract(config(tmp_path / "s", source.format(root=image_folder), **changes))
+        extract(make_config(tmp_path / "s", source.format(root=image_folder), **changes))
     assert not (tmp_path / "s" / "index").exists()

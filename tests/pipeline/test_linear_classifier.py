@@ -1,4 +1,4 @@
-"""The classifier of all real data: converged, and as good as scikit-learn's."""
+"""The linear classifier converges, and is as accurate as scikit-learn's."""
 
 import numpy as np
 import pytest
@@ -232,13 +232,13 @@ def test_the_samples_that_choose_are_balanced_and_spread_over_the_order():
     assert np.flatnonzero(marked & (labels == 0)).tolist() == [2, 5, 12, 15]
 
 
-def in_one_partition(folder, features, labels):
+def stage_partition(folder, features, labels):
     staging, partition = Staging(folder), StagedPartition("train", 0, np.arange(len(labels)), labels)
     staging.write_array("toy", partition, features)
     return staging.open_features("toy", [partition])
 
 
-def few_of_many_features(per_class, seed, classes=5, noise=300):
+def make_few_informative_features(per_class, seed, classes=5, noise=300):
     """Large features tell the classes apart; small ones are noise, which standardising makes as large."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((classes, 20))
@@ -250,12 +250,12 @@ def few_of_many_features(per_class, seed, classes=5, noise=300):
 
 @pytest.mark.parametrize("per_class", [1, 2, 4, 8])
 def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path, per_class):
-    held = [few_of_many_features(400, seed=99)]
+    held = [make_few_informative_features(400, seed=99)]
     found, nearest = [], []
     for seed in range(3):
-        features, labels = few_of_many_features(per_class, seed)
+        features, labels = make_few_informative_features(per_class, seed)
         moments = compute_moments(features, labels, 5)
-        classifier = train_classifier(in_one_partition(tmp_path, features, labels), moments, CPU)
+        classifier = train_classifier(stage_partition(tmp_path, features, labels), moments, CPU)
         assert classifier.converged
         assert classifier.common_scale
         assert "one scale for all features" in classifier.solver
@@ -273,14 +273,14 @@ def test_badly_scaled_features_are_standardised_even_of_few_samples(tmp_path):
     features = rng.standard_normal((200, 12))
     features[:, :4] += 3 * np.eye(4)[labels]
     features[:, 4:] *= 1e4
-    train = in_one_partition(tmp_path, features.astype(np.float32), labels)
+    train = stage_partition(tmp_path, features.astype(np.float32), labels)
     classifier = train_classifier(train, compute_moments(features.astype(np.float32), labels, 4), CPU)
     assert not classifier.common_scale
     assert not classifier.towards_means
     assert measure_accuracies(train, classifier)[0] > 0.9
 
 
-def low_rank(rng, shape):
+def make_low_rank_features(rng, shape):
     """Few directions, and most features constant, as of a few plain images."""
     rows = np.zeros(shape, dtype=np.float32)
     varying = rng.permutation(shape[1])[: shape[1] // 5]
@@ -289,7 +289,7 @@ def low_rank(rng, shape):
 
 
 DEGENERATE = {
-    "low rank": low_rank,
+    "low rank": make_low_rank_features,
     "constant": lambda rng, shape: np.full(shape, 0.3, dtype=np.float32),
     "zero": lambda rng, shape: np.zeros(shape, dtype=np.float32),
     "one feature varies": lambda rng, shape: np.eye(*shape, dtype=np.float32)[:, [0] * shape[1]] + 1,
@@ -304,7 +304,7 @@ DEGENERATE = {
 def test_features_of_any_rank_give_a_classifier_and_centres(tmp_path, kind, per_class):
     labels = np.arange(2 * per_class, dtype=np.int32) % 2
     features = DEGENERATE[kind](np.random.default_rng(1), (len(labels), 256))
-    train, moments = in_one_partition(tmp_path, features, labels), compute_moments(features, labels, 2)
+    train, moments = stage_partition(tmp_path, features, labels), compute_moments(features, labels, 2)
     classifier = train_classifier(train, moments, CPU)
     assert np.isfinite(classifier.weight).all()
     assert np.isfinite(classifier.bias).all()

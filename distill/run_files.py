@@ -1,4 +1,4 @@
-"""How a run's directory is written: whole files and whole folders appear, or nothing does."""
+"""Write a run's directory atomically, with failures translated into errors for users."""
 
 import logging
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def translate_run_errors(path: Path) -> Iterator[None]:
     """Turn a failure to write `path` (disk full, no permission) into an :class:`InputError`."""
     try:
         yield
@@ -27,8 +27,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def not_essential(path: Path) -> Iterator[None]:
-    """Turn any failure to make `path`, which only people look at, into a warning: the result stands."""
+def log_optional_errors(path: Path) -> Iterator[None]:
+    """Log a failure to write `path`, which no other file depends on, as a warning."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
@@ -36,21 +36,21 @@ def not_essential(path: Path) -> Iterator[None]:
         LOG.warning("%s is missing, the run is complete without it: %s", path, reason)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, on the disk, or not at all.
+def write_run_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole and on the disk, or not at all.
 
     Raises
     ------
     InputError
         If it cannot be written.
     """
-    with writing(path):
+    with translate_run_errors(path):
         atomic_write(path, data)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write into; it takes the name `path` once everything in it is on the disk.
+def write_run_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to write into; it takes the name `path` once everything in it is on the disk.
 
     A folder, or a link, that had the name before is replaced. After an error nothing is left behind.
 
@@ -59,5 +59,5 @@ def whole_folder(path: Path) -> Iterator[Path]:
     InputError
         If it cannot be written.
     """
-    with writing(path), atomic_folder(path, replace=True) as partial:
+    with translate_run_errors(path), atomic_folder(path, replace=True) as partial:
         yield partial

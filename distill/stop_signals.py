@@ -1,4 +1,4 @@
-"""Runs that are asked to stop."""
+"""Stop a run on SIGINT or SIGTERM once its state is saved."""
 
 import signal
 import threading
@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):  # noqa: N818 - stopping on request is not an error
-    """A run was asked to stop (SIGINT, SIGTERM) and has saved where it stands.
+class DistillInterrupt(Exception):  # noqa: N818 - stopping on request is not an error
+    """A run was stopped by SIGINT or SIGTERM, and its state is saved.
 
     Attributes
     ----------
@@ -28,32 +28,31 @@ class Interrupted(Exception):  # noqa: N818 - stopping on request is not an erro
         self.step, self.total, self.out = step, total, out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Interrupted, (self.step, self.total, self.out)
+        return DistillInterrupt, (self.step, self.total, self.out)
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Note SIGINT and SIGTERM instead of dying of them; gives a function that says whether one came.
+def catch_stop_signals() -> Iterator[Callable[[], bool]]:
+    """Catch the first SIGINT or SIGTERM within a context; yield a function that says whether one came.
 
-    A second one does what it would have done without this. Outside the main thread, where handlers cannot be
-    set, nothing is noted.
+    A second signal has its usual effect. Outside the main thread no handler can be set, and none is caught.
     """
-    requested = False
+    stop_requested = False
     previous: dict[signal.Signals, Any] = {}
 
-    def restore() -> None:
+    def restore_handlers() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal requested
-        requested = True
-        restore()
+    def handle_signal(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stop_requested
+        stop_requested = True
+        restore_handlers()
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+            previous[number] = signal.signal(number, handle_signal)
     try:
-        yield lambda: requested
+        yield lambda: stop_requested
     finally:
-        restore()
+        restore_handlers()

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,18 +7,23 @@ from hypothesis import strategies as st
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.views import apply_crops
-from sfm.distill.augment import draw_views
-from sfm.distill.engine import Plan, advance, begin, even_growth
-from sfm.distill.flow import flow, sfm_loss
-from sfm.distill.gradient import Objective
-from sfm.distill.pyramid import canvas_size, decode, resolutions
+from sfm.distill.augment import draw_augmentation
+from sfm.distill.flow import compute_flow, sfm_loss
+from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig, spread_growth
+from sfm.distill.train_step import Objective, init_state, train_step
 from sfm.errors import InputError
 
-PLAN = Plan(
-    classes=3,
-    ipc=2,
-    views=2,
+CONFIG = ResolvedDistillConfig(
+    dataset="",
+    classes=["a", "b", "c"],
+    backbone="",
     image_size=32,
+    objective="sfm",
+    alpha=1.0,
+    ipc=2,
+    centres="sub-class",
+    views=2,
     steps=100,
     learning_rate=1e-2,
     final_rate=1.0,
@@ -28,12 +32,16 @@ PLAN = Plan(
     micro_batch=6,
     gradient="exact",
     graphs=6,
+    device="cpu",
+    precision="float32",
+    devices=1,
+    threads=1,
 )
 
 
 def objective(backbone: Backbone) -> Objective:
     means = torch.randn(3, backbone.card.features, generator=torch.Generator().manual_seed(1))
-    target = flow(means[:, None].expand(3, 2, -1), means)
+    target = compute_flow(means[:, None].expand(3, 2, -1), means)
     return lambda features: sfm_loss(features, target)
 
 
@@ -42,71 +50,71 @@ def copied(levels: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbone) -> None:
-    state = begin(PLAN, lite0.device)
-    images = decode(copied(state.levels), PLAN.canvas)
+    state = init_state(CONFIG, lite0.device)
+    images = decode_pyramid(copied(state.levels), CONFIG.canvas)
     seen: list[torch.Tensor] = []
     wanted = objective(lite0)
-    advance(state, PLAN, lite0, lambda features: wanted(seen.append(features.detach()) or features))
+    train_step(state, CONFIG, lite0, lambda features: wanted(seen.append(features.detach()) or features))
 
-    views = draw_views(PLAN.seed, 0, 12, PLAN.canvas)
+    views = draw_augmentation(CONFIG.seed, 0, 12, CONFIG.canvas)
     quiet = [index for index in range(12) if not views.noisy[index]]
     assert len(quiet) > 2
     each = apply_crops(images.repeat_interleave(2, 0), views.crops, 32)
     for index in quiet:
-        image, view = divmod(index, PLAN.views)
-        place = (*divmod(image, PLAN.ipc), view)
+        image, view = divmod(index, CONFIG.views)
+        place = (*divmod(image, CONFIG.ipc), view)
         alone = lite0.features(each[index : index + 1])[0]
         torch.testing.assert_close(seen[0][place], alone, atol=1e-4, rtol=1e-3)
 
 
 def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(lite0: Backbone) -> None:
-    state = begin(PLAN, lite0.device)
+    state = init_state(CONFIG, lite0.device)
     before = copied(state.levels)[0]
-    advance(state, PLAN, lite0, objective(lite0))
+    train_step(state, CONFIG, lite0, objective(lite0))
     # The first of its means is the gradient times one minus its decay.
-    gradient = state.moments.first[0]
+    gradient = state.adam.first[0]
     assert gradient.abs().min() > 0
     torch.testing.assert_close(state.levels[0].detach(), before - 1e-2 * gradient.sign(), atol=1e-4, rtol=0)
 
 
 def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> None:
-    state, wanted = begin(PLAN, lite0.device), objective(lite0)
+    state, wanted = init_state(CONFIG, lite0.device), objective(lite0)
     sides, ages = [], []
     for _ in range(10):
-        advance(state, PLAN, lite0, wanted)
+        train_step(state, CONFIG, lite0, wanted)
         sides.append(state.levels[-1].shape[-1])
-        ages.append(state.moments.age)
+        ages.append(state.adam.steps)
     assert sides == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4]
     assert ages == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
 
 
 def test_a_pyramid_that_reached_the_canvas_stays_as_it_is() -> None:
-    assert PLAN.levels(10**6) == len(resolutions(PLAN.canvas))
+    assert CONFIG.count_levels(10**6) == len(list_resolutions(CONFIG.canvas))
 
 
 @given(steps=st.integers(2, 10_000), final=st.floats(0, 1))
 def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(steps: int, final: float) -> None:
-    plan = replace(PLAN, steps=steps, final_rate=final)
-    rates = [plan.rate(step) for step in range(steps)]
-    assert rates[: steps // 2] == [plan.learning_rate] * (steps // 2)
+    config = CONFIG.model_copy(update={"steps": steps, "final_rate": final})
+    rates = [config.learning_rate_at(step) for step in range(steps)]
+    assert rates[: steps // 2] == [config.learning_rate] * (steps // 2)
     assert all(after <= before for before, after in pairwise(rates))
-    assert rates[-1] == pytest.approx(final * plan.learning_rate)
+    assert rates[-1] == pytest.approx(final * config.learning_rate)
 
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
 def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
-    every = even_growth(steps, image_size)
-    count = len(resolutions(canvas_size(image_size)))
+    every = spread_growth(steps, image_size)
+    count = len(list_resolutions(compute_canvas_size(image_size)))
     assert every >= 1
     if steps >= 2 * count:
-        plan = replace(PLAN, image_size=image_size, grow_every=every)
-        assert plan.levels(steps // 2) == count
+        config = CONFIG.model_copy(update={"image_size": image_size, "grow_every": every})
+        assert config.count_levels(steps // 2) == count
 
 
 def test_a_loss_that_is_not_finite_leaves_the_images_alone(lite0: Backbone) -> None:
-    state = begin(PLAN, lite0.device)
+    state = init_state(CONFIG, lite0.device)
     before = copied(state.levels)
     with pytest.raises(InputError, match="loss is nan in step 1"):
-        advance(state, PLAN, lite0, lambda features: features.sum() * torch.nan)
+        train_step(state, CONFIG, lite0, lambda features: features.sum() * torch.nan)
     assert state.step == 0
     assert torch.equal(state.levels[0], before[0])

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sfm.distill.config import DistillConfig
-from sfm.distill.group import ALONE, Group
-from sfm.distill.pyramid import grow
-from sfm.distill.run import Interrupted, distill, distill_in
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.pyramid import append_level
+from sfm.distill.run import DistillInterrupt, distill, distill_in_group
 from sfm.errors import InputError
 from sfm.events import Progress, no_progress
 
 
 @given(classes=st.integers(1, 50), size=st.integers(1, 9), each=st.integers(1, 4))
 def test_every_class_falls_to_one_process_whole(classes: int, size: int, each: int) -> None:
-    shares = Group(0, size).shares(classes, each)
+    shares = ProcessGroup(0, size).split_rows(classes, each)
     assert [row for share in shares for row in range(share.start, share.stop)] == list(range(classes * each))
     lengths = [(share.stop - share.start) / each for share in shares]
     assert all(length.is_integer() for length in lengths)
@@ -37,18 +37,18 @@ def test_every_class_falls_to_one_process_whole(classes: int, size: int, each: i
 @given(start=st.integers(0, 6), length=st.integers(1, 3), resolution=st.integers(1, 5))
 def test_an_image_starts_from_the_same_noise_wherever_it_is(start: int, length: int, resolution: int) -> None:
     device, part = torch.device("cpu"), slice(start, start + length)
-    (whole,) = grow([], resolution, 9, 5, device)
-    (some,) = grow([], resolution, 9, 5, device, part)
+    (whole,) = append_level([], resolution, 9, 5, device)
+    (some,) = append_level([], resolution, 9, 5, device, part)
     assert torch.equal(some, whole[part])
 
 
 @pytest.mark.slow
 def test_two_processes_that_torchrun_starts_give_the_gradient_of_one(tmp_path: Path) -> None:
-    program = Path(__file__).parent / "shared_gradient.py"
+    program = Path(__file__).parent / "distributed_gradients.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run([*torchrun, program, tmp_path], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    wanted = runpy.run_path(str(program))["gradients"](ALONE)
+    wanted = runpy.run_path(str(program))["gradients"](SINGLE_PROCESS)
     shared = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert [part["whole/0"].shape[0] for part in shared] == [6, 4]
     largest = wanted["whole/0"].abs().max()
@@ -75,7 +75,7 @@ def losses(out: Path) -> list[str]:
 
 
 def workers() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if "sfm.distill.processes" in each.cmdline()]
+    return [each for each in psutil.Process().children() if "sfm.distill.worker_processes" in each.cmdline()]
 
 
 def at_step(step: int, act: Callable[[], None]) -> Callable[[Progress], None]:
@@ -103,7 +103,7 @@ def test_a_run_in_two_processes_writes_what_one_does_and_survives_an_interrupt_a
     assert (record["devices"], record["micro_batch"]) == (2, 4)
 
     config = config.model_copy(update={"devices": 2})
-    with pytest.raises(Interrupted):
+    with pytest.raises(DistillInterrupt):
         distill(config, at_step(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
     resumed = config.model_copy(update={"resume": True})
     with pytest.raises(InputError, match=r"process 1 of 2 was killed by SIGKILL.*--resume"):
@@ -124,4 +124,4 @@ def test_more_processes_than_classes_are_refused(config: DistillConfig) -> None:
     with pytest.raises(
         InputError, match=r"4 classes cannot be shared among 5 processes: use fewer --devices"
     ):
-        distill_in(Group(0, 5), config, no_progress)
+        distill_in_group(ProcessGroup(0, 5), config, no_progress)

@@ -1,0 +1,77 @@
+"""Distilled images as files: evaluation reads these files and nothing finer."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfm.distill.pyramid import decode_pyramid
+from sfm.stats_store.digests import compute_stream_digest
+
+DECODE_BATCH = 64
+
+
+def decode_pixels(levels: Sequence[Tensor], canvas: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the images of pyramids one by one as 8-bit arrays of shape (canvas, canvas, 3).
+
+    Parameters
+    ----------
+    levels : sequence of Tensor, shapes (N, 3, r, r)
+    canvas : int
+        Side of the images, in pixels.
+    """
+    for start in range(0, len(levels[0]), DECODE_BATCH):
+        with torch.no_grad():
+            images = decode_pyramid([level[start : start + DECODE_BATCH] for level in levels], canvas)
+        yield from (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def compute_images_digest(levels: Sequence[Tensor], canvas: int) -> str:
+    """Return the digest of the images' pixels, which shows whether images were edited later."""
+    blocks = (image[None] for image in decode_pixels(levels, canvas))
+    return compute_stream_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas, canvas, 3))
+
+
+def make_slug(name: str) -> str:
+    """Reduce a name to ASCII letters, digits and dashes, at most 48: "T-shirt/top" -> "t-shirt-top"."""
+    plain = unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].rstrip("-")
+
+
+def name_class_folders(class_ids: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Name a folder per class such that sorting the names keeps the order of the classes.
+
+    A name without a single ASCII letter or digit gives way to the class id, and that to the index alone.
+    """
+    width = len(str(len(class_ids) - 1))
+    words = [make_slug(name) or make_slug(id_) for id_, name in zip(class_ids, class_names, strict=True)]
+    return [f"{index:0{width}d}_{word}".rstrip("_") for index, word in enumerate(words)]
+
+
+def write_images(
+    folder: Path, images: Iterator[npt.NDArray[np.uint8]], folders: Sequence[str], ipc: int
+) -> None:
+    """Write images as ``folder/<class>/<i>.png``, 8-bit RGB.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the classes' folders are made.
+    images : iterator of ndarray of uint8, shape (side, side, 3)
+        The `ipc` images of the first class, then those of the second, ...
+    folders : sequence of str
+        Names of the classes' folders.
+    ipc : int
+        Images per class.
+    """
+    width = len(str(ipc - 1))
+    for name in folders:
+        (folder / name).mkdir()
+        for index in range(ipc):
+            Image.fromarray(next(images)).save(folder / name / f"{index:0{width}d}.png")

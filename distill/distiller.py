@@ -1,0 +1,367 @@
+"""The Distiller: a training loop over synthetic images that can be saved and resumed to the same bits."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sfm.backbones.build import Backbone, load_backbone
+from sfm.backbones.execution.determinism import (
+    deterministic_algorithms,
+    deterministic_if_supported,
+    tf32_disabled,
+)
+from sfm.backbones.execution.preparation import Prepared, count_graph_bytes, optimize_backbone
+from sfm.backbones.spec import parse_spec
+from sfm.distill.activation_memory import (
+    choose_graph_count,
+    choose_micro_batch,
+    measure_activation_bytes,
+    measure_free_memory,
+)
+from sfm.distill.class_indices import find_class_indices
+from sfm.distill.config import DistillConfig
+from sfm.distill.distilled_images import decode_pixels
+from sfm.distill.execution_choice import choose_execution, keep_execution, should_compile
+from sfm.distill.mixed_precision import convert_precision
+from sfm.distill.objective import make_objective, read_centres
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, spread_growth
+from sfm.distill.state_dict import (
+    find_invalid_values,
+    gather_levels,
+    gather_state,
+    is_per_image,
+    list_state_types,
+    make_state,
+)
+from sfm.distill.train_step import StepOutput, init_state, train_step
+from sfm.errors import InputError
+from sfm.events import ProgressCallback, no_progress
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.extract_command import format_extract_command
+from sfm.stats_store.history import summaries_for
+from sfm.stats_store.store import Entry, open_store
+
+
+class Distiller:
+    """Distil the dataset of a store's entry, one step at a time; writes no file.
+
+    Iterating over a distiller does the steps that are left. Its state can be saved after any step: a
+    distiller of the same config that loads it ends with the same bits as one that never stopped.
+
+    Parameters
+    ----------
+    config : DistillConfig
+        What it leaves open is decided here; see the attribute `config`. `out` is not used.
+    entry : Entry
+        Statistics of the dataset through the backbone.
+    backbone : Backbone
+        The one that the entry was extracted with.
+    group : ProcessGroup
+        Processes that share the classes. All of them call the same methods in the same order.
+    resume_from : ResolvedDistillConfig, optional
+        Config of a saved run: it decides what `config` leaves open.
+
+    Attributes
+    ----------
+    config : ResolvedDistillConfig
+        Decided values of everything that shapes the images.
+    backbone : Backbone
+        In its precision; prepared for its execution mode once :meth:`prepare` was called.
+    prepared : Prepared or None
+        What :meth:`prepare` returned.
+    state : DistillState
+
+    Raises
+    ------
+    InputError
+        If backbone and entry do not belong together, or the entry does not hold what the config needs.
+
+    Examples
+    --------
+    >>> from sfm.api import DistillConfig, Distiller
+    >>> config = DistillConfig(store="./store", backbone="lite0", dataset="birds", out="./birds", steps=500)
+    >>> distiller = Distiller.from_config(config)  # doctest: +SKIP
+    >>> for output in distiller:  # doctest: +SKIP
+    ...     print(output.step, output.loss, output.learning_rate, output.resolution)
+    >>> images = distiller.decode_images()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        entry: Entry,
+        backbone: Backbone,
+        group: ProcessGroup = SINGLE_PROCESS,
+        resume_from: ResolvedDistillConfig | None = None,
+    ) -> None:
+        if backbone.card.hash != entry.summary.backbone_hash:
+            raise InputError(
+                f"the entry of {entry.dataset.name} was extracted with another backbone than this "
+                f"{backbone.card.spec}: load {entry.summary.backbone} at {entry.summary.image_size} px, "
+                "with the same weights"
+            )
+        self.group, self.entry = group, entry
+        self.backbone = convert_precision(backbone, config.precision)
+        indices = find_class_indices(config.classes, entry.dataset)
+        centres = read_centres(entry, config.ipc, indices, use_sub_classes=config.centres == "sub-class")
+        class_ids = [entry.dataset.class_ids[index] for index in indices]
+        views = config.steps * len(class_ids) * config.ipc * config.views
+        device = self.backbone.device
+        if config.execution == "eager" or should_compile(config.compile, views, device, group):
+            self._optimized = None
+        else:
+            self._optimized = optimize_backbone(self.backbone, 1, "input-grad")
+        measured = self._optimized[0] if self._optimized else self.backbone
+        self.config = resolve_config(
+            config, entry.summary.entry_digest, class_ids, measured, group, resume_from
+        )
+        self.objective = make_objective(self.config, centres, self.backbone.device)
+        self.prepared: Prepared | None = None
+        self.state = init_state(self.config, self.backbone.device, group)
+
+    @classmethod
+    def from_config(cls, config: DistillConfig, progress: ProgressCallback = no_progress) -> "Distiller":
+        """Open the store's entry and the backbone that a config names, and return their distiller.
+
+        Raises
+        ------
+        InputError
+            See :func:`open_inputs` and :class:`Distiller`.
+        """
+        entry, backbone = open_inputs(config, progress)
+        return cls(config, entry, backbone)
+
+    def prepare(self) -> Prepared:
+        """Prepare the backbone for the config's execution mode; the first step does it if nobody has.
+
+        Returns
+        -------
+        Prepared
+            Its `reason` says why, where another mode had to be taken; the config has that mode then.
+        """
+        if self.prepared:
+            return self.prepared
+        choice = self.config.execution
+        with self._computation(), deterministic_if_supported(self.backbone) as repeatable:
+            if self._optimized and choice.mode == "input-grad":
+                self.backbone, self.prepared = self._optimized
+            else:
+                views = self.config.micro_batch * self.config.views
+                self.backbone, self.prepared = optimize_backbone(self.backbone, views, choice.mode)
+        self._optimized = None
+        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.reason or choice.reason)
+        self.config = self.config.model_copy(update={"execution": execution, "repeatable": repeatable})
+        if self.backbone.device.type == "cuda":
+            # Do not count compilation and graph capture in peak memory.
+            torch.cuda.reset_peak_memory_stats(self.backbone.device)
+        return self.prepared
+
+    def step(self) -> StepOutput:
+        """Do the next step.
+
+        Raises
+        ------
+        InputError
+            If the loss is not finite, all steps are done, or another process of the group is lost.
+        """
+        if self.state.step >= self.config.steps:
+            raise InputError(f"all {self.config.steps} steps are done: make a config of more steps")
+        self.prepare()
+        with self._computation():
+            return train_step(self.state, self.config, self.backbone, self.objective, self.group)
+
+    def __iter__(self) -> Iterator[StepOutput]:
+        """Do the steps that are left, one per iteration."""
+        while self.state.step < self.config.steps:
+            yield self.step()
+
+    def run(self) -> list[StepOutput]:
+        """Do all steps that are left, and return what each gave."""
+        return list(self)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state by name, in a group that of all images in the first process.
+
+        As in torch, the tensors are the distiller's own, which the next step changes: copy them to keep them.
+        ``safetensors.torch.save_file`` saves them.
+        """
+        return {"step": torch.tensor(self.state.step), **gather_state(self.state, self.config, self.group)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state_dict` returned; the tensors are copied.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to Tensor
+            Of all images, or of those of this process.
+
+        Raises
+        ------
+        InputError
+            If it is not the state of a run with this config.
+        """
+        tensors = dict(state_dict)
+        step = int(tensors.pop("step", torch.tensor(-1)))
+        if not 0 <= step <= self.config.steps:
+            raise InputError(f"the state is of step {step} of {self.config.steps}")
+        expected = list_state_types(self.config, step, self.backbone.card.features, self.group)
+        if tensors.keys() != expected.keys():
+            names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
+            raise InputError(f"the state is not of this config after {step} steps: check {names}")
+        rows = self.group.own_rows(len(self.config.classes), self.config.ipc)
+        for name, (_, shape) in expected.items():
+            if is_per_image(name):
+                if len(tensors[name]) == shape[0]:
+                    tensors[name] = tensors[name][rows]
+                shape = (rows.stop - rows.start, *shape[1:])
+            if tensors[name].shape != shape:
+                found = tuple(tensors[name].shape)
+                raise InputError(f"the state is not of this config: {name} has shape {found}, not {shape}")
+        problem = find_invalid_values(tensors, step)
+        if problem:
+            raise InputError(f"the state holds {problem}")
+        self.state = make_state(step, tensors, self.backbone.device)
+
+    def gather_levels(self) -> list[Tensor]:
+        """Return the pyramids, shapes (C * K, 3, r, r); in a group, all are in the first process."""
+        return gather_levels(self.state, self.config, self.group)
+
+    def decode_images(self) -> npt.NDArray[np.uint8]:
+        """Return the images as they are now, shape (C, K, canvas, canvas, 3).
+
+        Call it on all processes of a group: the first one has all images.
+        """
+        images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas)))
+        return images.reshape(-1, self.config.ipc, *images.shape[1:])
+
+    def count_graph_bytes(self) -> int:
+        """Return the GPU memory that CUDA graphs hold; torch does not count it as allocated."""
+        return count_graph_bytes(self.backbone)
+
+    @contextmanager
+    def _computation(self) -> Iterator[None]:
+        """Set threads and arithmetic for a while."""
+        threads = torch.get_num_threads()
+        with ExitStack() as stack:
+            if threads != self.config.threads:
+                torch.set_num_threads(self.config.threads)
+                stack.callback(torch.set_num_threads, threads)
+            stack.enter_context(tf32_disabled())
+            if self.prepared and self.config.repeatable:
+                stack.enter_context(deterministic_algorithms(self.backbone.device))
+            yield
+
+
+def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress) -> tuple[Entry, Backbone]:
+    """Open the store's entry and the backbone that a config names.
+
+    Raises
+    ------
+    InputError
+        If the store holds no such entry, several fit, or the backbone is not the one it was extracted with.
+    """
+    store = open_store(config.store)
+    model = parse_spec(config.backbone).model
+    summaries = summaries_for(store, config.dataset)
+    try:
+        candidates = filter_summaries(
+            summaries, dataset=config.dataset, model=model, image_size=config.image_size
+        )
+    except NotExtractedError as error:
+        line = format_extract_command(store, error.others, config.backbone, config.image_size)
+        raise InputError(f"{error}; to add it: {line}") from None
+    image_size = candidates[0].image_size
+    backbone = load_backbone(
+        config.backbone,
+        image_size=image_size,
+        device=config.device,
+        fold_norms=config.execution != "eager",
+        progress=progress,
+    )
+    return select_entry(store, candidates, backbone.card), backbone
+
+
+def resolve_config(
+    config: DistillConfig,
+    entry_digest: str,
+    class_ids: list[str],
+    backbone: Backbone,
+    group: ProcessGroup = SINGLE_PROCESS,
+    resume_from: ResolvedDistillConfig | None = None,
+) -> ResolvedDistillConfig:
+    """Decide everything that a config leaves open, by the free memory, the device and the number of steps.
+
+    Parameters
+    ----------
+    config : DistillConfig
+    entry_digest : str
+    class_ids : list of str
+        Classes to distil.
+    backbone : Backbone
+        As it will be computed: the activations of one of its forward passes are counted.
+    group : ProcessGroup
+        All its processes decide the same.
+    resume_from : ResolvedDistillConfig, optional
+        Config of a saved run: its micro-batch, graphs, threads and execution mode are taken.
+
+    Raises
+    ------
+    InputError
+        If there are more processes than classes, or the backbone is to be compiled and cannot be.
+    """
+    classes, image_size = len(class_ids), backbone.card.preprocessing.input_size
+    if group.size > classes:
+        raise InputError(
+            f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
+        )
+    images = group.count_rows(classes, config.ipc)[0]
+    micro_batch, graphs = config.micro_batch, config.graphs
+    if resume_from:
+        micro_batch = micro_batch or resume_from.micro_batch
+        graphs = resume_from.graphs if graphs is None else graphs
+    if micro_batch is None or graphs is None:
+        view_bytes = measure_activation_bytes(backbone)
+        # Processes on one CPU see the same free memory.
+        free = measure_free_memory(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        memory = (images, config.views, view_bytes, free, backbone.device.type)
+        # All do what the process with the least memory can.
+        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch(*memory))
+        graphs = -group.all_reduce_max(-choose_graph_count(*memory)) if graphs is None else graphs
+    resolved = ResolvedDistillConfig(
+        dataset=entry_digest,
+        classes=class_ids,
+        backbone=backbone.card.hash,
+        image_size=image_size,
+        objective=config.objective,
+        alpha=config.alpha,
+        ipc=config.ipc,
+        centres=config.centres,
+        views=config.views,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        final_rate=config.final_rate,
+        grow_every=config.grow_every or spread_growth(config.steps, image_size),
+        seed=config.seed,
+        micro_batch=min(micro_batch, images),
+        gradient=config.gradient,
+        graphs=min(graphs, images),
+        device=backbone.device.type,
+        precision=config.precision,
+        devices=group.size,
+        threads=config.threads or (resume_from.threads if resume_from else torch.get_num_threads()),
+    )
+    if resume_from is None:
+        device = backbone.device
+        execution = choose_execution(resolved, config.execution, config.compile, device, group)
+        return resolved.model_copy(update={"execution": execution})
+    update = {
+        "execution": keep_execution(resume_from, config.execution),
+        "repeatable": resume_from.repeatable,
+        "threads_before": resume_from.with_threads(resolved.threads).threads_before,
+    }
+    return resolved.model_copy(update=update)

@@ -1,0 +1,88 @@
+"""The loss of a run, and the statistics it needs of a store's entry: class means and sub-class centres."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import Objective
+from sfm.errors import InputError
+from sfm.stats_store.schema import get_array_kind, parse_sub_classes
+from sfm.stats_store.store import Entry
+
+
+@dataclass(frozen=True)
+class ClassCentres:
+    """Centres of the real features of every class.
+
+    Attributes
+    ----------
+    means : ndarray of float64, shape (C, D)
+        Class means.
+    own : ndarray of float64, shape (C, K, D)
+        What each of the K images of a class is matched to: a sub-class centre, or the class mean where K = 1.
+    """
+
+    means: npt.NDArray[np.float64]
+    own: npt.NDArray[np.float64]
+
+
+def read_centres(
+    entry: Entry, ipc: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
+) -> ClassCentres:
+    """Read the centres that `ipc` images per class are matched to.
+
+    A class with fewer samples than centres has centres without a sample; the class mean replaces them.
+
+    Parameters
+    ----------
+    entry : Entry
+    ipc : int
+        Images per class, K.
+    class_indices : ndarray of int64, shape (C,)
+        Which of the entry's classes; the flow is that among them.
+    use_sub_classes : bool
+        Whether every image of a class has a sub-class centre of its own, or all have the class mean.
+
+    Raises
+    ------
+    InputError
+        If the entry has fewer than two classes, or no centres for `ipc`.
+    DamageError
+        If an array is damaged, or its values cannot be.
+    """
+    if len(class_indices) < 2:
+        raise InputError(
+            f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes"
+        )
+    means = entry.read_array("train/mean").astype(np.float64)[class_indices]
+    if ipc == 1 or not use_sub_classes:
+        return ClassCentres(means, means[:, None].repeat(ipc, axis=1))
+    name = f"train/centre_{ipc}"
+    if name not in entry:
+        counts = sorted(
+            k
+            for n in entry.list_arrays()
+            if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n))
+        )
+        raise InputError(
+            f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
+            f"{', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {ipc}"
+        )
+    has_samples = entry.read_array(f"train/centre_count_{ipc}")[class_indices] > 0
+    centres = entry.read_array(name).astype(np.float64)[class_indices]
+    return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
+
+
+def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
+    """Return the loss of a run as a function of features, with the real statistics on the device."""
+    own, means = torch.from_numpy(centres.own), torch.from_numpy(centres.means)
+    if config.objective == "sfm":
+        return partial(sfm_loss, target=compute_flow(own, means).float().to(device))
+    return partial(
+        decoupled_loss, own=own.float().to(device), means=means.float().to(device), alpha=config.alpha
+    )

@@ -1,0 +1,159 @@
+"""Sheets of images for people: ``preview.png`` of the result, ``growth/`` of the steps before it."""
+
+import os
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sfm.atomic import make_folder
+from sfm.config_fields import MAX_CANVAS_PIXELS
+from sfm.distill.distilled_images import decode_pixels
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.run_files import translate_run_errors, write_run_file
+from sfm.image_files import read_png
+from sfm.text import sanitize_line
+
+SHEET_CLASSES, MAX_TILE_PIXELS = 10, 64
+"""How many classes a growth sheet shows, and the side of one image in it, in pixels."""
+
+MAX_PREVIEW_CLASSES, MAX_PREVIEW_IMAGES = 100, 10
+"""How many classes a preview shows, and how many images of each."""
+
+MAX_CAPTION_CHARACTERS = 200
+"""Characters of a caption that are measured; as many are drawn as fit."""
+
+
+def gather_sheet_levels(
+    levels: Sequence[Tensor], classes: int, ipc: int, group: ProcessGroup = SINGLE_PROCESS
+) -> list[Tensor]:
+    """Return the pyramids of a growth sheet, in the first process: the first image of the first ten classes.
+
+    Parameters
+    ----------
+    levels : sequence of Tensor, shapes (N, 3, r, r)
+        The pyramids of this process's images.
+    classes, ipc : int
+        Of all images.
+    group : ProcessGroup
+        The processes that share them.
+    """
+    counts = [len(range(rows.start, min(rows.stop, SHEET_CLASSES))) for rows in group.split_rows(classes)]
+    own_rows = slice(0, counts[group.rank] * ipc, ipc)
+    return [group.gather_to_rank0(level.detach()[own_rows], counts) for level in levels]
+
+
+def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) -> None:
+    """Write ``folder/step_<n>.png``: images side by side.
+
+    Parameters
+    ----------
+    folder : Path
+        Created unless it exists.
+    step : int
+        Steps done.
+    levels : sequence of Tensor, shapes (N, 3, r, r)
+        See :func:`gather_sheet_levels`.
+    canvas : int
+        Side of the images, in pixels; tiles have at most 64.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    side = min(canvas, MAX_TILE_PIXELS)
+    sheet = Image.new("RGB", (len(levels[0]) * side, side))
+    for column, image in enumerate(decode_pixels(levels, canvas)):
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(small, (column * side, 0))
+    data = BytesIO()
+    sheet.save(data, "PNG", optimize=True)
+    with translate_run_errors(folder):
+        make_folder(folder)
+    write_run_file(folder / f"step_{step:08d}.png", data.getvalue())
+
+
+def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: str) -> bytes:
+    """Draw a labelled sheet of written images.
+
+    With one image per class it is a grid with labels below; with more, a row per class of its first 10 images
+    with the label at the left.
+
+    Parameters
+    ----------
+    folder : Path
+        What :func:`write_images` wrote.
+    folders, labels : sequence of str
+        The classes' folders and names; the first 100 are drawn, without what all names begin with.
+    title : str
+        One line for the top.
+
+    Returns
+    -------
+    bytes
+        A PNG file.
+    """
+    shown = [
+        sorted((folder / name).glob("*.png"))[:MAX_PREVIEW_IMAGES] for name in folders[:MAX_PREVIEW_CLASSES]
+    ]
+    tile, gap, margin, text = 128, 12, 24, 15
+    font, heading = ImageFont.load_default(text), ImageFont.load_default(20)
+    top = margin + 20 + margin
+    many = max(map(len, shown)) > 1
+    if many:
+        columns, rows, left, below = max(map(len, shown)), len(shown), margin + 150, 0
+    else:
+        columns = min(len(shown), 10 if len(shown) > 25 else 5)
+        rows, left, below = -(-len(shown) // columns), margin, text + 9
+    width = left + columns * (tile + gap) - gap + margin
+    height = top + rows * (tile + below + gap) - gap + margin
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((margin, margin), _shorten_to_width(title, heading, width - 2 * margin), "#111111", heading)
+    for index, (paths, label) in enumerate(zip(shown, shorten_captions(labels), strict=False)):
+        for place, path in enumerate(paths):
+            row, column = (index, place) if many else divmod(index, columns)
+            x, y = left + column * (tile + gap), top + row * (tile + below + gap)
+            image = Image.fromarray(read_png(path, MAX_CANVAS_PIXELS**2))
+            sheet.paste(image.resize((tile, tile), Image.Resampling.LANCZOS), (x, y))
+        if many:
+            name = _shorten_to_width(label, font, left - margin - gap)
+            draw.text((left - gap, y + tile // 2), name, "#333333", font, anchor="rm")
+        else:
+            name = _shorten_to_width(label, font, tile)
+            draw.text((x + tile // 2, y + tile + 6), name, "#333333", font, anchor="mt")
+    data = BytesIO()
+    sheet.save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def _shorten_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    text = sanitize_line(text, MAX_CAPTION_CHARACTERS)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def shorten_captions(names: Sequence[str]) -> list[str]:
+    """Remove what all names begin with: a number of their own, and words that they share.
+
+    "001.Black_footed_Albatross", "002.Laysan_Albatross" become "Black_footed_Albatross", "Laysan_Albatross";
+    "bird/owl", "bird/crow" become "owl", "crow". Names that would be empty or less distinct stay as they are.
+    """
+    unnumbered = [re.sub(r"^\d+[\s._\-/]+", "", name) for name in names]
+    numbered = all(re.match(r"\d+[\s._\-/]+", name) for name in names)
+    shortest = unnumbered if numbered and are_distinct(unnumbered, names) else list(names)
+    shared = re.match(r".*[^\w]|.*_|", os.path.commonprefix(shortest), re.DOTALL)  # noqa: RUF071
+    shortened = [name[shared.end() if shared else 0 :] for name in shortest]
+    return shortened if are_distinct(shortened, names) else shortest
+
+
+def are_distinct(shortened: Sequence[str], names: Sequence[str]) -> bool:
+    """Say whether several shortened names differ as much as the names do, and none is empty."""
+    return len(names) > 1 and all(shortened) and len(set(shortened)) == len(set(names))

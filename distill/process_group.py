@@ -1,0 +1,188 @@
+"""Process groups: the classes of a run are split among processes, all of which gather all features."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sfm.errors import InputError
+from sfm.text import summarize_error
+
+
+class LostProcessError(InputError):
+    """Another process of the run has ended, and this one cannot go on without it."""
+
+
+@dataclass(frozen=True)
+class DistributedEnv:
+    """What a process needs to join a process group.
+
+    Attributes
+    ----------
+    rank, world_size : int
+        Rank of the process, from 0, and number of processes.
+    local_rank : int
+        Rank on its machine: the number of its GPU.
+    init_method : str
+        How processes find each other, as ``torch.distributed.init_process_group`` takes it.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    init_method: str = "env://"
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes of a run, as one of them sees them.
+
+    All processes must call the collective methods in the same order; these raise
+    :class:`LostProcessError` where a process has ended.
+
+    Attributes
+    ----------
+    rank, size : int
+        Rank of this process, from 0, and number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_rank0(self) -> bool:
+        """Whether this is the process that writes files and reports progress."""
+        return self.rank == 0
+
+    def split_rows(self, classes: int, rows_per_class: int = 1) -> list[slice]:
+        """Split the rows of all classes into one slice per process; the first is the largest."""
+        quotient, remainder = divmod(classes, self.size)
+        stops = [0]
+        for rank in range(self.size):
+            stops.append(stops[-1] + quotient + (rank < remainder))
+        return [slice(start * rows_per_class, stop * rows_per_class) for start, stop in pairwise(stops)]
+
+    def count_rows(self, classes: int, rows_per_class: int = 1) -> list[int]:
+        """Return how many rows each process has; see :meth:`split_rows`."""
+        return [rows.stop - rows.start for rows in self.split_rows(classes, rows_per_class)]
+
+    def own_rows(self, classes: int, rows_per_class: int = 1) -> slice:
+        """Return which rows are this process's; see :meth:`split_rows`."""
+        return self.split_rows(classes, rows_per_class)[self.rank]
+
+    def all_gather(self, rows: Tensor, own_rows: slice, total: int) -> Tensor:
+        """Return the rows of all processes in order, shape (total, ...)."""
+        if self.size == 1:
+            return rows
+        # A sum with zeros: exact, and unlike a gather it takes parts of different sizes on every backend.
+        gathered = rows.new_zeros((total, *rows.shape[1:]))
+        gathered[own_rows] = rows
+        with _translate_errors():
+            dist.all_reduce(gathered)
+        return gathered
+
+    def gather_to_rank0(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Return the rows of all processes on the first one, on the CPU; on the others, their own.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (counts[rank], ...)
+        counts : sequence of int
+            How many rows each process has.
+        """
+        if self.size == 1:
+            return rows
+        own = rows.cpu().contiguous()
+        with _translate_errors():
+            if not self.is_rank0:
+                if len(own):
+                    dist.send(own, 0)
+                return own
+            gathered = own.new_empty((sum(counts), *own.shape[1:]))
+            parts = torch.split(gathered, list(counts))
+            parts[0].copy_(own)
+            for rank in range(1, self.size):
+                if counts[rank]:
+                    dist.recv(parts[rank], rank)
+        return gathered
+
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest of the processes' values."""
+        if self.size == 1:
+            return value
+        largest = torch.tensor(int(value))
+        with _translate_errors():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return the first process's value."""
+        if self.size == 1:
+            return value
+        objects = [value]
+        with _translate_errors():
+            dist.broadcast_object_list(objects, 0)
+        return objects[0]
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+def distributed_env() -> DistributedEnv | None:
+    """Read the environment that ``torchrun`` gave this process; None if it was not started so."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return None
+    rank = int(os.environ["RANK"])
+    return DistributedEnv(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+@contextmanager
+def init_process_group(env: DistributedEnv | None, device: str) -> Iterator[ProcessGroup]:
+    """Join the process group, and leave it in the end; with GPUs, use the one of the local rank.
+
+    Parameters
+    ----------
+    env : DistributedEnv or None
+        None: there is this process only.
+    device : {"auto", "cpu", "cuda"}
+
+    Raises
+    ------
+    InputError
+        If there is no such GPU, or the other processes do not come.
+    """
+    if env is None:
+        yield SINGLE_PROCESS
+        return
+    if device != "cpu" and torch.cuda.is_available():
+        if env.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"process {env.local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
+                "start one process per GPU, or choose --device cpu"
+            )
+        torch.cuda.set_device(env.local_rank)
+    with _translate_errors():
+        dist.init_process_group(init_method=env.init_method, rank=env.rank, world_size=env.world_size)
+    try:
+        yield ProcessGroup(env.rank, env.world_size)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Turn the RuntimeError of a broken connection into :class:`LostProcessError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"another process of this run has ended ({summarize_error(error)}): see what it says; "
+            "--resume goes on"
+        ) from error

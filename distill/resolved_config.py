@@ -1,0 +1,143 @@
+"""The resolved configuration of a run: a value for everything that the user left open."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sfm.backbones.execution.modes import ExecutionMode
+from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
+from sfm.constrained_types import MAX_FEATURES, InputPixels, Name
+from sfm.distill.pyramid import compute_canvas_size, list_resolutions
+
+UNKNOWN_EXECUTION_REASON = "as the run began"
+"""Reason of a mode that was read from a run of version 0.1.0, which kept no reason."""
+
+ThreadCount = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+
+
+class ExecutionChoice(BaseModel):
+    """An execution mode and why it was chosen."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    mode: ExecutionMode
+    reason: Name
+
+
+class ResolvedDistillConfig(BaseModel):
+    """Everything that shapes the images of a run, by the name of the option that sets it.
+
+    A run is resumed only with an equal one, except for `threads`. ``run.json`` keeps it as ``resolved``, a
+    checkpoint as ``recipe``. Bounds hold for files from strangers too.
+
+    Attributes
+    ----------
+    dataset : str
+        Digest of the store's entry.
+    classes : list of str
+        Class ids, C of them, in the entry's order.
+    backbone : str
+        Backbone hash.
+    image_size : int
+        Side of the views, in pixels: the backbone's input.
+    ipc, views : int
+        K and A: K images of each class, of which every step sees A views.
+    grow_every : int
+        Steps between two levels of the pyramid.
+    micro_batch, graphs : int
+        See :class:`~sfm.distill.train_step.MicroBatching`.
+    device : str
+        Type of the device.
+    devices : int
+        Processes that share the classes.
+    threads : int
+        CPU threads of each process. Another number gives other last bits.
+    threads_before : list of int
+        What `threads` was before the run was resumed with another number.
+    execution : ExecutionChoice
+        How the backbone is computed, and why.
+    repeatable : bool
+        Whether the device computes the same bits every time.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    dataset: Name
+    classes: Annotated[list[Name], Field(fail_fast=True, min_length=1)]
+    backbone: Name
+    image_size: InputPixels
+    objective: Literal["sfm", "sfm-decoupled"]
+    alpha: Annotated[float, Field(ge=0, le=1)]
+    ipc: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_CLASS)]
+    centres: Literal["sub-class", "none"]
+    views: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    steps: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    final_rate: Annotated[float, Field(ge=0, le=1)]
+    grow_every: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    micro_batch: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    gradient: Literal["exact", "one-pass"]
+    graphs: Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
+    device: Name
+    precision: Literal["float32", "bf16"]
+    devices: Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
+    threads: ThreadCount
+    threads_before: Annotated[list[ThreadCount], Field(max_length=1000)] = []
+    execution: ExecutionChoice = ExecutionChoice(mode="input-grad", reason=UNKNOWN_EXECUTION_REASON)
+    repeatable: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_execution(cls, values: Any) -> Any:
+        """Take the two flags that stood in the place of `execution` in version 0.1.0."""
+        if isinstance(values, dict) and "execution" not in values:
+            is_captured, is_compiled = bool(values.get("captured")), bool(values.get("compiled"))
+            mode = "compiled" if is_compiled else "cuda-graph" if is_captured else "input-grad"
+            return values | {"execution": {"mode": mode, "reason": UNKNOWN_EXECUTION_REASON}}
+        return values
+
+    @property
+    def images(self) -> int:
+        """How many images there are, C * K."""
+        return len(self.classes) * self.ipc
+
+    @property
+    def canvas(self) -> int:
+        """Side of the images, in pixels."""
+        return compute_canvas_size(self.image_size)
+
+    def count_levels(self, step: int) -> int:
+        """Return how many levels the pyramid has in a step (the first is step 0)."""
+        return min(len(list_resolutions(self.canvas)), 1 + step // self.grow_every)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step (the first is step 0).
+
+        It is constant for half of the run; over the other half it falls along half a cosine.
+        """
+        progress = max(0.0, 2 * (step + 1) / self.steps - 1)
+        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * cosine)
+
+    def max_state_bytes(self) -> int:
+        """Return the size that the tensors of a state have at most."""
+        pixels = sum(side**2 for side in list_resolutions(self.canvas))
+        # Levels with two moments each, the last features, and the optimizer's steps.
+        return 4 * self.images * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
+
+    def with_threads(self, threads: int) -> "ResolvedDistillConfig":
+        """Return the config of this run resumed with so many threads; it keeps the numbers before."""
+        if threads == self.threads:
+            return self
+        before = [*self.threads_before, self.threads]
+        return self.model_copy(update={"threads": threads, "threads_before": before})
+
+
+def spread_growth(steps: int, image_size: int) -> int:
+    """Return steps between two levels such that L levels share the first half of a run: ``steps / (2 L)``.
+
+    The other half, and its own share, are left to the finest level: it has the most to learn, from nothing.
+    """
+    return max(1, steps // (2 * len(list_resolutions(compute_canvas_size(image_size)))))

@@ -1,0 +1,212 @@
+"""Checkpoints: the state of a run on disk as safetensors and JSON, to resume it to the same bits."""
+
+import hashlib
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfm.atomic import require_no_link
+from sfm.config_fields import MAX_ITERATIONS
+from sfm.constrained_types import FiniteFloat, NonNegativeFloat
+from sfm.deletion import delete_below
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.run_files import translate_run_errors, write_run_folder
+from sfm.distill.state_dict import LAST_FEATURES, find_invalid_values, is_per_image, list_state_types
+from sfm.errors import DamageError, InputError
+from sfm.tensor_files import (
+    MAX_SAFETENSORS_HEADER_BYTES,
+    TensorFileError,
+    open_safetensors,
+    read_tensor_specs,
+    require_tensor_specs,
+)
+from sfm.text import sanitize_line
+from sfm.untrusted_files import read_bounded_file
+
+KEPT_CHECKPOINTS = 2
+
+MAX_VALUE_CHARACTERS = 100
+"""Characters of a config's value in an error."""
+
+FREE_FIELDS = ("threads", "threads_before", "execution")
+"""Fields in which a resumed run may differ; ``require_execution`` checks the last one."""
+
+
+class RunCheckpoint(BaseModel):
+    """The JSON part of a checkpoint.
+
+    Attributes
+    ----------
+    config : ResolvedDistillConfig
+        A run is resumed only with the same. Its key in the file is ``recipe``.
+    step : int
+        Steps done.
+    loss : float or None
+        Of the last of them.
+    seconds : float
+        Wall time of the steps so far.
+    sha256 : str
+        Digest of the file that holds the tensors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+    config: Annotated[ResolvedDistillConfig, Field(alias="recipe")]
+    step: Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
+    loss: FiniteFloat | None
+    seconds: NonNegativeFloat
+    sha256: str = ""
+
+
+def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[str, Tensor]) -> None:
+    """Write ``folder/step_<n>`` whole or not at all, and delete all but the last before it.
+
+    Parameters
+    ----------
+    folder : Path
+    checkpoint : RunCheckpoint
+    state_dict : dict of str to Tensor
+        See :meth:`~sfm.distill.distiller.Distiller.state_dict`.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written; earlier checkpoints are untouched then.
+    """
+    require_no_link(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in state_dict.items() if name != "step"}
+    with write_run_folder(folder / f"step_{checkpoint.step:08d}") as partial:
+        save_file(tensors, partial / "state.safetensors")
+        card = checkpoint.model_copy(update={"sha256": _compute_sha256(partial / "state.safetensors")})
+        (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
+    prune_checkpoints(folder, KEPT_CHECKPOINTS)
+
+
+def prune_checkpoints(folder: Path, count: int) -> None:
+    """Delete all but the last `count` checkpoints, and what a killed process left.
+
+    Raises
+    ------
+    InputError
+        If something cannot be deleted, or the folder is a link.
+    """
+    require_no_link(folder)
+    kept = _list_checkpoints(folder)[:count]
+    with translate_run_errors(folder):
+        for path in folder.iterdir():
+            if path in kept or not path.is_dir():
+                continue
+            if path.is_symlink():
+                path.unlink()
+            else:
+                # Through the folder's own parent: a link that takes its place meanwhile is not followed.
+                delete_below(folder.parent, f"{folder.name}/{path.name}")
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
+    """Find the newest intact checkpoint; None if there is none at all.
+
+    A damaged one is passed over for the one before it, from which the same steps are done again.
+
+    Raises
+    ------
+    DamageError
+        If there are checkpoints and none is intact.
+    """
+    paths = _list_checkpoints(folder)
+    for path in paths:
+        try:
+            checkpoint = RunCheckpoint.model_validate_json(read_bounded_file(path / "checkpoint.json"))
+            if _is_intact(path / "state.safetensors", checkpoint):
+                return path, checkpoint
+        except PermissionError:
+            raise
+        except (OSError, ValueError):
+            continue
+    if paths:
+        raise DamageError(f"no checkpoint in {folder} is intact: start the run again in another directory")
+    return None
+
+
+def read_state_dict(
+    path: Path, checkpoint: RunCheckpoint, features: int, group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Tensor]:
+    """Read the state that :func:`find_checkpoint` found: of all images, or those of this process.
+
+    Raises
+    ------
+    DamageError
+        If it is no state of this run: a step beyond its end, other tensors, or values that are not finite.
+    """
+    config, file = checkpoint.config, path / "state.safetensors"
+    rows = group.own_rows(len(config.classes), config.ipc)
+    try:
+        if checkpoint.step > config.steps:
+            raise TensorFileError(f"{path} is of step {checkpoint.step} of {config.steps}")
+        with open_safetensors(file, "pt", config.max_state_bytes()) as opened:
+            expected = list_state_types(config, checkpoint.step, features, group)
+            dtype = read_tensor_specs(opened).get(LAST_FEATURES, ("", ()))[0]
+            if LAST_FEATURES in expected and dtype in ("BF16", "F16"):
+                expected[LAST_FEATURES] = dtype, expected[LAST_FEATURES][1]
+            require_tensor_specs(opened, expected, file)
+            tensors = {
+                name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name))
+                for name in expected
+            }
+        problem = find_invalid_values(tensors, checkpoint.step)
+        if problem:
+            raise TensorFileError(f"{file} holds {problem}")
+    except (FileNotFoundError, TensorFileError) as error:
+        raise DamageError(
+            f"{error}: delete {path} to go on from the checkpoint before it, or start the run again in "
+            "another directory"
+        ) from error
+    return {"step": torch.tensor(checkpoint.step), **tensors}
+
+
+def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillConfig, out: Path) -> None:
+    """Refuse to resume a run with another config; threads and the reason of the execution mode may differ.
+
+    Raises
+    ------
+    InputError
+        Names what differs.
+    """
+    changes = [
+        f"{name} was {_shorten(getattr(saved, name))} and is {_shorten(getattr(config, name))} now"
+        for name in type(config).model_fields
+        if name not in FREE_FIELDS and getattr(saved, name) != getattr(config, name)
+    ]
+    if changes:
+        raise InputError(
+            f"cannot resume the run in {out}: {'; '.join(changes)}; "
+            "repeat its own options, or choose another --out"
+        )
+
+
+def _list_checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*"), reverse=True)
+
+
+def _is_intact(path: Path, checkpoint: RunCheckpoint) -> bool:
+    """Return whether a file is as it was written; a file that is too long for that is not read."""
+    status = path.stat()
+    max_bytes = checkpoint.config.max_state_bytes() + MAX_SAFETENSORS_HEADER_BYTES
+    is_small_file = stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes
+    return is_small_file and _compute_sha256(path) == checkpoint.sha256
+
+
+def _compute_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else sanitize_line(text, MAX_VALUE_CHARACTERS)

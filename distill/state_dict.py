@@ -1,0 +1,83 @@
+"""The state of a run as named tensors: for ``state_dict``, checkpoints and resuming."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sfm.distill.adam import AdamState
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.pyramid import list_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.distill.train_step import DistillState
+from sfm.tensor_files import TensorSpecs
+
+LAST_FEATURES, ADAM_STEPS = "seen", "age"
+"""Names of tensors that are not of images, as checkpoints have them since version 0.1.0."""
+
+
+def gather_levels(
+    state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
+) -> list[Tensor]:
+    """Return the pyramids of a state, of shapes (C * K, 3, r, r) in the first process."""
+    counts = group.count_rows(len(config.classes), config.ipc)
+    return [group.gather_to_rank0(level.detach(), counts) for level in state.levels]
+
+
+def gather_state(
+    state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Tensor]:
+    """Return the tensors of a state by name: those of all images in the first process."""
+    counts = group.count_rows(len(config.classes), config.ipc)
+    tensors = {f"{index}/level": level for index, level in enumerate(gather_levels(state, config, group))}
+    for name, moments in (("first", state.adam.first), ("second", state.adam.second)):
+        for index, moment in enumerate(moments):
+            tensors[f"{index}/adam/{name}"] = group.gather_to_rank0(moment, counts)
+    tensors[ADAM_STEPS] = torch.tensor(state.adam.steps)
+    return tensors if state.last_features is None else tensors | {LAST_FEATURES: state.last_features}
+
+
+def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -> DistillState:
+    """Return the state whose tensors :func:`gather_state` gave, of one process's images; they are copied."""
+    tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
+    count = sum(name.endswith("/level") for name in tensors)
+    levels = [tensors[f"{index}/level"].requires_grad_() for index in range(count)]
+    first, second = (
+        [tensors[f"{index}/adam/{name}"] for index in range(count)] for name in ("first", "second")
+    )
+    return DistillState(
+        step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), tensors.get(LAST_FEATURES)
+    )
+
+
+def list_state_types(
+    config: ResolvedDistillConfig, step: int, features: int, group: ProcessGroup = SINGLE_PROCESS
+) -> TensorSpecs:
+    """Return types and shapes of what :func:`gather_state` gives after so many steps."""
+    count = config.count_levels(max(step - 1, 0))
+    shapes = {
+        f"{index}/{name}": (config.images, 3, side, side)
+        for index, side in enumerate(list_resolutions(config.canvas)[:count])
+        for name in ("level", "adam/first", "adam/second")
+    }
+    types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
+    types[ADAM_STEPS] = ("I64", ())
+    is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]
+    if step and config.gradient == "one-pass" and is_split:
+        types[LAST_FEATURES] = ("F32", (config.images * config.views, features))
+    return types
+
+
+def is_per_image(name: str) -> bool:
+    """Say whether a tensor of a state has a row per image."""
+    return name.endswith(("/level", "/adam/first", "/adam/second"))
+
+
+def find_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
+    """Return in words which values no step leaves; None if all may be."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all() or (name.endswith("/adam/second") and (tensor < 0).any()):
+            return f"values in {name} that no run leaves"
+    if not 0 <= int(tensors[ADAM_STEPS]) <= step:
+        return f"an age that no run has after {step} steps"
+    return None

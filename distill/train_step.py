@@ -1,0 +1,391 @@
+"""One training step: decode the pyramids, augment, compute features, loss and gradients, update with Adam.
+
+The loss depends on the images through their features only, C * K * A vectors that always fit in memory. So
+images are processed in micro-batches, however many classes there are, in one of two ways:
+
+exact
+    Forward for all features; the loss and its gradient with respect to them; then backward of each
+    micro-batch, the last one first. The graphs of the last images are kept in between; the others, of which
+    only the features are kept, go forward once more, with the same augmentation. Either way the result is the
+    gradient of the whole batch.
+one-pass
+    Forward and backward once per micro-batch; the features of all other images are the last computed ones,
+    from this step or the one before. The gradient is stale by less than a step.
+
+The same holds for images of other processes: once per step, all processes gather all features.
+
+A gradient is as large as the pyramids. So each micro-batch's gradient goes to a callback, and the whole
+gradient is never in memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sfm.backbones.build import Backbone
+from sfm.distill.adam import AdamState, adam_step, init_adam
+from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
+from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.pyramid import append_level, decode_pyramid, list_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig
+from sfm.errors import InputError
+
+GradientMethod = Literal["exact", "one-pass"]
+
+Objective = Callable[[Tensor], Tensor]
+"""From features of shape (C, K, A, D) to a loss of shape ()."""
+
+GradientCallback = Callable[[slice, list[Tensor]], None]
+"""Takes a slice of the batch's images, and the gradient with respect to each of their levels."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite, so there is no gradient."""
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"the loss is {loss}")
+        self.loss = loss
+
+
+@dataclass
+class DistillState:
+    """What a step changes.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    levels : list of Tensor, shapes (N, 3, r, r)
+        The pyramids of this process's images: those of the first class first. One process has all of them.
+    adam : AdamState
+        Optimizer state.
+    last_features : Tensor, shape (C * K * A, D), or None
+        Features of all images in the last step, where the next one needs them: with several micro-batches in
+        one pass, and unless the pyramid has grown since.
+    """
+
+    step: int
+    levels: list[Tensor]
+    adam: AdamState
+    last_features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The result of one step.
+
+    Attributes
+    ----------
+    step : int
+        Number of the step, from 1.
+    loss : float
+        Loss of all images as they were before the step.
+    learning_rate : float
+    resolution : int
+        Side of the finest level, in pixels.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    resolution: int
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """The images of a step that this process has, with their augmentation.
+
+    Attributes
+    ----------
+    levels : sequence of Tensor, shapes (N, 3, r, r)
+        The pyramids: images of the first class first. One process has all of them, N = C * K.
+    canvas, image_size : int
+        Sides of the images and of their views, in pixels.
+    augmentation : AugmentationParameters
+        Of N * A views: those of the first image first.
+    shape : tuple of int
+        C, K and A, of all images.
+    group : ProcessGroup
+        The processes that share them.
+    """
+
+    levels: Sequence[Tensor]
+    canvas: int
+    image_size: int
+    augmentation: AugmentationParameters
+    shape: tuple[int, int, int]
+    group: ProcessGroup = SINGLE_PROCESS
+
+    @property
+    def images(self) -> int:
+        """How many images this process has, N."""
+        return len(self.levels[0])
+
+    @property
+    def feature_rows(self) -> slice:
+        """Rows of this process's features among those of all images."""
+        classes, ipc, views = self.shape
+        return self.group.own_rows(classes, ipc * views)
+
+    def select_views(self, images: slice) -> slice:
+        """Return which of this process's views are of some of its images."""
+        views = self.shape[2]
+        return slice(images.start * views, images.stop * views)
+
+    def all_gather_features(self, features: Tensor) -> Tensor:
+        """Return the features of all images, shape (C * K * A, D), from each process's own."""
+        classes, ipc, views = self.shape
+        return self.group.all_gather(features, self.feature_rows, classes * ipc * views)
+
+
+@dataclass(frozen=True)
+class MicroBatching:
+    """How the images of a process are split.
+
+    Attributes
+    ----------
+    micro_batch : int
+        Images that go through the backbone together.
+    gradient : {"exact", "one-pass"}
+        How gradients are computed from several micro-batches.
+    graphs : int
+        Images whose graphs are kept while the others go forward, for "exact". At least those of one
+        micro-batch are.
+    """
+
+    micro_batch: int
+    gradient: GradientMethod
+    graphs: int
+
+
+def init_state(
+    config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+) -> DistillState:
+    """Return the state before the first step: one level of N(0, 1)."""
+    levels = add_pyramid_level([], config, device, group)
+    return DistillState(0, levels, init_adam(levels))
+
+
+def add_pyramid_level(
+    levels: list[Tensor],
+    config: ResolvedDistillConfig,
+    device: torch.device,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> list[Tensor]:
+    """Return the levels with the next finer one added."""
+    resolution = list_resolutions(config.canvas)[len(levels)]
+    rows = group.own_rows(len(config.classes), config.ipc)
+    return append_level(levels, resolution, config.images, config.seed, device, rows)
+
+
+def train_step(
+    state: DistillState,
+    config: ResolvedDistillConfig,
+    backbone: Backbone,
+    objective: Objective,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> StepOutput:
+    """Do one step: add a level if it is time, then update all images; `state` is changed.
+
+    Raises
+    ------
+    InputError
+        If the loss is not finite, in all processes then, or if one of them is lost. With an exact gradient
+        the state is then still the one before the step.
+    """
+    if config.count_levels(state.step) > len(state.levels):
+        state.levels = add_pyramid_level(state.levels, config, backbone.device, group)
+        state.adam, state.last_features = init_adam(state.levels), None
+
+    classes, ipc, views = shape = (len(config.classes), config.ipc, config.views)
+    augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas)
+    augmentation = augmentation.select(group.own_rows(classes, ipc * views))
+    batch = ImageBatch(state.levels, config.canvas, config.image_size, augmentation, shape, group)
+    batching = MicroBatching(config.micro_batch, config.gradient, config.graphs)
+    learning_rate = config.learning_rate_at(state.step)
+
+    def update_images(images: slice, gradients: list[Tensor]) -> None:
+        adam_step(state.levels, state.adam, learning_rate, images, gradients)
+
+    try:
+        loss, features = compute_gradients(
+            batch, backbone, objective, batching, state.last_features, update_images
+        )
+    except NonFiniteLossError as error:
+        raise InputError(
+            f"the loss is {error.loss} in step {state.step + 1}: "
+            f"lower the learning rate ({config.learning_rate:g})"
+        ) from error
+    state.adam.steps += 1
+    if config.gradient == "one-pass" and config.micro_batch < group.count_rows(classes, ipc)[0]:
+        state.last_features = features
+    state.step += 1
+    return StepOutput(state.step, loss, learning_rate, state.levels[-1].shape[-1])
+
+
+def compute_features(
+    batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], images: slice
+) -> Tensor:
+    """Decode and augment some images, and compute the features of their views.
+
+    Parameters
+    ----------
+    batch : ImageBatch
+    backbone : Backbone
+    levels : sequence of Tensor
+        The pyramids of those images alone; differentiable.
+    images : slice
+        Which images of the batch they are.
+
+    Returns
+    -------
+    Tensor, shape (images * A, D)
+    """
+    augmentation = batch.augmentation.select(batch.select_views(images))
+    views = augment(decode_pyramid(levels, batch.canvas), augmentation, batch.image_size)
+    return backbone.features(views)
+
+
+def compute_gradients(
+    batch: ImageBatch,
+    backbone: Backbone,
+    objective: Objective,
+    batching: MicroBatching,
+    last_features: Tensor | None,
+    on_gradient: GradientCallback,
+) -> tuple[float, Tensor]:
+    """Compute the loss, and pass each micro-batch's gradient to `on_gradient`.
+
+    Parameters
+    ----------
+    batch : ImageBatch
+    backbone : Backbone
+    objective : callable
+    batching : MicroBatching
+    last_features : Tensor, shape (C * K * A, D), or None
+        Features of the step before, for "one-pass"; without them the gradient is exact.
+    on_gradient : callable
+        Called once for every image of this process. It may change the images that it is called for.
+
+    Returns
+    -------
+    loss : float
+        Loss of the images as they were.
+    all_features : Tensor, shape (C * K * A, D)
+        Features of all images.
+
+    Raises
+    ------
+    NonFiniteLossError
+        With an exact gradient, before `on_gradient` is called.
+    """
+    if batching.gradient == "one-pass" and last_features is not None and batching.micro_batch < batch.images:
+        return stale_feature_gradients(
+            batch, backbone, objective, batching.micro_batch, last_features, on_gradient
+        )
+    return exact_gradients(batch, backbone, objective, batching, on_gradient)
+
+
+def exact_gradients(
+    batch: ImageBatch,
+    backbone: Backbone,
+    objective: Objective,
+    batching: MicroBatching,
+    on_gradient: GradientCallback,
+) -> tuple[float, Tensor]:
+    """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
+    graphs: list[tuple[list[Tensor], Tensor]] = []
+    own_features = []
+    micro_batches = list(split_images(batch.images, batching.micro_batch))
+    for images in micro_batches:
+        keep_graph = images is micro_batches[-1] or batch.images - images.start <= batching.graphs
+        with torch.set_grad_enabled(keep_graph):
+            levels = detach_levels(batch, images)
+            features = compute_features(batch, backbone, levels, images)
+        own_features.append(features.detach())
+        if keep_graph:
+            graphs.append((levels, features))
+    all_features = batch.all_gather_features(torch.cat(own_features)).requires_grad_()
+    own_features.clear()
+    loss = objective(all_features.view(*batch.shape, -1))
+    (grad_features,) = torch.autograd.grad(loss, all_features)
+    loss_value = require_finite_loss(loss)
+    grad_features = grad_features[batch.feature_rows]
+    for images in reversed(micro_batches):
+        if graphs:
+            levels, features = graphs.pop()
+        else:
+            levels = detach_levels(batch, images)
+            features = compute_features(batch, backbone, levels, images)
+        on_gradient(
+            images, compute_level_gradients(features, levels, grad_features[batch.select_views(images)])
+        )
+    return loss_value, all_features.detach()
+
+
+def stale_feature_gradients(
+    batch: ImageBatch,
+    backbone: Backbone,
+    objective: Objective,
+    micro_batch: int,
+    last_features: Tensor,
+    on_gradient: GradientCallback,
+) -> tuple[float, Tensor]:
+    """Pass gradients to `on_gradient` that use the last known features of all other images.
+
+    Raises
+    ------
+    NonFiniteLossError
+        For a micro-batch; `on_gradient` has been called for those before it then.
+    """
+    all_features = last_features.clone()
+    offset = batch.feature_rows.start
+    for images in split_images(batch.images, micro_batch):
+        levels = detach_levels(batch, images)
+        features = compute_features(batch, backbone, levels, images)
+        views = batch.select_views(images)
+        start, stop = offset + views.start, offset + views.stop
+        mixed = torch.cat([all_features[:start], features, all_features[stop:]])
+        loss = objective(mixed.view(*batch.shape, -1))
+        require_finite_loss(loss)
+        all_features[start:stop] = features.detach()
+        on_gradient(images, compute_level_gradients(loss, levels))
+    all_features = batch.all_gather_features(all_features[batch.feature_rows])
+    return require_finite_loss(objective(all_features.view(*batch.shape, -1))), all_features
+
+
+def require_finite_loss(loss: Tensor) -> float:
+    """Return a loss as a number.
+
+    Raises
+    ------
+    NonFiniteLossError
+    """
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteLossError(value)
+    return value
+
+
+def compute_level_gradients(
+    output: Tensor, levels: Sequence[Tensor], grad_output: Tensor | None = None
+) -> list[Tensor]:
+    """Return the gradient with respect to each level, contiguous as the levels are.
+
+    torch's fused Adam reads gradients in the order of memory.
+    """
+    return [gradient.contiguous() for gradient in torch.autograd.grad(output, levels, grad_output)]
+
+
+def split_images(images: int, micro_batch: int) -> Iterator[slice]:
+    """Split images into micro-batches."""
+    return (slice(start, min(start + micro_batch, images)) for start in range(0, images, micro_batch))
+
+
+def detach_levels(batch: ImageBatch, images: slice) -> list[Tensor]:
+    """Return the pyramids of some images as leaves: a gradient with respect to them is of their size."""
+    return [level.detach()[images].requires_grad_() for level in batch.levels]

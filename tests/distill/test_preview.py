@@ -1,0 +1,112 @@
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm.distill.config import DistillConfig
+from sfm.distill.distilled_images import name_class_folders, write_images
+from sfm.distill.preview import draw_preview, shorten_captions
+from sfm.distill.run import distill
+from sfm.events import Progress
+from sfm.stats_store.digests import compute_array_digest
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (
+            ["001.Black_footed_Albatross", "002.Laysan_Albatross"],
+            ["Black_footed_Albatross", "Laysan_Albatross"],
+        ),
+        (["bird/owl", "bird/crow"], ["owl", "crow"]),
+        (["class_1", "class_10", "class_2"], ["1", "10", "2"]),
+        (["Sandal", "Shirt", "Sneaker"], ["Sandal", "Shirt", "Sneaker"]),
+        (["red apple", "red"], ["red apple", "red"]),
+        (["1. a", "2. a"], ["1. a", "2. a"]),
+        (["bird_owl"], ["bird_owl"]),
+        (["a crane", "a crane", "a bird"], ["crane", "crane", "bird"]),
+        ([], []),
+    ],
+)
+def test_captions_leave_out_what_all_names_begin_with(names: list[str], shown: list[str]) -> None:
+    assert shorten_captions(names) == shown
+
+
+def draw_sheet(folder: Path, classes: int, ipc: int) -> Image.Image:
+    names = [f"a class with number {index} and a name too long for its tile" for index in range(classes)]
+    folders = name_class_folders(names, names)
+    red = np.zeros((12, 12, 3), dtype=np.uint8) + np.array([250, 0, 0], dtype=np.uint8)
+    write_images(folder, iter([red] * (classes * ipc)), folders, ipc)
+    return Image.open(BytesIO(draw_preview(folder, folders, names, "title")))
+
+
+@pytest.mark.parametrize(("classes", "ipc", "shown"), [(2, 1, 2), (10, 1, 10), (130, 1, 100), (3, 12, 30)])
+def test_the_preview_shows_the_first_hundred_classes_and_ten_images_of_each(
+    tmp_path: Path, classes: int, ipc: int, shown: int
+) -> None:
+    picture = np.asarray(draw_sheet(tmp_path, classes, ipc)).astype(int)
+    red = (picture[..., 0] > 200) & (picture[..., 1:].max(-1) < 50)
+    assert red.sum() == shown * 128 * 128
+    written = picture.max(-1) < 120
+    assert written.any(), "there are labels"
+    assert not written[:, :20].any(), "labels stay inside the margins"
+    assert not written[:, -20:].any()
+
+
+HOSTILE = ["cat\nFelis", "pets[/raw]\x1b[2J", "safe\u202etxt.exe", "x" * 1_000_000, "猫", ""]
+
+
+@pytest.mark.parametrize("ipc", [1, 2])
+def test_any_name_has_a_caption_of_one_line(tmp_path: Path, ipc: int) -> None:
+    folders = name_class_folders(HOSTILE, HOSTILE)
+    grey = np.full((8, 8, 3), 128, dtype=np.uint8)
+    write_images(tmp_path, iter([grey] * (len(HOSTILE) * ipc)), folders, ipc)
+    data = draw_preview(tmp_path, folders, HOSTILE, "a title\nof two lines")
+    plain = draw_preview(tmp_path, folders, ["a name"] * len(HOSTILE), "a title")
+    with Image.open(BytesIO(data)) as sheet, Image.open(BytesIO(plain)) as other:
+        assert sheet.size == other.size
+
+
+def read_sheets(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "growth").iterdir())}
+
+
+def test_a_sheet_is_kept_of_every_level_when_it_is_done(config: DistillConfig) -> None:
+    distill(config)
+    assert list(read_sheets(config.out)) == [f"step_{step:08d}.png" for step in (1, 2, 3, 4, 5, 6, 12)]
+
+
+def test_the_last_sheet_shows_the_first_image_of_every_class(config: DistillConfig) -> None:
+    distill(config.model_copy(update={"ipc": 2}))
+    files = sorted((config.out / "images").glob("*/0.png"))
+    with Image.open(config.out / "growth" / "step_00000012.png") as sheet:
+        shown = np.asarray(sheet)
+    assert len(files) == 4
+    assert (shown == np.concatenate([np.asarray(Image.open(file)) for file in files], axis=1)).all()
+
+
+def test_a_run_that_was_resumed_has_the_sheets_of_one_that_was_not(
+    config: DistillConfig, tmp_path: Path
+) -> None:
+    whole = config.model_copy(update={"out": tmp_path / "whole", "checkpoint_every": 3})
+    broken = whole.model_copy(update={"out": tmp_path / "broken"})
+    distill(whole)
+
+    def pull_the_plug(event: Progress) -> None:
+        if event.done == 5:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        distill(broken, pull_the_plug)
+    distill(broken.model_copy(update={"resume": True}))
+    assert read_sheets(broken.out) == read_sheets(whole.out)
+
+
+def test_the_record_knows_the_pixels_that_were_written(config: DistillConfig) -> None:
+    distill(config.model_copy(update={"ipc": 2}))
+    files = sorted((config.out / "images").glob("*/*.png"))
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    assert json.loads((config.out / "run.json").read_text())["images"] == compute_array_digest(pixels)
