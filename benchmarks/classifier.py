@@ -55,7 +55,7 @@ from sfm.pipeline.sources import open_source
 from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 PENALTY_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """C of scikit-learn: the inverse of the penalty on the sum of the losses."""

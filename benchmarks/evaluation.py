@@ -123,10 +123,12 @@ def compare_times(
 def compare_accuracies(backbone: Backbone, store: str, run: Path, config: EvaluateConfig) -> dict[str, Any]:
     """Score both loops on held-out features, with the images of a run."""
     distilled = read_distilled_run(run)
-    (summary,) = [s for s in open_store(store).summaries() if s.entry_digest == distilled.record.entry_digest]
-    entry = open_store(store).open(summary)
-    features = torch.from_numpy(entry.read("test/feature").astype(np.float32)).to(backbone.device)
-    labels = torch.from_numpy(entry.read("test/label").astype(np.int64)).to(backbone.device)
+    (summary,) = [
+        s for s in open_store(store).list_summaries() if s.entry_digest == distilled.record.entry_digest
+    ]
+    entry = open_store(store).open_entry(summary)
+    features = torch.from_numpy(entry.read_array("test/feature").astype(np.float32)).to(backbone.device)
+    labels = torch.from_numpy(entry.read_array("test/label").astype(np.int64)).to(backbone.device)
     images = LabelledImages(distilled.pixels, distilled.labels)
     heads, _ = train_by_evaluate(backbone, images, config)
     layers = [

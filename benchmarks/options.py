@@ -121,7 +121,7 @@ def main() -> None:
             source=arguments.source, store=store, backbone=["lite0"], image_size=96, tune_fraction=0.2
         )
         extract(config)
-        (name,) = {entry.dataset for entry in open_store(store).summaries() if entry.role == "tuning"}
+        (name,) = {entry.dataset for entry in open_store(store).list_summaries() if entry.role == "tuning"}
         for group in arguments.only or ["ipc", "views", "objective", "gradient"]:
             for run_name, options in iter_group_runs(group, store, f"{name}@tuning"):
                 for seed in range(arguments.seeds):

@@ -27,9 +27,9 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from s3_faults import Proxy, breaking  # noqa: E402
 from s3_server import create_bucket, environment, objects_of, running_s3  # noqa: E402
-from toy_entries import FEATURES, backbone_card, commit, put  # noqa: E402
+from toy_entries import FEATURES, make_backbone_card, publish_random_draft, publish_random_entry  # noqa: E402
 
-from sfm.stats_store.publish import Draft  # noqa: E402
+from sfm.stats_store.publication import Draft  # noqa: E402
 from sfm.stats_store.store import create_store  # noqa: E402
 
 
@@ -37,12 +37,12 @@ def write_benchmark_store(folder: Path, entries: int, chunks: int) -> None:
     """Write a store of many small entries and one of many chunks."""
     store = create_store(str(folder))
     for number in range(entries):
-        put(store, number, dataset=f"set{number:04d}", fingerprint=f"{number:064x}")
+        publish_random_entry(store, number, dataset=f"set{number:04d}", fingerprint=f"{number:064x}")
     if chunks:
         draft = Draft(store)
-        draft.write("test/feature", np.zeros((4096 * chunks, FEATURES), dtype=np.float16))
-        backbone = backbone_card("lite1")
-        commit(draft, dataset="long", backbone=backbone, test_samples=4096 * chunks)
+        draft.write_array("test/feature", np.zeros((4096 * chunks, FEATURES), dtype=np.float16))
+        backbone = make_backbone_card("lite1")
+        publish_random_draft(draft, dataset="long", backbone=backbone, test_samples=4096 * chunks)
 
 
 def upload_store(folder: Path, url: str) -> None:

@@ -39,7 +39,7 @@ from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.staging import Staging
-from sfm.stats_store.schema import CHUNK_BYTES
+from sfm.stats_store.schema import MAX_CHUNK_BYTES
 
 STORE_CODEC = "blosc zstd 5, shuffle"
 CODECS: dict[str, dict[str, Any]] = {
@@ -211,10 +211,10 @@ def measure_all_encodings(arguments: argparse.Namespace) -> list[EncodingRow]:
     pooled, labels = load_wide_features(arguments.features)
     kinds = {"pooled": pooled, "rotated": rotate_features(pooled, rng)}
     cases = [(10, 384), (1000, 768)] if arguments.quick else CASES
-    plans = [(codec, CHUNK_BYTES, None) for codec in CODECS]
+    plans = [(codec, MAX_CHUNK_BYTES, None) for codec in CODECS]
     plans += [(STORE_CODEC, size * MIB // 4, None) for size in (1, 4, 64)]
     plans += [(STORE_CODEC, MIB, 16 * MIB)]
-    measure_encoding("warm-up", pooled[:512], 512, STORE_CODEC, CHUNK_BYTES, None)
+    measure_encoding("warm-up", pooled[:512], 512, STORE_CODEC, MAX_CHUNK_BYTES, None)
     rows = []
     for classes, width in cases:
         for kind, features in kinds.items():
@@ -265,7 +265,7 @@ def main() -> None:
     rows = measure_all_encodings(arguments)
     for kind in ("pooled", "rotated"):
         own = [row for row in rows if row.features == kind]
-        plain = [row for row in own if row.chunk_bytes == CHUNK_BYTES and row.shard_bytes is None]
+        plain = [row for row in own if row.chunk_bytes == MAX_CHUNK_BYTES and row.shard_bytes is None]
         current = [row for row in plain if row.codec == STORE_CODEC]
         print_encoding_table(f"{kind} features, all cases and arrays, by codec ({BARE})", group_rows(plain))
         print_encoding_table(

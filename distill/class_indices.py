@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
-from sfm.stats_store.class_lists import ClassList, class_id_from, find_class, read_class_file
+from sfm.stats_store.class_lists import ClassList, find_class_id, normalize_class_id, read_class_file
 
 
 def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard) -> npt.NDArray[np.int64]:
@@ -47,10 +47,10 @@ def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard
 
 
 def _find_index(name: str, card: DatasetCard, origin: str) -> int:
-    class_id = find_class(name, card.class_ids)
+    class_id = find_class_id(name, card.class_ids)
     if class_id is not None:
         return card.class_ids.index(class_id)
-    matches = [index for index, display in enumerate(card.class_names) if class_id_from(display) == name]
+    matches = [index for index, display in enumerate(card.class_names) if normalize_class_id(display) == name]
     if not matches:
         close = difflib.get_close_matches(name, [*card.class_ids, *card.class_names], n=3)
         hint = f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""

@@ -41,9 +41,9 @@ from sfm.distill.state_dict import (
 from sfm.distill.train_step import StepOutput, init_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.advice import extract_line
-from sfm.stats_store.history import known_summaries
-from sfm.stats_store.select import NotExtractedError, match, narrow
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.extract_command import format_extract_command
+from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Entry, open_store
 
 
@@ -267,11 +267,13 @@ def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress)
     """
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
-    summaries = known_summaries(store, config.dataset)
+    summaries = summaries_for(store, config.dataset)
     try:
-        candidates = narrow(summaries, dataset=config.dataset, model=model, image_size=config.image_size)
+        candidates = filter_summaries(
+            summaries, dataset=config.dataset, model=model, image_size=config.image_size
+        )
     except NotExtractedError as error:
-        line = extract_line(store, error.others, config.backbone, config.image_size)
+        line = format_extract_command(store, error.others, config.backbone, config.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     image_size = candidates[0].image_size
     backbone = load_backbone(
@@ -281,7 +283,7 @@ def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress)
         fold_norms=config.execution != "eager",
         progress=progress,
     )
-    return match(store, candidates, backbone.card), backbone
+    return select_entry(store, candidates, backbone.card), backbone
 
 
 def resolve_config(

@@ -11,7 +11,7 @@ from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
 from sfm.errors import InputError
-from sfm.stats_store.schema import generic, sub_classes
+from sfm.stats_store.schema import get_array_kind, parse_sub_classes
 from sfm.stats_store.store import Entry
 
 
@@ -59,18 +59,22 @@ def read_centres(
         raise InputError(
             f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes"
         )
-    means = entry.read("train/mean").astype(np.float64)[class_indices]
+    means = entry.read_array("train/mean").astype(np.float64)[class_indices]
     if ipc == 1 or not use_sub_classes:
         return ClassCentres(means, means[:, None].repeat(ipc, axis=1))
     name = f"train/centre_{ipc}"
     if name not in entry:
-        counts = sorted(k for n in entry.names() if generic(n) == "train/centre" and (k := sub_classes(n)))
+        counts = sorted(
+            k
+            for n in entry.list_arrays()
+            if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n))
+        )
         raise InputError(
             f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
             f"{', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {ipc}"
         )
-    has_samples = entry.read(f"train/centre_count_{ipc}")[class_indices] > 0
-    centres = entry.read(name).astype(np.float64)[class_indices]
+    has_samples = entry.read_array(f"train/centre_count_{ipc}")[class_indices] > 0
+    centres = entry.read_array(name).astype(np.float64)[class_indices]
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
 

@@ -16,7 +16,7 @@ from sfm.distill.config import DistillConfig
 from sfm.distill.distiller import Distiller
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
-from sfm.stats_store.location import absolute_url
+from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
 from sfm.untrusted_files import parse_json, read_bounded_file
 
@@ -41,7 +41,7 @@ def make_record(config: DistillConfig, distiller: Distiller, images_digest: str)
         "command": "distill",
         "config": make_portable_config(config, resolved, entry.store_url),
         "resolved": resolved.model_dump(mode="json"),
-        "store": absolute_url(entry.store_url),
+        "store": make_url_absolute(entry.store_url),
         "entry_digest": entry.summary.entry_digest,
         "fingerprint": entry.summary.fingerprint,
         "dataset": entry.dataset.name,
@@ -81,7 +81,7 @@ def make_portable_config(
     The threads are those that the run ended with: another number would give other last bits.
     """
     return config.model_dump(mode="json") | {
-        "store": absolute_url(store_url),
+        "store": make_url_absolute(store_url),
         "backbone": make_spec_absolute(config.backbone),
         "classes": None if config.classes is None else resolved.classes,
         "out": str(config.out.absolute()),
@@ -136,7 +136,7 @@ def count_train_samples(entry: Entry, class_ids: list[str]) -> int:
     if class_ids == entry.dataset.class_ids:
         return entry.dataset.train_samples
     indices = [entry.dataset.class_ids.index(class_id) for class_id in class_ids]
-    return int(entry.read("train/count")[indices].sum())
+    return int(entry.read_array("train/count")[indices].sum())
 
 
 def describe_device(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.stats_store.moments import Moments
+from sfm.stats_store.class_moments import Moments
 from sfm.stats_store.store import Entry
 
 RANDOM_ROLE, NEAREST_ROLE, EMPTY_ROLE = 0, 1, 255
@@ -37,7 +37,7 @@ class ClassSubset:
 
     def read_array(self, name: str) -> npt.NDArray[Any]:
         """Return the rows of these classes of an array whose first axis counts classes."""
-        return self.entry.read(name)[self.class_indices]
+        return self.entry.read_array(name)[self.class_indices]
 
     def read_held_out(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return features and labels of the held-out samples of these classes.
@@ -48,7 +48,7 @@ class ClassSubset:
         ndarray, shape (sample,)
             Positions in `class_indices`.
         """
-        features, labels = self.entry.read("test/feature"), self.entry.read("test/label")
+        features, labels = self.entry.read_array("test/feature"), self.entry.read_array("test/label")
         mask = np.isin(labels, self.class_indices)
         positions = np.searchsorted(self.class_indices, labels[mask]).astype(np.int64)
         return features[mask].astype(np.float32), positions
@@ -59,7 +59,7 @@ class ClassSubset:
         The store keeps the pooled within-class scatter of all classes together. For some classes it is scaled
         to their degrees of freedom, so that the covariance stays the pooled one.
         """
-        all_counts = self.entry.read("train/count")
+        all_counts = self.entry.read_array("train/count")
         counts = all_counts[self.class_indices]
         all_degrees = all_counts.sum() - (all_counts > 0).sum()
         scale = (counts.sum() - (counts > 0).sum()) / all_degrees if all_degrees else 1.0
@@ -67,7 +67,7 @@ class ClassSubset:
             counts,
             self.read_array("train/mean"),
             self.read_array("train/scatter_diagonal"),
-            self.entry.read("train/within_scatter") * scale,
+            self.entry.read_array("train/within_scatter") * scale,
         )
 
 

@@ -17,7 +17,7 @@ from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.mode_training import FittedHead
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow, format_protocol_header
-from sfm.stats_store.digest import array_digest, canonical, sha256
+from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import TensorFileError, open_safetensors
 
 
@@ -45,15 +45,15 @@ def save_classifier(
         If it cannot be written.
     """
     card = eval_backbone.backbone.card
-    image_digest = array_digest(run.pixels)
+    image_digest = compute_array_digest(run.pixels)
     data = serialize_classifier(
         fitted_head, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
     )
     require_no_link(folder)
     path = folder / make_classifier_file_name(card.spec, row.mode)
     if not is_replaceable_classifier(path, card.hash, image_digest, row):
-        protocol = canonical([card.hash, row.epochs, row.views, row.seed, row.seeds])
-        path = path.with_name(f"{path.stem}-{sha256(protocol)[:8]}{path.suffix}")
+        protocol = encode_canonical_json([card.hash, row.epochs, row.views, row.seed, row.seeds])
+        path = path.with_name(f"{path.stem}-{compute_sha256(protocol)[:8]}{path.suffix}")
     write_output(path, data)
 
 

@@ -10,9 +10,9 @@ from sfm.errors import InputError
 from sfm.eval.class_subset import ClassSubset, select_run_classes
 from sfm.eval.config import ALL_BACKBONES, EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun, RunRecord
-from sfm.stats_store.advice import extract_line
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.select import NotExtractedError, match, narrow
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, Store
 
 LoadBackbone = Callable[[str, int | None], Backbone]
@@ -45,7 +45,7 @@ def open_source_statistics(
             f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
             f"was replaced since"
         )
-    statistics = select_run_classes(store.open(matching[0]), run.class_ids, directory)
+    statistics = select_run_classes(store.open_entry(matching[0]), run.class_ids, directory)
     if (record.backbone.hash, record.image_size) != (statistics.entry.backbone.hash, matching[0].image_size):
         raise InputError(
             f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
@@ -129,15 +129,15 @@ def load_evaluated_backbone(
     has_distilled_size = any(s.model == model and s.image_size == record.image_size for s in comparable)
     size = config.image_size or (record.image_size if has_distilled_size else None)
     try:
-        candidates = narrow(comparable, dataset=dataset, model=model, image_size=size)
+        candidates = filter_summaries(comparable, dataset=dataset, model=model, image_size=size)
     except NotExtractedError as error:
-        line = extract_line(store, [source], spec, config.image_size or record.image_size)
+        line = format_extract_command(store, [source], spec, config.image_size or record.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     backbone = load(spec, candidates[0].image_size)
     same_options = [
         s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == source.options
     ]
-    entry = match(store, same_options or candidates, backbone.card)
+    entry = select_entry(store, same_options or candidates, backbone.card)
     require_held_out_features(entry)
     return EvaluatedBackbone(backbone, ClassSubset(entry, source_statistics.class_indices))
 
@@ -178,6 +178,7 @@ def load_teacher(
     return EvaluatedBackbone(
         backbone,
         ClassSubset(
-            match(store, [source_statistics.entry.summary], backbone.card), source_statistics.class_indices
+            select_entry(store, [source_statistics.entry.summary], backbone.card),
+            source_statistics.class_indices,
         ),
     )

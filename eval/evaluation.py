@@ -38,7 +38,7 @@ from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
 from sfm.events import ProgressCallback, no_progress
 from sfm.locking import lock_file, lock_folder
-from sfm.stats_store.digest import array_digest
+from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import open_store
 from sfm.text import escape_non_utf8
 
@@ -116,7 +116,7 @@ def evaluate_locked_runs(
     """Evaluate runs whose result files are locked, see :func:`evaluate_runs`."""
     runs = [read_distilled_run(run_config.run) for run_config in run_configs]
     store = open_store(config.store)
-    summaries = store.summaries()
+    summaries = store.list_summaries()
 
     @functools.cache
     def load_cached(spec: str, image_size: int | None) -> Backbone:
@@ -158,7 +158,7 @@ def require_result_of_same_images(config: EvaluateConfig, run: DistilledRun) -> 
         If the result file is one of those.
     """
     previous = read_result(config.result_path)
-    if config.out and previous and previous.provenance.images != array_digest(run.pixels):
+    if config.out and previous and previous.provenance.images != compute_array_digest(run.pixels):
         raise InputError(
             f"--out {config.out}: {config.result_path} holds the result of other images than those in "
             f"{config.run}: give another place"
@@ -246,7 +246,7 @@ def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
         distilled_from=source_entry.summary.entry_digest,
         distilled_on=source_entry.backbone.spec,
         ipc=job.run.record.ipc,
-        images=array_digest(job.run.pixels),
+        images=compute_array_digest(job.run.pixels),
         edited=job.has_edited_images,
         entries=[
             EntryRecord(

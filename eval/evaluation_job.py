@@ -16,8 +16,8 @@ from sfm.eval.evaluated_backbones import (
 )
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.history import known_summaries
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Store
 
 
@@ -52,7 +52,7 @@ class EvaluationJob:
     def has_edited_images(self) -> bool | None:
         """Whether the images differ from those that `sfm distill` wrote; None if that is not known."""
         distilled_digest = self.run.record.images
-        return None if distilled_digest is None else distilled_digest != array_digest(self.run.pixels)
+        return None if distilled_digest is None else distilled_digest != compute_array_digest(self.run.pixels)
 
 
 def prepare_evaluation_job(
@@ -62,7 +62,7 @@ def prepare_evaluation_job(
 
     Raises the errors of :func:`~sfm.eval.evaluation.evaluate`.
     """
-    known = known_summaries(store, f"{run.record.dataset}@{run.record.entry_digest}")
+    known = summaries_for(store, f"{run.record.dataset}@{run.record.entry_digest}")
     source_statistics = open_source_statistics(store, known, run, config.run)
     eval_backbones, notes = load_evaluated_backbones(
         config, run.record, store, summaries, source_statistics, load

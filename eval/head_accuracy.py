@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm.stats_store.accuracy import TOP
+from sfm.stats_store.classifier_accuracy import TOP_K
 
 MAX_BATCH_SAMPLES = 4096
 
@@ -99,7 +99,7 @@ def compute_accuracy(heads: Heads, features: Tensor, labels: Tensor) -> HeadAccu
     classes = heads.weight.shape[1]
     return HeadAccuracy(
         fraction_within(1),
-        fraction_within(TOP) if classes >= TOP else None,
+        fraction_within(TOP_K) if classes >= TOP_K else None,
         compute_class_accuracies(ranks == 0, labels, classes),
     )
 

@@ -19,7 +19,7 @@ from sfm.eval.scores import HeldOutSamples, make_accuracy_row
 from sfm.eval.view_features import compute_view_features, draw_view_crops
 from sfm.eval.work_folder import WorkFolder, make_work_key
 from sfm.events import ProgressCallback
-from sfm.stats_store.digest import array_digest
+from sfm.stats_store.digests import compute_array_digest
 
 PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "seed")
 """Options that every accuracy depends on."""
@@ -127,7 +127,7 @@ class RowTrainer:
         classifier_folder = get_classifier_folder(config.result_path).resolve()
         return make_work_key(
             row=[image_set.name, mode, backbone.card.hash, backbone.card.spec],
-            images=array_digest(image_set.images.pixels),
+            images=compute_array_digest(image_set.images.pixels),
             entries=[
                 statistics.entry.summary.entry_digest
                 for statistics in (self.eval_backbone.statistics, self.job.source_statistics)

@@ -22,7 +22,7 @@ from sfm.eval.result import (
     FullDataRow,
     compute_mean_and_std,
 )
-from sfm.stats_store.discriminant import linear_discriminant
+from sfm.stats_store.discriminant import fit_linear_discriminant
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def score_full_data(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -
 
 def make_discriminant_head(statistics: ClassSubset, device: torch.device) -> Heads:
     """Compute the linear discriminant of an entry's moments."""
-    discriminant = linear_discriminant(statistics.read_moments())
+    discriminant = fit_linear_discriminant(statistics.read_moments())
     weight, bias = torch.from_numpy(discriminant.weight), torch.from_numpy(discriminant.bias)
     return Heads(weight[None].to(device), bias[None].to(device))
 

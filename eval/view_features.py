@@ -16,7 +16,7 @@ from sfm.backbones.views import apply_crops
 from sfm.eval.training import CountCallback, StreamPurpose, ignore_count
 from sfm.eval.work_folder import ResumableFeatures, WorkFolder, make_work_key
 from sfm.random_streams import make_rng
-from sfm.stats_store.digest import array_digest
+from sfm.stats_store.digests import compute_array_digest
 
 # Input pixels of the views computed together. On a CPU, few: activations that the allocator keeps for the
 # next batch cost no page faults, which are a third of the time of larger ones. On a GPU, enough to fill it.
@@ -149,8 +149,8 @@ def make_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, 
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
     return make_work_key(
         features=backbone.card.hash,
-        images=array_digest(images.pixels),
-        crops=[array_digest(box) for box in boxes],
+        images=compute_array_digest(images.pixels),
+        crops=[compute_array_digest(box) for box in boxes],
         batch_size=batch_size,
         device=backbone.device,
     )

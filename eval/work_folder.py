@@ -23,7 +23,7 @@ from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow
-from sfm.stats_store.digest import array_digest, canonical, sha256
+from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
 from sfm.tensor_files import open_safetensors, read_tensor_specs
 from sfm.untrusted_files import OversizeError, read_bounded_file
 
@@ -75,7 +75,7 @@ class WorkFolder:
         self.used_keys.append(key)
         try:
             stored = _StoredRow.model_validate_json(read_bounded_file(self.folder / f"{key}.json"))
-            if stored.sha256 != sha256(stored.row.encode()):
+            if stored.sha256 != compute_sha256(stored.row.encode()):
                 return None
             row = AccuracyRow.model_validate_json(stored.row)
         except (OSError, ValidationError, OversizeError):
@@ -86,7 +86,7 @@ class WorkFolder:
     def write_row(self, key: str, row: AccuracyRow, made_from: Sequence[str] = ()) -> None:
         """Write a finished row with the keys of the features that it was trained on."""
         text = row.model_dump_json()
-        stored = _StoredRow(row=text, sha256=sha256(text.encode()), made_from=list(made_from))
+        stored = _StoredRow(row=text, sha256=compute_sha256(text.encode()), made_from=list(made_from))
         self.write_file(f"{key}.json", stored.model_dump_json().encode())
 
     def delete_used_files(self) -> None:
@@ -140,7 +140,7 @@ class ResumableFeatures:
         """Write new features of the first `done` views."""
         if done > self.stored_count:
             block = self.features[self.stored_count : done].cpu().contiguous()
-            header = {"key": self.key, "digest": array_digest(block.numpy())}
+            header = {"key": self.key, "digest": compute_array_digest(block.numpy())}
             self.work_folder.write_file(
                 self._make_file_name(self.stored_count), save({"features": block}, header)
             )
@@ -160,7 +160,7 @@ class ResumableFeatures:
                 header, block = file.metadata() or {}, file.get_tensor("features")
         except (FileNotFoundError, ValueError):
             return None
-        is_intact = header == {"key": self.key, "digest": array_digest(block.numpy())}
+        is_intact = header == {"key": self.key, "digest": compute_array_digest(block.numpy())}
         return block if is_intact and block.isfinite().all() else None
 
 
@@ -168,4 +168,6 @@ def make_work_key(**values: Any) -> str:
     """Return the digest of values that work depends on, with the device and the version of torch."""
     device = values.pop("device")
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return sha256(canonical(values | {"device": device_name, "torch": torch.__version__}))[:KEY_CHARACTERS]
+    return compute_sha256(
+        encode_canonical_json(values | {"device": device_name, "torch": torch.__version__})
+    )[:KEY_CHARACTERS]

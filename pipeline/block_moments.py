@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.moments import Moments, merge, no_moments
+from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_moments
 
 
 def compute_moments(
@@ -25,7 +25,7 @@ def compute_moments(
     count = np.bincount(labels, minlength=classes)
     present = np.flatnonzero(count)
     starts = (np.cumsum(count) - count)[present]
-    result = no_moments(classes, features.shape[1])
+    result = make_empty_moments(classes, features.shape[1])
     if len(present):
         result.count[:] = count
         result.mean[present] = np.add.reduceat(rows, starts, axis=0) / count[present, None]
@@ -39,7 +39,7 @@ def accumulate_moments(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classes: int, features: int
 ) -> Moments:
     """Merge the moments of blocks of (features, labels), in their order."""
-    total = no_moments(classes, features)
+    total = make_empty_moments(classes, features)
     for rows, labels in blocks:
-        total = merge(total, compute_moments(rows, labels, classes))
+        total = merge_moments(total, compute_moments(rows, labels, classes))
     return total

@@ -13,7 +13,7 @@ from sfm.pipeline import linear_classifier
 from sfm.pipeline.block_moments import compute_moments
 from sfm.pipeline.logistic import compute_loss_and_gradient, deterministic_threads
 from sfm.pipeline.sub_class_centres import MAX_ROWS_PER_CLASS
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 SELECTION_PASSES = 65
 """Passes that choose a penalty: about ten for each of six or seven penalties."""

@@ -9,7 +9,7 @@ from sfm.pipeline.pixel_marks import MarkCount
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.spec_options import parse_spec_options
 from sfm.stats_store.cards import ExtractionCard, Summary
-from sfm.stats_store.publish import Published
+from sfm.stats_store.publication import PublishResult
 from sfm.stats_store.store import Store
 
 
@@ -32,7 +32,7 @@ def add_mark_counts(card: ExtractionCard, marked: dict[str, MarkCount] | None) -
 
 
 def describe_earlier_entries(
-    store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+    store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> list[str]:
     """Return notes on entries of versions that dropped transparency, with what to do about them.
 
@@ -67,8 +67,8 @@ def find_superseded_entries(store: Store, composited: Collection[Summary]) -> li
 
     own = {get_identity(summary) for summary in composited}
     new = {summary.key for summary in composited}
-    same_images = [s for s in store.summaries() if get_identity(s) in own and s.key not in new]
-    return [s for s in same_images if store.open(s).extraction.composited is None]
+    same_images = [s for s in store.list_summaries() if get_identity(s) in own and s.key not in new]
+    return [s for s in same_images if store.open_entry(s).extraction.composited is None]
 
 
 def format_pins(summaries: Sequence[Summary]) -> str:

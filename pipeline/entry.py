@@ -34,8 +34,8 @@ from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
-from sfm.stats_store.moments import Moments
-from sfm.stats_store.publish import Draft, Published, publish
+from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Store
 from sfm.text import escape_non_utf8
 
@@ -98,7 +98,7 @@ class EntryStatistics:
 
 def publish_entry(
     context: EntryContext, backbone: Backbone, entry_rows: EntryRows, progress: ProgressCallback
-) -> Published:
+) -> PublishResult:
     """Compute the statistics of one entry, write them as a run, and commit it; after an error, discard it."""
     train = entry_rows.open_train(context.staging, backbone.card.hash)
     test = entry_rows.open_test(context.staging, backbone.card.hash)
@@ -112,7 +112,7 @@ def publish_entry(
             write_features(draft, "train", train, statistics.classifier)
         if context.config.exemplars:
             write_exemplars(draft, context, backbone, entry_rows, train, statistics.moments)
-        return publish(
+        return publish_draft(
             draft,
             backbone.card,
             make_dataset_card(
@@ -171,23 +171,23 @@ def compute_statistics(
 
 def write_statistics(draft: Draft, statistics: EntryStatistics) -> None:
     """Write the arrays that have no sample dimension."""
-    draft.write("train/count", statistics.moments.count)
-    draft.write("train/mean", statistics.moments.mean)
-    draft.write("train/scatter_diagonal", statistics.moments.scatter_diagonal)
-    draft.write("train/within_scatter", statistics.moments.within_scatter)
+    draft.write_array("train/count", statistics.moments.count)
+    draft.write_array("train/mean", statistics.moments.mean)
+    draft.write_array("train/scatter_diagonal", statistics.moments.scatter_diagonal)
+    draft.write_array("train/within_scatter", statistics.moments.within_scatter)
     for k, (centre, count) in statistics.centres.items():
-        draft.write(f"train/centre_{k}", centre)
-        draft.write(f"train/centre_count_{k}", count)
-    draft.write("classifier/weight", statistics.classifier.weight)
-    draft.write("classifier/bias", statistics.classifier.bias)
+        draft.write_array(f"train/centre_{k}", centre)
+        draft.write_array(f"train/centre_count_{k}", count)
+    draft.write_array("classifier/weight", statistics.classifier.weight)
+    draft.write_array("classifier/bias", statistics.classifier.bias)
 
 
 def write_features(draft: Draft, split: str, rows: StagedFeatures, classifier: LinearClassifier) -> None:
     """Write the features and labels of a split."""
     labels, dtype = rows.concatenate_labels(), choose_feature_dtype(rows, classifier)
     shape = (len(labels), classifier.weight.shape[1])
-    draft.write_blocks(f"{split}/feature", rows.iterate_blocks(dtype), shape, dtype)
-    draft.write(f"{split}/label", labels)
+    draft.write_array_blocks(f"{split}/feature", rows.iterate_blocks(dtype), shape, dtype)
+    draft.write_array(f"{split}/label", labels)
 
 
 def choose_feature_dtype(rows: StagedFeatures, classifier: LinearClassifier) -> np.dtype[Any]:
@@ -221,9 +221,9 @@ def write_exemplars(
     digests = read_digests(context.staging, entry_rows.train, rows)
     shard_sizes = context.pass_result.shard_sizes["train"]
     images = read_exemplar_images(context.source, sample, digests, shard_sizes, backbone.card.preprocessing)
-    draft.write("exemplar/image", images)
-    draft.write("exemplar/role", choice.role)
-    draft.write("exemplar/sample", sample)
+    draft.write_array("exemplar/image", images)
+    draft.write_array("exemplar/role", choice.role)
+    draft.write_array("exemplar/sample", sample)
 
 
 def make_dataset_card(context: EntryContext, entry_rows: EntryRows, train: int, test: int) -> DatasetCard:

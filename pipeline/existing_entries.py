@@ -10,8 +10,8 @@ from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.pixel_marks import make_rendering_options
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
-from sfm.stats_store.publish import Published, options_digest
-from sfm.stats_store.select import described
+from sfm.stats_store.entry_selection import describe_entry
+from sfm.stats_store.publication import PublishResult, compute_options_digest
 from sfm.stats_store.store import Store
 
 
@@ -33,7 +33,7 @@ def digest_skipped_listing(listing: str) -> str:
 
 def find_existing_entries(
     store: Store, config: ExtractConfig, source: Source, backbones: Collection[Backbone], listing: str
-) -> dict[str, list[Published]]:
+) -> dict[str, list[PublishResult]]:
     """Return the entries of this listing and these options, by backbone hash, where none is missing.
 
     Only reading shows whether images are composited, so that the background is one of the options: an entry
@@ -42,13 +42,13 @@ def find_existing_entries(
     """
     kinds = [make_rendering_options(source.rendering, composited) for composited in (True, False)]
     digests_by_role = [
-        [options_digest(make_entry_options(config, role, kind)) for kind in kinds]
+        [compute_options_digest(make_entry_options(config, role, kind)) for kind in kinds]
         for role in list_roles(config)
     ]
     listings = {listing, digest_skipped_listing(listing)} if config.on_error == "skip" else {listing}
     stored = {
-        (s.backbone_hash, s.options): Published(s, "already there")
-        for s in store.summaries()
+        (s.backbone_hash, s.options): PublishResult(s, "already there")
+        for s in store.list_summaries()
         if s.listing in listings
     }
     existing = {}
@@ -59,13 +59,13 @@ def find_existing_entries(
         ]
         if all(entries) and not (
             has_chosen_background(source)
-            and any(e and store.open(e.summary).extraction.composited is None for e in entries)
+            and any(e and store.open_entry(e.summary).extraction.composited is None for e in entries)
         ):
             existing[backbone.card.hash] = [entry for entry in entries if entry]
     return existing
 
 
-def require_same_name(config: ExtractConfig, published_entries: Iterable[Published]) -> None:
+def require_same_name(config: ExtractConfig, published_entries: Iterable[PublishResult]) -> None:
     """Refuse a ``--name`` that existing entries do not have.
 
     Raises
@@ -79,12 +79,14 @@ def require_same_name(config: ExtractConfig, published_entries: Iterable[Publish
     if config.name is not None and others:
         raise InputError(
             f"--name {config.name} is not taken: these statistics are in {config.store} already, as "
-            f"{described(others[0])}; use that name, or give the entry the new one with --replace (which "
-            f"reads the images again)"
+            f"{describe_entry(others[0])}; use that name, or give the entry the new one with --replace "
+            f"(which reads the images again)"
         )
 
 
-def require_same_licence(config: ExtractConfig, store: Store, published_entries: Iterable[Published]) -> None:
+def require_same_licence(
+    config: ExtractConfig, store: Store, published_entries: Iterable[PublishResult]
+) -> None:
     """Refuse a ``--licence`` that existing entries do not have.
 
     Raises
@@ -93,7 +95,7 @@ def require_same_licence(config: ExtractConfig, store: Store, published_entries:
         If there is such an entry.
     """
     for published in [p for p in published_entries if p.outcome != "published"] if config.licence else ():
-        licence = store.open(published.summary).dataset.licence
+        licence = store.open_entry(published.summary).dataset.licence
         if licence != config.licence:
             raise InputError(
                 f"--licence {config.licence}: {published.summary.dataset} through "
@@ -103,7 +105,7 @@ def require_same_licence(config: ExtractConfig, store: Store, published_entries:
 
 
 def describe_display_name_changes(
-    source: Source, store: Store, published_entries: Sequence[Published]
+    source: Source, store: Store, published_entries: Sequence[PublishResult]
 ) -> list[str]:
     """Return a line for every dataset whose stored display names differ from the source's."""
     if source.class_ids is None or source.class_names is None:
@@ -111,7 +113,7 @@ def describe_display_name_changes(
     source_names = dict(zip(source.class_ids, source.class_names, strict=True))
     notes = []
     for published in {p.summary.dataset: p for p in published_entries if p.outcome != "published"}.values():
-        card = store.open(published.summary).dataset
+        card = store.open_entry(published.summary).dataset
         stored_names = zip(card.class_ids, card.class_names, strict=True)
         changed = [(c, old) for c, old in stored_names if source_names.get(c, old) != old]
         if changed:

@@ -44,8 +44,8 @@ from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.source import compute_digest
 from sfm.pipeline.staging import Staging, open_staging
 from sfm.stats_store.cards import ExtractionCard, FileCounts
-from sfm.stats_store.location import local_path
-from sfm.stats_store.publish import Published
+from sfm.stats_store.location import parse_local_url
+from sfm.stats_store.publication import PublishResult
 from sfm.stats_store.store import Store, create_store
 
 
@@ -77,7 +77,7 @@ class ExtractionResult:
         if it has none.
     """
 
-    published: list[Published]
+    published: list[PublishResult]
     pass_summary: PassSummary
     skipped: list[str]
     flow_cosines: dict[str, float | None] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
         if any(backbone.card.hash not in existing for backbone in backbones.values()):
             return extract_missing(config, source, tasks, backbones, store, existing, progress)
         published = [entry for b in backbones.values() for entry in existing[b.card.hash]]
-        cards = [store.open(entry.summary).extraction for entry in published]
+        cards = [store.open_entry(entry.summary).extraction for entry in published]
         return ExtractionResult(
             published,
             PassSummary(0, 0, 0.0),
@@ -153,7 +153,7 @@ def extract_missing(
     tasks: Sequence[PartitionTask],
     backbones: Mapping[str, Backbone],
     store: Store,
-    existing: Mapping[str, list[Published]],
+    existing: Mapping[str, list[PublishResult]],
     progress: ProgressCallback,
 ) -> ExtractionResult:
     """Run the pass and publish the entries of the backbones that have none.
@@ -176,7 +176,7 @@ def extract_missing(
         source.rendering,
         config.execution,
     )
-    like = None if config.staging else local_path(config.store)
+    like = None if config.staging else parse_local_url(config.store)
     key = make_staging_key(config, source, listing)
     with open_staging(choose_staging_folder(config), key, like) as staging:
         device, summary, result, cosines = run_pass(
@@ -301,7 +301,7 @@ def make_staging_key(config: ExtractConfig, source: Source, listing: str) -> str
 
 def read_extraction_cards(
     store: Store,
-    published: Sequence[Published],
+    published: Sequence[PublishResult],
     new_hashes: Collection[str],
     entry_rows: Sequence[EntryRows],
 ) -> list[ExtractionCard]:
@@ -309,7 +309,7 @@ def read_extraction_cards(
     marked = {(backbone, rows.role): rows.marked for backbone in new_hashes for rows in entry_rows}
     return [
         add_mark_counts(
-            store.open(entry.summary).extraction,
+            store.open_entry(entry.summary).extraction,
             marked.get((entry.summary.backbone_hash, entry.summary.role)),
         )
         for entry in published
@@ -317,7 +317,7 @@ def read_extraction_cards(
 
 
 def collect_notes(
-    source: Source, store: Store, published: Sequence[Published], cards: Sequence[ExtractionCard]
+    source: Source, store: Store, published: Sequence[PublishResult], cards: Sequence[ExtractionCard]
 ) -> tuple[str, ...]:
     """Return what the source chose, and how existing entries differ from what was asked for."""
     return (
@@ -337,7 +337,7 @@ def choose_staging_folder(config: ExtractConfig) -> Path:
     """
     if config.staging:
         return expand_home(config.staging)
-    if local := local_path(config.store):
+    if local := parse_local_url(config.store):
         return local / "staging"
     cache = get_cache_folder()
     if cache is None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sfm.pipeline.runtime import find_blas_libraries
 from sfm.pipeline.staged_features import StagedFeatures
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.eigen import decompose_symmetric
-from sfm.stats_store.moments import Moments
 
 MAX_CACHED_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.digest import canonical, sha256
+from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 
 DIGEST_MODULUS = 2**256
 
@@ -51,4 +51,4 @@ class FingerprintBuilder:
     def compute_fingerprint(self) -> str:
         """Return the fingerprint: SHA-256 (hexadecimal) of all counts and sums, by split and class id."""
         rows = [[*key, count, f"{total:064x}"] for key, (count, total) in sorted(self._sums.items())]
-        return sha256(canonical(rows))
+        return compute_sha256(encode_canonical_json(rows))

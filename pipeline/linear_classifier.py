@@ -27,8 +27,8 @@ from sfm.pipeline.logistic import (
     make_zero_fit,
 )
 from sfm.pipeline.staged_features import StagedFeatures
-from sfm.stats_store.accuracy import top_accuracies
-from sfm.stats_store.moments import Moments
+from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.classifier_accuracy import compute_top_accuracies
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
@@ -360,5 +360,5 @@ def train_classifier(
 def measure_accuracies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
 ) -> tuple[float | None, float | None]:
-    """Return top-1 and top-5 accuracy as fractions; see :func:`~sfm.stats_store.accuracy.top_accuracies`."""
-    return top_accuracies(blocks, classifier.weight, classifier.bias)
+    """Return top-1 and top-5 accuracy as fractions; see `compute_top_accuracies`."""
+    return compute_top_accuracies(blocks, classifier.weight, classifier.bias)

@@ -10,7 +10,7 @@ from sfm.pipeline.selection import SampleSelection
 from sfm.pipeline.sources import Source
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.sources.source import Shard
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 MAX_TASK_ROWS = BLOCK_ROWS
 

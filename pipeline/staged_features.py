@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.pipeline.row_files import read_rows
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 
 @dataclass(frozen=True)

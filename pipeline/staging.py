@@ -31,7 +31,7 @@ from sfm.pipeline.task_results import (
     TaskResult,
     is_plausible_result,
 )
-from sfm.stats_store.disk import share_mode
+from sfm.stats_store.local_files import copy_permissions
 from sfm.text import escape_non_utf8_values
 from sfm.untrusted_files import read_bounded_file
 
@@ -123,10 +123,10 @@ def staged_file(file: Path) -> Iterator[IO[bytes]]:
     """
     # Not with parents: a worker that was given up must not bring back a folder that was deleted.
     file.parent.mkdir(exist_ok=True)
-    share_mode(file.parent, like=file.parent.parent)
+    copy_permissions(file.parent, reference=file.parent.parent)
     temporary = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     with atomic_open(file, temporary) as out:
-        share_mode(temporary, like=file.parent)
+        copy_permissions(temporary, reference=file.parent)
         yield out
 
 
@@ -155,13 +155,13 @@ def open_staging(folder: Path, key: str, like: Path | None = None) -> Iterator[S
     with staging_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if like:
-        share_mode(folder, like)
+        copy_permissions(folder, like)
     with lock_staging(folder / f"{key}.lock") as locked:
         root = folder / (key if locked and is_safe_folder(folder / key) else f"{key}-{uuid.uuid4().hex[:8]}")
         with staging_errors(folder):
             root.mkdir(exist_ok=True)
         if like:
-            share_mode(root, like)
+            copy_permissions(root, like)
         yield Staging(root)
         delete_below(folder, root.name)
         if locked:
@@ -203,7 +203,7 @@ def lock_staging(file: Path) -> Iterator[bool]:
         lock = acquire_lock(file)
     try:
         if lock is not None:
-            share_mode(file, like=file.parent)
+            copy_permissions(file, reference=file.parent)
         yield lock is not None
     finally:
         if lock is not None:

@@ -1,4 +1,4 @@
-"""What a person, or a script, sees of a store: entries, their history, and what became of them."""
+"""Tables and JSON documents of the `sfm store` commands: entries, history, verdicts, copies, garbage."""
 
 import datetime
 from collections.abc import Sequence
@@ -7,95 +7,100 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.collect import Collection
-from sfm.stats_store.copying import Copied
+from sfm.stats_store.entry_copy import CopyResult
 from sfm.stats_store.garbage import Garbage
-from sfm.stats_store.history import Generation
-from sfm.stats_store.schema import is_known
+from sfm.stats_store.garbage_collection import CollectionResult
+from sfm.stats_store.history import CommitStatus
+from sfm.stats_store.schema import is_known_array
 from sfm.stats_store.store import Entry
-from sfm.stats_store.verify import Verdict
+from sfm.stats_store.verification import EntryVerdict
 from sfm.tables import print_table
 from sfm.terminal import fit_to_line, open_console, print_line
 from sfm.text import format_percent
 
 
-def entry_document(entry: Entry) -> dict[str, Any]:
-    """Return all that ``sfm store show`` shows of an entry."""
-    stored_bytes = bytes_by_array(entry)
-    arrays = {name: array_document(entry, name, stored_bytes[name]) for name in entry.names()}
-    known = [a for a in arrays.values() if a["bytes"] is not None]
-    whole, stored = sum(a["bytes"] for a in known), sum(a["stored_bytes"] for a in known)
+def make_entry_document(entry: Entry) -> dict[str, Any]:
+    """Return the document of an entry for ``sfm store show``."""
+    bytes_by_array = sum_bytes_by_array(entry)
+    arrays = {name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_arrays()}
+    known_arrays = [a for a in arrays.values() if a["bytes"] is not None]
+    array_bytes = sum(a["bytes"] for a in known_arrays)
+    stored_bytes = sum(a["stored_bytes"] for a in known_arrays)
     return {
         "summary": entry.summary.model_dump(mode="json"),
         "backbone": entry.backbone.model_dump(mode="json"),
         "dataset": entry.dataset.model_dump(mode="json", exclude={"class_ids", "class_names"}),
         "extraction": entry.extraction.model_dump(mode="json"),
         "classifier": entry.classifier.model_dump(mode="json"),
-        "classes": class_documents(entry),
+        "classes": make_class_documents(entry),
         "arrays": arrays,
         "run": entry.commit.run,
-        "bytes": whole,
+        "bytes": array_bytes,
         "stored_bytes": sum(record.size for record in entry.commit.objects.values()),
-        "compression_ratio": whole / stored if stored else None,
+        "compression_ratio": array_bytes / stored_bytes if stored_bytes else None,
     }
 
 
-def class_documents(entry: Entry) -> list[dict[str, Any]]:
-    """Return id, name and number of samples of every class; of held-out ones only where labels are stored."""
-    ids, train = entry.dataset.class_ids, entry.read("train/count").tolist()
-    held: list[int] | list[None] = [None] * len(ids)
+def make_class_documents(entry: Entry) -> list[dict[str, Any]]:
+    """Return id, name and sample counts of every class; held-out counts are None if labels are not stored."""
+    ids, train = entry.dataset.class_ids, entry.read_array("train/count").tolist()
+    test_counts: list[int] | list[None] = [None] * len(ids)
     if "test/label" in entry:
-        held = np.bincount(entry.read("test/label"), minlength=len(ids)).tolist()
+        test_counts = np.bincount(entry.read_array("test/label"), minlength=len(ids)).tolist()
     return [
         {"class_id": class_id, "name": name, "train_samples": count, "test_samples": test}
-        for class_id, name, count, test in zip(ids, entry.dataset.class_names, train, held, strict=True)
+        for class_id, name, count, test in zip(
+            ids, entry.dataset.class_names, train, test_counts, strict=True
+        )
     ]
 
 
-def add_accuracies(document: dict[str, Any], shares: npt.NDArray[np.float64] | None) -> None:
-    """Add the held-out accuracy of every class to what is shown of an entry; None where there is none."""
-    for place, one in enumerate(document["classes"]):
-        known = shares is not None and np.isfinite(shares[place])
-        one["held_out_top1"] = float(shares[place]) if shares is not None and known else None
+def add_class_accuracies(document: dict[str, Any], shares: npt.NDArray[np.float64] | None) -> None:
+    """Add the held-out accuracy of every class to the document of an entry; None where it is undefined."""
+    for index, class_document in enumerate(document["classes"]):
+        known_arrays = shares is not None and np.isfinite(shares[index])
+        class_document["held_out_top1"] = (
+            float(shares[index]) if shares is not None and known_arrays else None
+        )
 
 
-def worst_first(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Order classes by their held-out accuracy, if it was asked for; those without one come last."""
+def sort_by_accuracy(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort class documents by held-out accuracy, worst first; those without one come last."""
     return sorted(classes, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0))
 
 
-def bytes_by_array(entry: Entry) -> dict[str, int]:
-    """Return the stored size of every array, metadata included."""
-    found = dict.fromkeys(entry.names(), 0)
+def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
+    """Return the stored bytes of every array, metadata included."""
+    garbage_items = dict.fromkeys(entry.list_arrays(), 0)
     for path, record in entry.commit.objects.items():
         name = path.removesuffix("/zarr.json").partition("/c/")[0]
-        if name in found:
-            found[name] += record.size
-    return found
+        if name in garbage_items:
+            garbage_items[name] += record.size
+    return garbage_items
 
 
-def array_document(entry: Entry, name: str, stored: int) -> dict[str, Any]:
-    """Return shape, type and sizes of an array; an array of a later schema is not opened."""
-    if not is_known(name):
+def make_array_document(entry: Entry, name: str, stored_bytes: int) -> dict[str, Any]:
+    """Return shape, type and sizes of an array; None for an array of a newer schema, which is not opened."""
+    if not is_known_array(name):
         return {
             "shape": None,
             "dtype": None,
             "bytes": None,
-            "stored_bytes": stored,
+            "stored_bytes": stored_bytes,
             "compression_ratio": None,
         }
-    array = entry.array(name)
+    array = entry.open_array(name)
     return {
         "shape": list(array.shape),
         "dtype": str(array.dtype),
         "bytes": int(array.nbytes),
-        "stored_bytes": stored,
-        "compression_ratio": array.nbytes / stored,
+        "stored_bytes": stored_bytes,
+        "compression_ratio": array.nbytes / stored_bytes,
     }
 
 
-def print_entry(document: dict[str, Any], most: int = 30) -> None:
-    """Print an entry for a person: its cards, classes and arrays."""
+def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
+    """Print the document of an entry as tables: cards, classes and arrays."""
     summary = document["summary"]
     console = open_console()
     pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
@@ -104,20 +109,20 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
         console.print(card, style="bold")
         for name, value in document[card].items():
             console.print(fit_to_line(f"  {name}: {value}", console), soft_wrap=True)
-    classes = worst_first(document["classes"])
-    asked = any("held_out_top1" in c for c in classes)
+    classes = sort_by_accuracy(document["classes"])
+    has_accuracies = any("held_out_top1" in c for c in classes)
     print_table(
-        f"{len(classes)} classes" + (f" (the first {most})" if len(classes) > most else ""),
-        ["id", "name", "train", "held out", *(["top-1 %"] if asked else [])],
+        f"{len(classes)} classes" + (f" (the first {max_classes})" if len(classes) > max_classes else ""),
+        ["id", "name", "train", "held out", *(["top-1 %"] if has_accuracies else [])],
         [
             [
                 c["class_id"],
                 c["name"],
                 str(c["train_samples"]),
                 "–" if c["test_samples"] is None else str(c["test_samples"]),
-                *([format_percent(c["held_out_top1"])] if asked else []),
+                *([format_percent(c["held_out_top1"])] if has_accuracies else []),
             ]
-            for c in classes[:most]
+            for c in classes[:max_classes]
         ],
         right_aligned={"train", "held out", "top-1 %"},
     )
@@ -139,28 +144,29 @@ def print_entry(document: dict[str, Any], most: int = 30) -> None:
     )
     ratio = document["compression_ratio"]
     print_line(
-        f"{size(document['stored_bytes'])} stored" + (f", compression ratio {ratio:.2f}" if ratio else "")
+        f"{format_size(document['stored_bytes'])} stored"
+        + (f", compression ratio {ratio:.2f}" if ratio else "")
     )
 
 
-def generation_document(generation: Generation) -> dict[str, Any]:
-    """Return what ``sfm store show --history --json`` shows of one commit."""
-    commit, summary = generation.commit, generation.summary
+def make_commit_document(status: CommitStatus) -> dict[str, Any]:
+    """Return the document of a commit for ``sfm store show --history --json``."""
+    commit, summary = status.commit, status.summary
     return {
-        "key": generation.key,
-        "generation": generation.number,
-        "state": generation.state,
+        "key": status.key,
+        "generation": status.generation,
+        "state": status.state,
         "run": commit.run if commit and commit.kind == "entry" else None,
-        "stored_bytes": generation.stored_bytes,
-        "problem": generation.problem,
+        "stored_bytes": status.stored_bytes,
+        "problem": status.problem,
         "summary": summary.model_dump(mode="json") if summary else None,
     }
 
 
-def print_history(title: str, history: Sequence[Generation]) -> None:
-    """Print commits, oldest first within each key."""
+def print_history(title: str, statuses: Sequence[CommitStatus]) -> None:
+    """Print a table of commits, oldest first within each key."""
     rows = []
-    for g in history:
+    for g in statuses:
         s = g.summary
         rows.append(
             [
@@ -169,11 +175,11 @@ def print_history(title: str, history: Sequence[Generation]) -> None:
                 str(s.image_size) if s else "–",
                 s.role if s else "–",
                 g.key.rpartition("/")[2][:12],
-                str(g.number),
+                str(g.generation),
                 g.state,
                 s.created if s else "–",
                 s.entry_digest[:12] if s else "–",
-                size(g.stored_bytes),
+                format_size(g.stored_bytes),
             ]
         )
     columns = [
@@ -183,8 +189,8 @@ def print_history(title: str, history: Sequence[Generation]) -> None:
     print_table(title, columns, rows, right_aligned={"px", "generation", "stored"})
 
 
-def garbage_document(garbage: Garbage) -> dict[str, Any]:
-    """Return what ``sfm store gc --json`` shows of one piece of garbage."""
+def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
+    """Return the document of a piece of garbage for ``sfm store gc --json``."""
     return {
         "path": garbage.path,
         "reason": garbage.reason,
@@ -194,39 +200,48 @@ def garbage_document(garbage: Garbage) -> dict[str, Any]:
     }
 
 
-def print_collection(collection: Collection, verb: str) -> None:
-    """Print what was deleted, or would be, and what was left."""
+def print_collection(collection: CollectionResult, verb: str) -> None:
+    """Print tables of deleted and retained garbage; `verb` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
-    for title, found in ((verb, collection.deleted), ("Left (too young, or in use)", collection.kept)):
-        if found:
-            rows = [[g.path, g.reason, age(now - g.since), str(g.objects), size(g.size)] for g in found]
+    for title, garbage_items in (
+        (verb, collection.deleted),
+        ("Left (too young, or in use)", collection.retained),
+    ):
+        if garbage_items:
+            rows = [
+                [g.path, g.reason, format_age(now - g.since), str(g.objects), format_size(g.size)]
+                for g in garbage_items
+            ]
             columns = ["path", "why", "age", "objects", "size"]
-            total = size(sum(g.size for g in found))
+            total = format_size(sum(g.size for g in garbage_items))
             print_table(
-                f"{title}: {len(found)}, {total}", columns, rows, right_aligned={"age", "objects", "size"}
+                f"{title}: {len(garbage_items)}, {total}",
+                columns,
+                rows,
+                right_aligned={"age", "objects", "size"},
             )
     if not collection.deleted:
         print_line("nothing to delete")
 
 
-def size(number: int) -> str:
-    """Return a number of bytes for a person."""
-    if number < 2**10:
-        return f"{number} B"
+def format_size(byte_count: int) -> str:
+    """Return a number of bytes with a unit."""
+    if byte_count < 2**10:
+        return f"{byte_count} B"
     for unit, scale in (("KiB", 2**10), ("MiB", 2**20), ("GiB", 2**30)):
-        if number < 1024 * scale or unit == "GiB":
-            return f"{number / scale:.1f} {unit}"
-    raise AssertionError(number)
+        if byte_count < 1024 * scale or unit == "GiB":
+            return f"{byte_count / scale:.1f} {unit}"
+    raise AssertionError(byte_count)
 
 
-def age(duration: datetime.timedelta) -> str:
-    """Return a duration for a person."""
+def format_age(duration: datetime.timedelta) -> str:
+    """Return a duration in hours or days."""
     hours = max(duration.total_seconds(), 0) / 3600
     return f"{hours / 24:.1f} d" if hours >= 48 else f"{hours:.1f} h"
 
 
-def verdict_document(verdict: Verdict) -> dict[str, Any]:
-    """Return what ``sfm store verify --json`` shows of one entry."""
+def make_verdict_document(verdict: EntryVerdict) -> dict[str, Any]:
+    """Return the document of a verdict for ``sfm store verify --json``."""
     return {
         "sound": verdict.sound,
         "readable": verdict.readable,
@@ -238,8 +253,8 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
-    """Print one line per entry, then every problem."""
+def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
+    """Print a table of verdicts, then every problem."""
     rows = [
         [
             v.summary.dataset if v.summary else v.commit,
@@ -248,7 +263,7 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
             str(v.summary.image_size) if v.summary else "–",
             v.summary.role if v.summary else "–",
             str(v.objects),
-            size(v.size),
+            format_size(v.size),
             "sound" if v.sound else "DAMAGED" if v.readable else "not read",
         ]
         for v in verdicts
@@ -262,12 +277,12 @@ def print_verdicts(title: str, verdicts: Sequence[Verdict]) -> None:
             print_line(problem if verdict.readable else f"note: left out: {problem}")
 
 
-def copied_document(copied: Copied) -> dict[str, Any]:
-    """Return what ``sfm store copy --json`` shows of one entry."""
+def make_copy_document(result: CopyResult) -> dict[str, Any]:
+    """Return the document of a copied entry for ``sfm store copy --json``."""
     return {
-        "outcome": copied.outcome,
-        "detail": copied.detail,
-        "objects_written": copied.written,
-        "objects_found": copied.found,
-        **copied.summary.model_dump(mode="json"),
+        "outcome": result.outcome,
+        "detail": result.detail,
+        "objects_written": result.objects_written,
+        "objects_found": result.objects_found,
+        **result.summary.model_dump(mode="json"),
     }

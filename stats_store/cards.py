@@ -1,4 +1,4 @@
-"""What an entry says about itself: the attributes of a run, and the commit that makes a run visible."""
+"""The cards of an entry, its summary, and the commit that makes its run visible: pydantic models."""
 
 from typing import Annotated, Literal, Self
 
@@ -34,15 +34,15 @@ from sfm.constrained_types import (
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
 
-MOST_ARRAYS = 1000
-"""Arrays of an entry; there are about twenty."""
+MAX_ARRAYS = 1000
+"""Limit on the arrays of an entry, which has about twenty."""
 
 
 class SchemaVersion(BaseModel):
-    """The schema a store or a commit was written with.
+    """The schema version of a store or a commit.
 
-    A reader refuses another major version and any requirement that it does not know; it reads a newer minor
-    version and ignores what it does not know.
+    A reader refuses another major version and unknown requirements. It reads a newer minor version and
+    ignores fields and arrays that it does not know.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -53,16 +53,16 @@ class SchemaVersion(BaseModel):
 
 
 class DatasetCard(BaseModel):
-    """Which images an entry's statistics are of.
+    """The dataset of an entry: its name, classes, sizes and fingerprint.
 
     Attributes
     ----------
     class_ids : list of str
-        Folder names, WordNet ids or label numbers; they order the class axis of every array.
+        Folder names, WordNet ids or label numbers, in the order of the class axis of every array.
     class_names : list of str
-        Display names, in the same order; may repeat.
+        Display names in the same order; they may repeat.
     train_samples, test_samples : int
-        Images used, per split.
+        Number of images used, per split.
     fingerprint : str
         SHA-256 over per-class counts and sums of sample digests: the same images in another folder, or read
         in another order, have the same fingerprint.
@@ -90,16 +90,16 @@ class DatasetCard(BaseModel):
 
 
 class FileCounts(BaseModel):
-    """What became of the files of a dataset; a sample counts once, however many files it is made of.
+    """Numbers of used and unused files of a dataset; a sample that consists of several files counts once.
 
     Attributes
     ----------
     found : int
-        Samples that the source lists or its shards hold, and files that are no samples.
+        Samples in the listing or the shards of the source, and files that are not samples.
     used : int
-        Samples that are in the entry, of both splits.
+        Samples in the entry, of both splits.
     unused : dict of str to int
-        All others, by kind.
+        Number of all others, by reason.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -110,37 +110,36 @@ class FileCounts(BaseModel):
 
 
 class ExtractionCard(BaseModel):
-    """How an entry was computed.
+    """The extraction of an entry: options, versions, times and skipped samples.
 
     Attributes
     ----------
     options : dict
-        Everything besides backbone and data that shapes the arrays; its digest is part of the entry's key.
+        All options that shape the arrays; their digest is part of the key of the entry.
     role : {"full", "tuning"}
-        A tuning entry holds statistics of a part of the training split and the rest of it as held-out data.
+        A tuning entry holds statistics of a part of the training split, and the rest as held-out data.
     threads : int
-        CPU threads that classifier and centres were computed with; features take one each.
+        CPU threads that computed the classifier and the centres; features are computed with one thread each.
     seconds, images_per_second : float
-        Wall time of the features pass, and its rate over all splits.
+        Wall time of the pass that computed the features, and its rate over all splits.
     statistics_seconds : float or None
-        Wall time of this entry's moments, classifier and sub-class centres, after the pass; None where that
-        was not recorded.
+        Wall time of moments, classifier and sub-class centres after the pass; None if not recorded.
     train_bytes : int or None
-        Encoded bytes of the training samples, as the source held them; None where that was not recorded.
+        Encoded bytes of the training samples in the source; None if not recorded.
     flow_cosine : float or None
-        In another precision than float32: how alike the flows of a few hundred images are in the two.
+        For another precision than float32: cosine between the flows of a few hundred images in both.
     composited : int or None
-        Images used that were not fully opaque and are composited over the background that `options` tell;
-        None where that was not recorded.
+        Images used that were not fully opaque, and were composited over the background in `options`; None if
+        not recorded.
     composited_example : str
-        Names the first of them.
+        Name of the first of them.
     dark : int or None
-        Images used that have more than 8 bits and no value above 1/16 of their range, where nothing said
-        which value is white; None where that was not recorded.
+        Images used that have more than 8 bits, no value above 1/16 of their range, and no known white level;
+        None if not recorded.
     dark_example : str
-        Names the first of them.
+        Name of the first of them.
     files : FileCounts or None
-        What became of the files of the dataset; None where that was not recorded.
+        None if not recorded.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -175,7 +174,7 @@ class ClassifierCard(BaseModel):
     converged : bool
         Whether the solver met its tolerance before its iteration limit.
     held_out_top1, held_out_top5 : float or None
-        Accuracy on the held-out features, as a fraction; None where it is undefined.
+        Accuracy on the held-out features as a fraction; None if undefined.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -189,18 +188,19 @@ class ClassifierCard(BaseModel):
 
 
 class Summary(BaseModel):
-    """One line of ``sfm store ls``.
+    """The summary of an entry, as its commit stores it: one line of ``sfm store ls``.
 
     Attributes
     ----------
     backbone, model : str
-        The spec that was asked for, and timm's name of the architecture behind it.
+        The requested spec, and the name of its architecture in timm.
     backbone_hash, fingerprint, options : str
-        The entry's key: SHA-256 digests, hexadecimal.
+        The key of the entry: hexadecimal SHA-256 digests.
     listing : str
-        Digest of the source's names, sizes and times: a repeat that sees the same listing reads no image.
+        Digest of the names, sizes and times in the source: a repeated extraction with the same listing reads
+        no image.
     entry_digest : str
-        Digest of the entry's content; ``NAME@DIGEST`` pins it.
+        Digest of the content of the entry; ``NAME@DIGEST`` pins it.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -225,28 +225,28 @@ class Summary(BaseModel):
 
     @property
     def key(self) -> str:
-        """Path of the entry's commits below ``index/``."""
+        """Path of the commits of the entry below ``index/``."""
         return f"{self.backbone_hash}/{self.fingerprint}/{self.options}"
 
 
 class ObjectRecord(BaseModel):
-    """Size in bytes and SHA-256 of one stored object."""
+    """Size in bytes and SHA-256 of a stored object."""
 
     size: ObjectSize
     sha256: Digest
 
 
 class Commit(BaseModel):
-    """Makes a run visible as one generation of one key, or (tombstone) makes a key's entry disappear.
+    """A commit: publishes a run as one generation of a key, or removes the entry of a key (tombstone).
 
     Attributes
     ----------
     run : str
-        Id of the run, the folder below ``runs/``; for a tombstone, of the writer.
+        Id of the run, its folder below ``runs/``; of a tombstone, an id of the writer.
     arrays : dict of str to str
         Digest of every array.
     objects : dict of str to ObjectRecord
-        Every object of the run, by path below ``runs/<run>/``, metadata included.
+        Record of every object of the run, also of metadata, by path below ``runs/<run>/``.
     """
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
@@ -255,7 +255,7 @@ class Commit(BaseModel):
     kind: Literal["entry", "tombstone"]
     run: RunId
     summary: Summary | None = None
-    arrays: Annotated[dict[ObjectName, Digest], limit_items(MOST_ARRAYS)] = {}
+    arrays: Annotated[dict[ObjectName, Digest], limit_items(MAX_ARRAYS)] = {}
     objects: Annotated[
         dict[ObjectName, ObjectRecord], validate_items_fail_fast(ObjectName, ObjectRecord)
     ] = {}

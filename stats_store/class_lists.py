@@ -1,4 +1,4 @@
-"""Lists of classes: the one format of ``?classes=``, ``names=`` and ``--classes``; how a class is found."""
+"""Lists of classes: parse the format of ``?classes=``, ``names=`` and ``--classes``, and look up classes."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ class ClassList:
     ids : list of str
         In the order of the list.
     names : dict of str to str
-        Display names, of those that the list names.
+        Display names by class id, where the list gives them.
     """
 
     origin: str
@@ -29,29 +29,29 @@ class ClassList:
     names: dict[str, str]
 
 
-def class_id_from(text: str) -> str:
-    """Return the class id that a name or label means: a name has one spelling on every system (NFC)."""
+def normalize_class_id(text: str) -> str:
+    """Return a class id in Unicode normal form C, so that it is spelled alike on every system."""
     return unicodedata.normalize("NFC", text)
 
 
 def read_class_file(path: Path) -> ClassList:
-    """Read a file with one class per line.
+    """Read a class list from a file with one class per line.
 
     Raises
     ------
     InputError
-        If it cannot be read, is not UTF-8, holds no class, or one twice.
+        If the file cannot be read, is not UTF-8, or is no class list.
     """
-    return parse_class_list(read_list_text(path), str(path))
+    return parse_class_list(read_class_list_text(path), str(path))
 
 
-def read_list_text(path: Path) -> str:
-    """Read the text of a class list; a byte order mark is no part of it.
+def read_class_list_text(path: Path) -> str:
+    """Read the text of a class list without a byte order mark.
 
     Raises
     ------
     InputError
-        If it cannot be read, or is not UTF-8.
+        If the file cannot be read, or is not UTF-8.
     """
     try:
         return read_bounded_file(path).decode("utf-8-sig")
@@ -63,27 +63,27 @@ def read_list_text(path: Path) -> str:
         raise InputError(f"cannot read the class list {path}: {error.strerror or error}") from error
 
 
-def list_lines(content: str) -> Iterator[tuple[int, str, str]]:
-    r"""Yield the lines of a class list that count: number, name, and the display name after a tab, or "".
+def iterate_class_lines(text: str) -> Iterator[tuple[int, str, str]]:
+    r"""Yield line number, class name and display name ("" if none) of every class in a class list.
 
     Examples
     --------
-    >>> list(list_lines("# languages\n\nc#\ngo\tGo\n"))
+    >>> list(iterate_class_lines("# languages\n\nc#\ngo\tGo\n"))
     [(3, 'c#', ''), (4, 'go', 'Go')]
     """
-    # Not splitlines(): a name may hold what that takes for the end of a line.
-    for number, line in enumerate(content.split("\n"), 1):
+    # Not splitlines(), which also splits at characters that a name may hold.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip() and not line.startswith("#"):
-            name, _, shown = (part.strip() for part in line.partition("\t"))
-            yield number, name, shown
+            name, _, display_name = (part.strip() for part in line.partition("\t"))
+            yield number, name, display_name
 
 
-def parse_class_list(content: str, origin: str) -> ClassList:
-    r"""Parse a list of classes.
+def parse_class_list(text: str, origin: str) -> ClassList:
+    r"""Parse the text of a class list.
 
     Parameters
     ----------
-    content : str
+    text : str
         One class id per line; a display name may follow a tab. Empty lines do not count, nor do those that
         begin with ``#``; elsewhere ``#`` is part of the id.
     origin : str
@@ -101,34 +101,36 @@ def parse_class_list(content: str, origin: str) -> ClassList:
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
-    for number, text, shown in list_lines(content):
-        class_id = class_id_from(text)
+    for number, name, display_name in iterate_class_lines(text):
+        class_id = normalize_class_id(name)
         if class_id in lines:
             raise InputError(f"line {number} of class list {origin} repeats the class {class_id}")
         lines[class_id] = number
-        if shown:
-            names[class_id] = shown
+        if display_name:
+            names[class_id] = display_name
     if not lines:
         raise InputError(f"class list {origin} holds no class")
     return ClassList(origin, list(lines), names)
 
 
-def with_ids(chosen: ClassList, class_ids: Sequence[str]) -> ClassList:
-    """Return a list with its classes under other ids, given in its order."""
+def replace_class_ids(class_list: ClassList, class_ids: Sequence[str]) -> ClassList:
+    """Return a class list with other ids in place of its own, in the same order."""
     names = {
-        new: chosen.names[old] for old, new in zip(chosen.ids, class_ids, strict=True) if old in chosen.names
+        new: class_list.names[old]
+        for old, new in zip(class_list.ids, class_ids, strict=True)
+        if old in class_list.names
     }
-    return ClassList(chosen.origin, list(class_ids), names)
+    return ClassList(class_list.origin, list(class_ids), names)
 
 
-def find_class(text: str, class_ids: Sequence[str]) -> str | None:
-    """Return the class id that a text means; None if there is none.
+def find_class_id(text: str, class_ids: Sequence[str]) -> str | None:
+    """Return the class id that a text names; None if there is none.
 
-    The id itself wins. Otherwise the id in another Unicode normal form, or the one that is displayed so
+    An identical id wins. Otherwise one in another Unicode normal form, or one that is displayed like the text
     (``sfm store show`` shows a line break as two characters).
     """
     if text in class_ids:
         return text
-    normal = class_id_from(text)
-    alike = (i for i in class_ids if class_id_from(i) == normal)
-    return next(alike, None) or next((i for i in class_ids if sanitize_line(i) == text), None)
+    normalized_text = normalize_class_id(text)
+    matching_ids = (i for i in class_ids if normalize_class_id(i) == normalized_text)
+    return next(matching_ids, None) or next((i for i in class_ids if sanitize_line(i) == text), None)

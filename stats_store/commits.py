@@ -1,7 +1,7 @@
-"""Commits and the cards they vouch for: where they lie, how they are parsed, what makes one damaged.
+"""Encode, decode and validate commits and the cards of the runs they make visible.
 
-Anybody may have written them. Whatever is wrong with one is a :class:`~sfm.errors.DamageError` that names it,
-so that it can be passed over.
+Anybody may have written them. Whatever is wrong with a commit raises a :class:`~sfm.errors.DamageError` that
+names it, so that readers can skip it.
 """
 
 import json
@@ -24,35 +24,35 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
-from sfm.stats_store.digest import canonical, entry_digest, sha256
-from sfm.stats_store.schema import UpgradeError, require_readable
+from sfm.stats_store.digests import compute_entry_digest, compute_sha256, encode_canonical_json
+from sfm.stats_store.schema import UpgradeError, require_supported_schema
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
 
-Card = TypeVar("Card", bound=BaseModel)
+CardModel = TypeVar("CardModel", bound=BaseModel)
 
-MARK = ".published"
-"""Ending of the empty object beside a commit that its writer knows to be there."""
+PUBLISHED_SUFFIX = ".published"
+"""Suffix of the empty object beside a commit that shows that the commit was published."""
 
-COMMIT = re.compile(r"index/([0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64})/([0-9]{8})(\.json|\.published)")
-"""Path of a commit or its mark: key, generation, ending. Nothing else in the index means anything."""
+COMMIT_PATH = re.compile(r"index/([0-9a-f]{64}/[0-9a-f]{64}/[0-9a-f]{64})/([0-9]{8})(\.json|\.published)")
+"""Path of a commit or its published mark: key, generation, suffix. Other paths in the index are ignored."""
 
-KEY_FOLDER = re.compile(r"index(/[0-9a-f]{64}){0,3}")
-"""Path of a folder of the index in which there may be commits."""
+KEY_FOLDER_PATH = re.compile(r"index(/[0-9a-f]{64}){0,3}")
+"""Path of an index folder that may contain commits."""
 
-RUN_METADATA_BYTES = 2 * MAX_JSON_BYTES
-"""Most bytes of all metadata of a run, which opening its entry reads and holds."""
+MAX_RUN_METADATA_BYTES = 2 * MAX_JSON_BYTES
+"""Limit on all metadata of a run together: opening its entry reads and holds them."""
 
-LATER = ("literal_error", "extra_forbidden")
-"""What pydantic calls a word that a later version may have introduced."""
+NEWER_SCHEMA_ERRORS = ("literal_error", "extra_forbidden")
+"""Types of pydantic errors that a value of a newer schema causes."""
 
-ONE_AT_A_TIME = threading.Lock()
-"""Held while a document is parsed, whose values may take 30 times its length."""
+PARSE_LOCK = threading.Lock()
+"""Held while a document is parsed: its values may take 30 times its length in memory."""
 
 
 @dataclass(frozen=True)
-class Cards:
-    """What an entry says about itself, in the root metadata of its run."""
+class EntryCards:
+    """The cards of an entry, as the root metadata of its run holds them."""
 
     backbone: BackboneCard
     dataset: DatasetCard
@@ -60,99 +60,100 @@ class Cards:
     classifier: ClassifierCard
 
 
-def commit_name(generation: int) -> str:
-    """Return the file name of a generation's commit."""
+def make_commit_name(generation: int) -> str:
+    """Return the file name of the commit of a generation."""
     return f"{generation:08d}.json"
 
 
-def commit_path(summary: Summary) -> str:
-    """Return where the commit of a summary lies."""
-    return f"index/{summary.key}/{commit_name(summary.generation)}"
+def make_commit_path(summary: Summary) -> str:
+    """Return the path of the commit that holds a summary."""
+    return f"index/{summary.key}/{make_commit_name(summary.generation)}"
 
 
-def generation_of(path: str) -> int:
-    """Return the generation that a commit's path names."""
+def parse_generation(path: str) -> int:
+    """Return the generation number in the path of a commit."""
     return int(path.rpartition("/")[2].partition(".")[0])
 
 
 class LastGenerationError(InputError):
-    """A key has no generation left: somebody's doing, or a mistake."""
+    """A key has used its last generation number, by mistake or malice."""
 
 
-def generation_after(latest: int, key: str) -> int:
-    """Return the generation that follows the highest of a key.
+def get_next_generation(latest: int, key: str) -> int:
+    """Return the generation number that follows the latest one of a key.
 
     Raises
     ------
     LastGenerationError
-        If it is the last that a path can name.
+        If `latest` is the last number that a path can hold.
     """
     if latest >= MAX_GENERATION:
         raise LastGenerationError(
-            f"index/{key} holds the last possible generation: delete {latest}.json and {latest}{MARK} there"
+            f"index/{key} holds the last possible generation: delete {latest}.json and "
+            f"{latest}{PUBLISHED_SUFFIX} there"
         )
     return latest + 1
 
 
-def is_commit(path: str) -> bool:
-    """Say whether a path of the index is that of a commit."""
-    found = COMMIT.fullmatch(path)
-    return found is not None and found[3] == ".json"
+def is_commit_path(path: str) -> bool:
+    """Return whether a path is that of a commit."""
+    match = COMMIT_PATH.fullmatch(path)
+    return match is not None and match[3] == ".json"
 
 
 def parse_commit(data: bytes, path: str) -> Commit:
-    """Parse the bytes of a commit.
+    """Parse and validate the bytes of a commit.
 
     Raises
     ------
     DamageError
-        If they do not match their own digest, belong elsewhere in the index, or hold what no writer writes.
+        If they do not match their own digest, belong to another path, or hold values that no writer writes.
     UpgradeError
         If it was written with a schema that this version cannot read.
     """
-    commit = parse_sealed(data, path)
+    commit = parse_commit_or_damage(data, path)
     if isinstance(commit, DamageError):
         raise commit
     return commit
 
 
-def parse_sealed(data: bytes, path: str) -> Commit | DamageError:
-    """Parse the bytes of a commit; return what is wrong with one that its own digest vouches for.
+def parse_commit_or_damage(data: bytes, path: str) -> Commit | DamageError:
+    """Parse the bytes of a commit; return the error if its digest is right and its content is not.
 
-    Such a one was written so: it did not suffer on the way, and need not be asked for again.
+    Such a commit was written that way, not damaged in transit: reading it again does not help.
 
     Raises
     ------
     DamageError, UpgradeError
         See :func:`parse_commit`.
     """
-    with ONE_AT_A_TIME:
-        content = unseal(data, path)
+    with PARSE_LOCK:
+        content = decode_commit(data, path)
         try:
-            return read_commit(content, path)
+            return validate_commit(content, path)
         except DamageError as error:
             return error
 
 
-def seal(content: Any) -> bytes:
-    """Return the bytes of a commit of this content: it and its digest, as :func:`unseal` reads them."""
-    return json.dumps({"commit": content, "sha256": sha256(canonical(content))}).encode()
+def encode_commit(content: Any) -> bytes:
+    """Return a commit as JSON: its content and the digest of it, as :func:`decode_commit` reads them."""
+    return json.dumps({"commit": content, "sha256": compute_sha256(encode_canonical_json(content))}).encode()
 
 
-def unseal(data: bytes, path: str) -> Any:
-    """Return the content of a commit, which matches its digest.
+def decode_commit(data: bytes, path: str) -> Any:
+    """Return the content of an encoded commit after comparing it with its digest.
 
     Raises
     ------
     DamageError
-        If it does not, or the bytes are no such document.
+        If they differ, or the bytes are not an encoded commit.
     """
     try:
-        # Bounds length and depth first; json alone lets a name that stands twice be noticed.
+        # Two parsers: the first bounds length and depth, only the second reports duplicate keys.
         parse_json(data)
-        sealed = json.loads(data, object_pairs_hook=unambiguous)
+        sealed = json.loads(data, object_pairs_hook=reject_duplicate_keys)
         content = sealed["commit"]
-        intact = sha256(canonical(content)) == sealed["sha256"]
+        intact = compute_sha256(encode_canonical_json(content)) == sealed["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"damaged commit {path}: not readable as a commit") from error
     if not intact:
@@ -160,66 +161,68 @@ def unseal(data: bytes, path: str) -> Any:
     return content
 
 
-def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, of which two readers may not see different values.
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members of a JSON object: an `object_pairs_hook` that refuses duplicate keys.
+
+    Two readers could take different values for such a key.
 
     Raises
     ------
     ValueError
-        If it has a name twice.
+        If a key appears twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise ValueError("a name appears twice")
-    return found
+    return members
 
 
-def read_commit(content: Any, path: str) -> Commit:
-    """Return the commit that JSON describes; see :func:`parse_commit` for the errors."""
-    what = f"damaged commit {path}"
-    schema = parse_card(SchemaVersion, content, "schema", what, SCHEMA_MINOR)
-    require_readable(schema, named_place(content, path))
+def validate_commit(content: Any, path: str) -> Commit:
+    """Validate the content of a commit, also against its path; raises as :func:`parse_commit` does."""
+    subject = f"damaged commit {path}"
+    schema = validate_card(SchemaVersion, content, "schema", subject, SCHEMA_MINOR)
+    require_supported_schema(schema, describe_commit(content, path))
     try:
         commit = Commit.model_validate(content)
     except ValidationError as error:
-        raise refusal(error, what, schema.minor) from error
-    # A commit says where it belongs: one that lies elsewhere would pass for another entry's.
-    if commit.summary is None or commit_path(commit.summary) != path:
-        raise DamageError(f"{what}: it belongs to another place in the index")
-    problem = commit_problem(commit, commit.summary) if commit.kind == "entry" else ""
+        raise make_validation_error(error, subject, schema.minor) from error
+    # A commit names its own path. A commit under another path would pass for another entry.
+    if commit.summary is None or make_commit_path(commit.summary) != path:
+        raise DamageError(f"{subject}: it belongs to another place in the index")
+    problem = find_commit_problem(commit, commit.summary) if commit.kind == "entry" else ""
     if problem:
-        raise DamageError(f"{what}: {problem}")
+        raise DamageError(f"{subject}: {problem}")
     return commit
 
 
-def named_place(content: dict[str, Any], path: str) -> str:
-    """Return the path of a commit, with the name of its dataset where a later version still says it so."""
+def describe_commit(content: dict[str, Any], path: str) -> str:
+    """Return the path of a commit for messages, with its dataset if the content names one."""
     summary = content.get("summary")
     name = summary.get("dataset") if isinstance(summary, dict) else None
     return f"the entry of {sanitize_line(name, max_length=80)} ({path})" if isinstance(name, str) else path
 
 
-def commit_problem(commit: Commit, summary: Summary) -> str:
-    """Return what parts of a commit of an entry do not agree in, or ""."""
-    lacking = {"zarr.json", *(f"{name}/zarr.json" for name in commit.arrays)} - commit.objects.keys()
-    if lacking:
-        return f"it lists no {min(lacking)}"
+def find_commit_problem(commit: Commit, summary: Summary) -> str:
+    """Return how the parts of an entry's commit contradict each other; "" if they do not."""
+    unlisted = {"zarr.json", *(f"{name}/zarr.json" for name in commit.arrays)} - commit.objects.keys()
+    if unlisted:
+        return f"it lists no {min(unlisted)}"
     metadata = sum(r.size for name, r in commit.objects.items() if name.rpartition("/")[2] == "zarr.json")
-    if metadata > RUN_METADATA_BYTES:
-        return f"its metadata has {metadata} bytes, at most {RUN_METADATA_BYTES} are read"
+    if metadata > MAX_RUN_METADATA_BYTES:
+        return f"its metadata has {metadata} bytes, at most {MAX_RUN_METADATA_BYTES} are read"
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
-    if entry_digest(commit.arrays, *key) != summary.entry_digest:
+    if compute_entry_digest(commit.arrays, *key) != summary.entry_digest:
         return f"the digest {summary.entry_digest[:12]} is not that of its content"
     return ""
 
 
-def root_schema(data: bytes) -> SchemaVersion:
-    """Parse the root metadata of a store.
+def parse_root_schema(data: bytes) -> SchemaVersion:
+    """Return the schema version in the root metadata of a store.
 
     Raises
     ------
     DamageError
-        If it is not that of a store.
+        If the metadata is not that of a store.
     """
     try:
         return SchemaVersion.model_validate(parse_json(data)["attributes"]["schema"])
@@ -227,37 +230,37 @@ def root_schema(data: bytes) -> SchemaVersion:
         raise DamageError("not the root of a store") from error
 
 
-def read_cards(commit: Commit, data: bytes) -> Cards:
-    """Parse the cards of an entry from the root metadata of its run; they agree with its commit.
+def parse_cards(commit: Commit, data: bytes) -> EntryCards:
+    """Parse the cards of an entry from the root metadata of its run, and compare them with its commit.
 
     Raises
     ------
     DamageError
-        If they hold what no writer writes, or say other things than the commit.
+        If they hold values that no writer writes, or differ from the commit.
     UpgradeError
-        If a later version wrote words that this one does not know.
+        If a newer version wrote values that this one does not know.
     """
-    what, minor = f"damaged object runs/{commit.run}/zarr.json", commit.schema_version.minor
-    with ONE_AT_A_TIME:
+    subject, minor = f"damaged object runs/{commit.run}/zarr.json", commit.schema_version.minor
+    with PARSE_LOCK:
         try:
-            found = parse_json(data)["attributes"]
+            attributes = parse_json(data)["attributes"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DamageError(f"{what}: not readable as the cards of an entry") from error
-        cards = Cards(
-            backbone=parse_card(BackboneCard, found, "backbone", what, minor),
-            dataset=parse_card(DatasetCard, found, "dataset", what, minor),
-            extraction=parse_card(ExtractionCard, found, "extraction", what, minor),
-            classifier=parse_card(ClassifierCard, found, "classifier", what, minor),
+            raise DamageError(f"{subject}: not readable as the cards of an entry") from error
+        cards = EntryCards(
+            backbone=validate_card(BackboneCard, attributes, "backbone", subject, minor),
+            dataset=validate_card(DatasetCard, attributes, "dataset", subject, minor),
+            extraction=validate_card(ExtractionCard, attributes, "extraction", subject, minor),
+            classifier=validate_card(ClassifierCard, attributes, "classifier", subject, minor),
         )
-    shown = commit.summary.model_dump() if commit.summary else {}
-    differing = [name for name, value in summary_fields(cards).items() if shown.get(name) != value]
+    published = commit.summary.model_dump() if commit.summary else {}
+    differing = [name for name, value in make_summary_fields(cards).items() if published.get(name) != value]
     if differing:
-        raise DamageError(f"{what}: its {', '.join(differing)} differ from the commit's")
+        raise DamageError(f"{subject}: its {', '.join(differing)} differ from the commit's")
     return cards
 
 
-def summary_fields(cards: Cards) -> dict[str, Any]:
-    """Return all that a summary repeats of the cards of its entry."""
+def make_summary_fields(cards: EntryCards) -> dict[str, Any]:
+    """Return the fields of a summary that follow from the cards of its entry."""
     backbone, dataset = cards.backbone, cards.dataset
     return {
         "dataset": dataset.name,
@@ -266,7 +269,7 @@ def summary_fields(cards: Cards) -> dict[str, Any]:
         "backbone_hash": backbone.hash,
         "image_size": backbone.preprocessing.input_size,
         "fingerprint": dataset.fingerprint,
-        "options": sha256(canonical(cards.extraction.options)),
+        "options": compute_sha256(encode_canonical_json(cards.extraction.options)),
         "role": cards.extraction.role,
         "classes": len(dataset.class_ids),
         "features": backbone.features,
@@ -277,29 +280,29 @@ def summary_fields(cards: Cards) -> dict[str, Any]:
     }
 
 
-def parse_card(card: type[Card], found: Any, name: str, what: str, minor: int) -> Card:
-    """Return the card that JSON holds under a name; `what` says in errors of what it is a part."""
+def validate_card(model: type[CardModel], attributes: Any, name: str, subject: str, minor: int) -> CardModel:
+    """Validate the attribute `name` as a card; error messages begin with `subject`."""
     try:
-        return card.model_validate(found[name])
+        return model.model_validate(attributes[name])
     except ValidationError as error:
-        raise refusal(error, f"{what}: {name}", minor) from error
+        raise make_validation_error(error, f"{subject}: {name}", minor) from error
     except (KeyError, TypeError, IndexError) as error:
-        raise DamageError(f"{what}: it has no {name}") from error
+        raise DamageError(f"{subject}: it has no {name}") from error
 
 
-def refusal(error: ValidationError, what: str, minor: int) -> DamageError | UpgradeError:
-    """Return what to raise for data that break a rule: damage, unless a later version may know better.
+def make_validation_error(error: ValidationError, subject: str, minor: int) -> DamageError | UpgradeError:
+    """Return the exception for invalid values: damage, or an upgrade error if a newer schema may allow them.
 
     Parameters
     ----------
     minor : int
-        Of the schema it was written with. A later one may add fields and arrays, which are ignored, and
-        words.
+        Minor version of the schema that the values were written with. A newer one may add fields and arrays,
+        which are ignored, and new values.
     """
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
     where, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    line = sanitize_line(f"{what}: {where}: {why}" if where else f"{what}: {why}", max_length=500)
-    if minor > SCHEMA_MINOR and all(problem["type"] in LATER for problem in problems):
+    line = sanitize_line(f"{subject}: {where}: {why}" if where else f"{subject}: {why}", max_length=500)
+    if minor > SCHEMA_MINOR and all(problem["type"] in NEWER_SCHEMA_ERRORS for problem in problems):
         return UpgradeError(f"{line}; it is of schema 1.{minor}: upgrade sfm-distill")
     return DamageError(line)

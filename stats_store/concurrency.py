@@ -1,4 +1,4 @@
-"""Many requests at a time: on a remote store nearly all of the time goes into waiting for answers."""
+"""Run many requests concurrently: a remote store spends nearly all of its time on waiting for answers."""
 
 import asyncio
 import threading
@@ -12,24 +12,24 @@ from sfm.events import Progress, ProgressCallback, no_progress
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-REQUESTS = 32
-"""Requests that are under way at a time."""
+MAX_REQUESTS = 32
+"""Limit on concurrent requests."""
 
 
-def concurrently(
+def map_concurrently(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     progress: ProgressCallback = no_progress,
     stage: str = "",
     unit: str = "",
     *,
-    limit: int = REQUESTS,
+    limit: int = MAX_REQUESTS,
 ) -> list[Result]:
-    """Return what a function makes of every item, in order, from up to `limit` threads.
+    """Return the results of a function for every item, in order, from up to `limit` threads.
 
-    An interrupt ends it at once: what is under way is not waited for, and nothing else begins. (A pool of
-    :mod:`concurrent.futures` would wait for every request, for minutes on a server that does not answer.)
-    After an error nothing else begins either, and what is under way is waited for.
+    An interrupt ends the call at once, without waiting for running calls. (A pool of
+    :mod:`concurrent.futures` would wait for them, for minutes on a server that does not answer.) After an
+    error no further call starts, and running ones are waited for.
 
     Parameters
     ----------
@@ -37,96 +37,96 @@ def concurrently(
         Called in other threads.
     items : iterable
     progress : callable, optional
-        Told in this thread how many are done.
+        Called in this thread with the number of results.
     stage, unit : str
-        What it is told.
+        Stage and unit that the progress is reported with.
     limit : int
-        Most threads.
+        Maximum number of threads.
     """
-    given = list(items)
+    all_items = list(items)
     if stage:
-        progress(Progress(stage, 0, len(given), unit))
+        progress(Progress(stage, 0, len(all_items), unit))
     results: dict[int, Result] = {}
-    for number in _finished(function, given, results, limit):
+    for index in _compute_results(function, all_items, results, limit):
         if stage:
-            progress(Progress(stage, number, len(given), unit))
-    return [results[number] for number in range(len(given))]
+            progress(Progress(stage, index, len(all_items), unit))
+    return [results[index] for index in range(len(all_items))]
 
 
-def interruptibly(function: Callable[[], Result]) -> Result:
-    """Call a function that waits in foreign code, so that an interrupt does not have to wait for it."""
+def call_interruptibly(function: Callable[[], Result]) -> Result:
+    """Call a function that blocks in foreign code, so that an interrupt does not wait for it."""
     if threading.current_thread() is not threading.main_thread():
         return function()
-    return concurrently(lambda call: call(), [function])[0]
+    return map_concurrently(lambda call: call(), [function])[0]
 
 
-async def in_daemon_thread(function: Callable[[], Result]) -> Result:
-    """Call a function that waits in foreign code from a coroutine.
+async def run_in_daemon_thread(function: Callable[[], Result]) -> Result:
+    """Call a function that blocks in foreign code from a coroutine.
 
-    Unlike those of :func:`asyncio.to_thread`, its thread is not waited for when the program ends.
+    Unlike with :func:`asyncio.to_thread`, the program does not wait for the thread when it ends.
     """
     future: Future[Result] = Future()
     future.set_running_or_notify_cancel()
 
-    def work() -> None:
+    def run_worker() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever awaits it
+        except BaseException as error:  # noqa: BLE001 - raised again by the awaiting coroutine
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=run_worker, daemon=True).start()
     return await asyncio.wrap_future(future)
 
 
-def _finished(
-    function: Callable[[Item], Result], given: Sequence[Item], results: dict[int, Result], limit: int
+def _compute_results(
+    function: Callable[[Item], Result], all_items: Sequence[Item], results: dict[int, Result], limit: int
 ) -> Iterator[int]:
-    """Fill in results by place; yields how many there are as their number grows."""
-    if min(limit, len(given)) <= 1 and threading.current_thread() is not threading.main_thread():
-        for number, item in enumerate(given):
-            results[number] = function(item)
+    """Compute `results` by index in threads; yield their number whenever it grows."""
+    if min(limit, len(all_items)) <= 1 and threading.current_thread() is not threading.main_thread():
+        for index, item in enumerate(all_items):
+            results[index] = function(item)
             yield len(results)
         return
-    waiting, errors, changed = deque(enumerate(given)), list[BaseException](), threading.Condition()
+    pending_items, errors, changed = deque(enumerate(all_items)), list[BaseException](), threading.Condition()
 
-    def work() -> None:
+    def run_worker() -> None:
         while not errors:
             try:
-                number, item = waiting.popleft()
+                index, item = pending_items.popleft()
             except IndexError:
                 return
             try:
                 result = function(item)
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
+            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
                 with changed:
                     errors.append(error)
                     changed.notify()
                 return
             with changed:
-                results[number] = result
+                results[index] = result
                 changed.notify()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(limit, len(given)))]
-    told = 0
+    threads = [threading.Thread(target=run_worker, daemon=True) for _ in range(min(limit, len(all_items)))]
+    reported_count = 0
     try:
         for thread in threads:
             thread.start()
-        while told < len(given):
+        while reported_count < len(all_items):
             with changed:
-                while not errors and len(results) <= told:
+                while not errors and len(results) <= reported_count:
                     changed.wait()
-                told = len(results)
+                reported_count = len(results)
             if errors:
                 for thread in threads:
                     thread.join()
                 raise errors[0]
-            yield told
+            yield reported_count
     finally:
-        waiting.clear()
+        pending_items.clear()
 
 
-class Budget:
-    """Bytes that may be held at a time; who wants more waits.
+class MemoryBudget:
+    """A limit on the bytes held at a time; a thread that needs more waits.
 
     Parameters
     ----------
@@ -136,16 +136,16 @@ class Budget:
     def __init__(self, total: int) -> None:
         self._total, self._free, self._changed = total, total, threading.Condition()
 
-    def take(self, size: int) -> int:
-        """Wait until so many bytes are free, or all of them if there are not as many; return how many."""
-        wanted = min(size, self._total)
+    def acquire(self, size: int) -> int:
+        """Wait until `size` bytes are free, at most the total, and take them; return their number."""
+        granted = min(size, self._total)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= wanted)
-            self._free -= wanted
-        return wanted
+            self._changed.wait_for(lambda: self._free >= granted)
+            self._free -= granted
+        return granted
 
-    def give_back(self, size: int) -> None:
-        """Free bytes that were taken."""
+    def release(self, size: int) -> None:
+        """Free bytes that were acquired."""
         with self._changed:
             self._free += size
             self._changed.notify_all()

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.moments import Array, Moments
+from sfm.stats_store.class_moments import Float64Array, Moments
 
-NEVER = -1e6
+ABSENT_CLASS_BIAS = -1e6
 """Bias of a class without training samples."""
 
 
 @dataclass(frozen=True)
-class Discriminant:
+class LinearDiscriminant:
     """A linear classifier of raw features: ``logits = feature @ weight.T + bias``.
 
     Attributes
@@ -28,8 +28,8 @@ class Discriminant:
     shrinkage: float
 
 
-def linear_discriminant(moments: Moments) -> Discriminant:
-    """Fit Gaussians of one common covariance to the classes; the logits are their log posteriors.
+def fit_linear_discriminant(moments: Moments) -> LinearDiscriminant:
+    """Fit a linear discriminant: Gaussians with a common covariance, whose log posteriors are the logits.
 
     With S the within-class scatter, n samples and C classes, the covariance is
     ``Sigma = (1 - r) S / (n - C) + r t I``, t the mean of the diagonal of S / (n - C), and r the oracle
@@ -38,32 +38,34 @@ def linear_discriminant(moments: Moments) -> Discriminant:
     samples: the same posteriors as with mu = 0, without the loss of digits when features are far from zero.
     """
     count, classes, features = moments.count, len(moments.count), moments.mean.shape[1]
-    present = count > 0
-    freedom = int(count.sum()) - int(present.sum())
-    covariance = moments.within_scatter / max(freedom, 1)
+    is_present = count > 0
+    degrees_of_freedom = int(count.sum()) - int(is_present.sum())
+    covariance = moments.within_scatter / max(degrees_of_freedom, 1)
     scale = float(np.trace(covariance)) / features
-    shrinkage = oracle_approximating_shrinkage(covariance, freedom)
-    # No spread at all, as with one sample per class: the nearest mean.
-    sigma = (1 - shrinkage) * covariance + (shrinkage * scale if scale > 0 else 1.0) * np.eye(features)
-    centre = count @ moments.mean / count.sum()
-    weight, bias = np.zeros((classes, features)), np.full(classes, NEVER)
-    means = moments.mean[present]
-    weight[present] = np.linalg.solve(sigma, (means - centre).T).T
-    prior = np.log(count[present] / count.sum())
-    bias[present] = prior - ((means + centre) / 2 * weight[present]).sum(axis=1)
-    return Discriminant(weight.astype(np.float32), bias.astype(np.float32), shrinkage)
+    shrinkage = compute_oas_shrinkage(covariance, degrees_of_freedom)
+    # Without any scatter, as with one sample per class, this becomes the nearest-mean classifier.
+    shrunk_covariance = (1 - shrinkage) * covariance + (shrinkage * scale if scale > 0 else 1.0) * np.eye(
+        features
+    )
+    overall_mean = count @ moments.mean / count.sum()
+    weight, bias = np.zeros((classes, features)), np.full(classes, ABSENT_CLASS_BIAS)
+    present_means = moments.mean[is_present]
+    weight[is_present] = np.linalg.solve(shrunk_covariance, (present_means - overall_mean).T).T
+    prior = np.log(count[is_present] / count.sum())
+    bias[is_present] = prior - ((present_means + overall_mean) / 2 * weight[is_present]).sum(axis=1)
+    return LinearDiscriminant(weight.astype(np.float32), bias.astype(np.float32), shrinkage)
 
 
-def oracle_approximating_shrinkage(covariance: Array, freedom: int) -> float:
-    """Return how much of a multiple of the identity a sample covariance needs, in [0, 1].
+def compute_oas_shrinkage(covariance: Float64Array, degrees_of_freedom: int) -> float:
+    """Return the oracle approximating shrinkage of a sample covariance towards the identity, in [0, 1].
 
     Parameters
     ----------
     covariance : ndarray, shape (D, D)
-    freedom : int
-        Degrees of freedom it was estimated with.
+    degrees_of_freedom : int
+        Degrees of freedom of the estimate.
     """
-    p = len(covariance)
-    trace, square = float(np.trace(covariance)), float(np.square(covariance).sum())
-    spread = (freedom + 1 - 2 / p) * (square - trace**2 / p)
-    return min(1.0, ((1 - 2 / p) * square + trace**2) / spread) if spread > 0 else 1.0
+    features = len(covariance)
+    trace, squared_sum = float(np.trace(covariance)), float(np.square(covariance).sum())
+    denominator = (degrees_of_freedom + 1 - 2 / features) * (squared_sum - trace**2 / features)
+    return min(1.0, ((1 - 2 / features) * squared_sum + trace**2) / denominator) if denominator > 0 else 1.0

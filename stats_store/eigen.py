@@ -6,17 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-Array = npt.NDArray[np.float64]
+from sfm.stats_store.class_moments import Float64Array
 
-DRIVERS = ("evd", "evr", "ev")
-"""LAPACK's drivers in the order of trying; divide and conquer is the fastest, and fails on some matrices."""
+LAPACK_DRIVERS = ("evd", "evr", "ev")
+"""LAPACK drivers in the order they are tried: the first is the fastest, but fails on some matrices."""
 
 
-def decompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Array, Array]:
-    """Return eigenvalues, ascending, and eigenvectors, in columns.
+def decompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
+    """Return the eigenvalues of a symmetric matrix, ascending, and its eigenvectors in columns.
 
     Rows and columns of zeros are left out of the decomposition: each has the eigenvalue zero and its own unit
-    vector. Drivers fail on low-rank matrices with many of them (https://github.com/pytorch/pytorch/issues/145801).
+    vector. Drivers fail on low-rank matrices with many of them
+    (https://github.com/pytorch/pytorch/issues/145801).
 
     Parameters
     ----------
@@ -29,29 +30,31 @@ def decompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Array, Array]:
         If no driver converges.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
-    kept = np.flatnonzero(matrix.any(axis=0))
-    if len(kept) < len(matrix):
-        return _with_zeros(matrix, kept)
+    nonzero_rows = np.flatnonzero(matrix.any(axis=0))
+    if len(nonzero_rows) < len(matrix):
+        return _decompose_nonzero_part(matrix, nonzero_rows)
     if not len(matrix):
         return np.zeros(0), np.zeros((0, 0))
-    return _by_any_driver(matrix)
+    return _decompose_with_fallback(matrix)
 
 
-def _with_zeros(matrix: Array, kept: npt.NDArray[np.intp]) -> tuple[Array, Array]:
-    """Decompose a matrix of which only some rows and columns hold anything."""
-    zero = np.setdiff1d(np.arange(len(matrix)), kept)
-    part, inner = decompose_symmetric(matrix[np.ix_(kept, kept)])
-    values = np.concatenate([np.zeros(len(zero)), part])
+def _decompose_nonzero_part(
+    matrix: Float64Array, nonzero_rows: npt.NDArray[np.intp]
+) -> tuple[Float64Array, Float64Array]:
+    """Decompose a matrix whose rows and columns are zero except for `nonzero_rows`."""
+    zero_rows = np.setdiff1d(np.arange(len(matrix)), nonzero_rows)
+    nonzero_values, nonzero_vectors = decompose_symmetric(matrix[np.ix_(nonzero_rows, nonzero_rows)])
+    values = np.concatenate([np.zeros(len(zero_rows)), nonzero_values])
     vectors = np.zeros_like(matrix)
-    vectors[zero, np.arange(len(zero))] = 1
-    vectors[kept, len(zero) :] = inner
+    vectors[zero_rows, np.arange(len(zero_rows))] = 1
+    vectors[nonzero_rows, len(zero_rows) :] = nonzero_vectors
     order = np.argsort(values, kind="stable")
     return values[order], vectors[:, order]
 
 
-def _by_any_driver(matrix: Array) -> tuple[Array, Array]:
-    """Try one driver after the other; a result that is not finite counts as a failure too."""
-    for driver in DRIVERS:
+def _decompose_with_fallback(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Decompose a matrix with the first driver that converges to finite values."""
+    for driver in LAPACK_DRIVERS:
         try:
             values, vectors = scipy.linalg.eigh(matrix, driver=driver, check_finite=False)
         except (np.linalg.LinAlgError, ValueError):

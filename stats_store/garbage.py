@@ -1,4 +1,4 @@
-"""What no reader of a store can reach, and what must be left alone because it cannot be told."""
+"""Find garbage: what no reader of a store can reach. What may still be reachable is not garbage."""
 
 import datetime
 import os
@@ -15,30 +15,32 @@ from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
-from sfm.stats_store.commits import is_commit, read_cards
-from sfm.stats_store.disk import UNFINISHED, LocalFile, is_denied, local_root, modified, unlisted, walk
-from sfm.stats_store.history import Generation, generations
-from sfm.stats_store.location import reaching
-from sfm.stats_store.objects import RUN, list_objects, read_object
+from sfm.stats_store.commits import is_commit_path, parse_cards
+from sfm.stats_store.folder_walk import LocalFile, explain_unlisted_folder, get_modified_time, walk_files
+from sfm.stats_store.history import CommitStatus, read_commit_statuses
+from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
+from sfm.stats_store.location import translate_errors
+from sfm.stats_store.objects import RUN_ID_REGEX, list_objects, read_object
 from sfm.stats_store.store import Store
-from sfm.stats_store.verified import require_published
+from sfm.stats_store.system_errors import is_permission_error
+from sfm.stats_store.verified_objects import require_published_bytes
 
-Reason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
+GarbageReason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that no reader can reach.
+    """A run, file or folder that no reader can reach.
 
     Attributes
     ----------
     path : str
         A run, a file of the index or a staging folder, below the store's root.
     reason : {"replaced", "removed", "never committed", "unfinished write", "abandoned staging"}
-        The first two had a commit, which is deleted with them. A tombstone is never deleted.
+        Replaced and removed runs have commits, which are deleted with them. Tombstones are never deleted.
     since : datetime
-        When it became garbage: the time of the commit that replaced or removed it; where there is none, the
-        time of its newest object, since a writer that is at work keeps adding some.
+        When it became garbage: the time of the commit that replaced or removed it; without one, the time of
+        its newest object, since an active writer keeps adding objects.
     objects, size : int
         Number of objects, and bytes.
     commits : tuple of str
@@ -46,7 +48,7 @@ class Garbage:
     """
 
     path: str
-    reason: Reason
+    reason: GarbageReason
     since: datetime.datetime
     objects: int
     size: int
@@ -54,175 +56,195 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The objects of a store; of a local one also what a killed writer left, and nothing behind a link.
+class StoreListing:
+    """The files of a store, also those that killed writers left on a disk, but none behind links.
 
     Attributes
     ----------
     runs, index : list of LocalFile
     links : list of str
-        Paths of links in the place of a folder or of a file of the index.
-    hidden : list of str
-        One line per folder that may not be listed.
+        Paths of links in place of folders, or of files of the index.
+    unlisted_folders : list of str
+        One line per folder that could not be listed.
     """
 
     runs: list[LocalFile]
     index: list[LocalFile]
     links: list[str]
-    hidden: list[str]
+    unlisted_folders: list[str]
 
 
 def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tuple[list[Garbage], list[str]]:
-    """Return everything that no reader can reach, and one line for all that was left out of it.
+    """Return the garbage of a store, and one note about each thing that had to be left out.
 
-    Every commit is read. If one cannot be, no run that others of its key refer to is garbage. If it is the
-    newest of the key, neither is any run that it may refer to itself: one without a commit. An older one
-    refers to nothing that readers see. A run that is not what a commit says has none: anybody may commit the
-    id of one that is being written.
+    Every commit is read. If one is unreadable, no run that other commits of its key refer to is garbage. If
+    it is the newest of its key, no run without a commit is garbage either: the unreadable commit may refer to
+    it. A run that contradicts its commit counts as one without: anybody may commit the id of a run that is
+    being written.
 
-    Readers follow links, by which a store may lie on several disks; what is behind a link is never garbage.
+    Readers follow links, so that a store may span several disks; what is behind a link is never garbage.
 
     Raises
     ------
     InputError
         If the store cannot be reached.
     """
-    with reaching(store.url):
-        listing = list_store(store)
-        staging, passed_over = staging_folders(local_root(store.objects))
-    commits = generations(store, progress)
-    unreadable = [g for g in commits if g.commit is None]
-    # Commits that were listed before and are not any more: hidden, or collected by somebody else just now.
-    lost = {i.path for i in listing.index if i.is_file and is_commit(i.path)} - {g.path for g in commits}
-    # Behind a link of the index there may be commits that are not there today: a disk that is not mounted.
-    hidden = [path for path in listing.links if path.startswith("index")]
-    all_known = not (any(g.newest for g in unreadable) or lost or hidden or listing.hidden)
-    guarded = runs_of(commits, {g.key for g in unreadable})
-    by_path = {g.path: g.commit for g in commits}
+    with translate_errors(store.url):
+        listing = list_stored_files(store)
+        staging, staging_links = find_staging_folders(get_local_root(store.objects))
+    statuses = read_commit_statuses(store, progress)
+    unreadable = [status for status in statuses if status.commit is None]
+    # Commits that were listed first and are missing now: hidden, or deleted by another collection.
+    known_paths = {status.path for status in statuses}
+    vanished = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
+    # A link in the index may hide commits today: its disk may not be mounted.
+    index_links = [path for path in listing.links if path.startswith("index")]
+    has_unknown_commits = (
+        any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
+    )
+    protected = list_committed_runs(statuses, {status.key for status in unreadable})
+    commits = {status.path: status.commit for status in statuses}
     runs = [
-        g if not g.objects or is_of(store, g.path, [by_path[p] for p in g.commits]) else without_commit(g)
-        for g in unreferenced_runs(listing, commits)
-        if g.path not in guarded
+        run
+        if not run.objects or is_published_run(store, run.path, [commits[path] for path in run.commits])
+        else mark_never_committed(run)
+        for run in find_unreferenced_runs(listing, statuses)
+        if run.path not in protected
     ]
-    if not all_known:
-        runs = [g for g in runs if g.commits]
-    found = [
-        *runs,
-        *(unfinished_writes(listing) if local_root(store.objects) else ()),
-        *staging,
+    if has_unknown_commits:
+        runs = [run for run in runs if run.commits]
+    unfinished = find_unfinished_writes(listing) if get_local_root(store.objects) else ()
+    notes = [
+        *listing.unlisted_folders,
+        *(
+            f"{path} is a symbolic link: nothing behind it is deleted"
+            for path in (*listing.links, *staging_links)
+        ),
+        *(status.problem for status in unreadable),
     ]
-    links = [f"{p} is a symbolic link: nothing behind it is deleted" for p in (*listing.links, *passed_over)]
-    return found, [*listing.hidden, *links, *(g.problem for g in unreadable)]
+    return [*runs, *unfinished, *staging], notes
 
 
-def runs_of(commits: Sequence[Generation], keys: set[str]) -> set[str]:
+def list_committed_runs(statuses: Sequence[CommitStatus], keys: set[str]) -> set[str]:
     """Return the paths of the runs that the commits of these keys refer to."""
-    return {f"runs/{g.commit.run}" for g in commits if g.key in keys and g.commit}
+    return {f"runs/{status.commit.run}" for status in statuses if status.key in keys and status.commit}
 
 
-def list_store(store: Store) -> Listing:
+def list_stored_files(store: Store) -> StoreListing:
     """List the objects of runs and of the index.
 
-    Runs come first: one that is committed in between is then found to be referred to.
+    Runs are listed first: a run that is committed meanwhile is then found to be referred to.
     """
-    root = local_root(store.objects)
+    root = get_local_root(store.objects)
     if root is None:
         runs, index = (
-            [LocalFile(o["path"], o["size"], o["last_modified"]) for o in list_objects(store.objects, prefix)]
+            [
+                LocalFile(item["path"], item["size"], item["last_modified"])
+                for item in list_objects(store.objects, prefix)
+            ]
             for prefix in ("runs", "index")
         )
-        return Listing(runs, index, [], [])
-    hidden: list[str] = []
-    found = [
-        list(walk(root, prefix, lambda p: hidden.append(unlisted(p)), follow=False))
+        return StoreListing(runs, index, [], [])
+    unlisted: list[str] = []
+    run_files, index_files = (
+        list(
+            walk_files(
+                root,
+                prefix,
+                lambda folder: unlisted.append(explain_unlisted_folder(folder)),
+                follow_links=False,
+            )
+        )
         for prefix in ("runs", "index")
-    ]
-    # Inside a run a link is a part of it, and deleted as a link.
-    links = [f.path for f in (*found[0], *found[1]) if f.is_link and not is_inside_run(f.path)]
-    runs, index = ([f for f in files if f.path not in ("runs", "index", *links)] for files in found)
-    return Listing(runs, index, links, hidden)
+    )
+    # A link inside a run belongs to it, and is deleted as a link.
+    links = [f.path for f in (*run_files, *index_files) if f.is_link and not is_inside_run(f.path)]
+    runs, index = (
+        [f for f in files if f.path not in ("runs", "index", *links)] for files in (run_files, index_files)
+    )
+    return StoreListing(runs, index, links, unlisted)
 
 
-def is_of(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
-    """Say whether a run has the cards that one of these commits says, to the byte.
+def is_published_run(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
+    """Return whether the cards of a run are, to the byte, those that one of these commits records.
 
-    A writer stores them last, and nobody knows them before; they are also deleted last.
+    A writer stores the cards last, and no one knows them before; they are also deleted last.
     """
     if not commits:
         return False
     try:
-        with reaching(store.url):
-            data = read_object(store.objects, f"{run}/zarr.json", bytes)
+        with translate_errors(store.url):
+            cards = read_object(store.objects, f"{run}/zarr.json", bytes)
     except (DamageError, InputError, FileNotFoundError):
         return False
     for commit in commits:
         with suppress(DamageError, InputError):
             if commit is not None:
-                require_published(f"{run}/zarr.json", data, commit.objects["zarr.json"])
-                read_cards(commit, data)
+                require_published_bytes(f"{run}/zarr.json", cards, commit.objects["zarr.json"])
+                parse_cards(commit, cards)
                 return True
     return False
 
 
-def without_commit(garbage: Garbage) -> Garbage:
-    """Return a run as one that was never committed."""
+def mark_never_committed(garbage: Garbage) -> Garbage:
+    """Return garbage of a run, changed to a run that was never committed."""
     return replace(garbage, reason="never committed", commits=())
 
 
 def is_inside_run(path: str) -> bool:
-    """Say whether a path is that of something in the folder of a run."""
+    """Return whether a path is below the folder of a run."""
     return path.startswith("runs/") and path.count("/") > 1
 
 
-def unreferenced_runs(listing: Listing, commits: Sequence[Generation]) -> Iterator[Garbage]:
+def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatus]) -> Iterator[Garbage]:
     """Yield the runs that no current commit refers to.
 
-    What is not named like a run is none. A run behind a link, and one that a commit behind a link refers to,
-    is left out.
+    Folders that are not named like a run are skipped, and so are runs behind a link, or with a commit behind
+    one.
     """
     if "runs" in listing.links:
         return
-    objects: dict[str, list[LocalFile]] = defaultdict(list)
-    for item in listing.runs:
-        if is_inside_run(item.path) or not item.is_file:
-            objects[item.path.split("/")[1]].append(item)
-    referring: dict[str, list[Generation]] = defaultdict(list)
-    for generation in commits:
-        if generation.commit and generation.commit.kind == "entry":
-            referring[generation.commit.run].append(generation)
-    committed = {item.path: item.modified for item in listing.index}
-    followed_by = {old.path: new.path for old, new in pairwise(commits) if old.key == new.key}
-    for run in sorted({*objects, *referring}):
-        items, past = objects[run], referring[run]
-        linked = f"runs/{run}" in listing.links or any(g.path not in committed for g in past)
-        if linked or any(g.state == "current" for g in past) or not RUN.fullmatch(run):
+    files_by_run: dict[str, list[LocalFile]] = defaultdict(list)
+    for file in listing.runs:
+        if is_inside_run(file.path) or not file.is_file:
+            files_by_run[file.path.split("/")[1]].append(file)
+    statuses_by_run: dict[str, list[CommitStatus]] = defaultdict(list)
+    for status in statuses:
+        if status.commit and status.commit.kind == "entry":
+            statuses_by_run[status.commit.run].append(status)
+    commit_times = {file.path: file.modified for file in listing.index}
+    next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
+    for run in sorted({*files_by_run, *statuses_by_run}):
+        files, own = files_by_run[run], statuses_by_run[run]
+        is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in own)
+        if is_linked or any(s.state == "current" for s in own) or not RUN_ID_REGEX.fullmatch(run):
             continue
-        reason: Reason = "never committed"
-        times = [item.modified for item in items]
-        if past:
-            reason = "removed" if past[-1].state == "removed" else "replaced"
-            times += [committed[path] for g in past if (path := followed_by[g.path]) in committed]
+        reason: GarbageReason = "never committed"
+        times = [file.modified for file in files]
+        if own:
+            reason = "removed" if own[-1].state == "removed" else "replaced"
+            times += [commit_times[path] for s in own if (path := next_paths[s.path]) in commit_times]
         yield Garbage(
             path=f"runs/{run}",
             reason=reason,
             since=max(times, default=datetime.datetime.now(datetime.UTC)),
-            objects=len(items),
-            size=sum(item.size for item in items),
-            commits=tuple(g.path for g in past),
+            objects=len(files),
+            size=sum(file.size for file in files),
+            commits=tuple(s.path for s in own),
         )
 
 
-def unfinished_writes(listing: Listing) -> Iterator[Garbage]:
-    """Yield the files that a killed writer left half-written outside of a run."""
-    for item in (*listing.index, *listing.runs):
-        if UNFINISHED.search(item.path) and not is_inside_run(item.path) and item.is_file:
-            yield Garbage(item.path, "unfinished write", item.modified, 1, item.size)
+def find_unfinished_writes(listing: StoreListing) -> Iterator[Garbage]:
+    """Yield the partial files that killed writers left outside of runs."""
+    for file in (*listing.index, *listing.runs):
+        if UNFINISHED_FILE_NAME.search(file.path) and not is_inside_run(file.path) and file.is_file:
+            yield Garbage(file.path, "unfinished write", file.modified, 1, file.size)
 
 
-def staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
-    """Return the folders of unfinished extractions, and the links in their place, which are left alone.
+def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
+    """Return the staging folders of a local store, and the links in place of some, which are never deleted.
 
-    Those of a remote store are in its writers' caches.
+    The staging folders of a remote store are in the caches of its writers.
     """
     found: list[Garbage] = []
     if root is None or not (root / "staging").is_dir():
@@ -239,20 +261,20 @@ def staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        inside = (root / file.path for file in walk(root, below, lambda _: None, follow=False))
-        known = [known for file in {path, *inside} if (known := size_and_time(file))]
+        inside = (root / file.path for file in walk_files(root, below, lambda _: None, follow_links=False))
+        known = [known for file in {path, *inside} if (known := get_size_and_time(file))]
         if known:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in known), max(time for _, time in known)
             found.append(Garbage(below, "abandoned staging", since, len(known) - 1, size))
     return found, links
 
 
-def size_and_time(path: Path) -> tuple[int, datetime.datetime] | None:
-    """Return size (0 of a folder) and time of change; None of what is gone or may not be seen."""
+def get_size_and_time(path: Path) -> tuple[int, datetime.datetime] | None:
+    """Return size (0 for a folder) and time of change of a path; None if it is missing or unreadable."""
     try:
         state = path.lstat()
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or is_denied(error):
+        if isinstance(error, FileNotFoundError) or is_permission_error(error):
             return None
         raise
-    return 0 if stat.S_ISDIR(state.st_mode) else state.st_size, modified(state)
+    return 0 if stat.S_ISDIR(state.st_mode) else state.st_size, get_modified_time(state)

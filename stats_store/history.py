@@ -1,4 +1,4 @@
-"""What a key has held over time: entries that were replaced or removed, and how to remove one."""
+"""The history of keys: which commits were replaced or removed; and the removal of entries."""
 
 import datetime
 import logging
@@ -10,49 +10,49 @@ from typing import Literal
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.cards import Commit, DatasetCard, Summary
-from sfm.stats_store.commits import generation_after, generation_of, read_cards
-from sfm.stats_store.concurrency import concurrently
-from sfm.stats_store.location import UnreadableError, reaching
-from sfm.stats_store.names import split_pin
-from sfm.stats_store.publish import put_commit
+from sfm.stats_store.commits import get_next_generation, parse_cards, parse_generation
+from sfm.stats_store.concurrency import map_concurrently
+from sfm.stats_store.dataset_names import split_pinned_name
+from sfm.stats_store.entry_selection import describe_entry, find_summaries
+from sfm.stats_store.location import AccessDeniedError, translate_errors
+from sfm.stats_store.publication import create_commit
 from sfm.stats_store.schema import UpgradeError
-from sfm.stats_store.select import described, every
 from sfm.stats_store.store import Store
-from sfm.stats_store.verified import read_published
+from sfm.stats_store.verified_objects import read_published_object
 
 LOG = logging.getLogger(__name__)
 
-State = Literal["current", "replaced", "removed", "tombstone", "unreadable"]
+CommitState = Literal["current", "replaced", "removed", "tombstone", "unreadable"]
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One commit of a key, and what has become of it.
+class CommitStatus:
+    """A commit of a key and its state.
 
     Attributes
     ----------
     key : str
         Backbone hash, dataset fingerprint and options digest, as in the path below ``index/``.
-    number : int
-        Rises by one with every commit of the key.
+    generation : int
+        Generation: rises by one with every commit of the key.
     path : str
-        Of the commit object.
+        Path of the commit object.
     commit : Commit or None
-        None if it is damaged, or of a schema that this version cannot read; `problem` says which.
+        None if it is damaged, or of a schema that this version cannot read; `problem` says why.
     state : {"current", "replaced", "removed", "tombstone", "unreadable"}
-        Whether readers see it, a later generation took its place, a later tombstone hides it, it is such a
-        tombstone itself, or it cannot be read.
-    newest : bool
-        Whether no later generation exists.
+        Readers see it, a later generation replaced it, a later tombstone hides it, it is a tombstone itself,
+        or it cannot be read.
+    is_newest : bool
+        Whether it is the latest generation of its key.
     """
 
     key: str
-    number: int
+    generation: int
     path: str
     commit: Commit | None
     problem: str
-    state: State
-    newest: bool
+    state: CommitState
+    is_newest: bool
 
     @property
     def summary(self) -> Summary | None:
@@ -65,87 +65,90 @@ class Generation:
         return sum(record.size for record in self.commit.objects.values()) if self.commit else 0
 
 
-def generations(store: Store, progress: ProgressCallback = no_progress) -> list[Generation]:
-    """Return every commit of a store that still exists, by key, oldest first.
+def read_commit_statuses(store: Store, progress: ProgressCallback = no_progress) -> list[CommitStatus]:
+    """Read every commit of a store, with its state; by key, oldest first.
 
-    One listing and one request per commit. What :func:`~sfm.stats_store.collect.collect` has deleted is not
-    there any more.
+    One listing and one request per commit. Commits that garbage collection has deleted are not included.
 
     Raises
     ------
     InputError
         If the store cannot be reached.
     """
-    by_key = store.generations()
-    paths = [path for versions in by_key.values() for path in versions]
-    commits = concurrently(lambda path: commit_or_problem(store, path), paths, progress, "read", "commits")
-    read = dict(zip(paths, commits, strict=True))
-    found = []
-    for key, versions in by_key.items():
-        own = [read[path][0] for path in versions]
-        for path, commit, state in zip(versions, own, states(own), strict=True):
-            found.append(
-                Generation(key, generation_of(path), path, commit, read[path][1], state, path == versions[-1])
+    paths_by_key = store.list_commits()
+    all_paths = [path for paths in paths_by_key.values() for path in paths]
+    results = map_concurrently(
+        lambda path: read_commit_or_problem(store, path), all_paths, progress, "read", "commits"
+    )
+    results_by_path = dict(zip(all_paths, results, strict=True))
+    statuses = []
+    for key, paths in paths_by_key.items():
+        commits = [results_by_path[path][0] for path in paths]
+        for path, commit, state in zip(paths, commits, classify_commits(commits), strict=True):
+            problem, is_newest = results_by_path[path][1], path == paths[-1]
+            statuses.append(
+                CommitStatus(key, parse_generation(path), path, commit, problem, state, is_newest)
             )
-    return found
+    return statuses
 
 
-def commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]:
-    """Return a commit, or None and what is wrong with it."""
+def read_commit_or_problem(store: Store, path: str) -> tuple[Commit | None, str]:
+    """Return a commit and "", or None and why it cannot be read."""
     try:
-        return store.commit(path), ""
-    except (DamageError, UpgradeError, UnreadableError) as error:
+        return store.read_commit(path), ""
+    except (DamageError, UpgradeError, AccessDeniedError) as error:
         return None, str(error)
 
 
-def states(commits: Sequence[Commit | None]) -> list[State]:
-    """Return what has become of each commit of a key, oldest first; None is one that cannot be read."""
+def classify_commits(commits: Sequence[Commit | None]) -> list[CommitState]:
+    """Return the state of every commit of a key, oldest first; None is a commit that cannot be read."""
     last = len(commits) - 1
-    tombs = {i for i, commit in enumerate(commits) if commit and commit.kind == "tombstone"}
-    last_tomb = max(tombs, default=-1)
+    tombstones = {i for i, commit in enumerate(commits) if commit and commit.kind == "tombstone"}
+    last_tombstone = max(tombstones, default=-1)
 
-    def state(i: int) -> State:
+    def classify_commit(i: int) -> CommitState:
         if commits[i] is None:
             return "unreadable"
-        if i in tombs:
+        if i in tombstones:
             return "tombstone"
-        if i < last_tomb:
+        if i < last_tombstone:
             return "removed"
         return "current" if i == last else "replaced"
 
-    return [state(i) for i in range(len(commits))]
+    return [classify_commit(i) for i in range(len(commits))]
 
 
-def known_summaries(store: Store, dataset: str, progress: ProgressCallback = no_progress) -> list[Summary]:
-    """Return what a name can mean: all visible entries, and those replaced since that the name pins.
+def summaries_for(store: Store, dataset: str, progress: ProgressCallback = no_progress) -> list[Summary]:
+    """Return the summaries among which a dataset name is to be looked up.
 
-    ``NAME@DIGEST`` goes on meaning the same content when the entry is replaced, until the replaced run is
-    collected. What was removed is not among them.
+    These are all visible entries, and replaced ones that ``NAME@DIGEST`` pins: a pin keeps its meaning when
+    the entry is replaced, until the replaced run is collected. Removed entries are not included.
 
     Parameters
     ----------
     store : Store
     dataset : str
-        ``NAME`` or ``NAME@DIGEST``. Older generations are looked at only for a digest that no visible entry
+        ``NAME`` or ``NAME@DIGEST``. Replaced generations are read only for a digest that no visible entry
         has.
     """
-    visible = store.summaries(progress)
-    name, pin = split_pin(dataset, {s.dataset for s in visible})
-    if not pin or pin == "tuning" or any(pinned(s, name, pin) for s in visible):
+    visible = store.list_summaries(progress)
+    name, pin = split_pinned_name(dataset, {summary.dataset for summary in visible})
+    if not pin or pin == "tuning" or any(matches_pin(summary, name, pin) for summary in visible):
         return visible
-    older = [g.summary for g in generations(store, progress) if g.state == "replaced"]
-    # The same content may have been replaced by itself: one of its generations is enough.
-    distinct = {(s.key, s.entry_digest): s for s in older if s and pinned(s, name, pin)}
-    return visible + list(distinct.values())
+    statuses = read_commit_statuses(store, progress)
+    replaced = [status.summary for status in statuses if status.state == "replaced"]
+    # Content may have been replaced by the same content: one of its generations is enough.
+    pinned = {(s.key, s.entry_digest): s for s in replaced if s and matches_pin(s, name, pin)}
+    return visible + list(pinned.values())
 
 
-def pinned(summary: Summary, name: str, pin: str) -> bool:
-    """Say whether ``NAME@DIGEST`` can mean this entry."""
+def matches_pin(summary: Summary, name: str, pin: str) -> bool:
+    """Return whether ``NAME@DIGEST`` can name an entry."""
     return summary.dataset == name and summary.entry_digest.startswith(pin)
 
 
-def remove(store: Store, summary: Summary) -> Commit:
-    """Commit a tombstone: the entry is gone for every reader, its bytes stay until they are collected.
+def remove_entry(store: Store, summary: Summary) -> Commit:
+    """Commit a tombstone: readers no longer see the entry, its bytes stay until garbage collection.
 
     Parameters
     ----------
@@ -161,29 +164,34 @@ def remove(store: Store, summary: Summary) -> Commit:
     Raises
     ------
     InputError
-        If the entry is not the one that readers see now, because someone replaced or removed it meanwhile.
+        If another writer has replaced or removed the entry meanwhile.
     """
-    changed = InputError(f"{described(summary)} was replaced or removed meanwhile: look again and repeat")
-    latest = generation_of(store.generations(summary.key)[summary.key][-1])
+    conflict = InputError(
+        f"{describe_entry(summary)} was replaced or removed meanwhile: look again and repeat"
+    )
+    latest = parse_generation(store.list_commits(summary.key)[summary.key][-1])
     if latest != summary.generation:
-        raise changed
+        raise conflict
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    following = generation_after(latest, summary.key)
-    removed = summary.model_copy(update={"generation": following, "created": now})
-    tombstone = Commit(kind="tombstone", run=uuid.uuid4().hex, summary=removed)
-    if put_commit(store, summary.key, following, tombstone).run != tombstone.run:
-        raise changed
+    generation = get_next_generation(latest, summary.key)
+    tombstone = Commit(
+        kind="tombstone",
+        run=uuid.uuid4().hex,
+        summary=summary.model_copy(update={"generation": generation, "created": now}),
+    )
+    if create_commit(store, summary.key, generation, tombstone).run != tombstone.run:
+        raise conflict
     return tombstone
 
 
-def history_of(
+def find_entry_history(
     store: Store,
     dataset: str,
     backbone: str | None = None,
     image_size: int | None = None,
     progress: ProgressCallback = no_progress,
-) -> list[Generation]:
-    """Return all generations of the keys that ever held such an entry, oldest first within each key.
+) -> list[CommitStatus]:
+    """Return all commits of the keys that ever held a matching entry, oldest first within each key.
 
     Parameters
     ----------
@@ -191,56 +199,59 @@ def history_of(
     dataset : str
         ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning``.
     backbone, image_size : optional
-        Only this one.
+        Spec and input size that the entries must have.
 
     Raises
     ------
     InputError
-        If no generation fits.
+        If no entry matches.
     """
-    everything = generations(store, progress)
-    summaries = [g.summary for g in everything if g.summary]
-    keys = {s.key for s in every(summaries, dataset=dataset, backbone=backbone, image_size=image_size)}
-    return [g for g in everything if g.key in keys]
+    statuses = read_commit_statuses(store, progress)
+    summaries = [status.summary for status in statuses if status.summary]
+    matching = find_summaries(summaries, dataset=dataset, backbone=backbone, image_size=image_size)
+    keys = {summary.key for summary in matching}
+    return [status for status in statuses if status.key in keys]
 
 
-def containing(
+def find_merged_entries(
     store: Store,
     visible: Sequence[Summary],
     removed: Sequence[Summary],
     progress: ProgressCallback = no_progress,
 ) -> list[Summary]:
-    """Return the visible entries that were merged from the data of entries that are to be removed.
+    """Return the visible entries that were merged from the data of removed entries.
 
-    Whoever takes data down wants to know: a merged entry stays when one of its parts goes. Costs two requests
-    per entry of the same backbone. An entry whose card cannot be read is passed over with a warning.
+    A takedown must know them: a merged entry stays when one of its inputs is removed. Costs two requests per
+    entry of the same backbone. An entry whose card cannot be read is skipped with a warning.
     """
-    leaves = {s.fingerprint for s in removed}
-    backbones = {s.backbone_hash for s in removed}
-    others = [s for s in visible if s.backbone_hash in backbones and s.fingerprint not in leaves]
+    fingerprints = {summary.fingerprint for summary in removed}
+    backbones = {summary.backbone_hash for summary in removed}
+    candidates = [s for s in visible if s.backbone_hash in backbones and s.fingerprint not in fingerprints]
 
-    def shares(summary: Summary) -> bool:
+    def contains_removed_data(summary: Summary) -> bool:
         try:
-            return bool(leaves & set(dataset_card(store, summary).leaves))
-        except (DamageError, UpgradeError, UnreadableError) as error:
-            LOG.warning("whether %s was merged from it is not known: %s", described(summary), error)
+            return bool(fingerprints & set(read_dataset_card(store, summary).leaves))
+        except (DamageError, UpgradeError, AccessDeniedError) as error:
+            LOG.warning("whether %s was merged from it is not known: %s", describe_entry(summary), error)
             return False
 
-    shared = concurrently(shares, others, progress, "look into", "entries")
-    return [s for s, found in zip(others, shared, strict=True) if found]
+    flags = map_concurrently(contains_removed_data, candidates, progress, "look into", "entries")
+    return [summary for summary, is_merged in zip(candidates, flags, strict=True) if is_merged]
 
 
-def dataset_card(store: Store, summary: Summary) -> DatasetCard:
-    """Read which images an entry is of, without opening it.
+def read_dataset_card(store: Store, summary: Summary) -> DatasetCard:
+    """Read the dataset card of an entry without opening the entry.
 
     Raises
     ------
     DamageError
         If the entry is damaged.
     UpgradeError
-        If its cards are of a later version.
+        If its cards need a newer version of this program.
     """
-    commit = store.commit_of(summary)
-    with reaching(store.url):
-        data = read_published(store.objects, f"runs/{commit.run}/zarr.json", commit.objects["zarr.json"])
-    return read_cards(commit, data).dataset
+    commit = store.read_entry_commit(summary)
+    with translate_errors(store.url):
+        data = read_published_object(
+            store.objects, f"runs/{commit.run}/zarr.json", commit.objects["zarr.json"]
+        )
+    return parse_cards(commit, data).dataset

@@ -1,4 +1,4 @@
-"""Where a store lives: a URL becomes an object store, and never tells its credentials."""
+"""Connect to the location of a store by its URL, and translate its errors without credentials."""
 
 import contextlib
 import datetime
@@ -14,17 +14,24 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.stats_store.clouds import reason, require_environment
-from sfm.stats_store.disk import WHY, denied, folder_of_store, is_denied, path_of, system_errno
+from sfm.stats_store.cloud_providers import explain_cloud_error, require_valid_environment
+from sfm.stats_store.local_files import resolve_store_folder
+from sfm.stats_store.system_errors import (
+    ERRNO_EXPLANATIONS,
+    explain_denied_access,
+    get_errno,
+    get_error_path,
+    is_permission_error,
+)
 from sfm.text import sanitize_line, summarize_error
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
-LOCATIONS = "a local path, s3://, gs:// or az:// URL"
-REMOTE = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+LOCATION_KINDS = "a local path, s3://, gs:// or az:// URL"
+REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
-AT_FIRST: "RetryConfig" = {
+BRIEF_RETRY: "RetryConfig" = {
     "max_retries": 6,
     "retry_timeout": datetime.timedelta(seconds=20),
     "backoff": {
@@ -33,9 +40,9 @@ AT_FIRST: "RetryConfig" = {
         "base": 2,
     },
 }
-"""A place that does not answer at all is most likely a mistake in its name: say so soon."""
+"""For the first request: a location that does not answer is most likely misspelled, so fail soon."""
 
-AT_WORK: "RetryConfig" = {
+PATIENT_RETRY: "RetryConfig" = {
     "max_retries": 10,
     "retry_timeout": datetime.timedelta(minutes=3),
     "backoff": {
@@ -44,47 +51,47 @@ AT_WORK: "RetryConfig" = {
         "base": 2,
     },
 }
-"""A place that has answered before will do so again; hours of work may depend on it."""
+"""For later requests: a location that has answered will recover, and hours of work may depend on it."""
 
 
-def split(url: str) -> SplitResult:
-    """Return the parts of a URL.
+def split_url(url: str) -> SplitResult:
+    """Split a URL into its components.
 
     Raises
     ------
     InputError
-        If it has none; does not repeat it.
+        If the URL is not valid; the message does not repeat it.
     """
     try:
         return urlsplit(url)
     except ValueError:
-        raise InputError(f"the store URL is not valid: use {LOCATIONS}") from None
+        raise InputError(f"the store URL is not valid: use {LOCATION_KINDS}") from None
 
 
-def shown(url: str) -> str:
-    """Return a store's URL without user, password, query and fragment, fit for logs and cards."""
+def redact_url(url: str) -> str:
+    """Return the URL of a store without user, password, query and fragment, for logs and cards."""
     if "://" not in url:
         return url
-    parts = split(url)
+    parts = split_url(url)
     if parts.scheme == "file":
         return f"file://{parts.path}"
-    # A secret may hold a slash: whatever stands before an @ may be part of one.
-    rest = f"{parts.netloc}{parts.path}".rpartition("@")[2]
-    return f"{parts.scheme}://{rest.rstrip('/')}"
+    # A password may contain a slash: everything before an @ may belong to it.
+    host_and_path = f"{parts.netloc}{parts.path}".rpartition("@")[2]
+    return f"{parts.scheme}://{host_and_path.rstrip('/')}"
 
 
-def local_path(url: str) -> Path | None:
-    """Return the folder a URL means, or None if it is not on this machine's disks.
+def parse_local_url(url: str) -> Path | None:
+    """Return the local folder of a URL or path; None for a bucket.
 
     Raises
     ------
     InputError
-        If it is a ``file://`` URL of another machine, or of which a part would be lost; or one of ``~`` where
-        there is no home.
+        If it is a ``file://`` URL of another machine or with a query or fragment, or a ``~`` path without a
+        home folder.
     """
     if url.startswith(("/", "./", "../", "~")):
         return expand_home(url)
-    parts = split(url)
+    parts = split_url(url)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise InputError(
@@ -92,114 +99,118 @@ def local_path(url: str) -> Path | None:
             )
         if parts.query or parts.fragment or url.endswith(("?", "#")):
             raise InputError(
-                f"{shown(url)}...: write %23 for # and %3F for ? in a file:// URL, or PATH alone"
+                f"{redact_url(url)}...: write %23 for # and %3F for ? in a file:// URL, or PATH alone"
             )
         return Path(unquote(parts.path))
-    return None if "://" in url or parts.scheme in REMOTE else expand_home(url)
+    return None if "://" in url or parts.scheme in REMOTE_SCHEMES else expand_home(url)
 
 
-def absolute_url(url: str) -> str:
-    """Return a store's URL with the whole path of a local folder: the same in every working directory."""
-    path = None if "://" in url else local_path(url)
+def make_url_absolute(url: str) -> str:
+    """Return the URL of a store with an absolute path if it is local, valid in every working directory."""
+    path = None if "://" in url else parse_local_url(url)
     return url if path is None else str(path.absolute())
 
 
-def connect(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
-    """Connect to the objects below a URL. Credentials come from the environment alone.
+def connect_object_store(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
+    """Return an obstore store of the objects below a URL; credentials come from the environment only.
 
     Parameters
     ----------
     url : str
         A local path, ``file://``, ``s3://``, ``gs://`` or ``az://``.
     create : bool
-        Make a local folder that does not exist.
+        Create the local folder if it does not exist.
     patient : bool
-        Keep asking a server that fails for up to three minutes; otherwise for a few seconds.
+        Retry requests for up to three minutes instead of twenty seconds.
 
     Raises
     ------
     InputError
         If the scheme is unknown, the URL carries credentials or ``..``, or the folder does not exist.
     """
-    path = local_path(url)
+    path = parse_local_url(url)
     if path is not None:
-        with reaching(str(path)):
-            return LocalStore(folder_of_store(path, create=create), mkdir=create)
-    parts = split(url)
-    if parts.scheme not in REMOTE:
-        raise InputError(f"unknown store location {parts.scheme}://: use {LOCATIONS}")
+        with translate_errors(str(path)):
+            return LocalStore(resolve_store_folder(path, create=create), mkdir=create)
+    parts = split_url(url)
+    if parts.scheme not in REMOTE_SCHEMES:
+        raise InputError(f"unknown store location {parts.scheme}://: use {LOCATION_KINDS}")
     if "@" in url or ":" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
             f"the store URL ({parts.scheme}://...) carries credentials or a query: put credentials in the "
             f"environment, and write {parts.scheme}://BUCKET/PATH"
         )
     if not parts.netloc:
-        raise InputError(f"the store URL {shown(url)} names no bucket: write {parts.scheme}://BUCKET/PATH")
-    require_plain(parts)
-    require_environment(parts.scheme)
-    with reaching(shown(url)):
-        return from_url(url, retry_config=AT_WORK if patient else AT_FIRST)
+        raise InputError(
+            f"the store URL {redact_url(url)} names no bucket: write {parts.scheme}://BUCKET/PATH"
+        )
+    require_plain_path(parts)
+    require_valid_environment(parts.scheme)
+    with translate_errors(redact_url(url)):
+        return from_url(url, retry_config=PATIENT_RETRY if patient else BRIEF_RETRY)
 
 
-def require_plain(parts: SplitResult) -> None:
-    """Refuse a path in a bucket that would be tidied up into another one on its way there.
+def require_plain_path(parts: SplitResult) -> None:
+    """Refuse a path in a bucket that the HTTP client would normalize to another path.
 
     Raises
     ------
     InputError
-        If it has an empty part, ``.`` or ``..``, as they are or in percent signs.
+        If it has an empty part, ``.`` or ``..``, also in percent encoding.
     """
-    inner = parts.path.removeprefix("/").removesuffix("/")
-    if parts.path not in ("", "/") and any(unquote(part) in ("", ".", "..") for part in inner.split("/")):
+    inner_path = parts.path.removeprefix("/").removesuffix("/")
+    if parts.path not in ("", "/") and any(
+        unquote(part) in ("", ".", "..") for part in inner_path.split("/")
+    ):
         raise InputError(
-            f"the store URL {shown(parts.geturl())} has an empty part, . or .. in its path: write the whole "
-            f"path, {parts.scheme}://BUCKET/PATH"
+            f"the store URL {redact_url(parts.geturl())} has an empty part, . or .. in its path: write the "
+            f"whole path, {parts.scheme}://BUCKET/PATH"
         )
 
 
 @contextlib.contextmanager
-def reaching(place: str) -> Iterator[None]:
-    """Turn what an object store reports into one line without credentials.
+def translate_errors(location: str) -> Iterator[None]:
+    """Translate errors of obstore and of the system into one-line errors without credentials.
 
     Raises
     ------
-    UnreadableError
+    AccessDeniedError
         If access was denied.
     InputError
-        If the place cannot be reached, read or written.
+        If the location cannot be reached, read or written.
     """
     try:
         yield
     except (BaseError, OSError) as error:
-        # The error itself may quote credentials: it must not be shown as a cause either.
-        if is_denied(error) or isinstance(error, PermissionDeniedError):
-            raise UnreadableError(explained(error, place)) from None
-        raise InputError(explained(error, place)) from None
+        # The original may quote credentials, so it must not be chained as the cause.
+        if is_permission_error(error) or isinstance(error, PermissionDeniedError):
+            raise AccessDeniedError(explain_error(error, location)) from None
+        raise InputError(explain_error(error, location)) from None
     except BaseException as error:
-        # obstore panics where a setting makes a request that cannot be; Python has no name for that class.
+        # obstore panics at settings that make an impossible request; the class cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
-        raise InputError(explained(error, place)) from None
+        raise InputError(explain_error(error, location)) from None
 
 
-class UnreadableError(InputError):
-    """Access was denied: to one object of many, perhaps, that somebody keeps private."""
+class AccessDeniedError(InputError):
+    """Access was denied, perhaps only to one object of many."""
 
 
-def explained(error: BaseException, place: str) -> str:
-    """Return why a place cannot be used, in one line without credentials."""
-    text, number = str(error), system_errno(error)
+def explain_error(error: BaseException, location: str) -> str:
+    """Return why a location cannot be used, in one line without credentials."""
+    text, errno_value = str(error), get_errno(error)
     if isinstance(error, InvalidPathError):
-        named = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
-        name = sanitize_line(named[1], max_length=200) if named else "unknown"
+        match = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
+        name = sanitize_line(match[1], max_length=200) if match else "unknown"
         return (
-            f"cannot use {place}: somebody made an object there that has no proper name ({name}), and no "
+            f"cannot use {location}: somebody made an object there that has no proper name ({name}), and no "
             f"listing gets past it: delete it with the tools of the server"
         )
-    if number == errno.ENOSPC or "No space left on device" in text:
-        return f"no space left on the disk of {place}: free some and run the same command again"
-    if "://" not in place or place.startswith("file://"):
-        if is_denied(error):
-            return f"cannot use {place}: {denied(path_of(error))}"
-        return f"cannot use {place}: {WHY.get(number or 0) or summarize_error(error)}"
-    return f"cannot use {place}: {reason(error, place.partition(':')[0].lower())}"
+    if errno_value == errno.ENOSPC or "No space left on device" in text:
+        return f"no space left on the disk of {location}: free some and run the same command again"
+    if "://" not in location or location.startswith("file://"):
+        if is_permission_error(error):
+            return f"cannot use {location}: {explain_denied_access(get_error_path(error))}"
+        return f"cannot use {location}: {ERRNO_EXPLANATIONS.get(errno_value or 0) or summarize_error(error)}"
+    return f"cannot use {location}: {explain_cloud_error(error, location.partition(':')[0].lower())}"

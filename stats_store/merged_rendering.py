@@ -1,70 +1,72 @@
-"""How the images of a merge's parts became opaque 8-bit pixels, and whether that was one way."""
+"""The rendering of merged images: check that all inputs turned images into opaque 8-bit pixels alike."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from sfm.errors import InputError
-from sfm.stats_store.select import described
+from sfm.stats_store.entry_selection import describe_entry
 from sfm.stats_store.store import Entry
 
-DIFFERING = {
+RENDERING_OPTIONS = {
     "background": "have transparent images over different backgrounds",
     "white": "take different values of deep images for white",
 }
-"""Options that only some images depend on, and what is wrong with parts that have different ones."""
+"""Options that only some images depend on, with the error about inputs that differ in them."""
 
 
-def holders_by_value(parts: Sequence[Entry], option: str) -> dict[Any, Entry]:
-    """Return the values of an option that parts have, and a part with each; parts without it do not count."""
-    options = [(part.extraction.options.get(option), part) for part in parts]
-    return {value: part for value, part in options if value is not None}
+def find_option_values(entries: Sequence[Entry], option: str) -> dict[Any, Entry]:
+    """Return the values of an option among entries, each with an entry that has it."""
+    options = [(entry.extraction.options.get(option), entry) for entry in entries]
+    return {value: entry for value, entry in options if value is not None}
 
 
-def require_one_rendering(parts: Sequence[Entry]) -> None:
-    """Refuse parts with transparent images over different backgrounds, or with different values of white.
+def require_same_rendering(entries: Sequence[Entry]) -> None:
+    """Check that entries do not differ in the background of transparent images, nor in the value of white.
 
     Raises
     ------
     InputError
-        Says which parts, and why.
+        Names the entries that differ, and in what.
     """
-    for option, differing in DIFFERING.items():
-        chosen = holders_by_value(parts, option)
-        if len(chosen) > 1:
-            which = " and ".join(described(part.summary) for part in chosen.values())
-            raise InputError(f"{which} {differing}: {', '.join(map(str, chosen))}; extract them with one")
+    for option, conflict in RENDERING_OPTIONS.items():
+        holders = find_option_values(entries, option)
+        if len(holders) > 1:
+            both = " and ".join(describe_entry(entry.summary) for entry in holders.values())
+            raise InputError(f"{both} {conflict}: {', '.join(map(str, holders))}; extract them with one")
 
 
-def common_rendering(parts: Sequence[Entry]) -> dict[str, Any]:
-    """Return what the options of the union say: what parts say, who have no different values."""
-    return {option: value for option in DIFFERING for value in holders_by_value(parts, option)}
+def get_common_rendering(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the rendering options of merged entries, which do not differ in them."""
+    return {option: value for option in RENDERING_OPTIONS for value in find_option_values(entries, option)}
 
 
-def add_marks(parts: Sequence[Entry]) -> dict[str, Any]:
-    """Return how many images of the parts were composited, or are dark; None where a part does not tell."""
-    cards = [part.extraction for part in parts]
-    found: dict[str, Any] = {}
+def sum_marked_images(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the numbers of composited and of dark images of all entries; None where one is not recorded."""
+    cards = [entry.extraction for entry in entries]
+    totals: dict[str, Any] = {}
     for mark in ("composited", "dark"):
         counts = [getattr(card, mark) for card in cards]
         examples = [getattr(card, f"{mark}_example") for card in cards]
-        found[mark] = None if None in counts else sum(counts)
-        found[f"{mark}_example"] = next(filter(None, examples), "")
-    return found
+        totals[mark] = None if None in counts else sum(counts)
+        totals[f"{mark}_example"] = next(filter(None, examples), "")
+    return totals
 
 
-def rendering_notes(parts: Sequence[Entry]) -> list[str]:
-    """Return where it is not known that the images of all parts became opaque 8-bit pixels in one way."""
+def make_rendering_notes(entries: Sequence[Entry]) -> list[str]:
+    """Return notes about entries that do not record how their images were rendered."""
     notes = []
-    silent = [described(p.summary) for p in parts if p.extraction.composited is None]
-    for background in holders_by_value(parts, "background") if silent else ():
+    unrecorded = [describe_entry(entry.summary) for entry in entries if entry.extraction.composited is None]
+    for background in find_option_values(entries, "background") if unrecorded else ():
         notes.append(
-            f"transparency: {'; '.join(silent)} may have dropped it, other parts are over {background}: if "
-            f"these images are transparent, extract them again"
+            f"transparency: {'; '.join(unrecorded)} may have dropped it, other parts are over {background}: "
+            f"if these images are transparent, extract them again"
         )
-    without = [described(p.summary) for p in parts if p.extraction.options.get("white") is None]
-    for white in holders_by_value(parts, "white") if without else ():
+    unnamed = [
+        describe_entry(entry.summary) for entry in entries if entry.extraction.options.get("white") is None
+    ]
+    for white in find_option_values(entries, "white") if unnamed else ():
         notes.append(
-            f"white: {'; '.join(without)} names none, other parts take {white} for it: if these images have "
+            f"white: {'; '.join(unnamed)} names none, other parts take {white} for it: if these images have "
             f"more than 8 bits, extract them with one"
         )
     return notes

@@ -18,8 +18,15 @@ from sfm.constrained_types import RUN_ID_PATTERN
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_clutter
-from sfm.stats_store.concurrency import interruptibly
-from sfm.stats_store.disk import UNFINISHED, create_file, local_root, resolve, sync, walk
+from sfm.stats_store.concurrency import call_interruptibly
+from sfm.stats_store.folder_walk import walk_files
+from sfm.stats_store.local_files import (
+    UNFINISHED_FILE_NAME,
+    create_file_exclusively,
+    fsync_if_supported,
+    get_local_root,
+    resolve_object_path,
+)
 from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
 
 if TYPE_CHECKING:
@@ -27,12 +34,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READ_AGAIN = (0.1, 0.4, 1.6)
-"""Seconds to wait before something that arrived damaged from far away is asked for again."""
+RETRY_DELAYS = (0.1, 0.4, 1.6)
+"""Seconds to wait before each retry of an answer that arrived damaged from a server."""
 
-RUN = re.compile(RUN_ID_PATTERN)
+RUN_ID_REGEX = re.compile(RUN_ID_PATTERN)
 
-DAMAGED = (
+DAMAGE_ERRNOS = (
     errno.EIO,
     errno.EINVAL,
     errno.EISDIR,
@@ -41,181 +48,183 @@ DAMAGED = (
     errno.ENOTDIR,
     errno.ENXIO,
 )
-"""What the system says of one object that cannot be read; others may well be."""
+"""Errors that concern one object only: others can still be read."""
 
 
-def is_remote(objects: ObjectStore) -> bool:
-    """Say whether there is a network between us and the objects."""
+def is_remote_store(objects: ObjectStore) -> bool:
+    """Return whether the objects are on a server, not on a disk or in memory."""
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
 def read_object(
-    objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int = MAX_JSON_BYTES
+    objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int = MAX_JSON_BYTES
 ) -> T:
-    """Read an object of at most so many bytes and return what `check` makes of it.
+    """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
-    A larger one is not read. What arrives damaged from a server is asked for again: it may have suffered on
-    the way.
+    An object that arrives damaged from a server is requested again: it may have been damaged in transit.
 
     Raises
     ------
     FileNotFoundError
         If there is no such object.
     DamageError
-        As `check` raises it, if the object is larger, or if the disk cannot give it back.
+        If `check` raises it, the object is too large, or the disk cannot read it.
     """
-    root = local_root(objects)
+    root = get_local_root(objects)
     if root is not None:
-        return check(_read_local(root, path, most))
-    if is_remote(objects):
-        return interruptibly(lambda: _read_remote(objects, path, check, most))
-    return check(_fetch(objects, path, most))
+        return check(_read_local(root, path, max_bytes))
+    if is_remote_store(objects):
+        return call_interruptibly(lambda: _read_remote(objects, path, check, max_bytes))
+    return check(_fetch(objects, path, max_bytes))
 
 
-def _read_local(root: Path, path: str, most: int) -> bytes:
+def _read_local(root: Path, path: str, max_bytes: int) -> bytes:
     try:
-        return read_bounded_file(resolve(root, path), most)
+        return read_bounded_file(resolve_object_path(root, path), max_bytes)
     except OversizeError:
-        size = resolve(root, path).stat().st_size
-        raise DamageError(oversize(path, size, most)) from None
+        size = resolve_object_path(root, path).stat().st_size
+        raise DamageError(describe_oversize(path, size, max_bytes)) from None
     except OSError as error:
-        if error.errno in DAMAGED:
+        if error.errno in DAMAGE_ERRNOS:
             raise DamageError(f"damaged object {path}: {(error.strerror or '').lower()}") from None
         raise
 
 
-def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], most: int) -> T:
-    for wait in READ_AGAIN:
-        data = _fetch(objects, path, most)
+def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int) -> T:
+    for delay in RETRY_DELAYS:
+        data = _fetch(objects, path, max_bytes)
         try:
             return check(data)
         except DamageError:
-            time.sleep(wait)
-    return check(_fetch(objects, path, most))
+            time.sleep(delay)
+    return check(_fetch(objects, path, max_bytes))
 
 
-def _fetch(objects: ObjectStore, path: str, most: int) -> bytes:
-    found = obstore.get(objects, path)  # the answer's head; nothing of the object yet
-    if found.meta["size"] > most:
-        raise DamageError(oversize(path, found.meta["size"], most))
-    return bytes(found.bytes())
+def _fetch(objects: ObjectStore, path: str, max_bytes: int) -> bytes:
+    response = obstore.get(objects, path)  # only the headers yet
+    if response.meta["size"] > max_bytes:
+        raise DamageError(describe_oversize(path, response.meta["size"], max_bytes))
+    return bytes(response.bytes())
 
 
-def oversize(path: str, size: int, most: int) -> str:
-    """Say that an object is too large to be read."""
-    return f"damaged object {path}: it has {size} bytes, at most {most} are read"
+def describe_oversize(path: str, size: int, max_bytes: int) -> str:
+    """Return the message about an object that is too large to be read."""
+    return f"damaged object {path}: it has {size} bytes, at most {max_bytes} are read"
 
 
-def list_readable(
+def list_readable_objects(
     objects: ObjectStore,
     prefix: str = "",
     *,
-    follow: bool = True,
-    enter: Callable[[str], object] = lambda _: True,
+    follow_links: bool = True,
+    should_enter: Callable[[str], object] = lambda _: True,
 ) -> "tuple[list[ObjectMeta], list[Path]]":
-    """Return all objects whose path starts with ``prefix/``, and the folders that may not be listed.
+    """Return all objects whose path starts with ``prefix/``, and the folders that could not be listed.
 
-    Only a disk has such folders; a server refuses the whole listing. On a disk, folders of which `enter` says
-    that nothing in them is asked for are passed over; so is what is behind links, unless they are followed,
-    and they count as what may not be listed.
+    Only a disk has such folders; a server refuses the whole listing. On a disk, folders for whose path
+    `should_enter` returns false are skipped. Links are returned as folders that could not be listed, unless
+    they are followed.
     """
-    root = local_root(objects)
+    root = get_local_root(objects)
     if root is None:
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
-    found = list(walk(root, prefix, unreadable.append, follow=follow, enter=enter))
+    found = list(
+        walk_files(root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter)
+    )
     unreadable += [root / f.path for f in found if f.is_link]
     listed = [
         {"path": f.path, "size": f.size, "last_modified": f.modified, "e_tag": None, "version": None}
         for f in found
-        if f.is_file and not UNFINISHED.search(f.path)
+        if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)
     ]
     return listed, unreadable  # type: ignore[return-value]
 
 
 def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
     """Return all objects whose path starts with ``prefix/``."""
-    return _listing(
+    return _list_with_retries(
         objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch]
     )
 
 
-def is_empty(objects: ObjectStore) -> bool:
-    """Say whether there is no object at all; on a disk, nothing but clutter."""
-    root = local_root(objects)
+def is_empty_store(objects: ObjectStore) -> bool:
+    """Return whether a location holds no object; on a disk, files like ``.DS_Store`` do not count."""
+    root = get_local_root(objects)
     if root is not None:
         return not any(
             found.is_file
-            and not UNFINISHED.search(found.path)
+            and not UNFINISHED_FILE_NAME.search(found.path)
             and not any(map(is_clutter, found.path.split("/")))
-            for found in walk(root, "", lambda _: None)
+            for found in walk_files(root, "", lambda _: None)
         )
-    return not _listing(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
+    return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
-def _listing(objects: ObjectStore, call: Callable[[], T]) -> T:
-    """List, again if the answer breaks off; obstore repeats requests that fail, but not these."""
-    for wait in READ_AGAIN if is_remote(objects) else ():
+def _list_with_retries(objects: ObjectStore, request: Callable[[], T]) -> T:
+    """List objects, and retry if the answer breaks off: obstore retries failed requests, but not these."""
+    for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:
-            return interruptibly(call)
+            return call_interruptibly(request)
         except BaseError as error:
             if "list response" not in str(error):
                 raise
-            time.sleep(wait)
-    return interruptibly(call)
+            time.sleep(delay)
+    return call_interruptibly(request)
 
 
 def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool = True) -> None:
-    """Create an object unless there is one: one writer of many succeeds, and no reader sees a part of it.
+    """Create an object atomically, unless its path is taken: exactly one of several writers succeeds.
 
-    Nothing else writes objects, so nothing that exists is ever overwritten. They go in one request: a writer
-    killed between the parts of an upload would leave some that nobody can see.
+    No other function writes objects, so no object is ever overwritten. Every object is sent in one request: a
+    writer killed during a multipart upload would leave invisible parts behind.
 
     Parameters
     ----------
     durable : bool
-        On a local disk, return only when it would survive a power cut; otherwise :func:`settle` does that
-        for many objects.
+        On a local disk, return only once the object would survive a power cut; :func:`sync_objects` does
+        that later for many objects together.
 
     Raises
     ------
     AlreadyExistsError
-        If there is one; it may be ours, if the answer to an earlier attempt was lost on the way.
+        If the path is taken, perhaps by this writer, if the answer to an earlier attempt was lost.
     """
-    root = local_root(objects)
+    root = get_local_root(objects)
     if root is None:
-        for wait in READ_AGAIN if is_remote(objects) else ():
+        for delay in RETRY_DELAYS if is_remote_store(objects) else ():
             try:
                 obstore.put(objects, path, data, mode="create", use_multipart=False)
                 return
             except BaseError as error:
-                # An answer that broke off, perhaps a refusal; asking again tells. obstore does not.
+                # The answer broke off, perhaps a refusal: obstore does not retry these.
                 if "response body" not in str(error):
                     raise
-                time.sleep(wait)
+                time.sleep(delay)
         obstore.put(objects, path, data, mode="create", use_multipart=False)
         return
     try:
-        create_file(root, path, data, durable=durable)
+        create_file_exclusively(root, path, data, durable=durable)
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} already exists") from error
     if durable:
-        settle(objects, path)
+        sync_objects(objects, path)
 
 
-class OccupiedError(InputError):
-    """There is an object of that name already, with other content."""
+class ObjectExistsError(InputError):
+    """The path of an object is taken by one with other content."""
 
 
-def write_object(objects: ObjectStore, path: str, data: bytes) -> bool:
-    """Create an object, or find it there with the very same bytes; return whether it was not there.
+def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> bool:
+    """Create an object, or verify that the existing one has the same bytes; return whether it was created.
 
-    What is found may be ours, if an answer was lost on the way. Not durable on a disk before :func:`settle`.
+    An existing one may be this writer's, if an answer was lost. On a disk, the object is durable only after
+    :func:`sync_objects`.
 
     Raises
     ------
-    OccupiedError
-        If there is one with other content, which stays.
+    ObjectExistsError
+        If the existing object has other content; it is left as it is.
     """
 
     def create_or_find() -> bool:
@@ -226,97 +235,98 @@ def write_object(objects: ObjectStore, path: str, data: bytes) -> bool:
             with contextlib.suppress(DamageError, FileNotFoundError):
                 if read_object(objects, path, bytes, len(data)) == data:
                     return False
-        raise OccupiedError(
+        raise ObjectExistsError(
             f"{path} exists already with other content, and nothing that exists is overwritten"
         )
 
-    return interruptibly(create_or_find)
+    return call_interruptibly(create_or_find)
 
 
-def settle(objects: ObjectStore, path: str) -> None:
-    """Wait until what was written at or below a path would survive a power cut.
+def sync_objects(objects: ObjectStore, path: str) -> None:
+    """Sync the objects at and below a path to disk, so that they survive a power cut.
 
-    An object store promises that by itself, and so does nothing here; a disk has to be asked, file by file.
+    Does nothing on a server, which guarantees that by itself.
     """
-    root = local_root(objects)
+    root = get_local_root(objects)
     if root is None:
         return
     target = root / path
-    above = [folder for folder in target.parents if folder.is_relative_to(root)]
-    inside = {root / f.path for f in walk(root, path, lambda _: None, follow=False) if not f.is_link}
+    parents = [folder for folder in target.parents if folder.is_relative_to(root)]
+    inside = {
+        root / f.path for f in walk_files(root, path, lambda _: None, follow_links=False) if not f.is_link
+    }
     folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
-    whole = (file for file in inside if not UNFINISHED.search(file.name))
-    for file in {target, *whole, *folders, *above}:
-        sync(file)
+    finished = (file for file in inside if not UNFINISHED_FILE_NAME.search(file.name))
+    for file in {target, *finished, *folders, *parents}:
+        fsync_if_supported(file)
 
 
-def require_writable(objects: ObjectStore) -> None:
-    """Find out now, not at the end of hours of work, whether a store on a disk can be added to.
+def require_writable_store(objects: ObjectStore) -> None:
+    """Check that a store on a disk can be written, before hours of work depend on it.
 
     Raises
     ------
     OSError
-        If a folder may not be written, the disk is full, or its file system cannot create files exclusively.
+        If a folder is not writable, the disk is full, or its file system cannot create files exclusively.
     """
-    root = local_root(objects)
+    root = get_local_root(objects)
     if root is None:
         return
     name = f"index/probe#{secrets.randbits(60)}"
-    create_file(root, name, b"", durable=True)
+    create_file_exclusively(root, name, b"", durable=True)
     delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             _raise_denied(folder)
 
 
-CARDS = "zarr.json"
-"""Object of a run that holds its cards."""
+CARDS_NAME = "zarr.json"
+"""Name of the object of a run that holds its cards."""
 
 
 def delete_run(objects: ObjectStore, run: str) -> None:
-    """Delete every object of a run; of a local store its folder, in which links are deleted as links.
+    """Delete all objects of a run; links in the folder of a local run are deleted as links.
 
-    The cards go last: while they are there, an interrupted deletion can be told from a run that is being
-    written.
+    The cards are deleted last: an interrupted deletion then differs from a run that is being written.
 
     Raises
     ------
     ValueError
-        If that is not the id of a run: it could be the path of other runs.
+        If `run` is not a run id: it could be the path of other runs.
     OSError
-        If it is a link, or something may not be listed or deleted.
+        If the run is a link, or part of it cannot be listed or deleted.
     """
-    if not RUN.fullmatch(run):
+    if not RUN_ID_REGEX.fullmatch(run):
         raise ValueError(f"{run!r} is not the id of a run")
-    prefix, root = f"runs/{run}", local_root(objects)
+    prefix, root = f"runs/{run}", get_local_root(objects)
     if root is not None:
-        # What cannot all be deleted is left whole.
-        for _ in walk(root, prefix, _require_readable, follow=False):
+        # A run of which a part cannot be deleted is left complete.
+        for _ in walk_files(root, prefix, _require_readable, follow_links=False):
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():
                 with contextlib.suppress(LinkError):  # a link goes with its folder
-                    if path.name != CARDS:
+                    if path.name != CARDS_NAME:
                         delete_below(root, path.relative_to(root))
         delete_below(root, prefix)
         return
-    paths = [item["path"] for item in list_objects(objects, prefix)]
-    cards = f"{prefix}/{CARDS}"
-    mine = [path for path in paths if path.startswith(f"{prefix}/") and path != cards]
-    for some in (mine, [cards] if cards in paths else []):
-        if some:
-            obstore.delete(objects, some)
+    all_paths = [item["path"] for item in list_objects(objects, prefix)]
+    cards = f"{prefix}/{CARDS_NAME}"
+    other_paths = [path for path in all_paths if path.startswith(f"{prefix}/") and path != cards]
+    for paths in (other_paths, [cards] if cards in all_paths else []):
+        if paths:
+            obstore.delete(objects, paths)
 
 
 def delete_object(objects: ObjectStore, path: str) -> None:
-    """Delete one object, if it is still there; of a local store not through a link.
+    """Delete an object, if it exists; a local one is never deleted through a link.
 
     Raises
     ------
     OSError
-        If it is a link or lies behind one, or may not be deleted.
+        If it is a link or behind one, or cannot be deleted.
     """
-    root = local_root(objects)
+    root = get_local_root(objects)
     if root is not None:
         delete_below(root, path)
         return
@@ -325,7 +335,7 @@ def delete_object(objects: ObjectStore, path: str) -> None:
 
 
 def _require_readable(folder: Path) -> None:
-    # One that may be read is not listed for its depth.
+    # A readable folder was refused because of its depth.
     if not os.access(folder, os.R_OK | os.X_OK):
         _raise_denied(folder)
 

@@ -1,4 +1,4 @@
-"""Schema 1.0: which arrays an entry holds, how they are named, chunked and encoded (design, section 4)."""
+"""Schema 1.0: the arrays of an entry, and how they are named, chunked and encoded."""
 
 import re
 from typing import Any
@@ -10,15 +10,15 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.text import sanitize_line
 
-CROP_MODE = "crop_mode"
-"""Required by entries of a backbone that is not fed a centre crop, which older versions cannot make."""
+CROP_MODE_REQUIREMENT = "crop_mode"
+"""Requirement of entries whose backbone takes another crop than the centre, which older versions lack."""
 
-KNOWN_REQUIREMENTS = frozenset({CROP_MODE})
+KNOWN_REQUIREMENTS = frozenset({CROP_MODE_REQUIREMENT})
 
-CHUNK_BYTES = 4 * 2**20
+MAX_CHUNK_BYTES = 4 * 2**20
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {
     "train/count": ("class",),
@@ -39,104 +39,104 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-NUMBERED = re.compile(r"(train/centre|train/centre_count)(_[1-9][0-9]{0,5})")
-"""Names of the arrays of which an entry holds one per number of sub-classes."""
+SUB_CLASS_ARRAY_NAME = re.compile(r"(train/centre|train/centre_count)(_[1-9][0-9]{0,5})")
+"""Names of arrays that an entry holds once per number of sub-classes."""
 
 
-def generic(name: str) -> str:
-    """Return the name that arrays of one kind share: ``train/centre`` for every ``train/centre_<K>``."""
-    found = NUMBERED.fullmatch(name)
-    return found[1] if found else name
+def get_array_kind(name: str) -> str:
+    """Return the kind of an array: its name without the number of sub-classes of ``train/centre_<K>``."""
+    match = SUB_CLASS_ARRAY_NAME.fullmatch(name)
+    return match[1] if match else name
 
 
-def sub_classes(name: str) -> int | None:
-    """Return the number of sub-classes per class in the name of an array, if it has one.
+def parse_sub_classes(name: str) -> int | None:
+    """Return the number of sub-classes per class in the name of an array; None if it has none.
 
     Examples
     --------
-    >>> sub_classes("train/centre_count_10"), sub_classes("train/count")
+    >>> parse_sub_classes("train/centre_count_10"), parse_sub_classes("train/count")
     (10, None)
     """
-    found = NUMBERED.fullmatch(name)
-    return int(found[2][1:]) if found else None
+    match = SUB_CLASS_ARRAY_NAME.fullmatch(name)
+    return int(match[2][1:]) if match else None
 
 
-def dimensions(name: str) -> tuple[str, ...]:
+def make_dimension_names(name: str) -> tuple[str, ...]:
     """Return the dimension names of an array.
 
-    ``train/centre_5`` and ``train/centre_10`` lie in one group, in which a dimension has one length: their
-    axis over sub-classes is called ``sub_class_5`` and ``sub_class_10``.
+    ``train/centre_5`` and ``train/centre_10`` share a group, in which a dimension has one length: their axes
+    over sub-classes are named ``sub_class_5`` and ``sub_class_10``.
     """
-    number = name.removeprefix(generic(name))
-    return tuple(axis + number if axis == "sub_class" else axis for axis in DIMENSIONS[generic(name)])
+    suffix = name.removeprefix(get_array_kind(name))
+    return tuple(axis + suffix if axis == "sub_class" else axis for axis in DIMENSIONS[get_array_kind(name)])
 
 
-def chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """Return the chunk shape of an array: whole along every axis but the first.
+def choose_chunk_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """Return the chunk shape of an array, which divides only the first axis.
 
-    Arrays over samples are chunked in blocks of ``BLOCK_ROWS``, so that no two partitions share a chunk; the
-    others in as many rows as fit ``CHUNK_BYTES``.
+    Arrays over samples have chunks of ``BLOCK_ROWS``, so that no two partitions share a chunk; the others
+    have as many rows per chunk as fit in ``MAX_CHUNK_BYTES``.
     """
-    if dimensions(name)[0] == "sample":
+    if make_dimension_names(name)[0] == "sample":
         return (min(BLOCK_ROWS, max(shape[0], 1)), *shape[1:])
     row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
-    return (min(max(shape[0], 1), max(1, CHUNK_BYTES // max(row_bytes, 1))), *shape[1:])
+    return (min(max(shape[0], 1), max(1, MAX_CHUNK_BYTES // max(row_bytes, 1))), *shape[1:])
 
 
-def fill_value(dtype: np.dtype[Any]) -> float | int:
-    """Return what stands where nothing was written: NaN, -1, or 255 for bytes."""
+def get_fill_value(dtype: np.dtype[Any]) -> float | int:
+    """Return the fill value of a data type: NaN for floats, 255 for bytes, else -1."""
     if dtype.kind == "f":
         return float("nan")
     return 255 if dtype == np.uint8 else -1
 
 
-def create_array(
+def create_run_array(
     objects: Store, run: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> "zarr.Array[Any]":
     """Create an empty array of a run: Blosc-Zstd with byte shuffle, then CRC32C on every chunk.
 
-    The codec was chosen, of those that bare zarr-python reads, by ``benchmarks/store_size.py``.
+    ``benchmarks/store_size.py`` compares it with the other codecs that zarr-python reads without plug-ins.
     """
     return zarr.create_array(
         objects,
         name=f"runs/{run}/{name}",
         shape=shape,
-        chunks=chunk_shape(name, shape, dtype),
+        chunks=choose_chunk_shape(name, shape, dtype),
         dtype=dtype,
         compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"), Crc32cCodec()],
-        fill_value=fill_value(dtype),
-        dimension_names=dimensions(name),
+        fill_value=get_fill_value(dtype),
+        dimension_names=make_dimension_names(name),
         config={"write_empty_chunks": True},
         zarr_format=3,
     )
 
 
 class UpgradeError(InputError):
-    """Something was written by a later version, in a way that this one must not guess at."""
+    """Data was written by a newer version of this program, and this one cannot read it."""
 
 
-def is_known(name: str) -> bool:
-    """Say whether an array is of this schema; a newer minor version may hold others."""
-    axes = DIMENSIONS.get(generic(name), ())
-    return bool(axes) and ("sub_class" in axes) == (sub_classes(name) is not None)
+def is_known_array(name: str) -> bool:
+    """Return whether an array belongs to this schema; a newer minor version may have others."""
+    dimensions = DIMENSIONS.get(get_array_kind(name), ())
+    return bool(dimensions) and ("sub_class" in dimensions) == (parse_sub_classes(name) is not None)
 
 
-def require_readable(schema: SchemaVersion, where: str) -> None:
-    """Refuse a schema that this version cannot read.
+def require_supported_schema(schema: SchemaVersion, subject: str) -> None:
+    """Check that this version can read a schema; `subject` names what has it in errors.
 
     Raises
     ------
     UpgradeError
-        If the major version is another one, or something unknown is required.
+        If the major version differs, or a requirement is unknown.
     """
     if schema.major != SCHEMA_MAJOR:
         raise UpgradeError(
-            f"{where} has schema {schema.major}.{schema.minor}; this version of sfm reads schema "
+            f"{subject} has schema {schema.major}.{schema.minor}; this version of sfm reads schema "
             f"{SCHEMA_MAJOR}.x: upgrade sfm-distill"
         )
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
         raise UpgradeError(
-            f"{where} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: "
+            f"{subject} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: "
             f"upgrade sfm-distill"
         )

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.commits import commit_path, seal
-from sfm.stats_store.digest import entry_digest
+from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.digests import compute_entry_digest
 from sfm.stats_store.store import Store
-from sfm.stats_store.verified import record_of
+from sfm.stats_store.verified_objects import make_object_record
 
 
 def run_of(store: Store, summary: Summary) -> Path:
     """Return the folder of an entry's run."""
-    return Path(store.url) / "runs" / store.commit_of(summary).run
+    return Path(store.url) / "runs" / store.read_entry_commit(summary).run
 
 
 def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> Path:
     """Change a commit of a store in a folder and digest it again; returns its file."""
-    path = Path(store.url) / commit_path(summary)
+    path = Path(store.url) / make_commit_path(summary)
     content = json.loads(path.read_bytes())["commit"]
     change(content)
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
-    content["summary"]["entry_digest"] = entry_digest(content["arrays"], *key)
-    path.write_bytes(seal(content))
+    content["summary"]["entry_digest"] = compute_entry_digest(content["arrays"], *key)
+    path.write_bytes(encode_commit(content))
     return path
 
 
@@ -33,7 +33,7 @@ def change_object(store: Store, summary: Summary, name: str, data: bytes) -> Non
     path = run_of(store, summary) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    record = record_of(data).model_dump()
+    record = make_object_record(data).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({name: record}))
 
 

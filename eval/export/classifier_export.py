@@ -117,9 +117,9 @@ def export_classifier(folder: Path, run: ReportedRun, config: ExportConfig) -> N
 def find_backbone_card(store_url: str | None, backbone_hash: str) -> BackboneCard | None:
     """Return a backbone's card, with its preprocessing, from any entry of a store; None if it has none."""
     store = open_store(store_url) if store_url else None
-    for summary in store.summaries() if store else ():
+    for summary in store.list_summaries() if store else ():
         if store and summary.backbone_hash == backbone_hash:
-            return store.open(summary).backbone
+            return store.open_entry(summary).backbone
     return None
 
 

@@ -23,8 +23,8 @@ from sfm.eval.output_files import make_distinct_directory_names
 from sfm.eval.result import Evaluation
 from sfm.image_files import read_png
 from sfm.paths import resolve_links
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.history import known_summaries
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
@@ -166,7 +166,7 @@ def read_reported_runs(
             raise InputError(f"{directory} is given more than once: name every run directory once")
     runs = [read_distilled_run(directory) for directory in directories]
     source_data = find_source_data(runs, directories, store_urls)
-    digests = [array_digest(run.pixels) for run in runs]
+    digests = [compute_array_digest(run.pixels) for run in runs]
     external_results = read_external_results(result_paths, digests)
     names = make_distinct_directory_names(paths)
     return [
@@ -267,9 +267,9 @@ def combine_run_results(
 def open_run_entry(store: Store, run: DistilledRun) -> Entry | None:
     """Open the entry that a run was distilled from; None if the store does not hold it."""
     record = run.record
-    known = known_summaries(store, f"{record.dataset}@{record.entry_digest}")
+    known = summaries_for(store, f"{record.dataset}@{record.entry_digest}")
     matching = [summary for summary in known if summary.entry_digest == record.entry_digest]
-    return store.open(matching[0]) if matching else None
+    return store.open_entry(matching[0]) if matching else None
 
 
 def read_source_data(statistics: ClassSubset) -> SourceData:

@@ -32,8 +32,8 @@ from sfm.pipeline.sources.torchvision_datasets import open_torchvision_source
 from sfm.pipeline.sources.unicode_class_ids import normalize_class_ids
 from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.pipeline.sources.wds import open_wds_source
-from sfm.stats_store.class_lists import find_class, with_ids
-from sfm.stats_store.names import name_from
+from sfm.stats_store.class_lists import find_class_id, replace_class_ids
+from sfm.stats_store.dataset_names import make_dataset_name
 
 __all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
 
@@ -84,7 +84,7 @@ def open_source(spec: str, held_out: bool = True) -> Source:
     if rendering_options:
         source = replace(source, spec=spec, rendering=replace(source.rendering, **rendering_options))
     # A plug-in's own name, or a class list's, is checked like one that a user gives.
-    source = replace(source, name=name_from(source.name))
+    source = replace(source, name=make_dataset_name(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
         counts = {
@@ -144,8 +144,8 @@ def select_listed_classes(source: Source, class_list: ClassList) -> Source:
         If the source is known to lack one of them.
     """
     own_ids = source.class_ids or ()
-    class_list = with_ids(
-        class_list, [find_class(class_id, own_ids) or class_id for class_id in class_list.ids]
+    class_list = replace_class_ids(
+        class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.ids]
     )
     names = dict(zip(class_list.ids, get_display_names(class_list.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:

@@ -13,8 +13,8 @@ from sfm.paths import expand_home
 from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
 from sfm.stats_store.class_lists import (
     ClassList,
-    class_id_from,
-    find_class,
+    find_class_id,
+    normalize_class_id,
     parse_class_list,
     read_class_file,
 )
@@ -105,7 +105,7 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
         If the label is missing, out of range or unknown; names the sample.
     """
     if isinstance(label, str):
-        label = class_id_from(require_short_class_name(label.strip(), where))
+        label = normalize_class_id(require_short_class_name(label.strip(), where))
         if label_list is not None and label in label_list.ids:
             return label
         if LABEL_NUMBER.fullmatch(label):
@@ -130,7 +130,7 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
         return label_list.ids[label]
     if label_list is None:
         return label
-    class_id = find_class(label, label_list.ids)
+    class_id = find_class_id(label, label_list.ids)
     if class_id is None:
         close = difflib.get_close_matches(label, label_list.ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.sources.source import Shard, Source, Split, compute_digest
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.text import format_names
 
 OTHER_CLASSES_KIND = "images of other classes"

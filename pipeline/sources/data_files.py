@@ -25,8 +25,14 @@ from sfm.pipeline.sources.file_tree import accept_any_name, describe_dangling_li
 from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
-from sfm.stats_store.location import AT_FIRST, AT_WORK, REMOTE, connect, explained
-from sfm.stats_store.names import folder_name, name_from
+from sfm.stats_store.dataset_names import make_dataset_name, make_name_from_folder
+from sfm.stats_store.location import (
+    BRIEF_RETRY,
+    PATIENT_RETRY,
+    REMOTE_SCHEMES,
+    connect_object_store,
+    explain_error,
+)
 from sfm.text import sanitize_line, summarize_error
 
 if TYPE_CHECKING:
@@ -198,7 +204,7 @@ def list_files(
             return []
         paths = [root / path for path, _ in walk_files(str(root), unused, is_needed, max_depth)]
         return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
-    if urlsplit(folder).scheme not in REMOTE:
+    if urlsplit(folder).scheme not in REMOTE_SCHEMES:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
     store, prefix = _connect_to_url(folder, patient=False)
@@ -224,11 +230,11 @@ def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
             HTTPStore.from_url(
                 f"{parts.scheme}://{parts.netloc}",
                 client_options={"allow_http": parts.scheme == "http"},
-                retry_config=AT_WORK if patient else AT_FIRST,
+                retry_config=PATIENT_RETRY if patient else BRIEF_RETRY,
             ),
             path,
         )
-    return connect(f"{parts.scheme}://{parts.netloc}", patient=patient), path
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", patient=patient), path
 
 
 @contextlib.contextmanager
@@ -249,10 +255,10 @@ def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> I
     except (PermissionDeniedError, UnauthenticatedError) as error:
         if url.startswith("http"):
             raise InputError(f"cannot read {url}: the server refuses access (401 or 403)") from None
-        raise InputError(explained(error, url)) from None
+        raise InputError(explain_error(error, url)) from None
     except BaseError as error:
         # What follows the first line may quote request headers.
-        line = summarize_error(error) if url.startswith("http") else explained(error, url)
+        line = summarize_error(error) if url.startswith("http") else explain_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
         raise InputError(f"cannot read {url}: {error.strerror or summarize_error(error)}") from error
@@ -381,8 +387,8 @@ def derive_dataset_name(pattern: str, suffixes: str | tuple[str, ...]) -> str:
     is_folder = literal == pattern and not pattern.endswith(suffixes)
     folder = literal if is_folder else posixpath.dirname(literal)
     if not is_remote_url(pattern):
-        return folder_name(resolve_local_path(folder or "."))
-    return name_from([part for part in folder.split("/") if part][-1])
+        return make_name_from_folder(resolve_local_path(folder or "."))
+    return make_dataset_name([part for part in folder.split("/") if part][-1])
 
 
 def digest_file_states(files: Sequence[DataFile]) -> str:

@@ -17,7 +17,7 @@ from sfm.pipeline.sources.file_tree import (
 )
 from sfm.pipeline.sources.inventory import could_be_folder, format_counts, get_unused_kind, is_image_file
 from sfm.pipeline.sources.split_files import SPLIT_WORDS, find_split_word
-from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
 
 
@@ -249,7 +249,7 @@ def list_class_folders(split_folder: Path) -> list[str]:
 
 def list_class_ids(split_folder: Path) -> set[str]:
     """Return the class ids of a split: the names of its class folders, in Unicode normal form C."""
-    return set(map(class_id_from, list_class_folders(split_folder)))
+    return set(map(normalize_class_id, list_class_folders(split_folder)))
 
 
 def is_image_entry(entry: os.DirEntry[str]) -> bool:

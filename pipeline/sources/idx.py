@@ -18,8 +18,8 @@ from sfm.pipeline.sources.file_tree import describe_dangling_link
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_MEMBERS
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, indexed_split
-from sfm.stats_store.class_lists import list_lines, read_list_text
-from sfm.stats_store.names import folder_name
+from sfm.stats_store.class_lists import iterate_class_lines, read_class_list_text
+from sfm.stats_store.dataset_names import make_name_from_folder
 
 IDX_READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of disks and of gzip."""
@@ -42,7 +42,7 @@ def open_idx_source(path: str) -> Source:
     root = expand_home(path)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{path}: {root} is not a folder")
-    return open_idx_folder(root, name=folder_name(root), spec=f"idx:{path}", licence="unknown")
+    return open_idx_folder(root, name=make_name_from_folder(root), spec=f"idx:{path}", licence="unknown")
 
 
 def open_builtin_source(name: str) -> Source:
@@ -75,7 +75,7 @@ def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source
     name_file = root / "classes.txt"
     class_names = class_ids
     if name_file.exists():
-        names = [display or name for _, name, display in list_lines(read_list_text(name_file))]
+        names = [display or name for _, name, display in iterate_class_lines(read_class_list_text(name_file))]
         if len(names) <= max(values):
             raise InputError(f"{name_file} has {len(names)} names, but labels go up to {max(values)}")
         class_names = [names[value] for value in values]

@@ -44,7 +44,7 @@ from sfm.pipeline.sources.sample import Sample, describe_oversized_image
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
-from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.class_lists import normalize_class_id
 
 MIN_SHARD_ROWS = 1024
 LABEL_PROBE_ROWS = 64
@@ -191,7 +191,7 @@ def class_id_from_cell(label: object, label_list: ClassList | None, where: str) 
         See :func:`class_id_from_label`.
     """
     if label_list is None and isinstance(label, str) and label.strip():
-        return class_id_from(require_short_class_name(label.strip(), where))
+        return normalize_class_id(require_short_class_name(label.strip(), where))
     return class_id_from_label(label, label_list, where)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sfm.errors import InputError
 from sfm.pipeline.sources.class_labels import ClassList, class_id_from_number, normalize_class_name
 from sfm.pipeline.sources.limits import require_storable_classes
-from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
 from sfm.untrusted_files import parse_json
 
@@ -112,5 +112,5 @@ def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassLi
         return None, {}
     require_storable_classes(columns.class_names, None, f"the metadata of {where}")
     if len({normalize_class_name(name) for name in columns.class_names}) == len(columns.class_names):
-        return ClassList(where, [class_id_from(name) for name in columns.class_names], {}), {}
+        return ClassList(where, [normalize_class_id(name) for name in columns.class_names], {}), {}
     return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}

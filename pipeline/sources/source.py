@@ -43,7 +43,7 @@ from sfm.backbones.rendering import Rendering
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.prefetch import prefetch_samples
 from sfm.pipeline.sources.sample import Sample, SampleFile
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 
 @dataclass(frozen=True)

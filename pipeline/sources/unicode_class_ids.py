@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.sources.source import Shard, Source, Split
-from sfm.stats_store.class_lists import class_id_from
+from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import escape_non_utf8
 
 
@@ -32,7 +32,7 @@ def normalize_class_ids(source: Source) -> Source:
             raise InputError(
                 f"{source.spec} has a class whose name is not UTF-8: {escape_non_utf8(class_id)}; rename it"
             )
-    normal_by_id = {class_id: class_id_from(class_id) for class_id in ids}
+    normal_by_id = {class_id: normalize_class_id(class_id) for class_id in ids}
     if all(old == new for old, new in normal_by_id.items()) or has_colliding_ids(source, normal_by_id):
         return source
     new_ids = sorted(set(normal_by_id.values()))

@@ -2,8 +2,9 @@
 
 import pytest
 
-pytest.register_assert_rewrite("sfm.testing.sources")
+pytest.register_assert_rewrite("sfm.testing.sources", "sfm.testing.stores")
 
 from sfm.testing.sources import SourceTests  # noqa: E402
+from sfm.testing.stores import StoreTests  # noqa: E402
 
-__all__ = ["SourceTests"]
+__all__ = ["SourceTests", "StoreTests"]

@@ -29,8 +29,8 @@ def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, 
     rows = select_training_rows(config, source, role)  # type: ignore[arg-type]
     store = open_store(fashion_store)
     (entry,) = (
-        store.open(known)
-        for known in store.summaries()
+        store.open_entry(known)
+        for known in store.list_summaries()
         if (known.role, known.backbone_hash) == (role, lite0.card.hash)
     )
     images = np.stack(
@@ -41,7 +41,7 @@ def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, 
     with torch.no_grad():
         features = lite0.features(pixels_to_tensor(images)).double().numpy()
     means = np.stack([features[labels == c].mean(0) for c in range(10)])
-    np.testing.assert_allclose(means, entry.read("train/mean"), atol=1e-4)
+    np.testing.assert_allclose(means, entry.read_array("train/mean"), atol=1e-4)
 
 
 def make_curve(*pairs: tuple[float, float]) -> list[dict[str, float]]:

@@ -11,8 +11,8 @@ from sfm.backbones.views import apply_crops
 from sfm.distill.config import DistillConfig
 from sfm.random_streams import make_rng
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
-from sfm.stats_store.digest import sha256
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.digests import compute_sha256
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import create_store
 
 SIZE = 32
@@ -48,7 +48,7 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
     def publish_arrays(store: Path, name: str, arrays: dict[str, np.ndarray]) -> str:
         draft = Draft(create_store(str(store)))
         for array, values in arrays.items():
-            draft.write(array, values)
+            draft.write_array(array, values)
         ids = [f"class{index}" for index in range(len(arrays["train/mean"]))]
         dataset = DatasetCard(
             name=name,
@@ -56,8 +56,8 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
             class_names=NAMES[: len(ids)],
             train_samples=8 * len(ids),
             test_samples=0,
-            fingerprint=sha256(name.encode()),
-            leaves=[sha256(name.encode())],
+            fingerprint=compute_sha256(name.encode()),
+            leaves=[compute_sha256(name.encode())],
         )
         extraction = ExtractionCard(
             options={}, role="full", versions={}, device="cpu", threads=1, seconds=0.0, images_per_second=0.0
@@ -65,7 +65,7 @@ def publish_entry(lite0: Backbone) -> Callable[..., str]:
         classifier = ClassifierCard(
             solver="none", l2=0.0, iterations=0, converged=True, held_out_top1=None, held_out_top5=None
         )
-        published = publish(draft, lite0.card, dataset, extraction, classifier)
+        published = publish_draft(draft, lite0.card, dataset, extraction, classifier)
         return published.summary.entry_digest
 
     return publish_arrays

@@ -39,8 +39,8 @@ def make_distiller(config: DistillConfig, lite0: Backbone) -> MakeDistiller:
 
 def open_entry(config: DistillConfig) -> Entry:
     store = open_store(config.store)
-    (summary,) = store.summaries()
-    return store.open(summary)
+    (summary,) = store.list_summaries()
+    return store.open_entry(summary)
 
 
 def test_iterating_does_every_step_and_yields_its_output(

@@ -11,7 +11,7 @@ from sfm.distill.distilled_images import name_class_folders, write_images
 from sfm.distill.preview import draw_preview, shorten_captions
 from sfm.distill.run import distill
 from sfm.events import Progress
-from sfm.stats_store.digest import array_digest
+from sfm.stats_store.digests import compute_array_digest
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_the_record_knows_the_pixels_that_were_written(config: DistillConfig) ->
     distill(config.model_copy(update={"ipc": 2}))
     files = sorted((config.out / "images").glob("*/*.png"))
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
-    assert json.loads((config.out / "run.json").read_text())["images"] == array_digest(pixels)
+    assert json.loads((config.out / "run.json").read_text())["images"] == compute_array_digest(pixels)

@@ -37,4 +37,4 @@ def test_after_extraction_the_raw_images_are_not_needed(image_folder, tmp_path):
     # Three classes: chance is a third. A bag, a boot and trousers are easy to tell apart.
     assert reached["distilled", "lite0", "linear"] > 0.6
     assert [p.name for p in sorted((run / "images").iterdir())] == ["0_bag", "1_boot", "2_trouser"]
-    assert len(open_store(store).summaries()) == 2
+    assert len(open_store(store).list_summaries()) == 2

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.stats_store.select import narrow
+from sfm.stats_store.entry_selection import filter_summaries
 from sfm.stats_store.store import Entry, open_store
 
 WriteRun = Callable[..., Path]
@@ -23,20 +23,24 @@ def lite0() -> Backbone:
 @pytest.fixture(scope="session")
 def lite0_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
-    return store.open(narrow(store.summaries(), dataset="fashion-mnist-6k", model=LITE0)[0])
+    return store.open_entry(
+        filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0]
+    )
 
 
 @pytest.fixture(scope="session")
 def lite1_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
-    return store.open(narrow(store.summaries(), dataset="fashion-mnist-6k", model=LITE1)[0])
+    return store.open_entry(
+        filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0]
+    )
 
 
 @pytest.fixture(scope="session")
 def write_run() -> WriteRun:
     def write(directory: Path, entry: Entry, ipc: int = 1, canvas: int = 37) -> Path:
         """Write what a distillation of an entry leaves; its images being the first exemplars."""
-        summary, images = entry.summary, entry.read("exemplar/image")
+        summary, images = entry.summary, entry.read_array("exemplar/image")
         classes = entry.dataset.class_ids
         for c in range(len(classes)):
             folder = directory / "images" / f"{c:0{len(str(len(classes) - 1))}d}_class"
@@ -78,7 +82,7 @@ def new_run(tmp_path: Path, lite0_entry: Entry, write_run: WriteRun) -> Callable
 @pytest.fixture(scope="session")
 def real_pixels(lite0_entry: Entry) -> np.ndarray:
     """One real image of each of ten classes, 32 px."""
-    pixels: np.ndarray = lite0_entry.read("exemplar/image")[:, 0]
+    pixels: np.ndarray = lite0_entry.read_array("exemplar/image")[:, 0]
     return pixels
 
 

@@ -13,7 +13,7 @@ from sfm.errors import InputError
 from sfm.eval.backbone_matrix import make_matrix
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.evaluation import evaluate, evaluate_runs
-from sfm.stats_store.digest import array_digest
+from sfm.stats_store.digests import compute_array_digest
 from sfm.stats_store.store import Entry, open_store
 
 pytestmark = pytest.mark.slow
@@ -53,8 +53,8 @@ def test_all_backbones_are_those_of_the_same_data_and_role(
     tmp_path: Path, fashion_store: str, write_run: NewRun
 ) -> None:
     store = open_store(fashion_store)
-    (tuning,) = [s for s in store.summaries() if s.role == "tuning" and s.backbone == "lite1"]
-    run = write_run(tmp_path / "run", store.open(tuning))
+    (tuning,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite1"]
+    run = write_run(tmp_path / "run", store.open_entry(tuning))
     found = evaluate(
         EvaluateConfig.model_validate(
             {"run": run, "store": fashion_store, "backbone": ["all"], "mode": ["inherit-statistics"]} | SHORT
@@ -90,8 +90,8 @@ def test_runs_of_different_data_make_no_matrix(
     tmp_path: Path, lite0_entry: Entry, write_run: NewRun, fashion_store: str
 ) -> None:
     store = open_store(fashion_store)
-    (tuning,) = [s for s in store.summaries() if s.role == "tuning" and s.backbone == "lite0"]
-    runs = [write_run(tmp_path / "a", lite0_entry), write_run(tmp_path / "b", store.open(tuning))]
+    (tuning,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite0"]
+    runs = [write_run(tmp_path / "a", lite0_entry), write_run(tmp_path / "b", store.open_entry(tuning))]
     with pytest.raises(InputError, match="are of different data"):
         evaluate_runs(EvaluateRunsConfig(run=runs, store=fashion_store))
     assert not any((run / "evaluation.json").exists() for run in runs)
@@ -116,7 +116,7 @@ def test_images_edited_by_hand_are_evaluated_and_told_of(
     record = json.loads((run / "run.json").read_text())
     if digest is not None:
         record["images"] = (
-            array_digest(read_distilled_run(run).pixels) if digest == "as distilled" else "0" * 64
+            compute_array_digest(read_distilled_run(run).pixels) if digest == "as distilled" else "0" * 64
         )
         (run / "run.json").write_text(json.dumps(record))
     found = evaluate(EvaluateConfig.model_validate({"run": run, "store": fashion_store} | SHORT))

@@ -10,16 +10,16 @@ def test_the_moments_of_all_classes_are_those_of_the_entry(lite0_entry: Entry) -
     assert subset.is_complete
     moments = subset.read_moments()
     for name in ("count", "mean", "scatter_diagonal", "within_scatter"):
-        assert np.array_equal(getattr(moments, name), lite0_entry.read(f"train/{name}"))
+        assert np.array_equal(getattr(moments, name), lite0_entry.read_array(f"train/{name}"))
 
 
 def test_the_covariance_of_some_classes_is_the_pooled_one_of_all(lite0_entry: Entry) -> None:
     subset = ClassSubset(lite0_entry, np.array([0, 3, 4]))
     assert not subset.is_complete
     moments = subset.read_moments()
-    scatter, count = lite0_entry.read("train/within_scatter"), lite0_entry.read("train/count")
+    scatter, count = lite0_entry.read_array("train/within_scatter"), lite0_entry.read_array("train/count")
     assert np.allclose(moments.within_scatter / (moments.count.sum() - 3), scatter / (count.sum() - 10))
-    assert np.array_equal(moments.mean, lite0_entry.read("train/mean")[[0, 3, 4]])
+    assert np.array_equal(moments.mean, lite0_entry.read_array("train/mean")[[0, 3, 4]])
 
 
 @pytest.mark.parametrize("classes", [[2], [0, 9], list(range(10))])
@@ -27,7 +27,7 @@ def test_held_out_samples_are_those_of_the_classes_numbered_anew(
     lite0_entry: Entry, classes: list[int]
 ) -> None:
     features, labels = ClassSubset(lite0_entry, np.array(classes)).read_held_out()
-    stored = lite0_entry.read("test/label")
+    stored = lite0_entry.read_array("test/label")
     rows = np.flatnonzero(np.isin(stored, classes))
     assert [classes[label] for label in labels] == stored[rows].tolist()
-    assert np.array_equal(features, lite0_entry.read("test/feature")[rows].astype(np.float32))
+    assert np.array_equal(features, lite0_entry.read_array("test/feature")[rows].astype(np.float32))

@@ -11,7 +11,7 @@ from sfm.eval.config import MODES, EvaluateConfig
 from sfm.eval.evaluation import Evaluation, evaluate
 from sfm.eval.result import AccuracyRow
 from sfm.events import Progress
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, create_store, open_store
 
 pytestmark = pytest.mark.slow
@@ -33,28 +33,28 @@ def find_row(evaluation: Evaluation, images: str, backbone: str, mode: str) -> A
 def republish(entry: Entry, url: Path, *, classes: int = 10, without: str = "nothing") -> str:
     """Publish the first classes of an entry in a store of its own, some arrays left out; return its URL."""
     draft = Draft(create_store(str(url)))
-    kept = entry.read("test/label") < classes
-    for name in entry.names():
+    kept = entry.read_array("test/label") < classes
+    for name in entry.list_arrays():
         if not name.startswith(without):
-            array = entry.read(name)
+            array = entry.read_array(name)
             of_classes = array[kept] if name.startswith("test/") else array[:classes]
-            draft.write(name, array if name == "train/within_scatter" else of_classes)
+            draft.write_array(name, array if name == "train/within_scatter" else of_classes)
     dataset = entry.dataset.model_copy(
         update={
             "class_ids": entry.dataset.class_ids[:classes],
             "class_names": entry.dataset.class_names[:classes],
-            "train_samples": int(entry.read("train/count")[:classes].sum()),
+            "train_samples": int(entry.read_array("train/count")[:classes].sum()),
             "test_samples": 0 if without == "test/" else int(kept.sum()),
         }
     )
-    publish(draft, entry.backbone, dataset, entry.extraction, entry.classifier)
+    publish_draft(draft, entry.backbone, dataset, entry.extraction, entry.classifier)
     return str(url)
 
 
 def open_only_entry(url: str) -> Entry:
     store = open_store(url)
-    (summary,) = store.summaries()
-    return store.open(summary)
+    (summary,) = store.list_summaries()
+    return store.open_entry(summary)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,14 @@ def test_the_full_data_classifier_scores_what_its_entry_says(whole: Evaluation, 
     card, (linear, nearest_mean, _) = lite0_entry.classifier, whole.full_data[:3]
     assert linear.top1 == pytest.approx(card.held_out_top1, abs=0.003)
     assert linear.top5 == pytest.approx(card.held_out_top5, abs=0.003)
-    means, features = lite0_entry.read("train/mean"), lite0_entry.read("test/feature").astype(np.float64)
+    means, features = (
+        lite0_entry.read_array("train/mean"),
+        lite0_entry.read_array("test/feature").astype(np.float64),
+    )
     predicted = np.linalg.norm(features[:, None] - means, axis=2).argmin(1)
-    assert nearest_mean.top1 == pytest.approx(np.mean(predicted == lite0_entry.read("test/label")), abs=0.003)
+    assert nearest_mean.top1 == pytest.approx(
+        np.mean(predicted == lite0_entry.read_array("test/label")), abs=0.003
+    )
 
 
 def test_inheriting_on_another_backbone_recovers_half_of_the_full_data_accuracy(whole: Evaluation) -> None:
@@ -262,10 +267,12 @@ def test_a_run_of_some_classes_is_evaluated_on_their_held_out_samples(
     assert [e.held_out_samples for e in found.provenance.entries] == [200, 200]
     assert np.sum(found.rows[0].confusion) == 2 * 200
     assert {r.images for r in found.rows} == {"distilled", "none", "random", "nearest", "neighbour"}
-    labels = lite0_entry.read("test/label")
+    labels = lite0_entry.read_array("test/label")
     own = np.isin(labels, kept)
-    features = lite0_entry.read("test/feature")[own].astype(np.float32)
-    logits = features @ lite0_entry.read("classifier/weight").T + lite0_entry.read("classifier/bias")
+    features = lite0_entry.read_array("test/feature")[own].astype(np.float32)
+    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array(
+        "classifier/bias"
+    )
     expected = np.mean(np.array(kept)[logits[:, kept].argmax(1)] == labels[own])
     assert found.full_data[0].top1 == pytest.approx(expected, abs=0.006)
     # Five real classes, told apart by the moments of all ten.
@@ -276,8 +283,8 @@ def test_a_run_on_a_tuning_entry_is_evaluated_on_its_part_of_the_training_split(
     tmp_path: Path, fashion_store: str, write_run: NewRun
 ) -> None:
     store = open_store(fashion_store)
-    (summary,) = [s for s in store.summaries() if s.role == "tuning" and s.backbone == "lite0"]
-    run = write_run(tmp_path / "run", store.open(summary))
+    (summary,) = [s for s in store.list_summaries() if s.role == "tuning" and s.backbone == "lite0"]
+    run = write_run(tmp_path / "run", store.open_entry(summary))
     found = evaluate(make_config(run, fashion_store, backbone=["lite1"]))
     assert found.provenance.role == "tuning"
     assert found.provenance.entries[0].held_out_samples == summary.test_samples == 100

@@ -218,7 +218,7 @@ def test_the_code_on_a_classifier_card_classifies_an_image(
     text = (out / "README.md").read_text()
     assert f"the training split, 400 real images of {lite0_entry.dataset.name}" in text
     assert "| resampling | bicubic |" in text
-    Image.fromarray(lite0_entry.read("exemplar/image")[9, 0]).save(out / "image.png")
+    Image.fromarray(lite0_entry.read_array("exemplar/image")[9, 0]).save(out / "image.png")
     code = text.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
     assert (done.stderr, done.returncode) == ("", 0)
@@ -250,9 +250,9 @@ def test_safetensors_reads_the_classifier_of_all_real_images(
     out = export_run(finished_run, tmp_path / "out", "classifier", store=fashion_store)
     tensors = load_file(out / "model.safetensors")
     assert set(tensors) == {"weight", "bias"}
-    assert (tensors["weight"] == lite0_entry.read("classifier/weight")).all()
-    logits = lite0_entry.read("test/feature").astype(np.float32) @ tensors["weight"].T + tensors["bias"]
-    right = (logits.argmax(1) == lite0_entry.read("test/label")).mean()
+    assert (tensors["weight"] == lite0_entry.read_array("classifier/weight")).all()
+    logits = lite0_entry.read_array("test/feature").astype(np.float32) @ tensors["weight"].T + tensors["bias"]
+    right = (logits.argmax(1) == lite0_entry.read_array("test/label")).mean()
     about = json.loads((out / "config.json").read_text())
     assert about["backbone"]["hash"] == lite0_entry.backbone.hash
     assert about["held_out_top1"] == pytest.approx(right, abs=0.003)
@@ -267,7 +267,7 @@ def test_a_run_of_some_classes_has_their_part_of_the_classifier(
     out = export_run(partial_run, tmp_path / "out", "classifier", store=fashion_store)
     tensors = load_file(out / "model.safetensors")
     for name in ("weight", "bias"):
-        assert (tensors[name] == lite0_entry.read(f"classifier/{name}")[[1, 4, 9]]).all()
+        assert (tensors[name] == lite0_entry.read_array(f"classifier/{name}")[[1, 4, 9]]).all()
     about = json.loads((out / "config.json").read_text())
     assert about["class_names"] == ["Trouser", "Coat", "Ankle boot"]
     assert about["held_out_top1"] is None  # what the store knows is of all ten
@@ -278,19 +278,21 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
 ) -> None:
     from safetensors.numpy import load_file
 
-    from sfm.stats_store.select import narrow
+    from sfm.stats_store.entry_selection import filter_summaries
     from sfm.stats_store.store import open_store
 
     out = export_run(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
     tensors = load_file(out / "model.safetensors")
     store = open_store(fashion_store)
-    (summary,) = narrow(store.summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1")
-    entry = store.open(summary)
-    features = entry.read("test/feature").astype(np.float32)
+    (summary,) = filter_summaries(
+        store.list_summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1"
+    )
+    entry = store.open_entry(summary)
+    features = entry.read_array("test/feature").astype(np.float32)
     logits = features @ tensors["weight"].T + tensors["bias"]
     rows = json.loads((finished_run / "evaluation.json").read_text())["rows"]
     (row,) = [r for r in rows if (r["backbone"], r["mode"]) == ("lite1", "inherit")]
-    right = (logits.argmax(1) == entry.read("test/label")).mean()
+    right = (logits.argmax(1) == entry.read_array("test/label")).mean()
     assert right == pytest.approx(row["top1"][0], abs=0.003)
     projected = features @ tensors["projector_weight"].T + tensors["projector_bias"]
     in_two_steps = projected @ tensors["classifier_weight"].T + tensors["classifier_bias"]

@@ -112,14 +112,19 @@ def test_a_saved_classifier_scores_on_raw_features_what_the_first_seed_did(
     assert about["backbone_hash"] == lite1_entry.backbone.hash
     assert about["distilled_on_hash"] == lite0_entry.backbone.hash
     assert json.loads(about["class_ids"]) == lite0_entry.dataset.class_ids
-    features, labels = lite1_entry.read("test/feature").astype(np.float32), lite1_entry.read("test/label")
+    features, labels = (
+        lite1_entry.read_array("test/feature").astype(np.float32),
+        lite1_entry.read_array("test/label"),
+    )
     predicted = (features @ tensors["weight"].T + tensors["bias"]).argmax(1)
     expected = index_by_mode(every_mode)[mode].top1[0]
     assert np.mean(predicted == labels) == pytest.approx(expected, abs=0.006)
     assert ("projector_weight" in tensors) == (mode in WITH_PROJECTOR)
     if mode.startswith("inherit"):
         projected = features @ tensors["projector_weight"].T + tensors["projector_bias"]
-        inherited = projected @ lite0_entry.read("classifier/weight").T + lite0_entry.read("classifier/bias")
+        inherited = projected @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array(
+            "classifier/bias"
+        )
         assert np.mean(inherited.argmax(1) == predicted) > 0.99
 
 

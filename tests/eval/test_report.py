@@ -27,7 +27,7 @@ from sfm.eval.report.reported_runs import ReportedRun, read_reported_runs
 from sfm.eval.report.row_selection import find_headline_row, list_inherited_rows, make_row_label
 from sfm.eval.report.text_format import format_command, format_decimal_bytes, format_wall_time
 from sfm.eval.result import ConfusedPair
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, create_store
 from sfm.text import format_percent
 
@@ -90,10 +90,10 @@ def edit_image(image: Path) -> None:
 def publish_without_exemplars(entry: Entry, place: Path) -> str:
     """Publish an entry again, in a store of its own, without its real images; return its digest."""
     draft = Draft(create_store(str(place)))
-    for name in entry.names():
+    for name in entry.list_arrays():
         if not name.startswith("exemplar/"):
-            draft.write(name, entry.read(name))
-    published = publish(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier)
+            draft.write_array(name, entry.read_array(name))
+    published = publish_draft(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier)
     return published.summary.entry_digest
 
 
@@ -310,9 +310,11 @@ def test_accuracies_by_class_are_those_of_the_held_out_samples(
     (full,) = [
         f for f in reported_run.evaluation.full_data if (f.backbone, f.classifier) == ("lite0", "linear")
     ]
-    labels = lite0_entry.read("test/label")
-    features = lite0_entry.read("test/feature").astype(np.float32)
-    logits = features @ lite0_entry.read("classifier/weight").T + lite0_entry.read("classifier/bias")
+    labels = lite0_entry.read_array("test/label")
+    features = lite0_entry.read_array("test/feature").astype(np.float32)
+    logits = features @ lite0_entry.read_array("classifier/weight").T + lite0_entry.read_array(
+        "classifier/bias"
+    )
     right = logits.argmax(1) == labels
     assert full.per_class == pytest.approx([right[labels == c].mean() for c in range(10)], abs=0.026)
     for row in reported_run.evaluation.rows:
@@ -511,7 +513,7 @@ def test_a_run_of_some_classes_shows_their_real_images(
     (reported_run,) = read_reported_runs([partial_run], [fashion_store])
     assert reported_run.source_data
     assert reported_run.source_data.exemplars is not None
-    assert (reported_run.source_data.exemplars == lite0_entry.read("exemplar/image")[[1, 4, 9]]).all()
+    assert (reported_run.source_data.exemplars == lite0_entry.read_array("exemplar/image")[[1, 4, 9]]).all()
     assert reported_run.details.train_samples == 3 * 40
     (gallery,) = make_report_content([reported_run]).galleries
     assert [class_row.name for class_row in gallery.class_rows] == ["Trouser", "Coat", "Ankle boot"]

@@ -6,18 +6,17 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from random import Random
-from typing import Any
-
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import InapplicableMutation, Json
 from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
 from fuzz.signing import is_small, place, record_objects, seal_commit, sign_checkpoint, sign_entry
 from fuzz.worker import MAX_MEMORY_GROWTH, Outcome, Worker
+from pathlib import Path
+from random import Random
+from sfm.stats_store.digests import compute_sha256
+from typing import Any
 
-from sfm.stats_store.digest import sha256
 
 # -- the commands --------------------------------------------------------------------------------------------
 # They run in a folder with what was changed as `evil`, a sound store as `good`, a sound run as `run`, and a
@@ -88,45 +87,17 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "distill again": (*DISTILL, "--store", "good", "--out", "evil"),
         "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
         "config": ("distill", "--config", "evil/run.json", "--store", "good", "--backbone", "{b}", *NEW),
-        "config evaluate": (
-            *("evaluate", "run", "--config", "evil/evaluation.json", "--store", "good"),
-            *(*EVALUATING, "--out", "new"),
-        ),
+        "config evaluate": (*("evaluate", "run", "--config", "evil/evaluation.json", "--store", "good"), *(*EVALUATING, "--out", "new")),
     },
-    "stopped": {
-        "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
-        "report": ("report", "evil", "--out", "new.html"),
-    },
-    "folder": {
-        "extract": extracting("folder:evil"),
-        "skip": (*extracting("folder:evil"), "--on-error", "skip"),
-        "dry": (*extracting("folder:evil"), "--dry-run"),
-        "exemplars": (*extracting("folder:evil"), "--exemplars", 2, "--limit-per-class", 2),
-    },
-    "shards": {
-        "extract": extracting("wds:evil"),
-        "names": extracting("wds:evil?names={seeds}/lists/names.txt"),
-        "skip": (*extracting("wds:evil"), "--on-error", "skip"),
-        "dry": (*extracting("wds:evil"), "--dry-run"),
-    },
-    "tables": {
-        "extract": extracting("parquet:evil"),
-        "skip": (*extracting("parquet:evil"), "--on-error", "skip", "--json"),
-        "dry": (*extracting("parquet:evil"), "--dry-run"),
-    },
+    "stopped": {"resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"), "report": ("report", "evil", "--out", "new.html")},
+    "folder": {"extract": extracting("folder:evil"), "skip": (*extracting("folder:evil"), "--on-error", "skip"), "dry": (*extracting("folder:evil"), "--dry-run"), "exemplars": (*extracting("folder:evil"), "--exemplars", 2, "--limit-per-class", 2)},
+    "shards": {"extract": extracting("wds:evil"), "names": extracting("wds:evil?names={seeds}/lists/names.txt"), "skip": (*extracting("wds:evil"), "--on-error", "skip"), "dry": (*extracting("wds:evil"), "--dry-run")},
+    "tables": {"extract": extracting("parquet:evil"), "skip": (*extracting("parquet:evil"), "--on-error", "skip", "--json"), "dry": (*extracting("parquet:evil"), "--dry-run")},
     "idx": {"extract": extracting("idx:evil"), "dry": (*extracting("idx:evil"), "--dry-run")},
     "weights": {
-        "safetensors": replace_words(
-            extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}
-        ),
+        "safetensors": replace_words(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}),
         "torch": replace_words(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}),
-        "distill": (
-            *replace_words(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}),
-            "--store",
-            "good",
-            "--out",
-            "new",
-        ),
+        "distill": (*replace_words(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}), "--store", "good", "--out", "new"),
     },
     "config": {
         "extract": ("extract", "folder:{seeds}/folder", *FROM_EXTRACT, "--store", "new", "--backbone", "{b}"),
@@ -142,17 +113,9 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "export": ("export", "run", "--config", "evil/export.json", "--out", "new"),
         "export trusted": ("export", "--config", "evil/export.json", "--out", "new", "--trust-config"),
     },
-    "lists": {
-        "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),
-        "names": extracting("wds:{seeds}/shards?names=evil/names.txt"),
-    },
+    "lists": {"distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"), "names": extracting("wds:{seeds}/shards?names=evil/names.txt")},
     "half": {"evaluate": (*EVALUATE, *ALL_MODE_OPTIONS, "--out", "evil")},
-    "staging": {
-        "extract": (
-            *extracting("wds:{seeds}/shards"),
-            *("--staging", "evil"),
-        ),
-    },
+    "staging": {"extract": (*extracting("wds:{seeds}/shards"), *("--staging", "evil"))},
 }
 
 USES = {"good": "store", "run": "run"}
@@ -173,15 +136,7 @@ def detect_file_kind(path: str) -> str:
     return parts[0] if len(parts) > 1 and parts[0] in ("images", "growth", "checkpoint") else Path(path).name
 
 
-WEIGHTS = {
-    "commit": 6,
-    "cards": 6,
-    "metadata": 6,
-    "chunk": 4,
-    "run.json": 4,
-    "evaluation.json": 4,
-    "checkpoint": 4,
-}
+WEIGHTS = {"commit": 6, "cards": 6, "metadata": 6, "chunk": 4, "run.json": 4, "evaluation.json": 4, "checkpoint": 4}
 SUBJECTS = [*["store"] * 8, *["run"] * 5, *["stopped"] * 2, *["folder", "shards", "tables", "idx"], *COMMANDS]
 
 
@@ -237,9 +192,7 @@ def draw_png(rng: Random) -> Json:
 
 def draw_tar(rng: Random) -> Json:
     if rng.random() < 0.3:
-        key = rng.choice(
-            ("size", "path", "linkpath", "mtime", "hdrcharset", "GNU.sparse.size", "GNU.sparse.map")
-        )
+        key = rng.choice(("size", "path", "linkpath", "mtime", "hdrcharset", "GNU.sparse.size", "GNU.sparse.map"))
         return {"kind": "pax", "type": rng.choice("xgXLKS"), "key": key, "value": scalar(rng)}
     field = rng.choice((*sorted(mutations.TAR), "type", "size"))
     value = rng.choice("0123456789SLKxgXVMND\0") if field == "type" else draw_integer(rng)
@@ -256,13 +209,7 @@ def draw_parquet(rng: Random) -> Json:
     value = rng.choice((*mutations.BLOBS, *TEXTS, *NUMBERS, None, True))
     column = rng.choice(("image", "label"))
     whole_column = rng.random() < 0.5
-    return {
-        "kind": "parquet",
-        "column": column,
-        "row": rng.randrange(24),
-        "all": whole_column,
-        "value": value,
-    }
+    return {"kind": "parquet", "column": column, "row": rng.randrange(24), "all": whole_column, "value": value}
 
 
 def draw_idx(rng: Random) -> Json:
@@ -291,15 +238,7 @@ def draw_array(rng: Random) -> Json:
     return {"kind": "array", "how": rng.choice(mutations.ARRAY_DAMAGE)}
 
 
-BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
-    ".png": draw_png,
-    ".tar": draw_tar,
-    ".parquet": draw_parquet,
-    ".txt": draw_lines,
-    ".csv": draw_lines,
-    ".pth": draw_pickle,
-    "": draw_idx,
-}
+BY_SUFFIX: dict[str, Callable[[Random], Json]] = {".png": draw_png, ".tar": draw_tar, ".parquet": draw_parquet, ".txt": draw_lines, ".csv": draw_lines, ".pth": draw_pickle, "": draw_idx}
 
 
 def inner(document: Any) -> Any:
@@ -373,9 +312,7 @@ class Cases:
             if subject == "store" and "gc" not in command and rng.random() < 0.85:
                 # Of the entry that the command is about.
                 own = "fish-2" if " fish " in f"{words} " else "birds-1"
-                sites = [
-                    s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{run_id(own)}"))
-                ] or sites
+                sites = [s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{run_id(own)}"))] or sites
             site = rng.choice(sites)
             found.append({"file": site.name} | site.draw(rng))
         return {"subject": subject, "command": command, "signed": rng.random() < 2 / 3, "mutations": found}
@@ -449,7 +386,7 @@ def spoil(case: Json, seeds: Seeds, evil: Path) -> None:
             rewrite(file, mutations.written({"commit": commit, "sha256": "0" * 64}))
         elif case["subject"] == "half" and mutation["kind"] == "json" and not again:
             row = mutations.written(mutations.change_json(inner(load(file)), mutation)).decode()
-            digest = sha256(row.encode()) if case["signed"] else "0" * 64
+            digest = compute_sha256(row.encode()) if case["signed"] else "0" * 64
             rewrite(file, json.dumps(load(file) | {"row": row, "sha256": digest}).encode())
         else:
             mutations.apply(file, mutation, again)
@@ -497,14 +434,14 @@ def digest_array(evil: Path, folder: Path, seeds: Seeds) -> None:
     """Make the commit of an array hold the digest of its values as they are."""
     import zarr
 
-    from sfm.stats_store.digest import array_digest
+    from sfm.stats_store.digests import compute_array_digest
 
     array = zarr.open_array(folder, mode="r", zarr_format=3)
     name = folder.relative_to(evil).as_posix()
     for file, commit in find_commits(evil, name, seeds):
         with_rows = array[...] if array.ndim else None
         if with_rows is not None and with_rows.dtype.kind != "M":
-            commit["arrays"]["/".join(name.split("/")[2:])] = array_digest(with_rows)
+            commit["arrays"]["/".join(name.split("/")[2:])] = compute_array_digest(with_rows)
             rewrite(file, seal_commit(commit))
 
 
@@ -544,9 +481,7 @@ def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]
         run = load(seeds.path("store", f"commit/{name}"))["commit"]["run"]
         changed = (f"commit/{name.rpartition('-')[0]}-", f"runs/{run}/")
         if not any(t.startswith(changed) for t in touched):
-            kept |= {
-                f"runs/{run}/{path}": state for path, state in snapshot_files(evil / "runs" / run).items()
-            }
+            kept |= {f"runs/{run}/{path}": state for path, state in snapshot_files(evil / "runs" / run).items()}
     return kept
 
 
@@ -568,9 +503,7 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
         left = snapshot_files(evil)
         lost = [path for path, state in theirs.items() if left.get(path) != state]
         if lost:
-            found.append(
-                Problem("victim: other entries", f"{lost[:3]} of entries in use are changed or gone")
-            )
+            found.append(Problem("victim: other entries", f"{lost[:3]} of entries in use are changed or gone"))
     target = {"copy": words[-1], "merge": words[2]}.get(words[1]) if words[0] == "store" else None
     if words[-1] == "--replace":
         target = words[-2]
@@ -578,9 +511,7 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
         checked = worker(["store", "verify", target], folder)
         if checked.status != 0:
             told = checked.err.strip().splitlines()[-1:] or [""]
-            found.append(
-                Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}")
-            )
+            found.append(Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}"))
     found += find_output_problems(folder / "new")
     return found, outcome
 
@@ -623,13 +554,7 @@ def reject_constant(constant: str) -> None:
 
 def is_printable(character: str) -> bool:
     """Say whether a character neither moves the cursor nor turns the writing direction."""
-    return character in "\u200c\u200d" or unicodedata.category(character) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Zl",
-        "Zp",
-    )
+    return character in "\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def find_output_problems(folder: Path) -> Iterator[Problem]:

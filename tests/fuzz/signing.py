@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
+from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 from typing import Any
-
-from sfm.stats_store.digest import canonical, sha256
 
 
 def is_small(file: Path) -> bool:
@@ -15,18 +14,18 @@ def is_small(file: Path) -> bool:
 def encode_json(document: Any) -> bytes:
     """Return a document in the one spelling that digests are of; a hostile writer may spell NaN, too."""
     try:
-        return canonical(document)
+        return encode_canonical_json(document)
     except ValueError:
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def object_record(data: bytes) -> dict[str, Any]:
-    return {"size": len(data), "sha256": sha256(data)}
+    return {"size": len(data), "sha256": compute_sha256(data)}
 
 
 def seal_commit(commit: Any) -> bytes:
     """Return the bytes of a commit object: a commit and its own digest."""
-    return json.dumps({"commit": commit, "sha256": sha256(encode_json(commit))}).encode()
+    return json.dumps({"commit": commit, "sha256": compute_sha256(encode_json(commit))}).encode()
 
 
 def record_objects(commit: dict[str, Any], run: Path) -> None:
@@ -39,13 +38,8 @@ def sign_entry(commit: Any) -> None:
     """Make the entry digest follow from what the commit says, where it says anything."""
     try:
         summary = commit["summary"]
-        content = {
-            "arrays": commit["arrays"],
-            "backbone": summary["backbone_hash"],
-            "dataset": summary["fingerprint"],
-            "options": summary["options"],
-        }
-        summary["entry_digest"] = sha256(encode_json(content))
+        content = {"arrays": commit["arrays"], "backbone": summary["backbone_hash"], "dataset": summary["fingerprint"], "options": summary["options"]}
+        summary["entry_digest"] = compute_sha256(encode_json(content))
     except (KeyError, TypeError, IndexError):
         pass
 
@@ -72,7 +66,7 @@ def sign_checkpoint(folder: Path) -> None:
         return
     try:
         card = json.loads(about.read_bytes())
-        card["sha256"] = sha256(tensors.read_bytes())
+        card["sha256"] = compute_sha256(tensors.read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
         return
     about.write_text(json.dumps(card))

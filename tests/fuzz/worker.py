@@ -121,11 +121,11 @@ def read_status_field(name: str) -> int:
 
 
 MODULES = (
-    *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.merge"),
+    *("matplotlib.figure", "PIL.Image", "pyarrow.parquet", "timm", "sfm.cli", "sfm.start", "sfm.named_merge"),
     *("sfm.distill.run", "sfm.eval.evaluation", "sfm.eval.backbone_matrix"),
     *("sfm.eval.export.run_export", "sfm.eval.report.page"),
     *("sfm.pipeline.extract", "sfm.pipeline.dry_run"),
-    *("sfm.stats_store.collect", "sfm.stats_store.copying", "sfm.stats_store.verify"),
+    *("sfm.stats_store.garbage_collection", "sfm.stats_store.entry_copy", "sfm.stats_store.verification"),
 )
 """What the commands import when they run; none of it starts a thread."""
 

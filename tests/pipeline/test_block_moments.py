@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
-from sfm.stats_store.moments import Moments, merge, no_moments
+from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_moments
 
 CLASSES, FEATURES = 4, 5
 
@@ -14,7 +14,7 @@ CLASSES, FEATURES = 4, 5
 def compute_in_two_passes(features: np.ndarray, labels: np.ndarray) -> Moments:
     """The definition, in plain numpy over all samples at once."""
     rows = features.astype(np.float64)
-    result = no_moments(CLASSES, FEATURES)
+    result = make_empty_moments(CLASSES, FEATURES)
     for c in range(CLASSES):
         own = rows[labels == c]
         if len(own) == 0:
@@ -62,20 +62,22 @@ def test_parts_merge_in_any_order(data, random):
         for f, y in zip(np.split(features, cuts), np.split(labels, cuts), strict=True)
     ]
     random.shuffle(parts)
-    total = no_moments(CLASSES, FEATURES)
+    total = make_empty_moments(CLASSES, FEATURES)
     for part in parts:
-        total = merge(part, total) if random.random() < 0.5 else merge(total, part)
+        total = merge_moments(part, total) if random.random() < 0.5 else merge_moments(total, part)
     assert_equal(total, compute_in_two_passes(features, labels), rtol=1e-9)
 
 
 def test_real_features_agree_with_two_passes(fashion_store):
-    from sfm.stats_store.select import only
+    from sfm.stats_store.entry_selection import select_summary
     from sfm.stats_store.store import open_store
 
     store = open_store(fashion_store)
-    entry = store.open(only(store.summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0"))
-    features = entry.read("test/feature").astype(np.float32)
-    labels = entry.read("test/label")
+    entry = store.open_entry(
+        select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0")
+    )
+    features = entry.read_array("test/feature").astype(np.float32)
+    labels = entry.read_array("test/label")
     got = accumulate_moments(
         [(features[:33], labels[:33]), (features[33:], labels[33:])], 10, features.shape[1]
     )
@@ -99,7 +101,7 @@ def test_the_diagonal_of_the_pooled_scatter_is_the_sum_of_the_class_diagonals(da
 def test_a_class_without_samples_changes_nothing():
     features = np.ones((3, FEATURES), dtype=np.float32)
     only_class_1 = compute_moments(features, np.full(3, 1, dtype=np.int32), CLASSES)
-    merged = merge(only_class_1, no_moments(CLASSES, FEATURES))
+    merged = merge_moments(only_class_1, make_empty_moments(CLASSES, FEATURES))
     assert merged.count.tolist() == [0, 3, 0, 0]
     assert np.isfinite(merged.mean).all()
     assert merged.mean[1] == pytest.approx(np.ones(FEATURES))

@@ -21,7 +21,7 @@ from sfm.pipeline import extract as extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import SOURCE_KINDS, Source, open_source
-from sfm.stats_store.select import only
+from sfm.stats_store.entry_selection import select_summary
 from sfm.stats_store.store import Entry, open_store
 
 SIZE = 32
@@ -41,12 +41,15 @@ def make_config(store: Path | str, **changes: object) -> ExtractConfig:
 
 def open_entry(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0") -> Entry:
     store = open_store(url)
-    return store.open(only(store.summaries(), dataset=dataset, backbone=backbone))
+    return store.open_entry(select_summary(store.list_summaries(), dataset=dataset, backbone=backbone))
 
 
 def test_an_entry_holds_every_array_of_the_schema(fashion_store):
     entry = open_entry(fashion_store)
-    assert {name: (entry.array(name).shape, str(entry.array(name).dtype)) for name in entry.names()} == {
+    assert {
+        name: (entry.open_array(name).shape, str(entry.open_array(name).dtype))
+        for name in entry.list_arrays()
+    } == {
         "train/count": ((10,), "int64"),
         "train/mean": ((10, 1280), "float64"),
         "train/scatter_diagonal": ((10, 1280), "float64"),
@@ -78,9 +81,11 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
         )
         with torch.inference_mode():
             features = backbone.features(pixels_to_tensor(pixels)).double().numpy()
-        np.testing.assert_allclose(entry.read("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
-            entry.read("train/scatter_diagonal")[c],
+            entry.read_array("train/mean")[c], features.mean(axis=0), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            entry.read_array("train/scatter_diagonal")[c],
             ((features - features.mean(axis=0)) ** 2).sum(axis=0),
             rtol=1e-3,
             atol=1e-4,
@@ -89,29 +94,29 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
 
 def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
     entry, source = open_entry(fashion_store), open_source("builtin:fashion-mnist-6k")
-    role, sample = entry.read("exemplar/role"), entry.read("exemplar/sample")
+    role, sample = entry.read_array("exemplar/role"), entry.read_array("exemplar/sample")
     assert role.tolist() == [[1, 1, 1, 0, 0, 0]] * 10
     for c in range(10):
         assert (source.train.labels[sample[c]] == c).all()
     (again,) = source.train.read(sample[4, 2:3])
     image = crop_image(source.decode(again.data), entry.backbone.preprocessing)
-    np.testing.assert_array_equal(entry.read("exemplar/image")[4, 2], image)
-    other = open_entry(fashion_store, backbone="lite1").read("exemplar/sample")
+    np.testing.assert_array_equal(entry.read_array("exemplar/image")[4, 2], image)
+    other = open_entry(fashion_store, backbone="lite1").read_array("exemplar/sample")
     np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
 
 
 def test_a_tuning_entry_divides_the_training_split_alone(fashion_store):
     full, tuning = open_entry(fashion_store), open_entry(fashion_store, "fashion-mnist-6k@tuning")
     assert tuning.summary.role == "tuning"
-    assert tuning.read("train/count").tolist() == [30] * 10
-    assert np.bincount(tuning.read("test/label")).tolist() == [10] * 10
-    rows = {row.tobytes() for row in full.read("test/feature")}
-    assert not any(row.tobytes() in rows for row in tuning.read("test/feature"))
+    assert tuning.read_array("train/count").tolist() == [30] * 10
+    assert np.bincount(tuning.read_array("test/label")).tolist() == [10] * 10
+    rows = {row.tobytes() for row in full.read_array("test/feature")}
+    assert not any(row.tobytes() in rows for row in tuning.read_array("test/feature"))
     # Training part and held-out part together have the mean of the whole training split.
-    labels, features = tuning.read("test/label"), tuning.read("test/feature").astype(np.float64)
+    labels, features = tuning.read_array("test/label"), tuning.read_array("test/feature").astype(np.float64)
     for c in range(10):
-        whole = (30 * tuning.read("train/mean")[c] + features[labels == c].sum(axis=0)) / 40
-        np.testing.assert_allclose(whole, full.read("train/mean")[c], rtol=1e-3, atol=1e-3)
+        whole = (30 * tuning.read_array("train/mean")[c] + features[labels == c].sum(axis=0)) / 40
+        np.testing.assert_allclose(whole, full.read_array("train/mean")[c], rtol=1e-3, atol=1e-3)
 
 
 def count_decoding(source: Source, decoded: list[bytes]) -> Source:
@@ -179,7 +184,7 @@ def test_other_options_are_another_variant_of_the_same_data(tmp_path):
     other = extract(make_config(tmp_path / "s", sub_classes=(3,))).published[0].summary
     assert other.fingerprint == first.fingerprint
     assert other.entry_digest != first.entry_digest
-    assert len(open_store(str(tmp_path / "s")).summaries()) == 2
+    assert len(open_store(str(tmp_path / "s")).list_summaries()) == 2
 
 
 def test_the_same_images_in_another_folder_have_the_same_digest(tmp_path, image_folder):
@@ -204,26 +209,26 @@ def test_the_bytes_of_the_training_images_are_those_of_their_files(tmp_path, ima
 
 
 def test_the_bytes_of_some_training_images_are_theirs_alone(fashion_store):
-    summaries = [s for s in open_store(fashion_store).summaries() if s.backbone == "lite0"]
+    summaries = [s for s in open_store(fashion_store).list_summaries() if s.backbone == "lite0"]
     assert {s.role for s in summaries} == {"full", "tuning"}
     for summary in summaries:
-        card = open_store(fashion_store).open(summary).extraction
+        card = open_store(fashion_store).open_entry(summary).extraction
         assert card.train_bytes == summary.train_samples * 28 * 28
 
 
 def test_train_features_are_kept_on_request(tmp_path):
     extract(make_config(tmp_path / "s", keep_train_features=True))
     entry = open_entry(str(tmp_path / "s"))
-    features, labels = entry.read("train/feature").astype(np.float64), entry.read("train/label")
+    features, labels = entry.read_array("train/feature").astype(np.float64), entry.read_array("train/label")
     np.testing.assert_allclose(
-        features[labels == 3].mean(axis=0), entry.read("train/mean")[3], rtol=1e-3, atol=1e-3
+        features[labels == 3].mean(axis=0), entry.read_array("train/mean")[3], rtol=1e-3, atol=1e-3
     )
 
 
 def test_held_out_features_stay_at_home_on_request(tmp_path):
     extract(make_config(tmp_path / "s", no_held_out=True))
     entry = open_entry(str(tmp_path / "s"))
-    assert not any(name.startswith("test/") for name in entry.names())
+    assert not any(name.startswith("test/") for name in entry.list_arrays())
     assert entry.classifier.held_out_top1 is not None
 
 
@@ -236,8 +241,8 @@ def test_small_classes_are_refused_or_dropped_as_asked(tmp_path, image_folder):
     extract(make_config(tmp_path / "s", small_classes="drop", **changes))
     entry = open_entry(str(tmp_path / "s"), image_folder.name)
     assert entry.dataset.class_ids == ["bag", "trouser"]
-    assert entry.read("train/count").tolist() == [12, 12]
-    assert np.bincount(entry.read("test/label")).tolist() == [8, 8]
+    assert entry.read_array("train/count").tolist() == [12, 12]
+    assert np.bincount(entry.read_array("test/label")).tolist() == [8, 8]
     alone = extract(make_config(tmp_path / "s", small_classes="drop", **changes, rehash=True)).published[0]
     shutil.rmtree(image_folder / "train" / "boot")
     shutil.rmtree(image_folder / "test" / "boot")
@@ -264,7 +269,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_f
     spoil(image_folder)
     with pytest.raises(InputError, match=complaint):
         extract(make_config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
-    assert open_store(str(tmp_path / "s")).summaries() == []
+    assert open_store(str(tmp_path / "s")).list_summaries() == []
     assert [p.name for p in (tmp_path / "s" / "runs").glob("*") if p.is_dir()] == []
 
 
@@ -291,7 +296,7 @@ def test_features_that_are_not_finite_name_the_image(tmp_path, image_folder, mon
     monkeypatch.setattr(extraction, "load_backbone", poisoning)
     with pytest.raises(InputError, match=f"not finite for {white}"):
         extract(make_config(tmp_path / "s", source=f"folder:{image_folder}", limit_per_class=None))
-    assert open_store(str(tmp_path / "s")).summaries() == []
+    assert open_store(str(tmp_path / "s")).list_summaries() == []
 
 
 def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
@@ -303,8 +308,8 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
 
 COMMAND = """
 import sys
-import sfm.stats_store.digest
-sfm.stats_store.digest.BLOCK_ROWS = 40
+import sfm.stats_store.digests
+sfm.stats_store.digests.BLOCK_ROWS = 40
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.extract import extract
 done = extract(ExtractConfig(source="builtin:fashion-mnist-6k", store=sys.argv[1], backbone=["lite0"],
@@ -333,7 +338,7 @@ def test_a_killed_extraction_resumes_and_ends_with_the_same_digest(tmp_path):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    assert open_store(str(tmp_path / "b")).summaries() == []
+    assert open_store(str(tmp_path / "b")).list_summaries() == []
     resumed = start_extraction(tmp_path / "b").communicate(timeout=300)[0].split()
     assert resumed[0] == "published"
     assert int(resumed[1]) >= 120

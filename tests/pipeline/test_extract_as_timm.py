@@ -50,10 +50,11 @@ def test_features_and_exemplars_of_wide_images_are_those_of_timms_transform_and_
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(images), pre_logits=True)
     torch.testing.assert_close(
-        torch.from_numpy(entry.array("test/feature")[:]).float(), expected, atol=2e-3, rtol=2e-3
+        torch.from_numpy(entry.open_array("test/feature")[:]).float(), expected, atol=2e-3, rtol=2e-3
     )
-    sample = int(entry.array("exemplar/sample")[0, 0])
+    sample = int(entry.open_array("exemplar/sample")[0, 0])
     (exemplar,) = source.train.read(np.array([sample]))
     np.testing.assert_array_equal(
-        entry.array("exemplar/image")[0, 0], pixels(source.decode(exemplar.data)).permute(1, 2, 0).numpy()
+        entry.open_array("exemplar/image")[0, 0],
+        pixels(source.decode(exemplar.data)).permute(1, 2, 0).numpy(),
     )

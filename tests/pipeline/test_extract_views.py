@@ -71,8 +71,8 @@ def make_config(store, **options) -> ExtractConfig:
 
 def read_arrays(store) -> dict[str, np.ndarray]:
     opened = open_store(str(store))
-    entry = opened.open(opened.summaries()[0])
-    return {name: entry.read(name) for name in entry.names()}
+    entry = opened.open(opened.list_summaries()[0])
+    return {name: entry.read_array(name) for name in entry.list_arrays()}
 
 
 def test_only_the_classifier_learns_from_views(tmp_path):

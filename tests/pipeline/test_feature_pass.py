@@ -38,7 +38,7 @@ from sfm.pipeline.sources.class_subsets import select_rows, select_source_classe
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, lock_staging, open_staging
-from sfm.stats_store.select import only
+from sfm.stats_store.entry_selection import select_summary
 from sfm.stats_store.store import Entry, open_store
 
 
@@ -56,7 +56,7 @@ def make_config(store: Path | str, source: str, **changes: object) -> ExtractCon
 
 def open_entry(url: Path) -> Entry:
     store = open_store(str(url))
-    return store.open(only(store.summaries(), dataset="garments"))
+    return store.open_entry(select_summary(store.list_summaries(), dataset="garments"))
 
 
 def make_stream_source(source: Source, size: int = 7) -> Source:
@@ -95,16 +95,18 @@ def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_f
     ours, theirs = open_entry(tmp_path / "b"), open_entry(tmp_path / "a")
     assert ours.dataset.class_ids == ["bag", "boot", "trouser"]
     assert ours.summary.fingerprint == theirs.summary.fingerprint
-    np.testing.assert_allclose(ours.read("train/mean"), theirs.read("train/mean"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.read_array("train/mean"), theirs.read_array("train/mean"), rtol=1e-4, atol=1e-5
+    )
     # The nearest to the mean is the same image, though it lies elsewhere.
-    nearest = ours.read("exemplar/image")[:, 0], theirs.read("exemplar/image")[:, 0]
+    nearest = ours.read_array("exemplar/image")[:, 0], theirs.read_array("exemplar/image")[:, 0]
     np.testing.assert_array_equal(*nearest)
 
 
 def test_a_limit_takes_the_first_of_each_class_of_a_stream(tmp_path, image_folder, stream):
     extract(make_config(tmp_path / "s", stream, limit_per_class=3))
     entry = open_entry(tmp_path / "s")
-    assert entry.read("train/count").tolist() == [3, 3, 3]
+    assert entry.read_array("train/count").tolist() == [3, 3, 3]
     builder, source = FingerprintBuilder(), make_stream_source(open_folder_source(str(image_folder)))
     for name, split in source.splits.items():
         own = [sample.read() for shard in split.shards for sample in shard.read(None)]
@@ -146,7 +148,7 @@ def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder
     extract(make_config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
     entry = open_entry(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
-    assert entry.read("train/count").tolist() == [12, 12]
+    assert entry.read_array("train/count").tolist() == [12, 12]
 
 
 def test_a_class_that_a_source_lacks_cannot_be_chosen(image_folder):
@@ -163,7 +165,7 @@ def test_small_classes_of_a_stream_are_dropped_after_the_pass(tmp_path, image_fo
     entry = open_entry(tmp_path / "s")
     assert entry.dataset.class_ids == ["bag", "trouser"]
     assert entry.dataset.train_samples == 24
-    assert len(entry.read("test/label")) == 16
+    assert len(entry.read_array("test/label")) == 16
 
 
 @pytest.fixture
@@ -190,8 +192,8 @@ def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails
     assert all(any(name in line for line in done.skipped) for name in names)
     entry = open_entry(tmp_path / "s")
     assert entry.extraction.skipped == done.skipped
-    assert entry.read("train/count").tolist() == [12, 11, 12]
-    assert len(entry.read("test/label")) == 23
+    assert entry.read_array("train/count").tolist() == [12, 11, 12]
+    assert len(entry.read_array("test/label")) == 23
     again = extract(make_config(tmp_path / "s", source, on_error="skip", exemplars=2))
     assert again.pass_summary.images_read == 0
     assert again.skipped == done.skipped
@@ -212,7 +214,7 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
     damage_images(image_folder, *(f"test/boot/{i:03d}.png" for i in range(8)))
     with pytest.raises(InputError, match="no test images in class boot once the 8 unreadable ones are"):
         extract(make_config(tmp_path / "s", f"folder:{image_folder}", on_error="skip"))
-    assert open_store(str(tmp_path / "s")).summaries() == []
+    assert open_store(str(tmp_path / "s")).list_summaries() == []
 
 
 def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
@@ -330,7 +332,7 @@ def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
 def test_a_source_that_shrinks_while_it_is_read_is_named(tmp_path):
     source = open_source("builtin:fashion-mnist-6k")
     (whole,) = source.test.shards
-    short = Shard(whole.where, whole.labels, lambda rows: whole.read(rows[:-1]))
+    short = Shard(whole.where, whole.labels, lambda rows: whole.read_array(rows[:-1]))
     shrunk = dataclasses.replace(source, test=dataclasses.replace(source.test, shards=(short,)))
     selection = select_listed_samples(make_config("s", "builtin:fashion-mnist-6k", limit_per_class=2), shrunk)
     tasks = [task for task in make_tasks(shrunk, selection) if task.split == "test"]
@@ -378,7 +380,7 @@ def test_mixed_precision_is_another_variant_with_almost_the_same_flow(tmp_path, 
     assert mixed.summary.options != exact.summary.options
     flows = []
     for url in ("a", "b"):
-        mean = open_entry(tmp_path / url).read("train/mean")
+        mean = open_entry(tmp_path / url).read_array("train/mean")
         flows.append((mean.mean(axis=0) - mean).ravel())
     cosine = flows[0] @ flows[1] / np.linalg.norm(flows[0]) / np.linalg.norm(flows[1])
     assert 0.99 < cosine < 1

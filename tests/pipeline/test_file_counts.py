@@ -88,7 +88,7 @@ def test_every_file_is_used_or_counted_by_kind(tmp_path, littered, kind, changes
     assert done.files.used == FOUND - sum(expected.values())
     summary = done.published[0].summary
     assert done.files.used == summary.train_samples + summary.test_samples
-    assert open_store(str(tmp_path / "s")).open(summary).extraction.files == done.files
+    assert open_store(str(tmp_path / "s")).open_entry(summary).extraction.files == done.files
     again = extract(make_config(tmp_path / "s", source, on_error="skip", **changes))
     assert (again.pass_summary.images_read, again.files) == (0, done.files)
 

@@ -112,8 +112,8 @@ def test_folders_and_shards_of_the_same_images_publish_under_one_key(tmp_path, i
     assert whole[2:] == summarize(theirs)[2:] == (27, 9)
     entry = open_store(str(tmp_path / "a")).open(ours.published[0].summary)
     assert entry.extraction.options["hold_out"] == 0.25
-    assert entry.read("train/count").tolist() == [9, 9, 9]
-    assert np.bincount(entry.read("test/label")).tolist() == [3, 3, 3]
+    assert entry.read_array("train/count").tolist() == [9, 9, 9]
+    assert np.bincount(entry.read_array("test/label")).tolist() == [3, 3, 3]
     # What is chosen on the tuning entry is chosen without a look at what is held out.
     assert summarize(ours, 1)[2:] == (15, 12)
     assert (ours.files.found, ours.files.used) == (theirs.files.found, theirs.files.used) == (36, 36)

@@ -16,8 +16,8 @@ from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradient, fit_lo
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
-from sfm.stats_store.accuracy import top_accuracies
-from sfm.stats_store.discriminant import linear_discriminant
+from sfm.stats_store.classifier_accuracy import compute_top_accuracies
+from sfm.stats_store.discriminant import fit_linear_discriminant
 
 CPU = torch.device("cpu")
 
@@ -165,14 +165,18 @@ def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
 
 def test_held_out_accuracy_is_that_of_scikit_learn_at_its_best(fashion_store):
     """On real features: within 3 points on 400 images, where one image is a quarter of a point."""
-    from sfm.stats_store.select import only
+    from sfm.stats_store.entry_selection import select_summary
     from sfm.stats_store.store import open_store
 
     store = open_store(fashion_store)
-    entry = store.open(only(store.summaries(), dataset="fashion-mnist-6k", backbone="lite0"))
-    tuning = store.open(only(store.summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0"))
-    features, labels = entry.read("test/feature").astype(np.float64), entry.read("test/label")
-    rows, targets = tuning.read("test/feature").astype(np.float64), tuning.read("test/label")
+    entry = store.open_entry(
+        select_summary(store.list_summaries(), dataset="fashion-mnist-6k", backbone="lite0")
+    )
+    tuning = store.open_entry(
+        select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0")
+    )
+    features, labels = entry.read_array("test/feature").astype(np.float64), entry.read_array("test/label")
+    rows, targets = tuning.read_array("test/feature").astype(np.float64), tuning.read_array("test/label")
     mean, std = rows.mean(axis=0), rows.std(axis=0) + 1e-6
     best = max(
         LogisticRegression(C=c, max_iter=2000)
@@ -259,7 +263,7 @@ def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path,
         assert classifier.towards_means == (per_class > 1)
         found.append(measure_accuracies(held, classifier)[0])
         mean = moments.mean.astype(np.float32)
-        nearest.append(top_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
+        nearest.append(compute_top_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
     assert np.mean(found) >= np.mean(nearest) - 0.02
 
 
@@ -305,7 +309,7 @@ def test_features_of_any_rank_give_a_classifier_and_centres(tmp_path, kind, per_
     assert np.isfinite(classifier.weight).all()
     assert np.isfinite(classifier.bias).all()
     assert 0 <= measure_accuracies(train, classifier)[0] <= 1
-    discriminant = linear_discriminant(moments)
+    discriminant = fit_linear_discriminant(moments)
     assert np.isfinite(discriminant.weight).all()
     assert np.isfinite(discriminant.bias).all()
     centre, count = compute_sub_class_centres(train, labels, 2, 256, [2], seed=0)[2]

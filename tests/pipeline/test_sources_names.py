@@ -71,7 +71,7 @@ def test_files_whose_names_are_not_utf8_are_read_and_one_that_cannot_be_is_named
     done = extract(make_config(image_folder, tmp_path / "st", on_error="skip"))
     assert done.published[0].summary.train_samples == 36
     store = open_store(str(tmp_path / "st"))
-    (line,) = store.open(store.summaries()[0]).extraction.skipped
+    (line,) = store.open_entry(store.list_summaries()[0]).extraction.skipped
     assert r"/bag/\xff.png: " in line
 
 

@@ -16,7 +16,7 @@ from sfm.pipeline.row_files import has_valid_rows, read_rows
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging, open_staging
 from sfm.pipeline.task_results import TaskResult
-from sfm.stats_store.digest import BLOCK_ROWS
+from sfm.stats_store.digests import BLOCK_ROWS
 
 
 def stage_random_rows(tmp_path, sizes, rng):

@@ -150,7 +150,7 @@ def test_after_the_scheduler_is_lost_the_same_command_goes_on_without_it(
     start_worker(dask, address)
     with pytest.raises(IncompleteExtractionError, match=r"scheduler went away after \d+ of 12 partitions"):
         extract(make_config(tmp_path / "s", scheduler=address), act_after_partitions(3, lost.kill))
-    assert open_store(str(tmp_path / "s")).summaries() == []
+    assert open_store(str(tmp_path / "s")).list_summaries() == []
     resumed = extract(make_config(tmp_path / "s"))
     assert resumed.pass_summary.images_resumed >= 300
     assert resumed.pass_summary.images_read + resumed.pass_summary.images_resumed == 1200

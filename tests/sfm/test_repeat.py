@@ -75,13 +75,13 @@ def test_a_run_is_resumed_from_another_folder_by_its_run_json(
 
 def test_paths_in_a_configuration_are_whole(workplace: Path) -> None:
     from sfm.backbones.spec import make_spec_absolute
-    from sfm.stats_store.location import absolute_url
+    from sfm.stats_store.location import make_url_absolute
 
     spec = "timm/tf_efficientnet_lite0@other.safetensors"
     assert make_spec_absolute(spec) == f"timm/tf_efficientnet_lite0@{workplace}/other.safetensors"
     assert make_spec_absolute("lite0") == "lite0"
-    assert absolute_url("store") == str(workplace / "store")
-    assert absolute_url("s3://team/stats") == "s3://team/stats"
+    assert make_url_absolute("store") == str(workplace / "store")
+    assert make_url_absolute("s3://team/stats") == "s3://team/stats"
 
 
 def test_a_class_of_the_configuration_that_is_not_there_is_refused_by_name(

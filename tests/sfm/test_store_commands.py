@@ -8,14 +8,20 @@ import sys
 import numpy as np
 import pytest
 from s3_server import s3_endpoint, s3_url
-from toy_entries import backbone_card, commit, fill, grow_old, put
+from toy_entries import (
+    age_files,
+    make_backbone_card,
+    publish_random_draft,
+    publish_random_entry,
+    write_random_arrays,
+)
 from typer.testing import CliRunner, Result
 
 from sfm.api import DistillConfig, distill
 from sfm.cli import app
-from sfm.stats_store.commits import commit_path
-from sfm.stats_store.digest import sha256
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.commits import make_commit_path
+from sfm.stats_store.digests import compute_sha256
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 
 __all__ = ["s3_endpoint", "s3_url"]
@@ -48,10 +54,12 @@ def assert_one_line(done: Result, status: int, *words: str) -> None:
 def store(tmp_path) -> Store:
     """A store with two backbones' entries of one dataset, a tuning entry, and one replaced generation."""
     store = create_store(str(tmp_path / "s"))
-    put(store, 0, dataset="birds")
-    put(store, 1, dataset="birds", replace=True)
-    put(store, 2, dataset="birds", backbone=backbone_card("lite1"))
-    put(store, 3, dataset="birds", role="tuning", options={"role": "tuning"}, fingerprint="e" * 64)
+    publish_random_entry(store, 0, dataset="birds")
+    publish_random_entry(store, 1, dataset="birds", replace=True)
+    publish_random_entry(store, 2, dataset="birds", backbone=make_backbone_card("lite1"))
+    publish_random_entry(
+        store, 3, dataset="birds", role="tuning", options={"role": "tuning"}, fingerprint="e" * 64
+    )
     return store
 
 
@@ -86,7 +94,7 @@ def test_ls_lists_what_is_visible(store):
 
 
 def test_ls_names_what_cannot_be_read_and_lists_the_rest(store, tmp_path):
-    key = store.summaries()[2].key
+    key = store.list_summaries()[2].key
     (tmp_path / "s" / "index" / key / "00000001.json").write_text("{")
     found = run_sfm_json("ls", store.url)
     assert len(found["entries"]) == 2
@@ -146,7 +154,7 @@ def test_verify_says_sound_and_exits_with_zero(store):
 
 
 def test_verify_names_damage_and_exits_with_one(store, tmp_path):
-    run = store.open(store.summaries()[0]).commit.run
+    run = store.open_entry(store.list_summaries()[0]).commit.run
     chunk = tmp_path / "s" / "runs" / run / "train" / "mean" / "c" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     done = run_sfm("verify", store.url, "--quiet")
@@ -163,13 +171,13 @@ def test_rm_removes_one_entry_or_all_that_fit(store):
     assert_one_line(run_sfm("rm", store.url, "birds"), 2, "several entries fit")
     would = run_sfm_json("rm", store.url, "birds", "--all", "--dry-run")
     assert (len(would["removed"]), would["dry_run"]) == (3, True)
-    assert len(store.summaries()) == 3
+    assert len(store.list_summaries()) == 3
     done = run_sfm("rm", store.url, "birds", "--backbone", "lite1")
     assert done.exit_code == 0
     assert f"sfm store gc {store.url} --now" in done.stdout
-    assert {s.backbone for s in store.summaries()} == {"lite0"}
+    assert {s.backbone for s in store.list_summaries()} == {"lite0"}
     assert len(run_sfm_json("rm", store.url, "birds", "--all")["removed"]) == 2
-    assert store.summaries() == []
+    assert store.list_summaries() == []
     assert_one_line(run_sfm("rm", store.url, "birds"), 2, "no dataset 'birds'", "the store holds nothing")
 
 
@@ -183,7 +191,7 @@ def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, t
     assert "Would be deleted: 2" in run_sfm("gc", store.url, "--now", "--dry-run").stdout
     done = run_sfm_json("gc", store.url, "--now")
     assert sum(g["bytes"] for g in done["deleted"]) == sum(g["bytes"] for g in would["deleted"]) > 0
-    grow_old(tmp_path)
+    age_files(tmp_path)
     assert [g["reason"] for g in run_sfm_json("gc", store.url)["deleted"]] == ["never committed"]
     assert "nothing to delete" in run_sfm("gc", store.url).stdout
     assert_one_line(run_sfm("gc", store.url, "--older-than", "soon"), 2, "'soon' is not a duration")
@@ -202,31 +210,33 @@ def test_copy_says_what_became_of_every_entry(store, tmp_path):
 
 def test_copy_that_is_kept_from_replacing_exits_with_two_and_says_how(store, tmp_path):
     other = create_store(str(tmp_path / "t"))
-    put(other, 9, dataset="birds")
+    publish_random_entry(other, 9, dataset="birds")
     refused = run_sfm("copy", store.url, other.url, "--quiet")
     assert_one_line(refused, 2, "1 of 3 entries not copied", "--replace")
     assert "differs in the target" in refused.stdout
     assert run_sfm("copy", store.url, other.url, "--replace").exit_code == 0
-    assert {s.entry_digest for s in other.summaries()} == {s.entry_digest for s in store.summaries()}
+    assert {s.entry_digest for s in other.list_summaries()} == {
+        s.entry_digest for s in store.list_summaries()
+    }
 
 
 def test_copy_of_a_store_of_which_an_entry_cannot_be_read_copies_the_others_and_exits_with_one(
     store, tmp_path
 ):
-    broken = tmp_path / "s" / commit_path(store.summaries()[0])
+    broken = tmp_path / "s" / make_commit_path(store.list_summaries()[0])
     broken.write_text("{}")
     done = run_sfm("copy", store.url, tmp_path / "t", "--quiet")
     assert_one_line(done, 1, "1 entries of", "damaged commit")
-    assert len(open_store(str(tmp_path / "t")).summaries()) == 2
+    assert len(open_store(str(tmp_path / "t")).list_summaries()) == 2
     assert run_sfm("copy", store.url, tmp_path / "t", "--backbone", "lite1").exit_code == 0
 
 
 def test_copy_names_damage_in_the_source_and_exits_with_one(store, tmp_path):
-    run = store.open(store.summaries()[0]).commit.run
+    run = store.open_entry(store.list_summaries()[0]).commit.run
     shutil.rmtree(tmp_path / "s" / "runs" / run / "train" / "mean")
     done = run_sfm("copy", store.url, tmp_path / "t", "--quiet")
     assert_one_line(done, 1, "1 of 3 entries not copied", f"runs/{run}/train/mean")
-    assert len(open_store(str(tmp_path / "t")).summaries()) == 2
+    assert len(open_store(str(tmp_path / "t")).list_summaries()) == 2
 
 
 def test_merge_refuses_in_one_line_and_makes_no_store(fashion_store, tmp_path):
@@ -246,10 +256,10 @@ def test_merging_parts_without_training_features_needs_no_torch(tmp_path):
     store = create_store(str(tmp_path / "s"))
     for name in ("north", "south"):
         draft = Draft(store)
-        fill(draft)
-        draft.write("train/scatter_diagonal", np.ones((4, 6)))
-        draft.write("train/within_scatter", 4 * np.eye(6))
-        commit(draft, dataset=name, fingerprint=sha256(name.encode()))
+        write_random_arrays(draft)
+        draft.write_array("train/scatter_diagonal", np.ones((4, 6)))
+        draft.write_array("train/within_scatter", 4 * np.eye(6))
+        publish_random_draft(draft, dataset=name, fingerprint=compute_sha256(name.encode()))
     code = (
         "import sys\n"
         f"sys.argv = ['sfm', 'store', 'merge', {store.url!r}, 'north', 'south', '--json', '--quiet']\n"
@@ -281,9 +291,9 @@ def test_a_store_on_s3_takes_every_verb(store, s3_url):
 def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_path):
     shutil.copytree(fashion_store, tmp_path / "s")
     store = create_store(str(tmp_path / "s"))
-    (old,) = [s for s in store.summaries() if (s.backbone, s.role) == ("lite0", "full")]
+    (old,) = [s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")]
     replace_with_other_means(store, old)
-    assert old not in store.summaries()
+    assert old not in store.list_summaries()
     pinned = f"{old.dataset}@{old.entry_digest[:12]}"
     run = distill(
         DistillConfig(store=store.url, backbone="lite0", dataset=pinned, steps=2, out=tmp_path / "d")
@@ -293,20 +303,24 @@ def test_a_pinned_entry_is_distilled_after_it_was_replaced(fashion_store, tmp_pa
 
 def replace_with_other_means(store: Store, summary) -> None:
     """Publish the next generation of an entry, with its means moved."""
-    from sfm.stats_store.publish import publish
+    from sfm.stats_store.publication import publish_draft
 
-    entry = store.open(summary)
+    entry = store.open_entry(summary)
     draft = Draft(store)
-    for name in entry.names():
-        draft.write(name, entry.read(name) + (1.0 if name == "train/mean" else 0))
-    publish(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier, replace=True)
+    for name in entry.list_arrays():
+        draft.write_array(name, entry.read_array(name) + (1.0 if name == "train/mean" else 0))
+    publish_draft(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier, replace=True)
 
 
 def test_show_computes_the_accuracy_of_every_class_if_asked_to(fashion_store):
     store = open_store(fashion_store)
-    entry = store.open(next(s for s in store.summaries() if (s.backbone, s.role) == ("lite0", "full")))
-    labels, features = entry.read("test/label"), entry.read("test/feature").astype(np.float32)
-    predicted = (features @ entry.read("classifier/weight").T + entry.read("classifier/bias")).argmax(1)
+    entry = store.open_entry(
+        next(s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full"))
+    )
+    labels, features = entry.read_array("test/label"), entry.read_array("test/feature").astype(np.float32)
+    predicted = (
+        features @ entry.read_array("classifier/weight").T + entry.read_array("classifier/bias")
+    ).argmax(1)
     expected = [float((predicted[labels == c] == c).mean()) for c in range(10)]
     words = ("show", fashion_store, "fashion-mnist-6k", "--backbone", "lite0")
     shown = run_sfm_json(*words, "--per-class")["classes"]

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from sfm.eval.head_accuracy import Heads, compute_accuracy
 from sfm.eval.head_accuracy import rank_true_class as ranks_of_tensors
-from sfm.stats_store.accuracy import ranks, top_accuracies
+from sfm.stats_store.classifier_accuracy import compute_label_ranks, compute_top_accuracies
 
 SOME = st.sampled_from([-1.0, 0.0, -0.0, 1.0, 2.5, np.float32(1e30)])
 ODD = st.sampled_from([0.0, 1.0, np.nan, np.inf, -np.inf])
@@ -28,7 +28,7 @@ def logits_and_labels(draw, elements):
 def test_ties_rank_as_they_do_in_evaluation(case):
     logits, labels = case
     expected = ranks_of_tensors(torch.from_numpy(logits), torch.from_numpy(labels).long())
-    assert ranks(logits, labels).tolist() == expected.tolist()
+    assert compute_label_ranks(logits, labels).tolist() == expected.tolist()
 
 
 @given(logits_and_labels(ODD))
@@ -38,7 +38,7 @@ def test_logits_that_are_not_finite_are_refused_where_evaluation_refuses_them(ca
     if np.isfinite(logits).all():
         return
     with pytest.raises(FloatingPointError, match="not finite"):
-        ranks(logits, labels)
+        compute_label_ranks(logits, labels)
     with pytest.raises(FloatingPointError, match="not finite"):
         ranks_of_tensors(torch.from_numpy(logits), torch.from_numpy(labels).long())
 
@@ -52,4 +52,4 @@ def test_accuracies_with_ties_are_those_of_evaluation(classes):
     heads = Heads(torch.from_numpy(weight)[None], torch.from_numpy(bias)[None])
     told = compute_accuracy(heads, torch.from_numpy(features), torch.from_numpy(labels))
     blocks = [(features[:20], labels[:20]), (features[20:], labels[20:])]
-    assert top_accuracies(blocks, weight, bias) == (told.top1[0], told.top5[0] if told.top5 else None)
+    assert compute_top_accuracies(blocks, weight, bias) == (told.top1[0], told.top5[0] if told.top5 else None)

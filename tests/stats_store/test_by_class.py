@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from sfm.stats_store.by_class import held_out_by_class
+from sfm.stats_store.class_accuracies import compute_class_accuracies
 
 
-class Held:
+class ArraysInMemory:
     """An entry, as far as this needs one."""
 
     def __init__(self, **arrays: np.ndarray) -> None:
@@ -14,19 +14,19 @@ class Held:
     def __contains__(self, name: object) -> bool:
         return name in self.arrays
 
-    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+    def read_array(self, name: str, rows: slice | None = None) -> np.ndarray:
         return self.arrays[name][rows or slice(None)]
 
 
 def test_a_tie_is_never_right_and_a_class_without_samples_has_no_accuracy() -> None:
-    entry = Held(
+    entry = ArraysInMemory(
         classifier_weight=np.eye(3, 2, dtype=np.float32),
         classifier_bias=np.zeros(3, np.float32),
         test_feature=np.array([[1, 0], [0, 0], [0, 1], [1, 0]], np.float16),
         test_label=np.array([0, 0, 1, 1], np.int32),
     )
-    np.testing.assert_array_equal(held_out_by_class(entry), [0.5, 0.5, np.nan])
+    np.testing.assert_array_equal(compute_class_accuracies(entry), [0.5, 0.5, np.nan])
 
 
 def test_without_held_out_features_there_is_none() -> None:
-    assert held_out_by_class(Held()) is None
+    assert compute_class_accuracies(ArraysInMemory()) is None

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from sfm.errors import InputError
-from sfm.stats_store.class_lists import find_class, parse_class_list, read_class_file
+from sfm.stats_store.class_lists import find_class_id, parse_class_list, read_class_file
 
 NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
 
@@ -43,7 +43,7 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, data, complaint):
 
 def test_a_class_is_found_in_either_unicode_normal_form_and_as_it_is_shown():
     ids = ["c", NFD, "cat\nFelis"]
-    assert find_class("c", ids) == "c"
-    assert find_class(NFC, ids) == NFD
-    assert find_class(r"cat\nFelis", ids) == "cat\nFelis"
-    assert find_class("d", ids) is None
+    assert find_class_id("c", ids) == "c"
+    assert find_class_id(NFC, ids) == NFD
+    assert find_class_id(r"cat\nFelis", ids) == "cat\nFelis"
+    assert find_class_id("d", ids) is None

@@ -18,8 +18,13 @@ from hypothesis import strategies as st
 from obstore.exceptions import GenericError
 
 from sfm.errors import InputError
-from sfm.stats_store.clouds import CLOUDS, REASONS, is_url, require_environment
-from sfm.stats_store.location import connect, explained
+from sfm.stats_store.cloud_providers import (
+    ERROR_EXPLANATIONS,
+    PROVIDERS_BY_SCHEME,
+    is_http_url,
+    require_valid_environment,
+)
+from sfm.stats_store.location import connect_object_store, explain_error
 from sfm.stats_store.store import Store, create_store, open_store
 
 CANARY = "C4N4RY"
@@ -36,8 +41,8 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(("AWS_", "AZURE_", "AZURITE_", "GOOGLE_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("sfm.stats_store.objects.READ_AGAIN", ())
-    monkeypatch.setitem(connect.__globals__["AT_FIRST"], "max_retries", 0)
+    monkeypatch.setattr("sfm.stats_store.objects.RETRY_DELAYS", ())
+    monkeypatch.setitem(connect_object_store.__globals__["BRIEF_RETRY"], "max_retries", 0)
 
 
 @contextmanager
@@ -270,28 +275,30 @@ def test_a_file_of_credentials_that_holds_none_is_said_to(
         "http://é.invalid",
     ],
 )
-@pytest.mark.parametrize("cloud", [*{id(c): c for c in CLOUDS.values()}.values()], ids=lambda c: c.prefix)
+@pytest.mark.parametrize(
+    "cloud", [*{id(c): c for c in PROVIDERS_BY_SCHEME.values()}.values()], ids=lambda c: c.variable_prefix
+)
 def test_an_address_that_is_none_is_refused_before_any_request(
     cloud: object, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheme = next(scheme for scheme, known in CLOUDS.items() if known is cloud)
-    for name in CLOUDS[scheme].urls:
+    scheme = next(scheme for scheme, known in PROVIDERS_BY_SCHEME.items() if known is cloud)
+    for name in PROVIDERS_BY_SCHEME[scheme].url_variables:
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             with pytest.raises(InputError, match=f"^{name} in the environment is not a URL: .*or unset it$"):
-                connect(f"{scheme}://place/x")
+                connect_object_store(f"{scheme}://place/x")
 
 
 @pytest.mark.parametrize("end", ["\n", " ", "é", "\r\nX-Evil: 1"])
 def test_a_key_that_no_header_can_carry_is_refused_before_any_request(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for scheme, cloud in CLOUDS.items():
-        for name in cloud.headers:
+    for scheme, cloud in PROVIDERS_BY_SCHEME.items():
+        for name in cloud.header_variables:
             with monkeypatch.context() as patch:
                 patch.setenv(name, CANARY + end)
                 with pytest.raises(InputError, match=f"^{name} in the environment holds a ") as error:
-                    connect(f"{scheme}://place/x")
+                    connect_object_store(f"{scheme}://place/x")
                 assert CANARY not in str(error.value)
 
 
@@ -306,7 +313,7 @@ def test_obstore_panics_at_no_address_that_passes(
     scheme: str, rest: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     address = f"{scheme}{rest}"
-    if not is_url(address):
+    if not is_http_url(address):
         return
     # Through a proxy that is not there, so that no name of the test's is asked for on the network.
     with pytest.MonkeyPatch.context() as patch:
@@ -327,17 +334,17 @@ def test_a_panic_of_obstore_is_one_line_all_the_same(tmp_path: Path, monkeypatch
 
 
 def test_every_reason_can_be_said_of_every_cloud() -> None:
-    for scheme, cloud in CLOUDS.items():
-        for sign, _ in REASONS:
-            line = explained(GenericError(sign), f"{scheme}://place/x")
+    for scheme, cloud in PROVIDERS_BY_SCHEME.items():
+        for sign, _ in ERROR_EXPLANATIONS:
+            line = explain_error(GenericError(sign), f"{scheme}://place/x")
             assert "{" not in line
-        require_environment(scheme)
-        plain = explained(GenericError("BadScheme"), f"{scheme}://place/x")
-        assert plain.endswith(f"set {cloud.prefix}_ALLOW_HTTP=true to use it all the same")
+        require_valid_environment(scheme)
+        plain = explain_error(GenericError("BadScheme"), f"{scheme}://place/x")
+        assert plain.endswith(f"set {cloud.variable_prefix}_ALLOW_HTTP=true to use it all the same")
 
 
 def test_a_store_is_printed_without_asking_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     """Obstore panics at the text of an Azure store whose account is in the environment."""
     for name, value in AZURE.items():
         monkeypatch.setenv(name, value)
-    assert repr(Store("az://place/x", connect("az://place/x"))) == "Store(url='az://place/x')"
+    assert repr(Store("az://place/x", connect_object_store("az://place/x"))) == "Store(url='az://place/x')"

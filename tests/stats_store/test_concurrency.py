@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 from s3_faults import Proxy, breaking
-from toy_entries import backbone_card, put
+from toy_entries import make_backbone_card, publish_random_entry
 from typer.testing import CliRunner
 
 from sfm.cli import app
 from sfm.events import Progress, delay_progress
-from sfm.stats_store.collect import collect
-from sfm.stats_store.concurrency import REQUESTS, Budget, concurrently
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import containing
+from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import find_merged_entries
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 LATENCY = 0.05
 
@@ -41,8 +41,10 @@ def far_away(proxy: Proxy, s3_url: str, tmp_path: Path) -> Store:
     """A store of five entries on a server that takes its time."""
     near = create_store(str(tmp_path / "near"))
     for number in range(5):
-        put(near, number, backbone=backbone_card(f"lite{number}"), dataset=f"set{number}")
-    copy(near, create_store(s3_url), near.summaries())
+        publish_random_entry(
+            near, number, backbone=make_backbone_card(f"lite{number}"), dataset=f"set{number}"
+        )
+    copy_entries(near, create_store(s3_url), near.list_summaries())
     proxy.latency, proxy.most = LATENCY, 0
     return open_store(s3_url)
 
@@ -54,12 +56,12 @@ def interrupt_soon() -> None:
 
 def test_results_keep_the_order_of_what_was_given_and_progress_only_grows() -> None:
     told: list[Progress] = []
-    assert concurrently(lambda n: n * n, range(50), told.append, "square", "numbers") == [
+    assert map_concurrently(lambda n: n * n, range(50), told.append, "square", "numbers") == [
         n * n for n in range(50)
     ]
     assert (told[0].done, told[-1].done, {event.total for event in told}) == (0, 50, {50})
     assert [event.done for event in told] == sorted({event.done for event in told})
-    assert concurrently(str, []) == []
+    assert map_concurrently(str, []) == []
 
 
 def test_no_more_than_the_limit_are_under_way() -> None:
@@ -75,7 +77,7 @@ def test_no_more_than_the_limit_are_under_way() -> None:
         with lock:
             under_way -= 1
 
-    concurrently(call, range(12), limit=3)
+    map_concurrently(call, range(12), limit=3)
     assert most == 3
 
 
@@ -87,7 +89,7 @@ def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
         raise ValueError(number)
 
     with pytest.raises(ValueError):
-        concurrently(fail, range(100), limit=2)
+        map_concurrently(fail, range(100), limit=2)
     assert len(begun) <= 2
 
 
@@ -95,18 +97,18 @@ def test_an_interrupt_does_not_wait_for_what_is_under_way() -> None:
     over = threading.Event()
     interrupt_soon()
     with pytest.raises(KeyboardInterrupt):
-        concurrently(lambda _: over.wait(60), range(100))
+        map_concurrently(lambda _: over.wait(60), range(100))
     over.set()
 
 
 def test_a_budget_lets_in_what_fits_and_what_is_larger_than_all_of_it_alone() -> None:
-    budget = Budget(10)
-    assert (budget.take(4), budget.take(6)) == (4, 6)
-    waiting = threading.Thread(target=budget.take, args=(99,), daemon=True)
+    budget = MemoryBudget(10)
+    assert (budget.acquire(4), budget.acquire(6)) == (4, 6)
+    waiting = threading.Thread(target=budget.acquire, args=(99,), daemon=True)
     waiting.start()
-    budget.give_back(4)
+    budget.release(4)
     assert waiting.is_alive()
-    budget.give_back(6)
+    budget.release(6)
     waiting.join(20)
     assert not waiting.is_alive()
 
@@ -121,24 +123,24 @@ def test_progress_is_shown_of_what_takes_long_alone() -> None:
 
 
 def test_entries_objects_and_commits_are_asked_for_side_by_side(far_away: Store, proxy: Proxy) -> None:
-    summaries = far_away.summaries()
+    summaries = far_away.list_summaries()
     assert proxy.most == len(summaries)
     proxy.most = 0
-    assert [v.sound for v in verify(far_away)] == [True] * len(summaries)
-    assert len(summaries) < proxy.most <= REQUESTS
+    assert [v.sound for v in verify_entries(far_away)] == [True] * len(summaries)
+    assert len(summaries) < proxy.most <= MAX_REQUESTS
     proxy.most = 0
-    done = copy(far_away, create_store(f"{far_away.url}-copy"), summaries[:4])
+    done = copy_entries(far_away, create_store(f"{far_away.url}-copy"), summaries[:4])
     assert {c.outcome for c in done} == {"copied"}
-    assert 4 < proxy.most <= REQUESTS
+    assert 4 < proxy.most <= MAX_REQUESTS
 
 
 def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url: str, proxy: Proxy) -> None:
     store = create_store(s3_url)
     for number in range(3):
-        put(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
-    summaries = store.summaries()
+        publish_random_entry(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
+    summaries = store.list_summaries()
     proxy.seen.clear()
-    assert containing(store, summaries, summaries[:1]) == []
+    assert find_merged_entries(store, summaries, summaries[:1]) == []
     assert len(proxy.seen) == 2 * 2
 
 
@@ -159,22 +161,24 @@ def test_an_interrupted_command_says_in_one_line_what_is_true(
 def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
     for number in range(6):
-        put(store, number, replace=True)
-    done = concurrently(lambda _: collect(store, older_than=datetime.timedelta(0)), range(3), limit=3)
+        publish_random_entry(store, number, replace=True)
+    done = map_concurrently(
+        lambda _: collect_garbage(store, older_than=datetime.timedelta(0)), range(3), limit=3
+    )
     assert all(not found.notes for found in done)
     assert len({garbage.path for found in done for garbage in found.deleted}) == 5
-    assert [v.sound for v in verify(store)] == [True]
+    assert [v.sound for v in verify_entries(store)] == [True]
 
 
 WRITE = """
 import sys
 import numpy as np
-from sfm.stats_store.location import connect
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.location import connect_object_store
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store
-draft = Draft(Store(sys.argv[1], connect(sys.argv[1])))
+draft = Draft(Store(sys.argv[1], connect_object_store(sys.argv[1])))
 print("writing", flush=True)
-draft.write("train/count", np.arange(3))
+draft.write_array("train/count", np.arange(3))
 """
 
 

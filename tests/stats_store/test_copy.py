@@ -10,27 +10,27 @@ import numpy as np
 import obstore
 import pytest
 from forged_entries import rewrite_commit
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.collect import collect
-from sfm.stats_store.commits import commit_path, seal
-from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import entry_digest, sha256
-from sfm.stats_store.history import generations, remove
+from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.digests import compute_entry_digest, compute_sha256
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_selection import find_summaries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import read_commit_statuses, remove_entry
 from sfm.stats_store.objects import list_objects
-from sfm.stats_store.select import every
 from sfm.stats_store.store import Store, create_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 
 @pytest.fixture
 def disk(tmp_path) -> Store:
     """A store on a disk with three entries."""
     store = create_store(str(tmp_path / "disk"))
-    put(store, 0)
-    put(store, 1, backbone=backbone_card("lite1"))
-    put(store, 2, dataset="other", fingerprint="a" * 64)
+    publish_random_entry(store, 0)
+    publish_random_entry(store, 1, backbone=make_backbone_card("lite1"))
+    publish_random_entry(store, 2, dataset="other", fingerprint="a" * 64)
     return store
 
 
@@ -48,27 +48,27 @@ def outcomes(done) -> list[str]:
 
 def test_entries_copied_to_s3_and_back_are_the_same_bytes(disk, s3_url, tmp_path):
     there = create_store(s3_url)
-    assert outcomes(copy(disk, there, disk.summaries())) == ["copied"] * 3
+    assert outcomes(copy_entries(disk, there, disk.list_summaries())) == ["copied"] * 3
     assert content(there) == content(disk)
     back = create_store(str(tmp_path / "back"))
-    assert outcomes(copy(there, back, there.summaries())) == ["copied"] * 3
+    assert outcomes(copy_entries(there, back, there.list_summaries())) == ["copied"] * 3
     assert content(back) == content(disk)
-    assert back.summaries() == there.summaries() == disk.summaries()
-    assert all(v.sound for v in verify(back))
+    assert back.list_summaries() == there.list_summaries() == disk.list_summaries()
+    assert all(v.sound for v in verify_entries(back))
 
 
 def test_a_second_copy_writes_nothing(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    copy(disk, target, disk.summaries())
+    copy_entries(disk, target, disk.list_summaries())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
-    assert outcomes(copy(disk, target, disk.summaries())) == ["already there"] * 3
+    assert outcomes(copy_entries(disk, target, disk.list_summaries())) == ["already there"] * 3
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")} == before
 
 
 def test_only_what_was_asked_for_is_copied(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    copy(disk, target, every(disk.summaries(), dataset="toy", backbone="lite1"))
-    assert [(s.dataset, s.backbone) for s in target.summaries()] == [("toy", "lite1")]
+    copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone="lite1"))
+    assert [(s.dataset, s.backbone) for s in target.list_summaries()] == [("toy", "lite1")]
 
 
 def leave_partial_copy(source: Store, target: Store, run: str, chunks: int = 3) -> list[Path]:
@@ -83,82 +83,82 @@ def leave_partial_copy(source: Store, target: Store, run: str, chunks: int = 3) 
 
 def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    (chosen,) = every(disk.summaries(), dataset="other")
-    commit = disk.commit(f"index/{chosen.key}/00000001.json")
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
+    commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     leave_partial_copy(disk, target, commit.run)
-    (done,) = copy(disk, target, [chosen])
-    assert (done.outcome, done.found, done.written) == ("copied", 3, len(commit.objects) - 3)
-    assert target.commit(f"index/{chosen.key}/00000001.json") == commit
-    assert [v.sound for v in verify(target)] == [True]
+    (done,) = copy_entries(disk, target, [chosen])
+    assert (done.outcome, done.objects_found, done.objects_written) == ("copied", 3, len(commit.objects) - 3)
+    assert target.read_commit(f"index/{chosen.key}/00000001.json") == commit
+    assert [v.sound for v in verify_entries(target)] == [True]
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "an object of another entry", "too old to be safe from gc"])
 def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry(disk, tmp_path, fault):
     target = create_store(str(tmp_path / "t"))
-    (chosen,) = every(disk.summaries(), dataset="other")
-    commit = disk.commit(f"index/{chosen.key}/00000001.json")
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
+    commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     left = leave_partial_copy(disk, target, commit.run)
     if fault == "other bytes":
         left[1].write_bytes(left[1].read_bytes()[:-1] + b"?")
     elif fault == "an object of another entry":
         left[1].with_name("99").write_bytes(b"x")
     else:
-        grow_old(tmp_path / "t", days=5)
+        age_files(tmp_path / "t", days=5)
     before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
-    (done,) = copy(disk, target, [chosen])
-    assert (done.outcome, done.found) == ("copied", 0)
+    (done,) = copy_entries(disk, target, [chosen])
+    assert (done.outcome, done.objects_found) == ("copied", 0)
     assert {path: path.read_bytes() for path in before} == before
-    now = target.commit(f"index/{chosen.key}/00000001.json")
+    now = target.read_commit(f"index/{chosen.key}/00000001.json")
     assert now.run != commit.run
     assert now.model_copy(update={"run": commit.run}) == commit
-    assert [v.sound for v in verify(target)] == [True]
-    collect(target, older_than=timedelta(0))
-    assert [v.sound for v in verify(target)] == [True]
+    assert [v.sound for v in verify_entries(target)] == [True]
+    collect_garbage(target, older_than=timedelta(0))
+    assert [v.sound for v in verify_entries(target)] == [True]
 
 
 def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
     stranger = create_store(str(tmp_path / "stranger"))
-    evil = put(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
-    victim = disk.commit(f"index/{disk.summaries()[0].key}/00000001.json").run
+    evil = publish_random_entry(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     before = content(disk)
     take_run_id(stranger, evil, victim)
-    assert [v.sound for v in verify(stranger)] == [True]
-    (done,) = copy(stranger, disk, stranger.summaries())
-    assert (done.outcome, done.found) == ("copied", 0)
+    assert [v.sound for v in verify_entries(stranger)] == [True]
+    (done,) = copy_entries(stranger, disk, stranger.list_summaries())
+    assert (done.outcome, done.objects_found) == ("copied", 0)
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
-    assert [v.sound for v in verify(disk)] == [True] * 4
+    assert [v.sound for v in verify_entries(disk)] == [True] * 4
 
 
 def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
     stranger = create_store(str(tmp_path / "stranger"))
-    evil = put(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
-    victim = disk.commit(f"index/{disk.summaries()[0].key}/00000001.json").run
+    evil = publish_random_entry(stranger, 5, dataset="free-stats", fingerprint="b" * 64)
+    victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     shutil.rmtree(tmp_path / "disk" / "runs" / victim)
     take_run_id(stranger, evil, victim)
-    assert outcomes(copy(stranger, disk, stranger.summaries())) == ["copied"]
+    assert outcomes(copy_entries(stranger, disk, stranger.list_summaries())) == ["copied"]
     assert not (tmp_path / "disk" / "runs" / victim).exists()
 
 
 def test_two_entries_of_a_stranger_with_one_run_id_do_not_mix(tmp_path):
     stranger = create_store(str(tmp_path / "stranger"))
-    first = put(stranger, 5, dataset="a", fingerprint="a" * 64)
-    second = put(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
+    first = publish_random_entry(stranger, 5, dataset="a", fingerprint="a" * 64)
+    second = publish_random_entry(create_store(str(tmp_path / "other")), 6, dataset="b", fingerprint="b" * 64)
     other = create_store(str(tmp_path / "other"))
-    run = stranger.commit(f"index/{first.key}/00000001.json").run
+    run = stranger.read_commit(f"index/{first.key}/00000001.json").run
     take_run_id(other, second, run)
     target = create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda s: copy(s, target, s.summaries()), (stranger, other)))
+        done = list(pool.map(lambda s: copy_entries(s, target, s.list_summaries()), (stranger, other)))
     assert [outcomes(each) for each in done] == [["copied"]] * 2
-    assert [v.problems for v in verify(target)] == [[], []]
-    assert len({target.commit(f"index/{s.key}/00000001.json").run for s in (first, second)}) == 2
+    assert [v.problems for v in verify_entries(target)] == [[], []]
+    assert len({target.read_commit(f"index/{s.key}/00000001.json").run for s in (first, second)}) == 2
 
 
 @pytest.mark.parametrize("fault", ["values", "cards"])
 def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_path, fault):
-    (chosen,) = every(disk.summaries(), dataset="other")
-    run = Path(disk.url) / "runs" / disk.commit(commit_path(chosen)).run
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
+    run = Path(disk.url) / "runs" / disk.read_commit(make_commit_path(chosen)).run
 
     def change(content) -> None:
         if fault == "values":
@@ -166,102 +166,103 @@ def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_p
         else:
             cards = (run / "zarr.json").read_bytes().replace(b'"seed": 0', b'"seed": 1')
             (run / "zarr.json").write_bytes(cards)
-            content["objects"]["zarr.json"]["sha256"] = sha256(cards)
+            content["objects"]["zarr.json"]["sha256"] = compute_sha256(cards)
 
     rewrite_commit(disk, chosen, change)
-    (chosen,) = every(disk.summaries(), dataset="other")
-    (verdict,) = verify(disk, [chosen])
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
+    (verdict,) = verify_entries(disk, [chosen])
     assert not verdict.sound
     target = create_store(str(tmp_path / "t"))
-    (done,) = copy(disk, target, [chosen])
+    (done,) = copy_entries(disk, target, [chosen])
     assert done.outcome == "damaged"
     assert done.detail.startswith(verdict.problems[0])
-    assert target.summaries() == []
+    assert target.list_summaries() == []
     assert (fault == "values") == any(path.startswith("runs/") for path in content(target))
 
 
 def take_run_id(store: Store, summary: Summary, run: str) -> None:
     """Give an entry another run id, as whoever wrote it could."""
     folder = Path(store.url) / "runs"
-    (folder / store.commit(commit_path(summary)).run).rename(folder / run)
+    (folder / store.read_commit(make_commit_path(summary)).run).rename(folder / run)
     rewrite_commit(store, summary, lambda content: content.update(run=run))
 
 
 def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk, tmp_path):
-    chosen = disk.summaries()
-    run = disk.commit(f"index/{chosen[1].key}/00000001.json").run
+    chosen = disk.list_summaries()
+    run = disk.read_commit(f"index/{chosen[1].key}/00000001.json").run
     victim = tmp_path / "disk" / "runs" / run / "train" / "mean" / "c" / "0" / "0"
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     target = create_store(str(tmp_path / "t"))
-    done = copy(disk, target, chosen)
+    done = copy_entries(disk, target, chosen)
     assert outcomes(done) == ["copied", "damaged", "copied"]
     assert f"runs/{run}/train/mean/c/0/0" in done[1].detail
-    assert target.summaries() == [chosen[0], chosen[2]]
+    assert target.list_summaries() == [chosen[0], chosen[2]]
 
 
 def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    put(target, 7)
-    (chosen,) = every(disk.summaries(), dataset="toy", backbone="lite0")
-    mine = target.summaries()
-    assert outcomes(copy(disk, target, [chosen])) == ["differs in the target"]
-    assert target.summaries() == mine
-    assert outcomes(copy(disk, target, [chosen], replace=True)) == ["copied"]
-    (now,) = target.summaries()
+    publish_random_entry(target, 7)
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone="lite0")
+    mine = target.list_summaries()
+    assert outcomes(copy_entries(disk, target, [chosen])) == ["differs in the target"]
+    assert target.list_summaries() == mine
+    assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
+    (now,) = target.list_summaries()
     assert now.generation == 2
     assert now.model_copy(update={"generation": 1}) == chosen
-    assert [v.sound for v in verify(target)] == [True]
+    assert [v.sound for v in verify_entries(target)] == [True]
 
 
 def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    (chosen,) = every(disk.summaries(), dataset="other")
-    copy(disk, target, [chosen])
-    remove(target, target.summaries()[0])
-    collect(target, now=True)
-    assert outcomes(copy(disk, target, [chosen])) == ["removed there"]
-    assert target.summaries() == []
-    assert outcomes(copy(disk, target, [chosen], replace=True)) == ["copied"]
-    assert [(g.number, g.state) for g in generations(target)] == [(2, "tombstone"), (3, "current")]
-    assert [v.sound for v in verify(target)] == [True]
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
+    copy_entries(disk, target, [chosen])
+    remove_entry(target, target.list_summaries()[0])
+    collect_garbage(target, now=True)
+    assert outcomes(copy_entries(disk, target, [chosen])) == ["removed there"]
+    assert target.list_summaries() == []
+    assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
+    statuses = read_commit_statuses(target)
+    assert [(s.generation, s.state) for s in statuses] == [(2, "tombstone"), (3, "current")]
+    assert [v.sound for v in verify_entries(target)] == [True]
 
 
 def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tmp_path):
     replica = create_store(str(tmp_path / "replica"))
-    copy(disk, replica, disk.summaries())
+    copy_entries(disk, replica, disk.list_summaries())
     victims = sorted(p for p in (tmp_path / "disk" / "runs").rglob("c/**/*") if p.is_file())
     victims[0].unlink()
     victims[1].write_bytes(b"")
     before = content(disk)
-    (damaged,) = [v.summary for v in verify(disk) if not v.sound]
-    assert set(outcomes(copy(replica, disk, replica.summaries()))) == {"already there"}
-    done = copy(replica, disk, replica.summaries(), replace=True)
-    assert {c.summary.key: c.outcome for c in done if c.written} == {damaged.key: "repaired"}
+    (damaged,) = [v.summary for v in verify_entries(disk) if not v.sound]
+    assert set(outcomes(copy_entries(replica, disk, replica.list_summaries()))) == {"already there"}
+    done = copy_entries(replica, disk, replica.list_summaries(), replace=True)
+    assert {c.summary.key: c.outcome for c in done if c.objects_written} == {damaged.key: "repaired"}
     assert sorted(outcomes(done)) == ["already there", "already there", "repaired"]
     assert {path: data for path, data in content(disk).items() if path in before} == before
-    assert [v.problems for v in verify(disk, disk.summaries())] == [[], [], []]
-    assert [s.generation for s in disk.summaries() if s.key == damaged.key] == [2]
-    collect(disk, now=True)
-    assert [v.problems for v in verify(disk)] == [[], [], []]
+    assert [v.problems for v in verify_entries(disk, disk.list_summaries())] == [[], [], []]
+    assert [s.generation for s in disk.list_summaries() if s.key == damaged.key] == [2]
+    collect_garbage(disk, now=True)
+    assert [v.problems for v in verify_entries(disk)] == [[], [], []]
     assert len(list((tmp_path / "disk" / "runs").iterdir())) == 4
 
 
 def test_a_replica_stands_in_for_a_damaged_commit(disk, tmp_path):
     replica = create_store(str(tmp_path / "replica"))
-    copy(disk, replica, disk.summaries())
-    (chosen,) = every(replica.summaries(), dataset="other")
+    copy_entries(disk, replica, disk.list_summaries())
+    (chosen,) = find_summaries(replica.list_summaries(), dataset="other")
     (tmp_path / "disk" / "index" / chosen.key / "00000001.json").write_bytes(b"{")
-    assert len(disk.summaries()) == 2
-    assert outcomes(copy(replica, disk, [chosen])) == ["damaged"]
-    assert outcomes(copy(replica, disk, [chosen], replace=True)) == ["copied"]
-    assert len(disk.summaries()) == 3
+    assert len(disk.list_summaries()) == 2
+    assert outcomes(copy_entries(replica, disk, [chosen])) == ["damaged"]
+    assert outcomes(copy_entries(replica, disk, [chosen], replace=True)) == ["copied"]
+    assert len(disk.list_summaries()) == 3
 
 
 def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     source = create_store(str(tmp_path / "later"))
-    summary = put(source, 0)
+    summary = publish_random_entry(source, 0)
     path = f"index/{summary.key}/00000001.json"
-    run = source.commit(path).run
+    run = source.read_commit(path).run
     news = {"train/skewness/zarr.json": b'{"made": "later"}', "train/skewness/c/0": bytes(range(99))}
     inner = json.loads(bytes(obstore.get(source.objects, path).bytes()))["commit"]
     inner["schema"] = {"major": 1, "minor": 7, "requires": []}
@@ -269,41 +270,43 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     inner["summary"]["quality"] = 0.5
     inner["arrays"]["train/skewness"] = "0" * 64
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
-    inner["summary"]["entry_digest"] = entry_digest(inner["arrays"], *key)
+    inner["summary"]["entry_digest"] = compute_entry_digest(inner["arrays"], *key)
     for name, data in news.items():
         obstore.put(source.objects, f"runs/{run}/{name}", data)
-        inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
-    obstore.put(source.objects, path, seal(inner))
+        inner["objects"][name] = {"size": len(data), "sha256": compute_sha256(data)}
+    obstore.put(source.objects, path, encode_commit(inner))
     plain, busy = create_store(str(tmp_path / "a")), create_store(str(tmp_path / "b"))
-    put(busy, 9)
-    (chosen,) = source.summaries()
-    assert outcomes(copy(source, plain, [chosen])) == ["copied"]
+    publish_random_entry(busy, 9)
+    (chosen,) = source.list_summaries()
+    assert outcomes(copy_entries(source, plain, [chosen])) == ["copied"]
     assert content(plain) == content(source)
-    assert outcomes(copy(source, busy, [chosen], replace=True)) == ["copied"]
+    assert outcomes(copy_entries(source, busy, [chosen], replace=True)) == ["copied"]
     envelope = json.loads((tmp_path / "b" / "index" / summary.key / "00000002.json").read_bytes())
     assert envelope["commit"]["summary"].pop("generation") == 2
     inner["summary"].pop("generation")
     assert envelope["commit"] == inner
-    entry = busy.open(busy.summaries()[0])
+    entry = busy.open_entry(busy.list_summaries()[0])
     assert (tmp_path / "b" / "runs" / run / "train" / "skewness" / "c" / "0").read_bytes() == bytes(range(99))
-    np.testing.assert_array_equal(entry.read("train/count"), source.open(chosen).read("train/count"))
+    np.testing.assert_array_equal(
+        entry.read_array("train/count"), source.open_entry(chosen).read_array("train/count")
+    )
 
 
 def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda _: copy(disk, target, disk.summaries()), range(2)))
+        done = list(pool.map(lambda _: copy_entries(disk, target, disk.list_summaries()), range(2)))
     assert {o for each in done for o in outcomes(each)} <= {"copied", "already there"}
-    assert [g.number for g in generations(target)] == [1, 1, 1]
-    assert [v.sound for v in verify(target)] == [True] * 3
+    assert [g.generation for g in read_commit_statuses(target)] == [1, 1, 1]
+    assert [v.sound for v in verify_entries(target)] == [True] * 3
 
 
 def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    key = disk.summaries()[0].key
+    key = disk.list_summaries()[0].key
     obstore.put(target.objects, f"index/{key}/99999999.published", b"")
-    done = copy(disk, target, disk.summaries(), replace=True)
+    done = copy_entries(disk, target, disk.list_summaries(), replace=True)
     assert outcomes(done) == ["differs in the target", "copied", "copied"]
     assert "delete 99999999.json and 99999999.published there" in done[0].detail
-    (reason,) = target.survey()[1]
+    (reason,) = target.list_entries()[1]
     assert "delete 99999999.published there" in reason

@@ -20,10 +20,10 @@ from store_processes import (
 
 from sfm.errors import InputError
 from sfm.stats_store import location
-from sfm.stats_store.collect import collect
+from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 PUBLISHED = digests_of(1)
 
@@ -40,9 +40,9 @@ def require_sound(url: str) -> list[dict[str, str]]:
         store = open_store(url)
     except InputError:
         # Killed before the store's first object: there is no store yet, and nothing in the way of one.
-        assert not Path(url).is_dir() or not list_objects(location.connect(url))
+        assert not Path(url).is_dir() or not list_objects(location.connect_object_store(url))
         return []
-    assert [v.problems for v in verify(store) if v.problems] == []
+    assert [v.problems for v in verify_entries(store) if v.problems] == []
     return list(array_digests(store).values())
 
 
@@ -84,7 +84,7 @@ def test_a_writer_killed_while_it_publishes_leaves_nothing_or_a_whole_entry(
         publish_toy(url, 1)
         assert require_sound(url) == [PUBLISHED]
         store = open_store(url)
-        collect(store, older_than=location.datetime.timedelta(0))
+        collect_garbage(store, older_than=location.datetime.timedelta(0))
         assert len(runs_in(store)) == 1
         assert require_sound(url) == [PUBLISHED]
         if killed == kills:
@@ -288,8 +288,8 @@ def test_an_extraction_to_a_server_that_fails_now_and_then_has_the_digests_of_an
 def test_a_server_that_stays_away_is_an_error_and_the_same_command_completes_later(
     proxy: Proxy, s3_url: str, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(location.AT_WORK, "max_retries", 1)
-    monkeypatch.setitem(location.AT_FIRST, "max_retries", 1)
+    monkeypatch.setitem(location.PATIENT_RETRY, "max_retries", 1)
+    monkeypatch.setitem(location.BRIEF_RETRY, "max_retries", 1)
     rng = random.Random(rounds)
     for number in range(rounds):
         url = f"{s3_url}-{number}"

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.history import remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,18 @@ def read_all(url: str) -> Reading:
     """Read a store as a user would, entry by entry."""
     try:
         store = open_store(url)
-        summaries, complaints = store.survey()
+        summaries, complaints = store.list_entries()
     except (DamageError, InputError) as error:
         return Reading({}, [str(error)])
     contents = {}
     for summary in summaries:
         try:
-            entry = store.open(summary)
+            entry = store.open_entry(summary)
             cards = [summary, entry.backbone, entry.dataset, entry.extraction, entry.classifier]
             text = json.dumps([card.model_dump(mode="json") for card in cards])
-            contents[summary.fingerprint] = Content(text, {name: entry.read(name) for name in entry.names()})
+            contents[summary.fingerprint] = Content(
+                text, {name: entry.read_array(name) for name in entry.list_arrays()}
+            )
         except (DamageError, InputError) as error:
             complaints.append(str(error))
     return Reading(contents, complaints)
@@ -69,8 +71,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = create_store(str(tmp_path_factory.mktemp("original")))
     for seed, weights in ((1, "w"), (2, "v")):
         draft = Draft(store)
-        fill(draft, seed)
-        commit(draft, fingerprint=f"{seed:064x}", backbone=backbone_card(weights=weights))
+        write_random_arrays(draft, seed)
+        publish_random_draft(draft, fingerprint=f"{seed:064x}", backbone=make_backbone_card(weights=weights))
     return Path(store.url)
 
 
@@ -113,7 +115,7 @@ def judge(store: Store, intact: Reading, path: str) -> bool:
     """Check the promise after a change of one object; return whether the change was reported.
 
     Entries that can be read are what they were, an entry that cannot be is reported with the path of the
-    object, and ``verify`` finds exactly what the reader found.
+    object, and ``verify_entries`` finds exactly what the reader found.
     """
     reading = read_all(store.url)
     for fingerprint, content in reading.contents.items():
@@ -122,7 +124,7 @@ def judge(store: Store, intact: Reading, path: str) -> bool:
     assert len(reading.contents) + len(named) == 2 or (path == "zarr.json" and named)
     assert named == reading.complaints
     if path != "zarr.json":
-        problems = [problem for verdict in verify(store) for problem in verdict.problems]
+        problems = [problem for verdict in verify_entries(store) for problem in verdict.problems]
         assert bool(problems) == bool(named), path
         assert all(path in problem for problem in problems)
     return bool(named)
@@ -193,14 +195,14 @@ def test_two_chunks_that_change_places_are_both_reported(store: Store, intact: R
             reading = read_all(store.url)
             assert all(content == intact.contents[f] for f, content in reading.contents.items())
             assert any(first in c or second in c for c in reading.complaints)
-            problems = [p for verdict in verify(store) for p in verdict.problems]
+            problems = [p for verdict in verify_entries(store) for p in verdict.problems]
             assert any(first in p for p in problems)
             assert any(second in p for p in problems)
 
 
 def test_metadata_and_commits_of_another_entry_are_reported(store: Store, intact: Reading) -> None:
     commits = [f for f in files_of(store) if "index" in f.relative_to(store.url).parts]
-    runs = [store.commit(f.relative_to(store.url).as_posix()).run for f in commits]
+    runs = [store.read_commit(f.relative_to(store.url).as_posix()).run for f in commits]
     for ours, theirs in ((0, 1), (1, 0)):
         with changed(store, commits[ours], commits[theirs].read_bytes()) as path:
             assert judge(store, intact, path)
@@ -221,34 +223,34 @@ def test_a_whole_run_that_is_replaced_by_another_is_reported(store: Store, intac
     reading = read_all(store.url)
     assert not reading.contents
     assert len(reading.complaints) == 2
-    assert all(not verdict.sound for verdict in verify(store))
+    assert all(not verdict.sound for verdict in verify_entries(store))
 
 
 def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_reported(store: Store) -> None:
     draft = Draft(store)
-    fill(draft, 3)
-    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    write_random_arrays(draft, 3)
+    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
     with changed(store, newest, older.read_bytes()) as path:
-        entries, reasons = store.survey()
+        entries, reasons = store.list_entries()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
 
 def test_a_lost_commit_does_not_bring_back_what_it_replaced_or_removed(store: Store) -> None:
     draft = Draft(store)
-    fill(draft, 3)
-    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    write_random_arrays(draft, 3)
+    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with changed(store, newest, None) as path:
-        entries, reasons = store.survey()
+        entries, reasons = store.list_entries()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         (reason,) = reasons
         assert reason.startswith(f"missing commit {path}: it was published and is gone; if it never was, ")
-        assert reasons[0] in [problem for verdict in verify(store) for problem in verdict.problems]
-    remove(store, summary)
+        assert reasons[0] in [problem for verdict in verify_entries(store) for problem in verdict.problems]
+    remove_entry(store, summary)
     with changed(store, newest.with_name("00000003.json"), None) as path:
-        entries, reasons = store.survey()
+        entries, reasons = store.list_entries()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
@@ -257,33 +259,36 @@ def test_an_entry_whose_newest_commit_is_damaged_does_not_fall_back_to_the_one_i
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     draft = Draft(store)
-    fill(draft, 3)
-    summary = commit(draft, fingerprint=f"{1:064x}", replace=True).summary
+    write_random_arrays(draft, 3)
+    summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with changed(store, newest, b"{}") as path:
-        assert [s.fingerprint for s in store.summaries()] == [f"{2:064x}"]
+        assert [s.fingerprint for s in store.list_summaries()] == [f"{2:064x}"]
         assert path in caplog.text
         with pytest.raises(DamageError, match="damaged commit"):
-            store.open(summary)
+            store.open_entry(summary)
 
 
 def test_the_next_generation_can_be_published_over_a_damaged_commit(store: Store) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     broken = Path(store.url) / "index" / summary.key / "00000001.json"
     broken.write_bytes(b"")
 
     def again(*, replace: bool) -> Callable[[], object]:
         draft = Draft(store)
-        fill(draft, 5)
-        weights = next(w for w in "wv" if backbone_card(weights=w).hash == summary.backbone_hash)
-        return lambda: commit(
-            draft, fingerprint=summary.fingerprint, backbone=backbone_card(weights=weights), replace=replace
+        write_random_arrays(draft, 5)
+        weights = next(w for w in "wv" if make_backbone_card(weights=w).hash == summary.backbone_hash)
+        return lambda: publish_random_draft(
+            draft,
+            fingerprint=summary.fingerprint,
+            backbone=make_backbone_card(weights=weights),
+            replace=replace,
         )
 
     with pytest.raises(DamageError, match="--replace publishes the next generation"):
         again(replace=False)()
     again(replace=True)()
-    assert {s.generation for s in store.summaries()} == {1, 2}
+    assert {s.generation for s in store.list_summaries()} == {1, 2}
 
 
 def test_the_checksum_of_a_chunk_protects_a_plain_zarr_reader(store: Store) -> None:
@@ -302,14 +307,14 @@ def test_what_a_store_did_not_keep_is_never_published(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
     for change in (None, b"other bytes"):
         draft = Draft(store)
-        fill(draft, 1)
+        write_random_arrays(draft, 1)
         victim = tmp_path / "runs" / draft.run / "train" / "mean" / "c" / "0" / "0"
         if change is None:
             victim.unlink()
         else:
             victim.write_bytes(change)
         with pytest.raises(DamageError, match=r"nothing was published: .* object runs/.*/train/mean/c/0/0"):
-            commit(draft)
-        assert store.summaries() == []
+            publish_random_draft(draft)
+        assert store.list_summaries() == []
         draft.discard()
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["zarr.json"]

@@ -15,23 +15,31 @@ import pytest
 from forged_entries import change_metadata, change_object, rewrite_commit, run_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_entries import CLASSES, CLASSIFIER, FEATURES, TEST, TRAIN, backbone_card, put
+from toy_entries import (
+    CLASSES,
+    CLASSIFIER,
+    FEATURES,
+    TEST_SAMPLES,
+    TRAIN_SAMPLES,
+    make_backbone_card,
+    publish_random_entry,
+)
 from zarr.storage import MemoryStore
 
 from sfm.errors import DamageError
-from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
-from sfm.stats_store.commits import Cards
-from sfm.stats_store.declared import (
-    HIGH_RATIO_BYTES,
-    TYPES,
-    Layout,
-    declared_shape,
-    find_layouts,
-    read_layout,
+from sfm.stats_store.array_layouts import (
+    ALLOWED_DTYPES,
+    MAX_HIGH_RATIO_BYTES,
+    ArrayLayout,
+    check_array_layouts,
+    compute_expected_shape,
+    parse_array_layout,
 )
-from sfm.stats_store.schema import DIMENSIONS, create_array, generic, is_known
+from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
+from sfm.stats_store.commits import EntryCards
+from sfm.stats_store.schema import DIMENSIONS, create_run_array, get_array_kind, is_known_array
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NAMES = sorted(name + "_3" if "sub_class" in axes else name for name, axes in DIMENSIONS.items())
 LARGE = 10**12
@@ -41,7 +49,7 @@ RUN = "a" * 32
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = create_store(str(tmp_path_factory.mktemp("original")))
-    put(store, 1)
+    publish_random_entry(store, 1)
     return Path(store.url)
 
 
@@ -50,14 +58,14 @@ def store(original: Path, tmp_path: Path) -> Store:
     return open_store(str(shutil.copytree(original, tmp_path / "store")))
 
 
-def cards(train: int = TRAIN, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
+def cards(train: int = TRAIN_SAMPLES, **options: Any) -> tuple[DatasetCard, ExtractionCard]:
     ids = [f"n{i}" for i in range(CLASSES)]
     dataset = DatasetCard(
         name="toy",
         class_ids=ids,
         class_names=ids,
         train_samples=train,
-        test_samples=TEST,
+        test_samples=TEST_SAMPLES,
         fingerprint="f" * 64,
         leaves=["f" * 64],
     )
@@ -68,10 +76,10 @@ def cards(train: int = TRAIN, **options: Any) -> tuple[DatasetCard, ExtractionCa
 
 
 def reasons(store: Store, summary: Summary) -> list[str]:
-    """Return why an entry cannot be opened, and what `verify` says of it."""
+    """Return why an entry cannot be opened, and what `verify_entries` says of it."""
     with pytest.raises(DamageError) as error:
-        store.open(summary)
-    problems = verify(store)[0].problems
+        store.open_entry(summary)
+    problems = verify_entries(store)[0].problems
     return [str(error.value), *problems]
 
 
@@ -82,39 +90,39 @@ def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> 
         "feature": FEATURES,
         "feature_b": FEATURES,
         "sub_class": 3,
-        "sample": TEST if name.startswith("test/") else TRAIN,
+        "sample": TEST_SAMPLES if name.startswith("test/") else TRAIN_SAMPLES,
         "exemplar": 7,
         "y": 96,
         "x": 96,
         "channel": 3,
     }
-    expected = tuple(sizes[axis] for axis in DIMENSIONS[generic(name)])
-    assert is_known(name)
-    assert declared_shape(name, backbone_card(), cards()[0], exemplars=7) == expected
+    expected = tuple(sizes[axis] for axis in DIMENSIONS[get_array_kind(name)])
+    assert is_known_array(name)
+    assert compute_expected_shape(name, make_backbone_card(), cards()[0], exemplars=7) == expected
 
 
 @pytest.mark.parametrize(
     "name", ["train/centre", "train/count_5", "train/centre_0", "train/centre_05", "train/centre_5_5", ""]
 )
 def test_a_name_that_is_not_quite_one_of_the_schema_is_of_an_unknown_array(name: str) -> None:
-    assert not is_known(name)
+    assert not is_known_array(name)
 
 
 @given(st.sampled_from(NAMES), st.data())
 @settings(max_examples=40, deadline=None)
 def test_whatever_this_program_writes_has_a_layout_that_is_its_own(name: str, data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.integers(1, 9)) for _ in DIMENSIONS[generic(name)])
-    dtype = np.dtype(data.draw(st.sampled_from(TYPES[generic(name)])))
+    shape = tuple(data.draw(st.integers(1, 9)) for _ in DIMENSIONS[get_array_kind(name)])
+    dtype = np.dtype(data.draw(st.sampled_from(ALLOWED_DTYPES[get_array_kind(name)])))
     objects = MemoryStore()
-    array = create_array(objects, RUN, name, shape, dtype)
+    array = create_run_array(objects, RUN, name, shape, dtype)
     array[...] = data.draw(st.sampled_from([0, 7])) * np.ones(shape, dtype)
     written = {path: value.to_bytes() for path, value in objects._store_dict.items()}
-    layout = read_layout(written[f"runs/{RUN}/{name}/zarr.json"])
-    assert layout == Layout(shape, array.chunks, dtype, blosc=True, crc32c=True)
+    layout = parse_array_layout(written[f"runs/{RUN}/{name}/zarr.json"])
+    assert layout == ArrayLayout(shape, array.chunks, dtype, uses_blosc=True, uses_crc32c=True)
     assert layout.nbytes == array.nbytes
     chunks = {p: d for p, d in written.items() if not p.endswith("zarr.json")}
-    assert sorted(chunks) == sorted(f"runs/{RUN}/{name}/{key}" for key in layout.chunks())
-    assert [layout.chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
+    assert sorted(chunks) == sorted(f"runs/{RUN}/{name}/{key}" for key in layout.iterate_chunk_keys())
+    assert [layout.find_chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
 
 
 def set_shape(*shape: int) -> Callable[[dict[str, Any]], None]:
@@ -168,9 +176,9 @@ SHARDS = {"name": "sharding_indexed", "configuration": {"chunk_shape": [4, 6], "
 def test_metadata_that_its_entrys_cards_do_not_declare_is_refused_at_open_and_by_verify(
     store: Store, change: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     change_metadata(store, summary, "train/mean", change)
-    run = f"runs/{store.commit_of(summary).run}"
+    run = f"runs/{store.read_entry_commit(summary).run}"
     for line in reasons(store, summary):
         assert line.startswith((f"damaged object {run}/train/mean/zarr.json: ", "missing object"))
         assert re.search(reason, line), line
@@ -180,27 +188,27 @@ def test_metadata_that_its_entrys_cards_do_not_declare_is_refused_at_open_and_by
     "data", [b"", b"[]", b"null", b"[" * 100_000, b'{"shape": 1e400}', b"\xff", b"{" * 9]
 )
 def test_metadata_that_is_no_json_object_is_damage(store: Store, data: bytes) -> None:
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     change_object(store, summary, "train/mean/zarr.json", data)
     assert all("/train/mean/zarr.json: " in line for line in reasons(store, summary))
 
 
 def test_metadata_that_the_commit_does_not_list_is_missing(store: Store) -> None:
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     rewrite_commit(store, summary, lambda content: content["objects"].pop("train/mean/zarr.json"))
     with pytest.raises(DamageError, match="train/mean"):
-        store.open(summary)
-    assert "train/mean" in verify(store)[0].problems[0]
+        store.open_entry(summary)
+    assert "train/mean" in verify_entries(store)[0].problems[0]
 
 
 def test_a_chunk_too_many_is_damage(store: Store) -> None:
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     change_object(store, summary, "train/mean/c/7/7", b"chunk")
     assert all("the commit lists 2 chunks, it has 1" in line for line in reasons(store, summary))
 
 
 def test_a_chunk_larger_than_it_can_be_is_damage_and_not_read(store: Store) -> None:
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     huge = {"size": 2**30, "sha256": "0" * 64}
     rewrite_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": huge}))
     first, *more = reasons(store, summary)
@@ -209,13 +217,13 @@ def test_a_chunk_larger_than_it_can_be_is_damage_and_not_read(store: Store) -> N
 
 
 def test_an_object_that_grew_is_not_read_into_memory(store: Store) -> None:
-    (summary,) = store.summaries()
-    entry = store.open(summary)
+    (summary,) = store.list_summaries()
+    entry = store.open_entry(summary)
     with (run_of(store, summary) / "train/mean/c/0/0").open("r+b") as chunk:
         chunk.truncate(2**30)  # sparse
     tracemalloc.start()
     with pytest.raises(DamageError, match=r"1073741824 bytes, at most \d+ are read"):
-        entry.read("train/mean")
+        entry.read_array("train/mean")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
@@ -240,11 +248,13 @@ def of_many_samples(samples: int, chunk_size: int) -> list[str]:
         kind="entry", run=RUN, arrays={"train/feature": "0" * 64}, objects=dict.fromkeys(names, record)
     )
     documents = {f"runs/{RUN}/train/feature/zarr.json": json.dumps(metadata).encode()}
-    return find_layouts(commit, Cards(backbone_card(), dataset, extraction, CLASSIFIER), documents)[1]
+    return check_array_layouts(
+        commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), documents
+    )[1]
 
 
 def test_few_bytes_do_not_stand_for_gigabytes() -> None:
-    samples = HIGH_RATIO_BYTES // (4 * FEATURES)
+    samples = MAX_HIGH_RATIO_BYTES // (4 * FEATURES)
     assert of_many_samples(samples - 4096, chunk_size=50) == []
     assert of_many_samples(10 * samples, chunk_size=50_000) == []
     (problem,) = of_many_samples(samples + 4096, chunk_size=50)
@@ -255,17 +265,21 @@ def test_exemplars_are_as_many_as_the_options_say() -> None:
     dataset, extraction = cards(exemplars=5)
     objects = MemoryStore()
     for name, shape in (("exemplar/role", (CLASSES, 2)), ("exemplar/sample", (CLASSES, 5))):
-        create_array(objects, RUN, name, shape, np.dtype(TYPES[name][0]))[...] = 0
+        create_run_array(objects, RUN, name, shape, np.dtype(ALLOWED_DTYPES[name][0]))[...] = 0
     written = {path: value.to_bytes() for path, value in objects._store_dict.items()}
     listed = {
         p.removeprefix(f"runs/{RUN}/"): ObjectRecord(size=len(d), sha256="0" * 64) for p, d in written.items()
     }
     arrays = dict.fromkeys(("exemplar/role", "exemplar/sample"), "0" * 64)
     commit = Commit(kind="entry", run=RUN, arrays=arrays, objects=listed)
-    (problem,) = find_layouts(commit, Cards(backbone_card(), dataset, extraction, CLASSIFIER), written)[1]
+    (problem,) = check_array_layouts(
+        commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), written
+    )[1]
     assert "exemplar/role/zarr.json: shape (4, 2), by the cards of its entry (4, 5)" in problem
     _, silent = cards()
-    (problem,) = find_layouts(commit, Cards(backbone_card(), dataset, silent, CLASSIFIER), written)[1]
+    (problem,) = check_array_layouts(
+        commit, EntryCards(make_backbone_card(), dataset, silent, CLASSIFIER), written
+    )[1]
     assert problem == f"damaged run runs/{RUN}: its exemplar arrays have different lengths"
 
 
@@ -275,16 +289,16 @@ def with_crc(data: bytes) -> bytes:
 
 def put_chunk(store: Store, data: bytes) -> str:
     """Write the chunk of ``test/feature``, vouched for; return why it cannot be read."""
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     change_object(store, summary, "test/feature/c/0/0", with_crc(data))
     with pytest.raises(DamageError) as error:
-        store.open(summary).read("test/feature")
-    assert any("test/feature" in line for line in verify(store)[0].problems)
+        store.open_entry(summary).read_array("test/feature")
+    assert any("test/feature" in line for line in verify_entries(store)[0].problems)
     return str(error.value)
 
 
 def chunk_of(store: Store) -> bytes:
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     return (run_of(store, summary) / "test/feature/c/0/0").read_bytes()[:-4]
 
 
@@ -309,10 +323,10 @@ def test_a_chunk_with_any_bytes_changed_is_read_or_is_damage(
     before = bytes(chunk)
     for place, change in changes:
         chunk[place] ^= change
-    (summary,) = store.summaries()
+    (summary,) = store.list_summaries()
     try:
         change_object(store, summary, "test/feature/c/0/0", with_crc(bytes(chunk)))
-        store.open(summary).read("test/feature")
+        store.open_entry(summary).read_array("test/feature")
     except DamageError as error:
         assert "test/feature" in str(error)  # noqa: PT017
     finally:

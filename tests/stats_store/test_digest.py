@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from sfm.stats_store.digest import (
+from sfm.stats_store.digests import (
     BLOCK_ROWS,
-    array_digest,
-    block_digest,
-    canonical,
-    combine_blocks,
-    entry_digest,
-    stream_digest,
+    combine_block_digests,
+    compute_array_digest,
+    compute_block_digest,
+    compute_entry_digest,
+    compute_stream_digest,
+    encode_canonical_json,
 )
 
 DTYPES = ["uint8", "int32", "int64", "float16", "float32", "float64"]
@@ -39,13 +39,13 @@ def tall_arrays(draw: st.DrawFn) -> npt.NDArray[np.generic]:
 def test_the_digest_is_the_one_the_design_defines() -> None:
     array = np.arange(10_000, dtype=np.int32).reshape(5_000, 2)
     blocks = [hashlib.sha256(array[i : i + 4096].astype("<i4").tobytes()).digest() for i in (0, 4096)]
-    assert array_digest(array) == hashlib.sha256(b"".join(blocks) + b'["<i4",[5000,2]]').hexdigest()
+    assert compute_array_digest(array) == hashlib.sha256(b"".join(blocks) + b'["<i4",[5000,2]]').hexdigest()
 
 
 @given(tall_arrays())
 def test_blocks_digested_apart_combine_to_the_digest_of_the_whole(array: npt.NDArray[np.generic]) -> None:
-    blocks = [block_digest(array[i : i + BLOCK_ROWS]) for i in range(0, len(array), BLOCK_ROWS)]
-    assert combine_blocks(blocks, array.dtype, array.shape) == array_digest(array)
+    blocks = [compute_block_digest(array[i : i + BLOCK_ROWS]) for i in range(0, len(array), BLOCK_ROWS)]
+    assert combine_block_digests(blocks, array.dtype, array.shape) == compute_array_digest(array)
 
 
 @given(tall_arrays(), st.lists(st.integers(0, 10_000), max_size=6))
@@ -53,14 +53,14 @@ def test_how_an_array_is_cut_into_parts_does_not_matter(
     array: npt.NDArray[np.generic], cuts: list[int]
 ) -> None:
     parts = np.split(array, sorted(min(cut, len(array)) for cut in cuts))
-    assert stream_digest(parts, array.dtype, array.shape) == array_digest(array)
+    assert compute_stream_digest(parts, array.dtype, array.shape) == compute_array_digest(array)
 
 
 @given(small_arrays)
 def test_byte_order_and_memory_layout_do_not_matter(array: npt.NDArray[np.generic]) -> None:
-    assert array_digest(array.astype(array.dtype.newbyteorder(">"))) == array_digest(array)
-    assert array_digest(np.asfortranarray(array)) == array_digest(array)
-    assert array_digest(np.repeat(array, 2, axis=0)[::2]) == array_digest(array)
+    assert compute_array_digest(array.astype(array.dtype.newbyteorder(">"))) == compute_array_digest(array)
+    assert compute_array_digest(np.asfortranarray(array)) == compute_array_digest(array)
+    assert compute_array_digest(np.repeat(array, 2, axis=0)[::2]) == compute_array_digest(array)
 
 
 @given(small_arrays, st.data())
@@ -71,37 +71,39 @@ def test_any_other_bit_type_or_shape_is_another_digest(
     bit = data.draw(st.integers(0, 8 * len(changed) - 1))
     changed[bit // 8] ^= 1 << bit % 8
     flipped = np.frombuffer(bytes(changed), array.dtype).reshape(array.shape)
-    assert array_digest(flipped) != array_digest(array)
-    assert array_digest(array[None]) != array_digest(array)
+    assert compute_array_digest(flipped) != compute_array_digest(array)
+    assert compute_array_digest(array[None]) != compute_array_digest(array)
     if array.dtype.itemsize in (2, 4, 8):
-        assert array_digest(array.view(f"uint{8 * array.dtype.itemsize}")) != array_digest(array)
+        assert compute_array_digest(array.view(f"uint{8 * array.dtype.itemsize}")) != compute_array_digest(
+            array
+        )
 
 
 def test_rows_that_do_not_make_up_the_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="3 rows given, 4 announced"):
-        stream_digest([np.zeros(3)], np.dtype(float), (4,))
+        compute_stream_digest([np.zeros(3)], np.dtype(float), (4,))
 
 
 def test_an_empty_array_has_a_digest_that_depends_on_type_and_shape() -> None:
     empty = [np.zeros((0, 3), np.float32), np.zeros((0, 4), np.float32), np.zeros((0, 3), np.float64)]
-    assert len({array_digest(array) for array in empty}) == 3
+    assert len({compute_array_digest(array) for array in empty}) == 3
 
 
 def test_json_has_one_spelling_and_no_nan() -> None:
-    assert canonical({"b": [1, 2.5], "a": None}) == b'{"a":null,"b":[1,2.5]}'
+    assert encode_canonical_json({"b": [1, 2.5], "a": None}) == b'{"a":null,"b":[1,2.5]}'
     with pytest.raises(ValueError, match="Out of range float values"):
-        canonical({"a": float("nan")})
+        encode_canonical_json({"a": float("nan")})
 
 
 def test_the_entry_digest_covers_arrays_backbone_dataset_and_options_and_no_order() -> None:
     arrays = {"train/mean": "a", "train/count": "b"}
-    digest = entry_digest(arrays, "backbone", "data", "options")
-    assert entry_digest(dict(reversed(arrays.items())), "backbone", "data", "options") == digest
+    digest = compute_entry_digest(arrays, "backbone", "data", "options")
+    assert compute_entry_digest(dict(reversed(arrays.items())), "backbone", "data", "options") == digest
     others = [
-        entry_digest(arrays | {"train/mean": "c"}, "backbone", "data", "options"),
-        entry_digest(arrays | {"test/label": "d"}, "backbone", "data", "options"),
-        entry_digest(arrays, "other", "data", "options"),
-        entry_digest(arrays, "backbone", "other", "options"),
-        entry_digest(arrays, "backbone", "data", "other"),
+        compute_entry_digest(arrays | {"train/mean": "c"}, "backbone", "data", "options"),
+        compute_entry_digest(arrays | {"test/label": "d"}, "backbone", "data", "options"),
+        compute_entry_digest(arrays, "other", "data", "options"),
+        compute_entry_digest(arrays, "backbone", "other", "options"),
+        compute_entry_digest(arrays, "backbone", "data", "other"),
     ]
     assert len({digest, *others}) == 6

@@ -3,30 +3,30 @@
 import time
 
 import pytest
-from toy_entries import commit, fill, publish_many, put
+from toy_entries import publish_fake_commits, publish_random_draft, publish_random_entry, write_random_arrays
 
 from sfm import store_tables
-from sfm.stats_store.copying import copy
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 
 @pytest.mark.parametrize("entries", [50, pytest.param(1000, marks=pytest.mark.torture)])
 def test_listing_reads_commits_alone(tmp_path, entries):
     store = create_store(str(tmp_path))
-    publish_many(store, put(store), entries - 1)
+    publish_fake_commits(store, publish_random_entry(store), entries - 1)
     began = time.perf_counter()
-    assert len(open_store(str(tmp_path)).summaries()) == entries
+    assert len(open_store(str(tmp_path)).list_summaries()) == entries
     seconds = time.perf_counter() - began
     print(f"\ntorture: `ls` of {entries} entries in a folder: {seconds:.2f} s")
 
 
 def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
     store = open_store(fashion_store)
-    (summary,) = [s for s in store.summaries() if (s.backbone, s.role) == ("lite0", "full")]
-    entry = store.open(summary)
-    document = store_tables.entry_document(entry)
+    (summary,) = [s for s in store.list_summaries() if (s.backbone, s.role) == ("lite0", "full")]
+    entry = store.open_entry(summary)
+    document = store_tables.make_entry_document(entry)
     assert document["dataset"]["licence"] == "MIT"
     assert document["dataset"]["source"] == "builtin:fashion-mnist-6k"
     assert document["backbone"]["hash"] == summary.backbone_hash
@@ -41,8 +41,8 @@ def test_show_tells_cards_classes_licence_source_sizes_and_ratio(fashion_store):
 
 def test_sizes_are_those_on_the_disk(tmp_path):
     store = create_store(str(tmp_path))
-    entry = store.open(put(store))
-    document = store_tables.entry_document(entry)
+    entry = store.open_entry(publish_random_entry(store))
+    document = store_tables.make_entry_document(entry)
     folder = tmp_path / "runs" / document["run"]
     on_disk = {
         name: sum(p.stat().st_size for p in (folder / name).rglob("*") if p.is_file())
@@ -50,18 +50,18 @@ def test_sizes_are_those_on_the_disk(tmp_path):
     }
     assert {name: a["stored_bytes"] for name, a in document["arrays"].items()} == on_disk
     assert document["stored_bytes"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    assert document["bytes"] == sum(entry.array(name).nbytes for name in entry.names())
+    assert document["bytes"] == sum(entry.open_array(name).nbytes for name in entry.list_arrays())
     assert document["compression_ratio"] == pytest.approx(document["bytes"] / sum(on_disk.values()))
 
 
 def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_path):
     store = create_store(str(tmp_path / "s"))
     draft = Draft(store)
-    draft.write("train/count", fill(Draft(store))["train/count"])
-    summary = commit(draft).summary
-    entry = store.open(summary)
-    assert entry.names() == ["train/count"]
-    document = store_tables.entry_document(entry)
+    draft.write_array("train/count", write_random_arrays(Draft(store))["train/count"])
+    summary = publish_random_draft(draft).summary
+    entry = store.open_entry(summary)
+    assert entry.list_arrays() == ["train/count"]
+    document = store_tables.make_entry_document(entry)
     assert {c["test_samples"] for c in document["classes"]} == {None}
-    assert [v.sound for v in verify(store)] == [True]
-    assert copy(store, create_store(str(tmp_path / "t")), [summary])[0].outcome == "copied"
+    assert [v.sound for v in verify_entries(store)] == [True]
+    assert copy_entries(store, create_store(str(tmp_path / "t")), [summary])[0].outcome == "copied"

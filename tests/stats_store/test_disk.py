@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm.errors import InputError
 from sfm.paths import expand_home, get_cache_folder, list_content
-from sfm.stats_store import disk
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import remove
-from sfm.stats_store.location import explained, local_path
-from sfm.stats_store.objects import OccupiedError, create_object, write_object
+from sfm.stats_store import local_files, system_errors
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.location import explain_error, parse_local_url
+from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ from sfm.stats_store.verify import verify
 )
 def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
-    put(create_store(str(tmp_path)))
+    publish_random_entry(create_store(str(tmp_path)))
     assert (tmp_path / name).exists()
-    assert [v.sound for v in verify(open_store(str(tmp_path)))] == [True]
+    assert [v.sound for v in verify_entries(open_store(str(tmp_path)))] == [True]
 
 
 def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) -> None:
@@ -42,29 +42,33 @@ def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["a b", "50%", "a%20b", "a#b", "a?b", "ä", "[x", "-", "a\\b"])
 def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name: str) -> None:
-    put(create_store(str(tmp_path / name)))
+    publish_random_entry(create_store(str(tmp_path / name)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert [v.sound for v in verify(open_store(str(tmp_path / name)))] == [True]
+    assert [v.sound for v in verify_entries(open_store(str(tmp_path / name)))] == [True]
 
 
 @pytest.mark.parametrize("url", ["file:///x/a#b", "file:///x/a?b", "file:///x/a#", "file://team/x"])
 def test_a_file_url_of_which_a_part_would_be_lost_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="write"):
-        local_path(url)
+        parse_local_url(url)
 
 
 def test_a_file_url_is_decoded() -> None:
-    assert local_path("file:///x/a%23b%20c") == local_path("file://localhost/x/a%23b%20c") == Path("/x/a#b c")
+    assert (
+        parse_local_url("file:///x/a%23b%20c")
+        == parse_local_url("file://localhost/x/a%23b%20c")
+        == Path("/x/a#b c")
+    )
 
 
 def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    put(create_store(str(tmp_path / "link")))
+    publish_random_entry(create_store(str(tmp_path / "link")))
     (tmp_path / "real" / "runs").rename(tmp_path / "big")
     (tmp_path / "real" / "runs").symlink_to(tmp_path / "big")
     (tmp_path / "real" / "index" / "round").symlink_to(tmp_path / "real")
-    assert [v.sound for v in verify(create_store(str(tmp_path / "link")))] == [True]
+    assert [v.sound for v in verify_entries(create_store(str(tmp_path / "link")))] == [True]
 
 
 @pytest.mark.parametrize(
@@ -100,10 +104,10 @@ def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
     without("link", number, monkeypatch)
     without("fsync", errno.EINVAL, monkeypatch)
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     with pytest.raises(AlreadyExistsError):
         create_object(store.objects, f"index/{summary.key}/00000001.json", b"other")
-    assert [v.sound for v in verify(store)] == [True]
+    assert [v.sound for v in verify_entries(store)] == [True]
     assert not list(tmp_path.rglob("*#*"))
 
 
@@ -115,7 +119,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOTSUP, "neither")
 
-    monkeypatch.setattr(disk, "rename_if_free", fail)
+    monkeypatch.setattr(local_files, "rename_exclusively", fail)
     with pytest.raises(InputError, match=r"neither hard links nor exclusive renames.*use another disk"):
         create_store(str(tmp_path / "store"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -125,7 +129,7 @@ def test_a_file_system_on_which_nothing_is_exclusive_is_refused_at_the_start(
 def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    store, whole = create_store(str(tmp_path)), disk.create_file
+    store, whole = create_store(str(tmp_path)), local_files.create_file_exclusively
     failing = left = 0
 
     def write(root: Path, path: str, data: bytes, **words: bool) -> None:
@@ -135,17 +139,17 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
             raise OSError(number, os.strerror(number), str(root / path))
         whole(root, path, data, **words)
 
-    monkeypatch.setattr("sfm.stats_store.objects.create_file", write)
+    monkeypatch.setattr("sfm.stats_store.objects.create_file_exclusively", write)
     while True:
         left = failing
         try:
-            put(store)
+            publish_random_entry(store)
             break
         except InputError:
-            assert len(store.summaries()) in (0, 1)
+            assert len(store.list_summaries()) in (0, 1)
             failing += 5
     assert failing > 5
-    assert [v.sound for v in verify(store)] == [True]
+    assert [v.sound for v in verify_entries(store)] == [True]
 
 
 def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
@@ -160,15 +164,15 @@ def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
 def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
     store, replica = create_store(str(tmp_path / "store")), create_store(str(tmp_path / "replica"))
     steps: list[Callable[[], object]] = [
-        lambda: put(store, 0),
-        lambda: put(store, 0),
-        lambda: put(store, 1, replace=True),
-        lambda: copy(store, replica, store.summaries()),
-        lambda: copy(store, replica, store.summaries(), replace=True),
+        lambda: publish_random_entry(store, 0),
+        lambda: publish_random_entry(store, 0),
+        lambda: publish_random_entry(store, 1, replace=True),
+        lambda: copy_entries(store, replica, store.list_summaries()),
+        lambda: copy_entries(store, replica, store.list_summaries(), replace=True),
         lambda: next((tmp_path / "store" / "runs").rglob("c/0")).write_bytes(b"damage"),
-        lambda: copy(replica, store, replica.summaries(), replace=True),
-        lambda: remove(store, store.summaries()[0]),
-        lambda: copy(replica, store, replica.summaries(), replace=True),
+        lambda: copy_entries(replica, store, replica.list_summaries(), replace=True),
+        lambda: remove_entry(store, store.list_summaries()[0]),
+        lambda: copy_entries(replica, store, replica.list_summaries(), replace=True),
         lambda: create_store(store.url),
     ]
     before = states(tmp_path)
@@ -178,7 +182,7 @@ def test_no_object_of_a_store_is_ever_written_again(tmp_path: Path) -> None:
         changed = [path for path in before if path in after and before[path] != after[path]]
         assert len(changed) == (number == 5), (number, changed)
         before = after
-    assert len(store.summaries()) == 1
+    assert len(store.list_summaries()) == 1
 
 
 @pytest.mark.parametrize("there", ["file", "folder", "link", "dangling link"])
@@ -196,20 +200,20 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path, there: str) -> None:
     with pytest.raises(AlreadyExistsError):
         create_object(objects, "a/b", b"other")
     if there in ("file", "link"):
-        assert not write_object(objects, "a/b", b"mine")
-        with pytest.raises(OccupiedError, match="a/b exists already with other content"):
-            write_object(objects, "a/b", b"other")
+        assert not create_or_verify_object(objects, "a/b", b"mine")
+        with pytest.raises(ObjectExistsError, match="a/b exists already with other content"):
+            create_or_verify_object(objects, "a/b", b"other")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "mine"]
     assert mine.read_bytes() == b"mine"
 
 
 def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> None:
-    put(create_store(str(tmp_path / "store")))
+    publish_random_entry(create_store(str(tmp_path / "store")))
     mount = ["mount", "--bind", "-o", "ro", str(tmp_path / "store"), str(tmp_path / "store")]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("file systems cannot be mounted here")
     try:
-        assert [v.sound for v in verify(open_store(str(tmp_path / "store")))] == [True]
+        assert [v.sound for v in verify_entries(open_store(str(tmp_path / "store")))] == [True]
         with pytest.raises(InputError, match="the file system is read-only"):
             create_store(str(tmp_path / "store"))
     finally:
@@ -225,6 +229,8 @@ def test_without_a_home_a_path_that_needs_one_says_what_to_give(monkeypatch: pyt
 
 def test_an_error_is_explained_by_its_number_also_in_the_words_of_obstore() -> None:
     error = RuntimeError("Generic LocalFileSystem error: Unable to open file /x/y: Disk quota (os error 122)")
-    assert disk.path_of(error) == Path("/x/y")
+    assert system_errors.get_error_path(error) == Path("/x/y")
     if errno.EDQUOT == 122:
-        assert explained(error, "/x") == f"cannot use /x: {disk.WHY[errno.EDQUOT]}"
+        assert (
+            explain_error(error, "/x") == f"cannot use /x: {system_errors.ERRNO_EXPLANATIONS[errno.EDQUOT]}"
+        )

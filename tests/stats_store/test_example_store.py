@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm import store_tables
 from sfm.errors import InputError
-from sfm.stats_store.commits import seal
-from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import entry_digest, sha256
-from sfm.stats_store.history import generations
-from sfm.stats_store.select import only
+from sfm.stats_store.commits import encode_commit
+from sfm.stats_store.digests import compute_entry_digest, compute_sha256
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.history import read_commit_statuses
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 EXAMPLE = Path(__file__).parent / "example-1.0"
 EXPECTED = json.loads((EXAMPLE / "expected.json").read_text())
@@ -47,18 +47,20 @@ def test_the_example_was_written_with_schema_1_0():
 
 
 def test_every_entry_of_the_example_is_listed(example):
-    listed = [s.model_dump(mode="json") for s in example.summaries()]
+    listed = [s.model_dump(mode="json") for s in example.list_summaries()]
     for found, expected in zip(listed, EXPECTED["entries"], strict=True):
         assert found | expected["summary"] == found
 
 
 @pytest.mark.parametrize("expected", EXPECTED["entries"], ids=IDS)
 def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, expected):
-    (summary,) = [s for s in example.summaries() if s.entry_digest == expected["summary"]["entry_digest"]]
-    entry = example.open(summary)
-    assert entry.names() == sorted(expected["arrays"])
+    (summary,) = [
+        s for s in example.list_summaries() if s.entry_digest == expected["summary"]["entry_digest"]
+    ]
+    entry = example.open_entry(summary)
+    assert entry.list_arrays() == sorted(expected["arrays"])
     for name, written in expected["arrays"].items():
-        array = entry.read(name)
+        array = entry.read_array(name)
         little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
         assert (little.dtype.str, list(array.shape)) == (written["dtype"], written["shape"])
         assert hashlib.sha256(little.tobytes()).hexdigest() == written["sha256"]
@@ -68,42 +70,42 @@ def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, ex
 
 
 def test_the_example_is_sound(example):
-    verdicts = verify(example)
+    verdicts = verify_entries(example)
     assert len(verdicts) == len(EXPECTED["entries"])
     assert [v.problems for v in verdicts] == [[]] * len(verdicts)
 
 
 def test_replaced_and_removed_entries_of_the_example_are_known_as_such(example):
-    assert sorted([g.path, g.state] for g in generations(example)) == EXPECTED["history"]
-    assert {g.state for g in generations(example)} == {"current", "replaced", "removed", "tombstone"}
+    assert sorted([g.path, g.state] for g in read_commit_statuses(example)) == EXPECTED["history"]
+    assert {g.state for g in read_commit_statuses(example)} == {"current", "replaced", "removed", "tombstone"}
 
 
 def test_the_example_holds_every_kind_of_array_and_of_entry(example):
-    from sfm.stats_store.schema import DIMENSIONS, generic
+    from sfm.stats_store.schema import DIMENSIONS, get_array_kind
 
-    names = {generic(name) for expected in EXPECTED["entries"] for name in expected["arrays"]}
+    names = {get_array_kind(name) for expected in EXPECTED["entries"] for name in expected["arrays"]}
     assert names == set(DIMENSIONS)
     assert {e["extraction"]["options"]["origin"] for e in EXPECTED["entries"]} == {"extracted", "merged"}
-    assert {s.role for s in example.summaries()} == {"full", "tuning"}
+    assert {s.role for s in example.list_summaries()} == {"full", "tuning"}
 
 
 def test_an_entry_can_be_published_to_an_old_store(scratch):
-    summary = put(create_store(str(scratch)))
-    assert summary in open_store(str(scratch)).summaries()
+    summary = publish_random_entry(create_store(str(scratch)))
+    assert summary in open_store(str(scratch)).list_summaries()
 
 
 def rewrite(path: Path, change) -> None:
     """Change the content of a commit, as a later version would have written it."""
     inner = json.loads(path.read_text())["commit"]
     change(inner)
-    path.write_bytes(seal(inner))
+    path.write_bytes(encode_commit(inner))
 
 
 def of_a_later_minor_version(scratch: Path) -> str:
     """Rewrite one entry as version 1.9 might have: more arrays, more in cards and commit; returns its run."""
     store = open_store(str(scratch))
-    summary = only(store.summaries(), dataset="south")
-    run = store.open(summary).commit.run
+    summary = select_summary(store.list_summaries(), dataset="south")
+    run = store.open_entry(summary).commit.run
     folder = scratch / "runs" / run
     group = json.loads((folder / "zarr.json").read_text())
     group["attributes"]["dataset"]["collected"] = "2031"
@@ -123,9 +125,9 @@ def of_a_later_minor_version(scratch: Path) -> str:
         inner["summary"]["quality"] = 0.5
         inner["arrays"]["train/skewness"] = "0" * 64
         key = (summary.backbone_hash, summary.fingerprint, summary.options)
-        inner["summary"]["entry_digest"] = entry_digest(inner["arrays"], *key)
+        inner["summary"]["entry_digest"] = compute_entry_digest(inner["arrays"], *key)
         for name, data in news.items():
-            inner["objects"][name] = {"size": len(data), "sha256": sha256(data)}
+            inner["objects"][name] = {"size": len(data), "sha256": compute_sha256(data)}
 
     rewrite(scratch / "index" / summary.key / "00000001.json", change)
     root = json.loads((scratch / "zarr.json").read_text())
@@ -138,12 +140,12 @@ def of_a_later_minor_version(scratch: Path) -> str:
 def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
     of_a_later_minor_version(scratch)
     store = open_store(str(scratch))
-    entry = store.open(only(store.summaries(), dataset="south"))
+    entry = store.open_entry(select_summary(store.list_summaries(), dataset="south"))
     (expected,) = [e for e in EXPECTED["entries"] if e["summary"]["dataset"] == "south"]
-    assert set(entry.names()) == {*expected["arrays"], "train/skewness"}
-    assert list(entry.read("train/count")) == [6, 6]
+    assert set(entry.list_arrays()) == {*expected["arrays"], "train/skewness"}
+    assert list(entry.read_array("train/count")) == [6, 6]
     assert entry.dataset.name == "south"
-    document = store_tables.entry_document(entry)
+    document = store_tables.make_entry_document(entry)
     assert document["arrays"]["train/skewness"] == {
         "shape": None,
         "dtype": None,
@@ -155,9 +157,9 @@ def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
 
 def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
     run = of_a_later_minor_version(scratch)
-    assert all(v.sound for v in verify(open_store(str(scratch))))
+    assert all(v.sound for v in verify_entries(open_store(str(scratch))))
     (scratch / "runs" / run / "train" / "skewness" / "c" / "0" / "0").write_bytes(bytes(200))
-    assert [p for v in verify(open_store(str(scratch))) for p in v.problems] == [
+    assert [p for v in verify_entries(open_store(str(scratch))) for p in v.problems] == [
         f"damaged object runs/{run}/train/skewness/c/0/0: its SHA-256 is not the published one"
     ]
 
@@ -165,8 +167,8 @@ def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
 def test_a_later_minor_version_is_copied_whole(scratch, tmp_path):
     run = of_a_later_minor_version(scratch)
     store, target = open_store(str(scratch)), create_store(str(tmp_path / "target"))
-    summary = only(store.summaries(), dataset="south")
-    assert [c.outcome for c in copy(store, target, [summary])] == ["copied"]
+    summary = select_summary(store.list_summaries(), dataset="south")
+    assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
     for folder in (f"runs/{run}", f"index/{summary.key}"):
         files = [p.relative_to(scratch) for p in (scratch / folder).rglob("*") if p.is_file()]
         copied = [p.relative_to(tmp_path / "target") for p in (tmp_path / "target" / folder).rglob("*")]
@@ -189,10 +191,10 @@ def test_a_store_that_this_version_cannot_read_is_refused(scratch, change, messa
 @pytest.mark.parametrize("change", [{"major": 2}, {"requires": ["encryption"]}])
 def test_an_entry_that_this_version_cannot_read_is_left_out_and_the_others_are_read(scratch, change, caplog):
     store = open_store(str(scratch))
-    summary = only(store.summaries(), dataset="south")
+    summary = select_summary(store.list_summaries(), dataset="south")
     path = scratch / "index" / summary.key / "00000001.json"
     rewrite(path, lambda inner: inner["schema"].update(change))
-    assert len(store.summaries()) == len(EXPECTED["entries"]) - 1
+    assert len(store.list_summaries()) == len(EXPECTED["entries"]) - 1
     assert "upgrade sfm-distill" in caplog.text
     with pytest.raises(InputError, match="upgrade sfm-distill"):
-        store.open(summary)
+        store.open_entry(summary)

@@ -15,16 +15,23 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
-from toy_entries import CLASSES, backbone_card, commit, fill, grow_old, put
+from toy_entries import (
+    CLASSES,
+    age_files,
+    make_backbone_card,
+    publish_random_draft,
+    publish_random_entry,
+    write_random_arrays,
+)
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
-from sfm.stats_store.collect import collect, parse_age
-from sfm.stats_store.commits import commit_path, seal
-from sfm.stats_store.history import generations, remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.garbage_collection import collect_garbage, parse_duration
+from sfm.stats_store.history import read_commit_statuses, remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NOTHING = datetime.timedelta(0)
 
@@ -48,38 +55,31 @@ def abandon_staging(folder: Path, key: str) -> None:
         raise RuntimeError("killed")
 
 
-def test_nothing_is_deleted_that_a_reader_can_see(store):
-    summaries = [put(store, i, backbone=backbone_card(f"lite{i}")) for i in range(3)]
-    assert collect(store, older_than=NOTHING, now=True).deleted == []
-    assert [v.sound for v in verify(store)] == [True] * 3
-    assert store.summaries() == summaries
-
-
 def test_what_was_replaced_goes_when_it_is_old_enough(store):
-    first = put(store, 0)
-    second = put(store, 1, replace=True)
-    assert collect(store).deleted == []
-    assert store.open(first).read("train/count").sum() > 0
-    (garbage,) = collect(store, older_than=NOTHING).deleted
+    first = publish_random_entry(store, 0)
+    second = publish_random_entry(store, 1, replace=True)
+    assert collect_garbage(store).deleted == []
+    assert store.open_entry(first).read_array("train/count").sum() > 0
+    (garbage,) = collect_garbage(store, older_than=NOTHING).deleted
     assert garbage.reason == "replaced"
     assert len(runs(store)) == 1
-    assert store.summaries() == [second]
-    assert [(g.number, g.state) for g in generations(store)] == [(2, "current")]
+    assert store.list_summaries() == [second]
+    assert [(g.generation, g.state) for g in read_commit_statuses(store)] == [(2, "current")]
     with pytest.raises(DamageError, match="missing commit"):
-        store.open(first)
+        store.open_entry(first)
 
 
 def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(store):
-    put(store, 0)
-    remove(store, put(store, 1, replace=True))
-    kept = put(store, 2, backbone=backbone_card("lite1"))
-    done = collect(store, now=True)
+    publish_random_entry(store, 0)
+    remove_entry(store, publish_random_entry(store, 1, replace=True))
+    kept = publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
+    done = collect_garbage(store, now=True)
     assert {g.reason for g in done.deleted} == {"removed"}
     assert len(done.deleted) == 2
-    assert store.summaries() == [kept]
-    assert runs(store) == {store.commit(f"index/{kept.key}/00000001.json").run}
-    assert [(g.number, g.state) for g in generations(store)].count((3, "tombstone")) == 1
-    assert collect(store, now=True).deleted == []
+    assert store.list_summaries() == [kept]
+    assert runs(store) == {store.read_commit(f"index/{kept.key}/00000001.json").run}
+    assert [(g.generation, g.state) for g in read_commit_statuses(store)].count((3, "tombstone")) == 1
+    assert collect_garbage(store, now=True).deleted == []
     left = [item["path"] for batch in obstore.list(store.objects, prefix="index") for item in batch]
     assert sorted(path.rpartition("/")[2] for path in left) == [
         *("00000001.json", "00000001.published"),
@@ -87,73 +87,50 @@ def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(st
     ]
 
 
-def test_the_number_of_a_collected_generation_is_never_used_again(store):
-    remove(store, put(store, 0))
-    collect(store, now=True)
-    assert put(store, 1).generation == 3
-
-
-def test_a_run_that_is_being_written_survives(store):
-    draft = Draft(store)
-    arrays = fill(draft)
-    done = collect(store, now=True)
-    assert done.deleted == []
-    assert [g.reason for g in done.kept] == ["never committed"]
-    summary = commit(draft).summary
-    np.testing.assert_array_equal(store.open(summary).read("train/mean"), arrays["train/mean"])
-
-
 def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
     store: Store,
 ) -> None:
     draft = Draft(store)
-    arrays = fill(draft)
-    old = put(store, 1, dataset="x", fingerprint="e" * 64)
-    put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
-    content = json.loads(bytes(obstore.get(store.objects, commit_path(old)).bytes()))["commit"]
+    arrays = write_random_arrays(draft)
+    old = publish_random_entry(store, 1, dataset="x", fingerprint="e" * 64)
+    publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
+    content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
     content["run"] = draft.run
-    obstore.put(store.objects, commit_path(old), seal(content))
-    done = collect(store, now=True)
+    obstore.put(store.objects, make_commit_path(old), encode_commit(content))
+    done = collect_garbage(store, now=True)
     assert done.deleted == []
-    assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.kept]
-    summary = commit(draft).summary
-    np.testing.assert_array_equal(store.open(summary).read("train/mean"), arrays["train/mean"])
-
-
-def test_a_run_that_was_never_committed_goes_when_it_is_old_enough(store):
-    draft = Draft(store)
-    fill(draft)
-    assert [g.path for g in collect(store, older_than=NOTHING).deleted] == [f"runs/{draft.run}"]
-    assert runs(store) == set()
+    assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.retained]
+    summary = publish_random_draft(draft).summary
+    np.testing.assert_array_equal(store.open_entry(summary).read_array("train/mean"), arrays["train/mean"])
 
 
 def test_age_is_that_of_the_newest_object(tmp_path):
     store = create_store(str(tmp_path))
     draft = Draft(store)
-    draft.write("train/count", np.arange(4))
-    grow_old(tmp_path)
-    draft.write("classifier/bias", np.zeros(4, dtype=np.float32))
-    assert collect(store).deleted == []
-    grow_old(tmp_path)
-    assert [g.reason for g in collect(store).deleted] == ["never committed"]
+    draft.write_array("train/count", np.arange(4))
+    age_files(tmp_path)
+    draft.write_array("classifier/bias", np.zeros(4, dtype=np.float32))
+    assert collect_garbage(store).deleted == []
+    age_files(tmp_path)
+    assert [g.reason for g in collect_garbage(store).deleted] == ["never committed"]
 
 
 def test_an_entry_replaced_a_moment_ago_stays_however_old_its_data(tmp_path):
     store = create_store(str(tmp_path))
-    put(store, 0)
-    grow_old(tmp_path)
-    put(store, 1, replace=True)
-    assert collect(store).deleted == []
+    publish_random_entry(store, 0)
+    age_files(tmp_path)
+    publish_random_entry(store, 1, replace=True)
+    assert collect_garbage(store).deleted == []
 
 
 def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
-    put(store, 0)
-    put(store, 1, replace=True)
-    Draft(store).write("train/count", np.arange(3))
+    publish_random_entry(store, 0)
+    publish_random_entry(store, 1, replace=True)
+    Draft(store).write_array("train/count", np.arange(3))
     before = [item for batch in obstore.list(store.objects) for item in batch]
-    would = collect(store, older_than=NOTHING, dry_run=True)
+    would = collect_garbage(store, older_than=NOTHING, dry_run=True)
     assert [item for batch in obstore.list(store.objects) for item in batch] == before
-    done = collect(store, older_than=NOTHING)
+    done = collect_garbage(store, older_than=NOTHING)
     assert {g.path for g in would.deleted} == {g.path for g in done.deleted}
     assert len(done.deleted) == 2
     assert sum(g.size for g in done.deleted) == sum(
@@ -163,14 +140,16 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
 
 def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_path):
     store = create_store(str(tmp_path))
-    first = put(store, 0)
-    put(store, 1, replace=True)
-    others = [put(store, n, backbone=backbone_card("lite1"), replace=True) for n in (2, 3)]
-    Draft(store).write("train/count", np.arange(3))
+    first = publish_random_entry(store, 0)
+    publish_random_entry(store, 1, replace=True)
+    others = [
+        publish_random_entry(store, n, backbone=make_backbone_card("lite1"), replace=True) for n in (2, 3)
+    ]
+    Draft(store).write_array("train/count", np.arange(3))
     before = runs(store)
-    gone = store.commit(f"index/{others[0].key}/00000001.json").run
+    gone = store.read_commit(f"index/{others[0].key}/00000001.json").run
     obstore.put(store.objects, f"index/{first.key}/00000002.json", b"{}")
-    done = collect(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, older_than=NOTHING, now=True)
     assert [g.path for g in done.deleted] == [f"runs/{gone}"]
     assert runs(store) == before - {gone}
     assert done.notes == [f"damaged commit index/{first.key}/00000002.json: not readable as a commit"]
@@ -180,53 +159,56 @@ def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it
     tmp_path,
 ):
     store = create_store(str(tmp_path))
-    victim = put(store, 0)
-    run = store.commit(f"index/{victim.key}/00000001.json").run
-    stranger = put(store, 1, dataset="x", fingerprint="e" * 64)
+    victim = publish_random_entry(store, 0)
+    run = store.read_commit(f"index/{victim.key}/00000001.json").run
+    stranger = publish_random_entry(store, 1, dataset="x", fingerprint="e" * 64)
     rewrite_commit(store, stranger, lambda content: content.update(run=run))
-    put(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
-    assert collect(store, older_than=NOTHING, now=True, dry_run=True).deleted[0].reason == "never committed"
+    publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
+    assert (
+        collect_garbage(store, older_than=NOTHING, now=True, dry_run=True).deleted[0].reason
+        == "never committed"
+    )
     path = tmp_path / "index" / victim.key / "00000001.json"
     whole = path.read_bytes()
     path.write_bytes(b"{}")
-    assert collect(store, older_than=NOTHING, now=True).deleted == []
+    assert collect_garbage(store, older_than=NOTHING, now=True).deleted == []
     path.write_bytes(whole)
-    assert [v.problems for v in verify(store, [victim])] == [[]]
+    assert [v.problems for v in verify_entries(store, [victim])] == [[]]
 
 
 def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
     store = create_store(str(tmp_path))
-    first = put(store, 0)
-    second = put(store, 1, replace=True)
+    first = publish_random_entry(store, 0)
+    second = publish_random_entry(store, 1, replace=True)
     obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
-    assert [g.state for g in generations(store)] == ["unreadable", "current"]
-    collect(store, older_than=NOTHING)
+    assert [g.state for g in read_commit_statuses(store)] == ["unreadable", "current"]
+    collect_garbage(store, older_than=NOTHING)
     assert len(runs(store)) == 1
-    assert [v.summary for v in verify(store, [second]) if v.sound] == [second]
+    assert [v.summary for v in verify_entries(store, [second]) if v.sound] == [second]
 
 
 def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
     store = create_store(str(tmp_path))
-    first = put(store, 0)
-    run = store.commit(f"index/{first.key}/00000001.json").run
-    remove(store, first)
+    first = publish_random_entry(store, 0)
+    run = store.read_commit(f"index/{first.key}/00000001.json").run
+    remove_entry(store, first)
     shutil.rmtree(tmp_path / "runs" / run / "train")
-    (garbage,) = collect(store, now=True).deleted
+    (garbage,) = collect_garbage(store, now=True).deleted
     assert garbage.path == f"runs/{run}"
     assert not (tmp_path / "runs" / run).exists()
-    assert [g.state for g in generations(store)] == ["tombstone"]
+    assert [g.state for g in read_commit_statuses(store)] == ["tombstone"]
 
 
 def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
     store = create_store(str(tmp_path))
-    kept = put(store, 0)
+    kept = publish_random_entry(store, 0)
     half, empty = tmp_path / "runs" / f"{1:032x}", tmp_path / "runs" / f"{2:032x}"
     (half / "train").mkdir(parents=True)
     (half / "train" / "zarr.json#1").write_bytes(b"{")
     empty.mkdir()
     (tmp_path / "index" / kept.key / "00000002.json#1").write_bytes(b"{")
-    grow_old(tmp_path)
-    done = collect(store)
+    age_files(tmp_path)
+    done = collect_garbage(store)
     assert sorted(g.reason for g in done.deleted) == [
         "never committed",
         "never committed",
@@ -234,7 +216,7 @@ def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
     ]
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([*runs(store), "zarr.json"])
     assert not list((tmp_path / "index").rglob("*#*"))
-    assert [v.sound for v in verify(store)] == [True]
+    assert [v.sound for v in verify_entries(store)] == [True]
 
 
 def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
@@ -243,14 +225,14 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
         abandon_staging(tmp_path / "staging", "old")
     with open_staging(tmp_path / "staging", "busy") as staging:
         (staging.root / "rows.npy").write_bytes(bytes(100))
-        assert collect(store).deleted == []
-        grow_old(tmp_path / "staging")
-        would = collect(store, dry_run=True)
+        assert collect_garbage(store).deleted == []
+        age_files(tmp_path / "staging")
+        would = collect_garbage(store, dry_run=True)
         assert [g.path for g in would.deleted] == ["staging/old"]
         assert (tmp_path / "staging" / "old").exists()
-        done = collect(store, older_than=NOTHING)
+        done = collect_garbage(store, older_than=NOTHING)
         assert [(g.path, g.size) for g in done.deleted] == [("staging/old", 100)]
-        assert [g.path for g in done.kept] == ["staging/busy"]
+        assert [g.path for g in done.retained] == ["staging/busy"]
         assert sorted(p.name for p in (tmp_path / "staging").iterdir()) == ["busy", "busy.lock"]
         with (tmp_path / "staging" / "busy.lock").open() as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -258,19 +240,19 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
 
 def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
     store = create_store(str(tmp_path))
-    put(store, 0)
-    kept = put(store, 1, replace=True)
+    publish_random_entry(store, 0)
+    kept = publish_random_entry(store, 1, replace=True)
     for number in range(5):
-        Draft(store).write("train/count", np.arange(3))
+        Draft(store).write_array("train/count", np.arange(3))
         (tmp_path / "staging" / str(number)).mkdir(parents=True)
         (tmp_path / "staging" / f"{number}.lock").touch()
-    grow_old(tmp_path)
+    age_files(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda _: collect(store, older_than=NOTHING, now=True), range(4)))
+        done = list(pool.map(lambda _: collect_garbage(store, older_than=NOTHING, now=True), range(4)))
     assert [each.notes for each in done] == [[]] * 4
     assert len(runs(store)) == 1
     assert list((tmp_path / "staging").iterdir()) == []
-    assert [v.summary for v in verify(store)] == [kept]
+    assert [v.summary for v in verify_entries(store)] == [kept]
 
 
 def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
@@ -279,17 +261,17 @@ def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
 
     def write(spec: str) -> None:
         for seed in range(rounds):
-            put(store, seed, backbone=backbone_card(spec), replace=True)
+            publish_random_entry(store, seed, backbone=make_backbone_card(spec), replace=True)
 
     with ThreadPoolExecutor(2) as pool:
         writers = [pool.submit(write, spec) for spec in ("lite0", "lite1")]
         while not all(w.done() for w in writers):
-            collect(store, now=True)
+            collect_garbage(store, now=True)
         for writer in writers:
             writer.result()
-    collect(store, now=True)
-    assert [s.generation for s in store.summaries()] == [rounds, rounds]
-    assert [v.problems for v in verify(store)] == [[], []]
+    collect_garbage(store, now=True)
+    assert [s.generation for s in store.list_summaries()] == [rounds, rounds]
+    assert [v.problems for v in verify_entries(store)] == [[], []]
     assert len(runs(store)) == 2
 
 
@@ -298,13 +280,13 @@ def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
     [("0", 0), ("90s", 90), ("30m", 1800), ("12h", 43200), ("7d", 604800), ("2w", 1209600)],
 )
 def test_durations_are_a_number_and_a_unit(text, seconds):
-    assert parse_age(text).total_seconds() == seconds
+    assert parse_duration(text).total_seconds() == seconds
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 d", "1.5h", "7days", "99999999w"])
 def test_other_durations_are_refused(text):
     with pytest.raises(InputError, match="is not a duration"):
-        parse_age(text)
+        parse_duration(text)
 
 
 class LifeOfAStore(RuleBasedStateMachine):
@@ -319,35 +301,38 @@ class LifeOfAStore(RuleBasedStateMachine):
     def publish(self, spec: str, seed: int, replace: bool) -> None:
         """Publish content that `seed` stands for under the key that `spec` stands for."""
         draft = Draft(self.store)
-        draft.write("classifier/bias", np.full(CLASSES, seed, dtype=np.float32))
-        commit(draft, backbone=backbone_card(weights=spec), dataset=spec, replace=replace)
+        draft.write_array("classifier/bias", np.full(CLASSES, seed, dtype=np.float32))
+        publish_random_draft(draft, backbone=make_backbone_card(weights=spec), dataset=spec, replace=replace)
         if replace or spec not in self.seen:
             self.seen[spec] = seed
 
     @rule(spec=sampled_from(["a", "b"]))
-    def remove(self, spec: str) -> None:
+    def remove_entry(self, spec: str) -> None:
         """Remove an entry, if there is one."""
-        for summary in self.store.summaries():
+        for summary in self.store.list_summaries():
             if summary.dataset == spec:
-                remove(self.store, summary)
+                remove_entry(self.store, summary)
                 del self.seen[spec]
 
     @rule()
     def abandon(self) -> None:
         """Leave a run without a commit."""
-        Draft(self.store).write("train/count", np.arange(3))
+        Draft(self.store).write_array("train/count", np.arange(3))
 
     @rule(older_than=sampled_from([NOTHING, datetime.timedelta(days=7)]), now=booleans())
-    def collect(self, older_than: datetime.timedelta, now: bool) -> None:
+    def collect_garbage(self, older_than: datetime.timedelta, now: bool) -> None:
         """Collect; nothing but what is seen remains if age does not count."""
-        collect(self.store, older_than=older_than, now=now)
+        collect_garbage(self.store, older_than=older_than, now=now)
         if older_than == NOTHING:
             assert len(runs(self.store)) == len(self.seen)
 
     @invariant()
     def readers_see_what_was_published_last(self) -> None:
         """Every visible entry reads as published."""
-        found = {s.dataset: self.store.open(s).read("classifier/bias")[0] for s in self.store.summaries()}
+        found = {
+            s.dataset: self.store.open_entry(s).read_array("classifier/bias")[0]
+            for s in self.store.list_summaries()
+        }
         assert found == self.seen
 
 

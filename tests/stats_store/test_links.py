@@ -14,18 +14,18 @@ import numpy as np
 import obstore
 import pytest
 from obstore.store import MemoryStore, ObjectStore
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 from sfm.errors import InputError
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.digest import sha256
-from sfm.stats_store.disk import walk
-from sfm.stats_store.location import connect
+from sfm.stats_store.digests import compute_sha256
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.folder_walk import walk_files
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import delete_run
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NOTHING = timedelta(0)
 RUN = "a" * 32
@@ -43,13 +43,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two current entries, one that was replaced, and a run never committed; all old."""
     folder = tmp_path_factory.mktemp("template")
     store = create_store(str(folder))
-    put(store, 0)
-    put(store, 1, replace=True)
-    put(store, 2, backbone=backbone_card("lite1"))
-    Draft(store, run=RUN).write("train/count", np.arange(3))
+    publish_random_entry(store, 0)
+    publish_random_entry(store, 1, replace=True)
+    publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
+    Draft(store, run=RUN).write_array("train/count", np.arange(3))
     (folder / "staging" / "old").mkdir(parents=True)
     (folder / "staging" / "old" / "rows.npy").write_bytes(b"x")
-    grow_old(folder)
+    age_files(folder)
     return folder
 
 
@@ -66,7 +66,7 @@ def elsewhere(tmp_path: Path) -> Path:
     for name in ("thesis/chapter1.tex", f"{RUN}/notes.txt", "index/a#1", "00000002.json#1", "old/x"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
-    grow_old(folder)
+    age_files(folder)
     return folder
 
 
@@ -81,12 +81,12 @@ def test_what_is_behind_a_link_in_a_store_is_left_alone_and_named(
         shutil.rmtree(link)
     link.symlink_to(elsewhere)
     before = tree(elsewhere)
-    done = collect(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, older_than=NOTHING, now=True)
     assert tree(elsewhere) == before
     assert f"{path} is a symbolic link: nothing behind it is deleted" in done.notes
     assert link.is_symlink()
     assert [g.reason for g in done.deleted if g.reason == "replaced"] == ["replaced"]
-    assert [v.problems for v in verify(store, store.summaries())] == [[], []]
+    assert [v.problems for v in verify_entries(store, store.list_summaries())] == [[], []]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -101,7 +101,7 @@ def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
             shutil.move(folder, disk / str(number))
             folder.symlink_to(disk / str(number))
     before, runs = tree(disk), tree(Path(store.url) / "runs")
-    done = collect(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, older_than=NOTHING, now=True)
     if top == "index" or depth < 3:
         assert tree(disk) == before
         assert any(f"{top}" in note and "is a symbolic link" in note for note in done.notes)
@@ -111,7 +111,7 @@ def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
         # Inside a run links are parts of it: they go with it, and what is behind them stays.
         assert tree(disk) == before
         assert {g.reason for g in done.deleted} == {"replaced", "never committed", "abandoned staging"}
-    assert [v.problems for v in verify(store, store.summaries())] == [[], []]
+    assert [v.problems for v in verify_entries(store, store.list_summaries())] == [[], []]
 
 
 def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp
     index.rename(tmp_path / "disk")
     index.symlink_to(tmp_path / "not mounted")
     runs = tree(Path(store.url) / "runs")
-    assert open_store(store.url).summaries() == []
-    collect(store, older_than=NOTHING, now=True)
+    assert open_store(store.url).list_summaries() == []
+    collect_garbage(store, older_than=NOTHING, now=True)
     assert tree(Path(store.url) / "runs") == runs
 
 
@@ -130,7 +130,7 @@ def test_links_in_a_run_that_was_abandoned_are_deleted_as_links(store: Store, el
     (run / "train" / "count" / "file").symlink_to(elsewhere / "thesis" / "chapter1.tex")
     (run / "nowhere").symlink_to("nowhere")
     before = tree(elsewhere)
-    done = collect(store, older_than=NOTHING)
+    done = collect_garbage(store, older_than=NOTHING)
     assert f"runs/{RUN}" in {g.path for g in done.deleted}
     assert not run.exists()
     assert tree(elsewhere) == before
@@ -161,7 +161,7 @@ def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
     try:
         while (deleted < 8 or swapped < 40) and time.monotonic() < end:
             with suppress(InputError):
-                deleted += place in {g.path for g in collect(store, older_than=NOTHING).deleted}
+                deleted += place in {g.path for g in collect_garbage(store, older_than=NOTHING).deleted}
     finally:
         done.set()
         swapping.join()
@@ -185,7 +185,9 @@ def test_one_run_is_deleted_and_none_whose_name_begins_alike(
 ) -> None:
     objects: ObjectStore = MemoryStore()
     if where != "memory":
-        objects = connect(str(tmp_path) if where == "disk" else request.getfixturevalue("s3_url"))
+        objects = connect_object_store(
+            str(tmp_path) if where == "disk" else request.getfixturevalue("s3_url")
+        )
     for name in (f"{RUN}/zarr.json", f"{RUN}/train/zarr.json", f"{RUN}0/zarr.json", "zarr.json"):
         obstore.put(objects, f"runs/{name}", b"x")
     delete_run(objects, RUN)
@@ -197,8 +199,8 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
     mine = Path(store.url) / "runs" / "my notes" / "a.txt"
     mine.parent.mkdir()
     mine.write_text("x")
-    grow_old(mine.parent)
-    assert len(collect(store, older_than=NOTHING, now=True).deleted) == 3
+    age_files(mine.parent)
+    assert len(collect_garbage(store, older_than=NOTHING, now=True).deleted) == 3
     assert mine.read_text() == "x"
 
 
@@ -206,7 +208,7 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
 @pytest.mark.parametrize("path", ["index", "index/HASH", "index/HASH/FINGERPRINT"])
 def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, path: str, kind: str) -> None:
     store = create_store(str(tmp_path / "store"))
-    card = backbone_card()
+    card = make_backbone_card()
     folder = Path(store.url) / path.replace("HASH", card.hash).replace("FINGERPRINT", "f" * 64)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -216,12 +218,12 @@ def test_a_writer_says_which_folder_is_none(tmp_path: Path, elsewhere: Path, pat
         folder.symlink_to(elsewhere if kind == "link" else "nowhere")
     before = tree(elsewhere)
     if path == "index" and kind == "link":
-        put(store)  # somebody keeps their index on another disk
+        publish_random_entry(store)  # somebody keeps their index on another disk
         return
     with pytest.raises(
         InputError, match=rf"cannot write below {folder}: it is a (file|symbolic link)"
     ) as error:
-        put(store)
+        publish_random_entry(store)
     assert "\n" not in str(error.value)
     assert tree(elsewhere) == before
 
@@ -237,14 +239,14 @@ def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: 
         os.close(above)
     os.close(here)
     try:
-        assert len(store.summaries()) == 2
-        done = collect(store, older_than=NOTHING, now=True)
+        assert len(store.list_summaries()) == 2
+        done = collect_garbage(store, older_than=NOTHING, now=True)
         assert any(f"{where}{'' if where == 'staging/x' else '/a/a/a'}" in note for note in done.notes)
         # Where not all is listed, what has no commit may be somebody's.
         uncommitted = {"never committed"} if where == "staging/x" else set()
         reasons = {g.reason for g in done.deleted if g.path.startswith("runs/")}
         assert reasons == {"replaced"} | uncommitted
-        assert [v.problems for v in verify(store)] == [[], []]
+        assert [v.problems for v in verify_entries(store)] == [[], []]
     finally:
         subprocess.run(["rm", "-rf", str(root / where)], check=True)
 
@@ -252,14 +254,14 @@ def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: 
 def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
     store: Store, tmp_path: Path
 ) -> None:
-    names = [sha256(str(n).encode()) for n in range(60)]
+    names = [compute_sha256(str(n).encode()) for n in range(60)]
     levels = [Path(store.url) / "index", tmp_path / "second", tmp_path / "third", tmp_path / "fourth"]
     for folder, behind in pairwise(levels):
         behind.mkdir()
         for name in names:
             (folder / name).symlink_to(behind)
     began = time.perf_counter()
-    entries, reasons = store.survey()
+    entries, reasons = store.list_entries()
     assert (len(entries), len(reasons)) == (2, 1)
     assert "behind more than 1000 links" in reasons[0]
     assert time.perf_counter() - began < 5
@@ -270,17 +272,19 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
     (Path(store.url) / "index" / "x").symlink_to(tmp_path / "large")
     (Path(store.url) / "index" / "y").mkdir(mode=0)
     seen = []
-    found = walk(Path(store.url), "index", seen.append, enter=lambda p: seen.append(p) or "x" not in p)
+    found = walk_files(
+        Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
+    )
     assert all("index/x/" not in file.path for file in found)
-    assert store.survey()[1] == []
+    assert store.list_entries()[1] == []
 
 
 def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
     index = Path(store.url) / "index"
     index.rename(index.with_name("kept"))
     index.write_text("")
-    assert store.survey() == ([], [f"cannot read {index}: it is a file, not a folder"])
-    assert collect(store, older_than=NOTHING).deleted[0].path == "staging/old"
+    assert store.list_entries() == ([], [f"cannot read {index}: it is a file, not a folder"])
+    assert collect_garbage(store, older_than=NOTHING).deleted[0].path == "staging/old"
     assert len(list((Path(store.url) / "runs").iterdir())) == 5
 
 
@@ -288,8 +292,8 @@ def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
 def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store, kind: str) -> None:
     lock = Path(store.url) / "staging" / "old.lock"
     lock.mkdir() if kind == "folder" else os.mkfifo(lock)
-    grow_old(Path(store.url))
-    done = collect(store)
+    age_files(Path(store.url))
+    done = collect_garbage(store)
     assert {g.reason for g in done.deleted} == {"replaced", "never committed"}
     assert (Path(store.url) / "staging" / "old").exists()
 
@@ -298,9 +302,9 @@ def test_a_lock_that_is_no_file_keeps_its_staging_and_stops_nobody(store: Store,
 def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
     store: Store, elsewhere: Path, tmp_path: Path, at: str
 ) -> None:
-    (summary, *_) = store.summaries()
+    (summary, *_) = store.list_summaries()
     target = create_store(str(tmp_path / "target"))
-    place = tmp_path / "target" / "runs" / store.commit_of(summary).run
+    place = tmp_path / "target" / "runs" / store.read_entry_commit(summary).run
     if at == "file":
         place.write_text("mine")
     elif at == "run":
@@ -309,6 +313,6 @@ def test_a_link_in_the_place_of_a_copied_run_costs_it_its_id_alone(
         place.mkdir()
         (place / "train").symlink_to(elsewhere)
     before = tree(elsewhere)
-    assert [c.outcome for c in copy(store, target, [summary])] == ["copied"]
+    assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
     assert tree(elsewhere) == before
-    assert [v.problems for v in verify(target)] == [[]]
+    assert [v.problems for v in verify_entries(target)] == [[]]

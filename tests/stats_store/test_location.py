@@ -7,11 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from obstore.exceptions import GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
-from toy_entries import commit, fill
+from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.errors import InputError
-from sfm.stats_store.location import REMOTE, connect, explained, local_path, shown
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.location import (
+    REMOTE_SCHEMES,
+    connect_object_store,
+    explain_error,
+    parse_local_url,
+    redact_url,
+)
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
 
 SECRET = "CANARY+secret/9f8e7d"
@@ -33,17 +39,17 @@ words = st.text("abcdefghijklmnopqrstuvwxyz0123456789-._~", min_size=1, max_size
     ],
 )
 def test_a_url_is_shown_without_what_may_be_a_credential(url: str, expected: str) -> None:
-    assert shown(url) == expected
+    assert redact_url(url) == expected
 
 
-@given(st.sampled_from(REMOTE), words, words, words, words)
+@given(st.sampled_from(REMOTE_SCHEMES), words, words, words, words)
 def test_no_url_shows_its_user_password_query_or_fragment(
     scheme: str, user: str, bucket: str, path: str, query: str
 ) -> None:
     secret = "S3CR3T"
     url = f"{scheme}://{user}{secret}:{secret}@{bucket}/{path}?{query}={secret}#{secret}"
-    assert secret not in shown(url)
-    assert shown(shown(url)) == shown(url)
+    assert secret not in redact_url(url)
+    assert redact_url(redact_url(url)) == redact_url(url)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_no_url_shows_its_user_password_query_or_fragment(
 )
 def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> None:
     with pytest.raises(InputError, match="put credentials in the environment") as error:
-        connect(url)
+        connect_object_store(url)
     assert "CANARY" not in str(error.value)
 
 
@@ -69,7 +75,7 @@ def test_a_url_with_credentials_is_refused_without_repeating_them(url: str) -> N
 )
 def test_another_kind_of_location_is_refused_with_those_that_are_known(url: str) -> None:
     with pytest.raises(InputError, match="use a local path, s3://, gs:// or az:// URL") as error:
-        connect(url)
+        connect_object_store(url)
     assert "CANARY" not in str(error.value)
 
 
@@ -85,17 +91,17 @@ def test_a_url_without_a_bucket_is_refused_and_no_folder_of_that_name_is_made(
 
 def test_local_paths_and_file_urls_mean_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    assert local_path("~/store") == Path("/home/someone/store")
-    assert local_path("file:///data/my%20store") == Path("/data/my store")
-    assert local_path("store") == Path("store")
-    assert local_path("s3://bucket/store") is None
+    assert parse_local_url("~/store") == Path("/home/someone/store")
+    assert parse_local_url("file:///data/my%20store") == Path("/data/my store")
+    assert parse_local_url("store") == Path("store")
+    assert parse_local_url("s3://bucket/store") is None
 
 
 def test_a_store_is_the_same_through_a_path_and_a_file_url(tmp_path: Path) -> None:
     draft = Draft(create_store(str(tmp_path / "my store")))
-    fill(draft)
-    summary = commit(draft).summary
-    assert open_store(f"file://{tmp_path}/my%20store").summaries() == [summary]
+    write_random_arrays(draft)
+    summary = publish_random_draft(draft).summary
+    assert open_store(f"file://{tmp_path}/my%20store").list_summaries() == [summary]
 
 
 def test_a_folder_that_does_not_exist_is_answered_with_how_to_make_a_store(tmp_path: Path) -> None:
@@ -110,21 +116,21 @@ def test_a_folder_that_does_not_exist_is_answered_with_how_to_make_a_store(tmp_p
 def test_every_kind_of_url_reaches_its_kind_of_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
-    assert isinstance(connect("s3://bucket/stats"), S3Store)
-    assert isinstance(connect("gs://bucket/stats"), GCSStore)
-    assert isinstance(connect("az://container/stats"), AzureStore)
-    assert isinstance(connect(str(tmp_path)), LocalStore)
+    assert isinstance(connect_object_store("s3://bucket/stats"), S3Store)
+    assert isinstance(connect_object_store("gs://bucket/stats"), GCSStore)
+    assert isinstance(connect_object_store("az://container/stats"), AzureStore)
+    assert isinstance(connect_object_store(str(tmp_path)), LocalStore)
 
 
 def test_an_account_that_azure_needs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(InputError, match="AZURE_STORAGE_ACCOUNT_NAME"):
-        connect("az://container/stats")
+        connect_object_store("az://container/stats")
 
 
 @given(st.text(max_size=200))
 def test_what_a_server_says_is_never_repeated(answer: str) -> None:
-    line = explained(GenericError(f"Generic S3 error: {answer} {SECRET}\n{answer}"), "s3://bucket/stats")
+    line = explain_error(GenericError(f"Generic S3 error: {answer} {SECRET}\n{answer}"), "s3://bucket/stats")
     assert line.startswith("cannot use s3://bucket/stats: ")
     assert "CANARY" not in line
     assert "\n" not in line
@@ -134,10 +140,10 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
     error = GenericError(
         "Generic LocalFileSystem error: Unable to copy: No space left on device (os error 28)\n\n"
     )
-    assert explained(error, "/data/store") == (
+    assert explain_error(error, "/data/store") == (
         "no space left on the disk of /data/store: free some and run the same command again"
     )
-    assert explained(GenericError("Generic error: something else\n\nDebug"), "/data/store") == (
+    assert explain_error(GenericError("Generic error: something else\n\nDebug"), "/data/store") == (
         "cannot use /data/store: Generic error: something else"
     )
 
@@ -148,5 +154,5 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
 )
 def test_a_path_in_a_bucket_that_would_become_another_is_refused(scheme: str, path: str) -> None:
     with pytest.raises(InputError, match=r"has an empty part, \. or \.\. in its path: write") as error:
-        connect(f"{scheme}://bucket/{path}")
+        connect_object_store(f"{scheme}://bucket/{path}")
     assert "\n" not in str(error.value)

@@ -8,17 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
-from toy_entries import backbone_card
+from toy_entries import make_backbone_card
 
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
-from sfm.stats_store.discriminant import linear_discriminant, oracle_approximating_shrinkage
-from sfm.stats_store.merging import MOMENTS, Merged, merge_entries, weighted_k_means
-from sfm.stats_store.moments import Moments, among, merge, no_moments
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.class_moments import Moments, expand_classes, make_empty_moments, merge_moments
+from sfm.stats_store.discriminant import compute_oas_shrinkage, fit_linear_discriminant
+from sfm.stats_store.entry_merge import MergeResult, merge_entries
+from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
+from sfm.stats_store.merged_statistics import cluster_weighted_points
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Entry, Store, create_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 FEATURES = 6
 
@@ -55,10 +57,10 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
     """Publish the entry of some samples; `words` change what it holds."""
     moments, dtype = own.moments(), words.get("dtype", np.float16)
     draft = Draft(store)
-    for name, array in zip(MOMENTS, vars(moments).values(), strict=True):
-        draft.write(name, array)
-    draft.write("classifier/weight", np.zeros((len(own.ids), FEATURES), dtype=np.float32))
-    draft.write("classifier/bias", np.zeros(len(own.ids), dtype=np.float32))
+    for name, array in zip(MOMENT_ARRAYS, vars(moments).values(), strict=True):
+        draft.write_array(name, array)
+    draft.write_array("classifier/weight", np.zeros((len(own.ids), FEATURES), dtype=np.float32))
+    draft.write_array("classifier/bias", np.zeros(len(own.ids), dtype=np.float32))
     for k in words.get("sub_classes", (2,)):
         centre = np.full((len(own.ids), k, FEATURES), np.nan, dtype=np.float32)
         count = np.zeros((len(own.ids), k), dtype=np.int64)
@@ -66,16 +68,16 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
             rows = own.features[own.labels == c]
             for j, group in enumerate(g for g in np.array_split(rows, k) if len(g)):
                 centre[c, j], count[c, j] = group.mean(axis=0), len(group)
-        draft.write(f"train/centre_{k}", centre)
-        draft.write(f"train/centre_count_{k}", count)
+        draft.write_array(f"train/centre_{k}", centre)
+        draft.write_array(f"train/centre_count_{k}", count)
     for split in words.get("splits", ("test",)):
-        draft.write(f"{split}/feature", own.features.astype(dtype))
-        draft.write(f"{split}/label", own.labels)
+        draft.write_array(f"{split}/feature", own.features.astype(dtype))
+        draft.write_array(f"{split}/label", own.labels)
     if words.get("exemplars"):
-        draft.write("exemplar/image", np.zeros((len(own.ids), 1, 96, 96, 3), dtype=np.uint8))
-    done = publish(
+        draft.write_array("exemplar/image", np.zeros((len(own.ids), 1, 96, 96, 3), dtype=np.uint8))
+    done = publish_draft(
         draft,
-        words.get("backbone", backbone_card()),
+        words.get("backbone", make_backbone_card()),
         DatasetCard(
             name=words.get("name", "part"),
             class_ids=own.ids,
@@ -102,11 +104,11 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
             solver="none", l2=0, iterations=0, converged=True, held_out_top1=0.5, held_out_top5=None
         ),
     )
-    return store.open(done.summary)
+    return store.open_entry(done.summary)
 
 
-def opened(store: Store, merged: Merged) -> Entry:
-    return store.open(merged.published.summary)
+def opened(store: Store, merged: MergeResult) -> Entry:
+    return store.open_entry(merged.published.summary)
 
 
 def memory() -> Store:
@@ -124,15 +126,15 @@ def assert_moments(entry: Entry, whole: Data) -> None:
     pooled = whole.moments()
     present = [whole.ids.index(i) for i in entry.dataset.class_ids]
     assert (np.delete(pooled.count, present) == 0).all()
-    np.testing.assert_array_equal(entry.read("train/count"), pooled.count[present])
+    np.testing.assert_array_equal(entry.read_array("train/count"), pooled.count[present])
     for name, expected in (
         ("train/mean", pooled.mean[present]),
         ("train/scatter_diagonal", pooled.scatter_diagonal[present]),
         ("train/within_scatter", pooled.within_scatter),
     ):
-        assert entry.read(name).dtype == np.float64
+        assert entry.read_array(name).dtype == np.float64
         np.testing.assert_allclose(
-            entry.read(name), expected, rtol=1e-9, atol=1e-9 * max(1.0, np.abs(expected).max())
+            entry.read_array(name), expected, rtol=1e-9, atol=1e-9 * max(1.0, np.abs(expected).max())
         )
 
 
@@ -144,11 +146,11 @@ def assert_moments(entry: Entry, whole: Data) -> None:
 )
 def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order):
     whole = data(seed)
-    total = no_moments(5, FEATURES)
+    total = make_empty_moments(5, FEATURES)
     for owner in order:
         own = some_of(whole, np.flatnonzero(np.array(owners) == owner))
         position = np.array([whole.ids.index(i) for i in own.ids], dtype=np.intp)
-        total = merge(total, among(own.moments(), position, 5))
+        total = merge_moments(total, expand_classes(own.moments(), position, 5))
     pooled = whole.moments()
     np.testing.assert_array_equal(total.count, pooled.count)
     for name in ("mean", "scatter_diagonal", "within_scatter"):
@@ -181,15 +183,17 @@ def test_a_merged_entry_holds_the_moments_of_the_pooled_data_for_any_split_and_o
 def test_whoever_holds_one_part_can_take_it_off_the_union(store):
     whole, a, b = halves(store)
     union = opened(store, merge_entries(store, [a, b], "all"))
-    total, mine = union.read("train/count"), np.zeros(5, dtype=np.int64)
+    total, mine = union.read_array("train/count"), np.zeros(5, dtype=np.int64)
     mean = np.zeros((5, FEATURES))
     place = [whole.ids.index(i) for i in a.dataset.class_ids]
-    mine[place], mean[place] = a.read("train/count"), a.read("train/mean")
+    mine[place], mean[place] = a.read_array("train/count"), a.read_array("train/mean")
     others = total - mine
     left = np.flatnonzero(others)
-    found = (total[:, None] * union.read("train/mean") - mine[:, None] * mean)[left] / others[left, None]
+    found = (total[:, None] * union.read_array("train/mean") - mine[:, None] * mean)[left] / others[
+        left, None
+    ]
     assert [whole.ids[c] for c in left] == b.dataset.class_ids
-    np.testing.assert_allclose(found, b.read("train/mean"), rtol=1e-9)
+    np.testing.assert_allclose(found, b.read_array("train/mean"), rtol=1e-9)
 
 
 def halves(store: Store, **words) -> tuple[Data, Entry, Entry]:
@@ -224,7 +228,7 @@ def test_classes_are_united_by_id_and_keep_the_first_parts_names(store):
 def test_a_merged_entry_is_an_entry_like_any_other(store):
     _, a, b = halves(store, licence="CC-BY")
     union = opened(store, merge_entries(store, [a, b], "all"))
-    assert all(v.sound for v in verify(store))
+    assert all(v.sound for v in verify_entries(store))
     assert union.dataset.train_samples == 60
     assert union.dataset.test_samples == 60
     assert union.dataset.licence == "CC-BY"
@@ -236,7 +240,7 @@ def test_a_merged_entry_is_an_entry_like_any_other(store):
 def test_held_out_features_are_put_one_after_the_other_with_labels_of_the_union(store):
     whole, a, b = halves(store)
     union = opened(store, merge_entries(store, [b, a], "all"))
-    features, labels = union.read("test/feature"), union.read("test/label")
+    features, labels = union.read_array("test/feature"), union.read_array("test/label")
     assert features.dtype == np.float16
     assert labels.dtype == np.int32
     rows = {(tuple(f), i) for f, i in zip(features.tolist(), labels.tolist(), strict=True)}
@@ -249,7 +253,7 @@ def test_held_out_features_are_float32_if_a_part_needs_it(store):
     whole = data(3)
     a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, dtype=np.float16)
     b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, dtype=np.float32)
-    features = opened(store, merge_entries(store, [a, b], "all")).read("test/feature")
+    features = opened(store, merge_entries(store, [a, b], "all")).read_array("test/feature")
     assert features.dtype == np.float32
     np.testing.assert_array_equal(features[30:], whole.features[30:])
 
@@ -259,8 +263,8 @@ def test_features_longer_than_a_block_arrive_whole(store):
     cut = [np.arange(5000), np.arange(5000, 9000)]
     parts = [put_part(store, some_of(whole, rows), f"{i}" * 64) for i, rows in enumerate(cut)]
     union = opened(store, merge_entries(store, parts, "all"))
-    np.testing.assert_array_equal(union.read("test/feature"), whole.features.astype(np.float16))
-    np.testing.assert_array_equal(union.read("test/label"), whole.labels)
+    np.testing.assert_array_equal(union.read_array("test/feature"), whole.features.astype(np.float16))
+    np.testing.assert_array_equal(union.read_array("test/label"), whole.labels)
 
 
 def test_a_part_without_held_out_features_leaves_the_union_without_any_and_says_so(store):
@@ -287,7 +291,7 @@ def test_a_union_that_no_card_can_hold_is_refused_and_leaves_nothing(store):
 def test_exemplars_stay_where_they_are(store):
     _, a, b = halves(store, exemplars=True)
     merged = merge_entries(store, [a, b], "all")
-    assert not [n for n in opened(store, merged).names() if n.startswith("exemplar")]
+    assert not [n for n in opened(store, merged).list_arrays() if n.startswith("exemplar")]
     assert any("exemplars are not merged" in note for note in merged.notes)
 
 
@@ -295,7 +299,7 @@ def test_sub_class_centres_keep_the_class_means_and_counts(store):
     whole, a, b = halves(store, sub_classes=(2, 3))
     union = opened(store, merge_entries(store, [a, b], "all"))
     for k in (2, 3):
-        centre, count = union.read(f"train/centre_{k}"), union.read(f"train/centre_count_{k}")
+        centre, count = union.read_array(f"train/centre_{k}"), union.read_array(f"train/centre_count_{k}")
         assert (np.diff(count, axis=1) <= 0).all()
         np.testing.assert_array_equal(count.sum(axis=1), whole.moments().count)
         mean = np.nansum(centre * count[:, :, None], axis=1) / count.sum(axis=1)[:, None]
@@ -305,9 +309,9 @@ def test_sub_class_centres_keep_the_class_means_and_counts(store):
 def test_a_class_of_one_part_keeps_its_centres(store):
     _, a, b = halves(store)
     union = opened(store, merge_entries(store, [a, b], "all"))
-    kept = a.read("train/centre_2")[0]
-    order = np.argsort(-a.read("train/centre_count_2")[0], kind="stable")
-    np.testing.assert_array_equal(union.read("train/centre_2")[0], kept[order])
+    kept = a.read_array("train/centre_2")[0]
+    order = np.argsort(-a.read_array("train/centre_count_2")[0], kind="stable")
+    np.testing.assert_array_equal(union.read_array("train/centre_2")[0], kept[order])
 
 
 def test_only_numbers_of_centres_that_all_parts_hold_are_merged(store):
@@ -315,7 +319,7 @@ def test_only_numbers_of_centres_that_all_parts_hold_are_merged(store):
     a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, sub_classes=(2, 3))
     b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, sub_classes=(2,))
     merged = merge_entries(store, [a, b], "all")
-    assert [n for n in opened(store, merged).names() if "centre" in n] == [
+    assert [n for n in opened(store, merged).list_arrays() if "centre" in n] == [
         "train/centre_2",
         "train/centre_count_2",
     ]
@@ -324,13 +328,13 @@ def test_only_numbers_of_centres_that_all_parts_hold_are_merged(store):
 
 def test_weighted_k_means_is_that_of_repeated_points():
     points = np.array([[0.0], [1.0], [10.0], [11.0]])
-    centres, sizes = weighted_k_means(points, np.array([3, 1, 1, 1]), 2)
+    centres, sizes = cluster_weighted_points(points, np.array([3, 1, 1, 1]), 2)
     np.testing.assert_allclose(centres, [[0.25], [10.5]])
     assert sizes.tolist() == [4, 2]
 
 
 def test_centres_that_coincide_count_once():
-    centres, sizes = weighted_k_means(np.ones((5, 2)), np.array([1, 2, 3, 4, 5]), 3)
+    centres, sizes = cluster_weighted_points(np.ones((5, 2)), np.array([1, 2, 3, 4, 5]), 3)
     assert sizes.sum() == 15
     assert (sizes > 0).all()
     np.testing.assert_allclose(centres, 1.0)
@@ -338,7 +342,7 @@ def test_centres_that_coincide_count_once():
 
 def test_the_discriminant_gives_the_posteriors_of_gaussians_with_one_covariance():
     moments = data(1, samples=400).moments()
-    found = linear_discriminant(moments)
+    found = fit_linear_discriminant(moments)
     s = moments.within_scatter / (400 - 5)
     sigma = (1 - found.shrinkage) * s + found.shrinkage * np.trace(s) / FEATURES * np.eye(FEATURES)
     x = data(1, samples=50).features.astype(np.float64)
@@ -353,23 +357,23 @@ def test_the_discriminant_gives_the_posteriors_of_gaussians_with_one_covariance(
 
 def test_shrinkage_falls_as_samples_are_added_and_is_whole_without_any_spread():
     covariance = np.diag([1.0, 4.0, 16.0])
-    found = [oracle_approximating_shrinkage(covariance, n) for n in (20, 200, 20000)]
+    found = [compute_oas_shrinkage(covariance, n) for n in (20, 200, 20000)]
     assert 1 > found[0] > found[1] > found[2] > 0
-    assert oracle_approximating_shrinkage(np.eye(3), 10000) == 1.0
-    assert oracle_approximating_shrinkage(np.zeros((3, 3)), 0) == 1.0
+    assert compute_oas_shrinkage(np.eye(3), 10000) == 1.0
+    assert compute_oas_shrinkage(np.zeros((3, 3)), 0) == 1.0
 
 
 def test_one_sample_per_class_gives_the_nearest_mean():
     features = np.array([[0, 0], [4, 0], [0, 4]], dtype=np.float32)
-    found = linear_discriminant(compute_moments(features, np.arange(3, dtype=np.int32), 3))
+    found = fit_linear_discriminant(compute_moments(features, np.arange(3, dtype=np.int32), 3))
     logits = np.array([[1.0, 0.5], [3.0, 1.0], [1.0, 2.5]]) @ found.weight.T + found.bias
     assert logits.argmax(axis=1).tolist() == [0, 1, 2]
 
 
 def test_a_class_without_training_samples_is_never_the_answer():
     whole = data(1)
-    empty = among(whole.moments(), np.arange(5) + 1, 6)
-    found = linear_discriminant(empty)
+    empty = expand_classes(whole.moments(), np.arange(5) + 1, 6)
+    found = fit_linear_discriminant(empty)
     assert np.isfinite(found.weight).all()
     assert ((whole.features @ found.weight.T + found.bias).argmax(axis=1) > 0).all()
 
@@ -379,7 +383,7 @@ def test_the_card_says_that_the_classifier_is_the_discriminant_and_how_good_it_i
     union = opened(store, merge_entries(store, [a, b], "all"))
     assert union.classifier.solver.startswith("linear discriminant in closed form")
     features = whole.features.astype(np.float16).astype(np.float32)
-    logits = features @ union.read("classifier/weight").T + union.read("classifier/bias")
+    logits = features @ union.read_array("classifier/weight").T + union.read_array("classifier/bias")
     assert union.classifier.held_out_top1 == pytest.approx((logits.argmax(axis=1) == whole.labels).mean())
     assert union.classifier.held_out_top1 > 0.6
 
@@ -387,8 +391,14 @@ def test_the_card_says_that_the_classifier_is_the_discriminant_and_how_good_it_i
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"backbone": backbone_card(weights="other")}, "of different backbones: they differ in the weights"),
-        ({"backbone": backbone_card(size=64)}, "of different backbones: they differ in the preprocessing"),
+        (
+            {"backbone": make_backbone_card(weights="other")},
+            "of different backbones: they differ in the weights",
+        ),
+        (
+            {"backbone": make_backbone_card(size=64)},
+            "of different backbones: they differ in the preprocessing",
+        ),
         ({"role": "tuning"}, "have different roles: full, tuning"),
         ({"precision": "bfloat16"}, "extracted with different precision: float32, bfloat16"),
     ],
@@ -399,7 +409,7 @@ def test_parts_that_do_not_go_together_are_refused(store, words, message):
     b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, **words)
     with pytest.raises(InputError, match=message):
         merge_entries(store, [a, b], "all")
-    assert len(store.summaries()) == 2
+    assert len(store.list_summaries()) == 2
 
 
 def three(store: Store, *words: dict[str, object]) -> list[Entry]:
@@ -472,7 +482,7 @@ def test_a_damaged_part_is_not_merged(tmp_path):
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     with pytest.raises(DamageError, match="train/mean/c/0/0"):
         merge_entries(store, [a, b], "all")
-    assert len(store.summaries()) == 2
+    assert len(store.list_summaries()) == 2
 
 
 @pytest.fixture(scope="module")
@@ -502,42 +512,44 @@ def teams(tmp_path_factory, request) -> Path:
 
 @pytest.mark.slow
 def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_others(teams, tmp_path):
-    from sfm.merge import merge as merge_named
+    from sfm.named_merge import merge_entries_by_name
     from sfm.stats_store.store import open_store
 
-    done = merge_named(
+    done = merge_entries_by_name(
         str(tmp_path / "union"), [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes"
     )
-    union = open_store(str(tmp_path / "union")).open(done.published.summary)
+    union = open_store(str(tmp_path / "union")).open_entry(done.published.summary)
     whole = open_store(str(teams / "pooled"))
-    pooled = whole.open(whole.summaries()[0])
+    pooled = whole.open_entry(whole.list_summaries()[0])
     assert union.dataset.class_ids == pooled.dataset.class_ids == ["bag", "boot", "trouser"]
-    np.testing.assert_array_equal(union.read("train/count"), pooled.read("train/count"))
-    for name in MOMENTS[1:]:
-        scale = np.abs(pooled.read(name)).max()
-        np.testing.assert_allclose(union.read(name), pooled.read(name), rtol=1e-3, atol=1e-4 * scale)
+    np.testing.assert_array_equal(union.read_array("train/count"), pooled.read_array("train/count"))
+    for name in MOMENT_ARRAYS[1:]:
+        scale = np.abs(pooled.read_array(name)).max()
+        np.testing.assert_allclose(
+            union.read_array(name), pooled.read_array(name), rtol=1e-3, atol=1e-4 * scale
+        )
     assert "on the stored training features of all parts" in union.classifier.solver
     assert union.classifier.held_out_top1 == pytest.approx(pooled.classifier.held_out_top1, abs=0.05)
-    assert union.read("train/feature").shape == pooled.read("train/feature").shape
+    assert union.read_array("train/feature").shape == pooled.read_array("train/feature").shape
 
 
 @pytest.mark.slow
 def test_a_merged_entry_can_be_distilled(teams, tmp_path):
     from sfm.api import DistillConfig, distill
-    from sfm.merge import merge as merge_named
+    from sfm.named_merge import merge_entries_by_name
 
     url = str(tmp_path / "union")
-    done = merge_named(url, [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes")
+    done = merge_entries_by_name(url, [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes")
     run = distill(DistillConfig(store=url, backbone="lite0", dataset="clothes", out=tmp_path / "d", steps=2))
     assert run.record["entry_digest"] == done.published.summary.entry_digest
 
 
 def test_parts_are_found_in_the_target_store_or_refused_in_one_line(teams, tmp_path):
-    from sfm.merge import merge as merge_named
+    from sfm.named_merge import merge_entries_by_name
 
     with pytest.raises(InputError, match="no dataset 'yours' in the store: the store holds mine@"):
-        merge_named(str(teams / "mine"), ["mine", "yours"])
+        merge_entries_by_name(str(teams / "mine"), ["mine", "yours"])
     with pytest.raises(InputError, match="no store at"):
-        merge_named(str(tmp_path / "t"), ["nowhere#mine", f"{teams / 'yours'}#yours"])
+        merge_entries_by_name(str(tmp_path / "t"), ["nowhere#mine", f"{teams / 'yours'}#yours"])
     with pytest.raises(InputError, match="--name"):
-        merge_named(str(tmp_path / "t"), ["a", "b"], name="a@b")
+        merge_entries_by_name(str(tmp_path / "t"), ["a", "b"], name="a@b")

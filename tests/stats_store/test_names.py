@@ -4,36 +4,41 @@ from pathlib import Path
 
 import pytest
 
-from sfm.stats_store.names import folder_name, name_from, problem_with_name, split_pin
+from sfm.stats_store.dataset_names import (
+    find_name_problem,
+    make_dataset_name,
+    make_name_from_folder,
+    split_pinned_name,
+)
 
 
 @pytest.mark.parametrize("name", ["", "birds@2024", " birds", "birds ", "a\nb", "a\x1b[2J", "safe\u202etxt"])
 def test_a_name_that_cannot_be_typed_or_shown_is_refused(name):
-    assert problem_with_name(name)
-    assert problem_with_name(name_from(name)) is None
+    assert find_name_problem(name)
+    assert find_name_problem(make_dataset_name(name)) is None
 
 
 @pytest.mark.parametrize("name", ["birds", "pets [raw]", "c#", "猫", "a b"])
 def test_any_other_name_stays_as_it_is(name):
-    assert problem_with_name(name) is None
-    assert name_from(name) == name
+    assert find_name_problem(name) is None
+    assert make_dataset_name(name) == name
 
 
 def test_what_a_name_cannot_hold_becomes_a_dash():
-    assert name_from("birds@2024") == "birds-2024"
-    assert name_from("cat\nFelis") == "cat-Felis"
-    assert name_from("e\u0301te\u0301") == "été"
-    assert name_from("caf\udce9") == r"caf\xe9"
+    assert make_dataset_name("birds@2024") == "birds-2024"
+    assert make_dataset_name("cat\nFelis") == "cat-Felis"
+    assert make_dataset_name("e\u0301te\u0301") == "été"
+    assert make_dataset_name("caf\udce9") == r"caf\xe9"
 
 
 def test_a_linked_folder_is_named_after_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "v2" / "inside").mkdir(parents=True)
     (tmp_path / "birds").symlink_to("v2")
-    assert folder_name(tmp_path / "birds") == "birds"
-    assert folder_name(Path(f"{tmp_path}/birds/inside/..")) == "birds"
-    assert folder_name(Path("/")) == "dataset"
+    assert make_name_from_folder(tmp_path / "birds") == "birds"
+    assert make_name_from_folder(Path(f"{tmp_path}/birds/inside/..")) == "birds"
+    assert make_name_from_folder(Path("/")) == "dataset"
     monkeypatch.chdir(tmp_path / "v2")
-    assert folder_name(Path()) == "v2"
+    assert make_name_from_folder(Path()) == "v2"
 
 
 @pytest.mark.parametrize(
@@ -48,4 +53,4 @@ def test_a_linked_folder_is_named_after_the_link(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_an_exact_name_comes_before_a_pin(text, meant):
-    assert split_pin(text, {"birds", "birds@2024"}) == meant
+    assert split_pinned_name(text, {"birds", "birds@2024"}) == meant

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm.stats_store.store import create_store
 
@@ -26,9 +26,9 @@ print(*sorted(name for name in sys.modules if name.partition(".")[0] == "sfm"))
 def folder(tmp_path) -> Path:
     """A folder with a store in it that has a replaced, a removed and another dataset's entry too."""
     store = create_store(str(tmp_path / "store"))
-    put(store, 1, dataset="birds")
-    put(store, 2, dataset="birds", replace=True)
-    put(store, 3, dataset="boats", fingerprint="b" * 64)
+    publish_random_entry(store, 1, dataset="birds")
+    publish_random_entry(store, 2, dataset="birds", replace=True)
+    publish_random_entry(store, 3, dataset="boats", fingerprint="b" * 64)
     return tmp_path
 
 
@@ -45,8 +45,8 @@ def flow_by(code: str, folder: Path) -> np.ndarray:
 def expected(folder: Path) -> np.ndarray:
     """The flow by its definition, from this project's reader: others' mean minus own."""
     store = create_store(str(folder / "store"))
-    (summary,) = [s for s in store.summaries() if s.dataset == "birds"]
-    mean = store.open(summary).read("train/mean")
+    (summary,) = [s for s in store.list_summaries() if s.dataset == "birds"]
+    mean = store.open_entry(summary).read_array("train/mean")
     return np.array([np.delete(mean, c, axis=0).mean(axis=0) - mean[c] for c in range(len(mean))])
 
 

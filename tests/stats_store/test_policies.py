@@ -11,16 +11,16 @@ from pathlib import Path
 import boto3
 import pytest
 from s3_server import REGION, create_bucket, environment, running_s3
-from toy_entries import commit, fill, put
+from toy_entries import publish_random_draft, publish_random_entry, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 DOCS = Path(__file__).parents[2] / "docs" / "store.md"
 POLICIES = dict(re.findall(r"<!-- policy: (\w+) -->\n\n```json\n(.*?)```", DOCS.read_text(), flags=re.DOTALL))
@@ -37,7 +37,7 @@ def server() -> Iterator[tuple[dict[str, dict[str, str]], Summary]]:
         for name, value in owner.items():
             patch.setenv(name, value)
         create_bucket(endpoint, "company-bucket")
-        summary = put(create_store(URL))
+        summary = publish_random_entry(create_store(URL))
         iam = boto3.client("iam", endpoint_url=endpoint, region_name=REGION)
         roles = {}
         for role, policy in POLICIES.items():
@@ -85,9 +85,9 @@ def test_the_docs_have_three_roles():
 def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
     summary = become("reader")
     store = open_store(URL)
-    assert store.open(summary).read("train/count").sum() > 0
-    assert all(v.sound for v in verify(store))
-    (done,) = copy(store, create_store(str(tmp_path)), [summary])
+    assert store.open_entry(summary).read_array("train/count").sum() > 0
+    assert all(v.sound for v in verify_entries(store))
+    (done,) = copy_entries(store, create_store(str(tmp_path)), [summary])
     assert done.outcome == "copied"
 
 
@@ -96,32 +96,32 @@ def test_a_reader_changes_nothing(become):
     with pytest.raises(InputError, match="permission denied by the server"):
         create_store(URL)
     with pytest.raises(InputError, match="permission denied by the server"):
-        remove(open_store(URL), summary)
-    assert summary in open_store(URL).summaries()
+        remove_entry(open_store(URL), summary)
+    assert summary in open_store(URL).list_summaries()
 
 
 def test_a_writer_publishes_loses_and_removes_without_deleting(become):
     summary = become("writer")
     store = create_store(URL)
-    mine = put(store, 1, fingerprint="a" * 64)
-    assert mine in store.summaries()
+    mine = publish_random_entry(store, 1, fingerprint="a" * 64)
+    assert mine in store.list_summaries()
     draft = Draft(store)
-    fill(draft)
-    assert commit(draft).outcome == "already there"
-    remove(store, mine)
-    assert mine not in store.summaries()
+    write_random_arrays(draft)
+    assert publish_random_draft(draft).outcome == "already there"
+    remove_entry(store, mine)
+    assert mine not in store.list_summaries()
     with pytest.raises(InputError, match="cannot use s3"):
-        collect(store, older_than=datetime.timedelta(0), now=True)
-    assert summary in store.summaries()
+        collect_garbage(store, older_than=datetime.timedelta(0), now=True)
+    assert summary in store.list_summaries()
 
 
 def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
     become("writer")
-    fill(Draft(create_store(URL)))
+    write_random_arrays(Draft(create_store(URL)))
     summary = become("keeper")
     store = open_store(URL)
-    assert len(collect(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1
-    assert collect(store, older_than=datetime.timedelta(0), now=True).deleted == []
-    assert store.open(summary).read("train/count").sum() > 0
+    assert len(collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1
+    assert collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted == []
+    assert store.open_entry(summary).read_array("train/count").sum() > 0
     with pytest.raises(InputError, match="permission denied by the server"):
         create_store(URL)

@@ -18,17 +18,17 @@ from store_processes import (
     publish_when_told,
     race,
 )
-from toy_entries import commit, fill
+from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.collect import collect
-from sfm.stats_store.digest import array_digest
-from sfm.stats_store.history import remove
-from sfm.stats_store.location import connect
+from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NO_AGE = datetime.timedelta(0)
 
@@ -65,9 +65,11 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while not self.done.is_set():
             try:
-                for summary in self.store.summaries():
-                    entry = self.store.open(summary)
-                    found = tuple((name, array_digest(entry.read(name))) for name in entry.names())
+                for summary in self.store.list_summaries():
+                    entry = self.store.open_entry(summary)
+                    found = tuple(
+                        (name, compute_array_digest(entry.read_array(name))) for name in entry.list_arrays()
+                    )
                     self.entries += 1
                     if found in self.whole:
                         self.seen.setdefault(summary.fingerprint, set()).add(self.whole[found])
@@ -118,10 +120,10 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
     assert all(seeds == {winners[int(fingerprint, 16)]} for fingerprint, seeds in reader.seen.items())
 
     store = open_store(place)
-    collect(store, older_than=NO_AGE)
+    collect_garbage(store, older_than=NO_AGE)
     assert runs_in(store) == {run for *_, run, outcome in reports if outcome == "published"}
-    assert len(store.summaries()) == rounds
-    assert [p for verdict in verify(store) for p in verdict.problems] == []
+    assert len(store.list_summaries()) == rounds
+    assert [p for verdict in verify_entries(store) for p in verdict.problems] == []
     close = sum(outcome == "another writer was first" for *_, outcome in reports)
     where = "S3" if place.startswith("s3") else "disk"
     print(
@@ -136,7 +138,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
 ) -> None:
     store = create_store(s3_url)
     draft = Draft(store)
-    fill(draft, 1)
+    write_random_arrays(draft, 1)
     hits: list[Request] = []
 
     def first_commit(request: Request) -> str | None:
@@ -146,10 +148,10 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
         return None
 
     proxy.choose = first_commit  # type: ignore[assignment]
-    assert commit(draft).outcome == "published"
+    assert publish_random_draft(draft).outcome == "published"
     assert len(hits) == 1
-    assert [s.fingerprint for s in store.summaries()] == ["f" * 64]
-    assert all(verdict.sound for verdict in verify(store))
+    assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
+    assert all(verdict.sound for verdict in verify_entries(store))
 
 
 def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
@@ -157,7 +159,7 @@ def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_al
 ) -> None:
     store = create_store(s3_url)
     draft = Draft(store)
-    fill(draft, 1)
+    write_random_arrays(draft, 1)
     committed: list[Request] = []
 
     def deny_all_after_commit(request: Request) -> str | None:
@@ -170,11 +172,11 @@ def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_al
 
     proxy.choose = deny_all_after_commit  # type: ignore[assignment]
     with pytest.raises(InputError, match="s3://"):
-        commit(draft)
+        publish_random_draft(draft)
     proxy.choose = lambda _: None
     draft.discard()
-    assert [s.fingerprint for s in store.summaries()] == ["f" * 64]
-    assert [v.problems for v in verify(store)] == [[]]
+    assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
+    assert [v.problems for v in verify_entries(store)] == [[]]
 
 
 @pytest.mark.parametrize("fault", ["unconditional", "501"])
@@ -185,13 +187,13 @@ def test_a_bucket_without_conditional_writes_is_refused_before_anything_is_extra
     with pytest.raises(InputError, match=r"does not support conditional writes .* use another bucket"):
         create_store(s3_url)
     proxy.choose = lambda _: None
-    assert list_objects(connect(s3_url)) == []
+    assert list_objects(connect_object_store(s3_url)) == []
     create_store(s3_url)
     proxy.choose = lambda request: fault if request.creates else None  # type: ignore[return-value,assignment]
     with pytest.raises(InputError, match="does not support conditional writes"):
         create_store(s3_url)
     proxy.choose = lambda _: None
-    assert open_store(s3_url).summaries() == []
+    assert open_store(s3_url).list_summaries() == []
 
 
 @pytest.mark.parametrize("place", ["disk", pytest.param("s3", marks=pytest.mark.torture)], indirect=True)
@@ -205,15 +207,15 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
         store = open_store(place)
         for fingerprint in (fingerprint_of(2), fingerprint_of(1)):
             draft = Draft(store)
-            fill(draft, 2)
-            assert commit(draft, fingerprint=fingerprint).outcome == "published"
+            write_random_arrays(draft, 2)
+            assert publish_random_draft(draft, fingerprint=fingerprint).outcome == "published"
     finally:
         os.kill(slow.pid or 0, signal.SIGCONT)
     go.set()
     assert results.get(timeout=60) == "already there"
     slow.join()
-    assert {s.fingerprint for s in store.summaries()} == {fingerprint_of(1), fingerprint_of(2)}
-    assert all(verdict.sound for verdict in verify(store))
+    assert {s.fingerprint for s in store.list_summaries()} == {fingerprint_of(1), fingerprint_of(2)}
+    assert all(verdict.sound for verdict in verify_entries(store))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_writers_of_different_keys_all_publish(place: str, entries: int) -> None
 
     alone, together = seconds(1), seconds(3)
     store = open_store(place)
-    assert len(store.summaries()) == 4 * entries
+    assert len(store.list_summaries()) == 4 * entries
     assert len(runs_in(store)) == 4 * entries
     print(
         f"\ntorture: writers of different keys, {'S3' if place.startswith('s3') else 'disk'}: one alone "
@@ -255,9 +257,9 @@ def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
 ) -> None:
     store = create_store(s3_url)
     first, second = Draft(store), Draft(store)
-    fill(first, 1)
-    replaced = commit(first).summary
-    fill(second, 2)
+    write_random_arrays(first, 1)
+    replaced = publish_random_draft(first).summary
+    write_random_arrays(second, 2)
     with monkeypatch.context() as without_proxy:
         without_proxy.setenv("AWS_ENDPOINT_URL", s3_endpoint)
         other = open_store(s3_url)
@@ -266,11 +268,11 @@ def test_an_entry_removed_while_its_replacement_is_written_ends_up_replaced(
     def remove_before_first_commit(request: Request) -> str | None:
         if request.creates and "/index/" in request.path and not removed:
             removed.append(request)
-            remove(other, replaced)
+            remove_entry(other, replaced)
         return None
 
     proxy.choose = remove_before_first_commit  # type: ignore[assignment]
-    published = commit(second, replace=True)
+    published = publish_random_draft(second, replace=True)
     assert removed
     assert (published.outcome, published.summary.generation) == ("published", 3)
-    assert [s.generation for s in store.summaries()] == [3]
+    assert [s.generation for s in store.list_summaries()] == [3]

@@ -15,18 +15,18 @@ import pytest
 from s3_faults import Proxy, breaking
 from s3_server import REGION, environment
 from store_processes import child, processes, sfm_command
-from toy_entries import commit, fill, publish_many
+from toy_entries import publish_fake_commits, publish_random_draft, write_random_arrays
 
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import remove
-from sfm.stats_store.location import connect
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 CANARY = "C4N4RY"
 SECRETS = {
@@ -48,8 +48,8 @@ def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 def published(s3_url: str) -> Summary:
     """An entry in the store at ``s3_url``."""
     draft = Draft(create_store(s3_url))
-    fill(draft)
-    return commit(draft).summary
+    write_random_arrays(draft)
+    return publish_random_draft(draft).summary
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
@@ -61,34 +61,15 @@ def test_the_endpoint_of_ones_own_server_is_used_with_the_bucket_in_the_path(
     before = len(proxy.seen)
     store = open_store(s3_url)
     assert store.url == s3_url
-    assert store.summaries() == [published]
+    assert store.list_summaries() == [published]
     bucket = urlsplit(s3_url).netloc
     assert len(proxy.seen) - before == 3
     assert all(request.path.startswith(f"/{bucket}") for request in proxy.seen[before:])
 
 
-def test_a_store_on_s3_holds_what_was_written_to_it(s3_url: str) -> None:
-    draft = Draft(create_store(s3_url))
-    written = fill(draft)
-    summary = commit(draft).summary
-    entry = open_store(s3_url).open(summary)
-    assert all(np.array_equal(entry.read(name), array) for name, array in written.items())
-    assert [v.problems for v in verify(open_store(s3_url))] == [[]]
-
-
-def test_damage_on_a_server_is_reported_by_name(s3_url: str, published: Summary) -> None:
-    store = open_store(s3_url)
-    path = next(item["path"] for item in list_objects(store.objects, "runs") if "/c/" in item["path"])
-    data = bytearray(obstore.get(store.objects, path).bytes())
-    data[len(data) // 2] ^= 1
-    obstore.put(store.objects, path, bytes(data))
-    (verdict,) = verify(store)
-    assert verdict.problems == [f"damaged object {path}: its SHA-256 is not the published one"]
-
-
 def test_two_stores_in_one_bucket_do_not_see_each_other(s3_url: str, published: Summary) -> None:
-    assert create_store(f"{s3_url}-2").summaries() == []
-    assert open_store(f"{s3_url}/").summaries() == [published]
+    assert create_store(f"{s3_url}-2").list_summaries() == []
+    assert open_store(f"{s3_url}/").list_summaries() == [published]
 
 
 def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
@@ -105,9 +86,9 @@ def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
         client.put_object_acl(Bucket=bucket, Key=item["Key"], ACL="public-read")
     before = len(proxy.seen)
     store = open_store(s3_url)
-    (summary,) = store.summaries()
-    assert store.open(summary).read("train/mean").shape == (4, 6)
-    assert verify(store)[0].sound
+    (summary,) = store.list_summaries()
+    assert store.open_entry(summary).read_array("train/mean").shape == (4, 6)
+    assert verify_entries(store)[0].sound
     assert summary == published
     assert not any("authorization" in request.headers for request in proxy.seen[before:])
 
@@ -177,9 +158,9 @@ def test_listing_costs_one_request_per_entry(
     proxy: Proxy, s3_url: str, published: Summary, entries: int
 ) -> None:
     store = create_store(s3_url)
-    publish_many(store, published, entries - 1)
+    publish_fake_commits(store, published, entries - 1)
     before = len(proxy.seen)
-    assert len(store.summaries()) == entries
+    assert len(store.list_summaries()) == entries
     requests = proxy.seen[before:]
     listings = [r for r in requests if "list-type=2" in r.path]
     assert len(requests) - len(listings) == entries
@@ -191,12 +172,12 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
     store = create_store(s3_url)
     counts = [len(proxy.seen)]
     draft = Draft(store)
-    fill(draft)
-    summary = commit(draft).summary
+    write_random_arrays(draft)
+    summary = publish_random_draft(draft).summary
     counts.append(len(proxy.seen))
-    entry = store.open(summary)
-    for name in entry.names():
-        entry.read(name)
+    entry = store.open_entry(summary)
+    for name in entry.list_arrays():
+        entry.read_array(name)
     counts.append(len(proxy.seen))
     writing, reading = np.diff(counts)
     objects = len(entry.commit.objects)
@@ -211,11 +192,11 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
 def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s3_url: str) -> None:
     store = create_store(s3_url)
     draft = Draft(store)
-    fill(draft)
-    summary = commit(draft).summary
-    copy(store, create_store(f"{s3_url}-copy"), [summary])
-    remove(store, summary)
-    collect(store, now=True)
+    write_random_arrays(draft)
+    summary = publish_random_draft(draft).summary
+    copy_entries(store, create_store(f"{s3_url}-copy"), [summary])
+    remove_entry(store, summary)
+    collect_garbage(store, now=True)
     writing = [request for request in proxy.seen if request.method in ("PUT", "POST")]
     assert len(writing) > 20
     assert [r.path for r in writing if not r.creates and "delete" not in r.path] == []
@@ -278,7 +259,7 @@ def test_credentials_reach_no_output_and_no_file_of_any_command(s3_url: str, tmp
     run = json.loads((out / "run.json").read_text())
     assert run["store"] == s3_url
     for url in (s3_url, f"{s3_url}-copy"):
-        objects = connect(url)
+        objects = connect_object_store(url)
         for item in list_objects(objects):
             assert CANARY.encode() not in bytes(obstore.get(objects, item["path"]).bytes()), item["path"]
 

@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import zarr
 from forged_entries import rewrite_commit
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.digest import BLOCK_ROWS, array_digest
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.digests import BLOCK_ROWS, compute_array_digest
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.schema import (
-    CHUNK_BYTES,
     DIMENSIONS,
+    MAX_CHUNK_BYTES,
     UpgradeError,
-    chunk_shape,
-    dimensions,
-    is_known,
+    choose_chunk_shape,
+    is_known_array,
+    make_dimension_names,
 )
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verified import record_of
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
+from sfm.stats_store.verified_objects import make_object_record
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = create_store(str(tmp_path_factory.mktemp("original")))
     for seed, name in ((1, "old"), (2, "new")):
         draft = Draft(store)
-        fill(draft, seed)
-        commit(draft, dataset=name, fingerprint=f"{seed:064x}")
+        write_random_arrays(draft, seed)
+        publish_random_draft(draft, dataset=name, fingerprint=f"{seed:064x}")
     return Path(store.url)
 
 
@@ -47,7 +47,7 @@ def store(original: Path, tmp_path: Path) -> Store:
 
 
 def summary_of(store: Store, name: str) -> Summary:
-    return next(s for s in store.summaries() if s.dataset == name)
+    return next(s for s in store.list_summaries() if s.dataset == name)
 
 
 def rewrite_root(store: Store, **schema: object) -> None:
@@ -84,30 +84,32 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
 ) -> None:
     new = summary_of(store, "new")
     rewrite_commit(store, new, lambda content: content["schema"].update(schema))
-    entries, reasons = store.survey()
+    entries, reasons = store.list_entries()
     assert [s.dataset for s in entries] == ["old"]
     assert len(reasons) == 1
     assert re.match(r"the entry of new \(index/.*\) (has schema 2\.0|requires deltas).*upgrade", reasons[0])
-    assert store.summaries() == entries
+    assert store.list_summaries() == entries
     assert reasons[0] in caplog.text
     with pytest.raises(UpgradeError, match=r"the entry of new .* upgrade sfm-distill"):
-        store.open(new)
-    assert [(v.summary is None, len(v.problems)) for v in verify(store) if not v.sound] == [(True, 1)]
+        store.open_entry(new)
+    assert [(v.summary is None, len(v.problems)) for v in verify_entries(store) if not v.sound] == [(True, 1)]
 
 
 def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_that_know_no_other(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = backbone_card()
+    card = make_backbone_card()
     squash = card.preprocessing.model_copy(update={"crop_mode": "squash"})
     draft = Draft(store)
-    fill(draft, 3)
-    commit(draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash}))
+    write_random_arrays(draft, 3)
+    publish_random_draft(
+        draft, dataset="squashed", backbone=card.model_copy(update={"preprocessing": squash})
+    )
     summary = summary_of(store, "squashed")
-    assert store.open(summary).backbone.preprocessing == squash
-    assert all(v.sound for v in verify(store))
+    assert store.open_entry(summary).backbone.preprocessing == squash
+    assert all(v.sound for v in verify_entries(store))
     monkeypatch.setattr("sfm.stats_store.schema.KNOWN_REQUIREMENTS", frozenset())
-    entries, reasons = store.survey()
+    entries, reasons = store.list_entries()
     assert {s.dataset for s in entries} == {"old", "new"}
     assert re.match(r"the entry of squashed .* requires crop_mode, unknown .*upgrade", reasons[0])
 
@@ -116,16 +118,19 @@ def test_a_commit_of_an_unknown_kind_is_of_a_later_version_only_if_it_says_so(st
     new = summary_of(store, "new")
     rewrite_commit(store, new, lambda content: content.update(kind="alias"))
     with pytest.raises(DamageError, match="kind: Input should be 'entry' or 'tombstone'"):
-        store.open(new)
+        store.open_entry(new)
     rewrite_commit(store, new, lambda content: content["schema"].update(minor=7))
     with pytest.raises(UpgradeError, match=r"it is of schema 1\.7: upgrade sfm-distill"):
-        store.open(new)
+        store.open_entry(new)
 
 
 def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(store: Store) -> None:
     new = summary_of(store, "new")
-    before = {name: array_digest(store.open(new).read(name)) for name in store.open(new).names()}
-    run = Path(store.url) / "runs" / store.open(new).commit.run
+    before = {
+        name: compute_array_digest(store.open_entry(new).read_array(name))
+        for name in store.open_entry(new).list_arrays()
+    }
+    run = Path(store.url) / "runs" / store.open_entry(new).commit.run
     group = json.loads((run / "zarr.json").read_bytes())
     group["attributes"]["quality"] = {"rating": 5}
     group["attributes"]["dataset"]["steward"] = "someone"
@@ -133,7 +138,7 @@ def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(stor
     values = np.arange(12.0).reshape(4, 3)
     zarr.create_array(run, name="train/skewness", data=values, chunks=(4, 3))
     added = {
-        path: record_of((run / path).read_bytes()).model_dump()
+        path: make_object_record((run / path).read_bytes()).model_dump()
         for path in ("zarr.json", "train/skewness/zarr.json", "train/skewness/c/0/0")
     }
 
@@ -142,16 +147,20 @@ def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(stor
         content["signature"] = "of a later version"
         content["summary"]["stars"] = 5
         content["objects"].update(added)
-        content["arrays"]["train/skewness"] = array_digest(values)
+        content["arrays"]["train/skewness"] = compute_array_digest(values)
 
     rewrite_commit(store, new, later)
     new = summary_of(store, "new")
     rewrite_root(store, minor=7)
-    entry = open_store(store.url).open(summary_of(store, "new"))
-    assert {name: array_digest(entry.read(name)) for name in entry.names() if is_known(name)} == before
-    assert not is_known("train/skewness")
+    entry = open_store(store.url).open_entry(summary_of(store, "new"))
+    assert {
+        name: compute_array_digest(entry.read_array(name))
+        for name in entry.list_arrays()
+        if is_known_array(name)
+    } == before
+    assert not is_known_array("train/skewness")
     with pytest.raises(InputError, match=r"train/skewness is of a kind .* upgrade sfm-distill"):
-        entry.read("train/skewness")
+        entry.read_array("train/skewness")
 
 
 def test_what_is_no_store_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -170,23 +179,23 @@ def test_a_folder_with_other_things_in_it_does_not_become_a_store(tmp_path: Path
 
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_every_array_names_its_dimensions_and_is_chunked_along_the_first_alone(name: str) -> None:
-    axes = dimensions(name)
+    axes = make_dimension_names(name)
     shape = (100_000, *(7 for _ in axes[1:]))
-    chunks = chunk_shape(name, shape, np.dtype(np.float64))
+    chunks = choose_chunk_shape(name, shape, np.dtype(np.float64))
     assert len(chunks) == len(axes)
     assert chunks[1:] == shape[1:]
     if axes[0] == "sample":
         assert chunks[0] == BLOCK_ROWS
     else:
-        assert chunks[0] == 1 or 8 * np.prod(chunks) <= CHUNK_BYTES
+        assert chunks[0] == 1 or 8 * np.prod(chunks) <= MAX_CHUNK_BYTES
 
 
 def test_every_array_is_stored_so_that_a_plain_reader_can_check_it(store: Store) -> None:
-    run = Path(store.url) / "runs" / store.open(summary_of(store, "old")).commit.run
+    run = Path(store.url) / "runs" / store.open_entry(summary_of(store, "old")).commit.run
     for file in run.glob("*/*/zarr.json"):
         metadata = json.loads(file.read_bytes())
         name = file.parent.relative_to(run).as_posix()
-        assert tuple(metadata["dimension_names"]) == dimensions(name)
+        assert tuple(metadata["dimension_names"]) == make_dimension_names(name)
         assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "blosc", "crc32c"]
         assert metadata["codecs"][0]["configuration"]["endian"] == "little"
         expected = "NaN" if metadata["data_type"].startswith("float") else -1

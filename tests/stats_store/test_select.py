@@ -3,101 +3,110 @@
 from pathlib import Path
 
 import pytest
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.history import history_of, known_summaries
-from sfm.stats_store.publish import Draft
-from sfm.stats_store.select import described, every, match, named, narrow, only
+from sfm.stats_store.entry_selection import (
+    describe_entry,
+    filter_summaries,
+    find_named_summaries,
+    find_summaries,
+    select_entry,
+    select_summary,
+)
+from sfm.stats_store.history import find_entry_history, summaries_for
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 
 
 def add(store: Store, seed: int, backbone: BackboneCard, **more: object) -> Summary:
     draft = Draft(store)
-    fill(draft, seed)
-    return commit(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
+    write_random_arrays(draft, seed)
+    return publish_random_draft(draft, backbone=backbone, **more).summary  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Birds through lite0 at two sizes and lite1 at one, with a tuning entry; cars through lite0."""
     store = create_store(str(tmp_path_factory.mktemp("store")))
-    add(store, 1, backbone_card("lite0", 96), dataset="birds")
-    add(store, 2, backbone_card("lite0", 64), dataset="birds")
-    add(store, 3, backbone_card("lite1", 96), dataset="birds")
-    add(store, 4, backbone_card("lite1", 96), dataset="birds", role="tuning", fingerprint="e" * 64)
-    add(store, 5, backbone_card("lite0", 96), dataset="cars", fingerprint="d" * 64)
+    add(store, 1, make_backbone_card("lite0", 96), dataset="birds")
+    add(store, 2, make_backbone_card("lite0", 64), dataset="birds")
+    add(store, 3, make_backbone_card("lite1", 96), dataset="birds")
+    add(store, 4, make_backbone_card("lite1", 96), dataset="birds", role="tuning", fingerprint="e" * 64)
+    add(store, 5, make_backbone_card("lite0", 96), dataset="cars", fingerprint="d" * 64)
     return store
 
 
 def test_an_unknown_name_is_answered_with_close_ones(store: Store) -> None:
     with pytest.raises(InputError, match="no dataset 'bird' in the store: did you mean birds"):
-        named(store.summaries(), "bird")
+        find_named_summaries(store.list_summaries(), "bird")
 
 
 def test_a_name_that_is_like_no_other_is_answered_with_what_there_is(store: Store) -> None:
     with pytest.raises(InputError, match="no dataset 'xyz' in the store: the store holds birds@") as error:
-        named(store.summaries(), "xyz")
-    assert all(described(s) in str(error.value) for s in store.summaries())
+        find_named_summaries(store.list_summaries(), "xyz")
+    assert all(describe_entry(s) in str(error.value) for s in store.list_summaries())
 
 
 def test_a_name_in_an_empty_store_is_answered_plainly(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the store holds nothing"):
-        named(create_store(str(tmp_path)).summaries(), "birds")
+        find_named_summaries(create_store(str(tmp_path)).list_summaries(), "birds")
 
 
 def test_a_long_list_of_candidates_is_cut(store: Store) -> None:
-    many = store.summaries() * 3
+    many = store.list_summaries() * 3
     with pytest.raises(InputError, match=r"and 7 more$"):
-        named(many, "xyz")
+        find_named_summaries(many, "xyz")
 
 
 def test_a_size_need_not_be_given_where_there_is_one_only(store: Store) -> None:
-    assert [s.image_size for s in narrow(store.summaries(), dataset="birds", model="timm_lite1")] == [96]
+    assert [
+        s.image_size for s in filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
+    ] == [96]
 
 
 def test_several_sizes_are_listed(store: Store) -> None:
     with pytest.raises(InputError, match="several sizes, choose one with --image-size") as error:
-        narrow(store.summaries(), dataset="birds", model="timm_lite0")
+        filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite0")
     assert "64px" in str(error.value)
     assert "96px" in str(error.value)
     assert "lite1" not in str(error.value)
-    one = narrow(store.summaries(), dataset="birds", model="timm_lite0", image_size=64)
+    one = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite0", image_size=64)
     assert [s.image_size for s in one] == [64]
 
 
 def test_a_size_that_is_not_stored_is_answered_with_those_that_are(store: Store) -> None:
     with pytest.raises(InputError, match=r"no entry .* at 32 px: the store holds .*64px.*96px"):
-        narrow(store.summaries(), dataset="birds", model="timm_lite0", image_size=32)
+        filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite0", image_size=32)
 
 
 def test_a_backbone_that_is_not_stored_is_answered_with_those_that_are(store: Store) -> None:
     with pytest.raises(InputError, match=r"no entry of cars through timm_lite2 in the store: it holds cars@"):
-        narrow(store.summaries(), dataset="cars", model="timm_lite2")
+        filter_summaries(store.list_summaries(), dataset="cars", model="timm_lite2")
 
 
 def test_a_tuning_entry_is_meant_only_when_it_is_named(store: Store) -> None:
-    summaries = store.summaries()
-    assert {s.role for s in named(summaries, "birds")} == {"full"}
-    assert [s.role for s in named(summaries, "birds@tuning")] == ["tuning"]
+    summaries = store.list_summaries()
+    assert {s.role for s in find_named_summaries(summaries, "birds")} == {"full"}
+    assert [s.role for s in find_named_summaries(summaries, "birds@tuning")] == ["tuning"]
     with pytest.raises(InputError, match="no entry 'cars@tuning'"):
-        named(summaries, "cars@tuning")
+        find_named_summaries(summaries, "cars@tuning")
 
 
 def test_a_pin_means_exactly_one_entry_of_any_role(store: Store) -> None:
-    for summary in store.summaries():
+    for summary in store.list_summaries():
         for length in (12, 64):
             pin = f"{summary.dataset}@{summary.entry_digest[:length]}"
-            assert named(store.summaries(), pin) == [summary]
+            assert find_named_summaries(store.list_summaries(), pin) == [summary]
     with pytest.raises(InputError, match="no entry 'birds@0123' in the store: it holds birds@"):
-        named(store.summaries(), "birds@0123")
+        find_named_summaries(store.list_summaries(), "birds@0123")
 
 
 def test_the_pin_that_an_error_shows_selects_the_entry_it_describes(store: Store) -> None:
-    for summary in store.summaries():
-        assert named(store.summaries(), described(summary).split()[0]) == [summary]
+    for summary in store.list_summaries():
+        assert find_named_summaries(store.list_summaries(), describe_entry(summary).split()[0]) == [summary]
 
 
 @pytest.mark.parametrize(
@@ -114,57 +123,61 @@ def test_the_pin_that_an_error_shows_selects_the_entry_it_describes(store: Store
 def test_another_backbone_is_refused_with_the_part_that_differs(
     store: Store, change: dict[str, str], part: str
 ) -> None:
-    candidates = narrow(store.summaries(), dataset="birds", model="timm_lite1")
-    assert match(store, candidates, backbone_card("lite1", 96)).summary == candidates[0]
+    candidates = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
+    assert select_entry(store, candidates, make_backbone_card("lite1", 96)).summary == candidates[0]
     with pytest.raises(InputError, match=part):
-        match(store, candidates, backbone_card("lite1", 96).model_copy(update=change))
+        select_entry(store, candidates, make_backbone_card("lite1", 96).model_copy(update=change))
 
 
 def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> None:
-    card = backbone_card("lite1", 96)
+    card = make_backbone_card("lite1", 96)
     other = card.model_copy(
         update={"preprocessing": card.preprocessing.model_copy(update={"resampling": "bilinear"})}
     )
     with pytest.raises(InputError, match=r"the preprocessing \(resampling bicubic -> bilinear\)$"):
-        match(store, narrow(store.summaries(), dataset="birds", model="timm_lite1"), other)
+        select_entry(
+            store, filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1"), other
+        )
 
 
 def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    add(store, 1, backbone_card("lite1", 96), dataset="birds")
-    other = add(store, 6, backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
-    candidates = narrow(store.summaries(), dataset="birds", model="timm_lite1")
+    add(store, 1, make_backbone_card("lite1", 96), dataset="birds")
+    other = add(store, 6, make_backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
+    candidates = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
     assert len(candidates) == 2
     with pytest.raises(InputError, match="several entries fit, pin one as NAME@DIGEST") as error:
-        match(store, candidates, backbone_card("lite1", 96))
-    assert all(described(s) in str(error.value) for s in candidates)
-    pinned = narrow(store.summaries(), dataset=f"birds@{other.entry_digest[:12]}", model="timm_lite1")
-    assert match(store, pinned, backbone_card("lite1", 96)).summary == other
+        select_entry(store, candidates, make_backbone_card("lite1", 96))
+    assert all(describe_entry(s) in str(error.value) for s in candidates)
+    pinned = filter_summaries(
+        store.list_summaries(), dataset=f"birds@{other.entry_digest[:12]}", model="timm_lite1"
+    )
+    assert select_entry(store, pinned, make_backbone_card("lite1", 96)).summary == other
 
 
 def test_one_entry_is_found_without_loading_a_backbone(store: Store) -> None:
-    summaries = store.summaries()
-    assert only(summaries, dataset="cars").dataset == "cars"
-    assert only(summaries, dataset="birds", backbone="lite0", image_size=64).image_size == 64
+    summaries = store.list_summaries()
+    assert select_summary(summaries, dataset="cars").dataset == "cars"
+    assert select_summary(summaries, dataset="birds", backbone="lite0", image_size=64).image_size == 64
     with pytest.raises(InputError, match="several entries fit, name --backbone or pin one"):
-        only(summaries, dataset="birds")
+        select_summary(summaries, dataset="birds")
     with pytest.raises(InputError, match="no such entry of cars: the store holds cars@"):
-        only(summaries, dataset="cars", backbone="lite1")
+        select_summary(summaries, dataset="cars", backbone="lite1")
 
 
 def test_an_array_that_an_entry_does_not_hold_is_answered_with_those_it_does(store: Store) -> None:
-    entry = store.open(only(store.summaries(), dataset="cars"))
+    entry = store.open_entry(select_summary(store.list_summaries(), dataset="cars"))
     assert "exemplar/image" not in entry
     with pytest.raises(InputError, match=r"holds no exemplar/image; it holds test/feature, .*, train/mean"):
-        entry.read("exemplar/image")
+        entry.read_array("exemplar/image")
 
 
 def test_an_entry_whose_name_holds_an_at_sign_is_found_by_its_name(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    old = add(store, 1, backbone_card("lite0"), dataset="birds@2024")
-    other = add(store, 2, backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
+    old = add(store, 1, make_backbone_card("lite0"), dataset="birds@2024")
+    other = add(store, 2, make_backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
     for name in ("birds@2024", f"birds@2024@{old.entry_digest[:8]}"):
-        assert only(known_summaries(store, name), dataset=name) == old
-        assert every(store.summaries(), dataset=name) == [old]
-        assert [g.summary for g in history_of(store, name)] == [old]
-    assert only(store.summaries(), dataset=f"birds@{other.entry_digest[:8]}") == other
+        assert select_summary(summaries_for(store, name), dataset=name) == old
+        assert find_summaries(store.list_summaries(), dataset=name) == [old]
+        assert [g.summary for g in find_entry_history(store, name)] == [old]
+    assert select_summary(store.list_summaries(), dataset=f"birds@{other.entry_digest[:8]}") == other

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from other_users import TEAM, acting_as, needs_root, shared_folder
-from toy_entries import backbone_card, grow_old, put
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 from typer.testing import CliRunner, Result
 
 from sfm.cli import app
 from sfm.errors import InputError
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.staging import open_staging
-from sfm.stats_store.collect import collect
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 pytestmark = needs_root
 
@@ -41,7 +41,7 @@ def place() -> Iterator[Path]:
     """Where the team's store is: made by Anna, with the umask of a team."""
     with shared_folder() as team:
         with acting_as(ANNA, 0o002):
-            put(create_store(str(team / "store")), 0, dataset="birds")
+            publish_random_entry(create_store(str(team / "store")), 0, dataset="birds")
         yield team / "store"
 
 
@@ -59,24 +59,26 @@ def private(path: Path) -> None:
 
 def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_store(place: Path) -> None:
     with acting_as(CLEO, 0o077):
-        put(create_store(str(place)), 1, dataset="boats", backbone=backbone_card("lite1"))
+        publish_random_entry(
+            create_store(str(place)), 1, dataset="boats", backbone=make_backbone_card("lite1")
+        )
     for path in [p for p in place.rglob("*") if p.stat().st_uid == CLEO]:
         assert path.stat().st_gid == TEAM
         assert stat.S_IMODE(path.stat().st_mode) == (0o2775 if path.is_dir() else 0o664), path
     with acting_as(BEN, 0o022):
         store = open_store(str(place))
-        assert [s.dataset for s in store.summaries()] == ["birds", "boats"]
-        assert [v.sound for v in verify(store)] == [True, True]
-        remove(store, store.summaries()[1])
+        assert [s.dataset for s in store.list_summaries()] == ["birds", "boats"]
+        assert [v.sound for v in verify_entries(store)] == [True, True]
+        remove_entry(store, store.list_summaries()[1])
     with acting_as(ANNA, 0o002):
-        assert [g.reason for g in collect(store, older_than=NOTHING).deleted] == ["removed"]
+        assert [g.reason for g in collect_garbage(store, older_than=NOTHING).deleted] == ["removed"]
 
 
 def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
     with shared_folder() as team, acting_as(ANNA, 0o077):
         create_store(str(team / "mine"))
         os.umask(0o002)
-        put(create_store(str(team / "mine")))
+        publish_random_entry(create_store(str(team / "mine")))
         assert not [p for p in (team / "mine").rglob("*") if p.stat().st_mode & 0o077]
 
 
@@ -84,10 +86,10 @@ def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
 def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path, hidden: str) -> None:
     with acting_as(CLEO, 0o002):
         store = create_store(str(place))
-        boats = put(store, 1, dataset="boats", backbone=backbone_card("lite1"))
+        boats = publish_random_entry(store, 1, dataset="boats", backbone=make_backbone_card("lite1"))
         draft = Draft(store)
-        draft.write("train/count", np.arange(3))
-        run = store.commit_of(boats).run
+        draft.write_array("train/count", np.arange(3))
+        run = store.read_entry_commit(boats).run
         paths = {
             "commit": place / "index" / boats.key / "00000001.json",
             "key": place / "index" / boats.key,
@@ -101,17 +103,17 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         if hidden != "run":
             assert "note: left out: " in listed.stdout
             assert "is of user 12347" in listed.stdout.replace("\n", "")
-            assert [s.dataset for s in store.summaries()] == ["birds"]
+            assert [s.dataset for s in store.list_summaries()] == ["birds"]
         assert sfm("show", place, "birds").exit_code == 0
         checked = sfm("verify", place, "--quiet")
         assert (checked.exit_code, "DAMAGED" in checked.stdout) == (0, False)
         assert "note: left out: " in checked.stdout
-        put(store, 2, dataset="birds", replace=True)
-        birds = next(s for s in store.summaries() if s.dataset == "birds")
-        done = collect(store, older_than=NOTHING, now=True)
+        publish_random_entry(store, 2, dataset="birds", replace=True)
+        birds = next(s for s in store.list_summaries() if s.dataset == "birds")
+        done = collect_garbage(store, older_than=NOTHING, now=True)
         assert [g.reason for g in done.deleted] == ["replaced"]
         assert any("12347" in note for note in done.notes)
-        assert copy(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
+        assert copy_entries(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
     assert (place / "runs" / run).is_dir()
     assert (place / "runs" / draft.run).is_dir()
 
@@ -119,11 +121,11 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
 def test_a_folder_that_may_not_be_written_is_said_in_one_line_before_any_work() -> None:
     with shared_folder() as team:
         with acting_as(ANNA, 0o022):
-            put(create_store(str(team / "store")))
+            publish_random_entry(create_store(str(team / "store")))
         with acting_as(BEN, 0o022):
             with pytest.raises(InputError) as error:
                 create_store(str(team / "store"))
-            assert len(open_store(str(team / "store")).summaries()) == 1
+            assert len(open_store(str(team / "store")).list_summaries()) == 1
         for word in (
             "permission denied: ",
             "store is of user 12345, mode 2755",
@@ -147,13 +149,13 @@ def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> No
         with open_staging(place / "staging", "key", place) as staging:
             assert staging.root.name.startswith("key-")
         grow_old_as_far_as_allowed(place / "staging")
-        assert collect(open_store(str(place)), older_than=NOTHING).deleted == []
+        assert collect_garbage(open_store(str(place)), older_than=NOTHING).deleted == []
 
 
 def grow_old_as_far_as_allowed(folder: Path) -> None:
     """Set times back where one may."""
     with pytest.raises(PermissionError):
-        grow_old(folder)
+        age_files(folder)
 
 
 def test_what_one_user_left_staged_another_goes_on_with(place: Path) -> None:

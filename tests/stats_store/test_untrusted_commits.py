@@ -16,26 +16,26 @@ from hypothesis import strategies as st
 from obstore.store import MemoryStore
 from peak_memory import peak_memory
 from s3_server import REGION
-from toy_entries import put
+from toy_entries import publish_random_entry
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.collect import collect
 from sfm.stats_store.commits import (
-    RUN_METADATA_BYTES,
-    commit_path,
+    MAX_RUN_METADATA_BYTES,
+    encode_commit,
+    make_commit_path,
+    parse_cards,
     parse_commit,
-    read_cards,
-    root_schema,
-    seal,
+    parse_root_schema,
 )
-from sfm.stats_store.copying import copy
-from sfm.stats_store.history import generations, history_of, remove
+from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.garbage_collection import collect_garbage
+from sfm.stats_store.history import find_entry_history, read_commit_statuses, remove_entry
 from sfm.stats_store.objects import read_object
-from sfm.stats_store.schema import UpgradeError, is_known
+from sfm.stats_store.schema import UpgradeError, is_known_array
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verified import record_of
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
+from sfm.stats_store.verified_objects import make_object_record
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES
 
@@ -77,9 +77,9 @@ def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 MEMORY = MemoryStore()
-SOUND = put(create_store(MEMORY))
-PATH = commit_path(SOUND)
-COMMIT = open_store(MEMORY).commit(PATH)
+SOUND = publish_random_entry(create_store(MEMORY))
+PATH = make_commit_path(SOUND)
+COMMIT = open_store(MEMORY).read_commit(PATH)
 CONTENT = json.loads(bytes(obstore.get(MEMORY, PATH).bytes()))["commit"]
 CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").bytes()))
 
@@ -89,7 +89,7 @@ CARDS = json.loads(bytes(obstore.get(MEMORY, f"runs/{COMMIT.run}/zarr.json").byt
 def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = PATH
     try:
-        parse_commit(seal(replaced(CONTENT, place, value)), PATH)
+        parse_commit(encode_commit(replaced(CONTENT, place, value)), PATH)
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert PATH in complaint
@@ -101,7 +101,7 @@ def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_vers
 def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = COMMIT.run
     try:
-        read_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
+        parse_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert COMMIT.run in complaint
@@ -114,7 +114,7 @@ def test_any_bytes_are_a_commit_or_damage(data):
     with pytest.raises(DamageError, match="not readable as a commit"):
         parse_commit(data, PATH)
     with pytest.raises(DamageError):
-        root_schema(data)
+        parse_root_schema(data)
 
 
 BAD_NAMES = (
@@ -158,7 +158,7 @@ RULES: list[tuple[tuple[Any, ...], Any]] = [
     (("objects",), {}),
     (("objects", "zarr.json", "size"), -1),
     (("objects", "zarr.json", "size"), 2**31 + 1),
-    (("objects", "zarr.json", "size"), RUN_METADATA_BYTES + 1),
+    (("objects", "zarr.json", "size"), MAX_RUN_METADATA_BYTES + 1),
     (("objects", "zarr.json", "sha256"), "F" * 64),
     *((("objects", name), {"size": 1, "sha256": "0" * 64}) for name in BAD_NAMES),
 ]
@@ -167,7 +167,7 @@ RULES: list[tuple[tuple[Any, ...], Any]] = [
 @pytest.mark.parametrize(("place", "value"), RULES, ids=[f"{'.'.join(p)}={str(v)[:12]!r}" for p, v in RULES])
 def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...], value: Any) -> None:
     with pytest.raises(DamageError, match=rf"^damaged commit {PATH}: "):
-        parse_commit(seal(replaced(CONTENT, place, value)), PATH)
+        parse_commit(encode_commit(replaced(CONTENT, place, value)), PATH)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_a_commit_that_breaks_a_rule_is_damaged_and_named(place: tuple[Any, ...]
         b"",
         b"[" * 100_000,
         b'{"commit":' * 300,
-        seal(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
-        seal(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
-        seal(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
-        seal(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
-        seal(CONTENT) + b" " * MAX_JSON_BYTES,
+        encode_commit(CONTENT).replace(b'"kind"', b'"kind": "entry", "kind"'),
+        encode_commit(CONTENT).replace(b'"held_out_top1": 0.5', b'"held_out_top1": NaN'),
+        encode_commit(CONTENT).replace(b'"dataset": "toy"', b'"dataset": "\\ud800"'),
+        encode_commit(CONTENT).replace(b'"generation": 1', b'"generation": ' + b"1" * 5000),
+        encode_commit(CONTENT) + b" " * MAX_JSON_BYTES,
     ],
     ids=["empty", "deep list", "deep object", "name twice", "NaN", "surrogate", "long number", "long"],
 )
@@ -220,18 +220,18 @@ def test_cards_that_break_a_rule_or_contradict_the_commit_are_refused(
 ) -> None:
     data = json.dumps(replaced(CARDS, ("attributes", *place), value)).encode()
     with pytest.raises(DamageError, match=rf"^damaged object runs/{COMMIT.run}/zarr\.json: "):
-        read_cards(COMMIT, data)
+        parse_cards(COMMIT, data)
 
 
 def test_an_entry_whose_cards_lie_is_not_opened(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    summary = put(store)
-    file = tmp_path / "runs" / store.open(summary).commit.run / "zarr.json"
+    summary = publish_random_entry(store)
+    file = tmp_path / "runs" / store.open_entry(summary).commit.run / "zarr.json"
     file.write_text(file.read_text().replace('"name": "toy"', '"name": "yot"'))
-    record = record_of(file.read_bytes()).model_dump()
+    record = make_object_record(file.read_bytes()).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({"zarr.json": record}))
     with pytest.raises(DamageError, match=r"zarr\.json: its dataset differ from the commit's"):
-        store.open(store.summaries()[0])
+        store.open_entry(store.list_summaries()[0])
 
 
 BAD_RUNS: dict[str, Callable[[str], str]] = {
@@ -246,12 +246,12 @@ BAD_RUNS: dict[str, Callable[[str], str]] = {
 
 def two_people(store: Store, bad: Callable[[str], str]) -> tuple[Summary, Summary]:
     """Publish a victim's entry, and a stranger's, whose replaced first commit names a run that is none."""
-    victim = put(store, 1, fingerprint="1" * 64, dataset="victim")
-    old = put(store, 2, fingerprint="2" * 64, dataset="stranger")
-    new = put(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
-    content = json.loads(bytes(obstore.get(store.objects, commit_path(old)).bytes()))["commit"]
-    content["run"] = bad(store.open(victim).commit.run)
-    obstore.put(store.objects, commit_path(old), seal(content))
+    victim = publish_random_entry(store, 1, fingerprint="1" * 64, dataset="victim")
+    old = publish_random_entry(store, 2, fingerprint="2" * 64, dataset="stranger")
+    new = publish_random_entry(store, 3, fingerprint="2" * 64, dataset="stranger", replace=True)
+    content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
+    content["run"] = bad(store.open_entry(victim).commit.run)
+    obstore.put(store.objects, make_commit_path(old), encode_commit(content))
     return victim, new
 
 
@@ -263,34 +263,34 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
 ) -> None:
     store = create_store(str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_url"))
     victim, new = two_people(store, BAD_RUNS[bad])
-    gone = put(store, 4, fingerprint="3" * 64, dataset="gone")
-    remove(store, gone)
-    done = collect(store, now=True)
+    gone = publish_random_entry(store, 4, fingerprint="3" * 64, dataset="gone")
+    remove_entry(store, gone)
+    done = collect_garbage(store, now=True)
     (note,) = done.notes
-    assert f"damaged commit {commit_path(new).replace('00000002', '00000001')}: run: " in note
+    assert f"damaged commit {make_commit_path(new).replace('00000002', '00000001')}: run: " in note
     assert [g.reason for g in done.deleted] == ["removed"]
-    assert {s.dataset for s in store.summaries()} == {"victim", "stranger"}
-    assert [v.sound for v in verify(store) if v.summary] == [True, True]
-    assert [g.state for g in history_of(store, "stranger")] == ["unreadable", "current"]
-    assert len(generations(store)) == 4
-    remove(store, new)
-    assert collect(store, now=True).deleted == []
+    assert {s.dataset for s in store.list_summaries()} == {"victim", "stranger"}
+    assert [v.sound for v in verify_entries(store) if v.summary] == [True, True]
+    assert [g.state for g in find_entry_history(store, "stranger")] == ["unreadable", "current"]
+    assert len(read_commit_statuses(store)) == 4
+    remove_entry(store, new)
+    assert collect_garbage(store, now=True).deleted == []
     target = create_store(str(tmp_path / "target"))
-    assert [c.outcome for c in copy(store, target, store.summaries())] == ["copied"]
-    assert store.summaries() == [victim]
+    assert [c.outcome for c in copy_entries(store, target, store.list_summaries())] == ["copied"]
+    assert store.list_summaries() == [victim]
 
 
 @pytest.mark.parametrize("name", ["0000000²", "0000000٣", "1", "000000001", "0000000a", "-0000001"])
 def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     for ending in (".json", ".published"):
         (tmp_path / "index" / summary.key / f"{name}{ending}").write_bytes(b"{}")
         other = tmp_path / "index" / "x" / "y" / "z"
         other.mkdir(parents=True, exist_ok=True)
         (other / f"00000001{ending}").write_bytes(b"{}")
-    assert store.survey() == ([summary], [])
-    assert collect(store, now=True).notes == []
+    assert store.list_entries() == ([summary], [])
+    assert collect_garbage(store, now=True).notes == []
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "sparse"])
@@ -298,8 +298,8 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
     kind: str, tmp_path: Path
 ) -> None:
     store = create_store(str(tmp_path))
-    kept, summary = put(store, 1, fingerprint="1" * 64), put(store, 2)
-    run = tmp_path / "runs" / store.open(summary).commit.run
+    kept, summary = publish_random_entry(store, 1, fingerprint="1" * 64), publish_random_entry(store, 2)
+    run = tmp_path / "runs" / store.open_entry(summary).commit.run
 
     def put_there(path: Path) -> None:
         path.unlink()
@@ -315,12 +315,12 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
 
     put_there(run / "train" / "count" / "zarr.json")
     with pytest.raises(DamageError, match=r"^damaged object runs/.*/train/count/zarr\.json: "):
-        store.open(summary)
-    assert [v.sound for v in verify(store)].count(True) == 1
-    put_there(tmp_path / commit_path(summary))
-    entries, reasons = store.survey()
+        store.open_entry(summary)
+    assert [v.sound for v in verify_entries(store)].count(True) == 1
+    put_there(tmp_path / make_commit_path(summary))
+    entries, reasons = store.list_entries()
     assert entries == [kept]
-    assert all(commit_path(summary) in reason for reason in reasons)
+    assert all(make_commit_path(summary) in reason for reason in reasons)
     assert reasons
 
 
@@ -345,9 +345,9 @@ def test_a_name_that_no_path_can_have_on_a_server_is_told(s3_url: str, s3_endpoi
     key = f"{parts.path.lstrip('/')}/index//x".lstrip("/")
     client.put_object(Bucket=parts.netloc, Key=key, Body=b"")
     with pytest.raises(InputError, match=r"no proper name \(.*index//x\), and no listing .*: delete it"):
-        store.summaries()
+        store.list_summaries()
     client.delete_object(Bucket=parts.netloc, Key=key)
-    assert store.summaries() == []
+    assert store.list_summaries() == []
 
 
 @pytest.mark.parametrize("part", ["objects", "class_names"])
@@ -355,30 +355,30 @@ def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str)
     if part == "class_names":
         data = json.dumps(replaced(CARDS, ("attributes", "dataset", part), [0] * 300_000)).encode()
     else:
-        data = seal(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
+        data = encode_commit(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
     with peak_memory() as growth, pytest.raises(DamageError):
-        read_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
+        parse_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
     assert growth[0] < 100 * 2**20
 
 
 def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
     store = create_store(str(tmp_path))
-    summary = put(store)
+    summary = publish_random_entry(store)
     last = summary.model_copy(update={"generation": 99_999_999})
-    (tmp_path / commit_path(last)).write_bytes(
-        seal(
+    (tmp_path / make_commit_path(last)).write_bytes(
+        encode_commit(
             replaced(
-                json.loads((tmp_path / commit_path(summary)).read_bytes())["commit"],
+                json.loads((tmp_path / make_commit_path(summary)).read_bytes())["commit"],
                 ("summary", "generation"),
                 99_999_999,
             )
         )
     )
-    assert store.summaries() == [last]
+    assert store.list_summaries() == [last]
     with pytest.raises(InputError, match=r"holds the last possible generation: delete 99999999\.json"):
-        put(store, 1, replace=True)
+        publish_random_entry(store, 1, replace=True)
     with pytest.raises(InputError, match="the last possible generation"):
-        remove(store, last)
+        remove_entry(store, last)
 
 
 @pytest.mark.parametrize(
@@ -396,4 +396,4 @@ def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
     ],
 )
 def test_only_arrays_of_the_schema_are_known(name: str, known: bool) -> None:
-    assert is_known(name) == known
+    assert is_known_array(name) == known

@@ -9,19 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from toy_entries import CLASSES, FEATURES, backbone_card
+from toy_entries import CLASSES, FEATURES, make_backbone_card
 
 from sfm.errors import DamageError
 from sfm.pipeline.block_moments import compute_moments
 from sfm.pipeline.sub_class_centres import find_nearest_centres
+from sfm.stats_store.array_values import ArrayComparison, find_value_problem
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
-from sfm.stats_store.digest import sha256
-from sfm.stats_store.merging import MOMENTS, merge_entries
-from sfm.stats_store.moments import merge
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.class_moments import merge_moments
+from sfm.stats_store.digests import compute_sha256
+from sfm.stats_store.entry_merge import merge_entries
+from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Store, create_store
-from sfm.stats_store.values import Comparison, value_problem
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
 
 NAN, INF = float("nan"), float("inf")
 
@@ -34,8 +35,8 @@ def dataset_card(train: int, test: int = 0, name: str = "toy") -> DatasetCard:
         class_names=ids,
         train_samples=train,
         test_samples=test,
-        fingerprint=sha256(name.encode()),
-        leaves=[sha256(name.encode())],
+        fingerprint=compute_sha256(name.encode()),
+        leaves=[compute_sha256(name.encode())],
     )
 
 
@@ -54,7 +55,7 @@ def sound_arrays(features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarr
     for c, k in np.argwhere(count):
         centre[c, k] = features[(labels == c) & (nearest == k)].mean(axis=0)
     return {
-        **dict(zip(MOMENTS, vars(moments).values(), strict=True)),
+        **dict(zip(MOMENT_ARRAYS, vars(moments).values(), strict=True)),
         "train/centre_2": centre,
         "train/centre_count_2": count,
         "classifier/weight": np.ones((CLASSES, FEATURES), np.float32),
@@ -78,13 +79,13 @@ SAMPLES = st.integers(1, 30).flatmap(
 
 def problems_of(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int = 100) -> list[str]:
     """Return all that is wrong with the arrays of an entry, read some rows at a time."""
-    comparison, problems = Comparison(), []
+    comparison, problems = ArrayComparison(), []
     for name, array in found.items():
         for start in range(0, len(array), rows):
             part = array[start : start + rows]
-            problems.append(value_problem(name, part, dataset))
-            comparison.add(name, part, start)
-    return [*filter(None, problems), *comparison.problems().values()]
+            problems.append(find_value_problem(name, part, dataset))
+            comparison.add_rows(name, part, start)
+    return [*filter(None, problems), *comparison.find_problems().values()]
 
 
 @given(SAMPLES, st.integers(1, 9))
@@ -97,8 +98,8 @@ def test_the_arrays_of_any_samples_pass_in_parts_of_any_size(samples: Any, rows:
 @given(SAMPLES, SAMPLES)
 @settings(max_examples=40, deadline=None)
 def test_merged_moments_pass(one: Any, other: Any) -> None:
-    union = merge(*(compute_moments(features, labels, CLASSES) for features, labels in (one, other)))
-    found = dict(zip(MOMENTS, vars(union).values(), strict=True))
+    union = merge_moments(*(compute_moments(features, labels, CLASSES) for features, labels in (one, other)))
+    found = dict(zip(MOMENT_ARRAYS, vars(union).values(), strict=True))
     assert problems_of(found, dataset_card(len(one[1]) + len(other[1]))) == []
 
 
@@ -170,22 +171,24 @@ def test_a_value_that_cannot_be_is_a_problem(
 def test_large_finite_values_pass_without_a_warning() -> None:
     for dtype in (np.float16, np.float32, np.float64):
         most = np.full((3, FEATURES), np.finfo(dtype).max, dtype)
-        assert value_problem("test/feature", most, dataset_card(3)) is None
-        assert value_problem("test/feature", -most, dataset_card(3)) is None
+        assert find_value_problem("test/feature", most, dataset_card(3)) is None
+        assert find_value_problem("test/feature", -most, dataset_card(3)) is None
 
 
 def publish_arrays(store: Store, found: dict[str, np.ndarray], name: str) -> Summary:
     draft = Draft(store)
     for array, values in found.items():
         if not array.startswith("exemplar/"):
-            draft.write(array, values)
+            draft.write_array(array, values)
     extraction = ExtractionCard(
         options={}, role="full", versions={}, device="cpu", threads=1, seconds=0.0, images_per_second=0.0
     )
     classifier = ClassifierCard(
         solver="none", l2=0.0, iterations=0, converged=True, held_out_top1=None, held_out_top5=None
     )
-    return publish(draft, backbone_card(), dataset_card(12, 12, name), extraction, classifier).summary
+    return publish_draft(
+        draft, make_backbone_card(), dataset_card(12, 12, name), extraction, classifier
+    ).summary
 
 
 @pytest.fixture
@@ -204,32 +207,32 @@ def test_reading_verifying_and_merging_refuse_it_by_name(
     found = twelve()
     good = publish_arrays(store, found, "good")
     bad = publish_arrays(store, found | {name: change(found[name])}, "bad")
-    entry = store.open(bad)
-    (line,) = verify(store, [bad])[0].problems
+    entry = store.open_entry(bad)
+    (line,) = verify_entries(store, [bad])[0].problems
     assert line.startswith(f"damaged array runs/{entry.commit.run}/{name}: ")
     assert reason in line
     if not reason.startswith("its diagonal"):  # only where both are at hand
         with pytest.raises(DamageError, match=f"damaged array runs/{entry.commit.run}/{name}: "):
-            entry.read(name)
+            entry.read_array(name)
     if name.startswith(("classifier/", "train/feature", "train/label")):
         return  # not merged: without a trainer the union has a classifier in closed form
     for parts in ([bad, good], [good, bad]):
         with pytest.raises(DamageError, match=f"damaged array runs/{entry.commit.run}/{name}: "):
-            merge_entries(store, [store.open(part) for part in parts], "union")
-    assert {s.dataset for s in store.summaries()} == {"good", "bad"}
+            merge_entries(store, [store.open_entry(part) for part in parts], "union")
+    assert {s.dataset for s in store.list_summaries()} == {"good", "bad"}
 
 
 def test_rows_are_checked_as_they_are_read(store: Store) -> None:
     found = twelve()
     bad = publish_arrays(store, found | {"test/feature": changed((11, 0), NAN)(found["test/feature"])}, "bad")
-    entry = store.open(bad)
-    assert np.array_equal(entry.read("test/feature", slice(0, 6)), found["test/feature"][:6])
+    entry = store.open_entry(bad)
+    assert np.array_equal(entry.read_array("test/feature", slice(0, 6)), found["test/feature"][:6])
     with pytest.raises(DamageError, match="1 of 36 values is not finite"):
-        entry.read("test/feature", slice(6, 12))
+        entry.read_array("test/feature", slice(6, 12))
 
 
 def test_a_class_without_training_samples_is_as_it_should_be(store: Store) -> None:
     features, labels = np.ones((12, FEATURES), np.float32), np.repeat(np.arange(3, dtype=np.int32), 4)
     summary = publish_arrays(store, sound_arrays(features, labels), "lone")
-    assert [v.problems for v in verify(store)] == [[]]
-    assert store.open(summary).read("train/count").tolist() == [4, 4, 4, 0]
+    assert [v.problems for v in verify_entries(store)] == [[]]
+    assert store.open_entry(summary).read_array("train/count").tolist() == [4, 4, 4, 0]

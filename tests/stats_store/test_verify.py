@@ -1,4 +1,4 @@
-"""``verify`` finds what is wrong, all of it, and names it; a sound store passes."""
+"""``verify_entries`` finds what is wrong, all of it, and names it; a sound store passes."""
 
 import json
 import shutil
@@ -10,21 +10,21 @@ import pytest
 import zarr
 from forged_entries import rewrite_commit
 from s3_faults import breaking
-from toy_entries import backbone_card, commit, fill
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.events import Progress
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.history import remove
-from sfm.stats_store.publish import Draft
+from sfm.stats_store.history import remove_entry
+from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
-from sfm.stats_store.verified import record_of
-from sfm.stats_store.verify import verify
+from sfm.stats_store.verification import verify_entries
+from sfm.stats_store.verified_objects import make_object_record
 
 
 def add(store: Store, seed: int, **more: Any) -> Summary:
     draft = Draft(store)
-    fill(draft, seed)
-    return commit(draft, fingerprint=f"{seed:064x}", **more).summary
+    write_random_arrays(draft, seed)
+    return publish_random_draft(draft, fingerprint=f"{seed:064x}", **more).summary
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def store(original: Path, tmp_path: Path) -> Store:
 
 
 def run_of(store: Store, summary: Summary) -> Path:
-    return Path(store.url) / "runs" / store.open(summary).commit.run
+    return Path(store.url) / "runs" / store.open_entry(summary).commit.run
 
 
 def test_a_sound_store_has_a_sound_verdict_for_every_entry(store: Store) -> None:
-    verdicts = verify(store)
+    verdicts = verify_entries(store)
     assert all(verdict.sound for verdict in verdicts)
     summaries = [verdict.summary for verdict in verdicts]
     assert sorted(s.fingerprint for s in summaries if s) == [f"{1:064x}", f"{2:064x}"]
@@ -56,25 +56,28 @@ def test_a_sound_store_has_a_sound_verdict_for_every_entry(store: Store) -> None
 
 
 def test_an_empty_store_has_nothing_to_say(tmp_path: Path) -> None:
-    assert verify(create_store(str(tmp_path))) == []
+    assert verify_entries(create_store(str(tmp_path))) == []
 
 
 def test_one_entry_is_verified_without_looking_at_the_others(store: Store) -> None:
-    first, second = store.summaries()
+    first, second = store.list_summaries()
     (run_of(store, second) / "train/mean/c/0/0").unlink()
-    assert [v.sound for v in verify(store, [first])] == [True]
-    assert [v.sound for v in verify(store, [second])] == [False]
-    assert [(v.summary, v.sound) for v in verify(store, [second, first])] == [(second, False), (first, True)]
+    assert [v.sound for v in verify_entries(store, [first])] == [True]
+    assert [v.sound for v in verify_entries(store, [second])] == [False]
+    assert [(v.summary, v.sound) for v in verify_entries(store, [second, first])] == [
+        (second, False),
+        (first, True),
+    ]
 
 
 def test_every_damaged_object_is_named_not_only_the_first(store: Store) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     run = run_of(store, summary)
     (run / "test/feature/c/0/0").write_bytes(b"")
     (run / "test/feature/c/1/0").unlink()
     (run / "test/label/zarr.json").write_bytes(b"{}")
     (run / "train/count/c/0").write_bytes(bytes(52))
-    problems = verify(store, [summary])[0].problems
+    problems = verify_entries(store, [summary])[0].problems
     assert sorted(problem.split(":")[0] for problem in problems) == [
         f"damaged object runs/{run.name}/test/feature/c/0/0",
         f"damaged object runs/{run.name}/test/label/zarr.json",
@@ -84,41 +87,41 @@ def test_every_damaged_object_is_named_not_only_the_first(store: Store) -> None:
 
 
 def test_array_digests_are_recomputed_from_the_chunks(store: Store) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     rewrite_commit(store, summary, lambda content: content["arrays"].update({"train/mean": "0" * 64}))
-    (problem,) = verify(store, [summary])[0].problems
+    (problem,) = verify_entries(store, [summary])[0].problems
     assert problem.endswith("/train/mean: its digest is not the published one")
 
 
 def test_chunks_that_were_written_with_other_numbers_are_found_although_their_bytes_are_vouched_for(
     store: Store,
 ) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     array = zarr.open_array(run_of(store, summary) / "train/mean", mode="r+")
     array[0, 0] = np.nextafter(array[0, 0], 9)  # type: ignore[call-overload]
     chunk = (run_of(store, summary) / "train/mean/c/0/0").read_bytes()
-    record = record_of(chunk).model_dump()
+    record = make_object_record(chunk).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": record}))
-    (problem,) = verify(store, [summary])[0].problems
+    (problem,) = verify_entries(store, [summary])[0].problems
     assert problem.endswith("/train/mean: its digest is not the published one")
 
 
 def test_a_chunk_that_is_vouched_for_and_cannot_be_decoded_is_a_problem_not_a_crash(store: Store) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     chunk = run_of(store, summary) / "train/mean/c/0/0"
     data = bytearray(chunk.read_bytes())
     data[-1] ^= 1  # CRC32C
     chunk.write_bytes(data)
-    record = record_of(bytes(data)).model_dump()
+    record = make_object_record(bytes(data)).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({"train/mean/c/0/0": record}))
-    (problem,) = verify(store, [summary])[0].problems
+    (problem,) = verify_entries(store, [summary])[0].problems
     assert "/train/mean: it cannot be decoded" in problem
 
 
 def test_a_chunk_that_its_commit_forgot_is_a_problem_not_a_chunk_of_fill_values(store: Store) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     rewrite_commit(store, summary, lambda content: content["objects"].pop("test/feature/c/1/0"))
-    (problem,) = verify(store, [summary])[0].problems
+    (problem,) = verify_entries(store, [summary])[0].problems
     assert "test/feature/c/1/0: the commit does not list it" in problem
 
 
@@ -133,38 +136,38 @@ def test_a_chunk_that_its_commit_forgot_is_a_problem_not_a_chunk_of_fill_values(
 def test_cards_that_are_not_those_of_the_key_are_found(
     store: Store, card: str, field: str, part: str
 ) -> None:
-    summary = store.summaries()[0]
+    summary = store.list_summaries()[0]
     file = run_of(store, summary) / "zarr.json"
     group = json.loads(file.read_bytes())
     group["attributes"][card][field] = {"seed": 9} if field == "options" else "9" * 64
     file.write_text(json.dumps(group))
-    record = record_of(file.read_bytes()).model_dump()
+    record = make_object_record(file.read_bytes()).model_dump()
     rewrite_commit(store, summary, lambda content: content["objects"].update({"zarr.json": record}))
-    problems = verify(store, [summary])[0].problems
+    problems = verify_entries(store, [summary])[0].problems
     assert any(f"its {part} differ from the commit's" in problem for problem in problems)
 
 
 def test_damaged_commits_of_older_generations_are_found_but_not_their_collected_runs(store: Store) -> None:
-    old = store.summaries()[0]
+    old = store.list_summaries()[0]
     run = run_of(store, old)
     add(store, 1, replace=True)
     for file in run.rglob("c/**/*"):
         if file.is_file():
             file.unlink()
-    assert all(verdict.sound for verdict in verify(store))
+    assert all(verdict.sound for verdict in verify_entries(store))
     (Path(store.url) / "index" / old.key / "00000001.json").write_bytes(b"{}")
-    assert [v.commit for v in verify(store) if not v.sound] == [f"index/{old.key}/00000001.json"]
+    assert [v.commit for v in verify_entries(store) if not v.sound] == [f"index/{old.key}/00000001.json"]
 
 
 def test_a_removed_entry_has_no_verdict(store: Store) -> None:
-    first, second = store.summaries()
-    remove(store, first)
-    assert [v.summary for v in verify(store)] == [second]
+    first, second = store.list_summaries()
+    remove_entry(store, first)
+    assert [v.summary for v in verify_entries(store)] == [second]
 
 
 def test_progress_counts_every_object_once(store: Store) -> None:
     told: list[Progress] = []
-    verdicts = verify(store, progress=told.append)
+    verdicts = verify_entries(store, progress=told.append)
     told = [event for event in told if event.stage == "verify"]
     assert told[0].done == 0
     assert told[-1].done == told[-1].total == sum(v.objects for v in verdicts)
@@ -177,9 +180,9 @@ def test_every_object_is_asked_for_once(
     with breaking(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = create_store(s3_url)
-        add(store, 1, backbone=backbone_card())
+        add(store, 1, backbone=make_backbone_card())
         before = len(proxy.seen)
-        assert verify(store)[0].sound
+        assert verify_entries(store)[0].sound
         asked = [request.path for request in proxy.seen[before:]]
     # The listing, the commit, and what the commit lists.
     assert len(asked) == len(set(asked)) == 2 + 15

@@ -16,9 +16,9 @@ import numpy as np
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
-from sfm.stats_store.history import generations, remove
-from sfm.stats_store.merging import merge_entries
-from sfm.stats_store.publish import Draft, publish
+from sfm.stats_store.entry_merge import merge_entries
+from sfm.stats_store.history import read_commit_statuses, remove_entry
+from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Store, create_store
 
 WIDTH, PIXELS = 8, 4
@@ -52,27 +52,29 @@ def put(
     features = rng.standard_normal((len(labels), WIDTH)).astype(np.float32) + labels[:, None]
     moments = compute_moments(features, labels, classes)
     draft = Draft(store)
-    draft.write("train/count", moments.count)
-    draft.write("train/mean", moments.mean)
-    draft.write("train/scatter_diagonal", moments.scatter_diagonal)
-    draft.write("train/within_scatter", moments.within_scatter)
+    draft.write_array("train/count", moments.count)
+    draft.write_array("train/mean", moments.mean)
+    draft.write_array("train/scatter_diagonal", moments.scatter_diagonal)
+    draft.write_array("train/within_scatter", moments.within_scatter)
     centre = np.full((classes, 5, WIDTH), np.nan, dtype=np.float32)
     centre[:, :2] = features.reshape(classes, 2, 3, WIDTH).mean(axis=2)
-    draft.write("train/centre_5", centre)
-    draft.write("train/centre_count_5", np.tile(np.array([3, 3, 0, 0, 0]), (classes, 1)))
-    draft.write("classifier/weight", rng.standard_normal((classes, WIDTH)).astype(np.float32))
-    draft.write("classifier/bias", rng.standard_normal(classes).astype(np.float32))
+    draft.write_array("train/centre_5", centre)
+    draft.write_array("train/centre_count_5", np.tile(np.array([3, 3, 0, 0, 0]), (classes, 1)))
+    draft.write_array("classifier/weight", rng.standard_normal((classes, WIDTH)).astype(np.float32))
+    draft.write_array("classifier/bias", rng.standard_normal(classes).astype(np.float32))
     if held_out:
-        draft.write("test/feature", features[::2].astype(np.float16))
-        draft.write("test/label", labels[::2])
+        draft.write_array("test/feature", features[::2].astype(np.float16))
+        draft.write_array("test/label", labels[::2])
     if everything:
-        draft.write("train/feature", features)
-        draft.write("train/label", labels)
-        draft.write("exemplar/image", rng.integers(0, 256, (classes, 2, PIXELS, PIXELS, 3), dtype=np.uint8))
-        draft.write("exemplar/role", np.tile(np.array([1, 0], dtype=np.uint8), (classes, 1)))
-        draft.write("exemplar/sample", np.arange(classes * 2).reshape(classes, 2))
+        draft.write_array("train/feature", features)
+        draft.write_array("train/label", labels)
+        draft.write_array(
+            "exemplar/image", rng.integers(0, 256, (classes, 2, PIXELS, PIXELS, 3), dtype=np.uint8)
+        )
+        draft.write_array("exemplar/role", np.tile(np.array([1, 0], dtype=np.uint8), (classes, 1)))
+        draft.write_array("exemplar/sample", np.arange(classes * 2).reshape(classes, 2))
     fingerprint = hashlib.sha256(f"{name} {role}".encode()).hexdigest()
-    return publish(
+    return publish_draft(
         draft,
         BACKBONE,
         DatasetCard(
@@ -106,9 +108,9 @@ def put(
 def expected(store: Store) -> dict[str, object]:
     """Say what is in the store."""
     entries = []
-    for summary in store.summaries():
-        entry = store.open(summary)
-        arrays = {name: entry.read(name) for name in entry.names()}
+    for summary in store.list_summaries():
+        entry = store.open_entry(summary)
+        arrays = {name: entry.read_array(name) for name in entry.list_arrays()}
         entries.append(
             {
                 "summary": summary.model_dump(mode="json"),
@@ -128,7 +130,7 @@ def expected(store: Store) -> dict[str, object]:
                 },
             }
         )
-    history = [[g.path, g.state] for g in generations(store)]
+    history = [[g.path, g.state] for g in read_commit_statuses(store)]
     return {"entries": entries, "history": sorted(history)}
 
 
@@ -141,8 +143,8 @@ def main(folder: Path) -> None:
     put(store, "private", ["finch", "heron"], 4, held_out=False)
     put(store, "revised", ["finch", "heron"], 5)
     put(store, "revised", ["finch", "heron"], 6, replace=True)
-    remove(store, put(store, "withdrawn", ["finch", "heron"], 7))
-    merge_entries(store, [store.open(north), store.open(south)], "north-and-south")
+    remove_entry(store, put(store, "withdrawn", ["finch", "heron"], 7))
+    merge_entries(store, [store.open_entry(north), store.open_entry(south)], "north-and-south")
     (folder / "expected.json").write_text(json.dumps(expected(store), indent=1) + "\n")
 
 

@@ -1,18 +1,20 @@
-"""Top-1 and top-5 accuracy of a linear classifier, counted as evaluation counts them."""
+"""Top-1 and top-5 accuracy of a linear classifier, with the same rule for ties as evaluation."""
 
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-TOP = 5
+TOP_K = 5
 
 
-def ranks(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Return the rank of each sample's right class among its logits; 0 is first.
+def compute_label_ranks(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """Return the rank of each sample's label among its logits; 0 is first.
 
-    Ties are wrong: an equal logit of another class ranks first, so a classifier that says the same of every
-    class is never right. :func:`sfm.eval.head_accuracy.rank_true_class` is the same rule for tensors, and a
+    Ties count as wrong: an equal logit of another class ranks first, so a classifier with constant logits is
+    never right. :func:`sfm.eval.head_accuracy.rank_true_class` is the same rule for tensors, and a
     test holds the two against each other.
 
     Parameters
@@ -27,12 +29,12 @@ def ranks(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> 
     """
     if not np.isfinite(logits).all():
         raise FloatingPointError("logits are not finite: the classifier diverged or its features are not")
-    right = logits[np.arange(len(labels)), labels]
-    found: npt.NDArray[np.int64] = (logits >= right[:, None]).sum(axis=1) - 1
-    return found
+    label_logits = logits[np.arange(len(labels)), labels]
+    label_ranks: npt.NDArray[np.int64] = (logits >= label_logits[:, None]).sum(axis=1) - 1
+    return label_ranks
 
 
-def top_accuracies(
+def compute_top_accuracies(
     blocks: Iterable[tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]],
     weight: npt.NDArray[np.float32],
     bias: npt.NDArray[np.float32],
@@ -46,11 +48,11 @@ def top_accuracies(
     FloatingPointError
         If a logit is not finite.
     """
-    right, samples = np.zeros(2), 0
+    correct, samples = np.zeros(2), 0
     for features, labels in blocks:
-        rank = ranks(features @ weight.T + bias, labels)
-        right += (rank < 1).sum(), (rank < TOP).sum()
+        label_ranks = compute_label_ranks(features @ weight.T + bias, labels)
+        correct += (label_ranks < 1).sum(), (label_ranks < TOP_K).sum()
         samples += len(labels)
     if not samples:
         return None, None
-    return float(right[0] / samples), float(right[1] / samples) if len(bias) >= TOP else None
+    return float(correct[0] / samples), float(correct[1] / samples) if len(bias) >= TOP_K else None

@@ -1,0 +1,352 @@
+"""Copy entries between stores, byte for byte."""
+
+import datetime
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from sfm.errors import DamageError
+from sfm.events import ProgressCallback, no_progress
+from sfm.stats_store.array_layouts import require_valid_layouts
+from sfm.stats_store.cards import Commit, Summary
+from sfm.stats_store.commits import (
+    LastGenerationError,
+    encode_commit,
+    get_next_generation,
+    make_commit_name,
+    make_commit_path,
+    parse_cards,
+    parse_commit,
+    parse_generation,
+)
+from sfm.stats_store.concurrency import MAX_REQUESTS, map_concurrently
+from sfm.stats_store.digests import compute_sha256, encode_canonical_json
+from sfm.stats_store.garbage_collection import DEFAULT_MIN_AGE
+from sfm.stats_store.history import read_commit_statuses
+from sfm.stats_store.location import AccessDeniedError, translate_errors
+from sfm.stats_store.objects import (
+    ObjectExistsError,
+    create_or_verify_object,
+    list_readable_objects,
+    read_object,
+    sync_objects,
+)
+from sfm.stats_store.publication import create_encoded_commit
+from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.store import Store
+from sfm.stats_store.verification import EntryVerifier, ObjectCounter
+from sfm.stats_store.verified_objects import read_published_object
+from sfm.untrusted_files import parse_json
+
+MAX_CONCURRENT_ENTRIES = 8
+"""Entries copied at a time; each gets its share of ``MAX_REQUESTS``."""
+
+MAX_RESUME_AGE = DEFAULT_MIN_AGE / 2
+"""Age up to which an interrupted copy is resumed; garbage collection may delete older ones at any moment."""
+
+CopyOutcome = Literal[
+    "copied", "already there", "repaired", "differs in the target", "removed there", "damaged"
+]
+
+
+@dataclass(frozen=True)
+class CopyResult:
+    """The outcome of copying one entry.
+
+    Attributes
+    ----------
+    summary : Summary
+        Summary of the entry in the source.
+    outcome : str
+        The target holds the entry: ``copied``, ``already there``, or ``repaired`` if it was damaged there
+        and got a sound generation. The target does not hold it: ``differs in the target`` if another entry
+        has the same key, ``removed there`` if a tombstone hides it, ``damaged`` if the source does not hold
+        what was published, or what was published is not an entry.
+    detail : str
+        Names what is damaged or what prevented the copy.
+    objects_written, objects_found : int
+        Number of objects written, and of objects found in the target with the right content.
+    """
+
+    summary: Summary
+    outcome: CopyOutcome
+    detail: str = ""
+    objects_written: int = 0
+    objects_found: int = 0
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the target holds the entry."""
+        return self.outcome in ("copied", "already there", "repaired")
+
+
+def copy_entries(
+    source: Store,
+    target: Store,
+    summaries: Sequence[Summary],
+    *,
+    replace: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> list[CopyResult]:
+    """Copy entries between stores: every object byte for byte, also those of newer schema versions.
+
+    Nothing in the target is changed. The copy keeps the run id of its source, so that the same command
+    resumes an interrupted copy and writes no object twice. If the target uses that id for other content or in
+    a commit, the copy gets another id.
+
+    The copy is verified in the target, bytes and values, before it is committed there as the next generation
+    of its key. The commit is otherwise the one of the source.
+
+    Parameters
+    ----------
+    source, target : Store
+    summaries : sequence of Summary
+        Entries of the source to copy.
+    replace : bool
+        Commit the next generation also where the target holds another entry or a tombstone under the same
+        key. Entries that it holds already are verified, and published again if they are damaged.
+    progress : callable, optional
+        Called after every entry.
+
+    Returns
+    -------
+    list of CopyResult
+        One per summary, in their order. A damaged entry does not stop the others.
+
+    Raises
+    ------
+    InputError
+        If a store cannot be reached, or the target cannot be written.
+    """
+    max_entries = min(MAX_CONCURRENT_ENTRIES, max(1, len(summaries)))
+    copier = EntryCopier(source, target, MAX_REQUESTS // max_entries, replace)
+
+    def copy_one(summary: Summary) -> CopyResult:
+        try:
+            return copier.copy_entry(summary)
+        except DamageError as error:
+            return CopyResult(summary, "damaged", str(error))
+        except LastGenerationError as error:
+            return CopyResult(summary, "differs in the target", str(error))
+
+    return map_concurrently(copy_one, summaries, progress, "copy", "entries", limit=max_entries)
+
+
+@dataclass
+class EntryCopier:
+    """Copies entries from one store to another; safe to use from several threads.
+
+    Attributes
+    ----------
+    max_requests : int
+        Concurrent requests per entry.
+    replace : bool
+        See :func:`copy_entries`.
+    """
+
+    source: Store
+    target: Store
+    max_requests: int
+    replace: bool
+
+    @cached_property
+    def verifier(self) -> EntryVerifier:
+        """The verifier of the target, which bounds the memory of all entries together."""
+        return EntryVerifier(self.target, ObjectCounter(no_progress, 0))
+
+    @cached_property
+    def referenced_runs(self) -> set[str]:
+        """Ids of the runs that commits of the target refer to, of any key: none may get another object."""
+        statuses = read_commit_statuses(self.target)
+        return {status.commit.run for status in statuses if status.commit}
+
+    def copy_entry(self, summary: Summary) -> CopyResult:
+        """Copy one entry.
+
+        Raises
+        ------
+        DamageError
+            If the entry is damaged in the source, or the target did not keep what was written.
+        """
+        path = make_commit_path(summary)
+        with translate_errors(self.source.url):
+            source_commit, commit = read_object(
+                self.source.objects, path, lambda data: (data, parse_commit(data, path))
+            )
+        latest, current_commit = read_newest_generation(self.target, summary.key, ignore_damage=self.replace)
+        is_same = current_commit is not None and is_same_entry(current_commit, summary)
+        if is_same and not self.replace:
+            return CopyResult(summary, "already there")
+        if latest and not self.replace:
+            is_removed = current_commit is not None and current_commit.kind == "tombstone"
+            return CopyResult(summary, "removed there" if is_removed else "differs in the target")
+        if current_commit and is_same and not self.find_target_problems(current_commit):
+            return CopyResult(summary, "already there", objects_found=len(current_commit.objects))
+        next_generation = get_next_generation(latest, summary.key)
+        run, written = self.copy_run(commit)
+        encoded = encode_renumbered_commit(source_commit, run, next_generation)
+        path = f"index/{summary.key}/{make_commit_name(next_generation)}"
+        if problems := self.find_target_problems(parse_commit(encoded, path)):
+            raise DamageError(f"{problems[0]}; nothing was committed in {self.target.url}")
+        winning_commit = create_encoded_commit(self.target, path, encoded)
+        outcome: CopyOutcome = "repaired" if is_same else "copied"
+        if winning_commit.run != run:
+            outcome = "already there" if is_same_entry(winning_commit, summary) else "differs in the target"
+        return CopyResult(summary, outcome, "", written, len(commit.objects) - written)
+
+    def find_target_problems(self, commit: Commit) -> list[str]:
+        """Verify an entry in the target, before or after its commit; return one line per problem."""
+        with translate_errors(self.target.url):
+            verdict = self.verifier.verify_entry("", commit)
+        if not verdict.readable:
+            raise AccessDeniedError(verdict.problems[0])
+        return verdict.problems
+
+    def copy_run(self, commit: Commit) -> tuple[str, int]:
+        """Copy all objects of a run that the target lacks.
+
+        Returns
+        -------
+        str
+            Id of the run in the target.
+        int
+            Number of objects written.
+
+        Raises
+        ------
+        DamageError
+            If an object of the source is not what was published. Nothing is written if the cards contradict
+            the commit, or the arrays contradict the cards.
+        """
+        names = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
+        read_source = self.make_source_reader(commit)
+        metadata = dict(
+            zip(names, map_concurrently(read_source, names, limit=self.max_requests), strict=True)
+        )
+        try:
+            cards = parse_cards(commit, metadata["zarr.json"])
+            metadata_by_path = {f"runs/{commit.run}/{name}": data for name, data in metadata.items()}
+            require_valid_layouts(commit, cards, metadata_by_path)
+        except UpgradeError as error:
+            raise DamageError(f"{error}, which can verify it") from error
+        for run in make_candidate_run_ids(commit):
+            existing_names = self.find_resumable_objects(run, commit)
+            if existing_names is not None:
+                with suppress(ObjectExistsError):
+                    return run, self.write_missing_objects(commit, run, metadata, existing_names)
+        raise AssertionError("a new run id is never taken")
+
+    def make_source_reader(self, commit: Commit) -> Callable[[str], bytes]:
+        """Return a function that reads an object of a source run and compares it with its record."""
+
+        def read_source_object(name: str) -> bytes:
+            with translate_errors(self.source.url):
+                return read_published_object(
+                    self.source.objects, f"runs/{commit.run}/{name}", commit.objects[name]
+                )
+
+        return read_source_object
+
+    def find_resumable_objects(self, run: str, commit: Commit) -> set[str] | None:
+        """Return the names of the objects that an interrupted copy left in the target, to resume it.
+
+        None if the run id cannot be used: a commit refers to it, the run holds other content, or it is so old
+        that garbage collection may delete it at any moment.
+        """
+        if run in self.referenced_runs:
+            return None
+        with translate_errors(self.target.url):
+            stored_objects, unreadable = list_readable_objects(
+                self.target.objects, f"runs/{run}", follow_links=False
+            )
+        if unreadable:
+            return None
+        if not stored_objects:
+            return set()
+        last_modified = max(item["last_modified"] for item in stored_objects)
+        if datetime.datetime.now(datetime.UTC) - last_modified > MAX_RESUME_AGE:
+            return None
+        names = [item["path"].removeprefix(f"runs/{run}/") for item in stored_objects]
+        is_ours = map_concurrently(
+            lambda name: self.is_object_in_target(run, commit, name), names, limit=self.max_requests
+        )
+        return set(names) if all(is_ours) else None
+
+    def is_object_in_target(self, run: str, commit: Commit, name: str) -> bool:
+        """Return whether an object of a run in the target has the content that the commit records."""
+        record = commit.objects.get(name)
+        if record is None:
+            return False
+        try:
+            with translate_errors(self.target.url):
+                read_published_object(self.target.objects, f"runs/{run}/{name}", record)
+        except DamageError:
+            return False
+        return True
+
+    def write_missing_objects(
+        self, commit: Commit, run: str, metadata: Mapping[str, bytes], existing_names: set[str]
+    ) -> int:
+        """Write the objects of a run that the target lacks; return their number.
+
+        The cards come first: of two copies of different cards to one run id, one fails before it writes more.
+        """
+        read_source = self.make_source_reader(commit)
+
+        def create(name: str) -> bool:
+            data = metadata[name] if name in metadata else read_source(name)
+            with translate_errors(self.target.url):
+                return create_or_verify_object(self.target.objects, f"runs/{run}/{name}", data)
+
+        missing = [name for name in commit.objects if name not in existing_names]
+        cards_names = [name for name in missing if name == "zarr.json"]
+        other_names = [name for name in missing if name not in cards_names]
+        written = sum(map(create, cards_names)) + sum(
+            map_concurrently(create, other_names, limit=self.max_requests)
+        )
+        with translate_errors(self.target.url):
+            sync_objects(self.target.objects, f"runs/{run}")
+        return written
+
+
+def make_candidate_run_ids(commit: Commit) -> tuple[str, str, str]:
+    """Return run ids for a copy, best first: its own, one derived from its content, a random one."""
+    content = commit.model_dump(mode="json", include={"run", "objects"})
+    return commit.run, compute_sha256(encode_canonical_json(content))[:32], uuid.uuid4().hex
+
+
+def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tuple[int, Commit | None]:
+    """Return the latest generation number of a key and its commit; 0 and None if the key has none.
+
+    With `ignore_damage`, the commit is None where it is damaged.
+    """
+    paths = store.list_commits(key).get(key, [])
+    if not paths:
+        return 0, None
+    try:
+        return parse_generation(paths[-1]), store.read_commit(paths[-1])
+    except DamageError:
+        if not ignore_damage:
+            raise
+        return parse_generation(paths[-1]), None
+
+
+def is_same_entry(commit: Commit, summary: Summary) -> bool:
+    """Return whether a commit publishes the content that a summary describes."""
+    return (
+        commit.kind == "entry"
+        and commit.summary is not None
+        and commit.summary.entry_digest == summary.entry_digest
+    )
+
+
+def encode_renumbered_commit(encoded_commit: bytes, run: str, generation: int) -> bytes:
+    """Return an encoded commit with another run id and generation; unknown fields are preserved."""
+    content = parse_json(encoded_commit)["commit"]
+    if (content["run"], content["summary"]["generation"]) == (run, generation):
+        return encoded_commit
+    content["run"], content["summary"]["generation"] = run, generation
+    return encode_commit(content)

@@ -1,0 +1,362 @@
+"""Verify entries: compare all bytes with the published digests, and check all values."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import ObjectStore as ZarrObjectStore
+
+from sfm.errors import DamageError
+from sfm.events import Progress, ProgressCallback, no_progress
+from sfm.stats_store.array_layouts import ArrayLayout, check_array_layouts, group_chunks_by_array
+from sfm.stats_store.array_values import ArrayComparison, find_value_problem
+from sfm.stats_store.cards import Commit, DatasetCard, ObjectRecord, Summary
+from sfm.stats_store.commits import make_commit_path, parse_cards
+from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
+from sfm.stats_store.digests import compute_stream_digest
+from sfm.stats_store.location import AccessDeniedError, translate_errors
+from sfm.stats_store.schema import UpgradeError
+from sfm.stats_store.store import Store
+from sfm.stats_store.store_index import read_index
+from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
+
+MAX_WINDOW_BYTES = 16 * 2**20
+MAX_MATRIX_BYTES = 128 * 2**20
+"""Largest scatter matrix that is read at once, and so compared with its transpose: 4,096 features."""
+
+MAX_VERIFY_BYTES = 256 * 2**20
+"""Memory for bytes and rows that are being compared, of all entries together."""
+
+MAX_ENTRIES_AT_ONCE, MAX_ARRAYS_AT_ONCE, MAX_CHUNKS_AT_ONCE = 8, 8, 8
+"""How many of each are verified concurrently; ``MAX_REQUESTS`` limits all together."""
+
+
+@dataclass(frozen=True)
+class EntryVerdict:
+    """The result of verifying one entry.
+
+    Attributes
+    ----------
+    commit : str
+        Path of its commit below the store's root.
+    summary : Summary or None
+        None if the commit cannot be read.
+    objects, size : int
+        Number of objects in the commit, and their published size in bytes.
+    problems : list of str
+        One line per problem, with the path of the object; empty for a sound entry.
+    readable : bool
+        False if access to a part was denied; `problems` names it.
+    """
+
+    commit: str
+    summary: Summary | None
+    objects: int
+    size: int
+    problems: list[str]
+    readable: bool = True
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything is as it was published."""
+        return not self.problems
+
+
+def verify_entries(
+    store: Store, summaries: Sequence[Summary] | None = None, progress: ProgressCallback = no_progress
+) -> list[EntryVerdict]:
+    """Verify entries against their commits.
+
+    For every entry this compares the commit with its own digest and path, every object with its size and
+    SHA-256, every array with its digest, the cards with the key of the entry, and shapes and types with the
+    cards. It checks the values of every array, and arrays against each other. Every object is read once.
+
+    Parameters
+    ----------
+    store : Store
+    summaries : sequence of Summary, optional
+        Entries to verify; default: all visible ones. Commits of replaced and removed generations are then
+        read as well, and have a verdict if they are damaged; their runs may have been collected.
+    progress : callable, optional
+        Called after every object.
+
+    Returns
+    -------
+    list of EntryVerdict
+        One per entry, sound or not, in the order of their keys or of `summaries`.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be reached.
+    """
+    unlisted: list[str] = []
+    if summaries is None:
+        index = read_index(store.objects, store.url)
+        unlisted = index.unreadable
+        paths = [path for key_paths in index.commits_by_key.values() for path in key_paths]
+        visible = {key_paths[-1] for key_paths in index.commits_by_key.values()}
+    else:
+        paths = [make_commit_path(summary) for summary in summaries]
+        visible = set(paths)
+    with translate_errors(store.url):
+        results = map_concurrently(
+            lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits"
+        )
+        commits = [
+            (path, commit)
+            for path, commit in zip(paths, results, strict=True)
+            if isinstance(commit, Commit) and commit.kind == "entry" and path in visible
+        ]
+        total = sum(len(commit.objects) for _, commit in commits)
+        verifier = EntryVerifier(store, ObjectCounter(progress, total))
+        verdicts = map_concurrently(
+            lambda item: verifier.verify_entry(*item), commits, limit=MAX_ENTRIES_AT_ONCE
+        )
+    by_path = {result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
+    found = [by_path[path] for path in paths if path in by_path]
+    return found + [EntryVerdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
+
+
+class ObjectCounter:
+    """Counts verified objects and reports the progress; thread-safe."""
+
+    def __init__(self, progress: ProgressCallback, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        self._lock = threading.Lock()
+        progress(Progress("verify", 0, total, "objects"))
+
+    def add(self, objects: int) -> None:
+        """Add a number of verified objects."""
+        with self._lock:
+            self._done += objects
+            self._progress(Progress("verify", self._done, self._total, "objects"))
+
+
+def read_commit_or_verdict(store: Store, path: str) -> Commit | EntryVerdict:
+    """Return a commit, or the verdict about one that cannot be read."""
+    try:
+        return store.read_commit(path)
+    except (DamageError, UpgradeError) as error:
+        return EntryVerdict(path, None, 0, 0, [str(error)])
+    except AccessDeniedError as error:
+        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], readable=False)
+
+
+class EntryVerifier:
+    """Verifies entries; thread-safe. ``MAX_REQUESTS`` and ``MAX_VERIFY_BYTES`` bound all together.
+
+    Parameters
+    ----------
+    store : Store
+    counter : ObjectCounter
+    """
+
+    def __init__(self, store: Store, counter: ObjectCounter) -> None:
+        self._store, self._counter = store, counter
+        self._slots, self._memory = threading.Semaphore(MAX_REQUESTS), MemoryBudget(MAX_VERIFY_BYTES)
+
+    def verify_entry(self, path: str, commit: Commit) -> EntryVerdict:
+        """Verify the objects, arrays and cards of one entry; `path` is that of its commit."""
+        assert commit.summary is not None
+        run = f"runs/{commit.run}"
+        records = {f"{run}/{name}": record for name, record in commit.objects.items()}
+        size = sum(record.size for record in records.values())
+        chunks = {
+            name: [f"{run}/{name}/{key}" for key in keys]
+            for name, keys in group_chunks_by_array(commit).items()
+        }
+        chunk_paths = {path for paths in chunks.values() for path in paths}
+        metadata_paths = [p for p in records if p.endswith("/zarr.json") and p not in chunk_paths]
+        other_paths = [p for p in records if not p.endswith("/zarr.json") and p not in chunk_paths]
+        try:
+            results = dict(zip(metadata_paths, self.read_objects(metadata_paths, records), strict=True))
+            problems = [result for result in results.values() if isinstance(result, str)]
+            problems += self.find_object_problems(other_paths, records)
+            self._counter.add(len(metadata_paths) + len(other_paths))
+            metadata = {p: result for p, result in results.items() if isinstance(result, bytes)}
+            arrays, layout_problems = load_entry_arrays(commit, records, metadata)
+            array_problems = map_concurrently(
+                lambda name: self.verify_array(arrays, name, chunks[name]), chunks, limit=MAX_ARRAYS_AT_ONCE
+            )
+            problems += [*layout_problems, *chain.from_iterable(array_problems)]
+            if not any(array_problems):
+                contradictions = arrays.comparison.find_problems()
+                problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
+        except AccessDeniedError as error:
+            return EntryVerdict(path, commit.summary, len(records), size, [str(error)], readable=False)
+        return EntryVerdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
+
+    def verify_array(self, arrays: "EntryArrays", name: str, chunk_paths: Sequence[str]) -> list[str]:
+        """Verify an array; return one line per problem."""
+        if f"{arrays.run}/{name}" not in arrays.layouts:
+            # Of a newer schema, or with an invalid layout: its bytes can be compared, but not its values.
+            problems = self.find_object_problems(chunk_paths, arrays.records)
+        else:
+            problem = self.find_content_problem(arrays, name)
+            # Reading stops at the first damaged chunk: compare all of them, to name each.
+            problems = (
+                (self.find_object_problems(chunk_paths, arrays.records) or [problem]) if problem else []
+            )
+        self._counter.add(len(chunk_paths))
+        return problems
+
+    def find_content_problem(self, arrays: "EntryArrays", name: str) -> str | None:
+        """Recompute the digest of an array from its chunks and check its values; return a problem or None."""
+        path, dataset, problems = f"{arrays.run}/{name}", arrays.dataset, list[str | None]()
+        assert dataset is not None
+        try:
+            with translate_decode_errors(path):
+                array = arrays.open_array(self._store, path)
+                max_bytes = MAX_MATRIX_BYTES if name == "train/within_scatter" else MAX_WINDOW_BYTES
+
+                def read_windows() -> Iterator[npt.NDArray[Any]]:
+                    for start, stop, chunk_paths in iterate_row_windows(array, path, max_bytes):
+                        with self.read_chunks(arrays, array, stop - start, chunk_paths) as chunks:
+                            rows = arrays.open_array(self._store, path, chunks)[start:stop]
+                            assert isinstance(rows, np.ndarray)
+                            problems.append(find_value_problem(name, rows, dataset))
+                            arrays.comparison.add_rows(name, rows, start)
+                            yield rows
+
+                digest = compute_stream_digest(read_windows(), array.dtype, array.shape)
+        except DamageError as error:
+            return str(error)
+        if digest != arrays.digests[name]:
+            return f"damaged array {path}: its digest is not the published one"
+        problem = next(filter(None, problems), None)
+        return f"damaged array {path}: {problem}" if problem else None
+
+    @contextmanager
+    def read_chunks(
+        self, arrays: "EntryArrays", array: "zarr.Array[Any]", rows: int, chunk_paths: Sequence[str]
+    ) -> Iterator[dict[str, bytes]]:
+        """Read chunks within the memory budget, which also covers the `rows` decoded from them."""
+        size = sum(arrays.records[path].size for path in chunk_paths) + rows * compute_row_bytes(array)
+        acquired = self._memory.acquire(size)
+        try:
+            read_object = self.make_object_reader(arrays.records)
+            chunks = map_concurrently(read_object, chunk_paths, limit=MAX_CHUNKS_AT_ONCE)
+            yield dict(zip(chunk_paths, chunks, strict=True))
+        finally:
+            self._memory.release(acquired)
+
+    def make_object_reader(self, records: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
+        """Return a function that reads an object and compares it with its record."""
+
+        def read_object(path: str) -> bytes:
+            with self._slots, translate_errors(self._store.url):
+                return read_published_object(self._store.objects, path, records[path])
+
+        return read_object
+
+    def read_objects(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[bytes | str]:
+        """Return the bytes of every object, or what is wrong with it."""
+        read_object = self.make_object_reader(records)
+
+        def read_object_or_problem(path: str) -> bytes | str:
+            try:
+                return read_object(path)
+            except DamageError as error:
+                return str(error)
+
+        return map_concurrently(read_object_or_problem, paths, limit=MAX_CHUNKS_AT_ONCE)
+
+    def find_object_problems(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[str]:
+        """Compare objects with their records within the memory budget; return one line per problem."""
+        read_object = self.make_object_reader(records)
+
+        def find_object_problem(path: str) -> str:
+            acquired = self._memory.acquire(records[path].size)
+            try:
+                read_object(path)
+            except DamageError as error:
+                return str(error)
+            finally:
+                self._memory.release(acquired)
+            return ""
+
+        return list(filter(None, map_concurrently(find_object_problem, paths, limit=MAX_CHUNKS_AT_ONCE)))
+
+
+@dataclass(frozen=True)
+class EntryArrays:
+    """The arrays of an entry that is being verified.
+
+    Attributes
+    ----------
+    run : str
+        Path of the run.
+    digests : dict of str to str
+        The published digest of every array.
+    records : dict of str to ObjectRecord
+        Record of every object of the run, by full path.
+    metadata : dict of str to bytes
+        Every undamaged ``zarr.json`` of the run, by full path.
+    dataset : DatasetCard or None
+        None if it cannot be read; then there are no layouts.
+    layouts : dict of str to ArrayLayout
+        Layouts of the arrays that can be opened, by full path.
+    comparison : ArrayComparison
+        Compares arrays with each other.
+    """
+
+    run: str
+    digests: dict[str, str]
+    records: dict[str, ObjectRecord]
+    metadata: dict[str, bytes]
+    dataset: DatasetCard | None
+    layouts: dict[str, ArrayLayout]
+    comparison: ArrayComparison = field(default_factory=ArrayComparison)
+
+    def open_array(
+        self, store: Store, path: str, chunks: dict[str, bytes] | None = None
+    ) -> "zarr.Array[Any]":
+        """Open an array, with chunks that have been read already."""
+        objects = ZarrObjectStore(store.objects, read_only=True)
+        verified = VerifiedZarrStore(objects, self.records, self.metadata | (chunks or {}), self.layouts)
+        return zarr.open_array(verified, path=path, mode="r", zarr_format=3)
+
+
+def load_entry_arrays(
+    commit: Commit, records: dict[str, ObjectRecord], metadata: dict[str, bytes]
+) -> tuple[EntryArrays, list[str]]:
+    """Return the arrays of an entry, and one line per problem with its cards and layouts."""
+    run, dataset, layouts = f"runs/{commit.run}", None, dict[str, ArrayLayout]()
+    path, problems = f"{run}/zarr.json", list[str]()
+    if path in metadata:
+        try:
+            cards = parse_cards(commit, metadata[path])
+            dataset = cards.dataset
+            layouts, problems = check_array_layouts(commit, cards, metadata)
+        except (DamageError, UpgradeError) as error:
+            problems = [str(error)]
+    return EntryArrays(run, commit.arrays, records, metadata, dataset, layouts), problems
+
+
+def iterate_row_windows(
+    array: "zarr.Array[Any]", path: str, max_bytes: int
+) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield first row, end row and chunk paths of consecutive windows of an array.
+
+    Windows consist of complete chunks, so that none is read twice. They have at most `max_bytes`, or one row
+    of chunks.
+    """
+    rows = array.chunks[0]
+    step = rows * max(1, max_bytes // max(1, rows * compute_row_bytes(array)))
+    inner = [range(-(-n // size)) for n, size in zip(array.shape[1:], array.chunks[1:], strict=True)]
+    for start in range(0, array.shape[0], step):
+        stop = min(start + step, array.shape[0])
+        outer = range(start // rows, -(-stop // rows))
+        yield start, stop, ["/".join(map(str, (path, "c", *place))) for place in product(outer, *inner)]
+
+
+def compute_row_bytes(array: "zarr.Array[Any]") -> int:
+    """Return the size of one row of an array in memory."""
+    return max(1, array.nbytes // max(1, array.shape[0]))
