@@ -6,17 +6,18 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
 from fuzz import mutations
 from fuzz.hostile import NUMBERS, TEXTS, draw_value
 from fuzz.mutations import InapplicableMutation, Json
 from fuzz.seeds import DISTILLING, EVALUATING, EXTRACTING, MODES, Seeds, run_id
 from fuzz.signing import is_small, place, record_objects, seal_commit, sign_checkpoint, sign_entry
 from fuzz.worker import MAX_MEMORY_GROWTH, Outcome, Worker
-from pathlib import Path
-from random import Random
-from sfm.stats_store.digests import compute_sha256
-from typing import Any
 
+from sfm.stats_store.digests import compute_sha256
 
 # -- the commands --------------------------------------------------------------------------------------------
 # They run in a folder with what was changed as `evil`, a sound store as `good`, a sound run as `run`, and a
@@ -87,17 +88,45 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "distill again": (*DISTILL, "--store", "good", "--out", "evil"),
         "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
         "config": ("distill", "--config", "evil/run.json", "--store", "good", "--backbone", "{b}", *NEW),
-        "config evaluate": (*("evaluate", "run", "--config", "evil/evaluation.json", "--store", "good"), *(*EVALUATING, "--out", "new")),
+        "config evaluate": (
+            *("evaluate", "run", "--config", "evil/evaluation.json", "--store", "good"),
+            *(*EVALUATING, "--out", "new"),
+        ),
     },
-    "stopped": {"resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"), "report": ("report", "evil", "--out", "new.html")},
-    "folder": {"extract": extracting("folder:evil"), "skip": (*extracting("folder:evil"), "--on-error", "skip"), "dry": (*extracting("folder:evil"), "--dry-run"), "exemplars": (*extracting("folder:evil"), "--exemplars", 2, "--limit-per-class", 2)},
-    "shards": {"extract": extracting("wds:evil"), "names": extracting("wds:evil?names={seeds}/lists/names.txt"), "skip": (*extracting("wds:evil"), "--on-error", "skip"), "dry": (*extracting("wds:evil"), "--dry-run")},
-    "tables": {"extract": extracting("parquet:evil"), "skip": (*extracting("parquet:evil"), "--on-error", "skip", "--json"), "dry": (*extracting("parquet:evil"), "--dry-run")},
+    "stopped": {
+        "resume": (*DISTILL, "--store", "good", "--out", "evil", "--resume"),
+        "report": ("report", "evil", "--out", "new.html"),
+    },
+    "folder": {
+        "extract": extracting("folder:evil"),
+        "skip": (*extracting("folder:evil"), "--on-error", "skip"),
+        "dry": (*extracting("folder:evil"), "--dry-run"),
+        "exemplars": (*extracting("folder:evil"), "--exemplars", 2, "--limit-per-class", 2),
+    },
+    "shards": {
+        "extract": extracting("wds:evil"),
+        "names": extracting("wds:evil?names={seeds}/lists/names.txt"),
+        "skip": (*extracting("wds:evil"), "--on-error", "skip"),
+        "dry": (*extracting("wds:evil"), "--dry-run"),
+    },
+    "tables": {
+        "extract": extracting("parquet:evil"),
+        "skip": (*extracting("parquet:evil"), "--on-error", "skip", "--json"),
+        "dry": (*extracting("parquet:evil"), "--dry-run"),
+    },
     "idx": {"extract": extracting("idx:evil"), "dry": (*extracting("idx:evil"), "--dry-run")},
     "weights": {
-        "safetensors": replace_words(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}),
+        "safetensors": replace_words(
+            extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.safetensors"}
+        ),
         "torch": replace_words(extracting("folder:{seeds}/folder"), **{"{b}": "timm/test_vit@evil/w.pth"}),
-        "distill": (*replace_words(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}), "--store", "good", "--out", "new"),
+        "distill": (
+            *replace_words(DISTILL, **{"{b}": "timm/test_vit@evil/w.pth"}),
+            "--store",
+            "good",
+            "--out",
+            "new",
+        ),
     },
     "config": {
         "extract": ("extract", "folder:{seeds}/folder", *FROM_EXTRACT, "--store", "new", "--backbone", "{b}"),
@@ -113,7 +142,10 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "export": ("export", "run", "--config", "evil/export.json", "--out", "new"),
         "export trusted": ("export", "--config", "evil/export.json", "--out", "new", "--trust-config"),
     },
-    "lists": {"distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"), "names": extracting("wds:{seeds}/shards?names=evil/names.txt")},
+    "lists": {
+        "distill": (*DISTILL, "--store", "good", "--out", "new", "--classes", "evil/classes.txt"),
+        "names": extracting("wds:{seeds}/shards?names=evil/names.txt"),
+    },
     "half": {"evaluate": (*EVALUATE, *ALL_MODE_OPTIONS, "--out", "evil")},
     "staging": {"extract": (*extracting("wds:{seeds}/shards"), *("--staging", "evil"))},
 }
@@ -136,7 +168,15 @@ def detect_file_kind(path: str) -> str:
     return parts[0] if len(parts) > 1 and parts[0] in ("images", "growth", "checkpoint") else Path(path).name
 
 
-WEIGHTS = {"commit": 6, "cards": 6, "metadata": 6, "chunk": 4, "run.json": 4, "evaluation.json": 4, "checkpoint": 4}
+WEIGHTS = {
+    "commit": 6,
+    "cards": 6,
+    "metadata": 6,
+    "chunk": 4,
+    "run.json": 4,
+    "evaluation.json": 4,
+    "checkpoint": 4,
+}
 SUBJECTS = [*["store"] * 8, *["run"] * 5, *["stopped"] * 2, *["folder", "shards", "tables", "idx"], *COMMANDS]
 
 
@@ -192,7 +232,9 @@ def draw_png(rng: Random) -> Json:
 
 def draw_tar(rng: Random) -> Json:
     if rng.random() < 0.3:
-        key = rng.choice(("size", "path", "linkpath", "mtime", "hdrcharset", "GNU.sparse.size", "GNU.sparse.map"))
+        key = rng.choice(
+            ("size", "path", "linkpath", "mtime", "hdrcharset", "GNU.sparse.size", "GNU.sparse.map")
+        )
         return {"kind": "pax", "type": rng.choice("xgXLKS"), "key": key, "value": scalar(rng)}
     field = rng.choice((*sorted(mutations.TAR), "type", "size"))
     value = rng.choice("0123456789SLKxgXVMND\0") if field == "type" else draw_integer(rng)
@@ -209,7 +251,13 @@ def draw_parquet(rng: Random) -> Json:
     value = rng.choice((*mutations.BLOBS, *TEXTS, *NUMBERS, None, True))
     column = rng.choice(("image", "label"))
     whole_column = rng.random() < 0.5
-    return {"kind": "parquet", "column": column, "row": rng.randrange(24), "all": whole_column, "value": value}
+    return {
+        "kind": "parquet",
+        "column": column,
+        "row": rng.randrange(24),
+        "all": whole_column,
+        "value": value,
+    }
 
 
 def draw_idx(rng: Random) -> Json:
@@ -238,7 +286,15 @@ def draw_array(rng: Random) -> Json:
     return {"kind": "array", "how": rng.choice(mutations.ARRAY_DAMAGE)}
 
 
-BY_SUFFIX: dict[str, Callable[[Random], Json]] = {".png": draw_png, ".tar": draw_tar, ".parquet": draw_parquet, ".txt": draw_lines, ".csv": draw_lines, ".pth": draw_pickle, "": draw_idx}
+BY_SUFFIX: dict[str, Callable[[Random], Json]] = {
+    ".png": draw_png,
+    ".tar": draw_tar,
+    ".parquet": draw_parquet,
+    ".txt": draw_lines,
+    ".csv": draw_lines,
+    ".pth": draw_pickle,
+    "": draw_idx,
+}
 
 
 def inner(document: Any) -> Any:
@@ -312,7 +368,9 @@ class Cases:
             if subject == "store" and "gc" not in command and rng.random() < 0.85:
                 # Of the entry that the command is about.
                 own = "fish-2" if " fish " in f"{words} " else "birds-1"
-                sites = [s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{run_id(own)}"))] or sites
+                sites = [
+                    s for s in sites if s.name.startswith((f"commit/{own}", f"runs/{run_id(own)}"))
+                ] or sites
             site = rng.choice(sites)
             found.append({"file": site.name} | site.draw(rng))
         return {"subject": subject, "command": command, "signed": rng.random() < 2 / 3, "mutations": found}
@@ -481,7 +539,9 @@ def protected(case: Json, seeds: Seeds, evil: Path) -> dict[str, tuple[Any, ...]
         run = load(seeds.path("store", f"commit/{name}"))["commit"]["run"]
         changed = (f"commit/{name.rpartition('-')[0]}-", f"runs/{run}/")
         if not any(t.startswith(changed) for t in touched):
-            kept |= {f"runs/{run}/{path}": state for path, state in snapshot_files(evil / "runs" / run).items()}
+            kept |= {
+                f"runs/{run}/{path}": state for path, state in snapshot_files(evil / "runs" / run).items()
+            }
     return kept
 
 
@@ -503,7 +563,9 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
         left = snapshot_files(evil)
         lost = [path for path, state in theirs.items() if left.get(path) != state]
         if lost:
-            found.append(Problem("victim: other entries", f"{lost[:3]} of entries in use are changed or gone"))
+            found.append(
+                Problem("victim: other entries", f"{lost[:3]} of entries in use are changed or gone")
+            )
     target = {"copy": words[-1], "merge": words[2]}.get(words[1]) if words[0] == "store" else None
     if words[-1] == "--replace":
         target = words[-2]
@@ -511,7 +573,9 @@ def run_case(case: Json, seeds: Seeds, worker: Worker, folder: Path) -> tuple[li
         checked = worker(["store", "verify", target], folder)
         if checked.status != 0:
             told = checked.err.strip().splitlines()[-1:] or [""]
-            found.append(Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}"))
+            found.append(
+                Problem("unsound target", f"verify of {target} afterwards: {checked.status} {told[0]}")
+            )
     found += find_output_problems(folder / "new")
     return found, outcome
 
@@ -554,7 +618,13 @@ def reject_constant(constant: str) -> None:
 
 def is_printable(character: str) -> bool:
     """Say whether a character neither moves the cursor nor turns the writing direction."""
-    return character in "\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character in "\u200c\u200d" or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    )
 
 
 def find_output_problems(folder: Path) -> Iterator[Problem]:

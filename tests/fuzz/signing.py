@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
-from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 from typing import Any
+
+from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 
 
 def is_small(file: Path) -> bool:
@@ -38,7 +39,12 @@ def sign_entry(commit: Any) -> None:
     """Make the entry digest follow from what the commit says, where it says anything."""
     try:
         summary = commit["summary"]
-        content = {"arrays": commit["arrays"], "backbone": summary["backbone_hash"], "dataset": summary["fingerprint"], "options": summary["options"]}
+        content = {
+            "arrays": commit["arrays"],
+            "backbone": summary["backbone_hash"],
+            "dataset": summary["fingerprint"],
+            "options": summary["options"],
+        }
         summary["entry_digest"] = compute_sha256(encode_json(content))
     except (KeyError, TypeError, IndexError):
         pass
