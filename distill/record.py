@@ -20,7 +20,7 @@ from sfm.stats_store.location import make_url_absolute
 from sfm.stats_store.store import Entry
 from sfm.untrusted_files import parse_json, read_bounded_file
 
-RECORDED_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
+DISTILLATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
 
 def make_record(config: DistillConfig, distiller: Distiller, images_digest: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def make_record(config: DistillConfig, distiller: Distiller, images_digest: str)
         "devices": resolved.devices,
         "images": images_digest,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in RECORDED_PACKAGES},
+        | {name: version(name) for name in DISTILLATION_PACKAGES},
         "device": describe_device(distiller.backbone.device),
     }
 

@@ -20,15 +20,17 @@ from sfm.distill.stop_signals import DistillInterrupt, catch_stop_signals
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 
-Result = TypeVar("Result")
+WorkerResult = TypeVar("Result")
 
-WorkerFunction = Callable[[DistributedEnv, ProgressCallback], Result]
+WorkerFunction = Callable[[DistributedEnv, ProgressCallback], WorkerResult]
 
 POLL_SECONDS = 0.2
 """How long a request to stop may wait to be passed on while no process sends anything."""
 
 
-def spawn_workers(function: WorkerFunction[Result], count: int, progress: ProgressCallback) -> Result:
+def spawn_workers(
+    function: WorkerFunction[WorkerResult], count: int, progress: ProgressCallback
+) -> WorkerResult:
     """Run a function in several new processes, which share the threads of this one.
 
     They have sessions of their own, so that Ctrl-C reaches this process only: it asks the first to stop, and
@@ -59,7 +61,7 @@ def spawn_workers(function: WorkerFunction[Result], count: int, progress: Progre
                 connection, process = _start_worker()
                 processes[connection] = process
                 connection.send((function, DistributedEnv(rank, count, rank, init_method), threads))
-            result: Result = _wait_for_results(processes, progress, stop_requested)
+            result: WorkerResult = _wait_for_results(processes, progress, stop_requested)
             return result
         finally:
             for process in processes.values():

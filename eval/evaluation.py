@@ -44,7 +44,7 @@ from sfm.text import escape_non_utf8
 
 __all__ = ["Evaluation", "NotWrittenError", "evaluate", "evaluate_runs"]
 
-RECORDED_PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
+EVALUATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
 
 
 def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
@@ -260,7 +260,8 @@ def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
             )
             for s in job.eval_backbones
         ],
-        versions={"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in EVALUATION_PACKAGES},
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seconds=seconds,
         distilled_on_hash=source_entry.backbone.hash,

@@ -100,11 +100,11 @@ def compute_accuracy(heads: Heads, features: Tensor, labels: Tensor) -> HeadAccu
     return HeadAccuracy(
         fraction_within(1),
         fraction_within(TOP_K) if classes >= TOP_K else None,
-        compute_class_accuracies(ranks == 0, labels, classes),
+        average_by_class(ranks == 0, labels, classes),
     )
 
 
-def compute_class_accuracies(is_correct: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+def average_by_class(is_correct: Tensor, labels: Tensor, classes: int) -> list[float | None]:
     """Return the accuracy on every class's samples, over all seeds; None for a class without samples.
 
     Parameters

@@ -19,7 +19,7 @@ from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import call_interruptibly
-from sfm.stats_store.folder_walk import walk_files
+from sfm.stats_store.folder_walk import walk_store_files
 from sfm.stats_store.local_files import (
     UNFINISHED_FILE_NAME,
     create_file_exclusively,
@@ -130,7 +130,9 @@ def list_readable_objects(
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
     found = list(
-        walk_files(root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter)
+        walk_store_files(
+            root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
+        )
     )
     unreadable += [root / f.path for f in found if f.is_link]
     listed = [
@@ -156,7 +158,7 @@ def is_empty_store(objects: ObjectStore) -> bool:
             found.is_file
             and not UNFINISHED_FILE_NAME.search(found.path)
             and not any(map(is_clutter, found.path.split("/")))
-            for found in walk_files(root, "", lambda _: None)
+            for found in walk_store_files(root, "", lambda _: None)
         )
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
@@ -253,7 +255,9 @@ def sync_objects(objects: ObjectStore, path: str) -> None:
     target = root / path
     parents = [folder for folder in target.parents if folder.is_relative_to(root)]
     inside = {
-        root / f.path for f in walk_files(root, path, lambda _: None, follow_links=False) if not f.is_link
+        root / f.path
+        for f in walk_store_files(root, path, lambda _: None, follow_links=False)
+        if not f.is_link
     }
     folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
     finished = (file for file in inside if not UNFINISHED_FILE_NAME.search(file.name))
@@ -301,7 +305,7 @@ def delete_run(objects: ObjectStore, run: str) -> None:
     prefix, root = f"runs/{run}", get_local_root(objects)
     if root is not None:
         # A run of which a part cannot be deleted is left complete.
-        for _ in walk_files(root, prefix, _require_readable, follow_links=False):
+        for _ in walk_store_files(root, prefix, _require_readable, follow_links=False):
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():
