@@ -20,7 +20,7 @@ from sfm.distill.stop_signals import DistillInterrupt, catch_stop_signals
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 
-WorkerResult = TypeVar("Result")
+WorkerResult = TypeVar("WorkerResult")
 
 WorkerFunction = Callable[[DistributedEnv, ProgressCallback], WorkerResult]
 
