@@ -109,7 +109,9 @@ def test_every_command_with_a_config_is_of_these_models() -> None:
     public = {
         value for value in vars(sfm.api).values() if isinstance(value, type) and issubclass(value, BaseModel)
     }
-    assert {model for model in public if model.__name__.endswith("Config")} == set(CONFIGS)
+    configs = {model for model in public if model.__name__.endswith("Config")}
+    # A resolved config is what a run came out with: no command takes it from a file.
+    assert {model for model in configs if not model.__name__.startswith("Resolved")} == set(CONFIGS)
 
 
 def test_a_file_gives_the_recipe_and_the_command_line_the_places(tmp_path: Path) -> None:
