@@ -33,7 +33,7 @@ from sfm.stats_store.merged_statistics import compute_merged_centres, compute_me
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Entry, Store
 
-STEPS = 4
+MERGE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def merge_entries(
     except BaseException:
         draft.discard()
         raise
-    progress(Progress("merge", STEPS, STEPS, "steps"))
+    progress(Progress("merge", MERGE_STEPS, MERGE_STEPS, "steps"))
     return MergeResult(published, make_merge_notes(inputs, arrays.classifier))
 
 
@@ -152,14 +152,14 @@ def compute_merged_arrays(
 ) -> MergedArrays:
     """Merge moments and sub-class centres, and train or solve the classifier."""
     train, test = inputs.get_split("train"), inputs.get_split("test")
-    progress(Progress("merge", 0, STEPS, "steps"))
+    progress(Progress("merge", 0, MERGE_STEPS, "steps"))
     with threadpool_limits(limits=1):  # parallel sums differ from run to run
         moments = compute_merged_moments(inputs)
-        progress(Progress("merge", 1, STEPS, "steps"))
+        progress(Progress("merge", 1, MERGE_STEPS, "steps"))
         centres = {k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_classes()}
-    progress(Progress("merge", 2, STEPS, "steps"))
+    progress(Progress("merge", 2, MERGE_STEPS, "steps"))
     classifier = trainer(train, moments) if train and trainer else make_discriminant_classifier(moments)
-    progress(Progress("merge", 3, STEPS, "steps"))
+    progress(Progress("merge", 3, MERGE_STEPS, "steps"))
     return MergedArrays(moments, centres, classifier, train, test)
 
 

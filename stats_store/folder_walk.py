@@ -13,7 +13,7 @@ from sfm.stats_store.system_errors import explain_denied_access
 UNLISTABLE_ERRNOS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ESTALE, errno.ENAMETOOLONG)
 """Errors that concern one folder only: the walk goes on with the others."""
 
-MAX_FOLDER_DEPTH = 100
+MAX_STORE_DEPTH = 100
 """Nested folders below a store that are listed; this program makes ten."""
 
 MAX_FOLLOWED_LINKS = 1000
@@ -31,7 +31,7 @@ class LocalFile:
     is_link: bool = False
 
 
-def walk_files(
+def walk_store_files(
     root: Path,
     prefix: str,
     on_unlistable: Callable[[Path], None],
@@ -44,7 +44,7 @@ def walk_files(
     Parameters
     ----------
     on_unlistable : callable
-        Called with every folder that cannot be listed, is a file, lies deeper than ``MAX_FOLDER_DEPTH``, or
+        Called with every folder that cannot be listed, is a file, lies deeper than ``MAX_STORE_DEPTH``, or
         is reached by a link after ``MAX_FOLLOWED_LINKS`` others; the walk goes on.
     follow_links : bool
         If false, links are yielded as links, whatever they lead to; also `prefix` if it is one.
@@ -56,7 +56,7 @@ def walk_files(
 
 @dataclass
 class _FolderWalk:
-    """One walk; see :func:`walk_files`."""
+    """One walk; see :func:`walk_store_files`."""
 
     root: Path
     on_unlistable: Callable[[Path], None]
@@ -107,7 +107,7 @@ class _FolderWalk:
             if not self.should_enter(path):
                 return
             self.followed_links += entry.is_symlink()
-            is_shallow = len(ancestors) <= MAX_FOLDER_DEPTH
+            is_shallow = len(ancestors) <= MAX_STORE_DEPTH
             if is_shallow and (self.followed_links <= MAX_FOLLOWED_LINKS or not entry.is_symlink()):
                 yield from self.walk_folder(path, ancestors)
             elif self.followed_links <= MAX_FOLLOWED_LINKS + 1:
@@ -128,13 +128,13 @@ def _make_link(path: str, state: os.stat_result) -> LocalFile:
 
 
 def explain_unlisted_folder(folder: Path) -> str:
-    """Return why :func:`walk_files` does not list a folder, in one line."""
+    """Return why :func:`walk_store_files` does not list a folder, in one line."""
     if folder.is_file():
         return f"cannot read {folder}: it is a file, not a folder"
     if not os.access(folder, os.R_OK | os.X_OK):
         return f"cannot read {folder}: {explain_denied_access(folder)}"
     return (
-        f"{folder} is not listed: it lies more than {MAX_FOLDER_DEPTH} folders deep, or behind more than "
+        f"{folder} is not listed: it lies more than {MAX_STORE_DEPTH} folders deep, or behind more than "
         f"{MAX_FOLLOWED_LINKS} links; whatever made it, delete it"
     )
 

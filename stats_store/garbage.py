@@ -16,8 +16,13 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit_path, parse_cards
-from sfm.stats_store.folder_walk import LocalFile, explain_unlisted_folder, get_modified_time, walk_files
-from sfm.stats_store.history import CommitStatus, read_commit_statuses
+from sfm.stats_store.entry_history import CommitStatus, read_commit_statuses
+from sfm.stats_store.folder_walk import (
+    LocalFile,
+    explain_unlisted_folder,
+    get_modified_time,
+    walk_store_files,
+)
 from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
 from sfm.stats_store.location import translate_errors
 from sfm.stats_store.objects import RUN_ID_REGEX, list_objects, read_object
@@ -148,7 +153,7 @@ def list_stored_files(store: Store) -> StoreListing:
     unlisted: list[str] = []
     run_files, index_files = (
         list(
-            walk_files(
+            walk_store_files(
                 root,
                 prefix,
                 lambda folder: unlisted.append(explain_unlisted_folder(folder)),
@@ -261,7 +266,9 @@ def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        inside = (root / file.path for file in walk_files(root, below, lambda _: None, follow_links=False))
+        inside = (
+            root / file.path for file in walk_store_files(root, below, lambda _: None, follow_links=False)
+        )
         known = [known for file in {path, *inside} if (known := get_size_and_time(file))]
         if known:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in known), max(time for _, time in known)

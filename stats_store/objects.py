@@ -19,7 +19,7 @@ from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import call_interruptibly
-from sfm.stats_store.folder_walk import walk_files
+from sfm.stats_store.folder_walk import walk_store_files
 from sfm.stats_store.local_files import (
     UNFINISHED_FILE_NAME,
     create_file_exclusively,
@@ -32,7 +32,7 @@ from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-T = TypeVar("T")
+Checked = TypeVar("Checked")
 
 RETRY_DELAYS = (0.1, 0.4, 1.6)
 """Seconds to wait before each retry of an answer that arrived damaged from a server."""
@@ -57,8 +57,8 @@ def is_remote_store(objects: ObjectStore) -> bool:
 
 
 def read_object(
-    objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int = MAX_JSON_BYTES
-) -> T:
+    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int = MAX_JSON_BYTES
+) -> Checked:
     """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
     An object that arrives damaged from a server is requested again: it may have been damaged in transit.
@@ -90,7 +90,9 @@ def _read_local(root: Path, path: str, max_bytes: int) -> bytes:
         raise
 
 
-def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int) -> T:
+def _read_remote(
+    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int
+) -> Checked:
     for delay in RETRY_DELAYS:
         data = _fetch(objects, path, max_bytes)
         try:
@@ -130,7 +132,9 @@ def list_readable_objects(
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
     found = list(
-        walk_files(root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter)
+        walk_store_files(
+            root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
+        )
     )
     unreadable += [root / f.path for f in found if f.is_link]
     listed = [
@@ -156,12 +160,12 @@ def is_empty_store(objects: ObjectStore) -> bool:
             found.is_file
             and not UNFINISHED_FILE_NAME.search(found.path)
             and not any(map(is_clutter, found.path.split("/")))
-            for found in walk_files(root, "", lambda _: None)
+            for found in walk_store_files(root, "", lambda _: None)
         )
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
-def _list_with_retries(objects: ObjectStore, request: Callable[[], T]) -> T:
+def _list_with_retries(objects: ObjectStore, request: Callable[[], Checked]) -> Checked:
     """List objects, and retry if the answer breaks off: obstore retries failed requests, but not these."""
     for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:
@@ -253,7 +257,9 @@ def sync_objects(objects: ObjectStore, path: str) -> None:
     target = root / path
     parents = [folder for folder in target.parents if folder.is_relative_to(root)]
     inside = {
-        root / f.path for f in walk_files(root, path, lambda _: None, follow_links=False) if not f.is_link
+        root / f.path
+        for f in walk_store_files(root, path, lambda _: None, follow_links=False)
+        if not f.is_link
     }
     folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
     finished = (file for file in inside if not UNFINISHED_FILE_NAME.search(file.name))
@@ -301,7 +307,7 @@ def delete_run(objects: ObjectStore, run: str) -> None:
     prefix, root = f"runs/{run}", get_local_root(objects)
     if root is not None:
         # A run of which a part cannot be deleted is left complete.
-        for _ in walk_files(root, prefix, _require_readable, follow_links=False):
+        for _ in walk_store_files(root, prefix, _require_readable, follow_links=False):
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():
