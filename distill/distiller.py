@@ -41,9 +41,9 @@ from sfm.distill.state_dict import (
 from sfm.distill.train_step import StepOutput, init_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
+from sfm.stats_store.entry_history import summaries_for
 from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
 from sfm.stats_store.extract_command import format_extract_command
-from sfm.stats_store.history import summaries_for
 from sfm.stats_store.store import Entry, open_store
 
 

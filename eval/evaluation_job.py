@@ -17,7 +17,7 @@ from sfm.eval.evaluated_backbones import (
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.history import summaries_for
+from sfm.stats_store.entry_history import summaries_for
 from sfm.stats_store.store import Store
 
 

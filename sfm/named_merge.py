@@ -10,9 +10,9 @@ from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.class_moments import Moments
 from sfm.stats_store.dataset_names import find_name_problem, make_dataset_name
+from sfm.stats_store.entry_history import summaries_for
 from sfm.stats_store.entry_merge import ClassifierTrainer, MergedClassifier, MergeResult, merge_entries
 from sfm.stats_store.entry_selection import select_summary
-from sfm.stats_store.history import summaries_for
 from sfm.stats_store.merge_inputs import SplitFeatures, require_mergeable
 from sfm.stats_store.store import Entry, create_store, open_store
 

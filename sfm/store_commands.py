@@ -96,9 +96,9 @@ def store_show(
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
     with exit_on_error():
         from sfm import store_tables
-        from sfm.stats_store.class_accuracies import compute_class_accuracies
+        from sfm.stats_store.class_accuracies import compute_held_out_accuracies
+        from sfm.stats_store.entry_history import find_entry_history, summaries_for
         from sfm.stats_store.entry_selection import select_summary
-        from sfm.stats_store.history import find_entry_history, summaries_for
         from sfm.stats_store.store import open_store
 
         if history:
@@ -116,7 +116,7 @@ def store_show(
             entry = store.open_entry(summary)
             document = store_tables.make_entry_document(entry)
             if per_class:
-                store_tables.add_class_accuracies(document, compute_class_accuracies(entry))
+                store_tables.add_class_accuracies(document, compute_held_out_accuracies(entry))
         if as_json:
             print_json(document)
         else:
@@ -139,8 +139,8 @@ def store_verify(
     """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
     with exit_on_error():
         from sfm import store_tables
+        from sfm.stats_store.entry_history import summaries_for
         from sfm.stats_store.entry_selection import find_summaries
-        from sfm.stats_store.history import summaries_for
         from sfm.stats_store.store import open_store
         from sfm.stats_store.verification import verify_entries
 
@@ -192,8 +192,8 @@ def store_copy(
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.entry_copy import copy_entries
+        from sfm.stats_store.entry_history import summaries_for
         from sfm.stats_store.entry_selection import find_summaries
-        from sfm.stats_store.history import summaries_for
         from sfm.stats_store.store import create_store, open_store
 
         with show_slow_progress(
@@ -320,8 +320,8 @@ def store_rm(
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
     with exit_on_error():
         from sfm.stats_store.concurrency import map_concurrently
+        from sfm.stats_store.entry_history import find_merged_entries, remove_entry
         from sfm.stats_store.entry_selection import find_summaries, select_summary
-        from sfm.stats_store.history import find_merged_entries, remove_entry
         from sfm.stats_store.store import open_store
 
         interrupt_note = (

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.stats_store.entry_copy import CopyResult
+from sfm.stats_store.entry_history import CommitStatus
 from sfm.stats_store.garbage import Garbage
 from sfm.stats_store.garbage_collection import CollectionResult
-from sfm.stats_store.history import CommitStatus
 from sfm.stats_store.schema import is_known_array
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verification import EntryVerdict

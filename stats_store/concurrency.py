@@ -9,22 +9,22 @@ from typing import TypeVar
 
 from sfm.events import Progress, ProgressCallback, no_progress
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+InputItem = TypeVar("InputItem")
+OutputItem = TypeVar("OutputItem")
 
 MAX_REQUESTS = 32
 """Limit on concurrent requests."""
 
 
 def map_concurrently(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
+    function: Callable[[InputItem], OutputItem],
+    items: Iterable[InputItem],
     progress: ProgressCallback = no_progress,
     stage: str = "",
     unit: str = "",
     *,
     limit: int = MAX_REQUESTS,
-) -> list[Result]:
+) -> list[OutputItem]:
     """Return the results of a function for every item, in order, from up to `limit` threads.
 
     An interrupt ends the call at once, without waiting for running calls. (A pool of
@@ -46,26 +46,26 @@ def map_concurrently(
     all_items = list(items)
     if stage:
         progress(Progress(stage, 0, len(all_items), unit))
-    results: dict[int, Result] = {}
+    results: dict[int, OutputItem] = {}
     for index in _compute_results(function, all_items, results, limit):
         if stage:
             progress(Progress(stage, index, len(all_items), unit))
     return [results[index] for index in range(len(all_items))]
 
 
-def call_interruptibly(function: Callable[[], Result]) -> Result:
+def call_interruptibly(function: Callable[[], OutputItem]) -> OutputItem:
     """Call a function that blocks in foreign code, so that an interrupt does not wait for it."""
     if threading.current_thread() is not threading.main_thread():
         return function()
     return map_concurrently(lambda call: call(), [function])[0]
 
 
-async def run_in_daemon_thread(function: Callable[[], Result]) -> Result:
+async def run_in_daemon_thread(function: Callable[[], OutputItem]) -> OutputItem:
     """Call a function that blocks in foreign code from a coroutine.
 
     Unlike with :func:`asyncio.to_thread`, the program does not wait for the thread when it ends.
     """
-    future: Future[Result] = Future()
+    future: Future[OutputItem] = Future()
     future.set_running_or_notify_cancel()
 
     def run_worker() -> None:
@@ -79,7 +79,10 @@ async def run_in_daemon_thread(function: Callable[[], Result]) -> Result:
 
 
 def _compute_results(
-    function: Callable[[Item], Result], all_items: Sequence[Item], results: dict[int, Result], limit: int
+    function: Callable[[InputItem], OutputItem],
+    all_items: Sequence[InputItem],
+    results: dict[int, OutputItem],
+    limit: int,
 ) -> Iterator[int]:
     """Compute `results` by index in threads; yield their number whenever it grows."""
     if min(limit, len(all_items)) <= 1 and threading.current_thread() is not threading.main_thread():

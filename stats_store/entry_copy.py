@@ -24,8 +24,8 @@ from sfm.stats_store.commits import (
 )
 from sfm.stats_store.concurrency import MAX_REQUESTS, map_concurrently
 from sfm.stats_store.digests import compute_sha256, encode_canonical_json
+from sfm.stats_store.entry_history import read_commit_statuses
 from sfm.stats_store.garbage_collection import DEFAULT_MIN_AGE
-from sfm.stats_store.history import read_commit_statuses
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import (
     ObjectExistsError,

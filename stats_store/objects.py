@@ -32,7 +32,7 @@ from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-T = TypeVar("T")
+Checked = TypeVar("Checked")
 
 RETRY_DELAYS = (0.1, 0.4, 1.6)
 """Seconds to wait before each retry of an answer that arrived damaged from a server."""
@@ -57,8 +57,8 @@ def is_remote_store(objects: ObjectStore) -> bool:
 
 
 def read_object(
-    objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int = MAX_JSON_BYTES
-) -> T:
+    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int = MAX_JSON_BYTES
+) -> Checked:
     """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
     An object that arrives damaged from a server is requested again: it may have been damaged in transit.
@@ -90,7 +90,9 @@ def _read_local(root: Path, path: str, max_bytes: int) -> bytes:
         raise
 
 
-def _read_remote(objects: ObjectStore, path: str, check: Callable[[bytes], T], max_bytes: int) -> T:
+def _read_remote(
+    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int
+) -> Checked:
     for delay in RETRY_DELAYS:
         data = _fetch(objects, path, max_bytes)
         try:
@@ -163,7 +165,7 @@ def is_empty_store(objects: ObjectStore) -> bool:
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
-def _list_with_retries(objects: ObjectStore, request: Callable[[], T]) -> T:
+def _list_with_retries(objects: ObjectStore, request: Callable[[], Checked]) -> Checked:
     """List objects, and retry if the answer breaks off: obstore retries failed requests, but not these."""
     for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:

@@ -24,7 +24,7 @@ from sfm.eval.result import Evaluation
 from sfm.image_files import read_png
 from sfm.paths import resolve_links
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.history import summaries_for
+from sfm.stats_store.entry_history import summaries_for
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 

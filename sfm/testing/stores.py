@@ -20,9 +20,9 @@ from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, S
 from sfm.stats_store.commits import encode_commit, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import read_commit_statuses, remove_entry, summaries_for
 from sfm.stats_store.entry_selection import select_summary
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import read_commit_statuses, remove_entry, summaries_for
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store, create_store, open_store

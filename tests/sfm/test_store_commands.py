@@ -182,7 +182,7 @@ def test_rm_removes_one_entry_or_all_that_fit(store):
 
 
 def test_gc_takes_what_was_removed_at_once_and_leaves_the_rest_its_time(store, tmp_path):
-    Draft(store).write("train/count", np.arange(3))
+    Draft(store).write_array("train/count", np.arange(3))
     run_sfm("rm", store.url, "birds", "--backbone", "lite1")
     assert run_sfm_json("gc", store.url)["deleted"] == []
     would = run_sfm_json("gc", store.url, "--now", "--dry-run")

@@ -19,8 +19,8 @@ from sfm.cli import app
 from sfm.events import Progress, delay_progress
 from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import find_merged_entries
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import find_merged_entries
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 

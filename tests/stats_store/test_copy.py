@@ -16,9 +16,9 @@ from sfm.stats_store.cards import Summary
 from sfm.stats_store.commits import encode_commit, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.entry_selection import find_summaries
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import read_commit_statuses, remove_entry
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verification import verify_entries

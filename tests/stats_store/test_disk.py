@@ -16,7 +16,7 @@ from sfm.errors import InputError
 from sfm.paths import expand_home, get_cache_folder, list_content
 from sfm.stats_store import local_files, system_errors
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.history import remove_entry
+from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.location import explain_error, parse_local_url
 from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object
 from sfm.stats_store.store import create_store, open_store

@@ -15,8 +15,8 @@ from sfm.errors import InputError
 from sfm.stats_store.commits import encode_commit
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import read_commit_statuses
 from sfm.stats_store.entry_selection import select_summary
-from sfm.stats_store.history import read_commit_statuses
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 

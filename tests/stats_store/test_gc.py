@@ -27,8 +27,8 @@ from toy_entries import (
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.staging import open_staging
 from sfm.stats_store.commits import encode_commit, make_commit_path
+from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage, parse_duration
-from sfm.stats_store.history import read_commit_statuses, remove_entry
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verification import verify_entries

@@ -4,14 +4,14 @@ import pytest
 from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
 
 from sfm.errors import InputError
-from sfm.stats_store.entry_selection import find_summaries, select_summary
-from sfm.stats_store.history import (
+from sfm.stats_store.entry_history import (
     find_entry_history,
     find_merged_entries,
     read_commit_statuses,
     remove_entry,
     summaries_for,
 )
+from sfm.stats_store.entry_selection import find_summaries, select_summary
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 

@@ -16,8 +16,8 @@ from toy_entries import publish_random_draft, publish_random_entry, write_random
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import remove_entry
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verification import verify_entries

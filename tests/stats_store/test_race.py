@@ -22,8 +22,8 @@ from toy_entries import publish_random_draft, write_random_arrays
 
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.digests import compute_array_digest
+from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import remove_entry
 from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.publication import Draft

@@ -20,8 +20,8 @@ from toy_entries import publish_fake_commits, publish_random_draft, write_random
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import remove_entry
 from sfm.stats_store.location import connect_object_store
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.publication import Draft

@@ -8,6 +8,7 @@ from toy_entries import make_backbone_card, publish_random_draft, write_random_a
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
+from sfm.stats_store.entry_history import find_entry_history, summaries_for
 from sfm.stats_store.entry_selection import (
     describe_entry,
     filter_summaries,
@@ -16,7 +17,6 @@ from sfm.stats_store.entry_selection import (
     select_entry,
     select_summary,
 )
-from sfm.stats_store.history import find_entry_history, summaries_for
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 

@@ -18,8 +18,8 @@ from sfm.errors import InputError
 from sfm.pipeline.partition_tasks import PartitionTask
 from sfm.pipeline.staging import open_staging
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import remove_entry
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verification import verify_entries

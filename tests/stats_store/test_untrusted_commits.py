@@ -29,8 +29,8 @@ from sfm.stats_store.commits import (
     parse_root_schema,
 )
 from sfm.stats_store.entry_copy import copy_entries
+from sfm.stats_store.entry_history import find_entry_history, read_commit_statuses, remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
-from sfm.stats_store.history import find_entry_history, read_commit_statuses, remove_entry
 from sfm.stats_store.objects import read_object
 from sfm.stats_store.schema import UpgradeError, is_known_array
 from sfm.stats_store.store import Store, create_store, open_store

@@ -14,7 +14,7 @@ from toy_entries import make_backbone_card, publish_random_draft, write_random_a
 
 from sfm.events import Progress
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.history import remove_entry
+from sfm.stats_store.entry_history import remove_entry
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries

@@ -16,8 +16,8 @@ import numpy as np
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
+from sfm.stats_store.entry_history import read_commit_statuses, remove_entry
 from sfm.stats_store.entry_merge import merge_entries
-from sfm.stats_store.history import read_commit_statuses, remove_entry
 from sfm.stats_store.publication import Draft, publish_draft
 from sfm.stats_store.store import Store, create_store
 
