@@ -9,21 +9,26 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
+
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
 from sfm.stats_store.commits import is_commit_path, parse_cards
 from sfm.stats_store.entry_history import CommitStatus, read_commit_statuses
-from sfm.stats_store.folder_walk import LocalFile, explain_unlisted_folder, get_modified_time, walk_store_files
+from sfm.stats_store.folder_walk import (
+    LocalFile,
+    explain_unlisted_folder,
+    get_modified_time,
+    walk_store_files,
+)
 from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, get_local_root
 from sfm.stats_store.location import translate_errors
 from sfm.stats_store.objects import RUN_ID_REGEX, list_objects, read_object
 from sfm.stats_store.store import Store
 from sfm.stats_store.system_errors import is_permission_error
 from sfm.stats_store.verified_objects import require_published_bytes
-from typing import Literal
-
 
 GarbageReason = Literal["replaced", "removed", "never committed", "unfinished write", "abandoned staging"]
 
@@ -99,14 +104,29 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
     vanished = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
     index_links = [path for path in listing.links if path.startswith("index")]
-    has_unknown_commits = any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
+    has_unknown_commits = (
+        any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
+    )
     protected = list_committed_runs(statuses, {status.key for status in unreadable})
     commits = {status.path: status.commit for status in statuses}
-    runs = [run if not run.objects or is_published_run(store, run.path, [commits[path] for path in run.commits]) else mark_never_committed(run) for run in find_unreferenced_runs(listing, statuses) if run.path not in protected]
+    runs = [
+        run
+        if not run.objects or is_published_run(store, run.path, [commits[path] for path in run.commits])
+        else mark_never_committed(run)
+        for run in find_unreferenced_runs(listing, statuses)
+        if run.path not in protected
+    ]
     if has_unknown_commits:
         runs = [run for run in runs if run.commits]
     unfinished = find_unfinished_writes(listing) if get_local_root(store.objects) else ()
-    notes = [*listing.unlisted_folders, *(f"{path} is a symbolic link: nothing behind it is deleted" for path in (*listing.links, *staging_links)), *(status.problem for status in unreadable)]
+    notes = [
+        *listing.unlisted_folders,
+        *(
+            f"{path} is a symbolic link: nothing behind it is deleted"
+            for path in (*listing.links, *staging_links)
+        ),
+        *(status.problem for status in unreadable),
+    ]
     return [*runs, *unfinished, *staging], notes
 
 
@@ -122,13 +142,31 @@ def list_stored_files(store: Store) -> StoreListing:
     """
     root = get_local_root(store.objects)
     if root is None:
-        runs, index = ([LocalFile(item["path"], item["size"], item["last_modified"]) for item in list_objects(store.objects, prefix)] for prefix in ("runs", "index"))
+        runs, index = (
+            [
+                LocalFile(item["path"], item["size"], item["last_modified"])
+                for item in list_objects(store.objects, prefix)
+            ]
+            for prefix in ("runs", "index")
+        )
         return StoreListing(runs, index, [], [])
     unlisted: list[str] = []
-    run_files, index_files = (list(walk_store_files(root, prefix, lambda folder: unlisted.append(explain_unlisted_folder(folder)), follow_links=False)) for prefix in ("runs", "index"))
+    run_files, index_files = (
+        list(
+            walk_store_files(
+                root,
+                prefix,
+                lambda folder: unlisted.append(explain_unlisted_folder(folder)),
+                follow_links=False,
+            )
+        )
+        for prefix in ("runs", "index")
+    )
     # A link inside a run belongs to it, and is deleted as a link.
     links = [f.path for f in (*run_files, *index_files) if f.is_link and not is_inside_run(f.path)]
-    runs, index = ([f for f in files if f.path not in ("runs", "index", *links)] for files in (run_files, index_files))
+    runs, index = (
+        [f for f in files if f.path not in ("runs", "index", *links)] for files in (run_files, index_files)
+    )
     return StoreListing(runs, index, links, unlisted)
 
 
@@ -191,7 +229,14 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
         if own:
             reason = "removed" if own[-1].state == "removed" else "replaced"
             times += [commit_times[path] for s in own if (path := next_paths[s.path]) in commit_times]
-        yield Garbage(path=f"runs/{run}", reason=reason, since=max(times, default=datetime.datetime.now(datetime.UTC)), objects=len(files), size=sum(file.size for file in files), commits=tuple(s.path for s in own))
+        yield Garbage(
+            path=f"runs/{run}",
+            reason=reason,
+            since=max(times, default=datetime.datetime.now(datetime.UTC)),
+            objects=len(files),
+            size=sum(file.size for file in files),
+            commits=tuple(s.path for s in own),
+        )
 
 
 def find_unfinished_writes(listing: StoreListing) -> Iterator[Garbage]:
@@ -221,7 +266,9 @@ def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        inside = (root / file.path for file in walk_store_files(root, below, lambda _: None, follow_links=False))
+        inside = (
+            root / file.path for file in walk_store_files(root, below, lambda _: None, follow_links=False)
+        )
         known = [known for file in {path, *inside} if (known := get_size_and_time(file))]
         if known:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in known), max(time for _, time in known)
