@@ -117,7 +117,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
     if config.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = config.gpus[int(number) % len(config.gpus)]
-    source = open_source(config.source, held_out=False)
+    source = open_source(config.source, require_held_out=False)
     if tuple(split.listing for split in source.splits.values()) != config.listing:
         raise InputError(
             f"{config.source} is not the same here as where the extraction was started: other files, sizes, "

@@ -22,7 +22,7 @@ def open_dataset(config: ExtractConfig) -> Source:
     InputError
         If it cannot be used, has no held-out split, or has one although ``--hold-out`` asks for another.
     """
-    source = open_source(config.source, held_out=config.hold_out is None)
+    source = open_source(config.source, require_held_out=config.hold_out is None)
     if config.hold_out is not None and source.test.shards:
         raise InputError(
             f"{config.source} has a held-out split: leave out --hold-out to use it, or name the training "

@@ -33,9 +33,11 @@ def print_evaluation_accuracies(record: dict[str, Any]) -> None:
         print_line(change)
 
 
-def print_matrix(cells: Sequence[dict[str, Any]]) -> None:
+def print_matrix(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix; biased cells are marked with a footnote sign."""
-    print_matrix_table([c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in cells])
+    print_matrix_table(
+        [c | {"mark": " *"} if is_biased_row(c, c["own_backbone"]) else c for c in evaluation_rows]
+    )
 
 
 def mark_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
@@ -43,9 +45,9 @@ def mark_with_footnote(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"mode": f"{row['mode']} *"}
 
 
-def is_biased_row(row: dict[str, Any], own_backbone: bool) -> bool:
+def is_biased_row(row: dict[str, Any], is_own_backbone: bool) -> bool:
     """Return whether a row shows the inherited classifier more than the images."""
-    return row["mode"] in OWN_BACKBONE_BIASED_MODES and own_backbone
+    return row["mode"] in OWN_BACKBONE_BIASED_MODES and is_own_backbone
 
 
 def print_warnings(records: Sequence[dict[str, Any]]) -> None:

@@ -30,14 +30,14 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_open(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
+def atomic_open(path: Path, temporary_path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing; it takes the name `path` when it is complete and on the disk.
 
     Parameters
     ----------
     path : Path
         A file or link of this name is replaced.
-    temporary : Path
+    temporary_path : Path
         Name of the file until then, in the same folder; nothing may have it. After an error it is deleted.
 
     Raises
@@ -46,14 +46,14 @@ def atomic_open(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
         If it cannot be written.
     """
     try:
-        with temporary.open("xb") as file:
+        with temporary_path.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary_path.replace(path)
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary_path.unlink(missing_ok=True)
 
 
 @contextmanager

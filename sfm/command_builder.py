@@ -96,7 +96,7 @@ def add_command(
     app: typer.Typer,
     name: str,
     model: type[BaseModel],
-    run: Callable[[Any, bool, bool], None],
+    run_command: Callable[[Any, bool, bool], None],
     *,
     summary: str,
     examples: list[str],
@@ -109,7 +109,7 @@ def add_command(
     name : str
     model : type of BaseModel
         Fields marked ``json_schema_extra={"argument": True}`` become arguments.
-    run : callable
+    run_command : callable
         Called with (config, as_json, quiet).
     summary : str
         First line of the help.
@@ -121,7 +121,7 @@ def add_command(
         as_json, quiet = options.pop("json"), options.pop("quiet")
         file, trusted = options.pop("config"), options.pop("trust_config")
         with exit_on_error():
-            run(make_config(model, name, file, options, trusted=trusted), as_json, quiet)
+            run_command(make_config(model, name, file, options, is_file_trusted=trusted), as_json, quiet)
 
     parameters = [
         *(make_field_parameter(field_name, field) for field_name, field in model.model_fields.items()),
@@ -136,38 +136,40 @@ def add_command(
     app.command(name, help=summary, epilog=epilog, no_args_is_help=True)(command)
 
 
-def make_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def make_parameter(parameter_name: str, annotation: Any, default: Any) -> inspect.Parameter:
     """Return a keyword-only parameter for the signature of a command."""
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(
+        parameter_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
-def make_field_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def make_field_parameter(field_name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the command-line parameter of a field; if left out it is None and the model's default holds."""
-    metavar = get_argument_metavar(name, field)
+    metavar = get_argument_metavar(field_name, field)
     info: Any = (
         typer.Argument(help=field.description, metavar=metavar, show_default=False)
         if metavar
         else typer.Option(
-            "--" + name.replace("_", "-"),
+            "--" + field_name.replace("_", "-"),
             help=field.description,
             metavar=format_choices(field.annotation),
             show_default=format_default(field),
         )
     )
-    return make_parameter(name, Annotated[get_option_type(field.annotation), info], None)
+    return make_parameter(field_name, Annotated[get_option_type(field.annotation), info], None)
 
 
-def get_argument_metavar(name: str, field: FieldInfo) -> str | None:
+def get_argument_metavar(field_name: str, field: FieldInfo) -> str | None:
     """Return how the help writes an argument, as in ``RUN...``; None for an option."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    return str(extra.get("metavar", name.upper())) if extra.get("argument") else None
+    return str(extra.get("metavar", field_name.upper())) if extra.get("argument") else None
 
 
-def get_option_name(model: type[BaseModel], name: str) -> str:
+def get_option_name(model: type[BaseModel], field_name: str) -> str:
     """Return the name of a field on the command line, as in ``--image-size`` or ``DATASET``."""
-    field = model.model_fields.get(name)
-    metavar = get_argument_metavar(name, field) if field else None
-    return metavar.rstrip(".") if metavar else "--" + name.replace("_", "-")
+    field = model.model_fields.get(field_name)
+    metavar = get_argument_metavar(field_name, field) if field else None
+    return metavar.rstrip(".") if metavar else "--" + field_name.replace("_", "-")
 
 
 def format_default(field: FieldInfo) -> str | bool:
@@ -203,10 +205,10 @@ def get_option_type(annotation: Any) -> Any:
 def make_config(
     model: type[BaseModel],
     command_name: str,
-    file: Path | None,
+    config_file: Path | None,
     options: dict[str, Any],
     *,
-    trusted: bool = False,
+    is_file_trusted: bool = False,
 ) -> BaseModel:
     """Return the config: the values of a file, overridden by the options given on the command line.
 
@@ -214,11 +216,11 @@ def make_config(
     ----------
     model : type of BaseModel
     command_name : str
-    file : Path or None
+    config_file : Path or None
         What ``--config`` names.
     options : dict
         By field name; None and empty lists are options that were left out.
-    trusted : bool
+    is_file_trusted : bool
         Whether the file may name places too.
 
     Raises
@@ -227,10 +229,10 @@ def make_config(
         If the file is not a config of this command or, unless it is trusted, names places that are not
         given as options; or if a value is missing or not valid.
     """
-    file_values = read_config_file(file, command_name) if file else {}
+    file_values = read_config_file(config_file, command_name) if config_file else {}
     options = {name: value for name, value in options.items() if value not in (None, [])}
-    if file and not trusted:
-        require_recipe_only(model, file, {n: v for n, v in file_values.items() if n not in options})
+    if config_file and not is_file_trusted:
+        require_recipe_only(model, config_file, {n: v for n, v in file_values.items() if n not in options})
     try:
         return model(**file_values | options)
     except ValidationError as error:
@@ -263,7 +265,7 @@ def read_config_file(file: Path, command_name: str) -> dict[str, Any]:
     return values
 
 
-def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[str, Any]) -> None:
+def require_recipe_only(model: type[BaseModel], config_file: Path, file_values: dict[str, Any]) -> None:
     """Refuse values of a config file that name places, let data leave, or take much memory.
 
     Raises
@@ -277,7 +279,7 @@ def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[st
     if refused:
         settings = ", ".join(f"{n} {sanitize_line(str(v), MAX_VALUE_LENGTH)}" for n, v in refused.items())
         raise InputError(
-            f"--config {file} sets {settings}: a file gives the recipe only, of usual size; give "
+            f"--config {config_file} sets {settings}: a file gives the recipe only, of usual size; give "
             f"{' '.join(refused)} on the command line, or --trust-config if the file is your own"
         )
 

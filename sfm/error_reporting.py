@@ -19,10 +19,10 @@ MAX_ERROR_LENGTH = 4000
 """Characters of an error message: a name in it may have been made to fill the screen."""
 
 
-def report_error(message: str, status: int) -> typer.Exit:
+def report_error(message: str, exit_status: int) -> typer.Exit:
     """Print an error as one line on stderr; return the exit to raise."""
     print_line(f"error: {sanitize_line(message, MAX_ERROR_LENGTH)}", file=sys.stderr)
-    return typer.Exit(status)
+    return typer.Exit(exit_status)
 
 
 @contextmanager

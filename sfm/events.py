@@ -38,13 +38,13 @@ def no_progress(_: Progress) -> None:
     """Ignore a progress event: the default callback."""
 
 
-def delay_progress(seconds: float, callback: ProgressCallback) -> ProgressCallback:
+def delay_progress(min_stage_seconds: float, callback: ProgressCallback) -> ProgressCallback:
     """Return a callback that passes events on once their stage has taken so many seconds."""
     start_times: dict[str, float] = {}
 
     def delayed(event: Progress) -> None:
         now = time.monotonic()
-        if now - start_times.setdefault(event.stage, now) >= seconds:
+        if now - start_times.setdefault(event.stage, now) >= min_stage_seconds:
             callback(event)
 
     return delayed

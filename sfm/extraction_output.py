@@ -70,14 +70,14 @@ def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> N
     )
 
 
-def print_skipped(config: ExtractConfig, skipped: list[str]) -> None:
+def print_skipped(config: ExtractConfig, undecodable_images: list[str]) -> None:
     """Print the images that could not be decoded, if there are any."""
-    if not skipped:
+    if not undecodable_images:
         return
-    print_line(f"{len(skipped)} images could not be decoded and are not in the entries:")
-    for line in skipped[:MAX_SKIPPED_SHOWN]:
+    print_line(f"{len(undecodable_images)} images could not be decoded and are not in the entries:")
+    for line in undecodable_images[:MAX_SKIPPED_SHOWN]:
         print_line(f"  {line}")
-    if len(skipped) > MAX_SKIPPED_SHOWN:
+    if len(undecodable_images) > MAX_SKIPPED_SHOWN:
         print_line(f"  … `sfm store show {shlex.quote(config.store)} … --json` lists all of them")
 
 

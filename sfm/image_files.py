@@ -41,7 +41,7 @@ MAX_METADATA_BYTES = 16 * 2**20
 
 
 def open_image(
-    data: bytes, formats: tuple[str, ...], max_pixels: int, size: tuple[int, int] | None = None
+    data: bytes, formats: tuple[str, ...], max_pixels: int, required_size: tuple[int, int] | None = None
 ) -> Image.Image:
     """Open an image file if it has one of the given formats; nothing is decoded yet.
 
@@ -55,7 +55,7 @@ def open_image(
         Pillow's names of formats. The first bytes of a file tell its format, not its name.
     max_pixels : int
         Larger images are refused: an image of many pixels may be a small file.
-    size : (int, int), optional
+    required_size : (int, int), optional
         Width and height that the image must have.
 
     Raises
@@ -67,8 +67,11 @@ def open_image(
     """
     silence_pillow_warnings()
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
-    if size and image.size != size:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, {size[0]} x {size[1]} are expected")
+    if required_size and image.size != required_size:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, "
+            f"{required_size[0]} x {required_size[1]} are expected"
+        )
     if image.width * image.height > max_pixels:
         raise ValueError(
             f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a "
@@ -84,7 +87,9 @@ def silence_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def read_png(
+    path: Path, max_pixels: int, required_size: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
     """Read a PNG file as an RGB array of shape (height, width, 3), whatever mode an editor saved it in.
 
     Torchvision's ImageFolder reads it so too. Of an animation the first frame is read.
@@ -94,7 +99,7 @@ def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -
     path : Path
     max_pixels : int
         Larger images are refused before memory is taken for them.
-    size : (int, int), optional
+    required_size : (int, int), optional
         Width and height that the image must have.
 
     Raises
@@ -104,7 +109,7 @@ def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -
     """
     try:
         data = read_bounded_file(path, MAX_PIXEL_BYTES * max_pixels + MAX_METADATA_BYTES)
-        return np.asarray(open_image(data, ("PNG",), max_pixels, size).convert("RGB"))
+        return np.asarray(open_image(data, ("PNG",), max_pixels, required_size).convert("RGB"))
     except UnidentifiedImageError as error:
         raise InputError(f"cannot read the image {path}: it is not a PNG file") from error
     except OSError as error:

@@ -70,7 +70,7 @@ def _remove_if_empty(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def acquire_lock(file: Path) -> IO[str] | None:
+def acquire_lock(lock_path: Path) -> IO[str] | None:
     """Acquire the lock of a lock file, which is created if missing.
 
     Returns
@@ -82,9 +82,9 @@ def acquire_lock(file: Path) -> IO[str] | None:
     while True:
         # The holder may delete the file, and the folder with it.
         with suppress(FileNotFoundError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = open_lock_file(file)
-            if try_lock(lock, file):
+            lock_path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open_lock_file(lock_path)
+            if try_lock(lock, lock_path):
                 return lock
             lock.close()
         if time.monotonic() > deadline:
@@ -92,7 +92,7 @@ def acquire_lock(file: Path) -> IO[str] | None:
         time.sleep(0.05)
 
 
-def open_lock_file(file: Path) -> IO[str]:
+def open_lock_file(lock_path: Path) -> IO[str]:
     """Open a lock file, created if missing; one of another user can be locked, though not written.
 
     Raises
@@ -101,11 +101,11 @@ def open_lock_file(file: Path) -> IO[str]:
         If it is a link: the description of the holder would overwrite its target.
     """
     try:
-        return os.fdopen(_open_without_links(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
+        return os.fdopen(_open_without_links(lock_path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+")
     except PermissionError:
-        if not file.exists():
+        if not lock_path.exists():
             raise
-        return os.fdopen(_open_without_links(file, os.O_RDONLY), "r")
+        return os.fdopen(_open_without_links(lock_path, os.O_RDONLY), "r")
 
 
 def _open_without_links(file: Path, flags: int) -> int:
@@ -123,30 +123,31 @@ def _open_without_links(file: Path, flags: int) -> int:
     raise InputError(f"{file} is not a file of its own, which cannot be a lock: delete it")
 
 
-def try_lock(lock: IO[str], file: Path) -> bool:
+def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
     """Lock an open lock file without waiting; return whether this process holds the lock."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_file_handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in UNSUPPORTED_ERRNOS:
             raise
     # A file that its holder has deleted meanwhile does not lock others out.
-    return file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    return lock_path.exists() and os.path.samestat(os.fstat(lock_file_handle.fileno()), lock_path.stat())
 
 
 @contextmanager
-def _hold_lock(file: Path, output: Path) -> Iterator[None]:
+def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
     """Hold the lock of an output and write the holder to the lock file, which is deleted at the end."""
     try:
-        lock = acquire_lock(file)
+        lock = acquire_lock(lock_path)
     except OSError:
         yield
         return
     if lock is None:
         raise InputError(
-            f"{output} is being written by {_read_holder(file)}: wait for it, or write to another place"
+            f"{output_path} is being written by {_read_holder(lock_path)}: "
+            f"wait for it, or write to another place"
         )
     try:
         with suppress(OSError):
@@ -157,15 +158,15 @@ def _hold_lock(file: Path, output: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            delete_below(file.parent, file.name)
+            delete_below(lock_path.parent, lock_path.name)
         with suppress(OSError):
             lock.close()
 
 
-def _read_holder(file: Path) -> str:
+def _read_holder(lock_path: Path) -> str:
     """Return the description of a lock's holder from its file."""
     try:
-        holder = parse_json(read_bounded_file(file, MAX_HOLDER_BYTES))
+        holder = parse_json(read_bounded_file(lock_path, MAX_HOLDER_BYTES))
         return sanitize_line(f"process {holder['process']} on {holder['host']} since {holder['since']}", 200)
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -69,10 +69,12 @@ def merge_entries_by_name(
     return merge_entries(target, entries, union_name, trainer, replace=replace, progress=progress)
 
 
-def open_named_entry(text: str, default_url: str, backbone: str | None, image_size: int | None) -> Entry:
+def open_named_entry(
+    entry_name: str, default_store_url: str, backbone: str | None, image_size: int | None
+) -> Entry:
     """Open the entry that ``STORE#NAME`` names, or ``NAME`` in the default store."""
-    url, mark, dataset = text.rpartition("#")
-    store = open_store(url if mark else default_url)
+    url, mark, dataset = entry_name.rpartition("#")
+    store = open_store(url if mark else default_store_url)
     summaries = summaries_for(store, dataset)
     return store.open_entry(
         select_summary(summaries, dataset=dataset, backbone=backbone, image_size=image_size)

@@ -55,18 +55,22 @@ def make_class_documents(entry: Entry) -> list[dict[str, Any]]:
     ]
 
 
-def add_class_accuracies(document: dict[str, Any], shares: npt.NDArray[np.float64] | None) -> None:
+def add_class_accuracies(
+    entry_document: dict[str, Any], class_accuracies: npt.NDArray[np.float64] | None
+) -> None:
     """Add the held-out accuracy of every class to the document of an entry; None where it is undefined."""
-    for index, class_document in enumerate(document["classes"]):
-        known_arrays = shares is not None and np.isfinite(shares[index])
+    for index, class_document in enumerate(entry_document["classes"]):
+        known_arrays = class_accuracies is not None and np.isfinite(class_accuracies[index])
         class_document["held_out_top1"] = (
-            float(shares[index]) if shares is not None and known_arrays else None
+            float(class_accuracies[index]) if class_accuracies is not None and known_arrays else None
         )
 
 
-def sort_by_accuracy(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def sort_by_accuracy(class_documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort class documents by held-out accuracy, worst first; those without one come last."""
-    return sorted(classes, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0))
+    return sorted(
+        class_documents, key=lambda c: (c.get("held_out_top1") is None, c.get("held_out_top1") or 0.0)
+    )
 
 
 def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
@@ -79,9 +83,9 @@ def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
     return garbage_items
 
 
-def make_array_document(entry: Entry, name: str, stored_bytes: int) -> dict[str, Any]:
+def make_array_document(entry: Entry, array_name: str, stored_bytes: int) -> dict[str, Any]:
     """Return shape, type and sizes of an array; None for an array of a newer schema, which is not opened."""
-    if not is_known_array(name):
+    if not is_known_array(array_name):
         return {
             "shape": None,
             "dtype": None,
@@ -89,7 +93,7 @@ def make_array_document(entry: Entry, name: str, stored_bytes: int) -> dict[str,
             "stored_bytes": stored_bytes,
             "compression_ratio": None,
         }
-    array = entry.open_array(name)
+    array = entry.open_array(array_name)
     return {
         "shape": list(array.shape),
         "dtype": str(array.dtype),
@@ -99,20 +103,21 @@ def make_array_document(entry: Entry, name: str, stored_bytes: int) -> dict[str,
     }
 
 
-def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
+def print_entry(entry_document: dict[str, Any], max_class_rows: int = 30) -> None:
     """Print the document of an entry as tables: cards, classes and arrays."""
-    summary = document["summary"]
+    summary = entry_document["summary"]
     console = open_console()
     pinned = f"{summary['dataset']}@{summary['entry_digest'][:12]}"
     console.print(fit_to_line(pinned, console), style="bold", soft_wrap=True)
     for card in ("dataset", "backbone", "extraction", "classifier"):
         console.print(card, style="bold")
-        for name, value in document[card].items():
+        for name, value in entry_document[card].items():
             console.print(fit_to_line(f"  {name}: {value}", console), soft_wrap=True)
-    classes = sort_by_accuracy(document["classes"])
+    classes = sort_by_accuracy(entry_document["classes"])
     has_accuracies = any("held_out_top1" in c for c in classes)
     print_table(
-        f"{len(classes)} classes" + (f" (the first {max_classes})" if len(classes) > max_classes else ""),
+        f"{len(classes)} classes"
+        + (f" (the first {max_class_rows})" if len(classes) > max_class_rows else ""),
         ["id", "name", "train", "held out", *(["top-1 %"] if has_accuracies else [])],
         [
             [
@@ -122,9 +127,9 @@ def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
                 "–" if c["test_samples"] is None else str(c["test_samples"]),
                 *([format_percent(c["held_out_top1"])] if has_accuracies else []),
             ]
-            for c in classes[:max_classes]
+            for c in classes[:max_class_rows]
         ],
-        right_aligned={"train", "held out", "top-1 %"},
+        right_aligned_heads={"train", "held out", "top-1 %"},
     )
     print_table(
         "arrays",
@@ -138,13 +143,13 @@ def print_entry(document: dict[str, Any], max_classes: int = 30) -> None:
                 f"{a['stored_bytes'] / 1024:.1f}",
                 "–" if a["compression_ratio"] is None else f"{a['compression_ratio']:.2f}",
             ]
-            for name, a in document["arrays"].items()
+            for name, a in entry_document["arrays"].items()
         ],
-        right_aligned={"KiB", "stored KiB", "ratio"},
+        right_aligned_heads={"KiB", "stored KiB", "ratio"},
     )
-    ratio = document["compression_ratio"]
+    ratio = entry_document["compression_ratio"]
     print_line(
-        f"{format_size(document['stored_bytes'])} stored"
+        f"{format_size(entry_document['stored_bytes'])} stored"
         + (f", compression ratio {ratio:.2f}" if ratio else "")
     )
 
@@ -186,7 +191,7 @@ def print_history(title: str, statuses: Sequence[CommitStatus]) -> None:
         *("dataset", "backbone", "px", "role", "options", "generation"),
         *("state", "committed", "digest", "stored"),
     ]
-    print_table(title, columns, rows, right_aligned={"px", "generation", "stored"})
+    print_table(title, columns, rows, right_aligned_heads={"px", "generation", "stored"})
 
 
 def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
@@ -200,11 +205,11 @@ def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
     }
 
 
-def print_collection(collection: CollectionResult, verb: str) -> None:
-    """Print tables of deleted and retained garbage; `verb` is the title of the first."""
+def print_collection(collection: CollectionResult, deleted_title: str) -> None:
+    """Print tables of deleted and retained garbage; `deleted_title` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
     for title, garbage_items in (
-        (verb, collection.deleted),
+        (deleted_title, collection.deleted),
         ("Left (too young, or in use)", collection.retained),
     ):
         if garbage_items:
@@ -218,7 +223,7 @@ def print_collection(collection: CollectionResult, verb: str) -> None:
                 f"{title}: {len(garbage_items)}, {total}",
                 columns,
                 rows,
-                right_aligned={"age", "objects", "size"},
+                right_aligned_heads={"age", "objects", "size"},
             )
     if not collection.deleted:
         print_line("nothing to delete")
@@ -270,7 +275,7 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
     ]
     columns = ["dataset", "digest", "backbone", "px", "role", "objects", "size", "verdict"]
     print_table(
-        f"{title}: {len(rows)} entries checked", columns, rows, right_aligned={"px", "objects", "size"}
+        f"{title}: {len(rows)} entries checked", columns, rows, right_aligned_heads={"px", "objects", "size"}
     )
     for verdict in verdicts:
         for problem in verdict.problems:

@@ -34,9 +34,9 @@ IMAGE_LABELS = {
 
 def print_table(
     title: str,
-    columns: Sequence[str],
+    column_heads: Sequence[str],
     rows: Sequence[Sequence[str]],
-    right_aligned: set[str],
+    right_aligned_heads: set[str],
     console: Console | None = None,
 ) -> None:
     """Print a table: in a box if it fits; else without one, words folded; else as lists.
@@ -46,51 +46,53 @@ def print_table(
     Parameters
     ----------
     title : str
-    columns : sequence of str
+    column_heads : sequence of str
     rows : sequence of sequences of str
-    right_aligned : set of str
+    right_aligned_heads : set of str
         Columns that are aligned right and never folded.
     console : Console, optional
         Where to print; stdout if not given.
     """
     console = console or open_console()
     cells = [[fit_to_line(cell, console, MAX_CELL_LENGTH) for cell in row] for row in rows]
-    heads = [fit_to_line(column, console) for column in columns]
+    heads = [fit_to_line(column, console) for column in column_heads]
     widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
-    boxed_width = sum(widths) + 3 * len(columns) + 1
+    boxed_width = sum(widths) + 3 * len(column_heads) + 1
     if not console.is_terminal:
         console.width = max(MIN_PIPED_WIDTH, boxed_width)
     console.print(fit_to_line(title, console), style="bold", soft_wrap=True)
     # A digest or a number is of no use in pieces; words are.
     min_widths = [
-        max(map(cell_len, [*column, *head.split()])) if name in right_aligned else min(width, MIN_CELL_WIDTH)
-        for name, head, width, *column in zip(columns, heads, widths, *cells, strict=True)
+        max(map(cell_len, [*column, *head.split()]))
+        if name in right_aligned_heads
+        else min(width, MIN_CELL_WIDTH)
+        for name, head, width, *column in zip(column_heads, heads, widths, *cells, strict=True)
     ]
     is_boxed = boxed_width <= console.width
-    if not is_boxed and sum(min_widths) + len(COLUMN_GAP) * (len(columns) - 1) > console.width:
+    if not is_boxed and sum(min_widths) + len(COLUMN_GAP) * (len(column_heads) - 1) > console.width:
         print_rows_as_lists(console, heads, cells)
         return
     style: dict[str, Any] = (
         {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
     )
     table = Table(header_style="bold", **style)
-    for name, head, width in zip(columns, heads, min_widths, strict=True):
-        justify = "right" if name in right_aligned else "left"
+    for name, head, width in zip(column_heads, heads, min_widths, strict=True):
+        justify = "right" if name in right_aligned_heads else "left"
         table.add_column(head, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
     for row in cells:
         table.add_row(*row)
     console.print(table)
 
 
-def print_rows_as_lists(console: Console, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print every row as lines of ``name: value``; the terminal wraps what is too long."""
     for row in rows:
-        for head, cell in zip(heads, row, strict=True):
+        for head, cell in zip(column_heads, row, strict=True):
             console.print(Text.assemble((f"{head}: ", "bold"), cell), soft_wrap=True)
         console.print()
 
 
-def print_entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str] = ()) -> None:
+def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
     """Print summaries of entries, with the outcome of publishing them if there is one."""
     columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
     rows = [
@@ -107,10 +109,10 @@ def print_entry_table(title: str, entries: Sequence[Any], outcomes: Sequence[str
         ]
         for s in entries
     ]
-    if outcomes:
+    if publish_outcomes:
         columns.append("outcome")
-        rows = [[*row, outcome] for row, outcome in zip(rows, outcomes, strict=True)]
-    print_table(title, columns, rows, right_aligned={"px", "classes", "train", "held out", "top-1 %"})
+        rows = [[*row, outcome] for row, outcome in zip(rows, publish_outcomes, strict=True)]
+    print_table(title, columns, rows, right_aligned_heads={"px", "classes", "train", "held out", "top-1 %"})
 
 
 def print_accuracy_table(record: dict[str, Any]) -> None:
@@ -144,7 +146,7 @@ def print_accuracy_table(record: dict[str, Any]) -> None:
         f"Accuracy on held-out features: {shorten_path(record['config']['run'])}, "
         f"distilled on {record['provenance']['distilled_on']}"
     )
-    print_table(title, columns, rows, right_aligned={"top-1 %", "top-5 %", "of full data %", "seeds"})
+    print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
         print_line(f"note: {note}")
 
@@ -157,12 +159,12 @@ def shorten_path(path: str) -> str:
     return str(Path(path).relative_to(working_directory))
 
 
-def print_matrix_table(cells: Sequence[dict[str, Any]]) -> None:
+def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     """Print the cross-backbone matrix of several evaluations: a block of rows per mode."""
-    backbones = list(dict.fromkeys(cell["backbone"] for cell in cells))
-    modes = dict.fromkeys(cell["mode"] for cell in cells)
-    runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in cells)
-    cells_by_key = {(cell["mode"], cell["run"], cell["backbone"]): cell for cell in cells}
+    backbones = list(dict.fromkeys(cell["backbone"] for cell in evaluation_rows))
+    modes = dict.fromkeys(cell["mode"] for cell in evaluation_rows)
+    runs = dict.fromkeys((cell["run"], cell["distilled_on"]) for cell in evaluation_rows)
+    cells_by_key = {(cell["mode"], cell["run"], cell["backbone"]): cell for cell in evaluation_rows}
     rows = []
     for mode in modes:
         for run, distilled_on in runs:
@@ -172,12 +174,12 @@ def print_matrix_table(cells: Sequence[dict[str, Any]]) -> None:
             ]
             rows.append([mode, distilled_on, shorten_path(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
-    print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned=set(backbones))
+    print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned_heads=set(backbones))
 
 
-def format_over_seeds(row: dict[str, Any], metric: str) -> str:
+def format_over_seeds(row: dict[str, Any], metric_name: str) -> str:
     """Return the mean of a metric over seeds in percent, with its deviation if there are several."""
-    return format_percent(row[f"{metric}_mean"], row[f"{metric}_std"] if row["seeds"] > 1 else None)
+    return format_percent(row[f"{metric_name}_mean"], row[f"{metric_name}_std"] if row["seeds"] > 1 else None)
 
 
 def print_plan_table(plan: Any) -> None:
@@ -215,7 +217,7 @@ def print_plan_table(plan: Any) -> None:
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
         ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
     ]
-    print_table(f"Plan for {plan.source}", ["what", "how much"], rows, right_aligned=set())
+    print_table(f"Plan for {plan.source}", ["what", "how much"], rows, right_aligned_heads=set())
 
 
 def format_duration(seconds: float) -> str:

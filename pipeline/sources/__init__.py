@@ -35,7 +35,7 @@ from sfm.pipeline.sources.wds import open_wds_source
 from sfm.stats_store.class_lists import find_class_id, replace_class_ids
 from sfm.stats_store.dataset_names import make_dataset_name
 
-__all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
+__all__ = ["PLUGIN_GROUP", "SOURCE_KINDS", "Sample", "Shard", "Source", "Split", "open_source"]
 
 SOURCE_KINDS: dict[str, Callable[[str], Source]] = {
     "folder": open_folder_source,
@@ -52,14 +52,14 @@ RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_backgr
 """Options of every source that say how its images become opaque 8-bit pixels."""
 
 
-def open_source(spec: str, held_out: bool = True) -> Source:
+def open_source(spec: str, *, require_held_out: bool = True) -> Source:
     """Open the dataset of a spec such as ``folder:PATH``, and check what is known of it without reading.
 
     Parameters
     ----------
     spec : str
         ``KIND:PLACE?OPTIONS``.
-    held_out : bool
+    require_held_out : bool
         Whether it must have a held-out split.
 
     Raises
@@ -73,7 +73,7 @@ def open_source(spec: str, held_out: bool = True) -> Source:
     class_list = read_class_list(options.pop("classes")) if "classes" in options else None
     rendering_options = pop_rendering_options(spec, options)
     source = opener(format_spec_options(place, options))
-    if held_out and not source.test.shards:
+    if require_held_out and not source.test.shards:
         reason = source.inventory.no_held_out or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
     if source.class_ids is not None:

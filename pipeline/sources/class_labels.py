@@ -80,9 +80,9 @@ def read_class_list(name_or_path: str) -> ClassList:
     return class_list
 
 
-def class_id_from_number(number: int) -> str:
+def class_id_from_number(label_number: int) -> str:
     """Return the class id of a label number without a name; zeros in front make ids sort as numbers."""
-    return str(number).zfill(NUMBER_ID_DIGITS)
+    return str(label_number).zfill(NUMBER_ID_DIGITS)
 
 
 def class_id_from_label(label: object, label_list: ClassList | None, where: str) -> str:
@@ -156,7 +156,7 @@ def encode_label_list(label_list: ClassList | None) -> str:
     return "\n".join(label_list.ids) + suffix
 
 
-def require_consistent_labels(spec: str, label_texts: Iterable[tuple[str, str]]) -> None:
+def require_consistent_labels(spec: str, class_ids_and_label_texts: Iterable[tuple[str, str]]) -> None:
     """Refuse labels that are spelled differently but would be one class, such as 1 and 01.
 
     They may be two classes, or an id and a position in a list; only the user can tell.
@@ -165,7 +165,7 @@ def require_consistent_labels(spec: str, label_texts: Iterable[tuple[str, str]])
     ----------
     spec : str
         Dataset spec, for messages.
-    label_texts : iterable of (str, str)
+    class_ids_and_label_texts : iterable of (str, str)
         Class id, and the text of its label (see :func:`format_numeric_label`).
 
     Raises
@@ -174,7 +174,7 @@ def require_consistent_labels(spec: str, label_texts: Iterable[tuple[str, str]])
         Names the class and two of its spellings.
     """
     first_texts: dict[str, str] = {}
-    for class_id, text in label_texts:
+    for class_id, text in class_ids_and_label_texts:
         if text and first_texts.setdefault(class_id, text) != text:
             raise InputError(
                 f"{spec} writes labels of class {class_id} as {first_texts[class_id]!r} and as {text!r}: "

@@ -80,7 +80,7 @@ def select_source_classes(
     )
 
 
-def filter_shard(shard: Shard, class_ids: Collection[str]) -> Shard:
+def filter_shard(shard: Shard, kept_class_ids: Collection[str]) -> Shard:
     """Return a shard that drops samples of other classes while it is read; positions count the others."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
@@ -89,7 +89,7 @@ def filter_shard(shard: Shard, class_ids: Collection[str]) -> Shard:
         return selected if positions is None else take_positions(selected, positions)
 
     def is_selected(sample: Sample | SampleFile) -> bool:
-        if sample.label in class_ids:
+        if sample.label in kept_class_ids:
             return True
         shard.unused[OTHER_CLASSES_KIND] += 1
         return False
@@ -110,7 +110,7 @@ def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> I
 
 
 def select_rows(
-    split: Split, rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32], listing: str
+    split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str
 ) -> Split:
     """Return a split of some rows of another whose labels are known, in shards of ``BLOCK_ROWS`` samples.
 
@@ -118,9 +118,9 @@ def select_rows(
     ----------
     rows : ndarray of int64, shape (n,)
         Ascending.
-    labels : ndarray of int32, shape (n,)
+    new_labels : ndarray of int32, shape (n,)
         Labels of these rows in the new split.
-    listing : str
+    listing_digest : str
         See `Split`.
     """
 
@@ -128,8 +128,8 @@ def select_rows(
         own_rows = rows[start : start + BLOCK_ROWS]
         return Shard(
             f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].where} …",
-            labels[start : start + BLOCK_ROWS],
+            new_labels[start : start + BLOCK_ROWS],
             lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]),
         )
 
-    return Split(tuple(make_shard(start) for start in range(0, len(rows), BLOCK_ROWS)), listing)
+    return Split(tuple(make_shard(start) for start in range(0, len(rows), BLOCK_ROWS)), listing_digest)

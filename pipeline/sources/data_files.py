@@ -143,7 +143,9 @@ def _match_pattern(name: str) -> list[DataFile]:
 
         found = [
             file
-            for file in list_files(folder, is_needed=matches, max_depth=name.count("/", len(folder) + 1))
+            for file in list_files(
+                folder, refuses_dangling_link=matches, max_depth=name.count("/", len(folder) + 1)
+            )
             if fnmatch.fnmatchcase(file.url, pattern) and file.url.count("/") == name.count("/")
         ]
     else:
@@ -164,7 +166,7 @@ def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> Data
 
 
 def _stat_remote_file(url: str) -> DataFile:
-    store, path = _connect_to_url(url, patient=False)
+    store, path = _connect_to_url(url, retry_for_long=False)
     with translate_read_errors(url):
         return _make_data_file(url, obstore.head(store, path))
 
@@ -175,8 +177,8 @@ def _make_data_file(url: str, meta: "ObjectMeta") -> DataFile:
 
 def list_files(
     folder: str,
-    unused: Counter[str] | None = None,
-    is_needed: Callable[[str], bool] = accept_any_name,
+    unused_by_kind: Counter[str] | None = None,
+    refuses_dangling_link: Callable[[str], bool] = accept_any_name,
     max_depth: int | None = None,
 ) -> list[DataFile]:
     """Return all files below a folder, or below a prefix in a bucket, sorted by path; links are followed.
@@ -185,9 +187,9 @@ def list_files(
     ----------
     folder : str
         Path or URL.
-    unused : Counter, optional
+    unused_by_kind : Counter, optional
         Counts hidden and special files, by kind.
-    is_needed : callable
+    refuses_dangling_link : callable
         Given a path below the folder, returns whether a dangling link of that name stops the run.
     max_depth : int, optional
         Levels of folders that are entered, on a disk.
@@ -197,30 +199,32 @@ def list_files(
     InputError
         If the folder cannot be listed, or a needed link is dangling.
     """
-    unused = Counter() if unused is None else unused
+    unused_by_kind = Counter() if unused_by_kind is None else unused_by_kind
     if not is_remote_url(folder):
         root = resolve_local_path(folder)
         if not root.is_dir():
             return []
-        paths = [root / path for path, _ in walk_files(str(root), unused, is_needed, max_depth)]
+        paths = [
+            root / path for path, _ in walk_files(str(root), unused_by_kind, refuses_dangling_link, max_depth)
+        ]
         return sorted(map(_stat_local_file, paths), key=lambda file: file.url)
     if urlsplit(folder).scheme not in REMOTE_SCHEMES:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
-    store, prefix = _connect_to_url(folder, patient=False)
+    store, prefix = _connect_to_url(folder, retry_for_long=False)
     with translate_read_errors(folder):
         objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
     files = []
     for item in objects:
         file = _make_data_file(f"{bucket}/{item['path']}", item)
         if "/." in file.url.removeprefix(folder.rstrip("/")):
-            unused[HIDDEN_KIND] += 1
+            unused_by_kind[HIDDEN_KIND] += 1
         else:
             files.append(file)
     return sorted(files, key=lambda file: file.url)
 
 
-def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
+def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str]:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
@@ -230,11 +234,11 @@ def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
             HTTPStore.from_url(
                 f"{parts.scheme}://{parts.netloc}",
                 client_options={"allow_http": parts.scheme == "http"},
-                retry_config=PATIENT_RETRY if patient else BRIEF_RETRY,
+                retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY,
             ),
             path,
         )
-    return connect_object_store(f"{parts.scheme}://{parts.netloc}", patient=patient), path
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", patient=retry_for_long), path
 
 
 @contextlib.contextmanager
@@ -278,7 +282,7 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
         with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
-    store, path = _connect_to_url(file.url, patient=True)
+    store, path = _connect_to_url(file.url, retry_for_long=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
         response = obstore.get(store, path)
     require_unchanged(file, _make_data_file(file.url, response.meta))
@@ -298,7 +302,7 @@ def open_seekable(file: DataFile) -> BinaryIO:
         require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
         with translate_read_errors(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
-    store, path = _connect_to_url(file.url, patient=True)
+    store, path = _connect_to_url(file.url, retry_for_long=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
         require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
     return io.BufferedReader(_RangeReader(file, store, path), STREAM_CHUNK_BYTES)
@@ -375,16 +379,16 @@ class _RangeReader(io.RawIOBase):
         return len(data)
 
 
-def derive_dataset_name(pattern: str, suffixes: str | tuple[str, ...]) -> str:
+def derive_dataset_name(pattern: str, file_suffixes: str | tuple[str, ...]) -> str:
     """Return a name for the dataset of a pattern: that of its folder, its prefix or else its bucket.
 
     Parameters
     ----------
-    suffixes : str or tuple of str
+    file_suffixes : str or tuple of str
         File names end in one of these.
     """
     literal = re.split(r"[{*]", pattern)[0]
-    is_folder = literal == pattern and not pattern.endswith(suffixes)
+    is_folder = literal == pattern and not pattern.endswith(file_suffixes)
     folder = literal if is_folder else posixpath.dirname(literal)
     if not is_remote_url(pattern):
         return make_name_from_folder(resolve_local_path(folder or "."))

@@ -26,8 +26,8 @@ def accept_any_name(_: str) -> bool:
 
 def walk_files(
     root: str,
-    unused: Counter[str],
-    is_needed: Callable[[str], bool] = accept_any_name,
+    unused_by_kind: Counter[str],
+    refuses_dangling_link: Callable[[str], bool] = accept_any_name,
     max_depth: int | None = None,
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the files below a folder in the order of torchvision's ``ImageFolder``; links are followed.
@@ -38,9 +38,9 @@ def walk_files(
     Parameters
     ----------
     root : str
-    unused : Counter
+    unused_by_kind : Counter
         Counts what is not yielded, by kind: hidden files, and what is neither file nor folder.
-    is_needed : callable
+    refuses_dangling_link : callable
         Given a path below `root`, returns whether a dangling link of that name stops the run.
     max_depth : int, optional
         Levels of folders that are entered; 0 for the files of `root` alone.
@@ -55,19 +55,21 @@ def walk_files(
     InputError
         If a folder cannot be read, or a needed link is dangling; names it.
     """
-    yield from _walk_folder(root, "", frozenset(), unused, is_needed, max_depth, Counter())
+    yield from _walk_folder(
+        root, "", frozenset(), unused_by_kind, refuses_dangling_link, max_depth, Counter()
+    )
 
 
 def _walk_folder(
     folder: str,
-    prefix: str,
-    parents: frozenset[tuple[int, int]],
-    unused: Counter[str],
-    is_needed: Callable[[str], bool],
+    path_prefix: str,
+    parent_inodes: frozenset[tuple[int, int]],
+    unused_by_kind: Counter[str],
+    refuses_dangling_link: Callable[[str], bool],
     max_depth: int | None,
-    visits: Counter[tuple[int, int]],
+    visit_count_by_inode: Counter[tuple[int, int]],
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    if len(parents) > MAX_FOLDER_DEPTH:
+    if len(parent_inodes) > MAX_FOLDER_DEPTH:
         raise InputError(
             f"the folder {folder} lies more than {MAX_FOLDER_DEPTH} folders deep: no dataset does"
         )
@@ -77,40 +79,40 @@ def _walk_folder(
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     inode = (status.st_dev, status.st_ino)
-    if inode in parents:
-        unused[LINK_CYCLE_KIND] += 1
+    if inode in parent_inodes:
+        unused_by_kind[LINK_CYCLE_KIND] += 1
         return
-    visits[inode] += 1
-    if visits[inode] > MAX_FOLDER_VISITS:
+    visit_count_by_inode[inode] += 1
+    if visit_count_by_inode[inode] > MAX_FOLDER_VISITS:
         raise InputError(f"links lead to the folder {folder} in more than {MAX_FOLDER_VISITS} ways")
     folders = []
     for entry in entries:
-        path = f"{prefix}{entry.name}"
+        path = f"{path_prefix}{entry.name}"
         if entry.name.startswith("."):
-            unused[HIDDEN_KIND] += 1
+            unused_by_kind[HIDDEN_KIND] += 1
         elif is_dangling_link(entry):
-            if is_needed(path):
+            if refuses_dangling_link(path):
                 raise InputError(describe_dangling_link(entry.path))
-            unused["links that lead nowhere"] += 1
+            unused_by_kind["links that lead nowhere"] += 1
         elif entry.is_dir() and entry.name in SYSTEM_FOLDERS:
-            unused[f"in {entry.name}/"] += count_files_below(entry.path)
+            unused_by_kind[f"in {entry.name}/"] += count_files_below(entry.path)
         elif entry.is_dir():
             folders.append(entry)
         elif entry.is_file():
             yield path, entry
         else:
-            unused[SPECIAL_FILE_KIND] += 1
+            unused_by_kind[SPECIAL_FILE_KIND] += 1
     if max_depth == 0:
         return
     for entry in folders:
         yield from _walk_folder(
             entry.path,
-            f"{prefix}{entry.name}/",
-            parents | {inode},
-            unused,
-            is_needed,
+            f"{path_prefix}{entry.name}/",
+            parent_inodes | {inode},
+            unused_by_kind,
+            refuses_dangling_link,
             None if max_depth is None else max_depth - 1,
-            visits,
+            visit_count_by_inode,
         )
 
 

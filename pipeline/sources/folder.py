@@ -33,12 +33,12 @@ from sfm.stats_store.dataset_names import make_name_from_folder
 LOOSE_IMAGES_KIND = "images outside of class folders"
 
 
-def open_folder_source(location: str) -> Source:
+def open_folder_source(place_with_options: str) -> Source:
     """Open a dataset of class folders.
 
     Parameters
     ----------
-    location : str
+    place_with_options : str
         Path of the folder that holds ``train/`` and ``test/`` or ``val/``; ``?train=NAME`` and ``?test=NAME``
         choose folders of other names. Where there are no splits, path of the folder of class folders.
 
@@ -47,8 +47,8 @@ def open_folder_source(location: str) -> Source:
     InputError
         If a folder is missing, or the splits cannot be told apart.
     """
-    spec = f"folder:{location}"
-    path, options = parse_spec_options(location)
+    spec = f"folder:{place_with_options}"
+    path, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("train", "test"))
     root = expand_home(path)
     if not root.is_dir():
@@ -85,12 +85,12 @@ def count_unused_files(root: Path, layout: FolderLayout) -> Counter[str]:
     return +unused
 
 
-def make_folder_split(root: Path, class_ids: list[str], unused: Counter[str]) -> Split:
+def make_folder_split(split_folder: Path, class_ids: list[str], unused_by_kind: Counter[str]) -> Split:
     """Return the split of the images in the class folders and below them, by class and name.
 
     Parameters
     ----------
-    unused : Counter
+    unused_by_kind : Counter
         Counts the files that are no images, by kind.
 
     Raises
@@ -102,10 +102,10 @@ def make_folder_split(root: Path, class_ids: list[str], unused: Counter[str]) ->
     labels: list[int] = []
     file_states: list[str] = []
     for label, class_id in enumerate(class_ids):
-        if not (root / class_id).is_dir():
+        if not (split_folder / class_id).is_dir():
             continue
         first, others = len(names), Counter[str]()
-        for path, entry in walk_files(str(root / class_id), others):
+        for path, entry in walk_files(str(split_folder / class_id), others):
             if not is_image_entry(entry):
                 others[get_unused_kind(entry.name)] += 1
                 continue
@@ -115,14 +115,14 @@ def make_folder_split(root: Path, class_ids: list[str], unused: Counter[str]) ->
             file_states.append(f"{names[-1]} {status.st_size} {status.st_mtime_ns}")
         if len(names) == first and others:
             raise InputError(
-                f"{root / class_id} holds no image, only {format_counts(others)}; remove the folder or add "
-                f"images"
+                f"{split_folder / class_id} holds no image, only {format_counts(others)}; remove the "
+                f"folder or add images"
             )
-        unused.update(others)
+        unused_by_kind.update(others)
 
     return file_split(
         labels=np.array(labels, dtype=np.int32),
         class_ids=class_ids,
-        path=lambda i: f"{root}/{names[i]}",
-        listing=compute_digest(str(root.resolve()), "\n".join(file_states)),
+        path=lambda i: f"{split_folder}/{names[i]}",
+        listing=compute_digest(str(split_folder.resolve()), "\n".join(file_states)),
     )

@@ -91,12 +91,15 @@ def find_folder_layout(spec: str, root: Path, train_name: str | None, test_name:
 
 
 def choose_held_out_folder(
-    folders: Sequence[Path], train: Path, candidates: Sequence[Path], weak_candidates: Sequence[Path]
+    all_folders: Sequence[Path],
+    train_folder: Path,
+    candidates: Sequence[Path],
+    fallback_candidates: Sequence[Path],
 ) -> FolderLayout:
     """Return the layout with the first candidate that holds training classes held out."""
-    candidates = [folder for folder in candidates if folder != train]
-    labelled = find_folders_sharing_classes(train, candidates)
-    labelled = labelled or find_folders_sharing_classes(train, weak_candidates)
+    candidates = [folder for folder in candidates if folder != train_folder]
+    labelled = find_folders_sharing_classes(train_folder, candidates)
+    labelled = labelled or find_folders_sharing_classes(train_folder, fallback_candidates)
     unlabelled = [folder for folder in candidates if folder not in labelled]
     notes = []
     if unlabelled:
@@ -105,7 +108,7 @@ def choose_held_out_folder(
     if len(labelled) > 1:
         others = format_folder_names(labelled[1:])
         notes.append(f"held out is {labelled[0].name}/, not {others}; ?test={labelled[1].name} chooses it")
-    return make_folder_layout(folders, train, labelled[0] if labelled else None, notes)
+    return make_folder_layout(all_folders, train_folder, labelled[0] if labelled else None, notes)
 
 
 def group_folders_by_split(folders: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
@@ -121,14 +124,14 @@ def group_folders_by_split(folders: Iterable[Path]) -> tuple[dict[str, list[Path
 
 
 def find_classes_named_like_splits(
-    folders: Collection[Path], by_name: Mapping[str, list[Path]]
+    folders: Collection[Path], folders_by_exact_split_name: Mapping[str, list[Path]]
 ) -> list[Path]:
     """Return the folders that are named like a split but are classes; none if one of them is a split.
 
     Folders of both splits without class folders are no classes: their images were not sorted.
     """
-    named = [folder for split_folders in by_name.values() for folder in split_folders]
-    has_both_splits = 0 < len(by_name["train"]) < len(named)
+    named = [folder for split_folders in folders_by_exact_split_name.values() for folder in split_folders]
+    has_both_splits = 0 < len(folders_by_exact_split_name["train"]) < len(named)
     if has_both_splits or len(named) == len(folders) or any(map(list_class_folders, named)):
         return []
     return named if all(map(could_be_class_folder, folders)) else []
@@ -145,39 +148,45 @@ def could_be_class_folder(folder: Path) -> bool:
 
 
 def find_training_folders(
-    folders: Iterable[Path], candidates: Sequence[Path], held_out: Sequence[Path]
+    all_folders: Iterable[Path], train_candidates: Sequence[Path], held_out_folders: Sequence[Path]
 ) -> list[Path]:
     """Return the candidates for training that share classes with a held-out folder.
 
     None of them if one shares classes with a folder of no split: classes may be called ``bullet train`` and
     ``test tube``, and hold folders of the same names.
     """
-    others = [folder for folder in folders if find_split_word(folder.name) is None and folder not in held_out]
-    training = [folder for folder in candidates if find_folders_sharing_classes(folder, held_out)]
+    others = [
+        folder
+        for folder in all_folders
+        if find_split_word(folder.name) is None and folder not in held_out_folders
+    ]
+    training = [
+        folder for folder in train_candidates if find_folders_sharing_classes(folder, held_out_folders)
+    ]
     return [] if any(find_folders_sharing_classes(folder, others) for folder in training) else training
 
 
-def find_folders_sharing_classes(train: Path, folders: Sequence[Path]) -> list[Path]:
+def find_folders_sharing_classes(train_folder: Path, candidates: Sequence[Path]) -> list[Path]:
     """Return the folders that hold classes of a training folder; those that do not hold all come last."""
-    classes = list_class_ids(train)
-    sharing = [folder for folder in folders if folder != train and classes & list_class_ids(folder)]
+    classes = list_class_ids(train_folder)
+    sharing = [folder for folder in candidates if folder != train_folder and classes & list_class_ids(folder)]
     return sorted(sharing, key=lambda folder: classes != list_class_ids(folder))
 
 
 def make_folder_layout(
-    folders: Iterable[Path], train: Path, held_out: Path | None, notes: Sequence[str]
+    all_folders: Iterable[Path], train_folder: Path, held_out_folder: Path | None, notes: Sequence[str]
 ) -> FolderLayout:
     """Return a layout whose `others` are the folders that are no split and hold none."""
-    splits = [resolve_links(split) for split in (train, held_out) if split is not None]
+    splits = [resolve_links(split) for split in (train_folder, held_out_folder) if split is not None]
     others = []
-    for folder in folders:
+    for folder in all_folders:
         target = resolve_links(folder)
         if not any(split == target or target in split.parents for split in splits):
             others.append(folder)
-    return FolderLayout(train, held_out, tuple(others), tuple(notes))
+    return FolderLayout(train_folder, held_out_folder, tuple(others), tuple(notes))
 
 
-def find_named_folder(spec: str, root: Path, name: str) -> Path:
+def find_named_folder(spec: str, root: Path, folder_name: str) -> Path:
     """Return the folder of a split that the user named.
 
     Raises
@@ -185,10 +194,10 @@ def find_named_folder(spec: str, root: Path, name: str) -> Path:
     InputError
         If there is none; lists what is there.
     """
-    if (root / name).is_dir():
-        return root / name
+    if (root / folder_name).is_dir():
+        return root / folder_name
     names = format_folder_names([Path(entry.path) for entry in list_subfolders(root)])
-    raise InputError(f"{spec}: there is no folder {name} in {root}; it holds {names}")
+    raise InputError(f"{spec}: there is no folder {folder_name} in {root}; it holds {names}")
 
 
 def explain_missing_held_out(spec: str, root: Path, layout: FolderLayout) -> str:
@@ -217,13 +226,13 @@ def could_be_split_folder(name: str) -> bool:
 
 
 def list_subfolders(
-    folder: Path, is_needed: Callable[[str], bool] = could_be_split_folder
+    folder: Path, refuses_dangling_link: Callable[[str], bool] = could_be_split_folder
 ) -> list[os.DirEntry[str]]:
     """Return the folders in a folder, sorted by name, without hidden ones.
 
     Parameters
     ----------
-    is_needed : callable
+    refuses_dangling_link : callable
         Given a name, returns whether a dangling link of that name stops the run.
 
     Raises
@@ -237,7 +246,7 @@ def list_subfolders(
         raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     visible = [entry for entry in entries if entry.name[0] != "." and entry.name not in SYSTEM_FOLDERS]
     for entry in visible:
-        if is_dangling_link(entry) and is_needed(entry.name):
+        if is_dangling_link(entry) and refuses_dangling_link(entry.name):
             raise InputError(describe_dangling_link(entry.path))
     return [entry for entry in visible if not is_dangling_link(entry) and entry.is_dir()]
 

@@ -28,7 +28,7 @@ BUILTIN_FOLDERS = {"fashion-mnist-6k": ("fashion_mnist_6k", "MIT")}
 """Folder and licence of each dataset in this package."""
 
 
-def open_idx_source(path: str) -> Source:
+def open_idx_source(folder: str) -> Source:
     """Open a folder of idx files: ``train-images-idx3-ubyte`` and its three companions.
 
     A file ``classes.txt`` beside them, one name per line in label order, gives the classes their names; empty
@@ -39,13 +39,15 @@ def open_idx_source(path: str) -> Source:
     InputError
         If files are missing, damaged, or do not belong together.
     """
-    root = expand_home(path)
+    root = expand_home(folder)
     if not root.is_dir():
-        raise InputError(f"no dataset at idx:{path}: {root} is not a folder")
-    return open_idx_folder(root, name=make_name_from_folder(root), spec=f"idx:{path}", licence="unknown")
+        raise InputError(f"no dataset at idx:{folder}: {root} is not a folder")
+    return open_idx_folder(
+        root, dataset_name=make_name_from_folder(root), spec=f"idx:{folder}", licence="unknown"
+    )
 
 
-def open_builtin_source(name: str) -> Source:
+def open_builtin_source(dataset_name: str) -> Source:
     """Open a dataset that comes with this package.
 
     Raises
@@ -53,16 +55,17 @@ def open_builtin_source(name: str) -> Source:
     InputError
         If there is none of that name.
     """
-    if name not in BUILTIN_FOLDERS:
+    if dataset_name not in BUILTIN_FOLDERS:
         raise InputError(
-            f"no dataset builtin:{name}: there is {', '.join(map('builtin:{}'.format, BUILTIN_FOLDERS))}"
+            f"no dataset builtin:{dataset_name}: there is "
+            f"{', '.join(map('builtin:{}'.format, BUILTIN_FOLDERS))}"
         )
-    folder, licence = BUILTIN_FOLDERS[name]
+    folder, licence = BUILTIN_FOLDERS[dataset_name]
     root = Path(str(importlib.resources.files("sfm.pipeline"))) / "data" / folder
-    return open_idx_folder(root, name=name, spec=f"builtin:{name}", licence=licence)
+    return open_idx_folder(root, dataset_name=dataset_name, spec=f"builtin:{dataset_name}", licence=licence)
 
 
-def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source:
+def open_idx_folder(root: Path, *, dataset_name: str, spec: str, licence: str) -> Source:
     """Open a folder of idx files: labels are read, images when they are asked for."""
     has_held_out = any(entry.name.startswith("t10k-") for entry in root.iterdir())
     labels = {
@@ -75,7 +78,10 @@ def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source
     name_file = root / "classes.txt"
     class_names = class_ids
     if name_file.exists():
-        names = [display or name for _, name, display in iterate_class_lines(read_class_list_text(name_file))]
+        names = [
+            display or dataset_name
+            for _, dataset_name, display in iterate_class_lines(read_class_list_text(name_file))
+        ]
         if len(names) <= max(values):
             raise InputError(f"{name_file} has {len(names)} names, but labels go up to {max(values)}")
         class_names = [names[value] for value in values]
@@ -87,7 +93,7 @@ def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source
         return Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(shape))
 
     return Source(
-        name=name,
+        name=dataset_name,
         spec=spec,
         class_ids=class_ids,
         class_names=class_names,
@@ -105,14 +111,14 @@ def open_idx_folder(root: Path, *, name: str, spec: str, licence: str) -> Source
     )
 
 
-def find_idx_file(root: Path, stem: str) -> Path:
+def find_idx_file(root: Path, file_name: str) -> Path:
     """Return the file of a name, or of that name with ``.gz``."""
-    for candidate in (root / stem, root / f"{stem}.gz"):
+    for candidate in (root / file_name, root / f"{file_name}.gz"):
         if candidate.is_file():
             return candidate
         if candidate.is_symlink() and not candidate.exists():
             raise InputError(describe_dangling_link(candidate))
-    raise InputError(f"{root} holds no {stem} or {stem}.gz")
+    raise InputError(f"{root} holds no {file_name} or {file_name}.gz")
 
 
 def open_idx_file(path: Path) -> BinaryIO:
@@ -120,22 +126,23 @@ def open_idx_file(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def read_idx_header(path: Path, file: BinaryIO, ndim: int) -> tuple[int, ...]:
-    """Read the header of an idx file of unsigned bytes with `ndim` axes, and return its shape."""
+def read_idx_header(path: Path, file: BinaryIO, expected_ndim: int) -> tuple[int, ...]:
+    """Read the header of an idx file of unsigned bytes with `expected_ndim` axes, and return its shape."""
     try:
-        header = file.read(4 + 4 * ndim)
-        magic, *shape = struct.unpack(f">{1 + ndim}I", header)
+        header = file.read(4 + 4 * expected_ndim)
+        magic, *shape = struct.unpack(f">{1 + expected_ndim}I", header)
     except (struct.error, *IDX_READ_ERRORS) as error:
         raise InputError(f"{path} is not an idx file: its header cannot be read") from error
-    if magic != 0x0800 + ndim:
+    if magic != 0x0800 + expected_ndim:
         raise InputError(
-            f"{path} is not an idx file of {ndim}-dimensional bytes: it begins with {header[:4].hex()}"
+            f"{path} is not an idx file of {expected_ndim}-dimensional bytes: it begins with "
+            f"{header[:4].hex()}"
         )
     require_plausible_idx_header(path, tuple(shape), len(header))
     return tuple(shape)
 
 
-def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_size: int) -> None:
+def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_bytes: int) -> None:
     """Refuse a file whose header promises more than it can hold, before memory is taken for it.
 
     Raises
@@ -150,7 +157,7 @@ def require_plausible_idx_header(path: Path, shape: tuple[int, ...], header_size
         raise InputError(
             f"{path} promises {promise} bytes: at most {MAX_MEMBERS:,} images of {max_pixels:,} are read"
         )
-    size = path.stat().st_size - header_size
+    size = path.stat().st_size - header_bytes
     if path.suffix != ".gz" and size < count * pixels:
         raise InputError(f"{path} ends after {size:,} of the {count * pixels:,} bytes that it promises")
 
@@ -176,35 +183,35 @@ def read_image_shape(path: Path) -> tuple[int, int]:
 
 
 def make_idx_split(
-    path: Path, labels: npt.NDArray[np.int32], class_ids: list[str], shape: tuple[int, int]
+    images_path: Path, labels: npt.NDArray[np.int32], class_ids: list[str], image_shape: tuple[int, int]
 ) -> Split:
     """Return the split of an idx file; images are read by seeking, so memory does not grow with the file."""
-    file = open_idx_file(path)
-    count, height, width = read_idx_header(path, file, 3)
-    if count != len(labels) or (height, width) != shape:
+    file = open_idx_file(images_path)
+    count, height, width = read_idx_header(images_path, file, 3)
+    if count != len(labels) or (height, width) != image_shape:
         raise InputError(
-            f"{path} holds {count} images of {height}x{width}; "
-            f"expected {len(labels)} of {shape[0]}x{shape[1]}"
+            f"{images_path} holds {count} images of {height}x{width}; "
+            f"expected {len(labels)} of {image_shape[0]}x{image_shape[1]}"
         )
-    size = shape[0] * shape[1]
+    size = image_shape[0] * image_shape[1]
 
     def read(i: int) -> bytes:
         try:
             file.seek(16 + i * size)
             data = file.read(size)
         except IDX_READ_ERRORS as error:
-            raise InputError(f"{path} is damaged at image {i}: {error}") from error
+            raise InputError(f"{images_path} is damaged at image {i}: {error}") from error
         if len(data) != size:
-            raise InputError(f"{path} ends before image {i} of {count}")
+            raise InputError(f"{images_path} ends before image {i} of {count}")
         return data
 
-    status = path.stat()
+    status = images_path.stat()
     return indexed_split(
         labels=labels.astype(np.int32),
         class_ids=class_ids,
         read=read,
-        where=lambda i: f"image {i} of {path}",
+        where=lambda i: f"image {i} of {images_path}",
         listing=compute_digest(
-            str(path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()
+            str(images_path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()
         ),
     )

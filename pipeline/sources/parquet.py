@@ -74,12 +74,12 @@ class ParquetTable:
     has_text_numbers: bool = False
 
 
-def open_parquet_source(location: str) -> Source:
+def open_parquet_source(place_with_options: str) -> Source:
     """Open a dataset of parquet files.
 
     Parameters
     ----------
-    location : str
+    place_with_options : str
         A folder, prefix or pattern of files whose names tell their split, or ``PATTERN?test=PATTERN``. Of a
         folder, ``train=NAME`` and ``test=NAME`` choose the splits. ``image=COLUMN`` and ``label=COLUMN`` name
         the columns. With ``names=FILE`` the class list in FILE says what the label numbers mean, if the
@@ -90,8 +90,8 @@ def open_parquet_source(location: str) -> Source:
     InputError
         If pyarrow is not installed, files are missing or damaged, or have no such columns.
     """
-    spec = f"parquet:{location}"
-    place, options = parse_spec_options(location)
+    spec = f"parquet:{place_with_options}"
+    place, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
@@ -131,12 +131,12 @@ def open_parquet_source(location: str) -> Source:
     )
 
 
-def table_has_labels(file: DataFile, column: str) -> bool:
+def table_has_labels(file: DataFile, label_column: str) -> bool:
     """Return whether a label column has labels in the first rows of a file; -1 is none."""
-    with open_table(file, [column]) as table:
-        if column not in table.schema_arrow.names:
+    with open_table(file, [label_column]) as table:
+        if label_column not in table.schema_arrow.names:
             return False
-        labels = itertools.islice(iter_stored_labels(table, file, column), LABEL_PROBE_ROWS)
+        labels = itertools.islice(iter_stored_labels(table, file, label_column), LABEL_PROBE_ROWS)
         return any(label not in (None, -1, "-1") for label in labels)
 
 
@@ -245,7 +245,7 @@ def merge_row_groups(group_rows: Sequence[int]) -> list[range]:
 
 
 def iter_table_samples(
-    file: DataFile, groups: range, first_row: int, columns: ImageColumns, label_list: ClassList | None
+    file: DataFile, row_groups: range, first_row: int, columns: ImageColumns, label_list: ClassList | None
 ) -> Iterator[Sample]:
     """Yield the samples of neighbouring row groups, which begin at `first_row` of the file.
 
@@ -259,7 +259,7 @@ def iter_table_samples(
         require_image_column(table, file, columns.image)
         # Batches of one row take 8 us more per row; a row may be large, and a batch is in memory at once.
         for batch in table.iter_batches(
-            1, list(groups), columns=[columns.image, columns.label], use_threads=False
+            1, list(row_groups), columns=[columns.image, columns.label], use_threads=False
         ):
             images, labels = batch.column(columns.image), batch.column(columns.label)
             for image, cell in zip(images, labels, strict=True):

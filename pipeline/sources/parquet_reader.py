@@ -102,7 +102,7 @@ def require_plausible_rows(metadata: "pyarrow.parquet.FileMetaData", file: DataF
 
 
 def iter_stored_labels(
-    table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str
+    table: "pyarrow.parquet.ParquetFile", file: DataFile, label_column: str
 ) -> Iterator[str | int | float | None]:
     """Yield the labels of a table that was opened with their column as a dictionary column.
 
@@ -115,8 +115,8 @@ def iter_stored_labels(
     import pyarrow.compute
 
     row = 0
-    for batch in table.iter_batches(LABEL_BATCH_ROWS, columns=[column], use_threads=False):
-        labels = batch.column(column)
+    for batch in table.iter_batches(LABEL_BATCH_ROWS, columns=[label_column], use_threads=False):
+        labels = batch.column(label_column)
         kind = labels.type.value_type if isinstance(labels, pyarrow.DictionaryArray) else labels.type
         if pyarrow.types.is_nested(kind):
             raise InputError(
@@ -134,7 +134,7 @@ def iter_stored_labels(
         yield from labels.to_pylist()
 
 
-def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, column: str) -> None:
+def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, image_column: str) -> None:
     """Refuse an image column of lists or other nested values, which hold no encoded image.
 
     Raises
@@ -144,12 +144,12 @@ def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, c
     """
     import pyarrow
 
-    kind = table.schema_arrow.field(column).type
+    kind = table.schema_arrow.field(image_column).type
     value_types = [field.type for field in kind] if pyarrow.types.is_struct(kind) else [kind]
     if any(map(pyarrow.types.is_nested, value_types)):
         raise InputError(
-            f"{file.url} holds no encoded image in {column}: found {sanitize_line(str(kind), 60)}; embed "
-            f"the image files in the table"
+            f"{file.url} holds no encoded image in {image_column}: found {sanitize_line(str(kind), 60)}; "
+            f"embed the image files in the table"
         )
 
 

@@ -235,15 +235,15 @@ def indexed_split(
 
 def make_split(
     labels: npt.NDArray[np.int32],
-    iter_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
+    iter_samples_of_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
     where: Callable[[int], str],
-    listing: str,
+    listing_digest: str,
 ) -> Split:
     """Return a split of samples whose labels are known, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters
     ----------
-    iter_rows : callable
+    iter_samples_of_rows : callable
         Yields the samples of some rows of the split, in their order.
     """
 
@@ -252,12 +252,12 @@ def make_split(
 
         def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
             rows = (np.arange(len(own_labels)) if positions is None else positions) + start
-            return iter_rows(rows.tolist())
+            return iter_samples_of_rows(rows.tolist())
 
         last = start + len(own_labels) - 1
         return Shard(f"{where(start)} to {where(last)}", own_labels, read)
 
-    return Split(tuple(make_shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing)
+    return Split(tuple(make_shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing_digest)
 
 
 def compute_digest(*parts: str | bytes) -> str:

@@ -12,12 +12,12 @@ SHARED_OPTIONS = ("classes", "background", "white")
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
-def parse_spec_options(rest: str) -> tuple[str, dict[str, str]]:
+def parse_spec_options(place_with_options: str) -> tuple[str, dict[str, str]]:
     """Return the place and the options of a spec.
 
     Parameters
     ----------
-    rest : str
+    place_with_options : str
         What follows ``KIND:`` in a spec. A question mark that no ``name=`` follows belongs to the place.
 
     Returns
@@ -30,18 +30,20 @@ def parse_spec_options(rest: str) -> tuple[str, dict[str, str]]:
     InputError
         If an option has no value or is given twice.
     """
-    match = _OPTIONS.search(rest)
+    match = _OPTIONS.search(place_with_options)
     if match is None:
-        return rest, {}
+        return place_with_options, {}
     options: dict[str, str] = {}
-    for part in rest[match.end() :].split("&"):
+    for part in place_with_options[match.end() :].split("&"):
         name, equals, value = part.partition("=")
         if not equals or not value:
-            raise InputError(f"the option {part!r} in {rest} has no value: write ?NAME=VALUE&NAME=VALUE")
+            raise InputError(
+                f"the option {part!r} in {place_with_options} has no value: write ?NAME=VALUE&NAME=VALUE"
+            )
         if name in options:
-            raise InputError(f"the option {name} is given twice in {rest}")
+            raise InputError(f"the option {name} is given twice in {place_with_options}")
         options[name] = value
-    return rest[: match.start()], options
+    return place_with_options[: match.start()], options
 
 
 def format_spec_options(place: str, options: dict[str, str]) -> str:
@@ -66,7 +68,7 @@ def require_known_options(spec: str, options: dict[str, str], known_names: Seque
             raise InputError(f"{spec} has no option {name}: {hint}")
 
 
-def parse_yes_no_option(spec: str, options: dict[str, str], name: str) -> bool:
+def parse_yes_no_option(spec: str, options: dict[str, str], option_name: str) -> bool:
     """Return whether an option of a spec is ``yes``; it is ``no`` by default.
 
     Raises
@@ -74,7 +76,7 @@ def parse_yes_no_option(spec: str, options: dict[str, str], name: str) -> bool:
     InputError
         If it is something else.
     """
-    value = options.get(name, "no")
+    value = options.get(option_name, "no")
     if value not in ("yes", "no"):
-        raise InputError(f"{spec}: write {name}=yes or {name}=no, not {name}={value}")
+        raise InputError(f"{spec}: write {option_name}=yes or {option_name}=no, not {option_name}={value}")
     return value == "yes"

@@ -90,7 +90,10 @@ def find_split_word(path: str) -> str | None:
 
 
 def find_split_files(
-    place: str, suffixes: tuple[str, ...], train: str | None = None, test: str | None = None
+    place: str,
+    file_suffixes: tuple[str, ...],
+    train_name: str | None = None,
+    test_name_or_pattern: str | None = None,
 ) -> SplitFiles:
     """Find the files of both splits of a dataset.
 
@@ -99,11 +102,12 @@ def find_split_files(
     place : str
         A folder, prefix or pattern that holds both splits, told apart by words in their paths; or a pattern
         of training files.
-    suffixes : tuple of str
+    file_suffixes : tuple of str
         File names in a folder end in one of these.
-    train, test : str, optional
-        Of a folder or prefix: names of the splits. Beside a pattern of training files, `test` is a pattern of
-        held-out files; without a slash it means files beside the training files.
+    train_name, test_name_or_pattern : str, optional
+        Of a folder or prefix: names of the splits. Beside a pattern of training files,
+        `test_name_or_pattern` is a pattern of held-out files; without a slash it means files beside the
+        training files.
 
     Raises
     ------
@@ -111,26 +115,33 @@ def find_split_files(
         If nothing is found, the splits cannot be told apart, files are of no known split, or the folder holds
         several datasets.
     """
-    is_pattern = any(sign in place for sign in "{*") or place.endswith(suffixes)
-    if is_pattern and train is not None:
+    is_pattern = any(sign in place for sign in "{*") or place.endswith(file_suffixes)
+    if is_pattern and train_name is not None:
         raise InputError(f"{place} names files: ?train= chooses among those of a folder; leave it out")
-    if is_pattern and test is not None:
-        test_pattern = test if "/" in test else posixpath.join(posixpath.dirname(place), test)
+    if is_pattern and test_name_or_pattern is not None:
+        test_pattern = (
+            test_name_or_pattern
+            if "/" in test_name_or_pattern
+            else posixpath.join(posixpath.dirname(place), test_name_or_pattern)
+        )
         return SplitFiles(find_files(place), find_files(test_pattern), Inventory())
-    if test is not None and (any(sign in test for sign in "{*/") or test.endswith(suffixes)):
+    if test_name_or_pattern is not None and (
+        any(sign in test_name_or_pattern for sign in "{*/") or test_name_or_pattern.endswith(file_suffixes)
+    ):
         raise InputError(
             f"{place} is a folder: ?test= takes the name of a split in it, such as val; name the training "
-            f"files, too, to use a pattern: {place.rstrip('/')}/train-*{suffixes[0]}?test={test}"
+            f"files, too, to use a pattern: {place.rstrip('/')}/train-*{file_suffixes[0]}"
+            f"?test={test_name_or_pattern}"
         )
     unused: Counter[str] = Counter()
     if is_pattern:
         root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files(place)
     else:
         root = place.rstrip("/") or "/"
-        files = list_data_files(root, suffixes, unused)
+        files = list_data_files(root, file_suffixes, unused)
     base = root if is_remote_url(root) else str(resolve_local_path(root))
     file_by_path = {file.url.removeprefix(base).lstrip("/"): file for file in files}
-    chosen = choose_splits(place, list(file_by_path), train, test)
+    chosen = choose_splits(place, list(file_by_path), train_name, test_name_or_pattern)
     if not is_pattern:
         require_one_dataset(place, chosen.train, chosen.test)
     for path in file_by_path.keys() - {*chosen.train, *chosen.test}:
@@ -140,11 +151,13 @@ def find_split_files(
         [file_by_path[path] for path in chosen.test],
         Inventory(dict(unused), chosen.notes, chosen.no_held_out),
         [file_by_path[path] for path in chosen.val],
-        find_split_word(chosen.test[0]) or "" if chosen.test and test is None else "",
+        find_split_word(chosen.test[0]) or "" if chosen.test and test_name_or_pattern is None else "",
     )
 
 
-def list_data_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) -> list[DataFile]:
+def list_data_files(
+    root: str, file_suffixes: tuple[str, ...], unused_by_kind: Counter[str]
+) -> list[DataFile]:
     """Return the files of a folder or prefix whose names end in one of some suffixes; count the others.
 
     Raises
@@ -154,16 +167,16 @@ def list_data_files(root: str, suffixes: tuple[str, ...], unused: Counter[str]) 
     """
 
     def is_needed(path: str) -> bool:
-        return path.endswith(suffixes) or could_be_folder(path)
+        return path.endswith(file_suffixes) or could_be_folder(path)
 
     files = []
-    for file in list_files(root, unused, is_needed):
-        if file.url.endswith(suffixes):
+    for file in list_files(root, unused_by_kind, is_needed):
+        if file.url.endswith(file_suffixes):
             files.append(file)
         else:
-            unused[get_unused_kind(file.url)] += 1
+            unused_by_kind[get_unused_kind(file.url)] += 1
     if not files:
-        raise InputError(f"no file that ends in {suffixes[0]} under {root}")
+        raise InputError(f"no file that ends in {file_suffixes[0]} under {root}")
     return files
 
 
@@ -176,7 +189,9 @@ class _SplitPaths:
     val: tuple[str, ...] = ()
 
 
-def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str | None) -> _SplitPaths:
+def choose_splits(
+    place: str, paths: Sequence[str], train_name: str | None, test_name: str | None
+) -> _SplitPaths:
     """Tell training from held-out files by their paths below the dataset's folder.
 
     Raises
@@ -188,22 +203,24 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     for path in paths:
         paths_by_word[find_split_word(path)].append(path)
     hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
-    if train is None and test is None and len(paths_by_word[None]) == len(paths):
+    if train_name is None and test_name is None and len(paths_by_word[None]) == len(paths):
         reason = (
             f"cannot tell training from held-out files in {place} by words in their names "
             f"({SPLIT_WORDS_HELP}): {hint}"
         )
         return _SplitPaths(list(paths), [], no_held_out=reason)
-    if test:
-        held_out = match_split_name(place, paths, test, paths_by_word)
+    if test_name:
+        held_out = match_split_name(place, paths, test_name, paths_by_word)
     else:
         held_out = paths_by_word["test"] or paths_by_word["val"]
-    training = match_split_name(place, paths, train, paths_by_word) if train else paths_by_word["train"]
+    training = (
+        match_split_name(place, paths, train_name, paths_by_word) if train_name else paths_by_word["train"]
+    )
     held_out_set = set(held_out)
     training = [path for path in training if path not in held_out_set]
     used = held_out_set.union(training)
     strays = [path for path in paths_by_word[None] if path not in used]
-    if strays and (train is None or test is None):
+    if strays and (train_name is None or test_name is None):
         raise InputError(
             f"{place} holds files of no split that is known: {format_names(strays)}; known are the words "
             f"{SPLIT_WORDS_HELP}: rename them, {hint}"
@@ -211,7 +228,7 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     if not training:
         raise InputError(f"no training file in {place} (found: {format_names(list(paths))}): {hint}")
     unused_val: list[str] = []
-    if test is None and paths_by_word["test"]:
+    if test_name is None and paths_by_word["test"]:
         unused_val = [path for path in paths_by_word["val"] if path not in used]
     notes: tuple[str, ...] = ()
     if unused_val:
@@ -221,7 +238,7 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
 
 
 def match_split_name(
-    place: str, paths: Sequence[str], name: str, paths_by_word: Mapping[str | None, list[str]]
+    place: str, paths: Sequence[str], split_name: str, paths_by_split: Mapping[str | None, list[str]]
 ) -> list[str]:
     """Return the paths that hold a name as a word, or else those of the split that the name means.
 
@@ -230,16 +247,18 @@ def match_split_name(
     InputError
         If there are none.
     """
-    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name.lower())}(?![a-z0-9])")
+    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(split_name.lower())}(?![a-z0-9])")
     matches = [path for path in paths if pattern.search(path.lower())]
-    if not matches and (word := find_split_word(name)) is not None:
-        matches = paths_by_word[word]
+    if not matches and (word := find_split_word(split_name)) is not None:
+        matches = paths_by_split[word]
     if not matches:
-        raise InputError(f"no file in {place} is of a split {name}: there are {format_names(list(paths))}")
+        raise InputError(
+            f"no file in {place} is of a split {split_name}: there are {format_names(list(paths))}"
+        )
     return matches
 
 
-def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -> None:
+def require_one_dataset(place: str, train_paths: Sequence[str], test_paths: Sequence[str]) -> None:
     """Refuse a folder that holds several datasets, such as the configurations of one on the Hub.
 
     They are several if two folders hold both splits each, or files of the same name. Shards that are merely
@@ -252,7 +271,7 @@ def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -
     """
     splits_by_folder: dict[str, set[str]] = {}
     folders_by_name: dict[str, set[str]] = {}
-    for split, paths in (("train", train), ("test", test)):
+    for split, paths in (("train", train_paths), ("test", test_paths)):
         for path in paths:
             folder, rest = partition_at_split(path)
             splits_by_folder.setdefault(folder, set()).add(split)

@@ -120,12 +120,12 @@ def read_to_end(stream: BinaryIO) -> None:
         pass
 
 
-def iter_members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, Content | None]]:
+def iter_members(file: DataFile, unused_by_kind: Counter[str]) -> Iterator[tuple[str, Content | None]]:
     """Yield the members of a shard that can be part of a sample.
 
     Parameters
     ----------
-    unused : Counter
+    unused_by_kind : Counter
         Counts the other members, by kind.
 
     Yields
@@ -154,7 +154,7 @@ def iter_members(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, Co
                         raise InputError(
                             f"{file.url} has more than {MAX_MEMBERS:,} members: cut it into several"
                         )
-                    if can_be_part_of_sample(file, info, unused):
+                    if can_be_part_of_sample(file, info, unused_by_kind):
                         yield info.name, read_member(file, archive, info)
             read_to_end(unpacked)
         except InputError:
@@ -215,7 +215,7 @@ def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo)
     return body.read() if body else None
 
 
-def can_be_part_of_sample(file: DataFile, info: tarfile.TarInfo, unused: Counter[str]) -> bool:
+def can_be_part_of_sample(file: DataFile, info: tarfile.TarInfo, unused_by_kind: Counter[str]) -> bool:
     """Return whether a member can be part of a sample; count those that cannot, by kind.
 
     Raises
@@ -240,5 +240,5 @@ def can_be_part_of_sample(file: DataFile, info: tarfile.TarInfo, unused: Counter
         )
     else:
         kind = "links"
-    unused[kind] += 1
+    unused_by_kind[kind] += 1
     return False

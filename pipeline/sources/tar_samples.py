@@ -81,7 +81,9 @@ def parse_member_name(name: str) -> tuple[str, str]:
     return str(path.with_name(stem)), extension.lower()
 
 
-def iter_sample_contents(file: DataFile, unused: Counter[str]) -> Iterator[tuple[str, dict[str, Content]]]:
+def iter_sample_contents(
+    file: DataFile, unused_by_kind: Counter[str]
+) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a shard: the key of each, and its images and labels by extension.
 
     Neighbouring members that share the name up to the first dot are one sample, as WebDataset has it; members
@@ -90,7 +92,7 @@ def iter_sample_contents(file: DataFile, unused: Counter[str]) -> Iterator[tuple
 
     Parameters
     ----------
-    unused : Counter
+    unused_by_kind : Counter
         Counts the members that are part of no sample, by kind.
 
     Raises
@@ -100,10 +102,10 @@ def iter_sample_contents(file: DataFile, unused: Counter[str]) -> Iterator[tuple
     """
     group: MemberGroup | None = None
     is_partial = False
-    for name, content in iter_members(file, unused):
+    for name, content in iter_members(file, unused_by_kind):
         key, extension = parse_member_name(name)
         if group is None or key != group.key:
-            yield from () if group is None else iter_group_samples(group, file, unused, is_partial)
+            yield from () if group is None else iter_group_samples(group, file, unused_by_kind, is_partial)
             group, is_partial = MemberGroup(key), False
         if content is None:
             group.other_names.append(name)
@@ -119,17 +121,17 @@ def iter_sample_contents(file: DataFile, unused: Counter[str]) -> Iterator[tuple
             is_partial = True
         group.add(stem, extension, content, f"{file.url} holds {name}")
     if group is not None:
-        yield from iter_group_samples(group, file, unused, is_partial)
+        yield from iter_group_samples(group, file, unused_by_kind, is_partial)
 
 
 def iter_group_samples(
-    group: MemberGroup, file: DataFile, unused: Counter[str], is_partial: bool
+    group: MemberGroup, file: DataFile, unused_by_kind: Counter[str], is_partly_yielded: bool
 ) -> Iterator[tuple[str, dict[str, Content]]]:
     """Yield the samples of a group of members: one, or as many as there are dotted names.
 
     Parameters
     ----------
-    is_partial : bool
+    is_partly_yielded : bool
         Whether samples with dotted names of this group were yielded before.
 
     Raises
@@ -137,16 +139,16 @@ def iter_group_samples(
     InputError
         If there is a label but no image, or an image but no label; names it.
     """
-    unused.update(map(get_unused_kind, group.other_names))
+    unused_by_kind.update(map(get_unused_kind, group.other_names))
     if not group.contents:
         # Captions and metadata without an image are no samples.
         sample_extensions = {"cls", *IMAGE_EXTENSIONS}
         for stem, contents in list(group.dotted_contents.items()):
             if not sample_extensions & contents.keys():
-                unused.update(f".{extension}" for extension in group.dotted_contents.pop(stem))
+                unused_by_kind.update(f".{extension}" for extension in group.dotted_contents.pop(stem))
         yield from iter_dotted_samples(group, file)
         return
-    if is_partial:
+    if is_partly_yielded:
         raise InputError(
             f"{group.key} in {file.url} has an image or label of its own beside many with more dots in their "
             f"names: cannot tell which belong together; rename them without dots"
@@ -157,7 +159,7 @@ def iter_group_samples(
         hint = "" if images else f": name the image {PurePosixPath(group.key).name}.EXTENSION"
         raise InputError(f"{group.key} in {file.url} must have one image, found {found}{hint}")
     for stem, contents in group.dotted_contents.items():
-        unused.update(f"{stem.removeprefix(group.key)}.{extension}".lower() for extension in contents)
+        unused_by_kind.update(f"{stem.removeprefix(group.key)}.{extension}".lower() for extension in contents)
     yield group.key, group.contents
 
 

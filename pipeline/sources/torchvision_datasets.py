@@ -48,12 +48,12 @@ SPLIT_ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Arguments of each dataset that choose its training and its held-out split."""
 
 
-def open_torchvision_source(location: str) -> Source:
+def open_torchvision_source(place_with_options: str) -> Source:
     """Open a dataset that torchvision can read.
 
     Parameters
     ----------
-    location : str
+    place_with_options : str
         ``NAME?root=PATH``, where PATH is torchvision's ``root``; ``download=yes`` fetches what is missing.
 
     Raises
@@ -61,8 +61,8 @@ def open_torchvision_source(location: str) -> Source:
     InputError
         If there is no such dataset, or it is not there.
     """
-    spec = f"torchvision:{location}"
-    name, options = parse_spec_options(location)
+    spec = f"torchvision:{place_with_options}"
+    name, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("root", "download"))
     if name not in SPLIT_ARGUMENTS:
         close = difflib.get_close_matches(name.lower(), [known.lower() for known in SPLIT_ARGUMENTS], n=1)
@@ -91,7 +91,7 @@ def open_torchvision_source(location: str) -> Source:
 
 
 def open_torchvision_split(
-    spec: str, name: str, root: Path, download: bool, split_arguments: dict[str, Any]
+    spec: str, dataset_name: str, root: Path, allow_download: bool, split_arguments: dict[str, Any]
 ) -> Any:
     """Return a split as a dataset of torchvision.
 
@@ -103,11 +103,11 @@ def open_torchvision_split(
     import torchvision.datasets
 
     # ImageNet cannot be downloaded, and knows no such argument.
-    download_argument = {"download": True} if download else {}
+    download_argument = {"download": True} if allow_download else {}
     try:
-        return getattr(torchvision.datasets, name)(root, **split_arguments, **download_argument)
+        return getattr(torchvision.datasets, dataset_name)(root, **split_arguments, **download_argument)
     except Exception as error:  # torchvision and scipy raise all kinds of errors on damaged files.
-        hint = "" if download else ", or fetch it with &download=yes"
+        hint = "" if allow_download else ", or fetch it with &download=yes"
         line = sanitize_line(summarize_error(error), 300)
         raise InputError(
             f"cannot open {spec}: {line}; put the dataset under {root} as torchvision expects it{hint}"
@@ -133,12 +133,14 @@ def list_image_files(dataset: Any) -> list[str] | None:
     return [os.fspath(path) for path, _ in pairs]
 
 
-def make_class_ids(dataset: Any, labels: list[npt.NDArray[np.int64]]) -> tuple[list[str], list[str]]:
+def make_class_ids(
+    dataset: Any, label_numbers_by_split: list[npt.NDArray[np.int64]]
+) -> tuple[list[str], list[str]]:
     """Return class ids and display names, by label number.
 
     Ids are WordNet ids if the dataset has them, else its class names if they differ, else numbers.
     """
-    count = 1 + max(int(split.max(initial=0)) for split in labels)
+    count = 1 + max(int(split.max(initial=0)) for split in label_numbers_by_split)
     names = [
         name if isinstance(name, str) else name[0]
         for name in getattr(dataset, "classes", map(class_id_from_number, range(count)))

@@ -53,22 +53,24 @@ def normalize_class_ids(source: Source) -> Source:
     )
 
 
-def has_colliding_ids(source: Source, normal_by_id: Mapping[str, str]) -> bool:
+def has_colliding_ids(source: Source, normalized_id_by_id: Mapping[str, str]) -> bool:
     """Return whether a split has samples of two classes whose normal forms are equal."""
     assert source.class_ids is not None
     for labels in (source.labels or {}).values():
-        used_ids = [normal_by_id[source.class_ids[label]] for label in np.unique(labels).tolist()]
+        used_ids = [normalized_id_by_id[source.class_ids[label]] for label in np.unique(labels).tolist()]
         if len(set(used_ids)) < len(used_ids):
             return True
-    return source.labels is None and len(set(normal_by_id.values())) < len(normal_by_id)
+    return source.labels is None and len(set(normalized_id_by_id.values())) < len(normalized_id_by_id)
 
 
-def relabel_shard(shard: Shard, new_labels: npt.NDArray[np.int32], new_id_by_id: Mapping[str, str]) -> Shard:
+def relabel_shard(
+    shard: Shard, new_label_by_label: npt.NDArray[np.int32], new_id_by_id: Mapping[str, str]
+) -> Shard:
     """Return a shard with new labels, by old label, and samples with new class ids, by old class id."""
 
     def read(positions: npt.NDArray[np.int64] | None) -> Iterator[Sample | SampleFile]:
         for sample in shard.read(positions):
             yield replace(sample, label=new_id_by_id.get(sample.label, sample.label))
 
-    labels = None if shard.labels is None else new_labels[shard.labels]
+    labels = None if shard.labels is None else new_label_by_label[shard.labels]
     return replace(shard, labels=labels, read=read)

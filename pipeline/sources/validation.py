@@ -13,8 +13,8 @@ from sfm.text import format_names
 def require_distillable_classes(
     spec: str,
     class_ids: Sequence[str],
-    counts: Mapping[str, npt.NDArray[np.int64]],
-    condition: str = "",
+    sample_counts_by_split: Mapping[str, npt.NDArray[np.int64]],
+    condition_in_message: str = "",
 ) -> None:
     """Refuse fewer than two classes, classes that differ in spelling alone, and empty classes.
 
@@ -22,9 +22,9 @@ def require_distillable_classes(
     ----------
     spec : str
         Dataset spec, for messages.
-    counts : mapping of str to ndarray of int64, shape (C,)
+    sample_counts_by_split : mapping of str to ndarray of int64, shape (C,)
         Samples per class, by split.
-    condition : str
+    condition_in_message : str
         Follows "has no … images in class …", e.g. " once unreadable ones are skipped".
 
     Raises
@@ -47,10 +47,10 @@ def require_distillable_classes(
                 f"{spec} has classes {other_id!r} and {class_id!r}, the same but for how they are written: "
                 f"make them one class, or give them names that differ"
             )
-    for split_name, class_counts in counts.items():
+    for split_name, class_counts in sample_counts_by_split.items():
         empty = [class_ids[c] for c in np.flatnonzero(class_counts == 0).tolist()]
         if empty:
             raise InputError(
-                f"{spec} has no {split_name} images in class {format_names(empty)}{condition}; remove the "
-                f"class or add images, or leave it out with ?classes=LIST"
+                f"{spec} has no {split_name} images in class {format_names(empty)}{condition_in_message}; "
+                f"remove the class or add images, or leave it out with ?classes=LIST"
             )

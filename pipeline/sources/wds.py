@@ -32,12 +32,12 @@ UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
 JSON_LABEL_KEYS = ("label", "cls")
 
 
-def open_wds_source(location: str) -> Source:
+def open_wds_source(place_with_options: str) -> Source:
     """Open a dataset of tar shards.
 
     Parameters
     ----------
-    location : str
+    place_with_options : str
         ``PATTERN?test=PATTERN``, or a folder or prefix of shards whose names tell their split; of a folder,
         ``train=NAME`` and ``test=NAME`` choose the splits. With ``names=FILE`` the class list in FILE says
         what the label numbers mean.
@@ -47,8 +47,8 @@ def open_wds_source(location: str) -> Source:
     InputError
         If shards are missing, or the splits cannot be told apart.
     """
-    spec = f"wds:{location}"
-    place, options = parse_spec_options(location)
+    spec = f"wds:{place_with_options}"
+    place, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "names"))
     label_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
@@ -118,13 +118,13 @@ def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> S
 
 
 def iter_shard_samples(
-    file: DataFile, label_list: ClassList | None, unused: Counter[str]
+    file: DataFile, label_list: ClassList | None, unused_by_kind: Counter[str]
 ) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
     Parameters
     ----------
-    unused : Counter
+    unused_by_kind : Counter
         Is cleared, and counts the members that are part of no sample, by kind.
 
     Raises
@@ -132,20 +132,20 @@ def iter_shard_samples(
     InputError
         If the shard is damaged, or a sample lacks an image or a label, or has two; names it.
     """
-    unused.clear()
-    for key, contents in iter_sample_contents(file, unused):
+    unused_by_kind.clear()
+    for key, contents in iter_sample_contents(file, unused_by_kind):
         where = f"{key} in {file.url}"
         image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
         label_extension, label = find_stored_label(contents, where)
         used = (image_extension, label_extension)
-        unused.update(f".{extension}" for extension in contents if extension not in used)
+        unused_by_kind.update(f".{extension}" for extension in contents if extension not in used)
         image = contents[image_extension]
         data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image(image))
         class_id = class_id_from_label(label, label_list, where)
         yield Sample(data, class_id, where, format_numeric_label(label), fault)
 
 
-def find_stored_label(contents: Mapping[str, Content], where: str) -> tuple[str, object]:
+def find_stored_label(contents_by_extension: Mapping[str, Content], where: str) -> tuple[str, object]:
     """Return the extension of the member that holds a sample's label, and the label as it is stored.
 
     Raises
@@ -153,7 +153,11 @@ def find_stored_label(contents: Mapping[str, Content], where: str) -> tuple[str,
     InputError
         If there is no label (:class:`NoLabelError`), or it cannot be read.
     """
-    texts = {extension: content for extension, content in contents.items() if isinstance(content, bytes)}
+    texts = {
+        extension: content
+        for extension, content in contents_by_extension.items()
+        if isinstance(content, bytes)
+    }
     try:
         if "cls" in texts:
             return "cls", texts["cls"].decode()

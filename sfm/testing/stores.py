@@ -367,11 +367,13 @@ def list_runs(store: Store) -> set[str]:
     return {path.split("/")[1] for path in paths} - {"zarr.json"}
 
 
-def rewrite_commit(store: Store, summary: Summary, change: Callable[[dict[str, Any]], object]) -> None:
+def rewrite_commit(
+    store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]
+) -> None:
     """Change the content of a commit in place, with valid digests, as another program could write it."""
     path = make_commit_path(summary)
     content = json.loads(bytes(obstore.get(store.objects, path).bytes()))["commit"]
-    change(content)
+    change_in_place(content)
     key = (summary.backbone_hash, summary.fingerprint, summary.options)
     content["summary"]["entry_digest"] = compute_entry_digest(content["arrays"], *key)
     obstore.put(store.objects, path, encode_commit(content))

@@ -194,7 +194,7 @@ def test_a_folder_called_as_a_split_comes_before_one_that_has_the_word_in_its_na
 def test_a_class_may_be_called_as_a_split_is(image_folder, name):
     root = image_folder / "train"
     (root / "boot").rename(root / name)
-    source = open_source(f"folder:{root}", held_out=False)
+    source = open_source(f"folder:{root}", require_held_out=False)
     assert source.class_ids == sorted(("bag", name, "trouser"))
     assert len(source.train.labels) == 36
     assert f"{name}/ is taken for a class, not for a split" in source.inventory.notes[0]
@@ -208,7 +208,7 @@ def test_classes_with_a_split_in_their_names_stay_classes(image_folder):
         (root / class_id / "batch1").mkdir()
         (root / class_id / "000.png").rename(root / class_id / "batch1" / "000.png")
         (root / class_id).rename(root / name)
-    source = open_source(f"folder:{root}", held_out=False)
+    source = open_source(f"folder:{root}", require_held_out=False)
     assert source.class_ids == ["bullet train", "test tube", "trouser"]
 
 
@@ -220,7 +220,7 @@ def test_splits_whose_images_are_not_sorted_are_no_classes(tmp_path, image_folde
         (tmp_path / "flat" / folder).mkdir(parents=True)
         shutil.copy(image_folder / "test" / "bag" / "000.png", tmp_path / "flat" / folder / name)
     with pytest.raises(InputError, match=r"train holds no class folders, only 1 \.png"):
-        open_source(f"folder:{tmp_path}/flat", held_out=False)
+        open_source(f"folder:{tmp_path}/flat", require_held_out=False)
 
 
 def move_test_to_unlabelled(root: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_layout_that_cannot_be_used_is_described(image_folder, spoil: Callable
 def test_class_folders_without_a_split_need_a_share_to_hold_out(image_folder):
     with pytest.raises(InputError, match=r"must hold train/ and test/ .*holds bag/, boot/.*--hold-out 0\.1"):
         open_source(f"folder:{image_folder / 'train'}")
-    source = open_source(f"folder:{image_folder / 'train'}", held_out=False)
+    source = open_source(f"folder:{image_folder / 'train'}", require_held_out=False)
     assert len(source.train.labels) == 36
     assert source.test.shards == ()
 

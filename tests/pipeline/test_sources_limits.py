@@ -254,7 +254,7 @@ def test_idx_files_that_promise_more_than_any_holds_are_refused(tmp_path, labels
     write_idx(tmp_path / "train-labels-idx1-ubyte", labels, b"\0\1", packed)
     write_idx(tmp_path / "train-images-idx3-ubyte", images, bytes(32), packed)
     with peak_memory() as growth, pytest.raises(InputError, match=r"ubyte(.gz)? promises .* bytes: at most"):
-        open_source(f"idx:{tmp_path}", held_out=False)
+        open_source(f"idx:{tmp_path}", require_held_out=False)
     assert growth[0] < 64 * MIB
 
 

@@ -299,7 +299,7 @@ def test_a_validation_split_without_labels_leaves_nothing_held_out(tmp_path, pic
     pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", column), path)
     with pytest.raises(InputError, match=r"val has no labels \(validation-.*--hold-out 0\.1"):
         open_source(f"parquet:{root}")
-    source = open_source(f"parquet:{root}", held_out=False)
+    source = open_source(f"parquet:{root}", require_held_out=False)
     assert (source.test.shards, source.inventory.unused) == ((), {"of val": 1})
     assert source.class_ids == CLASS_NAMES
 

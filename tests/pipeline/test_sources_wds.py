@@ -325,7 +325,7 @@ def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
 def test_a_split_without_labels_alone_leaves_nothing_held_out(tmp_path, split, members):
     (tmp_path / "train-0.tar").write_bytes(TAR_BYTES)
     (tmp_path / f"{split}-0.tar").write_bytes(make_tar(*members))
-    source = open_source(f"wds:{tmp_path}", held_out=False)
+    source = open_source(f"wds:{tmp_path}", require_held_out=False)
     assert source.test.shards == ()
     assert source.inventory.notes == (f"{split} is not used: it has no labels ({split}-0.tar)",)
     assert source.inventory.unused == {f"of {split}": 1}
