@@ -31,12 +31,12 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import draw_crops
 from sfm.backbones.execution.allocator import keep_freed_memory
 from sfm.eval.distilled_run import read_distilled_run
-from sfm.eval.head_accuracy import Heads, compute_accuracy
+from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.linear_probe import INITIAL_STD, train_heads
-from sfm.eval.mode_training import make_seed_schedule, split_views_by_seed
+from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
+from sfm.eval.mode_training import make_separate_views_schedule, split_views_by_seed
 from sfm.eval.result import compute_mean_and_std
-from sfm.eval.training import MAX_BATCH_SIZE, StreamPurpose, draw_initial_weights
+from sfm.eval.training import MAX_BATCH_SIZE, RandomStreamPurpose, draw_initial_weights
 from sfm.eval.view_features import LabelledImages, compute_view_features, draw_view_crops
 from sfm.random_streams import make_rng
 
@@ -47,13 +47,16 @@ BAR_SECONDS, BAR_RATIO = 120, 10
 def init_head_weights(images: LabelledImages, features: int, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of both loops, shape (seed, class, feature)."""
     return draw_initial_weights(
-        config.seed, StreamPurpose.HEAD, (config.seeds, int(images.labels.max()) + 1, features), INITIAL_STD
+        config.seed,
+        RandomStreamPurpose.HEAD,
+        (config.seeds, int(images.labels.max()) + 1, features),
+        INITIAL_STD,
     )
 
 
 def train_by_evaluate(
     backbone: Backbone, images: LabelledImages, config: EvaluateConfig
-) -> tuple[Heads, dict[str, float]]:
+) -> tuple[LinearHeads, dict[str, float]]:
     """Train heads as `sfm evaluate` does; return them and the seconds of views and training."""
     began = time.perf_counter()
     whole = ImageSet("distilled", images, config.seeds)
@@ -65,7 +68,7 @@ def train_by_evaluate(
     own = split_views_by_seed(pool, whole, config)
     labels = torch.from_numpy(images.labels).to(pool.device).repeat_interleave(config.seeds)
     start = init_head_weights(images, pool.shape[2], config)
-    heads = train_heads(own, labels, make_seed_schedule(whole, len(own), config), start)
+    heads = train_linear_heads(own, labels, make_separate_views_schedule(whole, len(own), config), start)
     if backbone.device.type == "cuda":
         torch.cuda.synchronize()
     return heads, {"views": viewed - began, "training": time.perf_counter() - viewed}
@@ -134,13 +137,13 @@ def compare_accuracies(backbone: Backbone, store: str, run: Path, config: Evalua
     layers = [
         train_in_plain_loop(backbone, images, config, seed, config.epochs)[0] for seed in range(config.seeds)
     ]
-    looped = Heads(
+    looped = LinearHeads(
         torch.stack([layer.weight.detach() for layer in layers]),
         torch.stack([layer.bias.detach() for layer in layers]),
     )
     top1 = {
-        "fast": compute_accuracy(heads, features, labels).top1,
-        "plain": compute_accuracy(looped, features, labels).top1,
+        "fast": compute_accuracy_by_seed(heads, features, labels).top1,
+        "plain": compute_accuracy_by_seed(looped, features, labels).top1,
     }
     (fast_mean, fast_std), (plain_mean, plain_std) = (
         compute_mean_and_std(top1[way]) for way in ("fast", "plain")

@@ -4,11 +4,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
-from sfm.eval.training import StreamPurpose
+from sfm.eval.training import RandomStreamPurpose
 from sfm.random_streams import make_rng
 
 
-def choose_exemplars_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
+def choose_indices_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int64]:
     """Return the exemplars of every class that are nearest to its mean.
 
     Parameters
@@ -16,7 +16,7 @@ def choose_exemplars_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -
     roles : ndarray of uint8, shape (class, exemplar)
         ``exemplar/role`` of an entry; nearest ones are stored in order of distance.
     count : int
-        Per class; every class must have as many, see :func:`count_fewest_exemplars`.
+        Per class; every class must have as many, see :func:`count_min_exemplars_per_class`.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def choose_exemplars_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -
     return np.argsort(roles != NEAREST_ROLE, axis=1, kind="stable")[:, :count]
 
 
-def draw_random_exemplars(
+def draw_random_exemplar_indices(
     roles: npt.NDArray[np.uint8], count: int, draws: int, seed: int
 ) -> npt.NDArray[np.int64]:
     """Draw random exemplars of every class, several times.
@@ -38,7 +38,7 @@ def draw_random_exemplars(
     ----------
     roles : ndarray of uint8, shape (class, exemplar)
     count : int
-        Per class and draw; every class must have as many, see :func:`count_fewest_exemplars`.
+        Per class and draw; every class must have as many, see :func:`count_min_exemplars_per_class`.
     draws : int
     seed : int
         Seed of the run.
@@ -51,17 +51,17 @@ def draw_random_exemplars(
     drawn = np.empty((draws, len(roles), count), dtype=np.int64)
     for class_index, class_roles in enumerate(roles):
         candidates = np.flatnonzero(class_roles == RANDOM_ROLE)
-        shuffled = make_rng(seed, StreamPurpose.EXEMPLARS, class_index).permutation(candidates)
+        shuffled = make_rng(seed, RandomStreamPurpose.EXEMPLARS, class_index).permutation(candidates)
         drawn[:, class_index] = shuffled[np.arange(draws * count).reshape(draws, count) % len(shuffled)]
     return drawn
 
 
-def count_fewest_exemplars(roles: npt.NDArray[np.uint8], role: int) -> int:
+def count_min_exemplars_per_class(roles: npt.NDArray[np.uint8], role: int) -> int:
     """Return how many exemplars of a role the class with the fewest has."""
     return int((roles == role).sum(axis=1).min())
 
 
-def choose_exemplars_nearest_to_distilled(
+def choose_indices_nearest_to_distilled(
     roles: npt.NDArray[np.uint8], exemplars: npt.NDArray[np.float32], distilled: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
     """Return for every distilled image the exemplar of its class whose feature is nearest, whatever its role.

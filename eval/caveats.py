@@ -55,12 +55,12 @@ def find_random_baseline(row: AccuracyRow, rows: Sequence[AccuracyRow]) -> Accur
         and (other.backbone, other.image_size) == (row.backbone, row.image_size)
         and other.backbone_hash in (None, row.backbone_hash)
     ]
-    same_protocol = [other for other in random_rows if has_same_protocol(other, row)]
+    same_protocol = [other for other in random_rows if has_same_training_options(other, row)]
     candidates = same_protocol if row.mode == "linear" else same_protocol or random_rows
     return max(candidates, key=lambda other: (other.epochs or 0, other.seeds), default=None)
 
 
-def has_same_protocol(baseline: AccuracyRow, row: AccuracyRow) -> bool:
+def has_same_training_options(baseline: AccuracyRow, row: AccuracyRow) -> bool:
     """Return whether two rows have the same protocol; views count where both train a head on them."""
     same = (baseline.epochs, baseline.seed, baseline.seeds) == (row.epochs, row.seed, row.seeds)
     return same and (baseline.views == row.views or row.mode not in ("linear", "kd"))

@@ -17,7 +17,7 @@ RANDOM_ROLE, NEAREST_ROLE, EMPTY_ROLE = 0, 1, 255
 
 
 @dataclass(frozen=True)
-class ClassSubset:
+class ClassSubsetStatistics:
     """The statistics of some classes of an entry.
 
     Attributes
@@ -71,7 +71,9 @@ class ClassSubset:
         )
 
 
-def select_run_classes(entry: Entry, class_ids: Sequence[str], run_directory: Path) -> ClassSubset:
+def select_run_statistics(
+    entry: Entry, class_ids: Sequence[str], run_directory: Path
+) -> ClassSubsetStatistics:
     """Return the statistics of a run's classes from the entry that it was distilled from.
 
     Raises
@@ -86,4 +88,4 @@ def select_run_classes(entry: Entry, class_ids: Sequence[str], run_directory: Pa
             f"the classes in {run_directory / 'classes.json'} are not those of "
             f"{entry.dataset.name}@{entry.summary.entry_digest[:12]}, which run.json names"
         )
-    return ClassSubset(entry, class_indices)
+    return ClassSubsetStatistics(entry, class_indices)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sfm.atomic import require_no_link
 from sfm.backbones.card import BackboneCard
-from sfm.eval.class_subset import ClassSubset
+from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import MAX_CLASSIFIER_BYTES, Mode
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.mode_training import FittedHead
+from sfm.eval.mode_training import FittedHeads
 from sfm.eval.output_files import write_output
 from sfm.eval.result import AccuracyRow, format_protocol_header
 from sfm.stats_store.digests import compute_array_digest, compute_sha256, encode_canonical_json
@@ -26,13 +26,13 @@ def make_classifier_file_name(spec: str, mode: Mode) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.]+', '-', spec).strip('-')}-{mode}.safetensors"
 
 
-def save_classifier(
+def save_first_seed_classifier(
     folder: Path,
-    fitted_head: FittedHead,
+    fitted_head: FittedHeads,
     row: AccuracyRow,
     run: DistilledRun,
     eval_backbone: EvaluatedBackbone,
-    source_statistics: ClassSubset,
+    source_statistics: ClassSubsetStatistics,
 ) -> None:
     """Write the heads that a mode trained into the folder with the classifiers of one result.
 
@@ -46,7 +46,7 @@ def save_classifier(
     """
     card = eval_backbone.backbone.card
     image_digest = compute_array_digest(run.pixels)
-    data = serialize_classifier(
+    data = serialize_first_seed_classifier(
         fitted_head, card, source_statistics.entry.backbone, row, run.class_ids, image_digest
     )
     require_no_link(folder)
@@ -70,8 +70,8 @@ def is_replaceable_classifier(path: Path, backbone_hash: str, image_digest: str,
     )
 
 
-def serialize_classifier(
-    fitted_head: FittedHead,
+def serialize_first_seed_classifier(
+    fitted_head: FittedHeads,
     backbone: BackboneCard,
     inherited: BackboneCard,
     row: AccuracyRow,
@@ -86,7 +86,7 @@ def serialize_classifier(
 
     Parameters
     ----------
-    fitted_head : FittedHead
+    fitted_head : FittedHeads
     backbone, inherited : BackboneCard
         The backbone evaluated on, and the one distilled on.
     row : AccuracyRow

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from sfm.errors import InputError
 from sfm.eval.caveats import ABOVE_FULL_DATA, NOT_BETTER_THAN_RANDOM, list_caveats
-from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, Protocol, protocol_from_config
-from sfm.eval.result import AccuracyRow, EarlierEvaluation, Evaluation
+from sfm.eval.config import CLOSED_FORM_MODES, EvaluateConfig, RowTrainingOptions, make_row_training_options
+from sfm.eval.result import AccuracyRow, EarlierCommand, Evaluation
 from sfm.untrusted_files import MAX_EVALUATION_BYTES, OversizeError, read_bounded_file
 
 RowIdentity = tuple[Any, ...]
@@ -57,15 +57,15 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     Evaluation
         The command's rows first; its `changes` say what was replaced and dropped.
     """
-    current = fill_missing_protocols(current, image_count)
+    current = fill_missing_options_of_rows(current, image_count)
     if previous is None:
         return current
-    if get_data_key(previous) != get_data_key(current):
+    if get_combinable_data_key(previous) != get_combinable_data_key(current):
         dropped = format_row_count(len(previous.rows))
         change = f"dropped: {dropped} of images or data that are no longer those of the run"
         return current.model_copy(update={"changes": [change]})
-    previous = fill_missing_protocols(previous, image_count)
-    stale_hashes = find_stale_backbones(previous, current)
+    previous = fill_missing_options_of_rows(previous, image_count)
+    stale_hashes = find_stale_backbone_hashes(previous, current)
     stale_rows = [row for row in previous.rows if row.backbone_hash in stale_hashes]
     valid_rows = [row for row in previous.rows if row.backbone_hash not in stale_hashes]
     new_rows = {make_row_identity(row): row for row in current.rows}
@@ -82,30 +82,32 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     entries += kept_entries
     full_data += [f for f in previous.full_data if (f.backbone, f.image_size) in kept_backbones]
     notes = [
-        *drop_caveats(current.notes),
-        *(note for note in drop_caveats(previous.notes) if is_note_valid(note, rows)),
+        *drop_caveat_notes(current.notes),
+        *(note for note in drop_caveat_notes(previous.notes) if is_note_still_true(note, rows)),
         *list_caveats(rows, full_data, entries),
     ]
-    earlier = [make_earlier_evaluation(previous), *previous.earlier]
+    earlier = [make_earlier_command(previous), *previous.earlier]
     return current.model_copy(
         update={
             "rows": rows,
             "full_data": full_data,
             "notes": list(dict.fromkeys(notes)),
             "provenance": current.provenance.model_copy(update={"entries": entries}),
-            "earlier": [command for command in earlier if has_kept_row(command, kept_rows, image_count)],
-            "changes": describe_changes(replaced, stale_rows, kept_rows),
+            "earlier": [
+                command for command in earlier if may_have_measured_any(command, kept_rows, image_count)
+            ],
+            "changes": describe_row_changes(replaced, stale_rows, kept_rows),
         }
     )
 
 
-def get_data_key(evaluation: Evaluation) -> tuple[str, ...]:
+def get_combinable_data_key(evaluation: Evaluation) -> tuple[str, ...]:
     """Return the values in which two evaluations agree whose rows can stand in one file."""
     p = evaluation.provenance
     return p.images, p.fingerprint, p.role, p.distilled_from
 
 
-def find_stale_backbones(previous: Evaluation, current: Evaluation) -> set[str]:
+def find_stale_backbone_hashes(previous: Evaluation, current: Evaluation) -> set[str]:
     """Return the hashes of backbones that have another entry now, or whose name is another's now."""
     by_hash = {e.backbone_hash: e.entry_digest for e in current.provenance.entries}
     by_name = {(e.backbone, e.image_size): e.backbone_hash for e in current.provenance.entries}
@@ -117,13 +119,13 @@ def find_stale_backbones(previous: Evaluation, current: Evaluation) -> set[str]:
     }
 
 
-def fill_missing_protocols(evaluation: Evaluation, image_count: int) -> Evaluation:
+def fill_missing_options_of_rows(evaluation: Evaluation, image_count: int) -> Evaluation:
     """Return an evaluation whose rows have a protocol; older files have it in their config alone."""
-    rows = [fill_missing_protocol(row, evaluation, image_count) for row in evaluation.rows]
+    rows = [fill_missing_row_options(row, evaluation, image_count) for row in evaluation.rows]
     return evaluation if rows == evaluation.rows else evaluation.model_copy(update={"rows": rows})
 
 
-def fill_missing_protocol(row: AccuracyRow, evaluation: Evaluation, image_count: int) -> AccuracyRow:
+def fill_missing_row_options(row: AccuracyRow, evaluation: Evaluation, image_count: int) -> AccuracyRow:
     """Return a row with backbone hash and protocol; a row of an older version takes them from its file."""
     if row.backbone_hash is not None:
         return row
@@ -133,10 +135,10 @@ def fill_missing_protocol(row: AccuracyRow, evaluation: Evaluation, image_count:
         config = EvaluateConfig.model_validate(evaluation.config)
     except ValidationError:
         return row.model_copy(update=missing)
-    return row.model_copy(update=missing | asdict(protocol_from_config(config, row.mode, image_count)))
+    return row.model_copy(update=missing | asdict(make_row_training_options(config, row.mode, image_count)))
 
 
-def describe_changes(
+def describe_row_changes(
     replaced: Sequence[tuple[AccuracyRow, AccuracyRow]],
     stale_rows: Sequence[AccuracyRow],
     kept_rows: Sequence[AccuracyRow],
@@ -176,21 +178,21 @@ def format_row_count(count: int) -> str:
     return f"{count} row{'' if count == 1 else 's'}"
 
 
-def drop_caveats(notes: Sequence[str]) -> list[str]:
+def drop_caveat_notes(notes: Sequence[str]) -> list[str]:
     """Return the notes without those that :func:`~sfm.eval.caveats.list_caveats` writes anew."""
     return [note for note in notes if not note.startswith((NOT_BETTER_THAN_RANDOM, ABOVE_FULL_DATA))]
 
 
-def is_note_valid(note: str, rows: Sequence[AccuracyRow]) -> bool:
+def is_note_still_true(note: str, rows: Sequence[AccuracyRow]) -> bool:
     """Return whether an earlier note is still true: a backbone that was left out may have rows now."""
     return not any(note.startswith(f"{row.backbone} is left out: ") for row in rows)
 
 
-def make_earlier_evaluation(evaluation: Evaluation) -> EarlierEvaluation:
+def make_earlier_command(evaluation: Evaluation) -> EarlierCommand:
     """Return what the file keeps of a command after a later one."""
     provenance = evaluation.provenance
     backbones = provenance.evaluated_on
-    return EarlierEvaluation(
+    return EarlierCommand(
         config=evaluation.config,
         backbones=[e.backbone_hash for e in provenance.entries] if backbones is None else backbones,
         versions=provenance.versions,
@@ -199,20 +201,22 @@ def make_earlier_evaluation(evaluation: Evaluation) -> EarlierEvaluation:
     )
 
 
-def has_kept_row(command: EarlierEvaluation, kept_rows: Sequence[AccuracyRow], image_count: int) -> bool:
+def may_have_measured_any(
+    command: EarlierCommand, kept_rows: Sequence[AccuracyRow], image_count: int
+) -> bool:
     """Return whether one of the kept rows can have been measured by an earlier command."""
     candidates = [row for row in kept_rows if row.backbone_hash in command.backbones]
     try:
         config = EvaluateConfig.model_validate(command.config)
     except ValidationError:
         return bool(candidates)
-    return any(is_row_of_config(row, config, image_count) for row in candidates)
+    return any(is_row_made_by_config(row, config, image_count) for row in candidates)
 
 
-def is_row_of_config(row: AccuracyRow, config: EvaluateConfig, image_count: int) -> bool:
+def is_row_made_by_config(row: AccuracyRow, config: EvaluateConfig, image_count: int) -> bool:
     """Return whether a config measures such a row; rows of real images are always of mode `linear`."""
     modes = config.mode if row.images in ("distilled", "none") else ["linear"]
     seeds = 1 if row.mode in CLOSED_FORM_MODES else config.seeds
-    protocol = Protocol(row.epochs, row.views, row.seed)
-    expected_protocol = protocol_from_config(config, row.mode, image_count)
+    protocol = RowTrainingOptions(row.epochs, row.views, row.seed)
+    expected_protocol = make_row_training_options(config, row.mode, image_count)
     return row.mode in modes and row.seeds == seeds and protocol == expected_protocol

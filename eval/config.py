@@ -172,7 +172,7 @@ class EvaluateRunsConfig(EvaluateOptions):
         return [self.out / name.replace("/", "_") for name in make_distinct_directory_names(self.run)]
 
 
-def count_views(config: EvaluateOptions, mode: Mode, image_count: int) -> int:
+def count_views_per_image(config: EvaluateOptions, mode: Mode, image_count: int) -> int:
     """Return how many views of every image a seed of a mode trains on.
 
     Parameters
@@ -187,7 +187,7 @@ def count_views(config: EvaluateOptions, mode: Mode, image_count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class RowTrainingOptions:
     """The options that an accuracy depends on; None for those that it does not depend on.
 
     Attributes
@@ -205,7 +205,7 @@ class Protocol:
     seed: int | None
 
 
-def protocol_from_config(config: EvaluateOptions, mode: Mode, image_count: int) -> Protocol:
+def make_row_training_options(config: EvaluateOptions, mode: Mode, image_count: int) -> RowTrainingOptions:
     """Return the protocol of a mode on so many images.
 
     Parameters
@@ -215,6 +215,6 @@ def protocol_from_config(config: EvaluateOptions, mode: Mode, image_count: int) 
     image_count : int
     """
     if mode == "inherit-statistics":
-        return Protocol(None, None, None)
+        return RowTrainingOptions(None, None, None)
     epochs = None if mode == "inherit-ridge" else config.epochs
-    return Protocol(epochs, count_views(config, mode, image_count), config.seed)
+    return RowTrainingOptions(epochs, count_views_per_image(config, mode, image_count), config.seed)

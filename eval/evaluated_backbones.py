@@ -7,7 +7,7 @@ from pathlib import Path
 from sfm.backbones.build import Backbone
 from sfm.backbones.spec import parse_spec
 from sfm.errors import InputError
-from sfm.eval.class_subset import ClassSubset, select_run_classes
+from sfm.eval.class_subset import ClassSubsetStatistics, select_run_statistics
 from sfm.eval.config import ALL_BACKBONES, EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun, RunRecord
 from sfm.stats_store.cards import Summary
@@ -24,12 +24,12 @@ class EvaluatedBackbone:
     """A backbone to evaluate on, and the statistics of the run's classes through it."""
 
     backbone: Backbone
-    statistics: ClassSubset
+    statistics: ClassSubsetStatistics
 
 
 def open_source_statistics(
     store: Store, summaries: Sequence[Summary], run: DistilledRun, directory: Path
-) -> ClassSubset:
+) -> ClassSubsetStatistics:
     """Return the statistics of the run's classes from the entry that it was distilled from.
 
     Raises
@@ -45,7 +45,7 @@ def open_source_statistics(
             f"and {store.url} holds no such entry: it is a run directory from another store, or the entry "
             f"was replaced since"
         )
-    statistics = select_run_classes(store.open_entry(matching[0]), run.class_ids, directory)
+    statistics = select_run_statistics(store.open_entry(matching[0]), run.class_ids, directory)
     if (record.backbone.hash, record.image_size) != (statistics.entry.backbone.hash, matching[0].image_size):
         raise InputError(
             f"{directory / 'run.json'} names another backbone than the entry that the run was distilled from"
@@ -58,7 +58,7 @@ def load_evaluated_backbones(
     record: RunRecord,
     store: Store,
     summaries: Sequence[Summary],
-    source_statistics: ClassSubset,
+    source_statistics: ClassSubsetStatistics,
     load: LoadBackbone,
 ) -> tuple[list[EvaluatedBackbone], list[str]]:
     """Load the backbones to evaluate on, and open their entries of the data the run was distilled from.
@@ -82,7 +82,7 @@ def load_evaluated_backbones(
     comparable = [s for s in summaries if s.fingerprint == source.fingerprint and s.role == source.role]
     eval_backbones: dict[str, EvaluatedBackbone] = {}
     notes: list[str] = []
-    for spec, is_named in list_backbone_specs(config, record, comparable):
+    for spec, is_named in list_specs_and_whether_named(config, record, comparable):
         try:
             eval_backbone = load_evaluated_backbone(
                 spec, config, record, store, comparable, source_statistics, load
@@ -96,7 +96,7 @@ def load_evaluated_backbones(
     return list(eval_backbones.values()), notes
 
 
-def list_backbone_specs(
+def list_specs_and_whether_named(
     config: EvaluateConfig, record: RunRecord, comparable: Sequence[Summary]
 ) -> list[tuple[str, bool]]:
     """Return the specs to evaluate on, and whether each was named on the command line.
@@ -119,7 +119,7 @@ def load_evaluated_backbone(
     record: RunRecord,
     store: Store,
     comparable: Sequence[Summary],
-    source_statistics: ClassSubset,
+    source_statistics: ClassSubsetStatistics,
     load: LoadBackbone,
 ) -> EvaluatedBackbone:
     """Load one backbone and open its entry; raises as :func:`load_evaluated_backbones`."""
@@ -139,7 +139,7 @@ def load_evaluated_backbone(
     ]
     entry = select_entry(store, same_options or candidates, backbone.card)
     require_held_out_features(entry)
-    return EvaluatedBackbone(backbone, ClassSubset(entry, source_statistics.class_indices))
+    return EvaluatedBackbone(backbone, ClassSubsetStatistics(entry, source_statistics.class_indices))
 
 
 def require_held_out_features(entry: Entry) -> None:
@@ -157,10 +157,10 @@ def require_held_out_features(entry: Entry) -> None:
         )
 
 
-def load_teacher(
+def load_teacher_backbone(
     record: RunRecord,
     store: Store,
-    source_statistics: ClassSubset,
+    source_statistics: ClassSubsetStatistics,
     eval_backbones: Sequence[EvaluatedBackbone],
     load: LoadBackbone,
 ) -> EvaluatedBackbone:
@@ -177,7 +177,7 @@ def load_teacher(
     backbone = load(record.config.backbone, record.image_size)
     return EvaluatedBackbone(
         backbone,
-        ClassSubset(
+        ClassSubsetStatistics(
             select_entry(store, [source_statistics.entry.summary], backbone.card),
             source_statistics.class_indices,
         ),

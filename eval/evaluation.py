@@ -18,7 +18,7 @@ from sfm.eval.caveats import list_caveats
 from sfm.eval.combined_results import combine_evaluations, read_result
 from sfm.eval.config import EvaluateConfig, EvaluateRunsConfig
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run
-from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_data
+from sfm.eval.evaluation_job import EvaluationJob, prepare_evaluation_job, require_same_held_out_data
 from sfm.eval.image_sets import ImageSet, make_neighbour_image_sets, make_real_image_sets, read_exemplars
 from sfm.eval.output_files import require_writable_output, write_output
 from sfm.eval.partial_results import get_work_folder_path
@@ -32,8 +32,8 @@ from sfm.eval.result import (
     Provenance,
     format_evaluation_json,
 )
-from sfm.eval.row_training import RowTrainer, ViewFeatures, compute_image_set_features
-from sfm.eval.scores import load_held_out, score_full_data
+from sfm.eval.row_training import KeyedViewFeatures, RowTrainer, compute_image_set_features
+from sfm.eval.scores import load_held_out_samples, make_full_data_rows
 from sfm.eval.view_features import LabelledImages
 from sfm.eval.work_folder import WorkFolder
 from sfm.events import ProgressCallback, no_progress
@@ -127,7 +127,7 @@ def evaluate_locked_runs(
         prepare_evaluation_job(run_config, run, store, summaries, load_cached)
         for run_config, run in zip(run_configs, runs, strict=True)
     ]
-    require_same_data(jobs)
+    require_same_held_out_data(jobs)
     work_folders = [WorkFolder(get_work_folder_path(run_config.result_path)) for run_config in run_configs]
     for run_config, run in zip(run_configs, runs, strict=True):
         require_writable_output(run_config.result_path)
@@ -192,9 +192,9 @@ def run_evaluation_job(
         if job.has_edited_images
         else []
     )
-    feature_cache: dict[str, ViewFeatures] = {}
+    feature_cache: dict[str, KeyedViewFeatures] = {}
 
-    def compute_distilled_features(backbone: Backbone) -> ViewFeatures:
+    def compute_distilled_features(backbone: Backbone) -> KeyedViewFeatures:
         if backbone.card.hash not in feature_cache:
             feature_cache[backbone.card.hash] = compute_image_set_features(
                 backbone, distilled, config.mode, config, work_folder, progress
@@ -205,8 +205,8 @@ def run_evaluation_job(
     full_data: list[FullDataRow] = []
     write_failures: list[str] = []
     for eval_backbone in job.eval_backbones:
-        samples = load_held_out(eval_backbone)
-        full_data_rows = score_full_data(eval_backbone, samples)
+        samples = load_held_out_samples(eval_backbone)
+        full_data_rows = make_full_data_rows(eval_backbone, samples)
         full_data += full_data_rows
         trainer = RowTrainer(job, eval_backbone, samples, full_data_rows[0].top1, work_folder, progress)
         for mode in dict.fromkeys(config.mode):

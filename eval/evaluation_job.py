@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfm.errors import InputError
-from sfm.eval.class_subset import ClassSubset
+from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.evaluated_backbones import (
     EvaluatedBackbone,
     LoadBackbone,
     load_evaluated_backbones,
-    load_teacher,
+    load_teacher_backbone,
     open_source_statistics,
 )
 from sfm.eval.mode_training import TARGET_FEATURE_MODES
@@ -30,7 +30,7 @@ class EvaluationJob:
     config : EvaluateConfig
     run : DistilledRun
     store : Store
-    source_statistics : ClassSubset
+    source_statistics : ClassSubsetStatistics
         The statistics distilled from.
     eval_backbones : list of EvaluatedBackbone
         The backbones to evaluate on.
@@ -43,7 +43,7 @@ class EvaluationJob:
     config: EvaluateConfig
     run: DistilledRun
     store: Store
-    source_statistics: ClassSubset
+    source_statistics: ClassSubsetStatistics
     eval_backbones: list[EvaluatedBackbone]
     teacher: EvaluatedBackbone | None
     notes: list[str]
@@ -68,7 +68,7 @@ def prepare_evaluation_job(
         config, run.record, store, summaries, source_statistics, load
     )
     teacher = (
-        load_teacher(run.record, store, source_statistics, eval_backbones, load)
+        load_teacher_backbone(run.record, store, source_statistics, eval_backbones, load)
         if TARGET_FEATURE_MODES.intersection(config.mode)
         else None
     )
@@ -81,7 +81,7 @@ def prepare_evaluation_job(
     return EvaluationJob(config, run, store, source_statistics, eval_backbones, teacher, notes)
 
 
-def require_same_data(jobs: Sequence[EvaluationJob]) -> None:
+def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
     """Refuse runs of different data or classes: no matrix can hold them."""
     first, *others = jobs
     for other in others:

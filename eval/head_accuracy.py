@@ -11,7 +11,7 @@ MAX_BATCH_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
-class Heads:
+class LinearHeads:
     """Linear heads of one feature space, one per seed: ``logits = features @ weight.T + bias``.
 
     Attributes
@@ -25,7 +25,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class HeadAccuracy:
+class AccuracyBySeed:
     """Fractions of samples that are classified correctly, one per seed.
 
     Attributes
@@ -69,18 +69,18 @@ def rank_true_class(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits >= true_logit).sum(-1) - 1
 
 
-def compute_accuracy(heads: Heads, features: Tensor, labels: Tensor) -> HeadAccuracy:
+def compute_accuracy_by_seed(heads: LinearHeads, features: Tensor, labels: Tensor) -> AccuracyBySeed:
     """Return the accuracy of every head.
 
     Parameters
     ----------
-    heads : Heads
+    heads : LinearHeads
     features : Tensor, shape (sample, feature)
     labels : Tensor of int64, shape (sample,)
 
     Returns
     -------
-    Accuracy
+    AccuracyBySeed
     """
     blocks = zip(
         torch.split(features, MAX_BATCH_SAMPLES), torch.split(labels, MAX_BATCH_SAMPLES), strict=True
@@ -97,14 +97,14 @@ def compute_accuracy(heads: Heads, features: Tensor, labels: Tensor) -> HeadAccu
         return (ranks < first).double().mean(1).tolist()
 
     classes = heads.weight.shape[1]
-    return HeadAccuracy(
+    return AccuracyBySeed(
         fraction_within(1),
         fraction_within(TOP_K) if classes >= TOP_K else None,
-        average_by_class(ranks == 0, labels, classes),
+        average_accuracy_by_class(ranks == 0, labels, classes),
     )
 
 
-def average_by_class(is_correct: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+def average_accuracy_by_class(is_correct: Tensor, labels: Tensor, classes: int) -> list[float | None]:
     """Return the accuracy on every class's samples, over all seeds; None for a class without samples.
 
     Parameters
@@ -118,14 +118,14 @@ def average_by_class(is_correct: Tensor, labels: Tensor, classes: int) -> list[f
     return [hits / count if count else None for hits, count in zip(correct, samples, strict=True)]
 
 
-def count_confusions(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
+def count_confusions(heads: LinearHeads, features: Tensor, labels: Tensor) -> Tensor:
     """Return the confusion matrix, summed over all heads.
 
     A tie with the true class counts as the other one, as in :func:`rank_true_class`.
 
     Parameters
     ----------
-    heads : Heads
+    heads : LinearHeads
     features : Tensor, shape (sample, feature)
     labels : Tensor of int64, shape (sample,)
 
@@ -148,7 +148,7 @@ def count_confusions(heads: Heads, features: Tensor, labels: Tensor) -> Tensor:
     return counts.view(classes, classes)
 
 
-def make_nearest_mean_head(means: Tensor) -> Heads:
+def make_nearest_mean_head(means: Tensor) -> LinearHeads:
     """Return the nearest-class-mean classifier as a linear head.
 
     ``|x - m|^2 = |x|^2 - 2 (x.m - |m|^2 / 2)``, so the nearest mean has the largest ``x.m - |m|^2 / 2``.
@@ -159,7 +159,7 @@ def make_nearest_mean_head(means: Tensor) -> Heads:
 
     Returns
     -------
-    Heads
+    LinearHeads
         One.
     """
-    return Heads(means[None], -means.square().sum(1)[None] / 2)
+    return LinearHeads(means[None], -means.square().sum(1)[None] / 2)

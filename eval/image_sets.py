@@ -8,12 +8,12 @@ import numpy.typing as npt
 from sfm.backbones.build import Backbone
 from sfm.backbones.crops import make_centre_crops
 from sfm.eval.baselines import (
-    choose_exemplars_nearest_to_distilled,
-    choose_exemplars_nearest_to_mean,
-    count_fewest_exemplars,
-    draw_random_exemplars,
+    choose_indices_nearest_to_distilled,
+    choose_indices_nearest_to_mean,
+    count_min_exemplars_per_class,
+    draw_random_exemplar_indices,
 )
-from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubset
+from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE, ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun
 from sfm.eval.result import ImageSetName
@@ -71,7 +71,7 @@ class Exemplars:
         return LabelledImages(pixels.reshape(-1, *pixels.shape[-3:]), labels)
 
 
-def read_exemplars(statistics: ClassSubset) -> Exemplars | None:
+def read_exemplars(statistics: ClassSubsetStatistics) -> Exemplars | None:
     """Read the real images of an entry's classes; None if it keeps none."""
     if "exemplar/role" not in statistics.entry:
         return None
@@ -94,9 +94,9 @@ def make_real_image_sets(
         return [], ["No real images to compare with: the store keeps no exemplars (sfm extract --exemplars)."]
     roles = exemplars.roles
     image_sets, notes = [], []
-    available = count_fewest_exemplars(roles, RANDOM_ROLE)
+    available = count_min_exemplars_per_class(roles, RANDOM_ROLE)
     if available >= ipc:
-        drawn = exemplars.select_images(draw_random_exemplars(roles, ipc, config.seeds, config.seed))
+        drawn = exemplars.select_images(draw_random_exemplar_indices(roles, ipc, config.seeds, config.seed))
         image_sets.append(ImageSet("random", drawn, 1, available))
         if available < ipc * config.seeds:
             notes.append(
@@ -105,9 +105,9 @@ def make_real_image_sets(
             )
     else:
         notes.append(f"No random real images: some class has {available} such exemplars, {ipc} are needed.")
-    available = count_fewest_exemplars(roles, NEAREST_ROLE)
+    available = count_min_exemplars_per_class(roles, NEAREST_ROLE)
     if available >= ipc:
-        nearest = exemplars.select_images(choose_exemplars_nearest_to_mean(roles, ipc))
+        nearest = exemplars.select_images(choose_indices_nearest_to_mean(roles, ipc))
         image_sets.append(ImageSet("nearest", nearest, config.seeds, available))
     else:
         notes.append(f"No real images nearest to the mean: some class has {available}, {ipc} are needed.")
@@ -148,7 +148,7 @@ def make_neighbour_image_sets(
         make_centre_crops(len(run.pixels), run.record.canvas, crop_side),
         work_folder=work_folder,
     )
-    indices = choose_exemplars_nearest_to_distilled(
+    indices = choose_indices_nearest_to_distilled(
         exemplars.roles,
         exemplar_features.cpu().numpy().reshape(*exemplars.roles.shape, -1),
         distilled_features.cpu().numpy().reshape(class_count, ipc, -1),

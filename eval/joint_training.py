@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from sfm.eval import linear_probe, projectors
-from sfm.eval.head_accuracy import Heads
-from sfm.eval.projectors import Projectors
-from sfm.eval.training import BatchSchedule, CountCallback, ParamGroup, ignore_count, run_adam
+from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.projectors import LinearProjectors
+from sfm.eval.training import BatchSchedule, CountCallback, ParamGroup, ignore_progress_count, train_with_adam
 
 
 @dataclass(frozen=True)
 class ProjectedHeads:
     """Projectors and the heads behind them, one pair per seed."""
 
-    projectors: Projectors
-    heads: Heads
+    projectors: LinearProjectors
+    heads: LinearHeads
 
 
 def compute_joint_gradients(
@@ -55,9 +55,9 @@ def compute_joint_gradients(
 def train_projectors_with_heads(
     view_features: Tensor,
     labels: Tensor,
-    classifier: Heads,
+    classifier: LinearHeads,
     schedule: BatchSchedule,
-    on_epoch: CountCallback = ignore_count,
+    on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
     """Train projector (Adam at 1e-2 * B / 256) and head (1e-3 * B / 256) together.
 
@@ -65,7 +65,7 @@ def train_projectors_with_heads(
     ----------
     view_features : Tensor, shape (image, view, feature)
     labels : Tensor of int64, shape (image,)
-    classifier : Heads
+    classifier : LinearHeads
         One, of the distillation backbone's feature space; the heads start as copies of it.
     schedule : BatchSchedule
     on_epoch : callable, optional
@@ -76,8 +76,8 @@ def train_projectors_with_heads(
     ProjectedHeads
     """
     model = init_projected_heads(view_features, classifier, schedule.seeds)
-    run_adam(
-        [make_projector_group(model), make_head_group(model)],
+    train_with_adam(
+        [make_projector_param_group(model), make_head_param_group(model)],
         lambda image_indices, view_indices: compute_joint_gradients(
             model, view_features[image_indices, view_indices], labels[image_indices]
         ),
@@ -90,9 +90,9 @@ def train_projectors_with_heads(
 def train_projectors_then_heads(
     view_features: Tensor,
     labels: Tensor,
-    classifier: Heads,
+    classifier: LinearHeads,
     schedule: BatchSchedule,
-    on_epoch: CountCallback = ignore_count,
+    on_epoch: CountCallback = ignore_progress_count,
 ) -> ProjectedHeads:
     """Train the projector before the fixed inherited classifier, then the head behind the fixed projector.
 
@@ -112,16 +112,16 @@ def train_projectors_then_heads(
     """
     model = init_projected_heads(view_features, classifier, schedule.seeds)
     total = 2 * schedule.epochs
-    run_adam(
-        [make_projector_group(model)],
+    train_with_adam(
+        [make_projector_param_group(model)],
         lambda image_indices, view_indices: compute_joint_gradients(
             model, view_features[image_indices, view_indices], labels[image_indices]
         )[:2],
         schedule,
         lambda done, _: on_epoch(done, total),
     )
-    run_adam(
-        [make_head_group(model)],
+    train_with_adam(
+        [make_head_param_group(model)],
         lambda image_indices, view_indices: linear_probe.compute_head_gradients(
             model.heads,
             apply_projectors(model.projectors, view_features[image_indices, view_indices]),
@@ -133,30 +133,30 @@ def train_projectors_then_heads(
     return model
 
 
-def init_projected_heads(view_features: Tensor, classifier: Heads, seeds: int) -> ProjectedHeads:
+def init_projected_heads(view_features: Tensor, classifier: LinearHeads, seeds: int) -> ProjectedHeads:
     """Return a projector of zeros and a copy of the inherited classifier for every seed."""
     width, features = classifier.weight.shape[2], view_features.shape[2]
     return ProjectedHeads(
-        Projectors(
+        LinearProjectors(
             view_features.new_zeros((seeds, width, features)), view_features.new_zeros((seeds, width))
         ),
-        Heads(
+        LinearHeads(
             classifier.weight.to(view_features.dtype).repeat(seeds, 1, 1),
             classifier.bias.to(view_features.dtype).repeat(seeds, 1),
         ),
     )
 
 
-def apply_projectors(projectors: Projectors, features: Tensor) -> Tensor:
+def apply_projectors(projectors: LinearProjectors, features: Tensor) -> Tensor:
     """Map features (seed, batch, feature) to the target space: (seed, batch, target feature)."""
     return torch.baddbmm(projectors.bias[:, None], features, projectors.weight.transpose(1, 2))
 
 
-def make_projector_group(model: ProjectedHeads) -> ParamGroup:
+def make_projector_param_group(model: ProjectedHeads) -> ParamGroup:
     """Return the projectors as one parameter group."""
     return ParamGroup([model.projectors.weight, model.projectors.bias], projectors.PROJECTOR_LEARNING_RATE)
 
 
-def make_head_group(model: ProjectedHeads) -> ParamGroup:
+def make_head_param_group(model: ProjectedHeads) -> ParamGroup:
     """Return the heads as one parameter group."""
     return ParamGroup([model.heads.weight, model.heads.bias], linear_probe.HEAD_LEARNING_RATE)

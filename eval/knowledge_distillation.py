@@ -4,29 +4,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.linear_probe import HEAD_LEARNING_RATE, choose_thread_count
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
     ParamGroup,
-    ignore_count,
+    ignore_progress_count,
     limit_torch_threads,
-    run_adam,
+    train_with_adam,
 )
 
 TEMPERATURE = 4.0
 SOFT_LABEL_WEIGHT = 0.5
 
 
-def compute_soft_labels(target_features: Tensor, classifier: Heads) -> Tensor:
+def compute_soft_labels(target_features: Tensor, classifier: LinearHeads) -> Tensor:
     """Return the inherited classifier's soft labels of every view: ``softmax(logits / T)``.
 
     Parameters
     ----------
     target_features : Tensor, shape (image, view, target feature)
         Features of the distillation backbone.
-    classifier : Heads
+    classifier : LinearHeads
         One, of that feature space.
 
     Returns
@@ -38,7 +38,7 @@ def compute_soft_labels(target_features: Tensor, classifier: Heads) -> Tensor:
 
 
 def compute_distillation_gradients(
-    heads: Heads, features: Tensor, labels: Tensor, soft_labels: Tensor
+    heads: LinearHeads, features: Tensor, labels: Tensor, soft_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of each seed's mean of ``w T^2 KL(soft || P_T) + (1 - w) CE(labels, P)``.
 
@@ -48,7 +48,7 @@ def compute_distillation_gradients(
 
     Parameters
     ----------
-    heads : Heads
+    heads : LinearHeads
     features : Tensor, shape (seed, batch, feature)
     labels : Tensor of int64, shape (seed, batch)
     soft_labels : Tensor, shape (seed, batch, class)
@@ -71,8 +71,8 @@ def train_heads_from_teacher(
     soft_labels: Tensor,
     schedule: BatchSchedule,
     initial_weights: Tensor,
-    on_epoch: CountCallback = ignore_count,
-) -> Heads:
+    on_epoch: CountCallback = ignore_progress_count,
+) -> LinearHeads:
     """Train one linear head per seed from hard and soft labels, by the schedule of the linear probe.
 
     Parameters
@@ -89,13 +89,13 @@ def train_heads_from_teacher(
 
     Returns
     -------
-    Heads
+    LinearHeads
     """
-    heads = Heads(
+    heads = LinearHeads(
         initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
     )
     with limit_torch_threads(choose_thread_count(initial_weights.numel())):
-        run_adam(
+        train_with_adam(
             [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
             lambda image_indices, view_indices: compute_distillation_gradients(
                 heads,

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
     ParamGroup,
-    ignore_count,
+    ignore_progress_count,
     limit_torch_threads,
-    run_adam,
+    train_with_adam,
 )
 
 HEAD_LEARNING_RATE = 1e-3
@@ -20,7 +20,7 @@ INITIAL_STD = 0.01
 MAX_SINGLE_THREAD_WEIGHTS = 2**17
 
 
-def compute_head_gradients(heads: Heads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def compute_head_gradients(heads: LinearHeads, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the mean cross-entropy of each seed's head.
 
     With ``P`` the softmax of the logits and ``Y`` the one-hot labels: ``dW = (P - Y)^T X / B`` and
@@ -28,7 +28,7 @@ def compute_head_gradients(heads: Heads, features: Tensor, labels: Tensor) -> tu
 
     Parameters
     ----------
-    heads : Heads
+    heads : LinearHeads
     features : Tensor, shape (seed, batch, feature)
     labels : Tensor of int64, shape (seed, batch)
 
@@ -47,13 +47,13 @@ def choose_thread_count(weight_count: int) -> int:
     return 1 if weight_count <= MAX_SINGLE_THREAD_WEIGHTS else torch.get_num_threads()
 
 
-def train_heads(
+def train_linear_heads(
     view_features: Tensor,
     labels: Tensor,
     schedule: BatchSchedule,
     initial_weights: Tensor,
-    on_epoch: CountCallback = ignore_count,
-) -> Heads:
+    on_epoch: CountCallback = ignore_progress_count,
+) -> LinearHeads:
     """Train one linear head per seed, all at once.
 
     Adam at 1e-3 * B / 256, cosine to zero, no weight decay; the head after the last epoch is returned.
@@ -72,13 +72,13 @@ def train_heads(
 
     Returns
     -------
-    Heads
+    LinearHeads
     """
-    heads = Heads(
+    heads = LinearHeads(
         initial_weights.to(view_features, copy=True), view_features.new_zeros(initial_weights.shape[:2])
     )
     with limit_torch_threads(choose_thread_count(initial_weights.numel())):
-        run_adam(
+        train_with_adam(
             [ParamGroup([heads.weight, heads.bias], HEAD_LEARNING_RATE)],
             lambda image_indices, view_indices: compute_head_gradients(
                 heads, view_features[image_indices, view_indices], labels[image_indices]

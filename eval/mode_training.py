@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfm.eval.class_subset import ClassSubset
-from sfm.eval.config import EvaluateConfig, Mode, count_views
+from sfm.eval.class_subset import ClassSubsetStatistics
+from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.image_sets import ImageSet
 from sfm.eval.joint_training import (
     ProjectedHeads,
@@ -18,13 +18,13 @@ from sfm.eval.joint_training import (
     train_projectors_with_heads,
 )
 from sfm.eval.knowledge_distillation import compute_soft_labels, train_heads_from_teacher
-from sfm.eval.linear_probe import INITIAL_STD, train_heads
-from sfm.eval.projectors import Projectors, compose_projectors_with_classifier, train_projectors
+from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
+from sfm.eval.projectors import LinearProjectors, compose_projectors_with_classifier, train_projectors
 from sfm.eval.ridge import RidgeFit, fit_ridge_projector
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
-    StreamPurpose,
+    RandomStreamPurpose,
     draw_initial_weights,
     make_batch_schedule,
 )
@@ -42,7 +42,7 @@ class EvaluationContext:
     ----------
     eval_backbone : EvaluatedBackbone
         The evaluation backbone and its statistics.
-    source_statistics : ClassSubset
+    source_statistics : ClassSubsetStatistics
         The statistics distilled from; their classifier is inherited.
     image_set : ImageSet
     view_features : Tensor, shape (image, view, feature)
@@ -53,7 +53,7 @@ class EvaluationContext:
     """
 
     eval_backbone: EvaluatedBackbone
-    source_statistics: ClassSubset
+    source_statistics: ClassSubsetStatistics
     image_set: ImageSet
     view_features: Tensor
     target_features: Tensor | None
@@ -64,9 +64,9 @@ class EvaluationContext:
         return self.eval_backbone.backbone.card.spec
 
     @property
-    def inherited_classifier(self) -> Heads:
+    def inherited_classifier(self) -> LinearHeads:
         """The classifier of all real images on the distillation backbone."""
-        return read_full_data_head(self.source_statistics, self.view_features.device)
+        return read_full_data_classifier(self.source_statistics, self.view_features.device)
 
     @property
     def labels(self) -> Tensor:
@@ -81,27 +81,27 @@ class EvaluationContext:
 
 
 @dataclass(frozen=True)
-class FittedHead:
+class FittedHeads:
     """The heads, and projectors, that a mode trained.
 
     Attributes
     ----------
-    heads : Heads
+    heads : LinearHeads
         On features of the evaluation backbone, projectors included.
-    projectors : Projectors or None
+    projectors : LinearProjectors or None
         The projectors alone, where the mode has any.
     penalty : float or None
         Of projectors in closed form.
     """
 
-    heads: Heads
-    projectors: Projectors | None = None
+    heads: LinearHeads
+    projectors: LinearProjectors | None = None
     penalty: float | None = None
 
 
 def fit_mode(
     mode: Mode, context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Train the heads of a mode, all seeds at once.
 
     Parameters
@@ -113,7 +113,7 @@ def fit_mode(
 
     Returns
     -------
-    FittedHead
+    FittedHeads
         One head per seed; a single one where nothing is random.
     """
     return MODE_FUNCTIONS[mode](context, config, progress)
@@ -121,53 +121,55 @@ def fit_mode(
 
 def fit_linear_mode(
     context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Train fresh heads on the views of images; seeds that share an image share none of its views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
-    labels = repeat_labels_by_seed(context)
+    labels = repeat_labels_per_seed(context)
     stage = f"linear heads of {context.image_set.name} images on {context.backbone_spec}"
-    schedule = make_seed_schedule(context.image_set, len(seed_views), config)
-    weights = draw_head_weights(context, config)
-    on_epoch = make_stage_callback(progress, stage, "epochs")
-    return FittedHead(train_heads(seed_views, labels, schedule, weights, on_epoch))
+    schedule = make_separate_views_schedule(context.image_set, len(seed_views), config)
+    weights = draw_initial_head_weights(context, config)
+    on_epoch = make_stage_progress_callback(progress, stage, "epochs")
+    return FittedHeads(train_linear_heads(seed_views, labels, schedule, weights, on_epoch))
 
 
-def fit_kd_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHead:
+def fit_kd_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train fresh heads from labels and from the inherited classifier's soft labels of the same views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
-    labels = repeat_labels_by_seed(context)
+    labels = repeat_labels_per_seed(context)
     seed_targets = split_views_by_seed(context.require_target_features(), context.image_set, config)
     soft_labels = compute_soft_labels(seed_targets, context.inherited_classifier)
-    schedule = make_seed_schedule(context.image_set, len(seed_views), config)
-    weights = draw_head_weights(context, config)
-    on_epoch = make_stage_callback(progress, f"kd heads on {context.backbone_spec}", "epochs")
-    return FittedHead(train_heads_from_teacher(seed_views, labels, soft_labels, schedule, weights, on_epoch))
+    schedule = make_separate_views_schedule(context.image_set, len(seed_views), config)
+    weights = draw_initial_head_weights(context, config)
+    on_epoch = make_stage_progress_callback(progress, f"kd heads on {context.backbone_spec}", "epochs")
+    return FittedHeads(train_heads_from_teacher(seed_views, labels, soft_labels, schedule, weights, on_epoch))
 
 
 def fit_inherit_mode(
     context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
-    view_features, target_features, schedule = select_shared_views(context, config)
+    view_features, target_features, schedule = select_shared_view_features(context, config)
     names = f"{context.backbone_spec} to {context.source_statistics.entry.backbone.spec}"
-    on_block = make_stage_callback(progress, f"projectors from {names}", "blocks")
+    on_block = make_stage_progress_callback(progress, f"projectors from {names}", "blocks")
     projectors = train_projectors(view_features, target_features, schedule, on_block)
     heads = compose_projectors_with_classifier(projectors, context.inherited_classifier)
-    return FittedHead(heads, projectors)
+    return FittedHeads(heads, projectors)
 
 
 def fit_inherit_ridge_mode(
     context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
-    view_features, target_features, _ = select_shared_views(context, config)
+    view_features, target_features, _ = select_shared_view_features(context, config)
     ridge_fit = fit_ridge_projector(view_features, target_features, context.inherited_classifier)
     return compose_ridge_with_classifier(ridge_fit, context)
 
 
 def fit_inherit_statistics_mode(
     context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
     both = (context.eval_backbone.statistics, context.source_statistics)
     has_samples = np.all([statistics.read_array("train/count") > 0 for statistics in both], axis=0)
@@ -183,11 +185,11 @@ def fit_inherit_statistics_mode(
 
 def fit_joint_mode(
     context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Train projectors and heads together, on cross-entropy."""
     stage = f"projectors and heads on {context.backbone_spec}, together"
-    on_epoch = make_stage_callback(progress, stage, "epochs")
-    schedule = make_shared_schedule(len(context.view_features), "joint", config)
+    on_epoch = make_stage_progress_callback(progress, stage, "epochs")
+    schedule = make_shared_views_schedule(len(context.view_features), "joint", config)
     return compose_projected_heads(
         train_projectors_with_heads(
             context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
@@ -197,11 +199,11 @@ def fit_joint_mode(
 
 def fit_stage_mode(
     context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
-) -> FittedHead:
+) -> FittedHeads:
     """Train projectors, then heads, on cross-entropy."""
     stage = f"projectors, then heads on {context.backbone_spec}"
-    on_epoch = make_stage_callback(progress, stage, "epochs")
-    schedule = make_shared_schedule(len(context.view_features), "stage", config)
+    on_epoch = make_stage_progress_callback(progress, stage, "epochs")
+    schedule = make_shared_views_schedule(len(context.view_features), "stage", config)
     return compose_projected_heads(
         train_projectors_then_heads(
             context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
@@ -209,7 +211,7 @@ def fit_stage_mode(
     )
 
 
-MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, ProgressCallback], FittedHead]] = {
+MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
     "linear": fit_linear_mode,
     "inherit": fit_inherit_mode,
     "inherit-ridge": fit_inherit_ridge_mode,
@@ -220,16 +222,16 @@ MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, Progress
 }
 
 
-def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: EvaluationContext) -> FittedHead:
+def compose_ridge_with_classifier(ridge_fit: RidgeFit, context: EvaluationContext) -> FittedHeads:
     """Compose a projector in closed form with the inherited classifier."""
     heads = compose_projectors_with_classifier(ridge_fit.projectors, context.inherited_classifier)
-    return FittedHead(heads, ridge_fit.projectors, ridge_fit.penalty)
+    return FittedHeads(heads, ridge_fit.projectors, ridge_fit.penalty)
 
 
-def compose_projected_heads(model: ProjectedHeads) -> FittedHead:
+def compose_projected_heads(model: ProjectedHeads) -> FittedHeads:
     """Compose projectors with the heads trained behind them."""
     heads = compose_projectors_with_classifier(model.projectors, model.heads)
-    return FittedHead(heads, model.projectors)
+    return FittedHeads(heads, model.projectors)
 
 
 def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: EvaluateConfig) -> Tensor:
@@ -244,12 +246,14 @@ def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: Eval
     return used.reshape(-1, config.views, view_features.shape[2])
 
 
-def repeat_labels_by_seed(context: EvaluationContext) -> Tensor:
+def repeat_labels_per_seed(context: EvaluationContext) -> Tensor:
     """Return the class of every row of :func:`split_views_by_seed`."""
     return context.labels.repeat_interleave(context.image_set.seeds_per_image)
 
 
-def make_seed_schedule(image_set: ImageSet, row_count: int, config: EvaluateConfig) -> BatchSchedule:
+def make_separate_views_schedule(
+    image_set: ImageSet, row_count: int, config: EvaluateConfig
+) -> BatchSchedule:
     """Return a schedule in which every seed trains on its own rows of :func:`split_views_by_seed`."""
     seeds_per_image = image_set.seeds_per_image
     by_seed = np.arange(row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
@@ -261,35 +265,35 @@ def make_seed_schedule(image_set: ImageSet, row_count: int, config: EvaluateConf
     )
 
 
-def draw_head_weights(context: EvaluationContext, config: EvaluateConfig) -> Tensor:
+def draw_initial_head_weights(context: EvaluationContext, config: EvaluateConfig) -> Tensor:
     """Draw the initial weights of heads, shape (seed, class, feature)."""
     shape = (config.seeds, int(context.labels.max()) + 1, context.view_features.shape[2])
-    return draw_initial_weights(config.seed, StreamPurpose.HEAD, shape, INITIAL_STD)
+    return draw_initial_weights(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
 
 
-def select_shared_views(
+def select_shared_view_features(
     context: EvaluationContext, config: EvaluateConfig
 ) -> tuple[Tensor, Tensor, BatchSchedule]:
     """Return both backbones' features of the views that all seeds share, and their schedule."""
-    views = count_views(config, "inherit", len(context.view_features))
-    schedule = make_shared_schedule(len(context.view_features), "inherit", config)
+    views = count_views_per_image(config, "inherit", len(context.view_features))
+    schedule = make_shared_views_schedule(len(context.view_features), "inherit", config)
     return context.view_features[:, :views], context.require_target_features()[:, :views], schedule
 
 
-def make_shared_schedule(image_count: int, mode: Mode, config: EvaluateConfig) -> BatchSchedule:
+def make_shared_views_schedule(image_count: int, mode: Mode, config: EvaluateConfig) -> BatchSchedule:
     """Return a schedule in which all seeds train on the same views, each in its own order."""
     image_indices = np.tile(np.arange(image_count), (config.seeds, 1))
-    views = count_views(config, mode, image_count)
+    views = count_views_per_image(config, mode, image_count)
     return make_batch_schedule(config.seed, image_indices, epochs=config.epochs, views=views)
 
 
-def read_full_data_head(statistics: ClassSubset, device: torch.device) -> Heads:
+def read_full_data_classifier(statistics: ClassSubsetStatistics, device: torch.device) -> LinearHeads:
     """Read the linear classifier of all real training data."""
     weight = torch.from_numpy(statistics.read_array("classifier/weight"))
     bias = torch.from_numpy(statistics.read_array("classifier/bias"))
-    return Heads(weight[None].to(device), bias[None].to(device))
+    return LinearHeads(weight[None].to(device), bias[None].to(device))
 
 
-def make_stage_callback(progress: ProgressCallback, stage: str, unit: str) -> CountCallback:
+def make_stage_progress_callback(progress: ProgressCallback, stage: str, unit: str) -> CountCallback:
     """Return a callback that reports counts as the progress of a stage."""
     return lambda done, total: progress(Progress(stage, done, total, unit))

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.training import (
     BatchSchedule,
     CountCallback,
     ParamGroup,
-    ignore_count,
+    ignore_progress_count,
     limit_torch_threads,
-    run_adam,
+    train_with_adam,
 )
 
 PROJECTOR_LEARNING_RATE = 1e-2
@@ -27,7 +27,7 @@ MAX_BLOCK_WEIGHTS = 2**19
 
 
 @dataclass(frozen=True)
-class Projectors:
+class LinearProjectors:
     """Linear maps from one feature space to another, one per seed: ``y = weight @ x + bias``.
 
     Attributes
@@ -71,8 +71,8 @@ def train_projectors(
     view_features: Tensor,
     target_features: Tensor,
     schedule: BatchSchedule,
-    on_block: CountCallback = ignore_count,
-) -> Projectors:
+    on_block: CountCallback = ignore_progress_count,
+) -> LinearProjectors:
     """Train one projector per seed to predict a backbone's features from another's, of the same views.
 
     Mean squared error, Adam at 1e-2 * B / 256, cosine to zero, no weight decay; the last epoch's projector is
@@ -94,15 +94,15 @@ def train_projectors(
 
     Returns
     -------
-    Projectors
+    LinearProjectors
     """
     target_width, feature_width = target_features.shape[2], view_features.shape[2]
 
-    def train_block(block: slice) -> Projectors:
+    def train_block(block: slice) -> LinearProjectors:
         block_targets = target_features[:, :, block].contiguous()
         weight = view_features.new_zeros((schedule.seeds, block_targets.shape[2], feature_width))
         bias = view_features.new_zeros((schedule.seeds, block_targets.shape[2]))
-        run_adam(
+        train_with_adam(
             [ParamGroup([weight, bias], PROJECTOR_LEARNING_RATE)],
             lambda image_indices, view_indices: compute_projector_gradients(
                 weight,
@@ -112,21 +112,23 @@ def train_projectors(
                 target_width,
             ),
             schedule,
-            ignore_count,
+            ignore_progress_count,
         )
-        return Projectors(weight, bias)
+        return LinearProjectors(weight, bias)
 
-    blocks = split_target_features(schedule.seeds, target_width, feature_width, view_features.device)
+    blocks = choose_target_feature_blocks(schedule.seeds, target_width, feature_width, view_features.device)
     trained = []
     # One thread per block: the steps are too short to be shared.
     with limit_torch_threads(1) as threads, ThreadPoolExecutor(min(threads, len(blocks))) as executor:
         for projectors in executor.map(train_block, blocks):
             trained.append(projectors)
             on_block(len(trained), len(blocks))
-    return Projectors(torch.cat([p.weight for p in trained], 1), torch.cat([p.bias for p in trained], 1))
+    return LinearProjectors(
+        torch.cat([p.weight for p in trained], 1), torch.cat([p.bias for p in trained], 1)
+    )
 
 
-def split_target_features(
+def choose_target_feature_blocks(
     seeds: int, target_width: int, feature_width: int, device: torch.device
 ) -> list[slice]:
     """Return the slices of target features to train together; on a GPU, one slice of all."""
@@ -134,19 +136,19 @@ def split_target_features(
     return [slice(start, min(start + size, target_width)) for start in range(0, target_width, size)]
 
 
-def compose_projectors_with_classifier(projectors: Projectors, classifier: Heads) -> Heads:
+def compose_projectors_with_classifier(projectors: LinearProjectors, classifier: LinearHeads) -> LinearHeads:
     """Return heads that project, then classify: ``A (P x + p) + a = (A P) x + (A p + a)``.
 
     Parameters
     ----------
-    projectors : Projectors
-    classifier : Heads
+    projectors : LinearProjectors
+    classifier : LinearHeads
         One, of the target feature space.
 
     Returns
     -------
-    Heads
+    LinearHeads
         One per projector, of the evaluation backbone's feature space.
     """
     bias = projectors.bias[:, None] @ classifier.weight.transpose(1, 2) + classifier.bias[:, None]
-    return Heads(classifier.weight @ projectors.weight, bias[:, 0])
+    return LinearHeads(classifier.weight @ projectors.weight, bias[:, 0])

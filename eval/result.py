@@ -208,7 +208,7 @@ class Provenance(BaseModel):
     evaluated_on: FailFastList[Name] | None = None
 
 
-class EarlierEvaluation(BaseModel):
+class EarlierCommand(BaseModel):
     """An earlier command whose rows the file still holds.
 
     Attributes
@@ -241,7 +241,7 @@ class Evaluation(BaseModel):
     full_data : list of FullDataRow
     notes : list of str
         Sentences about missing rows, and about how to read the others.
-    earlier : list of EarlierEvaluation
+    earlier : list of EarlierCommand
         Commands before the last one that rows come from.
     changes : list of str
         Sentences about what the last command replaced, dropped and kept.
@@ -255,7 +255,7 @@ class Evaluation(BaseModel):
     full_data: FailFastList[FullDataRow]
     notes: FailFastList[str]
     provenance: Provenance
-    earlier: FailFastList[EarlierEvaluation] = []
+    earlier: FailFastList[EarlierCommand] = []
     changes: FailFastList[str] = []
 
 

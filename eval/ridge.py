@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm.eval.head_accuracy import Heads
-from sfm.eval.projectors import Projectors
+from sfm.eval.head_accuracy import LinearHeads
+from sfm.eval.projectors import LinearProjectors
 from sfm.stats_store.eigen import decompose_symmetric
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
@@ -19,17 +19,17 @@ class RidgeFit:
 
     Attributes
     ----------
-    projectors : Projectors
+    projectors : LinearProjectors
         One.
     penalty : float
         The chosen multiple of the mean eigenvalue, one of ``PENALTIES``.
     """
 
-    projectors: Projectors
+    projectors: LinearProjectors
     penalty: float
 
 
-def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: Heads) -> RidgeFit:
+def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: LinearHeads) -> RidgeFit:
     """Fit ``y = W x + b`` by least squares with a penalty on W, none on b.
 
     The penalty is the one that predicts the logits of the inherited classifier best on groups that were left
@@ -44,7 +44,7 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: H
         Of the evaluation backbone; at least two groups.
     target_features : Tensor, shape (group, sample, target feature)
         Of the distillation backbone, for the same samples.
-    classifier : Heads
+    classifier : LinearHeads
         One, of the target feature space.
 
     Returns
@@ -69,7 +69,7 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: H
     gain = spectrum.sqrt() / (spectrum + penalty * scale)
     weight = (right * gain @ (left.T @ y)).T
     bias = mean_y - weight @ mean_x
-    return RidgeFit(Projectors(weight[None].to(features), bias[None].to(features)), penalty)
+    return RidgeFit(LinearProjectors(weight[None].to(features), bias[None].to(features)), penalty)
 
 
 def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,23 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 from sfm.errors import InputError
-from sfm.eval.classifier_files import save_classifier
-from sfm.eval.config import EvaluateConfig, Mode, count_views, get_classifier_folder, protocol_from_config
+from sfm.eval.classifier_files import save_first_seed_classifier
+from sfm.eval.config import (
+    EvaluateConfig,
+    Mode,
+    count_views_per_image,
+    get_classifier_folder,
+    make_row_training_options,
+)
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
 from sfm.eval.evaluation_job import EvaluationJob
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.mode_training import TARGET_FEATURE_MODES, EvaluationContext, fit_mode, make_stage_callback
+from sfm.eval.mode_training import (
+    TARGET_FEATURE_MODES,
+    EvaluationContext,
+    fit_mode,
+    make_stage_progress_callback,
+)
 from sfm.eval.result import AccuracyRow
 from sfm.eval.scores import HeldOutSamples, make_accuracy_row
 from sfm.eval.view_features import compute_view_features, draw_view_crops
@@ -26,7 +37,7 @@ PROTOCOL_OPTIONS = ("seeds", "epochs", "views", "projector_views", "seed")
 
 
 @dataclass(frozen=True)
-class ViewFeatures:
+class KeyedViewFeatures:
     """Features of the views of an image set through one backbone.
 
     Attributes
@@ -67,7 +78,7 @@ class RowTrainer:
         self,
         image_set: ImageSet,
         mode: Mode,
-        compute_features: Callable[[Backbone], ViewFeatures] | None,
+        compute_features: Callable[[Backbone], KeyedViewFeatures] | None,
         write_failures: list[str],
     ) -> AccuracyRow:
         """Return what a mode scores on an image set; a row that an interrupted command finished is read.
@@ -87,7 +98,7 @@ class RowTrainer:
         finished_row = self.work_folder.read_row(key)
         if finished_row is not None:
             return finished_row
-        target_features: ViewFeatures | None = None
+        target_features: KeyedViewFeatures | None = None
         if compute_features is None:
             view_features = compute_image_set_features(
                 self.eval_backbone.backbone, image_set, [mode], config, self.work_folder, self.progress
@@ -104,14 +115,14 @@ class RowTrainer:
             target_features.features if target_features else None,
         )
         fitted_head = fit_mode(mode, context, config, self.progress)
-        protocol = protocol_from_config(config, mode, len(image_set.images.pixels))
+        protocol = make_row_training_options(config, mode, len(image_set.images.pixels))
         row = make_accuracy_row(
             self.eval_backbone, image_set, mode, fitted_head, self.samples, self.full_data_top1, protocol
         )
         if config.save and image_set.name == "distilled":
             folder = get_classifier_folder(config.result_path)
             try:
-                save_classifier(
+                save_first_seed_classifier(
                     folder, fitted_head, row, self.job.run, self.eval_backbone, self.job.source_statistics
                 )
             except InputError as error:
@@ -147,16 +158,16 @@ def compute_image_set_features(
     config: EvaluateConfig,
     work_folder: WorkFolder,
     progress: ProgressCallback,
-) -> ViewFeatures:
+) -> KeyedViewFeatures:
     """Compute the features of as many views of an image set as the modes need."""
     image_count = len(image_set.images.pixels)
     views = max(
-        count_views(config, mode, image_count)
+        count_views_per_image(config, mode, image_count)
         * (image_set.seeds_per_image if mode in ("linear", "kd") else 1)
         for mode in modes
     )
     crops = draw_view_crops(image_set.images, views, config.seed)
     stage = f"features of {image_set.name} images on {backbone.card.spec}"
-    on_views = make_stage_callback(progress, stage, "views")
+    on_views = make_stage_progress_callback(progress, stage, "views")
     features = compute_view_features(backbone, image_set.images, crops, on_views, work_folder)
-    return ViewFeatures(features, work_folder.used_keys[-1])
+    return KeyedViewFeatures(features, work_folder.used_keys[-1])

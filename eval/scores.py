@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 
 from sfm.errors import InputError
-from sfm.eval.class_subset import ClassSubset
-from sfm.eval.config import Mode, Protocol
+from sfm.eval.class_subset import ClassSubsetStatistics
+from sfm.eval.config import Mode, RowTrainingOptions
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
-from sfm.eval.head_accuracy import Heads, compute_accuracy, count_confusions, make_nearest_mean_head
+from sfm.eval.head_accuracy import (
+    LinearHeads,
+    compute_accuracy_by_seed,
+    count_confusions,
+    make_nearest_mean_head,
+)
 from sfm.eval.image_sets import ImageSet
-from sfm.eval.mode_training import FittedHead, read_full_data_head
+from sfm.eval.mode_training import FittedHeads, read_full_data_classifier
 from sfm.eval.result import (
     MAX_CONFUSED_PAIRS,
     MAX_CONFUSION_CLASSES,
@@ -39,7 +44,7 @@ class HeldOutSamples:
     labels: Tensor
 
 
-def load_held_out(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
+def load_held_out_samples(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     """Load the held-out samples to the backbone's device.
 
     Raises
@@ -57,18 +62,18 @@ def load_held_out(eval_backbone: EvaluatedBackbone) -> HeldOutSamples:
     return HeldOutSamples(torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device))
 
 
-def score_full_data(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -> list[FullDataRow]:
+def make_full_data_rows(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -> list[FullDataRow]:
     """Score the classifiers of all real training images that the store has; the linear one comes first."""
     device = samples.features.device
-    heads: dict[FullDataClassifier, Heads] = {
-        "linear": read_full_data_head(eval_backbone.statistics, device),
+    heads: dict[FullDataClassifier, LinearHeads] = {
+        "linear": read_full_data_classifier(eval_backbone.statistics, device),
         "nearest class mean": make_nearest_mean_head(
             torch.from_numpy(eval_backbone.statistics.read_array("train/mean").astype(np.float32)).to(device)
         ),
         "discriminant": make_discriminant_head(eval_backbone.statistics, device),
     }
     scores = {
-        classifier: compute_accuracy(head, samples.features, samples.labels)
+        classifier: compute_accuracy_by_seed(head, samples.features, samples.labels)
         for classifier, head in heads.items()
     }
     return [
@@ -85,21 +90,21 @@ def score_full_data(eval_backbone: EvaluatedBackbone, samples: HeldOutSamples) -
     ]
 
 
-def make_discriminant_head(statistics: ClassSubset, device: torch.device) -> Heads:
+def make_discriminant_head(statistics: ClassSubsetStatistics, device: torch.device) -> LinearHeads:
     """Compute the linear discriminant of an entry's moments."""
     discriminant = fit_linear_discriminant(statistics.read_moments())
     weight, bias = torch.from_numpy(discriminant.weight), torch.from_numpy(discriminant.bias)
-    return Heads(weight[None].to(device), bias[None].to(device))
+    return LinearHeads(weight[None].to(device), bias[None].to(device))
 
 
 def make_accuracy_row(
     eval_backbone: EvaluatedBackbone,
     image_set: ImageSet,
     mode: Mode,
-    fitted_head: FittedHead,
+    fitted_head: FittedHeads,
     samples: HeldOutSamples,
     full_data_top1: float,
-    protocol: Protocol,
+    protocol: RowTrainingOptions,
 ) -> AccuracyRow:
     """Score the heads that a mode trained on an image set, and average over seeds.
 
@@ -107,10 +112,10 @@ def make_accuracy_row(
     ----------
     full_data_top1 : float
         Top-1 accuracy of the full-data classifier of the same backbone.
-    protocol : Protocol
+    protocol : RowTrainingOptions
         How the heads were trained.
     """
-    score = compute_accuracy(fitted_head.heads, samples.features, samples.labels)
+    score = compute_accuracy_by_seed(fitted_head.heads, samples.features, samples.labels)
     top1_mean, top1_std = compute_mean_and_std(score.top1)
     top5_mean, top5_std = (None, None) if score.top5 is None else compute_mean_and_std(score.top5)
     row = AccuracyRow(

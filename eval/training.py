@@ -21,11 +21,11 @@ CountCallback = Callable[[int, int], None]
 """Called with how many epochs, blocks or views are done, and how many there are."""
 
 
-def ignore_count(done: int, total: int) -> None:
+def ignore_progress_count(done: int, total: int) -> None:
     """Do nothing: the default :data:`CountCallback`."""
 
 
-class StreamPurpose(enum.IntEnum):
+class RandomStreamPurpose(enum.IntEnum):
     """Purposes of random streams; no other stage uses these numbers, so equal seeds share no numbers."""
 
     VIEWS = 1001
@@ -94,11 +94,11 @@ def make_batch_schedule(
     batch_size = min(MAX_BATCH_SIZE, images)
     if images > batch_size:
         order = np.stack(
-            [make_rng(seed, StreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
+            [make_rng(seed, RandomStreamPurpose.BATCHES, s).permuted(order[s], axis=1) for s in range(seeds)]
         )
     for s in range(seeds):
         unshuffled = np.broadcast_to(np.arange(views, dtype=np.int32), (rounds, images, views))
-        shuffled = make_rng(seed, StreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
+        shuffled = make_rng(seed, RandomStreamPurpose.ORDER, s).permuted(unshuffled, axis=2)
         view_indices[s] = shuffled.transpose(0, 2, 1).reshape(rounds * views, images)[:epochs]
     every_epoch = np.broadcast_to(image_indices[:, None].astype(np.int32), view_indices.shape)
     return BatchSchedule(
@@ -108,14 +108,16 @@ def make_batch_schedule(
     )
 
 
-def draw_initial_weights(seed: int, purpose: StreamPurpose, shape: tuple[int, ...], std: float) -> Tensor:
+def draw_initial_weights(
+    seed: int, purpose: RandomStreamPurpose, shape: tuple[int, ...], std: float
+) -> Tensor:
     """Draw initial weights, one stream per seed: the weights of one seed do not depend on the others.
 
     Parameters
     ----------
     seed : int
         Seed of the run.
-    purpose : StreamPurpose
+    purpose : RandomStreamPurpose
     shape : tuple of int
         The first axis counts the seeds.
     std : float
@@ -161,7 +163,7 @@ class ParamGroup:
     learning_rate: float
 
 
-def run_adam(
+def train_with_adam(
     groups: Sequence[ParamGroup],
     compute_gradients: Callable[[Tensor, Tensor], Sequence[Tensor]],
     schedule: BatchSchedule,

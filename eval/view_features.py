@@ -13,7 +13,7 @@ from sfm.backbones.crops import Crops, draw_crops
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.backbones.image_tensors import pixels_to_tensor
 from sfm.backbones.views import apply_crops
-from sfm.eval.training import CountCallback, StreamPurpose, ignore_count
+from sfm.eval.training import CountCallback, RandomStreamPurpose, ignore_progress_count
 from sfm.eval.work_folder import ResumableFeatures, WorkFolder, make_work_key
 from sfm.random_streams import make_rng
 from sfm.stats_store.digests import compute_array_digest
@@ -63,7 +63,7 @@ def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     """
     side = images.pixels.shape[1]
     drawn = [
-        draw_crops(make_rng(seed, StreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
+        draw_crops(make_rng(seed, RandomStreamPurpose.VIEWS, image, block), VIEWS_PER_STREAM, side)
         for image in range(len(images.pixels))
         for block in range(-(-views // VIEWS_PER_STREAM))
     ]
@@ -84,7 +84,7 @@ def compute_view_features(
     backbone: Backbone,
     images: LabelledImages,
     crops: Crops,
-    on_views: CountCallback = ignore_count,
+    on_views: CountCallback = ignore_progress_count,
     work_folder: WorkFolder | None = None,
 ) -> Tensor:
     """Compute the features of all views of all images; those in the work folder are read.
@@ -112,7 +112,7 @@ def compute_view_features(
     batch_size = max(1, batch_pixels // size**2)
     features = torch.empty((total, backbone.card.features), device=backbone.device)
     resumable = (
-        ResumableFeatures(work_folder, make_features_key(backbone, images, crops, batch_size), features)
+        ResumableFeatures(work_folder, make_view_features_key(backbone, images, crops, batch_size), features)
         if work_folder
         else None
     )
@@ -144,7 +144,7 @@ def compute_view_features(
     return features.view(image_count, total // image_count, -1)
 
 
-def make_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
+def make_view_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
     """Return the digest of everything that the features of views depend on."""
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
     return make_work_key(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from sfm.config_fields import MAX_CANVAS_PIXELS, MAX_ITERATIONS
 from sfm.constrained_types import Count, Digest, FiniteFloat, Name, NonNegativeFloat, PackageVersions
 from sfm.errors import InputError
-from sfm.eval.class_subset import NEAREST_ROLE, ClassSubset, select_run_classes
+from sfm.eval.class_subset import NEAREST_ROLE, ClassSubsetStatistics, select_run_statistics
 from sfm.eval.combined_results import combine_evaluations, read_result
 from sfm.eval.config import RESULT_FILE
 from sfm.eval.distilled_run import DistilledRun, read_distilled_run, read_json_model, require_no_outside_links
@@ -87,14 +87,14 @@ class SourceData:
 
     Attributes
     ----------
-    statistics : ClassSubset
+    statistics : ClassSubsetStatistics
     exemplars : ndarray of uint8, shape (class, exemplar, height, width, 3), or None
         Real images, where the entry keeps them.
     nearest_indices : ndarray of int64, shape (class,), or None
         Index of the exemplar of every class that is nearest to its mean, where every class has one.
     """
 
-    statistics: ClassSubset
+    statistics: ClassSubsetStatistics
     exemplars: npt.NDArray[np.uint8] | None
     nearest_indices: npt.NDArray[np.int64] | None
 
@@ -207,7 +207,7 @@ def find_source_data(
                 f"give the store that `sfm distill` was given"
             )
         for i, entry in entries.items():
-            statistics = select_run_classes(entry, runs[i].class_ids, directories[i])
+            statistics = select_run_statistics(entry, runs[i].class_ids, directories[i])
             source_data.setdefault(i, read_source_data(statistics))
     return source_data
 
@@ -272,7 +272,7 @@ def open_run_entry(store: Store, run: DistilledRun) -> Entry | None:
     return store.open_entry(matching[0]) if matching else None
 
 
-def read_source_data(statistics: ClassSubset) -> SourceData:
+def read_source_data(statistics: ClassSubsetStatistics) -> SourceData:
     """Read the real images of some classes, if the entry keeps any."""
     if "exemplar/role" not in statistics.entry:
         return SourceData(statistics, None, None)

@@ -6,27 +6,27 @@ from sfm.eval.baselines import (
     EMPTY_ROLE,
     NEAREST_ROLE,
     RANDOM_ROLE,
-    choose_exemplars_nearest_to_distilled,
-    choose_exemplars_nearest_to_mean,
-    count_fewest_exemplars,
-    draw_random_exemplars,
+    choose_indices_nearest_to_distilled,
+    choose_indices_nearest_to_mean,
+    count_min_exemplars_per_class,
+    draw_random_exemplar_indices,
 )
 
 ROLE = np.array([[1, 1, 0, 0, 0, 255], [1, 0, 1, 0, 0, 0]], dtype=np.uint8)
 
 
 def test_the_nearest_come_in_stored_order() -> None:
-    assert choose_exemplars_nearest_to_mean(ROLE, 2).tolist() == [[0, 1], [0, 2]]
+    assert choose_indices_nearest_to_mean(ROLE, 2).tolist() == [[0, 1], [0, 2]]
 
 
 def test_the_class_with_fewest_exemplars_decides() -> None:
-    assert count_fewest_exemplars(ROLE, NEAREST_ROLE) == 2
-    assert count_fewest_exemplars(ROLE, RANDOM_ROLE) == 3
+    assert count_min_exemplars_per_class(ROLE, NEAREST_ROLE) == 2
+    assert count_min_exemplars_per_class(ROLE, RANDOM_ROLE) == 3
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3), draws=st.integers(1, 5))
 def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: int, draws: int) -> None:
-    drawn = draw_random_exemplars(ROLE, count, draws, seed)
+    drawn = draw_random_exemplar_indices(ROLE, count, draws, seed)
     assert drawn.shape == (draws, 2, count)
     for draw in drawn:
         for c in range(2):
@@ -35,17 +35,17 @@ def test_a_draw_holds_random_exemplars_and_none_of_them_twice(seed: int, count: 
 
 
 def test_draws_share_no_image_while_there_are_enough() -> None:
-    drawn = draw_random_exemplars(ROLE, 1, 3, seed=0)
+    drawn = draw_random_exemplar_indices(ROLE, 1, 3, seed=0)
     for c in range(2):
         assert len(set(drawn[:, c, 0].tolist())) == 3
-    assert not np.array_equal(drawn, draw_random_exemplars(ROLE, 1, 3, seed=1))
+    assert not np.array_equal(drawn, draw_random_exemplar_indices(ROLE, 1, 3, seed=1))
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 3))
 def test_neighbours_are_the_nearest_exemplars_that_are_left(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     exemplars, distilled = (rng.normal(size=(2, n, 4)).astype(np.float32) for n in (6, count))
-    chosen = choose_exemplars_nearest_to_distilled(ROLE, exemplars, distilled)
+    chosen = choose_indices_nearest_to_distilled(ROLE, exemplars, distilled)
     for c in range(2):
         left = set(np.flatnonzero(ROLE[c] != EMPTY_ROLE).tolist())
         for image in range(count):

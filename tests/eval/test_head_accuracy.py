@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from sfm.eval.head_accuracy import (
-    Heads,
-    compute_accuracy,
+    LinearHeads,
+    compute_accuracy_by_seed,
     count_confusions,
     make_nearest_mean_head,
     rank_true_class,
@@ -16,7 +16,7 @@ from sfm.eval.head_accuracy import (
 
 def make_random_problem(seed: int, classes: int, seeds: int = 2, samples: int = 60, features: int = 7):
     rng = np.random.default_rng(seed)
-    heads = Heads(
+    heads = LinearHeads(
         torch.from_numpy(rng.normal(size=(seeds, classes, features))),
         torch.from_numpy(rng.normal(size=(seeds, classes))),
     )
@@ -27,7 +27,7 @@ def make_random_problem(seed: int, classes: int, seeds: int = 2, samples: int = 
 @given(seed=st.integers(0, 1000), classes=st.integers(6, 20))
 def test_top1_and_top5_are_those_of_scikit_learn(seed: int, classes: int) -> None:
     heads, features, labels = make_random_problem(seed, classes)
-    found = compute_accuracy(heads, features, labels)
+    found = compute_accuracy_by_seed(heads, features, labels)
     assert found.top5 is not None
     for s in range(2):
         logits = features @ heads.weight[s].T + heads.bias[s]
@@ -37,7 +37,7 @@ def test_top1_and_top5_are_those_of_scikit_learn(seed: int, classes: int) -> Non
 
 @pytest.mark.parametrize(("classes", "defined"), [(2, False), (4, False), (5, True)])
 def test_top5_is_undefined_with_fewer_than_five_classes(classes: int, defined: bool) -> None:
-    found = compute_accuracy(*make_random_problem(0, classes))
+    found = compute_accuracy_by_seed(*make_random_problem(0, classes))
     assert (found.top5 is not None) == defined
 
 
@@ -50,16 +50,16 @@ def test_a_diverged_classifier_is_an_error_and_not_a_low_accuracy() -> None:
     heads, features, labels = make_random_problem(0, 6)
     heads.weight[1, 2, 3] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
-        compute_accuracy(heads, features, labels)
+        compute_accuracy_by_seed(heads, features, labels)
 
 
 def test_accuracy_does_not_depend_on_how_many_samples_are_scored_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem = make_random_problem(3, 6)
-    whole = compute_accuracy(*problem)
+    whole = compute_accuracy_by_seed(*problem)
     monkeypatch.setattr("sfm.eval.head_accuracy.MAX_BATCH_SAMPLES", 7)
-    assert compute_accuracy(*problem) == whole
+    assert compute_accuracy_by_seed(*problem) == whole
 
 
 @given(seed=st.integers(0, 1000), classes=st.integers(2, 12))
@@ -79,4 +79,6 @@ def test_confusions_are_those_of_scikit_learn_summed_over_heads(seed: int, class
     expected = sum(confusion_matrix(labels, p, labels=range(classes)) for p in predicted)
     found = count_confusions(heads, features, labels)
     assert (found.numpy() == expected).all()
-    assert int(found.trace()) == pytest.approx(60 * sum(compute_accuracy(heads, features, labels).top1))
+    assert int(found.trace()) == pytest.approx(
+        60 * sum(compute_accuracy_by_seed(heads, features, labels).top1)
+    )

@@ -4,26 +4,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.joint_training import (
     ProjectedHeads,
     compute_joint_gradients,
     train_projectors_then_heads,
     train_projectors_with_heads,
 )
-from sfm.eval.projectors import Projectors
+from sfm.eval.projectors import LinearProjectors
 from sfm.eval.training import BatchSchedule, make_batch_schedule
 
 CLASSES, FEATURES, TARGETS, VIEWS, EPOCHS, SEEDS = 4, 9, 7, 6, 25, 3
 
 
-def make_problem(images: int) -> tuple[Tensor, Tensor, Heads, BatchSchedule]:
+def make_problem(images: int) -> tuple[Tensor, Tensor, LinearHeads, BatchSchedule]:
     generator = torch.Generator().manual_seed(images)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    classifier = Heads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
+    classifier = LinearHeads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
     schedule = make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS)
     return draw(images, VIEWS, FEATURES), torch.arange(images) % CLASSES, classifier, schedule
 
@@ -31,7 +31,7 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, Heads, BatchSchedule]:
 class PlainModel:
     """A projector at zero and the inherited head behind it, as torch's own layers."""
 
-    def __init__(self, classifier: Heads) -> None:
+    def __init__(self, classifier: LinearHeads) -> None:
         self.projector = nn.Linear(FEATURES, TARGETS).double()
         nn.init.zeros_(self.projector.weight)
         nn.init.zeros_(self.projector.bias)
@@ -119,5 +119,5 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy() -> None:
     x = view_features[:, :SEEDS].transpose(0, 1)
     loss = sum(cross_entropy((x[s] @ w[s].T + b[s]) @ a[s].T + c[s], labels) for s in range(SEEDS))
     expected = torch.autograd.grad(loss, (w, b, a, c))
-    model = ProjectedHeads(Projectors(w.detach(), b.detach()), Heads(a.detach(), c.detach()))
+    model = ProjectedHeads(LinearProjectors(w.detach(), b.detach()), LinearHeads(a.detach(), c.detach()))
     torch.testing.assert_close(compute_joint_gradients(model, x, labels.expand(SEEDS, -1)), expected)

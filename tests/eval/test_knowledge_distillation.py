@@ -3,13 +3,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.knowledge_distillation import (
     compute_distillation_gradients,
     compute_soft_labels,
     train_heads_from_teacher,
 )
-from sfm.eval.training import BatchSchedule, StreamPurpose, draw_initial_weights, make_batch_schedule
+from sfm.eval.training import BatchSchedule, RandomStreamPurpose, draw_initial_weights, make_batch_schedule
 
 CLASSES, FEATURES, TARGETS, VIEWS, EPOCHS, SEEDS = 4, 9, 7, 6, 25, 3
 
@@ -20,10 +20,10 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, Tensor, BatchSchedule, Te
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    classifier = Heads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
+    classifier = LinearHeads(draw(1, CLASSES, TARGETS), draw(1, CLASSES))
     soft = compute_soft_labels(draw(images, VIEWS, TARGETS), classifier)
     schedule = make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS)
-    start = draw_initial_weights(3, StreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
+    start = draw_initial_weights(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
     return draw(images, VIEWS, FEATURES), torch.arange(images) % CLASSES, soft, schedule, start
 
 
@@ -42,7 +42,7 @@ def test_soft_labels_are_what_the_inherited_classifier_says_at_a_temperature_of_
         layer.weight.copy_(weight[0])
         layer.bias.copy_(bias[0])
         expected = (layer(target_features) / 4).softmax(-1)
-    torch.testing.assert_close(compute_soft_labels(target_features, Heads(weight, bias)), expected)
+    torch.testing.assert_close(compute_soft_labels(target_features, LinearHeads(weight, bias)), expected)
 
 
 def test_the_gradient_is_that_of_the_loss() -> None:
@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     loss = sum(compute_loss(features[s] @ weight[s].T + bias[s], labels, wanted[s]) for s in range(SEEDS))
     expected = torch.autograd.grad(loss, (weight, bias))
     given = compute_distillation_gradients(
-        Heads(weight.detach(), bias.detach()), features, labels.expand(SEEDS, -1), wanted
+        LinearHeads(weight.detach(), bias.detach()), features, labels.expand(SEEDS, -1), wanted
     )
     torch.testing.assert_close(given, expected)
 

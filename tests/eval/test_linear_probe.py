@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sfm.eval.head_accuracy import Heads, compute_accuracy
-from sfm.eval.linear_probe import compute_head_gradients, train_heads
-from sfm.eval.training import BatchSchedule, StreamPurpose, draw_initial_weights, make_batch_schedule
+from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
+from sfm.eval.linear_probe import compute_head_gradients, train_linear_heads
+from sfm.eval.training import BatchSchedule, RandomStreamPurpose, draw_initial_weights, make_batch_schedule
 
 CLASSES, FEATURES, VIEWS, EPOCHS, SEEDS = 4, 9, 6, 25, 3
 
@@ -16,7 +16,7 @@ def make_problem(images: int) -> tuple[Tensor, Tensor, BatchSchedule, Tensor]:
     generator = torch.Generator().manual_seed(images)
     view_features = torch.randn(images, VIEWS, FEATURES, generator=generator, dtype=torch.float64)
     schedule = make_batch_schedule(3, np.tile(np.arange(images), (SEEDS, 1)), epochs=EPOCHS, views=VIEWS)
-    start = draw_initial_weights(3, StreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
+    start = draw_initial_weights(3, RandomStreamPurpose.HEAD, (SEEDS, CLASSES, FEATURES), 0.01)
     return view_features, torch.arange(images) % CLASSES, schedule, start
 
 
@@ -45,7 +45,7 @@ def train_plain_head(
 @pytest.mark.parametrize("images", [8, 130])
 def test_all_seeds_at_once_train_as_one_plain_linear_layer_after_another(images: int) -> None:
     view_features, labels, schedule, start = make_problem(images)
-    heads = train_heads(view_features, labels, schedule, start)
+    heads = train_linear_heads(view_features, labels, schedule, start)
     for s in range(SEEDS):
         plain = train_plain_head(view_features, labels, schedule, start, s)
         torch.testing.assert_close(heads.weight[s], plain.weight.data, rtol=0, atol=1e-9)
@@ -58,7 +58,9 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy() -> None:
     features = torch.stack([view_features[:, s] for s in range(SEEDS)])
     loss = sum(cross_entropy(features[s] @ weight[s].T + bias[s], labels) for s in range(SEEDS))
     expected = torch.autograd.grad(loss, (weight, bias))
-    given = compute_head_gradients(Heads(weight.detach(), bias.detach()), features, labels.expand(SEEDS, -1))
+    given = compute_head_gradients(
+        LinearHeads(weight.detach(), bias.detach()), features, labels.expand(SEEDS, -1)
+    )
     torch.testing.assert_close(given, expected)
 
 
@@ -67,21 +69,21 @@ def test_classes_that_can_be_separated_are_separated() -> None:
     centres = torch.randn(10, 400, generator=generator)
     view_features = centres[:, None] + 0.5 * torch.randn(10, 20, 400, generator=generator)
     schedule = make_batch_schedule(0, np.tile(np.arange(10), (2, 1)), epochs=1000, views=20)
-    heads = train_heads(
+    heads = train_linear_heads(
         view_features,
         torch.arange(10),
         schedule,
-        draw_initial_weights(0, StreamPurpose.HEAD, (2, 10, 400), 0.01),
+        draw_initial_weights(0, RandomStreamPurpose.HEAD, (2, 10, 400), 0.01),
     )
     held_out = centres.repeat(30, 1) + 0.5 * torch.randn(300, 400, generator=generator)
-    assert compute_accuracy(heads, held_out, torch.arange(10).repeat(30)).top1 == [1.0, 1.0]
+    assert compute_accuracy_by_seed(heads, held_out, torch.arange(10).repeat(30)).top1 == [1.0, 1.0]
 
 
 def test_training_leaves_pool_and_start_as_they_were() -> None:
     view_features, labels, schedule, start = make_problem(8)
     before = view_features.clone(), start.clone()
-    train_heads(view_features.float(), labels, schedule, start)
-    train_heads(view_features, labels, schedule, start)
+    train_linear_heads(view_features.float(), labels, schedule, start)
+    train_linear_heads(view_features, labels, schedule, start)
     assert torch.equal(before[0], view_features)
     assert torch.equal(before[1], start)
 
@@ -89,6 +91,8 @@ def test_training_leaves_pool_and_start_as_they_were() -> None:
 def test_training_tells_every_epoch_and_gives_torch_its_threads_back() -> None:
     view_features, labels, schedule, start = make_problem(8)
     threads, calls = torch.get_num_threads(), []
-    train_heads(view_features, labels, schedule, start, lambda done, total: calls.append((done, total)))
+    train_linear_heads(
+        view_features, labels, schedule, start, lambda done, total: calls.append((done, total))
+    )
     assert calls == [(epoch, EPOCHS) for epoch in range(1, EPOCHS + 1)]
     assert torch.get_num_threads() == threads

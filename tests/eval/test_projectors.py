@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.projectors import (
-    Projectors,
+    LinearProjectors,
     compose_projectors_with_classifier,
     compute_projector_gradients,
     train_projectors,
@@ -97,8 +97,10 @@ def test_a_linear_relation_between_backbones_is_found() -> None:
 
 def test_inheriting_is_projecting_then_classifying() -> None:
     generator = torch.Generator().manual_seed(0)
-    projectors = Projectors(torch.randn(SEEDS, 5, 12, generator=generator), torch.randn(SEEDS, 5))
-    classifier = Heads(torch.randn(1, 3, 5, generator=generator), torch.randn(1, 3, generator=generator))
+    projectors = LinearProjectors(torch.randn(SEEDS, 5, 12, generator=generator), torch.randn(SEEDS, 5))
+    classifier = LinearHeads(
+        torch.randn(1, 3, 5, generator=generator), torch.randn(1, 3, generator=generator)
+    )
     features = torch.randn(20, 12, generator=generator)
     heads = compose_projectors_with_classifier(projectors, classifier)
     for s in range(SEEDS):

@@ -6,11 +6,13 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor
 
 from sfm.eval import ridge
-from sfm.eval.head_accuracy import Heads
+from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.ridge import PENALTIES, compute_left_out_group_error, compute_svd, fit_ridge_projector
 
 
-def make_problem(groups: int, samples: int, features: int, seed: int = 0) -> tuple[Tensor, Tensor, Heads]:
+def make_problem(
+    groups: int, samples: int, features: int, seed: int = 0
+) -> tuple[Tensor, Tensor, LinearHeads]:
     """Two backbones' features of the same samples, linearly related but for noise, and a classifier."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -20,7 +22,7 @@ def make_problem(groups: int, samples: int, features: int, seed: int = 0) -> tup
     # Samples of a group lie together, as the views of an image do.
     x = normal(groups, 1, features) + 0.3 * normal(groups, samples, features) + 2
     y = x @ normal(features, 5) + 0.5 * normal(groups, samples, 5) - 1
-    return x, y, Heads(normal(1, 3, 5), normal(1, 3))
+    return x, y, LinearHeads(normal(1, 3, 5), normal(1, 3))
 
 
 def fit_sklearn_ridge(x: Tensor, y: Tensor, penalty: float) -> SklearnRidge:

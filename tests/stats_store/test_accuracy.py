@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sfm.eval.head_accuracy import Heads, compute_accuracy
+from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.head_accuracy import rank_true_class as ranks_of_tensors
 from sfm.stats_store.classifier_accuracy import compute_label_ranks, compute_top_accuracies
 
@@ -49,7 +49,7 @@ def test_accuracies_with_ties_are_those_of_evaluation(classes):
     features = rng.integers(0, 2, (60, 4)).astype(np.float32)
     weight = rng.integers(-1, 2, (classes, 4)).astype(np.float32)
     bias, labels = np.zeros(classes, dtype=np.float32), rng.integers(0, classes, 60)
-    heads = Heads(torch.from_numpy(weight)[None], torch.from_numpy(bias)[None])
-    told = compute_accuracy(heads, torch.from_numpy(features), torch.from_numpy(labels))
+    heads = LinearHeads(torch.from_numpy(weight)[None], torch.from_numpy(bias)[None])
+    told = compute_accuracy_by_seed(heads, torch.from_numpy(features), torch.from_numpy(labels))
     blocks = [(features[:20], labels[:20]), (features[20:], labels[20:])]
     assert compute_top_accuracies(blocks, weight, bias) == (told.top1[0], told.top5[0] if told.top5 else None)
