@@ -35,7 +35,7 @@ from sfm.pipeline.sources.wds import open_wds_source
 from sfm.stats_store.class_lists import find_class_id, replace_class_ids
 from sfm.stats_store.dataset_names import make_dataset_name
 
-__all__ = ["KINDS", "PLUGINS", "Sample", "Shard", "Source", "Split", "open_source"]
+__all__ = ["PLUGIN_GROUP", "SOURCE_KINDS", "Sample", "Shard", "Source", "Split", "open_source"]
 
 SOURCE_KINDS: dict[str, Callable[[str], Source]] = {
     "folder": open_folder_source,
@@ -49,7 +49,7 @@ SOURCE_KINDS: dict[str, Callable[[str], Source]] = {
 PLUGIN_GROUP = "sfm.sources"
 
 RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_background, "white": parse_white}
-"""Options of every source that say how its images become opaque 8-bit pixels."""
+"""Parsers of the options that every source has for rendering images."""
 
 
 def open_source(spec: str, held_out: bool = True) -> Source:
@@ -69,10 +69,10 @@ def open_source(spec: str, held_out: bool = True) -> Source:
         distilled.
     """
     opener = find_source_opener(spec)
-    place, options = parse_spec_options(spec.partition(":")[2])
+    location, options = parse_spec_options(spec.partition(":")[2])
     class_list = read_class_list(options.pop("classes")) if "classes" in options else None
     rendering_options = pop_rendering_options(spec, options)
-    source = opener(format_spec_options(place, options))
+    source = opener(format_spec_options(location, options))
     if held_out and not source.test.shards:
         reason = source.inventory.no_held_out or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
@@ -104,7 +104,7 @@ def find_source_opener(spec: str) -> Callable[[str], Source]:
     InputError
         If there is no such kind; suggests the nearest one.
     """
-    kind, colon, rest = spec.partition(":")
+    kind, colon, location = spec.partition(":")
     plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGIN_GROUP)}
     if colon and kind in SOURCE_KINDS:
         return SOURCE_KINDS[kind]
@@ -113,7 +113,7 @@ def find_source_opener(spec: str) -> Callable[[str], Source]:
     kinds = [*SOURCE_KINDS, *plugins]
     close = difflib.get_close_matches(kind, kinds)
     if close:
-        raise InputError(f"unknown dataset {spec!r}: did you mean {close[0]}:{rest or 'PATH'}?")
+        raise InputError(f"unknown dataset {spec!r}: did you mean {close[0]}:{location or 'PATH'}?")
     raise InputError(f"unknown dataset {spec!r}: write KIND:PLACE, where KIND is one of {', '.join(kinds)}")
 
 

@@ -127,7 +127,7 @@ def select_rows(
     def make_shard(start: int) -> Shard:
         own_rows = rows[start : start + BLOCK_ROWS]
         return Shard(
-            f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].where} …",
+            f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].location} …",
             labels[start : start + BLOCK_ROWS],
             lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]),
         )

@@ -203,7 +203,7 @@ def make_idx_split(
         labels=labels.astype(np.int32),
         class_ids=class_ids,
         read=read,
-        where=lambda i: f"image {i} of {path}",
+        location=lambda i: f"image {i} of {path}",
         listing=compute_digest(
             str(path.resolve()), f"{status.st_size} {status.st_mtime_ns}", labels.tobytes()
         ),

@@ -91,11 +91,11 @@ def open_parquet_source(location: str) -> Source:
         If pyarrow is not installed, files are missing or damaged, or have no such columns.
     """
     spec = f"parquet:{location}"
-    place, options = parse_spec_options(location)
+    path_or_pattern, options = parse_spec_options(location)
     require_known_options(spec, options, ("train", "test", "image", "label", "names"))
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f'{spec} needs pyarrow, which is not installed: pip install "sfm-distill[parquet]"')
-    files = find_split_files(place, (".parquet",), options.get("train"), options.get("test"))
+    files = find_split_files(path_or_pattern, (".parquet",), options.get("train"), options.get("test"))
     first_url = files.train[0].url
     with open_table(files.train[0]) as table:
         schema = table.schema_arrow
@@ -120,7 +120,7 @@ def open_parquet_source(location: str) -> Source:
     elif display_names:
         ids = sorted(label_list.ids if label_list else display_names)
     return Source(
-        name=derive_dataset_name(place, ".parquet"),
+        name=derive_dataset_name(path_or_pattern, ".parquet"),
         spec=spec,
         class_ids=ids,
         class_names=None if ids is None else [display_names.get(class_id, class_id) for class_id in ids],
@@ -182,7 +182,7 @@ def inspect_table(
     )
 
 
-def class_id_from_cell(label: object, label_list: ClassList | None, where: str) -> str:
+def class_id_from_cell(label: object, label_list: ClassList | None, location: str) -> str:
     """Return the class id of a row's label; without a list, text is the id itself, digits or not.
 
     Raises
@@ -191,8 +191,8 @@ def class_id_from_cell(label: object, label_list: ClassList | None, where: str) 
         See :func:`class_id_from_label`.
     """
     if label_list is None and isinstance(label, str) and label.strip():
-        return normalize_class_id(require_short_class_name(label.strip(), where))
-    return class_id_from_label(label, label_list, where)
+        return normalize_class_id(require_short_class_name(label.strip(), location))
+    return class_id_from_label(label, label_list, location)
 
 
 def make_parquet_split(
@@ -263,11 +263,11 @@ def iter_table_samples(
         ):
             images, labels = batch.column(columns.image), batch.column(columns.label)
             for image, cell in zip(images, labels, strict=True):
-                where = f"row {row} of {file.url}"
+                location = f"row {row} of {file.url}"
                 label = cell.as_py()
-                class_id = class_id_from_cell(label, label_list, where)
-                data, fault = extract_image_bytes(image.as_py(), where), ""
+                class_id = class_id_from_cell(label, label_list, location)
+                data, fault = extract_image_bytes(image.as_py(), location), ""
                 if len(data) > MAX_IMAGE_BYTES:
                     data, fault = b"", describe_oversized_image(len(data))
-                yield Sample(data, class_id, where, format_numeric_label(label), fault)
+                yield Sample(data, class_id, location, format_numeric_label(label), fault)
                 row += 1

@@ -52,7 +52,7 @@ class Shard:
 
     Attributes
     ----------
-    where : str
+    location : str
         Where the shard lies, for messages.
     labels : ndarray of int32, shape (n,), or None
         Index of each sample's class in ``Source.class_ids``; None if labels are known by reading only.
@@ -64,7 +64,7 @@ class Shard:
         What the last reading of all samples passed over, by kind; only where reading tells.
     """
 
-    where: str
+    location: str
     labels: npt.NDArray[np.int32] | None
     read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample | SampleFile]]
     unused: Counter[str] = field(default_factory=Counter, compare=False)
@@ -207,7 +207,7 @@ def indexed_split(
     labels: npt.NDArray[np.int32],
     class_ids: Sequence[str],
     read: Callable[[int], bytes],
-    where: Callable[[int], str],
+    location: Callable[[int], str],
     listing: str,
 ) -> Split:
     """Return a split of samples that a function reads by position, in shards of ``BLOCK_ROWS`` samples.
@@ -221,22 +221,22 @@ def indexed_split(
     class_ids : sequence of str
     read : callable
         Returns the encoded bytes of sample ``i``.
-    where : callable
+    location : callable
         Returns where sample ``i`` lies, for messages.
     listing : str
         See `Split`.
     """
 
     def iter_rows(rows: list[int]) -> Iterator[Sample]:
-        return (Sample(read(i), class_ids[labels[i]], where(i)) for i in rows)
+        return (Sample(read(i), class_ids[labels[i]], location(i)) for i in rows)
 
-    return make_split(labels, iter_rows, where, listing)
+    return make_split(labels, iter_rows, location, listing)
 
 
 def make_split(
     labels: npt.NDArray[np.int32],
     iter_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
-    where: Callable[[int], str],
+    location: Callable[[int], str],
     listing: str,
 ) -> Split:
     """Return a split of samples whose labels are known, in shards of ``BLOCK_ROWS`` samples.
@@ -255,7 +255,7 @@ def make_split(
             return iter_rows(rows.tolist())
 
         last = start + len(own_labels) - 1
-        return Shard(f"{where(start)} to {where(last)}", own_labels, read)
+        return Shard(f"{location(start)} to {location(last)}", own_labels, read)
 
     return Split(tuple(make_shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing)
 

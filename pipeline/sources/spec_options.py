@@ -12,42 +12,42 @@ SHARED_OPTIONS = ("classes", "background", "white")
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
-def parse_spec_options(rest: str) -> tuple[str, dict[str, str]]:
-    """Return the place and the options of a spec.
+def parse_spec_options(text: str) -> tuple[str, dict[str, str]]:
+    """Split the text after ``KIND:`` of a spec into location and options.
 
     Parameters
     ----------
-    rest : str
-        What follows ``KIND:`` in a spec. A question mark that no ``name=`` follows belongs to the place.
+    text : str
+        A question mark without a following ``name=`` belongs to the location.
 
     Returns
     -------
     str, dict of str to str
-        The place, and the options in the order written.
+        The location, and the options in their order.
 
     Raises
     ------
     InputError
         If an option has no value or is given twice.
     """
-    match = _OPTIONS.search(rest)
+    match = _OPTIONS.search(text)
     if match is None:
-        return rest, {}
+        return text, {}
     options: dict[str, str] = {}
-    for part in rest[match.end() :].split("&"):
+    for part in text[match.end() :].split("&"):
         name, equals, value = part.partition("=")
         if not equals or not value:
-            raise InputError(f"the option {part!r} in {rest} has no value: write ?NAME=VALUE&NAME=VALUE")
+            raise InputError(f"the option {part!r} in {text} has no value: write ?NAME=VALUE&NAME=VALUE")
         if name in options:
-            raise InputError(f"the option {name} is given twice in {rest}")
+            raise InputError(f"the option {name} is given twice in {text}")
         options[name] = value
-    return rest[: match.start()], options
+    return text[: match.start()], options
 
 
-def format_spec_options(place: str, options: dict[str, str]) -> str:
-    """Return a place and its options as they stand in a spec; the inverse of :func:`parse_spec_options`."""
+def format_spec_options(location: str, options: dict[str, str]) -> str:
+    """Join a location and its options as in a spec; the inverse of :func:`parse_spec_options`."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    return f"{place}?{query}" if query else place
+    return f"{location}?{query}" if query else location
 
 
 def require_known_options(spec: str, options: dict[str, str], known_names: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ class SplitFiles:
         `test` is empty if nothing is held out; the inventory says why.
     inventory : Inventory
     val : list of DataFile
-        Files that can be held out in place of `test`, if the user chose neither.
+        Files that can be held out instead of `test`, if the user chose neither.
     test_word : str
         The split that the words in the paths of `test` name: test or val; "" if the user chose the files.
     """
@@ -90,13 +90,13 @@ def find_split_word(path: str) -> str | None:
 
 
 def find_split_files(
-    place: str, suffixes: tuple[str, ...], train: str | None = None, test: str | None = None
+    location: str, suffixes: tuple[str, ...], train: str | None = None, test: str | None = None
 ) -> SplitFiles:
     """Find the files of both splits of a dataset.
 
     Parameters
     ----------
-    place : str
+    location : str
         A folder, prefix or pattern that holds both splits, told apart by words in their paths; or a pattern
         of training files.
     suffixes : tuple of str
@@ -111,28 +111,28 @@ def find_split_files(
         If nothing is found, the splits cannot be told apart, files are of no known split, or the folder holds
         several datasets.
     """
-    is_pattern = any(sign in place for sign in "{*") or place.endswith(suffixes)
+    is_pattern = any(sign in location for sign in "{*") or location.endswith(suffixes)
     if is_pattern and train is not None:
-        raise InputError(f"{place} names files: ?train= chooses among those of a folder; leave it out")
+        raise InputError(f"{location} names files: ?train= chooses among those of a folder; leave it out")
     if is_pattern and test is not None:
-        test_pattern = test if "/" in test else posixpath.join(posixpath.dirname(place), test)
-        return SplitFiles(find_files(place), find_files(test_pattern), Inventory())
+        test_pattern = test if "/" in test else posixpath.join(posixpath.dirname(location), test)
+        return SplitFiles(find_files(location), find_files(test_pattern), Inventory())
     if test is not None and (any(sign in test for sign in "{*/") or test.endswith(suffixes)):
         raise InputError(
-            f"{place} is a folder: ?test= takes the name of a split in it, such as val; name the training "
-            f"files, too, to use a pattern: {place.rstrip('/')}/train-*{suffixes[0]}?test={test}"
+            f"{location} is a folder: ?test= takes the name of a split in it, such as val; name the training "
+            f"files, too, to use a pattern: {location.rstrip('/')}/train-*{suffixes[0]}?test={test}"
         )
     unused: Counter[str] = Counter()
     if is_pattern:
-        root, files = posixpath.dirname(re.split(r"[{*]", place)[0]), find_files(place)
+        root, files = posixpath.dirname(re.split(r"[{*]", location)[0]), find_files(location)
     else:
-        root = place.rstrip("/") or "/"
+        root = location.rstrip("/") or "/"
         files = list_data_files(root, suffixes, unused)
     base = root if is_remote_url(root) else str(resolve_local_path(root))
     file_by_path = {file.url.removeprefix(base).lstrip("/"): file for file in files}
-    chosen = choose_splits(place, list(file_by_path), train, test)
+    chosen = choose_splits(location, list(file_by_path), train, test)
     if not is_pattern:
-        require_one_dataset(place, chosen.train, chosen.test)
+        require_one_dataset(location, chosen.train, chosen.test)
     for path in file_by_path.keys() - {*chosen.train, *chosen.test}:
         unused[f"of {find_split_word(path) or 'other splits'}"] += 1
     return SplitFiles(
@@ -176,7 +176,7 @@ class _SplitPaths:
     val: tuple[str, ...] = ()
 
 
-def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str | None) -> _SplitPaths:
+def choose_splits(location: str, paths: Sequence[str], train: str | None, test: str | None) -> _SplitPaths:
     """Tell training from held-out files by their paths below the dataset's folder.
 
     Raises
@@ -190,38 +190,38 @@ def choose_splits(place: str, paths: Sequence[str], train: str | None, test: str
     hint = "choose with ?train=NAME&test=NAME, or write PATTERN?test=PATTERN"
     if train is None and test is None and len(paths_by_word[None]) == len(paths):
         reason = (
-            f"cannot tell training from held-out files in {place} by words in their names "
+            f"cannot tell training from held-out files in {location} by words in their names "
             f"({SPLIT_WORDS_HELP}): {hint}"
         )
         return _SplitPaths(list(paths), [], no_held_out=reason)
     if test:
-        held_out = match_split_name(place, paths, test, paths_by_word)
+        held_out = match_split_name(location, paths, test, paths_by_word)
     else:
         held_out = paths_by_word["test"] or paths_by_word["val"]
-    training = match_split_name(place, paths, train, paths_by_word) if train else paths_by_word["train"]
+    training = match_split_name(location, paths, train, paths_by_word) if train else paths_by_word["train"]
     held_out_set = set(held_out)
     training = [path for path in training if path not in held_out_set]
     used = held_out_set.union(training)
     strays = [path for path in paths_by_word[None] if path not in used]
     if strays and (train is None or test is None):
         raise InputError(
-            f"{place} holds files of no split that is known: {format_names(strays)}; known are the words "
+            f"{location} holds files of no split that is known: {format_names(strays)}; known are the words "
             f"{SPLIT_WORDS_HELP}: rename them, {hint}"
         )
     if not training:
-        raise InputError(f"no training file in {place} (found: {format_names(list(paths))}): {hint}")
+        raise InputError(f"no training file in {location} (found: {format_names(list(paths))}): {hint}")
     unused_val: list[str] = []
     if test is None and paths_by_word["test"]:
         unused_val = [path for path in paths_by_word["val"] if path not in used]
     notes: tuple[str, ...] = ()
     if unused_val:
         notes = (f"held out is test, not val ({format_names(unused_val, 2)}); ?test=val chooses it",)
-    no_held_out = "" if held_out else f"{place} has training files only ({SPLIT_WORDS_HELP}): {hint}"
+    no_held_out = "" if held_out else f"{location} has training files only ({SPLIT_WORDS_HELP}): {hint}"
     return _SplitPaths(training, held_out, notes, no_held_out, tuple(unused_val))
 
 
 def match_split_name(
-    place: str, paths: Sequence[str], name: str, paths_by_word: Mapping[str | None, list[str]]
+    location: str, paths: Sequence[str], name: str, paths_by_word: Mapping[str | None, list[str]]
 ) -> list[str]:
     """Return the paths that hold a name as a word, or else those of the split that the name means.
 
@@ -235,11 +235,11 @@ def match_split_name(
     if not matches and (word := find_split_word(name)) is not None:
         matches = paths_by_word[word]
     if not matches:
-        raise InputError(f"no file in {place} is of a split {name}: there are {format_names(list(paths))}")
+        raise InputError(f"no file in {location} is of a split {name}: there are {format_names(list(paths))}")
     return matches
 
 
-def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -> None:
+def require_one_dataset(location: str, train: Sequence[str], test: Sequence[str]) -> None:
     """Refuse a folder that holds several datasets, such as the configurations of one on the Hub.
 
     They are several if two folders hold both splits each, or files of the same name. Shards that are merely
@@ -262,8 +262,8 @@ def require_one_dataset(place: str, train: Sequence[str], test: Sequence[str]) -
     folders = sorted(same_named | (complete if len(complete) > 1 else set()))
     if folders:
         raise InputError(
-            f"{place} holds several datasets, in {format_names([folder or '.' for folder in folders])}: "
-            f"choose one, such as {place.rstrip('/')}/{next(filter(None, folders))}, or name the files: "
+            f"{location} holds several datasets, in {format_names([folder or '.' for folder in folders])}: "
+            f"choose one, such as {location.rstrip('/')}/{next(filter(None, folders))}, or name the files: "
             f"PATTERN?test=PATTERN"
         )
 

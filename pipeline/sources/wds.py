@@ -48,16 +48,16 @@ def open_wds_source(location: str) -> Source:
         If shards are missing, or the splits cannot be told apart.
     """
     spec = f"wds:{location}"
-    place, options = parse_spec_options(location)
+    path_or_pattern, options = parse_spec_options(location)
     require_known_options(spec, options, ("train", "test", "names"))
     label_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
-    files = find_split_files(place, suffixes, options.get("train"), options.get("test"))
+    files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
     files = files.replace_unlabelled_test(shard_has_labels)
     require_distinct_shards([*files.train, *files.test])
     ids = sorted(label_list.ids) if label_list else None
     return Source(
-        name=derive_dataset_name(place, suffixes),
+        name=derive_dataset_name(path_or_pattern, suffixes),
         spec=spec,
         class_ids=ids,
         class_names=[label_list.names.get(i, i) for i in ids] if label_list and ids else None,
@@ -134,18 +134,18 @@ def iter_shard_samples(
     """
     unused.clear()
     for key, contents in iter_sample_contents(file, unused):
-        where = f"{key} in {file.url}"
+        location = f"{key} in {file.url}"
         image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
-        label_extension, label = find_stored_label(contents, where)
+        label_extension, label = find_stored_label(contents, location)
         used = (image_extension, label_extension)
         unused.update(f".{extension}" for extension in contents if extension not in used)
         image = contents[image_extension]
         data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image(image))
-        class_id = class_id_from_label(label, label_list, where)
-        yield Sample(data, class_id, where, format_numeric_label(label), fault)
+        class_id = class_id_from_label(label, label_list, location)
+        yield Sample(data, class_id, location, format_numeric_label(label), fault)
 
 
-def find_stored_label(contents: Mapping[str, Content], where: str) -> tuple[str, object]:
+def find_stored_label(contents: Mapping[str, Content], location: str) -> tuple[str, object]:
     """Return the extension of the member that holds a sample's label, and the label as it is stored.
 
     Raises
@@ -166,5 +166,7 @@ def find_stored_label(contents: Mapping[str, Content], where: str) -> tuple[str,
         if "txt" in texts:
             return "txt", texts["txt"].decode()
     except ValueError as error:
-        raise InputError(f"{where} has a label that cannot be read: {error}") from error
-    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")
+        raise InputError(f"{location} has a label that cannot be read: {error}") from error
+    raise NoLabelError(
+        f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json"
+    )
