@@ -25,12 +25,12 @@ from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.text import sanitize_line, summarize_error
 
-# Names that training scripts give to the part of a larger model that is the backbone.
+# Common names of the backbone inside a larger model.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
 
 
 class FeatureModel(nn.Module):
-    """A timm model up to the feature.
+    """A timm model that returns the feature instead of logits.
 
     Parameters
     ----------
@@ -117,13 +117,13 @@ def load_backbone(
     spec : str
         See `sfm.backbones.spec.parse_spec`.
     image_size : int, optional
-        Side of the input in pixels; else the spec's, else the one the weights were made for.
+        Side of the input in pixels; default: the spec's, or the size that the weights were trained for.
     device : {"auto", "cpu", "cuda"}
-        "auto" is the GPU where there is one.
+        "auto" selects the GPU if one is available.
     fold_norms : bool
         Whether to fold batch norms into convolutions: the same features, up to rounding, in less time.
     progress : ProgressCallback
-        Told which weights were taken where a file holds several sets.
+        Called with the name of the weights that are loaded from a file with several sets.
 
     Returns
     -------
@@ -132,9 +132,9 @@ def load_backbone(
     Raises
     ------
     InputError
-        If the spec names nothing known, its weights cannot be had, do not fit the architecture or are not
-        finite, if they are evaluated on what images cannot be made into here, if the model cannot take the
-        image size, or if there is no such device.
+        If the spec is unknown, its weights are unavailable, do not fit the architecture or are not finite,
+        their preprocessing is not supported, the model does not support the image size, or the device does
+        not exist.
     """
     parsed = parse_spec(spec)
     place = _select_device(device)
@@ -174,7 +174,7 @@ def load_backbone(
 
 
 def strip_folder(spec: str) -> str:
-    """Return a spec with only the name of its file: cards are shared, a user's folders are not."""
+    """Return a spec without the folder of its file, which would leak into shared cards."""
     name, at, file = spec.partition("@")
     return f"{name}{at}{PurePath(file).name}" if at else spec
 
@@ -182,7 +182,7 @@ def strip_folder(spec: str) -> str:
 def _select_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise InputError("device 'cuda' was asked for, and torch finds no GPU here: use 'auto' or 'cpu'")
+        raise InputError("device 'cuda' is not available: torch finds no GPU here; use 'auto' or 'cpu'")
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device '{name}': use auto, cpu or cuda")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
@@ -191,13 +191,13 @@ def _select_device(name: str) -> torch.device:
 def _expand_channels(
     values: Sequence[float], size: int, device: torch.device, layout: torch.memory_format
 ) -> Tensor:
-    """Expand a value per channel to every pixel: tensors of the same layout are faster to combine."""
+    """Expand one value per channel to every pixel: arithmetic is faster on tensors of equal layout."""
     pixels = torch.tensor(values, device=device).view(1, 3, 1, 1).expand(1, 3, size, size)
     return pixels.contiguous(memory_format=layout)
 
 
 def _load_model(spec: ParsedSpec) -> tuple[Any, str]:
-    """Return the timm model at the resolution of its weights, and the set chosen from a file with several."""
+    """Return the timm model at the resolution of its weights, and which set of a file was loaded."""
     path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
     if path is None:
         return _create_pretrained_model(spec), ""
@@ -224,7 +224,7 @@ def _require_known_model(spec: ParsedSpec) -> None:
 
 
 def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preprocessing:
-    """Return the preprocessing that timm evaluates a spec's weights with, at the image size asked for."""
+    """Return the preprocessing with which timm evaluates a spec's weights, at an image size."""
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
     config = {**known.to_dict(), **spec.overrides}
     wanted = spec.image_size if image_size is None else image_size
@@ -259,53 +259,59 @@ def _list_classifier_modules(spec: ParsedSpec, model: Any) -> list[str]:
 
 def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
     """Give timm names to tensors that match the model's by order and shape."""
-    own = model.state_dict()
-    if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in own.values()]:
+    expected = model.state_dict()
+    if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in expected.values()]:
         raise InputError(
             f"{path} does not hold the tensors that timm {timm.__version__} expects, in its order"
         )
-    return dict(zip(own, tensors.values(), strict=True))
+    return dict(zip(expected, tensors.values(), strict=True))
 
 
 def _load_weights(
     model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str
 ) -> str:
-    """Load weights into a model, whatever the classifier; return the prefix if several would fit."""
+    """Load weights into a model, ignoring its classifier; return the prefix if several would fit."""
     choice = ""
     fitted, faults = _translate_tensors(model, tensors, unused)
     if faults:
-        places = find_prefixed_tensors(tensors, select_feature_tensors(model.state_dict(), unused))
-        fitting = [
-            prefix for prefix, there in places.items() if not _translate_tensors(model, there, unused)[1]
+        tensors_by_prefix = find_prefixed_tensors(tensors, select_feature_tensors(model.state_dict(), unused))
+        fitting_prefixes = [
+            prefix
+            for prefix, prefixed in tensors_by_prefix.items()
+            if not _translate_tensors(model, prefixed, unused)[1]
         ]
-        prefix, choice = _choose_prefix(fitting, path, name) if fitting else (next(iter(places), ""), "")
-        fitted, faults = _translate_tensors(model, places.get(prefix, tensors), unused)
+        prefix, choice = (
+            _choose_prefix(fitting_prefixes, path, name)
+            if fitting_prefixes
+            else (next(iter(tensors_by_prefix), ""), "")
+        )
+        fitted, faults = _translate_tensors(model, tensors_by_prefix.get(prefix, tensors), unused)
     if faults:
         raise InputError(f"{path} does not fit {name}: {_join_first_mismatches(faults)}")
     model.load_state_dict({n: t for n, t in fitted.items() if not is_in_modules(n, unused)}, strict=False)
     return choice
 
 
-def _choose_prefix(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
-    """Return the usual one of the prefixes that fit, and a description if there are several."""
-    if len(fitting) == 1:
-        return fitting[0], ""
-    places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting}
+def _choose_prefix(prefixes: list[str], path: Path, name: str) -> tuple[str, str]:
+    """Return the common prefix among those that fit, and a description if there are several."""
+    if len(prefixes) == 1:
+        return prefixes[0], ""
+    descriptions = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in prefixes}
     usual = [
-        prefix for prefix in fitting if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
+        prefix for prefix in prefixes if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
     ]
     if len(usual) != 1:
         raise InputError(
-            f"{path} holds {name} under {' and '.join(places.values())}: save those you mean alone"
+            f"{path} holds {name} under {' and '.join(descriptions.values())}: save only the right ones"
         )
-    chosen = places.pop(usual[0])
-    return usual[0], f"{chosen}, not {' or '.join(places.values())}"
+    chosen = descriptions.pop(usual[0])
+    return usual[0], f"{chosen}, not {' or '.join(descriptions.values())}"
 
 
 def _translate_tensors(
     model: Any, tensors: dict[str, Tensor], unused: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Translate tensors to the model's names; return them with the mismatches that are left."""
+    """Translate tensors to the model's names; return them with the remaining mismatches."""
     _match_position_grid(model, tensors.get("pos_embed"))
     faults = _find_mismatches(model, tensors, unused)
     # timm keeps the translation of the first publisher's checkpoints in the model's module.
@@ -319,37 +325,45 @@ def _translate_tensors(
     return translated, faults if _find_mismatches(model, translated, unused) else []
 
 
-def _match_position_grid(model: Any, stored: Tensor | None) -> None:
+def _match_position_grid(model: Any, stored_embedding: Tensor | None) -> None:
     """Resize a vision transformer's input to the grid of a stored position embedding."""
-    own = getattr(model, "pos_embed", None)
-    if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
+    model_embedding = getattr(model, "pos_embed", None)
+    if (
+        stored_embedding is None
+        or model_embedding is None
+        or stored_embedding.ndim != 3
+        or not hasattr(model, "set_input_size")
+    ):
         return
     # The widths must be equal, or a model of any size would be made to fit.
-    if stored.shape == own.shape or stored.shape[::2] != own.shape[::2]:
+    if (
+        stored_embedding.shape == model_embedding.shape
+        or stored_embedding.shape[::2] != model_embedding.shape[::2]
+    ):
         return
     rows, columns = model.patch_embed.grid_size
-    side = math.isqrt(max(0, stored.shape[1] - (own.shape[1] - rows * columns)))
+    side = math.isqrt(max(0, stored_embedding.shape[1] - (model_embedding.shape[1] - rows * columns)))
     if side not in (0, rows):
         model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
 
 
 def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
     """Describe the tensors that are missing, unknown or of another shape, without the unused modules."""
-    own = model.state_dict()
-    given = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused)}
-    missing = [f"no {name}" for name in select_feature_tensors(own, unused) if name not in given]
-    foreign = [f"unknown {name}" for name in given if name not in own]
+    expected = model.state_dict()
+    used_tensors = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused)}
+    missing = [f"no {name}" for name in select_feature_tensors(expected, unused) if name not in used_tensors]
+    unknown = [f"unknown {name}" for name in used_tensors if name not in expected]
     misshapen = [
-        f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
-        for name, tensor in given.items()
-        if name in own and tensor.shape != own[name].shape
+        f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+        for name, tensor in used_tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
     ]
-    return missing + foreign + misshapen
+    return missing + unknown + misshapen
 
 
 def _join_first_mismatches(faults: list[str]) -> str:
-    told = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
-    return told + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+    listed = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
+    return listed + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
 
 
 def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:

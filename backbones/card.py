@@ -20,8 +20,9 @@ from sfm.constrained_types import (
 class Preprocessing(BaseModel):
     """Resizing, cropping and normalisation of an image to a backbone's input.
 
-    The image is resized as ``crop_mode`` says, the central ``input_size`` square is cut out, values are
-    scaled to [0, 1], ``mean`` is taken off and the rest divided by ``std``, per channel (red, green, blue).
+    The image is resized according to ``crop_mode``, and the central ``input_size`` square is cut out. Values
+    are scaled to [0, 1]. Then ``mean`` is subtracted and the result divided by ``std``, for red, green
+    and blue.
 
     Attributes
     ----------
@@ -47,7 +48,7 @@ class Preprocessing(BaseModel):
     crop_mode: Literal["center", "pad", "squash", "border"] = "center"
 
     @model_serializer(mode="wrap")
-    def _without_the_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_default_crop_mode(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Hashes of earlier versions did not cover it, and their readers refuse a card that names it.
         fields: dict[str, Any] = handler(self)
         if fields.get("crop_mode") == "center":
@@ -61,13 +62,13 @@ class BackboneCard(BaseModel):
     Attributes
     ----------
     spec : str
-        What the user wrote, e.g. ``lite0``; of a file, only its name. Not part of the hash.
+        The spec as given, e.g. ``lite0``, without the folder of a file. Not part of the hash.
     model : str
         timm's name of the architecture, without a weights tag.
     rule : str
-        How the feature is read off it, e.g. ``pre-logits``.
+        How the feature is computed from the model, e.g. ``pre-logits``.
     weights : str
-        SHA-256 (hex) over every tensor that reaches the feature.
+        SHA-256 (hex) over every tensor that the feature depends on.
     preprocessing : Preprocessing
     features : int
         Length of the feature vector.

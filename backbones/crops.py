@@ -13,7 +13,7 @@ class Crops:
     Attributes
     ----------
     top, left, height, width : ndarray of float64
-        The box in pixels of the image looked at.
+        The box, in pixels of the image.
     flip : ndarray of bool
         Whether the view is mirrored left to right.
     """
@@ -38,11 +38,11 @@ def draw_crops(
     Parameters
     ----------
     rng : numpy.random.Generator
-        Where the randomness comes from.
+        Source of random numbers.
     count : int
-        How many views.
+        Number of views.
     size : int
-        Side of the images looked at, in pixels.
+        Side of the images, in pixels.
     area : tuple of float
         Least and largest share of the image's area; drawn uniformly.
     ratio : tuple of float
@@ -64,5 +64,5 @@ def draw_crops(
 def make_centre_crops(count: int, size: int, side: int) -> Crops:
     """Return `count` unmirrored boxes of `side` pixels in the middle of images of `size` pixels."""
     inset = np.full(count, (size - side) / 2)
-    whole = np.full(count, float(side))
-    return Crops(inset, inset, whole, whole, np.zeros(count, dtype=bool))
+    sides = np.full(count, float(side))
+    return Crops(inset, inset, sides, sides, np.zeros(count, dtype=bool))

@@ -21,12 +21,12 @@ def download_hub_weights(repository: str) -> Path | None:
     Returns
     -------
     Path or None
-        A file in the cache; None if the repository keeps its weights under a name that only timm knows.
+        A file in the cache; None if the repository stores its weights under a file name that only timm knows.
 
     Raises
     ------
     InputError
-        If the weights are not in the cache, and the hub cannot be reached or does not give them.
+        If the weights are not in the cache, and the hub cannot be reached or refuses them.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         cached = try_to_load_from_cache(repository, name)
@@ -42,6 +42,6 @@ def download_hub_weights(repository: str) -> Path | None:
     except EntryNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"the hub does not give {repository}: {type(error).__name__}") from error
+        raise InputError(f"the hub refuses {repository}: {type(error).__name__}") from error
     finally:
         hub_logging.set_verbosity(verbosity)

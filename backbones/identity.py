@@ -1,4 +1,4 @@
-"""Digest the weights of a backbone, whatever file they came in."""
+"""Digest the weights of a backbone, independent of the format of their file."""
 
 import hashlib
 import struct
@@ -22,7 +22,7 @@ def select_feature_tensors(state: Mapping[str, Tensor], unused: Collection[str])
     state : mapping of str to Tensor
         A model's persistent tensors under timm's names.
     unused : collection of str
-        Modules behind the feature: the classifier, where the feature is what enters it.
+        Modules after the feature: the classifier, if the feature is its input.
 
     Returns
     -------
@@ -37,11 +37,11 @@ def select_feature_tensors(state: Mapping[str, Tensor], unused: Collection[str])
 
 
 def digest_weights(tensors: Mapping[str, Tensor]) -> str:
-    """Digest tensors by name, shape and value; the order they come in does not matter.
+    """Digest tensors by name, shape and value, in any order.
 
     Each tensor, sorted by name, contributes the length of its name and the name (UTF-8), the number of its
     dimensions and each of them, and its values as little-endian float32 in row-major order; all lengths are
-    unsigned 64-bit little-endian integers. So no two different sets of tensors are framed alike.
+    unsigned 64-bit little-endian integers. So different sets of tensors never serialise to the same bytes.
 
     Parameters
     ----------

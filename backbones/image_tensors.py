@@ -16,7 +16,7 @@ def pixels_to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
     Returns
     -------
     Tensor, shape (batch, channel, y, x), float32 in [0, 1]
-        Channels last in memory, as convolutions like it.
+        In channels-last memory format, which is faster for convolutions.
     """
     return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32)).permute(0, 3, 1, 2)
 

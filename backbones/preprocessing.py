@@ -19,7 +19,7 @@ _RESAMPLING_FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-# Images with longer sides are cropped first: resizing a line of pixels would fill the memory.
+# Longer images are cropped first: resizing a line of pixels would fill the memory.
 _MAX_ASPECT = 100
 
 
@@ -41,7 +41,7 @@ def preprocessing_from_config(config: Mapping[str, Any], image_size: int) -> Pre
     Raises
     ------
     InputError
-        If an image cannot be made into what the weights are evaluated with.
+        If the preprocessing of the weights is not supported.
     """
     crop_mode, interpolation = config.get("crop_mode", "center"), config["interpolation"]
     if crop_mode not in ("center", "squash", "border"):
@@ -65,7 +65,7 @@ def preprocessing_from_config(config: Mapping[str, Any], image_size: int) -> Pre
 
 
 def read_input_size(config: Mapping[str, Any]) -> int:
-    """Return the side of the input that timm's configuration of a set of weights names.
+    """Return the side of the input in timm's configuration of a set of weights.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[
     Parameters
     ----------
     image : PIL.Image.Image
-        Of any mode; what is not opaque 8-bit pixels is rendered as such, by default: over white.
+        Of any mode; rendered as opaque 8-bit pixels, by default over white.
     preprocessing : Preprocessing
 
     Returns
@@ -106,7 +106,7 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[
 
 
 def _compute_resized_shape(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Return the width and height that an image of a size is resized to, rounded as in timm."""
+    """Return the width and height to which an image of a given size is resized, rounded as in timm."""
     side, (width, height) = preprocessing.resize, size
     if preprocessing.crop_mode == "squash":
         return side, side

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 
 DEEP_COLOUR_KEY, DECLARED_WHITE_KEY = "sfm deep colour", "sfm declared white"
-"""Keys of ``Image.info`` that decoders set, because Pillow's modes do not say it.
+"""Keys of ``Image.info`` that decoders set, because Pillow's modes lack this information.
 
 The former is True if colours had 16 bits; the latter is the greatest value that the depth allows."""
 
@@ -26,7 +26,7 @@ class Rendering:
     Attributes
     ----------
     background : str
-        Colour behind what is transparent: ``"white"``, ``"black"`` or ``"#rrggbb"``.
+        Colour behind transparent pixels: ``"white"``, ``"black"`` or ``"#rrggbb"``.
     white : float or None
         The value that is white in integer images of more than 8 bits and in floating-point ones; None: the
         greatest value of 16 bits, and floating-point images are refused.
@@ -48,7 +48,7 @@ class RenderedImage:
         Whether a pixel was not opaque, so that the background shows.
     dark : bool
         Whether it has more than 8 bits and its brightest value is below `MAX_DARK_SHARE` of their range,
-        where nothing says which value is white.
+        without a declared white value.
     """
 
     image: Image.Image
@@ -65,7 +65,7 @@ def parse_background(text: str) -> str:
     Raises
     ------
     ValueError
-        If it is not one.
+        If it is not a valid colour.
     """
     if text in COLOUR_NAMES.values():
         return text
@@ -106,7 +106,7 @@ def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -
     Raises
     ------
     ValueError
-        If it has values whose range is a matter of opinion, or beyond what is white.
+        If the range of its values is unknown, or values exceed the white value.
     """
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())

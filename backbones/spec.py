@@ -30,17 +30,17 @@ class ParsedSpec:
     tag : str or None
         timm's tag of the weights and their preprocessing; None is the architecture's default.
     rule : str
-        How the feature is read off the model: ``PRE_LOGITS`` or ``PROJECTED``.
+        How the feature is computed from the model: ``PRE_LOGITS`` or ``PROJECTED``.
     image_size : int or None
-        Side of the input in pixels; None is the size the weights were made for.
+        Side of the input in pixels; None is the size that the weights were trained for.
     weights : Path or None
         Local file to take the weights from.
     package : str or None
         Importable name of an installed package that ships the weights.
     prefix : str
-        What precedes the model's tensor names in such a checkpoint.
+        Prefix of the model's tensor names in such a checkpoint.
     overrides : mapping
-        Entries of timm's pretrained configuration that these weights want otherwise.
+        Overrides of timm's pretrained configuration for these weights.
     """
 
     text: str
@@ -92,14 +92,13 @@ def parse_spec(text: str) -> ParsedSpec:
 
     Returns
     -------
-    Spec
-        Whether timm knows the model is only checked when it is built.
+    ParsedSpec
+        timm is not asked whether it has the model until the model is built.
 
     Raises
     ------
     InputError
-        If the name is unknown, the file does not exist, or there is a file where none is taken or none where
-        one is needed.
+        If the name is unknown, the file does not exist, or a file is missing or not allowed.
     """
     name, at, path = text.strip().partition("@")
     if at and not path:
@@ -121,7 +120,7 @@ def parse_spec(text: str) -> ParsedSpec:
         return ParsedSpec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
     model, dot, tag = name.removeprefix("timm/").partition(".")
     if not model or (dot and not tag):
-        raise InputError(f"backbone '{text}' names no timm model: write timm/MODEL or timm/MODEL.TAG")
+        raise InputError(f"backbone '{text}' is no timm model: write timm/MODEL or timm/MODEL.TAG")
     return ParsedSpec(text, model=model, tag=tag or None, weights=weights)
 
 

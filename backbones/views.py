@@ -32,21 +32,21 @@ def make_interpolation_matrix(
     mirror : ndarray of bool, shape (n,), optional
         Which outputs run backwards.
     device : torch.device, optional
-        Where they are to be; the CPU if not given.
+        Device of the result; default: the CPU.
 
     Returns
     -------
     Tensor, shape (n, out, size), float32
         Rows are non-negative and sum to one.
     """
-    place = (np.arange(out) + 0.5) / out
-    at = start[:, None] + length[:, None] * place - 0.5
+    fraction = (np.arange(out) + 0.5) / out
+    positions = start[:, None] + length[:, None] * fraction - 0.5
     if mirror is not None:
-        at = np.where(mirror[:, None], at[:, ::-1], at)
+        positions = np.where(mirror[:, None], positions[:, ::-1], positions)
     # Positions are copied to the device, not weights, of which there are `size` times as many.
-    places = torch.from_numpy(np.clip(at, 0, size - 1)).to(device)
+    clamped = torch.from_numpy(np.clip(positions, 0, size - 1)).to(device)
     pixels = torch.arange(size, device=device, dtype=torch.float64)
-    return (places[:, :, None] - pixels).abs_().neg_().add_(1).clamp_(min=0).float()
+    return (clamped[:, :, None] - pixels).abs_().neg_().add_(1).clamp_(min=0).float()
 
 
 def apply_crops(images: Tensor, crops: Crops, out: int) -> Tensor:

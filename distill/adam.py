@@ -1,4 +1,4 @@
-"""Adam for a slice of the images at a time: it updates every value by itself, so slices need no order."""
+"""Adam for a slice of the images at a time. Updates are elementwise, so slices may come in any order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class AdamState:
     first, second : list of Tensor, shapes (N, 3, r, r)
         Decaying means of the gradient and of its square, for every level.
     steps : int
-        Steps done since they were zero.
+        Number of steps since initialisation.
     """
 
     first: list[Tensor]
@@ -39,7 +39,7 @@ def adam_step(
     images: slice,
     gradients: Sequence[Tensor],
 ) -> None:
-    """Do the step of some images; the caller raises `state.steps` once all images are updated.
+    """Update some images; the caller raises `state.steps` once all images are updated.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from sfm.distill.resample import apply_crops_per_image
 from sfm.random_streams import make_rng
 
 AUGMENTATION_STREAM = 102
-"""Purpose of the random streams of augmentations."""
+"""Key of the random streams of augmentations."""
 
 NOISE_MEAN, NOISE_STD, NOISE_SHARE = 0.5, 0.2, 0.5
 
@@ -50,7 +50,7 @@ def draw_augmentation(seed: int, step: int, count: int, size: int) -> Augmentati
     seed, step : int
         Of the run, and the number of the step in it.
     count : int
-        How many views.
+        Number of views.
     size : int
         Side of the images that are augmented, in pixels.
 

@@ -29,7 +29,7 @@ def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard
     Raises
     ------
     InputError
-        If the file cannot be read, or names a class that is not there, one that several share, or one twice.
+        If the file cannot be read, or a name is unknown, ambiguous or repeated.
     """
     if classes is None:
         return np.arange(len(card.class_ids))

@@ -123,7 +123,7 @@ class DistillConfig(BaseModel):
     )
     execution: RecipeField[ExecutionOption] = Field(
         default="auto",
-        description="How the backbone is computed: auto (as fast as works here) or eager (plain PyTorch, "
+        description="Execution mode of the backbone: auto (the fastest here) or eager (plain PyTorch, "
         "no optimisations).",
     )
     compile: RecipeField[Literal["auto", "yes", "no"]] = Field(
@@ -135,11 +135,11 @@ class DistillConfig(BaseModel):
         default=1,
         ge=1,
         le=MAX_PROCESSES,
-        description="Share the classes among so many processes: on GPUs, one for each; on a CPU, each with "
+        description="Number of processes that share the classes: on GPUs, one for each; on a CPU, each with "
         "its part of the threads.",
     )
     resume: RecipeField[bool] = Field(
-        default=False, description="Go on from the last checkpoint in the directory."
+        default=False, description="Resume from the last checkpoint in the directory."
     )
 
     _expand_out = field_validator("out")(expand_home_in_field)

@@ -1,4 +1,4 @@
-"""Distilled images as files: evaluation reads these files and nothing finer."""
+"""Distilled images as 8-bit files, which evaluation reads."""
 
 import re
 import unicodedata
@@ -33,7 +33,7 @@ def decode_pixels(levels: Sequence[Tensor], canvas: int) -> Iterator[npt.NDArray
 
 
 def compute_images_digest(levels: Sequence[Tensor], canvas: int) -> str:
-    """Return the digest of the images' pixels, which shows whether images were edited later."""
+    """Return the digest of the images' pixels, to detect later edits."""
     blocks = (image[None] for image in decode_pixels(levels, canvas))
     return compute_stream_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas, canvas, 3))
 
@@ -47,7 +47,7 @@ def make_slug(name: str) -> str:
 def name_class_folders(class_ids: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Name a folder per class such that sorting the names keeps the order of the classes.
 
-    A name without a single ASCII letter or digit gives way to the class id, and that to the index alone.
+    Falls back to the class id, then to the index, if a name has no ASCII letter or digit.
     """
     width = len(str(len(class_ids) - 1))
     words = [make_slug(name) or make_slug(id_) for id_, name in zip(class_ids, class_names, strict=True)]
@@ -62,7 +62,7 @@ def write_images(
     Parameters
     ----------
     folder : Path
-        Where the classes' folders are made.
+        Parent of the classes' folders.
     images : iterator of ndarray of uint8, shape (side, side, 3)
         The `ipc` images of the first class, then those of the second, ...
     folders : sequence of str

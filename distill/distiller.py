@@ -29,7 +29,7 @@ from sfm.distill.execution_choice import choose_execution, keep_execution, shoul
 from sfm.distill.mixed_precision import convert_precision
 from sfm.distill.objective import make_objective, read_centres
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, spread_growth
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, compute_growth_interval
 from sfm.distill.state_dict import (
     find_invalid_values,
     gather_levels,
@@ -50,13 +50,13 @@ from sfm.stats_store.store import Entry, open_store
 class Distiller:
     """Distil the dataset of a store's entry, one step at a time; writes no file.
 
-    Iterating over a distiller does the steps that are left. Its state can be saved after any step: a
+    Iterating over a distiller does the remaining steps. Its state can be saved after any step: a
     distiller of the same config that loads it ends with the same bits as one that never stopped.
 
     Parameters
     ----------
     config : DistillConfig
-        What it leaves open is decided here; see the attribute `config`. `out` is not used.
+        Options; unset ones are resolved, see the attribute `config`. `out` is not used.
     entry : Entry
         Statistics of the dataset through the backbone.
     backbone : Backbone
@@ -64,12 +64,12 @@ class Distiller:
     group : ProcessGroup
         Processes that share the classes. All of them call the same methods in the same order.
     resume_from : ResolvedDistillConfig, optional
-        Config of a saved run: it decides what `config` leaves open.
+        Config of a saved run, which resolves the unset options of `config`.
 
     Attributes
     ----------
     config : ResolvedDistillConfig
-        Decided values of everything that shapes the images.
+        Resolved values of everything that shapes the images.
     backbone : Backbone
         In its precision; prepared for its execution mode once :meth:`prepare` was called.
     prepared : Prepared or None
@@ -79,7 +79,7 @@ class Distiller:
     Raises
     ------
     InputError
-        If backbone and entry do not belong together, or the entry does not hold what the config needs.
+        If the entry was extracted with another backbone, or lacks what the config needs.
 
     Examples
     --------
@@ -137,17 +137,17 @@ class Distiller:
         return cls(config, entry, backbone)
 
     def prepare(self) -> Prepared:
-        """Prepare the backbone for the config's execution mode; the first step does it if nobody has.
+        """Prepare the backbone for the config's execution mode; the first step calls this if needed.
 
         Returns
         -------
         Prepared
-            Its `reason` says why, where another mode had to be taken; the config has that mode then.
+            `reason` explains a fallback to another mode, which the config then has, too.
         """
         if self.prepared:
             return self.prepared
         choice = self.config.execution
-        with self._computation(), deterministic_if_supported(self.backbone) as repeatable:
+        with self._compute_settings(), deterministic_if_supported(self.backbone) as repeatable:
             if self._optimized and choice.mode == "input-grad":
                 self.backbone, self.prepared = self._optimized
             else:
@@ -172,20 +172,20 @@ class Distiller:
         if self.state.step >= self.config.steps:
             raise InputError(f"all {self.config.steps} steps are done: make a config of more steps")
         self.prepare()
-        with self._computation():
+        with self._compute_settings():
             return train_step(self.state, self.config, self.backbone, self.objective, self.group)
 
     def __iter__(self) -> Iterator[StepOutput]:
-        """Do the steps that are left, one per iteration."""
+        """Do the remaining steps, one per iteration."""
         while self.state.step < self.config.steps:
             yield self.step()
 
     def run(self) -> list[StepOutput]:
-        """Do all steps that are left, and return what each gave."""
+        """Do all remaining steps, and return their outputs."""
         return list(self)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state by name, in a group that of all images in the first process.
+        """Return the state as tensors by name; in a group, rank 0 has that of all images.
 
         As in torch, the tensors are the distiller's own, which the next step changes: copy them to keep them.
         ``safetensors.torch.save_file`` saves them.
@@ -193,7 +193,7 @@ class Distiller:
         return {"step": torch.tensor(self.state.step), **gather_state(self.state, self.config, self.group)}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`state_dict` returned; the tensors are copied.
+        """Load a state that :meth:`state_dict` returned; the tensors are copied.
 
         Parameters
         ----------
@@ -228,13 +228,13 @@ class Distiller:
         self.state = make_state(step, tensors, self.backbone.device)
 
     def gather_levels(self) -> list[Tensor]:
-        """Return the pyramids, shapes (C * K, 3, r, r); in a group, all are in the first process."""
+        """Return the pyramids, shapes (C * K, 3, r, r); in a group, rank 0 has all of them."""
         return gather_levels(self.state, self.config, self.group)
 
     def decode_images(self) -> npt.NDArray[np.uint8]:
-        """Return the images as they are now, shape (C, K, canvas, canvas, 3).
+        """Return the current images, shape (C, K, canvas, canvas, 3).
 
-        Call it on all processes of a group: the first one has all images.
+        Call it in all processes of a group; rank 0 gets all images.
         """
         images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas)))
         return images.reshape(-1, self.config.ipc, *images.shape[1:])
@@ -244,8 +244,8 @@ class Distiller:
         return count_graph_bytes(self.backbone)
 
     @contextmanager
-    def _computation(self) -> Iterator[None]:
-        """Set threads and arithmetic for a while."""
+    def _compute_settings(self) -> Iterator[None]:
+        """Set the number of threads and deterministic arithmetic within a context."""
         threads = torch.get_num_threads()
         with ExitStack() as stack:
             if threads != self.config.threads:
@@ -294,7 +294,7 @@ def resolve_config(
     group: ProcessGroup = SINGLE_PROCESS,
     resume_from: ResolvedDistillConfig | None = None,
 ) -> ResolvedDistillConfig:
-    """Decide everything that a config leaves open, by the free memory, the device and the number of steps.
+    """Resolve the unset options of a config by the free memory, the device and the number of steps.
 
     Parameters
     ----------
@@ -303,11 +303,11 @@ def resolve_config(
     class_ids : list of str
         Classes to distil.
     backbone : Backbone
-        As it will be computed: the activations of one of its forward passes are counted.
+        In its precision; the activations of one forward pass are measured.
     group : ProcessGroup
-        All its processes decide the same.
+        All its processes get the same result.
     resume_from : ResolvedDistillConfig, optional
-        Config of a saved run: its micro-batch, graphs, threads and execution mode are taken.
+        Config of a saved run, whose micro-batch, graphs, threads and execution mode are kept.
 
     Raises
     ------
@@ -329,7 +329,7 @@ def resolve_config(
         # Processes on one CPU see the same free memory.
         free = measure_free_memory(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
         memory = (images, config.views, view_bytes, free, backbone.device.type)
-        # All do what the process with the least memory can.
+        # The process with the least free memory decides for all.
         micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch(*memory))
         graphs = -group.all_reduce_max(-choose_graph_count(*memory)) if graphs is None else graphs
     resolved = ResolvedDistillConfig(
@@ -345,7 +345,7 @@ def resolve_config(
         steps=config.steps,
         learning_rate=config.learning_rate,
         final_rate=config.final_rate,
-        grow_every=config.grow_every or spread_growth(config.steps, image_size),
+        grow_every=config.grow_every or compute_growth_interval(config.steps, image_size),
         seed=config.seed,
         micro_batch=min(micro_batch, images),
         gradient=config.gradient,

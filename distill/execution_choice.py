@@ -14,26 +14,26 @@ from sfm.errors import InputError
 CompileOption = Literal["auto", "yes", "no"]
 
 MIN_VIEWS_TO_COMPILE = 100_000
-"""Views in all steps together from which on a GPU gains more than compiling costs."""
+"""Total number of views from which on compiling pays off on a GPU."""
 
 
 def should_compile(
     compile_option: CompileOption, views: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> bool:
-    """Return whether to compile; what is compiled is recorded as well, which takes a GPU and one process.
+    """Return whether to compile; compiled models are also recorded, which takes a GPU and one process.
 
     Parameters
     ----------
     compile_option : {"auto", "yes", "no"}
     views : int
-        In all steps together.
+        Total number over all steps.
     device : torch.device
     group : ProcessGroup
 
     Raises
     ------
     InputError
-        If it is asked for where it cannot be.
+        If it is requested and not possible.
     """
     if compile_option == "yes" and (device.type != "cuda" or group.size > 1):
         raise InputError("--compile yes is for a run in one process on a GPU: leave it out")
@@ -54,7 +54,7 @@ def choose_execution(
 ) -> ExecutionChoice:
     """Choose the execution mode of a new run.
 
-    Processes that compute together are not recorded as CUDA graphs: their exchanges cannot be. Nor is a run
+    Process groups do not use CUDA graphs: their communication cannot be recorded. Nor is a run
     that keeps several autograd graphs: a recording has one.
 
     Raises
@@ -67,7 +67,7 @@ def choose_execution(
             raise InputError("--execution eager compiles nothing: leave out --compile yes")
         return ExecutionChoice(mode="eager", reason="asked for")
     one_graph = config.graphs <= config.micro_batch
-    worth = should_compile(compile_option, config.steps * config.images * config.views, device, group)
+    worth = should_compile(compile_option, config.steps * config.image_count * config.views, device, group)
     if compile_option == "yes" and not one_graph:
         raise InputError("--compile yes keeps the graph of one micro-batch: lower --graphs, or leave it out")
     if device.type != "cuda":
@@ -89,7 +89,7 @@ def keep_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> Exe
     Raises
     ------
     InputError
-        If it was not eager and is to be now.
+        If the option is "eager" and the saved run was not.
     """
     if option == "eager" and saved.execution.mode != "eager":
         raise InputError(
@@ -105,7 +105,7 @@ def require_execution(prepared: Prepared, choice: ExecutionChoice, *, is_resumed
     Raises
     ------
     InputError
-        Names the reason of the fallback.
+        With the reason of the fallback.
     """
     if prepared.mode == choice.mode:
         return

@@ -31,7 +31,7 @@ def compute_flow(own: Tensor, means: Tensor) -> Tensor:
     Parameters
     ----------
     own : Tensor, shape (C, D) or (C, K, D)
-        Where each flow starts: class means, or sub-class centres.
+        Starting points of the flows: class means, or sub-class centres.
     means : Tensor, shape (C, D)
         Class means; at least two classes.
 

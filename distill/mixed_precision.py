@@ -27,14 +27,14 @@ class AutocastModel(nn.Module):
 
 
 def convert_precision(backbone: Backbone, precision: Precision) -> Backbone:
-    """Return a backbone that computes in a precision; images and features are float32 all the same.
+    """Return a backbone that computes in a precision; images and features stay float32.
 
     Parameters
     ----------
     backbone : Backbone
         Left as it is.
     precision : {"float32", "bf16"}
-        "bf16" is what extraction means by it: autocast around the forward pass.
+        "bf16" is autocast around the forward pass, as in extraction.
     """
     if precision == "float32":
         return backbone

@@ -24,7 +24,7 @@ class ClassCentres:
     means : ndarray of float64, shape (C, D)
         Class means.
     own : ndarray of float64, shape (C, K, D)
-        What each of the K images of a class is matched to: a sub-class centre, or the class mean where K = 1.
+        Targets of the K images of a class: sub-class centres, or the class mean if K = 1.
     """
 
     means: npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class ClassCentres:
 def read_centres(
     entry: Entry, ipc: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
 ) -> ClassCentres:
-    """Read the centres that `ipc` images per class are matched to.
+    """Read the target centres of `ipc` images per class.
 
     A class with fewer samples than centres has centres without a sample; the class mean replaces them.
 
@@ -44,7 +44,7 @@ def read_centres(
     ipc : int
         Images per class, K.
     class_indices : ndarray of int64, shape (C,)
-        Which of the entry's classes; the flow is that among them.
+        Indices of classes of the entry; flows are among these only.
     use_sub_classes : bool
         Whether every image of a class has a sub-class centre of its own, or all have the class mean.
 
@@ -53,7 +53,7 @@ def read_centres(
     InputError
         If the entry has fewer than two classes, or no centres for `ipc`.
     DamageError
-        If an array is damaged, or its values cannot be.
+        If an array is damaged or has impossible values.
     """
     if len(class_indices) < 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Sheets of images for people: ``preview.png`` of the result, ``growth/`` of the steps before it."""
+"""Contact sheets: ``preview.png`` of the result, ``growth/`` of earlier steps."""
 
 import os
 import re
@@ -18,13 +18,13 @@ from sfm.image_files import read_png
 from sfm.text import sanitize_line
 
 SHEET_CLASSES, MAX_TILE_PIXELS = 10, 64
-"""How many classes a growth sheet shows, and the side of one image in it, in pixels."""
+"""Number of classes in a growth sheet, and maximum side of an image in it, in pixels."""
 
 MAX_PREVIEW_CLASSES, MAX_PREVIEW_IMAGES = 100, 10
-"""How many classes a preview shows, and how many images of each."""
+"""Maximum numbers of classes in a preview, and of images per class."""
 
 MAX_CAPTION_CHARACTERS = 200
-"""Characters of a caption that are measured; as many are drawn as fit."""
+"""Maximum length of a caption before it is cut to the width of its tile."""
 
 
 def gather_sheet_levels(
@@ -86,9 +86,9 @@ def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], ti
     Parameters
     ----------
     folder : Path
-        What :func:`write_images` wrote.
+        Folder that :func:`write_images` wrote.
     folders, labels : sequence of str
-        The classes' folders and names; the first 100 are drawn, without what all names begin with.
+        The classes' folders and names; the first 100 are drawn, without common prefixes.
     title : str
         One line for the top.
 
@@ -141,7 +141,7 @@ def _shorten_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def shorten_captions(names: Sequence[str]) -> list[str]:
-    """Remove what all names begin with: a number of their own, and words that they share.
+    """Remove leading numbers and the words that all names begin with.
 
     "001.Black_footed_Albatross", "002.Laysan_Albatross" become "Black_footed_Albatross", "Laysan_Albatross";
     "bird/owl", "bird/crow" become "owl", "crow". Names that would be empty or less distinct stay as they are.
@@ -155,5 +155,5 @@ def shorten_captions(names: Sequence[str]) -> list[str]:
 
 
 def are_distinct(shortened: Sequence[str], names: Sequence[str]) -> bool:
-    """Say whether several shortened names differ as much as the names do, and none is empty."""
+    """Return whether shortened names are as distinct as the full names, and none is empty."""
     return len(names) > 1 and all(shortened) and len(set(shortened)) == len(set(names))

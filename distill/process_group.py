@@ -16,7 +16,7 @@ from sfm.text import summarize_error
 
 
 class LostProcessError(InputError):
-    """Another process of the run has ended, and this one cannot go on without it."""
+    """Another process of the run has ended, so this one cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DistributedEnv:
     local_rank : int
         Rank on its machine: the number of its GPU.
     init_method : str
-        How processes find each other, as ``torch.distributed.init_process_group`` takes it.
+        Rendezvous URL, as ``torch.distributed.init_process_group`` takes it.
     """
 
     rank: int
@@ -41,7 +41,7 @@ class DistributedEnv:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run, as one of them sees them.
+    """The processes of a run, and the rank of this one.
 
     All processes must call the collective methods in the same order; these raise
     :class:`LostProcessError` where a process has ended.
@@ -69,7 +69,7 @@ class ProcessGroup:
         return [slice(start * rows_per_class, stop * rows_per_class) for start, stop in pairwise(stops)]
 
     def count_rows(self, classes: int, rows_per_class: int = 1) -> list[int]:
-        """Return how many rows each process has; see :meth:`split_rows`."""
+        """Return the number of rows of each process; see :meth:`split_rows`."""
         return [rows.stop - rows.start for rows in self.split_rows(classes, rows_per_class)]
 
     def own_rows(self, classes: int, rows_per_class: int = 1) -> slice:
@@ -88,13 +88,13 @@ class ProcessGroup:
         return gathered
 
     def gather_to_rank0(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """Return the rows of all processes on the first one, on the CPU; on the others, their own.
+        """Return the rows of all processes in rank 0, on the CPU; other ranks get their own.
 
         Parameters
         ----------
         rows : Tensor, shape (counts[rank], ...)
         counts : sequence of int
-            How many rows each process has.
+            Number of rows of each process.
         """
         if self.size == 1:
             return rows
@@ -122,7 +122,7 @@ class ProcessGroup:
         return int(largest)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return the first process's value."""
+        """Return the value of rank 0."""
         if self.size == 1:
             return value
         objects = [value]
@@ -135,7 +135,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def distributed_env() -> DistributedEnv | None:
-    """Read the environment that ``torchrun`` gave this process; None if it was not started so."""
+    """Read the environment that ``torchrun`` gave this process; None without ``torchrun``."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         return None
@@ -156,7 +156,7 @@ def init_process_group(env: DistributedEnv | None, device: str) -> Iterator[Proc
     Raises
     ------
     InputError
-        If there is no such GPU, or the other processes do not come.
+        If there is no such GPU, or the other processes do not join.
     """
     if env is None:
         yield SINGLE_PROCESS
@@ -183,6 +183,6 @@ def _translate_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostProcessError(
-            f"another process of this run has ended ({summarize_error(error)}): see what it says; "
-            "--resume goes on"
+            f"another process of this run has ended ({summarize_error(error)}): see its error, then "
+            "repeat the command with --resume"
         ) from error

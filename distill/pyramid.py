@@ -25,7 +25,7 @@ from sfm.distill.resample import (
 from sfm.random_streams import make_rng
 
 LEVEL_STREAM = 101
-"""Purpose of the random streams of new levels."""
+"""Key of the random streams of new levels."""
 
 _DECORRELATION = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 

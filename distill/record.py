@@ -24,12 +24,12 @@ DISTILLATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
 
 def make_record(config: DistillConfig, distiller: Distiller, images_digest: str) -> dict[str, Any]:
-    """Return what ``run.json`` holds of a run, but for its result: loss, time and memory.
+    """Return the content of ``run.json`` without the result: loss, time and memory.
 
     Parameters
     ----------
     config : DistillConfig
-        As the user gave it.
+        As given by the user.
     distiller : Distiller
         Prepared.
     images_digest : str
@@ -107,7 +107,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is not what :func:`make_record` gives.
+        If it is not a valid record.
     """
     try:
         record: dict[str, Any] = parse_json(read_bounded_file(path))
@@ -122,7 +122,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def list_notes(config: ResolvedDistillConfig) -> list[str]:
-    """Return what a user of the images should know about how they were computed, in sentences."""
+    """Return notes for users on how the images were computed."""
     if not config.threads_before:
         return []
     numbers = ", then ".join(str(count) for count in [*config.threads_before, config.threads])
@@ -132,7 +132,7 @@ def list_notes(config: ResolvedDistillConfig) -> list[str]:
 
 
 def count_train_samples(entry: Entry, class_ids: list[str]) -> int:
-    """Return how many real images some classes have."""
+    """Return the number of real training images of some classes."""
     if class_ids == entry.dataset.class_ids:
         return entry.dataset.train_samples
     indices = [entry.dataset.class_ids.index(class_id) for class_id in class_ids]
@@ -140,7 +140,7 @@ def count_train_samples(entry: Entry, class_ids: list[str]) -> int:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the name of the device for people."""
+    """Return a human-readable name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -11,7 +11,7 @@ from sfm.constrained_types import MAX_FEATURES, InputPixels, Name
 from sfm.distill.pyramid import compute_canvas_size, list_resolutions
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
-"""Reason of a mode that was read from a run of version 0.1.0, which kept no reason."""
+"""Reason of the execution mode in runs of version 0.1.0, which did not record one."""
 
 ThreadCount = Annotated[int, Field(ge=1, le=MAX_PROCESSES)]
 
@@ -29,7 +29,7 @@ class ResolvedDistillConfig(BaseModel):
     """Everything that shapes the images of a run, by the name of the option that sets it.
 
     A run is resumed only with an equal one, except for `threads`. ``run.json`` keeps it as ``resolved``, a
-    checkpoint as ``recipe``. Bounds hold for files from strangers too.
+    checkpoint as ``recipe``. Bounds are checked because the files are untrusted.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class ResolvedDistillConfig(BaseModel):
     image_size : int
         Side of the views, in pixels: the backbone's input.
     ipc, views : int
-        K and A: K images of each class, of which every step sees A views.
+        K and A: images per class, and views of each image per step.
     grow_every : int
         Steps between two levels of the pyramid.
     micro_batch, graphs : int
@@ -54,7 +54,7 @@ class ResolvedDistillConfig(BaseModel):
     threads : int
         CPU threads of each process. Another number gives other last bits.
     threads_before : list of int
-        What `threads` was before the run was resumed with another number.
+        Earlier values of `threads`, if the run was resumed with another number.
     execution : ExecutionChoice
         How the backbone is computed, and why.
     repeatable : bool
@@ -91,7 +91,7 @@ class ResolvedDistillConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_execution(cls, values: Any) -> Any:
-        """Take the two flags that stood in the place of `execution` in version 0.1.0."""
+        """Convert the two flags of version 0.1.0 to `execution`."""
         if isinstance(values, dict) and "execution" not in values:
             is_captured, is_compiled = bool(values.get("captured")), bool(values.get("compiled"))
             mode = "compiled" if is_compiled else "cuda-graph" if is_captured else "input-grad"
@@ -99,8 +99,8 @@ class ResolvedDistillConfig(BaseModel):
         return values
 
     @property
-    def images(self) -> int:
-        """How many images there are, C * K."""
+    def image_count(self) -> int:
+        """Number of images, C * K."""
         return len(self.classes) * self.ipc
 
     @property
@@ -109,7 +109,7 @@ class ResolvedDistillConfig(BaseModel):
         return compute_canvas_size(self.image_size)
 
     def count_levels(self, step: int) -> int:
-        """Return how many levels the pyramid has in a step (the first is step 0)."""
+        """Return the number of levels of the pyramid in a step (the first is step 0)."""
         return min(len(list_resolutions(self.canvas)), 1 + step // self.grow_every)
 
     def learning_rate_at(self, step: int) -> float:
@@ -122,22 +122,22 @@ class ResolvedDistillConfig(BaseModel):
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * cosine)
 
     def max_state_bytes(self) -> int:
-        """Return the size that the tensors of a state have at most."""
+        """Maximum size of the tensors of a state, in bytes."""
         pixels = sum(side**2 for side in list_resolutions(self.canvas))
         # Levels with two moments each, the last features, and the optimizer's steps.
-        return 4 * self.images * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
+        return 4 * self.image_count * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
 
     def with_threads(self, threads: int) -> "ResolvedDistillConfig":
-        """Return the config of this run resumed with so many threads; it keeps the numbers before."""
+        """Return the config of this run resumed with another number of threads; earlier numbers are kept."""
         if threads == self.threads:
             return self
         before = [*self.threads_before, self.threads]
         return self.model_copy(update={"threads": threads, "threads_before": before})
 
 
-def spread_growth(steps: int, image_size: int) -> int:
-    """Return steps between two levels such that L levels share the first half of a run: ``steps / (2 L)``.
+def compute_growth_interval(steps: int, image_size: int) -> int:
+    """Return the steps between two levels so that L levels share the first half of a run: ``steps / (2 L)``.
 
-    The other half, and its own share, are left to the finest level: it has the most to learn, from nothing.
+    The finest level has the second half as well, because it starts last and has the most values to optimize.
     """
     return max(1, steps // (2 * len(list_resolutions(compute_canvas_size(image_size)))))

@@ -107,7 +107,7 @@ def distill_in_process(
     Raises
     ------
     InputError, DistillInterrupt
-        See :func:`distill`. Where some are lost, the other processes raise :class:`LostProcessError`.
+        See :func:`distill`. If a process is lost, the others raise :class:`LostProcessError`.
     """
     with (
         init_process_group(env, config.device) as group,
@@ -182,12 +182,12 @@ def start_run(
 def run_steps(
     config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback
 ) -> RunCheckpoint:
-    """Do the steps that are left; write history, growth sheets and checkpoints.
+    """Do the remaining steps; write history, growth sheets and checkpoints.
 
     Returns
     -------
     RunCheckpoint
-        The one of the last step.
+        Checkpoint of the last step.
 
     Raises
     ------
@@ -259,8 +259,8 @@ def find_resumable_run(out: Path, resume: bool) -> tuple[Path, RunCheckpoint] | 
     Raises
     ------
     InputError
-        If the directory holds a run and `resume` is not set, or something that is not a run; or a link in
-        the place of a folder in which a run deletes what it no longer needs.
+        If the directory holds a run and `resume` is not set, or something else, or a folder in which
+        a run deletes files is a link.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a directory")
@@ -269,15 +269,15 @@ def find_resumable_run(out: Path, resume: bool) -> tuple[Path, RunCheckpoint] | 
     saved = find_checkpoint(out / "checkpoint")
     if saved and not resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
-        raise InputError(f"--out {out} holds {state}: choose another directory, or go on with --resume")
-    # Hidden are the lock of this very run, and what file managers leave everywhere.
+        raise InputError(f"--out {out} holds {state}: choose another directory, or resume it with --resume")
+    # Hidden files are the lock of this run and clutter of file managers.
     if not saved and holds_files(out):
         raise InputError(f"--out {out} is not empty and holds no run to resume: choose another directory")
     return saved
 
 
 def holds_files(folder: Path) -> bool:
-    """Say whether there is a file below a folder, except clutter, or too many folders to search."""
+    """Return whether a folder holds files other than clutter, or too many folders to search."""
     try:
         return any(path.is_file() and not is_clutter(path.name) for path in folder.rglob("*"))
     except RecursionError:
@@ -285,7 +285,7 @@ def holds_files(folder: Path) -> bool:
 
 
 def describe_checkpoint(out: Path) -> str:
-    """Say what a run that was ended by Ctrl-C left to resume from, if anything."""
+    """Describe what an interrupted run can be resumed from, if anything."""
     if any((out / "checkpoint").glob("step_*")):
-        return f"; {out} holds a checkpoint: repeat the same command with --resume to go on from it"
+        return f"; {out} holds a checkpoint: repeat the same command with --resume to continue from it"
     return " before anything was saved: the same command starts again"

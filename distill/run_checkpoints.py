@@ -29,13 +29,13 @@ from sfm.tensor_files import (
 from sfm.text import sanitize_line
 from sfm.untrusted_files import read_bounded_file
 
-KEPT_CHECKPOINTS = 2
+CHECKPOINTS_TO_KEEP = 2
 
 MAX_VALUE_CHARACTERS = 100
 """Characters of a config's value in an error."""
 
-FREE_FIELDS = ("threads", "threads_before", "execution")
-"""Fields in which a resumed run may differ; ``require_execution`` checks the last one."""
+CHANGEABLE_FIELDS = ("threads", "threads_before", "execution")
+"""Fields that a resumed run may change; ``require_execution`` checks the last one."""
 
 
 class RunCheckpoint(BaseModel):
@@ -44,11 +44,11 @@ class RunCheckpoint(BaseModel):
     Attributes
     ----------
     config : ResolvedDistillConfig
-        A run is resumed only with the same. Its key in the file is ``recipe``.
+        Resuming requires an equal one. Its key in the file is ``recipe``.
     step : int
         Steps done.
     loss : float or None
-        Of the last of them.
+        Loss of the last step.
     seconds : float
         Wall time of the steps so far.
     sha256 : str
@@ -65,7 +65,7 @@ class RunCheckpoint(BaseModel):
 
 
 def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[str, Tensor]) -> None:
-    """Write ``folder/step_<n>`` whole or not at all, and delete all but the last before it.
+    """Write ``folder/step_<n>`` atomically, and delete all earlier checkpoints but the last one.
 
     Parameters
     ----------
@@ -85,16 +85,16 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[st
         save_file(tensors, partial / "state.safetensors")
         card = checkpoint.model_copy(update={"sha256": _compute_sha256(partial / "state.safetensors")})
         (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
-    prune_checkpoints(folder, KEPT_CHECKPOINTS)
+    prune_checkpoints(folder, CHECKPOINTS_TO_KEEP)
 
 
 def prune_checkpoints(folder: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints, and what a killed process left.
+    """Delete all but the last `count` checkpoints, and the leftovers of killed processes.
 
     Raises
     ------
     InputError
-        If something cannot be deleted, or the folder is a link.
+        If a checkpoint cannot be deleted, or the folder is a link.
     """
     require_no_link(folder)
     kept = _list_checkpoints(folder)[:count]
@@ -105,14 +105,14 @@ def prune_checkpoints(folder: Path, count: int) -> None:
             if path.is_symlink():
                 path.unlink()
             else:
-                # Through the folder's own parent: a link that takes its place meanwhile is not followed.
+                # Relative to the parent folder: a link that replaces the folder meanwhile is not followed.
                 delete_below(folder.parent, f"{folder.name}/{path.name}")
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     """Find the newest intact checkpoint; None if there is none at all.
 
-    A damaged one is passed over for the one before it, from which the same steps are done again.
+    A damaged checkpoint is skipped: the run resumes from an earlier one.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def read_state_dict(
             raise TensorFileError(f"{file} holds {problem}")
     except (FileNotFoundError, TensorFileError) as error:
         raise DamageError(
-            f"{error}: delete {path} to go on from the checkpoint before it, or start the run again in "
+            f"{error}: delete {path} to resume from the checkpoint before it, or start the run again in "
             "another directory"
         ) from error
     return {"step": torch.tensor(checkpoint.step), **tensors}
@@ -176,12 +176,12 @@ def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillCon
     Raises
     ------
     InputError
-        Names what differs.
+        Lists the differences.
     """
     changes = [
         f"{name} was {_shorten(getattr(saved, name))} and is {_shorten(getattr(config, name))} now"
         for name in type(config).model_fields
-        if name not in FREE_FIELDS and getattr(saved, name) != getattr(config, name)
+        if name not in CHANGEABLE_FIELDS and getattr(saved, name) != getattr(config, name)
     ]
     if changes:
         raise InputError(

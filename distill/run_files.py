@@ -37,7 +37,7 @@ def log_optional_errors(path: Path) -> Iterator[None]:
 
 
 def write_run_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole and on the disk, or not at all.
+    """Write a file atomically, and sync it to the disk.
 
     Raises
     ------
@@ -50,9 +50,9 @@ def write_run_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def write_run_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write into; it takes the name `path` once everything in it is on the disk.
+    """Yield a folder to write into; it is renamed to `path` once its content is on the disk.
 
-    A folder, or a link, that had the name before is replaced. After an error nothing is left behind.
+    A folder, or a link, of that name is replaced. After an error nothing is left behind.
 
     Raises
     ------

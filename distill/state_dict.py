@@ -38,7 +38,7 @@ def gather_state(
 
 
 def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -> DistillState:
-    """Return the state whose tensors :func:`gather_state` gave, of one process's images; they are copied."""
+    """Return the state of one process's images from copies of its tensors; see :func:`gather_state`."""
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
     count = sum(name.endswith("/level") for name in tensors)
     levels = [tensors[f"{index}/level"].requires_grad_() for index in range(count)]
@@ -53,10 +53,10 @@ def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -
 def list_state_types(
     config: ResolvedDistillConfig, step: int, features: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> TensorSpecs:
-    """Return types and shapes of what :func:`gather_state` gives after so many steps."""
+    """Return types and shapes of the tensors of :func:`gather_state` after a number of steps."""
     count = config.count_levels(max(step - 1, 0))
     shapes = {
-        f"{index}/{name}": (config.images, 3, side, side)
+        f"{index}/{name}": (config.image_count, 3, side, side)
         for index, side in enumerate(list_resolutions(config.canvas)[:count])
         for name in ("level", "adam/first", "adam/second")
     }
@@ -64,20 +64,20 @@ def list_state_types(
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]
     if step and config.gradient == "one-pass" and is_split:
-        types[LAST_FEATURES] = ("F32", (config.images * config.views, features))
+        types[LAST_FEATURES] = ("F32", (config.image_count * config.views, features))
     return types
 
 
 def is_per_image(name: str) -> bool:
-    """Say whether a tensor of a state has a row per image."""
+    """Return whether a tensor of a state has a row per image."""
     return name.endswith(("/level", "/adam/first", "/adam/second"))
 
 
 def find_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
-    """Return in words which values no step leaves; None if all may be."""
+    """Describe values that no run can have; None if all are valid."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or (name.endswith("/adam/second") and (tensor < 0).any()):
-            return f"values in {name} that no run leaves"
+            return f"values in {name} that no run can have"
     if not 0 <= int(tensors[ADAM_STEPS]) <= step:
-        return f"an age that no run has after {step} steps"
+        return f"an optimizer step count that no run has after {step} steps"
     return None

@@ -15,7 +15,7 @@ class DistillInterrupt(Exception):  # noqa: N818 - stopping on request is not an
     Attributes
     ----------
     step, total : int
-        Steps done, and steps in all.
+        Steps done, and total number of steps.
     out : Path
         The run's directory.
     """
@@ -23,7 +23,7 @@ class DistillInterrupt(Exception):  # noqa: N818 - stopping on request is not an
     def __init__(self, step: int, total: int, out: Path) -> None:
         super().__init__(
             f"interrupted after step {step} of {total}, all saved in {out}: "
-            "repeat the same command with --resume to go on"
+            "repeat the same command with --resume to continue"
         )
         self.step, self.total, self.out = step, total, out
 
@@ -33,7 +33,7 @@ class DistillInterrupt(Exception):  # noqa: N818 - stopping on request is not an
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Catch the first SIGINT or SIGTERM within a context; yield a function that says whether one came.
+    """Catch the first SIGINT or SIGTERM within a context; yield a function that returns whether one came.
 
     A second signal has its usual effect. Outside the main thread no handler can be set, and none is caught.
     """

@@ -6,7 +6,7 @@ images are processed in micro-batches, however many classes there are, in one of
 exact
     Forward for all features; the loss and its gradient with respect to them; then backward of each
     micro-batch, the last one first. The graphs of the last images are kept in between; the others, of which
-    only the features are kept, go forward once more, with the same augmentation. Either way the result is the
+    only the features are kept, go forward once more, with the same augmentation. The result is the
     gradient of the whole batch.
 one-pass
     Forward and backward once per micro-batch; the features of all other images are the last computed ones,
@@ -53,7 +53,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass
 class DistillState:
-    """What a step changes.
+    """State that a training step updates.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class StepOutput:
     step : int
         Number of the step, from 1.
     loss : float
-        Loss of all images as they were before the step.
+        Loss of all images before the step.
     learning_rate : float
     resolution : int
         Side of the finest level, in pixels.
@@ -121,8 +121,8 @@ class ImageBatch:
     group: ProcessGroup = SINGLE_PROCESS
 
     @property
-    def images(self) -> int:
-        """How many images this process has, N."""
+    def image_count(self) -> int:
+        """Number of this process's images, N."""
         return len(self.levels[0])
 
     @property
@@ -132,7 +132,7 @@ class ImageBatch:
         return self.group.own_rows(classes, ipc * views)
 
     def select_views(self, images: slice) -> slice:
-        """Return which of this process's views are of some of its images."""
+        """Return the rows of this process's views that belong to some of its images."""
         views = self.shape[2]
         return slice(images.start * views, images.stop * views)
 
@@ -144,7 +144,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class MicroBatching:
-    """How the images of a process are split.
+    """How the images of a process are split into micro-batches.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ def add_pyramid_level(
     """Return the levels with the next finer one added."""
     resolution = list_resolutions(config.canvas)[len(levels)]
     rows = group.own_rows(len(config.classes), config.ipc)
-    return append_level(levels, resolution, config.images, config.seed, device, rows)
+    return append_level(levels, resolution, config.image_count, config.seed, device, rows)
 
 
 def train_step(
@@ -189,13 +189,13 @@ def train_step(
     objective: Objective,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> StepOutput:
-    """Do one step: add a level if it is time, then update all images; `state` is changed.
+    """Do one step in place: add a pyramid level if due, then update all images.
 
     Raises
     ------
     InputError
-        If the loss is not finite, in all processes then, or if one of them is lost. With an exact gradient
-        the state is then still the one before the step.
+        If the loss is not finite (in all processes), or a process is lost. With an exact gradient the state
+        is unchanged then.
     """
     if config.count_levels(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, config, backbone.device, group)
@@ -237,7 +237,7 @@ def compute_features(
     batch : ImageBatch
     backbone : Backbone
     levels : sequence of Tensor
-        The pyramids of those images alone; differentiable.
+        The pyramids of these images only; differentiable.
     images : slice
         Which images of the batch they are.
 
@@ -274,7 +274,7 @@ def compute_gradients(
     Returns
     -------
     loss : float
-        Loss of the images as they were.
+        Loss of the images before the update.
     all_features : Tensor, shape (C * K * A, D)
         Features of all images.
 
@@ -283,7 +283,11 @@ def compute_gradients(
     NonFiniteLossError
         With an exact gradient, before `on_gradient` is called.
     """
-    if batching.gradient == "one-pass" and last_features is not None and batching.micro_batch < batch.images:
+    if (
+        batching.gradient == "one-pass"
+        and last_features is not None
+        and batching.micro_batch < batch.image_count
+    ):
         return stale_feature_gradients(
             batch, backbone, objective, batching.micro_batch, last_features, on_gradient
         )
@@ -300,9 +304,9 @@ def exact_gradients(
     """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
     graphs: list[tuple[list[Tensor], Tensor]] = []
     own_features = []
-    micro_batches = list(split_images(batch.images, batching.micro_batch))
+    micro_batches = list(split_images(batch.image_count, batching.micro_batch))
     for images in micro_batches:
-        keep_graph = images is micro_batches[-1] or batch.images - images.start <= batching.graphs
+        keep_graph = images is micro_batches[-1] or batch.image_count - images.start <= batching.graphs
         with torch.set_grad_enabled(keep_graph):
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
@@ -344,7 +348,7 @@ def stale_feature_gradients(
     """
     all_features = last_features.clone()
     offset = batch.feature_rows.start
-    for images in split_images(batch.images, micro_batch):
+    for images in split_images(batch.image_count, micro_batch):
         levels = detach_levels(batch, images)
         features = compute_features(batch, backbone, levels, images)
         views = batch.select_views(images)
@@ -387,5 +391,5 @@ def split_images(images: int, micro_batch: int) -> Iterator[slice]:
 
 
 def detach_levels(batch: ImageBatch, images: slice) -> list[Tensor]:
-    """Return the pyramids of some images as leaves: a gradient with respect to them is of their size."""
+    """Return the pyramids of some images as leaf tensors, so that gradients have their size."""
     return [level.detach()[images].requires_grad_() for level in batch.levels]

@@ -45,7 +45,7 @@ def read_history_lines(path: Path) -> list[str]:
 
 
 def append_row(history: TextIO, output: StepOutput, seconds: float) -> None:
-    """Add the row of a step; `seconds` is the wall time of the run so far.
+    """Add the row of a step; `seconds` is the wall time of the run until now.
 
     Raises
     ------

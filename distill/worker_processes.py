@@ -1,4 +1,4 @@
-"""Run a function in several processes of this machine, which are started, watched and ended together."""
+"""Run a function in several processes of this machine, which are started, monitored and ended together."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ WorkerResult = TypeVar("WorkerResult")
 WorkerFunction = Callable[[DistributedEnv, ProgressCallback], WorkerResult]
 
 POLL_SECONDS = 0.2
-"""How long a request to stop may wait to be passed on while no process sends anything."""
+"""Interval at which a request to stop is passed on to the processes."""
 
 
 def spawn_workers(
@@ -40,8 +40,8 @@ def spawn_workers(
     Parameters
     ----------
     function : callable
-        Called with the distributed environment and a progress callback in each process; what it returns or
-        raises in the first one counts. Must be picklable.
+        Called with the distributed environment and a progress callback in each process; the result or
+        error of the first one is returned or raised. Must be picklable.
     count : int
         Number of processes.
     progress : ProgressCallback
@@ -70,7 +70,7 @@ def spawn_workers(
 
 
 def _start_worker() -> tuple[Connection, subprocess.Popen[bytes]]:
-    """Start a process that waits for its function; it finds modules where this one does."""
+    """Start a process that waits for its function, with the module search path of this one."""
     parent_end, child_end = Pipe()
     path = os.pathsep.join(folder or "." for folder in sys.path)
     with child_end:
@@ -110,7 +110,7 @@ def _wait_for_results(
                 )
                 raise InputError(
                     f"process {connections.index(connection)} of {len(connections)} {end}, and the others "
-                    "cannot go on without it: repeat the command with --resume"
+                    "cannot continue without it: repeat the command with --resume"
                 ) from None
             if isinstance(message, Progress):
                 progress(message)
@@ -128,7 +128,7 @@ def _wait_for_results(
 
 
 def run_worker(connection: Connection) -> None:
-    """Run the function that comes by a connection, and send back what it returns or raises."""
+    """Run the function received from a connection, and send back its result or error."""
     keep_freed_memory()
     function, env, threads = connection.recv()
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
@@ -141,7 +141,7 @@ def run_worker(connection: Connection) -> None:
 
 
 def _exit_with_parent(connection: Connection) -> None:
-    """Kill this process when its parent has ended: the parent sends nothing more before."""
+    """Kill this process when its parent has ended."""
     wait([connection])
     os.kill(os.getpid(), signal.SIGKILL)
 

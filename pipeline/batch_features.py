@@ -57,7 +57,7 @@ class BatchFeatures:
 
     Attributes
     ----------
-    kept : list of int
+    kept_indices : list of int
         Indices in the task of the samples that have features.
     digests : ndarray of uint8, shape (n, 32)
     sizes : list of int
@@ -71,7 +71,7 @@ class BatchFeatures:
         As in `sfm.pipeline.decoding.DecodedBatch`.
     """
 
-    kept: list[int]
+    kept_indices: list[int]
     digests: npt.NDArray[np.uint8]
     sizes: list[int]
     features: dict[str, npt.NDArray[np.float32]]
@@ -115,18 +115,24 @@ def compute_batch_features(
             spec = backbone.card.spec
             for view, name in enumerate(options.list_feature_arrays(backbone.card.hash, split)):
                 rows = np.zeros((0, backbone.card.features), dtype=np.float32)
-                if decoded.kept:
+                if decoded.kept_indices:
                     pixels = decoded.pixels[backbone.card.preprocessing][view]
                     rows, elapsed = runtime.compute_features(backbone, pixels, options.precision)
                     seconds[spec] = seconds.get(spec, 0.0) + elapsed
-                require_finite_features(rows, spec, decoded.where)
+                require_finite_features(rows, spec, decoded.locations)
                 features[name] = rows
     return BatchFeatures(
-        decoded.kept, decoded.digests, decoded.sizes, features, decoded.skipped, seconds, decoded.marked
+        decoded.kept_indices,
+        decoded.digests,
+        decoded.sizes,
+        features,
+        decoded.skipped,
+        seconds,
+        decoded.marked,
     )
 
 
-def require_finite_features(features: npt.NDArray[np.float32], spec: str, where: Sequence[str]) -> None:
+def require_finite_features(features: npt.NDArray[np.float32], spec: str, locations: Sequence[str]) -> None:
     """Refuse features, shape (n, D), that are not finite; name the first image that has such.
 
     Raises
@@ -137,6 +143,6 @@ def require_finite_features(features: npt.NDArray[np.float32], spec: str, where:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{spec} gives features that are not finite for {where[int(bad[0])]}: check the weights of the "
-            f"backbone, or remove the image"
+            f"{spec} gives features that are not finite for {locations[int(bad[0])]}: check the weights of "
+            f"the backbone, or remove the image"
         )

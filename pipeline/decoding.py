@@ -87,9 +87,9 @@ class DecodedBatch:
 
     Attributes
     ----------
-    kept : list of int
+    kept_indices : list of int
         Indices in the task of the samples that could be decoded.
-    where : list of str
+    locations : list of str
         Their locations, for people.
     digests : ndarray of uint8, shape (n, 32)
     sizes : list of int
@@ -102,8 +102,8 @@ class DecodedBatch:
         By mark (`sfm.pipeline.task_results.IMAGE_MARKS`), index and location of the samples that have it.
     """
 
-    kept: list[int]
-    where: list[str]
+    kept_indices: list[int]
+    locations: list[str]
     digests: npt.NDArray[np.uint8]
     sizes: list[int]
     skipped: list[SkippedSample]
@@ -143,7 +143,7 @@ def decode_batch(
         pixels = split_into_pixel_arrays(
             np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
         )
-    kept: list[tuple[int, str, bytes, int]] = []
+    decoded: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
     marked: dict[str, dict[int, str]] = {}
@@ -156,30 +156,30 @@ def decode_batch(
             rendered = render_image(decode(sample.data), options.rendering)
             image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
-                rows = all_rows[:, len(kept)]
+                rows = all_rows[:, len(decoded)]
                 rows[0] = crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
-            kept.append((index, sample.where, digest, len(sample.data)))
+            decoded.append((index, sample.location, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
                 if getattr(rendered, mark):
-                    marked.setdefault(mark, {})[index] = sample.where
+                    marked.setdefault(mark, {})[index] = sample.location
         except DECODING_ERRORS as error:
             reason = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
                 raise InputError(
-                    f"cannot decode {sample.where}: {reason}; repair or remove it, or leave out what cannot "
-                    f"be decoded with --on-error skip"
+                    f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what "
+                    f"cannot be decoded with --on-error skip"
                 ) from error
-            skipped.append(SkippedSample(index, sample.where, reason))
+            skipped.append(SkippedSample(index, sample.location, reason))
         seconds += time.perf_counter() - began
     return DecodedBatch(
-        kept=[index for index, _, _, _ in kept],
-        where=[where for _, where, _, _ in kept],
-        digests=np.array([list(digest) for _, _, digest, _ in kept], dtype=np.uint8).reshape(-1, 32),
-        sizes=[size for _, _, _, size in kept],
+        kept_indices=[index for index, _, _, _ in decoded],
+        locations=[location for _, location, _, _ in decoded],
+        digests=np.array([list(digest) for _, _, digest, _ in decoded], dtype=np.uint8).reshape(-1, 32),
+        sizes=[size for _, _, _, size in decoded],
         skipped=skipped,
         seconds=seconds,
-        pixels={preprocessing: rows[:, : len(kept)] for preprocessing, rows in pixels.items()},
+        pixels={preprocessing: rows[:, : len(decoded)] for preprocessing, rows in pixels.items()},
         marked=marked,
     )
 

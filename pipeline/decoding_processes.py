@@ -219,7 +219,7 @@ def write_samples(
             span = end, end + len(sample.data)
             memory.data[slice(*span)] = sample.data
             end = span[1]
-        locations.append((index, sample.label, sample.where, span))
+        locations.append((index, sample.label, sample.location, span))
     return locations, end
 
 
@@ -253,7 +253,7 @@ def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: 
         pixels = {
             preprocessing: np.concatenate(
                 [
-                    rows[:, first : first + len(chunk.kept)]
+                    rows[:, first : first + len(chunk.kept_indices)]
                     for chunk, first in zip(chunks, firsts, strict=True)
                 ],
                 axis=1,
@@ -261,8 +261,8 @@ def merge_chunks(chunks: Sequence[DecodedBatch], firsts: Sequence[int], pixels: 
             for preprocessing, rows in pixels.items()
         }
     return DecodedBatch(
-        kept=[index for chunk in chunks for index in chunk.kept],
-        where=[where for chunk in chunks for where in chunk.where],
+        kept_indices=[index for chunk in chunks for index in chunk.kept_indices],
+        locations=[location for chunk in chunks for location in chunk.locations],
         digests=np.concatenate([chunk.digests for chunk in chunks]),
         sizes=[size for chunk in chunks for size in chunk.sizes],
         skipped=skipped,
@@ -342,11 +342,11 @@ def serve_chunks(connection_descriptor: int, buffer_descriptors: Sequence[int]) 
             batch: SampleBatch = [
                 (
                     index,
-                    Sample(memory[slice(*span)].tobytes(), label, where)
+                    Sample(memory[slice(*span)].tobytes(), label, location)
                     if span
-                    else SampleFile(where, label),
+                    else SampleFile(location, label),
                 )
-                for index, label, where, span in chunk.samples
+                for index, label, location, span in chunk.samples
             ]
             pixels = {
                 preprocessing: rows[:, chunk.first : chunk.first + len(batch)]

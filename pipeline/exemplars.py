@@ -100,7 +100,7 @@ def read_exemplar_images(
     rows, first = rows[rows >= 0], first[rows >= 0]
     for row, index, sample in zip(rows, first, source.train.read(rows, sizes), strict=True):
         if digest_sample(sample.data) != digests[np.unravel_index(index, samples.shape)].tobytes():
-            raise InputError(f"{sample.where} changed while it was extracted; run again")
+            raise InputError(f"{sample.location} changed while it was extracted; run again")
         rendered = render_image(source.decode(sample.data), source.rendering)
         images[samples == row] = crop_image(rendered.image, preprocessing)
     return images

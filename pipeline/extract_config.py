@@ -133,7 +133,7 @@ class ExtractConfig(BaseModel):
     )
     execution: RecipeField[ExecutionOption] = Field(
         default="auto",
-        description="How the backbones are computed: auto (as fast as works here) or eager (plain PyTorch, "
+        description="Execution mode of the backbones: auto (the fastest here) or eager (plain PyTorch, "
         "no optimisations).",
     )
     on_error: RecipeField[Literal["fail", "skip"]] = Field(

@@ -179,7 +179,9 @@ class PassQueue:
         if isinstance(work, Future):
             self._encoded_bytes.popleft()
             self._finished.append(batch := work.result())
-            return PassProgress(len(batch.kept) + len(batch.skipped), len(batch.skipped), 0, batch.seconds)
+            return PassProgress(
+                len(batch.kept_indices) + len(batch.skipped), len(batch.skipped), 0, batch.seconds
+            )
         work(self._finished)
         self._finished.clear()
         return PassProgress(partitions=1)
@@ -297,7 +299,7 @@ def make_task_result(
     classes = {label: index for index, label in enumerate(spellings)}
     return TaskResult(
         read=len(labels),
-        kept=[index for batch in batches for index in batch.kept],
+        kept=[index for batch in batches for index in batch.kept_indices],
         skipped=[skipped for batch in batches for skipped in batch.skipped],
         classes=[] if known else list(classes),
         labels=[] if known else [classes[label] for label, _ in labels],

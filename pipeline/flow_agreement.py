@@ -82,7 +82,7 @@ def measure_flow_cosines(
             )
             results.append(list(pool.map(compute, batches)))
     progress(Progress("effect of the precision", len(results), len(results), "passes"))
-    labels = [samples[index][1].label for batch in results[0] for index in batch.kept]
+    labels = [samples[index][1].label for batch in results[0] for index in batch.kept_indices]
     cosines = {}
     for name in (backbone.card.hash for backbone in backbones):
         exact, rounded = (np.concatenate([batch.features[name] for batch in batches]) for batches in results)

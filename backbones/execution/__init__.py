@@ -1,8 +1,8 @@
-"""How a backbone is computed: `prepare` returns its model for one execution mode, or says why it cannot.
+"""Execution modes of a backbone: `prepare` returns its model for one mode, with the reason of a fallback.
 
-Each module is one optimisation and can be deleted alone. Importing this package loads no torch: the command
-line reads :mod:`~sfm.backbones.execution.wait_policy` and :mod:`~sfm.backbones.execution.allocator` before
-torch.
+Each module is one optimisation and can be deleted without the others. Importing this package loads no
+torch: the command line reads :mod:`~sfm.backbones.execution.wait_policy` and
+:mod:`~sfm.backbones.execution.allocator` before torch.
 """
 
 from typing import TYPE_CHECKING, Any

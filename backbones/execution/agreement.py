@@ -31,11 +31,11 @@ def models_agree(model: nn.Module, other: nn.Module, example: Tensor, *, bfloat1
     if not (features.isfinite().all() and gradient.isfinite().all()):
         return False
     if bfloat16:
-        # Few of its eight bits are left, and fewest in a gradient.
+        # Rounding errors add up to several of its eight bits, most of all in a gradient.
         return _are_close(features, other_features, 0.1) and _are_close(gradient, other_gradient, 0.7)
     largest = float(features.abs().max())
     same = torch.allclose(features, other_features, rtol=1e-3, atol=1e-4 * largest)
-    # Rounding moves a value across a kink now and then.
+    # Rounding occasionally moves a value across a kink of an activation.
     return same and _are_close(gradient, other_gradient, 0.05)
 
 

@@ -18,7 +18,7 @@ LARGE_INPUT = 128
 """Activations of batches of larger images do not fit the 64 MiB heaps of threads."""
 
 SINGLE_HEAP_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""Environment that has the effect of :func:`share_main_heap` on a process that is yet to start."""
+"""Environment that has the effect of :func:`share_main_heap` on a process that has not started yet."""
 
 
 def keep_freed_memory() -> None:
@@ -35,7 +35,7 @@ def share_main_heap() -> None:
     """Make the threads of this process share the main heap, where the C library is glibc.
 
     Otherwise each thread has heaps of its own, of 64 MiB at most, and larger tensors are unmapped when they
-    are freed whatever the thresholds. Small tensors are better off in them: the cache of a core holds them.
+    are freed whatever the thresholds. Small tensors are faster in them: they stay in a core's cache.
 
     Call it at the very beginning, before numpy and torch start threads: a thread keeps the heap it has.
     """
@@ -43,7 +43,7 @@ def share_main_heap() -> None:
 
 
 def set_malloc_options(options: Mapping[int, int]) -> None:
-    """Set parameters of glibc's allocator; do nothing where there is another."""
+    """Set parameters of glibc's allocator; do nothing with another allocator."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         for parameter, value in options.items():

@@ -26,7 +26,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     model : nn.Module
         In evaluation mode; left as it is.
     example : Tensor
-        An input of the model, which is run on it to see what follows what.
+        An input of the model, which is run on it to find out which module follows which.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from torch.utils._triton import has_triton
 from sfm.backbones.execution.agreement import models_agree
 
 MIN_REPEATED_SHARE = 0.75
-"""Share of a model's weights in repeated blocks from which on only those are compiled."""
+"""Minimum share of the weights in repeated blocks to compile only these blocks."""
 
 
 def can_compile(device: torch.device) -> bool:
@@ -36,7 +36,7 @@ def compile_model(model: nn.Module, example: Tensor) -> nn.Module | None:
     model : nn.Module
         In evaluation mode, no parameter taking a gradient; left as it is.
     example : Tensor
-        A batch of the shape that the model will be given; it is compiled for this shape.
+        A batch; the model is compiled for its shape.
 
     Returns
     -------

@@ -20,7 +20,7 @@ def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
     model : nn.Module
         With convolutions that are :class:`InputGradConvs`; changed.
     example : Tensor
-        An input of the model, which is run on it to see what feeds what.
+        An input of the model, which is run on it to find out which convolution feeds which.
 
     Returns
     -------

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 ClipBounds = tuple[float, float | None]
-"""Least and largest value of an activation; None: there is no largest."""
+"""Minimum and maximum of an activation; None: no maximum."""
 
 MAX_IMAGE_CHANNELS = 4
-"""Images have at most so many channels; hidden layers have more."""
+"""Maximum number of channels of images; hidden layers have more."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _make_strided_backward(
 
     def backward(gradient: Tensor) -> Tensor:
         found = nn.functional.pixel_shuffle(transposed()(gradient), stride)
-        # Pixels beyond the last window are missing: they are in no sum.
+        # Pixels beyond the last window contribute to no output.
         below, right = (
             max(0, pixels + side - have)
             for pixels, side, have in zip(padding, size, found.shape[2:], strict=True)

@@ -1,7 +1,7 @@
 """Replay forward and backward as CUDA graphs: ViT-B/14, 25 images: 13.3 ms, not 20.6 (docs/distillation.md).
 
 Forward and backward of a transformer are a thousand small kernels. A CPU takes longer to launch them than a
-GPU to run them, unless batches are larger than memory asks for.
+GPU to run them, unless batches are very large.
 """
 
 import warnings
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class CudaGraphModel(nn.Module):
     """A model that replays one recording of its forward and one of its backward pass.
 
-    A recording has one place for activations, which the next forward pass overwrites. So only the last
+    The recording has one activation buffer, which the next forward pass overwrites. So only the last
     forward pass can be backpropagated; any other raises a RuntimeError.
 
     Parameters
@@ -22,7 +22,7 @@ class CudaGraphModel(nn.Module):
     model : nn.Module
         No parameter taking a gradient; its control flow must not depend on values.
     example : Tensor, shape (images, 3, y, x)
-        A batch as the model will be given, on its GPU. Smaller batches are padded, larger ones run eagerly.
+        A batch of the size to record, on the GPU. Smaller batches are padded, larger ones run eagerly.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class CudaGraphModel(nn.Module):
         before = torch.cuda.memory_reserved(example.device)
         static = example.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         with warnings.catch_warnings():
-            # torch records on a stream of its own, which nothing else waits for.
+            # torch records on a separate stream that is never synchronised.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
             self._replay: Any = torch.cuda.make_graphed_callables(_Wrapper(model), (static,))
         torch.cuda.empty_cache()
@@ -74,7 +74,7 @@ class CudaGraphModel(nn.Module):
 
 
 class _Wrapper(nn.Module):
-    """A model in a module of its own, because recording changes the module that is recorded."""
+    """A wrapper around a model, because recording changes the module that is recorded."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def tf32_disabled() -> Iterator[None]:
-    """Disable TF32 for convolutions on a GPU within a context: by default they leave out 13 bits of float32.
+    """Disable TF32 for convolutions on a GPU within a context: TF32 drops 13 bits of float32.
 
-    A choice that the user made through ``fp32_precision`` is left alone.
+    An explicit setting of ``fp32_precision`` is kept.
     """
     cudnn: Any = torch.backends.cudnn
     with warnings.catch_warnings():
@@ -37,7 +37,7 @@ def tf32_disabled() -> Iterator[None]:
 def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     """Use deterministic CUDA algorithms within a context; on a CPU all are.
 
-    An operation that has none raises a RuntimeError.
+    An operation without a deterministic algorithm raises a RuntimeError.
     """
     if device.type != "cuda":
         yield
@@ -47,7 +47,7 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    # Filling memory costs time, and nothing here reads what it has not written.
+    # Filling uninitialised memory costs time, and nothing here reads it.
     settings.fill_uninitialized_memory = False
     try:
         yield

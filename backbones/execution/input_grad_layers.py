@@ -113,7 +113,7 @@ class _ConvolveAndClip(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         kernels, masks, count = ctx.kernels, ctx.saved_tensors, len(gradient)
         if ctx.channels_last:
-            # The gradient of a mean over places comes in another layout.
+            # The gradient of a mean over positions has another memory layout.
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         chunk = count
         if count > 1 and len(kernels) > 1 and gradient.device.type != "cuda":
@@ -149,7 +149,7 @@ def _backward_chain(
     output_gradient = gradient
     for kernel, mask in zip(reversed(kernels), reversed(masks), strict=True):
         if mask is not None:
-            # The caller's tensor is left alone; intermediates are masked in place.
+            # Do not modify the caller's tensor; mask intermediates in place.
             gradient = gradient * mask if gradient is output_gradient else gradient.mul_(mask)
         gradient = kernel.backward_input(gradient)
     return gradient
@@ -176,7 +176,7 @@ def _mask_unclipped(clipped: Tensor, clip: ClipBounds) -> Tensor:
         return clipped.to(torch.bool) if low == 0 else clipped.ne(low)
     if low != 0 or clipped.device.type == "cuda":
         return clipped.ne(low).logical_and_(clipped.ne(high))
-    # Its result is zero at both bounds; it is several times as fast as comparisons.
+    # It is zero at both bounds, and several times as fast as comparisons.
     hardtanh_backward: Callable[..., Tensor] = torch.ops.aten.hardtanh_backward.default
     chunks = math.ceil(clipped.nbytes / MASK_CHUNK_BYTES)
     if chunks <= 1:

@@ -17,7 +17,7 @@ from sfm.backbones.execution.input_grad_layers import InputGradClip, InputGradCo
 from sfm.text import summarize_error
 
 MIN_CONVOLUTIONS = 2
-"""Of a model that gains; transformers have one."""
+"""Minimum number of convolutions to replace; transformers have one."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def input_gradient_only(model: nn.Module, example: Tensor) -> InputGradModel:
     model : nn.Module
         In evaluation mode, no parameter taking a gradient, on its final device; left as it is.
     example : Tensor
-        An input of the size that the model will be given. The model is run on it to see what follows what.
+        An input of the final size. The model is run on it to find out which module follows which.
 
     Returns
     -------
@@ -63,14 +63,14 @@ def input_gradient_only(model: nn.Module, example: Tensor) -> InputGradModel:
     )
     problem = ""
     for fuse in (True, False):
-        # A model may look at its convolutions, or at what one gives to the next, in ways that no graph shows.
-        # Then the copy fails, or computes something else.
+        # A model may access its convolutions or their outputs in ways that the autograd graph does not show.
+        # Then the copy fails or computes something else.
         try:
             changed = replace_convolutions(model, activations)
             candidate = NaNPropagating(fuse_conv_chains(changed, example) if fuse else changed)
             if models_agree(model, candidate, example):
                 return InputGradModel(candidate)
-            problem = "convolutions without weight gradients give other features or gradients"
+            problem = "convolutions without weight gradients change features or gradients"
         except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
             problem = f"convolutions cannot be replaced: {type(error).__name__}: {summarize_error(error)}"
         if fuse:
@@ -104,7 +104,7 @@ def replace_convolutions(model: nn.Module, activations: Mapping[str, str]) -> nn
 
 
 def drop_kernels(model: nn.Module) -> None:
-    """Free the packed weights of a model's convolutions; those that are needed are packed again."""
+    """Free the packed weights of a model's convolutions; they are packed again when needed."""
     for module in model.modules():
         if isinstance(module, InputGradConvs):
             module.drop_kernels()

@@ -6,7 +6,7 @@ ExecutionMode = Literal["eager", "input-grad", "compiled", "cuda-graph"]
 """How a backbone is computed.
 
 eager
-    As PyTorch does it, layer by layer.
+    Plain PyTorch, layer by layer.
 input-grad
     Convolutions keep only what the gradient of the images needs (:mod:`.input_gradient`).
 cuda-graph
@@ -17,4 +17,4 @@ compiled
 """
 
 ExecutionOption = Literal["auto", "eager"]
-"""What a user may ask for: the fastest mode that works, or plain PyTorch."""
+"""Values of ``--execution``: the fastest mode that works, or plain PyTorch."""

@@ -1,4 +1,4 @@
-"""Prepare a backbone for one execution mode, with a logged reason where another mode has to be taken."""
+"""Prepare a backbone for one execution mode, with a logged reason for a fallback to another mode."""
 
 import logging
 import subprocess
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sfm.backbones.build import Backbone
 
 EXECUTION_ERRORS = (RuntimeError, OSError, ImportError, AssertionError, subprocess.SubprocessError)
-"""What compiling and recording raise, depending on what fails."""
+"""Errors that compiling and recording may raise."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ class Prepared:
     Attributes
     ----------
     model : nn.Module
-        Computes what the backbone's own model computes, up to rounding.
+        Equal to the backbone's model, up to rounding.
     mode : ExecutionMode
-        The mode that was taken.
+        The actual mode.
     reason : str or None
-        Why it is not the mode that was asked for, or what part of that mode was left out.
+        Why it is not the requested mode, or which part of that mode is missing.
     """
 
     model: nn.Module
@@ -53,7 +53,7 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
     backbone : Backbone
         On its device and in its precision; left as it is. The result shares its weights.
     example : Tensor, shape (batch, 3, input_size, input_size)
-        Normalised images, as many as the model will be given: see :func:`make_example`.
+        Normalised images, of the final batch size: see :func:`make_example`.
     mode : ExecutionMode
 
     Returns
@@ -68,25 +68,25 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
             model = compile_model(backbone.model, example)
             if model is not None:
                 return Prepared(CudaGraphModel(model, example), "compiled")
-            reasons.append("the compiled backbone gives other features")
+            reasons.append("the compiled backbone computes other features")
         except EXECUTION_ERRORS as error:
             reasons.append(f"the backbone cannot be compiled: {summarize_error(error)}")
     lean = input_gradient_only(backbone.model, example[:1])
-    taken: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
+    actual_mode: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
     if lean.problem:
         reasons.append(lean.problem)
     graph: nn.Module | None = None
     if mode in ("compiled", "cuda-graph"):
         try:
-            graph, taken = CudaGraphModel(lean.model, example), "cuda-graph"
+            graph, actual_mode = CudaGraphModel(lean.model, example), "cuda-graph"
         except EXECUTION_ERRORS as error:
             reasons.append(f"the backbone cannot be recorded: {summarize_error(error)}")
     reason = "; ".join(reasons) or None
     if reason:
-        logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, taken, mode, reason)
-    elif taken == "eager":
+        logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, actual_mode, mode, reason)
+    elif actual_mode == "eager":
         reason = "the model has no convolutions that would gain"
-    return Prepared(graph or lean.model, taken, reason)
+    return Prepared(graph or lean.model, actual_mode, reason)
 
 
 def optimize_backbone(

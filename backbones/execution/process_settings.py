@@ -1,7 +1,7 @@
 """Settings of a whole process that make backbones faster or their bits repeatable. Imports no torch.
 
-The command line calls :func:`configure_process`; the library never does, because a process belongs to its
-program.
+The command line calls :func:`configure_process`; the library never does, because the settings affect the
+whole program.
 """
 
 import os
@@ -20,7 +20,7 @@ def configure_process(threads: int | None = None) -> None:
     Parameters
     ----------
     threads : int, optional
-        CPU threads that will compute together; see :func:`.wait_policy.choose_wait_policy`.
+        CPU threads of the computation; see :func:`.wait_policy.choose_wait_policy`.
     """
     choose_wait_policy(threads)
     keep_freed_memory()
@@ -28,7 +28,7 @@ def configure_process(threads: int | None = None) -> None:
 
 
 def set_cublas_workspace() -> None:
-    """Give cuBLAS the fixed workspace without which it may add up in another order in another run.
+    """Give cuBLAS a fixed workspace, without which its order of summation may vary between runs.
 
     Sets an environment variable, unless the user has, that cuBLAS reads at its first use in a process.
     """

@@ -1,6 +1,6 @@
 """Choose whether waiting OpenMP threads spin or sleep, depending on what other processes use.
 
-They spin for milliseconds by default. On two idle cores that gains `sfm distill` a third over one thread,
+By default they spin for milliseconds. On two idle cores that gains `sfm distill` a third over one thread,
 where sleeping threads lose a third; beside two busy processes it costs half of the steps of one thread, where
 sleeping threads lose nothing (``benchmarks/busy.py``). The policy changes no bit of a result. OpenMP reads it
 once, when torch is loaded, so the command line sets it before.
@@ -19,19 +19,19 @@ SAMPLE_SECONDS = (0.2, 0.5)
 """Seconds over which the load of other processes is sampled; the second sample only if the first is high."""
 
 MIN_EXCESS_CORES = 0.5
-"""Cores in use beyond those there are, from which on threads sleep."""
+"""Threads sleep if this many more cores are in use than exist."""
 
 HIGH_WAIT_SHARE, LOW_WAIT_SHARE = 0.25, 0.02
 """Shares of its time that a run waits for a core: on a busy machine, and on an idle one."""
 
 _chose_passive = False
-"""Whether this module chose that threads sleep."""
+"""Whether this module made threads sleep."""
 
 
 def choose_wait_policy(threads: int | None = None) -> None:
     """Make waiting threads sleep if other processes use the cores that they would spin on.
 
-    Does nothing where torch is loaded already, or the environment says how to wait.
+    Does nothing if torch is already loaded or the environment sets a wait policy.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def choose_wait_policy(threads: int | None = None) -> None:
 
 
 def are_cores_crowded(threads: int, others: float, cores: int) -> bool:
-    """Return whether threads and the load of other processes exceed the cores there are."""
+    """Return whether threads and the load of other processes exceed the number of cores."""
     return threads > 1 and threads + others >= cores + MIN_EXCESS_CORES
 
 
@@ -72,7 +72,7 @@ class CoreWatch:
         self._advised = False
 
     def check(self) -> str:
-        """Return one line of advice, once, if the last interval calls for it; else an empty string."""
+        """Return a line of advice once, if the last interval warrants it; else an empty string."""
         now = time.perf_counter()
         if self._advised or self._waited is None or now - self._since < self.interval:
             return ""

@@ -29,7 +29,7 @@ def compute_pyramid_gradient(run_config: ResolvedDistillConfig, case: StepCase, 
     Views have no noise, which a GPU draws differently.
     """
     device = backbone.device
-    views = draw_augmentation(run_config.seed, 0, run_config.images, run_config.canvas)
+    views = draw_augmentation(run_config.seed, 0, run_config.image_count, run_config.canvas)
     views = replace(views, noisy=np.zeros_like(views.noisy))
     levels = init_full_pyramid(run_config, device).levels
     batch = ImageBatch(

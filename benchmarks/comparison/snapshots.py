@@ -22,7 +22,7 @@ from sfm.distill import run_checkpoints as checkpoints
 from sfm.distill.distilled_images import decode_pixels, name_class_folders, write_images
 from sfm.distill.distiller import resolve_config
 from sfm.distill.objective import make_objective, read_centres
-from sfm.distill.resolved_config import ResolvedDistillConfig, spread_growth
+from sfm.distill.resolved_config import ResolvedDistillConfig, compute_growth_interval
 from sfm.distill.run_checkpoints import RunCheckpoint
 from sfm.distill.run_files import write_run_folder
 from sfm.distill.state_dict import gather_state, make_state
@@ -280,13 +280,13 @@ def run_lgm(
     run_config = run_config.model_copy(
         update={
             # LGM reads neither micro-batch nor gradient: fixed values let a run resume on another machine.
-            "micro_batch": run_config.images,
+            "micro_batch": run_config.image_count,
             "gradient": "exact",
-            "graphs": run_config.images,
+            "graphs": run_config.image_count,
             "views": LGM_VIEWS,
             "learning_rate": rate,
             "final_rate": 1.0,
-            "grow_every": spread_growth(config.grow_lgm, run_config.image_size),
+            "grow_every": compute_growth_interval(config.grow_lgm, run_config.image_size),
             "steps": config.steps_tune if role == "tuning" else config.steps_lgm,
         }
     )

@@ -184,7 +184,7 @@ def run_lgm_step(
     if run_config.count_levels(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, run_config, device)
         state.adam = init_adam(state.levels)
-    count = run_config.images * run_config.views
+    count = run_config.image_count * run_config.views
     views = draw_augmentation(run_config.seed, state.step, 2 * count, run_config.canvas)
     weight = draw_head(run_config, backbone.card.features, state.step, device)
 

@@ -167,7 +167,7 @@ def run_published_step(
         state.levels = add_pyramid_level(state.levels, run_config, backbone.device)
         state.optimizer = make_adam(state.levels, run_config)
     views = draw_augmentation(
-        run_config.seed, state.step, run_config.images * run_config.views, run_config.canvas
+        run_config.seed, state.step, run_config.image_count * run_config.views, run_config.canvas
     )
     features = backbone.features(
         augment_with_grid_sample(

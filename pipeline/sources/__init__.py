@@ -8,14 +8,11 @@ source, except ``classes``, ``background`` and ``white``, which every source has
 """
 
 import difflib
+import numpy as np
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-
 from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
 from sfm.paths import expand_home
@@ -34,22 +31,17 @@ from sfm.pipeline.sources.validation import require_distillable_classes
 from sfm.pipeline.sources.wds import open_wds_source
 from sfm.stats_store.class_lists import find_class_id, replace_class_ids
 from sfm.stats_store.dataset_names import make_dataset_name
+from typing import Any, cast
+
 
 __all__ = ["PLUGIN_GROUP", "SOURCE_KINDS", "Sample", "Shard", "Source", "Split", "open_source"]
 
-SOURCE_KINDS: dict[str, Callable[[str], Source]] = {
-    "folder": open_folder_source,
-    "wds": open_wds_source,
-    "parquet": open_parquet_source,
-    "torchvision": open_torchvision_source,
-    "idx": open_idx_source,
-    "builtin": open_builtin_source,
-}
+SOURCE_KINDS: dict[str, Callable[[str], Source]] = {"folder": open_folder_source, "wds": open_wds_source, "parquet": open_parquet_source, "torchvision": open_torchvision_source, "idx": open_idx_source, "builtin": open_builtin_source}
 
 PLUGIN_GROUP = "sfm.sources"
 
 RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_background, "white": parse_white}
-"""Options of every source that say how its images become opaque 8-bit pixels."""
+"""Parsers of the options that every source has for rendering images."""
 
 
 def open_source(spec: str, *, require_held_out: bool = True) -> Source:
@@ -69,10 +61,10 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
         distilled.
     """
     opener = find_source_opener(spec)
-    place, options = parse_spec_options(spec.partition(":")[2])
+    location, options = parse_spec_options(spec.partition(":")[2])
     class_list = read_class_list(options.pop("classes")) if "classes" in options else None
     rendering_options = pop_rendering_options(spec, options)
-    source = opener(format_spec_options(place, options))
+    source = opener(format_spec_options(location, options))
     if require_held_out and not source.test.shards:
         reason = source.inventory.no_held_out or f"{spec} has no held-out split"
         raise InputError(f"{reason}; or hold out a tenth of the training images: --hold-out 0.1")
@@ -87,11 +79,7 @@ def open_source(spec: str, *, require_held_out: bool = True) -> Source:
     source = replace(source, name=make_dataset_name(source.name))
     ids, labels = source.class_ids, source.labels
     if ids is not None and labels is not None:
-        counts = {
-            split_name: np.bincount(split_labels, minlength=len(ids))
-            for split_name, split_labels in labels.items()
-            if source.splits[split_name].shards
-        }
+        counts = {split_name: np.bincount(split_labels, minlength=len(ids)) for split_name, split_labels in labels.items() if source.splits[split_name].shards}
         require_distillable_classes(source.spec, ids, counts)
     return source
 
@@ -104,7 +92,7 @@ def find_source_opener(spec: str) -> Callable[[str], Source]:
     InputError
         If there is no such kind; suggests the nearest one.
     """
-    kind, colon, rest = spec.partition(":")
+    kind, colon, location = spec.partition(":")
     plugins = {plugin.name: plugin for plugin in entry_points(group=PLUGIN_GROUP)}
     if colon and kind in SOURCE_KINDS:
         return SOURCE_KINDS[kind]
@@ -113,7 +101,7 @@ def find_source_opener(spec: str) -> Callable[[str], Source]:
     kinds = [*SOURCE_KINDS, *plugins]
     close = difflib.get_close_matches(kind, kinds)
     if close:
-        raise InputError(f"unknown dataset {spec!r}: did you mean {close[0]}:{rest or 'PATH'}?")
+        raise InputError(f"unknown dataset {spec!r}: did you mean {close[0]}:{location or 'PATH'}?")
     raise InputError(f"unknown dataset {spec!r}: write KIND:PLACE, where KIND is one of {', '.join(kinds)}")
 
 
@@ -144,9 +132,7 @@ def select_listed_classes(source: Source, class_list: ClassList) -> Source:
         If the source is known to lack one of them.
     """
     own_ids = source.class_ids or ()
-    class_list = replace_class_ids(
-        class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.ids]
-    )
+    class_list = replace_class_ids(class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.ids])
     names = dict(zip(class_list.ids, get_display_names(class_list.ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))

@@ -85,7 +85,7 @@ def class_id_from_number(label_number: int) -> str:
     return str(label_number).zfill(NUMBER_ID_DIGITS)
 
 
-def class_id_from_label(label: object, label_list: ClassList | None, where: str) -> str:
+def class_id_from_label(label: object, label_list: ClassList | None, location: str) -> str:
     """Return the class id that a stored label means.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
@@ -96,7 +96,7 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
         An integer, or text: a class id or a number.
     label_list : ClassList or None
         Classes of the numbers 0, 1, …; without it a number is its own id.
-    where : str
+    location : str
         Where the sample lies, for messages.
 
     Raises
@@ -105,26 +105,26 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
         If the label is missing, out of range or unknown; names the sample.
     """
     if isinstance(label, str):
-        label = normalize_class_id(require_short_class_name(label.strip(), where))
+        label = normalize_class_id(require_short_class_name(label.strip(), location))
         if label_list is not None and label in label_list.ids:
             return label
         if LABEL_NUMBER.fullmatch(label):
             label = int(label)
     if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
         shown = sanitize_line(repr(label), 40)
-        raise InputError(f"{where} has no usable label: found {shown}, expected a number or a class id")
+        raise InputError(f"{location} has no usable label: found {shown}, expected a number or a class id")
     if isinstance(label, int):
         if abs(label) > MAX_LABEL:
-            raise InputError(f"{where} has a label beyond {MAX_LABEL}: it is damaged")
+            raise InputError(f"{location} has a label beyond {MAX_LABEL}: it is damaged")
         if label < 0:
             raise InputError(
-                f"{where} has label {label}, which marks unlabelled images: choose another split"
+                f"{location} has label {label}, which marks unlabelled images: choose another split"
             )
         if label_list is None:
             return class_id_from_number(label)
         if label >= len(label_list.ids):
             raise InputError(
-                f"{where} has label {label}, out of range: {label_list.origin} names "
+                f"{location} has label {label}, out of range: {label_list.origin} names "
                 f"{len(label_list.ids)} classes, 0 to {len(label_list.ids) - 1}"
             )
         return label_list.ids[label]
@@ -134,7 +134,7 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
     if class_id is None:
         close = difflib.get_close_matches(label, label_list.ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{where} has label {label!r}, which {label_list.origin} does not name{hint}")
+        raise InputError(f"{location} has label {label!r}, which {label_list.origin} does not name{hint}")
     return class_id
 
 

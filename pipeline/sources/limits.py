@@ -45,7 +45,7 @@ MAX_CLASSES_BYTES = 2**23
 """Of the ids and names of all classes together, as JSON: every card of an entry holds them."""
 
 
-def require_short_class_name(name: str, where: str) -> str:
+def require_short_class_name(name: str, location: str) -> str:
     """Return the id or name of a class; refuse one that is too long.
 
     Raises
@@ -55,13 +55,15 @@ def require_short_class_name(name: str, where: str) -> str:
     """
     if len(name) > MAX_NAME_CHARACTERS:
         raise InputError(
-            f"{where} has a class name of {len(name):,} characters ({sanitize_line(name, 40)}): at most "
+            f"{location} has a class name of {len(name):,} characters ({sanitize_line(name, 40)}): at most "
             f"{MAX_NAME_CHARACTERS:,} are read"
         )
     return name
 
 
-def require_storable_classes(class_ids: Sequence[str], class_names: Sequence[str] | None, where: str) -> None:
+def require_storable_classes(
+    class_ids: Sequence[str], class_names: Sequence[str] | None, location: str
+) -> None:
     """Refuse classes whose ids and names, one of them or all together, are too long for an entry's card.
 
     Raises
@@ -71,10 +73,10 @@ def require_storable_classes(class_ids: Sequence[str], class_names: Sequence[str
     """
     size = 0
     for name in (*class_ids, *(class_names or ())):
-        size += len(json.dumps(require_short_class_name(name, where))) + 2
+        size += len(json.dumps(require_short_class_name(name, location))) + 2
     size *= 1 if class_names else 2
     if size > MAX_CLASSES_BYTES:
         raise InputError(
-            f"{where} has {len(class_ids):,} classes, whose names take {size:,} bytes: at most "
+            f"{location} has {len(class_ids):,} classes, whose names take {size:,} bytes: at most "
             f"{MAX_CLASSES_BYTES:,} are kept; choose some with ?classes=LIST"
         )

@@ -153,7 +153,7 @@ def require_image_column(table: "pyarrow.parquet.ParquetFile", file: DataFile, i
         )
 
 
-def extract_image_bytes(cell: object, where: str) -> bytes:
+def extract_image_bytes(cell: object, location: str) -> bytes:
     """Return the encoded image in a cell of bytes, or of a struct with a field ``bytes``.
 
     Raises
@@ -166,4 +166,4 @@ def extract_image_bytes(cell: object, where: str) -> bytes:
         return data
     path = cell.get("path") if isinstance(cell, dict) else None
     found = f"only the path {path}" if path else "nothing" if data is None else type(data).__name__
-    raise InputError(f"{where} holds no encoded image: found {found}; embed the image files in the table")
+    raise InputError(f"{location} holds no encoded image: found {found}; embed the image files in the table")

@@ -32,13 +32,13 @@ class ImageColumns:
 
 
 def find_columns(
-    schema: "pyarrow.Schema", where: str, image_column: str | None, label_column: str | None
+    schema: "pyarrow.Schema", location: str, image_column: str | None, label_column: str | None
 ) -> ImageColumns:
     """Return the columns of images and labels.
 
     Parameters
     ----------
-    where : str
+    location : str
         Where the table lies, for messages.
     image_column, label_column : str or None
         Names that the user chose. By default the columns ``image`` and ``label``, or else the only ones of
@@ -56,13 +56,13 @@ def find_columns(
         name = chosen or (role if role in schema.names else of_kind[0] if len(of_kind) == 1 else None)
         if name is None or name not in schema.names:
             raise InputError(
-                f"{where} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
+                f"{location} has no {role} column{f' {name}' if name else ''}: choose one with ?{role}=NAME; "
                 f"there are {format_names(schema.names, 20)}"
             )
         columns[role] = name
     repeated = [name for name in columns.values() if schema.names.count(name) > 1]
     if repeated:
-        raise InputError(f"{where} has several columns {repeated[0]}: rename them")
+        raise InputError(f"{location} has several columns {repeated[0]}: rename them")
     class_names = parse_class_names(features.get(columns["label"], {}))
     return ImageColumns(columns["image"], columns["label"], class_names)
 
@@ -90,7 +90,7 @@ def parse_class_names(feature: dict[str, Any]) -> list[str] | None:
     return list(names) if usable and isinstance(names, list) else None
 
 
-def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageColumns) -> list[str]:
+def note_unusable_metadata(schema: "pyarrow.Schema", location: str, columns: ImageColumns) -> list[str]:
     """Return a note for the user if metadata that should name the classes cannot be used."""
     features = parse_hub_features(schema)
     is_foreign = b"huggingface" in (schema.metadata or {}) and not features
@@ -98,19 +98,19 @@ def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageC
     if not (is_foreign or is_nameless):
         return []
     return [
-        f"the metadata of {where} names no classes that can be read: labels stand for themselves; give "
+        f"the metadata of {location} names no classes that can be read: labels stand for themselves; give "
         f"?names=LIST to name them"
     ]
 
 
-def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassList | None, dict[str, str]]:
+def label_list_from_metadata(columns: ImageColumns, location: str) -> tuple[ClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
 
     Names that differ in case or blanks only cannot be ids: the classes are numbered, and there is no list.
     """
     if columns.class_names is None:
         return None, {}
-    require_storable_classes(columns.class_names, None, f"the metadata of {where}")
+    require_storable_classes(columns.class_names, None, f"the metadata of {location}")
     if len({normalize_class_name(name) for name in columns.class_names}) == len(columns.class_names):
-        return ClassList(where, [normalize_class_id(name) for name in columns.class_names], {}), {}
+        return ClassList(location, [normalize_class_id(name) for name in columns.class_names], {}), {}
     return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}

@@ -21,7 +21,7 @@ class Sample:
         The encoded image.
     label : str
         Class id.
-    where : str
+    location : str
         Where the sample lies, for messages: a path, a key in a shard, a row of a table.
     label_text : str
         The label as the dataset writes it, if it is a number; "" where the spelling does not matter.
@@ -31,7 +31,7 @@ class Sample:
 
     data: bytes
     label: str
-    where: str
+    location: str
     label_text: str = ""
     fault: str = ""
 
@@ -47,13 +47,13 @@ class SampleFile:
 
     Attributes
     ----------
-    where : str
+    location : str
         Path of the file.
     label : str
         Class id.
     """
 
-    where: str
+    location: str
     label: str
 
     def read(self) -> Sample:
@@ -65,7 +65,7 @@ class SampleFile:
             If the file cannot be read.
         """
         fault = describe_oversized_image()
-        return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.where, fault=fault)
+        return self.read_if_smaller(MAX_IMAGE_BYTES) or Sample(b"", self.label, self.location, fault=fault)
 
     def prefetch(self) -> "Sample | SampleFile":
         """Return the sample, or the unread file if it is large: memory holds many prefetched samples."""
@@ -74,13 +74,13 @@ class SampleFile:
     def read_if_smaller(self, max_bytes: int) -> Sample | None:
         """Return the sample, or None if the file has more than `max_bytes` bytes."""
         try:
-            return Sample(read_bounded_file(Path(self.where), max_bytes), self.label, self.where)
+            return Sample(read_bounded_file(Path(self.location), max_bytes), self.label, self.location)
         except OversizeError:
             return None
         except FileNotFoundError as error:
-            raise InputError(VANISHED_MESSAGE.format(self.where)) from error
+            raise InputError(VANISHED_MESSAGE.format(self.location)) from error
         except OSError as error:
-            raise InputError(f"cannot read {self.where}: {error.strerror or error}") from error
+            raise InputError(f"cannot read {self.location}: {error.strerror or error}") from error
 
 
 def describe_oversized_image(size_bytes: int | None = None) -> str:

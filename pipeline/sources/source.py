@@ -31,14 +31,12 @@ This is a complete source. It is usable as ``pairs:PATH`` once an installed pack
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from sfm.backbones.rendering import Rendering
 from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.prefetch import prefetch_samples
@@ -52,7 +50,7 @@ class Shard:
 
     Attributes
     ----------
-    where : str
+    location : str
         Where the shard lies, for messages.
     labels : ndarray of int32, shape (n,), or None
         Index of each sample's class in ``Source.class_ids``; None if labels are known by reading only.
@@ -64,7 +62,7 @@ class Shard:
         What the last reading of all samples passed over, by kind; only where reading tells.
     """
 
-    where: str
+    location: str
     labels: npt.NDArray[np.int32] | None
     read: Callable[[npt.NDArray[np.int64] | None], Iterator[Sample | SampleFile]]
     unused: Counter[str] = field(default_factory=Counter, compare=False)
@@ -103,9 +101,7 @@ class Split:
         """
         return prefetch_samples(self.iter_samples(rows, shard_sizes))
 
-    def iter_samples(
-        self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None
-    ) -> Iterator[Sample | SampleFile]:
+    def iter_samples(self, rows: npt.NDArray[np.int64], shard_sizes: Sequence[int] | None = None) -> Iterator[Sample | SampleFile]:
         """Yield the samples of some rows; those that are files of their own are not read.
 
         Parameters
@@ -179,9 +175,7 @@ class Source:
         return None if train is None or test is None else {"train": train, "test": test}
 
 
-def file_split(
-    labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str
-) -> Split:
+def file_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], path: Callable[[int], str], listing: str) -> Split:
     """Return a split of samples that are files of their own, in shards of ``BLOCK_ROWS`` samples.
 
     Several files are read at the same time, ahead of decoding; for a GPU, in the processes that decode.
@@ -203,13 +197,7 @@ def file_split(
     return make_split(labels, iter_rows, path, listing)
 
 
-def indexed_split(
-    labels: npt.NDArray[np.int32],
-    class_ids: Sequence[str],
-    read: Callable[[int], bytes],
-    where: Callable[[int], str],
-    listing: str,
-) -> Split:
+def indexed_split(labels: npt.NDArray[np.int32], class_ids: Sequence[str], read: Callable[[int], bytes], location: Callable[[int], str], listing: str) -> Split:
     """Return a split of samples that a function reads by position, in shards of ``BLOCK_ROWS`` samples.
 
     Samples are read one after the other, in one thread.
@@ -221,24 +209,19 @@ def indexed_split(
     class_ids : sequence of str
     read : callable
         Returns the encoded bytes of sample ``i``.
-    where : callable
+    location : callable
         Returns where sample ``i`` lies, for messages.
     listing : str
         See `Split`.
     """
 
     def iter_rows(rows: list[int]) -> Iterator[Sample]:
-        return (Sample(read(i), class_ids[labels[i]], where(i)) for i in rows)
+        return (Sample(read(i), class_ids[labels[i]], location(i)) for i in rows)
 
-    return make_split(labels, iter_rows, where, listing)
+    return make_split(labels, iter_rows, location, listing)
 
 
-def make_split(
-    labels: npt.NDArray[np.int32],
-    iter_samples_of_rows: Callable[[list[int]], Iterator[Sample | SampleFile]],
-    where: Callable[[int], str],
-    listing_digest: str,
-) -> Split:
+def make_split(labels: npt.NDArray[np.int32], iter_samples_of_rows: Callable[[list[int]], Iterator[Sample | SampleFile]], location: Callable[[int], str], listing_digest: str) -> Split:
     """Return a split of samples whose labels are known, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters
@@ -255,7 +238,7 @@ def make_split(
             return iter_samples_of_rows(rows.tolist())
 
         last = start + len(own_labels) - 1
-        return Shard(f"{where(start)} to {where(last)}", own_labels, read)
+        return Shard(f"{location(start)} to {location(last)}", own_labels, read)
 
     return Split(tuple(make_shard(start) for start in range(0, len(labels), BLOCK_ROWS)), listing_digest)
 

@@ -12,44 +12,42 @@ SHARED_OPTIONS = ("classes", "background", "white")
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 
 
-def parse_spec_options(place_with_options: str) -> tuple[str, dict[str, str]]:
-    """Return the place and the options of a spec.
+def parse_spec_options(text: str) -> tuple[str, dict[str, str]]:
+    """Split the text after ``KIND:`` of a spec into location and options.
 
     Parameters
     ----------
-    place_with_options : str
-        What follows ``KIND:`` in a spec. A question mark that no ``name=`` follows belongs to the place.
+    text : str
+        A question mark without a following ``name=`` belongs to the location.
 
     Returns
     -------
     str, dict of str to str
-        The place, and the options in the order written.
+        The location, and the options in their order.
 
     Raises
     ------
     InputError
         If an option has no value or is given twice.
     """
-    match = _OPTIONS.search(place_with_options)
+    match = _OPTIONS.search(text)
     if match is None:
-        return place_with_options, {}
+        return text, {}
     options: dict[str, str] = {}
-    for part in place_with_options[match.end() :].split("&"):
+    for part in text[match.end() :].split("&"):
         name, equals, value = part.partition("=")
         if not equals or not value:
-            raise InputError(
-                f"the option {part!r} in {place_with_options} has no value: write ?NAME=VALUE&NAME=VALUE"
-            )
+            raise InputError(f"the option {part!r} in {text} has no value: write ?NAME=VALUE&NAME=VALUE")
         if name in options:
-            raise InputError(f"the option {name} is given twice in {place_with_options}")
+            raise InputError(f"the option {name} is given twice in {text}")
         options[name] = value
-    return place_with_options[: match.start()], options
+    return text[: match.start()], options
 
 
-def format_spec_options(place: str, options: dict[str, str]) -> str:
-    """Return a place and its options as they stand in a spec; the inverse of :func:`parse_spec_options`."""
+def format_spec_options(location: str, options: dict[str, str]) -> str:
+    """Join a location and its options as in a spec; the inverse of :func:`parse_spec_options`."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    return f"{place}?{query}" if query else place
+    return f"{location}?{query}" if query else location
 
 
 def require_known_options(spec: str, options: dict[str, str], known_names: Sequence[str]) -> None:
@@ -68,7 +66,7 @@ def require_known_options(spec: str, options: dict[str, str], known_names: Seque
             raise InputError(f"{spec} has no option {name}: {hint}")
 
 
-def parse_yes_no_option(spec: str, options: dict[str, str], option_name: str) -> bool:
+def parse_yes_no_option(spec: str, options: dict[str, str], name: str) -> bool:
     """Return whether an option of a spec is ``yes``; it is ``no`` by default.
 
     Raises
@@ -76,7 +74,7 @@ def parse_yes_no_option(spec: str, options: dict[str, str], option_name: str) ->
     InputError
         If it is something else.
     """
-    value = options.get(option_name, "no")
+    value = options.get(name, "no")
     if value not in ("yes", "no"):
-        raise InputError(f"{spec}: write {option_name}=yes or {option_name}=no, not {option_name}={value}")
+        raise InputError(f"{spec}: write {name}=yes or {name}=no, not {name}={value}")
     return value == "yes"

@@ -95,7 +95,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def decompress_stream(stream: BinaryIO, where: str) -> BinaryIO:
+def decompress_stream(stream: BinaryIO, location: str) -> BinaryIO:
     """Return a stream of the unpacked content: the stream itself if it is not compressed.
 
     Raises
@@ -109,7 +109,7 @@ def decompress_stream(stream: BinaryIO, where: str) -> BinaryIO:
     )
     if compression:
         raise InputError(
-            f"{where} is compressed with {compression}: unpack it, or compress it with gzip instead"
+            f"{location} is compressed with {compression}: unpack it, or compress it with gzip instead"
         )
     return cast("BinaryIO", gzip.GzipFile(fileobj=stream)) if start.startswith(GZIP_MAGIC) else stream
 
@@ -202,12 +202,12 @@ def read_member(file: DataFile, archive: tarfile.TarFile, info: tarfile.TarInfo)
     extension = get_extension(info.name)
     if extension not in (*IMAGE_EXTENSIONS, *LABEL_EXTENSIONS):
         return None
-    where = f"{sanitize_line(info.name)} in {file.url}"
+    location = f"{sanitize_line(info.name)} in {file.url}"
     if info.issparse():
-        raise InputError(f"{where} is a sparse file: write the shard without tar --sparse")
+        raise InputError(f"{location} is a sparse file: write the shard without tar --sparse")
     if extension in LABEL_EXTENSIONS and info.size > MAX_LABEL_BYTES:
         raise InputError(
-            f"{where} has {info.size:,} bytes: labels and captions of {MAX_LABEL_BYTES:,} are read"
+            f"{location} has {info.size:,} bytes: labels and captions of {MAX_LABEL_BYTES:,} are read"
         )
     if info.size > MAX_IMAGE_BYTES:
         return info.size

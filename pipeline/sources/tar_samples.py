@@ -44,7 +44,7 @@ class MemberGroup:
     other_names: list[str] = field(default_factory=list)
     size: int = 0
 
-    def add(self, stem: str, extension: str, content: Content, where: str) -> None:
+    def add(self, stem: str, extension: str, content: Content, location: str) -> None:
         """Add an image or a label.
 
         Raises
@@ -54,11 +54,11 @@ class MemberGroup:
         """
         contents = self.contents if stem == self.key else self.dotted_contents.setdefault(stem, {})
         if extension in contents:
-            raise InputError(f"{where} twice")
+            raise InputError(f"{location} twice")
         self.size += len(content) if isinstance(content, bytes) else 0
         if self.size > MAX_MEMBER_GROUP_BYTES:
             raise InputError(
-                f"{where} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
+                f"{location} and others of its name, of more than {MAX_MEMBER_GROUP_BYTES:,} bytes together"
             )
         contents[extension] = content
 

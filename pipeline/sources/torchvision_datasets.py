@@ -153,7 +153,7 @@ def make_class_ids(
 
 
 def make_torchvision_split(
-    dataset: Any, where: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
+    dataset: Any, location: str, label_numbers: npt.NDArray[np.int64], class_ids: list[str]
 ) -> Split:
     """Return the split of a torchvision dataset: files as they are, arrays as portable pixmaps."""
     position_by_number = np.argsort(np.argsort(class_ids)).astype(np.int32)
@@ -164,9 +164,9 @@ def make_torchvision_split(
             labels=sorted_labels,
             class_ids=sorted(class_ids),
             read=lambda i: encode_pixmap(np.asarray(dataset.data[i])),
-            where=lambda i: f"image {i} of the {where}",
+            location=lambda i: f"image {i} of the {location}",
             listing=compute_digest(
-                where,
+                location,
                 str(len(label_numbers)),
                 label_numbers.tobytes(),
                 np.asarray(dataset.data[:64]).tobytes(),
@@ -177,7 +177,7 @@ def make_torchvision_split(
         class_ids=sorted(class_ids),
         path=files.__getitem__,
         listing=compute_digest(
-            where, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
+            location, label_numbers.tobytes(), *(describe_file_state(path) for path in files)
         ),
     )
 

@@ -1,19 +1,11 @@
 """``wds:PATTERN``: WebDataset tar shards, streamed from a disk, a web server or a bucket."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-
 import numpy as np
 import numpy.typing as npt
-
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import (
-    ClassList,
-    class_id_from_label,
-    encode_label_list,
-    format_numeric_label,
-    read_class_list,
-)
+from sfm.pipeline.sources.class_labels import ClassList, class_id_from_label, encode_label_list, format_numeric_label, read_class_list
 from sfm.pipeline.sources.class_subsets import take_positions
 from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
@@ -26,6 +18,7 @@ from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import Content
 from sfm.pipeline.sources.tar_samples import NoLabelError, iter_sample_contents
 from sfm.untrusted_files import parse_json
+
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -48,16 +41,16 @@ def open_wds_source(place_with_options: str) -> Source:
         If shards are missing, or the splits cannot be told apart.
     """
     spec = f"wds:{place_with_options}"
-    place, options = parse_spec_options(place_with_options)
+    path_or_pattern, options = parse_spec_options(place_with_options)
     require_known_options(spec, options, ("train", "test", "names"))
     label_list = read_class_list(options["names"]) if "names" in options else None
     suffixes = (*TAR_SUFFIXES, *UNSUPPORTED_SUFFIXES)
-    files = find_split_files(place, suffixes, options.get("train"), options.get("test"))
+    files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
     files = files.replace_unlabelled_test(shard_has_labels)
     require_distinct_shards([*files.train, *files.test])
     ids = sorted(label_list.ids) if label_list else None
     return Source(
-        name=derive_dataset_name(place, suffixes),
+        name=derive_dataset_name(path_or_pattern, suffixes),
         spec=spec,
         class_ids=ids,
         class_names=[label_list.names.get(i, i) for i in ids] if label_list and ids else None,
@@ -117,9 +110,7 @@ def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> S
     return Split(tuple(map(make_shard, files)), listing)
 
 
-def iter_shard_samples(
-    file: DataFile, label_list: ClassList | None, unused_by_kind: Counter[str]
-) -> Iterator[Sample]:
+def iter_shard_samples(file: DataFile, label_list: ClassList | None, unused_by_kind: Counter[str]) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
     Parameters
@@ -134,18 +125,18 @@ def iter_shard_samples(
     """
     unused_by_kind.clear()
     for key, contents in iter_sample_contents(file, unused_by_kind):
-        where = f"{key} in {file.url}"
+        location = f"{key} in {file.url}"
         image_extension = next(extension for extension in contents if extension in IMAGE_EXTENSIONS)
-        label_extension, label = find_stored_label(contents, where)
+        label_extension, label = find_stored_label(contents, location)
         used = (image_extension, label_extension)
         unused_by_kind.update(f".{extension}" for extension in contents if extension not in used)
         image = contents[image_extension]
         data, fault = (image, "") if isinstance(image, bytes) else (b"", describe_oversized_image(image))
-        class_id = class_id_from_label(label, label_list, where)
-        yield Sample(data, class_id, where, format_numeric_label(label), fault)
+        class_id = class_id_from_label(label, label_list, location)
+        yield Sample(data, class_id, location, format_numeric_label(label), fault)
 
 
-def find_stored_label(contents_by_extension: Mapping[str, Content], where: str) -> tuple[str, object]:
+def find_stored_label(contents_by_extension: Mapping[str, Content], location: str) -> tuple[str, object]:
     """Return the extension of the member that holds a sample's label, and the label as it is stored.
 
     Raises
@@ -153,11 +144,7 @@ def find_stored_label(contents_by_extension: Mapping[str, Content], where: str) 
     InputError
         If there is no label (:class:`NoLabelError`), or it cannot be read.
     """
-    texts = {
-        extension: content
-        for extension, content in contents_by_extension.items()
-        if isinstance(content, bytes)
-    }
+    texts = {extension: content for extension, content in contents_by_extension.items() if isinstance(content, bytes)}
     try:
         if "cls" in texts:
             return "cls", texts["cls"].decode()
@@ -170,5 +157,5 @@ def find_stored_label(contents_by_extension: Mapping[str, Content], where: str) 
         if "txt" in texts:
             return "txt", texts["txt"].decode()
     except ValueError as error:
-        raise InputError(f"{where} has a label that cannot be read: {error}") from error
-    raise NoLabelError(f"{where} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")
+        raise InputError(f"{location} has a label that cannot be read: {error}") from error
+    raise NoLabelError(f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")

@@ -137,8 +137,8 @@ class SourceTests:
         """``where`` names each sample and each shard for error messages: no two alike, none empty."""
         for split in source.splits.values():
             for places in (
-                [sample.where for sample in read_samples(split)],
-                [shard.where for shard in split.shards],
+                [sample.location for sample in read_samples(split)],
+                [shard.location for shard in split.shards],
             ):
                 assert all(places)
                 assert len(set(places)) == len(places)

@@ -1,4 +1,4 @@
-"""Loading backbones: frozen, fast, on the device that was asked for, or refused in one line."""
+"""Loading backbones: frozen, fast, on the requested device, or refused in one line."""
 
 from collections.abc import Mapping
 from dataclasses import replace

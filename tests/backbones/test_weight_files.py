@@ -177,7 +177,7 @@ def test_of_two_models_in_a_checkpoint_none_is_guessed(
 ) -> None:
     content = {f"student.{n}": t for n, t in plain.items()} | {f"teacher.{n}": t for n, t in average.items()}
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"under student\.\* and teacher\.\*: save those you mean alone"):
+    with pytest.raises(InputError, match=r"under student\.\* and teacher\.\*: save only the right ones"):
         load(tmp_path / "w.pth")
 
 
@@ -219,7 +219,7 @@ def test_what_is_more_than_data_is_named_and_not_run(plain: Weights, tmp_path: P
     torch.save({"state_dict": dict(plain), "best": np.float64(71.5)}, path)
     with pytest.raises(
         InputError,
-        match=r"not a checkpoint of plain tensors.*: numpy.*scalar.* save its weights alone: torch.save",
+        match=r"not a checkpoint of plain tensors.*: numpy.*scalar.* save only its weights: torch.save",
     ):
         load(path)
     torch.save({"state_dict": dict(plain), "args": Namespace(settings=Settings())}, path)

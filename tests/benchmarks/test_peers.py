@@ -125,7 +125,7 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
     lite0: Backbone, run_config: ResolvedDistillConfig
 ) -> None:
     run_config, step = run_config.model_copy(update={"ipc": 2, "views": 2}), 20
-    count = run_config.images * run_config.views
+    count = run_config.image_count * run_config.views
     pixels = np.random.default_rng(0).integers(
         0, 256, (30, run_config.canvas, run_config.canvas, 3), dtype=np.uint8
     )

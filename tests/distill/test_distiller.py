@@ -102,7 +102,7 @@ def test_a_loaded_state_is_a_copy(make_distiller: MakeDistiller) -> None:
         ({"step": torch.tensor(13)}, "is of step 13 of 12"),
         ({"step": torch.tensor(7)}, "not of this config after 7 steps: check 2/adam/first"),
         ({"0/level": torch.zeros(3, 3, 1, 1)}, r"0/level has shape \(3, 3, 1, 1\), not \(4, 3, 1, 1\)"),
-        ({"0/level": torch.full((4, 3, 1, 1), torch.nan)}, "values in 0/level that no run leaves"),
+        ({"0/level": torch.full((4, 3, 1, 1), torch.nan)}, "values in 0/level that no run can have"),
     ],
 )
 def test_a_state_of_another_run_is_refused(

@@ -92,7 +92,9 @@ def test_a_mode_that_fails_falls_back_to_the_next_one_and_says_why(
     assert prepared.mode == "cuda-graph"
     assert prepared.reason == "the backbone cannot be compiled: no such kernel"
     monkeypatch.setattr(preparation, "compile_model", lambda *_: None)
-    assert optimize_backbone(lite0, 2, "compiled")[1].reason == "the compiled backbone gives other features"
+    assert (
+        optimize_backbone(lite0, 2, "compiled")[1].reason == "the compiled backbone computes other features"
+    )
     monkeypatch.setattr(preparation, "CudaGraphModel", fail)
     prepared = optimize_backbone(lite0, 2, "cuda-graph")[1]
     assert prepared.mode == "input-grad"

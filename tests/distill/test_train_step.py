@@ -10,7 +10,7 @@ from sfm.backbones.views import apply_crops
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_resolutions
-from sfm.distill.resolved_config import ResolvedDistillConfig, spread_growth
+from sfm.distill.resolved_config import ResolvedDistillConfig, compute_growth_interval
 from sfm.distill.train_step import Objective, init_state, train_step
 from sfm.errors import InputError
 
@@ -103,7 +103,7 @@ def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(step
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
 def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
-    every = spread_growth(steps, image_size)
+    every = compute_growth_interval(steps, image_size)
     count = len(list_resolutions(compute_canvas_size(image_size)))
     assert every >= 1
     if steps >= 2 * count:

@@ -96,11 +96,11 @@ def nested(out: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (filled("0/level", torch.nan), "values in 0/level that no run leaves"),
-        (filled("0/level", torch.inf), "values in 0/level that no run leaves"),
+        (filled("0/level", torch.nan), "values in 0/level that no run can have"),
+        (filled("0/level", torch.inf), "values in 0/level that no run can have"),
         (filled("1/adam/first", torch.nan), "values in 1/adam/first"),
         (filled("1/adam/second", -1.0), "values in 1/adam/second"),
-        (filled("age", 77), "an age that no run has"),
+        (filled("age", 77), "an optimizer step count that no run has"),
         (replaced(**{"0_level": torch.zeros(3, 3, 1, 1)}), r"holds F32 of shape \[3, 3, 1, 1\]"),
         (replaced(**{"0_level": torch.zeros(4, 3, 1, 1).double()}), "holds F64"),
         (replaced(seen=torch.zeros(4, 1280)), r'as "seen", not nothing'),

@@ -75,8 +75,8 @@ def test_processes_answer_what_a_thread_would(wanted):
             batch = make_batch(count, first=first)
             here = decode_batch(batch, decode_image, wanted)
             with decoding(batch, wanted) as there:
-                assert there.kept == here.kept == list(range(first, first + count))
-                assert (there.where, there.sizes, there.skipped) == (here.where, here.sizes, [])
+                assert there.kept_indices == here.kept_indices == list(range(first, first + count))
+                assert (there.locations, there.sizes, there.skipped) == (here.locations, here.sizes, [])
                 np.testing.assert_array_equal(there.digests, here.digests)
                 assert list(there.pixels) == list(here.pixels) == list(wanted.preprocessings)
                 for preprocessing, pixels in here.pixels.items():
@@ -94,7 +94,7 @@ def test_what_cannot_be_decoded_is_skipped_or_named_by_processes_too(count):
 
         def skip() -> None:
             with decoding(batch, DecodingOptions((SMALL,), views=1, on_error="skip")) as found:
-                assert found.kept == good
+                assert found.kept_indices == good
                 assert [skipped.where for skipped in found.skipped] == ["0.png", "3.png", f"{count - 1}.png"]
                 np.testing.assert_array_equal(found.pixels[SMALL], whole.pixels[SMALL])
                 np.testing.assert_array_equal(found.digests, whole.digests)
@@ -111,14 +111,14 @@ def test_processes_read_the_samples_that_are_files(tmp_path):
     batch = make_batch(CHUNK_IMAGES + 3)
     listed = []
     for place, sample in batch:
-        file = tmp_path / sample.where
+        file = tmp_path / sample.location
         file.write_bytes(sample.data)
         listed.append((place, SampleFile(str(file), sample.label)))
     here = decode_batch(batch, decode_image, DecodingOptions((SMALL,)))
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         with decoding(listed, DecodingOptions((SMALL,))) as there:
-            assert (there.kept, there.sizes) == (here.kept, here.sizes)
-            assert there.where == [str(tmp_path / where) for where in here.where]
+            assert (there.kept_indices, there.sizes) == (here.kept_indices, here.sizes)
+            assert there.locations == [str(tmp_path / location) for location in here.locations]
             np.testing.assert_array_equal(there.digests, here.digests)
             np.testing.assert_array_equal(there.pixels[SMALL], here.pixels[SMALL])
         # A file that cannot be read is no image that cannot be decoded.
@@ -170,7 +170,7 @@ def test_a_batch_of_which_nothing_can_be_decoded_is_empty():
     with decoding_process_pool(decode_image, 2, 1) as decoding:
         batch = make_batch(3, broken=(0, 1, 2))
         with decoding(batch, DecodingOptions((SMALL,), on_error="skip")) as found:
-            assert found.kept == []
+            assert found.kept_indices == []
             assert len(found.skipped) == 3
             assert found.pixels[SMALL].shape == (1, 0, 24, 24, 3)
 

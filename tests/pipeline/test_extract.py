@@ -276,7 +276,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_published(tmp_path, image_f
 def test_features_that_are_not_finite_name_the_image(tmp_path, image_folder, monkeypatch):
     (poisoned,) = open_source(f"folder:{image_folder}").train.read(np.array([17]))
     white = image_folder / "train/boot/005.png"
-    assert poisoned.where == str(white)
+    assert poisoned.location == str(white)
     Image.new("L", (28, 28), 255).save(white)
     real = extraction.load_backbone
 

@@ -155,7 +155,7 @@ def test_a_folder_of_class_folders(image_folder):
     source = open_source(f"folder:{image_folder}")
     assert source.class_ids == ["bag", "boot", "trouser"]
     assert np.bincount(source.train.labels).tolist() == [12] * 3
-    assert read_one_sample(source.train, 13).where.endswith("train/boot/001.png")
+    assert read_one_sample(source.train, 13).location.endswith("train/boot/001.png")
 
 
 def test_val_stands_for_test(image_folder):
@@ -278,4 +278,4 @@ def test_no_more_files_are_read_ahead_than_there_are_threads_for(tmp_path):
     found = prefetch_samples(listed, 3)
     assert [next(found).data for _ in paths] == [path.name.encode() for path in paths]
     found.close()
-    assert next(listed).where == str(tmp_path / str((3 + 3) * FILES_PER_TASK))
+    assert next(listed).location == str(tmp_path / str((3 + 3) * FILES_PER_TASK))

@@ -66,7 +66,7 @@ def make_source_with_lock() -> Source:
         (lambda: make_source(class_ids=["a", "b", "c"]), SourceTests.test_both_splits_hold_all_classes),
         (make_source_read_once, SourceTests.test_a_shard_is_read_again_with_the_same_samples),
         (make_source_in_reverse, SourceTests.test_any_rows_are_read_in_their_order),
-        (lambda: make_source_with_shard(where=""), SourceTests.test_every_sample_says_where_it_lies),
+        (lambda: make_source_with_shard(location=""), SourceTests.test_every_sample_says_where_it_lies),
         (lambda: make_source(decode=lambda data: data), SourceTests.test_samples_are_decoded_to_images),
         (lambda: make_source(decode=lambda data: data), SourceTests.test_damaged_images_are_refused),
         (make_source_with_lock, SourceTests.test_workers_decode_the_same_images),

@@ -17,7 +17,7 @@ from sfm.testing import SourceTests
 
 def list_sample_paths(source: Source, split: str = "train") -> list[str]:
     rows = np.arange(len(source.splits[split].labels))
-    return [sample.where for sample in source.splits[split].iter_samples(rows)]
+    return [sample.location for sample in source.splits[split].iter_samples(rows)]
 
 
 class TestFolderSource(SourceTests):

@@ -168,7 +168,7 @@ def test_a_member_that_is_too_large_counts_as_one_that_cannot_be_decoded(tmp_pat
     assert (large.data, large.label, found.data) == (b"", "00001", make_png())
     wanted = DecodingOptions(preprocessings=(), on_error="skip")
     decoded = decode_batch([(0, large), (1, found)], decode_image, wanted)
-    assert decoded.kept == [1]
+    assert decoded.kept_indices == [1]
     assert [s.why for s in decoded.skipped] == ["1,001 bytes: more than 536,870,912 bytes are no image"]
     with pytest.raises(InputError, match=r"cannot decode 0 in .*a.tar: 1,001 bytes"):
         decode_batch([(0, large)], decode_image, DecodingOptions(preprocessings=()))
@@ -186,12 +186,12 @@ def test_a_huge_file_in_a_folder_is_not_read(tmp_path):
 def test_large_files_are_not_read_ahead(tmp_path, monkeypatch):
     files = [SampleFile(str(tmp_path / f"{i}.png"), "a") for i in range(30)]
     for file in files:
-        Path(file.where).write_bytes(bytes(8 * MIB + 1))
+        Path(file.location).write_bytes(bytes(8 * MIB + 1))
     with peak_memory() as growth:
         assert sum(len(sample.data) for sample in prefetch_samples(files)) == 30 * (8 * MIB + 1)
     assert growth[0] < 64 * MIB
     monkeypatch.setattr(sample_module, "MAX_PREFETCH_BYTES", 0)
-    assert [sample.where for sample in prefetch_samples(files)] == [file.where for file in files]
+    assert [sample.location for sample in prefetch_samples(files)] == [file.location for file in files]
 
 
 def test_pipes_sockets_and_links_in_circles_are_not_waited_for(tmp_path):

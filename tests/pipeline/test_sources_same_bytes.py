@@ -114,13 +114,13 @@ def test_a_broken_image_is_named_wherever_it_is(tmp_path, pictures):
     class Broken:
         split, class_id, number, data = "train", "bag", 99, b"\xff\xd8\xff not a JPEG"
 
-    for container, where in (
+    for container, location in (
         (write_folder, r"train/bag/99.png"),
         (write_shards, r"00072 in .*/train-014.tar"),
         (write_parquet, r"row 72 of .*/train-00000-of-00001.parquet"),
     ):
         source = container(tmp_path / container.__name__, [*pictures, Broken])
-        with pytest.raises(InputError, match=f"cannot decode .*{where}"):
+        with pytest.raises(InputError, match=f"cannot decode .*{location}"):
             run_extraction(source, tmp_path / "store")
         left = run_extraction(source, tmp_path / "store", on_error="skip")
         assert left.published[0].summary.train_samples == 72

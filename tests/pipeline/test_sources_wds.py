@@ -145,9 +145,9 @@ def test_other_members_are_passed_over(tmp_path):
         ("a/b.c/y.cls", b"5"),
         ("a/b.c/y.png", b"other"),
     )
-    found = [(s.data, s.label, s.where) for s in open_train_shard(tmp_path, data).read(None)]
-    where = f"in {tmp_path}/train-0.tar"
-    assert found == [(b"image", "00004", f"a/b.c/x {where}"), (b"other", "00005", f"a/b.c/y {where}")]
+    found = [(s.data, s.label, s.location) for s in open_train_shard(tmp_path, data).read(None)]
+    location = f"in {tmp_path}/train-0.tar"
+    assert found == [(b"image", "00004", f"a/b.c/x {location}"), (b"other", "00005", f"a/b.c/y {location}")]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_names_with_dots_are_cut_at_the_last_where_that_pairs(tmp_path):
     )
     shard = open_train_shard(tmp_path, data)
     assert read_labelled_images(shard) == [(f"{i}".encode(), f"{i:05d}") for i in range(42)]
-    assert next(iter(shard.read(None))).where.startswith("a/0_v1.0 in ")
+    assert next(iter(shard.read(None))).location.startswith("a/0_v1.0 in ")
     assert not shard.unused
 
 
@@ -315,7 +315,7 @@ def test_a_test_split_without_labels_is_passed_over_for_val(tmp_path, members):
     for name in ("train-0.tar", "val-0.tar"):
         (tmp_path / name).write_bytes(TAR_BYTES)
     source = open_wds_source(str(tmp_path))
-    assert source.test.shards[0].where.endswith("val-0.tar")
+    assert source.test.shards[0].location.endswith("val-0.tar")
     assert source.inventory.notes == ("held out is val: test has no labels (test-0.tar)",)
     assert source.inventory.unused == {"of test": 1}
 

@@ -96,7 +96,7 @@ def raise_keyboard_interrupt(*_: object, **__: object) -> None:
             ["distill", "--dataset", "d", "--out", "new"],
             "before anything was saved",
         ),
-        ("sfm.distill.run.distill", ["distill", "--dataset", "d", "--out", "old"], "--resume to go on"),
+        ("sfm.distill.run.distill", ["distill", "--dataset", "d", "--out", "old"], "--resume to continue"),
         ("sfm.eval.report.page.report", ["report", "run", "--out", "x.html"], "no report was written"),
         (
             "sfm.eval.export.run_export.export",
