@@ -85,7 +85,7 @@ class ExtractionEstimate:
         What the source chose where there was a choice.
     composited, dark : int
         Images of the probe that are not opaque, and that are suspiciously dark; see
-        `sfm.backbones.rendering.Rendered`.
+        `sfm.backbones.rendering.RenderedImage`.
     classes_met : int
         Classes in the first shards, where images were not counted.
     """

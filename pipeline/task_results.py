@@ -27,7 +27,7 @@ class SkippedSample:
 
 
 IMAGE_MARKS = ("composited", "dark")
-"""Properties of single images that are counted, see `sfm.backbones.rendering.Rendered`."""
+"""Properties of single images that are counted, see `sfm.backbones.rendering.RenderedImage`."""
 
 
 @dataclass(frozen=True)

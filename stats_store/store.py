@@ -87,7 +87,7 @@ class Store:
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`survey`.
+        See :meth:`list_entries`.
         """
         entries, reasons = self.list_entries(progress)
         for reason in reasons:
