@@ -92,7 +92,7 @@ def parse_spec(text: str) -> ParsedSpec:
 
     Returns
     -------
-    Spec
+    ParsedSpec
         Whether timm knows the model is only checked when it is built.
 
     Raises

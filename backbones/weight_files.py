@@ -71,7 +71,7 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
 
     Returns
     -------
-    Checkpoint
+    WeightFile
         Names are without what data-parallel training, compilation and sharding put into them.
 
     Raises

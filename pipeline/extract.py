@@ -55,7 +55,7 @@ class ExtractionResult:
 
     Attributes
     ----------
-    published : list of Published
+    published : list of PublishResult
         One per backbone and role, in the order asked for.
     pass_summary : PassSummary
         Cost of the pass over the images; nothing was read if every entry existed.
@@ -162,7 +162,7 @@ def extract_missing(
     ----------
     backbones : mapping of str to Backbone
         All that were asked for, by spec.
-    existing : mapping of str to list of Published
+    existing : mapping of str to list of PublishResult
         Entries of some of them, by backbone hash.
     """
     missing = {spec: b for spec, b in backbones.items() if b.card.hash not in existing}

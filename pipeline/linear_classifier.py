@@ -262,7 +262,7 @@ def choose_penalty(
     ----------
     feature_sets : sequence of StagedFeatures
         Training features, and those of their views.
-    candidates : sequence of Candidate
+    candidates : sequence of PenaltyCandidate
     device : torch.device
     """
     labels = feature_sets[0].concatenate_labels()

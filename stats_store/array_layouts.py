@@ -218,14 +218,14 @@ def check_array_layouts(
     Parameters
     ----------
     commit : Commit
-    cards : Cards
+    cards : EntryCards
         Cards of its run.
     metadata : mapping of str to bytes
         Every ``zarr.json`` of the run, by full path.
 
     Returns
     -------
-    dict of str to Layout
+    dict of str to ArrayLayout
         Layouts of the valid arrays, by full path.
     list of str
         One line per problem, with the path of the object.

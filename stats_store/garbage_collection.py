@@ -74,7 +74,7 @@ def collect_garbage(
 
     Returns
     -------
-    Collection
+    CollectionResult
 
     Raises
     ------

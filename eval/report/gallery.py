@@ -19,7 +19,7 @@ MAX_TILES = 6
 """Images of a class in one line."""
 
 WEBP_QUALITY = 90
-"""At this quality, images apply_crops unchanged at a quarter of a PNG's size."""
+"""At this quality, images look unchanged at a quarter of a PNG's size."""
 
 
 @dataclass(frozen=True)
