@@ -47,7 +47,7 @@ def merge_entries_by_name(
     device : str
         Where the classifier is trained: ``auto``, ``cpu`` or ``cuda``.
     replace : bool
-        Publish the next generation if this very union is published already.
+        Publish the next generation if the same union is published already.
     threads : int, optional
         CPU threads that train the classifier.
     progress : callable, optional

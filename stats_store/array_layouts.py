@@ -141,12 +141,12 @@ class ArrayLayout:
 
 
 def parse_array_layout(data: bytes) -> ArrayLayout:
-    """Parse the metadata of an array; refuse kinds that this program never wrote.
+    """Parse the metadata of an array; refuse kinds of arrays that this program never wrote.
 
     Raises
     ------
     ValueError
-        Says what is not supported.
+        Names the fields that are not supported.
     """
     try:
         metadata = _ArrayMetadata.model_validate(parse_json(data, MAX_ARRAY_METADATA_BYTES))
@@ -170,7 +170,7 @@ def parse_array_layout(data: bytes) -> ArrayLayout:
         "codecs": codecs in ALLOWED_CODECS,
         "storage_transformers": not metadata.storage_transformers,
     }
-    unsupported = [name for name, fine in supported.items() if not fine]
+    unsupported = [name for name, is_supported in supported.items() if not is_supported]
     if unsupported:
         raise ValueError(f"its {' and '.join(unsupported)} cannot be those of a published array")
     if not all(1 <= chunk <= max(size, 1) for size, chunk in zip(shape, chunk_shape, strict=True)):

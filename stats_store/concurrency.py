@@ -1,4 +1,4 @@
-"""Run many requests concurrently: a remote store spends nearly all of its time on waiting for answers."""
+"""Run many requests concurrently: requests to a remote store spend most of their time waiting."""
 
 import asyncio
 import threading

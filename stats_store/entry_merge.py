@@ -54,7 +54,7 @@ ClassifierTrainer = Callable[[SplitFeatures, Moments], MergedClassifier]
 
 @dataclass(frozen=True)
 class MergedArrays:
-    """Everything that the arrays of a merged entry are made of.
+    """The statistics and features from which the arrays of a merged entry are written.
 
     Attributes
     ----------
@@ -107,9 +107,9 @@ def merge_entries(
     name : str
         Dataset name of the union.
     trainer : callable, optional
-        Without it the classifier is the linear discriminant, whatever the inputs store.
+        Without it the classifier is the linear discriminant, even if the inputs store features.
     replace : bool
-        Publish the next generation if this very union is published already.
+        Publish the next generation if the same union is published already.
     progress : callable, optional
 
     Raises
@@ -194,7 +194,7 @@ def make_discriminant_classifier(moments: Moments) -> MergedClassifier:
 
 
 def make_merge_options(inputs: MergeInputs, is_trained: bool, sub_classes: Sequence[int]) -> dict[str, Any]:
-    """Return the options of a merged entry, whose digest is in its key: all that shapes the arrays."""
+    """Return the options of a merged entry, whose digest is in its key: all options that shape the arrays."""
     extraction = inputs.entries[0].extraction
     return {
         "origin": "merged",
@@ -273,7 +273,7 @@ def make_merged_dataset_card(inputs: MergeInputs, name: str, arrays: MergedArray
 
 
 def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[str]:
-    """Return notes on what the inputs hold and the union does not, and on how its classifier was made."""
+    """Return notes on data of the inputs that the union lacks, and on how its classifier was made."""
     entries, notes = inputs.entries, [f"classifier: {classifier.solver}"]
     for split, term in (("train", "training features"), ("test", "held-out features")):
         lacking = [describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry]

@@ -1,4 +1,4 @@
-"""Find garbage: what no reader of a store can reach. What may still be reachable is not garbage."""
+"""Find garbage: objects that no reader of a store can reach. Objects that may be reachable are kept."""
 
 import datetime
 import os
@@ -80,14 +80,14 @@ class StoreListing:
 
 
 def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tuple[list[Garbage], list[str]]:
-    """Return the garbage of a store, and one note about each thing that had to be left out.
+    """Return the garbage of a store, and one note about each object that was left out.
 
     Every commit is read. If one is unreadable, no run that other commits of its key refer to is garbage. If
     it is the newest of its key, no run without a commit is garbage either: the unreadable commit may refer to
     it. A run that contradicts its commit counts as one without: anybody may commit the id of a run that is
     being written.
 
-    Readers follow links, so that a store may span several disks; what is behind a link is never garbage.
+    Readers follow links, so that a store may span several disks; objects behind a link are never garbage.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def list_committed_runs(statuses: Sequence[CommitStatus], keys: set[str]) -> set
 def list_stored_files(store: Store) -> StoreListing:
     """List the objects of runs and of the index.
 
-    Runs are listed first: a run that is committed meanwhile is then found to be referred to.
+    Runs are listed first: the index then lists the commit of a run that is committed in between.
     """
     root = get_local_root(store.objects)
     if root is None:
@@ -173,7 +173,7 @@ def list_stored_files(store: Store) -> StoreListing:
 def is_published_run(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
     """Return whether the cards of a run are, to the byte, those that one of these commits records.
 
-    A writer stores the cards last, and no one knows them before; they are also deleted last.
+    A writer stores the cards last, and they are deleted last.
     """
     if not commits:
         return False
@@ -220,22 +220,24 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     commit_times = {file.path: file.modified for file in listing.index}
     next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
     for run in sorted({*files_by_run, *statuses_by_run}):
-        files, own = files_by_run[run], statuses_by_run[run]
-        is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in own)
-        if is_linked or any(s.state == "current" for s in own) or not RUN_ID_REGEX.fullmatch(run):
+        files, run_statuses = files_by_run[run], statuses_by_run[run]
+        is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in run_statuses)
+        if is_linked or any(s.state == "current" for s in run_statuses) or not RUN_ID_REGEX.fullmatch(run):
             continue
         reason: GarbageReason = "never committed"
         times = [file.modified for file in files]
-        if own:
-            reason = "removed" if own[-1].state == "removed" else "replaced"
-            times += [commit_times[path] for s in own if (path := next_paths[s.path]) in commit_times]
+        if run_statuses:
+            reason = "removed" if run_statuses[-1].state == "removed" else "replaced"
+            times += [
+                commit_times[path] for s in run_statuses if (path := next_paths[s.path]) in commit_times
+            ]
         yield Garbage(
             path=f"runs/{run}",
             reason=reason,
             since=max(times, default=datetime.datetime.now(datetime.UTC)),
             objects=len(files),
             size=sum(file.size for file in files),
-            commits=tuple(s.path for s in own),
+            commits=tuple(s.path for s in run_statuses),
         )
 
 

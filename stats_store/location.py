@@ -204,8 +204,8 @@ def explain_error(error: BaseException, location: str) -> str:
         match = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
         name = sanitize_line(match[1], max_length=200) if match else "unknown"
         return (
-            f"cannot use {location}: somebody made an object there that has no proper name ({name}), and no "
-            f"listing gets past it: delete it with the tools of the server"
+            f"cannot use {location}: it holds an object with an invalid name ({name}), at which every "
+            f"listing fails: delete it with the tools of the server"
         )
     if errno_value == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {location}: free some and run the same command again"

@@ -119,7 +119,7 @@ def require_mergeable(entries: Sequence[Entry]) -> None:
     Raises
     ------
     InputError
-        Names the entries that cannot be merged, and why.
+        Names the entries that cannot be merged, with the reason.
     """
     if len(entries) < 2:
         raise InputError("a merge needs two parts or more")

@@ -1,4 +1,4 @@
-"""The rendering of merged images: check that all inputs turned images into opaque 8-bit pixels alike."""
+"""The rendering of merged images: check that all inputs converted images to 8-bit RGB in the same way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def require_same_rendering(entries: Sequence[Entry]) -> None:
     Raises
     ------
     InputError
-        Names the entries that differ, and in what.
+        Names the entries that differ, and the option.
     """
     for option, conflict in RENDERING_OPTIONS.items():
         holders = find_option_values(entries, option)

@@ -1,4 +1,4 @@
-"""Open or create a store, and read its entries. Only what the index lists exists."""
+"""Open or create a store, and read its entries. Only entries in the index exist."""
 
 import json
 import logging
@@ -113,8 +113,8 @@ class Store:
         Raises
         ------
         DamageError
-            If it is missing, does not match its own digest, belongs to another path, or holds values that no
-            writer writes.
+            If it is missing, does not match its own digest, belongs to another path, or holds
+            invalid values.
         InputError
             If this version cannot read its schema, or the store cannot be reached.
         """

@@ -50,8 +50,8 @@ class EntryVerdict:
     objects, size : int
         Number of objects in the commit, and their published size in bytes.
     problems : list of str
-        One line per problem, with the path of the object; empty for a sound entry.
-    readable : bool
+        One line per problem, with the path of the object; empty for an undamaged entry.
+    is_readable : bool
         False if access to a part was denied; `problems` names it.
     """
 
@@ -60,11 +60,11 @@ class EntryVerdict:
     objects: int
     size: int
     problems: list[str]
-    readable: bool = True
+    is_readable: bool = True
 
     @property
-    def sound(self) -> bool:
-        """Whether everything is as it was published."""
+    def is_sound(self) -> bool:
+        """Whether the entry was read and has no problem."""
         return not self.problems
 
 
@@ -89,7 +89,7 @@ def verify_entries(
     Returns
     -------
     list of EntryVerdict
-        One per entry, sound or not, in the order of their keys or of `summaries`.
+        One per entry, damaged or not, in the order of their keys or of `summaries`.
 
     Raises
     ------
@@ -121,11 +121,11 @@ def verify_entries(
         )
     by_path = {result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
     found = [by_path[path] for path in paths if path in by_path]
-    return found + [EntryVerdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
+    return found + [EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted]
 
 
 class ObjectCounter:
-    """Counts verified objects and reports the progress; thread-safe."""
+    """Counts verified objects and reports progress; thread-safe."""
 
     def __init__(self, progress: ProgressCallback, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -146,7 +146,7 @@ def read_commit_or_verdict(store: Store, path: str) -> Commit | EntryVerdict:
     except (DamageError, UpgradeError) as error:
         return EntryVerdict(path, None, 0, 0, [str(error)])
     except AccessDeniedError as error:
-        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], readable=False)
+        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], is_readable=False)
 
 
 class EntryVerifier:
@@ -190,7 +190,7 @@ class EntryVerifier:
                 contradictions = arrays.comparison.find_problems()
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
-            return EntryVerdict(path, commit.summary, len(records), size, [str(error)], readable=False)
+            return EntryVerdict(path, commit.summary, len(records), size, [str(error)], is_readable=False)
         return EntryVerdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
     def verify_array(self, arrays: "EntryArrays", name: str, chunk_paths: Sequence[str]) -> list[str]:
@@ -257,7 +257,7 @@ class EntryVerifier:
         return read_object
 
     def read_objects(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[bytes | str]:
-        """Return the bytes of every object, or what is wrong with it."""
+        """Return the bytes of every object, or its problem."""
         read_object = self.make_object_reader(records)
 
         def read_object_or_problem(path: str) -> bytes | str:
