@@ -57,14 +57,14 @@ def draw_random_exemplars(
 
 
 def count_fewest_exemplars(roles: npt.NDArray[np.uint8], role: int) -> int:
-    """Return how many exemplars of a role the class with the fewest has."""
+    """Return the smallest number of exemplars of a role in any class."""
     return int((roles == role).sum(axis=1).min())
 
 
 def choose_exemplars_nearest_to_distilled(
     roles: npt.NDArray[np.uint8], exemplars: npt.NDArray[np.float32], distilled: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
-    """Return for every distilled image the exemplar of its class whose feature is nearest, whatever its role.
+    """Return for every distilled image the exemplar of its class whose feature is nearest, of any role.
 
     No exemplar is chosen twice; the distilled images of a class choose in their order.
 

@@ -22,7 +22,7 @@ def read_result(path: Path) -> Evaluation | None:
     Raises
     ------
     InputError
-        If it cannot be read, or is something else.
+        If it cannot be read, or is not an evaluation.
     """
     try:
         return Evaluation.model_validate_json(read_bounded_file(path, MAX_EVALUATION_BYTES))
@@ -48,14 +48,14 @@ def combine_evaluations(current: Evaluation, previous: Evaluation | None, image_
     Parameters
     ----------
     current, previous : Evaluation
-        What the command measured, and what the file held until now.
+        The command's result, and the previous content of the file.
     image_count : int
         Number of distilled images.
 
     Returns
     -------
     Evaluation
-        The command's rows first; its `changes` say what was replaced and dropped.
+        The command's rows first; its `changes` list replaced and dropped rows.
     """
     current = fill_missing_protocols(current, image_count)
     if previous is None:
@@ -106,7 +106,7 @@ def get_data_key(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def find_stale_backbones(previous: Evaluation, current: Evaluation) -> set[str]:
-    """Return the hashes of backbones that have another entry now, or whose name is another's now."""
+    """Return the hashes of backbones whose entry was replaced, or whose name denotes another backbone now."""
     by_hash = {e.backbone_hash: e.entry_digest for e in current.provenance.entries}
     by_name = {(e.backbone, e.image_size): e.backbone_hash for e in current.provenance.entries}
     return {
@@ -166,7 +166,7 @@ def describe_changes(
 
 
 def describe_row(row: AccuracyRow) -> str:
-    """Return images, backbone, mode and seeds of a row in a few words."""
+    """Return a short description of a row: images, backbone, mode, seeds."""
     images = "" if row.images in ("distilled", "none") else f"{row.images} real images, "
     return f"{images}{row.backbone} {row.mode}, {row.seeds} seed{'' if row.seeds == 1 else 's'}"
 
@@ -187,7 +187,7 @@ def is_note_valid(note: str, rows: Sequence[AccuracyRow]) -> bool:
 
 
 def make_earlier_evaluation(evaluation: Evaluation) -> EarlierEvaluation:
-    """Return what the file keeps of a command after a later one."""
+    """Return the record of a command that the file keeps after a later one."""
     provenance = evaluation.provenance
     backbones = provenance.evaluated_on
     return EarlierEvaluation(

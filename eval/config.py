@@ -39,7 +39,7 @@ MAX_CLASSIFIER_BYTES = 2**31
 
 
 def get_classifier_folder(result_path: Path) -> Path:
-    """Return the folder with the classifiers of a result; each result in a shared folder has its own."""
+    """Return the folder with the classifiers of a result, one folder per result."""
     return result_path.with_name(
         CLASSIFIER_FOLDER if result_path.name == RESULT_FILE else f"{result_path.stem}-{CLASSIFIER_FOLDER}"
     )
@@ -82,7 +82,7 @@ class EvaluateOptions(BaseModel):
         ge=1,
         le=MAX_ITERATIONS,
         description="Augmented views per image and seed that heads are trained on, their features computed "
-        "once. With as many views as epochs, every epoch has a view of its own.",
+        "once. With as many views as epochs, every epoch has a new view.",
     )
     projector_views: FeatureViewsField[int | None] = Field(
         default=None,
@@ -206,7 +206,7 @@ class Protocol:
 
 
 def protocol_from_config(config: EvaluateOptions, mode: Mode, image_count: int) -> Protocol:
-    """Return the protocol of a mode on so many images.
+    """Return the protocol of a mode on a number of images.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The modes of evaluation: what each one trains, and on which views."""
+"""The modes of evaluation: the heads or projectors that each trains, and its views."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -240,8 +240,8 @@ def split_views_by_seed(view_features: Tensor, image_set: ImageSet, config: Eval
     Tensor, shape (image * seeds per image, view, feature)
         Images first, then the seeds that share one.
     """
-    used = view_features[:, : image_set.seeds_per_image * config.views]
-    return used.reshape(-1, config.views, view_features.shape[2])
+    used_features = view_features[:, : image_set.seeds_per_image * config.views]
+    return used_features.reshape(-1, config.views, view_features.shape[2])
 
 
 def repeat_labels_by_seed(context: EvaluationContext) -> Tensor:
@@ -250,7 +250,7 @@ def repeat_labels_by_seed(context: EvaluationContext) -> Tensor:
 
 
 def make_seed_schedule(image_set: ImageSet, row_count: int, config: EvaluateConfig) -> BatchSchedule:
-    """Return a schedule in which every seed trains on its own rows of :func:`split_views_by_seed`."""
+    """Return a schedule in which every seed trains on different rows of :func:`split_views_by_seed`."""
     seeds_per_image = image_set.seeds_per_image
     by_seed = np.arange(row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
     return make_batch_schedule(

@@ -43,8 +43,8 @@ class LabelledImages:
 def draw_view_crops(images: LabelledImages, views: int, seed: int) -> Crops:
     """Draw the random resized crops and flips of augmented views.
 
-    A view depends on the seed, its image's place and its own number alone: asking for more of them, or for
-    more images, changes none.
+    A view depends only on the seed, the index of its image and its own index: more views or more images do
+    not change it.
 
     The boxes do not depend on a backbone: backbones of different input sizes see the same piece of an image.
 
@@ -96,7 +96,7 @@ def compute_view_features(
     crops : Crops
         From :func:`draw_view_crops`.
     on_views : callable, optional
-        Called with the views done and how many there are.
+        Called with the views done and their total.
     work_folder : WorkFolder, optional
         Keeps features for a resumed evaluation; batches are the same as without it, and so is every bit.
 
@@ -145,7 +145,7 @@ def compute_view_features(
 
 
 def make_features_key(backbone: Backbone, images: LabelledImages, crops: Crops, batch_size: int) -> str:
-    """Return the digest of everything that the features of views depend on."""
+    """Return the digest of all inputs of the features of views."""
     boxes = (crops.top, crops.left, crops.height, crops.width, crops.flip)
     return make_work_key(
         features=backbone.card.hash,

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder appears whole or not at all, and no link of its name is followed."""
+"""Atomic writes: a file or folder appears complete or not at all; links of its name are not followed."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from sfm.paths import list_content
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file that appears whole and on the disk, or stays as it was.
+    """Write a file atomically and sync it to disk.
 
     A link of its name is replaced, not followed.
 
@@ -31,7 +31,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_open(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it takes the name `path` when it is complete and on the disk.
+    """Open a file for writing; it is synced and renamed to `path` when complete.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def atomic_open(path: Path, temporary: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
-    """Give a folder to write into; it takes the name `path` once everything is in it.
+    """Yield a folder to write into; it is renamed to `path` when complete.
 
     After an error nothing is left behind.
 
@@ -78,7 +78,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
         If it cannot be written.
     """
     if not replace and path.exists() and not (path.is_dir() and not list_content(path)):
-        raise FileExistsError(errno.EEXIST, "it is there already", str(path))
+        raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     fill = not replace and path.is_dir()
     temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)
     try:
@@ -123,7 +123,7 @@ def make_folder(folder: Path) -> None:
 
 
 def require_no_link(folder: Path) -> None:
-    """Refuse a link in the place of a folder in which this program writes over and deletes its own files.
+    """Refuse a link in place of a folder in which this program overwrites and deletes files.
 
     Raises
     ------
@@ -138,9 +138,9 @@ def require_no_link(folder: Path) -> None:
 
 
 def delete_path(path: Path) -> None:
-    """Delete a file, a folder with all it holds, or a link, but never what is behind one.
+    """Delete a file, a folder with its content, or a link, but never the target of a link.
 
-    What is gone already is passed over.
+    Missing files are skipped.
 
     Raises
     ------

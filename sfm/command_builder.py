@@ -27,10 +27,10 @@ MAX_VALUE_LENGTH = 200
 """Characters of a value that an error message quotes."""
 
 MAX_CONFIG_BYTES = MAX_EVALUATION_BYTES
-"""Longest file that --config reads: it takes any that a command writes."""
+"""Largest file that --config reads; every command writes smaller ones."""
 
 SHELL_PIPE_PREFIXES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-"""Where the shell passes pipes, as in ``<(…)``; of other pipes nobody knows whether anything writes them."""
+"""Where the shell passes pipes, as in ``<(…)``; other pipes may have no writer and are refused."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,15 +47,15 @@ QuietOption = Annotated[bool, make_shared_option("--quiet", "Show no progress.")
 ConfigOption = Annotated[
     Path | None,
     make_shared_option(
-        "--config", "Take the recipe of a run.json; options override it. Places are given beside it."
+        "--config", "Take the recipe of a run.json; options override it. Give paths and addresses as options."
     ),
 ]
 TrustConfigOption = Annotated[
     bool,
     make_shared_option(
         "--trust-config",
-        "Take the places that --config names too: where to read and write, schedulers, files of weights. "
-        "For files of your own.",
+        "Also take paths and addresses from --config: where to read and write, schedulers, weight files. "
+        "Only for files that you trust.",
     ),
 ]
 ThreadsOption = Annotated[
@@ -72,7 +72,7 @@ class SingleValueCommand(typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments; exit with status 2 if an option of one value is repeated."""
         arguments = list(args)
-        rest = super().parse_args(ctx, args)
+        remaining_args = super().parse_args(ctx, args)
         if arguments:
             _, _, order = self.make_parser(ctx).parse_args(args=arguments)
             for option in dict.fromkeys(order):
@@ -81,7 +81,7 @@ class SingleValueCommand(typer.core.TyperCommand):
                     raise report_error(
                         f"{option.opts[0]} takes one value and is given {count} times: give it once", 2
                     )
-        return rest
+        return remaining_args
 
 
 class StrictTyper(typer.Typer):
@@ -142,7 +142,7 @@ def make_parameter(name: str, annotation: Any, default: Any) -> inspect.Paramete
 
 
 def make_field_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    """Return the command-line parameter of a field; if left out it is None and the model's default holds."""
+    """Return the command-line parameter of a field: None if left out, so that the model's default applies."""
     metavar = get_argument_metavar(name, field)
     info: Any = (
         typer.Argument(help=field.description, metavar=metavar, show_default=False)
@@ -188,7 +188,7 @@ def format_choices(annotation: Any) -> str | None:
 
 
 def get_option_type(annotation: Any) -> Any:
-    """Return the type as which Typer parses an option; text for what it cannot parse, as tuples."""
+    """Return the type that Typer parses an option as; str for types that it cannot parse, such as tuples."""
     members = [a for a in get_args(annotation) if a is not type(None)]
     # Of several types, the first is that of the command line; others come from a run.json.
     if get_origin(annotation) in (Union, types.UnionType):
@@ -215,7 +215,7 @@ def make_config(
     model : type of BaseModel
     command_name : str
     file : Path or None
-        What ``--config`` names.
+        Value of ``--config``.
     options : dict
         By field name; None and empty lists are options that were left out.
     trusted : bool
@@ -283,7 +283,7 @@ def require_recipe_only(model: type[BaseModel], file: Path, file_values: dict[st
 
 
 def format_validation_error(model: type[BaseModel], detail: Any) -> str:
-    """Return one pydantic validation error in the words of the command line."""
+    """Return the message for a pydantic validation error, with the option's name."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
     option_name = get_option_name(model, name)
     if detail["type"] == "missing":

@@ -31,7 +31,7 @@ PILLOW_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""Exceptions that Pillow raises on damaged files; all of them mean the same here."""
+"""Exceptions that Pillow raises on damaged files."""
 
 MAX_PIXEL_BYTES = 8
 """Bytes of the largest PNG pixel: four channels of 16 bits."""
@@ -63,7 +63,7 @@ def open_image(
     ValueError
         If the header declares more pixels, or another width or height.
     Exception
-        One of ``PILLOW_ERRORS``, if it is no image of these formats.
+        One of ``PILLOW_ERRORS``, if it is not an image of these formats.
     """
     silence_pillow_warnings()
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
@@ -85,7 +85,7 @@ def silence_pillow_warnings() -> None:
 
 
 def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Read a PNG file as an RGB array of shape (height, width, 3), whatever mode an editor saved it in.
+    """Read a PNG file as an RGB array of shape (height, width, 3), converted from any mode.
 
     Torchvision's ImageFolder reads it so too. Of an animation the first frame is read.
 
@@ -100,7 +100,7 @@ def read_png(path: Path, max_pixels: int, size: tuple[int, int] | None = None) -
     Raises
     ------
     InputError
-        If it is no PNG file, damaged, too large or of another size.
+        If it is not a PNG file, damaged, too large or of another size.
     """
     try:
         data = read_bounded_file(path, MAX_PIXEL_BYTES * max_pixels + MAX_METADATA_BYTES)

@@ -83,7 +83,7 @@ def print_table(
 
 
 def print_rows_as_lists(console: Console, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print every row as lines of ``name: value``; the terminal wraps what is too long."""
+    """Print every row as lines of ``name: value``; the terminal wraps long lines."""
     for row in rows:
         for head, cell in zip(heads, row, strict=True):
             console.print(Text.assemble((f"{head}: ", "bold"), cell), soft_wrap=True)
@@ -205,7 +205,10 @@ def print_plan_table(plan: Any) -> None:
         *([["", f"{plan.composited} are not opaque: they go over ?background="]] if plan.composited else []),
         *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
-        ["pass over the images", f"about {format_duration(plan.seconds)} for {about}{images:,} images"],
+        [
+            "pass over the images",
+            f"about {format_duration(plan.seconds)} for {about}{images:,} images",
+        ],
         [
             "statistics after it",
             "known after the pass"

@@ -282,9 +282,9 @@ def group_chunks_by_array(commit: Commit) -> dict[str, dict[str, int]]:
     """Return the stored size of every chunk in a commit, by array and by key below the array."""
     metadata: dict[str, dict[str, int]] = {name: {} for name in commit.arrays}
     for path, record in commit.objects.items():
-        name, between, rest = path.partition("/c/")
-        if between and name in metadata:
-            metadata[name][f"c/{rest}"] = record.size
+        name, separator, chunk_key = path.partition("/c/")
+        if separator and name in metadata:
+            metadata[name][f"c/{chunk_key}"] = record.size
     return metadata
 
 

@@ -270,10 +270,10 @@ class EntryCopier:
         if datetime.datetime.now(datetime.UTC) - last_modified > MAX_RESUME_AGE:
             return None
         names = [item["path"].removeprefix(f"runs/{run}/") for item in stored_objects]
-        is_ours = map_concurrently(
+        have_same_content = map_concurrently(
             lambda name: self.is_object_in_target(run, commit, name), names, limit=self.max_requests
         )
-        return set(names) if all(is_ours) else None
+        return set(names) if all(have_same_content) else None
 
     def is_object_in_target(self, run: str, commit: Commit, name: str) -> bool:
         """Return whether an object of a run in the target has the content that the commit records."""
@@ -304,12 +304,12 @@ class EntryCopier:
         missing = [name for name in commit.objects if name not in existing_names]
         cards_names = [name for name in missing if name == "zarr.json"]
         other_names = [name for name in missing if name not in cards_names]
-        written = sum(map(create, cards_names)) + sum(
+        written_count = sum(map(create, cards_names)) + sum(
             map_concurrently(create, other_names, limit=self.max_requests)
         )
         with translate_errors(self.target.url):
             sync_objects(self.target.objects, f"runs/{run}")
-        return written
+        return written_count
 
 
 def make_candidate_run_ids(commit: Commit) -> tuple[str, str, str]:

@@ -119,7 +119,7 @@ def merge_entries(
     InputError
         If the inputs share data, differ in backbone, role or options that shape features, or lack moments.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     require_mergeable(entries)
     inputs = make_merge_inputs(entries)
     arrays = compute_merged_arrays(inputs, trainer, progress)
@@ -131,7 +131,7 @@ def merge_entries(
             draft,
             inputs.entries[0].backbone,
             make_merged_dataset_card(inputs, name, arrays),
-            make_merged_extraction_card(inputs, arrays, is_trained, time.perf_counter() - began),
+            make_merged_extraction_card(inputs, arrays, is_trained, time.perf_counter() - start_time),
             make_merged_classifier_card(arrays),
             replace=replace,
         )
@@ -276,9 +276,11 @@ def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[
     """Return notes on data of the inputs that the union lacks, and on how its classifier was made."""
     entries, notes = inputs.entries, [f"classifier: {classifier.solver}"]
     for split, term in (("train", "training features"), ("test", "held-out features")):
-        lacking = [describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry]
-        if 0 < len(lacking) < len(entries):
-            notes.append(f"no {term}: {'; '.join(lacking)} holds none")
+        lacking_entries = [
+            describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry
+        ]
+        if 0 < len(lacking_entries) < len(entries):
+            notes.append(f"no {term}: {'; '.join(lacking_entries)} holds none")
     dropped = set.union(*map(list_sub_class_numbers, entries)) - set(inputs.list_shared_sub_classes())
     if dropped:
         numbers = ", ".join(map(str, sorted(dropped)))

@@ -101,11 +101,14 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
     unreadable = [status for status in statuses if status.commit is None]
     # Commits that were listed first and are missing now: hidden, or deleted by another collection.
     known_paths = {status.path for status in statuses}
-    vanished = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
+    missing_paths = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
     index_links = [path for path in listing.links if path.startswith("index")]
     has_unknown_commits = (
-        any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
+        any(status.is_newest for status in unreadable)
+        or missing_paths
+        or index_links
+        or listing.unlisted_folders
     )
     protected = list_committed_runs(statuses, {status.key for status in unreadable})
     commits = {status.path: status.commit for status in statuses}
@@ -253,29 +256,32 @@ def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
 
     The staging folders of a remote store are in the caches of its writers.
     """
-    found: list[Garbage] = []
+    garbage_items: list[Garbage] = []
     if root is None or not (root / "staging").is_dir():
-        return found, []
+        return garbage_items, []
     if (root / "staging").is_symlink():
-        return found, ["staging"]
+        return garbage_items, ["staging"]
     links = []
     for path in sorted((root / "staging").iterdir()):
-        below = path.relative_to(root).as_posix()
+        relative_path = path.relative_to(root).as_posix()
         if is_clutter(path.name):
             continue
         if path.is_symlink():
-            links.append(below)
+            links.append(relative_path)
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        inside = (
-            root / file.path for file in walk_store_files(root, below, lambda _: None, follow_links=False)
+        inner_paths = (
+            root / file.path
+            for file in walk_store_files(root, relative_path, lambda _: None, follow_links=False)
         )
-        known = [known for file in {path, *inside} if (known := get_size_and_time(file))]
-        if known:  # otherwise its extraction ended a moment ago
-            size, since = sum(size for size, _ in known), max(time for _, time in known)
-            found.append(Garbage(below, "abandoned staging", since, len(known) - 1, size))
-    return found, links
+        file_stats = [file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_time(file))]
+        if file_stats:  # otherwise its extraction ended a moment ago
+            size, since = sum(size for size, _ in file_stats), max(time for _, time in file_stats)
+            garbage_items.append(
+                Garbage(relative_path, "abandoned staging", since, len(file_stats) - 1, size)
+            )
+    return garbage_items, links
 
 
 def get_size_and_time(path: Path) -> tuple[int, datetime.datetime] | None:

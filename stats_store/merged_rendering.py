@@ -29,10 +29,12 @@ def require_same_rendering(entries: Sequence[Entry]) -> None:
         Names the entries that differ, and the option.
     """
     for option, conflict in RENDERING_OPTIONS.items():
-        holders = find_option_values(entries, option)
-        if len(holders) > 1:
-            both = " and ".join(describe_entry(entry.summary) for entry in holders.values())
-            raise InputError(f"{both} {conflict}: {', '.join(map(str, holders))}; extract them with one")
+        entries_by_value = find_option_values(entries, option)
+        if len(entries_by_value) > 1:
+            names = " and ".join(describe_entry(entry.summary) for entry in entries_by_value.values())
+            raise InputError(
+                f"{names} {conflict}: {', '.join(map(str, entries_by_value))}; extract them with one"
+            )
 
 
 def get_common_rendering(entries: Sequence[Entry]) -> dict[str, Any]:

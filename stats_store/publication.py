@@ -201,24 +201,24 @@ def publish_draft(
     store, cards = draft.store, EntryCards(backbone, dataset, extraction, classifier)
     key = f"{backbone.hash}/{dataset.fingerprint}/{compute_options_digest(extraction.options)}"
     paths = store.list_commits(key).get(key, [])
-    existing = read_newest_commit(store, paths[-1]) if paths and not replace else None
-    if existing and existing.kind == "entry" and existing.summary:
+    existing_commit = read_newest_commit(store, paths[-1]) if paths and not replace else None
+    if existing_commit and existing_commit.kind == "entry" and existing_commit.summary:
         draft.discard()
-        return PublishResult(existing.summary, "already there")
+        return PublishResult(existing_commit.summary, "already there")
     objects = complete_run(draft, cards)
     generation = parse_generation(paths[-1]) if paths else 0
     while True:
         generation = get_next_generation(generation, key)
         commit = make_entry_commit(draft, cards, objects, generation)
         draft.proposed_commits.append(f"index/{key}/{make_commit_name(generation)}")
-        winner = create_commit(store, key, generation, commit)
-        assert winner.summary is not None
-        if winner.run == draft.run:
-            return PublishResult(winner.summary, "published")
+        stored_commit = create_commit(store, key, generation, commit)
+        assert stored_commit.summary is not None
+        if stored_commit.run == draft.run:
+            return PublishResult(stored_commit.summary, "published")
         draft.proposed_commits.clear()
-        if winner.kind == "entry":
+        if stored_commit.kind == "entry":
             draft.discard()
-            return PublishResult(winner.summary, "another writer was first")
+            return PublishResult(stored_commit.summary, "another writer was first")
         # Another writer removed the entry in between: the draft becomes the generation after the tombstone.
 
 
@@ -330,12 +330,12 @@ def create_encoded_commit(store: Store, path: str, data: bytes) -> Commit:
     """Create a commit from its encoded bytes, as :func:`create_commit` does; unknown fields are preserved."""
     own_commit = parse_commit(data, path)
     with translate_errors(store.url):
-        winner = create_or_read_commit(store, path, data)
-        if winner.run == own_commit.run:
+        stored_commit = create_or_read_commit(store, path, data)
+        if stored_commit.run == own_commit.run:
             # The mark lets readers tell a lost commit from one that never existed.
             with contextlib.suppress(ObjectExistsError):
                 create_or_verify_object(store.objects, path.removesuffix(".json") + PUBLISHED_SUFFIX, b"")
-    return winner
+    return stored_commit
 
 
 def create_or_read_commit(store: Store, path: str, data: bytes) -> Commit:

@@ -96,15 +96,15 @@ def verify_entries(
     InputError
         If the store cannot be reached.
     """
-    unlisted: list[str] = []
+    unlisted_folders: list[str] = []
     if summaries is None:
         index = read_index(store.objects, store.url)
-        unlisted = index.unreadable
+        unlisted_folders = index.unreadable
         paths = [path for key_paths in index.commits_by_key.values() for path in key_paths]
-        visible = {key_paths[-1] for key_paths in index.commits_by_key.values()}
+        newest_paths = {key_paths[-1] for key_paths in index.commits_by_key.values()}
     else:
         paths = [make_commit_path(summary) for summary in summaries]
-        visible = set(paths)
+        newest_paths = set(paths)
     with translate_errors(store.url):
         results = map_concurrently(
             lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits"
@@ -112,16 +112,20 @@ def verify_entries(
         commits = [
             (path, commit)
             for path, commit in zip(paths, results, strict=True)
-            if isinstance(commit, Commit) and commit.kind == "entry" and path in visible
+            if isinstance(commit, Commit) and commit.kind == "entry" and path in newest_paths
         ]
         total = sum(len(commit.objects) for _, commit in commits)
         verifier = EntryVerifier(store, ObjectCounter(progress, total))
         verdicts = map_concurrently(
             lambda item: verifier.verify_entry(*item), commits, limit=MAX_ENTRIES_AT_ONCE
         )
-    by_path = {result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
-    found = [by_path[path] for path in paths if path in by_path]
-    return found + [EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted]
+    verdict_by_path = {
+        result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)
+    }
+    sorted_verdicts = [verdict_by_path[path] for path in paths if path in verdict_by_path]
+    return sorted_verdicts + [
+        EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders
+    ]
 
 
 class ObjectCounter:

@@ -68,9 +68,9 @@ class AccuracyBar:
     ----------
     label : str
     value, spread : float
-        In percent; spread is None where nothing was repeated.
+        In percent; spread is None for a single seed.
     kind : str
-        Images the classifier was made of; decides colour and hatch.
+        Images the classifier was trained on; determines colour and hatch.
     """
 
     label: str

@@ -27,9 +27,9 @@ from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
 from sfm.stats_store.dataset_names import make_dataset_name, make_name_from_folder
 from sfm.stats_store.location import (
-    BRIEF_RETRY,
-    PATIENT_RETRY,
+    LONG_RETRY,
     REMOTE_SCHEMES,
+    SHORT_RETRY,
     connect_object_store,
     explain_error,
 )
@@ -164,7 +164,7 @@ def _stat_local_file(path: Path, missing_message: str = MISSING_MESSAGE) -> Data
 
 
 def _stat_remote_file(url: str) -> DataFile:
-    store, path = _connect_to_url(url, patient=False)
+    store, path = _connect_to_url(url, use_long_retries=False)
     with translate_read_errors(url):
         return _make_data_file(url, obstore.head(store, path))
 
@@ -207,7 +207,7 @@ def list_files(
     if urlsplit(folder).scheme not in REMOTE_SCHEMES:
         raise InputError(f"{folder}: a web server cannot be listed; name the files with braces, {{000..019}}")
     bucket = "/".join(folder.split("/")[:3])
-    store, prefix = _connect_to_url(folder, patient=False)
+    store, prefix = _connect_to_url(folder, use_long_retries=False)
     with translate_read_errors(folder):
         objects = [item for batch in obstore.list(store, prefix=prefix or None) for item in batch]
     files = []
@@ -220,7 +220,7 @@ def list_files(
     return sorted(files, key=lambda file: file.url)
 
 
-def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
+def _connect_to_url(url: str, *, use_long_retries: bool) -> tuple[ObjectStore, str]:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise InputError(f"the dataset URL ({parts.scheme}://...) carries credentials: leave them out of it")
@@ -230,11 +230,11 @@ def _connect_to_url(url: str, *, patient: bool) -> tuple[ObjectStore, str]:
             HTTPStore.from_url(
                 f"{parts.scheme}://{parts.netloc}",
                 client_options={"allow_http": parts.scheme == "http"},
-                retry_config=PATIENT_RETRY if patient else BRIEF_RETRY,
+                retry_config=LONG_RETRY if use_long_retries else SHORT_RETRY,
             ),
             path,
         )
-    return connect_object_store(f"{parts.scheme}://{parts.netloc}", patient=patient), path
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_long_retries=use_long_retries), path
 
 
 @contextlib.contextmanager
@@ -278,7 +278,7 @@ def open_stream(file: DataFile) -> Iterator[BinaryIO]:
         with translate_read_errors(file.url, VANISHED_MESSAGE), Path(file.url).open("rb") as local:
             yield local
         return
-    store, path = _connect_to_url(file.url, patient=True)
+    store, path = _connect_to_url(file.url, use_long_retries=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
         response = obstore.get(store, path)
     require_unchanged(file, _make_data_file(file.url, response.meta))
@@ -298,7 +298,7 @@ def open_seekable(file: DataFile) -> BinaryIO:
         require_unchanged(file, _stat_local_file(Path(file.url), VANISHED_MESSAGE))
         with translate_read_errors(file.url, VANISHED_MESSAGE):
             return Path(file.url).open("rb")
-    store, path = _connect_to_url(file.url, patient=True)
+    store, path = _connect_to_url(file.url, use_long_retries=True)
     with translate_read_errors(file.url, VANISHED_MESSAGE):
         require_unchanged(file, _make_data_file(file.url, obstore.head(store, path)))
     return io.BufferedReader(_RangeReader(file, store, path), STREAM_CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""What a store promises at every location, as tests to inherit; see :class:`StoreTests`."""
+"""The contract of a store at any location, as tests to inherit; see :class:`StoreTests`."""
 
 import datetime
 import hashlib
@@ -85,7 +85,7 @@ class StoreTests:
             np.testing.assert_array_equal(entry.read_array(name, slice(1, 3)), array[1:3])
 
     def test_an_entry_is_invisible_until_all_of_it_is_published(self, store: Store) -> None:
-        """A reader sees whole entries only: nothing of a draft, all of a published entry."""
+        """A reader sees complete entries only: nothing of a draft, all of a published entry."""
         draft = Draft(store)
         write_random_arrays(draft)
         assert store.list_entries() == ([], [])
