@@ -24,9 +24,9 @@ class MatrixCell(BaseModel):
     own_backbone : bool
         Whether it is the one distilled on, at the same input size.
     mode : Mode
-        What was trained; every mode makes a matrix of its own.
+        Mode of training; there is one matrix per mode.
     top1_mean, top1_std : float
-        As fractions, over so many `seeds`.
+        Fractions: mean and standard deviation over `seeds`.
     recovered : float or None
         Fraction of the full-data accuracy of the column's backbone.
     """

@@ -1,4 +1,4 @@
-"""Caveats: sentences about accuracies that speak against the distilled images, or against themselves."""
+"""Caveats: warnings and notes that qualify accuracies."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ OWN_BACKBONE_BIASED_MODES = frozenset({"inherit", "inherit-ridge"})
 """Modes that show the store's classifier more than the images on the backbone distilled on."""
 
 NOT_BETTER_THAN_RANDOM = "The distilled images are no better than as many real ones picked at random"
-"""How a warning begins."""
+"""Start of a warning."""
 
 ABOVE_FULL_DATA = "Above 100 % of full data"
-"""How the sentence begins that names what beats the classifier of all real images."""
+"""Start of the note about rows above the classifier of all real images."""
 
 
 def format_top1(row: AccuracyRow) -> str:
@@ -62,36 +62,36 @@ def find_random_baseline(row: AccuracyRow, rows: Sequence[AccuracyRow]) -> Accur
 
 def has_same_training_options(baseline: AccuracyRow, row: AccuracyRow) -> bool:
     """Return whether two rows have the same protocol; views count where both train a head on them."""
-    same = (baseline.epochs, baseline.seed, baseline.seeds) == (row.epochs, row.seed, row.seeds)
-    return same and (baseline.views == row.views or row.mode not in ("linear", "kd"))
+    have_same_options = (baseline.epochs, baseline.seed, baseline.seeds) == (row.epochs, row.seed, row.seeds)
+    return have_same_options and (baseline.views == row.views or row.mode not in ("linear", "kd"))
 
 
 def list_above_full_data_notes(
     rows: Sequence[AccuracyRow], full_data: Sequence[FullDataRow], entries: Sequence[EntryRecord]
 ) -> list[str]:
-    """Return a sentence for every backbone on which something beats the classifier of all real images."""
+    """Return a sentence for every backbone with a row above the classifier of all real images."""
     train_per_class = {(e.backbone, e.image_size): e.train_per_class for e in entries}
     sentences = []
     for full in full_data:
         if full.classifier != "linear":
             continue
         backbone = (full.backbone, full.image_size)
-        better = [
+        better_rows = [
             f"{r.mode} {format_top1(r)}"
             for r in rows
             if (r.backbone, r.image_size) == backbone and r.top1_mean > full.top1
         ]
-        better += [
+        better_rows += [
             f"{f.classifier} {100 * f.top1:.1f} %"
             for f in full_data
             if (f.backbone, f.image_size) == backbone and f.top1 > full.top1
         ]
-        if better:
+        if better_rows:
             count = train_per_class.get(backbone)
             trained_on = f", which learned from {count:,.0f} images per class" if count else ""
             sentences.append(
                 f"{ABOVE_FULL_DATA}, through {full.backbone} at {full.image_size} px: "
-                f"{', '.join(dict.fromkeys(better))}; the classifier of all real images has "
+                f"{', '.join(dict.fromkeys(better_rows))}; the classifier of all real images has "
                 f"{100 * full.top1:.1f} %{trained_on}. It is no upper bound: on few images, class means can "
                 f"be the better classifier. See docs/evaluation.md."
             )

@@ -172,7 +172,7 @@ def read_json_model(adapter: TypeAdapter[Model], path: Path) -> Model:
 
 
 def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
-    """Refuse links that lead out of a run directory: an export or a report would disclose what is there.
+    """Refuse links that lead out of a run directory: an export or a report would disclose their targets.
 
     Raises
     ------
@@ -183,8 +183,8 @@ def require_no_outside_links(directory: Path, paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_symlink() and not resolve_links(path).is_relative_to(root):
             raise InputError(
-                f"{path} is a link that leads out of the run directory, to what may be private: if you trust "
-                f"whoever made it, copy the directory with `cp -rL`"
+                f"{path} is a link that leads out of the run directory, to files that may be private: if "
+                f"you trust its author, copy the directory with `cp -rL`"
             )
 
 

@@ -64,13 +64,13 @@ def load_evaluated_backbones(
     """Load the backbones to evaluate on, and open their entries of the data the run was distilled from.
 
     Same data is same fingerprint and same role. Of several variants of an entry, the one with the options of
-    the run's own entry is taken. Of ``all`` backbones, those that cannot be loaded here are left out.
+    the run's entry is taken. Of ``all`` backbones, those that cannot be loaded here are left out.
 
     Returns
     -------
     list of EvaluatedBackbone
     list of str
-        Notes about backbones that are left out, and why.
+        Notes about backbones that are left out, with the reason.
 
     Raises
     ------

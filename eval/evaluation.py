@@ -50,8 +50,9 @@ EVALUATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy", "pillow")
 def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -> Evaluation:
     """Train on distilled images, test on the held-out features in the store, write ``evaluation.json``.
 
-    Rows that the file holds already stay, unless they are measured again. Features of views and finished rows
-    are kept beside it until all is done: an interrupted evaluation resumes, and ends with the same numbers.
+    Earlier rows of the file stay, unless they are measured again. Features of views and finished rows are
+    kept beside it until the command completes: an interrupted evaluation resumes, and ends with the same
+    numbers.
 
     The features of all augmented views are computed once per image set and backbone; all epochs and modes
     train on them. Heads of different seeds share no view; projectors of all seeds share theirs. The last
@@ -71,8 +72,8 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback = no_progress) -
     Raises
     ------
     InputError
-        If the directory is not a whole run, the store is another one or lacks what is needed, a backbone is
-        not the one of its entry, or the result cannot be written, which is tried before anything is trained.
+        If the directory is not a complete run, the store is another one or lacks an entry, a backbone differs
+        from that of its entry, or the result cannot be written, which is tried before anything is trained.
     NotWrittenError
         If the result cannot be written in the end; holds it.
     """
@@ -180,7 +181,7 @@ def run_evaluation_job(
     Evaluation
         The rows, whether they could be written or not.
     list of str
-        Messages about what could not be written.
+        Messages about files that could not be written.
     """
     started = time.perf_counter()
     config, run = job.config, job.run
@@ -235,7 +236,7 @@ def run_evaluation_job(
 
 
 def make_provenance(job: EvaluationJob, seconds: float) -> Provenance:
-    """Return where the accuracies come from: store, entries, images, versions, device."""
+    """Return the provenance of the accuracies: store, entries, images, versions, device."""
     device = job.eval_backbones[0].backbone.device
     source_entry = job.source_statistics.entry
     return Provenance(

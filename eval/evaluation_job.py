@@ -93,6 +93,6 @@ def require_same_held_out_data(jobs: Sequence[EvaluationJob]) -> None:
 
 
 def get_held_out_data_key(job: EvaluationJob) -> tuple[str, str, list[str]]:
-    """Return fingerprint, role and classes: what decides which held-out samples a run is evaluated on."""
+    """Return fingerprint, role and classes, which determine the held-out samples of a run."""
     summary = job.source_statistics.entry.summary
     return summary.fingerprint, summary.role, job.run.class_ids

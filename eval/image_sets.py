@@ -31,9 +31,9 @@ class ImageSet:
     images : LabelledImages
         The images of the first seed, then those of the second, ..., or the same for all seeds.
     seeds_per_image : int
-        How many seeds train on each image: all, or one.
+        Number of seeds that train on each image: all, or one.
     exemplar_count : int or None
-        Of real images: how many exemplars the class with the fewest had to choose from.
+        Of real images: smallest number of exemplars per class to choose from.
     exemplar_indices : list of list of int or None
         Which exemplars they are, by class, where that follows from the distilled images.
     """
@@ -88,7 +88,7 @@ def make_real_image_sets(
     list of ImageSet
         ``random`` and ``nearest``, where there are enough exemplars.
     list of str
-        Notes about what is missing, and why.
+        Notes about missing image sets, with the reason.
     """
     if exemplars is None:
         return [], ["No real images to compare with: the store keeps no exemplars (sfm extract --exemplars)."]

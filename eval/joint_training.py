@@ -1,8 +1,8 @@
 """Projector and head trained on cross-entropy, together or one after the other.
 
 Both start as classifier inheritance does: the projector at zero, the head as the classifier in the store.
-They show what is lost when the inherited classifier is not kept fixed, or when the projector is not trained
-on the other backbone's features.
+Compared with inheritance they show the effect of not fixing the inherited classifier, and of not training the
+projector on the other backbone's features.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def train_projectors_with_heads(
         One, of the distillation backbone's feature space; the heads start as copies of it.
     schedule : BatchSchedule
     on_epoch : callable, optional
-        Called with the epochs done and how many there are.
+        Called with the epochs done and their total.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def train_projectors_then_heads(
 ) -> ProjectedHeads:
     """Train the projector before the fixed inherited classifier, then the head behind the fixed projector.
 
-    Each of the two has all epochs, its own cosine, and the learning rate of
+    Each of the two has all epochs, a cosine schedule, and the learning rate of
     :func:`train_projectors_with_heads`.
 
     Parameters

@@ -43,7 +43,7 @@ def compute_head_gradients(heads: LinearHeads, features: Tensor, labels: Tensor)
 
 
 def choose_thread_count(weight_count: int) -> int:
-    """Return how many threads a training step of so many weights can use."""
+    """Return the number of threads for a training step with this number of weights."""
     return 1 if weight_count <= MAX_SINGLE_THREAD_WEIGHTS else torch.get_num_threads()
 
 
@@ -68,7 +68,7 @@ def train_linear_heads(
     initial_weights : Tensor, shape (seed, class, feature)
         Initial weights; biases start at zero.
     on_epoch : callable, optional
-        Called with the epochs done and how many there are.
+        Called with the epochs done and their total.
 
     Returns
     -------

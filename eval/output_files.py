@@ -33,7 +33,7 @@ def translate_write_errors(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def require_writable_output(path: Path) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold; make its folder.
+    """Refuse an output file that cannot be written before work begins; make its folder.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def require_writable_output(path: Path) -> None:
 
 @contextmanager
 def write_new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write into; it takes the name `path` once everything is in it.
+    """Yield a folder to write into; it is renamed to `path` when complete.
 
     After an error nothing is left behind.
 
@@ -70,7 +70,7 @@ def write_new_folder(path: Path) -> Iterator[Path]:
 
 
 def make_distinct_directory_names(directories: Sequence[Path]) -> list[str]:
-    """Name directories by as few of their last folders as tell them apart."""
+    """Name directories by the fewest trailing path components that make the names distinct."""
     paths = [resolve_links(path) for path in directories]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]

@@ -90,7 +90,7 @@ def train_projectors(
         Features of the distillation backbone, of the same views.
     schedule : BatchSchedule
     on_block : callable, optional
-        Called with the blocks done and how many there are.
+        Called with the blocks done and their total.
 
     Returns
     -------

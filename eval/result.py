@@ -1,4 +1,4 @@
-"""The models of ``evaluation.json``: accuracies, and where they come from."""
+"""The models of ``evaluation.json``: accuracies and their provenance."""
 
 import re
 import statistics
@@ -17,7 +17,7 @@ ImageSetName = Literal["distilled", "none", "random", "nearest", "neighbour"]
 FullDataClassifier = Literal["linear", "nearest class mean", "discriminant"]
 
 MAX_CONFUSION_CLASSES = 100
-"""Up to so many classes a row holds its confusion matrix."""
+"""Largest number of classes for which a row holds its confusion matrix."""
 
 MAX_CONFUSED_PAIRS = 100
 
@@ -54,7 +54,7 @@ class AccuracyRow(BaseModel):
     image_size : int
         Its input size, in pixels.
     mode : Mode
-        What was trained, see :class:`~sfm.eval.config.EvaluateOptions`.
+        Mode of training, see :class:`~sfm.eval.config.EvaluateOptions`.
     top1_mean, top5_mean : float
         Mean over seeds, as fractions. Top-5 is None with fewer than five classes.
     top1_std, top5_std : float
@@ -66,7 +66,7 @@ class AccuracyRow(BaseModel):
     recovered : float or None
         ``top1_mean`` as a fraction of the top-1 accuracy of the full-data classifier of the same backbone.
     exemplars : int or None
-        For real images: how many exemplars the class with the fewest had to choose from.
+        For real images: smallest number of exemplars per class to choose from.
     chosen : list of list of int or None
         For the real images nearest to the distilled ones: their indices along the exemplar axis of the entry
         distilled from, by class, in the order of the distilled images.
@@ -160,7 +160,7 @@ class EntryRecord(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Where the accuracies come from.
+    """The provenance of accuracies.
 
     Attributes
     ----------
@@ -244,7 +244,7 @@ class Evaluation(BaseModel):
     earlier : list of EarlierCommand
         Commands before the last one that rows come from.
     changes : list of str
-        Sentences about what the last command replaced, dropped and kept.
+        Sentences about the rows that the last command replaced, dropped and kept.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -49,7 +49,7 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: L
 
     Returns
     -------
-    Ridge
+    RidgeFit
         Of the dtype of `features`; computed in float64.
     """
     groups, samples, _ = features.shape
@@ -82,7 +82,7 @@ def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     rows, columns = matrix.shape
     scatter = matrix @ matrix.T if rows < columns else matrix.T @ matrix
-    # Not by torch, whose one driver does not converge on some matrices of low rank.
+    # torch's only driver does not converge on some matrices of low rank.
     spectrum, vectors = (
         torch.from_numpy(array).to(matrix) for array in decompose_symmetric(scatter.cpu().numpy())
     )

@@ -81,7 +81,7 @@ class RowTrainer:
         compute_features: Callable[[Backbone], KeyedViewFeatures] | None,
         write_failures: list[str],
     ) -> AccuracyRow:
-        """Return what a mode scores on an image set; a row that an interrupted command finished is read.
+        """Return the accuracy row of a mode on an image set; finished rows in the work folder are read.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class RowTrainer:
             Returns the features of the images' views through a backbone; by default they are computed for
             this row alone.
         write_failures : list of str
-            Messages are appended about what could not be written.
+            Messages about files that could not be written are appended.
         """
         config = self.job.config
         key = self.make_row_key(image_set, mode)

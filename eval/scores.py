@@ -161,11 +161,11 @@ def list_confused_pairs(counts: Tensor) -> list[ConfusedPair]:
     counts : Tensor of int64, shape (class, class)
         From :func:`~sfm.eval.head_accuracy.count_confusions`.
     """
-    wrong = counts.cpu() * ~torch.eye(len(counts), dtype=torch.bool)
-    order = wrong.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]
-    places = [divmod(place, len(counts)) for place in order.tolist()]
+    errors = counts.cpu() * ~torch.eye(len(counts), dtype=torch.bool)
+    order = errors.flatten().sort(descending=True, stable=True).indices[:MAX_CONFUSED_PAIRS]
+    pairs = [divmod(position, len(counts)) for position in order.tolist()]
     return [
-        ConfusedPair(right=right, predicted=predicted, count=int(wrong[right, predicted]))
-        for right, predicted in places
-        if wrong[right, predicted] > 0
+        ConfusedPair(right=right, predicted=predicted, count=int(errors[right, predicted]))
+        for right, predicted in pairs
+        if errors[right, predicted] > 0
     ]

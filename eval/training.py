@@ -18,7 +18,7 @@ MAX_BATCH_SIZE = 100
 REFERENCE_BATCH_SIZE = 256
 
 CountCallback = Callable[[int, int], None]
-"""Called with how many epochs, blocks or views are done, and how many there are."""
+"""Called with the number of finished epochs, blocks or views, and their total."""
 
 
 def ignore_progress_count(done: int, total: int) -> None:
@@ -76,7 +76,7 @@ def make_batch_schedule(
     Parameters
     ----------
     seed : int
-        Seed of the run; every repetition has its own streams below it.
+        Seed of the run; every repetition has separate streams below it.
     image_indices : ndarray of int64, shape (seed, image)
         Indices of the images that each repetition trains on.
     epochs, views : int
@@ -133,7 +133,7 @@ def draw_initial_weights(
 
 @contextmanager
 def limit_torch_threads(max_threads: int) -> Iterator[int]:
-    """Let torch use at most so many CPU threads; yields the number it used before.
+    """Limit torch to `max_threads` CPU threads; yield the previous number.
 
     Small operations gain nothing from a second thread, and where cores are shared they wait for it at every
     one of a training's thousands of barriers.
@@ -179,7 +179,7 @@ def train_with_adam(
         seed's loss with respect to the parameters of the first group, then those of the second, ...
     schedule : BatchSchedule
     on_epoch : callable
-        Called after each epoch with the epochs done and how many there are.
+        Called after each epoch with the epochs done and their total.
     """
     batch_size = schedule.batch_size
     optimizer_groups: list[dict[str, Any]] = [

@@ -1,8 +1,8 @@
 """Finished rows and features, kept in a folder until an evaluation is complete, so that it can resume.
 
 Every file is named by the digest of what it depends on, is written atomically, and holds its own digest: a
-file that differs from what was written is computed again. If nothing can be written, the evaluation goes on,
-and cannot resume.
+file that differs from what was written is computed again. If nothing can be written, the evaluation
+continues, but cannot resume.
 """
 
 import logging
@@ -28,7 +28,7 @@ from sfm.tensor_files import open_safetensors, read_tensor_specs
 from sfm.untrusted_files import OversizeError, read_bounded_file
 
 SECONDS_BETWEEN_WRITES = 15.0
-"""Seconds between writes: at most so much work on one set of views is lost when a process is killed."""
+"""Seconds between writes: bounds the work lost when a process is killed."""
 
 KEY_CHARACTERS = 40
 """Characters of the key that every file name begins with, after a dot while it is being written."""
@@ -52,7 +52,7 @@ class WorkFolder:
         Made by the first write.
     writable : bool
         False after a failed write.
-    used : list of str
+    used_keys : list of str
         Keys that were read or written, the latest last.
     """
 
@@ -107,7 +107,7 @@ class ResumableFeatures:
     ----------
     work_folder : WorkFolder
     key : str
-        Digest of everything that they depend on.
+        Digest of all their inputs.
     features : Tensor, shape (view, feature)
         Filled in order by the caller.
     stored_count : int
@@ -132,7 +132,7 @@ class ResumableFeatures:
         return self.stored_count
 
     def write_if_due(self, done: int) -> None:
-        """Write new features of the first `done` views, if the last write is a while ago or all are done."""
+        """Write new features of the first `done` views, if all are done or some seconds have passed."""
         if done == len(self.features) or time.monotonic() - self._last_write > SECONDS_BETWEEN_WRITES:
             self.write_new(done)
 

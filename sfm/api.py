@@ -5,7 +5,7 @@ A function takes its config and an optional progress callback, and returns what 
 :class:`sfm.errors.DamageError` where it exits with status 1.
 
 The library changes no setting of your process. The command line does, because it owns its process. Call these
-in a program of your own for the same speed, memory and bits:
+in your program for the same speed, memory and bits:
 
 ``sfm.backbones.execution.process_settings.configure_process(threads)``
     Before torch is imported, and so before this module is. It lets threads sleep while they wait if the

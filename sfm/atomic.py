@@ -1,19 +1,18 @@
-"""Atomic writes: a file or folder appears whole or not at all, and no link of its name is followed."""
+"""Atomic writes: a file or folder appears complete or not at all; links of its name are not followed."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
-
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import InputError
 from sfm.paths import list_content
+from typing import IO
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file that appears whole and on the disk, or stays as it was.
+    """Write a file atomically and sync it to disk.
 
     A link of its name is replaced, not followed.
 
@@ -31,7 +30,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_open(path: Path, temporary_path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it takes the name `path` when it is complete and on the disk.
+    """Open a file for writing; it is synced and renamed to `path` when complete.
 
     Parameters
     ----------
@@ -58,7 +57,7 @@ def atomic_open(path: Path, temporary_path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
-    """Give a folder to write into; it takes the name `path` once everything is in it.
+    """Yield a folder to write into; it is renamed to `path` when complete.
 
     After an error nothing is left behind.
 
@@ -78,7 +77,7 @@ def atomic_folder(path: Path, *, replace: bool) -> Iterator[Path]:
         If it cannot be written.
     """
     if not replace and path.exists() and not (path.is_dir() and not list_content(path)):
-        raise FileExistsError(errno.EEXIST, "it is there already", str(path))
+        raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     fill = not replace and path.is_dir()
     temporary = path / get_temporary_path(path).name if fill else get_temporary_path(path)
     try:
@@ -123,7 +122,7 @@ def make_folder(folder: Path) -> None:
 
 
 def require_no_link(folder: Path) -> None:
-    """Refuse a link in the place of a folder in which this program writes over and deletes its own files.
+    """Refuse a link in place of a folder in which this program overwrites and deletes files.
 
     Raises
     ------
@@ -131,16 +130,13 @@ def require_no_link(folder: Path) -> None:
         If it is one.
     """
     if folder.is_symlink():
-        raise InputError(
-            f"{folder} is a symbolic link, behind which nothing is written or deleted: put a folder in its "
-            f"place, or give another directory"
-        )
+        raise InputError(f"{folder} is a symbolic link, behind which nothing is written or deleted: put a folder in its " f"place, or give another directory")
 
 
 def delete_path(path: Path) -> None:
-    """Delete a file, a folder with all it holds, or a link, but never what is behind one.
+    """Delete a file, a folder with its content, or a link, but never the target of a link.
 
-    What is gone already is passed over.
+    Missing files are skipped.
 
     Raises
     ------

@@ -85,7 +85,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 
 
 def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
-    """Print what an extraction would take; write nothing."""
+    """Print the estimated cost of an extraction; write nothing."""
     from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
@@ -191,7 +191,7 @@ def run_report(config: ReportConfig, as_json: bool, quiet: bool) -> None:
 
 
 def run_export(config: ExportConfig, as_json: bool, quiet: bool) -> None:
-    """Export, then print what was written and under which licence."""
+    """Export, then print the files written and their licence."""
     from sfm.eval.export.run_export import export
 
     with explain_interrupt("; nothing was exported"):

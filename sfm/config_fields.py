@@ -1,7 +1,7 @@
-"""Field types of configs: each says which of its values ``--config`` may take from somebody else's file.
+"""Field types of configs: each says which of its values ``--config`` may take from an untrusted file.
 
-A config file gives the recipe. Where to read and write, whom to connect to, and what leaves this machine
-must be given on the command line.
+A config file gives the recipe. Paths, addresses and consent to publish images must be
+given on the command line.
 """
 
 import os
@@ -16,12 +16,12 @@ from pydantic.fields import FieldInfo
 T = TypeVar("T")
 
 MAX_CANVAS_PIXELS = 8192
-"""Side of a distilled image, in pixels: more than the largest input needs."""
+"""Limit on the side of a distilled image, in pixels."""
 
 MAX_IMAGES_PER_CLASS = 10_000
 
 MAX_ITERATIONS = 10**9
-"""Steps, epochs, views: more than anybody waits for."""
+"""Limit on steps, epochs and views."""
 
 MAX_PROCESSES = 4096
 """Threads or processes of a command."""
@@ -81,10 +81,10 @@ RecipeField = Annotated[T, RECIPE_RULE]
 """Shapes the result: a file may give it."""
 
 LocationField = Annotated[T, LOCATION_RULE]
-"""Where to read or write, or whom to connect to."""
+"""A path or an address."""
 
 ConsentField = Annotated[T, ConfigFileRule(bool)]
-"""Replaces something, or lets real images leave; 0 and False do neither."""
+"""Consent to replace data or to publish real images; 0 and False refuse both."""
 
 BackboneField = Annotated[T, ConfigFileRule(names_weights_file)]
 """A recipe, unless a spec names a file of weights."""

@@ -1,4 +1,4 @@
-"""Constrained pydantic types for JSON from untrusted files: what becomes a path, a size or a loop bound.
+"""Constrained pydantic types for values of untrusted JSON that become paths, sizes or loop bounds.
 
 This program writes values within these limits only, so that a value beyond them is damage.
 """
@@ -99,7 +99,7 @@ def limit_items(max_items: int) -> BeforeValidator:
 def validate_items_fail_fast(key_type: Any, value_type: Any) -> BeforeValidator:
     """Return a validator of the items of a dict that stops at the first that is not valid.
 
-    Pydantic alone describes them all, which takes a hundred times the memory of the JSON.
+    Pydantic alone reports all of them, which takes a hundred times the memory of the JSON.
     """
     adapter: TypeAdapter[tuple[Any, Any]] = TypeAdapter(tuple[key_type, value_type])
 

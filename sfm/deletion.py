@@ -22,7 +22,7 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     """Delete a file, or a folder with its contents; do nothing if it does not exist.
 
     The root itself may be a link. Below it every folder is opened without following links, and everything
-    is deleted relative to the opened folder: a folder that is swapped for a link meanwhile is not entered.
+    is deleted relative to the opened folder: a folder that is swapped for a link in between is not entered.
     Links inside a deleted folder are deleted as links.
 
     Parameters
@@ -36,7 +36,7 @@ def delete_below(root: Path, path: str | PurePath) -> None:
     LinkError
         If the path is a link, or leads through one; then nothing has been deleted.
     DepthError
-        If folders are nested some hundred deep; what is not so deep may have been deleted.
+        If folders are nested some hundred deep; shallower files may have been deleted.
     ValueError
         If the path is absolute, empty, or leads out of `root`.
     OSError
@@ -77,6 +77,6 @@ def _get_mode_unless_link(folder_descriptor: int, name: str, full_path: Path) ->
     """Return the mode of a file in an open folder; raise :class:`LinkError` if it is a link."""
     mode = os.stat(name, dir_fd=folder_descriptor, follow_symlinks=False).st_mode
     if stat.S_ISLNK(mode):
-        # ELOOP is what open() with O_NOFOLLOW answers for a link.
+        # open() with O_NOFOLLOW fails with ELOOP on a link.
         raise LinkError(errno.ELOOP, "it is a symbolic link, which is not followed to delete", str(full_path))
     return mode

@@ -16,7 +16,7 @@ EXIT_UNFINISHED = 1
 EXIT_INTERRUPTED = 130
 
 MAX_ERROR_LENGTH = 4000
-"""Characters of an error message: a name in it may have been made to fill the screen."""
+"""Characters of an error message: names in it are untrusted."""
 
 
 def report_error(message: str, exit_status: int) -> typer.Exit:
@@ -46,7 +46,7 @@ def exit_on_error() -> Iterator[None]:
 
 @contextmanager
 def explain_interrupt(message: str | Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C, print what the command leaves behind and how to resume it, and exit.
+    """On Ctrl-C, print the state that the command leaves and how to resume it, and exit.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def describe_memory_error(error: BaseException) -> str | None:
 def describe_disk_error(error: BaseException) -> str | None:
     """Return a message if a disk is full or a place cannot be written; None for any other error.
 
-    Object stores report a full disk as an error of their own that quotes the operating system.
+    Object stores report a full disk as a different error that quotes the operating system.
     """
     text = str(error).partition("\n")[0]
     path = getattr(error, "filename", None)

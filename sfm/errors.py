@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """The input is wrong: one line that says what is wrong, where, and what to do.
+    """The input is invalid: one line that names the problem, its place and the remedy.
 
     The command line exits with status 2.
     """

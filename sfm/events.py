@@ -12,7 +12,7 @@ class Progress:
     Attributes
     ----------
     stage : str
-        Name of what is being done, e.g. ``"features"`` or ``"distil"``.
+        Name of the stage, e.g. ``"features"`` or ``"distil"``.
     done, total : int
         Finished units and all units; a stage ends with ``done == total``.
     unit : str
@@ -39,7 +39,7 @@ def no_progress(_: Progress) -> None:
 
 
 def delay_progress(min_stage_seconds: float, callback: ProgressCallback) -> ProgressCallback:
-    """Return a callback that passes events on once their stage has taken so many seconds."""
+    """Return a callback that forwards events once their stage has taken `seconds`."""
     start_times: dict[str, float] = {}
 
     def delayed(event: Progress) -> None:

@@ -1,4 +1,4 @@
-"""What ``sfm extract`` prints: entries, rates, files, precision and unusual pixels."""
+"""Output of ``sfm extract``: entries, rates, files, precision and unusual pixels."""
 
 import shlex
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def make_extraction_document(config: ExtractConfig, extraction: "ExtractionResul
 
 
 def print_extraction(config: ExtractConfig, extraction: "ExtractionResult") -> None:
-    """Print the published entries, what was read and skipped, and the command to run next."""
+    """Print the published entries, the numbers of images read and skipped, and the next command."""
     from sfm.pipeline.file_counts import describe_file_counts
 
     summaries = [p.summary for p in extraction.published]

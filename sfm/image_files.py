@@ -2,36 +2,19 @@
 
 import functools
 import io
+import numpy as np
+import numpy.typing as npt
 import struct
 import warnings
 import zlib
-from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-
+from pathlib import Path
 from sfm.errors import InputError
 from sfm.untrusted_files import read_bounded_file
 
-PILLOW_ERRORS = (
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    RuntimeWarning,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
-"""Exceptions that Pillow raises on damaged files; all of them mean the same here."""
+
+PILLOW_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError, RuntimeError, RuntimeWarning, MemoryError, struct.error, zlib.error)
+"""Exceptions that Pillow raises on damaged files."""
 
 MAX_PIXEL_BYTES = 8
 """Bytes of the largest PNG pixel: four channels of 16 bits."""
@@ -40,9 +23,7 @@ MAX_METADATA_BYTES = 16 * 2**20
 """Bytes of a PNG file besides its pixels: texts and profiles that editors add, other frames."""
 
 
-def open_image(
-    data: bytes, formats: tuple[str, ...], max_pixels: int, required_size: tuple[int, int] | None = None
-) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...], max_pixels: int, required_size: tuple[int, int] | None = None) -> Image.Image:
     """Open an image file if it has one of the given formats; nothing is decoded yet.
 
     Without a list of formats Pillow tries all it knows, among them PostScript, for which it runs a program.
@@ -63,20 +44,14 @@ def open_image(
     ValueError
         If the header declares more pixels, or another width or height.
     Exception
-        One of ``PILLOW_ERRORS``, if it is no image of these formats.
+        One of ``PILLOW_ERRORS``, if it is not an image of these formats.
     """
     silence_pillow_warnings()
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
     if required_size and image.size != required_size:
-        raise ValueError(
-            f"it has {image.width} x {image.height} pixels, "
-            f"{required_size[0]} x {required_size[1]} are expected"
-        )
+        raise ValueError(f"it has {image.width} x {image.height} pixels, " f"{required_size[0]} x {required_size[1]} are expected")
     if image.width * image.height > max_pixels:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a "
-            "decompression bomb"
-        )
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a " "decompression bomb")
     return image
 
 
@@ -87,10 +62,8 @@ def silence_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_png(
-    path: Path, max_pixels: int, required_size: tuple[int, int] | None = None
-) -> npt.NDArray[np.uint8]:
-    """Read a PNG file as an RGB array of shape (height, width, 3), whatever mode an editor saved it in.
+def read_png(path: Path, max_pixels: int, required_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Read a PNG file as an RGB array of shape (height, width, 3), converted from any mode.
 
     Torchvision's ImageFolder reads it so too. Of an animation the first frame is read.
 
@@ -105,7 +78,7 @@ def read_png(
     Raises
     ------
     InputError
-        If it is no PNG file, damaged, too large or of another size.
+        If it is not a PNG file, damaged, too large or of another size.
     """
     try:
         data = read_bounded_file(path, MAX_PIXEL_BYTES * max_pixels + MAX_METADATA_BYTES)

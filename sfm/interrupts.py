@@ -19,7 +19,7 @@ def install_signal_handlers() -> None:
 
 
 def allow_keyboard_interrupt() -> None:
-    """From now on raise KeyboardInterrupt on a signal, because the caller reports it."""
+    """Raise KeyboardInterrupt on later signals, because the caller reports it."""
     global _interrupts_are_reported
     _interrupts_are_reported = True
 
@@ -27,8 +27,8 @@ def allow_keyboard_interrupt() -> None:
 def _handle_signal(_number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; exit at once where it would be lost or show a traceback.
 
-    While modules are imported, extensions turn it into errors of their own, and destructors print it and go
-    on. Exiting at once leaves nothing that a killed process would not leave.
+    During imports, extensions replace it by other errors, and destructors print and ignore it. Exiting at
+    once leaves the same state as a killed process.
     """
     if not _interrupts_are_reported or _is_importing(frame):
         os.write(2, b"error: interrupted\n")

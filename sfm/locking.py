@@ -1,6 +1,6 @@
 """Locks on output files and folders, which the operating system releases when their holder ends.
 
-A lock is ``flock`` on a file of its own, so a killed process leaves nothing that blocks the next one. It
+A lock is ``flock`` on a separate file, so a killed process leaves nothing that blocks the next one. It
 holds between processes of one machine, and between machines on a shared disk whose file system passes locks
 on (NFS version 4, Lustre mounted with ``flock``, CephFS, SMB). A file system without locks locks nothing.
 """
@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
-
 from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import parse_json, read_bounded_file
+from typing import IO
+
 
 LOCK_NAME = ".lock"
 """Name of the lock file in a folder; hidden, so that it is not taken for content."""
@@ -115,12 +115,12 @@ def _open_without_links(file: Path, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise InputError(f"{file} is a symbolic link, which cannot be a lock: delete it") from None
+        raise InputError(f"{file} is a symbolic link, and cannot be a lock: delete it") from None
     state = os.fstat(descriptor)
     if stat.S_ISREG(state.st_mode) and state.st_nlink < 2:
         return descriptor
     os.close(descriptor)
-    raise InputError(f"{file} is not a file of its own, which cannot be a lock: delete it")
+    raise InputError(f"{file} has other hard links or is not a file, and cannot be a lock: delete it")
 
 
 def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
@@ -132,7 +132,7 @@ def try_lock(lock_file_handle: IO[str], lock_path: Path) -> bool:
     except OSError as error:
         if error.errno not in UNSUPPORTED_ERRNOS:
             raise
-    # A file that its holder has deleted meanwhile does not lock others out.
+    # A lock on a file that its holder has deleted excludes no one: check that the path is the same file.
     return lock_path.exists() and os.path.samestat(os.fstat(lock_file_handle.fileno()), lock_path.stat())
 
 
@@ -145,10 +145,7 @@ def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
         yield
         return
     if lock is None:
-        raise InputError(
-            f"{output_path} is being written by {_read_holder(lock_path)}: "
-            f"wait for it, or write to another place"
-        )
+        raise InputError(f"{output_path} is being written by {_read_holder(lock_path)}: " f"wait for it, or write to another place")
     try:
         with suppress(OSError):
             holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}

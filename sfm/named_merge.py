@@ -47,7 +47,7 @@ def merge_entries_by_name(
     device : str
         Where the classifier is trained: ``auto``, ``cpu`` or ``cuda``.
     replace : bool
-        Publish the next generation if this very union is published already.
+        Publish the next generation if the same union is published already.
     threads : int, optional
         CPU threads that train the classifier.
     progress : callable, optional
@@ -60,7 +60,7 @@ def merge_entries_by_name(
     if name is not None and (not name or "#" in name or find_name_problem(name)):
         raise InputError(f"--name {name!r} {find_name_problem(name) or 'must not contain #'}")
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {device!r} is none of auto, cpu, cuda")
+        raise InputError(f"--device {device!r} is not one of auto, cpu, cuda")
     entries = [open_named_entry(text, store_url, backbone, image_size) for text in input_names]
     require_mergeable(entries)
     target = create_store(store_url)

@@ -8,7 +8,7 @@ from sfm.text import sanitize_line
 
 
 def make_pixel_document(card: ExtractionCard) -> dict[str, Any]:
-    """Return what ``sfm extract --json`` says about composited and dark images of an entry."""
+    """Return the counts of composited and dark images of an entry for ``sfm extract --json``."""
     return {
         "composited": card.composited,
         "composited_example": card.composited_example,

@@ -130,8 +130,12 @@ def format_clock(seconds: float | None) -> str:
     """Return a time as ``m:ss`` or ``h:mm:ss``; dashes if it is not known."""
     if seconds is None:
         return "-:--"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    minutes, remaining_seconds = divmod(int(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{remaining_seconds:02d}"
+        if minutes >= 60
+        else f"{minutes}:{remaining_seconds:02d}"
+    )
 
 
 def make_progress_grid(lines: Sequence[dict[str, str | Task]], terminal_width: int) -> Table:
@@ -155,22 +159,22 @@ def fit_column_widths(lines: Sequence[dict[str, str | Task]], terminal_width: in
     min_widths = {n: min(widths[n], MIN_TEXT_WIDTH) for n in TEXT_COLUMNS}
     if is_wide:
         min_widths["description"] = min(widths["description"], MIN_DESCRIPTION_WIDTH)
-    for left_out in ("figures", "unit", "spent", "description", "bar"):
-        shown = [n for n in names if widths[n]]
-        fixed = sum(widths[n] + 1 for n in shown if n not in TEXT_COLUMNS)
-        if available >= fixed + sum(min_widths[n] + 1 for n in TEXT_COLUMNS if n in shown):
+    for dropped_column in ("figures", "unit", "spent", "description", "bar"):
+        shown_columns = [n for n in names if widths[n]]
+        fixed_width = sum(widths[n] + 1 for n in shown_columns if n not in TEXT_COLUMNS)
+        if available >= fixed_width + sum(min_widths[n] + 1 for n in TEXT_COLUMNS if n in shown_columns):
             break
-        widths[left_out] = 0
-    shown = [n for n in names if widths[n]]
-    room = available - sum(widths[n] + 1 for n in shown if n not in TEXT_COLUMNS)
-    for name in (n for n in TEXT_COLUMNS if n in shown):
+        widths[dropped_column] = 0
+    shown_columns = [n for n in names if widths[n]]
+    text_width = available - sum(widths[n] + 1 for n in shown_columns if n not in TEXT_COLUMNS)
+    for name in (n for n in TEXT_COLUMNS if n in shown_columns):
         # The column that is shortened first leaves the other as much as it wants, and keeps its minimum.
-        others = sum(widths[n] + 1 for n in TEXT_COLUMNS if n in shown and n != name)
-        widths[name] = max(min(widths[name], room - others - 1), min_widths[name])
-    if "bar" in shown:
-        unused = max(0, available - sum(widths[n] + 1 for n in shown))
+        other_widths = sum(widths[n] + 1 for n in TEXT_COLUMNS if n in shown_columns and n != name)
+        widths[name] = max(min(widths[name], text_width - other_widths - 1), min_widths[name])
+    if "bar" in shown_columns:
+        unused = max(0, available - sum(widths[n] + 1 for n in shown_columns))
         widths["bar"] = min(MAX_BAR_WIDTH, widths["bar"] + unused)
-    return {name: widths[name] for name in shown}
+    return {name: widths[name] for name in shown_columns}
 
 
 def render_progress_cell(cell: str | Task, width: int) -> RenderableType:

@@ -31,7 +31,7 @@ def run_quickstart(
     Returns
     -------
     dict
-        ``store``, ``preview``: paths; ``run``, ``evaluation``: what the two JSON files hold.
+        ``store``, ``preview``: paths; ``run``, ``evaluation``: contents of the two JSON files.
     """
     out = expand_home(out)
     with lock_folder(out):

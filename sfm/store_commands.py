@@ -29,7 +29,7 @@ BackboneFilter = Annotated[
     str | None, typer.Option("--backbone", help="Only this backbone: its spec, as `ls` shows it.")
 ]
 ImageSizeFilter = Annotated[int | None, typer.Option("--image-size", help="Only this input size in pixels.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print what would be done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print the planned changes.")]
 
 
 PROGRESS_DELAY_SECONDS = 1.0
@@ -136,7 +136,7 @@ def store_verify(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare every byte of a store, or of some entries, with what was published; exit 1 on damage."""
+    """Compare every byte of a store, or of some entries, with the published digests; exit 1 on damage."""
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.entry_history import summaries_for
@@ -146,7 +146,7 @@ def store_verify(
 
         has_filter = any(word is not None for word in (dataset, backbone, image_size))
         selected = None
-        with show_slow_progress(quiet, "nothing was changed; the next check begins anew") as progress:
+        with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
             if has_filter:
                 summaries = summaries_for(store, dataset or "", progress)
@@ -158,7 +158,7 @@ def store_verify(
             print_json({"entries": [store_tables.make_verdict_document(v) for v in verdicts]})
         else:
             store_tables.print_verdicts(f"Store {url}", verdicts)
-        damaged = sum(not v.sound and v.readable for v in verdicts)
+        damaged = sum(not v.is_sound and v.is_readable for v in verdicts)
         if damaged:
             raise report_error(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
 
@@ -182,7 +182,8 @@ def store_copy(
         bool,
         typer.Option(
             "--replace",
-            help="Replace what TARGET has under the same key or had removed; publish damaged entries again.",
+            help="Replace entries that TARGET has under the same key or had removed; publish damaged ones "
+            "again.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -197,7 +198,7 @@ def store_copy(
         from sfm.stats_store.store import create_store, open_store
 
         with show_slow_progress(
-            quiet, "entries that are not whole are not visible; the same command goes on"
+            quiet, "incomplete entries are not visible; run the same command again to resume"
         ) as progress:
             source = open_store(url)
             unreadable: list[str] = []
@@ -222,7 +223,7 @@ def store_copy(
             raise report_error(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
         not_copied = [c for c in result if not c.arrived]
         if not_copied:
-            advice = f"{target} holds others under their keys, or had them removed; --replace goes over them"
+            advice = f"{target} holds others under their keys, or had them removed; --replace replaces them"
             reason = next((c.detail for c in not_copied if c.detail), advice)
             raise report_error(f"{len(not_copied)} of {len(result)} entries not copied: {reason}", 2)
         if unreadable:
@@ -277,7 +278,7 @@ def store_merge(
         from sfm.named_merge import merge_entries_by_name
 
         with show_slow_progress(
-            quiet, "the union may not be published; the same command begins again"
+            quiet, "the union may not be published; run the same command again"
         ) as progress:
             result = merge_entries_by_name(
                 url,
@@ -325,7 +326,9 @@ def store_rm(
         from sfm.stats_store.store import open_store
 
         interrupt_note = (
-            "nothing was changed" if dry_run else "some may be removed; the same command removes the rest"
+            "nothing was changed"
+            if dry_run
+            else "some may be removed; run the same command again to remove the rest"
         )
         with show_slow_progress(quiet, interrupt_note) as progress:
             store = open_store(url)
@@ -375,18 +378,18 @@ def store_gc(
     older_than: Annotated[
         str,
         typer.Option(
-            help="Leave what became garbage more recently, e.g. 12h, 7d, 4w. Choose more than the longest "
+            help="Keep garbage younger than this, e.g. 12h, 7d, 4w. Choose more than the longest "
             "pause of a writer, or its unfinished run is deleted."
         ),
     ] = "7d",
     now: Annotated[
-        bool, typer.Option("--now", help="Delete replaced and removed entries at once, whatever their age.")
+        bool, typer.Option("--now", help="Delete replaced and removed entries of any age.")
     ] = False,
     dry_run: DryRun = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Delete what no reader can reach: replaced and removed entries, runs never committed, old staging."""
+    """Delete unreachable objects: replaced and removed entries, runs never committed, old staging."""
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.garbage_collection import collect_garbage, parse_duration
@@ -394,7 +397,9 @@ def store_gc(
 
         min_age = parse_duration(older_than)
         interrupt_note = (
-            "nothing was changed" if dry_run else "what is deleted is deleted; the same command goes on"
+            "nothing was changed"
+            if dry_run
+            else "some garbage may be deleted; run the same command again to resume"
         )
         with show_slow_progress(quiet, interrupt_note) as progress:
             result = collect_garbage(
@@ -412,4 +417,4 @@ def store_gc(
         else:
             store_tables.print_collection(result, "Would be deleted" if dry_run else "Deleted")
             for note in result.notes:
-                print_line(f"note: left alone, with all that may belong to it: {note}")
+                print_line(f"note: not deleted, nor anything it may refer to: {note}")

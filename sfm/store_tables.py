@@ -248,8 +248,8 @@ def format_age(duration: datetime.timedelta) -> str:
 def make_verdict_document(verdict: EntryVerdict) -> dict[str, Any]:
     """Return the document of a verdict for ``sfm store verify --json``."""
     return {
-        "sound": verdict.sound,
-        "readable": verdict.readable,
+        "sound": verdict.is_sound,
+        "readable": verdict.is_readable,
         "problems": verdict.problems,
         "commit": verdict.commit,
         "objects": verdict.objects,
@@ -269,7 +269,7 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
             v.summary.role if v.summary else "–",
             str(v.objects),
             format_size(v.size),
-            "sound" if v.sound else "DAMAGED" if v.readable else "not read",
+            "sound" if v.is_sound else "DAMAGED" if v.is_readable else "not read",
         ]
         for v in verdicts
     ]
@@ -279,7 +279,7 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
     )
     for verdict in verdicts:
         for problem in verdict.problems:
-            print_line(problem if verdict.readable else f"note: left out: {problem}")
+            print_line(problem if verdict.is_readable else f"note: left out: {problem}")
 
 
 def make_copy_document(result: CopyResult) -> dict[str, Any]:

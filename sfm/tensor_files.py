@@ -20,7 +20,7 @@ TensorSpecs = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class TensorFileError(ValueError):
-    """A file is no safetensors file, or holds other tensors than expected."""
+    """A file is not a safetensors file, or holds other tensors than expected."""
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: i
     ----------
     path : Path
     framework : {"pt", "numpy"}
-        What tensors are returned as.
+        Library of the returned tensors.
     max_bytes : int
         Longer files are refused.
 
@@ -40,14 +40,14 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"], max_bytes: i
     FileNotFoundError
         If there is no such file.
     TensorFileError
-        If it is no safetensors file, cannot be read, or is longer.
+        If it is not a safetensors file, cannot be read, or is longer.
     """
     try:
         with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             header = int.from_bytes(file.read(8), "little")
         if header > MAX_SAFETENSORS_HEADER_BYTES or size > 8 + header + max_bytes:
-            raise TensorFileError(f"{path} is longer than what it should hold")
+            raise TensorFileError(f"{path} is longer than expected")
         with safe_open(path, framework=framework) as opened:
             yield opened
     except FileNotFoundError:

@@ -12,7 +12,7 @@ CONTROL_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories of characters that are escaped: controls, formats, surrogates, line separators."""
 
 ASCII_REPLACEMENTS = {"–": "-", "—": "-", "…": "...", "±": "+/-", "×": "x", "→": "->", "·": "-", "’": "'"}
-"""What this program prints where an encoding lacks one of its own characters."""
+"""ASCII replacements for this program's characters that an encoding lacks."""
 
 ENCODE_ERROR_HANDLER = "sfm.degrade"
 """Name of the codec error handler of :func:`replace_unencodable`."""
@@ -26,14 +26,14 @@ def summarize_error(error: BaseException) -> str:
 def sanitize_line(text: str, max_length: int | None = None) -> str:
     r"""Return text as one line without control characters, fit for a terminal, a caption or a log.
 
-    Line breaks, escape sequences, characters that turn the writing direction and bytes that are not UTF-8
+    Line breaks, escape sequences, characters that change the writing direction and bytes that are not UTF-8
     become backslash escapes; everything else stays as it is.
 
     Parameters
     ----------
     text : str
     max_length : int, optional
-        Longer text is cut to so many characters, the last of which is an ellipsis.
+        Longer text is cut to this number of characters, the last of which is an ellipsis.
 
     Examples
     --------
@@ -42,10 +42,10 @@ def sanitize_line(text: str, max_length: int | None = None) -> str:
     >>> print(sanitize_line("safe\u202etxt.exe"), sanitize_line("abcdef", max_length=4))
     safe\u202etxt.exe abc…
     """
-    cut = text if max_length is None or len(text) <= max_length else text[: max_length - 1] + "…"
-    if cut.isprintable():
-        return cut
-    return "".join(c if is_displayable(c) else escape_character(c) for c in cut)
+    shortened = text if max_length is None or len(text) <= max_length else text[: max_length - 1] + "…"
+    if shortened.isprintable():
+        return shortened
+    return "".join(c if is_displayable(c) else escape_character(c) for c in shortened)
 
 
 def format_names(names: Sequence[str], max_names: int = 5) -> str:
@@ -54,7 +54,7 @@ def format_names(names: Sequence[str], max_names: int = 5) -> str:
 
 
 def is_displayable(character: str) -> bool:
-    """Return whether a character displays as itself and only moves the cursor by its own width."""
+    """Return whether a character displays as itself and only moves the cursor by its width."""
     return character in JOINER_CHARACTERS or unicodedata.category(character) not in CONTROL_CATEGORIES
 
 

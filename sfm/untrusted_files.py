@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from pydantic_core import from_json
 
 MAX_JSON_BYTES = 16 * 2**20
-"""Longest JSON document that is read, where no other limit is given: a commit of 100,000 objects."""
+"""Longest JSON document that is read, unless another limit is given: a commit of 100,000 objects."""
 
 MAX_EVALUATION_BYTES = 128 * 2**20
 """Longest ``evaluation.json`` that is read: hundreds of rows with figures of 10,000 classes each."""
@@ -31,7 +31,7 @@ def parse_json(data: bytes, max_bytes: int = MAX_JSON_BYTES) -> Any:
     Raises
     ------
     ValueError
-        If it is no such document; the message says where.
+        If it is not such a document; the message names the position.
 
     Examples
     --------
@@ -52,9 +52,9 @@ def open_regular_file(path: Path) -> BinaryIO:
     Raises
     ------
     OSError
-        If it cannot be opened, or is no regular file.
+        If it cannot be opened, or is not a regular file.
     """
-    # Opening a pipe that nobody writes would block without O_NONBLOCK.
+    # Opening a pipe without a writer would block without O_NONBLOCK.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -70,13 +70,13 @@ def read_bounded_file(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     OversizeError
         If it is longer; nothing has been read then.
     OSError
-        If it cannot be read, or is no regular file.
+        If it cannot be read, or is not a regular file.
     """
     with open_regular_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise OversizeError(f"{path} has {size} bytes, at most {max_bytes} are read")
-        # Python allocates as many bytes as are asked for, not as many as the file has.
+        # Python allocates the requested number of bytes, not the size of the file.
         data = file.read(size + 1)
         data += file.read(max_bytes + 1 - len(data)) if len(data) > size else b""
     if len(data) > max_bytes:

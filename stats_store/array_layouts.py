@@ -141,12 +141,12 @@ class ArrayLayout:
 
 
 def parse_array_layout(data: bytes) -> ArrayLayout:
-    """Parse the metadata of an array; refuse kinds that this program never wrote.
+    """Parse the metadata of an array; refuse kinds of arrays that this program never wrote.
 
     Raises
     ------
     ValueError
-        Says what is not supported.
+        Names the fields that are not supported.
     """
     try:
         metadata = _ArrayMetadata.model_validate(parse_json(data, MAX_ARRAY_METADATA_BYTES))
@@ -170,7 +170,7 @@ def parse_array_layout(data: bytes) -> ArrayLayout:
         "codecs": codecs in ALLOWED_CODECS,
         "storage_transformers": not metadata.storage_transformers,
     }
-    unsupported = [name for name, fine in supported.items() if not fine]
+    unsupported = [name for name, is_supported in supported.items() if not is_supported]
     if unsupported:
         raise ValueError(f"its {' and '.join(unsupported)} cannot be those of a published array")
     if not all(1 <= chunk <= max(size, 1) for size, chunk in zip(shape, chunk_shape, strict=True)):
@@ -218,14 +218,14 @@ def check_array_layouts(
     Parameters
     ----------
     commit : Commit
-    cards : Cards
+    cards : EntryCards
         Cards of its run.
     metadata : mapping of str to bytes
         Every ``zarr.json`` of the run, by full path.
 
     Returns
     -------
-    dict of str to Layout
+    dict of str to ArrayLayout
         Layouts of the valid arrays, by full path.
     list of str
         One line per problem, with the path of the object.
@@ -282,9 +282,9 @@ def group_chunks_by_array(commit: Commit) -> dict[str, dict[str, int]]:
     """Return the stored size of every chunk in a commit, by array and by key below the array."""
     metadata: dict[str, dict[str, int]] = {name: {} for name in commit.arrays}
     for path, record in commit.objects.items():
-        name, between, rest = path.partition("/c/")
-        if between and name in metadata:
-            metadata[name][f"c/{rest}"] = record.size
+        name, separator, chunk_key = path.partition("/c/")
+        if separator and name in metadata:
+            metadata[name][f"c/{chunk_key}"] = record.size
     return metadata
 
 

@@ -1,7 +1,7 @@
 """Check the values of an entry's arrays: functions that return a problem in one line, or None.
 
 Digests show that the bytes are those of the writer; these functions show that the numbers can be statistics
-of a dataset, so that code that computes with them need not check again.
+of a dataset, so code that computes with them need not check them.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ AnyArray = npt.NDArray[Any]
 
 
 def find_value_problem(name: str, rows: AnyArray, dataset: DatasetCard) -> str | None:
-    """Return what is wrong with the values of an array, or of some of its rows; None if nothing is.
+    """Return a problem with the values of an array, or of some of its rows, or None.
 
     Conditions on all rows together are checked only if all rows are given.
 
@@ -177,14 +177,14 @@ COMPARED_PARTS: dict[str, Callable[[AnyArray, int], AnyArray]] = {
     "train/centre": lambda rows, _start: find_finite_centres(rows),
     "train/centre_count": lambda rows, _start: rows,
 }
-"""What :class:`ArrayComparison` keeps of rows, given the number of the first one."""
+"""Reduces rows, given the number of the first one, to what :class:`ArrayComparison` compares."""
 
 
 @dataclass
 class ArrayComparison:
-    """Compares the arrays of an entry with each other while they are read in blocks, from the first row on.
+    """Compares the arrays of an entry with each other while they are read block by block.
 
-    It keeps little of each array: see ``COMPARED_PARTS``.
+    Only the parts in ``COMPARED_PARTS`` are kept of each array.
     """
 
     compared_parts: dict[str, list[AnyArray]] = field(default_factory=dict)

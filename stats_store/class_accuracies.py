@@ -36,7 +36,7 @@ def compute_held_out_accuracies(entry: Entry) -> npt.NDArray[np.float64] | None:
         try:
             is_correct[rows] = compute_label_ranks(logits, labels[rows]) < 1
         except FloatingPointError as error:
-            raise DamageError(f"the entry of {entry.summary.dataset} is not sound: {error}") from error
+            raise DamageError(f"the entry of {entry.summary.dataset} is damaged: {error}") from error
     correct = np.bincount(labels, is_correct, minlength=len(weight))
     with np.errstate(invalid="ignore"):
         accuracies: npt.NDArray[np.float64] = correct / np.bincount(labels, minlength=len(weight))

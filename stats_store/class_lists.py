@@ -40,7 +40,7 @@ def read_class_file(path: Path) -> ClassList:
     Raises
     ------
     InputError
-        If the file cannot be read, is not UTF-8, or is no class list.
+        If the file cannot be read, is not UTF-8, or is not a class list.
     """
     return parse_class_list(read_class_list_text(path), str(path))
 
@@ -56,7 +56,7 @@ def read_class_list_text(path: Path) -> str:
     try:
         return read_bounded_file(path).decode("utf-8-sig")
     except OversizeError as error:
-        raise InputError(f"{error}: it is no class list") from error
+        raise InputError(f"{error}: not a class list") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a class list: it is not UTF-8 text") from error
     except OSError as error:
@@ -114,7 +114,7 @@ def parse_class_list(text: str, origin: str) -> ClassList:
 
 
 def replace_class_ids(class_list: ClassList, class_ids: Sequence[str]) -> ClassList:
-    """Return a class list with other ids in place of its own, in the same order."""
+    """Return a class list with its ids replaced, in the same order."""
     names = {
         new: class_list.names[old]
         for old, new in zip(class_list.ids, class_ids, strict=True)

@@ -14,8 +14,8 @@ def compute_label_ranks(
     """Return the rank of each sample's label among its logits; 0 is first.
 
     Ties count as wrong: an equal logit of another class ranks first, so a classifier with constant logits is
-    never right. :func:`sfm.eval.head_accuracy.rank_true_class` is the same rule for tensors, and a
-    test holds the two against each other.
+    never right. :func:`sfm.eval.head_accuracy.rank_true_class` is the same rule for tensors; a
+    test compares the two.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Encode, decode and validate commits and the cards of the runs they make visible.
 
-Anybody may have written them. Whatever is wrong with a commit raises a :class:`~sfm.errors.DamageError` that
-names it, so that readers can skip it.
+Commits are untrusted. Every invalid commit raises a :class:`~sfm.errors.DamageError` that names it, so that
+readers can skip it.
 """
 
 import json
@@ -76,7 +76,7 @@ def parse_generation(path: str) -> int:
 
 
 class LastGenerationError(InputError):
-    """A key has used its last generation number, by mistake or malice."""
+    """A key has reached the highest possible generation number."""
 
 
 def get_next_generation(latest: int, key: str) -> int:
@@ -107,7 +107,7 @@ def parse_commit(data: bytes, path: str) -> Commit:
     Raises
     ------
     DamageError
-        If they do not match their own digest, belong to another path, or hold values that no writer writes.
+        If they do not match their own digest, belong to another path, or hold invalid values.
     UpgradeError
         If it was written with a schema that this version cannot read.
     """
@@ -151,12 +151,12 @@ def decode_commit(data: bytes, path: str) -> Any:
     try:
         # Two parsers: the first bounds length and depth, only the second reports duplicate keys.
         parse_json(data)
-        sealed = json.loads(data, object_pairs_hook=reject_duplicate_keys)
-        content = sealed["commit"]
-        intact = compute_sha256(encode_canonical_json(content)) == sealed["sha256"]
+        encoded = json.loads(data, object_pairs_hook=reject_duplicate_keys)
+        content = encoded["commit"]
+        is_intact = compute_sha256(encode_canonical_json(content)) == encoded["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"damaged commit {path}: not readable as a commit") from error
-    if not intact:
+    if not is_intact:
         raise DamageError(f"damaged commit {path}: it does not match its own digest")
     return content
 
@@ -236,7 +236,7 @@ def parse_cards(commit: Commit, data: bytes) -> EntryCards:
     Raises
     ------
     DamageError
-        If they hold values that no writer writes, or differ from the commit.
+        If they hold invalid values, or differ from the commit.
     UpgradeError
         If a newer version wrote values that this one does not know.
     """
@@ -301,8 +301,9 @@ def make_validation_error(error: ValidationError, subject: str, minor: int) -> D
     """
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
-    where, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    line = sanitize_line(f"{subject}: {where}: {why}" if where else f"{subject}: {why}", max_length=500)
+    location, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    text = f"{subject}: {location}: {reason}" if location else f"{subject}: {reason}"
+    line = sanitize_line(text, max_length=500)
     if minor > SCHEMA_MINOR and all(problem["type"] in NEWER_SCHEMA_ERRORS for problem in problems):
         return UpgradeError(f"{line}; it is of schema 1.{minor}: upgrade sfm-distill")
     return DamageError(line)

@@ -1,4 +1,4 @@
-"""Run many requests concurrently: a remote store spends nearly all of its time on waiting for answers."""
+"""Run many requests concurrently: requests to a remote store spend most of their time waiting."""
 
 import asyncio
 import threading
@@ -141,11 +141,11 @@ class MemoryBudget:
 
     def acquire(self, size: int) -> int:
         """Wait until `size` bytes are free, at most the total, and take them; return their number."""
-        granted = min(size, self._total)
+        granted_bytes = min(size, self._total)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= granted)
-            self._free -= granted
-        return granted
+            self._changed.wait_for(lambda: self._free >= granted_bytes)
+            self._free -= granted_bytes
+        return granted_bytes
 
     def release(self, size: int) -> None:
         """Free bytes that were acquired."""

@@ -61,12 +61,12 @@ class CopyResult:
     summary : Summary
         Summary of the entry in the source.
     outcome : str
-        The target holds the entry: ``copied``, ``already there``, or ``repaired`` if it was damaged there
-        and got a sound generation. The target does not hold it: ``differs in the target`` if another entry
-        has the same key, ``removed there`` if a tombstone hides it, ``damaged`` if the source does not hold
-        what was published, or what was published is not an entry.
+        The target holds the entry: ``copied``, ``already there``, or ``repaired`` if it was damaged there and
+        got an undamaged generation. The target does not hold it: ``differs in the target`` if another entry
+        has the same key, ``removed there`` if a tombstone hides it, ``damaged`` if the bytes in the source
+        differ from the published ones, or are not a valid entry.
     detail : str
-        Names what is damaged or what prevented the copy.
+        Names the damaged object, or the reason why there is no copy.
     objects_written, objects_found : int
         Number of objects written, and of objects found in the target with the right content.
     """
@@ -169,7 +169,7 @@ class EntryCopier:
         Raises
         ------
         DamageError
-            If the entry is damaged in the source, or the target did not keep what was written.
+            If the entry is damaged in the source, or the target returns other bytes than were written.
         """
         path = make_commit_path(summary)
         with translate_errors(self.source.url):
@@ -201,7 +201,7 @@ class EntryCopier:
         """Verify an entry in the target, before or after its commit; return one line per problem."""
         with translate_errors(self.target.url):
             verdict = self.verifier.verify_entry("", commit)
-        if not verdict.readable:
+        if not verdict.is_readable:
             raise AccessDeniedError(verdict.problems[0])
         return verdict.problems
 
@@ -218,8 +218,8 @@ class EntryCopier:
         Raises
         ------
         DamageError
-            If an object of the source is not what was published. Nothing is written if the cards contradict
-            the commit, or the arrays contradict the cards.
+            If an object of the source differs from its published digest. Nothing is written if the cards
+            contradict the commit, or the arrays contradict the cards.
         """
         names = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
         read_source = self.make_source_reader(commit)
@@ -270,10 +270,10 @@ class EntryCopier:
         if datetime.datetime.now(datetime.UTC) - last_modified > MAX_RESUME_AGE:
             return None
         names = [item["path"].removeprefix(f"runs/{run}/") for item in stored_objects]
-        is_ours = map_concurrently(
+        have_same_content = map_concurrently(
             lambda name: self.is_object_in_target(run, commit, name), names, limit=self.max_requests
         )
-        return set(names) if all(is_ours) else None
+        return set(names) if all(have_same_content) else None
 
     def is_object_in_target(self, run: str, commit: Commit, name: str) -> bool:
         """Return whether an object of a run in the target has the content that the commit records."""
@@ -304,16 +304,16 @@ class EntryCopier:
         missing = [name for name in commit.objects if name not in existing_names]
         cards_names = [name for name in missing if name == "zarr.json"]
         other_names = [name for name in missing if name not in cards_names]
-        written = sum(map(create, cards_names)) + sum(
+        written_count = sum(map(create, cards_names)) + sum(
             map_concurrently(create, other_names, limit=self.max_requests)
         )
         with translate_errors(self.target.url):
             sync_objects(self.target.objects, f"runs/{run}")
-        return written
+        return written_count
 
 
 def make_candidate_run_ids(commit: Commit) -> tuple[str, str, str]:
-    """Return run ids for a copy, best first: its own, one derived from its content, a random one."""
+    """Return run ids to try for a copy: that of the source, one derived from the content, a random one."""
     content = commit.model_dump(mode="json", include={"run", "objects"})
     return commit.run, compute_sha256(encode_canonical_json(content))[:32], uuid.uuid4().hex
 

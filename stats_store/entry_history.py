@@ -167,7 +167,7 @@ def remove_entry(store: Store, summary: Summary) -> Commit:
         If another writer has replaced or removed the entry meanwhile.
     """
     conflict = InputError(
-        f"{describe_entry(summary)} was replaced or removed meanwhile: look again and repeat"
+        f"{describe_entry(summary)} was replaced or removed meanwhile: list the entries again and repeat"
     )
     latest = parse_generation(store.list_commits(summary.key)[summary.key][-1])
     if latest != summary.generation:
@@ -221,8 +221,8 @@ def find_merged_entries(
 ) -> list[Summary]:
     """Return the visible entries that were merged from the data of removed entries.
 
-    A takedown must know them: a merged entry stays when one of its inputs is removed. Costs two requests per
-    entry of the same backbone. An entry whose card cannot be read is skipped with a warning.
+    A merged entry stays when one of its inputs is removed, so a takedown must list them. Costs two requests
+    per entry of the same backbone. An entry whose card cannot be read is skipped with a warning.
     """
     fingerprints = {summary.fingerprint for summary in removed}
     backbones = {summary.backbone_hash for summary in removed}

@@ -54,7 +54,7 @@ ClassifierTrainer = Callable[[SplitFeatures, Moments], MergedClassifier]
 
 @dataclass(frozen=True)
 class MergedArrays:
-    """Everything that the arrays of a merged entry are made of.
+    """The statistics and features from which the arrays of a merged entry are written.
 
     Attributes
     ----------
@@ -107,9 +107,9 @@ def merge_entries(
     name : str
         Dataset name of the union.
     trainer : callable, optional
-        Without it the classifier is the linear discriminant, whatever the inputs store.
+        Without it the classifier is the linear discriminant, even if the inputs store features.
     replace : bool
-        Publish the next generation if this very union is published already.
+        Publish the next generation if the same union is published already.
     progress : callable, optional
 
     Raises
@@ -119,7 +119,7 @@ def merge_entries(
     InputError
         If the inputs share data, differ in backbone, role or options that shape features, or lack moments.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     require_mergeable(entries)
     inputs = make_merge_inputs(entries)
     arrays = compute_merged_arrays(inputs, trainer, progress)
@@ -131,7 +131,7 @@ def merge_entries(
             draft,
             inputs.entries[0].backbone,
             make_merged_dataset_card(inputs, name, arrays),
-            make_merged_extraction_card(inputs, arrays, is_trained, time.perf_counter() - began),
+            make_merged_extraction_card(inputs, arrays, is_trained, time.perf_counter() - start_time),
             make_merged_classifier_card(arrays),
             replace=replace,
         )
@@ -194,7 +194,7 @@ def make_discriminant_classifier(moments: Moments) -> MergedClassifier:
 
 
 def make_merge_options(inputs: MergeInputs, is_trained: bool, sub_classes: Sequence[int]) -> dict[str, Any]:
-    """Return the options of a merged entry, whose digest is in its key: all that shapes the arrays."""
+    """Return the options of a merged entry, whose digest is in its key: all options that shape the arrays."""
     extraction = inputs.entries[0].extraction
     return {
         "origin": "merged",
@@ -273,12 +273,14 @@ def make_merged_dataset_card(inputs: MergeInputs, name: str, arrays: MergedArray
 
 
 def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[str]:
-    """Return notes on what the inputs hold and the union does not, and on how its classifier was made."""
+    """Return notes on data of the inputs that the union lacks, and on how its classifier was made."""
     entries, notes = inputs.entries, [f"classifier: {classifier.solver}"]
     for split, term in (("train", "training features"), ("test", "held-out features")):
-        lacking = [describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry]
-        if 0 < len(lacking) < len(entries):
-            notes.append(f"no {term}: {'; '.join(lacking)} holds none")
+        lacking_entries = [
+            describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry
+        ]
+        if 0 < len(lacking_entries) < len(entries):
+            notes.append(f"no {term}: {'; '.join(lacking_entries)} holds none")
     dropped = set.union(*map(list_sub_class_numbers, entries)) - set(inputs.list_shared_sub_classes())
     if dropped:
         numbers = ", ".join(map(str, sorted(dropped)))

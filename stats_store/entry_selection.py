@@ -35,9 +35,9 @@ def describe_entry(summary: Summary) -> str:
 
 def describe_entries(summaries: Sequence[Summary], max_entries: int = 8) -> str:
     """Return the descriptions of entries on one line, at most `max_entries` of them."""
-    shown = "; ".join(describe_entry(s) for s in summaries[:max_entries])
-    rest = f"; and {len(summaries) - max_entries} more" if len(summaries) > max_entries else ""
-    return shown + rest if summaries else "nothing"
+    listed = "; ".join(describe_entry(s) for s in summaries[:max_entries])
+    omitted = f"; and {len(summaries) - max_entries} more" if len(summaries) > max_entries else ""
+    return listed + omitted if summaries else "nothing"
 
 
 def find_named_summaries(summaries: Sequence[Summary], dataset: str) -> list[Summary]:
@@ -98,22 +98,23 @@ def filter_summaries(
     NotExtractedError
         If none matches; lists the entries of the dataset.
     """
-    of_dataset = find_named_summaries(summaries, dataset)
-    matching = [s for s in of_dataset if s.model == model]
+    dataset_summaries = find_named_summaries(summaries, dataset)
+    matching = [s for s in dataset_summaries if s.model == model]
     if not matching:
         raise NotExtractedError(
-            f"no entry of {dataset} through {model} in the store: it holds {describe_entries(of_dataset)}",
-            of_dataset,
+            f"no entry of {dataset} through {model} in the store: it holds "
+            f"{describe_entries(dataset_summaries)}",
+            dataset_summaries,
         )
     if image_size is not None:
-        of_size = [s for s in matching if s.image_size == image_size]
-        if not of_size:
+        size_summaries = [s for s in matching if s.image_size == image_size]
+        if not size_summaries:
             raise NotExtractedError(
                 f"no entry of {dataset} through {model} at {image_size} px: the store holds "
                 f"{describe_entries(matching)}",
                 matching,
             )
-        return of_size
+        return size_summaries
     if len({s.image_size for s in matching}) > 1:
         raise InputError(
             f"{dataset} through {model} is stored at several sizes, choose one with --image-size: "
@@ -131,8 +132,8 @@ def select_entry(store: Store, candidates: Sequence[Summary], backbone: Backbone
         If none was (says whether architecture, weights or preprocessing differ), or several were (lists
         them, each with the digest that pins it).
     """
-    of_backbone = [s for s in candidates if s.backbone_hash == backbone.hash]
-    if not of_backbone:
+    backbone_entries = [s for s in candidates if s.backbone_hash == backbone.hash]
+    if not backbone_entries:
         other = store.open_entry(candidates[0])
         parts = " and ".join(describe_backbone_differences(other.backbone, backbone))
         raise InputError(
@@ -140,9 +141,9 @@ def select_entry(store: Store, candidates: Sequence[Summary], backbone: Backbone
             f"{describe_entry(other.summary)} was extracted with ({other.summary.backbone_hash[:12]}): "
             f"it differs in {parts}"
         )
-    if len(of_backbone) > 1:
-        raise InputError(f"several entries fit, pin one as NAME@DIGEST: {describe_entries(of_backbone)}")
-    return store.open_entry(of_backbone[0])
+    if len(backbone_entries) > 1:
+        raise InputError(f"several entries fit, pin one as NAME@DIGEST: {describe_entries(backbone_entries)}")
+    return store.open_entry(backbone_entries[0])
 
 
 def select_summary(
@@ -159,10 +160,10 @@ def select_summary(
     InputError
         If none or several match; lists them.
     """
-    of_dataset = find_named_summaries(summaries, dataset)
+    dataset_summaries = find_named_summaries(summaries, dataset)
     matching = [
         s
-        for s in of_dataset
+        for s in dataset_summaries
         if (backbone is None or s.backbone == backbone) and (image_size is None or s.image_size == image_size)
     ]
     if len(matching) == 1:
@@ -171,7 +172,7 @@ def select_summary(
         raise InputError(
             f"several entries fit, name --backbone or pin one as NAME@DIGEST: {describe_entries(matching)}"
         )
-    raise InputError(f"no such entry of {dataset}: the store holds {describe_entries(of_dataset)}")
+    raise InputError(f"no such entry of {dataset}: the store holds {describe_entries(dataset_summaries)}")
 
 
 def find_summaries(
@@ -189,17 +190,17 @@ def find_summaries(
         If none matches and a filter is given.
     """
     if dataset is None:
-        of_dataset = list(summaries)
+        dataset_summaries = list(summaries)
     else:
         # All entries of the name, of any role, or those that a pin names.
-        of_dataset = [s for s in summaries if s.dataset == dataset] or find_named_summaries(
+        dataset_summaries = [s for s in summaries if s.dataset == dataset] or find_named_summaries(
             summaries, dataset
         )
     matching = [
         s
-        for s in of_dataset
+        for s in dataset_summaries
         if (backbone is None or s.backbone == backbone) and (image_size is None or s.image_size == image_size)
     ]
     if matching or (dataset, backbone, image_size) == (None, None, None):
         return matching
-    raise InputError(f"no entry fits: the store holds {describe_entries(of_dataset)}")
+    raise InputError(f"no entry fits: the store holds {describe_entries(dataset_summaries)}")

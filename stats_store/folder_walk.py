@@ -11,13 +11,13 @@ from pathlib import Path
 from sfm.stats_store.system_errors import explain_denied_access
 
 UNLISTABLE_ERRNOS = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ESTALE, errno.ENAMETOOLONG)
-"""Errors that concern one folder only: the walk goes on with the others."""
+"""Errors that concern one folder only: the walk continues with the others."""
 
 MAX_STORE_DEPTH = 100
 """Nested folders below a store that are listed; this program makes ten."""
 
 MAX_FOLLOWED_LINKS = 1000
-"""Links to folders that one walk follows: a few links to each other would never end."""
+"""Links to folders that one walk follows: links to each other would never end."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def walk_store_files(
     ----------
     on_unlistable : callable
         Called with every folder that cannot be listed, is a file, lies deeper than ``MAX_STORE_DEPTH``, or
-        is reached by a link after ``MAX_FOLLOWED_LINKS`` others; the walk goes on.
+        is reached by a link after ``MAX_FOLLOWED_LINKS`` others; the walk continues.
     follow_links : bool
-        If false, links are yielded as links, whatever they lead to; also `prefix` if it is one.
+        If false, all links are yielded as links, also `prefix` if it is one.
     should_enter : callable
         Called with the path of a folder; the folder is skipped if the result is false.
     """
@@ -135,7 +135,7 @@ def explain_unlisted_folder(folder: Path) -> str:
         return f"cannot read {folder}: {explain_denied_access(folder)}"
     return (
         f"{folder} is not listed: it lies more than {MAX_STORE_DEPTH} folders deep, or behind more than "
-        f"{MAX_FOLLOWED_LINKS} links; whatever made it, delete it"
+        f"{MAX_FOLLOWED_LINKS} links; delete it"
     )
 
 

@@ -1,4 +1,4 @@
-"""Find garbage: what no reader of a store can reach. What may still be reachable is not garbage."""
+"""Find garbage: objects that no reader of a store can reach. Objects that may be reachable are kept."""
 
 import datetime
 import os
@@ -80,14 +80,14 @@ class StoreListing:
 
 
 def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tuple[list[Garbage], list[str]]:
-    """Return the garbage of a store, and one note about each thing that had to be left out.
+    """Return the garbage of a store, and one note about each object that was left out.
 
     Every commit is read. If one is unreadable, no run that other commits of its key refer to is garbage. If
     it is the newest of its key, no run without a commit is garbage either: the unreadable commit may refer to
     it. A run that contradicts its commit counts as one without: anybody may commit the id of a run that is
     being written.
 
-    Readers follow links, so that a store may span several disks; what is behind a link is never garbage.
+    Readers follow links, so that a store may span several disks; objects behind a link are never garbage.
 
     Raises
     ------
@@ -101,11 +101,14 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
     unreadable = [status for status in statuses if status.commit is None]
     # Commits that were listed first and are missing now: hidden, or deleted by another collection.
     known_paths = {status.path for status in statuses}
-    vanished = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
+    missing_paths = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
     index_links = [path for path in listing.links if path.startswith("index")]
     has_unknown_commits = (
-        any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
+        any(status.is_newest for status in unreadable)
+        or missing_paths
+        or index_links
+        or listing.unlisted_folders
     )
     protected = list_committed_runs(statuses, {status.key for status in unreadable})
     commits = {status.path: status.commit for status in statuses}
@@ -138,7 +141,7 @@ def list_committed_runs(statuses: Sequence[CommitStatus], keys: set[str]) -> set
 def list_stored_files(store: Store) -> StoreListing:
     """List the objects of runs and of the index.
 
-    Runs are listed first: a run that is committed meanwhile is then found to be referred to.
+    Runs are listed first: the index then lists the commit of a run that is committed in between.
     """
     root = get_local_root(store.objects)
     if root is None:
@@ -173,7 +176,7 @@ def list_stored_files(store: Store) -> StoreListing:
 def is_published_run(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
     """Return whether the cards of a run are, to the byte, those that one of these commits records.
 
-    A writer stores the cards last, and no one knows them before; they are also deleted last.
+    A writer stores the cards last, and they are deleted last.
     """
     if not commits:
         return False
@@ -220,22 +223,24 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     commit_times = {file.path: file.modified for file in listing.index}
     next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
     for run in sorted({*files_by_run, *statuses_by_run}):
-        files, own = files_by_run[run], statuses_by_run[run]
-        is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in own)
-        if is_linked or any(s.state == "current" for s in own) or not RUN_ID_REGEX.fullmatch(run):
+        files, run_statuses = files_by_run[run], statuses_by_run[run]
+        is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in run_statuses)
+        if is_linked or any(s.state == "current" for s in run_statuses) or not RUN_ID_REGEX.fullmatch(run):
             continue
         reason: GarbageReason = "never committed"
         times = [file.modified for file in files]
-        if own:
-            reason = "removed" if own[-1].state == "removed" else "replaced"
-            times += [commit_times[path] for s in own if (path := next_paths[s.path]) in commit_times]
+        if run_statuses:
+            reason = "removed" if run_statuses[-1].state == "removed" else "replaced"
+            times += [
+                commit_times[path] for s in run_statuses if (path := next_paths[s.path]) in commit_times
+            ]
         yield Garbage(
             path=f"runs/{run}",
             reason=reason,
             since=max(times, default=datetime.datetime.now(datetime.UTC)),
             objects=len(files),
             size=sum(file.size for file in files),
-            commits=tuple(s.path for s in own),
+            commits=tuple(s.path for s in run_statuses),
         )
 
 
@@ -251,29 +256,32 @@ def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
 
     The staging folders of a remote store are in the caches of its writers.
     """
-    found: list[Garbage] = []
+    garbage_items: list[Garbage] = []
     if root is None or not (root / "staging").is_dir():
-        return found, []
+        return garbage_items, []
     if (root / "staging").is_symlink():
-        return found, ["staging"]
+        return garbage_items, ["staging"]
     links = []
     for path in sorted((root / "staging").iterdir()):
-        below = path.relative_to(root).as_posix()
+        relative_path = path.relative_to(root).as_posix()
         if is_clutter(path.name):
             continue
         if path.is_symlink():
-            links.append(below)
+            links.append(relative_path)
             continue
         if path.suffix == ".lock" and os.path.lexists(path.with_suffix("")):
             continue  # deleted together with its folder
-        inside = (
-            root / file.path for file in walk_store_files(root, below, lambda _: None, follow_links=False)
+        inner_paths = (
+            root / file.path
+            for file in walk_store_files(root, relative_path, lambda _: None, follow_links=False)
         )
-        known = [known for file in {path, *inside} if (known := get_size_and_time(file))]
-        if known:  # otherwise its extraction ended a moment ago
-            size, since = sum(size for size, _ in known), max(time for _, time in known)
-            found.append(Garbage(below, "abandoned staging", since, len(known) - 1, size))
-    return found, links
+        file_stats = [file_stats for file in {path, *inner_paths} if (file_stats := get_size_and_time(file))]
+        if file_stats:  # otherwise its extraction ended a moment ago
+            size, since = sum(size for size, _ in file_stats), max(time for _, time in file_stats)
+            garbage_items.append(
+                Garbage(relative_path, "abandoned staging", since, len(file_stats) - 1, size)
+            )
+    return garbage_items, links
 
 
 def get_size_and_time(path: Path) -> tuple[int, datetime.datetime] | None:

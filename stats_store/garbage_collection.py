@@ -1,4 +1,4 @@
-"""Garbage collection: delete what no reader can reach, and nothing else."""
+"""Garbage collection: delete the objects that no reader can reach."""
 
 import datetime
 import os
@@ -35,8 +35,8 @@ class CollectionResult:
     retained : list of Garbage
         Garbage that was left because it is too young or in use.
     notes : list of str
-        One line each: what is unreadable or a symbolic link, and was therefore left with all that it may
-        refer to; what could not be deleted.
+        One line per object that is unreadable or a symbolic link, which was left with everything that it
+        may refer to, or that could not be deleted.
     """
 
     deleted: list[Garbage]
@@ -54,18 +54,19 @@ def collect_garbage(
 ) -> CollectionResult:
     """Delete runs that no current entry refers to, and abandoned unfinished work.
 
-    :func:`~sfm.stats_store.garbage.find_garbage` says what is garbage. Data is deleted before the commits
-    that refer to it, so that the next collection finishes an interrupted one. What cannot be deleted is left
-    and does not stop the rest. Nothing behind a link is deleted, even if a link replaces a folder meanwhile.
+    :func:`~sfm.stats_store.garbage.find_garbage` decides which objects are garbage. Data is deleted before
+    the commits that refer to it, so that the next collection finishes an interrupted one. An object that
+    cannot be deleted is left and does not stop the others. Nothing behind a link is deleted, even if a link
+    replaces a folder during the collection.
 
     Parameters
     ----------
     store : Store
     older_than : timedelta
-        Leave what became garbage more recently. A run without a commit may be one that is being written:
-        choose more than the longest pause of a writer.
+        Leave objects that became garbage more recently. A run without a commit may be one that is being
+        written: choose more than the longest pause of a writer.
     now : bool
-        Delete what was replaced or removed whatever its age. Everything else must be older than `older_than`,
+        Delete replaced and removed runs of any age. Everything else must be older than `older_than`,
         because it may be being written.
     dry_run : bool
         Delete nothing; report what would be deleted.
@@ -74,7 +75,7 @@ def collect_garbage(
 
     Returns
     -------
-    Collection
+    CollectionResult
 
     Raises
     ------

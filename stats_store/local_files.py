@@ -43,7 +43,7 @@ def get_local_root(objects: ObjectStore) -> Path | None:
 
 
 def copy_permissions(path: Path, reference: Path) -> None:
-    """Copy the permissions and the group of a folder to a file or folder, whatever the umask.
+    """Copy the permissions and the group of a folder to a file or folder, independent of the umask.
 
     Changes that the system refuses are skipped.
     """
@@ -116,7 +116,7 @@ def create_file_exclusively(root: Path, path: str, data: bytes, *, durable: bool
     Raises
     ------
     FileExistsError
-        If the name is taken; what has it is left as it is.
+        If the name is taken; the existing file is left unchanged.
     """
     target = resolve_object_path(root, path)
     make_folders(target.parent, root)
@@ -174,7 +174,7 @@ def rename_exclusively(source: Path, target: Path) -> None:
 def fsync_if_supported(path: Path) -> None:
     """Sync a file or folder to disk, where the file system supports it."""
     try:
-        # Do not wait for a pipe that somebody put there.
+        # Opening a pipe must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError:
         return  # it belongs to another user, who has synced it

@@ -119,23 +119,23 @@ def require_mergeable(entries: Sequence[Entry]) -> None:
     Raises
     ------
     InputError
-        Names the entries that cannot be merged, and why.
+        Names the entries that cannot be merged, with the reason.
     """
     if len(entries) < 2:
         raise InputError("a merge needs two parts or more")
     first_entry = entries[0]
     for entry in entries:
-        both = f"{describe_entry(first_entry.summary)} and {describe_entry(entry.summary)}"
+        names = f"{describe_entry(first_entry.summary)} and {describe_entry(entry.summary)}"
         if entry.backbone.hash != first_entry.backbone.hash:
             differing = " and ".join(describe_backbone_differences(first_entry.backbone, entry.backbone))
-            raise InputError(f"{both} are of different backbones: they differ in {differing}")
+            raise InputError(f"{names} are of different backbones: they differ in {differing}")
         if entry.extraction.role != first_entry.extraction.role:
             roles = f"{first_entry.extraction.role}, {entry.extraction.role}"
-            raise InputError(f"{both} have different roles: {roles}")
+            raise InputError(f"{names} have different roles: {roles}")
         for option in EQUAL_OPTIONS:
             value, first_value = (e.extraction.options.get(option) for e in (entry, first_entry))
             if value != first_value:
-                raise InputError(f"{both} were extracted with different {option}: {first_value}, {value}")
+                raise InputError(f"{names} were extracted with different {option}: {first_value}, {value}")
         missing = [array for array in MOMENT_ARRAYS if array not in entry]
         if missing:
             raise InputError(

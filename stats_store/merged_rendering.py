@@ -1,4 +1,4 @@
-"""The rendering of merged images: check that all inputs turned images into opaque 8-bit pixels alike."""
+"""The rendering of merged images: check that all inputs converted images to 8-bit RGB in the same way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,13 +26,15 @@ def require_same_rendering(entries: Sequence[Entry]) -> None:
     Raises
     ------
     InputError
-        Names the entries that differ, and in what.
+        Names the entries that differ, and the option.
     """
     for option, conflict in RENDERING_OPTIONS.items():
-        holders = find_option_values(entries, option)
-        if len(holders) > 1:
-            both = " and ".join(describe_entry(entry.summary) for entry in holders.values())
-            raise InputError(f"{both} {conflict}: {', '.join(map(str, holders))}; extract them with one")
+        entries_by_value = find_option_values(entries, option)
+        if len(entries_by_value) > 1:
+            names = " and ".join(describe_entry(entry.summary) for entry in entries_by_value.values())
+            raise InputError(
+                f"{names} {conflict}: {', '.join(map(str, entries_by_value))}; extract them with one"
+            )
 
 
 def get_common_rendering(entries: Sequence[Entry]) -> dict[str, Any]:

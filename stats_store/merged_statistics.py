@@ -45,12 +45,12 @@ def compute_merged_centres(
         (entry.read_array(f"train/centre_{k}"), entry.read_array(f"train/centre_count_{k}"))
         for entry in inputs.entries
     ]
-    own_classes = [{int(c): i for i, c in enumerate(positions)} for positions in inputs.class_positions]
+    indices_by_class = [{int(c): i for i, c in enumerate(positions)} for positions in inputs.class_positions]
     for c in range(classes):
         class_centres = [
-            (centres[own[c]], counts[own[c]])
-            for (centres, counts), own in zip(stored_centres, own_classes, strict=True)
-            if c in own
+            (centres[index_by_class[c]], counts[index_by_class[c]])
+            for (centres, counts), index_by_class in zip(stored_centres, indices_by_class, strict=True)
+            if c in index_by_class
         ]
         points = np.concatenate([centres[n > 0] for centres, n in class_centres]).astype(np.float64)
         weights = np.concatenate([n[n > 0] for _, n in class_centres])

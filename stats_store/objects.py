@@ -1,4 +1,4 @@
-"""Read, list, create and delete the objects of a store; none that exists is ever overwritten."""
+"""Read, list, create and delete the objects of a store; existing objects are never overwritten."""
 
 import contextlib
 import errno
@@ -131,15 +131,15 @@ def list_readable_objects(
     if root is None:
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
-    found = list(
+    files = list(
         walk_store_files(
             root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
         )
     )
-    unreadable += [root / f.path for f in found if f.is_link]
+    unreadable += [root / f.path for f in files if f.is_link]
     listed = [
         {"path": f.path, "size": f.size, "last_modified": f.modified, "e_tag": None, "version": None}
-        for f in found
+        for f in files
         if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)
     ]
     return listed, unreadable  # type: ignore[return-value]
@@ -157,16 +157,16 @@ def is_empty_store(objects: ObjectStore) -> bool:
     root = get_local_root(objects)
     if root is not None:
         return not any(
-            found.is_file
-            and not UNFINISHED_FILE_NAME.search(found.path)
-            and not any(map(is_clutter, found.path.split("/")))
-            for found in walk_store_files(root, "", lambda _: None)
+            file.is_file
+            and not UNFINISHED_FILE_NAME.search(file.path)
+            and not any(map(is_clutter, file.path.split("/")))
+            for file in walk_store_files(root, "", lambda _: None)
         )
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
 def _list_with_retries(objects: ObjectStore, request: Callable[[], Checked]) -> Checked:
-    """List objects, and retry if the answer breaks off: obstore retries failed requests, but not these."""
+    """List objects, and retry if the response is cut off: obstore does not retry these."""
     for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:
             return call_interruptibly(request)
@@ -201,7 +201,7 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
                 obstore.put(objects, path, data, mode="create", use_multipart=False)
                 return
             except BaseError as error:
-                # The answer broke off, perhaps a refusal: obstore does not retry these.
+                # The response was cut off and may have been a refusal: obstore does not retry these.
                 if "response body" not in str(error):
                     raise
                 time.sleep(delay)
@@ -228,7 +228,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
     Raises
     ------
     ObjectExistsError
-        If the existing object has other content; it is left as it is.
+        If the existing object has other content; it is left unchanged.
     """
 
     def create_or_find() -> bool:
@@ -239,9 +239,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
             with contextlib.suppress(DamageError, FileNotFoundError):
                 if read_object(objects, path, bytes, len(data)) == data:
                     return False
-        raise ObjectExistsError(
-            f"{path} exists already with other content, and nothing that exists is overwritten"
-        )
+        raise ObjectExistsError(f"{path} exists already with other content, and is not overwritten")
 
     return call_interruptibly(create_or_find)
 

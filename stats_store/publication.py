@@ -130,10 +130,10 @@ class Draft:
         self.array_digests[name] = combine_block_digests(digests, array_dtype, shape)
 
     def discard(self) -> None:
-        """Delete what was written, unless a commit may have made it visible.
+        """Delete the objects written, unless a commit may have made them visible.
 
-        A writer whose commit was not answered cannot know whether it arrived, and some writers may not delete
-        objects: garbage collection deletes what is left.
+        A writer that got no response to its commit cannot know whether it exists, and some writers may not
+        delete objects: garbage collection deletes the rest.
         """
         if not self.proposed_commits:
             try:
@@ -194,32 +194,32 @@ def publish_draft(
     Raises
     ------
     DamageError
-        If the store did not keep what was written, or the newest commit of the key is damaged.
+        If the store returns other bytes than were written, or the newest commit of the key is damaged.
     InputError
         If the store cannot be written, or the cards are larger than a reader accepts.
     """
     store, cards = draft.store, EntryCards(backbone, dataset, extraction, classifier)
     key = f"{backbone.hash}/{dataset.fingerprint}/{compute_options_digest(extraction.options)}"
     paths = store.list_commits(key).get(key, [])
-    existing = read_newest_commit(store, paths[-1]) if paths and not replace else None
-    if existing and existing.kind == "entry" and existing.summary:
+    existing_commit = read_newest_commit(store, paths[-1]) if paths and not replace else None
+    if existing_commit and existing_commit.kind == "entry" and existing_commit.summary:
         draft.discard()
-        return PublishResult(existing.summary, "already there")
+        return PublishResult(existing_commit.summary, "already there")
     objects = complete_run(draft, cards)
     generation = parse_generation(paths[-1]) if paths else 0
     while True:
         generation = get_next_generation(generation, key)
         commit = make_entry_commit(draft, cards, objects, generation)
         draft.proposed_commits.append(f"index/{key}/{make_commit_name(generation)}")
-        winner = create_commit(store, key, generation, commit)
-        assert winner.summary is not None
-        if winner.run == draft.run:
-            return PublishResult(winner.summary, "published")
+        stored_commit = create_commit(store, key, generation, commit)
+        assert stored_commit.summary is not None
+        if stored_commit.run == draft.run:
+            return PublishResult(stored_commit.summary, "published")
         draft.proposed_commits.clear()
-        if winner.kind == "entry":
+        if stored_commit.kind == "entry":
             draft.discard()
-            return PublishResult(winner.summary, "another writer was first")
-        # Another writer removed the entry meanwhile: the draft becomes the generation after the tombstone.
+            return PublishResult(stored_commit.summary, "another writer was first")
+        # Another writer removed the entry in between: the draft becomes the generation after the tombstone.
 
 
 def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
@@ -233,7 +233,7 @@ def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
     Raises
     ------
     DamageError
-        If the store did not keep what was written.
+        If the store returns other bytes than were written.
     InputError
         If the cards are larger than a reader accepts.
     """
@@ -292,7 +292,7 @@ def verify_written_objects(draft: Draft) -> None:
     Raises
     ------
     DamageError
-        If the store did not keep what was written; nothing has been published then.
+        If the store returns other bytes than were written; nothing has been published then.
     """
 
     def verify_object(path: str) -> None:
@@ -300,16 +300,17 @@ def verify_written_objects(draft: Draft) -> None:
             read_published_object(draft.store.objects, path, draft.records[path])
         except DamageError as error:
             raise DamageError(
-                f"{draft.store.url} did not keep what was written, nothing was published: {error}"
+                f"{draft.store.url} does not return the bytes that were written; "
+                f"nothing was published: {error}"
             ) from error
 
     map_concurrently(verify_object, draft.records)
 
 
 def create_commit(store: Store, key: str, generation: int, commit: Commit) -> Commit:
-    """Create the commit of one generation of a key, unless another writer was first: exactly one succeeds.
+    """Create the commit of one generation of a key; exactly one of several writers succeeds.
 
-    A writer whose answer was lost, or that is told that the object exists, reads it: it may be its own.
+    A writer that lost the response, or is told that the object exists, reads it: it may be that writer's.
 
     Returns
     -------
@@ -329,12 +330,12 @@ def create_encoded_commit(store: Store, path: str, data: bytes) -> Commit:
     """Create a commit from its encoded bytes, as :func:`create_commit` does; unknown fields are preserved."""
     own_commit = parse_commit(data, path)
     with translate_errors(store.url):
-        winner = create_or_read_commit(store, path, data)
-        if winner.run == own_commit.run:
-            # With the mark, readers can tell a lost commit from one that never was.
+        stored_commit = create_or_read_commit(store, path, data)
+        if stored_commit.run == own_commit.run:
+            # The mark lets readers tell a lost commit from one that never existed.
             with contextlib.suppress(ObjectExistsError):
                 create_or_verify_object(store.objects, path.removesuffix(".json") + PUBLISHED_SUFFIX, b"")
-    return winner
+    return stored_commit
 
 
 def create_or_read_commit(store: Store, path: str, data: bytes) -> Commit:
@@ -352,4 +353,6 @@ def create_or_read_commit(store: Store, path: str, data: bytes) -> Commit:
                 raise
         with contextlib.suppress(FileNotFoundError):
             return read_object(store.objects, path, lambda found: parse_commit(found, path))
-    raise InputError(f"{store.url} says that {path} exists, and that it does not: it is not fit for a store")
+    raise InputError(
+        f"{store.url} answers both that {path} exists and that it does not: it cannot hold a store"
+    )

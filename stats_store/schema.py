@@ -122,7 +122,7 @@ def is_known_array(name: str) -> bool:
 
 
 def require_supported_schema(schema: SchemaVersion, subject: str) -> None:
-    """Check that this version can read a schema; `subject` names what has it in errors.
+    """Check that this version can read a schema; `subject` names its document in errors.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Open or create a store, and read its entries. Only what the index lists exists."""
+"""Open or create a store, and read its entries. Only entries in the index exist."""
 
 import json
 import logging
@@ -87,7 +87,7 @@ class Store:
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`survey`.
+        See :meth:`list_entries`.
         """
         entries, reasons = self.list_entries(progress)
         for reason in reasons:
@@ -113,8 +113,8 @@ class Store:
         Raises
         ------
         DamageError
-            If it is missing, does not match its own digest, belongs to another path, or holds values that no
-            writer writes.
+            If it is missing, does not match its own digest, belongs to another path, or holds
+            invalid values.
         InputError
             If this version cannot read its schema, or the store cannot be reached.
         """
@@ -265,13 +265,13 @@ class Entry:
 
 
 def connect_store(location: str | ObjectStore, *, create: bool) -> tuple[str, ObjectStore, ObjectStore]:
-    """Return the URL of a store without credentials, its objects, and its objects with brief retries."""
+    """Return the URL of a store without credentials, its objects, and its objects with short retries."""
     if not isinstance(location, str):
         return type(location).__name__, location, location
     return (
         redact_url(location),
         connect_object_store(location, create=create),
-        connect_object_store(location, create=create, patient=False),
+        connect_object_store(location, create=create, use_long_retries=False),
     )
 
 
@@ -293,10 +293,10 @@ def open_store(location: str | ObjectStore) -> Store:
 
 def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     """Open a store; the error about a location without a store ends with `advice`. See :func:`open_store`."""
-    url, objects, brief_objects = connect_store(location, create=False)
+    url, objects, short_retry_objects = connect_store(location, create=False)
     with translate_errors(url):
         try:
-            schema = read_object(brief_objects, "zarr.json", parse_root_schema)
+            schema = read_object(short_retry_objects, "zarr.json", parse_root_schema)
         except (FileNotFoundError, DamageError) as error:
             if is_missing_container(error):
                 raise
@@ -321,22 +321,26 @@ def create_store(location: str | ObjectStore) -> Store:
         If the location holds something else, cannot be written, or does not support the conditional writes
         that commits need.
     """
-    url, _, brief_objects = connect_store(location, create=True)
+    url, _, short_retry_objects = connect_store(location, create=True)
     with translate_errors(url):
         root = encode_group_metadata({"schema": SchemaVersion().model_dump()})
-        is_new = is_empty_store(brief_objects) and create_if_absent(url, brief_objects, "zarr.json", root)
+        is_new = is_empty_store(short_retry_objects) and create_if_absent(
+            url, short_retry_objects, "zarr.json", root
+        )
         # If it exists by now, another writer has just created the store, which is fine.
         advice = "it holds other files: give an empty folder, or that of a store"
         store = open_store_or_advise(location, advice)
         # A server that ignores the condition rewrites the same bytes, and so reveals itself without harm.
-        if create_if_absent(url, brief_objects, "zarr.json", read_object(brief_objects, "zarr.json", bytes)):
+        if create_if_absent(
+            url, short_retry_objects, "zarr.json", read_object(short_retry_objects, "zarr.json", bytes)
+        ):
             if is_new:
                 with suppress(BaseError):
-                    delete_object(brief_objects, "zarr.json")
+                    delete_object(short_retry_objects, "zarr.json")
             raise make_conditional_write_error(url)
         if is_new:
-            create_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
-        require_writable_store(brief_objects)
+            create_if_absent(url, short_retry_objects, "runs/zarr.json", encode_group_metadata({}))
+        require_writable_store(short_retry_objects)
     return store
 
 

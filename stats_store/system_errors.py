@@ -1,4 +1,4 @@
-"""Explain errors of the operating system in words that say what to do."""
+"""Explain errors of the operating system and say what to do about them."""
 
 import errno
 import os
@@ -11,14 +11,14 @@ ERRNO_EXPLANATIONS = {
     errno.EDQUOT: "your disk quota is used up: free some and run the same command again",
     errno.ENAMETOOLONG: "the path is too long for the file system: choose a shorter one",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.ELOOP: "its symbolic links go round in a circle",
-    errno.EIO: "the disk reports an input/output error: check it before anything else",
+    errno.ELOOP: "its symbolic links form a cycle",
+    errno.EIO: "the disk reports an input/output error: check the disk first",
     errno.ESTALE: "the network share went away (stale file handle): mount it again",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
     errno.ENOTSUP: "its file system has neither hard links nor exclusive renames, without which two writers "
     "overwrite each other: use another disk",
 }
-"""What to tell a user about an error of the system, by errno."""
+"""Explanations of system errors for the user, by errno."""
 
 
 def get_errno(error: BaseException) -> int | None:

@@ -50,8 +50,8 @@ class EntryVerdict:
     objects, size : int
         Number of objects in the commit, and their published size in bytes.
     problems : list of str
-        One line per problem, with the path of the object; empty for a sound entry.
-    readable : bool
+        One line per problem, with the path of the object; empty for an undamaged entry.
+    is_readable : bool
         False if access to a part was denied; `problems` names it.
     """
 
@@ -60,11 +60,11 @@ class EntryVerdict:
     objects: int
     size: int
     problems: list[str]
-    readable: bool = True
+    is_readable: bool = True
 
     @property
-    def sound(self) -> bool:
-        """Whether everything is as it was published."""
+    def is_sound(self) -> bool:
+        """Whether the entry was read and has no problem."""
         return not self.problems
 
 
@@ -89,22 +89,22 @@ def verify_entries(
     Returns
     -------
     list of EntryVerdict
-        One per entry, sound or not, in the order of their keys or of `summaries`.
+        One per entry, damaged or not, in the order of their keys or of `summaries`.
 
     Raises
     ------
     InputError
         If the store cannot be reached.
     """
-    unlisted: list[str] = []
+    unlisted_folders: list[str] = []
     if summaries is None:
         index = read_index(store.objects, store.url)
-        unlisted = index.unreadable
+        unlisted_folders = index.unreadable
         paths = [path for key_paths in index.commits_by_key.values() for path in key_paths]
-        visible = {key_paths[-1] for key_paths in index.commits_by_key.values()}
+        newest_paths = {key_paths[-1] for key_paths in index.commits_by_key.values()}
     else:
         paths = [make_commit_path(summary) for summary in summaries]
-        visible = set(paths)
+        newest_paths = set(paths)
     with translate_errors(store.url):
         results = map_concurrently(
             lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits"
@@ -112,20 +112,24 @@ def verify_entries(
         commits = [
             (path, commit)
             for path, commit in zip(paths, results, strict=True)
-            if isinstance(commit, Commit) and commit.kind == "entry" and path in visible
+            if isinstance(commit, Commit) and commit.kind == "entry" and path in newest_paths
         ]
         total = sum(len(commit.objects) for _, commit in commits)
         verifier = EntryVerifier(store, ObjectCounter(progress, total))
         verdicts = map_concurrently(
             lambda item: verifier.verify_entry(*item), commits, limit=MAX_ENTRIES_AT_ONCE
         )
-    by_path = {result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
-    found = [by_path[path] for path in paths if path in by_path]
-    return found + [EntryVerdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
+    verdict_by_path = {
+        result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)
+    }
+    sorted_verdicts = [verdict_by_path[path] for path in paths if path in verdict_by_path]
+    return sorted_verdicts + [
+        EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders
+    ]
 
 
 class ObjectCounter:
-    """Counts verified objects and reports the progress; thread-safe."""
+    """Counts verified objects and reports progress; thread-safe."""
 
     def __init__(self, progress: ProgressCallback, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -146,7 +150,7 @@ def read_commit_or_verdict(store: Store, path: str) -> Commit | EntryVerdict:
     except (DamageError, UpgradeError) as error:
         return EntryVerdict(path, None, 0, 0, [str(error)])
     except AccessDeniedError as error:
-        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], readable=False)
+        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], is_readable=False)
 
 
 class EntryVerifier:
@@ -190,7 +194,7 @@ class EntryVerifier:
                 contradictions = arrays.comparison.find_problems()
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
-            return EntryVerdict(path, commit.summary, len(records), size, [str(error)], readable=False)
+            return EntryVerdict(path, commit.summary, len(records), size, [str(error)], is_readable=False)
         return EntryVerdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
     def verify_array(self, arrays: "EntryArrays", name: str, chunk_paths: Sequence[str]) -> list[str]:
@@ -257,7 +261,7 @@ class EntryVerifier:
         return read_object
 
     def read_objects(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[bytes | str]:
-        """Return the bytes of every object, or what is wrong with it."""
+        """Return the bytes of every object, or its problem."""
         read_object = self.make_object_reader(records)
 
         def read_object_or_problem(path: str) -> bytes | str:

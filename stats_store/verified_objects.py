@@ -1,4 +1,4 @@
-"""Zarr stores that compare every object they read with its published digest, or record what they write."""
+"""Zarr stores that compare every object with its published digest on reading, or record it on writing."""
 
 import asyncio
 import hashlib
@@ -77,7 +77,7 @@ def read_published_object(objects: obstore.store.ObjectStore, path: str, record:
 def translate_decode_errors(path: str) -> Iterator[None]:
     """Translate the errors of zarr about an array that it cannot decode.
 
-    The bytes are as they were published, so the writer was at fault.
+    The bytes are the published ones, so the writer wrote an invalid array.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def translate_decode_errors(path: str) -> Iterator[None]:
 class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
     """A read-only Zarr store that compares every object with the commit of its run.
 
-    Objects are read completely, whatever range is requested, since only complete objects have a digest. The
+    Objects are always read completely, since only complete objects have a digest. The
     CRC32C of chunks protects plain Zarr readers; only the digest reveals two chunks that were swapped.
 
     Parameters
@@ -105,7 +105,7 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
         By full path. Objects without a record do not exist; objects with one must exist.
     read : mapping of str to bytes
         Objects that were read and compared before; they are not read again.
-    layouts : mapping of str to Layout
+    layouts : mapping of str to ArrayLayout
         All arrays that can be opened, by full path; see
         :func:`~sfm.stats_store.array_layouts.check_array_layouts`.
     """
@@ -154,8 +154,8 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
 class RecordingZarrStore(WrapperStore[ObjectStore[Any]]):
     """A Zarr store that writes one run, and records size and SHA-256 of every object.
 
-    No one else writes that run, so objects that were not written here do not exist: not looking for them
-    saves most of the requests that creating an array costs.
+    No other process writes that run, so objects that were not written here do not exist. Not requesting them
+    saves most requests of creating an array.
 
     Parameters
     ----------

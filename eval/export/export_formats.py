@@ -88,7 +88,7 @@ def make_table_features(run: ReportedRun) -> dict[str, Any]:
 
 
 def list_distinct_class_names(run: ReportedRun) -> list[str]:
-    """Return the classes' display names; names that repeat get their class id appended."""
+    """Return the classes' display names; the class id is appended to repeated names."""
     counts = Counter(run.distilled.class_names)
     classes = zip(run.distilled.class_names, run.distilled.class_ids, strict=True)
     return [name if counts[name] == 1 else f"{name} ({id_})" for name, id_ in classes]

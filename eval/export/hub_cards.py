@@ -203,7 +203,7 @@ def escape_markdown(text: str, max_length: int = MAX_CELL_CHARACTERS) -> str:
 
 
 def format_inline_code(text: str) -> str:
-    """Return a text as inline code for a line or a table cell in Markdown, whatever it holds."""
+    """Return a text as Markdown inline code for a line or a table cell; backticks and bars are escaped."""
     line = sanitize_line(" ".join(text.split()), MAX_CELL_CHARACTERS)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     padding = " " if line.startswith("`") or line.endswith("`") else ""

@@ -1,4 +1,4 @@
-"""``sfm export``: a finished run -> a folder that others can use without this program."""
+"""``sfm export``: a finished run -> a folder that other programs read."""
 
 import json
 from collections.abc import Callable

@@ -82,7 +82,7 @@ def get_row_sort_key(row: ResultRow) -> tuple[int, int]:
 
 
 def get_bar_kind(row: ResultRow) -> BarKind:
-    """Return which images a classifier was made of, as charts mark it."""
+    """Return the kind of images that a classifier was trained on, as charts mark it."""
     kinds: dict[str, BarKind] = {"distilled": "distilled", "none": "no images", "all real": "all real"}
     return kinds.get(row.images, "few real")
 

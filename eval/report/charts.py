@@ -68,9 +68,9 @@ class AccuracyBar:
     ----------
     label : str
     value, spread : float
-        In percent; spread is None where nothing was repeated.
+        In percent; spread is None for a single seed.
     kind : str
-        Images the classifier was made of; decides colour and hatch.
+        Images the classifier was trained on; determines colour and hatch.
     """
 
     label: str
@@ -136,7 +136,7 @@ def draw_loss_chart(
 
     Parameters
     ----------
-    history : sequence of Step
+    history : sequence of LossPoint
         At least one.
     loss_bounds : (float, float)
         Limits of the loss axis, the same for all runs of a report.

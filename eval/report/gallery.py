@@ -13,13 +13,13 @@ from sfm.eval.report.reported_runs import ReportedRun
 from sfm.eval.result import is_distillation_backbone
 
 MAX_GALLERY_CLASSES, MAX_GALLERY_IMAGES_PER_CLASS, MAX_GALLERY_IMAGES = 100, 10, 400
-"""How many classes a gallery shows, how many images of each, and how many images in all."""
+"""Limits of a gallery: classes, images per class, and images in total."""
 
 MAX_TILES = 6
 """Images of a class in one line."""
 
 WEBP_QUALITY = 90
-"""At this quality, images apply_crops unchanged at a quarter of a PNG's size."""
+"""At this quality, images look unchanged at a quarter of a PNG's size."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class Gallery:
 
 
 def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
-    """Return the gallery of runs of one dataset, with real images where there are any."""
+    """Return the gallery of runs of one dataset, with real images if the store has any."""
     first = runs[0].distilled
     class_count = min(MAX_GALLERY_CLASSES, len(first.class_ids))
     per_class = max(1, MAX_GALLERY_IMAGES // (class_count * len(runs)))
     image_counts = [min(MAX_GALLERY_IMAGES_PER_CLASS, per_class, run.distilled.record.ipc) for run in runs]
-    several = len(runs) > 1
+    has_several_runs = len(runs) > 1
     neighbours = [select_neighbour_images(run) for run in runs]
     has_neighbours = any(images is not None for images in neighbours)
     class_rows = []
     for class_index in range(class_count):
         pictures = []
         for run, count, real in zip(runs, image_counts, neighbours, strict=True):
-            label = run.name if several else "distilled"
+            label = run.name if has_several_runs else "distilled"
             pictures += make_distilled_pictures(run, class_index, count, label, real)
         if not has_neighbours:
             pictures += make_nearest_to_mean_pictures(runs, class_index)
@@ -75,12 +75,12 @@ def make_gallery(runs: Sequence[ReportedRun], title: str) -> Gallery:
     if has_neighbours:
         notes.append(
             "“Nearest real”: the stored real image of the class whose feature is nearest to that of the "
-            "distilled one at its left. Few are stored and none is taken twice, so it need not look alike."
+            "distilled one at its left. Few are stored, each is used at most once: it may look different."
         )
     elif has_real:
         notes.append("“Real”: the stored real image that is nearest to the mean of its class.")
     tiles = min(MAX_TILES, max(len(class_row.pictures) for class_row in class_rows))
-    return Gallery(title, class_rows, tiles, several or has_real, notes)
+    return Gallery(title, class_rows, tiles, has_several_runs or has_real, notes)
 
 
 def list_omitted_images(

@@ -1,4 +1,4 @@
-"""Write a report as one HTML file that loads nothing from any network."""
+"""Write a report as one HTML file that loads nothing from a network."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ REPORT_MARK = b"<!doctype html>\n<!-- sfm report -->"
 def report(config: ReportConfig) -> Path:
     """Write a report on runs as one self-contained HTML file.
 
-    Loads no model and measures nothing: it shows what `sfm distill` and `sfm evaluate` wrote.
+    Loads no model and measures nothing: it shows the files of `sfm distill` and `sfm evaluate`.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def report(config: ReportConfig) -> Path:
     ------
     InputError
         If a directory is not a finished run, a store cannot be opened or holds none of the runs' entries, or
-        the file cannot be written, or is there and is not a report.
+        the file cannot be written, or exists and is not a report.
     """
     require_replaceable_report(config.out)
     with lock_file(config.out):
@@ -53,7 +53,7 @@ def require_replaceable_report(path: Path) -> None:
     Raises
     ------
     InputError
-        If it is there and is something else, or its folder is missing.
+        If it exists and is not a report, or its folder is missing.
     """
     if path.is_dir():
         raise InputError(f"--out {path} is a folder: give a file, e.g. {path / 'report.html'}")
@@ -62,7 +62,7 @@ def require_replaceable_report(path: Path) -> None:
     if path.exists():
         with path.open("rb") as file:
             if file.read(len(REPORT_MARK)) != REPORT_MARK:
-                raise InputError(f"--out {path} is there and is not a report of sfm: give another name")
+                raise InputError(f"--out {path} exists and is not a report of sfm: give another name")
 
 
 def render_page(content: ReportContent) -> str:

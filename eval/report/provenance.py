@@ -1,4 +1,4 @@
-"""Costs and provenance of runs in a report: what they took, where they come from, how to reproduce them."""
+"""Costs and provenance of runs in a report: time, memory, sizes, sources, and commands to reproduce them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sfm.stats_store.cards import ExtractionCard
 
 @dataclass(frozen=True)
 class ProvenanceSection:
-    """Where the images and accuracies of one run come from."""
+    """The provenance of the images and accuracies of one run."""
 
     run: str
     facts: list[Fact]
@@ -28,7 +28,7 @@ class ProvenanceSection:
 
 
 def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
-    """Return a table of what images and accuracies cost; rows without any value are left out."""
+    """Return a table of the costs of images and accuracies; empty rows are left out."""
     rows: dict[str, list[str]] = {}
     for run in runs:
         for label, value in list_run_costs(run).items():
@@ -38,7 +38,7 @@ def make_cost_table(runs: Sequence[ReportedRun]) -> ReportTable:
         for label, values in rows.items()
         if set(values) != {UNKNOWN}
     ]
-    return ReportTable("What it took", "", [run.name for run in runs], table_rows)
+    return ReportTable("Cost", "", [run.name for run in runs], table_rows)
 
 
 def list_run_costs(run: ReportedRun) -> dict[str, str]:
@@ -93,7 +93,7 @@ def describe_extraction_time(card: ExtractionCard) -> str:
 
 
 def make_provenance_section(run: ReportedRun) -> ProvenanceSection:
-    """Return where images and accuracies come from, and the commands that reproduce them."""
+    """Return the provenance of images and accuracies, and the commands that reproduce them."""
     record, details, evaluation = run.distilled.record, run.details, run.evaluation
     facts = [
         Fact("Store", record.store),

@@ -48,16 +48,16 @@ def make_report_content(runs: Sequence[ReportedRun]) -> ReportContent:
     modes = {
         get_classifier_name(row) for _, evaluation in evaluations for row in list_result_rows(evaluation)
     }
-    several = len(runs) > 1
+    has_several_runs = len(runs) > 1
     groups = group_by_dataset(runs)
     titled_groups = list(zip(groups, make_group_titles(groups), strict=True))
     bounds = compute_loss_bounds(runs)
-    class_tables = [make_class_accuracy_table(run, named=several) for run in runs]
-    confusions = [make_confusion_table(run, named=several) for run in runs]
+    class_tables = [make_class_accuracy_table(run, named=has_several_runs) for run in runs]
+    confusions = [make_confusion_table(run, named=has_several_runs) for run in runs]
     return ReportContent(
         title=make_page_title(runs),
         made_by=f"sfm-distill {version('sfm-distill')}",
-        several=several,
+        several=has_several_runs,
         summaries=[make_run_summary(run, text) for run, text in zip(runs, describe_runs(runs), strict=True)],
         galleries=[make_gallery(group, title) for group, title in titled_groups],
         comparisons=[

@@ -29,10 +29,10 @@ from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
 MAX_LEVELS, MAX_LOSS = 20, 1e30
-"""Levels of a pyramid, and absolute values of a loss: more than any run has."""
+"""Limits on the levels of a pyramid and the absolute value of a loss."""
 
 MAX_SHEET_PIXELS = 2**20
-"""Pixels of a growth sheet: more than ten images of 64 pixels a side have."""
+"""Limit on the pixels of a growth sheet."""
 
 
 class RunDetails(BaseModel):
@@ -156,9 +156,8 @@ def read_reported_runs(
     Raises
     ------
     InputError
-        If a directory is not a finished run, or appears twice; if a file in it is not what was written
-        there; if a result is of none of the runs; if a store cannot be opened, holds none of the runs'
-        entries, or other classes.
+        If a directory is not a finished run, or appears twice; if a file in it is not valid; if a result is
+        of none of the runs; if a store cannot be opened, holds none of the runs' entries, or other classes.
     """
     paths = [resolve_links(directory) for directory in directories]
     for directory, path in zip(directories, paths, strict=True):
@@ -227,7 +226,7 @@ def read_external_results(
         evaluations = [evaluation for file in list_result_files(path) if (evaluation := read_result(file))]
         matching = [e for e in evaluations if e.provenance.images in pixel_digests]
         if not matching:
-            raise InputError(f"--evaluation {path}: no result of the images of these runs is there")
+            raise InputError(f"--evaluation {path}: it holds no result of the images of these runs")
         for evaluation in matching:
             for i, digest in enumerate(pixel_digests):
                 if evaluation.provenance.images == digest:
@@ -310,12 +309,12 @@ def parse_loss_point(row: Mapping[str, str]) -> LossPoint:
 
 
 def require_valid_history(history: Sequence[LossPoint]) -> None:
-    """Refuse a history that no run writes: steps count up, the pyramid never shrinks, losses are finite.
+    """Refuse an invalid history: steps count up, the pyramid never shrinks, losses are finite.
 
     Raises
     ------
     ValueError
-        If it is not like that.
+        If it is not valid.
     """
     if len({point.resolution for point in history}) > MAX_LEVELS:
         raise ValueError("too many levels")

@@ -47,7 +47,7 @@ def make_distill_command(run: ReportedRun) -> str:
         config = run.details.config
         large = {name: config[name] for name in LARGE_OPTIONS if config.get(name) not in (None, 1)}
         return format_command("distill", None, {**repeated, **places, **large})
-    # Other fields of run.json may be options that no stranger should put into a command.
+    # run.json is untrusted: its other fields must not become options of a command.
     options = {name: value for name, value in run.details.config.items() if name in DISTILL_OPTIONS}
     pinned = {
         "store": record.store,

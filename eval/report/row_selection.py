@@ -67,7 +67,7 @@ def select_longest_trained_rows(rows: Sequence[AccuracyRow]) -> list[AccuracyRow
 def find_headline_row(evaluation: Evaluation) -> AccuracyRow | None:
     """Return the row of `linear` on the backbone distilled on.
 
-    It is fixed: taking the best row would be a choice on held-out data.
+    The choice is fixed: taking the best row would select on held-out data.
     """
     for row in select_longest_trained_rows(evaluation.rows):
         if (row.images, row.mode) == ("distilled", "linear") and is_distillation_backbone(

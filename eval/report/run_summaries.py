@@ -73,7 +73,7 @@ def list_accuracy_facts(evaluation: Evaluation) -> list[Fact]:
 
 
 def list_run_warnings(run: ReportedRun) -> list[str]:
-    """Return what a reader must know before believing the accuracies of a run."""
+    """Return the warnings about the accuracies of a run."""
     warnings = []
     is_edited = run.details.images is not None and run.pixel_digest != run.details.images
     if is_edited:
@@ -83,7 +83,7 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
         )
     if run.evaluation is None:
         command = format_command("evaluate", str(run.directory), {"store": run.distilled.record.store})
-        warnings.append(f"There are no figures yet. To have them: {command}")
+        warnings.append(f"There are no figures yet. To measure them: {command}")
     elif run.evaluation.provenance.images != run.pixel_digest:
         command = make_evaluate_command(run.directory, run.evaluation.config)
         warnings.append(
@@ -93,7 +93,7 @@ def list_run_warnings(run: ReportedRun) -> list[str]:
     elif is_edited:
         warnings.append("The figures are of the edited images.")
     if run.evaluation and run.evaluation.provenance.role == "tuning":
-        warnings.append("The figures are for tuning: of a part of the training split, not of held-out data.")
+        warnings.append("The figures are for tuning: on a part of the training split, not on held-out data.")
     if run.evaluation:
         warnings += list_random_baseline_warnings(select_longest_trained_rows(run.evaluation.rows))
     return warnings

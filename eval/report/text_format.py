@@ -49,11 +49,11 @@ def format_wall_time(seconds: float | None) -> str:
         return UNKNOWN
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    minutes, hours = whole // 60, whole // 3600
+    total_seconds = round(seconds)
+    minutes, hours = total_seconds // 60, total_seconds // 3600
     if hours:
         return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+    return f"{minutes} min {total_seconds % 60} s" if minutes else f"{total_seconds} s"
 
 
 def format_count(count: int, noun: str) -> str:

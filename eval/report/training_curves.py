@@ -1,4 +1,4 @@
-"""How the images of a run were made: the loss over the steps, and the growth of the pyramid."""
+"""The training curves of a run: the loss over the steps, and the growth of the pyramid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every source of images promises, as tests to inherit; see :class:`SourceTests`."""
+"""The contract of an image source, as tests to inherit; see :class:`SourceTests`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ class SourceTests:
                 assert [sample.read() for sample in shard.read(None)] == samples
 
     def test_any_rows_are_read_in_their_order(self, source: Source) -> None:
-        """``Split.read`` yields the samples of ascending rows in order, whatever was read before."""
+        """``Split.read`` yields the samples of ascending rows in order, independent of earlier reads."""
         rng = np.random.default_rng(0)
         for split in source.splits.values():
             samples = read_samples(split)
@@ -152,7 +152,7 @@ class SourceTests:
                 assert min(image.size) > 0
 
     def test_damaged_images_are_refused(self, source: Source) -> None:
-        """``Source.decode`` raises OSError or ValueError for bytes that are no complete image."""
+        """``Source.decode`` raises OSError or ValueError for bytes that are not a complete image."""
         data = read_samples(source.train)[0].data
         for damaged in (b"", data[: len(data) // 2]):
             with pytest.raises((OSError, ValueError)):

@@ -1,4 +1,4 @@
-"""What a store promises at every location, as tests to inherit; see :class:`StoreTests`."""
+"""The contract of a store at any location, as tests to inherit; see :class:`StoreTests`."""
 
 import datetime
 import hashlib
@@ -85,7 +85,7 @@ class StoreTests:
             np.testing.assert_array_equal(entry.read_array(name, slice(1, 3)), array[1:3])
 
     def test_an_entry_is_invisible_until_all_of_it_is_published(self, store: Store) -> None:
-        """A reader sees whole entries only: nothing of a draft, all of a published entry."""
+        """A reader sees complete entries only: nothing of a draft, all of a published entry."""
         draft = Draft(store)
         write_random_arrays(draft)
         assert store.list_entries() == ([], [])
@@ -133,7 +133,7 @@ class StoreTests:
         with ThreadPoolExecutor(WRITERS) as pool:
             results = list(pool.map(publish_dataset, range(WRITERS)))
         assert {result.outcome for result in results} == {"published"}
-        assert [verdict.sound for verdict in verify_entries(store)] == [True] * WRITERS
+        assert [verdict.is_sound for verdict in verify_entries(store)] == [True] * WRITERS
 
     def test_a_key_that_is_published_is_not_published_again(self, store: Store) -> None:
         """Publishing under an existing key changes nothing unless `replace` is given."""
@@ -200,7 +200,7 @@ class StoreTests:
         assert [garbage.reason for garbage in result.deleted] == ["replaced"]
         assert [garbage.path for garbage in result.retained] == [f"runs/{draft.run}"]
         assert summary in store.list_summaries()
-        assert [verdict.sound for verdict in verify_entries(store)] == [True, True]
+        assert [verdict.is_sound for verdict in verify_entries(store)] == [True, True]
         assert [g.path for g in collect_garbage(store, older_than=NO_AGE).deleted] == [f"runs/{draft.run}"]
 
     @pytest.mark.parametrize("kind", ["commit", "metadata", "chunk"])
@@ -223,7 +223,7 @@ class StoreTests:
         with pytest.raises(DamageError, match=path):
             store.open_entry(summary).read_array("train/mean")
         (verdict,) = verify_entries(store)
-        assert not verdict.sound
+        assert not verdict.is_sound
         assert any(path in problem for problem in verdict.problems)
 
     def test_an_unknown_requirement_is_refused_and_hides_no_other_entry(self, store: Store) -> None:

@@ -322,12 +322,12 @@ def test_an_interrupted_command_says_what_is_true(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 130
     kept = run / "evaluation.partial"
-    assert f"what is done is in {kept}: the same command goes on from there" in done.stderr
+    assert f"partial results are in {kept}: run the same command again to resume" in done.stderr
     shutil.rmtree(kept)
     monkeypatch.setattr(stage, "read_distilled_run", stop)
-    assert "the same command starts again" in CliRunner().invoke(app, command).stderr
+    assert "run the same command again to start over" in CliRunner().invoke(app, command).stderr
     monkeypatch.setattr("sfm.cli.show_progress", stop)  # as while the stage is being imported
-    assert "the same command starts again" in CliRunner().invoke(app, command).stderr
+    assert "run the same command again to start over" in CliRunner().invoke(app, command).stderr
 
 
 def test_work_that_cannot_be_kept_does_not_stop_an_evaluation(

@@ -398,7 +398,7 @@ def test_results_that_lie_elsewhere_are_shown_with_those_in_the_run(run: Path, t
         assert found.evaluation
         assert len(found.evaluation.rows) == 12
     edit_image(next((run / "images").rglob("*.png")))
-    with pytest.raises(InputError, match="no result of the images of these runs is there"):
+    with pytest.raises(InputError, match="it holds no result of the images of these runs"):
         read_reported_runs([run], [], [elsewhere])
 
 
@@ -466,7 +466,7 @@ def test_the_other_command_in_the_report_is_the_evaluation(page: Page, finished_
 def test_a_run_that_was_not_evaluated_says_how_to_do_it(run: Path, tmp_path: Path) -> None:
     (run / "evaluation.json").unlink()
     page = write_report(tmp_path / "r.html", run)
-    assert f"There are no figures yet. To have them: sfm evaluate {run} --store" in page.text
+    assert f"There are no figures yet. To measure them: sfm evaluate {run} --store" in page.text
     assert "Accuracy on held-out data" not in page.text
 
 
@@ -589,7 +589,7 @@ def test_a_report_is_replaced_but_nothing_else_is(run: Path, tmp_path: Path) -> 
     assert out.read_bytes() == first
     notes = tmp_path / "notes.html"
     notes.write_text("<!doctype html> mine")
-    with pytest.raises(InputError, match=r"notes\.html is there and is not a report"):
+    with pytest.raises(InputError, match=r"notes\.html exists and is not a report"):
         write_report(notes, run)
     assert notes.read_text() == "<!doctype html> mine"
 

@@ -496,8 +496,8 @@ def apply(file: Path, mutation: Json, again: bool) -> None:
 
     Raises
     ------
-    Stale
-        If a sound thing is not what the mutation is of.
+    InapplicableMutation
+        If the file is missing or of another kind than the mutation changes.
     """
     if not os.path.lexists(file):
         if again:

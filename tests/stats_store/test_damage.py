@@ -223,7 +223,7 @@ def test_a_whole_run_that_is_replaced_by_another_is_reported(store: Store, intac
     reading = read_all(store.url)
     assert not reading.contents
     assert len(reading.complaints) == 2
-    assert all(not verdict.sound for verdict in verify_entries(store))
+    assert all(not verdict.is_sound for verdict in verify_entries(store))
 
 
 def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_reported(store: Store) -> None:

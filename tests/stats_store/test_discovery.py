@@ -63,5 +63,5 @@ def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_
     assert entry.list_arrays() == ["train/count"]
     document = store_tables.make_entry_document(entry)
     assert {c["test_samples"] for c in document["classes"]} == {None}
-    assert [v.sound for v in verify_entries(store)] == [True]
+    assert [v.is_sound for v in verify_entries(store)] == [True]
     assert copy_entries(store, create_store(str(tmp_path / "t")), [summary])[0].outcome == "copied"

@@ -157,7 +157,7 @@ def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
 
 def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
     run = of_a_later_minor_version(scratch)
-    assert all(v.sound for v in verify_entries(open_store(str(scratch))))
+    assert all(v.is_sound for v in verify_entries(open_store(str(scratch))))
     (scratch / "runs" / run / "train" / "skewness" / "c" / "0" / "0").write_bytes(bytes(200))
     assert [p for v in verify_entries(open_store(str(scratch))) for p in v.problems] == [
         f"damaged object runs/{run}/train/skewness/c/0/0: its SHA-256 is not the published one"

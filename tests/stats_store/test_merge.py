@@ -228,7 +228,7 @@ def test_classes_are_united_by_id_and_keep_the_first_parts_names(store):
 def test_a_merged_entry_is_an_entry_like_any_other(store):
     _, a, b = halves(store, licence="CC-BY")
     union = opened(store, merge_entries(store, [a, b], "all"))
-    assert all(v.sound for v in verify_entries(store))
+    assert all(v.is_sound for v in verify_entries(store))
     assert union.dataset.train_samples == 60
     assert union.dataset.test_samples == 60
     assert union.dataset.licence == "CC-BY"

@@ -88,7 +88,7 @@ def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
     store = open_store(s3_url)
     (summary,) = store.list_summaries()
     assert store.open_entry(summary).read_array("train/mean").shape == (4, 6)
-    assert verify_entries(store)[0].sound
+    assert verify_entries(store)[0].is_sound
     assert summary == published
     assert not any("authorization" in request.headers for request in proxy.seen[before:])
 

@@ -92,7 +92,9 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
     assert reasons[0] in caplog.text
     with pytest.raises(UpgradeError, match=r"the entry of new .* upgrade sfm-distill"):
         store.open_entry(new)
-    assert [(v.summary is None, len(v.problems)) for v in verify_entries(store) if not v.sound] == [(True, 1)]
+    assert [(v.summary is None, len(v.problems)) for v in verify_entries(store) if not v.is_sound] == [
+        (True, 1)
+    ]
 
 
 def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_that_know_no_other(
@@ -107,7 +109,7 @@ def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_t
     )
     summary = summary_of(store, "squashed")
     assert store.open_entry(summary).backbone.preprocessing == squash
-    assert all(v.sound for v in verify_entries(store))
+    assert all(v.is_sound for v in verify_entries(store))
     monkeypatch.setattr("sfm.stats_store.schema.KNOWN_REQUIREMENTS", frozenset())
     entries, reasons = store.list_entries()
     assert {s.dataset for s in entries} == {"old", "new"}

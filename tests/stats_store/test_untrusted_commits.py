@@ -270,7 +270,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
     assert f"damaged commit {make_commit_path(new).replace('00000002', '00000001')}: run: " in note
     assert [g.reason for g in done.deleted] == ["removed"]
     assert {s.dataset for s in store.list_summaries()} == {"victim", "stranger"}
-    assert [v.sound for v in verify_entries(store) if v.summary] == [True, True]
+    assert [v.is_sound for v in verify_entries(store) if v.summary] == [True, True]
     assert [g.state for g in find_entry_history(store, "stranger")] == ["unreadable", "current"]
     assert len(read_commit_statuses(store)) == 4
     remove_entry(store, new)
@@ -316,7 +316,7 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
     put_there(run / "train" / "count" / "zarr.json")
     with pytest.raises(DamageError, match=r"^damaged object runs/.*/train/count/zarr\.json: "):
         store.open_entry(summary)
-    assert [v.sound for v in verify_entries(store)].count(True) == 1
+    assert [v.is_sound for v in verify_entries(store)].count(True) == 1
     put_there(tmp_path / make_commit_path(summary))
     entries, reasons = store.list_entries()
     assert entries == [kept]
@@ -344,7 +344,7 @@ def test_a_name_that_no_path_can_have_on_a_server_is_told(s3_url: str, s3_endpoi
     )
     key = f"{parts.path.lstrip('/')}/index//x".lstrip("/")
     client.put_object(Bucket=parts.netloc, Key=key, Body=b"")
-    with pytest.raises(InputError, match=r"no proper name \(.*index//x\), and no listing .*: delete it"):
+    with pytest.raises(InputError, match=r"invalid name \(.*index//x\), at which .*: delete it"):
         store.list_summaries()
     client.delete_object(Bucket=parts.netloc, Key=key)
     assert store.list_summaries() == []
