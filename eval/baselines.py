@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+
 from sfm.eval.class_subset import EMPTY_ROLE, NEAREST_ROLE, RANDOM_ROLE
 from sfm.eval.training import RandomStreamPurpose
 from sfm.random_streams import make_rng
@@ -25,7 +26,9 @@ def choose_indices_nearest_to_mean(roles: npt.NDArray[np.uint8], count: int) -> 
     return np.argsort(roles != NEAREST_ROLE, axis=1, kind="stable")[:, :count]
 
 
-def draw_random_exemplar_indices(roles: npt.NDArray[np.uint8], count: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
+def draw_random_exemplar_indices(
+    roles: npt.NDArray[np.uint8], count: int, draws: int, seed: int
+) -> npt.NDArray[np.int64]:
     """Draw random exemplars of every class, several times.
 
     Each class's random exemplars are shuffled once and dealt out in turn: draws share no image as long as
@@ -58,7 +61,9 @@ def count_min_exemplars_per_class(roles: npt.NDArray[np.uint8], role: int) -> in
     return int((roles == role).sum(axis=1).min())
 
 
-def choose_indices_nearest_to_distilled(roles: npt.NDArray[np.uint8], exemplars: npt.NDArray[np.float32], distilled: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def choose_indices_nearest_to_distilled(
+    roles: npt.NDArray[np.uint8], exemplars: npt.NDArray[np.float32], distilled: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
     """Return for every distilled image the exemplar of its class whose feature is nearest, of any role.
 
     No exemplar is chosen twice; the distilled images of a class choose in their order.

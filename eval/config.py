@@ -2,14 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sfm.config_fields import BackboneField, FeatureViewsField, InMemoryCountField, LocationField, MAX_ITERATIONS, MAX_PROCESSES, RecipeField
+
+from sfm.config_fields import (
+    MAX_ITERATIONS,
+    MAX_PROCESSES,
+    BackboneField,
+    FeatureViewsField,
+    InMemoryCountField,
+    LocationField,
+    RecipeField,
+)
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.eval.output_files import make_distinct_directory_names
 from sfm.paths import expand_home_in_field, resolve_links
-from typing import Literal, get_args
-
 
 Mode = Literal["linear", "inherit", "inherit-ridge", "inherit-statistics", "kd", "joint", "stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -31,7 +40,9 @@ MAX_CLASSIFIER_BYTES = 2**31
 
 def get_classifier_folder(result_path: Path) -> Path:
     """Return the folder with the classifiers of a result, one folder per result."""
-    return result_path.with_name(CLASSIFIER_FOLDER if result_path.name == RESULT_FILE else f"{result_path.stem}-{CLASSIFIER_FOLDER}")
+    return result_path.with_name(
+        CLASSIFIER_FOLDER if result_path.name == RESULT_FILE else f"{result_path.stem}-{CLASSIFIER_FOLDER}"
+    )
 
 
 class EvaluateOptions(BaseModel):
@@ -40,22 +51,66 @@ class EvaluateOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: LocationField[str] = Field(description="Store the images were distilled from: a path or URL.")
-    backbone: BackboneField[list[str]] = Field(default=[], description="Backbone to evaluate on; repeat for several, or `all` for every one that the store " "holds of this dataset. Default: the one distilled on.")
-    image_size: RecipeField[int | None] = Field(default=None, ge=1, le=MAX_INPUT_PIXELS, description="Input size of the evaluation backbones, in pixels. Default: the size distilled at, " "where the store holds it.")
+    backbone: BackboneField[list[str]] = Field(
+        default=[],
+        description="Backbone to evaluate on; repeat for several, or `all` for every one that the store "
+        "holds of this dataset. Default: the one distilled on.",
+    )
+    image_size: RecipeField[int | None] = Field(
+        default=None,
+        ge=1,
+        le=MAX_INPUT_PIXELS,
+        description="Input size of the evaluation backbones, in pixels. Default: the size distilled at, "
+        "where the store holds it.",
+    )
     mode: RecipeField[list[Mode]] = Field(
         default=["linear", "inherit", "inherit-statistics"],
         min_length=1,
-        description="What to train on the images; repeat for several. linear: a fresh head. inherit: a " "projector to the classifier that the store holds; inherit-ridge: the same in closed form; " "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's " "soft labels. joint, stage: projector and head, together or one after the other.",
+        description="What to train on the images; repeat for several. linear: a fresh head. inherit: a "
+        "projector to the classifier that the store holds; inherit-ridge: the same in closed form; "
+        "inherit-statistics: the same from class means, without images. kd: a head, from that classifier's "
+        "soft labels. joint, stage: projector and head, together or one after the other.",
     )
-    seeds: InMemoryCountField[int] = Field(default=3, ge=1, le=MAX_ITERATIONS, description="Repetitions; the table shows mean and deviation.")
-    epochs: RecipeField[int] = Field(default=1000, ge=1, le=MAX_ITERATIONS, description="Passes over the synthetic images.")
-    views: FeatureViewsField[int] = Field(default=50, ge=1, le=MAX_ITERATIONS, description="Augmented views per image and seed that heads are trained on, their features computed " "once. With as many views as epochs, every epoch has a new view.")
-    projector_views: FeatureViewsField[int | None] = Field(default=None, ge=1, le=MAX_ITERATIONS, description="Views per image that projectors are trained on; they have more weights to fit, and all " f"seeds share the views. Default: {TOTAL_PROJECTOR_VIEWS} of all images together, at least --views.")
-    save: RecipeField[bool] = Field(default=False, description="Also write the classifiers of the first seed to classifiers/ beside the result, as " "safetensors; with --out NAME.json, to NAME-classifiers/.")
-    out: LocationField[Path | None] = Field(default=None, description="Where to write instead of RUN/evaluation.json, for read-only runs: a .json file, " "or a folder (with a folder in it for each of several runs).")
-    device: RecipeField[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="Where to compute.")
+    seeds: InMemoryCountField[int] = Field(
+        default=3, ge=1, le=MAX_ITERATIONS, description="Repetitions; the table shows mean and deviation."
+    )
+    epochs: RecipeField[int] = Field(
+        default=1000, ge=1, le=MAX_ITERATIONS, description="Passes over the synthetic images."
+    )
+    views: FeatureViewsField[int] = Field(
+        default=50,
+        ge=1,
+        le=MAX_ITERATIONS,
+        description="Augmented views per image and seed that heads are trained on, their features computed "
+        "once. With as many views as epochs, every epoch has a new view.",
+    )
+    projector_views: FeatureViewsField[int | None] = Field(
+        default=None,
+        ge=1,
+        le=MAX_ITERATIONS,
+        description="Views per image that projectors are trained on; they have more weights to fit, and all "
+        f"seeds share the views. Default: {TOTAL_PROJECTOR_VIEWS} of all images together, at least --views.",
+    )
+    save: RecipeField[bool] = Field(
+        default=False,
+        description="Also write the classifiers of the first seed to classifiers/ beside the result, as "
+        "safetensors; with --out NAME.json, to NAME-classifiers/.",
+    )
+    out: LocationField[Path | None] = Field(
+        default=None,
+        description="Where to write instead of RUN/evaluation.json, for read-only runs: a .json file, "
+        "or a folder (with a folder in it for each of several runs).",
+    )
+    device: RecipeField[Literal["auto", "cpu", "cuda"]] = Field(
+        default="auto", description="Where to compute."
+    )
     seed: RecipeField[int] = Field(default=0, ge=0, lt=2**63, description="Seed of all randomness.")
-    threads: RecipeField[int | None] = Field(default=None, ge=1, le=MAX_PROCESSES, description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.")
+    threads: RecipeField[int | None] = Field(
+        default=None,
+        ge=1,
+        le=MAX_PROCESSES,
+        description="CPU threads to compute with. Default: one per core, or as OMP_NUM_THREADS says.",
+    )
 
     _expand_out = field_validator("out")(expand_home_in_field)
 
@@ -78,7 +133,11 @@ class EvaluateConfig(EvaluateOptions):
 class EvaluateRunsConfig(EvaluateOptions):
     """Configuration of the evaluation of several runs on the same backbones: a matrix."""
 
-    run: LocationField[list[Path]] = Field(min_length=1, description="Directory that `sfm distill` wrote; several give a matrix of all of them.", json_schema_extra={"argument": True, "metavar": "RUN"})
+    run: LocationField[list[Path]] = Field(
+        min_length=1,
+        description="Directory that `sfm distill` wrote; several give a matrix of all of them.",
+        json_schema_extra={"argument": True, "metavar": "RUN"},
+    )
 
     _expand_run = field_validator("run")(expand_home_in_field)
 
@@ -100,7 +159,10 @@ class EvaluateRunsConfig(EvaluateOptions):
         for run, path in zip(self.run, paths, strict=True):
             if paths.count(path) > 1:
                 raise InputError(f"{run} is given more than once: name every run directory once")
-        return [EvaluateConfig(run=run, out=out, **options) for run, out in zip(self.run, self._output_paths(), strict=True)]
+        return [
+            EvaluateConfig(run=run, out=out, **options)
+            for run, out in zip(self.run, self._output_paths(), strict=True)
+        ]
 
     def _output_paths(self) -> list[Path | None]:
         if self.out is None or len(self.run) == 1:

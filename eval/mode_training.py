@@ -1,9 +1,12 @@
 """The modes of evaluation: the heads or projectors that each trains, and its views."""
 
-import numpy as np
-import torch
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
 from sfm.eval.class_subset import ClassSubsetStatistics
 from sfm.eval.config import EvaluateConfig, Mode, count_views_per_image
 from sfm.eval.evaluated_backbones import EvaluatedBackbone
@@ -14,10 +17,14 @@ from sfm.eval.knowledge_distillation import compute_soft_labels, train_heads_fro
 from sfm.eval.linear_probe import INITIAL_STD, train_linear_heads
 from sfm.eval.projectors import LinearProjectors, compose_projectors_with_classifier, train_projectors
 from sfm.eval.ridge import RidgeFit, fit_ridge_projector
-from sfm.eval.training import BatchSchedule, CountCallback, RandomStreamPurpose, draw_initial_weights, make_batch_schedule
+from sfm.eval.training import (
+    BatchSchedule,
+    CountCallback,
+    RandomStreamPurpose,
+    draw_initial_weights,
+    make_batch_schedule,
+)
 from sfm.events import Progress, ProgressCallback
-from torch import Tensor
-
 
 TARGET_FEATURE_MODES: frozenset[Mode] = frozenset({"inherit", "inherit-ridge", "kd"})
 """Modes that need the features of the distillation backbone too."""
@@ -88,7 +95,9 @@ class FittedHeads:
     penalty: float | None = None
 
 
-def fit_mode(mode: Mode, context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_mode(
+    mode: Mode, context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train the heads of a mode, all seeds at once.
 
     Parameters
@@ -106,7 +115,9 @@ def fit_mode(mode: Mode, context: EvaluationContext, config: EvaluateConfig, pro
     return MODE_FUNCTIONS[mode](context, config, progress)
 
 
-def fit_linear_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_linear_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train fresh heads on the views of images; seeds that share an image share none of its views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
     labels = repeat_labels_per_seed(context)
@@ -117,7 +128,9 @@ def fit_linear_mode(context: EvaluationContext, config: EvaluateConfig, progress
     return FittedHeads(train_linear_heads(seed_views, labels, schedule, weights, on_epoch))
 
 
-def fit_kd_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_kd_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train fresh heads from labels and from the inherited classifier's soft labels of the same views."""
     seed_views = split_views_by_seed(context.view_features, context.image_set, config)
     labels = repeat_labels_per_seed(context)
@@ -129,7 +142,9 @@ def fit_kd_mode(context: EvaluationContext, config: EvaluateConfig, progress: Pr
     return FittedHeads(train_heads_from_teacher(seed_views, labels, soft_labels, schedule, weights, on_epoch))
 
 
-def fit_inherit_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_inherit_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train projectors to the distillation backbone, and compose them with its classifier."""
     view_features, target_features, schedule = select_shared_view_features(context, config)
     names = f"{context.backbone_spec} to {context.source_statistics.entry.backbone.spec}"
@@ -139,36 +154,57 @@ def fit_inherit_mode(context: EvaluationContext, config: EvaluateConfig, progres
     return FittedHeads(heads, projectors)
 
 
-def fit_inherit_ridge_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_inherit_ridge_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Fit one projector to the distillation backbone in closed form; a group is the views of one image."""
     view_features, target_features, _ = select_shared_view_features(context, config)
     ridge_fit = fit_ridge_projector(view_features, target_features, context.inherited_classifier)
     return compose_ridge_with_classifier(ridge_fit, context)
 
 
-def fit_inherit_statistics_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_inherit_statistics_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Fit one projector to the class means of the two backbones, without any image; a group is a class."""
     both = (context.eval_backbone.statistics, context.source_statistics)
     has_samples = np.all([statistics.read_array("train/count") > 0 for statistics in both], axis=0)
-    means, target_means = (torch.from_numpy(statistics.read_array("train/mean")[has_samples]).to(context.view_features.device) for statistics in both)
-    ridge_fit = fit_ridge_projector(means[:, None].float(), target_means[:, None].float(), context.inherited_classifier)
+    means, target_means = (
+        torch.from_numpy(statistics.read_array("train/mean")[has_samples]).to(context.view_features.device)
+        for statistics in both
+    )
+    ridge_fit = fit_ridge_projector(
+        means[:, None].float(), target_means[:, None].float(), context.inherited_classifier
+    )
     return compose_ridge_with_classifier(ridge_fit, context)
 
 
-def fit_joint_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_joint_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train projectors and heads together, on cross-entropy."""
     stage = f"projectors and heads on {context.backbone_spec}, together"
     on_epoch = make_stage_progress_callback(progress, stage, "epochs")
     schedule = make_shared_views_schedule(len(context.view_features), "joint", config)
-    return compose_projected_heads(train_projectors_with_heads(context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch))
+    return compose_projected_heads(
+        train_projectors_with_heads(
+            context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
+        )
+    )
 
 
-def fit_stage_mode(context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback) -> FittedHeads:
+def fit_stage_mode(
+    context: EvaluationContext, config: EvaluateConfig, progress: ProgressCallback
+) -> FittedHeads:
     """Train projectors, then heads, on cross-entropy."""
     stage = f"projectors, then heads on {context.backbone_spec}"
     on_epoch = make_stage_progress_callback(progress, stage, "epochs")
     schedule = make_shared_views_schedule(len(context.view_features), "stage", config)
-    return compose_projected_heads(train_projectors_then_heads(context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch))
+    return compose_projected_heads(
+        train_projectors_then_heads(
+            context.view_features, context.labels, context.inherited_classifier, schedule, on_epoch
+        )
+    )
 
 
 MODE_FUNCTIONS: dict[Mode, Callable[[EvaluationContext, EvaluateConfig, ProgressCallback], FittedHeads]] = {
@@ -211,11 +247,18 @@ def repeat_labels_per_seed(context: EvaluationContext) -> Tensor:
     return context.labels.repeat_interleave(context.image_set.seeds_per_image)
 
 
-def make_separate_views_schedule(image_set: ImageSet, row_count: int, config: EvaluateConfig) -> BatchSchedule:
+def make_separate_views_schedule(
+    image_set: ImageSet, row_count: int, config: EvaluateConfig
+) -> BatchSchedule:
     """Return a schedule in which every seed trains on different rows of :func:`split_views_by_seed`."""
     seeds_per_image = image_set.seeds_per_image
     by_seed = np.arange(row_count).reshape(config.seeds // seeds_per_image, -1, seeds_per_image)
-    return make_batch_schedule(config.seed, by_seed.transpose(0, 2, 1).reshape(config.seeds, -1), epochs=config.epochs, views=config.views)
+    return make_batch_schedule(
+        config.seed,
+        by_seed.transpose(0, 2, 1).reshape(config.seeds, -1),
+        epochs=config.epochs,
+        views=config.views,
+    )
 
 
 def draw_initial_head_weights(context: EvaluationContext, config: EvaluateConfig) -> Tensor:
@@ -224,7 +267,9 @@ def draw_initial_head_weights(context: EvaluationContext, config: EvaluateConfig
     return draw_initial_weights(config.seed, RandomStreamPurpose.HEAD, shape, INITIAL_STD)
 
 
-def select_shared_view_features(context: EvaluationContext, config: EvaluateConfig) -> tuple[Tensor, Tensor, BatchSchedule]:
+def select_shared_view_features(
+    context: EvaluationContext, config: EvaluateConfig
+) -> tuple[Tensor, Tensor, BatchSchedule]:
     """Return both backbones' features of the views that all seeds share, and their schedule."""
     views = count_views_per_image(config, "inherit", len(context.view_features))
     schedule = make_shared_views_schedule(len(context.view_features), "inherit", config)

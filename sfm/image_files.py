@@ -2,18 +2,35 @@
 
 import functools
 import io
-import numpy as np
-import numpy.typing as npt
 import struct
 import warnings
 import zlib
-from PIL import Image, UnidentifiedImageError
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
 from sfm.errors import InputError
 from sfm.untrusted_files import read_bounded_file
 
-
-PILLOW_ERRORS = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, EOFError, RuntimeError, RuntimeWarning, MemoryError, struct.error, zlib.error)
+PILLOW_ERRORS = (
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    RuntimeError,
+    RuntimeWarning,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 """Exceptions that Pillow raises on damaged files."""
 
 MAX_PIXEL_BYTES = 8
@@ -23,7 +40,9 @@ MAX_METADATA_BYTES = 16 * 2**20
 """Bytes of a PNG file besides its pixels: texts and profiles that editors add, other frames."""
 
 
-def open_image(data: bytes, formats: tuple[str, ...], max_pixels: int, required_size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(
+    data: bytes, formats: tuple[str, ...], max_pixels: int, required_size: tuple[int, int] | None = None
+) -> Image.Image:
     """Open an image file if it has one of the given formats; nothing is decoded yet.
 
     Without a list of formats Pillow tries all it knows, among them PostScript, for which it runs a program.
@@ -49,9 +68,15 @@ def open_image(data: bytes, formats: tuple[str, ...], max_pixels: int, required_
     silence_pillow_warnings()
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)  # noqa: TID251
     if required_size and image.size != required_size:
-        raise ValueError(f"it has {image.width} x {image.height} pixels, " f"{required_size[0]} x {required_size[1]} are expected")
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, "
+            f"{required_size[0]} x {required_size[1]} are expected"
+        )
     if image.width * image.height > max_pixels:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a " "decompression bomb")
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than {max_pixels:,}: it could be a "
+            "decompression bomb"
+        )
     return image
 
 
@@ -62,7 +87,9 @@ def silence_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def read_png(path: Path, max_pixels: int, required_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def read_png(
+    path: Path, max_pixels: int, required_size: tuple[int, int] | None = None
+) -> npt.NDArray[np.uint8]:
     """Read a PNG file as an RGB array of shape (height, width, 3), converted from any mode.
 
     Torchvision's ImageFolder reads it so too. Of an animation the first frame is read.

@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
 from sfm.deletion import delete_below
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import parse_json, read_bounded_file
-from typing import IO
-
 
 LOCK_NAME = ".lock"
 """Name of the lock file in a folder; hidden, so that it is not taken for content."""
@@ -145,7 +145,10 @@ def _hold_lock(lock_path: Path, output_path: Path) -> Iterator[None]:
         yield
         return
     if lock is None:
-        raise InputError(f"{output_path} is being written by {_read_holder(lock_path)}: " f"wait for it, or write to another place")
+        raise InputError(
+            f"{output_path} is being written by {_read_holder(lock_path)}: "
+            f"wait for it, or write to another place"
+        )
     try:
         with suppress(OSError):
             holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
 from sfm.terminal import fit_to_line, open_console, print_line
 from sfm.text import format_percent
-from typing import Any
-
 
 MIN_PIPED_WIDTH = 140
 """Width of a table that goes to a file or a pipe, at least."""
@@ -22,10 +23,22 @@ MAX_CELL_LENGTH = 400
 COLUMN_GAP = "  "
 """Between the columns of a table that is too wide for a box."""
 
-IMAGE_LABELS = {"distilled": "distilled", "none": "none, class means", "random": "real, random", "nearest": "real, nearest to the mean", "neighbour": "real, nearest to the distilled"}
+IMAGE_LABELS = {
+    "distilled": "distilled",
+    "none": "none, class means",
+    "random": "real, random",
+    "nearest": "real, nearest to the mean",
+    "neighbour": "real, nearest to the distilled",
+}
 
 
-def print_table(title: str, column_heads: Sequence[str], rows: Sequence[Sequence[str]], right_aligned_heads: set[str], console: Console | None = None) -> None:
+def print_table(
+    title: str,
+    column_heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right_aligned_heads: set[str],
+    console: Console | None = None,
+) -> None:
     """Print a table: in a box if it fits; else without one, words folded; else as lists.
 
     Where the output is no terminal, nothing is folded or shortened.
@@ -49,12 +62,19 @@ def print_table(title: str, column_heads: Sequence[str], rows: Sequence[Sequence
         console.width = max(MIN_PIPED_WIDTH, boxed_width)
     console.print(fit_to_line(title, console), style="bold", soft_wrap=True)
     # A digest or a number is of no use in pieces; words are.
-    min_widths = [max(map(cell_len, [*column, *head.split()])) if name in right_aligned_heads else min(width, MIN_CELL_WIDTH) for name, head, width, *column in zip(column_heads, heads, widths, *cells, strict=True)]
+    min_widths = [
+        max(map(cell_len, [*column, *head.split()]))
+        if name in right_aligned_heads
+        else min(width, MIN_CELL_WIDTH)
+        for name, head, width, *column in zip(column_heads, heads, widths, *cells, strict=True)
+    ]
     is_boxed = boxed_width <= console.width
     if not is_boxed and sum(min_widths) + len(COLUMN_GAP) * (len(column_heads) - 1) > console.width:
         print_rows_as_lists(console, heads, cells)
         return
-    style: dict[str, Any] = {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
+    style: dict[str, Any] = (
+        {} if is_boxed else {"box": None, "padding": (0, len(COLUMN_GAP), 0, 0), "pad_edge": False}
+    )
     table = Table(header_style="bold", **style)
     for name, head, width in zip(column_heads, heads, min_widths, strict=True):
         justify = "right" if name in right_aligned_heads else "left"
@@ -75,7 +95,20 @@ def print_rows_as_lists(console: Console, column_heads: Sequence[str], rows: Ite
 def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequence[str] = ()) -> None:
     """Print summaries of entries, with the outcome of publishing them if there is one."""
     columns = ["dataset", "digest", "backbone", "px", "role", "classes", "train", "held out", "top-1 %"]
-    rows = [[s.dataset, s.entry_digest[:12], s.backbone, str(s.image_size), s.role, str(s.classes), str(s.train_samples), str(s.test_samples), format_percent(s.held_out_top1)] for s in entries]
+    rows = [
+        [
+            s.dataset,
+            s.entry_digest[:12],
+            s.backbone,
+            str(s.image_size),
+            s.role,
+            str(s.classes),
+            str(s.train_samples),
+            str(s.test_samples),
+            format_percent(s.held_out_top1),
+        ]
+        for s in entries
+    ]
     if publish_outcomes:
         columns.append("outcome")
         rows = [[*row, outcome] for row, outcome in zip(rows, publish_outcomes, strict=True)]
@@ -84,10 +117,35 @@ def print_entry_table(title: str, entries: Sequence[Any], publish_outcomes: Sequ
 
 def print_accuracy_table(record: dict[str, Any]) -> None:
     """Print the accuracies of an evaluation, with its notes."""
-    rows = [[IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""), row["backbone"], row["mode"], format_over_seeds(row, "top1"), format_over_seeds(row, "top5"), format_percent(row["recovered"]), str(row["seeds"])] for row in record["rows"]]
-    rows += [[row["images"], row["backbone"], row["classifier"], format_percent(row["top1"]), format_percent(row["top5"]), format_percent(row["recovered"]), "–"] for row in record["full_data"]]
+    rows = [
+        [
+            IMAGE_LABELS[row["images"]] + (f", of {row['exemplars']}" if row["exemplars"] else ""),
+            row["backbone"],
+            row["mode"],
+            format_over_seeds(row, "top1"),
+            format_over_seeds(row, "top5"),
+            format_percent(row["recovered"]),
+            str(row["seeds"]),
+        ]
+        for row in record["rows"]
+    ]
+    rows += [
+        [
+            row["images"],
+            row["backbone"],
+            row["classifier"],
+            format_percent(row["top1"]),
+            format_percent(row["top5"]),
+            format_percent(row["recovered"]),
+            "–",
+        ]
+        for row in record["full_data"]
+    ]
     columns = ["images", "backbone", "trained", "top-1 %", "top-5 %", "of full data %", "seeds"]
-    title = f"Accuracy on held-out features: {shorten_path(record['config']['run'])}, " f"distilled on {record['provenance']['distilled_on']}"
+    title = (
+        f"Accuracy on held-out features: {shorten_path(record['config']['run'])}, "
+        f"distilled on {record['provenance']['distilled_on']}"
+    )
     print_table(title, columns, rows, right_aligned_heads={"top-1 %", "top-5 %", "of full data %", "seeds"})
     for note in record["notes"]:
         print_line(f"note: {note}")
@@ -111,7 +169,9 @@ def print_matrix_table(evaluation_rows: Sequence[dict[str, Any]]) -> None:
     for mode in modes:
         for run, distilled_on in runs:
             row = [cells_by_key.get((mode, run, backbone)) for backbone in backbones]
-            accuracies = [format_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row]
+            accuracies = [
+                format_over_seeds(cell, "top1") + cell.get("mark", "") if cell else "–" for cell in row
+            ]
             rows.append([mode, distilled_on, shorten_path(run), *accuracies])
     columns = ["trained", "distilled on", "run", *backbones]
     print_table("Top-1 %, by the backbone evaluated on", columns, rows, right_aligned_heads=set(backbones))
@@ -127,17 +187,33 @@ def print_plan_table(plan: Any) -> None:
     about = "" if plan.counted else "about "
     images = sum(plan.samples.values())
     rows = [
-        ["classes", f"{plan.classes_met:,} in the first shards, all known after the pass" if plan.classes is None else f"{plan.classes:,}"],
+        [
+            "classes",
+            f"{plan.classes_met:,} in the first shards, all known after the pass"
+            if plan.classes is None
+            else f"{plan.classes:,}",
+        ],
         *([f"{split} images", f"{about}{count:,}"] for split, count in plan.samples.items()),
         ["partitions", f"{plan.partitions:,}"],
-        *(["backbone", f"{b.backbone} at {b.image_size} px, {b.features:,} features, {b.backbone_hash[:12]}"] for b in plan.backbones),
+        *(
+            [
+                "backbone",
+                f"{b.backbone} at {b.image_size} px, {b.features:,} features, {b.backbone_hash[:12]}",
+            ]
+            for b in plan.backbones
+        ),
         ["entries to publish", str(plan.entries)],
         ["probe", f"{plan.probed} images, {plan.undecodable} of them cannot be decoded"],
         *([["", f"{plan.composited} are not opaque: they go over ?background="]] if plan.composited else []),
         *([["", f"{plan.dark} are nearly black: say which value is ?white="]] if plan.dark else []),
         ["rate here", f"{plan.images_per_second:.0f} images/s"],
         ["pass over the images", f"about {format_duration(plan.seconds)} for {about}{images:,} images"],
-        ["statistics after it", "known after the pass" if plan.statistics_seconds is None else f"about {format_duration(plan.statistics_seconds)} for classifiers and sub-class centres"],
+        [
+            "statistics after it",
+            "known after the pass"
+            if plan.statistics_seconds is None
+            else f"about {format_duration(plan.statistics_seconds)} for classifiers and sub-class centres",
+        ],
         ["staging, until done", f"about {plan.staging_bytes / 2**20:,.0f} MiB"],
         ["store, at most", f"about {plan.store_bytes / 2**20:,.0f} MiB"],
     ]

@@ -1,25 +1,28 @@
 """Sources of some of another source's classes, and splits of some of another split's rows."""
 
 import difflib
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
 from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.sources.source import Shard, Source, Split, compute_digest
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.text import format_names
-from typing import TypeVar
-
 
 OTHER_CLASSES_KIND = "images of other classes"
 
 Item = TypeVar("Item")
 
 
-def select_source_classes(source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None) -> Source:
+def select_source_classes(
+    source: Source, class_ids: Sequence[str], class_names: Sequence[str] | None = None
+) -> Source:
     """Return a source of some classes of another; samples of the other classes are not decoded.
 
     Where labels are known in advance, samples of other classes are not even read.
@@ -67,7 +70,14 @@ def select_source_classes(source: Source, class_ids: Sequence[str], class_names:
 
     train = select_split(source.train)
     test = select_split(source.test) if source.test.shards else source.test
-    return replace(source, class_ids=ids, class_names=[name_by_id.get(class_id, class_id) for class_id in ids], train=train, test=test, inventory=source.inventory.with_unused(OTHER_CLASSES_KIND, dropped_count))
+    return replace(
+        source,
+        class_ids=ids,
+        class_names=[name_by_id.get(class_id, class_id) for class_id in ids],
+        train=train,
+        test=test,
+        inventory=source.inventory.with_unused(OTHER_CLASSES_KIND, dropped_count),
+    )
 
 
 def filter_shard(shard: Shard, kept_class_ids: Collection[str]) -> Shard:
@@ -99,7 +109,9 @@ def take_positions(items: Iterator[Item], positions: npt.NDArray[np.int64]) -> I
             return
 
 
-def select_rows(split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str) -> Split:
+def select_rows(
+    split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArray[np.int32], listing_digest: str
+) -> Split:
     """Return a split of some rows of another whose labels are known, in shards of ``BLOCK_ROWS`` samples.
 
     Parameters
@@ -114,6 +126,10 @@ def select_rows(split: Split, rows: npt.NDArray[np.int64], new_labels: npt.NDArr
 
     def make_shard(start: int) -> Shard:
         own_rows = rows[start : start + BLOCK_ROWS]
-        return Shard(f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].location} …", new_labels[start : start + BLOCK_ROWS], lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]))
+        return Shard(
+            f"samples {own_rows[0]} to {own_rows[-1]} of {split.shards[0].location} …",
+            new_labels[start : start + BLOCK_ROWS],
+            lambda positions: split.iter_samples(own_rows if positions is None else own_rows[positions]),
+        )
 
     return Split(tuple(make_shard(start) for start in range(0, len(rows), BLOCK_ROWS)), listing_digest)

@@ -1,17 +1,20 @@
 """The pass over the images: kinds of sources, numbers of threads, damaged images; dry runs."""
 
 import dataclasses
-import numpy as np
-import pytest
 import threading
 import time
-import torch
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
 from sfm.backbones.build import load_backbone
 from sfm.errors import InputError
-from sfm.pipeline import extract as extract_module, partition_tasks
+from sfm.pipeline import extract as extract_module
+from sfm.pipeline import partition_tasks
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.decoding import DecodedBatch, DecodingOptions, SampleBatch
 from sfm.pipeline.dry_run import estimate_extraction
@@ -21,7 +24,14 @@ from sfm.pipeline.feature_pass import find_missing_backbones, stage_tasks
 from sfm.pipeline.fingerprint import FingerprintBuilder, digest_sample
 from sfm.pipeline.flow_agreement import compute_flow_cosine
 from sfm.pipeline.partition_tasks import make_tasks
-from sfm.pipeline.runtime import ExtractionRuntime, choose_batch_size, compute_pixel_features, extraction_runtime, optimize_for_inference, pad_to_power_of_two
+from sfm.pipeline.runtime import (
+    ExtractionRuntime,
+    choose_batch_size,
+    compute_pixel_features,
+    extraction_runtime,
+    optimize_for_inference,
+    pad_to_power_of_two,
+)
 from sfm.pipeline.selection import select_listed_samples
 from sfm.pipeline.sources import SOURCE_KINDS, Sample, Shard, Source, Split, open_source
 from sfm.pipeline.sources.class_subsets import select_rows, select_source_classes, take_positions
@@ -33,7 +43,14 @@ from sfm.stats_store.store import Entry, open_store
 
 
 def make_config(store: Path | str, source: str, **changes: object) -> ExtractConfig:
-    values: dict[str, object] = {"source": source, "store": str(store), "name": "garments", "backbone": ["lite0"], "image_size": 32, "sub_classes": (2,)}
+    values: dict[str, object] = {
+        "source": source,
+        "store": str(store),
+        "name": "garments",
+        "backbone": ["lite0"],
+        "image_size": 32,
+        "sub_classes": (2,),
+    }
     return ExtractConfig(**(values | changes))
 
 
@@ -57,7 +74,9 @@ def make_stream_source(source: Source, size: int = 7) -> Source:
 
         return Split(tuple(shard(order[i : i + size]) for i in range(0, len(order), size)), known.listing)
 
-    return dataclasses.replace(source, class_ids=None, class_names=None, train=split(source.train), test=split(source.test))
+    return dataclasses.replace(
+        source, class_ids=None, class_names=None, train=split(source.train), test=split(source.test)
+    )
 
 
 @pytest.fixture
@@ -67,14 +86,18 @@ def stream(image_folder, monkeypatch) -> str:
 
 
 @pytest.mark.slow
-def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(tmp_path, image_folder, stream):
+def test_a_stream_has_the_fingerprint_and_the_statistics_of_the_same_images_in_folders(
+    tmp_path, image_folder, stream
+):
     changes = {"exemplars": 2, "tune_fraction": 0.25}
     extract(make_config(tmp_path / "a", f"folder:{image_folder}", **changes))
     extract(make_config(tmp_path / "b", stream, **changes))
     ours, theirs = open_entry(tmp_path / "b"), open_entry(tmp_path / "a")
     assert ours.dataset.class_ids == ["bag", "boot", "trouser"]
     assert ours.summary.fingerprint == theirs.summary.fingerprint
-    np.testing.assert_allclose(ours.read_array("train/mean"), theirs.read_array("train/mean"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.read_array("train/mean"), theirs.read_array("train/mean"), rtol=1e-4, atol=1e-5
+    )
     # The nearest to the mean is the same image, though it lies elsewhere.
     nearest = ours.read_array("exemplar/image")[:, 0], theirs.read_array("exemplar/image")[:, 0]
     np.testing.assert_array_equal(*nearest)
@@ -117,7 +140,9 @@ def test_classes_that_differ_in_how_they_are_written_only_are_refused(image_fold
 def test_classes_are_chosen_by_id_from_any_kind_of_source(tmp_path, image_folder, monkeypatch, kind):
     def opened(text: str) -> Source:
         source = open_folder_source(text)
-        return select_source_classes(make_stream_source(source) if kind == "stream" else source, ["trouser", "bag"])
+        return select_source_classes(
+            make_stream_source(source) if kind == "stream" else source, ["trouser", "bag"]
+        )
 
     monkeypatch.setitem(SOURCE_KINDS, "chosen", opened)
     extract(make_config(tmp_path / "s", f"chosen:{image_folder}", exemplars=1))
@@ -156,7 +181,9 @@ def damage_images(image_folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails(tmp_path, image_folder, stream, kind):
+def test_images_that_are_skipped_are_listed_and_a_repeat_that_may_not_skip_fails(
+    tmp_path, image_folder, stream, kind
+):
     names = ("train/boot/003.png", "test/bag/001.png")
     damage_images(image_folder, *names)
     source = stream if kind == "stream" else f"folder:{image_folder}"
@@ -192,14 +219,18 @@ def test_a_class_of_which_nothing_can_be_decoded_is_refused(tmp_path, image_fold
 
 def stage_source(root: Path, source: Source, runtime: ExtractionRuntime) -> dict[str, bytes]:
     root.mkdir()
-    selection = select_listed_samples(make_config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source)
+    selection = select_listed_samples(
+        make_config("s", "builtin:fashion-mnist-6k", limit_per_class=20), source
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     try:
         backbones = optimize_for_inference([load_backbone("lite0", image_size=32)], "float32")
     finally:
         torch.set_num_threads(before)
-    steps = stage_tasks(source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), runtime)
+    steps = stage_tasks(
+        source, make_tasks(source, selection), backbones, Staging(root), PassOptions(), runtime
+    )
     assert sum(step.images for step in steps) == 400
     return {str(file.relative_to(root)): file.read_bytes() for file in root.glob("*/*")}
 
@@ -216,7 +247,9 @@ def test_no_bit_of_what_is_staged_depends_on_threads_or_on_where_images_are_deco
 
 @pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "stream"])
-def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(tmp_path, image_folder, stream, kind, some, monkeypatch):
+def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_same(
+    tmp_path, image_folder, stream, kind, some, monkeypatch
+):
     damage_images(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
     if some:
@@ -228,7 +261,11 @@ def test_for_a_gpu_files_are_read_where_they_are_decoded_and_the_entry_is_the_sa
         raise AssertionError(f"{file.location} is read here")
 
     monkeypatch.setattr(SampleFile, "read", refused)
-    monkeypatch.setattr(extract_module, "extraction_runtime", lambda source, _, count: extraction_runtime(source, "cuda", count))
+    monkeypatch.setattr(
+        extract_module,
+        "extraction_runtime",
+        lambda source, _, count: extraction_runtime(source, "cuda", count),
+    )
     there = extract(make_config(tmp_path / "there", source, on_error="skip"))
     digests = {done.published[0].summary.entry_digest for done in (here, there)}
     assert len(digests) == 1
@@ -246,7 +283,11 @@ def test_on_a_cpu_files_are_read_before_a_core_takes_them(tmp_path, image_folder
     source = open_folder_source(str(image_folder))
     watched = dataclasses.replace(one_thread, decode_batch=decode_batch)
     tasks = make_tasks(source, select_listed_samples(make_config("s", f"folder:{image_folder}"), source))
-    list(stage_tasks(source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched))
+    list(
+        stage_tasks(
+            source, tasks, [load_backbone("lite0", image_size=32)], Staging(tmp_path), PassOptions(), watched
+        )
+    )
     assert len(taken) == 60
     assert all(isinstance(sample, Sample) for sample in taken)
 
@@ -277,7 +318,9 @@ def test_a_batch_for_a_gpu_has_one_of_few_sizes(count, whole):
 def test_large_images_go_through_a_backbone_a_few_at_a_time_in_their_order():
     small, large = (load_backbone("lite0", image_size=size, device="cpu") for size in (32, 160))
     assert choose_batch_size(small) > choose_batch_size(large)
-    pixels = np.random.default_rng(0).integers(256, size=(choose_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        256, size=(choose_batch_size(large) + 3, 160, 160, 3), dtype=np.uint8
+    )
     seen = []
     large.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     found = compute_pixel_features(large, pixels)
@@ -363,7 +406,9 @@ def test_the_cosine_of_flows_is_of_those_between_class_means():
 def test_a_plan_counts_and_estimates_and_writes_nothing(tmp_path, image_folder, stream, kind):
     damage_images(image_folder, "train/boot/003.png")
     source = stream if kind == "stream" else f"folder:{image_folder}"
-    planned = estimate_extraction(make_config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5))
+    planned = estimate_extraction(
+        make_config(tmp_path / "s", source, backbone=["lite0", "lite1"], tune_fraction=0.5)
+    )
     assert planned.counted == (kind == "folder")
     assert planned.classes == (3 if planned.counted else None)
     # Of a stream, the first shard tells: six shards of seven, and four.
