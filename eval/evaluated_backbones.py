@@ -11,7 +11,11 @@ from sfm.eval.class_subset import ClassSubset, select_run_classes
 from sfm.eval.config import ALL_BACKBONES, EvaluateConfig
 from sfm.eval.distilled_run import DistilledRun, RunRecord
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.entry_selection import (
+    NotExtractedError,
+    filter_summaries_by_model,
+    open_entry_of_backbone,
+)
 from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, Store
 
@@ -129,7 +133,7 @@ def load_evaluated_backbone(
     has_distilled_size = any(s.model == model and s.image_size == record.image_size for s in comparable)
     size = config.image_size or (record.image_size if has_distilled_size else None)
     try:
-        candidates = filter_summaries(comparable, dataset=dataset, model=model, image_size=size)
+        candidates = filter_summaries_by_model(comparable, dataset=dataset, model=model, image_size=size)
     except NotExtractedError as error:
         line = format_extract_command(store, [source], spec, config.image_size or record.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
@@ -137,7 +141,7 @@ def load_evaluated_backbone(
     same_options = [
         s for s in candidates if s.backbone_hash == backbone.card.hash and s.options == source.options
     ]
-    entry = select_entry(store, same_options or candidates, backbone.card)
+    entry = open_entry_of_backbone(store, same_options or candidates, backbone.card)
     require_held_out_features(entry)
     return EvaluatedBackbone(backbone, ClassSubset(entry, source_statistics.class_indices))
 
@@ -178,7 +182,7 @@ def load_teacher(
     return EvaluatedBackbone(
         backbone,
         ClassSubset(
-            select_entry(store, [source_statistics.entry.summary], backbone.card),
+            open_entry_of_backbone(store, [source_statistics.entry.summary], backbone.card),
             source_statistics.class_indices,
         ),
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfm.eval.head_accuracy import Heads
 from sfm.eval.projectors import Projectors
-from sfm.stats_store.eigen import decompose_symmetric
+from sfm.stats_store.eigen import eigendecompose_symmetric
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
 """Penalties tried, in multiples of the mean eigenvalue of the scatter that is inverted."""
@@ -84,7 +84,7 @@ def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scatter = matrix @ matrix.T if rows < columns else matrix.T @ matrix
     # Not by torch, whose one driver does not converge on some matrices of low rank.
     spectrum, vectors = (
-        torch.from_numpy(array).to(matrix) for array in decompose_symmetric(scatter.cpu().numpy())
+        torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy())
     )
     is_nonzero = spectrum > spectrum[-1] * max(rows, columns) * torch.finfo(matrix.dtype).eps
     spectrum, vectors = spectrum[is_nonzero], vectors[:, is_nonzero]

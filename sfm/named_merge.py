@@ -8,11 +8,11 @@ import numpy as np
 
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.class_moments import Moments
-from sfm.stats_store.dataset_names import find_name_problem, make_dataset_name
-from sfm.stats_store.entry_history import summaries_for
+from sfm.stats_store.class_moments import ClassMoments
+from sfm.stats_store.dataset_names import find_dataset_name_problem, make_dataset_name
+from sfm.stats_store.entry_history import list_candidate_summaries
 from sfm.stats_store.entry_merge import ClassifierTrainer, MergedClassifier, MergeResult, merge_entries
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.merge_inputs import SplitFeatures, require_mergeable
 from sfm.stats_store.store import Entry, create_store, open_store
 
@@ -57,8 +57,8 @@ def merge_entries_by_name(
     InputError
         If an input is not found, or the inputs cannot be merged.
     """
-    if name is not None and (not name or "#" in name or find_name_problem(name)):
-        raise InputError(f"--name {name!r} {find_name_problem(name) or 'must not contain #'}")
+    if name is not None and (not name or "#" in name or find_dataset_name_problem(name)):
+        raise InputError(f"--name {name!r} {find_dataset_name_problem(name) or 'must not contain #'}")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is none of auto, cpu, cuda")
     entries = [open_named_entry(text, store_url, backbone, image_size) for text in input_names]
@@ -73,16 +73,16 @@ def open_named_entry(text: str, default_url: str, backbone: str | None, image_si
     """Open the entry that ``STORE#NAME`` names, or ``NAME`` in the default store."""
     url, mark, dataset = text.rpartition("#")
     store = open_store(url if mark else default_url)
-    summaries = summaries_for(store, dataset)
+    summaries = list_candidate_summaries(store, dataset)
     return store.open_entry(
-        select_summary(summaries, dataset=dataset, backbone=backbone, image_size=image_size)
+        select_only_summary(summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size)
     )
 
 
 def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
     """Return a trainer that stages the features on disk, since training reads them hundreds of times."""
 
-    def train_on_disk(features: SplitFeatures, moments: Moments) -> MergedClassifier:
+    def train_on_disk(features: SplitFeatures, moments: ClassMoments) -> MergedClassifier:
         import torch
 
         from sfm.backbones.execution.cpu_threads import limit_threads

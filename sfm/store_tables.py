@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from sfm.stats_store.entry_copy import CopyResult
 from sfm.stats_store.entry_history import CommitStatus
-from sfm.stats_store.garbage import Garbage
-from sfm.stats_store.garbage_collection import CollectionResult
-from sfm.stats_store.schema import is_known_array
+from sfm.stats_store.garbage import GarbageItem
+from sfm.stats_store.garbage_collection import GarbageCollectionResult
+from sfm.stats_store.schema import is_array_in_schema
 from sfm.stats_store.store import Entry
 from sfm.stats_store.verification import EntryVerdict
 from sfm.tables import print_table
@@ -81,7 +81,7 @@ def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
 
 def make_array_document(entry: Entry, name: str, stored_bytes: int) -> dict[str, Any]:
     """Return shape, type and sizes of an array; None for an array of a newer schema, which is not opened."""
-    if not is_known_array(name):
+    if not is_array_in_schema(name):
         return {
             "shape": None,
             "dtype": None,
@@ -189,7 +189,7 @@ def print_history(title: str, statuses: Sequence[CommitStatus]) -> None:
     print_table(title, columns, rows, right_aligned={"px", "generation", "stored"})
 
 
-def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
+def make_garbage_document(garbage: GarbageItem) -> dict[str, Any]:
     """Return the document of a piece of garbage for ``sfm store gc --json``."""
     return {
         "path": garbage.path,
@@ -200,7 +200,7 @@ def make_garbage_document(garbage: Garbage) -> dict[str, Any]:
     }
 
 
-def print_collection(collection: CollectionResult, verb: str) -> None:
+def print_collection(collection: GarbageCollectionResult, verb: str) -> None:
     """Print tables of deleted and retained garbage; `verb` is the title of the first."""
     now = datetime.datetime.now(datetime.UTC)
     for title, garbage_items in (

@@ -11,7 +11,7 @@ from sfm.untrusted_files import OversizeError, read_bounded_file
 
 
 @dataclass(frozen=True)
-class ClassList:
+class ParsedClassList:
     """A list of classes.
 
     Attributes
@@ -34,7 +34,7 @@ def normalize_class_id(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def read_class_file(path: Path) -> ClassList:
+def read_class_file(path: Path) -> ParsedClassList:
     """Read a class list from a file with one class per line.
 
     Raises
@@ -63,7 +63,7 @@ def read_class_list_text(path: Path) -> str:
         raise InputError(f"cannot read the class list {path}: {error.strerror or error}") from error
 
 
-def iterate_class_lines(text: str) -> Iterator[tuple[int, str, str]]:
+def iterate_class_lines(class_list_text: str) -> Iterator[tuple[int, str, str]]:
     r"""Yield line number, class name and display name ("" if none) of every class in a class list.
 
     Examples
@@ -72,13 +72,13 @@ def iterate_class_lines(text: str) -> Iterator[tuple[int, str, str]]:
     [(3, 'c#', ''), (4, 'go', 'Go')]
     """
     # Not splitlines(), which also splits at characters that a name may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(class_list_text.split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             name, _, display_name = (part.strip() for part in line.partition("\t"))
             yield number, name, display_name
 
 
-def parse_class_list(text: str, origin: str) -> ClassList:
+def parse_class_list(text: str, origin: str) -> ParsedClassList:
     r"""Parse the text of a class list.
 
     Parameters
@@ -97,7 +97,7 @@ def parse_class_list(text: str, origin: str) -> ClassList:
     Examples
     --------
     >>> parse_class_list("# languages\nc#\ngo\tGo\n", "a list")
-    ClassList(origin='a list', ids=['c#', 'go'], names={'go': 'Go'})
+    ParsedClassList(origin='a list', ids=['c#', 'go'], names={'go': 'Go'})
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
@@ -110,17 +110,17 @@ def parse_class_list(text: str, origin: str) -> ClassList:
             names[class_id] = display_name
     if not lines:
         raise InputError(f"class list {origin} holds no class")
-    return ClassList(origin, list(lines), names)
+    return ParsedClassList(origin, list(lines), names)
 
 
-def replace_class_ids(class_list: ClassList, class_ids: Sequence[str]) -> ClassList:
+def replace_class_ids(class_list: ParsedClassList, new_class_ids: Sequence[str]) -> ParsedClassList:
     """Return a class list with other ids in place of its own, in the same order."""
     names = {
         new: class_list.names[old]
-        for old, new in zip(class_list.ids, class_ids, strict=True)
+        for old, new in zip(class_list.ids, new_class_ids, strict=True)
         if old in class_list.names
     }
-    return ClassList(class_list.origin, list(class_ids), names)
+    return ParsedClassList(class_list.origin, list(new_class_ids), names)
 
 
 def find_class_id(text: str, class_ids: Sequence[str]) -> str | None:

@@ -40,7 +40,7 @@ def describe_entries(summaries: Sequence[Summary], max_entries: int = 8) -> str:
     return shown + rest if summaries else "nothing"
 
 
-def find_named_summaries(summaries: Sequence[Summary], dataset: str) -> list[Summary]:
+def find_named_summaries(summaries: Sequence[Summary], pinned_name: str) -> list[Summary]:
     """Return the entries that ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning`` names.
 
     Without a digest, only entries of role ``full`` are returned; with ``@tuning``, those of role ``tuning``.
@@ -50,7 +50,7 @@ def find_named_summaries(summaries: Sequence[Summary], dataset: str) -> list[Sum
     InputError
         If there is none; suggests similar names or lists what the store holds.
     """
-    name, pin = split_pinned_name(dataset, {s.dataset for s in summaries})
+    name, pin = split_pinned_name(pinned_name, {s.dataset for s in summaries})
     named = [s for s in summaries if s.dataset == name]
     if not named:
         close = difflib.get_close_matches(name, {s.dataset for s in summaries})
@@ -67,11 +67,11 @@ def find_named_summaries(summaries: Sequence[Summary], dataset: str) -> list[Sum
     else:
         selected = [s for s in named if s.role == "full"]
     if not selected:
-        raise InputError(f"no entry {dataset!r} in the store: it holds {describe_entries(named)}")
+        raise InputError(f"no entry {pinned_name!r} in the store: it holds {describe_entries(named)}")
     return selected
 
 
-def filter_summaries(
+def filter_summaries_by_model(
     summaries: Sequence[Summary],
     *,
     dataset: str,
@@ -122,7 +122,7 @@ def filter_summaries(
     return matching
 
 
-def select_entry(store: Store, candidates: Sequence[Summary], backbone: BackboneCard) -> Entry:
+def open_entry_of_backbone(store: Store, candidates: Sequence[Summary], backbone: BackboneCard) -> Entry:
     """Open the candidate that was extracted with exactly this backbone, by its hash.
 
     Raises
@@ -145,11 +145,11 @@ def select_entry(store: Store, candidates: Sequence[Summary], backbone: Backbone
     return store.open_entry(of_backbone[0])
 
 
-def select_summary(
+def select_only_summary(
     summaries: Sequence[Summary],
     *,
     dataset: str,
-    backbone: str | None = None,
+    backbone_spec: str | None = None,
     image_size: int | None = None,
 ) -> Summary:
     """Return the only entry of this dataset, backbone spec and image size; no backbone is loaded.
@@ -163,7 +163,8 @@ def select_summary(
     matching = [
         s
         for s in of_dataset
-        if (backbone is None or s.backbone == backbone) and (image_size is None or s.image_size == image_size)
+        if (backbone_spec is None or s.backbone == backbone_spec)
+        and (image_size is None or s.image_size == image_size)
     ]
     if len(matching) == 1:
         return matching[0]
@@ -178,7 +179,7 @@ def find_summaries(
     summaries: Sequence[Summary],
     *,
     dataset: str | None = None,
-    backbone: str | None = None,
+    backbone_spec: str | None = None,
     image_size: int | None = None,
 ) -> list[Summary]:
     """Return all entries of this dataset, backbone spec and image size, of any role; all if none is given.
@@ -198,8 +199,9 @@ def find_summaries(
     matching = [
         s
         for s in of_dataset
-        if (backbone is None or s.backbone == backbone) and (image_size is None or s.image_size == image_size)
+        if (backbone_spec is None or s.backbone == backbone_spec)
+        and (image_size is None or s.image_size == image_size)
     ]
-    if matching or (dataset, backbone, image_size) == (None, None, None):
+    if matching or (dataset, backbone_spec, image_size) == (None, None, None):
         return matching
     raise InputError(f"no entry fits: the store holds {describe_entries(of_dataset)}")

@@ -15,10 +15,10 @@ from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import is_clutter
 from sfm.stats_store.cards import Commit
-from sfm.stats_store.commits import is_commit_path, parse_cards
+from sfm.stats_store.commits import is_commit_path, parse_entry_cards
 from sfm.stats_store.entry_history import CommitStatus, read_commit_statuses
 from sfm.stats_store.folder_walk import (
-    LocalFile,
+    ListedPath,
     explain_unlisted_folder,
     get_modified_time,
     walk_store_files,
@@ -34,7 +34,7 @@ GarbageReason = Literal["replaced", "removed", "never committed", "unfinished wr
 
 
 @dataclass(frozen=True)
-class Garbage:
+class GarbageItem:
     """A run, file or folder that no reader can reach.
 
     Attributes
@@ -66,20 +66,22 @@ class StoreListing:
 
     Attributes
     ----------
-    runs, index : list of LocalFile
+    runs, index : list of ListedPath
     links : list of str
         Paths of links in place of folders, or of files of the index.
     unlisted_folders : list of str
         One line per folder that could not be listed.
     """
 
-    runs: list[LocalFile]
-    index: list[LocalFile]
+    runs: list[ListedPath]
+    index: list[ListedPath]
     links: list[str]
     unlisted_folders: list[str]
 
 
-def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tuple[list[Garbage], list[str]]:
+def find_garbage(
+    store: Store, progress: ProgressCallback = no_progress
+) -> tuple[list[GarbageItem], list[str]]:
     """Return the garbage of a store, and one note about each thing that had to be left out.
 
     Every commit is read. If one is unreadable, no run that other commits of its key refer to is garbage. If
@@ -107,7 +109,7 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
     has_unknown_commits = (
         any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
     )
-    protected = list_committed_runs(statuses, {status.key for status in unreadable})
+    protected = list_run_paths_of_keys(statuses, {status.key for status in unreadable})
     commits = {status.path: status.commit for status in statuses}
     runs = [
         run
@@ -130,7 +132,7 @@ def find_garbage(store: Store, progress: ProgressCallback = no_progress) -> tupl
     return [*runs, *unfinished, *staging], notes
 
 
-def list_committed_runs(statuses: Sequence[CommitStatus], keys: set[str]) -> set[str]:
+def list_run_paths_of_keys(statuses: Sequence[CommitStatus], keys: set[str]) -> set[str]:
     """Return the paths of the runs that the commits of these keys refer to."""
     return {f"runs/{status.commit.run}" for status in statuses if status.key in keys and status.commit}
 
@@ -144,7 +146,7 @@ def list_stored_files(store: Store) -> StoreListing:
     if root is None:
         runs, index = (
             [
-                LocalFile(item["path"], item["size"], item["last_modified"])
+                ListedPath(item["path"], item["size"], item["last_modified"])
                 for item in list_objects(store.objects, prefix)
             ]
             for prefix in ("runs", "index")
@@ -170,7 +172,7 @@ def list_stored_files(store: Store) -> StoreListing:
     return StoreListing(runs, index, links, unlisted)
 
 
-def is_published_run(store: Store, run: str, commits: Sequence[Commit | None]) -> bool:
+def is_published_run(store: Store, run_path: str, commits: Sequence[Commit | None]) -> bool:
     """Return whether the cards of a run are, to the byte, those that one of these commits records.
 
     A writer stores the cards last, and no one knows them before; they are also deleted last.
@@ -179,19 +181,19 @@ def is_published_run(store: Store, run: str, commits: Sequence[Commit | None]) -
         return False
     try:
         with translate_errors(store.url):
-            cards = read_object(store.objects, f"{run}/zarr.json", bytes)
+            cards = read_object(store.objects, f"{run_path}/zarr.json", bytes)
     except (DamageError, InputError, FileNotFoundError):
         return False
     for commit in commits:
         with suppress(DamageError, InputError):
             if commit is not None:
-                require_published_bytes(f"{run}/zarr.json", cards, commit.objects["zarr.json"])
-                parse_cards(commit, cards)
+                require_published_bytes(f"{run_path}/zarr.json", cards, commit.objects["zarr.json"])
+                parse_entry_cards(commit, cards)
                 return True
     return False
 
 
-def mark_never_committed(garbage: Garbage) -> Garbage:
+def mark_never_committed(garbage: GarbageItem) -> GarbageItem:
     """Return garbage of a run, changed to a run that was never committed."""
     return replace(garbage, reason="never committed", commits=())
 
@@ -201,7 +203,7 @@ def is_inside_run(path: str) -> bool:
     return path.startswith("runs/") and path.count("/") > 1
 
 
-def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatus]) -> Iterator[Garbage]:
+def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatus]) -> Iterator[GarbageItem]:
     """Yield the runs that no current commit refers to.
 
     Folders that are not named like a run are skipped, and so are runs behind a link, or with a commit behind
@@ -209,7 +211,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     """
     if "runs" in listing.links:
         return
-    files_by_run: dict[str, list[LocalFile]] = defaultdict(list)
+    files_by_run: dict[str, list[ListedPath]] = defaultdict(list)
     for file in listing.runs:
         if is_inside_run(file.path) or not file.is_file:
             files_by_run[file.path.split("/")[1]].append(file)
@@ -229,7 +231,7 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
         if own:
             reason = "removed" if own[-1].state == "removed" else "replaced"
             times += [commit_times[path] for s in own if (path := next_paths[s.path]) in commit_times]
-        yield Garbage(
+        yield GarbageItem(
             path=f"runs/{run}",
             reason=reason,
             since=max(times, default=datetime.datetime.now(datetime.UTC)),
@@ -239,19 +241,19 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
         )
 
 
-def find_unfinished_writes(listing: StoreListing) -> Iterator[Garbage]:
+def find_unfinished_writes(listing: StoreListing) -> Iterator[GarbageItem]:
     """Yield the partial files that killed writers left outside of runs."""
     for file in (*listing.index, *listing.runs):
         if UNFINISHED_FILE_NAME.search(file.path) and not is_inside_run(file.path) and file.is_file:
-            yield Garbage(file.path, "unfinished write", file.modified, 1, file.size)
+            yield GarbageItem(file.path, "unfinished write", file.modified, 1, file.size)
 
 
-def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
+def find_staging_folders(root: Path | None) -> tuple[list[GarbageItem], list[str]]:
     """Return the staging folders of a local store, and the links in place of some, which are never deleted.
 
     The staging folders of a remote store are in the caches of its writers.
     """
-    found: list[Garbage] = []
+    found: list[GarbageItem] = []
     if root is None or not (root / "staging").is_dir():
         return found, []
     if (root / "staging").is_symlink():
@@ -269,14 +271,14 @@ def find_staging_folders(root: Path | None) -> tuple[list[Garbage], list[str]]:
         inside = (
             root / file.path for file in walk_store_files(root, below, lambda _: None, follow_links=False)
         )
-        known = [known for file in {path, *inside} if (known := get_size_and_time(file))]
+        known = [known for file in {path, *inside} if (known := get_size_and_modified_time(file))]
         if known:  # otherwise its extraction ended a moment ago
             size, since = sum(size for size, _ in known), max(time for _, time in known)
-            found.append(Garbage(below, "abandoned staging", since, len(known) - 1, size))
+            found.append(GarbageItem(below, "abandoned staging", since, len(known) - 1, size))
     return found, links
 
 
-def get_size_and_time(path: Path) -> tuple[int, datetime.datetime] | None:
+def get_size_and_modified_time(path: Path) -> tuple[int, datetime.datetime] | None:
     """Return size (0 for a folder) and time of change of a path; None if it is missing or unreadable."""
     try:
         state = path.lstat()

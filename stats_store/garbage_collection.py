@@ -13,7 +13,7 @@ from sfm.events import ProgressCallback, no_progress
 from sfm.locking import open_lock_file, try_lock
 from sfm.stats_store.commits import PUBLISHED_SUFFIX
 from sfm.stats_store.concurrency import map_concurrently
-from sfm.stats_store.garbage import Garbage, find_garbage
+from sfm.stats_store.garbage import GarbageItem, find_garbage
 from sfm.stats_store.local_files import get_local_root
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import delete_object, delete_run
@@ -25,33 +25,33 @@ DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w"
 
 
 @dataclass(frozen=True)
-class CollectionResult:
+class GarbageCollectionResult:
     """The result of a garbage collection.
 
     Attributes
     ----------
-    deleted : list of Garbage
+    deleted : list of GarbageItem
         Garbage that was deleted, or would be.
-    retained : list of Garbage
+    retained : list of GarbageItem
         Garbage that was left because it is too young or in use.
     notes : list of str
         One line each: what is unreadable or a symbolic link, and was therefore left with all that it may
         refer to; what could not be deleted.
     """
 
-    deleted: list[Garbage]
-    retained: list[Garbage]
+    deleted: list[GarbageItem]
+    retained: list[GarbageItem]
     notes: list[str] = field(default_factory=list)
 
 
 def collect_garbage(
     store: Store,
     *,
-    older_than: datetime.timedelta = DEFAULT_MIN_AGE,
-    now: bool = False,
+    min_age: datetime.timedelta = DEFAULT_MIN_AGE,
+    delete_replaced_now: bool = False,
     dry_run: bool = False,
     progress: ProgressCallback = no_progress,
-) -> CollectionResult:
+) -> GarbageCollectionResult:
     """Delete runs that no current entry refers to, and abandoned unfinished work.
 
     :func:`~sfm.stats_store.garbage.find_garbage` says what is garbage. Data is deleted before the commits
@@ -61,11 +61,11 @@ def collect_garbage(
     Parameters
     ----------
     store : Store
-    older_than : timedelta
+    min_age : timedelta
         Leave what became garbage more recently. A run without a commit may be one that is being written:
         choose more than the longest pause of a writer.
-    now : bool
-        Delete what was replaced or removed whatever its age. Everything else must be older than `older_than`,
+    delete_replaced_now : bool
+        Delete what was replaced or removed whatever its age. Everything else must be older than `min_age`,
         because it may be being written.
     dry_run : bool
         Delete nothing; report what would be deleted.
@@ -83,15 +83,15 @@ def collect_garbage(
     """
     garbage_items, notes = find_garbage(store, progress)
     current_time = datetime.datetime.now(datetime.UTC)
-    collection = CollectionResult([], [], notes)
+    collection = GarbageCollectionResult([], [], notes)
 
-    def collect_one(garbage: Garbage) -> tuple[Garbage, bool, str]:
+    def collect_one(garbage: GarbageItem) -> tuple[GarbageItem, bool, str]:
         age = max(
             current_time - garbage.since, datetime.timedelta(0)
         )  # the store's clock may be ahead of ours
-        is_due = age >= older_than or (now and bool(garbage.commits))
+        is_due = age >= min_age or (delete_replaced_now and bool(garbage.commits))
         try:
-            with translate_errors(store.url), lock_staging_folder(store, garbage) as is_free:
+            with translate_errors(store.url), try_lock_staging_folder(store, garbage) as is_free:
                 problem = delete_garbage(store, garbage) if is_due and is_free and not dry_run else ""
         except AccessDeniedError as error:
             if get_local_root(store.objects) is None:
@@ -108,7 +108,7 @@ def collect_garbage(
 
 
 @contextmanager
-def lock_staging_folder(store: Store, garbage: Garbage) -> Iterator[bool]:
+def try_lock_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[bool]:
     """Lock a staging folder while it is deleted; yield False if an extraction holds the lock."""
     root = get_local_root(store.objects)
     lock_path = root / f"{garbage.path}.lock" if root else None
@@ -124,7 +124,7 @@ def lock_staging_folder(store: Store, garbage: Garbage) -> Iterator[bool]:
         yield try_lock(lock_file, lock_path)
 
 
-def delete_garbage(store: Store, garbage: Garbage) -> str:
+def delete_garbage(store: Store, garbage: GarbageItem) -> str:
     """Delete garbage, then the commits that refer to it; return why it could not be deleted, or ""."""
     root = get_local_root(store.objects)
     try:

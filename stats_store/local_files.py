@@ -42,13 +42,13 @@ def get_local_root(objects: ObjectStore) -> Path | None:
     return Path(objects.prefix) if isinstance(objects, LocalStore) and objects.prefix else None
 
 
-def copy_permissions(path: Path, reference: Path) -> None:
+def copy_permissions(path: Path, reference_folder: Path) -> None:
     """Copy the permissions and the group of a folder to a file or folder, whatever the umask.
 
     Changes that the system refuses are skipped.
     """
     with suppress(OSError):
-        reference_state, own_state = reference.stat(), path.stat()
+        reference_state, own_state = reference_folder.stat(), path.stat()
         is_folder = stat.S_ISDIR(own_state.st_mode)
         mode = (
             reference_state.st_mode & 0o3777 | 0o700 if is_folder else reference_state.st_mode & 0o666 | 0o600
@@ -129,13 +129,13 @@ def create_file_exclusively(root: Path, path: str, data: bytes, *, durable: bool
             file.flush()
             if durable:
                 fsync_if_supported(unfinished_path)
-        link_exclusively(unfinished_path, target)
+        move_exclusively(unfinished_path, target)
     finally:
         with suppress(OSError):
             unfinished_path.unlink(missing_ok=True)
 
 
-def link_exclusively(source: Path, target: Path) -> None:
+def move_exclusively(source: Path, target: Path) -> None:
     """Move a file to its final name atomically, by a hard link or a rename, unless the name is taken.
 
     Raises
@@ -187,20 +187,20 @@ def fsync_if_supported(path: Path) -> None:
         os.close(descriptor)
 
 
-def resolve_store_folder(path: Path, *, create: bool) -> Path:
+def resolve_store_folder(path: Path, *, allow_missing: bool) -> Path:
     """Return the absolute path of the folder of a store, after checking that it is one.
 
     Raises
     ------
     InputError
-        If the path is a file, or there is no folder and `create` is false.
+        If the path is a file, or there is no folder and `allow_missing` is false.
     OSError
         If the system refuses access to it.
     """
     try:
         file_state = path.stat()
     except FileNotFoundError:
-        if not create:
+        if not allow_missing:
             raise InputError(
                 f"no store at {path}: no such folder; create one with "
                 f"`sfm extract --store {shlex.quote(str(path))}`"

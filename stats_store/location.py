@@ -14,7 +14,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.stats_store.cloud_providers import explain_cloud_error, require_valid_environment
+from sfm.stats_store.cloud_providers import explain_cloud_error, require_valid_cloud_environment
 from sfm.stats_store.local_files import resolve_store_folder
 from sfm.stats_store.system_errors import (
     ERRNO_EXPLANATIONS,
@@ -111,7 +111,7 @@ def make_url_absolute(url: str) -> str:
     return url if path is None else str(path.absolute())
 
 
-def connect_object_store(url: str, *, create: bool = False, patient: bool = True) -> ObjectStore:
+def connect_object_store(url: str, *, create: bool = False, use_patient_retries: bool = True) -> ObjectStore:
     """Return an obstore store of the objects below a URL; credentials come from the environment only.
 
     Parameters
@@ -120,7 +120,7 @@ def connect_object_store(url: str, *, create: bool = False, patient: bool = True
         A local path, ``file://``, ``s3://``, ``gs://`` or ``az://``.
     create : bool
         Create the local folder if it does not exist.
-    patient : bool
+    use_patient_retries : bool
         Retry requests for up to three minutes instead of twenty seconds.
 
     Raises
@@ -131,7 +131,7 @@ def connect_object_store(url: str, *, create: bool = False, patient: bool = True
     path = parse_local_url(url)
     if path is not None:
         with translate_errors(str(path)):
-            return LocalStore(resolve_store_folder(path, create=create), mkdir=create)
+            return LocalStore(resolve_store_folder(path, allow_missing=create), mkdir=create)
     parts = split_url(url)
     if parts.scheme not in REMOTE_SCHEMES:
         raise InputError(f"unknown store location {parts.scheme}://: use {LOCATION_KINDS}")
@@ -144,13 +144,13 @@ def connect_object_store(url: str, *, create: bool = False, patient: bool = True
         raise InputError(
             f"the store URL {redact_url(url)} names no bucket: write {parts.scheme}://BUCKET/PATH"
         )
-    require_plain_path(parts)
-    require_valid_environment(parts.scheme)
+    require_plain_url_path(parts)
+    require_valid_cloud_environment(parts.scheme)
     with translate_errors(redact_url(url)):
-        return from_url(url, retry_config=PATIENT_RETRY if patient else BRIEF_RETRY)
+        return from_url(url, retry_config=PATIENT_RETRY if use_patient_retries else BRIEF_RETRY)
 
 
-def require_plain_path(parts: SplitResult) -> None:
+def require_plain_url_path(url_parts: SplitResult) -> None:
     """Refuse a path in a bucket that the HTTP client would normalize to another path.
 
     Raises
@@ -158,13 +158,13 @@ def require_plain_path(parts: SplitResult) -> None:
     InputError
         If it has an empty part, ``.`` or ``..``, also in percent encoding.
     """
-    inner_path = parts.path.removeprefix("/").removesuffix("/")
-    if parts.path not in ("", "/") and any(
+    inner_path = url_parts.path.removeprefix("/").removesuffix("/")
+    if url_parts.path not in ("", "/") and any(
         unquote(part) in ("", ".", "..") for part in inner_path.split("/")
     ):
         raise InputError(
-            f"the store URL {redact_url(parts.geturl())} has an empty part, . or .. in its path: write the "
-            f"whole path, {parts.scheme}://BUCKET/PATH"
+            f"the store URL {redact_url(url_parts.geturl())} has an empty part, . or .. in its path: write "
+            f"the whole path, {url_parts.scheme}://BUCKET/PATH"
         )
 
 
@@ -184,20 +184,20 @@ def translate_errors(location: str) -> Iterator[None]:
     except (BaseError, OSError) as error:
         # The original may quote credentials, so it must not be chained as the cause.
         if is_permission_error(error) or isinstance(error, PermissionDeniedError):
-            raise AccessDeniedError(explain_error(error, location)) from None
-        raise InputError(explain_error(error, location)) from None
+            raise AccessDeniedError(explain_store_error(error, location)) from None
+        raise InputError(explain_store_error(error, location)) from None
     except BaseException as error:
         # obstore panics at settings that make an impossible request; the class cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
-        raise InputError(explain_error(error, location)) from None
+        raise InputError(explain_store_error(error, location)) from None
 
 
 class AccessDeniedError(InputError):
     """Access was denied, perhaps only to one object of many."""
 
 
-def explain_error(error: BaseException, location: str) -> str:
+def explain_store_error(error: BaseException, location: str) -> str:
     """Return why a location cannot be used, in one line without credentials."""
     text, errno_value = str(error), get_errno(error)
     if isinstance(error, InvalidPathError):

@@ -13,7 +13,7 @@ from sfm.errors import InputError
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.entry_selection import describe_entry
 from sfm.stats_store.merged_rendering import require_same_rendering
-from sfm.stats_store.schema import get_array_kind, parse_sub_classes
+from sfm.stats_store.schema import parse_sub_class_count, strip_sub_class_suffix
 from sfm.stats_store.store import Entry
 
 MOMENT_ARRAYS = ("train/count", "train/mean", "train/scatter_diagonal", "train/within_scatter")
@@ -101,15 +101,15 @@ class MergeInputs:
 
     def list_shared_sub_classes(self) -> list[int]:
         """Return the numbers of sub-class centres that every input stores."""
-        return sorted(set.intersection(*map(list_sub_class_numbers, self.entries)))
+        return sorted(set.intersection(*map(list_sub_class_counts, self.entries)))
 
 
-def list_sub_class_numbers(entry: Entry) -> set[int]:
+def list_sub_class_counts(entry: Entry) -> set[int]:
     """Return the numbers of sub-class centres that an entry stores."""
     return {
         k
         for name in entry.list_arrays()
-        if get_array_kind(name) == "train/centre_count" and (k := parse_sub_classes(name))
+        if strip_sub_class_suffix(name) == "train/centre_count" and (k := parse_sub_class_count(name))
     }
 
 

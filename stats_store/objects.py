@@ -32,7 +32,7 @@ from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-Checked = TypeVar("Checked")
+Parsed = TypeVar("Parsed")
 
 RETRY_DELAYS = (0.1, 0.4, 1.6)
 """Seconds to wait before each retry of an answer that arrived damaged from a server."""
@@ -57,8 +57,8 @@ def is_remote_store(objects: ObjectStore) -> bool:
 
 
 def read_object(
-    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int = MAX_JSON_BYTES
-) -> Checked:
+    objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int = MAX_JSON_BYTES
+) -> Parsed:
     """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
     An object that arrives damaged from a server is requested again: it may have been damaged in transit.
@@ -68,53 +68,53 @@ def read_object(
     FileNotFoundError
         If there is no such object.
     DamageError
-        If `check` raises it, the object is too large, or the disk cannot read it.
+        If `parse` raises it, the object is too large, or the disk cannot read it.
     """
     root = get_local_root(objects)
     if root is not None:
-        return check(_read_local(root, path, max_bytes))
+        return parse(_read_local_object(root, path, max_bytes))
     if is_remote_store(objects):
-        return call_interruptibly(lambda: _read_remote(objects, path, check, max_bytes))
-    return check(_fetch(objects, path, max_bytes))
+        return call_interruptibly(lambda: _read_remote_with_retries(objects, path, parse, max_bytes))
+    return parse(_fetch_object(objects, path, max_bytes))
 
 
-def _read_local(root: Path, path: str, max_bytes: int) -> bytes:
+def _read_local_object(root: Path, path: str, max_bytes: int) -> bytes:
     try:
         return read_bounded_file(resolve_object_path(root, path), max_bytes)
     except OversizeError:
         size = resolve_object_path(root, path).stat().st_size
-        raise DamageError(describe_oversize(path, size, max_bytes)) from None
+        raise DamageError(describe_oversized_object(path, size, max_bytes)) from None
     except OSError as error:
         if error.errno in DAMAGE_ERRNOS:
             raise DamageError(f"damaged object {path}: {(error.strerror or '').lower()}") from None
         raise
 
 
-def _read_remote(
-    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int
-) -> Checked:
+def _read_remote_with_retries(
+    objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int
+) -> Parsed:
     for delay in RETRY_DELAYS:
-        data = _fetch(objects, path, max_bytes)
+        data = _fetch_object(objects, path, max_bytes)
         try:
-            return check(data)
+            return parse(data)
         except DamageError:
             time.sleep(delay)
-    return check(_fetch(objects, path, max_bytes))
+    return parse(_fetch_object(objects, path, max_bytes))
 
 
-def _fetch(objects: ObjectStore, path: str, max_bytes: int) -> bytes:
+def _fetch_object(objects: ObjectStore, path: str, max_bytes: int) -> bytes:
     response = obstore.get(objects, path)  # only the headers yet
     if response.meta["size"] > max_bytes:
-        raise DamageError(describe_oversize(path, response.meta["size"], max_bytes))
+        raise DamageError(describe_oversized_object(path, response.meta["size"], max_bytes))
     return bytes(response.bytes())
 
 
-def describe_oversize(path: str, size: int, max_bytes: int) -> str:
+def describe_oversized_object(path: str, size_bytes: int, max_bytes: int) -> str:
     """Return the message about an object that is too large to be read."""
-    return f"damaged object {path}: it has {size} bytes, at most {max_bytes} are read"
+    return f"damaged object {path}: it has {size_bytes} bytes, at most {max_bytes} are read"
 
 
-def list_readable_objects(
+def list_objects_and_unreadable(
     objects: ObjectStore,
     prefix: str = "",
     *,
@@ -165,7 +165,7 @@ def is_empty_store(objects: ObjectStore) -> bool:
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
-def _list_with_retries(objects: ObjectStore, request: Callable[[], Checked]) -> Checked:
+def _list_with_retries(objects: ObjectStore, request: Callable[[], Parsed]) -> Parsed:
     """List objects, and retry if the answer breaks off: obstore retries failed requests, but not these."""
     for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:
@@ -186,8 +186,8 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
     Parameters
     ----------
     durable : bool
-        On a local disk, return only once the object would survive a power cut; :func:`sync_objects` does
-        that later for many objects together.
+        On a local disk, return only once the object would survive a power cut;
+        :func:`sync_objects_to_disk` does that later for many objects together.
 
     Raises
     ------
@@ -212,7 +212,7 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} already exists") from error
     if durable:
-        sync_objects(objects, path)
+        sync_objects_to_disk(objects, path)
 
 
 class ObjectExistsError(InputError):
@@ -223,7 +223,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
     """Create an object, or verify that the existing one has the same bytes; return whether it was created.
 
     An existing one may be this writer's, if an answer was lost. On a disk, the object is durable only after
-    :func:`sync_objects`.
+    :func:`sync_objects_to_disk`.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
     return call_interruptibly(create_or_find)
 
 
-def sync_objects(objects: ObjectStore, path: str) -> None:
+def sync_objects_to_disk(objects: ObjectStore, path: str) -> None:
     """Sync the objects at and below a path to disk, so that they survive a power cut.
 
     Does nothing on a server, which guarantees that by itself.
@@ -283,14 +283,14 @@ def require_writable_store(objects: ObjectStore) -> None:
     delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            _raise_denied(folder)
+            _raise_permission_error(folder)
 
 
 CARDS_NAME = "zarr.json"
 """Name of the object of a run that holds its cards."""
 
 
-def delete_run(objects: ObjectStore, run: str) -> None:
+def delete_run(objects: ObjectStore, run_id: str) -> None:
     """Delete all objects of a run; links in the folder of a local run are deleted as links.
 
     The cards are deleted last: an interrupted deletion then differs from a run that is being written.
@@ -298,16 +298,16 @@ def delete_run(objects: ObjectStore, run: str) -> None:
     Raises
     ------
     ValueError
-        If `run` is not a run id: it could be the path of other runs.
+        If `run_id` is not a run id: it could be the path of other runs.
     OSError
         If the run is a link, or part of it cannot be listed or deleted.
     """
-    if not RUN_ID_REGEX.fullmatch(run):
-        raise ValueError(f"{run!r} is not the id of a run")
-    prefix, root = f"runs/{run}", get_local_root(objects)
+    if not RUN_ID_REGEX.fullmatch(run_id):
+        raise ValueError(f"{run_id!r} is not the id of a run")
+    prefix, root = f"runs/{run_id}", get_local_root(objects)
     if root is not None:
         # A run of which a part cannot be deleted is left complete.
-        for _ in walk_store_files(root, prefix, _require_readable, follow_links=False):
+        for _ in walk_store_files(root, prefix, _require_readable_folder, follow_links=False):
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():
@@ -340,11 +340,11 @@ def delete_object(objects: ObjectStore, path: str) -> None:
         obstore.delete(objects, path)
 
 
-def _require_readable(folder: Path) -> None:
+def _require_readable_folder(folder: Path) -> None:
     # A readable folder was refused because of its depth.
     if not os.access(folder, os.R_OK | os.X_OK):
-        _raise_denied(folder)
+        _raise_permission_error(folder)
 
 
-def _raise_denied(folder: Path) -> None:
+def _raise_permission_error(folder: Path) -> None:
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -30,7 +30,7 @@ from sfm.stats_store.commits import (
     EntryCards,
     encode_commit,
     get_next_generation,
-    make_commit_name,
+    make_commit_file_name,
     make_summary_fields,
     parse_commit,
     parse_generation,
@@ -52,7 +52,7 @@ from sfm.stats_store.objects import (
     create_or_verify_object,
     delete_run,
     read_object,
-    sync_objects,
+    sync_objects_to_disk,
 )
 from sfm.stats_store.schema import CROP_MODE_REQUIREMENT, create_run_array
 from sfm.stats_store.store import Store, encode_group_metadata
@@ -201,16 +201,16 @@ def publish_draft(
     store, cards = draft.store, EntryCards(backbone, dataset, extraction, classifier)
     key = f"{backbone.hash}/{dataset.fingerprint}/{compute_options_digest(extraction.options)}"
     paths = store.list_commits(key).get(key, [])
-    existing = read_newest_commit(store, paths[-1]) if paths and not replace else None
+    existing = read_newest_commit_or_advise(store, paths[-1]) if paths and not replace else None
     if existing and existing.kind == "entry" and existing.summary:
         draft.discard()
         return PublishResult(existing.summary, "already there")
-    objects = complete_run(draft, cards)
+    objects = write_cards_and_verify_run(draft, cards)
     generation = parse_generation(paths[-1]) if paths else 0
     while True:
         generation = get_next_generation(generation, key)
         commit = make_entry_commit(draft, cards, objects, generation)
-        draft.proposed_commits.append(f"index/{key}/{make_commit_name(generation)}")
+        draft.proposed_commits.append(f"index/{key}/{make_commit_file_name(generation)}")
         winner = create_commit(store, key, generation, commit)
         assert winner.summary is not None
         if winner.run == draft.run:
@@ -222,7 +222,7 @@ def publish_draft(
         # Another writer removed the entry meanwhile: the draft becomes the generation after the tombstone.
 
 
-def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
+def write_cards_and_verify_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
     """Write the cards of a draft, read all of its objects back and sync them.
 
     Returns
@@ -250,12 +250,12 @@ def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
         create_or_verify_object(draft.store.objects, f"{run}/zarr.json", metadata)
         draft.records[f"{run}/zarr.json"] = make_object_record(metadata)
         verify_written_objects(draft)
-        sync_objects(draft.store.objects, run)
+        sync_objects_to_disk(draft.store.objects, run)
     return {path.removeprefix(f"{run}/"): record for path, record in draft.records.items()}
 
 
 def make_entry_commit(
-    draft: Draft, cards: EntryCards, objects: dict[str, ObjectRecord], generation: int
+    draft: Draft, cards: EntryCards, object_records: dict[str, ObjectRecord], generation: int
 ) -> Commit:
     """Return the commit that publishes a draft as one generation of its key."""
     fields = make_summary_fields(cards)
@@ -269,7 +269,7 @@ def make_entry_commit(
         run=draft.run,
         summary=Summary(**fields, entry_digest=digest, generation=generation, created=created),
         arrays=draft.array_digests,
-        objects=objects,
+        objects=object_records,
     )
 
 
@@ -278,7 +278,7 @@ def list_schema_requirements(backbone: BackboneCard) -> list[str]:
     return [] if backbone.preprocessing.crop_mode == "center" else [CROP_MODE_REQUIREMENT]
 
 
-def read_newest_commit(store: Store, path: str) -> Commit:
+def read_newest_commit_or_advise(store: Store, path: str) -> Commit:
     """Read the newest commit of a key; the error about a damaged one recommends ``--replace``."""
     try:
         return store.read_commit(path)
@@ -322,14 +322,16 @@ def create_commit(store: Store, key: str, generation: int, commit: Commit) -> Co
         If the store cannot be reached, or cannot be written.
     """
     content = commit.model_dump(mode="json", by_alias=True)
-    return create_encoded_commit(store, f"index/{key}/{make_commit_name(generation)}", encode_commit(content))
+    return create_encoded_commit(
+        store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit(content)
+    )
 
 
-def create_encoded_commit(store: Store, path: str, data: bytes) -> Commit:
+def create_encoded_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
     """Create a commit from its encoded bytes, as :func:`create_commit` does; unknown fields are preserved."""
-    own_commit = parse_commit(data, path)
+    own_commit = parse_commit(encoded_commit, path)
     with translate_errors(store.url):
-        winner = create_or_read_commit(store, path, data)
+        winner = create_or_read_commit(store, path, encoded_commit)
         if winner.run == own_commit.run:
             # With the mark, readers can tell a lost commit from one that never was.
             with contextlib.suppress(ObjectExistsError):
@@ -337,12 +339,12 @@ def create_encoded_commit(store: Store, path: str, data: bytes) -> Commit:
     return winner
 
 
-def create_or_read_commit(store: Store, path: str, data: bytes) -> Commit:
+def create_or_read_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
     """Create a commit unless its path is taken; return the commit at that path."""
     for is_last_attempt in (False, False, True):
         try:
-            create_object(store.objects, path, data)
-            return parse_commit(data, path)
+            create_object(store.objects, path, encoded_commit)
+            return parse_commit(encoded_commit, path)
         except AlreadyExistsError:
             pass
         except (PermissionDeniedError, UnauthenticatedError, OSError):

@@ -15,7 +15,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import require_valid_layouts
+from sfm.stats_store.array_layouts import parse_layouts_or_raise
 from sfm.stats_store.array_values import find_centre_problem, find_value_problem
 from sfm.stats_store.cards import (
     ClassifierCard,
@@ -25,13 +25,13 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
-from sfm.stats_store.cloud_providers import is_missing_container
+from sfm.stats_store.cloud_providers import is_missing_container_error
 from sfm.stats_store.commits import (
     PUBLISHED_SUFFIX,
     make_commit_path,
-    parse_cards,
     parse_commit_or_damage,
-    parse_root_schema,
+    parse_entry_cards,
+    parse_store_schema_version,
 )
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.location import AccessDeniedError, connect_object_store, redact_url, translate_errors
@@ -42,8 +42,8 @@ from sfm.stats_store.objects import (
     read_object,
     require_writable_store,
 )
-from sfm.stats_store.schema import UpgradeError, get_array_kind, require_supported_schema
-from sfm.stats_store.store_index import read_index
+from sfm.stats_store.schema import UpgradeError, require_supported_schema, strip_sub_class_suffix
+from sfm.stats_store.store_index import read_store_index
 from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
 
 LOG = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Store:
         list of str
             One line per entry that cannot be read, with the path of its commit.
         """
-        index = read_index(self.objects, self.url)
+        index = read_store_index(self.objects, self.url)
         latest = [paths[-1] for paths in index.commits_by_key.values()]
         results = map_concurrently(self._read_summary_or_reason, latest, progress, "list", "entries")
         entries = [summary for summary in results if isinstance(summary, Summary)]
@@ -87,7 +87,7 @@ class Store:
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`survey`.
+        See :meth:`list_entries`.
         """
         entries, reasons = self.list_entries(progress)
         for reason in reasons:
@@ -102,7 +102,7 @@ class Store:
         InputError
             If the store cannot be reached, or the folder of the key cannot be listed.
         """
-        index = read_index(self.objects, self.url, key)
+        index = read_store_index(self.objects, self.url, key)
         if key and index.unreadable:
             raise AccessDeniedError(index.unreadable[0])
         return index.commits_by_key
@@ -172,8 +172,8 @@ class Store:
                 lambda path: read_published_object(self.objects, path, records[path]), metadata
             )
             read = dict(zip(metadata, data, strict=True))
-        cards = parse_cards(commit, read[f"runs/{commit.run}/zarr.json"])
-        layouts = require_valid_layouts(commit, cards, read)
+        cards = parse_entry_cards(commit, read[f"runs/{commit.run}/zarr.json"])
+        layouts = parse_layouts_or_raise(commit, cards, read)
         return Entry(
             store_url=self.url,
             summary=commit.summary,
@@ -214,7 +214,7 @@ class Entry:
     def __contains__(self, name: object) -> bool:
         return name in self.commit.arrays
 
-    def open_array(self, name: str) -> "zarr.Array[Any]":
+    def open_array(self, array_name: str) -> "zarr.Array[Any]":
         """Open an array without reading its values.
 
         Raises
@@ -224,18 +224,18 @@ class Entry:
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        if name not in self:
+        if array_name not in self:
             raise InputError(
-                f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {name}; "
+                f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {array_name}; "
                 f"it holds {', '.join(self.list_arrays())}"
             )
-        path = f"runs/{self.commit.run}/{name}"
+        path = f"runs/{self.commit.run}/{array_name}"
         if path not in self.arrays.layouts:
-            raise InputError(f"{name} is of a kind that this version cannot read: upgrade sfm-distill")
+            raise InputError(f"{array_name} is of a kind that this version cannot read: upgrade sfm-distill")
         with translate_errors(self.store_url), translate_decode_errors(path):
             return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
 
-    def read_array(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
+    def read_array(self, array_name: str, rows: slice | None = None) -> npt.NDArray[Any]:
         """Read an array, or some of its rows; all bytes and values are checked.
 
         Bytes are compared with the published digests. Values must be possible for such an array: see
@@ -248,17 +248,17 @@ class Entry:
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        selected = self._read_unchecked(name, rows)
-        problem = find_value_problem(name, selected, self.dataset)
-        count = name.replace("train/centre_", "train/centre_count_")
-        if not problem and get_array_kind(name) == "train/centre" and count in self:
+        selected = self._read_unchecked(array_name, rows)
+        problem = find_value_problem(array_name, selected, self.dataset)
+        count = array_name.replace("train/centre_", "train/centre_count_")
+        if not problem and strip_sub_class_suffix(array_name) == "train/centre" and count in self:
             problem = find_centre_problem(selected, self._read_unchecked(count, rows))
         if problem:
-            raise DamageError(f"damaged array runs/{self.commit.run}/{name}: {problem}")
+            raise DamageError(f"damaged array runs/{self.commit.run}/{array_name}: {problem}")
         return selected
 
-    def _read_unchecked(self, name: str, rows: slice | None) -> npt.NDArray[Any]:
-        array = self.open_array(name)
+    def _read_unchecked(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
+        array = self.open_array(array_name)
         with translate_errors(self.store_url), translate_decode_errors(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
@@ -271,7 +271,7 @@ def connect_store(location: str | ObjectStore, *, create: bool) -> tuple[str, Ob
     return (
         redact_url(location),
         connect_object_store(location, create=create),
-        connect_object_store(location, create=create, patient=False),
+        connect_object_store(location, create=create, use_patient_retries=False),
     )
 
 
@@ -296,9 +296,9 @@ def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     url, objects, brief_objects = connect_store(location, create=False)
     with translate_errors(url):
         try:
-            schema = read_object(brief_objects, "zarr.json", parse_root_schema)
+            schema = read_object(brief_objects, "zarr.json", parse_store_schema_version)
         except (FileNotFoundError, DamageError) as error:
-            if is_missing_container(error):
+            if is_missing_container_error(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"

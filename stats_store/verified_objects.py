@@ -107,7 +107,7 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
         Objects that were read and compared before; they are not read again.
     layouts : mapping of str to Layout
         All arrays that can be opened, by full path; see
-        :func:`~sfm.stats_store.array_layouts.check_array_layouts`.
+        :func:`~sfm.stats_store.array_layouts.parse_valid_array_layouts`.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ import numpy as np
 from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import ClassList, get_display_names, read_class_list
+from sfm.pipeline.sources.class_labels import ParsedClassList, get_display_names, read_class_list
 from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.idx import open_builtin_source, open_idx_source
@@ -135,7 +135,7 @@ def pop_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
     return values
 
 
-def select_listed_classes(source: Source, class_list: ClassList) -> Source:
+def select_listed_classes(source: Source, class_list: ParsedClassList) -> Source:
     """Return a source of the classes of a list only, named after the list.
 
     Raises

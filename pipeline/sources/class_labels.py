@@ -12,7 +12,7 @@ from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.limits import require_short_class_name, require_storable_classes
 from sfm.stats_store.class_lists import (
-    ClassList,
+    ParsedClassList,
     find_class_id,
     normalize_class_id,
     parse_class_list,
@@ -21,7 +21,7 @@ from sfm.stats_store.class_lists import (
 from sfm.text import sanitize_line
 
 __all__ = [
-    "ClassList",
+    "ParsedClassList",
     "class_id_from_label",
     "get_display_names",
     "list_shipped_class_lists",
@@ -48,7 +48,7 @@ def list_shipped_class_lists() -> list[str]:
     )
 
 
-def read_class_list(name_or_path: str) -> ClassList:
+def read_class_list(name_or_path: str) -> ParsedClassList:
     """Read a list of classes.
 
     Parameters
@@ -85,7 +85,7 @@ def class_id_from_number(number: int) -> str:
     return str(number).zfill(NUMBER_ID_DIGITS)
 
 
-def class_id_from_label(label: object, label_list: ClassList | None, where: str) -> str:
+def class_id_from_label(label: object, label_list: ParsedClassList | None, where: str) -> str:
     """Return the class id that a stored label means.
 
     Text that is a class id of the list is that class, digits or not. Other text of digits is a number.
@@ -94,7 +94,7 @@ def class_id_from_label(label: object, label_list: ClassList | None, where: str)
     ----------
     label : object
         An integer, or text: a class id or a number.
-    label_list : ClassList or None
+    label_list : ParsedClassList or None
         Classes of the numbers 0, 1, …; without it a number is its own id.
     where : str
         Where the sample lies, for messages.
@@ -145,7 +145,7 @@ def format_numeric_label(label: object) -> str:
     return str(label) if isinstance(label, int) else ""
 
 
-def encode_label_list(label_list: ClassList | None) -> str:
+def encode_label_list(label_list: ParsedClassList | None) -> str:
     """Return what the listing of a split holds of the class list that gives label numbers their meaning.
 
     Where ids are digits, earlier versions took text labels for positions: their entries are not the same.

@@ -19,7 +19,7 @@ from sfm.pipeline.sources.inventory import Inventory
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, MAX_MEMBERS
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, indexed_split
 from sfm.stats_store.class_lists import iterate_class_lines, read_class_list_text
-from sfm.stats_store.dataset_names import make_name_from_folder
+from sfm.stats_store.dataset_names import make_dataset_name_from_folder
 
 IDX_READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of disks and of gzip."""
@@ -42,7 +42,9 @@ def open_idx_source(path: str) -> Source:
     root = expand_home(path)
     if not root.is_dir():
         raise InputError(f"no dataset at idx:{path}: {root} is not a folder")
-    return open_idx_folder(root, name=make_name_from_folder(root), spec=f"idx:{path}", licence="unknown")
+    return open_idx_folder(
+        root, name=make_dataset_name_from_folder(root), spec=f"idx:{path}", licence="unknown"
+    )
 
 
 def open_builtin_source(name: str) -> Source:

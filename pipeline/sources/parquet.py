@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.class_labels import (
-    ClassList,
+    ParsedClassList,
     class_id_from_label,
     encode_label_list,
     format_numeric_label,
@@ -141,7 +141,7 @@ def table_has_labels(file: DataFile, column: str) -> bool:
 
 
 def inspect_table(
-    file: DataFile, columns: ImageColumns, label_list: ClassList | None, read_labels: bool
+    file: DataFile, columns: ImageColumns, label_list: ParsedClassList | None, read_labels: bool
 ) -> ParquetTable:
     """Return the row counts of a file and, if asked to, its labels.
 
@@ -182,7 +182,7 @@ def inspect_table(
     )
 
 
-def class_id_from_cell(label: object, label_list: ClassList | None, where: str) -> str:
+def class_id_from_cell(label: object, label_list: ParsedClassList | None, where: str) -> str:
     """Return the class id of a row's label; without a list, text is the id itself, digits or not.
 
     Raises
@@ -198,7 +198,7 @@ def class_id_from_cell(label: object, label_list: ClassList | None, where: str) 
 def make_parquet_split(
     tables: Sequence[ParquetTable],
     columns: ImageColumns,
-    label_list: ClassList | None,
+    label_list: ParsedClassList | None,
     class_ids: list[str] | None,
 ) -> Split:
     """Return the split of some tables; a shard is a few neighbouring row groups."""
@@ -245,7 +245,7 @@ def merge_row_groups(group_rows: Sequence[int]) -> list[range]:
 
 
 def iter_table_samples(
-    file: DataFile, groups: range, first_row: int, columns: ImageColumns, label_list: ClassList | None
+    file: DataFile, groups: range, first_row: int, columns: ImageColumns, label_list: ParsedClassList | None
 ) -> Iterator[Sample]:
     """Yield the samples of neighbouring row groups, which begin at `first_row` of the file.
 

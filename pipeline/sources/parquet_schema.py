@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ClassList, class_id_from_number, normalize_class_name
+from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_number, normalize_class_name
 from sfm.pipeline.sources.limits import require_storable_classes
 from sfm.stats_store.class_lists import normalize_class_id
 from sfm.text import format_names
@@ -103,7 +103,9 @@ def note_unusable_metadata(schema: "pyarrow.Schema", where: str, columns: ImageC
     ]
 
 
-def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassList | None, dict[str, str]]:
+def label_list_from_metadata(
+    columns: ImageColumns, where: str
+) -> tuple[ParsedClassList | None, dict[str, str]]:
     """Return the class list of the label numbers in a dataset's own metadata, and display names by class id.
 
     Names that differ in case or blanks only cannot be ids: the classes are numbered, and there is no list.
@@ -112,5 +114,5 @@ def label_list_from_metadata(columns: ImageColumns, where: str) -> tuple[ClassLi
         return None, {}
     require_storable_classes(columns.class_names, None, f"the metadata of {where}")
     if len({normalize_class_name(name) for name in columns.class_names}) == len(columns.class_names):
-        return ClassList(where, [normalize_class_id(name) for name in columns.class_names], {}), {}
+        return ParsedClassList(where, [normalize_class_id(name) for name in columns.class_names], {}), {}
     return None, {class_id_from_number(label): name for label, name in enumerate(columns.class_names)}

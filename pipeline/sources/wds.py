@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sfm.errors import InputError
 from sfm.pipeline.sources.class_labels import (
-    ClassList,
+    ParsedClassList,
     class_id_from_label,
     encode_label_list,
     format_numeric_label,
@@ -101,7 +101,7 @@ def require_distinct_shards(files: Sequence[DataFile]) -> None:
             raise InputError(f"{other.url} and {file.url} are one shard, most likely: remove one of the two")
 
 
-def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> Split:
+def make_wds_split(files: Sequence[DataFile], label_list: ParsedClassList | None) -> Split:
     """Return the split of some tar files, one shard each."""
 
     def make_shard(file: DataFile) -> Shard:
@@ -118,7 +118,7 @@ def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> S
 
 
 def iter_shard_samples(
-    file: DataFile, label_list: ClassList | None, unused: Counter[str]
+    file: DataFile, label_list: ParsedClassList | None, unused: Counter[str]
 ) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 

@@ -20,8 +20,8 @@ from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, S
 from sfm.stats_store.commits import encode_commit, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.entry_history import read_commit_statuses, remove_entry, summaries_for
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_history import list_candidate_summaries, read_commit_statuses, remove_entry
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.schema import UpgradeError
@@ -165,8 +165,8 @@ class StoreTests:
         old = publish_random_entry(store)
         new = publish_random_entry(store, seed=1, replace=True)
         pin = f"toy@{old.entry_digest[:12]}"
-        assert select_summary(summaries_for(store, pin), dataset=pin) == old
-        assert summaries_for(store, "toy") == [new]
+        assert select_only_summary(list_candidate_summaries(store, pin), dataset=pin) == old
+        assert list_candidate_summaries(store, "toy") == [new]
         assert store.open_entry(old).read_array("train/count").sum() == TRAIN_SAMPLES
 
     def test_a_removed_entry_is_hidden_and_stays_until_garbage_collection(self, store: Store) -> None:
@@ -176,7 +176,9 @@ class StoreTests:
         remove_entry(store, summary)
         assert store.list_entries() == ([], [])
         assert before.items() < read_objects(store).items()
-        assert [garbage.reason for garbage in collect_garbage(store, now=True).deleted] == ["removed"]
+        assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == [
+            "removed"
+        ]
         assert list_runs(store) == set()
         assert [status.state for status in read_commit_statuses(store)] == ["tombstone"]
         assert publish_random_entry(store).generation == 3
@@ -196,12 +198,12 @@ class StoreTests:
         publish_random_entry(store, seed=1, fingerprint="e" * 64, replace=True)
         draft = Draft(store)
         write_random_arrays(draft)
-        result = collect_garbage(store, now=True)
+        result = collect_garbage(store, delete_replaced_now=True)
         assert [garbage.reason for garbage in result.deleted] == ["replaced"]
         assert [garbage.path for garbage in result.retained] == [f"runs/{draft.run}"]
         assert summary in store.list_summaries()
         assert [verdict.sound for verdict in verify_entries(store)] == [True, True]
-        assert [g.path for g in collect_garbage(store, older_than=NO_AGE).deleted] == [f"runs/{draft.run}"]
+        assert [g.path for g in collect_garbage(store, min_age=NO_AGE).deleted] == [f"runs/{draft.run}"]
 
     @pytest.mark.parametrize("kind", ["commit", "metadata", "chunk"])
     @pytest.mark.parametrize("fault", ["changed", "missing"])

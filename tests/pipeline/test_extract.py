@@ -21,7 +21,7 @@ from sfm.pipeline import extract as extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import SOURCE_KINDS, Source, open_source
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.store import Entry, open_store
 
 SIZE = 32
@@ -41,7 +41,9 @@ def make_config(store: Path | str, **changes: object) -> ExtractConfig:
 
 def open_entry(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0") -> Entry:
     store = open_store(url)
-    return store.open_entry(select_summary(store.list_summaries(), dataset=dataset, backbone=backbone))
+    return store.open_entry(
+        select_only_summary(store.list_summaries(), dataset=dataset, backbone_spec=backbone)
+    )
 
 
 def test_an_entry_holds_every_array_of_the_schema(fashion_store):

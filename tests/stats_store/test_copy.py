@@ -67,7 +67,7 @@ def test_a_second_copy_writes_nothing(disk, tmp_path):
 
 def test_only_what_was_asked_for_is_copied(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone="lite1"))
+    copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite1"))
     assert [(s.dataset, s.backbone) for s in target.list_summaries()] == [("toy", "lite1")]
 
 
@@ -112,7 +112,7 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
     assert now.run != commit.run
     assert now.model_copy(update={"run": commit.run}) == commit
     assert [v.sound for v in verify_entries(target)] == [True]
-    collect_garbage(target, older_than=timedelta(0))
+    collect_garbage(target, min_age=timedelta(0))
     assert [v.sound for v in verify_entries(target)] == [True]
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk
 def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
     publish_random_entry(target, 7)
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone="lite0")
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite0")
     mine = target.list_summaries()
     assert outcomes(copy_entries(disk, target, [chosen])) == ["differs in the target"]
     assert target.list_summaries() == mine
@@ -218,7 +218,7 @@ def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     copy_entries(disk, target, [chosen])
     remove_entry(target, target.list_summaries()[0])
-    collect_garbage(target, now=True)
+    collect_garbage(target, delete_replaced_now=True)
     assert outcomes(copy_entries(disk, target, [chosen])) == ["removed there"]
     assert target.list_summaries() == []
     assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
@@ -242,7 +242,7 @@ def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tm
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert [v.problems for v in verify_entries(disk, disk.list_summaries())] == [[], [], []]
     assert [s.generation for s in disk.list_summaries() if s.key == damaged.key] == [2]
-    collect_garbage(disk, now=True)
+    collect_garbage(disk, delete_replaced_now=True)
     assert [v.problems for v in verify_entries(disk)] == [[], [], []]
     assert len(list((tmp_path / "disk" / "runs").iterdir())) == 4
 

@@ -13,7 +13,12 @@ from toy_entries import make_backbone_card
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
-from sfm.stats_store.class_moments import Moments, expand_classes, make_empty_moments, merge_moments
+from sfm.stats_store.class_moments import (
+    ClassMoments,
+    make_empty_moments,
+    merge_moments,
+    move_moments_to_classes,
+)
 from sfm.stats_store.discriminant import compute_oas_shrinkage, fit_linear_discriminant
 from sfm.stats_store.entry_merge import MergeResult, merge_entries
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
@@ -33,7 +38,7 @@ class Data:
     labels: np.ndarray
     ids: list[str]
 
-    def moments(self) -> Moments:
+    def moments(self) -> ClassMoments:
         return compute_moments(self.features, self.labels, len(self.ids))
 
 
@@ -150,7 +155,7 @@ def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order
     for owner in order:
         own = some_of(whole, np.flatnonzero(np.array(owners) == owner))
         position = np.array([whole.ids.index(i) for i in own.ids], dtype=np.intp)
-        total = merge_moments(total, expand_classes(own.moments(), position, 5))
+        total = merge_moments(total, move_moments_to_classes(own.moments(), position, 5))
     pooled = whole.moments()
     np.testing.assert_array_equal(total.count, pooled.count)
     for name in ("mean", "scatter_diagonal", "within_scatter"):
@@ -372,7 +377,7 @@ def test_one_sample_per_class_gives_the_nearest_mean():
 
 def test_a_class_without_training_samples_is_never_the_answer():
     whole = data(1)
-    empty = expand_classes(whole.moments(), np.arange(5) + 1, 6)
+    empty = move_moments_to_classes(whole.moments(), np.arange(5) + 1, 6)
     found = fit_linear_discriminant(empty)
     assert np.isfinite(found.weight).all()
     assert ((whole.features @ found.weight.T + found.bias).argmax(axis=1) > 0).all()

@@ -120,7 +120,7 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
     assert all(seeds == {winners[int(fingerprint, 16)]} for fingerprint, seeds in reader.seen.items())
 
     store = open_store(place)
-    collect_garbage(store, older_than=NO_AGE)
+    collect_garbage(store, min_age=NO_AGE)
     assert runs_in(store) == {run for *_, run, outcome in reports if outcome == "published"}
     assert len(store.list_summaries()) == rounds
     assert [p for verdict in verify_entries(store) for p in verdict.problems] == []

@@ -196,7 +196,7 @@ def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s
     summary = publish_random_draft(draft).summary
     copy_entries(store, create_store(f"{s3_url}-copy"), [summary])
     remove_entry(store, summary)
-    collect_garbage(store, now=True)
+    collect_garbage(store, delete_replaced_now=True)
     writing = [request for request in proxy.seen if request.method in ("PUT", "POST")]
     assert len(writing) > 20
     assert [r.path for r in writing if not r.creates and "delete" not in r.path] == []
