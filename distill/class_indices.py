@@ -38,7 +38,7 @@ def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard
     else:
         class_list = read_class_file(expand_home(classes))
     indices: list[int] = []
-    for name in class_list.ids:
+    for name in class_list.class_ids:
         index = _find_index(name, card, class_list.origin)
         if index in indices:
             raise InputError(f"{class_list.origin} names '{name}' again: name every class once")

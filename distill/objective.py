@@ -66,7 +66,7 @@ def read_centres(
     if name not in entry:
         counts = sorted(
             k
-            for n in entry.list_arrays()
+            for n in entry.list_array_names()
             if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n))
         )
         raise InputError(

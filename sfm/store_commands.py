@@ -57,7 +57,7 @@ def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = Fa
         from sfm.stats_store.store import open_store
 
         with show_slow_progress(quiet, "nothing was changed") as progress:
-            entries, unreadable = open_store(url).list_entries(progress)
+            entries, unreadable = open_store(url).list_entries_and_problems(progress)
         if as_json:
             documents = [s.model_dump(mode="json") for s in entries]
             print_json({"entries": documents, "unreadable": unreadable})
@@ -160,7 +160,7 @@ def store_verify(
             print_json({"entries": [store_tables.make_verdict_document(v) for v in verdicts]})
         else:
             store_tables.print_verdicts(f"Store {url}", verdicts)
-        damaged = sum(not v.sound and v.readable for v in verdicts)
+        damaged = sum(not v.is_sound and v.is_readable for v in verdicts)
         if damaged:
             raise report_error(f"{damaged} of {len(verdicts)} entries are damaged in {store.url}", 1)
 
@@ -209,7 +209,7 @@ def store_copy(
                     summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
             else:
-                selected, unreadable = source.list_entries(progress)
+                selected, unreadable = source.list_entries_and_problems(progress)
             result = copy_entries(source, create_store(target), selected, replace=replace, progress=progress)
         if as_json:
             documents = [store_tables.make_copy_document(c) for c in result]
@@ -222,7 +222,7 @@ def store_copy(
         damaged = [c for c in result if c.outcome == "damaged"]
         if damaged:
             raise report_error(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
-        not_copied = [c for c in result if not c.arrived]
+        not_copied = [c for c in result if not c.is_in_target]
         if not_copied:
             advice = f"{target} holds others under their keys, or had them removed; --replace goes over them"
             reason = next((c.detail for c in not_copied if c.detail), advice)
@@ -292,7 +292,7 @@ def store_merge(
                 threads=threads,
                 progress=progress,
             )
-        summary, outcome = result.published.summary, result.published.outcome
+        summary, outcome = result.publish_result.summary, result.publish_result.outcome
         if as_json:
             entry = {"outcome": outcome, **summary.model_dump(mode="json")}
             print_json({"store": url, "entry": entry, "notes": result.notes})

@@ -22,7 +22,9 @@ from sfm.text import format_percent
 def make_entry_document(entry: Entry) -> dict[str, Any]:
     """Return the document of an entry for ``sfm store show``."""
     bytes_by_array = sum_bytes_by_array(entry)
-    arrays = {name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_arrays()}
+    arrays = {
+        name: make_array_document(entry, name, bytes_by_array[name]) for name in entry.list_array_names()
+    }
     known_arrays = [a for a in arrays.values() if a["bytes"] is not None]
     array_bytes = sum(a["bytes"] for a in known_arrays)
     stored_bytes = sum(a["stored_bytes"] for a in known_arrays)
@@ -71,7 +73,7 @@ def sort_by_accuracy(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def sum_bytes_by_array(entry: Entry) -> dict[str, int]:
     """Return the stored bytes of every array, metadata included."""
-    garbage_items = dict.fromkeys(entry.list_arrays(), 0)
+    garbage_items = dict.fromkeys(entry.list_array_names(), 0)
     for path, record in entry.commit.objects.items():
         name = path.removesuffix("/zarr.json").partition("/c/")[0]
         if name in garbage_items:
@@ -194,9 +196,9 @@ def make_garbage_document(garbage: GarbageItem) -> dict[str, Any]:
     return {
         "path": garbage.path,
         "reason": garbage.reason,
-        "since": garbage.since.isoformat(timespec="seconds"),
-        "objects": garbage.objects,
-        "bytes": garbage.size,
+        "since": garbage.garbage_since.isoformat(timespec="seconds"),
+        "objects": garbage.object_count,
+        "bytes": garbage.size_bytes,
     }
 
 
@@ -209,11 +211,17 @@ def print_collection(collection: GarbageCollectionResult, verb: str) -> None:
     ):
         if garbage_items:
             rows = [
-                [g.path, g.reason, format_age(now - g.since), str(g.objects), format_size(g.size)]
+                [
+                    g.path,
+                    g.reason,
+                    format_age(now - g.garbage_since),
+                    str(g.object_count),
+                    format_size(g.size_bytes),
+                ]
                 for g in garbage_items
             ]
             columns = ["path", "why", "age", "objects", "size"]
-            total = format_size(sum(g.size for g in garbage_items))
+            total = format_size(sum(g.size_bytes for g in garbage_items))
             print_table(
                 f"{title}: {len(garbage_items)}, {total}",
                 columns,
@@ -243,12 +251,12 @@ def format_age(duration: datetime.timedelta) -> str:
 def make_verdict_document(verdict: EntryVerdict) -> dict[str, Any]:
     """Return the document of a verdict for ``sfm store verify --json``."""
     return {
-        "sound": verdict.sound,
-        "readable": verdict.readable,
+        "sound": verdict.is_sound,
+        "readable": verdict.is_readable,
         "problems": verdict.problems,
-        "commit": verdict.commit,
-        "objects": verdict.objects,
-        "bytes": verdict.size,
+        "commit": verdict.commit_path,
+        "objects": verdict.object_count,
+        "bytes": verdict.size_bytes,
         "summary": verdict.summary.model_dump(mode="json") if verdict.summary else None,
     }
 
@@ -257,14 +265,14 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
     """Print a table of verdicts, then every problem."""
     rows = [
         [
-            v.summary.dataset if v.summary else v.commit,
+            v.summary.dataset if v.summary else v.commit_path,
             v.summary.entry_digest[:12] if v.summary else "–",
             v.summary.backbone if v.summary else "–",
             str(v.summary.image_size) if v.summary else "–",
             v.summary.role if v.summary else "–",
-            str(v.objects),
-            format_size(v.size),
-            "sound" if v.sound else "DAMAGED" if v.readable else "not read",
+            str(v.object_count),
+            format_size(v.size_bytes),
+            "sound" if v.is_sound else "DAMAGED" if v.is_readable else "not read",
         ]
         for v in verdicts
     ]
@@ -274,7 +282,7 @@ def print_verdicts(title: str, verdicts: Sequence[EntryVerdict]) -> None:
     )
     for verdict in verdicts:
         for problem in verdict.problems:
-            print_line(problem if verdict.readable else f"note: left out: {problem}")
+            print_line(problem if verdict.is_readable else f"note: left out: {problem}")
 
 
 def make_copy_document(result: CopyResult) -> dict[str, Any]:
@@ -282,7 +290,7 @@ def make_copy_document(result: CopyResult) -> dict[str, Any]:
     return {
         "outcome": result.outcome,
         "detail": result.detail,
-        "objects_written": result.objects_written,
-        "objects_found": result.objects_found,
+        "objects_written": result.written_object_count,
+        "objects_found": result.found_object_count,
         **result.summary.model_dump(mode="json"),
     }

@@ -110,36 +110,40 @@ class ArrayLayout:
         return prod(self.shape) * self.dtype.itemsize
 
     @property
-    def chunk_bytes(self) -> int:
+    def uncompressed_chunk_bytes(self) -> int:
         """Size of a chunk in memory; chunks at the edge are padded to it."""
         return prod(self.chunk_shape) * self.dtype.itemsize
 
     @property
-    def grid_shape(self) -> tuple[int, ...]:
+    def chunk_grid_shape(self) -> tuple[int, ...]:
         """Number of chunks along every axis."""
         return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunk_shape, strict=True))
 
     def iterate_chunk_keys(self) -> Iterator[str]:
         """Yield the keys of all chunks below the array, lazily: forged metadata may declare billions."""
-        for chunk_number in range(prod(self.grid_shape)):
+        for chunk_number in range(prod(self.chunk_grid_shape)):
             coordinates: list[int] = []
-            for size in reversed(self.grid_shape):
+            for size in reversed(self.chunk_grid_shape):
                 chunk_number, position = divmod(chunk_number, size)
                 coordinates.insert(0, position)
             yield "/".join(map(str, ("c", *coordinates)))
 
-    def find_chunk_problem(self, encoded_chunk: bytes) -> str | None:
+    def find_encoded_chunk_problem(self, encoded_chunk: bytes) -> str | None:
         """Return why a stored chunk must not be decoded, or None; its header tells its size in memory."""
         stored = len(encoded_chunk) - CRC32C_BYTES * self.uses_crc32c
         if not self.uses_blosc:
-            return None if stored == self.chunk_bytes else f"{stored} bytes, a chunk has {self.chunk_bytes}"
+            return (
+                None
+                if stored == self.uncompressed_chunk_bytes
+                else f"{stored} bytes, a chunk has {self.uncompressed_chunk_bytes}"
+            )
         if stored < BLOSC_HEADER:
             return "it is too short to be compressed"
         size, block, compressed = (
             int.from_bytes(encoded_chunk[position : position + 4], "little") for position in (4, 8, 12)
         )
-        if size != self.chunk_bytes:
-            return f"it would decompress to {size} bytes, a chunk has {self.chunk_bytes}"
+        if size != self.uncompressed_chunk_bytes:
+            return f"it would decompress to {size} bytes, a chunk has {self.uncompressed_chunk_bytes}"
         if compressed != stored or not 0 < block <= size:
             return "its header is not that of compressed data"
         return None
@@ -315,12 +319,12 @@ def find_chunk_list_problem(
     missing_key = next((key for key in layout.iterate_chunk_keys() if key not in chunk_sizes_by_key), None)
     if missing_key:
         return f"missing object {array_path}/{missing_key}: the commit does not list it"
-    if len(chunk_sizes_by_key) > prod(layout.grid_shape):
+    if len(chunk_sizes_by_key) > prod(layout.chunk_grid_shape):
         return (
             f"damaged array {array_path}: the commit lists {len(chunk_sizes_by_key)} chunks, "
-            f"it has {prod(layout.grid_shape)}"
+            f"it has {prod(layout.chunk_grid_shape)}"
         )
-    max_chunk_bytes = layout.chunk_bytes + MAX_BLOSC_OVERHEAD
+    max_chunk_bytes = layout.uncompressed_chunk_bytes + MAX_BLOSC_OVERHEAD
     oversized_key = next((key for key, size in chunk_sizes_by_key.items() if size > max_chunk_bytes), None)
     if oversized_key:
         size = chunk_sizes_by_key[oversized_key]
@@ -357,10 +361,10 @@ def find_decompression_bomb_problem(
 ) -> str | None:
     """Return a problem if little storage would take much memory: see ``MAX_HIGH_RATIO_BYTES``."""
     unpacked_bytes = sum(
-        layout.chunk_bytes
+        layout.uncompressed_chunk_bytes
         for path, layout in layouts_by_path.items()
         for size in chunk_sizes_by_array[path.removeprefix(f"runs/{run_id}/")].values()
-        if size * HIGH_COMPRESSION_RATIO < layout.chunk_bytes
+        if size * HIGH_COMPRESSION_RATIO < layout.uncompressed_chunk_bytes
     )
     if unpacked_bytes <= MAX_HIGH_RATIO_BYTES:
         return None

@@ -187,19 +187,19 @@ class ArrayConsistencyCheck:
     It keeps little of each array: see ``COMPARED_PARTS``.
     """
 
-    compared_parts: dict[str, list[AnyArray]] = field(default_factory=dict)
+    parts_by_array: dict[str, list[AnyArray]] = field(default_factory=dict)
 
     def add_rows(self, array_name: str, rows: AnyArray, first_row_index: int) -> None:
         """Add rows of an array, of which `first_row_index` is the first."""
         select_part = COMPARED_PARTS.get(strip_sub_class_suffix(array_name))
         if select_part:
-            self.compared_parts.setdefault(array_name, []).append(
+            self.parts_by_array.setdefault(array_name, []).append(
                 np.array(select_part(rows, first_row_index))
             )
 
-    def find_problems(self) -> dict[str, str]:
+    def find_contradictions(self) -> dict[str, str]:
         """Return how arrays contradict each other, by name, after all rows of all arrays were added."""
-        joined_parts = {name: np.concatenate(parts) for name, parts in self.compared_parts.items()}
+        joined_parts = {name: np.concatenate(parts) for name, parts in self.parts_by_array.items()}
         problems = {name: find_contradiction(name, joined_parts) for name in joined_parts}
         return {name: problem for name, problem in problems.items() if problem}
 

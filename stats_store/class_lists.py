@@ -18,15 +18,15 @@ class ParsedClassList:
     ----------
     origin : str
         The file or the name it was read from.
-    ids : list of str
+    class_ids : list of str
         In the order of the list.
-    names : dict of str to str
+    display_names : dict of str to str
         Display names by class id, where the list gives them.
     """
 
     origin: str
-    ids: list[str]
-    names: dict[str, str]
+    class_ids: list[str]
+    display_names: dict[str, str]
 
 
 def normalize_class_id(text: str) -> str:
@@ -116,9 +116,9 @@ def parse_class_list(text: str, origin: str) -> ParsedClassList:
 def replace_class_ids(class_list: ParsedClassList, new_class_ids: Sequence[str]) -> ParsedClassList:
     """Return a class list with other ids in place of its own, in the same order."""
     names = {
-        new: class_list.names[old]
-        for old, new in zip(class_list.ids, new_class_ids, strict=True)
-        if old in class_list.names
+        new: class_list.display_names[old]
+        for old, new in zip(class_list.class_ids, new_class_ids, strict=True)
+        if old in class_list.display_names
     }
     return ParsedClassList(class_list.origin, list(new_class_ids), names)
 

@@ -67,18 +67,18 @@ class CopyResult:
         what was published, or what was published is not an entry.
     detail : str
         Names what is damaged or what prevented the copy.
-    objects_written, objects_found : int
+    written_object_count, found_object_count : int
         Number of objects written, and of objects found in the target with the right content.
     """
 
     summary: Summary
     outcome: CopyOutcome
     detail: str = ""
-    objects_written: int = 0
-    objects_found: int = 0
+    written_object_count: int = 0
+    found_object_count: int = 0
 
     @property
-    def arrived(self) -> bool:
+    def is_in_target(self) -> bool:
         """Whether the target holds the entry."""
         return self.outcome in ("copied", "already there", "repaired")
 
@@ -141,7 +141,7 @@ class EntryCopier:
 
     Attributes
     ----------
-    max_requests : int
+    max_requests_per_entry : int
         Concurrent requests per entry.
     replace : bool
         See :func:`copy_entries`.
@@ -149,7 +149,7 @@ class EntryCopier:
 
     source: Store
     target: Store
-    max_requests: int
+    max_requests_per_entry: int
     replace: bool
 
     @cached_property
@@ -158,7 +158,7 @@ class EntryCopier:
         return EntryVerifier(self.target, VerifiedObjectCounter(no_progress, 0))
 
     @cached_property
-    def referenced_runs(self) -> set[str]:
+    def referenced_run_ids(self) -> set[str]:
         """Ids of the runs that commits of the target refer to, of any key: none may get another object."""
         statuses = read_commit_statuses(self.target)
         return {status.commit.run for status in statuses if status.commit}
@@ -183,13 +183,13 @@ class EntryCopier:
         if latest and not self.replace:
             is_removed = current_commit is not None and current_commit.kind == "tombstone"
             return CopyResult(summary, "removed there" if is_removed else "differs in the target")
-        if current_commit and is_same and not self.find_target_problems(current_commit):
-            return CopyResult(summary, "already there", objects_found=len(current_commit.objects))
+        if current_commit and is_same and not self.verify_in_target(current_commit):
+            return CopyResult(summary, "already there", found_object_count=len(current_commit.objects))
         next_generation = get_next_generation(latest, summary.key)
         run, written = self.copy_run(commit)
         encoded = encode_renumbered_commit(source_commit, run, next_generation)
         path = f"index/{summary.key}/{make_commit_file_name(next_generation)}"
-        if problems := self.find_target_problems(parse_commit(encoded, path)):
+        if problems := self.verify_in_target(parse_commit(encoded, path)):
             raise DamageError(f"{problems[0]}; nothing was committed in {self.target.url}")
         winning_commit = create_encoded_commit(self.target, path, encoded)
         outcome: CopyOutcome = "repaired" if is_same else "copied"
@@ -201,11 +201,11 @@ class EntryCopier:
             )
         return CopyResult(summary, outcome, "", written, len(commit.objects) - written)
 
-    def find_target_problems(self, commit: Commit) -> list[str]:
+    def verify_in_target(self, commit: Commit) -> list[str]:
         """Verify an entry in the target, before or after its commit; return one line per problem."""
         with translate_errors(self.target.url):
             verdict = self.verifier.verify_entry("", commit)
-        if not verdict.readable:
+        if not verdict.is_readable:
             raise AccessDeniedError(verdict.problems[0])
         return verdict.problems
 
@@ -226,9 +226,13 @@ class EntryCopier:
             the commit, or the arrays contradict the cards.
         """
         names = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
-        read_source = self.make_source_reader(commit)
+        read_source = self.make_source_object_reader(commit)
         metadata = dict(
-            zip(names, map_concurrently(read_source, names, max_threads=self.max_requests), strict=True)
+            zip(
+                names,
+                map_concurrently(read_source, names, max_threads=self.max_requests_per_entry),
+                strict=True,
+            )
         )
         try:
             cards = parse_entry_cards(commit, metadata["zarr.json"])
@@ -243,7 +247,7 @@ class EntryCopier:
                     return run, self.write_missing_objects(commit, run, metadata, existing_names)
         raise AssertionError("a new run id is never taken")
 
-    def make_source_reader(self, commit: Commit) -> Callable[[str], bytes]:
+    def make_source_object_reader(self, commit: Commit) -> Callable[[str], bytes]:
         """Return a function that reads an object of a source run and compares it with its record."""
 
         def read_source_object(name: str) -> bytes:
@@ -260,7 +264,7 @@ class EntryCopier:
         None if the run id cannot be used: a commit refers to it, the run holds other content, or it is so old
         that garbage collection may delete it at any moment.
         """
-        if run_id in self.referenced_runs:
+        if run_id in self.referenced_run_ids:
             return None
         with translate_errors(self.target.url):
             stored_objects, unreadable = list_objects_and_unreadable(
@@ -275,7 +279,9 @@ class EntryCopier:
             return None
         names = [item["path"].removeprefix(f"runs/{run_id}/") for item in stored_objects]
         is_ours = map_concurrently(
-            lambda name: self.is_object_in_target(run_id, commit, name), names, max_threads=self.max_requests
+            lambda name: self.is_object_in_target(run_id, commit, name),
+            names,
+            max_threads=self.max_requests_per_entry,
         )
         return set(names) if all(is_ours) else None
 
@@ -298,7 +304,7 @@ class EntryCopier:
 
         The cards come first: of two copies of different cards to one run id, one fails before it writes more.
         """
-        read_source = self.make_source_reader(commit)
+        read_source = self.make_source_object_reader(commit)
 
         def create(name: str) -> bool:
             data = zarr_json_by_name[name] if name in zarr_json_by_name else read_source(name)
@@ -309,7 +315,7 @@ class EntryCopier:
         cards_names = [name for name in missing if name == "zarr.json"]
         other_names = [name for name in missing if name not in cards_names]
         written = sum(map(create, cards_names)) + sum(
-            map_concurrently(create, other_names, max_threads=self.max_requests)
+            map_concurrently(create, other_names, max_threads=self.max_requests_per_entry)
         )
         with translate_errors(self.target.url):
             sync_objects_to_disk(self.target.objects, f"runs/{run_id}")
@@ -327,7 +333,7 @@ def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tu
 
     With `ignore_damage`, the commit is None where it is damaged.
     """
-    paths = store.list_commits(key).get(key, [])
+    paths = store.list_commit_paths(key).get(key, [])
     if not paths:
         return 0, None
     try:

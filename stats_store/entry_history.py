@@ -75,7 +75,7 @@ def read_commit_statuses(store: Store, progress: ProgressCallback = no_progress)
     InputError
         If the store cannot be reached.
     """
-    paths_by_key = store.list_commits()
+    paths_by_key = store.list_commit_paths()
     all_paths = [path for paths in paths_by_key.values() for path in paths]
     results = map_concurrently(
         lambda path: read_commit_or_problem(store, path), all_paths, progress, "read", "commits"
@@ -171,7 +171,7 @@ def remove_entry(store: Store, summary: Summary) -> Commit:
     conflict = InputError(
         f"{describe_entry(summary)} was replaced or removed meanwhile: look again and repeat"
     )
-    latest = parse_generation(store.list_commits(summary.key)[summary.key][-1])
+    latest = parse_generation(store.list_commit_paths(summary.key)[summary.key][-1])
     if latest != summary.generation:
         raise conflict
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

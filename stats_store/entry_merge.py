@@ -66,22 +66,22 @@ class MergedArrays:
     centres : dict of int to tuple of ndarray
         Centres and counts by the number of sub-classes.
     classifier : MergedClassifier
-    train, test : SplitFeatures or None
+    train_features, test_features : SplitFeatures or None
         None unless every input stores the features of the split.
     """
 
     moments: ClassMoments
     centres: Mapping[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
     classifier: MergedClassifier
-    train: SplitFeatures | None
-    test: SplitFeatures | None
+    train_features: SplitFeatures | None
+    test_features: SplitFeatures | None
 
 
 @dataclass(frozen=True)
 class MergeResult:
     """The published entry of a merge, and notes for the user."""
 
-    published: PublishResult
+    publish_result: PublishResult
     notes: list[str]
 
 
@@ -127,7 +127,7 @@ def merge_entries(
     require_mergeable(entries)
     inputs = make_merge_inputs(entries)
     arrays = compute_merged_arrays(inputs, train_classifier, progress)
-    is_trained = arrays.train is not None and train_classifier is not None
+    is_trained = arrays.train_features is not None and train_classifier is not None
     draft = Draft(target_store)
     try:
         write_merged_arrays(draft, arrays)
@@ -155,12 +155,12 @@ def compute_merged_arrays(
     inputs: MergeInputs, train_classifier: ClassifierTrainer | None, progress: ProgressCallback
 ) -> MergedArrays:
     """Merge moments and sub-class centres, and train or solve the classifier."""
-    train, test = inputs.get_split("train"), inputs.get_split("test")
+    train, test = inputs.get_split_features("train"), inputs.get_split_features("test")
     progress(Progress("merge", 0, MERGE_STEPS, "steps"))
     with threadpool_limits(limits=1):  # parallel sums differ from run to run
         moments = compute_merged_moments(inputs)
         progress(Progress("merge", 1, MERGE_STEPS, "steps"))
-        centres = {k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_classes()}
+        centres = {k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_class_counts()}
     progress(Progress("merge", 2, MERGE_STEPS, "steps"))
     classifier = (
         train_classifier(train, moments)
@@ -183,11 +183,11 @@ def write_merged_arrays(draft: Draft, arrays: MergedArrays) -> None:
         draft.write_array(f"train/centre_count_{k}", count)
     draft.write_array("classifier/weight", classifier.weight)
     draft.write_array("classifier/bias", classifier.bias)
-    for features in filter(None, (arrays.train, arrays.test)):
+    for features in filter(None, (arrays.train_features, arrays.test_features)):
         labels = features.read_labels()
         shape = (len(labels), moments.mean.shape[1])
         draft.write_array_blocks(
-            f"{features.split}/feature", features.iterate_blocks(), shape, features.dtype
+            f"{features.split}/feature", features.iterate_feature_blocks(), shape, features.feature_dtype
         )
         draft.write_array(f"{features.split}/label", labels)
 
@@ -240,8 +240,8 @@ def make_merged_classifier_card(arrays: MergedArrays) -> ClassifierCard:
     """Return the classifier card of a merged entry, with its accuracies on the held-out features."""
     classifier = arrays.classifier
     top1, top5 = None, None
-    if arrays.test:
-        top1, top5 = compute_top1_top5_accuracies(arrays.test, classifier.weight, classifier.bias)
+    if arrays.test_features:
+        top1, top5 = compute_top1_top5_accuracies(arrays.test_features, classifier.weight, classifier.bias)
     return ClassifierCard(
         solver=classifier.solver,
         l2=classifier.l2,
@@ -274,7 +274,7 @@ def make_merged_dataset_card(inputs: MergeInputs, dataset_name: str, arrays: Mer
         class_ids=inputs.class_ids,
         class_names=inputs.class_names,
         train_samples=int(arrays.moments.count.sum()),
-        test_samples=len(arrays.test.read_labels()) if arrays.test else 0,
+        test_samples=len(arrays.test_features.read_labels()) if arrays.test_features else 0,
         fingerprint=compute_sha256(encode_canonical_json(leaves)),
         leaves=leaves,
         licence="; ".join(sorted({card.licence for card in cards})),
@@ -289,7 +289,7 @@ def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[
         lacking = [describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry]
         if 0 < len(lacking) < len(entries):
             notes.append(f"no {term}: {'; '.join(lacking)} holds none")
-    dropped = set.union(*map(list_sub_class_counts, entries)) - set(inputs.list_shared_sub_classes())
+    dropped = set.union(*map(list_sub_class_counts, entries)) - set(inputs.list_shared_sub_class_counts())
     if dropped:
         numbers = ", ".join(map(str, sorted(dropped)))
         notes.append(f"no {numbers} sub-class centres: not every part holds them")

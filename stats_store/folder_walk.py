@@ -25,8 +25,8 @@ class ListedPath:
     """A file of a local store, an empty folder, or a link: path below the root, size, time of change."""
 
     path: str
-    size: int
-    modified: datetime.datetime
+    size_bytes: int
+    modified_time: datetime.datetime
     is_file: bool = True
     is_link: bool = False
 
@@ -62,7 +62,7 @@ class _FolderWalk:
     on_unlistable: Callable[[Path], None]
     follow_links: bool
     should_enter: Callable[[str], object]
-    followed_links: int = 0
+    followed_link_count: int = 0
 
     def walk_folder(self, path: str, ancestor_inodes: tuple[tuple[int, int], ...]) -> Iterator[ListedPath]:
         """Yield the files below a folder; `ancestor_inodes` are device and inode of the folders above it."""
@@ -80,7 +80,7 @@ class _FolderWalk:
                 self.on_unlistable(folder)
             return
         except OSError as error:
-            self.report_unlistable(folder, error)
+            self.report_unlistable_or_raise(folder, error)
             return
         if not entries:
             yield ListedPath(path, 0, get_modified_time(state), is_file=False)
@@ -91,13 +91,13 @@ class _FolderWalk:
         for entry in entries:
             child = f"{path}/{entry.name}" if path else entry.name
             try:
-                yield from self.walk_entry(entry, child, path_identities)
+                yield from self.walk_dir_entry(entry, child, path_identities)
             except FileNotFoundError:
                 continue  # a writer renamed it since it was listed
             except OSError as error:
-                self.report_unlistable(self.root / child, error)
+                self.report_unlistable_or_raise(self.root / child, error)
 
-    def walk_entry(
+    def walk_dir_entry(
         self, entry: os.DirEntry[str], path: str, ancestor_inodes: tuple[tuple[int, int], ...]
     ) -> Iterator[ListedPath]:
         """Yield a file, a link, or the files below a folder."""
@@ -106,17 +106,17 @@ class _FolderWalk:
         elif entry.is_dir():
             if not self.should_enter(path):
                 return
-            self.followed_links += entry.is_symlink()
+            self.followed_link_count += entry.is_symlink()
             is_shallow = len(ancestor_inodes) <= MAX_STORE_DEPTH
-            if is_shallow and (self.followed_links <= MAX_FOLLOWED_LINKS or not entry.is_symlink()):
+            if is_shallow and (self.followed_link_count <= MAX_FOLLOWED_LINKS or not entry.is_symlink()):
                 yield from self.walk_folder(path, ancestor_inodes)
-            elif self.followed_links <= MAX_FOLLOWED_LINKS + 1:
+            elif self.followed_link_count <= MAX_FOLLOWED_LINKS + 1:
                 self.on_unlistable(self.root / path)
         elif entry.is_file():
             state = entry.stat()
             yield ListedPath(path, state.st_size, get_modified_time(state))
 
-    def report_unlistable(self, folder: Path, error: OSError) -> None:
+    def report_unlistable_or_raise(self, folder: Path, error: OSError) -> None:
         """Call `on_unlistable` for an error of one folder; raise others again."""
         if error.errno not in UNLISTABLE_ERRNOS:
             raise error

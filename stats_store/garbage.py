@@ -43,21 +43,21 @@ class GarbageItem:
         A run, a file of the index or a staging folder, below the store's root.
     reason : {"replaced", "removed", "never committed", "unfinished write", "abandoned staging"}
         Replaced and removed runs have commits, which are deleted with them. Tombstones are never deleted.
-    since : datetime
+    garbage_since : datetime
         When it became garbage: the time of the commit that replaced or removed it; without one, the time of
         its newest object, since an active writer keeps adding objects.
-    objects, size : int
+    object_count, size_bytes : int
         Number of objects, and bytes.
-    commits : tuple of str
+    commit_paths : tuple of str
         Paths of the commits that refer to it.
     """
 
     path: str
     reason: GarbageReason
-    since: datetime.datetime
-    objects: int
-    size: int
-    commits: tuple[str, ...] = ()
+    garbage_since: datetime.datetime
+    object_count: int
+    size_bytes: int
+    commit_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class StoreListing:
 
     Attributes
     ----------
-    runs, index : list of ListedPath
-    links : list of str
+    run_files, index_files : list of ListedPath
+    link_paths : list of str
         Paths of links in place of folders, or of files of the index.
-    unlisted_folders : list of str
+    unlisted_folder_notes : list of str
         One line per folder that could not be listed.
     """
 
-    runs: list[ListedPath]
-    index: list[ListedPath]
-    links: list[str]
-    unlisted_folders: list[str]
+    run_files: list[ListedPath]
+    index_files: list[ListedPath]
+    link_paths: list[str]
+    unlisted_folder_notes: list[str]
 
 
 def find_garbage(
@@ -103,29 +103,33 @@ def find_garbage(
     unreadable = [status for status in statuses if status.commit is None]
     # Commits that were listed first and are missing now: hidden, or deleted by another collection.
     known_paths = {status.path for status in statuses}
-    vanished = {f.path for f in listing.index if f.is_file and is_commit_path(f.path)} - known_paths
+    vanished = {f.path for f in listing.index_files if f.is_file and is_commit_path(f.path)} - known_paths
     # A link in the index may hide commits today: its disk may not be mounted.
-    index_links = [path for path in listing.links if path.startswith("index")]
+    index_links = [path for path in listing.link_paths if path.startswith("index")]
     has_unknown_commits = (
-        any(status.is_newest for status in unreadable) or vanished or index_links or listing.unlisted_folders
+        any(status.is_newest for status in unreadable)
+        or vanished
+        or index_links
+        or listing.unlisted_folder_notes
     )
     protected = list_run_paths_of_keys(statuses, {status.key for status in unreadable})
     commits = {status.path: status.commit for status in statuses}
     runs = [
         run
-        if not run.objects or is_published_run(store, run.path, [commits[path] for path in run.commits])
+        if not run.object_count
+        or is_published_run(store, run.path, [commits[path] for path in run.commit_paths])
         else mark_never_committed(run)
         for run in find_unreferenced_runs(listing, statuses)
         if run.path not in protected
     ]
     if has_unknown_commits:
-        runs = [run for run in runs if run.commits]
+        runs = [run for run in runs if run.commit_paths]
     unfinished = find_unfinished_writes(listing) if get_local_root(store.objects) else ()
     notes = [
-        *listing.unlisted_folders,
+        *listing.unlisted_folder_notes,
         *(
             f"{path} is a symbolic link: nothing behind it is deleted"
-            for path in (*listing.links, *staging_links)
+            for path in (*listing.link_paths, *staging_links)
         ),
         *(status.problem for status in unreadable),
     ]
@@ -195,7 +199,7 @@ def is_published_run(store: Store, run_path: str, commits: Sequence[Commit | Non
 
 def mark_never_committed(garbage: GarbageItem) -> GarbageItem:
     """Return garbage of a run, changed to a run that was never committed."""
-    return replace(garbage, reason="never committed", commits=())
+    return replace(garbage, reason="never committed", commit_paths=())
 
 
 def is_inside_run(path: str) -> bool:
@@ -209,43 +213,43 @@ def find_unreferenced_runs(listing: StoreListing, statuses: Sequence[CommitStatu
     Folders that are not named like a run are skipped, and so are runs behind a link, or with a commit behind
     one.
     """
-    if "runs" in listing.links:
+    if "runs" in listing.link_paths:
         return
     files_by_run: dict[str, list[ListedPath]] = defaultdict(list)
-    for file in listing.runs:
+    for file in listing.run_files:
         if is_inside_run(file.path) or not file.is_file:
             files_by_run[file.path.split("/")[1]].append(file)
     statuses_by_run: dict[str, list[CommitStatus]] = defaultdict(list)
     for status in statuses:
         if status.commit and status.commit.kind == "entry":
             statuses_by_run[status.commit.run].append(status)
-    commit_times = {file.path: file.modified for file in listing.index}
+    commit_times = {file.path: file.modified_time for file in listing.index_files}
     next_paths = {old.path: new.path for old, new in pairwise(statuses) if old.key == new.key}
     for run in sorted({*files_by_run, *statuses_by_run}):
         files, own = files_by_run[run], statuses_by_run[run]
-        is_linked = f"runs/{run}" in listing.links or any(s.path not in commit_times for s in own)
+        is_linked = f"runs/{run}" in listing.link_paths or any(s.path not in commit_times for s in own)
         if is_linked or any(s.state == "current" for s in own) or not RUN_ID_REGEX.fullmatch(run):
             continue
         reason: GarbageReason = "never committed"
-        times = [file.modified for file in files]
+        times = [file.modified_time for file in files]
         if own:
             reason = "removed" if own[-1].state == "removed" else "replaced"
             times += [commit_times[path] for s in own if (path := next_paths[s.path]) in commit_times]
         yield GarbageItem(
             path=f"runs/{run}",
             reason=reason,
-            since=max(times, default=datetime.datetime.now(datetime.UTC)),
-            objects=len(files),
-            size=sum(file.size for file in files),
-            commits=tuple(s.path for s in own),
+            garbage_since=max(times, default=datetime.datetime.now(datetime.UTC)),
+            object_count=len(files),
+            size_bytes=sum(file.size_bytes for file in files),
+            commit_paths=tuple(s.path for s in own),
         )
 
 
 def find_unfinished_writes(listing: StoreListing) -> Iterator[GarbageItem]:
     """Yield the partial files that killed writers left outside of runs."""
-    for file in (*listing.index, *listing.runs):
+    for file in (*listing.index_files, *listing.run_files):
         if UNFINISHED_FILE_NAME.search(file.path) and not is_inside_run(file.path) and file.is_file:
-            yield GarbageItem(file.path, "unfinished write", file.modified, 1, file.size)
+            yield GarbageItem(file.path, "unfinished write", file.modified_time, 1, file.size_bytes)
 
 
 def find_staging_folders(root: Path | None) -> tuple[list[GarbageItem], list[str]]:

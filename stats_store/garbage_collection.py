@@ -87,9 +87,9 @@ def collect_garbage(
 
     def collect_one(garbage: GarbageItem) -> tuple[GarbageItem, bool, str]:
         age = max(
-            current_time - garbage.since, datetime.timedelta(0)
+            current_time - garbage.garbage_since, datetime.timedelta(0)
         )  # the store's clock may be ahead of ours
-        is_due = age >= min_age or (delete_replaced_now and bool(garbage.commits))
+        is_due = age >= min_age or (delete_replaced_now and bool(garbage.commit_paths))
         try:
             with translate_errors(store.url), try_lock_staging_folder(store, garbage) as is_free:
                 problem = delete_garbage(store, garbage) if is_due and is_free and not dry_run else ""
@@ -135,9 +135,9 @@ def delete_garbage(store: Store, garbage: GarbageItem) -> str:
             delete_object(store.objects, garbage.path)
         else:
             # A run without objects in the listing may have been started since.
-            if garbage.objects:
+            if garbage.object_count:
                 delete_run(store.objects, garbage.path.removeprefix("runs/"))
-            for commit in garbage.commits:
+            for commit in garbage.commit_paths:
                 for path in (commit, commit.removesuffix(".json") + PUBLISHED_SUFFIX):
                     delete_object(store.objects, path)
     except LinkError as error:

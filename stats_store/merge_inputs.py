@@ -58,15 +58,15 @@ class SplitFeatures:
         return np.concatenate(labels).astype(np.int32)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def feature_dtype(self) -> np.dtype[Any]:
         """The widest data type in which an input stores its features."""
         return np.result_type(*(entry.open_array(f"{self.split}/feature").dtype for entry in self.entries))
 
-    def iterate_blocks(self) -> Iterator[npt.NDArray[Any]]:
+    def iterate_feature_blocks(self) -> Iterator[npt.NDArray[Any]]:
         """Yield the features in blocks of exactly ``BLOCK_ROWS``, but for the last."""
-        pending = np.zeros((0, self.entries[0].backbone.features), dtype=self.dtype)
+        pending = np.zeros((0, self.entries[0].backbone.features), dtype=self.feature_dtype)
         for rows, _ in self:
-            pending = np.concatenate([pending, rows.astype(self.dtype)])
+            pending = np.concatenate([pending, rows.astype(self.feature_dtype)])
             if len(pending) >= BLOCK_ROWS:
                 yield pending[:BLOCK_ROWS]
                 pending = pending[BLOCK_ROWS:]
@@ -93,13 +93,13 @@ class MergeInputs:
     class_names: list[str]
     class_positions: tuple[npt.NDArray[np.intp], ...]
 
-    def get_split(self, split: str) -> SplitFeatures | None:
+    def get_split_features(self, split: str) -> SplitFeatures | None:
         """Return the features and labels of a split; None unless every input stores them."""
         if all(f"{split}/feature" in entry and f"{split}/label" in entry for entry in self.entries):
             return SplitFeatures(split, self.entries, self.class_positions)
         return None
 
-    def list_shared_sub_classes(self) -> list[int]:
+    def list_shared_sub_class_counts(self) -> list[int]:
         """Return the numbers of sub-class centres that every input stores."""
         return sorted(set.intersection(*map(list_sub_class_counts, self.entries)))
 
@@ -108,7 +108,7 @@ def list_sub_class_counts(entry: Entry) -> set[int]:
     """Return the numbers of sub-class centres that an entry stores."""
     return {
         k
-        for name in entry.list_arrays()
+        for name in entry.list_array_names()
         if strip_sub_class_suffix(name) == "train/centre_count" and (k := parse_sub_class_count(name))
     }
 

@@ -138,7 +138,13 @@ def list_objects_and_unreadable(
     )
     unreadable += [root / f.path for f in found if f.is_link]
     listed = [
-        {"path": f.path, "size": f.size, "last_modified": f.modified, "e_tag": None, "version": None}
+        {
+            "path": f.path,
+            "size": f.size_bytes,
+            "last_modified": f.modified_time,
+            "e_tag": None,
+            "version": None,
+        }
         for f in found
         if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)
     ]

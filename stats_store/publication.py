@@ -200,7 +200,7 @@ def publish_draft(
     """
     store, cards = draft.store, EntryCards(backbone, dataset, extraction, classifier)
     key = f"{backbone.hash}/{dataset.fingerprint}/{compute_options_digest(extraction.options)}"
-    paths = store.list_commits(key).get(key, [])
+    paths = store.list_commit_paths(key).get(key, [])
     existing = read_newest_commit_or_advise(store, paths[-1]) if paths and not replace else None
     if existing and existing.kind == "entry" and existing.summary:
         draft.discard()

@@ -63,7 +63,9 @@ class Store:
     url: str
     objects: ObjectStore = field(repr=False)
 
-    def list_entries(self, progress: ProgressCallback = no_progress) -> tuple[list[Summary], list[str]]:
+    def list_entries_and_problems(
+        self, progress: ProgressCallback = no_progress
+    ) -> tuple[list[Summary], list[str]]:
         """Return the summaries of all visible entries, and why others cannot be read.
 
         One listing, then one request per entry for the commit of its latest generation. An entry whose newest
@@ -78,23 +80,25 @@ class Store:
             One line per entry that cannot be read, with the path of its commit.
         """
         index = read_store_index(self.objects, self.url)
-        latest = [paths[-1] for paths in index.commits_by_key.values()]
-        results = map_concurrently(self._read_summary_or_reason, latest, progress, "list", "entries")
+        latest = [paths[-1] for paths in index.commit_paths_by_key.values()]
+        results = map_concurrently(self._read_summary_or_problem, latest, progress, "list", "entries")
         entries = [summary for summary in results if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
-        return entries, index.unreadable + [reason for reason in results if isinstance(reason, str)]
+        return entries, index.unreadable_folder_notes + [
+            reason for reason in results if isinstance(reason, str)
+        ]
 
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`list_entries`.
+        See :meth:`list_entries_and_problems`.
         """
-        entries, reasons = self.list_entries(progress)
+        entries, reasons = self.list_entries_and_problems(progress)
         for reason in reasons:
             LOG.warning("left out of %s: %s", self.url, reason)
         return entries
 
-    def list_commits(self, key: str = "") -> dict[str, list[str]]:
+    def list_commit_paths(self, key: str = "") -> dict[str, list[str]]:
         """Return the paths of the commits of all keys, or of one, oldest first.
 
         Raises
@@ -103,9 +107,9 @@ class Store:
             If the store cannot be reached, or the folder of the key cannot be listed.
         """
         index = read_store_index(self.objects, self.url, key)
-        if key and index.unreadable:
-            raise AccessDeniedError(index.unreadable[0])
-        return index.commits_by_key
+        if key and index.unreadable_folder_notes:
+            raise AccessDeniedError(index.unreadable_folder_notes[0])
+        return index.commit_paths_by_key
 
     def read_commit(self, path: str) -> Commit:
         """Read and validate a commit, also that it is at the path where its writer put it.
@@ -131,7 +135,7 @@ class Store:
             raise result
         return result
 
-    def _read_summary_or_reason(self, path: str) -> Summary | str | None:
+    def _read_summary_or_problem(self, path: str) -> Summary | str | None:
         try:
             commit = self.read_commit(path)
             return commit.summary if commit.kind == "entry" else None
@@ -207,7 +211,7 @@ class Entry:
     classifier: ClassifierCard
     arrays: VerifiedZarrStore
 
-    def list_arrays(self) -> list[str]:
+    def list_array_names(self) -> list[str]:
         """Return the names of the entry's arrays, e.g. ``train/mean``."""
         return sorted(self.commit.arrays)
 
@@ -227,7 +231,7 @@ class Entry:
         if array_name not in self:
             raise InputError(
                 f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {array_name}; "
-                f"it holds {', '.join(self.list_arrays())}"
+                f"it holds {', '.join(self.list_array_names())}"
             )
         path = f"runs/{self.commit.run}/{array_name}"
         if path not in self.arrays.layouts:
@@ -248,16 +252,16 @@ class Entry:
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        selected = self._read_unchecked(array_name, rows)
+        selected = self._read_array_unchecked(array_name, rows)
         problem = find_value_problem(array_name, selected, self.dataset)
         count = array_name.replace("train/centre_", "train/centre_count_")
         if not problem and strip_sub_class_suffix(array_name) == "train/centre" and count in self:
-            problem = find_centre_problem(selected, self._read_unchecked(count, rows))
+            problem = find_centre_problem(selected, self._read_array_unchecked(count, rows))
         if problem:
             raise DamageError(f"damaged array runs/{self.commit.run}/{array_name}: {problem}")
         return selected
 
-    def _read_unchecked(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
+    def _read_array_unchecked(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
         array = self.open_array(array_name)
         with translate_errors(self.store_url), translate_decode_errors(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]

@@ -43,27 +43,27 @@ class EntryVerdict:
 
     Attributes
     ----------
-    commit : str
+    commit_path : str
         Path of its commit below the store's root.
     summary : Summary or None
         None if the commit cannot be read.
-    objects, size : int
+    object_count, size_bytes : int
         Number of objects in the commit, and their published size in bytes.
     problems : list of str
         One line per problem, with the path of the object; empty for a sound entry.
-    readable : bool
+    is_readable : bool
         False if access to a part was denied; `problems` names it.
     """
 
-    commit: str
+    commit_path: str
     summary: Summary | None
-    objects: int
-    size: int
+    object_count: int
+    size_bytes: int
     problems: list[str]
-    readable: bool = True
+    is_readable: bool = True
 
     @property
-    def sound(self) -> bool:
+    def is_sound(self) -> bool:
         """Whether everything is as it was published."""
         return not self.problems
 
@@ -99,9 +99,9 @@ def verify_entries(
     unlisted: list[str] = []
     if summaries is None:
         index = read_store_index(store.objects, store.url)
-        unlisted = index.unreadable
-        paths = [path for key_paths in index.commits_by_key.values() for path in key_paths]
-        visible = {key_paths[-1] for key_paths in index.commits_by_key.values()}
+        unlisted = index.unreadable_folder_notes
+        paths = [path for key_paths in index.commit_paths_by_key.values() for path in key_paths]
+        visible = {key_paths[-1] for key_paths in index.commit_paths_by_key.values()}
     else:
         paths = [make_commit_path(summary) for summary in summaries]
         visible = set(paths)
@@ -119,9 +119,11 @@ def verify_entries(
         verdicts = map_concurrently(
             lambda item: verifier.verify_entry(*item), commits, max_threads=MAX_ENTRIES_AT_ONCE
         )
-    by_path = {result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
+    by_path = {
+        result.commit_path: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)
+    }
     found = [by_path[path] for path in paths if path in by_path]
-    return found + [EntryVerdict("index", None, 0, 0, [problem], readable=False) for problem in unlisted]
+    return found + [EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted]
 
 
 class VerifiedObjectCounter:
@@ -146,7 +148,7 @@ def read_commit_or_verdict(store: Store, path: str) -> Commit | EntryVerdict:
     except (DamageError, UpgradeError) as error:
         return EntryVerdict(path, None, 0, 0, [str(error)])
     except AccessDeniedError as error:
-        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], readable=False)
+        return EntryVerdict(path, None, 0, 0, [f"{path}: {error}"], is_readable=False)
 
 
 class EntryVerifier:
@@ -189,31 +191,35 @@ class EntryVerifier:
             )
             problems += [*layout_problems, *chain.from_iterable(array_problems)]
             if not any(array_problems):
-                contradictions = arrays.comparison.find_problems()
+                contradictions = arrays.consistency_check.find_contradictions()
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
-            return EntryVerdict(commit_path, commit.summary, len(records), size, [str(error)], readable=False)
+            return EntryVerdict(
+                commit_path, commit.summary, len(records), size, [str(error)], is_readable=False
+            )
         return EntryVerdict(commit_path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
     def verify_array(
         self, arrays: "ArraysToVerify", array_name: str, chunk_paths: Sequence[str]
     ) -> list[str]:
         """Verify an array; return one line per problem."""
-        if f"{arrays.run}/{array_name}" not in arrays.layouts:
+        if f"{arrays.run_path}/{array_name}" not in arrays.layouts_by_path:
             # Of a newer schema, or with an invalid layout: its bytes can be compared, but not its values.
-            problems = self.find_object_problems(chunk_paths, arrays.records)
+            problems = self.find_object_problems(chunk_paths, arrays.records_by_path)
         else:
             problem = self.find_content_problem(arrays, array_name)
             # Reading stops at the first damaged chunk: compare all of them, to name each.
             problems = (
-                (self.find_object_problems(chunk_paths, arrays.records) or [problem]) if problem else []
+                (self.find_object_problems(chunk_paths, arrays.records_by_path) or [problem])
+                if problem
+                else []
             )
         self._counter.add(len(chunk_paths))
         return problems
 
     def find_content_problem(self, arrays: "ArraysToVerify", array_name: str) -> str | None:
         """Recompute the digest of an array from its chunks and check its values; return a problem or None."""
-        path, dataset, problems = f"{arrays.run}/{array_name}", arrays.dataset, list[str | None]()
+        path, dataset, problems = f"{arrays.run_path}/{array_name}", arrays.dataset, list[str | None]()
         assert dataset is not None
         try:
             with translate_decode_errors(path):
@@ -232,7 +238,7 @@ class EntryVerifier:
                 digest = compute_chunked_array_digest(read_windows(), array.dtype, array.shape)
         except DamageError as error:
             return str(error)
-        if digest != arrays.digests[array_name]:
+        if digest != arrays.digest_by_array[array_name]:
             return f"damaged array {path}: its digest is not the published one"
         problem = next(filter(None, problems), None)
         return f"damaged array {path}: {problem}" if problem else None
@@ -242,10 +248,12 @@ class EntryVerifier:
         self, arrays: "ArraysToVerify", array: "zarr.Array[Any]", row_count: int, chunk_paths: Sequence[str]
     ) -> Iterator[dict[str, bytes]]:
         """Read chunks within the memory budget, which also covers the `row_count` decoded from them."""
-        size = sum(arrays.records[path].size for path in chunk_paths) + row_count * compute_row_bytes(array)
+        size = sum(arrays.records_by_path[path].size for path in chunk_paths) + row_count * compute_row_bytes(
+            array
+        )
         acquired = self._memory.acquire(size)
         try:
-            read_object = self.make_object_reader(arrays.records)
+            read_object = self.make_object_reader(arrays.records_by_path)
             chunks = map_concurrently(read_object, chunk_paths, max_threads=MAX_CHUNKS_AT_ONCE)
             yield dict(zip(chunk_paths, chunks, strict=True))
         finally:
@@ -301,36 +309,38 @@ class ArraysToVerify:
 
     Attributes
     ----------
-    run : str
+    run_path : str
         Path of the run.
-    digests : dict of str to str
+    digest_by_array : dict of str to str
         The published digest of every array.
-    records : dict of str to ObjectRecord
+    records_by_path : dict of str to ObjectRecord
         Record of every object of the run, by full path.
-    metadata : dict of str to bytes
+    zarr_json_by_path : dict of str to bytes
         Every undamaged ``zarr.json`` of the run, by full path.
     dataset : DatasetCard or None
         None if it cannot be read; then there are no layouts.
-    layouts : dict of str to ArrayLayout
+    layouts_by_path : dict of str to ArrayLayout
         Layouts of the arrays that can be opened, by full path.
-    comparison : ArrayConsistencyCheck
+    consistency_check : ArrayConsistencyCheck
         Compares arrays with each other.
     """
 
-    run: str
-    digests: dict[str, str]
-    records: dict[str, ObjectRecord]
-    metadata: dict[str, bytes]
+    run_path: str
+    digest_by_array: dict[str, str]
+    records_by_path: dict[str, ObjectRecord]
+    zarr_json_by_path: dict[str, bytes]
     dataset: DatasetCard | None
-    layouts: dict[str, ArrayLayout]
-    comparison: ArrayConsistencyCheck = field(default_factory=ArrayConsistencyCheck)
+    layouts_by_path: dict[str, ArrayLayout]
+    consistency_check: ArrayConsistencyCheck = field(default_factory=ArrayConsistencyCheck)
 
     def open_array(
         self, store: Store, path: str, chunks: dict[str, bytes] | None = None
     ) -> "zarr.Array[Any]":
         """Open an array, with chunks that have been read already."""
         objects = ZarrObjectStore(store.objects, read_only=True)
-        verified = VerifiedZarrStore(objects, self.records, self.metadata | (chunks or {}), self.layouts)
+        verified = VerifiedZarrStore(
+            objects, self.records_by_path, self.zarr_json_by_path | (chunks or {}), self.layouts_by_path
+        )
         return zarr.open_array(verified, path=path, mode="r", zarr_format=3)
 
 

@@ -138,7 +138,7 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
         if data is None:
             data = await asyncio.to_thread(read_published_object, self._store.store, key, record)
         array_path, is_chunk, _ = key.partition("/c/")
-        chunk_problem = self.layouts[array_path].find_chunk_problem(data) if is_chunk else None
+        chunk_problem = self.layouts[array_path].find_encoded_chunk_problem(data) if is_chunk else None
         if chunk_problem:
             # Checked before decoding, which would allocate the size that the chunk claims.
             raise DamageError(f"damaged object {key}: {chunk_problem}")

@@ -75,8 +75,8 @@ def read_class_list(name_or_path: str) -> ParsedClassList:
             f"no class list {name_or_path}: it is neither a file nor a list by that name; {hint}"
         )
     class_list = replace(read_class_file(path), origin=name_or_path)
-    display_names = list(class_list.names.values())
-    require_storable_classes(class_list.ids, display_names, f"the class list {name_or_path}")
+    display_names = list(class_list.display_names.values())
+    require_storable_classes(class_list.class_ids, display_names, f"the class list {name_or_path}")
     return class_list
 
 
@@ -106,7 +106,7 @@ def class_id_from_label(label: object, label_list: ParsedClassList | None, where
     """
     if isinstance(label, str):
         label = normalize_class_id(require_short_class_name(label.strip(), where))
-        if label_list is not None and label in label_list.ids:
+        if label_list is not None and label in label_list.class_ids:
             return label
         if LABEL_NUMBER.fullmatch(label):
             label = int(label)
@@ -122,17 +122,17 @@ def class_id_from_label(label: object, label_list: ParsedClassList | None, where
             )
         if label_list is None:
             return class_id_from_number(label)
-        if label >= len(label_list.ids):
+        if label >= len(label_list.class_ids):
             raise InputError(
                 f"{where} has label {label}, out of range: {label_list.origin} names "
-                f"{len(label_list.ids)} classes, 0 to {len(label_list.ids) - 1}"
+                f"{len(label_list.class_ids)} classes, 0 to {len(label_list.class_ids) - 1}"
             )
-        return label_list.ids[label]
+        return label_list.class_ids[label]
     if label_list is None:
         return label
-    class_id = find_class_id(label, label_list.ids)
+    class_id = find_class_id(label, label_list.class_ids)
     if class_id is None:
-        close = difflib.get_close_matches(label, label_list.ids, n=1)
+        close = difflib.get_close_matches(label, label_list.class_ids, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"{where} has label {label!r}, which {label_list.origin} does not name{hint}")
     return class_id
@@ -152,8 +152,8 @@ def encode_label_list(label_list: ParsedClassList | None) -> str:
     """
     if label_list is None:
         return ""
-    suffix = "\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, label_list.ids)) else ""
-    return "\n".join(label_list.ids) + suffix
+    suffix = "\ntext is an id" if any(map(LABEL_NUMBER.fullmatch, label_list.class_ids)) else ""
+    return "\n".join(label_list.class_ids) + suffix
 
 
 def require_consistent_labels(spec: str, label_texts: Iterable[tuple[str, str]]) -> None:

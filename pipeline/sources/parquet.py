@@ -105,7 +105,9 @@ def open_parquet_source(location: str) -> Source:
     label_list, display_names = label_list_from_metadata(columns, first_url)
     if "names" in options:
         label_list = read_class_list(options["names"])
-        display_names = {class_id: label_list.names.get(class_id, class_id) for class_id in label_list.ids}
+        display_names = {
+            class_id: label_list.display_names.get(class_id, class_id) for class_id in label_list.class_ids
+        }
     is_local = not any(is_remote_url(file.url) for file in (*files.train, *files.test))
     # On a disk labels are read, too; their pages may be of any size, so few are read at the same time.
     with ThreadPoolExecutor(LABEL_THREADS if is_local else LOOKUP_THREADS) as pool:
@@ -118,7 +120,7 @@ def open_parquet_source(location: str) -> Source:
     if is_local:
         ids = sorted({class_id for table in (*train, *test) for class_id in table.class_ids or ()})
     elif display_names:
-        ids = sorted(label_list.ids if label_list else display_names)
+        ids = sorted(label_list.class_ids if label_list else display_names)
     return Source(
         name=derive_dataset_name(place, ".parquet"),
         spec=spec,

@@ -55,12 +55,12 @@ def open_wds_source(location: str) -> Source:
     files = find_split_files(place, suffixes, options.get("train"), options.get("test"))
     files = files.replace_unlabelled_test(shard_has_labels)
     require_distinct_shards([*files.train, *files.test])
-    ids = sorted(label_list.ids) if label_list else None
+    ids = sorted(label_list.class_ids) if label_list else None
     return Source(
         name=derive_dataset_name(place, suffixes),
         spec=spec,
         class_ids=ids,
-        class_names=[label_list.names.get(i, i) for i in ids] if label_list and ids else None,
+        class_names=[label_list.display_names.get(i, i) for i in ids] if label_list and ids else None,
         train=make_wds_split(files.train, label_list),
         test=make_wds_split(files.test, label_list) if files.test else NO_SAMPLES,
         decode=decode_image,

@@ -78,7 +78,7 @@ class StoreTests:
         draft = Draft(store)
         written = write_random_arrays(draft)
         entry = open_store(location).open_entry(publish_random_draft(draft).summary)
-        assert entry.list_arrays() == sorted(written)
+        assert entry.list_array_names() == sorted(written)
         for name, array in written.items():
             assert entry.read_array(name).dtype == array.dtype
             np.testing.assert_array_equal(entry.read_array(name), array)
@@ -88,9 +88,9 @@ class StoreTests:
         """A reader sees whole entries only: nothing of a draft, all of a published entry."""
         draft = Draft(store)
         write_random_arrays(draft)
-        assert store.list_entries() == ([], [])
+        assert store.list_entries_and_problems() == ([], [])
         summary = publish_random_draft(draft).summary
-        assert store.list_entries() == ([summary], [])
+        assert store.list_entries_and_problems() == ([summary], [])
         assert [verdict.problems for verdict in verify_entries(store)] == [[]]
 
     def test_a_discarded_draft_leaves_no_object(self, store: Store) -> None:
@@ -133,7 +133,7 @@ class StoreTests:
         with ThreadPoolExecutor(WRITERS) as pool:
             results = list(pool.map(publish_dataset, range(WRITERS)))
         assert {result.outcome for result in results} == {"published"}
-        assert [verdict.sound for verdict in verify_entries(store)] == [True] * WRITERS
+        assert [verdict.is_sound for verdict in verify_entries(store)] == [True] * WRITERS
 
     def test_a_key_that_is_published_is_not_published_again(self, store: Store) -> None:
         """Publishing under an existing key changes nothing unless `replace` is given."""
@@ -174,7 +174,7 @@ class StoreTests:
         summary = publish_random_entry(store)
         before = read_objects(store)
         remove_entry(store, summary)
-        assert store.list_entries() == ([], [])
+        assert store.list_entries_and_problems() == ([], [])
         assert before.items() < read_objects(store).items()
         assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == [
             "removed"
@@ -202,7 +202,7 @@ class StoreTests:
         assert [garbage.reason for garbage in result.deleted] == ["replaced"]
         assert [garbage.path for garbage in result.retained] == [f"runs/{draft.run}"]
         assert summary in store.list_summaries()
-        assert [verdict.sound for verdict in verify_entries(store)] == [True, True]
+        assert [verdict.is_sound for verdict in verify_entries(store)] == [True, True]
         assert [g.path for g in collect_garbage(store, min_age=NO_AGE).deleted] == [f"runs/{draft.run}"]
 
     @pytest.mark.parametrize("kind", ["commit", "metadata", "chunk"])
@@ -225,7 +225,7 @@ class StoreTests:
         with pytest.raises(DamageError, match=path):
             store.open_entry(summary).read_array("train/mean")
         (verdict,) = verify_entries(store)
-        assert not verdict.sound
+        assert not verdict.is_sound
         assert any(path in problem for problem in verdict.problems)
 
     def test_an_unknown_requirement_is_refused_and_hides_no_other_entry(self, store: Store) -> None:
@@ -233,7 +233,7 @@ class StoreTests:
         other = publish_random_entry(store, fingerprint="e" * 64)
         summary = publish_random_entry(store)
         rewrite_commit(store, summary, lambda content: content["schema"].update(requires=["future"]))
-        summaries, reasons = store.list_entries()
+        summaries, reasons = store.list_entries_and_problems()
         assert summaries == [other]
         assert len(reasons) == 1
         assert "future" in reasons[0]
@@ -272,13 +272,13 @@ class StoreTests:
         assert [r.outcome for r in copy_entries(target, back, target.list_summaries())] == ["copied"]
         assert read_objects(back) == read_objects(store)
         (result,) = copy_entries(back, store, back.list_summaries())
-        assert (result.outcome, result.objects_written) == ("already there", 0)
+        assert (result.outcome, result.written_object_count) == ("already there", 0)
 
     def test_listing_reads_no_run(self, store: Store) -> None:
         """Listing reads commits only: it succeeds when all runs are gone."""
         summary = publish_random_entry(store)
         obstore.delete(store.objects, [path for path in read_objects(store) if path.startswith("runs/")])
-        assert store.list_entries() == ([summary], [])
+        assert store.list_entries_and_problems() == ([summary], [])
 
 
 def make_backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:

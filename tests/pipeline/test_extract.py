@@ -50,7 +50,7 @@ def test_an_entry_holds_every_array_of_the_schema(fashion_store):
     entry = open_entry(fashion_store)
     assert {
         name: (entry.open_array(name).shape, str(entry.open_array(name).dtype))
-        for name in entry.list_arrays()
+        for name in entry.list_array_names()
     } == {
         "train/count": ((10,), "int64"),
         "train/mean": ((10, 1280), "float64"),
@@ -230,7 +230,7 @@ def test_train_features_are_kept_on_request(tmp_path):
 def test_held_out_features_stay_at_home_on_request(tmp_path):
     extract(make_config(tmp_path / "s", no_held_out=True))
     entry = open_entry(str(tmp_path / "s"))
-    assert not any(name.startswith("test/") for name in entry.list_arrays())
+    assert not any(name.startswith("test/") for name in entry.list_array_names())
     assert entry.classifier.held_out_top1 is not None
 
 

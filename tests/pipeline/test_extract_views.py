@@ -72,7 +72,7 @@ def make_config(store, **options) -> ExtractConfig:
 def read_arrays(store) -> dict[str, np.ndarray]:
     opened = open_store(str(store))
     entry = opened.open(opened.list_summaries()[0])
-    return {name: entry.read_array(name) for name in entry.list_arrays()}
+    return {name: entry.read_array(name) for name in entry.list_array_names()}
 
 
 def test_only_the_classifier_learns_from_views(tmp_path):

@@ -75,15 +75,15 @@ def read_class_ids(spec: str) -> list[str]:
 @pytest.mark.parametrize("ending", ["txt", "cls", "json"])
 def test_shards_with_text_labels_keep_their_classes_whatever_the_order_of_the_list(tmp_path, ending):
     texts = [str(c) for c in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_shards(tmp_path / "ds", {"train": texts, "val": texts}, ending)
     assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == texts
 
 
 def test_integers_in_json_stay_positions(tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_shards(tmp_path / "ds", {"train": list(range(12)), "val": list(range(12))}, "json")
-    assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE_CLASSES.ids
+    assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE_CLASSES.class_ids
 
 
 def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_path):
@@ -96,7 +96,7 @@ def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_pa
 
 def test_a_text_column_with_names_keeps_its_classes(tmp_path):
     texts = [str(c) for c in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_tables(tmp_path / "ds", {"train": texts, "test": texts})
     assert read_class_ids(f"parquet:{root}?names={tmp_path}/names.txt") == texts
 

@@ -126,7 +126,7 @@ def test_entries_objects_and_commits_are_asked_for_side_by_side(far_away: Store,
     summaries = far_away.list_summaries()
     assert proxy.most == len(summaries)
     proxy.most = 0
-    assert [v.sound for v in verify_entries(far_away)] == [True] * len(summaries)
+    assert [v.is_sound for v in verify_entries(far_away)] == [True] * len(summaries)
     assert len(summaries) < proxy.most <= MAX_REQUESTS
     proxy.most = 0
     done = copy_entries(far_away, create_store(f"{far_away.url}-copy"), summaries[:4])
@@ -167,7 +167,7 @@ def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
     )
     assert all(not found.notes for found in done)
     assert len({garbage.path for found in done for garbage in found.deleted}) == 5
-    assert [v.sound for v in verify_entries(store)] == [True]
+    assert [v.is_sound for v in verify_entries(store)] == [True]
 
 
 WRITE = """

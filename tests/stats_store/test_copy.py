@@ -54,7 +54,7 @@ def test_entries_copied_to_s3_and_back_are_the_same_bytes(disk, s3_url, tmp_path
     assert outcomes(copy_entries(there, back, there.list_summaries())) == ["copied"] * 3
     assert content(back) == content(disk)
     assert back.list_summaries() == there.list_summaries() == disk.list_summaries()
-    assert all(v.sound for v in verify_entries(back))
+    assert all(v.is_sound for v in verify_entries(back))
 
 
 def test_a_second_copy_writes_nothing(disk, tmp_path):
@@ -87,9 +87,13 @@ def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(d
     commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     leave_partial_copy(disk, target, commit.run)
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.objects_found, done.objects_written) == ("copied", 3, len(commit.objects) - 3)
+    assert (done.outcome, done.found_object_count, done.written_object_count) == (
+        "copied",
+        3,
+        len(commit.objects) - 3,
+    )
     assert target.read_commit(f"index/{chosen.key}/00000001.json") == commit
-    assert [v.sound for v in verify_entries(target)] == [True]
+    assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
 @pytest.mark.parametrize("fault", ["other bytes", "an object of another entry", "too old to be safe from gc"])
@@ -106,14 +110,14 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
         age_files(tmp_path / "t", days=5)
     before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.objects_found) == ("copied", 0)
+    assert (done.outcome, done.found_object_count) == ("copied", 0)
     assert {path: path.read_bytes() for path in before} == before
     now = target.read_commit(f"index/{chosen.key}/00000001.json")
     assert now.run != commit.run
     assert now.model_copy(update={"run": commit.run}) == commit
-    assert [v.sound for v in verify_entries(target)] == [True]
+    assert [v.is_sound for v in verify_entries(target)] == [True]
     collect_garbage(target, min_age=timedelta(0))
-    assert [v.sound for v in verify_entries(target)] == [True]
+    assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
 def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it(disk, tmp_path):
@@ -122,12 +126,12 @@ def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it
     victim = disk.read_commit(f"index/{disk.list_summaries()[0].key}/00000001.json").run
     before = content(disk)
     take_run_id(stranger, evil, victim)
-    assert [v.sound for v in verify_entries(stranger)] == [True]
+    assert [v.is_sound for v in verify_entries(stranger)] == [True]
     (done,) = copy_entries(stranger, disk, stranger.list_summaries())
-    assert (done.outcome, done.objects_found) == ("copied", 0)
+    assert (done.outcome, done.found_object_count) == ("copied", 0)
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
-    assert [v.sound for v in verify_entries(disk)] == [True] * 4
+    assert [v.is_sound for v in verify_entries(disk)] == [True] * 4
 
 
 def test_a_run_that_a_commit_refers_to_gains_no_object_even_where_all_of_it_was_lost(disk, tmp_path):
@@ -171,7 +175,7 @@ def test_what_verify_calls_damaged_is_not_published_in_another_store(disk, tmp_p
     rewrite_commit(disk, chosen, change)
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     (verdict,) = verify_entries(disk, [chosen])
-    assert not verdict.sound
+    assert not verdict.is_sound
     target = create_store(str(tmp_path / "t"))
     (done,) = copy_entries(disk, target, [chosen])
     assert done.outcome == "damaged"
@@ -210,7 +214,7 @@ def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(d
     (now,) = target.list_summaries()
     assert now.generation == 2
     assert now.model_copy(update={"generation": 1}) == chosen
-    assert [v.sound for v in verify_entries(target)] == [True]
+    assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
 def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
@@ -224,7 +228,7 @@ def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
     assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
     statuses = read_commit_statuses(target)
     assert [(s.generation, s.state) for s in statuses] == [(2, "tombstone"), (3, "current")]
-    assert [v.sound for v in verify_entries(target)] == [True]
+    assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
 def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tmp_path):
@@ -234,10 +238,10 @@ def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tm
     victims[0].unlink()
     victims[1].write_bytes(b"")
     before = content(disk)
-    (damaged,) = [v.summary for v in verify_entries(disk) if not v.sound]
+    (damaged,) = [v.summary for v in verify_entries(disk) if not v.is_sound]
     assert set(outcomes(copy_entries(replica, disk, replica.list_summaries()))) == {"already there"}
     done = copy_entries(replica, disk, replica.list_summaries(), replace=True)
-    assert {c.summary.key: c.outcome for c in done if c.objects_written} == {damaged.key: "repaired"}
+    assert {c.summary.key: c.outcome for c in done if c.written_object_count} == {damaged.key: "repaired"}
     assert sorted(outcomes(done)) == ["already there", "already there", "repaired"]
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert [v.problems for v in verify_entries(disk, disk.list_summaries())] == [[], [], []]
@@ -298,7 +302,7 @@ def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
         done = list(pool.map(lambda _: copy_entries(disk, target, disk.list_summaries()), range(2)))
     assert {o for each in done for o in outcomes(each)} <= {"copied", "already there"}
     assert [g.generation for g in read_commit_statuses(target)] == [1, 1, 1]
-    assert [v.sound for v in verify_entries(target)] == [True] * 3
+    assert [v.is_sound for v in verify_entries(target)] == [True] * 3
 
 
 def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(disk, tmp_path):
@@ -308,5 +312,5 @@ def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(
     done = copy_entries(disk, target, disk.list_summaries(), replace=True)
     assert outcomes(done) == ["differs in the target", "copied", "copied"]
     assert "delete 99999999.json and 99999999.published there" in done[0].detail
-    (reason,) = target.list_entries()[1]
+    (reason,) = target.list_entries_and_problems()[1]
     assert "delete 99999999.published there" in reason

@@ -122,7 +122,7 @@ def test_whatever_this_program_writes_has_a_layout_that_is_its_own(name: str, da
     assert layout.nbytes == array.nbytes
     chunks = {p: d for p, d in written.items() if not p.endswith("zarr.json")}
     assert sorted(chunks) == sorted(f"runs/{RUN}/{name}/{key}" for key in layout.iterate_chunk_keys())
-    assert [layout.find_chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
+    assert [layout.find_encoded_chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
 
 
 def set_shape(*shape: int) -> Callable[[dict[str, Any]], None]:

@@ -30,7 +30,7 @@ def test_what_systems_leave_in_a_folder_is_not_in_the_way_of_a_store(tmp_path: P
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_bytes(b"x")
     publish_random_entry(create_store(str(tmp_path)))
     assert (tmp_path / name).exists()
-    assert [v.sound for v in verify_entries(open_store(str(tmp_path)))] == [True]
+    assert [v.is_sound for v in verify_entries(open_store(str(tmp_path)))] == [True]
 
 
 def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_folder_that_holds_something_else_is_not_made_a_store(tmp_path: Path) 
 def test_a_store_lies_where_its_path_says_whatever_is_in_it(tmp_path: Path, name: str) -> None:
     publish_random_entry(create_store(str(tmp_path / name)))
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    assert [v.sound for v in verify_entries(open_store(str(tmp_path / name)))] == [True]
+    assert [v.is_sound for v in verify_entries(open_store(str(tmp_path / name)))] == [True]
 
 
 @pytest.mark.parametrize("url", ["file:///x/a#b", "file:///x/a?b", "file:///x/a#", "file://team/x"])
@@ -68,7 +68,7 @@ def test_a_store_whose_folder_is_a_link_and_one_whose_runs_are_on_another_disk(t
     (tmp_path / "real" / "runs").rename(tmp_path / "big")
     (tmp_path / "real" / "runs").symlink_to(tmp_path / "big")
     (tmp_path / "real" / "index" / "round").symlink_to(tmp_path / "real")
-    assert [v.sound for v in verify_entries(create_store(str(tmp_path / "link")))] == [True]
+    assert [v.is_sound for v in verify_entries(create_store(str(tmp_path / "link")))] == [True]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_without_hard_links_a_commit_is_still_created_by_one_writer_alone(
     summary = publish_random_entry(store)
     with pytest.raises(AlreadyExistsError):
         create_object(store.objects, f"index/{summary.key}/00000001.json", b"other")
-    assert [v.sound for v in verify_entries(store)] == [True]
+    assert [v.is_sound for v in verify_entries(store)] == [True]
     assert not list(tmp_path.rglob("*#*"))
 
 
@@ -149,7 +149,7 @@ def test_every_write_that_fails_leaves_no_entry_and_nothing_half_written(
             assert len(store.list_summaries()) in (0, 1)
             failing += 5
     assert failing > 5
-    assert [v.sound for v in verify_entries(store)] == [True]
+    assert [v.is_sound for v in verify_entries(store)] == [True]
 
 
 def states(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
@@ -213,7 +213,7 @@ def test_a_store_on_a_read_only_disk_is_read_and_not_written(tmp_path: Path) -> 
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("file systems cannot be mounted here")
     try:
-        assert [v.sound for v in verify_entries(open_store(str(tmp_path / "store")))] == [True]
+        assert [v.is_sound for v in verify_entries(open_store(str(tmp_path / "store")))] == [True]
         with pytest.raises(InputError, match="the file system is read-only"):
             create_store(str(tmp_path / "store"))
     finally:

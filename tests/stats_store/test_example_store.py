@@ -58,7 +58,7 @@ def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, ex
         s for s in example.list_summaries() if s.entry_digest == expected["summary"]["entry_digest"]
     ]
     entry = example.open_entry(summary)
-    assert entry.list_arrays() == sorted(expected["arrays"])
+    assert entry.list_array_names() == sorted(expected["arrays"])
     for name, written in expected["arrays"].items():
         array = entry.read_array(name)
         little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
@@ -142,7 +142,7 @@ def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
     store = open_store(str(scratch))
     entry = store.open_entry(select_only_summary(store.list_summaries(), dataset="south"))
     (expected,) = [e for e in EXPECTED["entries"] if e["summary"]["dataset"] == "south"]
-    assert set(entry.list_arrays()) == {*expected["arrays"], "train/skewness"}
+    assert set(entry.list_array_names()) == {*expected["arrays"], "train/skewness"}
     assert list(entry.read_array("train/count")) == [6, 6]
     assert entry.dataset.name == "south"
     document = store_tables.make_entry_document(entry)
@@ -157,7 +157,7 @@ def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
 
 def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
     run = of_a_later_minor_version(scratch)
-    assert all(v.sound for v in verify_entries(open_store(str(scratch))))
+    assert all(v.is_sound for v in verify_entries(open_store(str(scratch))))
     (scratch / "runs" / run / "train" / "skewness" / "c" / "0" / "0").write_bytes(bytes(200))
     assert [p for v in verify_entries(open_store(str(scratch))) for p in v.problems] == [
         f"damaged object runs/{run}/train/skewness/c/0/0: its SHA-256 is not the published one"

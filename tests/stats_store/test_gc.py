@@ -133,7 +133,7 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
     done = collect_garbage(store, min_age=NOTHING)
     assert {g.path for g in would.deleted} == {g.path for g in done.deleted}
     assert len(done.deleted) == 2
-    assert sum(g.size for g in done.deleted) == sum(
+    assert sum(g.size_bytes for g in done.deleted) == sum(
         item["size"] for item in before if item["path"].startswith(tuple(g.path for g in done.deleted))
     )
 
@@ -184,7 +184,7 @@ def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
     assert [g.state for g in read_commit_statuses(store)] == ["unreadable", "current"]
     collect_garbage(store, min_age=NOTHING)
     assert len(runs(store)) == 1
-    assert [v.summary for v in verify_entries(store, [second]) if v.sound] == [second]
+    assert [v.summary for v in verify_entries(store, [second]) if v.is_sound] == [second]
 
 
 def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
@@ -216,7 +216,7 @@ def test_what_a_killed_writer_leaves_half_written_goes(tmp_path):
     ]
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([*runs(store), "zarr.json"])
     assert not list((tmp_path / "index").rglob("*#*"))
-    assert [v.sound for v in verify_entries(store)] == [True]
+    assert [v.is_sound for v in verify_entries(store)] == [True]
 
 
 def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
@@ -231,7 +231,7 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
         assert [g.path for g in would.deleted] == ["staging/old"]
         assert (tmp_path / "staging" / "old").exists()
         done = collect_garbage(store, min_age=NOTHING)
-        assert [(g.path, g.size) for g in done.deleted] == [("staging/old", 100)]
+        assert [(g.path, g.size_bytes) for g in done.deleted] == [("staging/old", 100)]
         assert [g.path for g in done.retained] == ["staging/busy"]
         assert sorted(p.name for p in (tmp_path / "staging").iterdir()) == ["busy", "busy.lock"]
         with (tmp_path / "staging" / "busy.lock").open() as lock, pytest.raises(BlockingIOError):

@@ -261,7 +261,7 @@ def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
         for name in names:
             (folder / name).symlink_to(behind)
     began = time.perf_counter()
-    entries, reasons = store.list_entries()
+    entries, reasons = store.list_entries_and_problems()
     assert (len(entries), len(reasons)) == (2, 1)
     assert "behind more than 1000 links" in reasons[0]
     assert time.perf_counter() - began < 5
@@ -276,14 +276,14 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
         Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
     )
     assert all("index/x/" not in file.path for file in found)
-    assert store.list_entries()[1] == []
+    assert store.list_entries_and_problems()[1] == []
 
 
 def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
     index = Path(store.url) / "index"
     index.rename(index.with_name("kept"))
     index.write_text("")
-    assert store.list_entries() == ([], [f"cannot read {index}: it is a file, not a folder"])
+    assert store.list_entries_and_problems() == ([], [f"cannot read {index}: it is a file, not a folder"])
     assert collect_garbage(store, min_age=NOTHING).deleted[0].path == "staging/old"
     assert len(list((Path(store.url) / "runs").iterdir())) == 5
 

@@ -113,7 +113,7 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
 
 
 def opened(store: Store, merged: MergeResult) -> Entry:
-    return store.open_entry(merged.published.summary)
+    return store.open_entry(merged.publish_result.summary)
 
 
 def memory() -> Store:
@@ -214,11 +214,11 @@ def halves(store: Store, **words) -> tuple[Data, Entry, Entry]:
 
 def test_the_result_does_not_depend_on_the_order_of_the_parts(store):
     _, a, b = halves(store, splits=("test", "train"), sub_classes=(2, 3))
-    one = merge_entries(store, [a, b], "all").published
-    other = merge_entries(memory(), [b, a], "all").published
+    one = merge_entries(store, [a, b], "all").publish_result
+    other = merge_entries(memory(), [b, a], "all").publish_result
     assert one.outcome == other.outcome == "published"
     assert one.summary.entry_digest == other.summary.entry_digest
-    assert merge_entries(store, [b, a], "all").published.outcome == "already there"
+    assert merge_entries(store, [b, a], "all").publish_result.outcome == "already there"
 
 
 def test_classes_are_united_by_id_and_keep_the_first_parts_names(store):
@@ -233,7 +233,7 @@ def test_classes_are_united_by_id_and_keep_the_first_parts_names(store):
 def test_a_merged_entry_is_an_entry_like_any_other(store):
     _, a, b = halves(store, licence="CC-BY")
     union = opened(store, merge_entries(store, [a, b], "all"))
-    assert all(v.sound for v in verify_entries(store))
+    assert all(v.is_sound for v in verify_entries(store))
     assert union.dataset.train_samples == 60
     assert union.dataset.test_samples == 60
     assert union.dataset.licence == "CC-BY"
@@ -296,7 +296,7 @@ def test_a_union_that_no_card_can_hold_is_refused_and_leaves_nothing(store):
 def test_exemplars_stay_where_they_are(store):
     _, a, b = halves(store, exemplars=True)
     merged = merge_entries(store, [a, b], "all")
-    assert not [n for n in opened(store, merged).list_arrays() if n.startswith("exemplar")]
+    assert not [n for n in opened(store, merged).list_array_names() if n.startswith("exemplar")]
     assert any("exemplars are not merged" in note for note in merged.notes)
 
 
@@ -324,7 +324,7 @@ def test_only_numbers_of_centres_that_all_parts_hold_are_merged(store):
     a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, sub_classes=(2, 3))
     b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, sub_classes=(2,))
     merged = merge_entries(store, [a, b], "all")
-    assert [n for n in opened(store, merged).list_arrays() if "centre" in n] == [
+    assert [n for n in opened(store, merged).list_array_names() if "centre" in n] == [
         "train/centre_2",
         "train/centre_count_2",
     ]
@@ -523,7 +523,7 @@ def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_othe
     done = merge_entries_by_name(
         str(tmp_path / "union"), [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes"
     )
-    union = open_store(str(tmp_path / "union")).open_entry(done.published.summary)
+    union = open_store(str(tmp_path / "union")).open_entry(done.publish_result.summary)
     whole = open_store(str(teams / "pooled"))
     pooled = whole.open_entry(whole.list_summaries()[0])
     assert union.dataset.class_ids == pooled.dataset.class_ids == ["bag", "boot", "trouser"]
@@ -546,7 +546,7 @@ def test_a_merged_entry_can_be_distilled(teams, tmp_path):
     url = str(tmp_path / "union")
     done = merge_entries_by_name(url, [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes")
     run = distill(DistillConfig(store=url, backbone="lite0", dataset="clothes", out=tmp_path / "d", steps=2))
-    assert run.record["entry_digest"] == done.published.summary.entry_digest
+    assert run.record["entry_digest"] == done.publish_result.summary.entry_digest
 
 
 def test_parts_are_found_in_the_target_store_or_refused_in_one_line(teams, tmp_path):

@@ -86,7 +86,7 @@ def test_a_reader_reads_verifies_and_copies_away(become, tmp_path):
     summary = become("reader")
     store = open_store(URL)
     assert store.open_entry(summary).read_array("train/count").sum() > 0
-    assert all(v.sound for v in verify_entries(store))
+    assert all(v.is_sound for v in verify_entries(store))
     (done,) = copy_entries(store, create_store(str(tmp_path)), [summary])
     assert done.outcome == "copied"
 

@@ -68,7 +68,8 @@ class Reader(threading.Thread):
                 for summary in self.store.list_summaries():
                     entry = self.store.open_entry(summary)
                     found = tuple(
-                        (name, compute_array_digest(entry.read_array(name))) for name in entry.list_arrays()
+                        (name, compute_array_digest(entry.read_array(name)))
+                        for name in entry.list_array_names()
                     )
                     self.entries += 1
                     if found in self.whole:
@@ -151,7 +152,7 @@ def test_a_commit_whose_answer_is_lost_on_the_way_is_recognised_as_our_own(
     assert publish_random_draft(draft).outcome == "published"
     assert len(hits) == 1
     assert [s.fingerprint for s in store.list_summaries()] == ["f" * 64]
-    assert all(verdict.sound for verdict in verify_entries(store))
+    assert all(verdict.is_sound for verdict in verify_entries(store))
 
 
 def test_a_writer_that_never_learns_whether_its_commit_arrived_leaves_its_run_alone(
@@ -215,7 +216,7 @@ def test_a_writer_that_stands_still_halfway_holds_up_nobody(place: str) -> None:
     assert results.get(timeout=60) == "already there"
     slow.join()
     assert {s.fingerprint for s in store.list_summaries()} == {fingerprint_of(1), fingerprint_of(2)}
-    assert all(verdict.sound for verdict in verify_entries(store))
+    assert all(verdict.is_sound for verdict in verify_entries(store))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_public_bucket_is_read_without_credentials_and_without_a_signature(
     store = open_store(s3_url)
     (summary,) = store.list_summaries()
     assert store.open_entry(summary).read_array("train/mean").shape == (4, 6)
-    assert verify_entries(store)[0].sound
+    assert verify_entries(store)[0].is_sound
     assert summary == published
     assert not any("authorization" in request.headers for request in proxy.seen[before:])
 
@@ -176,7 +176,7 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
     summary = publish_random_draft(draft).summary
     counts.append(len(proxy.seen))
     entry = store.open_entry(summary)
-    for name in entry.list_arrays():
+    for name in entry.list_array_names():
         entry.read_array(name)
     counts.append(len(proxy.seen))
     writing, reading = np.diff(counts)

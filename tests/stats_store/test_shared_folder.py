@@ -68,7 +68,7 @@ def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_stor
     with acting_as(BEN, 0o022):
         store = open_store(str(place))
         assert [s.dataset for s in store.list_summaries()] == ["birds", "boats"]
-        assert [v.sound for v in verify_entries(store)] == [True, True]
+        assert [v.is_sound for v in verify_entries(store)] == [True, True]
         remove_entry(store, store.list_summaries()[1])
     with acting_as(ANNA, 0o002):
         assert [g.reason for g in collect_garbage(store, min_age=NOTHING).deleted] == ["removed"]

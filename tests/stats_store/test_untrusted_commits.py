@@ -270,7 +270,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
     assert f"damaged commit {make_commit_path(new).replace('00000002', '00000001')}: run: " in note
     assert [g.reason for g in done.deleted] == ["removed"]
     assert {s.dataset for s in store.list_summaries()} == {"victim", "stranger"}
-    assert [v.sound for v in verify_entries(store) if v.summary] == [True, True]
+    assert [v.is_sound for v in verify_entries(store) if v.summary] == [True, True]
     assert [g.state for g in find_entry_history(store, "stranger")] == ["unreadable", "current"]
     assert len(read_commit_statuses(store)) == 4
     remove_entry(store, new)
@@ -289,7 +289,7 @@ def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path
         other = tmp_path / "index" / "x" / "y" / "z"
         other.mkdir(parents=True, exist_ok=True)
         (other / f"00000001{ending}").write_bytes(b"{}")
-    assert store.list_entries() == ([summary], [])
+    assert store.list_entries_and_problems() == ([summary], [])
     assert collect_garbage(store, delete_replaced_now=True).notes == []
 
 
@@ -316,9 +316,9 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
     put_there(run / "train" / "count" / "zarr.json")
     with pytest.raises(DamageError, match=r"^damaged object runs/.*/train/count/zarr\.json: "):
         store.open_entry(summary)
-    assert [v.sound for v in verify_entries(store)].count(True) == 1
+    assert [v.is_sound for v in verify_entries(store)].count(True) == 1
     put_there(tmp_path / make_commit_path(summary))
-    entries, reasons = store.list_entries()
+    entries, reasons = store.list_entries_and_problems()
     assert entries == [kept]
     assert all(make_commit_path(summary) in reason for reason in reasons)
     assert reasons

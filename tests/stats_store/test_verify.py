@@ -46,13 +46,16 @@ def run_of(store: Store, summary: Summary) -> Path:
 
 def test_a_sound_store_has_a_sound_verdict_for_every_entry(store: Store) -> None:
     verdicts = verify_entries(store)
-    assert all(verdict.sound for verdict in verdicts)
+    assert all(verdict.is_sound for verdict in verdicts)
     summaries = [verdict.summary for verdict in verdicts]
     assert sorted(s.fingerprint for s in summaries if s) == [f"{1:064x}", f"{2:064x}"]
     for verdict in verdicts:
         assert verdict.summary
         files = [f for f in run_of(store, verdict.summary).rglob("*") if f.is_file()]
-        assert (verdict.objects, verdict.size) == (len(files), sum(f.stat().st_size for f in files))
+        assert (verdict.object_count, verdict.size_bytes) == (
+            len(files),
+            sum(f.stat().st_size for f in files),
+        )
 
 
 def test_an_empty_store_has_nothing_to_say(tmp_path: Path) -> None:
@@ -62,9 +65,9 @@ def test_an_empty_store_has_nothing_to_say(tmp_path: Path) -> None:
 def test_one_entry_is_verified_without_looking_at_the_others(store: Store) -> None:
     first, second = store.list_summaries()
     (run_of(store, second) / "train/mean/c/0/0").unlink()
-    assert [v.sound for v in verify_entries(store, [first])] == [True]
-    assert [v.sound for v in verify_entries(store, [second])] == [False]
-    assert [(v.summary, v.sound) for v in verify_entries(store, [second, first])] == [
+    assert [v.is_sound for v in verify_entries(store, [first])] == [True]
+    assert [v.is_sound for v in verify_entries(store, [second])] == [False]
+    assert [(v.summary, v.is_sound) for v in verify_entries(store, [second, first])] == [
         (second, False),
         (first, True),
     ]
@@ -154,9 +157,11 @@ def test_damaged_commits_of_older_generations_are_found_but_not_their_collected_
     for file in run.rglob("c/**/*"):
         if file.is_file():
             file.unlink()
-    assert all(verdict.sound for verdict in verify_entries(store))
+    assert all(verdict.is_sound for verdict in verify_entries(store))
     (Path(store.url) / "index" / old.key / "00000001.json").write_bytes(b"{}")
-    assert [v.commit for v in verify_entries(store) if not v.sound] == [f"index/{old.key}/00000001.json"]
+    assert [v.commit_path for v in verify_entries(store) if not v.is_sound] == [
+        f"index/{old.key}/00000001.json"
+    ]
 
 
 def test_a_removed_entry_has_no_verdict(store: Store) -> None:
@@ -170,7 +175,7 @@ def test_progress_counts_every_object_once(store: Store) -> None:
     verdicts = verify_entries(store, progress=told.append)
     told = [event for event in told if event.stage == "verify"]
     assert told[0].done == 0
-    assert told[-1].done == told[-1].total == sum(v.objects for v in verdicts)
+    assert told[-1].done == told[-1].total == sum(v.object_count for v in verdicts)
     assert [p.done for p in told] == sorted(p.done for p in told)
 
 
@@ -182,7 +187,7 @@ def test_every_object_is_asked_for_once(
         store = create_store(s3_url)
         add(store, 1, backbone=make_backbone_card())
         before = len(proxy.seen)
-        assert verify_entries(store)[0].sound
+        assert verify_entries(store)[0].is_sound
         asked = [request.path for request in proxy.seen[before:]]
     # The listing, the commit, and what the commit lists.
     assert len(asked) == len(set(asked)) == 2 + 15
