@@ -174,7 +174,7 @@ class EntryVerifier:
             name: [f"{run}/{name}/{key}" for key in keys]
             for name, keys in get_chunk_sizes_by_array(commit).items()
         }
-        chunk_paths = {commit_path for paths in chunks.values() for commit_path in paths}
+        chunk_paths = {p for paths in chunks.values() for p in paths}
         metadata_paths = [p for p in records if p.endswith("/zarr.json") and p not in chunk_paths]
         other_paths = [p for p in records if not p.endswith("/zarr.json") and p not in chunk_paths]
         try:
@@ -232,7 +232,7 @@ class EntryVerifier:
                             rows = arrays.open_array(self._store, path, chunks)[start:stop]
                             assert isinstance(rows, np.ndarray)
                             problems.append(find_value_problem(array_name, rows, dataset))
-                            arrays.comparison.add_rows(array_name, rows, start)
+                            arrays.consistency_check.add_rows(array_name, rows, start)
                             yield rows
 
                 digest = compute_chunked_array_digest(read_windows(), array.dtype, array.shape)
