@@ -9,7 +9,7 @@ import numpy.typing as npt
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
-from sfm.stats_store.class_lists import ClassList, find_class_id, normalize_class_id, read_class_file
+from sfm.stats_store.class_lists import ParsedClassList, find_class_id, normalize_class_id, read_class_file
 
 
 def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard) -> npt.NDArray[np.int64]:
@@ -34,11 +34,11 @@ def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard
     if classes is None:
         return np.arange(len(card.class_ids))
     if isinstance(classes, tuple):
-        class_list = ClassList("`classes` of the configuration", list(classes), {})
+        class_list = ParsedClassList("`classes` of the configuration", list(classes), {})
     else:
         class_list = read_class_file(expand_home(classes))
     indices: list[int] = []
-    for name in class_list.ids:
+    for name in class_list.class_ids:
         index = _find_index(name, card, class_list.origin)
         if index in indices:
             raise InputError(f"{class_list.origin} names '{name}' again: name every class once")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfm.distill.pyramid import decode_pyramid
-from sfm.stats_store.digests import compute_stream_digest
+from sfm.stats_store.digests import compute_chunked_array_digest
 
 DECODE_BATCH = 64
 
@@ -35,7 +35,7 @@ def decode_pixels(levels: Sequence[Tensor], canvas: int) -> Iterator[npt.NDArray
 def compute_images_digest(levels: Sequence[Tensor], canvas: int) -> str:
     """Return the digest of the images' pixels, to detect later edits."""
     blocks = (image[None] for image in decode_pixels(levels, canvas))
-    return compute_stream_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas, canvas, 3))
+    return compute_chunked_array_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas, canvas, 3))
 
 
 def make_slug(name: str) -> str:

@@ -41,8 +41,12 @@ from sfm.distill.state_dict import (
 from sfm.distill.train_step import StepOutput, init_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.entry_history import summaries_for
-from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries, select_entry
+from sfm.stats_store.entry_history import list_candidate_summaries
+from sfm.stats_store.entry_selection import (
+    NotExtractedError,
+    filter_summaries_by_model,
+    open_entry_of_backbone,
+)
 from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, open_store
 
@@ -267,9 +271,9 @@ def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress)
     """
     store = open_store(config.store)
     model = parse_spec(config.backbone).model
-    summaries = summaries_for(store, config.dataset)
+    summaries = list_candidate_summaries(store, config.dataset)
     try:
-        candidates = filter_summaries(
+        candidates = filter_summaries_by_model(
             summaries, dataset=config.dataset, model=model, image_size=config.image_size
         )
     except NotExtractedError as error:
@@ -283,7 +287,7 @@ def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress)
         fold_norms=config.execution != "eager",
         progress=progress,
     )
-    return select_entry(store, candidates, backbone.card), backbone
+    return open_entry_of_backbone(store, candidates, backbone.card), backbone
 
 
 def resolve_config(

@@ -11,7 +11,7 @@ from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
 from sfm.errors import InputError
-from sfm.stats_store.schema import get_array_kind, parse_sub_classes
+from sfm.stats_store.schema import parse_sub_class_count, strip_sub_class_suffix
 from sfm.stats_store.store import Entry
 
 
@@ -66,8 +66,8 @@ def read_centres(
     if name not in entry:
         counts = sorted(
             k
-            for n in entry.list_arrays()
-            if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n))
+            for n in entry.list_array_names()
+            if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n))
         )
         raise InputError(
             f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.errors import InputError
-from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.store import Entry
 
 RANDOM_ROLE, NEAREST_ROLE, EMPTY_ROLE = 0, 1, 255
@@ -53,7 +53,7 @@ class ClassSubsetStatistics:
         positions = np.searchsorted(self.class_indices, labels[mask]).astype(np.int64)
         return features[mask].astype(np.float32), positions
 
-    def read_moments(self) -> Moments:
+    def read_moments(self) -> ClassMoments:
         """Return the moments of these classes.
 
         The store keeps the pooled within-class scatter of all classes together. For some classes it is scaled
@@ -63,7 +63,7 @@ class ClassSubsetStatistics:
         counts = all_counts[self.class_indices]
         all_degrees = all_counts.sum() - (all_counts > 0).sum()
         scale = (counts.sum() - (counts > 0).sum()) / all_degrees if all_degrees else 1.0
-        return Moments(
+        return ClassMoments(
             counts,
             self.read_array("train/mean"),
             self.read_array("train/scatter_diagonal"),

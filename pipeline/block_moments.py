@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_moments
+from sfm.stats_store.class_moments import ClassMoments, make_empty_moments, merge_moments
 
 
 def compute_moments(
     features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], classes: int
-) -> Moments:
+) -> ClassMoments:
     """Compute the moments of a block of samples in two passes over it, in float64.
 
     Parameters
@@ -37,7 +37,7 @@ def compute_moments(
 
 def accumulate_moments(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classes: int, features: int
-) -> Moments:
+) -> ClassMoments:
     """Merge the moments of blocks of (features, labels), in their order."""
     total = make_empty_moments(classes, features)
     for rows, labels in blocks:

@@ -34,7 +34,7 @@ from sfm.pipeline.staged_features import StagedFeatures
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard
-from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Store
 from sfm.text import escape_non_utf8
@@ -88,7 +88,7 @@ class EntryStatistics:
         Wall time of the computation.
     """
 
-    moments: Moments
+    moments: ClassMoments
     classifier: LinearClassifier
     centres: dict[int, tuple[Any, Any]]
     top1: float | None
@@ -210,7 +210,7 @@ def write_exemplars(
     backbone: Backbone,
     entry_rows: EntryRows,
     train: StagedFeatures,
-    moments: Moments,
+    moments: ClassMoments,
 ) -> None:
     """Choose, read and write the arrays under ``exemplar/``."""
     config = context.config

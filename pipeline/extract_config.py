@@ -15,7 +15,7 @@ from sfm.config_fields import (
     RecipeField,
 )
 from sfm.constrained_types import MAX_INPUT_PIXELS
-from sfm.stats_store.dataset_names import find_name_problem
+from sfm.stats_store.dataset_names import find_dataset_name_problem
 
 
 class ExtractConfig(BaseModel):
@@ -172,7 +172,7 @@ class ExtractConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _require_valid_name(cls, value: str | None) -> str | None:
-        problem = None if value is None else find_name_problem(value)
+        problem = None if value is None else find_dataset_name_problem(value)
         if problem:
             raise ValueError(problem)
         return value

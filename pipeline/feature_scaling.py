@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sfm.pipeline.runtime import find_blas_libraries
 from sfm.pipeline.staged_features import StagedFeatures
-from sfm.stats_store.class_moments import Moments
+from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.digests import BLOCK_ROWS
-from sfm.stats_store.eigen import decompose_symmetric
+from sfm.stats_store.eigen import eigendecompose_symmetric
 
 MAX_CACHED_BYTES = 3 * 2**29
 """Standardised rows are kept in memory up to this size; larger sets are read again in every pass."""
@@ -46,13 +46,13 @@ class FeatureScaling:
 
 
 def compute_feature_scaling(
-    moments: Moments, *, common_scale: bool = False, all_axes: bool = True
+    moments: ClassMoments, *, common_scale: bool = False, all_axes: bool = True
 ) -> FeatureScaling:
     """Return the scaling of features with given moments.
 
     Parameters
     ----------
-    moments : Moments
+    moments : ClassMoments
     common_scale : bool
         Divide all features by the root of their mean variance, not each by its own deviation. Deviations
         of few samples are noise.
@@ -63,7 +63,7 @@ def compute_feature_scaling(
         return _compute_feature_scaling(moments, common_scale, all_axes)
 
 
-def _compute_feature_scaling(moments: Moments, common_scale: bool, all_axes: bool) -> FeatureScaling:
+def _compute_feature_scaling(moments: ClassMoments, common_scale: bool, all_axes: bool) -> FeatureScaling:
     n = moments.count.sum()
     mean = moments.count @ moments.mean / n
     deviation = moments.mean - mean
@@ -95,7 +95,7 @@ def compute_principal_axes(
     The axes only speed up the search: any orthonormal axes lead to the same classifier.
     """
     try:
-        variance, axes = decompose_symmetric(scatter)
+        variance, axes = eigendecompose_symmetric(scatter)
     except np.linalg.LinAlgError:
         variance, axes = np.diagonal(scatter), np.eye(len(scatter))
     return np.maximum(variance, 0.0), axes

@@ -27,8 +27,8 @@ from sfm.pipeline.logistic import (
     make_zero_fit,
 )
 from sfm.pipeline.staged_features import StagedFeatures
-from sfm.stats_store.class_moments import Moments
-from sfm.stats_store.classifier_accuracy import compute_top_accuracies
+from sfm.stats_store.class_moments import ClassMoments
+from sfm.stats_store.classifier_accuracy import compute_top1_top5_accuracies
 
 SOLVER = "multinomial logistic regression, L-BFGS, L2 chosen on a part of the training split"
 
@@ -292,7 +292,7 @@ def choose_penalty(
 
 
 def list_penalty_candidates(
-    feature_sets: Sequence[StagedFeatures], moments: Moments, path: Sequence[float]
+    feature_sets: Sequence[StagedFeatures], moments: ClassMoments, path: Sequence[float]
 ) -> list[PenaltyCandidate]:
     """Return the candidates that validation chooses from; for many samples, there is one."""
     if moments.count.sum() > MAX_SMALL_DATASET_ROWS:
@@ -309,7 +309,7 @@ def list_penalty_candidates(
 
 def train_classifier(
     train: StagedFeatures,
-    moments: Moments,
+    moments: ClassMoments,
     device: torch.device,
     views: Sequence[StagedFeatures] = (),
     path: Sequence[float] = L2_PATH,
@@ -327,7 +327,7 @@ def train_classifier(
     ----------
     train : StagedFeatures
         Training features and labels.
-    moments : Moments
+    moments : ClassMoments
         Of the same samples; they standardise the features.
     device : torch.device
         Where products are computed.
@@ -360,5 +360,5 @@ def train_classifier(
 def measure_accuracies(
     blocks: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]], classifier: LinearClassifier
 ) -> tuple[float | None, float | None]:
-    """Return top-1 and top-5 accuracy as fractions; see `compute_top_accuracies`."""
-    return compute_top_accuracies(blocks, classifier.weight, classifier.bias)
+    """Return top-1 and top-5 accuracy as fractions; see `compute_top1_top5_accuracies`."""
+    return compute_top1_top5_accuracies(blocks, classifier.weight, classifier.bias)

@@ -123,10 +123,10 @@ def staged_file(file: Path) -> Iterator[IO[bytes]]:
     """
     # Not with parents: a worker that was given up must not bring back a folder that was deleted.
     file.parent.mkdir(exist_ok=True)
-    copy_permissions(file.parent, reference=file.parent.parent)
+    copy_permissions(file.parent, reference_folder=file.parent.parent)
     temporary = file.with_name(f"{file.stem}-{uuid.uuid4().hex[:8]}.part")
     with atomic_open(file, temporary) as out:
-        copy_permissions(temporary, reference=file.parent)
+        copy_permissions(temporary, reference_folder=file.parent)
         yield out
 
 
@@ -203,7 +203,7 @@ def lock_staging(file: Path) -> Iterator[bool]:
         lock = acquire_lock(file)
     try:
         if lock is not None:
-            copy_permissions(file, reference=file.parent)
+            copy_permissions(file, reference_folder=file.parent)
         yield lock is not None
     finally:
         if lock is not None:

@@ -1,34 +1,21 @@
 """Merge entries that are given by name, with the classifier that an extraction would train."""
 
+import numpy as np
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.class_moments import Moments
-from sfm.stats_store.dataset_names import find_name_problem, make_dataset_name
-from sfm.stats_store.entry_history import summaries_for
-from sfm.stats_store.entry_merge import ClassifierTrainer, MergedClassifier, MergeResult, merge_entries
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.class_moments import ClassMoments
+from sfm.stats_store.dataset_names import find_dataset_name_problem, make_dataset_name
+from sfm.stats_store.entry_history import list_candidate_summaries
+from sfm.stats_store.entry_merge import ClassifierTrainer, MergeResult, MergedClassifier, merge_entries
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.merge_inputs import SplitFeatures, require_mergeable
 from sfm.stats_store.store import Entry, create_store, open_store
 
 
-def merge_entries_by_name(
-    store_url: str,
-    input_names: Sequence[str],
-    *,
-    name: str | None = None,
-    backbone: str | None = None,
-    image_size: int | None = None,
-    device: str = "auto",
-    replace: bool = False,
-    threads: int | None = None,
-    progress: ProgressCallback = no_progress,
-) -> MergeResult:
+def merge_entries_by_name(store_url: str, input_names: Sequence[str], *, name: str | None = None, backbone: str | None = None, image_size: int | None = None, device: str = "auto", replace: bool = False, threads: int | None = None, progress: ProgressCallback = no_progress) -> MergeResult:
     """Publish the entry of the union of disjoint datasets, from the entries of these datasets.
 
     See :func:`~sfm.stats_store.entry_merge.merge_entries`. If every input stores its training features, the
@@ -57,8 +44,8 @@ def merge_entries_by_name(
     InputError
         If an input is not found, or the inputs cannot be merged.
     """
-    if name is not None and (not name or "#" in name or find_name_problem(name)):
-        raise InputError(f"--name {name!r} {find_name_problem(name) or 'must not contain #'}")
+    if name is not None and (not name or "#" in name or find_dataset_name_problem(name)):
+        raise InputError(f"--name {name!r} {find_dataset_name_problem(name) or 'must not contain #'}")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is not one of auto, cpu, cuda")
     entries = [open_named_entry(text, store_url, backbone, image_size) for text in input_names]
@@ -69,22 +56,18 @@ def merge_entries_by_name(
     return merge_entries(target, entries, union_name, trainer, replace=replace, progress=progress)
 
 
-def open_named_entry(
-    entry_name: str, default_store_url: str, backbone: str | None, image_size: int | None
-) -> Entry:
+def open_named_entry(entry_name: str, default_store_url: str, backbone: str | None, image_size: int | None) -> Entry:
     """Open the entry that ``STORE#NAME`` names, or ``NAME`` in the default store."""
     url, mark, dataset = entry_name.rpartition("#")
     store = open_store(url if mark else default_store_url)
-    summaries = summaries_for(store, dataset)
-    return store.open_entry(
-        select_summary(summaries, dataset=dataset, backbone=backbone, image_size=image_size)
-    )
+    summaries = list_candidate_summaries(store, dataset)
+    return store.open_entry(select_only_summary(summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size))
 
 
 def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
     """Return a trainer that stages the features on disk, since training reads them hundreds of times."""
 
-    def train_on_disk(features: SplitFeatures, moments: Moments) -> MergedClassifier:
+    def train_on_disk(features: SplitFeatures, moments: ClassMoments) -> MergedClassifier:
         import torch
 
         from sfm.backbones.execution.cpu_threads import limit_threads
@@ -99,18 +82,7 @@ def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
                 np.save(files[-1], block)
                 labels.append(block_labels)
             with limit_threads(threads):
-                trained = train_classifier(
-                    StagedFeatures(tuple(files), tuple(labels)),
-                    moments,
-                    torch.device(default_device if device == "auto" else device),
-                )
-        return MergedClassifier(
-            trained.weight,
-            trained.bias,
-            f"{trained.solver}, on the stored training features of all parts",
-            trained.l2,
-            trained.iterations,
-            trained.converged,
-        )
+                trained = train_classifier(StagedFeatures(tuple(files), tuple(labels)), moments, torch.device(default_device if device == "auto" else device))
+        return MergedClassifier(trained.weight, trained.bias, f"{trained.solver}, on the stored training features of all parts", trained.l2, trained.iterations, trained.converged)
 
     return train_on_disk

@@ -57,7 +57,7 @@ def store_ls(url: StoreUrl, as_json: JsonOption = False, quiet: QuietOption = Fa
         from sfm.stats_store.store import open_store
 
         with show_slow_progress(quiet, "nothing was changed") as progress:
-            entries, unreadable = open_store(url).list_entries(progress)
+            entries, unreadable = open_store(url).list_entries_and_problems(progress)
         if as_json:
             documents = [s.model_dump(mode="json") for s in entries]
             print_json({"entries": documents, "unreadable": unreadable})
@@ -96,9 +96,9 @@ def store_show(
     """Show one entry: backbone, dataset, classes, how it was extracted, its arrays and their sizes."""
     with exit_on_error():
         from sfm import store_tables
-        from sfm.stats_store.class_accuracies import compute_held_out_accuracies
-        from sfm.stats_store.entry_history import find_entry_history, summaries_for
-        from sfm.stats_store.entry_selection import select_summary
+        from sfm.stats_store.class_accuracies import compute_held_out_class_accuracies
+        from sfm.stats_store.entry_history import find_entry_history, list_candidate_summaries
+        from sfm.stats_store.entry_selection import select_only_summary
         from sfm.stats_store.store import open_store
 
         if history:
@@ -111,12 +111,14 @@ def store_show(
             return
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
-            summaries = summaries_for(store, dataset, progress)
-            summary = select_summary(summaries, dataset=dataset, backbone=backbone, image_size=image_size)
+            summaries = list_candidate_summaries(store, dataset, progress)
+            summary = select_only_summary(
+                summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
+            )
             entry = store.open_entry(summary)
             document = store_tables.make_entry_document(entry)
             if per_class:
-                store_tables.add_class_accuracies(document, compute_held_out_accuracies(entry))
+                store_tables.add_class_accuracies(document, compute_held_out_class_accuracies(entry))
         if as_json:
             print_json(document)
         else:
@@ -139,7 +141,7 @@ def store_verify(
     """Compare every byte of a store, or of some entries, with the published digests; exit 1 on damage."""
     with exit_on_error():
         from sfm import store_tables
-        from sfm.stats_store.entry_history import summaries_for
+        from sfm.stats_store.entry_history import list_candidate_summaries
         from sfm.stats_store.entry_selection import find_summaries
         from sfm.stats_store.store import open_store
         from sfm.stats_store.verification import verify_entries
@@ -149,9 +151,9 @@ def store_verify(
         with show_slow_progress(quiet, "nothing was changed") as progress:
             store = open_store(url)
             if has_filter:
-                summaries = summaries_for(store, dataset or "", progress)
+                summaries = list_candidate_summaries(store, dataset or "", progress)
                 selected = find_summaries(
-                    summaries, dataset=dataset, backbone=backbone, image_size=image_size
+                    summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
             verdicts = verify_entries(store, selected, progress)
         if as_json:
@@ -193,7 +195,7 @@ def store_copy(
     with exit_on_error():
         from sfm import store_tables
         from sfm.stats_store.entry_copy import copy_entries
-        from sfm.stats_store.entry_history import summaries_for
+        from sfm.stats_store.entry_history import list_candidate_summaries
         from sfm.stats_store.entry_selection import find_summaries
         from sfm.stats_store.store import create_store, open_store
 
@@ -203,12 +205,12 @@ def store_copy(
             source = open_store(url)
             unreadable: list[str] = []
             if dataset or backbone or image_size:
-                summaries = summaries_for(source, dataset or "", progress)
+                summaries = list_candidate_summaries(source, dataset or "", progress)
                 selected = find_summaries(
-                    summaries, dataset=dataset, backbone=backbone, image_size=image_size
+                    summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size
                 )
             else:
-                selected, unreadable = source.list_entries(progress)
+                selected, unreadable = source.list_entries_and_problems(progress)
             result = copy_entries(source, create_store(target), selected, replace=replace, progress=progress)
         if as_json:
             documents = [store_tables.make_copy_document(c) for c in result]
@@ -221,7 +223,7 @@ def store_copy(
         damaged = [c for c in result if c.outcome == "damaged"]
         if damaged:
             raise report_error(f"{len(damaged)} of {len(result)} entries not copied: {damaged[0].detail}", 1)
-        not_copied = [c for c in result if not c.arrived]
+        not_copied = [c for c in result if not c.is_in_target]
         if not_copied:
             advice = f"{target} holds others under their keys, or had them removed; --replace replaces them"
             reason = next((c.detail for c in not_copied if c.detail), advice)
@@ -291,7 +293,7 @@ def store_merge(
                 threads=threads,
                 progress=progress,
             )
-        summary, outcome = result.published.summary, result.published.outcome
+        summary, outcome = result.publish_result.summary, result.publish_result.outcome
         if as_json:
             entry = {"outcome": outcome, **summary.model_dump(mode="json")}
             print_json({"store": url, "entry": entry, "notes": result.notes})
@@ -321,8 +323,8 @@ def store_rm(
     """Remove an entry: readers no longer see it. Its bytes stay until `sfm store gc` deletes them."""
     with exit_on_error():
         from sfm.stats_store.concurrency import map_concurrently
-        from sfm.stats_store.entry_history import find_merged_entries, remove_entry
-        from sfm.stats_store.entry_selection import find_summaries, select_summary
+        from sfm.stats_store.entry_history import find_entries_merged_from_removed, remove_entry
+        from sfm.stats_store.entry_selection import find_summaries, select_only_summary
         from sfm.stats_store.store import open_store
 
         interrupt_note = (
@@ -334,13 +336,15 @@ def store_rm(
             store = open_store(url)
             visible = store.list_summaries(progress)
             removed_entries = find_summaries(
-                visible, dataset=dataset, backbone=backbone, image_size=image_size
+                visible, dataset=dataset, backbone_spec=backbone, image_size=image_size
             )
             if not remove_all:
                 removed_entries = [
-                    select_summary(visible, dataset=dataset, backbone=backbone, image_size=image_size)
+                    select_only_summary(
+                        visible, dataset=dataset, backbone_spec=backbone, image_size=image_size
+                    )
                 ]
-            merged_entries = find_merged_entries(store, visible, removed_entries, progress)
+            merged_entries = find_entries_merged_from_removed(store, visible, removed_entries, progress)
             if not dry_run:
                 map_concurrently(
                     lambda summary: remove_entry(store, summary),
@@ -403,7 +407,7 @@ def store_gc(
         )
         with show_slow_progress(quiet, interrupt_note) as progress:
             result = collect_garbage(
-                open_store(url), older_than=min_age, now=now, dry_run=dry_run, progress=progress
+                open_store(url), min_age=min_age, delete_replaced_now=now, dry_run=dry_run, progress=progress
             )
         if as_json:
             print_json(

@@ -1,19 +1,18 @@
 """Layouts of stored arrays: parse their metadata and compare it with the cards, before data is read."""
 
+import numpy as np
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
-
-import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard
 from sfm.stats_store.commits import EntryCards
-from sfm.stats_store.schema import DIMENSIONS, get_array_kind, is_known_array, parse_sub_classes
+from sfm.stats_store.schema import DIMENSIONS, is_array_in_schema, parse_sub_class_count, strip_sub_class_suffix
 from sfm.untrusted_files import parse_json
+from typing import Any
+
 
 HIGH_COMPRESSION_RATIO = 1000
 """A compression ratio that only constant arrays exceed; features compress 1 to 5 times."""
@@ -43,7 +42,7 @@ ALLOWED_DTYPES: dict[str, tuple[str, ...]] = {
     "exemplar/role": ("uint8",),
     "exemplar/sample": ("int64",),
 }
-"""Data types that arrays were ever written with, by :func:`~sfm.stats_store.schema.get_array_kind` name."""
+"""Allowed data types by array, named as :func:`~sfm.stats_store.schema.strip_sub_class_suffix` returns."""
 
 ALLOWED_FILL_VALUES = ("NaN", 0, -1, 255)
 
@@ -105,42 +104,40 @@ class ArrayLayout:
         return prod(self.shape) * self.dtype.itemsize
 
     @property
-    def chunk_bytes(self) -> int:
+    def uncompressed_chunk_bytes(self) -> int:
         """Size of a chunk in memory; chunks at the edge are padded to it."""
         return prod(self.chunk_shape) * self.dtype.itemsize
 
     @property
-    def grid_shape(self) -> tuple[int, ...]:
+    def chunk_grid_shape(self) -> tuple[int, ...]:
         """Number of chunks along every axis."""
         return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunk_shape, strict=True))
 
     def iterate_chunk_keys(self) -> Iterator[str]:
         """Yield the keys of all chunks below the array, lazily: forged metadata may declare billions."""
-        for chunk_number in range(prod(self.grid_shape)):
+        for chunk_number in range(prod(self.chunk_grid_shape)):
             coordinates: list[int] = []
-            for size in reversed(self.grid_shape):
+            for size in reversed(self.chunk_grid_shape):
                 chunk_number, position = divmod(chunk_number, size)
                 coordinates.insert(0, position)
             yield "/".join(map(str, ("c", *coordinates)))
 
-    def find_chunk_problem(self, data: bytes) -> str | None:
+    def find_encoded_chunk_problem(self, encoded_chunk: bytes) -> str | None:
         """Return why a stored chunk must not be decoded, or None; its header tells its size in memory."""
-        stored = len(data) - CRC32C_BYTES * self.uses_crc32c
+        stored = len(encoded_chunk) - CRC32C_BYTES * self.uses_crc32c
         if not self.uses_blosc:
-            return None if stored == self.chunk_bytes else f"{stored} bytes, a chunk has {self.chunk_bytes}"
+            return None if stored == self.uncompressed_chunk_bytes else f"{stored} bytes, a chunk has {self.uncompressed_chunk_bytes}"
         if stored < BLOSC_HEADER:
             return "it is too short to be compressed"
-        size, block, compressed = (
-            int.from_bytes(data[position : position + 4], "little") for position in (4, 8, 12)
-        )
-        if size != self.chunk_bytes:
-            return f"it would decompress to {size} bytes, a chunk has {self.chunk_bytes}"
+        size, block, compressed = (int.from_bytes(encoded_chunk[position : position + 4], "little") for position in (4, 8, 12))
+        if size != self.uncompressed_chunk_bytes:
+            return f"it would decompress to {size} bytes, a chunk has {self.uncompressed_chunk_bytes}"
         if compressed != stored or not 0 < block <= size:
             return "its header is not that of compressed data"
         return None
 
 
-def parse_array_layout(data: bytes) -> ArrayLayout:
+def parse_array_layout(zarr_json: bytes) -> ArrayLayout:
     """Parse the metadata of an array; refuse kinds of arrays that this program never wrote.
 
     Raises
@@ -149,10 +146,8 @@ def parse_array_layout(data: bytes) -> ArrayLayout:
         Names the fields that are not supported.
     """
     try:
-        metadata = _ArrayMetadata.model_validate(parse_json(data, MAX_ARRAY_METADATA_BYTES))
-        chunk_shape = tuple(
-            _CHUNK_SHAPE.validate_python(metadata.chunk_grid.configuration.get("chunk_shape"))
-        )
+        metadata = _ArrayMetadata.model_validate(parse_json(zarr_json, MAX_ARRAY_METADATA_BYTES))
+        chunk_shape = tuple(_CHUNK_SHAPE.validate_python(metadata.chunk_grid.configuration.get("chunk_shape")))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "chunk_shape"
@@ -164,8 +159,7 @@ def parse_array_layout(data: bytes) -> ArrayLayout:
         "shape": len(shape) <= MAX_AXES and all(0 <= size < 2**63 for size in shape),
         "data_type": any(metadata.data_type in types for types in ALLOWED_DTYPES.values()),
         "chunk_grid": metadata.chunk_grid.name == "regular" and len(chunk_shape) == len(shape),
-        "chunk_key_encoding": metadata.chunk_key_encoding.name == "default"
-        and metadata.chunk_key_encoding.configuration.get("separator", "/") == "/",
+        "chunk_key_encoding": metadata.chunk_key_encoding.name == "default" and metadata.chunk_key_encoding.configuration.get("separator", "/") == "/",
         "fill_value": metadata.fill_value in ALLOWED_FILL_VALUES,
         "codecs": codecs in ALLOWED_CODECS,
         "storage_transformers": not metadata.storage_transformers,
@@ -175,42 +169,26 @@ def parse_array_layout(data: bytes) -> ArrayLayout:
         raise ValueError(f"its {' and '.join(unsupported)} cannot be those of a published array")
     if not all(1 <= chunk <= max(size, 1) for size, chunk in zip(shape, chunk_shape, strict=True)):
         raise ValueError(f"chunks of {chunk_shape} do not divide {shape}")
-    return ArrayLayout(
-        shape, chunk_shape, np.dtype(metadata.data_type), "blosc" in codecs, "crc32c" in codecs
-    )
+    return ArrayLayout(shape, chunk_shape, np.dtype(metadata.data_type), "blosc" in codecs, "crc32c" in codecs)
 
 
-def compute_expected_shape(
-    name: str, backbone: BackboneCard, dataset: DatasetCard, exemplars: int = 0
-) -> tuple[int, ...]:
+def compute_expected_shape(array_name: str, backbone: BackboneCard, dataset: DatasetCard, exemplars_per_class: int = 0) -> tuple[int, ...]:
     """Return the shape that an array must have according to the cards of its entry.
 
     Parameters
     ----------
-    name : str
+    array_name : str
         Name of an array of the schema, e.g. ``train/mean``.
     backbone, dataset : BackboneCard, DatasetCard
-    exemplars : int
+    exemplars_per_class : int
         Images per class.
     """
     image_size, features = backbone.preprocessing.input_size, backbone.features
-    sizes = {
-        "class": len(dataset.class_ids),
-        "feature": features,
-        "feature_b": features,
-        "sub_class": parse_sub_classes(name) or 0,
-        "sample": dataset.test_samples if name.startswith("test/") else dataset.train_samples,
-        "exemplar": exemplars,
-        "y": image_size,
-        "x": image_size,
-        "channel": 3,
-    }
-    return tuple(sizes[axis] for axis in DIMENSIONS[get_array_kind(name)])
+    sizes = {"class": len(dataset.class_ids), "feature": features, "feature_b": features, "sub_class": parse_sub_class_count(array_name) or 0, "sample": dataset.test_samples if array_name.startswith("test/") else dataset.train_samples, "exemplar": exemplars_per_class, "y": image_size, "x": image_size, "channel": 3}
+    return tuple(sizes[axis] for axis in DIMENSIONS[strip_sub_class_suffix(array_name)])
 
 
-def check_array_layouts(
-    commit: Commit, cards: EntryCards, metadata: Mapping[str, bytes]
-) -> tuple[dict[str, ArrayLayout], list[str]]:
+def parse_valid_array_layouts(commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]) -> tuple[dict[str, ArrayLayout], list[str]]:
     """Parse the metadata of every array, and compare it with the cards and with the chunks in the commit.
 
     Arrays that this version does not know are skipped: nothing opens them.
@@ -220,7 +198,7 @@ def check_array_layouts(
     commit : Commit
     cards : EntryCards
         Cards of its run.
-    metadata : mapping of str to bytes
+    zarr_json_by_path : mapping of str to bytes
         Every ``zarr.json`` of the run, by full path.
 
     Returns
@@ -232,10 +210,10 @@ def check_array_layouts(
     """
     layouts: dict[str, ArrayLayout] = {}
     problems: list[str] = []
-    chunk_sizes = group_chunks_by_array(commit)
-    for name in filter(is_known_array, sorted(commit.arrays)):
+    chunk_sizes = get_chunk_sizes_by_array(commit)
+    for name in filter(is_array_in_schema, sorted(commit.arrays)):
         path = f"runs/{commit.run}/{name}"
-        data = metadata.get(f"{path}/zarr.json")
+        data = zarr_json_by_path.get(f"{path}/zarr.json")
         if data is None:
             # A listed object that is missing here is damaged, which was reported when it was read.
             if f"{name}/zarr.json" not in commit.objects:
@@ -248,37 +226,33 @@ def check_array_layouts(
             continue
         exemplars = count_exemplars_per_class(cards.extraction, layout) if name.startswith("exemplar/") else 0
         shape = compute_expected_shape(name, cards.backbone, cards.dataset, exemplars)
-        problem = find_shape_problem(path, name, layout, shape) or find_chunk_list_problem(
-            path, layout, chunk_sizes.get(name, {})
-        )
+        problem = find_shape_or_dtype_problem(path, name, layout, shape) or find_chunk_list_problem(path, layout, chunk_sizes.get(name, {}))
         if problem:
             problems.append(problem)
         else:
             layouts[path] = layout
-    problems += find_exemplar_problems(commit.run, layouts)
-    if compression_problem := find_compression_problem(commit.run, layouts, chunk_sizes):
+    problems += find_exemplar_shape_problems(commit.run, layouts)
+    if compression_problem := find_decompression_bomb_problem(commit.run, layouts, chunk_sizes):
         return {}, [*problems, compression_problem]
     return layouts, problems
 
 
-def require_valid_layouts(
-    commit: Commit, cards: EntryCards, metadata: Mapping[str, bytes]
-) -> dict[str, ArrayLayout]:
-    """Return the layouts of all arrays, as :func:`check_array_layouts` does, if all are valid.
+def parse_layouts_or_raise(commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]) -> dict[str, ArrayLayout]:
+    """Return the layouts of all arrays, as :func:`parse_valid_array_layouts` does, if all are valid.
 
     Raises
     ------
     DamageError
         Names an array whose metadata contradicts the cards.
     """
-    layouts, problems = check_array_layouts(commit, cards, metadata)
+    layouts, problems = parse_valid_array_layouts(commit, cards, zarr_json_by_path)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DamageError(problems[0] + more)
     return layouts
 
 
-def group_chunks_by_array(commit: Commit) -> dict[str, dict[str, int]]:
+def get_chunk_sizes_by_array(commit: Commit) -> dict[str, dict[str, int]]:
     """Return the stored size of every chunk in a commit, by array and by key below the array."""
     metadata: dict[str, dict[str, int]] = {name: {} for name in commit.arrays}
     for path, record in commit.objects.items():
@@ -288,31 +262,28 @@ def group_chunks_by_array(commit: Commit) -> dict[str, dict[str, int]]:
     return metadata
 
 
-def find_shape_problem(path: str, name: str, layout: ArrayLayout, shape: tuple[int, ...]) -> str | None:
+def find_shape_or_dtype_problem(array_path: str, array_name: str, layout: ArrayLayout, expected_shape: tuple[int, ...]) -> str | None:
     """Return how an array's shape or type contradicts the cards of its entry, or None."""
-    if layout.shape != shape:
-        return f"damaged object {path}/zarr.json: shape {layout.shape}, by the cards of its entry {shape}"
-    types = ALLOWED_DTYPES[get_array_kind(name)]
+    if layout.shape != expected_shape:
+        return f"damaged object {array_path}/zarr.json: shape {layout.shape}, " f"by the cards of its entry {expected_shape}"
+    types = ALLOWED_DTYPES[strip_sub_class_suffix(array_name)]
     if layout.dtype.name not in types:
-        return f"damaged object {path}/zarr.json: type {layout.dtype.name}, not {' or '.join(types)}"
+        return f"damaged object {array_path}/zarr.json: type {layout.dtype.name}, not {' or '.join(types)}"
     return None
 
 
-def find_chunk_list_problem(path: str, layout: ArrayLayout, chunk_sizes: Mapping[str, int]) -> str | None:
+def find_chunk_list_problem(array_path: str, layout: ArrayLayout, chunk_sizes_by_key: Mapping[str, int]) -> str | None:
     """Return how the chunks of an array contradict the chunk sizes in the commit, or None."""
-    missing_key = next((key for key in layout.iterate_chunk_keys() if key not in chunk_sizes), None)
+    missing_key = next((key for key in layout.iterate_chunk_keys() if key not in chunk_sizes_by_key), None)
     if missing_key:
-        return f"missing object {path}/{missing_key}: the commit does not list it"
-    if len(chunk_sizes) > prod(layout.grid_shape):
-        return (
-            f"damaged array {path}: the commit lists {len(chunk_sizes)} chunks, "
-            f"it has {prod(layout.grid_shape)}"
-        )
-    max_chunk_bytes = layout.chunk_bytes + MAX_BLOSC_OVERHEAD
-    oversized_key = next((key for key, size in chunk_sizes.items() if size > max_chunk_bytes), None)
+        return f"missing object {array_path}/{missing_key}: the commit does not list it"
+    if len(chunk_sizes_by_key) > prod(layout.chunk_grid_shape):
+        return f"damaged array {array_path}: the commit lists {len(chunk_sizes_by_key)} chunks, " f"it has {prod(layout.chunk_grid_shape)}"
+    max_chunk_bytes = layout.uncompressed_chunk_bytes + MAX_BLOSC_OVERHEAD
+    oversized_key = next((key for key, size in chunk_sizes_by_key.items() if size > max_chunk_bytes), None)
     if oversized_key:
-        size = chunk_sizes[oversized_key]
-        return f"damaged object {path}/{oversized_key}: {size} bytes, a chunk has at most {max_chunk_bytes}"
+        size = chunk_sizes_by_key[oversized_key]
+        return f"damaged object {array_path}/{oversized_key}: {size} bytes, " f"a chunk has at most {max_chunk_bytes}"
     return None
 
 
@@ -322,32 +293,16 @@ def count_exemplars_per_class(extraction: ExtractionCard, layout: ArrayLayout) -
     return chunk_number if isinstance(chunk_number, int) else 0
 
 
-def find_exemplar_problems(run: str, layouts: Mapping[str, ArrayLayout]) -> list[str]:
+def find_exemplar_shape_problems(run_id: str, layouts_by_path: Mapping[str, ArrayLayout]) -> list[str]:
     """Return a problem if the exemplar arrays hold different numbers of exemplars."""
-    exemplar_layouts = [
-        layout for path, layout in layouts.items() if path.startswith(f"runs/{run}/exemplar/")
-    ]
+    exemplar_layouts = [layout for path, layout in layouts_by_path.items() if path.startswith(f"runs/{run_id}/exemplar/")]
     have_different_shapes = len({layout.shape[:2] for layout in exemplar_layouts}) > 1
-    return (
-        [f"damaged run runs/{run}: its exemplar arrays have different lengths"]
-        if have_different_shapes
-        else []
-    )
+    return [f"damaged run runs/{run_id}: its exemplar arrays have different lengths"] if have_different_shapes else []
 
 
-def find_compression_problem(
-    run: str, layouts: Mapping[str, ArrayLayout], chunk_sizes: Mapping[str, Mapping[str, int]]
-) -> str | None:
+def find_decompression_bomb_problem(run_id: str, layouts_by_path: Mapping[str, ArrayLayout], chunk_sizes_by_array: Mapping[str, Mapping[str, int]]) -> str | None:
     """Return a problem if little storage would take much memory: see ``MAX_HIGH_RATIO_BYTES``."""
-    unpacked_bytes = sum(
-        layout.chunk_bytes
-        for path, layout in layouts.items()
-        for size in chunk_sizes[path.removeprefix(f"runs/{run}/")].values()
-        if size * HIGH_COMPRESSION_RATIO < layout.chunk_bytes
-    )
+    unpacked_bytes = sum(layout.uncompressed_chunk_bytes for path, layout in layouts_by_path.items() for size in chunk_sizes_by_array[path.removeprefix(f"runs/{run_id}/")].values() if size * HIGH_COMPRESSION_RATIO < layout.uncompressed_chunk_bytes)
     if unpacked_bytes <= MAX_HIGH_RATIO_BYTES:
         return None
-    return (
-        f"damaged run runs/{run}: {unpacked_bytes} bytes of its arrays are compressed more than "
-        f"{HIGH_COMPRESSION_RATIO} times, as no statistics are"
-    )
+    return f"damaged run runs/{run_id}: {unpacked_bytes} bytes of its arrays are compressed more than " f"{HIGH_COMPRESSION_RATIO} times, as no statistics are"

@@ -1,7 +1,7 @@
 """Check the values of an entry's arrays: functions that return a problem in one line, or None.
 
 Digests show that the bytes are those of the writer; these functions show that the numbers can be statistics
-of a dataset, so code that computes with them need not check them.
+of a dataset, so that code that computes with them need not check again.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.stats_store.cards import DatasetCard
-from sfm.stats_store.schema import get_array_kind
+from sfm.stats_store.schema import strip_sub_class_suffix
 
 SCATTER_TOLERANCE = 1e-6
 """Tolerance relative to the largest diagonal element of a scatter; rounding causes 1e-15, also in merges."""
@@ -26,30 +26,30 @@ EXEMPLAR_ROLES = (0, 1, 255)
 AnyArray = npt.NDArray[Any]
 
 
-def find_value_problem(name: str, rows: AnyArray, dataset: DatasetCard) -> str | None:
-    """Return a problem with the values of an array, or of some of its rows, or None.
+def find_value_problem(array_name: str, rows: AnyArray, dataset: DatasetCard) -> str | None:
+    """Return what is wrong with the values of an array, or of some of its rows; None if nothing is.
 
     Conditions on all rows together are checked only if all rows are given.
 
     Parameters
     ----------
-    name : str
+    array_name : str
         Name of an array of the schema.
     rows : ndarray
         Consecutive rows, in the shape that the cards of the entry declare.
     dataset : DatasetCard
         Card of the entry.
     """
-    check = VALUE_CHECKS.get(get_array_kind(name))
+    check = VALUE_CHECKS.get(strip_sub_class_suffix(array_name))
     return check(rows, dataset) if check and rows.size else None
 
 
-def find_finite_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
+def find_nonfinite_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
     """Return a problem unless all values are finite.
 
     Examples
     --------
-    >>> find_finite_problem(np.array([1.0, np.nan]))
+    >>> find_nonfinite_problem(np.array([1.0, np.nan]))
     '1 of 2 values is not finite'
     """
     # A non-finite value makes the sum non-finite. The sum may also overflow, so then every value is checked.
@@ -64,17 +64,17 @@ def find_finite_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> 
     )
 
 
-def find_scatter_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
+def find_scatter_diagonal_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
     """Return a problem unless all values are finite and at least zero, as sums of squares are."""
-    return find_finite_problem(rows) or ("a sum of squares is negative" if rows.min() < 0 else None)
+    return find_nonfinite_problem(rows) or ("a sum of squares is negative" if rows.min() < 0 else None)
 
 
-def find_matrix_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
+def find_scatter_matrix_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> str | None:
     """Return a problem unless a scatter matrix is finite, symmetric and has no negative diagonal.
 
     If only some of its rows are given, only finiteness is checked.
     """
-    if (problem := find_finite_problem(rows)) or rows.shape[0] != rows.shape[1]:
+    if (problem := find_nonfinite_problem(rows)) or rows.shape[0] != rows.shape[1]:
         return problem
     diagonal = np.diagonal(rows)
     if diagonal.min() < 0:
@@ -90,7 +90,7 @@ def find_matrix_problem(rows: AnyArray, _dataset: DatasetCard | None = None) -> 
     return None
 
 
-def find_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_class_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless class counts add up to the training samples; a class may have none."""
     total = dataset.train_samples
     if rows.min() < 0 or rows.max() > total:
@@ -100,35 +100,35 @@ def find_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
     return None
 
 
-def find_centre_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
+def find_sub_class_count_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
     """Return a problem unless counts of sub-classes are possible for the number of training samples."""
     if rows.min() < 0 or rows.sum(axis=1, dtype=np.float64).max() > dataset.train_samples:
         return f"counts from {rows.min()} to {rows.max()} of {dataset.train_samples} training samples"
     return None
 
 
-def find_centre_problem(centre: AnyArray, count: AnyArray) -> str | None:
+def find_centre_problem(centres: AnyArray, sample_counts: AnyArray) -> str | None:
     """Return a problem unless every sub-class that has samples has a finite centre.
 
     Parameters
     ----------
-    centre : ndarray, shape (C, K, D)
+    centres : ndarray, shape (C, K, D)
         NaN where a class has fewer samples than sub-classes.
-    count : ndarray of int, shape (C, K)
+    sample_counts : ndarray of int, shape (C, K)
         Samples of every sub-class.
     """
-    return find_missing_centre_problem(~find_finite_centres(centre) & (count > 0))
+    return find_missing_centre_problem(~compute_finite_centre_mask(centres) & (sample_counts > 0))
 
 
-def find_missing_centre_problem(is_missing: AnyArray) -> str | None:
+def find_missing_centre_problem(is_centre_missing: AnyArray) -> str | None:
     """Return a problem if any sub-class, shape (C, K), has samples but no centre."""
-    missing_count = np.count_nonzero(is_missing)
+    missing_count = np.count_nonzero(is_centre_missing)
     return f"{missing_count} sub-classes have samples and no finite centre" if missing_count else None
 
 
-def find_finite_centres(centre: AnyArray) -> npt.NDArray[np.bool_]:
+def compute_finite_centre_mask(centres: AnyArray) -> npt.NDArray[np.bool_]:
     """Return which sub-classes have a finite centre: bool of shape (C, K) for centres (C, K, D)."""
-    is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(centre).all(axis=2))
+    is_finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(centres).all(axis=2))
     return is_finite
 
 
@@ -140,7 +140,7 @@ def find_label_problem(rows: AnyArray, dataset: DatasetCard) -> str | None:
     return None
 
 
-def find_role_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
+def find_exemplar_role_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
     """Return a problem unless all exemplar roles are known."""
     return (
         None
@@ -149,84 +149,90 @@ def find_role_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
     )
 
 
-def find_sample_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
+def find_exemplar_sample_problem(rows: AnyArray, _dataset: DatasetCard) -> str | None:
     """Return a problem unless all exemplar samples are sample numbers, or -1 for none."""
     return None if rows.min() >= -1 else f"sample {rows.min()}"
 
 
 VALUE_CHECKS: dict[str, Callable[[AnyArray, DatasetCard], str | None]] = {
-    "train/count": find_count_problem,
-    "train/mean": find_finite_problem,
-    "train/scatter_diagonal": find_scatter_problem,
-    "train/within_scatter": find_matrix_problem,
-    "train/centre_count": find_centre_count_problem,
-    "classifier/weight": find_finite_problem,
-    "classifier/bias": find_finite_problem,
-    "test/feature": find_finite_problem,
+    "train/count": find_class_count_problem,
+    "train/mean": find_nonfinite_problem,
+    "train/scatter_diagonal": find_scatter_diagonal_problem,
+    "train/within_scatter": find_scatter_matrix_problem,
+    "train/centre_count": find_sub_class_count_problem,
+    "classifier/weight": find_nonfinite_problem,
+    "classifier/bias": find_nonfinite_problem,
+    "test/feature": find_nonfinite_problem,
     "test/label": find_label_problem,
-    "train/feature": find_finite_problem,
+    "train/feature": find_nonfinite_problem,
     "train/label": find_label_problem,
-    "exemplar/role": find_role_problem,
-    "exemplar/sample": find_sample_problem,
+    "exemplar/role": find_exemplar_role_problem,
+    "exemplar/sample": find_exemplar_sample_problem,
 }
 
 COMPARED_PARTS: dict[str, Callable[[AnyArray, int], AnyArray]] = {
     "train/count": lambda rows, _start: rows,
     "train/scatter_diagonal": lambda rows, _start: rows.sum(axis=0, keepdims=True),
     "train/within_scatter": lambda rows, start: np.diagonal(rows, start),
-    "train/centre": lambda rows, _start: find_finite_centres(rows),
+    "train/centre": lambda rows, _start: compute_finite_centre_mask(rows),
     "train/centre_count": lambda rows, _start: rows,
 }
-"""Reduces rows, given the number of the first one, to what :class:`ArrayComparison` compares."""
+"""What :class:`ArrayConsistencyCheck` keeps of rows, given the number of the first one."""
 
 
 @dataclass
-class ArrayComparison:
-    """Compares the arrays of an entry with each other while they are read block by block.
+class ArrayConsistencyCheck:
+    """Compares the arrays of an entry with each other while they are read in blocks, from the first row on.
 
-    Only the parts in ``COMPARED_PARTS`` are kept of each array.
+    It keeps little of each array: see ``COMPARED_PARTS``.
     """
 
-    compared_parts: dict[str, list[AnyArray]] = field(default_factory=dict)
+    parts_by_array: dict[str, list[AnyArray]] = field(default_factory=dict)
 
-    def add_rows(self, name: str, rows: AnyArray, start: int) -> None:
-        """Add rows of an array, of which `start` is the first."""
-        select_part = COMPARED_PARTS.get(get_array_kind(name))
+    def add_rows(self, array_name: str, rows: AnyArray, first_row_index: int) -> None:
+        """Add rows of an array, of which `first_row_index` is the first."""
+        select_part = COMPARED_PARTS.get(strip_sub_class_suffix(array_name))
         if select_part:
-            self.compared_parts.setdefault(name, []).append(np.array(select_part(rows, start)))
+            self.parts_by_array.setdefault(array_name, []).append(
+                np.array(select_part(rows, first_row_index))
+            )
 
-    def find_problems(self) -> dict[str, str]:
+    def find_contradictions(self) -> dict[str, str]:
         """Return how arrays contradict each other, by name, after all rows of all arrays were added."""
-        joined_parts = {name: np.concatenate(parts) for name, parts in self.compared_parts.items()}
+        joined_parts = {name: np.concatenate(parts) for name, parts in self.parts_by_array.items()}
         problems = {name: find_contradiction(name, joined_parts) for name in joined_parts}
         return {name: problem for name, problem in problems.items() if problem}
 
 
-def find_contradiction(name: str, compared_parts: dict[str, AnyArray]) -> str | None:
+def find_contradiction(array_name: str, parts_by_array: dict[str, AnyArray]) -> str | None:
     """Return how an array contradicts other arrays, or None; see ``COMPARED_PARTS``."""
-    count = compared_parts.get(name.replace("train/centre_", "train/centre_count_"))
-    match get_array_kind(name):
+    count = parts_by_array.get(array_name.replace("train/centre_", "train/centre_count_"))
+    match strip_sub_class_suffix(array_name):
         case "train/centre" if count is not None:
-            return find_missing_centre_problem(~compared_parts[name] & (count > 0))
-        case "train/centre_count" if "train/count" in compared_parts:
-            is_exceeded = compared_parts[name].sum(axis=1) > compared_parts["train/count"]
+            return find_missing_centre_problem(~parts_by_array[array_name] & (count > 0))
+        case "train/centre_count" if "train/count" in parts_by_array:
+            is_exceeded = parts_by_array[array_name].sum(axis=1) > parts_by_array["train/count"]
             return f"more samples than {is_exceeded.sum()} classes have" if is_exceeded.any() else None
-        case "train/within_scatter" if "train/scatter_diagonal" in compared_parts:
-            return find_diagonal_problem(compared_parts[name], compared_parts["train/scatter_diagonal"])
+        case "train/within_scatter" if "train/scatter_diagonal" in parts_by_array:
+            return find_scatter_sum_problem(
+                parts_by_array[array_name], parts_by_array["train/scatter_diagonal"]
+            )
     return None
 
 
-def find_diagonal_problem(diagonal: AnyArray, scatter_diagonal: AnyArray) -> str | None:
+def find_scatter_sum_problem(
+    within_scatter_diagonal: AnyArray, class_scatter_diagonals: AnyArray
+) -> str | None:
     """Return a problem unless the scatters of all classes add up to the pooled one.
 
     Parameters
     ----------
-    diagonal : ndarray, shape (D,)
+    within_scatter_diagonal : ndarray, shape (D,)
         Diagonal of the pooled within-class scatter.
-    scatter_diagonal : ndarray, shape (C, D)
+    class_scatter_diagonals : ndarray, shape (C, D)
         Scatter diagonals of classes, or sums of them.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        difference = np.abs(diagonal - scatter_diagonal.sum(axis=0)).max(initial=0)
-    is_close = difference <= SCATTER_TOLERANCE * diagonal.max(initial=0)
+        difference = np.abs(within_scatter_diagonal - class_scatter_diagonals.sum(axis=0)).max(initial=0)
+    is_close = difference <= SCATTER_TOLERANCE * within_scatter_diagonal.max(initial=0)
     return None if is_close else "its diagonal is not the sum of train/scatter_diagonal"

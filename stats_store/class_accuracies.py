@@ -10,7 +10,7 @@ from sfm.stats_store.store import Entry
 ROWS_PER_BLOCK = 4096
 
 
-def compute_held_out_accuracies(entry: Entry) -> npt.NDArray[np.float64] | None:
+def compute_held_out_class_accuracies(entry: Entry) -> npt.NDArray[np.float64] | None:
     """Return the stored classifier's top-1 accuracy on the held-out samples of every class.
 
     A tie counts as wrong. The held-out features are read block by block.

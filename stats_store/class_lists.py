@@ -4,29 +4,28 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
 
 
 @dataclass(frozen=True)
-class ClassList:
+class ParsedClassList:
     """A list of classes.
 
     Attributes
     ----------
     origin : str
         The file or the name it was read from.
-    ids : list of str
+    class_ids : list of str
         In the order of the list.
-    names : dict of str to str
+    display_names : dict of str to str
         Display names by class id, where the list gives them.
     """
 
     origin: str
-    ids: list[str]
-    names: dict[str, str]
+    class_ids: list[str]
+    display_names: dict[str, str]
 
 
 def normalize_class_id(text: str) -> str:
@@ -34,7 +33,7 @@ def normalize_class_id(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def read_class_file(path: Path) -> ClassList:
+def read_class_file(path: Path) -> ParsedClassList:
     """Read a class list from a file with one class per line.
 
     Raises
@@ -63,7 +62,7 @@ def read_class_list_text(path: Path) -> str:
         raise InputError(f"cannot read the class list {path}: {error.strerror or error}") from error
 
 
-def iterate_class_lines(text: str) -> Iterator[tuple[int, str, str]]:
+def iterate_class_lines(class_list_text: str) -> Iterator[tuple[int, str, str]]:
     r"""Yield line number, class name and display name ("" if none) of every class in a class list.
 
     Examples
@@ -72,13 +71,13 @@ def iterate_class_lines(text: str) -> Iterator[tuple[int, str, str]]:
     [(3, 'c#', ''), (4, 'go', 'Go')]
     """
     # Not splitlines(), which also splits at characters that a name may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(class_list_text.split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             name, _, display_name = (part.strip() for part in line.partition("\t"))
             yield number, name, display_name
 
 
-def parse_class_list(text: str, origin: str) -> ClassList:
+def parse_class_list(text: str, origin: str) -> ParsedClassList:
     r"""Parse the text of a class list.
 
     Parameters
@@ -97,7 +96,7 @@ def parse_class_list(text: str, origin: str) -> ClassList:
     Examples
     --------
     >>> parse_class_list("# languages\nc#\ngo\tGo\n", "a list")
-    ClassList(origin='a list', ids=['c#', 'go'], names={'go': 'Go'})
+    ParsedClassList(origin='a list', ids=['c#', 'go'], names={'go': 'Go'})
     """
     lines: dict[str, int] = {}
     names: dict[str, str] = {}
@@ -110,17 +109,13 @@ def parse_class_list(text: str, origin: str) -> ClassList:
             names[class_id] = display_name
     if not lines:
         raise InputError(f"class list {origin} holds no class")
-    return ClassList(origin, list(lines), names)
+    return ParsedClassList(origin, list(lines), names)
 
 
-def replace_class_ids(class_list: ClassList, class_ids: Sequence[str]) -> ClassList:
+def replace_class_ids(class_list: ParsedClassList, new_class_ids: Sequence[str]) -> ParsedClassList:
     """Return a class list with its ids replaced, in the same order."""
-    names = {
-        new: class_list.names[old]
-        for old, new in zip(class_list.ids, class_ids, strict=True)
-        if old in class_list.names
-    }
-    return ClassList(class_list.origin, list(class_ids), names)
+    names = {new: class_list.display_names[old] for old, new in zip(class_list.class_ids, new_class_ids, strict=True) if old in class_list.display_names}
+    return ParsedClassList(class_list.origin, list(new_class_ids), names)
 
 
 def find_class_id(text: str, class_ids: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Moments:
+class ClassMoments:
     """Class statistics of D-dimensional features of C classes, float64.
 
     Attributes
@@ -33,24 +33,24 @@ class Moments:
     within_scatter: Float64Array
 
 
-def make_empty_moments(classes: int, features: int) -> Moments:
+def make_empty_moments(class_count: int, feature_count: int) -> ClassMoments:
     """Return the moments of zero samples: the neutral element of :func:`merge_moments`."""
-    return Moments(
-        np.zeros(classes, dtype=np.int64),
-        np.zeros((classes, features)),
-        np.zeros((classes, features)),
-        np.zeros((features, features)),
+    return ClassMoments(
+        np.zeros(class_count, dtype=np.int64),
+        np.zeros((class_count, feature_count)),
+        np.zeros((class_count, feature_count)),
+        np.zeros((feature_count, feature_count)),
     )
 
 
-def merge_moments(first: Moments, second: Moments) -> Moments:
+def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
     """Return the moments of the union of two disjoint sets of samples of the same classes."""
     count = first.count + second.count
     second_share = np.divide(second.count, count, out=np.zeros(len(count)), where=count > 0)[:, None]
     delta = second.mean - first.mean
     mean = first.mean + second_share * delta
     weight = first.count[:, None] * second_share
-    return Moments(
+    return ClassMoments(
         count,
         mean,
         first.scatter_diagonal + second.scatter_diagonal + weight * delta**2,
@@ -58,16 +58,18 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     )
 
 
-def expand_classes(moments: Moments, positions: npt.NDArray[np.intp], classes: int) -> Moments:
+def move_moments_to_classes(
+    moments: ClassMoments, new_positions: npt.NDArray[np.intp], new_class_count: int
+) -> ClassMoments:
     """Return moments with their classes at other positions among a larger number of classes.
 
     Parameters
     ----------
-    positions : ndarray of int, shape (C,)
+    new_positions : ndarray of int, shape (C,)
         New position of each class, in ``range(classes)``.
     """
-    expanded = make_empty_moments(classes, moments.mean.shape[1])
-    expanded.count[positions] = moments.count
-    expanded.mean[positions] = moments.mean
-    expanded.scatter_diagonal[positions] = moments.scatter_diagonal
-    return Moments(expanded.count, expanded.mean, expanded.scatter_diagonal, moments.within_scatter)
+    expanded = make_empty_moments(new_class_count, moments.mean.shape[1])
+    expanded.count[new_positions] = moments.count
+    expanded.mean[new_positions] = moments.mean
+    expanded.scatter_diagonal[new_positions] = moments.scatter_diagonal
+    return ClassMoments(expanded.count, expanded.mean, expanded.scatter_diagonal, moments.within_scatter)

@@ -34,8 +34,8 @@ def compute_label_ranks(
     return label_ranks
 
 
-def compute_top_accuracies(
-    blocks: Iterable[tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]],
+def compute_top1_top5_accuracies(
+    feature_label_blocks: Iterable[tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]],
     weight: npt.NDArray[np.float32],
     bias: npt.NDArray[np.float32],
 ) -> tuple[float | None, float | None]:
@@ -49,7 +49,7 @@ def compute_top_accuracies(
         If a logit is not finite.
     """
     correct, samples = np.zeros(2), 0
-    for features, labels in blocks:
+    for features, labels in feature_label_blocks:
         label_ranks = compute_label_ranks(features @ weight.T + bias, labels)
         correct += (label_ranks < 1).sum(), (label_ranks < TOP_K).sum()
         samples += len(labels)

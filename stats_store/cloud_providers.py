@@ -200,7 +200,7 @@ ERROR_EXPLANATIONS = (
 """Texts that identify an error, and what to tell the user about it; the first match counts."""
 
 
-def explain_cloud_error(error: BaseException, scheme: str) -> str:
+def explain_cloud_error(error: BaseException, url_scheme: str) -> str:
     """Return why a request to a cloud failed and what to do about it, in one line without credentials."""
     text = str(error)
     explanation = next(
@@ -208,17 +208,17 @@ def explain_cloud_error(error: BaseException, scheme: str) -> str:
     )
     if explanation is None:
         explanation = f"the request failed ({type(error).__name__})"
-    return explanation.format(**vars(PROVIDERS_BY_SCHEME[scheme]))
+    return explanation.format(**vars(PROVIDERS_BY_SCHEME[url_scheme]))
 
 
-def is_missing_container(error: BaseException) -> bool:
+def is_missing_container_error(error: BaseException) -> bool:
     """Return whether an error says that the bucket or container does not exist."""
     return any(
         error_text in str(error) for error_text in ("NoSuchBucket", "ContainerNotFound", "ResourceNotFound")
     )
 
 
-def require_valid_environment(scheme: str) -> None:
+def require_valid_cloud_environment(url_scheme: str) -> None:
     """Check the environment variables of a provider; obstore panics at some invalid ones.
 
     Raises
@@ -226,7 +226,7 @@ def require_valid_environment(scheme: str) -> None:
     InputError
         Names an invalid variable, without its value.
     """
-    cloud = PROVIDERS_BY_SCHEME[scheme]
+    cloud = PROVIDERS_BY_SCHEME[url_scheme]
     for name in cloud.url_variables:
         if not is_http_url(os.environ.get(name, "http://host")):
             raise InputError(

@@ -8,26 +8,17 @@ import json
 import re
 import threading
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
 from pydantic import BaseModel, ValidationError
-
 from sfm.backbones.card import BackboneCard
 from sfm.constrained_types import MAX_GENERATION
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.cards import (
-    SCHEMA_MINOR,
-    ClassifierCard,
-    Commit,
-    DatasetCard,
-    ExtractionCard,
-    SchemaVersion,
-    Summary,
-)
+from sfm.stats_store.cards import ClassifierCard, Commit, DatasetCard, ExtractionCard, SCHEMA_MINOR, SchemaVersion, Summary
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256, encode_canonical_json
 from sfm.stats_store.schema import UpgradeError, require_supported_schema
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
+from typing import Any, TypeVar
+
 
 CardModel = TypeVar("CardModel", bound=BaseModel)
 
@@ -60,14 +51,14 @@ class EntryCards:
     classifier: ClassifierCard
 
 
-def make_commit_name(generation: int) -> str:
+def make_commit_file_name(generation: int) -> str:
     """Return the file name of the commit of a generation."""
     return f"{generation:08d}.json"
 
 
 def make_commit_path(summary: Summary) -> str:
     """Return the path of the commit that holds a summary."""
-    return f"index/{summary.key}/{make_commit_name(summary.generation)}"
+    return f"index/{summary.key}/{make_commit_file_name(summary.generation)}"
 
 
 def parse_generation(path: str) -> int:
@@ -79,20 +70,17 @@ class LastGenerationError(InputError):
     """A key has reached the highest possible generation number."""
 
 
-def get_next_generation(latest: int, key: str) -> int:
+def get_next_generation(latest_generation: int, key: str) -> int:
     """Return the generation number that follows the latest one of a key.
 
     Raises
     ------
     LastGenerationError
-        If `latest` is the last number that a path can hold.
+        If `latest_generation` is the last number that a path can hold.
     """
-    if latest >= MAX_GENERATION:
-        raise LastGenerationError(
-            f"index/{key} holds the last possible generation: delete {latest}.json and "
-            f"{latest}{PUBLISHED_SUFFIX} there"
-        )
-    return latest + 1
+    if latest_generation >= MAX_GENERATION:
+        raise LastGenerationError(f"index/{key} holds the last possible generation: delete {latest_generation}.json and " f"{latest_generation}{PUBLISHED_SUFFIX} there")
+    return latest_generation + 1
 
 
 def is_commit_path(path: str) -> bool:
@@ -101,7 +89,7 @@ def is_commit_path(path: str) -> bool:
     return match is not None and match[3] == ".json"
 
 
-def parse_commit(data: bytes, path: str) -> Commit:
+def parse_commit(encoded_commit: bytes, path: str) -> Commit:
     """Parse and validate the bytes of a commit.
 
     Raises
@@ -111,13 +99,13 @@ def parse_commit(data: bytes, path: str) -> Commit:
     UpgradeError
         If it was written with a schema that this version cannot read.
     """
-    commit = parse_commit_or_damage(data, path)
+    commit = parse_commit_or_damage(encoded_commit, path)
     if isinstance(commit, DamageError):
         raise commit
     return commit
 
 
-def parse_commit_or_damage(data: bytes, path: str) -> Commit | DamageError:
+def parse_commit_or_damage(encoded_commit: bytes, path: str) -> Commit | DamageError:
     """Parse the bytes of a commit; return the error if its digest is right and its content is not.
 
     Such a commit was written that way, not damaged in transit: reading it again does not help.
@@ -128,7 +116,7 @@ def parse_commit_or_damage(data: bytes, path: str) -> Commit | DamageError:
         See :func:`parse_commit`.
     """
     with PARSE_LOCK:
-        content = decode_commit(data, path)
+        content = decode_commit(encoded_commit, path)
         try:
             return validate_commit(content, path)
         except DamageError as error:
@@ -140,7 +128,7 @@ def encode_commit(content: Any) -> bytes:
     return json.dumps({"commit": content, "sha256": compute_sha256(encode_canonical_json(content))}).encode()
 
 
-def decode_commit(data: bytes, path: str) -> Any:
+def decode_commit(encoded_commit: bytes, path: str) -> Any:
     """Return the content of an encoded commit after comparing it with its digest.
 
     Raises
@@ -150,8 +138,8 @@ def decode_commit(data: bytes, path: str) -> Any:
     """
     try:
         # Two parsers: the first bounds length and depth, only the second reports duplicate keys.
-        parse_json(data)
-        encoded = json.loads(data, object_pairs_hook=reject_duplicate_keys)
+        parse_json(encoded_commit)
+        encoded = json.loads(encoded_commit, object_pairs_hook=make_dict_without_duplicates)
         content = encoded["commit"]
         is_intact = compute_sha256(encode_canonical_json(content)) == encoded["sha256"]
     except (ValueError, KeyError, TypeError) as error:
@@ -161,7 +149,7 @@ def decode_commit(data: bytes, path: str) -> Any:
     return content
 
 
-def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def make_dict_without_duplicates(key_value_pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the members of a JSON object: an `object_pairs_hook` that refuses duplicate keys.
 
     Two readers could take different values for such a key.
@@ -171,8 +159,8 @@ def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     ValueError
         If a key appears twice.
     """
-    members = dict(pairs)
-    if len(members) < len(pairs):
+    members = dict(key_value_pairs)
+    if len(members) < len(key_value_pairs):
         raise ValueError("a name appears twice")
     return members
 
@@ -185,11 +173,11 @@ def validate_commit(content: Any, path: str) -> Commit:
     try:
         commit = Commit.model_validate(content)
     except ValidationError as error:
-        raise make_validation_error(error, subject, schema.minor) from error
+        raise convert_validation_error(error, subject, schema.minor) from error
     # A commit names its own path. A commit under another path would pass for another entry.
     if commit.summary is None or make_commit_path(commit.summary) != path:
         raise DamageError(f"{subject}: it belongs to another place in the index")
-    problem = find_commit_problem(commit, commit.summary) if commit.kind == "entry" else ""
+    problem = find_commit_contradiction(commit, commit.summary) if commit.kind == "entry" else ""
     if problem:
         raise DamageError(f"{subject}: {problem}")
     return commit
@@ -202,7 +190,7 @@ def describe_commit(content: dict[str, Any], path: str) -> str:
     return f"the entry of {sanitize_line(name, max_length=80)} ({path})" if isinstance(name, str) else path
 
 
-def find_commit_problem(commit: Commit, summary: Summary) -> str:
+def find_commit_contradiction(commit: Commit, summary: Summary) -> str:
     """Return how the parts of an entry's commit contradict each other; "" if they do not."""
     unlisted = {"zarr.json", *(f"{name}/zarr.json" for name in commit.arrays)} - commit.objects.keys()
     if unlisted:
@@ -216,7 +204,7 @@ def find_commit_problem(commit: Commit, summary: Summary) -> str:
     return ""
 
 
-def parse_root_schema(data: bytes) -> SchemaVersion:
+def parse_store_schema_version(root_zarr_json: bytes) -> SchemaVersion:
     """Return the schema version in the root metadata of a store.
 
     Raises
@@ -225,12 +213,12 @@ def parse_root_schema(data: bytes) -> SchemaVersion:
         If the metadata is not that of a store.
     """
     try:
-        return SchemaVersion.model_validate(parse_json(data)["attributes"]["schema"])
+        return SchemaVersion.model_validate(parse_json(root_zarr_json)["attributes"]["schema"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError("not the root of a store") from error
 
 
-def parse_cards(commit: Commit, data: bytes) -> EntryCards:
+def parse_entry_cards(commit: Commit, run_zarr_json: bytes) -> EntryCards:
     """Parse the cards of an entry from the root metadata of its run, and compare them with its commit.
 
     Raises
@@ -243,7 +231,7 @@ def parse_cards(commit: Commit, data: bytes) -> EntryCards:
     subject, minor = f"damaged object runs/{commit.run}/zarr.json", commit.schema_version.minor
     with PARSE_LOCK:
         try:
-            attributes = parse_json(data)["attributes"]
+            attributes = parse_json(run_zarr_json)["attributes"]
         except (ValueError, KeyError, TypeError) as error:
             raise DamageError(f"{subject}: not readable as the cards of an entry") from error
         cards = EntryCards(
@@ -280,30 +268,30 @@ def make_summary_fields(cards: EntryCards) -> dict[str, Any]:
     }
 
 
-def validate_card(model: type[CardModel], attributes: Any, name: str, subject: str, minor: int) -> CardModel:
-    """Validate the attribute `name` as a card; error messages begin with `subject`."""
+def validate_card(card_type: type[CardModel], attributes: Any, card_name: str, error_subject: str, schema_minor: int) -> CardModel:
+    """Validate the attribute `card_name` as a card; error messages begin with `error_subject`."""
     try:
-        return model.model_validate(attributes[name])
+        return card_type.model_validate(attributes[card_name])
     except ValidationError as error:
-        raise make_validation_error(error, f"{subject}: {name}", minor) from error
+        raise convert_validation_error(error, f"{error_subject}: {card_name}", schema_minor) from error
     except (KeyError, TypeError, IndexError) as error:
-        raise DamageError(f"{subject}: it has no {name}") from error
+        raise DamageError(f"{error_subject}: it has no {card_name}") from error
 
 
-def make_validation_error(error: ValidationError, subject: str, minor: int) -> DamageError | UpgradeError:
+def convert_validation_error(error: ValidationError, error_subject: str, schema_minor: int) -> DamageError | UpgradeError:
     """Return the exception for invalid values: damage, or an upgrade error if a newer schema may allow them.
 
     Parameters
     ----------
-    minor : int
+    schema_minor : int
         Minor version of the schema that the values were written with. A newer one may add fields and arrays,
         which are ignored, and new values.
     """
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     first = problems[0]
     location, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    text = f"{subject}: {location}: {reason}" if location else f"{subject}: {reason}"
+    text = f"{error_subject}: {location}: {reason}" if location else f"{error_subject}: {reason}"
     line = sanitize_line(text, max_length=500)
-    if minor > SCHEMA_MINOR and all(problem["type"] in NEWER_SCHEMA_ERRORS for problem in problems):
-        return UpgradeError(f"{line}; it is of schema 1.{minor}: upgrade sfm-distill")
+    if schema_minor > SCHEMA_MINOR and all(problem["type"] in NEWER_SCHEMA_ERRORS for problem in problems):
+        return UpgradeError(f"{line}; it is of schema 1.{schema_minor}: upgrade sfm-distill")
     return DamageError(line)

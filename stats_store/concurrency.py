@@ -5,9 +5,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from sfm.events import Progress, ProgressCallback, no_progress
 from typing import TypeVar
 
-from sfm.events import Progress, ProgressCallback, no_progress
 
 InputItem = TypeVar("InputItem")
 OutputItem = TypeVar("OutputItem")
@@ -16,16 +16,8 @@ MAX_REQUESTS = 32
 """Limit on concurrent requests."""
 
 
-def map_concurrently(
-    function: Callable[[InputItem], OutputItem],
-    items: Iterable[InputItem],
-    progress: ProgressCallback = no_progress,
-    stage: str = "",
-    unit: str = "",
-    *,
-    limit: int = MAX_REQUESTS,
-) -> list[OutputItem]:
-    """Return the results of a function for every item, in order, from up to `limit` threads.
+def map_concurrently(function: Callable[[InputItem], OutputItem], items: Iterable[InputItem], progress: ProgressCallback = no_progress, progress_stage: str = "", progress_unit: str = "", *, max_threads: int = MAX_REQUESTS) -> list[OutputItem]:
+    """Return the results of a function for every item, in order, from up to `max_threads` threads.
 
     An interrupt ends the call at once, without waiting for running calls. (A pool of
     :mod:`concurrent.futures` would wait for them, for minutes on a server that does not answer.) After an
@@ -38,18 +30,18 @@ def map_concurrently(
     items : iterable
     progress : callable, optional
         Called in this thread with the number of results.
-    stage, unit : str
+    progress_stage, progress_unit : str
         Stage and unit that the progress is reported with.
-    limit : int
+    max_threads : int
         Maximum number of threads.
     """
     all_items = list(items)
-    if stage:
-        progress(Progress(stage, 0, len(all_items), unit))
+    if progress_stage:
+        progress(Progress(progress_stage, 0, len(all_items), progress_unit))
     results: dict[int, OutputItem] = {}
-    for index in _compute_results(function, all_items, results, limit):
-        if stage:
-            progress(Progress(stage, index, len(all_items), unit))
+    for index in _iterate_completed_counts(function, all_items, results, max_threads):
+        if progress_stage:
+            progress(Progress(progress_stage, index, len(all_items), progress_unit))
     return [results[index] for index in range(len(all_items))]
 
 
@@ -78,17 +70,12 @@ async def run_in_daemon_thread(function: Callable[[], OutputItem]) -> OutputItem
     return await asyncio.wrap_future(future)
 
 
-def _compute_results(
-    function: Callable[[InputItem], OutputItem],
-    all_items: Sequence[InputItem],
-    results: dict[int, OutputItem],
-    limit: int,
-) -> Iterator[int]:
-    """Compute `results` by index in threads; yield their number whenever it grows."""
-    if min(limit, len(all_items)) <= 1 and threading.current_thread() is not threading.main_thread():
+def _iterate_completed_counts(function: Callable[[InputItem], OutputItem], all_items: Sequence[InputItem], results_by_index: dict[int, OutputItem], max_threads: int) -> Iterator[int]:
+    """Compute `results_by_index` by index in threads; yield their number whenever it grows."""
+    if min(max_threads, len(all_items)) <= 1 and threading.current_thread() is not threading.main_thread():
         for index, item in enumerate(all_items):
-            results[index] = function(item)
-            yield len(results)
+            results_by_index[index] = function(item)
+            yield len(results_by_index)
         return
     pending_items, errors, changed = deque(enumerate(all_items)), list[BaseException](), threading.Condition()
 
@@ -106,19 +93,19 @@ def _compute_results(
                     changed.notify()
                 return
             with changed:
-                results[index] = result
+                results_by_index[index] = result
                 changed.notify()
 
-    threads = [threading.Thread(target=run_worker, daemon=True) for _ in range(min(limit, len(all_items)))]
+    threads = [threading.Thread(target=run_worker, daemon=True) for _ in range(min(max_threads, len(all_items)))]
     reported_count = 0
     try:
         for thread in threads:
             thread.start()
         while reported_count < len(all_items):
             with changed:
-                while not errors and len(results) <= reported_count:
+                while not errors and len(results_by_index) <= reported_count:
                     changed.wait()
-                reported_count = len(results)
+                reported_count = len(results_by_index)
             if errors:
                 for thread in threads:
                     thread.join()
@@ -136,19 +123,19 @@ class MemoryBudget:
     total : int
     """
 
-    def __init__(self, total: int) -> None:
-        self._total, self._free, self._changed = total, total, threading.Condition()
+    def __init__(self, total_bytes: int) -> None:
+        self._total, self._free, self._changed = total_bytes, total_bytes, threading.Condition()
 
-    def acquire(self, size: int) -> int:
-        """Wait until `size` bytes are free, at most the total, and take them; return their number."""
-        granted_bytes = min(size, self._total)
+    def acquire(self, byte_count: int) -> int:
+        """Wait until `byte_count` bytes are free, at most the total, and take them; return their number."""
+        granted_bytes = min(byte_count, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= granted_bytes)
             self._free -= granted_bytes
         return granted_bytes
 
-    def release(self, size: int) -> None:
+    def release(self, byte_count: int) -> None:
         """Free bytes that were acquired."""
         with self._changed:
-            self._free += size
+            self._free += byte_count
             self._changed.notify_all()

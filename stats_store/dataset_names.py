@@ -9,7 +9,7 @@ from sfm.constrained_types import MAX_NAME_LENGTH
 from sfm.text import escape_non_utf8, is_displayable
 
 
-def find_name_problem(name: str) -> str | None:
+def find_dataset_name_problem(name: str) -> str | None:
     """Return why a text is not a valid dataset name; None if it is one."""
     if "@" in name or name.strip() != name or not name:
         return "must not contain @ or begin or end with a blank"
@@ -34,24 +34,24 @@ def make_dataset_name(text: str) -> str:
     return unicodedata.normalize("NFC", visible)[:MAX_NAME_LENGTH].strip() or "dataset"
 
 
-def make_name_from_folder(path: Path) -> str:
+def make_dataset_name_from_folder(folder: Path) -> str:
     """Return the dataset name for a folder: from the path as given, not from the target of a link."""
-    return make_dataset_name(Path(os.path.normpath(path.absolute())).name)
+    return make_dataset_name(Path(os.path.normpath(folder.absolute())).name)
 
 
-def split_pinned_name(dataset: str, stored_names: Collection[str]) -> tuple[str, str]:
+def split_pinned_name(pinned_name: str, stored_names: Collection[str]) -> tuple[str, str]:
     """Split ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning`` into a name and a pin, which is "" without one.
 
     Parameters
     ----------
-    dataset : str
+    pinned_name : str
     stored_names : collection of str
         Names in the store. A stored name may itself contain an @: earlier versions allowed it.
     """
-    if dataset in stored_names:
-        return dataset, ""
-    name, _, pin = dataset.rpartition("@")
+    if pinned_name in stored_names:
+        return pinned_name, ""
+    name, _, pin = pinned_name.rpartition("@")
     if name in stored_names:
         return name, pin
-    name, _, pin = dataset.partition("@")
+    name, _, pin = pinned_name.partition("@")
     return name, pin

@@ -43,10 +43,10 @@ def combine_block_digests(
 
 def compute_array_digest(array: npt.NDArray[Any]) -> str:
     """Return the digest of an array in memory."""
-    return compute_stream_digest([array], array.dtype, array.shape)
+    return compute_chunked_array_digest([array], array.dtype, array.shape)
 
 
-def compute_stream_digest(
+def compute_chunked_array_digest(
     row_chunks: Iterable[npt.NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> str:
     """Return the digest of an array that is given in consecutive chunks of any number of rows.
@@ -75,13 +75,13 @@ def compute_stream_digest(
 
 
 def compute_entry_digest(
-    array_digests: dict[str, str], backbone_hash: str, fingerprint: str, options_digest: str
+    array_digests: dict[str, str], backbone_hash: str, dataset_fingerprint: str, options_digest: str
 ) -> str:
     """Return the digest of the content of an entry: arrays, backbone, dataset and options, not timing."""
     content = {
         "arrays": array_digests,
         "backbone": backbone_hash,
-        "dataset": fingerprint,
+        "dataset": dataset_fingerprint,
         "options": options_digest,
     }
     return compute_sha256(encode_canonical_json(content))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sfm.stats_store.class_moments import Float64Array, Moments
+from sfm.stats_store.class_moments import ClassMoments, Float64Array
 
 ABSENT_CLASS_BIAS = -1e6
 """Bias of a class without training samples."""
@@ -28,7 +28,7 @@ class LinearDiscriminant:
     shrinkage: float
 
 
-def fit_linear_discriminant(moments: Moments) -> LinearDiscriminant:
+def fit_linear_discriminant(moments: ClassMoments) -> LinearDiscriminant:
     """Fit a linear discriminant: Gaussians with a common covariance, whose log posteriors are the logits.
 
     With S the within-class scatter, n samples and C classes, the covariance is

@@ -12,7 +12,7 @@ LAPACK_DRIVERS = ("evd", "evr", "ev")
 """LAPACK drivers in the order they are tried: the first is the fastest, but fails on some matrices."""
 
 
-def decompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
+def eigendecompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
     """Return the eigenvalues of a symmetric matrix, ascending, and its eigenvectors in columns.
 
     Rows and columns of zeros are left out of the decomposition: each has the eigenvalue zero and its own unit
@@ -32,18 +32,18 @@ def decompose_symmetric(matrix: npt.NDArray[Any]) -> tuple[Float64Array, Float64
     matrix = np.asarray(matrix, dtype=np.float64)
     nonzero_rows = np.flatnonzero(matrix.any(axis=0))
     if len(nonzero_rows) < len(matrix):
-        return _decompose_nonzero_part(matrix, nonzero_rows)
+        return _eigendecompose_nonzero_part(matrix, nonzero_rows)
     if not len(matrix):
         return np.zeros(0), np.zeros((0, 0))
-    return _decompose_with_fallback(matrix)
+    return _eigendecompose_with_fallback(matrix)
 
 
-def _decompose_nonzero_part(
+def _eigendecompose_nonzero_part(
     matrix: Float64Array, nonzero_rows: npt.NDArray[np.intp]
 ) -> tuple[Float64Array, Float64Array]:
     """Decompose a matrix whose rows and columns are zero except for `nonzero_rows`."""
     zero_rows = np.setdiff1d(np.arange(len(matrix)), nonzero_rows)
-    nonzero_values, nonzero_vectors = decompose_symmetric(matrix[np.ix_(nonzero_rows, nonzero_rows)])
+    nonzero_values, nonzero_vectors = eigendecompose_symmetric(matrix[np.ix_(nonzero_rows, nonzero_rows)])
     values = np.concatenate([np.zeros(len(zero_rows)), nonzero_values])
     vectors = np.zeros_like(matrix)
     vectors[zero_rows, np.arange(len(zero_rows))] = 1
@@ -52,7 +52,7 @@ def _decompose_nonzero_part(
     return values[order], vectors[:, order]
 
 
-def _decompose_with_fallback(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
+def _eigendecompose_with_fallback(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Decompose a matrix with the first driver that converges to finite values."""
     for driver in LAPACK_DRIVERS:
         try:

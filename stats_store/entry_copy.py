@@ -6,40 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
-
 from sfm.errors import DamageError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import require_valid_layouts
+from sfm.stats_store.array_layouts import parse_layouts_or_raise
 from sfm.stats_store.cards import Commit, Summary
-from sfm.stats_store.commits import (
-    LastGenerationError,
-    encode_commit,
-    get_next_generation,
-    make_commit_name,
-    make_commit_path,
-    parse_cards,
-    parse_commit,
-    parse_generation,
-)
+from sfm.stats_store.commits import LastGenerationError, encode_commit, get_next_generation, make_commit_file_name, make_commit_path, parse_commit, parse_entry_cards, parse_generation
 from sfm.stats_store.concurrency import MAX_REQUESTS, map_concurrently
 from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 from sfm.stats_store.entry_history import read_commit_statuses
 from sfm.stats_store.garbage_collection import DEFAULT_MIN_AGE
 from sfm.stats_store.location import AccessDeniedError, translate_errors
-from sfm.stats_store.objects import (
-    ObjectExistsError,
-    create_or_verify_object,
-    list_readable_objects,
-    read_object,
-    sync_objects,
-)
+from sfm.stats_store.objects import ObjectExistsError, create_or_verify_object, list_objects_and_unreadable, read_object, sync_objects_to_disk
 from sfm.stats_store.publication import create_encoded_commit
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
-from sfm.stats_store.verification import EntryVerifier, ObjectCounter
+from sfm.stats_store.verification import EntryVerifier, VerifiedObjectCounter
 from sfm.stats_store.verified_objects import read_published_object
 from sfm.untrusted_files import parse_json
+from typing import Literal
+
 
 MAX_CONCURRENT_ENTRIES = 8
 """Entries copied at a time; each gets its share of ``MAX_REQUESTS``."""
@@ -47,9 +32,7 @@ MAX_CONCURRENT_ENTRIES = 8
 MAX_RESUME_AGE = DEFAULT_MIN_AGE / 2
 """Age up to which an interrupted copy is resumed; garbage collection may delete older ones at any moment."""
 
-CopyOutcome = Literal[
-    "copied", "already there", "repaired", "differs in the target", "removed there", "damaged"
-]
+CopyOutcome = Literal["copied", "already there", "repaired", "differs in the target", "removed there", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -67,30 +50,23 @@ class CopyResult:
         differ from the published ones, or are not a valid entry.
     detail : str
         Names the damaged object, or the reason why there is no copy.
-    objects_written, objects_found : int
+    written_object_count, found_object_count : int
         Number of objects written, and of objects found in the target with the right content.
     """
 
     summary: Summary
     outcome: CopyOutcome
     detail: str = ""
-    objects_written: int = 0
-    objects_found: int = 0
+    written_object_count: int = 0
+    found_object_count: int = 0
 
     @property
-    def arrived(self) -> bool:
+    def is_in_target(self) -> bool:
         """Whether the target holds the entry."""
         return self.outcome in ("copied", "already there", "repaired")
 
 
-def copy_entries(
-    source: Store,
-    target: Store,
-    summaries: Sequence[Summary],
-    *,
-    replace: bool = False,
-    progress: ProgressCallback = no_progress,
-) -> list[CopyResult]:
+def copy_entries(source: Store, target: Store, summaries: Sequence[Summary], *, replace: bool = False, progress: ProgressCallback = no_progress) -> list[CopyResult]:
     """Copy entries between stores: every object byte for byte, also those of newer schema versions.
 
     Nothing in the target is changed. The copy keeps the run id of its source, so that the same command
@@ -132,7 +108,7 @@ def copy_entries(
         except LastGenerationError as error:
             return CopyResult(summary, "differs in the target", str(error))
 
-    return map_concurrently(copy_one, summaries, progress, "copy", "entries", limit=max_entries)
+    return map_concurrently(copy_one, summaries, progress, "copy", "entries", max_threads=max_entries)
 
 
 @dataclass
@@ -141,7 +117,7 @@ class EntryCopier:
 
     Attributes
     ----------
-    max_requests : int
+    max_requests_per_entry : int
         Concurrent requests per entry.
     replace : bool
         See :func:`copy_entries`.
@@ -149,16 +125,16 @@ class EntryCopier:
 
     source: Store
     target: Store
-    max_requests: int
+    max_requests_per_entry: int
     replace: bool
 
     @cached_property
     def verifier(self) -> EntryVerifier:
         """The verifier of the target, which bounds the memory of all entries together."""
-        return EntryVerifier(self.target, ObjectCounter(no_progress, 0))
+        return EntryVerifier(self.target, VerifiedObjectCounter(no_progress, 0))
 
     @cached_property
-    def referenced_runs(self) -> set[str]:
+    def referenced_run_ids(self) -> set[str]:
         """Ids of the runs that commits of the target refer to, of any key: none may get another object."""
         statuses = read_commit_statuses(self.target)
         return {status.commit.run for status in statuses if status.commit}
@@ -173,31 +149,29 @@ class EntryCopier:
         """
         path = make_commit_path(summary)
         with translate_errors(self.source.url):
-            source_commit, commit = read_object(
-                self.source.objects, path, lambda data: (data, parse_commit(data, path))
-            )
+            source_commit, commit = read_object(self.source.objects, path, lambda data: (data, parse_commit(data, path)))
         latest, current_commit = read_newest_generation(self.target, summary.key, ignore_damage=self.replace)
-        is_same = current_commit is not None and is_same_entry(current_commit, summary)
+        is_same = current_commit is not None and commit_publishes_entry(current_commit, summary)
         if is_same and not self.replace:
             return CopyResult(summary, "already there")
         if latest and not self.replace:
             is_removed = current_commit is not None and current_commit.kind == "tombstone"
             return CopyResult(summary, "removed there" if is_removed else "differs in the target")
-        if current_commit and is_same and not self.find_target_problems(current_commit):
-            return CopyResult(summary, "already there", objects_found=len(current_commit.objects))
+        if current_commit and is_same and not self.verify_in_target(current_commit):
+            return CopyResult(summary, "already there", found_object_count=len(current_commit.objects))
         next_generation = get_next_generation(latest, summary.key)
         run, written = self.copy_run(commit)
         encoded = encode_renumbered_commit(source_commit, run, next_generation)
-        path = f"index/{summary.key}/{make_commit_name(next_generation)}"
-        if problems := self.find_target_problems(parse_commit(encoded, path)):
+        path = f"index/{summary.key}/{make_commit_file_name(next_generation)}"
+        if problems := self.verify_in_target(parse_commit(encoded, path)):
             raise DamageError(f"{problems[0]}; nothing was committed in {self.target.url}")
         winning_commit = create_encoded_commit(self.target, path, encoded)
         outcome: CopyOutcome = "repaired" if is_same else "copied"
         if winning_commit.run != run:
-            outcome = "already there" if is_same_entry(winning_commit, summary) else "differs in the target"
+            outcome = "already there" if commit_publishes_entry(winning_commit, summary) else "differs in the target"
         return CopyResult(summary, outcome, "", written, len(commit.objects) - written)
 
-    def find_target_problems(self, commit: Commit) -> list[str]:
+    def verify_in_target(self, commit: Commit) -> list[str]:
         """Verify an entry in the target, before or after its commit; return one line per problem."""
         with translate_errors(self.target.url):
             verdict = self.verifier.verify_entry("", commit)
@@ -222,14 +196,12 @@ class EntryCopier:
             contradict the commit, or the arrays contradict the cards.
         """
         names = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
-        read_source = self.make_source_reader(commit)
-        metadata = dict(
-            zip(names, map_concurrently(read_source, names, limit=self.max_requests), strict=True)
-        )
+        read_source = self.make_source_object_reader(commit)
+        metadata = dict(zip(names, map_concurrently(read_source, names, max_threads=self.max_requests_per_entry), strict=True))
         try:
-            cards = parse_cards(commit, metadata["zarr.json"])
+            cards = parse_entry_cards(commit, metadata["zarr.json"])
             metadata_by_path = {f"runs/{commit.run}/{name}": data for name, data in metadata.items()}
-            require_valid_layouts(commit, cards, metadata_by_path)
+            parse_layouts_or_raise(commit, cards, metadata_by_path)
         except UpgradeError as error:
             raise DamageError(f"{error}, which can verify it") from error
         for run in make_candidate_run_ids(commit):
@@ -239,29 +211,25 @@ class EntryCopier:
                     return run, self.write_missing_objects(commit, run, metadata, existing_names)
         raise AssertionError("a new run id is never taken")
 
-    def make_source_reader(self, commit: Commit) -> Callable[[str], bytes]:
+    def make_source_object_reader(self, commit: Commit) -> Callable[[str], bytes]:
         """Return a function that reads an object of a source run and compares it with its record."""
 
         def read_source_object(name: str) -> bytes:
             with translate_errors(self.source.url):
-                return read_published_object(
-                    self.source.objects, f"runs/{commit.run}/{name}", commit.objects[name]
-                )
+                return read_published_object(self.source.objects, f"runs/{commit.run}/{name}", commit.objects[name])
 
         return read_source_object
 
-    def find_resumable_objects(self, run: str, commit: Commit) -> set[str] | None:
+    def find_resumable_objects(self, run_id: str, commit: Commit) -> set[str] | None:
         """Return the names of the objects that an interrupted copy left in the target, to resume it.
 
         None if the run id cannot be used: a commit refers to it, the run holds other content, or it is so old
         that garbage collection may delete it at any moment.
         """
-        if run in self.referenced_runs:
+        if run_id in self.referenced_run_ids:
             return None
         with translate_errors(self.target.url):
-            stored_objects, unreadable = list_readable_objects(
-                self.target.objects, f"runs/{run}", follow_links=False
-            )
+            stored_objects, unreadable = list_objects_and_unreadable(self.target.objects, f"runs/{run_id}", follow_links=False)
         if unreadable:
             return None
         if not stored_objects:
@@ -269,46 +237,40 @@ class EntryCopier:
         last_modified = max(item["last_modified"] for item in stored_objects)
         if datetime.datetime.now(datetime.UTC) - last_modified > MAX_RESUME_AGE:
             return None
-        names = [item["path"].removeprefix(f"runs/{run}/") for item in stored_objects]
-        have_same_content = map_concurrently(
-            lambda name: self.is_object_in_target(run, commit, name), names, limit=self.max_requests
-        )
+        names = [item["path"].removeprefix(f"runs/{run_id}/") for item in stored_objects]
+        have_same_content = map_concurrently(lambda name: self.is_object_in_target(run_id, commit, name), names, max_threads=self.max_requests_per_entry)
         return set(names) if all(have_same_content) else None
 
-    def is_object_in_target(self, run: str, commit: Commit, name: str) -> bool:
+    def is_object_in_target(self, run_id: str, commit: Commit, object_name: str) -> bool:
         """Return whether an object of a run in the target has the content that the commit records."""
-        record = commit.objects.get(name)
+        record = commit.objects.get(object_name)
         if record is None:
             return False
         try:
             with translate_errors(self.target.url):
-                read_published_object(self.target.objects, f"runs/{run}/{name}", record)
+                read_published_object(self.target.objects, f"runs/{run_id}/{object_name}", record)
         except DamageError:
             return False
         return True
 
-    def write_missing_objects(
-        self, commit: Commit, run: str, metadata: Mapping[str, bytes], existing_names: set[str]
-    ) -> int:
+    def write_missing_objects(self, commit: Commit, run_id: str, zarr_json_by_name: Mapping[str, bytes], existing_names: set[str]) -> int:
         """Write the objects of a run that the target lacks; return their number.
 
         The cards come first: of two copies of different cards to one run id, one fails before it writes more.
         """
-        read_source = self.make_source_reader(commit)
+        read_source = self.make_source_object_reader(commit)
 
         def create(name: str) -> bool:
-            data = metadata[name] if name in metadata else read_source(name)
+            data = zarr_json_by_name[name] if name in zarr_json_by_name else read_source(name)
             with translate_errors(self.target.url):
-                return create_or_verify_object(self.target.objects, f"runs/{run}/{name}", data)
+                return create_or_verify_object(self.target.objects, f"runs/{run_id}/{name}", data)
 
         missing = [name for name in commit.objects if name not in existing_names]
         cards_names = [name for name in missing if name == "zarr.json"]
         other_names = [name for name in missing if name not in cards_names]
-        written_count = sum(map(create, cards_names)) + sum(
-            map_concurrently(create, other_names, limit=self.max_requests)
-        )
+        written_count = sum(map(create, cards_names)) + sum(map_concurrently(create, other_names, max_threads=self.max_requests_per_entry))
         with translate_errors(self.target.url):
-            sync_objects(self.target.objects, f"runs/{run}")
+            sync_objects_to_disk(self.target.objects, f"runs/{run_id}")
         return written_count
 
 
@@ -323,7 +285,7 @@ def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tu
 
     With `ignore_damage`, the commit is None where it is damaged.
     """
-    paths = store.list_commits(key).get(key, [])
+    paths = store.list_commit_paths(key).get(key, [])
     if not paths:
         return 0, None
     try:
@@ -334,19 +296,15 @@ def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tu
         return parse_generation(paths[-1]), None
 
 
-def is_same_entry(commit: Commit, summary: Summary) -> bool:
+def commit_publishes_entry(commit: Commit, summary: Summary) -> bool:
     """Return whether a commit publishes the content that a summary describes."""
-    return (
-        commit.kind == "entry"
-        and commit.summary is not None
-        and commit.summary.entry_digest == summary.entry_digest
-    )
+    return commit.kind == "entry" and commit.summary is not None and commit.summary.entry_digest == summary.entry_digest
 
 
-def encode_renumbered_commit(encoded_commit: bytes, run: str, generation: int) -> bytes:
+def encode_renumbered_commit(encoded_commit: bytes, new_run_id: str, new_generation: int) -> bytes:
     """Return an encoded commit with another run id and generation; unknown fields are preserved."""
     content = parse_json(encoded_commit)["commit"]
-    if (content["run"], content["summary"]["generation"]) == (run, generation):
+    if (content["run"], content["summary"]["generation"]) == (new_run_id, new_generation):
         return encoded_commit
-    content["run"], content["summary"]["generation"] = run, generation
+    content["run"], content["summary"]["generation"] = new_run_id, new_generation
     return encode_commit(content)

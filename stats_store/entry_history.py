@@ -10,7 +10,7 @@ from typing import Literal
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.cards import Commit, DatasetCard, Summary
-from sfm.stats_store.commits import get_next_generation, parse_cards, parse_generation
+from sfm.stats_store.commits import get_next_generation, parse_entry_cards, parse_generation
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.dataset_names import split_pinned_name
 from sfm.stats_store.entry_selection import describe_entry, find_summaries
@@ -75,7 +75,7 @@ def read_commit_statuses(store: Store, progress: ProgressCallback = no_progress)
     InputError
         If the store cannot be reached.
     """
-    paths_by_key = store.list_commits()
+    paths_by_key = store.list_commit_paths()
     all_paths = [path for paths in paths_by_key.values() for path in paths]
     results = map_concurrently(
         lambda path: read_commit_or_problem(store, path), all_paths, progress, "read", "commits"
@@ -118,7 +118,9 @@ def classify_commits(commits: Sequence[Commit | None]) -> list[CommitState]:
     return [classify_commit(i) for i in range(len(commits))]
 
 
-def summaries_for(store: Store, dataset: str, progress: ProgressCallback = no_progress) -> list[Summary]:
+def list_candidate_summaries(
+    store: Store, pinned_name: str, progress: ProgressCallback = no_progress
+) -> list[Summary]:
     """Return the summaries among which a dataset name is to be looked up.
 
     These are all visible entries, and replaced ones that ``NAME@DIGEST`` pins: a pin keeps its meaning when
@@ -127,12 +129,12 @@ def summaries_for(store: Store, dataset: str, progress: ProgressCallback = no_pr
     Parameters
     ----------
     store : Store
-    dataset : str
+    pinned_name : str
         ``NAME`` or ``NAME@DIGEST``. Replaced generations are read only for a digest that no visible entry
         has.
     """
     visible = store.list_summaries(progress)
-    name, pin = split_pinned_name(dataset, {summary.dataset for summary in visible})
+    name, pin = split_pinned_name(pinned_name, {summary.dataset for summary in visible})
     if not pin or pin == "tuning" or any(matches_pin(summary, name, pin) for summary in visible):
         return visible
     statuses = read_commit_statuses(store, progress)
@@ -142,9 +144,9 @@ def summaries_for(store: Store, dataset: str, progress: ProgressCallback = no_pr
     return visible + list(pinned.values())
 
 
-def matches_pin(summary: Summary, name: str, pin: str) -> bool:
+def matches_pin(summary: Summary, dataset_name: str, digest_prefix: str) -> bool:
     """Return whether ``NAME@DIGEST`` can name an entry."""
-    return summary.dataset == name and summary.entry_digest.startswith(pin)
+    return summary.dataset == dataset_name and summary.entry_digest.startswith(digest_prefix)
 
 
 def remove_entry(store: Store, summary: Summary) -> Commit:
@@ -169,7 +171,7 @@ def remove_entry(store: Store, summary: Summary) -> Commit:
     conflict = InputError(
         f"{describe_entry(summary)} was replaced or removed meanwhile: list the entries again and repeat"
     )
-    latest = parse_generation(store.list_commits(summary.key)[summary.key][-1])
+    latest = parse_generation(store.list_commit_paths(summary.key)[summary.key][-1])
     if latest != summary.generation:
         raise conflict
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -187,7 +189,7 @@ def remove_entry(store: Store, summary: Summary) -> Commit:
 def find_entry_history(
     store: Store,
     dataset: str,
-    backbone: str | None = None,
+    backbone_spec: str | None = None,
     image_size: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> list[CommitStatus]:
@@ -198,7 +200,7 @@ def find_entry_history(
     store : Store
     dataset : str
         ``NAME``, ``NAME@DIGEST`` or ``NAME@tuning``.
-    backbone, image_size : optional
+    backbone_spec, image_size : optional
         Spec and input size that the entries must have.
 
     Raises
@@ -208,15 +210,15 @@ def find_entry_history(
     """
     statuses = read_commit_statuses(store, progress)
     summaries = [status.summary for status in statuses if status.summary]
-    matching = find_summaries(summaries, dataset=dataset, backbone=backbone, image_size=image_size)
+    matching = find_summaries(summaries, dataset=dataset, backbone_spec=backbone_spec, image_size=image_size)
     keys = {summary.key for summary in matching}
     return [status for status in statuses if status.key in keys]
 
 
-def find_merged_entries(
+def find_entries_merged_from_removed(
     store: Store,
-    visible: Sequence[Summary],
-    removed: Sequence[Summary],
+    visible_entries: Sequence[Summary],
+    removed_entries: Sequence[Summary],
     progress: ProgressCallback = no_progress,
 ) -> list[Summary]:
     """Return the visible entries that were merged from the data of removed entries.
@@ -224,9 +226,11 @@ def find_merged_entries(
     A merged entry stays when one of its inputs is removed, so a takedown must list them. Costs two requests
     per entry of the same backbone. An entry whose card cannot be read is skipped with a warning.
     """
-    fingerprints = {summary.fingerprint for summary in removed}
-    backbones = {summary.backbone_hash for summary in removed}
-    candidates = [s for s in visible if s.backbone_hash in backbones and s.fingerprint not in fingerprints]
+    fingerprints = {summary.fingerprint for summary in removed_entries}
+    backbones = {summary.backbone_hash for summary in removed_entries}
+    candidates = [
+        s for s in visible_entries if s.backbone_hash in backbones and s.fingerprint not in fingerprints
+    ]
 
     def contains_removed_data(summary: Summary) -> bool:
         try:
@@ -254,4 +258,4 @@ def read_dataset_card(store: Store, summary: Summary) -> DatasetCard:
         data = read_published_object(
             store.objects, f"runs/{commit.run}/zarr.json", commit.objects["zarr.json"]
         )
-    return parse_cards(commit, data).dataset
+    return parse_entry_cards(commit, data).dataset

@@ -25,24 +25,24 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 
 
 def format_extract_command(
-    store: Store, summaries: Sequence[Summary], backbone: str, image_size: int | None
+    store: Store, example_summaries: Sequence[Summary], backbone_spec: str, image_size: int | None
 ) -> str:
     """Return the `sfm extract` command for another backbone of a dataset that a store holds.
 
     Parameters
     ----------
     store : Store
-    summaries : sequence of Summary
+    example_summaries : sequence of Summary
         Entries of the dataset; the command repeats source and options of the first.
-    backbone : str
+    backbone_spec : str
         Spec of the other backbone.
     image_size : int, optional
-        Its input size; default: that of the first of `summaries`.
+        Its input size; default: that of the first of `example_summaries`.
     """
-    entry = store.open_entry(summaries[0])
+    entry = store.open_entry(example_summaries[0])
     dataset_card, options = entry.dataset, entry.extraction.options
-    arguments = [*("--store", make_url_absolute(store.url), "--backbone", backbone)]
-    arguments += ["--image-size", str(image_size or summaries[0].image_size)]
+    arguments = [*("--store", make_url_absolute(store.url), "--backbone", backbone_spec)]
+    arguments += ["--image-size", str(image_size or example_summaries[0].image_size)]
     if (
         options.get("origin") != "extracted"
         or dataset_card.source == "unknown"

@@ -21,12 +21,12 @@ MAX_FOLLOWED_LINKS = 1000
 
 
 @dataclass(frozen=True)
-class LocalFile:
+class ListedPath:
     """A file of a local store, an empty folder, or a link: path below the root, size, time of change."""
 
     path: str
-    size: int
-    modified: datetime.datetime
+    size_bytes: int
+    modified_time: datetime.datetime
     is_file: bool = True
     is_link: bool = False
 
@@ -38,7 +38,7 @@ def walk_store_files(
     *,
     follow_links: bool = True,
     should_enter: Callable[[str], object] = lambda _: True,
-) -> Iterator[LocalFile]:
+) -> Iterator[ListedPath]:
     """Yield the files and empty folders below a prefix; links are followed, but not in circles.
 
     Parameters
@@ -62,15 +62,15 @@ class _FolderWalk:
     on_unlistable: Callable[[Path], None]
     follow_links: bool
     should_enter: Callable[[str], object]
-    followed_links: int = 0
+    followed_link_count: int = 0
 
-    def walk_folder(self, path: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[LocalFile]:
-        """Yield the files below a folder; `ancestors` are device and inode of the folders above it."""
+    def walk_folder(self, path: str, ancestor_inodes: tuple[tuple[int, int], ...]) -> Iterator[ListedPath]:
+        """Yield the files below a folder; `ancestor_inodes` are device and inode of the folders above it."""
         folder = self.root / path
         try:
             state = folder.stat() if self.follow_links or not path else folder.lstat()
             if stat.S_ISLNK(state.st_mode):
-                yield _make_link(path, state)
+                yield _make_listed_link(path, state)
                 return
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except FileNotFoundError:
@@ -80,51 +80,51 @@ class _FolderWalk:
                 self.on_unlistable(folder)
             return
         except OSError as error:
-            self.report_unlistable(folder, error)
+            self.report_unlistable_or_raise(folder, error)
             return
         if not entries:
-            yield LocalFile(path, 0, get_modified_time(state), is_file=False)
+            yield ListedPath(path, 0, get_modified_time(state), is_file=False)
         identity = (state.st_dev, state.st_ino)
-        if identity in ancestors:
+        if identity in ancestor_inodes:
             return
-        path_identities = (*ancestors, identity)
+        path_identities = (*ancestor_inodes, identity)
         for entry in entries:
             child = f"{path}/{entry.name}" if path else entry.name
             try:
-                yield from self.walk_entry(entry, child, path_identities)
+                yield from self.walk_dir_entry(entry, child, path_identities)
             except FileNotFoundError:
                 continue  # a writer renamed it since it was listed
             except OSError as error:
-                self.report_unlistable(self.root / child, error)
+                self.report_unlistable_or_raise(self.root / child, error)
 
-    def walk_entry(
-        self, entry: os.DirEntry[str], path: str, ancestors: tuple[tuple[int, int], ...]
-    ) -> Iterator[LocalFile]:
+    def walk_dir_entry(
+        self, entry: os.DirEntry[str], path: str, ancestor_inodes: tuple[tuple[int, int], ...]
+    ) -> Iterator[ListedPath]:
         """Yield a file, a link, or the files below a folder."""
         if not self.follow_links and entry.is_symlink():
-            yield _make_link(path, entry.stat(follow_symlinks=False))
+            yield _make_listed_link(path, entry.stat(follow_symlinks=False))
         elif entry.is_dir():
             if not self.should_enter(path):
                 return
-            self.followed_links += entry.is_symlink()
-            is_shallow = len(ancestors) <= MAX_STORE_DEPTH
-            if is_shallow and (self.followed_links <= MAX_FOLLOWED_LINKS or not entry.is_symlink()):
-                yield from self.walk_folder(path, ancestors)
-            elif self.followed_links <= MAX_FOLLOWED_LINKS + 1:
+            self.followed_link_count += entry.is_symlink()
+            is_shallow = len(ancestor_inodes) <= MAX_STORE_DEPTH
+            if is_shallow and (self.followed_link_count <= MAX_FOLLOWED_LINKS or not entry.is_symlink()):
+                yield from self.walk_folder(path, ancestor_inodes)
+            elif self.followed_link_count <= MAX_FOLLOWED_LINKS + 1:
                 self.on_unlistable(self.root / path)
         elif entry.is_file():
             state = entry.stat()
-            yield LocalFile(path, state.st_size, get_modified_time(state))
+            yield ListedPath(path, state.st_size, get_modified_time(state))
 
-    def report_unlistable(self, folder: Path, error: OSError) -> None:
+    def report_unlistable_or_raise(self, folder: Path, error: OSError) -> None:
         """Call `on_unlistable` for an error of one folder; raise others again."""
         if error.errno not in UNLISTABLE_ERRNOS:
             raise error
         self.on_unlistable(folder)
 
 
-def _make_link(path: str, state: os.stat_result) -> LocalFile:
-    return LocalFile(path, state.st_size, get_modified_time(state), is_file=False, is_link=True)
+def _make_listed_link(path: str, stat_result: os.stat_result) -> ListedPath:
+    return ListedPath(path, stat_result.st_size, get_modified_time(stat_result), is_file=False, is_link=True)
 
 
 def explain_unlisted_folder(folder: Path) -> str:
@@ -139,6 +139,6 @@ def explain_unlisted_folder(folder: Path) -> str:
     )
 
 
-def get_modified_time(state: os.stat_result) -> datetime.datetime:
+def get_modified_time(stat_result: os.stat_result) -> datetime.datetime:
     """Return the time of the last change."""
-    return datetime.datetime.fromtimestamp(state.st_mtime, datetime.UTC)
+    return datetime.datetime.fromtimestamp(stat_result.st_mtime, datetime.UTC)

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
 from sfm.deletion import DepthError, LinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.locking import open_lock_file, try_lock
 from sfm.stats_store.commits import PUBLISHED_SUFFIX
 from sfm.stats_store.concurrency import map_concurrently
-from sfm.stats_store.garbage import Garbage, find_garbage
+from sfm.stats_store.garbage import GarbageItem, find_garbage
 from sfm.stats_store.local_files import get_local_root
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import delete_object, delete_run
 from sfm.stats_store.store import Store
+
 
 DEFAULT_MIN_AGE = datetime.timedelta(days=7)
 
@@ -25,33 +25,26 @@ DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w"
 
 
 @dataclass(frozen=True)
-class CollectionResult:
+class GarbageCollectionResult:
     """The result of a garbage collection.
 
     Attributes
     ----------
-    deleted : list of Garbage
+    deleted : list of GarbageItem
         Garbage that was deleted, or would be.
-    retained : list of Garbage
+    retained : list of GarbageItem
         Garbage that was left because it is too young or in use.
     notes : list of str
         One line per object that is unreadable or a symbolic link, which was left with everything that it
         may refer to, or that could not be deleted.
     """
 
-    deleted: list[Garbage]
-    retained: list[Garbage]
+    deleted: list[GarbageItem]
+    retained: list[GarbageItem]
     notes: list[str] = field(default_factory=list)
 
 
-def collect_garbage(
-    store: Store,
-    *,
-    older_than: datetime.timedelta = DEFAULT_MIN_AGE,
-    now: bool = False,
-    dry_run: bool = False,
-    progress: ProgressCallback = no_progress,
-) -> CollectionResult:
+def collect_garbage(store: Store, *, min_age: datetime.timedelta = DEFAULT_MIN_AGE, delete_replaced_now: bool = False, dry_run: bool = False, progress: ProgressCallback = no_progress) -> GarbageCollectionResult:
     """Delete runs that no current entry refers to, and abandoned unfinished work.
 
     :func:`~sfm.stats_store.garbage.find_garbage` decides which objects are garbage. Data is deleted before
@@ -62,11 +55,11 @@ def collect_garbage(
     Parameters
     ----------
     store : Store
-    older_than : timedelta
+    min_age : timedelta
         Leave objects that became garbage more recently. A run without a commit may be one that is being
         written: choose more than the longest pause of a writer.
-    now : bool
-        Delete replaced and removed runs of any age. Everything else must be older than `older_than`,
+    delete_replaced_now : bool
+        Delete replaced and removed runs of any age. Everything else must be older than `min_age`,
         because it may be being written.
     dry_run : bool
         Delete nothing; report what would be deleted.
@@ -84,15 +77,13 @@ def collect_garbage(
     """
     garbage_items, notes = find_garbage(store, progress)
     current_time = datetime.datetime.now(datetime.UTC)
-    collection = CollectionResult([], [], notes)
+    collection = GarbageCollectionResult([], [], notes)
 
-    def collect_one(garbage: Garbage) -> tuple[Garbage, bool, str]:
-        age = max(
-            current_time - garbage.since, datetime.timedelta(0)
-        )  # the store's clock may be ahead of ours
-        is_due = age >= older_than or (now and bool(garbage.commits))
+    def collect_one(garbage: GarbageItem) -> tuple[GarbageItem, bool, str]:
+        age = max(current_time - garbage.garbage_since, datetime.timedelta(0))  # the store's clock may be ahead of ours
+        is_due = age >= min_age or (delete_replaced_now and bool(garbage.commit_paths))
         try:
-            with translate_errors(store.url), lock_staging_folder(store, garbage) as is_free:
+            with translate_errors(store.url), try_lock_staging_folder(store, garbage) as is_free:
                 problem = delete_garbage(store, garbage) if is_due and is_free and not dry_run else ""
         except AccessDeniedError as error:
             if get_local_root(store.objects) is None:
@@ -100,16 +91,14 @@ def collect_garbage(
             problem = f"{garbage.path} could not be deleted: {error}"
         return garbage, is_due and not problem and is_free, problem
 
-    for garbage, is_deleted, problem in map_concurrently(
-        collect_one, garbage_items, progress, "delete", "found"
-    ):
+    for garbage, is_deleted, problem in map_concurrently(collect_one, garbage_items, progress, "delete", "found"):
         (collection.deleted if is_deleted else collection.retained).append(garbage)
         notes += [problem] if problem else []
     return collection
 
 
 @contextmanager
-def lock_staging_folder(store: Store, garbage: Garbage) -> Iterator[bool]:
+def try_lock_staging_folder(store: Store, garbage: GarbageItem) -> Iterator[bool]:
     """Lock a staging folder while it is deleted; yield False if an extraction holds the lock."""
     root = get_local_root(store.objects)
     lock_path = root / f"{garbage.path}.lock" if root else None
@@ -125,7 +114,7 @@ def lock_staging_folder(store: Store, garbage: Garbage) -> Iterator[bool]:
         yield try_lock(lock_file, lock_path)
 
 
-def delete_garbage(store: Store, garbage: Garbage) -> str:
+def delete_garbage(store: Store, garbage: GarbageItem) -> str:
     """Delete garbage, then the commits that refer to it; return why it could not be deleted, or ""."""
     root = get_local_root(store.objects)
     try:
@@ -136,9 +125,9 @@ def delete_garbage(store: Store, garbage: Garbage) -> str:
             delete_object(store.objects, garbage.path)
         else:
             # A run without objects in the listing may have been started since.
-            if garbage.objects:
+            if garbage.object_count:
                 delete_run(store.objects, garbage.path.removeprefix("runs/"))
-            for commit in garbage.commits:
+            for commit in garbage.commit_paths:
                 for path in (commit, commit.removesuffix(".json") + PUBLISHED_SUFFIX):
                     delete_object(store.objects, path)
     except LinkError as error:
@@ -158,7 +147,5 @@ def parse_duration(text: str) -> datetime.timedelta:
     """
     match = re.fullmatch(r"(\d{1,6})([smhdw])", "0s" if text == "0" else text)
     if match is None:
-        raise InputError(
-            f"{text!r} is not a duration: write a number and a unit, as in 90s, 30m, 12h, 7d, 2w"
-        )
+        raise InputError(f"{text!r} is not a duration: write a number and a unit, as in 90s, 30m, 12h, 7d, 2w")
     return datetime.timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})

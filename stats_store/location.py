@@ -14,7 +14,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.stats_store.cloud_providers import explain_cloud_error, require_valid_environment
+from sfm.stats_store.cloud_providers import explain_cloud_error, require_valid_cloud_environment
 from sfm.stats_store.local_files import resolve_store_folder
 from sfm.stats_store.system_errors import (
     ERRNO_EXPLANATIONS,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LOCATION_KINDS = "a local path, s3://, gs:// or az:// URL"
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
 
-SHORT_RETRY: "RetryConfig" = {
+BRIEF_RETRY: "RetryConfig" = {
     "max_retries": 6,
     "retry_timeout": datetime.timedelta(seconds=20),
     "backoff": {
@@ -42,7 +42,7 @@ SHORT_RETRY: "RetryConfig" = {
 }
 """For the first request: a location that does not answer is most likely misspelled, so fail soon."""
 
-LONG_RETRY: "RetryConfig" = {
+PATIENT_RETRY: "RetryConfig" = {
     "max_retries": 10,
     "retry_timeout": datetime.timedelta(minutes=3),
     "backoff": {
@@ -111,7 +111,7 @@ def make_url_absolute(url: str) -> str:
     return url if path is None else str(path.absolute())
 
 
-def connect_object_store(url: str, *, create: bool = False, use_long_retries: bool = True) -> ObjectStore:
+def connect_object_store(url: str, *, create: bool = False, use_patient_retries: bool = True) -> ObjectStore:
     """Return an obstore store of the objects below a URL; credentials come from the environment only.
 
     Parameters
@@ -120,7 +120,7 @@ def connect_object_store(url: str, *, create: bool = False, use_long_retries: bo
         A local path, ``file://``, ``s3://``, ``gs://`` or ``az://``.
     create : bool
         Create the local folder if it does not exist.
-    use_long_retries : bool
+    use_patient_retries : bool
         Retry requests for up to three minutes instead of twenty seconds.
 
     Raises
@@ -131,7 +131,7 @@ def connect_object_store(url: str, *, create: bool = False, use_long_retries: bo
     path = parse_local_url(url)
     if path is not None:
         with translate_errors(str(path)):
-            return LocalStore(resolve_store_folder(path, create=create), mkdir=create)
+            return LocalStore(resolve_store_folder(path, allow_missing=create), mkdir=create)
     parts = split_url(url)
     if parts.scheme not in REMOTE_SCHEMES:
         raise InputError(f"unknown store location {parts.scheme}://: use {LOCATION_KINDS}")
@@ -144,13 +144,13 @@ def connect_object_store(url: str, *, create: bool = False, use_long_retries: bo
         raise InputError(
             f"the store URL {redact_url(url)} names no bucket: write {parts.scheme}://BUCKET/PATH"
         )
-    require_plain_path(parts)
-    require_valid_environment(parts.scheme)
+    require_plain_url_path(parts)
+    require_valid_cloud_environment(parts.scheme)
     with translate_errors(redact_url(url)):
-        return from_url(url, retry_config=LONG_RETRY if use_long_retries else SHORT_RETRY)
+        return from_url(url, retry_config=PATIENT_RETRY if use_patient_retries else BRIEF_RETRY)
 
 
-def require_plain_path(parts: SplitResult) -> None:
+def require_plain_url_path(url_parts: SplitResult) -> None:
     """Refuse a path in a bucket that the HTTP client would normalize to another path.
 
     Raises
@@ -158,13 +158,13 @@ def require_plain_path(parts: SplitResult) -> None:
     InputError
         If it has an empty part, ``.`` or ``..``, also in percent encoding.
     """
-    inner_path = parts.path.removeprefix("/").removesuffix("/")
-    if parts.path not in ("", "/") and any(
+    inner_path = url_parts.path.removeprefix("/").removesuffix("/")
+    if url_parts.path not in ("", "/") and any(
         unquote(part) in ("", ".", "..") for part in inner_path.split("/")
     ):
         raise InputError(
-            f"the store URL {redact_url(parts.geturl())} has an empty part, . or .. in its path: write the "
-            f"whole path, {parts.scheme}://BUCKET/PATH"
+            f"the store URL {redact_url(url_parts.geturl())} has an empty part, . or .. in its path: write "
+            f"the whole path, {url_parts.scheme}://BUCKET/PATH"
         )
 
 
@@ -184,28 +184,28 @@ def translate_errors(location: str) -> Iterator[None]:
     except (BaseError, OSError) as error:
         # The original may quote credentials, so it must not be chained as the cause.
         if is_permission_error(error) or isinstance(error, PermissionDeniedError):
-            raise AccessDeniedError(explain_error(error, location)) from None
-        raise InputError(explain_error(error, location)) from None
+            raise AccessDeniedError(explain_store_error(error, location)) from None
+        raise InputError(explain_store_error(error, location)) from None
     except BaseException as error:
         # obstore panics at settings that make an impossible request; the class cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
-        raise InputError(explain_error(error, location)) from None
+        raise InputError(explain_store_error(error, location)) from None
 
 
 class AccessDeniedError(InputError):
     """Access was denied, perhaps only to one object of many."""
 
 
-def explain_error(error: BaseException, location: str) -> str:
+def explain_store_error(error: BaseException, location: str) -> str:
     """Return why a location cannot be used, in one line without credentials."""
     text, errno_value = str(error), get_errno(error)
     if isinstance(error, InvalidPathError):
         match = re.search(r'[Pp]ath "(.*?)"(?= contained|:)', text, flags=re.DOTALL)
         name = sanitize_line(match[1], max_length=200) if match else "unknown"
         return (
-            f"cannot use {location}: it holds an object with an invalid name ({name}), at which every "
-            f"listing fails: delete it with the tools of the server"
+            f"cannot use {location}: somebody made an object there that has no proper name ({name}), and no "
+            f"listing gets past it: delete it with the tools of the server"
         )
     if errno_value == errno.ENOSPC or "No space left on device" in text:
         return f"no space left on the disk of {location}: free some and run the same command again"

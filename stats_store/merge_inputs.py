@@ -13,7 +13,7 @@ from sfm.errors import InputError
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.stats_store.entry_selection import describe_entry
 from sfm.stats_store.merged_rendering import require_same_rendering
-from sfm.stats_store.schema import get_array_kind, parse_sub_classes
+from sfm.stats_store.schema import parse_sub_class_count, strip_sub_class_suffix
 from sfm.stats_store.store import Entry
 
 MOMENT_ARRAYS = ("train/count", "train/mean", "train/scatter_diagonal", "train/within_scatter")
@@ -58,15 +58,15 @@ class SplitFeatures:
         return np.concatenate(labels).astype(np.int32)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def feature_dtype(self) -> np.dtype[Any]:
         """The widest data type in which an input stores its features."""
         return np.result_type(*(entry.open_array(f"{self.split}/feature").dtype for entry in self.entries))
 
-    def iterate_blocks(self) -> Iterator[npt.NDArray[Any]]:
+    def iterate_feature_blocks(self) -> Iterator[npt.NDArray[Any]]:
         """Yield the features in blocks of exactly ``BLOCK_ROWS``, but for the last."""
-        pending = np.zeros((0, self.entries[0].backbone.features), dtype=self.dtype)
+        pending = np.zeros((0, self.entries[0].backbone.features), dtype=self.feature_dtype)
         for rows, _ in self:
-            pending = np.concatenate([pending, rows.astype(self.dtype)])
+            pending = np.concatenate([pending, rows.astype(self.feature_dtype)])
             if len(pending) >= BLOCK_ROWS:
                 yield pending[:BLOCK_ROWS]
                 pending = pending[BLOCK_ROWS:]
@@ -93,23 +93,23 @@ class MergeInputs:
     class_names: list[str]
     class_positions: tuple[npt.NDArray[np.intp], ...]
 
-    def get_split(self, split: str) -> SplitFeatures | None:
+    def get_split_features(self, split: str) -> SplitFeatures | None:
         """Return the features and labels of a split; None unless every input stores them."""
         if all(f"{split}/feature" in entry and f"{split}/label" in entry for entry in self.entries):
             return SplitFeatures(split, self.entries, self.class_positions)
         return None
 
-    def list_shared_sub_classes(self) -> list[int]:
+    def list_shared_sub_class_counts(self) -> list[int]:
         """Return the numbers of sub-class centres that every input stores."""
-        return sorted(set.intersection(*map(list_sub_class_numbers, self.entries)))
+        return sorted(set.intersection(*map(list_sub_class_counts, self.entries)))
 
 
-def list_sub_class_numbers(entry: Entry) -> set[int]:
+def list_sub_class_counts(entry: Entry) -> set[int]:
     """Return the numbers of sub-class centres that an entry stores."""
     return {
         k
-        for name in entry.list_arrays()
-        if get_array_kind(name) == "train/centre_count" and (k := parse_sub_classes(name))
+        for name in entry.list_array_names()
+        if strip_sub_class_suffix(name) == "train/centre_count" and (k := parse_sub_class_count(name))
     }
 
 

@@ -8,25 +8,30 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from sfm.errors import DamageError
-from sfm.stats_store.array_values import find_diagonal_problem
-from sfm.stats_store.class_moments import Moments, expand_classes, make_empty_moments, merge_moments
+from sfm.stats_store.array_values import find_scatter_sum_problem
+from sfm.stats_store.class_moments import (
+    ClassMoments,
+    make_empty_moments,
+    merge_moments,
+    move_moments_to_classes,
+)
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS, MergeInputs
 
 
-def compute_merged_moments(inputs: MergeInputs) -> Moments:
+def compute_merged_moments(inputs: MergeInputs) -> ClassMoments:
     """Return the moments of the pooled data of all inputs."""
     total = make_empty_moments(len(inputs.class_ids), inputs.entries[0].backbone.features)
     for entry, positions in zip(inputs.entries, inputs.class_positions, strict=True):
-        entry_moments = Moments(*(entry.read_array(name) for name in MOMENT_ARRAYS))
+        entry_moments = ClassMoments(*(entry.read_array(name) for name in MOMENT_ARRAYS))
         diagonal = np.diagonal(entry_moments.within_scatter)
-        if problem := find_diagonal_problem(diagonal, entry_moments.scatter_diagonal):
+        if problem := find_scatter_sum_problem(diagonal, entry_moments.scatter_diagonal):
             raise DamageError(f"damaged array runs/{entry.commit.run}/train/within_scatter: {problem}")
-        total = merge_moments(total, expand_classes(entry_moments, positions, len(inputs.class_ids)))
+        total = merge_moments(total, move_moments_to_classes(entry_moments, positions, len(inputs.class_ids)))
     return total
 
 
 def compute_merged_centres(
-    inputs: MergeInputs, k: int
+    inputs: MergeInputs, centres_per_class: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Cluster the sub-class centres of all inputs, each weighted by the number of its samples.
 
@@ -39,10 +44,13 @@ def compute_merged_centres(
         Largest first. Rows that a small class cannot fill are NaN with count 0.
     """
     classes, features = len(inputs.class_ids), inputs.entries[0].backbone.features
-    centre = np.full((classes, k, features), np.nan, dtype=np.float32)
-    count = np.zeros((classes, k), dtype=np.int64)
+    centre = np.full((classes, centres_per_class, features), np.nan, dtype=np.float32)
+    count = np.zeros((classes, centres_per_class), dtype=np.int64)
     stored_centres = [
-        (entry.read_array(f"train/centre_{k}"), entry.read_array(f"train/centre_count_{k}"))
+        (
+            entry.read_array(f"train/centre_{centres_per_class}"),
+            entry.read_array(f"train/centre_count_{centres_per_class}"),
+        )
         for entry in inputs.entries
     ]
     indices_by_class = [{int(c): i for i, c in enumerate(positions)} for positions in inputs.class_positions]
@@ -54,26 +62,28 @@ def compute_merged_centres(
         ]
         points = np.concatenate([centres[n > 0] for centres, n in class_centres]).astype(np.float64)
         weights = np.concatenate([n[n > 0] for _, n in class_centres])
-        cluster_centres, sizes = cluster_weighted_points(points, weights, k)
+        cluster_centres, sizes = cluster_weighted_points(points, weights, centres_per_class)
         centre[c, : len(cluster_centres)], count[c, : len(cluster_centres)] = cluster_centres, sizes
     return centre, count
 
 
 def cluster_weighted_points(
-    points: npt.NDArray[np.float64], weights: npt.NDArray[np.int64], k: int
+    points: npt.NDArray[np.float64], weights: npt.NDArray[np.int64], max_cluster_count: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Return at most k centres of weighted points and the weight of each, heaviest first.
 
     Up to k points are their own centres.
     """
     cluster = np.arange(len(points))
-    if len(points) > k:
+    if len(points) > max_cluster_count:
         with warnings.catch_warnings():
             # Coinciding points leave clusters empty, which are dropped below.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model = KMeans(k, n_init=4, random_state=0, algorithm="lloyd")
+            model = KMeans(max_cluster_count, n_init=4, random_state=0, algorithm="lloyd")
             cluster = model.fit(points, sample_weight=weights).labels_
-    sizes = np.array([weights[cluster == j].sum() for j in range(min(k, len(points)))], dtype=np.int64)
+    sizes = np.array(
+        [weights[cluster == j].sum() for j in range(min(max_cluster_count, len(points)))], dtype=np.int64
+    )
     order = [j for j in np.argsort(-sizes, kind="stable") if sizes[j] > 0]
     centres = [weights[cluster == j] @ points[cluster == j] / sizes[j] for j in order]
     return np.array(centres).reshape(len(order), points.shape[1]), sizes[order]

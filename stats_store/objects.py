@@ -2,52 +2,37 @@
 
 import contextlib
 import errno
+import obstore
 import os
 import re
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore
-
+from pathlib import Path
 from sfm.constrained_types import RUN_ID_PATTERN
 from sfm.deletion import LinkError, delete_below
 from sfm.errors import DamageError, InputError
 from sfm.paths import is_clutter
 from sfm.stats_store.concurrency import call_interruptibly
 from sfm.stats_store.folder_walk import walk_store_files
-from sfm.stats_store.local_files import (
-    UNFINISHED_FILE_NAME,
-    create_file_exclusively,
-    fsync_if_supported,
-    get_local_root,
-    resolve_object_path,
-)
+from sfm.stats_store.local_files import UNFINISHED_FILE_NAME, create_file_exclusively, fsync_if_supported, get_local_root, resolve_object_path
 from sfm.untrusted_files import MAX_JSON_BYTES, OversizeError, read_bounded_file
+from typing import TYPE_CHECKING, TypeVar
+
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-Checked = TypeVar("Checked")
+Parsed = TypeVar("Parsed")
 
 RETRY_DELAYS = (0.1, 0.4, 1.6)
 """Seconds to wait before each retry of an answer that arrived damaged from a server."""
 
 RUN_ID_REGEX = re.compile(RUN_ID_PATTERN)
 
-DAMAGE_ERRNOS = (
-    errno.EIO,
-    errno.EINVAL,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.ENXIO,
-)
+DAMAGE_ERRNOS = (errno.EIO, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO)
 """Errors that concern one object only: others can still be read."""
 
 
@@ -56,9 +41,7 @@ def is_remote_store(objects: ObjectStore) -> bool:
     return not isinstance(objects, LocalStore | MemoryStore)
 
 
-def read_object(
-    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int = MAX_JSON_BYTES
-) -> Checked:
+def read_object(objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int = MAX_JSON_BYTES) -> Parsed:
     """Read an object and return `check(data)`; the object is refused unread if it exceeds `max_bytes`.
 
     An object that arrives damaged from a server is requested again: it may have been damaged in transit.
@@ -68,59 +51,51 @@ def read_object(
     FileNotFoundError
         If there is no such object.
     DamageError
-        If `check` raises it, the object is too large, or the disk cannot read it.
+        If `parse` raises it, the object is too large, or the disk cannot read it.
     """
     root = get_local_root(objects)
     if root is not None:
-        return check(_read_local(root, path, max_bytes))
+        return parse(_read_local_object(root, path, max_bytes))
     if is_remote_store(objects):
-        return call_interruptibly(lambda: _read_remote(objects, path, check, max_bytes))
-    return check(_fetch(objects, path, max_bytes))
+        return call_interruptibly(lambda: _read_remote_with_retries(objects, path, parse, max_bytes))
+    return parse(_fetch_object(objects, path, max_bytes))
 
 
-def _read_local(root: Path, path: str, max_bytes: int) -> bytes:
+def _read_local_object(root: Path, path: str, max_bytes: int) -> bytes:
     try:
         return read_bounded_file(resolve_object_path(root, path), max_bytes)
     except OversizeError:
         size = resolve_object_path(root, path).stat().st_size
-        raise DamageError(describe_oversize(path, size, max_bytes)) from None
+        raise DamageError(describe_oversized_object(path, size, max_bytes)) from None
     except OSError as error:
         if error.errno in DAMAGE_ERRNOS:
             raise DamageError(f"damaged object {path}: {(error.strerror or '').lower()}") from None
         raise
 
 
-def _read_remote(
-    objects: ObjectStore, path: str, check: Callable[[bytes], Checked], max_bytes: int
-) -> Checked:
+def _read_remote_with_retries(objects: ObjectStore, path: str, parse: Callable[[bytes], Parsed], max_bytes: int) -> Parsed:
     for delay in RETRY_DELAYS:
-        data = _fetch(objects, path, max_bytes)
+        data = _fetch_object(objects, path, max_bytes)
         try:
-            return check(data)
+            return parse(data)
         except DamageError:
             time.sleep(delay)
-    return check(_fetch(objects, path, max_bytes))
+    return parse(_fetch_object(objects, path, max_bytes))
 
 
-def _fetch(objects: ObjectStore, path: str, max_bytes: int) -> bytes:
+def _fetch_object(objects: ObjectStore, path: str, max_bytes: int) -> bytes:
     response = obstore.get(objects, path)  # only the headers yet
     if response.meta["size"] > max_bytes:
-        raise DamageError(describe_oversize(path, response.meta["size"], max_bytes))
+        raise DamageError(describe_oversized_object(path, response.meta["size"], max_bytes))
     return bytes(response.bytes())
 
 
-def describe_oversize(path: str, size: int, max_bytes: int) -> str:
+def describe_oversized_object(path: str, size_bytes: int, max_bytes: int) -> str:
     """Return the message about an object that is too large to be read."""
-    return f"damaged object {path}: it has {size} bytes, at most {max_bytes} are read"
+    return f"damaged object {path}: it has {size_bytes} bytes, at most {max_bytes} are read"
 
 
-def list_readable_objects(
-    objects: ObjectStore,
-    prefix: str = "",
-    *,
-    follow_links: bool = True,
-    should_enter: Callable[[str], object] = lambda _: True,
-) -> "tuple[list[ObjectMeta], list[Path]]":
+def list_objects_and_unreadable(objects: ObjectStore, prefix: str = "", *, follow_links: bool = True, should_enter: Callable[[str], object] = lambda _: True) -> "tuple[list[ObjectMeta], list[Path]]":
     """Return all objects whose path starts with ``prefix/``, and the folders that could not be listed.
 
     Only a disk has such folders; a server refuses the whole listing. On a disk, folders for whose path
@@ -131,41 +106,26 @@ def list_readable_objects(
     if root is None:
         return list_objects(objects, prefix), []
     unreadable: list[Path] = []
-    files = list(
-        walk_store_files(
-            root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter
-        )
-    )
+    files = list(walk_store_files(root, prefix, unreadable.append, follow_links=follow_links, should_enter=should_enter))
     unreadable += [root / f.path for f in files if f.is_link]
-    listed = [
-        {"path": f.path, "size": f.size, "last_modified": f.modified, "e_tag": None, "version": None}
-        for f in files
-        if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)
-    ]
+    listed = [{"path": f.path, "size": f.size_bytes, "last_modified": f.modified_time, "e_tag": None, "version": None} for f in files if f.is_file and not UNFINISHED_FILE_NAME.search(f.path)]
     return listed, unreadable  # type: ignore[return-value]
 
 
 def list_objects(objects: ObjectStore, prefix: str = "") -> "list[ObjectMeta]":
     """Return all objects whose path starts with ``prefix/``."""
-    return _list_with_retries(
-        objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch]
-    )
+    return _list_with_retries(objects, lambda: [item for batch in obstore.list(objects, prefix=prefix) for item in batch])
 
 
 def is_empty_store(objects: ObjectStore) -> bool:
     """Return whether a location holds no object; on a disk, files like ``.DS_Store`` do not count."""
     root = get_local_root(objects)
     if root is not None:
-        return not any(
-            file.is_file
-            and not UNFINISHED_FILE_NAME.search(file.path)
-            and not any(map(is_clutter, file.path.split("/")))
-            for file in walk_store_files(root, "", lambda _: None)
-        )
+        return not any(file.is_file and not UNFINISHED_FILE_NAME.search(file.path) and not any(map(is_clutter, file.path.split("/"))) for file in walk_store_files(root, "", lambda _: None))
     return not _list_with_retries(objects, lambda: next(iter(obstore.list(objects, chunk_size=1)), None))
 
 
-def _list_with_retries(objects: ObjectStore, request: Callable[[], Checked]) -> Checked:
+def _list_with_retries(objects: ObjectStore, request: Callable[[], Parsed]) -> Parsed:
     """List objects, and retry if the response is cut off: obstore does not retry these."""
     for delay in RETRY_DELAYS if is_remote_store(objects) else ():
         try:
@@ -186,8 +146,8 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
     Parameters
     ----------
     durable : bool
-        On a local disk, return only once the object would survive a power cut; :func:`sync_objects` does
-        that later for many objects together.
+        On a local disk, return only once the object would survive a power cut;
+        :func:`sync_objects_to_disk` does that later for many objects together.
 
     Raises
     ------
@@ -212,7 +172,7 @@ def create_object(objects: ObjectStore, path: str, data: bytes, *, durable: bool
     except FileExistsError as error:
         raise AlreadyExistsError(f"{path} already exists") from error
     if durable:
-        sync_objects(objects, path)
+        sync_objects_to_disk(objects, path)
 
 
 class ObjectExistsError(InputError):
@@ -223,7 +183,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
     """Create an object, or verify that the existing one has the same bytes; return whether it was created.
 
     An existing one may be this writer's, if an answer was lost. On a disk, the object is durable only after
-    :func:`sync_objects`.
+    :func:`sync_objects_to_disk`.
 
     Raises
     ------
@@ -244,7 +204,7 @@ def create_or_verify_object(objects: ObjectStore, path: str, data: bytes) -> boo
     return call_interruptibly(create_or_find)
 
 
-def sync_objects(objects: ObjectStore, path: str) -> None:
+def sync_objects_to_disk(objects: ObjectStore, path: str) -> None:
     """Sync the objects at and below a path to disk, so that they survive a power cut.
 
     Does nothing on a server, which guarantees that by itself.
@@ -254,11 +214,7 @@ def sync_objects(objects: ObjectStore, path: str) -> None:
         return
     target = root / path
     parents = [folder for folder in target.parents if folder.is_relative_to(root)]
-    inside = {
-        root / f.path
-        for f in walk_store_files(root, path, lambda _: None, follow_links=False)
-        if not f.is_link
-    }
+    inside = {root / f.path for f in walk_store_files(root, path, lambda _: None, follow_links=False) if not f.is_link}
     folders = {folder for file in inside for folder in file.parents if folder.is_relative_to(target)}
     finished = (file for file in inside if not UNFINISHED_FILE_NAME.search(file.name))
     for file in {target, *finished, *folders, *parents}:
@@ -281,14 +237,14 @@ def require_writable_store(objects: ObjectStore) -> None:
     delete_below(root, name)
     for folder in (root / "runs", root / "staging", *(root / "index").iterdir()):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            _raise_denied(folder)
+            _raise_permission_error(folder)
 
 
 CARDS_NAME = "zarr.json"
 """Name of the object of a run that holds its cards."""
 
 
-def delete_run(objects: ObjectStore, run: str) -> None:
+def delete_run(objects: ObjectStore, run_id: str) -> None:
     """Delete all objects of a run; links in the folder of a local run are deleted as links.
 
     The cards are deleted last: an interrupted deletion then differs from a run that is being written.
@@ -296,16 +252,16 @@ def delete_run(objects: ObjectStore, run: str) -> None:
     Raises
     ------
     ValueError
-        If `run` is not a run id: it could be the path of other runs.
+        If `run_id` is not a run id: it could be the path of other runs.
     OSError
         If the run is a link, or part of it cannot be listed or deleted.
     """
-    if not RUN_ID_REGEX.fullmatch(run):
-        raise ValueError(f"{run!r} is not the id of a run")
-    prefix, root = f"runs/{run}", get_local_root(objects)
+    if not RUN_ID_REGEX.fullmatch(run_id):
+        raise ValueError(f"{run_id!r} is not the id of a run")
+    prefix, root = f"runs/{run_id}", get_local_root(objects)
     if root is not None:
         # A run of which a part cannot be deleted is left complete.
-        for _ in walk_store_files(root, prefix, _require_readable, follow_links=False):
+        for _ in walk_store_files(root, prefix, _require_readable_folder, follow_links=False):
             pass
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for path in (root / prefix).iterdir():
@@ -338,11 +294,11 @@ def delete_object(objects: ObjectStore, path: str) -> None:
         obstore.delete(objects, path)
 
 
-def _require_readable(folder: Path) -> None:
+def _require_readable_folder(folder: Path) -> None:
     # A readable folder was refused because of its depth.
     if not os.access(folder, os.R_OK | os.X_OK):
-        _raise_denied(folder)
+        _raise_permission_error(folder)
 
 
-def _raise_denied(folder: Path) -> None:
+def _raise_permission_error(folder: Path) -> None:
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -3,61 +3,28 @@
 import contextlib
 import datetime
 import logging
-import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import numpy as np
 import numpy.typing as npt
+import uuid
 import zarr
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from zarr.storage import ObjectStore as ZarrObjectStore
-
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.cards import (
-    ClassifierCard,
-    Commit,
-    DatasetCard,
-    ExtractionCard,
-    ObjectRecord,
-    SchemaVersion,
-    Summary,
-)
-from sfm.stats_store.commits import (
-    PUBLISHED_SUFFIX,
-    EntryCards,
-    encode_commit,
-    get_next_generation,
-    make_commit_name,
-    make_summary_fields,
-    parse_commit,
-    parse_generation,
-)
+from sfm.stats_store.cards import ClassifierCard, Commit, DatasetCard, ExtractionCard, ObjectRecord, SchemaVersion, Summary
+from sfm.stats_store.commits import EntryCards, PUBLISHED_SUFFIX, encode_commit, get_next_generation, make_commit_file_name, make_summary_fields, parse_commit, parse_generation
 from sfm.stats_store.concurrency import map_concurrently
-from sfm.stats_store.digests import (
-    BLOCK_ROWS,
-    combine_block_digests,
-    compute_array_digest,
-    compute_block_digest,
-    compute_entry_digest,
-    compute_sha256,
-    encode_canonical_json,
-)
+from sfm.stats_store.digests import BLOCK_ROWS, combine_block_digests, compute_array_digest, compute_block_digest, compute_entry_digest, compute_sha256, encode_canonical_json
 from sfm.stats_store.location import translate_errors
-from sfm.stats_store.objects import (
-    ObjectExistsError,
-    create_object,
-    create_or_verify_object,
-    delete_run,
-    read_object,
-    sync_objects,
-)
+from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object, delete_run, read_object, sync_objects_to_disk
 from sfm.stats_store.schema import CROP_MODE_REQUIREMENT, create_run_array
 from sfm.stats_store.store import Store, encode_group_metadata
 from sfm.stats_store.verified_objects import RecordingZarrStore, make_object_record, read_published_object
 from sfm.untrusted_files import MAX_JSON_BYTES
+from typing import Any, Literal
+from zarr.storage import ObjectStore as ZarrObjectStore
+
 
 LOG = logging.getLogger(__name__)
 
@@ -96,13 +63,7 @@ class Draft:
             self._create_array(name, array.shape, array.dtype)[...] = array
         self.array_digests[name] = compute_array_digest(array)
 
-    def write_array_blocks(
-        self,
-        name: str,
-        blocks: Iterable[npt.NDArray[Any]],
-        shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
-    ) -> None:
+    def write_array_blocks(self, name: str, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         """Write an array from consecutive blocks of ``BLOCK_ROWS`` rows; only the last may be shorter.
 
         Raises
@@ -167,15 +128,7 @@ def compute_options_digest(options: dict[str, Any]) -> str:
     return compute_sha256(encode_canonical_json(options))
 
 
-def publish_draft(
-    draft: Draft,
-    backbone: BackboneCard,
-    dataset: DatasetCard,
-    extraction: ExtractionCard,
-    classifier: ClassifierCard,
-    *,
-    replace: bool = False,
-) -> PublishResult:
+def publish_draft(draft: Draft, backbone: BackboneCard, dataset: DatasetCard, extraction: ExtractionCard, classifier: ClassifierCard, *, replace: bool = False) -> PublishResult:
     """Make a draft visible under its key: backbone hash, dataset fingerprint, options digest.
 
     Parameters
@@ -200,17 +153,17 @@ def publish_draft(
     """
     store, cards = draft.store, EntryCards(backbone, dataset, extraction, classifier)
     key = f"{backbone.hash}/{dataset.fingerprint}/{compute_options_digest(extraction.options)}"
-    paths = store.list_commits(key).get(key, [])
-    existing_commit = read_newest_commit(store, paths[-1]) if paths and not replace else None
+    paths = store.list_commit_paths(key).get(key, [])
+    existing_commit = read_newest_commit_or_advise(store, paths[-1]) if paths and not replace else None
     if existing_commit and existing_commit.kind == "entry" and existing_commit.summary:
         draft.discard()
         return PublishResult(existing_commit.summary, "already there")
-    objects = complete_run(draft, cards)
+    objects = write_cards_and_verify_run(draft, cards)
     generation = parse_generation(paths[-1]) if paths else 0
     while True:
         generation = get_next_generation(generation, key)
         commit = make_entry_commit(draft, cards, objects, generation)
-        draft.proposed_commits.append(f"index/{key}/{make_commit_name(generation)}")
+        draft.proposed_commits.append(f"index/{key}/{make_commit_file_name(generation)}")
         stored_commit = create_commit(store, key, generation, commit)
         assert stored_commit.summary is not None
         if stored_commit.run == draft.run:
@@ -222,7 +175,7 @@ def publish_draft(
         # Another writer removed the entry in between: the draft becomes the generation after the tombstone.
 
 
-def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
+def write_cards_and_verify_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
     """Write the cards of a draft, read all of its objects back and sync them.
 
     Returns
@@ -237,40 +190,24 @@ def complete_run(draft: Draft, cards: EntryCards) -> dict[str, ObjectRecord]:
     InputError
         If the cards are larger than a reader accepts.
     """
-    metadata = encode_group_metadata(
-        {name: card.model_dump(mode="json") for name, card in vars(cards).items()}
-    )
+    metadata = encode_group_metadata({name: card.model_dump(mode="json") for name, card in vars(cards).items()})
     if len(metadata) > MAX_JSON_BYTES:
-        raise InputError(
-            f"the names and cards of {cards.dataset.name} take {len(metadata)} bytes as JSON, and no reader "
-            f"takes more than {MAX_JSON_BYTES}"
-        )
+        raise InputError(f"the names and cards of {cards.dataset.name} take {len(metadata)} bytes as JSON, and no reader " f"takes more than {MAX_JSON_BYTES}")
     run = f"runs/{draft.run}"
     with translate_errors(draft.store.url):
         create_or_verify_object(draft.store.objects, f"{run}/zarr.json", metadata)
         draft.records[f"{run}/zarr.json"] = make_object_record(metadata)
         verify_written_objects(draft)
-        sync_objects(draft.store.objects, run)
+        sync_objects_to_disk(draft.store.objects, run)
     return {path.removeprefix(f"{run}/"): record for path, record in draft.records.items()}
 
 
-def make_entry_commit(
-    draft: Draft, cards: EntryCards, objects: dict[str, ObjectRecord], generation: int
-) -> Commit:
+def make_entry_commit(draft: Draft, cards: EntryCards, object_records: dict[str, ObjectRecord], generation: int) -> Commit:
     """Return the commit that publishes a draft as one generation of its key."""
     fields = make_summary_fields(cards)
-    digest = compute_entry_digest(
-        draft.array_digests, fields["backbone_hash"], fields["fingerprint"], fields["options"]
-    )
+    digest = compute_entry_digest(draft.array_digests, fields["backbone_hash"], fields["fingerprint"], fields["options"])
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Commit(
-        schema_version=SchemaVersion(requires=list_schema_requirements(cards.backbone)),
-        kind="entry",
-        run=draft.run,
-        summary=Summary(**fields, entry_digest=digest, generation=generation, created=created),
-        arrays=draft.array_digests,
-        objects=objects,
-    )
+    return Commit(schema_version=SchemaVersion(requires=list_schema_requirements(cards.backbone)), kind="entry", run=draft.run, summary=Summary(**fields, entry_digest=digest, generation=generation, created=created), arrays=draft.array_digests, objects=object_records)
 
 
 def list_schema_requirements(backbone: BackboneCard) -> list[str]:
@@ -278,7 +215,7 @@ def list_schema_requirements(backbone: BackboneCard) -> list[str]:
     return [] if backbone.preprocessing.crop_mode == "center" else [CROP_MODE_REQUIREMENT]
 
 
-def read_newest_commit(store: Store, path: str) -> Commit:
+def read_newest_commit_or_advise(store: Store, path: str) -> Commit:
     """Read the newest commit of a key; the error about a damaged one recommends ``--replace``."""
     try:
         return store.read_commit(path)
@@ -299,10 +236,7 @@ def verify_written_objects(draft: Draft) -> None:
         try:
             read_published_object(draft.store.objects, path, draft.records[path])
         except DamageError as error:
-            raise DamageError(
-                f"{draft.store.url} does not return the bytes that were written; "
-                f"nothing was published: {error}"
-            ) from error
+            raise DamageError(f"{draft.store.url} does not return the bytes that were written; " f"nothing was published: {error}") from error
 
     map_concurrently(verify_object, draft.records)
 
@@ -323,14 +257,14 @@ def create_commit(store: Store, key: str, generation: int, commit: Commit) -> Co
         If the store cannot be reached, or cannot be written.
     """
     content = commit.model_dump(mode="json", by_alias=True)
-    return create_encoded_commit(store, f"index/{key}/{make_commit_name(generation)}", encode_commit(content))
+    return create_encoded_commit(store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit(content))
 
 
-def create_encoded_commit(store: Store, path: str, data: bytes) -> Commit:
+def create_encoded_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
     """Create a commit from its encoded bytes, as :func:`create_commit` does; unknown fields are preserved."""
-    own_commit = parse_commit(data, path)
+    own_commit = parse_commit(encoded_commit, path)
     with translate_errors(store.url):
-        stored_commit = create_or_read_commit(store, path, data)
+        stored_commit = create_or_read_commit(store, path, encoded_commit)
         if stored_commit.run == own_commit.run:
             # The mark lets readers tell a lost commit from one that never existed.
             with contextlib.suppress(ObjectExistsError):
@@ -338,12 +272,12 @@ def create_encoded_commit(store: Store, path: str, data: bytes) -> Commit:
     return stored_commit
 
 
-def create_or_read_commit(store: Store, path: str, data: bytes) -> Commit:
+def create_or_read_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
     """Create a commit unless its path is taken; return the commit at that path."""
     for is_last_attempt in (False, False, True):
         try:
-            create_object(store.objects, path, data)
-            return parse_commit(data, path)
+            create_object(store.objects, path, encoded_commit)
+            return parse_commit(encoded_commit, path)
         except AlreadyExistsError:
             pass
         except (PermissionDeniedError, UnauthenticatedError, OSError):
@@ -353,6 +287,4 @@ def create_or_read_commit(store: Store, path: str, data: bytes) -> Commit:
                 raise
         with contextlib.suppress(FileNotFoundError):
             return read_object(store.objects, path, lambda found: parse_commit(found, path))
-    raise InputError(
-        f"{store.url} answers both that {path} exists and that it does not: it cannot hold a store"
-    )
+    raise InputError(f"{store.url} answers both that {path} exists and that it does not: it cannot hold a store")

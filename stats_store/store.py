@@ -1,4 +1,4 @@
-"""Open or create a store, and read its entries. Only entries in the index exist."""
+"""Open or create a store, and read its entries. Only what the index lists exists."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from zarr.storage import ObjectStore as ZarrObjectStore
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
 from sfm.events import ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import require_valid_layouts
+from sfm.stats_store.array_layouts import parse_layouts_or_raise
 from sfm.stats_store.array_values import find_centre_problem, find_value_problem
 from sfm.stats_store.cards import (
     ClassifierCard,
@@ -25,13 +25,13 @@ from sfm.stats_store.cards import (
     SchemaVersion,
     Summary,
 )
-from sfm.stats_store.cloud_providers import is_missing_container
+from sfm.stats_store.cloud_providers import is_missing_container_error
 from sfm.stats_store.commits import (
     PUBLISHED_SUFFIX,
     make_commit_path,
-    parse_cards,
     parse_commit_or_damage,
-    parse_root_schema,
+    parse_entry_cards,
+    parse_store_schema_version,
 )
 from sfm.stats_store.concurrency import map_concurrently
 from sfm.stats_store.location import AccessDeniedError, connect_object_store, redact_url, translate_errors
@@ -42,8 +42,8 @@ from sfm.stats_store.objects import (
     read_object,
     require_writable_store,
 )
-from sfm.stats_store.schema import UpgradeError, get_array_kind, require_supported_schema
-from sfm.stats_store.store_index import read_index
+from sfm.stats_store.schema import UpgradeError, require_supported_schema, strip_sub_class_suffix
+from sfm.stats_store.store_index import read_store_index
 from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
 
 LOG = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ class Store:
     url: str
     objects: ObjectStore = field(repr=False)
 
-    def list_entries(self, progress: ProgressCallback = no_progress) -> tuple[list[Summary], list[str]]:
+    def list_entries_and_problems(
+        self, progress: ProgressCallback = no_progress
+    ) -> tuple[list[Summary], list[str]]:
         """Return the summaries of all visible entries, and why others cannot be read.
 
         One listing, then one request per entry for the commit of its latest generation. An entry whose newest
@@ -77,24 +79,26 @@ class Store:
         list of str
             One line per entry that cannot be read, with the path of its commit.
         """
-        index = read_index(self.objects, self.url)
-        latest = [paths[-1] for paths in index.commits_by_key.values()]
-        results = map_concurrently(self._read_summary_or_reason, latest, progress, "list", "entries")
+        index = read_store_index(self.objects, self.url)
+        latest = [paths[-1] for paths in index.commit_paths_by_key.values()]
+        results = map_concurrently(self._read_summary_or_problem, latest, progress, "list", "entries")
         entries = [summary for summary in results if isinstance(summary, Summary)]
         entries.sort(key=lambda s: (s.dataset, s.backbone, s.image_size, s.role, s.created))
-        return entries, index.unreadable + [reason for reason in results if isinstance(reason, str)]
+        return entries, index.unreadable_folder_notes + [
+            reason for reason in results if isinstance(reason, str)
+        ]
 
     def list_summaries(self, progress: ProgressCallback = no_progress) -> list[Summary]:
         """Return the summaries of all visible entries; log a warning for each that cannot be read.
 
-        See :meth:`list_entries`.
+        See :meth:`list_entries_and_problems`.
         """
-        entries, reasons = self.list_entries(progress)
+        entries, reasons = self.list_entries_and_problems(progress)
         for reason in reasons:
             LOG.warning("left out of %s: %s", self.url, reason)
         return entries
 
-    def list_commits(self, key: str = "") -> dict[str, list[str]]:
+    def list_commit_paths(self, key: str = "") -> dict[str, list[str]]:
         """Return the paths of the commits of all keys, or of one, oldest first.
 
         Raises
@@ -102,10 +106,10 @@ class Store:
         InputError
             If the store cannot be reached, or the folder of the key cannot be listed.
         """
-        index = read_index(self.objects, self.url, key)
-        if key and index.unreadable:
-            raise AccessDeniedError(index.unreadable[0])
-        return index.commits_by_key
+        index = read_store_index(self.objects, self.url, key)
+        if key and index.unreadable_folder_notes:
+            raise AccessDeniedError(index.unreadable_folder_notes[0])
+        return index.commit_paths_by_key
 
     def read_commit(self, path: str) -> Commit:
         """Read and validate a commit, also that it is at the path where its writer put it.
@@ -113,8 +117,8 @@ class Store:
         Raises
         ------
         DamageError
-            If it is missing, does not match its own digest, belongs to another path, or holds
-            invalid values.
+            If it is missing, does not match its own digest, belongs to another path, or holds values that no
+            writer writes.
         InputError
             If this version cannot read its schema, or the store cannot be reached.
         """
@@ -131,7 +135,7 @@ class Store:
             raise result
         return result
 
-    def _read_summary_or_reason(self, path: str) -> Summary | str | None:
+    def _read_summary_or_problem(self, path: str) -> Summary | str | None:
         try:
             commit = self.read_commit(path)
             return commit.summary if commit.kind == "entry" else None
@@ -172,8 +176,8 @@ class Store:
                 lambda path: read_published_object(self.objects, path, records[path]), metadata
             )
             read = dict(zip(metadata, data, strict=True))
-        cards = parse_cards(commit, read[f"runs/{commit.run}/zarr.json"])
-        layouts = require_valid_layouts(commit, cards, read)
+        cards = parse_entry_cards(commit, read[f"runs/{commit.run}/zarr.json"])
+        layouts = parse_layouts_or_raise(commit, cards, read)
         return Entry(
             store_url=self.url,
             summary=commit.summary,
@@ -207,14 +211,14 @@ class Entry:
     classifier: ClassifierCard
     arrays: VerifiedZarrStore
 
-    def list_arrays(self) -> list[str]:
+    def list_array_names(self) -> list[str]:
         """Return the names of the entry's arrays, e.g. ``train/mean``."""
         return sorted(self.commit.arrays)
 
     def __contains__(self, name: object) -> bool:
         return name in self.commit.arrays
 
-    def open_array(self, name: str) -> "zarr.Array[Any]":
+    def open_array(self, array_name: str) -> "zarr.Array[Any]":
         """Open an array without reading its values.
 
         Raises
@@ -224,18 +228,18 @@ class Entry:
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        if name not in self:
+        if array_name not in self:
             raise InputError(
-                f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {name}; "
-                f"it holds {', '.join(self.list_arrays())}"
+                f"the entry of {self.summary.dataset} through {self.summary.backbone} holds no {array_name}; "
+                f"it holds {', '.join(self.list_array_names())}"
             )
-        path = f"runs/{self.commit.run}/{name}"
+        path = f"runs/{self.commit.run}/{array_name}"
         if path not in self.arrays.layouts:
-            raise InputError(f"{name} is of a kind that this version cannot read: upgrade sfm-distill")
+            raise InputError(f"{array_name} is of a kind that this version cannot read: upgrade sfm-distill")
         with translate_errors(self.store_url), translate_decode_errors(path):
             return zarr.open_array(self.arrays, path=path, mode="r", zarr_format=3)
 
-    def read_array(self, name: str, rows: slice | None = None) -> npt.NDArray[Any]:
+    def read_array(self, array_name: str, rows: slice | None = None) -> npt.NDArray[Any]:
         """Read an array, or some of its rows; all bytes and values are checked.
 
         Bytes are compared with the published digests. Values must be possible for such an array: see
@@ -248,30 +252,30 @@ class Entry:
         InputError
             If the entry holds no such array, or the store cannot be reached.
         """
-        selected = self._read_unchecked(name, rows)
-        problem = find_value_problem(name, selected, self.dataset)
-        count = name.replace("train/centre_", "train/centre_count_")
-        if not problem and get_array_kind(name) == "train/centre" and count in self:
-            problem = find_centre_problem(selected, self._read_unchecked(count, rows))
+        selected = self._read_array_unchecked(array_name, rows)
+        problem = find_value_problem(array_name, selected, self.dataset)
+        count = array_name.replace("train/centre_", "train/centre_count_")
+        if not problem and strip_sub_class_suffix(array_name) == "train/centre" and count in self:
+            problem = find_centre_problem(selected, self._read_array_unchecked(count, rows))
         if problem:
-            raise DamageError(f"damaged array runs/{self.commit.run}/{name}: {problem}")
+            raise DamageError(f"damaged array runs/{self.commit.run}/{array_name}: {problem}")
         return selected
 
-    def _read_unchecked(self, name: str, rows: slice | None) -> npt.NDArray[Any]:
-        array = self.open_array(name)
+    def _read_array_unchecked(self, array_name: str, rows: slice | None) -> npt.NDArray[Any]:
+        array = self.open_array(array_name)
         with translate_errors(self.store_url), translate_decode_errors(array.path):
             selected: npt.NDArray[Any] = array[rows if rows is not None else slice(None)]  # type: ignore[assignment]
         return selected
 
 
 def connect_store(location: str | ObjectStore, *, create: bool) -> tuple[str, ObjectStore, ObjectStore]:
-    """Return the URL of a store without credentials, its objects, and its objects with short retries."""
+    """Return the URL of a store without credentials, its objects, and its objects with brief retries."""
     if not isinstance(location, str):
         return type(location).__name__, location, location
     return (
         redact_url(location),
         connect_object_store(location, create=create),
-        connect_object_store(location, create=create, use_long_retries=False),
+        connect_object_store(location, create=create, use_patient_retries=False),
     )
 
 
@@ -293,12 +297,12 @@ def open_store(location: str | ObjectStore) -> Store:
 
 def open_store_or_advise(location: str | ObjectStore, advice: str) -> Store:
     """Open a store; the error about a location without a store ends with `advice`. See :func:`open_store`."""
-    url, objects, short_retry_objects = connect_store(location, create=False)
+    url, objects, brief_objects = connect_store(location, create=False)
     with translate_errors(url):
         try:
-            schema = read_object(short_retry_objects, "zarr.json", parse_root_schema)
+            schema = read_object(brief_objects, "zarr.json", parse_store_schema_version)
         except (FileNotFoundError, DamageError) as error:
-            if is_missing_container(error):
+            if is_missing_container_error(error):
                 raise
             raise InputError(
                 f"{url} is not a store: it has no readable root zarr.json with an sfm schema; {advice}"
@@ -321,26 +325,22 @@ def create_store(location: str | ObjectStore) -> Store:
         If the location holds something else, cannot be written, or does not support the conditional writes
         that commits need.
     """
-    url, _, short_retry_objects = connect_store(location, create=True)
+    url, _, brief_objects = connect_store(location, create=True)
     with translate_errors(url):
         root = encode_group_metadata({"schema": SchemaVersion().model_dump()})
-        is_new = is_empty_store(short_retry_objects) and create_if_absent(
-            url, short_retry_objects, "zarr.json", root
-        )
+        is_new = is_empty_store(brief_objects) and create_if_absent(url, brief_objects, "zarr.json", root)
         # If it exists by now, another writer has just created the store, which is fine.
         advice = "it holds other files: give an empty folder, or that of a store"
         store = open_store_or_advise(location, advice)
         # A server that ignores the condition rewrites the same bytes, and so reveals itself without harm.
-        if create_if_absent(
-            url, short_retry_objects, "zarr.json", read_object(short_retry_objects, "zarr.json", bytes)
-        ):
+        if create_if_absent(url, brief_objects, "zarr.json", read_object(brief_objects, "zarr.json", bytes)):
             if is_new:
                 with suppress(BaseError):
-                    delete_object(short_retry_objects, "zarr.json")
+                    delete_object(brief_objects, "zarr.json")
             raise make_conditional_write_error(url)
         if is_new:
-            create_if_absent(url, short_retry_objects, "runs/zarr.json", encode_group_metadata({}))
-        require_writable_store(short_retry_objects)
+            create_if_absent(url, brief_objects, "runs/zarr.json", encode_group_metadata({}))
+        require_writable_store(brief_objects)
     return store
 
 

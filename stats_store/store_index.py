@@ -8,7 +8,7 @@ from obstore.store import ObjectStore
 from sfm.stats_store.commits import COMMIT_PATH, KEY_FOLDER_PATH, PUBLISHED_SUFFIX, parse_generation
 from sfm.stats_store.folder_walk import explain_unlisted_folder
 from sfm.stats_store.location import translate_errors
-from sfm.stats_store.objects import list_readable_objects
+from sfm.stats_store.objects import list_objects_and_unreadable
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,17 @@ class StoreIndex:
 
     Attributes
     ----------
-    commits_by_key : dict of str to list of str
+    commit_paths_by_key : dict of str to list of str
         Paths of all commits by key (backbone hash/fingerprint/options), oldest first.
-    unreadable : list of str
+    unreadable_folder_notes : list of str
         One line per folder on a disk that could not be listed.
     """
 
-    commits_by_key: dict[str, list[str]]
-    unreadable: list[str]
+    commit_paths_by_key: dict[str, list[str]]
+    unreadable_folder_notes: list[str]
 
 
-def read_index(objects: ObjectStore, url: str, key: str = "") -> StoreIndex:
+def read_store_index(objects: ObjectStore, url: str, key: str = "") -> StoreIndex:
     """List the commits of all keys, or of one.
 
     A newest commit that was published and is missing is included: reading it then fails, where its absence
@@ -49,7 +49,9 @@ def read_index(objects: ObjectStore, url: str, key: str = "") -> StoreIndex:
     """
     with translate_errors(url):
         prefix = f"index/{key}" if key else "index"
-        listed, unreadable = list_readable_objects(objects, prefix, should_enter=KEY_FOLDER_PATH.fullmatch)
+        listed, unreadable = list_objects_and_unreadable(
+            objects, prefix, should_enter=KEY_FOLDER_PATH.fullmatch
+        )
     commits: dict[str, set[str]] = defaultdict(set)
     published: dict[str, set[str]] = defaultdict(set)
     for item in listed:

@@ -1,30 +1,29 @@
 """Verify entries: compare all bytes with the published digests, and check all values."""
 
+import numpy as np
+import numpy.typing as npt
 import threading
+import zarr
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, product
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import zarr
-from zarr.storage import ObjectStore as ZarrObjectStore
-
 from sfm.errors import DamageError
 from sfm.events import Progress, ProgressCallback, no_progress
-from sfm.stats_store.array_layouts import ArrayLayout, check_array_layouts, group_chunks_by_array
-from sfm.stats_store.array_values import ArrayComparison, find_value_problem
+from sfm.stats_store.array_layouts import ArrayLayout, get_chunk_sizes_by_array, parse_valid_array_layouts
+from sfm.stats_store.array_values import ArrayConsistencyCheck, find_value_problem
 from sfm.stats_store.cards import Commit, DatasetCard, ObjectRecord, Summary
-from sfm.stats_store.commits import make_commit_path, parse_cards
+from sfm.stats_store.commits import make_commit_path, parse_entry_cards
 from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
-from sfm.stats_store.digests import compute_stream_digest
+from sfm.stats_store.digests import compute_chunked_array_digest
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
-from sfm.stats_store.store_index import read_index
+from sfm.stats_store.store_index import read_store_index
 from sfm.stats_store.verified_objects import VerifiedZarrStore, read_published_object, translate_decode_errors
+from typing import Any
+from zarr.storage import ObjectStore as ZarrObjectStore
+
 
 MAX_WINDOW_BYTES = 16 * 2**20
 MAX_MATRIX_BYTES = 128 * 2**20
@@ -43,11 +42,11 @@ class EntryVerdict:
 
     Attributes
     ----------
-    commit : str
+    commit_path : str
         Path of its commit below the store's root.
     summary : Summary or None
         None if the commit cannot be read.
-    objects, size : int
+    object_count, size_bytes : int
         Number of objects in the commit, and their published size in bytes.
     problems : list of str
         One line per problem, with the path of the object; empty for an undamaged entry.
@@ -55,10 +54,10 @@ class EntryVerdict:
         False if access to a part was denied; `problems` names it.
     """
 
-    commit: str
+    commit_path: str
     summary: Summary | None
-    objects: int
-    size: int
+    object_count: int
+    size_bytes: int
     problems: list[str]
     is_readable: bool = True
 
@@ -68,9 +67,7 @@ class EntryVerdict:
         return not self.problems
 
 
-def verify_entries(
-    store: Store, summaries: Sequence[Summary] | None = None, progress: ProgressCallback = no_progress
-) -> list[EntryVerdict]:
+def verify_entries(store: Store, summaries: Sequence[Summary] | None = None, progress: ProgressCallback = no_progress) -> list[EntryVerdict]:
     """Verify entries against their commits.
 
     For every entry this compares the commit with its own digest and path, every object with its size and
@@ -98,37 +95,25 @@ def verify_entries(
     """
     unlisted_folders: list[str] = []
     if summaries is None:
-        index = read_index(store.objects, store.url)
-        unlisted_folders = index.unreadable
-        paths = [path for key_paths in index.commits_by_key.values() for path in key_paths]
-        newest_paths = {key_paths[-1] for key_paths in index.commits_by_key.values()}
+        index = read_store_index(store.objects, store.url)
+        unlisted_folders = index.unreadable_folder_notes
+        paths = [path for key_paths in index.commit_paths_by_key.values() for path in key_paths]
+        newest_paths = {key_paths[-1] for key_paths in index.commit_paths_by_key.values()}
     else:
         paths = [make_commit_path(summary) for summary in summaries]
         newest_paths = set(paths)
     with translate_errors(store.url):
-        results = map_concurrently(
-            lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits"
-        )
-        commits = [
-            (path, commit)
-            for path, commit in zip(paths, results, strict=True)
-            if isinstance(commit, Commit) and commit.kind == "entry" and path in newest_paths
-        ]
+        results = map_concurrently(lambda path: read_commit_or_verdict(store, path), paths, progress, "read", "commits")
+        commits = [(path, commit) for path, commit in zip(paths, results, strict=True) if isinstance(commit, Commit) and commit.kind == "entry" and path in newest_paths]
         total = sum(len(commit.objects) for _, commit in commits)
-        verifier = EntryVerifier(store, ObjectCounter(progress, total))
-        verdicts = map_concurrently(
-            lambda item: verifier.verify_entry(*item), commits, limit=MAX_ENTRIES_AT_ONCE
-        )
-    verdict_by_path = {
-        result.commit: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)
-    }
+        verifier = EntryVerifier(store, VerifiedObjectCounter(progress, total))
+        verdicts = map_concurrently(lambda item: verifier.verify_entry(*item), commits, max_threads=MAX_ENTRIES_AT_ONCE)
+    verdict_by_path = {result.commit_path: result for result in (*results, *verdicts) if isinstance(result, EntryVerdict)}
     sorted_verdicts = [verdict_by_path[path] for path in paths if path in verdict_by_path]
-    return sorted_verdicts + [
-        EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders
-    ]
+    return sorted_verdicts + [EntryVerdict("index", None, 0, 0, [problem], is_readable=False) for problem in unlisted_folders]
 
 
-class ObjectCounter:
+class VerifiedObjectCounter:
     """Counts verified objects and reports progress; thread-safe."""
 
     def __init__(self, progress: ProgressCallback, total: int) -> None:
@@ -136,10 +121,10 @@ class ObjectCounter:
         self._lock = threading.Lock()
         progress(Progress("verify", 0, total, "objects"))
 
-    def add(self, objects: int) -> None:
+    def add(self, object_count: int) -> None:
         """Add a number of verified objects."""
         with self._lock:
-            self._done += objects
+            self._done += object_count
             self._progress(Progress("verify", self._done, self._total, "objects"))
 
 
@@ -159,24 +144,21 @@ class EntryVerifier:
     Parameters
     ----------
     store : Store
-    counter : ObjectCounter
+    counter : VerifiedObjectCounter
     """
 
-    def __init__(self, store: Store, counter: ObjectCounter) -> None:
+    def __init__(self, store: Store, counter: VerifiedObjectCounter) -> None:
         self._store, self._counter = store, counter
         self._slots, self._memory = threading.Semaphore(MAX_REQUESTS), MemoryBudget(MAX_VERIFY_BYTES)
 
-    def verify_entry(self, path: str, commit: Commit) -> EntryVerdict:
-        """Verify the objects, arrays and cards of one entry; `path` is that of its commit."""
+    def verify_entry(self, commit_path: str, commit: Commit) -> EntryVerdict:
+        """Verify the objects, arrays and cards of one entry; `commit_path` is that of its commit."""
         assert commit.summary is not None
         run = f"runs/{commit.run}"
         records = {f"{run}/{name}": record for name, record in commit.objects.items()}
         size = sum(record.size for record in records.values())
-        chunks = {
-            name: [f"{run}/{name}/{key}" for key in keys]
-            for name, keys in group_chunks_by_array(commit).items()
-        }
-        chunk_paths = {path for paths in chunks.values() for path in paths}
+        chunks = {name: [f"{run}/{name}/{key}" for key in keys] for name, keys in get_chunk_sizes_by_array(commit).items()}
+        chunk_paths = {p for paths in chunks.values() for p in paths}
         metadata_paths = [p for p in records if p.endswith("/zarr.json") and p not in chunk_paths]
         other_paths = [p for p in records if not p.endswith("/zarr.json") and p not in chunk_paths]
         try:
@@ -185,84 +167,78 @@ class EntryVerifier:
             problems += self.find_object_problems(other_paths, records)
             self._counter.add(len(metadata_paths) + len(other_paths))
             metadata = {p: result for p, result in results.items() if isinstance(result, bytes)}
-            arrays, layout_problems = load_entry_arrays(commit, records, metadata)
-            array_problems = map_concurrently(
-                lambda name: self.verify_array(arrays, name, chunks[name]), chunks, limit=MAX_ARRAYS_AT_ONCE
-            )
+            arrays, layout_problems = load_arrays_to_verify(commit, records, metadata)
+            array_problems = map_concurrently(lambda name: self.verify_array(arrays, name, chunks[name]), chunks, max_threads=MAX_ARRAYS_AT_ONCE)
             problems += [*layout_problems, *chain.from_iterable(array_problems)]
             if not any(array_problems):
-                contradictions = arrays.comparison.find_problems()
+                contradictions = arrays.consistency_check.find_contradictions()
                 problems += [f"damaged array {run}/{name}: {line}" for name, line in contradictions.items()]
         except AccessDeniedError as error:
-            return EntryVerdict(path, commit.summary, len(records), size, [str(error)], is_readable=False)
-        return EntryVerdict(path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
+            return EntryVerdict(commit_path, commit.summary, len(records), size, [str(error)], is_readable=False)
+        return EntryVerdict(commit_path, commit.summary, len(records), size, list(dict.fromkeys(problems)))
 
-    def verify_array(self, arrays: "EntryArrays", name: str, chunk_paths: Sequence[str]) -> list[str]:
+    def verify_array(self, arrays: "ArraysToVerify", array_name: str, chunk_paths: Sequence[str]) -> list[str]:
         """Verify an array; return one line per problem."""
-        if f"{arrays.run}/{name}" not in arrays.layouts:
+        if f"{arrays.run_path}/{array_name}" not in arrays.layouts_by_path:
             # Of a newer schema, or with an invalid layout: its bytes can be compared, but not its values.
-            problems = self.find_object_problems(chunk_paths, arrays.records)
+            problems = self.find_object_problems(chunk_paths, arrays.records_by_path)
         else:
-            problem = self.find_content_problem(arrays, name)
+            problem = self.find_content_problem(arrays, array_name)
             # Reading stops at the first damaged chunk: compare all of them, to name each.
-            problems = (
-                (self.find_object_problems(chunk_paths, arrays.records) or [problem]) if problem else []
-            )
+            problems = (self.find_object_problems(chunk_paths, arrays.records_by_path) or [problem]) if problem else []
         self._counter.add(len(chunk_paths))
         return problems
 
-    def find_content_problem(self, arrays: "EntryArrays", name: str) -> str | None:
+    def find_content_problem(self, arrays: "ArraysToVerify", array_name: str) -> str | None:
         """Recompute the digest of an array from its chunks and check its values; return a problem or None."""
-        path, dataset, problems = f"{arrays.run}/{name}", arrays.dataset, list[str | None]()
+        path, dataset, problems = f"{arrays.run_path}/{array_name}", arrays.dataset, list[str | None]()
         assert dataset is not None
         try:
             with translate_decode_errors(path):
                 array = arrays.open_array(self._store, path)
-                max_bytes = MAX_MATRIX_BYTES if name == "train/within_scatter" else MAX_WINDOW_BYTES
+                max_bytes = MAX_MATRIX_BYTES if array_name == "train/within_scatter" else MAX_WINDOW_BYTES
 
                 def read_windows() -> Iterator[npt.NDArray[Any]]:
-                    for start, stop, chunk_paths in iterate_row_windows(array, path, max_bytes):
+                    for start, stop, chunk_paths in iterate_windows_with_chunk_paths(array, path, max_bytes):
                         with self.read_chunks(arrays, array, stop - start, chunk_paths) as chunks:
                             rows = arrays.open_array(self._store, path, chunks)[start:stop]
                             assert isinstance(rows, np.ndarray)
-                            problems.append(find_value_problem(name, rows, dataset))
-                            arrays.comparison.add_rows(name, rows, start)
+                            problems.append(find_value_problem(array_name, rows, dataset))
+                            arrays.consistency_check.add_rows(array_name, rows, start)
                             yield rows
 
-                digest = compute_stream_digest(read_windows(), array.dtype, array.shape)
+                digest = compute_chunked_array_digest(read_windows(), array.dtype, array.shape)
         except DamageError as error:
             return str(error)
-        if digest != arrays.digests[name]:
+        if digest != arrays.digest_by_array[array_name]:
             return f"damaged array {path}: its digest is not the published one"
         problem = next(filter(None, problems), None)
         return f"damaged array {path}: {problem}" if problem else None
 
     @contextmanager
-    def read_chunks(
-        self, arrays: "EntryArrays", array: "zarr.Array[Any]", rows: int, chunk_paths: Sequence[str]
-    ) -> Iterator[dict[str, bytes]]:
-        """Read chunks within the memory budget, which also covers the `rows` decoded from them."""
-        size = sum(arrays.records[path].size for path in chunk_paths) + rows * compute_row_bytes(array)
+    def read_chunks(self, arrays: "ArraysToVerify", array: "zarr.Array[Any]", row_count: int, chunk_paths: Sequence[str]) -> Iterator[dict[str, bytes]]:
+        """Read chunks within the memory budget, which also covers the `row_count` decoded from them."""
+        size = sum(arrays.records_by_path[path].size for path in chunk_paths) + row_count * compute_row_bytes(array)
         acquired = self._memory.acquire(size)
         try:
-            read_object = self.make_object_reader(arrays.records)
-            chunks = map_concurrently(read_object, chunk_paths, limit=MAX_CHUNKS_AT_ONCE)
+            read_object = self.make_object_reader(arrays.records_by_path)
+            chunks = map_concurrently(read_object, chunk_paths, max_threads=MAX_CHUNKS_AT_ONCE)
             yield dict(zip(chunk_paths, chunks, strict=True))
         finally:
             self._memory.release(acquired)
 
-    def make_object_reader(self, records: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
+    def make_object_reader(self, records_by_path: dict[str, ObjectRecord]) -> Callable[[str], bytes]:
         """Return a function that reads an object and compares it with its record."""
 
         def read_object(path: str) -> bytes:
             with self._slots, translate_errors(self._store.url):
-                return read_published_object(self._store.objects, path, records[path])
+                return read_published_object(self._store.objects, path, records_by_path[path])
 
         return read_object
 
-    def read_objects(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[bytes | str]:
+    def read_objects(self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]) -> list[bytes | str]:
         """Return the bytes of every object, or its problem."""
-        read_object = self.make_object_reader(records)
+        read_object = self.make_object_reader(records_by_path)
 
         def read_object_or_problem(path: str) -> bytes | str:
             try:
@@ -270,14 +246,14 @@ class EntryVerifier:
             except DamageError as error:
                 return str(error)
 
-        return map_concurrently(read_object_or_problem, paths, limit=MAX_CHUNKS_AT_ONCE)
+        return map_concurrently(read_object_or_problem, paths, max_threads=MAX_CHUNKS_AT_ONCE)
 
-    def find_object_problems(self, paths: Sequence[str], records: dict[str, ObjectRecord]) -> list[str]:
+    def find_object_problems(self, paths: Sequence[str], records_by_path: dict[str, ObjectRecord]) -> list[str]:
         """Compare objects with their records within the memory budget; return one line per problem."""
-        read_object = self.make_object_reader(records)
+        read_object = self.make_object_reader(records_by_path)
 
         def find_object_problem(path: str) -> str:
-            acquired = self._memory.acquire(records[path].size)
+            acquired = self._memory.acquire(records_by_path[path].size)
             try:
                 read_object(path)
             except DamageError as error:
@@ -286,67 +262,61 @@ class EntryVerifier:
                 self._memory.release(acquired)
             return ""
 
-        return list(filter(None, map_concurrently(find_object_problem, paths, limit=MAX_CHUNKS_AT_ONCE)))
+        return list(filter(None, map_concurrently(find_object_problem, paths, max_threads=MAX_CHUNKS_AT_ONCE)))
 
 
 @dataclass(frozen=True)
-class EntryArrays:
+class ArraysToVerify:
     """The arrays of an entry that is being verified.
 
     Attributes
     ----------
-    run : str
+    run_path : str
         Path of the run.
-    digests : dict of str to str
+    digest_by_array : dict of str to str
         The published digest of every array.
-    records : dict of str to ObjectRecord
+    records_by_path : dict of str to ObjectRecord
         Record of every object of the run, by full path.
-    metadata : dict of str to bytes
+    zarr_json_by_path : dict of str to bytes
         Every undamaged ``zarr.json`` of the run, by full path.
     dataset : DatasetCard or None
         None if it cannot be read; then there are no layouts.
-    layouts : dict of str to ArrayLayout
+    layouts_by_path : dict of str to ArrayLayout
         Layouts of the arrays that can be opened, by full path.
-    comparison : ArrayComparison
+    consistency_check : ArrayConsistencyCheck
         Compares arrays with each other.
     """
 
-    run: str
-    digests: dict[str, str]
-    records: dict[str, ObjectRecord]
-    metadata: dict[str, bytes]
+    run_path: str
+    digest_by_array: dict[str, str]
+    records_by_path: dict[str, ObjectRecord]
+    zarr_json_by_path: dict[str, bytes]
     dataset: DatasetCard | None
-    layouts: dict[str, ArrayLayout]
-    comparison: ArrayComparison = field(default_factory=ArrayComparison)
+    layouts_by_path: dict[str, ArrayLayout]
+    consistency_check: ArrayConsistencyCheck = field(default_factory=ArrayConsistencyCheck)
 
-    def open_array(
-        self, store: Store, path: str, chunks: dict[str, bytes] | None = None
-    ) -> "zarr.Array[Any]":
+    def open_array(self, store: Store, path: str, chunks: dict[str, bytes] | None = None) -> "zarr.Array[Any]":
         """Open an array, with chunks that have been read already."""
         objects = ZarrObjectStore(store.objects, read_only=True)
-        verified = VerifiedZarrStore(objects, self.records, self.metadata | (chunks or {}), self.layouts)
+        verified = VerifiedZarrStore(objects, self.records_by_path, self.zarr_json_by_path | (chunks or {}), self.layouts_by_path)
         return zarr.open_array(verified, path=path, mode="r", zarr_format=3)
 
 
-def load_entry_arrays(
-    commit: Commit, records: dict[str, ObjectRecord], metadata: dict[str, bytes]
-) -> tuple[EntryArrays, list[str]]:
+def load_arrays_to_verify(commit: Commit, records_by_path: dict[str, ObjectRecord], zarr_json_by_path: dict[str, bytes]) -> tuple[ArraysToVerify, list[str]]:
     """Return the arrays of an entry, and one line per problem with its cards and layouts."""
     run, dataset, layouts = f"runs/{commit.run}", None, dict[str, ArrayLayout]()
     path, problems = f"{run}/zarr.json", list[str]()
-    if path in metadata:
+    if path in zarr_json_by_path:
         try:
-            cards = parse_cards(commit, metadata[path])
+            cards = parse_entry_cards(commit, zarr_json_by_path[path])
             dataset = cards.dataset
-            layouts, problems = check_array_layouts(commit, cards, metadata)
+            layouts, problems = parse_valid_array_layouts(commit, cards, zarr_json_by_path)
         except (DamageError, UpgradeError) as error:
             problems = [str(error)]
-    return EntryArrays(run, commit.arrays, records, metadata, dataset, layouts), problems
+    return ArraysToVerify(run, commit.arrays, records_by_path, zarr_json_by_path, dataset, layouts), problems
 
 
-def iterate_row_windows(
-    array: "zarr.Array[Any]", path: str, max_bytes: int
-) -> Iterator[tuple[int, int, list[str]]]:
+def iterate_windows_with_chunk_paths(array: "zarr.Array[Any]", array_path: str, max_bytes: int) -> Iterator[tuple[int, int, list[str]]]:
     """Yield first row, end row and chunk paths of consecutive windows of an array.
 
     Windows consist of complete chunks, so that none is read twice. They have at most `max_bytes`, or one row
@@ -358,7 +328,7 @@ def iterate_row_windows(
     for start in range(0, array.shape[0], step):
         stop = min(start + step, array.shape[0])
         outer = range(start // rows, -(-stop // rows))
-        yield start, stop, ["/".join(map(str, (path, "c", *place))) for place in product(outer, *inner)]
+        yield start, stop, ["/".join(map(str, (array_path, "c", *place))) for place in product(outer, *inner)]
 
 
 def compute_row_bytes(array: "zarr.Array[Any]") -> int:

@@ -107,7 +107,7 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
         Objects that were read and compared before; they are not read again.
     layouts : mapping of str to ArrayLayout
         All arrays that can be opened, by full path; see
-        :func:`~sfm.stats_store.array_layouts.check_array_layouts`.
+        :func:`~sfm.stats_store.array_layouts.parse_valid_array_layouts`.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class VerifiedZarrStore(WrapperStore[ObjectStore[Any]]):
         if data is None:
             data = await asyncio.to_thread(read_published_object, self._store.store, key, record)
         array_path, is_chunk, _ = key.partition("/c/")
-        chunk_problem = self.layouts[array_path].find_chunk_problem(data) if is_chunk else None
+        chunk_problem = self.layouts[array_path].find_encoded_chunk_problem(data) if is_chunk else None
         if chunk_problem:
             # Checked before decoding, which would allocate the size that the chunk claims.
             raise DamageError(f"damaged object {key}: {chunk_problem}")

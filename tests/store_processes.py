@@ -124,7 +124,7 @@ def sfm_command(arguments: list[str], output: str) -> None:
 def array_digests(store: Store) -> dict[str, dict[str, str]]:
     """Read every array of every entry and digest what came, by entry."""
     return {
-        s.key: {name: compute_array_digest(entry.read_array(name)) for name in entry.list_arrays()}
+        s.key: {name: compute_array_digest(entry.read_array(name)) for name in entry.list_array_names()}
         for s in store.list_summaries()
         if (entry := store.open_entry(s))
     }

@@ -24,7 +24,7 @@ from sfm.eval.result import Evaluation
 from sfm.image_files import read_png
 from sfm.paths import resolve_links
 from sfm.stats_store.digests import compute_array_digest
-from sfm.stats_store.entry_history import summaries_for
+from sfm.stats_store.entry_history import list_candidate_summaries
 from sfm.stats_store.store import Entry, Store, open_store
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
 
@@ -266,7 +266,7 @@ def combine_run_results(
 def open_run_entry(store: Store, run: DistilledRun) -> Entry | None:
     """Open the entry that a run was distilled from; None if the store does not hold it."""
     record = run.record
-    known = summaries_for(store, f"{record.dataset}@{record.entry_digest}")
+    known = list_candidate_summaries(store, f"{record.dataset}@{record.entry_digest}")
     matching = [summary for summary in known if summary.entry_digest == record.entry_digest]
     return store.open_entry(matching[0]) if matching else None
 

@@ -19,7 +19,7 @@ import numpy as np
 from sfm.backbones.rendering import parse_background, parse_white
 from sfm.errors import InputError
 from sfm.paths import expand_home
-from sfm.pipeline.sources.class_labels import ClassList, get_display_names, read_class_list
+from sfm.pipeline.sources.class_labels import ParsedClassList, get_display_names, read_class_list
 from sfm.pipeline.sources.class_subsets import select_source_classes
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.idx import open_builtin_source, open_idx_source
@@ -135,7 +135,7 @@ def pop_rendering_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
     return values
 
 
-def select_listed_classes(source: Source, class_list: ClassList) -> Source:
+def select_listed_classes(source: Source, class_list: ParsedClassList) -> Source:
     """Return a source of the classes of a list only, named after the list.
 
     Raises
@@ -145,13 +145,15 @@ def select_listed_classes(source: Source, class_list: ClassList) -> Source:
     """
     own_ids = source.class_ids or ()
     class_list = replace_class_ids(
-        class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.ids]
+        class_list, [find_class_id(class_id, own_ids) or class_id for class_id in class_list.class_ids]
     )
-    names = dict(zip(class_list.ids, get_display_names(class_list.ids), strict=True))
+    names = dict(zip(class_list.class_ids, get_display_names(class_list.class_ids), strict=True))
     if source.class_ids is not None and source.class_names is not None:
         names |= dict(zip(source.class_ids, source.class_names, strict=True))
-    names |= class_list.names
-    subset = select_source_classes(source, class_list.ids, [names[class_id] for class_id in class_list.ids])
+    names |= class_list.display_names
+    subset = select_source_classes(
+        source, class_list.class_ids, [names[class_id] for class_id in class_list.class_ids]
+    )
     if expand_home(class_list.origin).is_file():
         return replace(subset, name=f"{source.name}-{Path(class_list.origin).stem}")
     return replace(subset, name=class_list.origin)

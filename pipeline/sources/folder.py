@@ -28,7 +28,7 @@ from sfm.pipeline.sources.inventory import (
 from sfm.pipeline.sources.source import NO_SAMPLES, Source, Split, compute_digest, file_split
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.stats_store.class_lists import normalize_class_id
-from sfm.stats_store.dataset_names import make_name_from_folder
+from sfm.stats_store.dataset_names import make_dataset_name_from_folder
 
 LOOSE_IMAGES_KIND = "images outside of class folders"
 
@@ -58,7 +58,7 @@ def open_folder_source(place_with_options: str) -> Source:
     splits = [layout.train, *([layout.held_out] if layout.held_out else [])]
     ids = sorted({class_id for split in splits for class_id in list_class_folders(split)})
     return Source(
-        name=make_name_from_folder(root),
+        name=make_dataset_name_from_folder(root),
         spec=spec,
         class_ids=ids,
         class_names=get_display_names([normalize_class_id(class_id) for class_id in ids]),

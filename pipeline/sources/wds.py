@@ -1,19 +1,11 @@
 """``wds:PATTERN``: WebDataset tar shards, streamed from a disk, a web server or a bucket."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-
 import numpy as np
 import numpy.typing as npt
-
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import (
-    ClassList,
-    class_id_from_label,
-    encode_label_list,
-    format_numeric_label,
-    read_class_list,
-)
+from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_label, encode_label_list, format_numeric_label, read_class_list
 from sfm.pipeline.sources.class_subsets import take_positions
 from sfm.pipeline.sources.data_files import DataFile, derive_dataset_name, digest_file_states
 from sfm.pipeline.sources.decode import decode_image
@@ -26,6 +18,7 @@ from sfm.pipeline.sources.split_files import find_split_files
 from sfm.pipeline.sources.tar_members import Content
 from sfm.pipeline.sources.tar_samples import NoLabelError, iter_sample_contents
 from sfm.untrusted_files import parse_json
+
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNSUPPORTED_SUFFIXES = (".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
@@ -55,12 +48,12 @@ def open_wds_source(place_with_options: str) -> Source:
     files = find_split_files(path_or_pattern, suffixes, options.get("train"), options.get("test"))
     files = files.replace_unlabelled_test(shard_has_labels)
     require_distinct_shards([*files.train, *files.test])
-    ids = sorted(label_list.ids) if label_list else None
+    ids = sorted(label_list.class_ids) if label_list else None
     return Source(
         name=derive_dataset_name(path_or_pattern, suffixes),
         spec=spec,
         class_ids=ids,
-        class_names=[label_list.names.get(i, i) for i in ids] if label_list and ids else None,
+        class_names=[label_list.display_names.get(i, i) for i in ids] if label_list and ids else None,
         train=make_wds_split(files.train, label_list),
         test=make_wds_split(files.test, label_list) if files.test else NO_SAMPLES,
         decode=decode_image,
@@ -101,7 +94,7 @@ def require_distinct_shards(files: Sequence[DataFile]) -> None:
             raise InputError(f"{other.url} and {file.url} are one shard, most likely: remove one of the two")
 
 
-def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> Split:
+def make_wds_split(files: Sequence[DataFile], label_list: ParsedClassList | None) -> Split:
     """Return the split of some tar files, one shard each."""
 
     def make_shard(file: DataFile) -> Shard:
@@ -117,9 +110,7 @@ def make_wds_split(files: Sequence[DataFile], label_list: ClassList | None) -> S
     return Split(tuple(map(make_shard, files)), listing)
 
 
-def iter_shard_samples(
-    file: DataFile, label_list: ClassList | None, unused_by_kind: Counter[str]
-) -> Iterator[Sample]:
+def iter_shard_samples(file: DataFile, label_list: ParsedClassList | None, unused_by_kind: Counter[str]) -> Iterator[Sample]:
     """Yield the samples of a tar file as it is streamed.
 
     Parameters
@@ -153,11 +144,7 @@ def find_stored_label(contents_by_extension: Mapping[str, Content], location: st
     InputError
         If there is no label (:class:`NoLabelError`), or it cannot be read.
     """
-    texts = {
-        extension: content
-        for extension, content in contents_by_extension.items()
-        if isinstance(content, bytes)
-    }
+    texts = {extension: content for extension, content in contents_by_extension.items() if isinstance(content, bytes)}
     try:
         if "cls" in texts:
             return "cls", texts["cls"].decode()
@@ -171,6 +158,4 @@ def find_stored_label(contents_by_extension: Mapping[str, Content], location: st
             return "txt", texts["txt"].decode()
     except ValueError as error:
         raise InputError(f"{location} has a label that cannot be read: {error}") from error
-    raise NoLabelError(
-        f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json"
-    )
+    raise NoLabelError(f"{location} has no label: expected a .cls, a .txt, or {JSON_LABEL_KEYS[0]!r} in a .json")

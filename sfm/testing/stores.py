@@ -3,30 +3,29 @@
 import datetime
 import hashlib
 import json
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
-
 import numpy as np
 import numpy.typing as npt
 import obstore
 import pytest
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from obstore.store import MemoryStore, ObjectStore
-
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.errors import DamageError, InputError
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.commits import encode_commit, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.entry_history import read_commit_statuses, remove_entry, summaries_for
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_history import list_candidate_summaries, read_commit_statuses, remove_entry
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
+from typing import Any, Literal
+
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -37,9 +36,7 @@ WRITERS = 4
 
 NO_AGE = datetime.timedelta(0)
 
-CLASSIFIER = ClassifierCard(
-    solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None
-)
+CLASSIFIER = ClassifierCard(solver="none", l2=1.0, iterations=1, converged=True, held_out_top1=0.5, held_out_top5=None)
 
 
 class StoreTests:
@@ -78,7 +75,7 @@ class StoreTests:
         draft = Draft(store)
         written = write_random_arrays(draft)
         entry = open_store(location).open_entry(publish_random_draft(draft).summary)
-        assert entry.list_arrays() == sorted(written)
+        assert entry.list_array_names() == sorted(written)
         for name, array in written.items():
             assert entry.read_array(name).dtype == array.dtype
             np.testing.assert_array_equal(entry.read_array(name), array)
@@ -88,9 +85,9 @@ class StoreTests:
         """A reader sees complete entries only: nothing of a draft, all of a published entry."""
         draft = Draft(store)
         write_random_arrays(draft)
-        assert store.list_entries() == ([], [])
+        assert store.list_entries_and_problems() == ([], [])
         summary = publish_random_draft(draft).summary
-        assert store.list_entries() == ([summary], [])
+        assert store.list_entries_and_problems() == ([summary], [])
         assert [verdict.problems for verdict in verify_entries(store)] == [[]]
 
     def test_a_discarded_draft_leaves_no_object(self, store: Store) -> None:
@@ -101,9 +98,7 @@ class StoreTests:
         draft.discard()
         assert read_objects(store) == before
 
-    def test_exactly_one_of_several_writers_of_a_key_wins(
-        self, location: str | ObjectStore, store: Store
-    ) -> None:
+    def test_exactly_one_of_several_writers_of_a_key_wins(self, location: str | ObjectStore, store: Store) -> None:
         """Of several writers of one key exactly one publishes; the others notice and discard their runs."""
         barrier = threading.Barrier(WRITERS)
 
@@ -147,12 +142,7 @@ class StoreTests:
 
     def test_no_object_is_ever_overwritten(self, store: Store) -> None:
         """Publishing, replacing and removing add objects and change none."""
-        steps: list[Callable[[], object]] = [
-            lambda: publish_random_entry(store),
-            lambda: publish_random_entry(store, seed=1, replace=True),
-            lambda: remove_entry(store, store.list_summaries()[0]),
-            lambda: publish_random_entry(store, seed=2),
-        ]
+        steps: list[Callable[[], object]] = [lambda: publish_random_entry(store), lambda: publish_random_entry(store, seed=1, replace=True), lambda: remove_entry(store, store.list_summaries()[0]), lambda: publish_random_entry(store, seed=2)]
         for step in steps:
             before = read_objects(store)
             step()
@@ -165,8 +155,8 @@ class StoreTests:
         old = publish_random_entry(store)
         new = publish_random_entry(store, seed=1, replace=True)
         pin = f"toy@{old.entry_digest[:12]}"
-        assert select_summary(summaries_for(store, pin), dataset=pin) == old
-        assert summaries_for(store, "toy") == [new]
+        assert select_only_summary(list_candidate_summaries(store, pin), dataset=pin) == old
+        assert list_candidate_summaries(store, "toy") == [new]
         assert store.open_entry(old).read_array("train/count").sum() == TRAIN_SAMPLES
 
     def test_a_removed_entry_is_hidden_and_stays_until_garbage_collection(self, store: Store) -> None:
@@ -174,9 +164,9 @@ class StoreTests:
         summary = publish_random_entry(store)
         before = read_objects(store)
         remove_entry(store, summary)
-        assert store.list_entries() == ([], [])
+        assert store.list_entries_and_problems() == ([], [])
         assert before.items() < read_objects(store).items()
-        assert [garbage.reason for garbage in collect_garbage(store, now=True).deleted] == ["removed"]
+        assert [garbage.reason for garbage in collect_garbage(store, delete_replaced_now=True).deleted] == ["removed"]
         assert list_runs(store) == set()
         assert [status.state for status in read_commit_statuses(store)] == ["tombstone"]
         assert publish_random_entry(store).generation == 3
@@ -196,12 +186,12 @@ class StoreTests:
         publish_random_entry(store, seed=1, fingerprint="e" * 64, replace=True)
         draft = Draft(store)
         write_random_arrays(draft)
-        result = collect_garbage(store, now=True)
+        result = collect_garbage(store, delete_replaced_now=True)
         assert [garbage.reason for garbage in result.deleted] == ["replaced"]
         assert [garbage.path for garbage in result.retained] == [f"runs/{draft.run}"]
         assert summary in store.list_summaries()
         assert [verdict.is_sound for verdict in verify_entries(store)] == [True, True]
-        assert [g.path for g in collect_garbage(store, older_than=NO_AGE).deleted] == [f"runs/{draft.run}"]
+        assert [g.path for g in collect_garbage(store, min_age=NO_AGE).deleted] == [f"runs/{draft.run}"]
 
     @pytest.mark.parametrize("kind", ["commit", "metadata", "chunk"])
     @pytest.mark.parametrize("fault", ["changed", "missing"])
@@ -209,11 +199,7 @@ class StoreTests:
         """A changed or missing object is an error that names it, never another number."""
         summary = publish_random_entry(store)
         run = f"runs/{store.read_entry_commit(summary).run}"
-        path = {
-            "commit": make_commit_path(summary),
-            "metadata": f"{run}/train/mean/zarr.json",
-            "chunk": f"{run}/train/mean/c/0/0",
-        }[kind]
+        path = {"commit": make_commit_path(summary), "metadata": f"{run}/train/mean/zarr.json", "chunk": f"{run}/train/mean/c/0/0"}[kind]
         data = read_objects(store)[path]
         if fault == "missing":
             obstore.delete(store.objects, [path])
@@ -231,7 +217,7 @@ class StoreTests:
         other = publish_random_entry(store, fingerprint="e" * 64)
         summary = publish_random_entry(store)
         rewrite_commit(store, summary, lambda content: content["schema"].update(requires=["future"]))
-        summaries, reasons = store.list_entries()
+        summaries, reasons = store.list_entries_and_problems()
         assert summaries == [other]
         assert len(reasons) == 1
         assert "future" in reasons[0]
@@ -270,27 +256,18 @@ class StoreTests:
         assert [r.outcome for r in copy_entries(target, back, target.list_summaries())] == ["copied"]
         assert read_objects(back) == read_objects(store)
         (result,) = copy_entries(back, store, back.list_summaries())
-        assert (result.outcome, result.objects_written) == ("already there", 0)
+        assert (result.outcome, result.written_object_count) == ("already there", 0)
 
     def test_listing_reads_no_run(self, store: Store) -> None:
         """Listing reads commits only: it succeeds when all runs are gone."""
         summary = publish_random_entry(store)
         obstore.delete(store.objects, [path for path in read_objects(store) if path.startswith("runs/")])
-        assert store.list_entries() == ([summary], [])
+        assert store.list_entries_and_problems() == ([summary], [])
 
 
 def make_backbone_card(spec: str = "lite0", size: int = 96, weights: str = "w") -> BackboneCard:
     """Return a card of a backbone that need not exist."""
-    return BackboneCard(
-        spec=spec,
-        model=f"timm_{spec}",
-        rule="pre-logits",
-        weights=hashlib.sha256(weights.encode()).hexdigest(),
-        preprocessing=Preprocessing(
-            input_size=size, resize=size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-        ),
-        features=FEATURES,
-    )
+    return BackboneCard(spec=spec, model=f"timm_{spec}", rule="pre-logits", weights=hashlib.sha256(weights.encode()).hexdigest(), preprocessing=Preprocessing(input_size=size, resize=size, resampling="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), features=FEATURES)
 
 
 def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
@@ -308,41 +285,14 @@ def write_random_arrays(draft: Draft, seed: int = 0) -> Arrays:
     return arrays
 
 
-def publish_random_draft(
-    draft: Draft,
-    *,
-    dataset: str = "toy",
-    backbone: BackboneCard | None = None,
-    fingerprint: str = "f" * 64,
-    role: Literal["full", "tuning"] = "full",
-    options: dict[str, Any] | None = None,
-    leaves: list[str] | None = None,
-    test_samples: int = TEST_SAMPLES,
-    replace: bool = False,
-) -> PublishResult:
+def publish_random_draft(draft: Draft, *, dataset: str = "toy", backbone: BackboneCard | None = None, fingerprint: str = "f" * 64, role: Literal["full", "tuning"] = "full", options: dict[str, Any] | None = None, leaves: list[str] | None = None, test_samples: int = TEST_SAMPLES, replace: bool = False) -> PublishResult:
     """Publish a draft of random arrays with plausible cards."""
     ids = [f"n{i}" for i in range(CLASSES)]
     return publish_draft(
         draft,
         backbone or make_backbone_card(),
-        DatasetCard(
-            name=dataset,
-            class_ids=ids,
-            class_names=ids,
-            train_samples=TRAIN_SAMPLES,
-            test_samples=test_samples,
-            fingerprint=fingerprint,
-            leaves=leaves or [fingerprint],
-        ),
-        ExtractionCard(
-            options={"seed": 0} if options is None else options,
-            role=role,
-            versions={},
-            device="cpu",
-            threads=1,
-            seconds=1.0,
-            images_per_second=20.0,
-        ),
+        DatasetCard(name=dataset, class_ids=ids, class_names=ids, train_samples=TRAIN_SAMPLES, test_samples=test_samples, fingerprint=fingerprint, leaves=leaves or [fingerprint]),
+        ExtractionCard(options={"seed": 0} if options is None else options, role=role, versions={}, device="cpu", threads=1, seconds=1.0, images_per_second=20.0),
         CLASSIFIER,
         replace=replace,
     )
@@ -367,9 +317,7 @@ def list_runs(store: Store) -> set[str]:
     return {path.split("/")[1] for path in paths} - {"zarr.json"}
 
 
-def rewrite_commit(
-    store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]
-) -> None:
+def rewrite_commit(store: Store, summary: Summary, change_in_place: Callable[[dict[str, Any]], object]) -> None:
     """Change the content of a commit in place, with valid digests, as another program could write it."""
     path = make_commit_path(summary)
     content = json.loads(bytes(obstore.get(store.objects, path).bytes()))["commit"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.stats_store.entry_selection import filter_summaries
+from sfm.stats_store.entry_selection import filter_summaries_by_model
 from sfm.stats_store.store import Entry, open_store
 
 WriteRun = Callable[..., Path]
@@ -24,7 +24,7 @@ def lite0() -> Backbone:
 def lite0_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
     return store.open_entry(
-        filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0]
+        filter_summaries_by_model(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE0)[0]
     )
 
 
@@ -32,7 +32,7 @@ def lite0_entry(fashion_store: str) -> Entry:
 def lite1_entry(fashion_store: str) -> Entry:
     store = open_store(fashion_store)
     return store.open_entry(
-        filter_summaries(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0]
+        filter_summaries_by_model(store.list_summaries(), dataset="fashion-mnist-6k", model=LITE1)[0]
     )
 
 

@@ -34,7 +34,7 @@ def republish(entry: Entry, url: Path, *, classes: int = 10, without: str = "not
     """Publish the first classes of an entry in a store of its own, some arrays left out; return its URL."""
     draft = Draft(create_store(str(url)))
     kept = entry.read_array("test/label") < classes
-    for name in entry.list_arrays():
+    for name in entry.list_array_names():
         if not name.startswith(without):
             array = entry.read_array(name)
             of_classes = array[kept] if name.startswith("test/") else array[:classes]

@@ -278,13 +278,13 @@ def test_behind_the_projector_of_another_backbone_it_scores_what_was_evaluated(
 ) -> None:
     from safetensors.numpy import load_file
 
-    from sfm.stats_store.entry_selection import filter_summaries
+    from sfm.stats_store.entry_selection import filter_summaries_by_model
     from sfm.stats_store.store import open_store
 
     out = export_run(finished_run, tmp_path / "out", "classifier", store=fashion_store, backbone="lite1")
     tensors = load_file(out / "model.safetensors")
     store = open_store(fashion_store)
-    (summary,) = filter_summaries(
+    (summary,) = filter_summaries_by_model(
         store.list_summaries(), dataset="fashion-mnist-6k", model="tf_efficientnet_lite1"
     )
     entry = store.open_entry(summary)

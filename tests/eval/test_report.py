@@ -90,7 +90,7 @@ def edit_image(image: Path) -> None:
 def publish_without_exemplars(entry: Entry, place: Path) -> str:
     """Publish an entry again, in a store of its own, without its real images; return its digest."""
     draft = Draft(create_store(str(place)))
-    for name in entry.list_arrays():
+    for name in entry.list_array_names():
         if not name.startswith("exemplar/"):
             draft.write_array(name, entry.read_array(name))
     published = publish_draft(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
-from sfm.stats_store.class_moments import Moments, make_empty_moments, merge_moments
+from sfm.stats_store.class_moments import ClassMoments, make_empty_moments, merge_moments
 
 CLASSES, FEATURES = 4, 5
 
 
-def compute_in_two_passes(features: np.ndarray, labels: np.ndarray) -> Moments:
+def compute_in_two_passes(features: np.ndarray, labels: np.ndarray) -> ClassMoments:
     """The definition, in plain numpy over all samples at once."""
     rows = features.astype(np.float64)
     result = make_empty_moments(CLASSES, FEATURES)
@@ -27,7 +27,7 @@ def compute_in_two_passes(features: np.ndarray, labels: np.ndarray) -> Moments:
     return result
 
 
-def assert_equal(a: Moments, b: Moments, rtol: float) -> None:
+def assert_equal(a: ClassMoments, b: ClassMoments, rtol: float) -> None:
     np.testing.assert_array_equal(a.count, b.count)
     np.testing.assert_allclose(a.mean, b.mean, rtol=rtol, atol=1e-12)
     scale = max(1e-12, float(np.abs(b.within_scatter).max()))
@@ -69,12 +69,12 @@ def test_parts_merge_in_any_order(data, random):
 
 
 def test_real_features_agree_with_two_passes(fashion_store):
-    from sfm.stats_store.entry_selection import select_summary
+    from sfm.stats_store.entry_selection import select_only_summary
     from sfm.stats_store.store import open_store
 
     store = open_store(fashion_store)
     entry = store.open_entry(
-        select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0")
+        select_only_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone_spec="lite0")
     )
     features = entry.read_array("test/feature").astype(np.float32)
     labels = entry.read_array("test/label")

@@ -21,7 +21,7 @@ from sfm.pipeline import extract as extraction
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import SOURCE_KINDS, Source, open_source
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.store import Entry, open_store
 
 SIZE = 32
@@ -41,14 +41,16 @@ def make_config(store: Path | str, **changes: object) -> ExtractConfig:
 
 def open_entry(url: str, dataset: str = "fashion-mnist-6k", backbone: str = "lite0") -> Entry:
     store = open_store(url)
-    return store.open_entry(select_summary(store.list_summaries(), dataset=dataset, backbone=backbone))
+    return store.open_entry(
+        select_only_summary(store.list_summaries(), dataset=dataset, backbone_spec=backbone)
+    )
 
 
 def test_an_entry_holds_every_array_of_the_schema(fashion_store):
     entry = open_entry(fashion_store)
     assert {
         name: (entry.open_array(name).shape, str(entry.open_array(name).dtype))
-        for name in entry.list_arrays()
+        for name in entry.list_array_names()
     } == {
         "train/count": ((10,), "int64"),
         "train/mean": ((10, 1280), "float64"),
@@ -228,7 +230,7 @@ def test_train_features_are_kept_on_request(tmp_path):
 def test_held_out_features_stay_at_home_on_request(tmp_path):
     extract(make_config(tmp_path / "s", no_held_out=True))
     entry = open_entry(str(tmp_path / "s"))
-    assert not any(name.startswith("test/") for name in entry.list_arrays())
+    assert not any(name.startswith("test/") for name in entry.list_array_names())
     assert entry.classifier.held_out_top1 is not None
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
 from sfm.backbones.preprocessing import crop_image, crop_views
@@ -11,6 +10,7 @@ from sfm.pipeline.decoding import render_views
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.stats_store.store import open_store
+
 
 SQUARE = Preprocessing(input_size=20, resize=20, resampling="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -57,22 +57,14 @@ def test_views_depend_on_the_image_and_the_seed_alone(picture):
 
 
 def make_config(store, **options) -> ExtractConfig:
-    given = {
-        "source": "builtin:fashion-mnist-6k",
-        "store": str(store),
-        "backbone": ["lite0"],
-        "image_size": 32,
-        "limit_per_class": 10,
-        "sub_classes": (2,),
-        "keep_train_features": True,
-    }
+    given = {"source": "builtin:fashion-mnist-6k", "store": str(store), "backbone": ["lite0"], "image_size": 32, "limit_per_class": 10, "sub_classes": (2,), "keep_train_features": True}
     return ExtractConfig(**{**given, **options})
 
 
 def read_arrays(store) -> dict[str, np.ndarray]:
     opened = open_store(str(store))
     entry = opened.open_entry(opened.list_summaries()[0])
-    return {name: entry.read_array(name) for name in entry.list_arrays()}
+    return {name: entry.read_array(name) for name in entry.list_array_names()}
 
 
 def test_only_the_classifier_learns_from_views(tmp_path):

@@ -38,7 +38,7 @@ from sfm.pipeline.sources.class_subsets import select_rows, select_source_classe
 from sfm.pipeline.sources.folder import open_folder_source
 from sfm.pipeline.sources.sample import SampleFile
 from sfm.pipeline.staging import Staging, lock_staging, open_staging
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.store import Entry, open_store
 
 
@@ -56,7 +56,7 @@ def make_config(store: Path | str, source: str, **changes: object) -> ExtractCon
 
 def open_entry(url: Path) -> Entry:
     store = open_store(str(url))
-    return store.open_entry(select_summary(store.list_summaries(), dataset="garments"))
+    return store.open_entry(select_only_summary(store.list_summaries(), dataset="garments"))
 
 
 def make_stream_source(source: Source, size: int = 7) -> Source:

@@ -16,7 +16,7 @@ from sfm.pipeline.logistic import LogisticFit, compute_loss_and_gradient, fit_lo
 from sfm.pipeline.staged_features import StagedPartition
 from sfm.pipeline.staging import Staging
 from sfm.pipeline.sub_class_centres import compute_sub_class_centres
-from sfm.stats_store.classifier_accuracy import compute_top_accuracies
+from sfm.stats_store.classifier_accuracy import compute_top1_top5_accuracies
 from sfm.stats_store.discriminant import fit_linear_discriminant
 
 CPU = torch.device("cpu")
@@ -165,15 +165,15 @@ def test_a_fit_that_was_cut_short_says_so(toy, monkeypatch):
 
 def test_held_out_accuracy_is_that_of_scikit_learn_at_its_best(fashion_store):
     """On real features: within 3 points on 400 images, where one image is a quarter of a point."""
-    from sfm.stats_store.entry_selection import select_summary
+    from sfm.stats_store.entry_selection import select_only_summary
     from sfm.stats_store.store import open_store
 
     store = open_store(fashion_store)
     entry = store.open_entry(
-        select_summary(store.list_summaries(), dataset="fashion-mnist-6k", backbone="lite0")
+        select_only_summary(store.list_summaries(), dataset="fashion-mnist-6k", backbone_spec="lite0")
     )
     tuning = store.open_entry(
-        select_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone="lite0")
+        select_only_summary(store.list_summaries(), dataset="fashion-mnist-6k@tuning", backbone_spec="lite0")
     )
     features, labels = entry.read_array("test/feature").astype(np.float64), entry.read_array("test/label")
     rows, targets = tuning.read_array("test/feature").astype(np.float64), tuning.read_array("test/label")
@@ -263,7 +263,7 @@ def test_of_few_samples_the_classifier_does_not_lose_to_the_class_mean(tmp_path,
         assert classifier.towards_means == (per_class > 1)
         found.append(measure_accuracies(held, classifier)[0])
         mean = moments.mean.astype(np.float32)
-        nearest.append(compute_top_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
+        nearest.append(compute_top1_top5_accuracies(held, mean, -np.square(mean).sum(axis=1) / 2)[0])
     assert np.mean(found) >= np.mean(nearest) - 0.02
 
 
@@ -325,7 +325,7 @@ def test_axes_that_no_driver_finds_make_the_search_slower_and_not_another(toy, m
     def fail(_):
         raise np.linalg.LinAlgError("does not converge")
 
-    monkeypatch.setattr(feature_scaling, "decompose_symmetric", fail)
+    monkeypatch.setattr(feature_scaling, "eigendecompose_symmetric", fail)
     plain, zero = compute_feature_scaling(moments), logistic.make_zero_fit(5, 12)
     rows = standardise_rows([train], 600, spread, CPU)
     first, second = (fit_logistic(rows, 600, s, 0.1, zero, CPU, tolerance=1e-4) for s in (spread, plain))

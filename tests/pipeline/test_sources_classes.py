@@ -23,21 +23,23 @@ LISTS_OF_TEN = [name for name in list_shipped_class_lists() if name not in ("ima
 def test_the_thousand_classes_are_those_of_timm_in_label_order():
     info = ImageNetInfo("imagenet-1k")
     found = read_class_list("imagenet-1k")
-    assert found.ids == info.label_names()
-    assert found.names["n02123045"] == "tabby"
+    assert found.class_ids == info.label_names()
+    assert found.display_names["n02123045"] == "tabby"
 
 
 @pytest.mark.parametrize("name", list_shipped_class_lists())
 def test_a_shipped_list_is_a_sorted_subset_of_the_thousand_with_names(name):
     found = read_class_list(name)
-    assert len(found.ids) == {"imagenet-1k": 1000, "imagenet-100": 100}.get(name, 10)
-    assert found.ids == sorted(found.ids)
-    assert set(found.ids) <= set(read_class_list("imagenet-1k").ids)
-    assert [found.names[class_id] for class_id in found.ids] == get_display_names(found.ids)
+    assert len(found.class_ids) == {"imagenet-1k": 1000, "imagenet-100": 100}.get(name, 10)
+    assert found.class_ids == sorted(found.class_ids)
+    assert set(found.class_ids) <= set(read_class_list("imagenet-1k").class_ids)
+    assert [found.display_names[class_id] for class_id in found.class_ids] == get_display_names(
+        found.class_ids
+    )
 
 
 def test_the_lists_of_ten_hold_what_their_papers_say():
-    names = {name: set(read_class_list(name).names.values()) for name in LISTS_OF_TEN}
+    names = {name: set(read_class_list(name).display_names.values()) for name in LISTS_OF_TEN}
     assert names["imagenet-fruits"] == {
         *("pineapple", "banana", "strawberry", "orange", "lemon", "pomegranate", "fig", "bell pepper"),
         *("cucumber", "Granny Smith"),
@@ -50,8 +52,8 @@ def test_the_lists_of_ten_hold_what_their_papers_say():
         *("peacock", "flamingo", "macaw", "pelican", "king penguin", "bald eagle", "toucan", "ostrich"),
         *("black swan", "sulphur-crested cockatoo"),
     }
-    assert set(read_class_list("imagenette").ids) == set(torchvision.datasets.Imagenette._WNID_TO_CLASS)
-    assert set(read_class_list("imagewoof").ids) == {
+    assert set(read_class_list("imagenette").class_ids) == set(torchvision.datasets.Imagenette._WNID_TO_CLASS)
+    assert set(read_class_list("imagewoof").class_ids) == {
         *("n02086240", "n02087394", "n02088364", "n02089973", "n02093754"),
         *("n02096294", "n02099601", "n02105641", "n02111889", "n02115641"),
     }
@@ -59,7 +61,7 @@ def test_the_lists_of_ten_hold_what_their_papers_say():
 
 def test_other_names_of_a_list_mean_the_same():
     for alias, name in LIST_ALIASES.items():
-        assert read_class_list(alias).ids == read_class_list(name).ids
+        assert read_class_list(alias).class_ids == read_class_list(name).class_ids
 
 
 def test_a_subset_of_a_folder_has_a_name_and_display_names_of_its_own(image_folder, tmp_path):

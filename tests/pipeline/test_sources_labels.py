@@ -16,10 +16,10 @@ from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.pipeline.sources.class_labels import class_id_from_label
-from sfm.stats_store.class_lists import ClassList
+from sfm.stats_store.class_lists import ParsedClassList
 
 # In ImageFolder's order, which is not that of the numbers.
-TWELVE_CLASSES = ClassList("a list", sorted(map(str, range(12))), {})
+TWELVE_CLASSES = ParsedClassList("a list", sorted(map(str, range(12))), {})
 
 
 @pytest.mark.parametrize("text", ["2", " 10\n", "11"])
@@ -32,12 +32,12 @@ def test_an_integer_is_a_position():
 
 
 def test_text_of_digits_that_is_no_id_is_a_position():
-    assert class_id_from_label("1", ClassList("a list", ["bag", "boot"], {}), "somewhere") == "boot"
-    assert class_id_from_label("001", ClassList("a list", ["001", "002"], {}), "somewhere") == "001"
+    assert class_id_from_label("1", ParsedClassList("a list", ["bag", "boot"], {}), "somewhere") == "boot"
+    assert class_id_from_label("001", ParsedClassList("a list", ["001", "002"], {}), "somewhere") == "001"
 
 
 def test_a_listed_id_is_found_in_the_other_unicode_normal_form():
-    assert class_id_from_label("e\u0301", ClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
+    assert class_id_from_label("e\u0301", ParsedClassList("a list", ["\xe9"], {}), "somewhere") == "\xe9"
 
 
 def make_grey_png(level: int) -> bytes:
@@ -75,15 +75,15 @@ def read_class_ids(spec: str) -> list[str]:
 @pytest.mark.parametrize("ending", ["txt", "cls", "json"])
 def test_shards_with_text_labels_keep_their_classes_whatever_the_order_of_the_list(tmp_path, ending):
     texts = [str(c) for c in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_shards(tmp_path / "ds", {"train": texts, "val": texts}, ending)
     assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == texts
 
 
 def test_integers_in_json_stay_positions(tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_shards(tmp_path / "ds", {"train": list(range(12)), "val": list(range(12))}, "json")
-    assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE_CLASSES.ids
+    assert read_class_ids(f"wds:{root}?names={tmp_path}/names.txt") == TWELVE_CLASSES.class_ids
 
 
 def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_path):
@@ -96,7 +96,7 @@ def test_a_text_column_of_a_table_holds_ids_and_an_integer_column_numbers(tmp_pa
 
 def test_a_text_column_with_names_keeps_its_classes(tmp_path):
     texts = [str(c) for c in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.ids))
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE_CLASSES.class_ids))
     root = write_tables(tmp_path / "ds", {"train": texts, "test": texts})
     assert read_class_ids(f"parquet:{root}?names={tmp_path}/names.txt") == texts
 

@@ -307,7 +307,7 @@ def replace_with_other_means(store: Store, summary) -> None:
 
     entry = store.open_entry(summary)
     draft = Draft(store)
-    for name in entry.list_arrays():
+    for name in entry.list_array_names():
         draft.write_array(name, entry.read_array(name) + (1.0 if name == "train/mean" else 0))
     publish_draft(draft, entry.backbone, entry.dataset, entry.extraction, entry.classifier, replace=True)
 

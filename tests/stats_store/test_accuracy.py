@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.head_accuracy import rank_true_class as ranks_of_tensors
-from sfm.stats_store.classifier_accuracy import compute_label_ranks, compute_top_accuracies
+from sfm.stats_store.classifier_accuracy import compute_label_ranks, compute_top1_top5_accuracies
 
 SOME = st.sampled_from([-1.0, 0.0, -0.0, 1.0, 2.5, np.float32(1e30)])
 ODD = st.sampled_from([0.0, 1.0, np.nan, np.inf, -np.inf])
@@ -52,4 +52,7 @@ def test_accuracies_with_ties_are_those_of_evaluation(classes):
     heads = LinearHeads(torch.from_numpy(weight)[None], torch.from_numpy(bias)[None])
     told = compute_accuracy_by_seed(heads, torch.from_numpy(features), torch.from_numpy(labels))
     blocks = [(features[:20], labels[:20]), (features[20:], labels[20:])]
-    assert compute_top_accuracies(blocks, weight, bias) == (told.top1[0], told.top5[0] if told.top5 else None)
+    assert compute_top1_top5_accuracies(blocks, weight, bias) == (
+        told.top1[0],
+        told.top5[0] if told.top5 else None,
+    )

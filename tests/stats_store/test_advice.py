@@ -7,7 +7,7 @@ import pytest
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import make_entry_options
 from sfm.pipeline.extract_config import ExtractConfig
-from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries_by_model
 from sfm.stats_store.extract_command import DEFAULT_OPTIONS, format_changed_options, format_extract_command
 from sfm.stats_store.store import open_store
 
@@ -15,7 +15,7 @@ from sfm.stats_store.store import open_store
 def test_the_command_repeats_the_options_of_the_entry(fashion_store: str) -> None:
     store = open_store(fashion_store)
     with pytest.raises(NotExtractedError) as missing:
-        filter_summaries(
+        filter_summaries_by_model(
             store.list_summaries(), dataset="fashion-mnist-6k@tuning", model="tf_efficientnet_lite2"
         )
     assert format_extract_command(store, missing.value.others, "lite2", None) == (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sfm.stats_store.class_accuracies import compute_held_out_accuracies
+from sfm.stats_store.class_accuracies import compute_held_out_class_accuracies
 
 
 class ArraysInMemory:
@@ -25,8 +25,8 @@ def test_a_tie_is_never_right_and_a_class_without_samples_has_no_accuracy() -> N
         test_feature=np.array([[1, 0], [0, 0], [0, 1], [1, 0]], np.float16),
         test_label=np.array([0, 0, 1, 1], np.int32),
     )
-    np.testing.assert_array_equal(compute_held_out_accuracies(entry), [0.5, 0.5, np.nan])
+    np.testing.assert_array_equal(compute_held_out_class_accuracies(entry), [0.5, 0.5, np.nan])
 
 
 def test_without_held_out_features_there_is_none() -> None:
-    assert compute_held_out_accuracies(ArraysInMemory()) is None
+    assert compute_held_out_class_accuracies(ArraysInMemory()) is None

@@ -12,18 +12,18 @@ NFC, NFD = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "
 
 def test_a_hash_is_a_comment_at_the_beginning_of_a_line_only():
     found = parse_class_list("# languages\nc\nc#\nf #2\n", "a list")
-    assert found.ids == ["c", "c#", "f #2"]
+    assert found.class_ids == ["c", "c#", "f #2"]
 
 
 def test_a_display_name_follows_a_tab():
     found = parse_class_list("c\tThe C language\n\n go \n", "a list")
-    assert (found.ids, found.names) == (["c", "go"], {"c": "The C language"})
+    assert (found.class_ids, found.display_names) == (["c", "go"], {"c": "The C language"})
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfc\ngo\n", b"c\r\ngo\r\n", b"c\ngo"])
 def test_a_file_of_any_editor_is_read(tmp_path, data):
     (tmp_path / "list.txt").write_bytes(data)
-    assert read_class_file(tmp_path / "list.txt").ids == ["c", "go"]
+    assert read_class_file(tmp_path / "list.txt").class_ids == ["c", "go"]
 
 
 @pytest.mark.parametrize(

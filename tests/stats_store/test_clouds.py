@@ -22,9 +22,9 @@ from sfm.stats_store.cloud_providers import (
     ERROR_EXPLANATIONS,
     PROVIDERS_BY_SCHEME,
     is_http_url,
-    require_valid_environment,
+    require_valid_cloud_environment,
 )
-from sfm.stats_store.location import connect_object_store, explain_error
+from sfm.stats_store.location import connect_object_store, explain_store_error
 from sfm.stats_store.store import Store, create_store, open_store
 
 CANARY = "C4N4RY"
@@ -336,10 +336,10 @@ def test_a_panic_of_obstore_is_one_line_all_the_same(tmp_path: Path, monkeypatch
 def test_every_reason_can_be_said_of_every_cloud() -> None:
     for scheme, cloud in PROVIDERS_BY_SCHEME.items():
         for sign, _ in ERROR_EXPLANATIONS:
-            line = explain_error(GenericError(sign), f"{scheme}://place/x")
+            line = explain_store_error(GenericError(sign), f"{scheme}://place/x")
             assert "{" not in line
-        require_valid_environment(scheme)
-        plain = explain_error(GenericError("BadScheme"), f"{scheme}://place/x")
+        require_valid_cloud_environment(scheme)
+        plain = explain_store_error(GenericError("BadScheme"), f"{scheme}://place/x")
         assert plain.endswith(f"set {cloud.variable_prefix}_ALLOW_HTTP=true to use it all the same")
 
 

@@ -19,7 +19,7 @@ from sfm.cli import app
 from sfm.events import Progress, delay_progress
 from sfm.stats_store.concurrency import MAX_REQUESTS, MemoryBudget, map_concurrently
 from sfm.stats_store.entry_copy import copy_entries
-from sfm.stats_store.entry_history import find_merged_entries
+from sfm.stats_store.entry_history import find_entries_merged_from_removed
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
@@ -77,7 +77,7 @@ def test_no_more_than_the_limit_are_under_way() -> None:
         with lock:
             under_way -= 1
 
-    map_concurrently(call, range(12), limit=3)
+    map_concurrently(call, range(12), max_threads=3)
     assert most == 3
 
 
@@ -89,7 +89,7 @@ def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
         raise ValueError(number)
 
     with pytest.raises(ValueError):
-        map_concurrently(fail, range(100), limit=2)
+        map_concurrently(fail, range(100), max_threads=2)
     assert len(begun) <= 2
 
 
@@ -140,7 +140,7 @@ def test_removing_an_entry_asks_two_things_of_every_other_of_its_backbone(s3_url
         publish_random_entry(store, number, dataset=f"set{number}", fingerprint=f"{number:064x}")
     summaries = store.list_summaries()
     proxy.seen.clear()
-    assert find_merged_entries(store, summaries, summaries[:1]) == []
+    assert find_entries_merged_from_removed(store, summaries, summaries[:1]) == []
     assert len(proxy.seen) == 2 * 2
 
 
@@ -163,7 +163,7 @@ def test_two_collections_at_once_both_end_well(tmp_path: Path) -> None:
     for number in range(6):
         publish_random_entry(store, number, replace=True)
     done = map_concurrently(
-        lambda _: collect_garbage(store, older_than=datetime.timedelta(0)), range(3), limit=3
+        lambda _: collect_garbage(store, min_age=datetime.timedelta(0)), range(3), max_threads=3
     )
     assert all(not found.notes for found in done)
     assert len({garbage.path for found in done for garbage in found.deleted}) == 5

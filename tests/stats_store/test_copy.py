@@ -1,17 +1,14 @@
 """Copying between stores: the same bytes arrive, once, or the copy says why not."""
 
 import json
-import shutil
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
-from pathlib import Path
-
 import numpy as np
 import obstore
 import pytest
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from forged_entries import rewrite_commit
-from toy_entries import age_files, make_backbone_card, publish_random_entry
-
+from pathlib import Path
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.commits import encode_commit, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
@@ -22,6 +19,7 @@ from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verification import verify_entries
+from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 
 @pytest.fixture
@@ -37,9 +35,7 @@ def disk(tmp_path) -> Store:
 def content(store: Store) -> dict[str, bytes]:
     """All objects of all runs and the index."""
     paths = [item["path"] for prefix in ("runs", "index") for item in list_objects(store.objects, prefix)]
-    return {
-        path: bytes(obstore.get(store.objects, path).bytes()) for path in paths if path != "runs/zarr.json"
-    }
+    return {path: bytes(obstore.get(store.objects, path).bytes()) for path in paths if path != "runs/zarr.json"}
 
 
 def outcomes(done) -> list[str]:
@@ -67,7 +63,7 @@ def test_a_second_copy_writes_nothing(disk, tmp_path):
 
 def test_only_what_was_asked_for_is_copied(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
-    copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone="lite1"))
+    copy_entries(disk, target, find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite1"))
     assert [(s.dataset, s.backbone) for s in target.list_summaries()] == [("toy", "lite1")]
 
 
@@ -87,7 +83,7 @@ def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(d
     commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     leave_partial_copy(disk, target, commit.run)
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.objects_found, done.objects_written) == ("copied", 3, len(commit.objects) - 3)
+    assert (done.outcome, done.found_object_count, done.written_object_count) == ("copied", 3, len(commit.objects) - 3)
     assert target.read_commit(f"index/{chosen.key}/00000001.json") == commit
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
@@ -106,13 +102,13 @@ def test_what_an_earlier_copy_left_is_passed_over_if_it_cannot_become_this_entry
         age_files(tmp_path / "t", days=5)
     before = {path: path.read_bytes() for path in (tmp_path / "t" / "runs").rglob("*") if path.is_file()}
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.objects_found) == ("copied", 0)
+    assert (done.outcome, done.found_object_count) == ("copied", 0)
     assert {path: path.read_bytes() for path in before} == before
     now = target.read_commit(f"index/{chosen.key}/00000001.json")
     assert now.run != commit.run
     assert now.model_copy(update={"run": commit.run}) == commit
     assert [v.is_sound for v in verify_entries(target)] == [True]
-    collect_garbage(target, older_than=timedelta(0))
+    collect_garbage(target, min_age=timedelta(0))
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
 
@@ -124,7 +120,7 @@ def test_a_stranger_who_reuses_a_run_id_changes_nothing_of_the_entry_that_has_it
     take_run_id(stranger, evil, victim)
     assert [v.is_sound for v in verify_entries(stranger)] == [True]
     (done,) = copy_entries(stranger, disk, stranger.list_summaries())
-    assert (done.outcome, done.objects_found) == ("copied", 0)
+    assert (done.outcome, done.found_object_count) == ("copied", 0)
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert not [path for path in content(disk) if path.startswith(f"runs/{victim}/") and path not in before]
     assert [v.is_sound for v in verify_entries(disk)] == [True] * 4
@@ -202,7 +198,7 @@ def test_a_damaged_object_is_not_copied_and_named_and_the_other_entries_are(disk
 def test_what_the_target_holds_under_the_key_stays_unless_it_is_to_be_replaced(disk, tmp_path):
     target = create_store(str(tmp_path / "t"))
     publish_random_entry(target, 7)
-    (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone="lite0")
+    (chosen,) = find_summaries(disk.list_summaries(), dataset="toy", backbone_spec="lite0")
     mine = target.list_summaries()
     assert outcomes(copy_entries(disk, target, [chosen])) == ["differs in the target"]
     assert target.list_summaries() == mine
@@ -218,7 +214,7 @@ def test_a_copy_does_not_undo_a_takedown_unless_told_to(disk, tmp_path):
     (chosen,) = find_summaries(disk.list_summaries(), dataset="other")
     copy_entries(disk, target, [chosen])
     remove_entry(target, target.list_summaries()[0])
-    collect_garbage(target, now=True)
+    collect_garbage(target, delete_replaced_now=True)
     assert outcomes(copy_entries(disk, target, [chosen])) == ["removed there"]
     assert target.list_summaries() == []
     assert outcomes(copy_entries(disk, target, [chosen], replace=True)) == ["copied"]
@@ -237,12 +233,12 @@ def test_a_replica_replaces_a_damaged_entry_and_nothing_is_written_over(disk, tm
     (damaged,) = [v.summary for v in verify_entries(disk) if not v.is_sound]
     assert set(outcomes(copy_entries(replica, disk, replica.list_summaries()))) == {"already there"}
     done = copy_entries(replica, disk, replica.list_summaries(), replace=True)
-    assert {c.summary.key: c.outcome for c in done if c.objects_written} == {damaged.key: "repaired"}
+    assert {c.summary.key: c.outcome for c in done if c.written_object_count} == {damaged.key: "repaired"}
     assert sorted(outcomes(done)) == ["already there", "already there", "repaired"]
     assert {path: data for path, data in content(disk).items() if path in before} == before
     assert [v.problems for v in verify_entries(disk, disk.list_summaries())] == [[], [], []]
     assert [s.generation for s in disk.list_summaries() if s.key == damaged.key] == [2]
-    collect_garbage(disk, now=True)
+    collect_garbage(disk, delete_replaced_now=True)
     assert [v.problems for v in verify_entries(disk)] == [[], [], []]
     assert len(list((tmp_path / "disk" / "runs").iterdir())) == 4
 
@@ -287,9 +283,7 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     assert envelope["commit"] == inner
     entry = busy.open_entry(busy.list_summaries()[0])
     assert (tmp_path / "b" / "runs" / run / "train" / "skewness" / "c" / "0").read_bytes() == bytes(range(99))
-    np.testing.assert_array_equal(
-        entry.read_array("train/count"), source.open_entry(chosen).read_array("train/count")
-    )
+    np.testing.assert_array_equal(entry.read_array("train/count"), source.open_entry(chosen).read_array("train/count"))
 
 
 def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):
@@ -308,5 +302,5 @@ def test_a_key_without_a_generation_left_keeps_no_other_entry_from_being_copied(
     done = copy_entries(disk, target, disk.list_summaries(), replace=True)
     assert outcomes(done) == ["differs in the target", "copied", "copied"]
     assert "delete 99999999.json and 99999999.published there" in done[0].detail
-    (reason,) = target.list_entries()[1]
+    (reason,) = target.list_entries_and_problems()[1]
     assert "delete 99999999.published there" in reason

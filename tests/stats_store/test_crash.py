@@ -84,7 +84,7 @@ def test_a_writer_killed_while_it_publishes_leaves_nothing_or_a_whole_entry(
         publish_toy(url, 1)
         assert require_sound(url) == [PUBLISHED]
         store = open_store(url)
-        collect_garbage(store, older_than=location.datetime.timedelta(0))
+        collect_garbage(store, min_age=location.datetime.timedelta(0))
         assert len(runs_in(store)) == 1
         assert require_sound(url) == [PUBLISHED]
         if killed == kills:

@@ -48,7 +48,7 @@ def read_all(url: str) -> Reading:
     """Read a store as a user would, entry by entry."""
     try:
         store = open_store(url)
-        summaries, complaints = store.list_entries()
+        summaries, complaints = store.list_entries_and_problems()
     except (DamageError, InputError) as error:
         return Reading({}, [str(error)])
     contents = {}
@@ -58,7 +58,7 @@ def read_all(url: str) -> Reading:
             cards = [summary, entry.backbone, entry.dataset, entry.extraction, entry.classifier]
             text = json.dumps([card.model_dump(mode="json") for card in cards])
             contents[summary.fingerprint] = Content(
-                text, {name: entry.read_array(name) for name in entry.list_arrays()}
+                text, {name: entry.read_array(name) for name in entry.list_array_names()}
             )
         except (DamageError, InputError) as error:
             complaints.append(str(error))
@@ -232,7 +232,7 @@ def test_the_commit_of_an_older_generation_in_the_place_of_a_newer_one_is_report
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest, older = (Path(store.url) / "index" / summary.key / f"{n:08d}.json" for n in (2, 1))
     with changed(store, newest, older.read_bytes()) as path:
-        entries, reasons = store.list_entries()
+        entries, reasons = store.list_entries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 
@@ -243,14 +243,14 @@ def test_a_lost_commit_does_not_bring_back_what_it_replaced_or_removed(store: St
     summary = publish_random_draft(draft, fingerprint=f"{1:064x}", replace=True).summary
     newest = Path(store.url) / "index" / summary.key / "00000002.json"
     with changed(store, newest, None) as path:
-        entries, reasons = store.list_entries()
+        entries, reasons = store.list_entries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         (reason,) = reasons
         assert reason.startswith(f"missing commit {path}: it was published and is gone; if it never was, ")
         assert reasons[0] in [problem for verdict in verify_entries(store) for problem in verdict.problems]
     remove_entry(store, summary)
     with changed(store, newest.with_name("00000003.json"), None) as path:
-        entries, reasons = store.list_entries()
+        entries, reasons = store.list_entries_and_problems()
         assert [s.fingerprint for s in entries] == [f"{2:064x}"]
         assert path in reasons[0]
 

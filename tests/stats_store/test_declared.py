@@ -31,13 +31,13 @@ from sfm.stats_store.array_layouts import (
     ALLOWED_DTYPES,
     MAX_HIGH_RATIO_BYTES,
     ArrayLayout,
-    check_array_layouts,
     compute_expected_shape,
     parse_array_layout,
+    parse_valid_array_layouts,
 )
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard, ObjectRecord, Summary
 from sfm.stats_store.commits import EntryCards
-from sfm.stats_store.schema import DIMENSIONS, create_run_array, get_array_kind, is_known_array
+from sfm.stats_store.schema import DIMENSIONS, create_run_array, is_array_in_schema, strip_sub_class_suffix
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
@@ -96,23 +96,23 @@ def test_the_cards_declare_the_shape_of_every_array_of_the_schema(name: str) -> 
         "x": 96,
         "channel": 3,
     }
-    expected = tuple(sizes[axis] for axis in DIMENSIONS[get_array_kind(name)])
-    assert is_known_array(name)
-    assert compute_expected_shape(name, make_backbone_card(), cards()[0], exemplars=7) == expected
+    expected = tuple(sizes[axis] for axis in DIMENSIONS[strip_sub_class_suffix(name)])
+    assert is_array_in_schema(name)
+    assert compute_expected_shape(name, make_backbone_card(), cards()[0], exemplars_per_class=7) == expected
 
 
 @pytest.mark.parametrize(
     "name", ["train/centre", "train/count_5", "train/centre_0", "train/centre_05", "train/centre_5_5", ""]
 )
 def test_a_name_that_is_not_quite_one_of_the_schema_is_of_an_unknown_array(name: str) -> None:
-    assert not is_known_array(name)
+    assert not is_array_in_schema(name)
 
 
 @given(st.sampled_from(NAMES), st.data())
 @settings(max_examples=40, deadline=None)
 def test_whatever_this_program_writes_has_a_layout_that_is_its_own(name: str, data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.integers(1, 9)) for _ in DIMENSIONS[get_array_kind(name)])
-    dtype = np.dtype(data.draw(st.sampled_from(ALLOWED_DTYPES[get_array_kind(name)])))
+    shape = tuple(data.draw(st.integers(1, 9)) for _ in DIMENSIONS[strip_sub_class_suffix(name)])
+    dtype = np.dtype(data.draw(st.sampled_from(ALLOWED_DTYPES[strip_sub_class_suffix(name)])))
     objects = MemoryStore()
     array = create_run_array(objects, RUN, name, shape, dtype)
     array[...] = data.draw(st.sampled_from([0, 7])) * np.ones(shape, dtype)
@@ -122,7 +122,7 @@ def test_whatever_this_program_writes_has_a_layout_that_is_its_own(name: str, da
     assert layout.nbytes == array.nbytes
     chunks = {p: d for p, d in written.items() if not p.endswith("zarr.json")}
     assert sorted(chunks) == sorted(f"runs/{RUN}/{name}/{key}" for key in layout.iterate_chunk_keys())
-    assert [layout.find_chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
+    assert [layout.find_encoded_chunk_problem(chunk) for chunk in chunks.values()] == [None] * len(chunks)
 
 
 def set_shape(*shape: int) -> Callable[[dict[str, Any]], None]:
@@ -248,7 +248,7 @@ def of_many_samples(samples: int, chunk_size: int) -> list[str]:
         kind="entry", run=RUN, arrays={"train/feature": "0" * 64}, objects=dict.fromkeys(names, record)
     )
     documents = {f"runs/{RUN}/train/feature/zarr.json": json.dumps(metadata).encode()}
-    return check_array_layouts(
+    return parse_valid_array_layouts(
         commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), documents
     )[1]
 
@@ -272,12 +272,12 @@ def test_exemplars_are_as_many_as_the_options_say() -> None:
     }
     arrays = dict.fromkeys(("exemplar/role", "exemplar/sample"), "0" * 64)
     commit = Commit(kind="entry", run=RUN, arrays=arrays, objects=listed)
-    (problem,) = check_array_layouts(
+    (problem,) = parse_valid_array_layouts(
         commit, EntryCards(make_backbone_card(), dataset, extraction, CLASSIFIER), written
     )[1]
     assert "exemplar/role/zarr.json: shape (4, 2), by the cards of its entry (4, 5)" in problem
     _, silent = cards()
-    (problem,) = check_array_layouts(
+    (problem,) = parse_valid_array_layouts(
         commit, EntryCards(make_backbone_card(), dataset, silent, CLASSIFIER), written
     )[1]
     assert problem == f"damaged run runs/{RUN}: its exemplar arrays have different lengths"

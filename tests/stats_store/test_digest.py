@@ -14,8 +14,8 @@ from sfm.stats_store.digests import (
     combine_block_digests,
     compute_array_digest,
     compute_block_digest,
+    compute_chunked_array_digest,
     compute_entry_digest,
-    compute_stream_digest,
     encode_canonical_json,
 )
 
@@ -53,7 +53,7 @@ def test_how_an_array_is_cut_into_parts_does_not_matter(
     array: npt.NDArray[np.generic], cuts: list[int]
 ) -> None:
     parts = np.split(array, sorted(min(cut, len(array)) for cut in cuts))
-    assert compute_stream_digest(parts, array.dtype, array.shape) == compute_array_digest(array)
+    assert compute_chunked_array_digest(parts, array.dtype, array.shape) == compute_array_digest(array)
 
 
 @given(small_arrays)
@@ -81,7 +81,7 @@ def test_any_other_bit_type_or_shape_is_another_digest(
 
 def test_rows_that_do_not_make_up_the_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="3 rows given, 4 announced"):
-        compute_stream_digest([np.zeros(3)], np.dtype(float), (4,))
+        compute_chunked_array_digest([np.zeros(3)], np.dtype(float), (4,))
 
 
 def test_an_empty_array_has_a_digest_that_depends_on_type_and_shape() -> None:

@@ -50,7 +50,7 @@ def test_sizes_are_those_on_the_disk(tmp_path):
     }
     assert {name: a["stored_bytes"] for name, a in document["arrays"].items()} == on_disk
     assert document["stored_bytes"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    assert document["bytes"] == sum(entry.open_array(name).nbytes for name in entry.list_arrays())
+    assert document["bytes"] == sum(entry.open_array(name).nbytes for name in entry.list_array_names())
     assert document["compression_ratio"] == pytest.approx(document["bytes"] / sum(on_disk.values()))
 
 
@@ -60,7 +60,7 @@ def test_an_entry_without_held_out_features_opens_lists_verifies_and_copies(tmp_
     draft.write_array("train/count", write_random_arrays(Draft(store))["train/count"])
     summary = publish_random_draft(draft).summary
     entry = store.open_entry(summary)
-    assert entry.list_arrays() == ["train/count"]
+    assert entry.list_array_names() == ["train/count"]
     document = store_tables.make_entry_document(entry)
     assert {c["test_samples"] for c in document["classes"]} == {None}
     assert [v.is_sound for v in verify_entries(store)] == [True]

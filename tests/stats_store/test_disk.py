@@ -17,7 +17,7 @@ from sfm.paths import expand_home, get_cache_folder, list_content
 from sfm.stats_store import local_files, system_errors
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import remove_entry
-from sfm.stats_store.location import explain_error, parse_local_url
+from sfm.stats_store.location import explain_store_error, parse_local_url
 from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object
 from sfm.stats_store.store import create_store, open_store
 from sfm.stats_store.verification import verify_entries
@@ -232,5 +232,6 @@ def test_an_error_is_explained_by_its_number_also_in_the_words_of_obstore() -> N
     assert system_errors.get_error_path(error) == Path("/x/y")
     if errno.EDQUOT == 122:
         assert (
-            explain_error(error, "/x") == f"cannot use /x: {system_errors.ERRNO_EXPLANATIONS[errno.EDQUOT]}"
+            explain_store_error(error, "/x")
+            == f"cannot use /x: {system_errors.ERRNO_EXPLANATIONS[errno.EDQUOT]}"
         )

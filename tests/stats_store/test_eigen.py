@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from sfm.stats_store.eigen import decompose_symmetric
+from sfm.stats_store.eigen import eigendecompose_symmetric
 
 
 def matrices():
@@ -27,7 +27,7 @@ def matrices():
 @pytest.mark.parametrize("kind", matrices())
 def test_vectors_are_orthonormal_and_give_the_matrix_back(kind):
     matrix = matrices()[kind]
-    values, vectors = decompose_symmetric(matrix)
+    values, vectors = eigendecompose_symmetric(matrix)
     scale = np.abs(matrix).max(initial=0.0) or 1.0
     assert (np.diff(values) >= 0).all()
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(len(matrix)), atol=1e-10)
@@ -45,11 +45,11 @@ def test_where_one_driver_fails_the_next_is_tried(monkeypatch):
         return (values * np.nan if driver == "evr" else values), vectors
 
     monkeypatch.setattr(scipy.linalg, "eigh", picky)
-    values, _ = decompose_symmetric(np.diag([1.0, 2.0]))
+    values, _ = eigendecompose_symmetric(np.diag([1.0, 2.0]))
     assert values.tolist() == [1.0, 2.0]
     assert tried == ["evd", "evr", "ev"]
 
 
 def test_a_matrix_that_is_not_finite_is_refused():
     with pytest.raises(np.linalg.LinAlgError):
-        decompose_symmetric(np.array([[1.0, np.nan], [np.nan, 1.0]]))
+        eigendecompose_symmetric(np.array([[1.0, np.nan], [np.nan, 1.0]]))

@@ -16,7 +16,7 @@ from sfm.stats_store.commits import encode_commit
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import read_commit_statuses
-from sfm.stats_store.entry_selection import select_summary
+from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 
@@ -58,7 +58,7 @@ def test_every_array_and_card_of_the_example_reads_as_it_was_written(example, ex
         s for s in example.list_summaries() if s.entry_digest == expected["summary"]["entry_digest"]
     ]
     entry = example.open_entry(summary)
-    assert entry.list_arrays() == sorted(expected["arrays"])
+    assert entry.list_array_names() == sorted(expected["arrays"])
     for name, written in expected["arrays"].items():
         array = entry.read_array(name)
         little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
@@ -81,9 +81,9 @@ def test_replaced_and_removed_entries_of_the_example_are_known_as_such(example):
 
 
 def test_the_example_holds_every_kind_of_array_and_of_entry(example):
-    from sfm.stats_store.schema import DIMENSIONS, get_array_kind
+    from sfm.stats_store.schema import DIMENSIONS, strip_sub_class_suffix
 
-    names = {get_array_kind(name) for expected in EXPECTED["entries"] for name in expected["arrays"]}
+    names = {strip_sub_class_suffix(name) for expected in EXPECTED["entries"] for name in expected["arrays"]}
     assert names == set(DIMENSIONS)
     assert {e["extraction"]["options"]["origin"] for e in EXPECTED["entries"]} == {"extracted", "merged"}
     assert {s.role for s in example.list_summaries()} == {"full", "tuning"}
@@ -104,7 +104,7 @@ def rewrite(path: Path, change) -> None:
 def of_a_later_minor_version(scratch: Path) -> str:
     """Rewrite one entry as version 1.9 might have: more arrays, more in cards and commit; returns its run."""
     store = open_store(str(scratch))
-    summary = select_summary(store.list_summaries(), dataset="south")
+    summary = select_only_summary(store.list_summaries(), dataset="south")
     run = store.open_entry(summary).commit.run
     folder = scratch / "runs" / run
     group = json.loads((folder / "zarr.json").read_text())
@@ -140,9 +140,9 @@ def of_a_later_minor_version(scratch: Path) -> str:
 def test_a_later_minor_version_is_read_and_what_is_unknown_ignored(scratch):
     of_a_later_minor_version(scratch)
     store = open_store(str(scratch))
-    entry = store.open_entry(select_summary(store.list_summaries(), dataset="south"))
+    entry = store.open_entry(select_only_summary(store.list_summaries(), dataset="south"))
     (expected,) = [e for e in EXPECTED["entries"] if e["summary"]["dataset"] == "south"]
-    assert set(entry.list_arrays()) == {*expected["arrays"], "train/skewness"}
+    assert set(entry.list_array_names()) == {*expected["arrays"], "train/skewness"}
     assert list(entry.read_array("train/count")) == [6, 6]
     assert entry.dataset.name == "south"
     document = store_tables.make_entry_document(entry)
@@ -167,7 +167,7 @@ def test_a_later_minor_version_is_verified_byte_by_byte(scratch):
 def test_a_later_minor_version_is_copied_whole(scratch, tmp_path):
     run = of_a_later_minor_version(scratch)
     store, target = open_store(str(scratch)), create_store(str(tmp_path / "target"))
-    summary = select_summary(store.list_summaries(), dataset="south")
+    summary = select_only_summary(store.list_summaries(), dataset="south")
     assert [c.outcome for c in copy_entries(store, target, [summary])] == ["copied"]
     for folder in (f"runs/{run}", f"index/{summary.key}"):
         files = [p.relative_to(scratch) for p in (scratch / folder).rglob("*") if p.is_file()]
@@ -191,7 +191,7 @@ def test_a_store_that_this_version_cannot_read_is_refused(scratch, change, messa
 @pytest.mark.parametrize("change", [{"major": 2}, {"requires": ["encryption"]}])
 def test_an_entry_that_this_version_cannot_read_is_left_out_and_the_others_are_read(scratch, change, caplog):
     store = open_store(str(scratch))
-    summary = select_summary(store.list_summaries(), dataset="south")
+    summary = select_only_summary(store.list_summaries(), dataset="south")
     path = scratch / "index" / summary.key / "00000001.json"
     rewrite(path, lambda inner: inner["schema"].update(change))
     assert len(store.list_summaries()) == len(EXPECTED["entries"]) - 1

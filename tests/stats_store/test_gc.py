@@ -60,7 +60,7 @@ def test_what_was_replaced_goes_when_it_is_old_enough(store):
     second = publish_random_entry(store, 1, replace=True)
     assert collect_garbage(store).deleted == []
     assert store.open_entry(first).read_array("train/count").sum() > 0
-    (garbage,) = collect_garbage(store, older_than=NOTHING).deleted
+    (garbage,) = collect_garbage(store, min_age=NOTHING).deleted
     assert garbage.reason == "replaced"
     assert len(runs(store)) == 1
     assert store.list_summaries() == [second]
@@ -73,13 +73,13 @@ def test_a_takedown_deletes_every_generation_at_once_and_leaves_the_tombstone(st
     publish_random_entry(store, 0)
     remove_entry(store, publish_random_entry(store, 1, replace=True))
     kept = publish_random_entry(store, 2, backbone=make_backbone_card("lite1"))
-    done = collect_garbage(store, now=True)
+    done = collect_garbage(store, delete_replaced_now=True)
     assert {g.reason for g in done.deleted} == {"removed"}
     assert len(done.deleted) == 2
     assert store.list_summaries() == [kept]
     assert runs(store) == {store.read_commit(f"index/{kept.key}/00000001.json").run}
     assert [(g.generation, g.state) for g in read_commit_statuses(store)].count((3, "tombstone")) == 1
-    assert collect_garbage(store, now=True).deleted == []
+    assert collect_garbage(store, delete_replaced_now=True).deleted == []
     left = [item["path"] for batch in obstore.list(store.objects, prefix="index") for item in batch]
     assert sorted(path.rpartition("/")[2] for path in left) == [
         *("00000001.json", "00000001.published"),
@@ -97,7 +97,7 @@ def test_a_run_that_is_being_written_survives_a_stranger_who_commits_its_id(
     content = json.loads(bytes(obstore.get(store.objects, make_commit_path(old)).bytes()))["commit"]
     content["run"] = draft.run
     obstore.put(store.objects, make_commit_path(old), encode_commit(content))
-    done = collect_garbage(store, now=True)
+    done = collect_garbage(store, delete_replaced_now=True)
     assert done.deleted == []
     assert (f"runs/{draft.run}", "never committed") in [(g.path, g.reason) for g in done.retained]
     summary = publish_random_draft(draft).summary
@@ -128,12 +128,12 @@ def test_a_dry_run_names_what_would_go_and_changes_nothing(store):
     publish_random_entry(store, 1, replace=True)
     Draft(store).write_array("train/count", np.arange(3))
     before = [item for batch in obstore.list(store.objects) for item in batch]
-    would = collect_garbage(store, older_than=NOTHING, dry_run=True)
+    would = collect_garbage(store, min_age=NOTHING, dry_run=True)
     assert [item for batch in obstore.list(store.objects) for item in batch] == before
-    done = collect_garbage(store, older_than=NOTHING)
+    done = collect_garbage(store, min_age=NOTHING)
     assert {g.path for g in would.deleted} == {g.path for g in done.deleted}
     assert len(done.deleted) == 2
-    assert sum(g.size for g in done.deleted) == sum(
+    assert sum(g.size_bytes for g in done.deleted) == sum(
         item["size"] for item in before if item["path"].startswith(tuple(g.path for g in done.deleted))
     )
 
@@ -149,7 +149,7 @@ def test_nothing_of_a_key_is_deleted_while_its_newest_commit_cannot_be_read(tmp_
     before = runs(store)
     gone = store.read_commit(f"index/{others[0].key}/00000001.json").run
     obstore.put(store.objects, f"index/{first.key}/00000002.json", b"{}")
-    done = collect_garbage(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
     assert [g.path for g in done.deleted] == [f"runs/{gone}"]
     assert runs(store) == before - {gone}
     assert done.notes == [f"damaged commit index/{first.key}/00000002.json: not readable as a commit"]
@@ -165,13 +165,13 @@ def test_the_run_of_a_damaged_commit_is_not_deleted_because_a_stranger_claims_it
     rewrite_commit(store, stranger, lambda content: content.update(run=run))
     publish_random_entry(store, 2, dataset="x", fingerprint="e" * 64, replace=True)
     assert (
-        collect_garbage(store, older_than=NOTHING, now=True, dry_run=True).deleted[0].reason
+        collect_garbage(store, min_age=NOTHING, delete_replaced_now=True, dry_run=True).deleted[0].reason
         == "never committed"
     )
     path = tmp_path / "index" / victim.key / "00000001.json"
     whole = path.read_bytes()
     path.write_bytes(b"{}")
-    assert collect_garbage(store, older_than=NOTHING, now=True).deleted == []
+    assert collect_garbage(store, min_age=NOTHING, delete_replaced_now=True).deleted == []
     path.write_bytes(whole)
     assert [v.problems for v in verify_entries(store, [victim])] == [[]]
 
@@ -182,7 +182,7 @@ def test_an_older_commit_that_cannot_be_read_stands_in_nobodys_way(tmp_path):
     second = publish_random_entry(store, 1, replace=True)
     obstore.put(store.objects, f"index/{first.key}/00000001.json", b"{}")
     assert [g.state for g in read_commit_statuses(store)] == ["unreadable", "current"]
-    collect_garbage(store, older_than=NOTHING)
+    collect_garbage(store, min_age=NOTHING)
     assert len(runs(store)) == 1
     assert [v.summary for v in verify_entries(store, [second]) if v.is_sound] == [second]
 
@@ -193,7 +193,7 @@ def test_a_collection_that_was_interrupted_is_finished_by_the_next(tmp_path):
     run = store.read_commit(f"index/{first.key}/00000001.json").run
     remove_entry(store, first)
     shutil.rmtree(tmp_path / "runs" / run / "train")
-    (garbage,) = collect_garbage(store, now=True).deleted
+    (garbage,) = collect_garbage(store, delete_replaced_now=True).deleted
     assert garbage.path == f"runs/{run}"
     assert not (tmp_path / "runs" / run).exists()
     assert [g.state for g in read_commit_statuses(store)] == ["tombstone"]
@@ -230,8 +230,8 @@ def test_abandoned_staging_goes_and_staging_in_use_stays(tmp_path):
         would = collect_garbage(store, dry_run=True)
         assert [g.path for g in would.deleted] == ["staging/old"]
         assert (tmp_path / "staging" / "old").exists()
-        done = collect_garbage(store, older_than=NOTHING)
-        assert [(g.path, g.size) for g in done.deleted] == [("staging/old", 100)]
+        done = collect_garbage(store, min_age=NOTHING)
+        assert [(g.path, g.size_bytes) for g in done.deleted] == [("staging/old", 100)]
         assert [g.path for g in done.retained] == ["staging/busy"]
         assert sorted(p.name for p in (tmp_path / "staging").iterdir()) == ["busy", "busy.lock"]
         with (tmp_path / "staging" / "busy.lock").open() as lock, pytest.raises(BlockingIOError):
@@ -248,7 +248,9 @@ def test_collectors_at_once_leave_nothing_and_none_fails(tmp_path):
         (tmp_path / "staging" / f"{number}.lock").touch()
     age_files(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda _: collect_garbage(store, older_than=NOTHING, now=True), range(4)))
+        done = list(
+            pool.map(lambda _: collect_garbage(store, min_age=NOTHING, delete_replaced_now=True), range(4))
+        )
     assert [each.notes for each in done] == [[]] * 4
     assert len(runs(store)) == 1
     assert list((tmp_path / "staging").iterdir()) == []
@@ -266,10 +268,10 @@ def test_a_collector_at_work_all_the_while_takes_nothing_from_writers(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         writers = [pool.submit(write, spec) for spec in ("lite0", "lite1")]
         while not all(w.done() for w in writers):
-            collect_garbage(store, now=True)
+            collect_garbage(store, delete_replaced_now=True)
         for writer in writers:
             writer.result()
-    collect_garbage(store, now=True)
+    collect_garbage(store, delete_replaced_now=True)
     assert [s.generation for s in store.list_summaries()] == [rounds, rounds]
     assert [v.problems for v in verify_entries(store)] == [[], []]
     assert len(runs(store)) == 2
@@ -322,7 +324,7 @@ class LifeOfAStore(RuleBasedStateMachine):
     @rule(older_than=sampled_from([NOTHING, datetime.timedelta(days=7)]), now=booleans())
     def collect_garbage(self, older_than: datetime.timedelta, now: bool) -> None:
         """Collect; nothing but what is seen remains if age does not count."""
-        collect_garbage(self.store, older_than=older_than, now=now)
+        collect_garbage(self.store, min_age=older_than, delete_replaced_now=now)
         if older_than == NOTHING:
             assert len(runs(self.store)) == len(self.seen)
 

@@ -5,13 +5,13 @@ from toy_entries import make_backbone_card, publish_random_draft, write_random_a
 
 from sfm.errors import InputError
 from sfm.stats_store.entry_history import (
+    find_entries_merged_from_removed,
     find_entry_history,
-    find_merged_entries,
+    list_candidate_summaries,
     read_commit_statuses,
     remove_entry,
-    summaries_for,
 )
-from sfm.stats_store.entry_selection import find_summaries, select_summary
+from sfm.stats_store.entry_selection import find_summaries, select_only_summary
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
 
@@ -38,7 +38,7 @@ def test_other_options_are_another_variant(store):
     put(store, 0, options={"seed": 1})
     assert len(store.list_summaries()) == 2
     with pytest.raises(InputError, match="several entries fit"):
-        select_summary(store.list_summaries(), dataset="toy")
+        select_only_summary(store.list_summaries(), dataset="toy")
 
 
 def test_a_pin_means_one_entry_even_if_it_was_replaced_by_equal_content(store):
@@ -46,7 +46,7 @@ def test_a_pin_means_one_entry_even_if_it_was_replaced_by_equal_content(store):
     put(store, 0, replace=True)
     put(store, 1, replace=True)
     pin = f"toy@{first.entry_digest}"
-    assert select_summary(summaries_for(store, pin), dataset=pin).generation == 2
+    assert select_only_summary(list_candidate_summaries(store, pin), dataset=pin).generation == 2
 
 
 def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
@@ -56,7 +56,7 @@ def test_a_removed_entry_is_gone_for_every_reader_even_by_its_digest(store):
     assert store.list_summaries() == []
     for summary in (old, new):
         with pytest.raises(InputError, match="no dataset 'toy'"):
-            select_summary(summaries_for(store, f"toy@{summary.entry_digest}"), dataset="toy")
+            select_only_summary(list_candidate_summaries(store, f"toy@{summary.entry_digest}"), dataset="toy")
 
 
 def test_a_tombstone_says_what_was_removed_and_when(store):
@@ -83,7 +83,7 @@ def test_history_is_filtered_by_backbone_and_keeps_keys_apart(tmp_path):
     put(store, 0)
     put(store, 1, backbone=make_backbone_card("lite1"))
     put(store, 2, backbone=make_backbone_card("lite1"), replace=True)
-    assert [(g.generation, g.state) for g in find_entry_history(store, "toy", backbone="lite1")] == [
+    assert [(g.generation, g.state) for g in find_entry_history(store, "toy", backbone_spec="lite1")] == [
         (1, "replaced"),
         (2, "current"),
     ]
@@ -100,9 +100,9 @@ def test_all_entries_of_a_name_are_meant_where_several_may_be(tmp_path):
     visible = store.list_summaries()
     assert len(find_summaries(visible)) == len(find_summaries(visible, dataset="toy")) == 3
     assert len(find_summaries(visible, dataset="toy@tuning")) == 1
-    assert len(find_summaries(visible, backbone="lite0")) == 2
+    assert len(find_summaries(visible, backbone_spec="lite0")) == 2
     with pytest.raises(InputError, match="no entry fits: the store holds toy@"):
-        find_summaries(visible, dataset="toy", backbone="lite2")
+        find_summaries(visible, dataset="toy", backbone_spec="lite2")
 
 
 def test_removal_names_entries_merged_from_the_same_data(tmp_path):
@@ -110,4 +110,4 @@ def test_removal_names_entries_merged_from_the_same_data(tmp_path):
     part, _ = put(store, 0, fingerprint="a" * 64)
     union, _ = put(store, 1, fingerprint="b" * 64, leaves=["a" * 64, "c" * 64], dataset="union")
     put(store, 2, fingerprint="c" * 64, dataset="other")
-    assert find_merged_entries(store, store.list_summaries(), [part]) == [union]
+    assert find_entries_merged_from_removed(store, store.list_summaries(), [part]) == [union]

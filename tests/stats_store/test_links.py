@@ -81,7 +81,7 @@ def test_what_is_behind_a_link_in_a_store_is_left_alone_and_named(
         shutil.rmtree(link)
     link.symlink_to(elsewhere)
     before = tree(elsewhere)
-    done = collect_garbage(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
     assert tree(elsewhere) == before
     assert f"{path} is a symbolic link: nothing behind it is deleted" in done.notes
     assert link.is_symlink()
@@ -101,7 +101,7 @@ def test_a_store_that_lies_on_several_disks_by_links_is_read_and_loses_nothing(
             shutil.move(folder, disk / str(number))
             folder.symlink_to(disk / str(number))
     before, runs = tree(disk), tree(Path(store.url) / "runs")
-    done = collect_garbage(store, older_than=NOTHING, now=True)
+    done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
     if top == "index" or depth < 3:
         assert tree(disk) == before
         assert any(f"{top}" in note and "is a symbolic link" in note for note in done.notes)
@@ -120,7 +120,7 @@ def test_an_index_whose_disk_is_not_mounted_today_costs_no_run(store: Store, tmp
     index.symlink_to(tmp_path / "not mounted")
     runs = tree(Path(store.url) / "runs")
     assert open_store(store.url).list_summaries() == []
-    collect_garbage(store, older_than=NOTHING, now=True)
+    collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
     assert tree(Path(store.url) / "runs") == runs
 
 
@@ -130,7 +130,7 @@ def test_links_in_a_run_that_was_abandoned_are_deleted_as_links(store: Store, el
     (run / "train" / "count" / "file").symlink_to(elsewhere / "thesis" / "chapter1.tex")
     (run / "nowhere").symlink_to("nowhere")
     before = tree(elsewhere)
-    done = collect_garbage(store, older_than=NOTHING)
+    done = collect_garbage(store, min_age=NOTHING)
     assert f"runs/{RUN}" in {g.path for g in done.deleted}
     assert not run.exists()
     assert tree(elsewhere) == before
@@ -161,7 +161,7 @@ def test_a_folder_that_is_swapped_for_a_link_while_gc_runs_is_not_entered(
     try:
         while (deleted < 8 or swapped < 40) and time.monotonic() < end:
             with suppress(InputError):
-                deleted += place in {g.path for g in collect_garbage(store, older_than=NOTHING).deleted}
+                deleted += place in {g.path for g in collect_garbage(store, min_age=NOTHING).deleted}
     finally:
         done.set()
         swapping.join()
@@ -200,7 +200,7 @@ def test_what_is_not_named_like_a_run_is_nobodys_garbage(store: Store) -> None:
     mine.parent.mkdir()
     mine.write_text("x")
     age_files(mine.parent)
-    assert len(collect_garbage(store, older_than=NOTHING, now=True).deleted) == 3
+    assert len(collect_garbage(store, min_age=NOTHING, delete_replaced_now=True).deleted) == 3
     assert mine.read_text() == "x"
 
 
@@ -240,7 +240,7 @@ def test_folders_without_end_one_in_another_are_named_and_in_nobodys_way(store: 
     os.close(here)
     try:
         assert len(store.list_summaries()) == 2
-        done = collect_garbage(store, older_than=NOTHING, now=True)
+        done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
         assert any(f"{where}{'' if where == 'staging/x' else '/a/a/a'}" in note for note in done.notes)
         # Where not all is listed, what has no commit may be somebody's.
         uncommitted = {"never committed"} if where == "staging/x" else set()
@@ -261,7 +261,7 @@ def test_links_that_lead_to_folders_of_links_are_not_followed_without_end(
         for name in names:
             (folder / name).symlink_to(behind)
     began = time.perf_counter()
-    entries, reasons = store.list_entries()
+    entries, reasons = store.list_entries_and_problems()
     assert (len(entries), len(reasons)) == (2, 1)
     assert "behind more than 1000 links" in reasons[0]
     assert time.perf_counter() - began < 5
@@ -276,15 +276,15 @@ def test_a_listing_of_the_index_enters_no_folder_that_is_none_of_it(store: Store
         Path(store.url), "index", seen.append, should_enter=lambda p: seen.append(p) or "x" not in p
     )
     assert all("index/x/" not in file.path for file in found)
-    assert store.list_entries()[1] == []
+    assert store.list_entries_and_problems()[1] == []
 
 
 def test_where_the_index_is_a_file_nothing_is_garbage(store: Store) -> None:
     index = Path(store.url) / "index"
     index.rename(index.with_name("kept"))
     index.write_text("")
-    assert store.list_entries() == ([], [f"cannot read {index}: it is a file, not a folder"])
-    assert collect_garbage(store, older_than=NOTHING).deleted[0].path == "staging/old"
+    assert store.list_entries_and_problems() == ([], [f"cannot read {index}: it is a file, not a folder"])
+    assert collect_garbage(store, min_age=NOTHING).deleted[0].path == "staging/old"
     assert len(list((Path(store.url) / "runs").iterdir())) == 5
 
 

@@ -13,7 +13,7 @@ from sfm.errors import InputError
 from sfm.stats_store.location import (
     REMOTE_SCHEMES,
     connect_object_store,
-    explain_error,
+    explain_store_error,
     parse_local_url,
     redact_url,
 )
@@ -130,7 +130,9 @@ def test_an_account_that_azure_needs_is_asked_for(monkeypatch: pytest.MonkeyPatc
 
 @given(st.text(max_size=200))
 def test_what_a_server_says_is_never_repeated(answer: str) -> None:
-    line = explain_error(GenericError(f"Generic S3 error: {answer} {SECRET}\n{answer}"), "s3://bucket/stats")
+    line = explain_store_error(
+        GenericError(f"Generic S3 error: {answer} {SECRET}\n{answer}"), "s3://bucket/stats"
+    )
     assert line.startswith("cannot use s3://bucket/stats: ")
     assert "CANARY" not in line
     assert "\n" not in line
@@ -140,10 +142,10 @@ def test_a_full_disk_is_told_from_other_failures() -> None:
     error = GenericError(
         "Generic LocalFileSystem error: Unable to copy: No space left on device (os error 28)\n\n"
     )
-    assert explain_error(error, "/data/store") == (
+    assert explain_store_error(error, "/data/store") == (
         "no space left on the disk of /data/store: free some and run the same command again"
     )
-    assert explain_error(GenericError("Generic error: something else\n\nDebug"), "/data/store") == (
+    assert explain_store_error(GenericError("Generic error: something else\n\nDebug"), "/data/store") == (
         "cannot use /data/store: Generic error: something else"
     )
 

@@ -13,7 +13,12 @@ from toy_entries import make_backbone_card
 from sfm.errors import DamageError, InputError
 from sfm.pipeline.block_moments import compute_moments
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
-from sfm.stats_store.class_moments import Moments, expand_classes, make_empty_moments, merge_moments
+from sfm.stats_store.class_moments import (
+    ClassMoments,
+    make_empty_moments,
+    merge_moments,
+    move_moments_to_classes,
+)
 from sfm.stats_store.discriminant import compute_oas_shrinkage, fit_linear_discriminant
 from sfm.stats_store.entry_merge import MergeResult, merge_entries
 from sfm.stats_store.merge_inputs import MOMENT_ARRAYS
@@ -33,7 +38,7 @@ class Data:
     labels: np.ndarray
     ids: list[str]
 
-    def moments(self) -> Moments:
+    def moments(self) -> ClassMoments:
         return compute_moments(self.features, self.labels, len(self.ids))
 
 
@@ -108,7 +113,7 @@ def put_part(store: Store, own: Data, leaf: str, **words) -> Entry:
 
 
 def opened(store: Store, merged: MergeResult) -> Entry:
-    return store.open_entry(merged.published.summary)
+    return store.open_entry(merged.publish_result.summary)
 
 
 def memory() -> Store:
@@ -150,7 +155,7 @@ def test_moments_of_parts_add_up_to_those_of_the_pooled_data(seed, owners, order
     for owner in order:
         own = some_of(whole, np.flatnonzero(np.array(owners) == owner))
         position = np.array([whole.ids.index(i) for i in own.ids], dtype=np.intp)
-        total = merge_moments(total, expand_classes(own.moments(), position, 5))
+        total = merge_moments(total, move_moments_to_classes(own.moments(), position, 5))
     pooled = whole.moments()
     np.testing.assert_array_equal(total.count, pooled.count)
     for name in ("mean", "scatter_diagonal", "within_scatter"):
@@ -209,11 +214,11 @@ def halves(store: Store, **words) -> tuple[Data, Entry, Entry]:
 
 def test_the_result_does_not_depend_on_the_order_of_the_parts(store):
     _, a, b = halves(store, splits=("test", "train"), sub_classes=(2, 3))
-    one = merge_entries(store, [a, b], "all").published
-    other = merge_entries(memory(), [b, a], "all").published
+    one = merge_entries(store, [a, b], "all").publish_result
+    other = merge_entries(memory(), [b, a], "all").publish_result
     assert one.outcome == other.outcome == "published"
     assert one.summary.entry_digest == other.summary.entry_digest
-    assert merge_entries(store, [b, a], "all").published.outcome == "already there"
+    assert merge_entries(store, [b, a], "all").publish_result.outcome == "already there"
 
 
 def test_classes_are_united_by_id_and_keep_the_first_parts_names(store):
@@ -291,7 +296,7 @@ def test_a_union_that_no_card_can_hold_is_refused_and_leaves_nothing(store):
 def test_exemplars_stay_where_they_are(store):
     _, a, b = halves(store, exemplars=True)
     merged = merge_entries(store, [a, b], "all")
-    assert not [n for n in opened(store, merged).list_arrays() if n.startswith("exemplar")]
+    assert not [n for n in opened(store, merged).list_array_names() if n.startswith("exemplar")]
     assert any("exemplars are not merged" in note for note in merged.notes)
 
 
@@ -319,7 +324,7 @@ def test_only_numbers_of_centres_that_all_parts_hold_are_merged(store):
     a = put_part(store, some_of(whole, np.arange(30)), "a" * 64, sub_classes=(2, 3))
     b = put_part(store, some_of(whole, np.arange(30, 60)), "b" * 64, sub_classes=(2,))
     merged = merge_entries(store, [a, b], "all")
-    assert [n for n in opened(store, merged).list_arrays() if "centre" in n] == [
+    assert [n for n in opened(store, merged).list_array_names() if "centre" in n] == [
         "train/centre_2",
         "train/centre_count_2",
     ]
@@ -372,7 +377,7 @@ def test_one_sample_per_class_gives_the_nearest_mean():
 
 def test_a_class_without_training_samples_is_never_the_answer():
     whole = data(1)
-    empty = expand_classes(whole.moments(), np.arange(5) + 1, 6)
+    empty = move_moments_to_classes(whole.moments(), np.arange(5) + 1, 6)
     found = fit_linear_discriminant(empty)
     assert np.isfinite(found.weight).all()
     assert ((whole.features @ found.weight.T + found.bias).argmax(axis=1) > 0).all()
@@ -518,7 +523,7 @@ def test_two_teams_get_the_entry_of_their_pooled_images_without_seeing_each_othe
     done = merge_entries_by_name(
         str(tmp_path / "union"), [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes"
     )
-    union = open_store(str(tmp_path / "union")).open_entry(done.published.summary)
+    union = open_store(str(tmp_path / "union")).open_entry(done.publish_result.summary)
     whole = open_store(str(teams / "pooled"))
     pooled = whole.open_entry(whole.list_summaries()[0])
     assert union.dataset.class_ids == pooled.dataset.class_ids == ["bag", "boot", "trouser"]
@@ -541,7 +546,7 @@ def test_a_merged_entry_can_be_distilled(teams, tmp_path):
     url = str(tmp_path / "union")
     done = merge_entries_by_name(url, [f"{teams / 'mine'}#mine", f"{teams / 'yours'}#yours"], name="clothes")
     run = distill(DistillConfig(store=url, backbone="lite0", dataset="clothes", out=tmp_path / "d", steps=2))
-    assert run.record["entry_digest"] == done.published.summary.entry_digest
+    assert run.record["entry_digest"] == done.publish_result.summary.entry_digest
 
 
 def test_parts_are_found_in_the_target_store_or_refused_in_one_line(teams, tmp_path):

@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from sfm.stats_store.dataset_names import (
-    find_name_problem,
+    find_dataset_name_problem,
     make_dataset_name,
-    make_name_from_folder,
+    make_dataset_name_from_folder,
     split_pinned_name,
 )
 
 
 @pytest.mark.parametrize("name", ["", "birds@2024", " birds", "birds ", "a\nb", "a\x1b[2J", "safe\u202etxt"])
 def test_a_name_that_cannot_be_typed_or_shown_is_refused(name):
-    assert find_name_problem(name)
-    assert find_name_problem(make_dataset_name(name)) is None
+    assert find_dataset_name_problem(name)
+    assert find_dataset_name_problem(make_dataset_name(name)) is None
 
 
 @pytest.mark.parametrize("name", ["birds", "pets [raw]", "c#", "猫", "a b"])
 def test_any_other_name_stays_as_it_is(name):
-    assert find_name_problem(name) is None
+    assert find_dataset_name_problem(name) is None
     assert make_dataset_name(name) == name
 
 
@@ -34,11 +34,11 @@ def test_what_a_name_cannot_hold_becomes_a_dash():
 def test_a_linked_folder_is_named_after_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "v2" / "inside").mkdir(parents=True)
     (tmp_path / "birds").symlink_to("v2")
-    assert make_name_from_folder(tmp_path / "birds") == "birds"
-    assert make_name_from_folder(Path(f"{tmp_path}/birds/inside/..")) == "birds"
-    assert make_name_from_folder(Path("/")) == "dataset"
+    assert make_dataset_name_from_folder(tmp_path / "birds") == "birds"
+    assert make_dataset_name_from_folder(Path(f"{tmp_path}/birds/inside/..")) == "birds"
+    assert make_dataset_name_from_folder(Path("/")) == "dataset"
     monkeypatch.chdir(tmp_path / "v2")
-    assert make_name_from_folder(Path()) == "v2"
+    assert make_dataset_name_from_folder(Path()) == "v2"
 
 
 @pytest.mark.parametrize(

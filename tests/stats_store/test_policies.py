@@ -111,7 +111,7 @@ def test_a_writer_publishes_loses_and_removes_without_deleting(become):
     remove_entry(store, mine)
     assert mine not in store.list_summaries()
     with pytest.raises(InputError, match="cannot use s3"):
-        collect_garbage(store, older_than=datetime.timedelta(0), now=True)
+        collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True)
     assert summary in store.list_summaries()
 
 
@@ -120,8 +120,8 @@ def test_a_keeper_collects_what_writers_left_and_publishes_nothing(become):
     write_random_arrays(Draft(create_store(URL)))
     summary = become("keeper")
     store = open_store(URL)
-    assert len(collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted) >= 1
-    assert collect_garbage(store, older_than=datetime.timedelta(0), now=True).deleted == []
+    assert len(collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True).deleted) >= 1
+    assert collect_garbage(store, min_age=datetime.timedelta(0), delete_replaced_now=True).deleted == []
     assert store.open_entry(summary).read_array("train/count").sum() > 0
     with pytest.raises(InputError, match="permission denied by the server"):
         create_store(URL)

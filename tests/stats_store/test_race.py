@@ -68,7 +68,8 @@ class Reader(threading.Thread):
                 for summary in self.store.list_summaries():
                     entry = self.store.open_entry(summary)
                     found = tuple(
-                        (name, compute_array_digest(entry.read_array(name))) for name in entry.list_arrays()
+                        (name, compute_array_digest(entry.read_array(name)))
+                        for name in entry.list_array_names()
                     )
                     self.entries += 1
                     if found in self.whole:
@@ -120,7 +121,7 @@ def test_of_two_writers_of_one_key_exactly_one_wins_and_readers_see_whole_entrie
     assert all(seeds == {winners[int(fingerprint, 16)]} for fingerprint, seeds in reader.seen.items())
 
     store = open_store(place)
-    collect_garbage(store, older_than=NO_AGE)
+    collect_garbage(store, min_age=NO_AGE)
     assert runs_in(store) == {run for *_, run, outcome in reports if outcome == "published"}
     assert len(store.list_summaries()) == rounds
     assert [p for verdict in verify_entries(store) for p in verdict.problems] == []

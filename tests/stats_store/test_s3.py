@@ -176,7 +176,7 @@ def test_publishing_and_reading_cost_few_requests_per_object(proxy: Proxy, s3_ur
     summary = publish_random_draft(draft).summary
     counts.append(len(proxy.seen))
     entry = store.open_entry(summary)
-    for name in entry.list_arrays():
+    for name in entry.list_array_names():
         entry.read_array(name)
     counts.append(len(proxy.seen))
     writing, reading = np.diff(counts)
@@ -196,7 +196,7 @@ def test_every_object_is_written_on_condition_that_there_is_none(proxy: Proxy, s
     summary = publish_random_draft(draft).summary
     copy_entries(store, create_store(f"{s3_url}-copy"), [summary])
     remove_entry(store, summary)
-    collect_garbage(store, now=True)
+    collect_garbage(store, delete_replaced_now=True)
     writing = [request for request in proxy.seen if request.method in ("PUT", "POST")]
     assert len(writing) > 20
     assert [r.path for r in writing if not r.creates and "delete" not in r.path] == []

@@ -21,7 +21,7 @@ from sfm.stats_store.schema import (
     MAX_CHUNK_BYTES,
     UpgradeError,
     choose_chunk_shape,
-    is_known_array,
+    is_array_in_schema,
     make_dimension_names,
 )
 from sfm.stats_store.store import Store, create_store, open_store
@@ -84,7 +84,7 @@ def test_one_entry_of_a_later_schema_is_refused_by_name_and_hides_no_other(
 ) -> None:
     new = summary_of(store, "new")
     rewrite_commit(store, new, lambda content: content["schema"].update(schema))
-    entries, reasons = store.list_entries()
+    entries, reasons = store.list_entries_and_problems()
     assert [s.dataset for s in entries] == ["old"]
     assert len(reasons) == 1
     assert re.match(r"the entry of new \(index/.*\) (has schema 2\.0|requires deltas).*upgrade", reasons[0])
@@ -111,7 +111,7 @@ def test_only_an_entry_of_another_crop_than_the_centre_is_hidden_from_versions_t
     assert store.open_entry(summary).backbone.preprocessing == squash
     assert all(v.is_sound for v in verify_entries(store))
     monkeypatch.setattr("sfm.stats_store.schema.KNOWN_REQUIREMENTS", frozenset())
-    entries, reasons = store.list_entries()
+    entries, reasons = store.list_entries_and_problems()
     assert {s.dataset for s in entries} == {"old", "new"}
     assert re.match(r"the entry of squashed .* requires crop_mode, unknown .*upgrade", reasons[0])
 
@@ -130,7 +130,7 @@ def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(stor
     new = summary_of(store, "new")
     before = {
         name: compute_array_digest(store.open_entry(new).read_array(name))
-        for name in store.open_entry(new).list_arrays()
+        for name in store.open_entry(new).list_array_names()
     }
     run = Path(store.url) / "runs" / store.open_entry(new).commit.run
     group = json.loads((run / "zarr.json").read_bytes())
@@ -157,10 +157,10 @@ def test_a_newer_minor_version_is_read_but_for_arrays_that_it_does_not_know(stor
     entry = open_store(store.url).open_entry(summary_of(store, "new"))
     assert {
         name: compute_array_digest(entry.read_array(name))
-        for name in entry.list_arrays()
-        if is_known_array(name)
+        for name in entry.list_array_names()
+        if is_array_in_schema(name)
     } == before
-    assert not is_known_array("train/skewness")
+    assert not is_array_in_schema("train/skewness")
     with pytest.raises(InputError, match=r"train/skewness is of a kind .* upgrade sfm-distill"):
         entry.read_array("train/skewness")
 

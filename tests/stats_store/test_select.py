@@ -8,14 +8,14 @@ from toy_entries import make_backbone_card, publish_random_draft, write_random_a
 from sfm.backbones.card import BackboneCard
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
-from sfm.stats_store.entry_history import find_entry_history, summaries_for
+from sfm.stats_store.entry_history import find_entry_history, list_candidate_summaries
 from sfm.stats_store.entry_selection import (
     describe_entry,
-    filter_summaries,
+    filter_summaries_by_model,
     find_named_summaries,
     find_summaries,
-    select_entry,
-    select_summary,
+    open_entry_of_backbone,
+    select_only_summary,
 )
 from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store
@@ -63,28 +63,31 @@ def test_a_long_list_of_candidates_is_cut(store: Store) -> None:
 
 def test_a_size_need_not_be_given_where_there_is_one_only(store: Store) -> None:
     assert [
-        s.image_size for s in filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
+        s.image_size
+        for s in filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
     ] == [96]
 
 
 def test_several_sizes_are_listed(store: Store) -> None:
     with pytest.raises(InputError, match="several sizes, choose one with --image-size") as error:
-        filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite0")
+        filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite0")
     assert "64px" in str(error.value)
     assert "96px" in str(error.value)
     assert "lite1" not in str(error.value)
-    one = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite0", image_size=64)
+    one = filter_summaries_by_model(
+        store.list_summaries(), dataset="birds", model="timm_lite0", image_size=64
+    )
     assert [s.image_size for s in one] == [64]
 
 
 def test_a_size_that_is_not_stored_is_answered_with_those_that_are(store: Store) -> None:
     with pytest.raises(InputError, match=r"no entry .* at 32 px: the store holds .*64px.*96px"):
-        filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite0", image_size=32)
+        filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite0", image_size=32)
 
 
 def test_a_backbone_that_is_not_stored_is_answered_with_those_that_are(store: Store) -> None:
     with pytest.raises(InputError, match=r"no entry of cars through timm_lite2 in the store: it holds cars@"):
-        filter_summaries(store.list_summaries(), dataset="cars", model="timm_lite2")
+        filter_summaries_by_model(store.list_summaries(), dataset="cars", model="timm_lite2")
 
 
 def test_a_tuning_entry_is_meant_only_when_it_is_named(store: Store) -> None:
@@ -123,10 +126,10 @@ def test_the_pin_that_an_error_shows_selects_the_entry_it_describes(store: Store
 def test_another_backbone_is_refused_with_the_part_that_differs(
     store: Store, change: dict[str, str], part: str
 ) -> None:
-    candidates = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
-    assert select_entry(store, candidates, make_backbone_card("lite1", 96)).summary == candidates[0]
+    candidates = filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
+    assert open_entry_of_backbone(store, candidates, make_backbone_card("lite1", 96)).summary == candidates[0]
     with pytest.raises(InputError, match=part):
-        select_entry(store, candidates, make_backbone_card("lite1", 96).model_copy(update=change))
+        open_entry_of_backbone(store, candidates, make_backbone_card("lite1", 96).model_copy(update=change))
 
 
 def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> None:
@@ -135,8 +138,10 @@ def test_another_preprocessing_is_refused_with_what_differs(store: Store) -> Non
         update={"preprocessing": card.preprocessing.model_copy(update={"resampling": "bilinear"})}
     )
     with pytest.raises(InputError, match=r"the preprocessing \(resampling bicubic -> bilinear\)$"):
-        select_entry(
-            store, filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1"), other
+        open_entry_of_backbone(
+            store,
+            filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1"),
+            other,
         )
 
 
@@ -144,29 +149,31 @@ def test_variants_of_the_same_data_are_listed_with_the_pins_that_tell_them_apart
     store = create_store(str(tmp_path))
     add(store, 1, make_backbone_card("lite1", 96), dataset="birds")
     other = add(store, 6, make_backbone_card("lite1", 96), dataset="birds", options={"seed": 1})
-    candidates = filter_summaries(store.list_summaries(), dataset="birds", model="timm_lite1")
+    candidates = filter_summaries_by_model(store.list_summaries(), dataset="birds", model="timm_lite1")
     assert len(candidates) == 2
     with pytest.raises(InputError, match="several entries fit, pin one as NAME@DIGEST") as error:
-        select_entry(store, candidates, make_backbone_card("lite1", 96))
+        open_entry_of_backbone(store, candidates, make_backbone_card("lite1", 96))
     assert all(describe_entry(s) in str(error.value) for s in candidates)
-    pinned = filter_summaries(
+    pinned = filter_summaries_by_model(
         store.list_summaries(), dataset=f"birds@{other.entry_digest[:12]}", model="timm_lite1"
     )
-    assert select_entry(store, pinned, make_backbone_card("lite1", 96)).summary == other
+    assert open_entry_of_backbone(store, pinned, make_backbone_card("lite1", 96)).summary == other
 
 
 def test_one_entry_is_found_without_loading_a_backbone(store: Store) -> None:
     summaries = store.list_summaries()
-    assert select_summary(summaries, dataset="cars").dataset == "cars"
-    assert select_summary(summaries, dataset="birds", backbone="lite0", image_size=64).image_size == 64
+    assert select_only_summary(summaries, dataset="cars").dataset == "cars"
+    assert (
+        select_only_summary(summaries, dataset="birds", backbone_spec="lite0", image_size=64).image_size == 64
+    )
     with pytest.raises(InputError, match="several entries fit, name --backbone or pin one"):
-        select_summary(summaries, dataset="birds")
+        select_only_summary(summaries, dataset="birds")
     with pytest.raises(InputError, match="no such entry of cars: the store holds cars@"):
-        select_summary(summaries, dataset="cars", backbone="lite1")
+        select_only_summary(summaries, dataset="cars", backbone_spec="lite1")
 
 
 def test_an_array_that_an_entry_does_not_hold_is_answered_with_those_it_does(store: Store) -> None:
-    entry = store.open_entry(select_summary(store.list_summaries(), dataset="cars"))
+    entry = store.open_entry(select_only_summary(store.list_summaries(), dataset="cars"))
     assert "exemplar/image" not in entry
     with pytest.raises(InputError, match=r"holds no exemplar/image; it holds test/feature, .*, train/mean"):
         entry.read_array("exemplar/image")
@@ -177,7 +184,7 @@ def test_an_entry_whose_name_holds_an_at_sign_is_found_by_its_name(tmp_path: Pat
     old = add(store, 1, make_backbone_card("lite0"), dataset="birds@2024")
     other = add(store, 2, make_backbone_card("lite1"), dataset="birds", fingerprint="d" * 64)
     for name in ("birds@2024", f"birds@2024@{old.entry_digest[:8]}"):
-        assert select_summary(summaries_for(store, name), dataset=name) == old
+        assert select_only_summary(list_candidate_summaries(store, name), dataset=name) == old
         assert find_summaries(store.list_summaries(), dataset=name) == [old]
         assert [g.summary for g in find_entry_history(store, name)] == [old]
-    assert select_summary(store.list_summaries(), dataset=f"birds@{other.entry_digest[:8]}") == other
+    assert select_only_summary(store.list_summaries(), dataset=f"birds@{other.entry_digest[:8]}") == other

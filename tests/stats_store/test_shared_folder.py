@@ -71,7 +71,7 @@ def test_what_is_published_under_umask_077_has_permissions_and_group_of_the_stor
         assert [v.is_sound for v in verify_entries(store)] == [True, True]
         remove_entry(store, store.list_summaries()[1])
     with acting_as(ANNA, 0o002):
-        assert [g.reason for g in collect_garbage(store, older_than=NOTHING).deleted] == ["removed"]
+        assert [g.reason for g in collect_garbage(store, min_age=NOTHING).deleted] == ["removed"]
 
 
 def test_a_store_of_ones_own_stays_private_whatever_the_umask() -> None:
@@ -110,7 +110,7 @@ def test_what_somebody_keeps_private_is_left_out_and_in_nobodys_way(place: Path,
         assert "note: left out: " in checked.stdout
         publish_random_entry(store, 2, dataset="birds", replace=True)
         birds = next(s for s in store.list_summaries() if s.dataset == "birds")
-        done = collect_garbage(store, older_than=NOTHING, now=True)
+        done = collect_garbage(store, min_age=NOTHING, delete_replaced_now=True)
         assert [g.reason for g in done.deleted] == ["replaced"]
         assert any("12347" in note for note in done.notes)
         assert copy_entries(store, create_store(str(place.parent / "kept")), [birds])[0].outcome == "copied"
@@ -149,7 +149,7 @@ def test_staging_of_one_user_neither_stops_nor_blocks_another(place: Path) -> No
         with open_staging(place / "staging", "key", place) as staging:
             assert staging.root.name.startswith("key-")
         grow_old_as_far_as_allowed(place / "staging")
-        assert collect_garbage(open_store(str(place)), older_than=NOTHING).deleted == []
+        assert collect_garbage(open_store(str(place)), min_age=NOTHING).deleted == []
 
 
 def grow_old_as_far_as_allowed(folder: Path) -> None:

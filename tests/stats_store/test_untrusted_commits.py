@@ -24,15 +24,15 @@ from sfm.stats_store.commits import (
     MAX_RUN_METADATA_BYTES,
     encode_commit,
     make_commit_path,
-    parse_cards,
     parse_commit,
-    parse_root_schema,
+    parse_entry_cards,
+    parse_store_schema_version,
 )
 from sfm.stats_store.entry_copy import copy_entries
 from sfm.stats_store.entry_history import find_entry_history, read_commit_statuses, remove_entry
 from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import read_object
-from sfm.stats_store.schema import UpgradeError, is_known_array
+from sfm.stats_store.schema import UpgradeError, is_array_in_schema
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
@@ -101,7 +101,7 @@ def test_a_commit_with_any_value_anywhere_is_sound_or_damaged_or_of_a_later_vers
 def test_cards_with_any_value_anywhere_are_sound_or_damaged_or_of_a_later_version(place, value):
     complaint = COMMIT.run
     try:
-        parse_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
+        parse_entry_cards(COMMIT, json.dumps(replaced(CARDS, place, value)).encode())
     except (DamageError, UpgradeError) as error:
         complaint = str(error)
     assert COMMIT.run in complaint
@@ -114,7 +114,7 @@ def test_any_bytes_are_a_commit_or_damage(data):
     with pytest.raises(DamageError, match="not readable as a commit"):
         parse_commit(data, PATH)
     with pytest.raises(DamageError):
-        parse_root_schema(data)
+        parse_store_schema_version(data)
 
 
 BAD_NAMES = (
@@ -220,7 +220,7 @@ def test_cards_that_break_a_rule_or_contradict_the_commit_are_refused(
 ) -> None:
     data = json.dumps(replaced(CARDS, ("attributes", *place), value)).encode()
     with pytest.raises(DamageError, match=rf"^damaged object runs/{COMMIT.run}/zarr\.json: "):
-        parse_cards(COMMIT, data)
+        parse_entry_cards(COMMIT, data)
 
 
 def test_an_entry_whose_cards_lie_is_not_opened(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
     victim, new = two_people(store, BAD_RUNS[bad])
     gone = publish_random_entry(store, 4, fingerprint="3" * 64, dataset="gone")
     remove_entry(store, gone)
-    done = collect_garbage(store, now=True)
+    done = collect_garbage(store, delete_replaced_now=True)
     (note,) = done.notes
     assert f"damaged commit {make_commit_path(new).replace('00000002', '00000001')}: run: " in note
     assert [g.reason for g in done.deleted] == ["removed"]
@@ -274,7 +274,7 @@ def test_a_run_id_that_is_none_costs_nobody_an_entry(
     assert [g.state for g in find_entry_history(store, "stranger")] == ["unreadable", "current"]
     assert len(read_commit_statuses(store)) == 4
     remove_entry(store, new)
-    assert collect_garbage(store, now=True).deleted == []
+    assert collect_garbage(store, delete_replaced_now=True).deleted == []
     target = create_store(str(tmp_path / "target"))
     assert [c.outcome for c in copy_entries(store, target, store.list_summaries())] == ["copied"]
     assert store.list_summaries() == [victim]
@@ -289,8 +289,8 @@ def test_a_file_of_the_index_that_is_no_commit_means_nothing(name: str, tmp_path
         other = tmp_path / "index" / "x" / "y" / "z"
         other.mkdir(parents=True, exist_ok=True)
         (other / f"00000001{ending}").write_bytes(b"{}")
-    assert store.list_entries() == ([summary], [])
-    assert collect_garbage(store, now=True).notes == []
+    assert store.list_entries_and_problems() == ([summary], [])
+    assert collect_garbage(store, delete_replaced_now=True).notes == []
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device", "sparse"])
@@ -318,7 +318,7 @@ def test_what_is_no_file_in_place_of_a_commit_or_an_object_is_damage_not_a_wait(
         store.open_entry(summary)
     assert [v.is_sound for v in verify_entries(store)].count(True) == 1
     put_there(tmp_path / make_commit_path(summary))
-    entries, reasons = store.list_entries()
+    entries, reasons = store.list_entries_and_problems()
     assert entries == [kept]
     assert all(make_commit_path(summary) in reason for reason in reasons)
     assert reasons
@@ -357,7 +357,7 @@ def test_bad_items_without_number_take_no_memory_but_that_of_the_json(part: str)
     else:
         data = encode_commit(replaced(CONTENT, (part,), dict.fromkeys(map(str, range(150_000)), 0)))
     with peak_memory() as growth, pytest.raises(DamageError):
-        parse_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
+        parse_entry_cards(COMMIT, data) if part == "class_names" else parse_commit(data, PATH)
     assert growth[0] < 100 * 2**20
 
 
@@ -396,4 +396,4 @@ def test_the_last_generation_of_a_key_has_no_successor(tmp_path: Path) -> None:
     ],
 )
 def test_only_arrays_of_the_schema_are_known(name: str, known: bool) -> None:
-    assert is_known_array(name) == known
+    assert is_array_in_schema(name) == known

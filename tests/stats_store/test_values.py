@@ -14,7 +14,7 @@ from toy_entries import CLASSES, FEATURES, make_backbone_card
 from sfm.errors import DamageError
 from sfm.pipeline.block_moments import compute_moments
 from sfm.pipeline.sub_class_centres import find_nearest_centres
-from sfm.stats_store.array_values import ArrayComparison, find_value_problem
+from sfm.stats_store.array_values import ArrayConsistencyCheck, find_value_problem
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, Summary
 from sfm.stats_store.class_moments import merge_moments
 from sfm.stats_store.digests import compute_sha256
@@ -79,13 +79,13 @@ SAMPLES = st.integers(1, 30).flatmap(
 
 def problems_of(found: dict[str, np.ndarray], dataset: DatasetCard, rows: int = 100) -> list[str]:
     """Return all that is wrong with the arrays of an entry, read some rows at a time."""
-    comparison, problems = ArrayComparison(), []
+    comparison, problems = ArrayConsistencyCheck(), []
     for name, array in found.items():
         for start in range(0, len(array), rows):
             part = array[start : start + rows]
             problems.append(find_value_problem(name, part, dataset))
             comparison.add_rows(name, part, start)
-    return [*filter(None, problems), *comparison.find_problems().values()]
+    return [*filter(None, problems), *comparison.find_contradictions().values()]
 
 
 @given(SAMPLES, st.integers(1, 9))

@@ -110,7 +110,7 @@ def expected(store: Store) -> dict[str, object]:
     entries = []
     for summary in store.list_summaries():
         entry = store.open_entry(summary)
-        arrays = {name: entry.read_array(name) for name in entry.list_arrays()}
+        arrays = {name: entry.read_array(name) for name in entry.list_array_names()}
         entries.append(
             {
                 "summary": summary.model_dump(mode="json"),
