@@ -1,12 +1,13 @@
 """Projectors in closed form: ridge regression, its penalty chosen by leave-one-group-out cross-validation."""
 
-import torch
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from sfm.eval.head_accuracy import LinearHeads
 from sfm.eval.projectors import LinearProjectors
 from sfm.stats_store.eigen import eigendecompose_symmetric
-from torch import Tensor
-
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))
 """Penalties tried, in multiples of the mean eigenvalue of the scatter that is inverted."""
@@ -58,7 +59,12 @@ def fit_ridge_projector(features: Tensor, target_features: Tensor, classifier: L
     left, spectrum, right = compute_svd(x)
     scale = float(spectrum.sum()) / x.shape[1]
     logits = y @ classifier.weight[0].double().T
-    errors = [compute_left_out_group_error(left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)) for penalty in PENALTIES]
+    errors = [
+        compute_left_out_group_error(
+            left, spectrum / (spectrum + penalty * scale), logits.view(groups, samples, -1)
+        )
+        for penalty in PENALTIES
+    ]
     penalty = PENALTIES[errors.index(min(errors))]
     gain = spectrum.sqrt() / (spectrum + penalty * scale)
     weight = (right * gain @ (left.T @ y)).T
@@ -77,7 +83,9 @@ def compute_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = matrix.shape
     scatter = matrix @ matrix.T if rows < columns else matrix.T @ matrix
     # torch's only driver does not converge on some matrices of low rank.
-    spectrum, vectors = (torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy()))
+    spectrum, vectors = (
+        torch.from_numpy(array).to(matrix) for array in eigendecompose_symmetric(scatter.cpu().numpy())
+    )
     is_nonzero = spectrum > spectrum[-1] * max(rows, columns) * torch.finfo(matrix.dtype).eps
     spectrum, vectors = spectrum[is_nonzero], vectors[:, is_nonzero]
     if rows < columns:

@@ -1,21 +1,34 @@
 """Merge entries that are given by name, with the classifier that an extraction would train."""
 
-import numpy as np
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.class_moments import ClassMoments
 from sfm.stats_store.dataset_names import find_dataset_name_problem, make_dataset_name
 from sfm.stats_store.entry_history import list_candidate_summaries
-from sfm.stats_store.entry_merge import ClassifierTrainer, MergeResult, MergedClassifier, merge_entries
+from sfm.stats_store.entry_merge import ClassifierTrainer, MergedClassifier, MergeResult, merge_entries
 from sfm.stats_store.entry_selection import select_only_summary
 from sfm.stats_store.merge_inputs import SplitFeatures, require_mergeable
 from sfm.stats_store.store import Entry, create_store, open_store
 
 
-def merge_entries_by_name(store_url: str, input_names: Sequence[str], *, name: str | None = None, backbone: str | None = None, image_size: int | None = None, device: str = "auto", replace: bool = False, threads: int | None = None, progress: ProgressCallback = no_progress) -> MergeResult:
+def merge_entries_by_name(
+    store_url: str,
+    input_names: Sequence[str],
+    *,
+    name: str | None = None,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    replace: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback = no_progress,
+) -> MergeResult:
     """Publish the entry of the union of disjoint datasets, from the entries of these datasets.
 
     See :func:`~sfm.stats_store.entry_merge.merge_entries`. If every input stores its training features, the
@@ -56,12 +69,16 @@ def merge_entries_by_name(store_url: str, input_names: Sequence[str], *, name: s
     return merge_entries(target, entries, union_name, trainer, replace=replace, progress=progress)
 
 
-def open_named_entry(entry_name: str, default_store_url: str, backbone: str | None, image_size: int | None) -> Entry:
+def open_named_entry(
+    entry_name: str, default_store_url: str, backbone: str | None, image_size: int | None
+) -> Entry:
     """Open the entry that ``STORE#NAME`` names, or ``NAME`` in the default store."""
     url, mark, dataset = entry_name.rpartition("#")
     store = open_store(url if mark else default_store_url)
     summaries = list_candidate_summaries(store, dataset)
-    return store.open_entry(select_only_summary(summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size))
+    return store.open_entry(
+        select_only_summary(summaries, dataset=dataset, backbone_spec=backbone, image_size=image_size)
+    )
 
 
 def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
@@ -82,7 +99,18 @@ def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
                 np.save(files[-1], block)
                 labels.append(block_labels)
             with limit_threads(threads):
-                trained = train_classifier(StagedFeatures(tuple(files), tuple(labels)), moments, torch.device(default_device if device == "auto" else device))
-        return MergedClassifier(trained.weight, trained.bias, f"{trained.solver}, on the stored training features of all parts", trained.l2, trained.iterations, trained.converged)
+                trained = train_classifier(
+                    StagedFeatures(tuple(files), tuple(labels)),
+                    moments,
+                    torch.device(default_device if device == "auto" else device),
+                )
+        return MergedClassifier(
+            trained.weight,
+            trained.bias,
+            f"{trained.solver}, on the stored training features of all parts",
+            trained.l2,
+            trained.iterations,
+            trained.converged,
+        )
 
     return train_on_disk

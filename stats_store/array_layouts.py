@@ -1,18 +1,24 @@
 """Layouts of stored arrays: parse their metadata and compare it with the cards, before data is read."""
 
-import numpy as np
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
+
+import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError
 from sfm.stats_store.cards import Commit, DatasetCard, ExtractionCard
 from sfm.stats_store.commits import EntryCards
-from sfm.stats_store.schema import DIMENSIONS, is_array_in_schema, parse_sub_class_count, strip_sub_class_suffix
+from sfm.stats_store.schema import (
+    DIMENSIONS,
+    is_array_in_schema,
+    parse_sub_class_count,
+    strip_sub_class_suffix,
+)
 from sfm.untrusted_files import parse_json
-from typing import Any
-
 
 HIGH_COMPRESSION_RATIO = 1000
 """A compression ratio that only constant arrays exceed; features compress 1 to 5 times."""
@@ -126,10 +132,16 @@ class ArrayLayout:
         """Return why a stored chunk must not be decoded, or None; its header tells its size in memory."""
         stored = len(encoded_chunk) - CRC32C_BYTES * self.uses_crc32c
         if not self.uses_blosc:
-            return None if stored == self.uncompressed_chunk_bytes else f"{stored} bytes, a chunk has {self.uncompressed_chunk_bytes}"
+            return (
+                None
+                if stored == self.uncompressed_chunk_bytes
+                else f"{stored} bytes, a chunk has {self.uncompressed_chunk_bytes}"
+            )
         if stored < BLOSC_HEADER:
             return "it is too short to be compressed"
-        size, block, compressed = (int.from_bytes(encoded_chunk[position : position + 4], "little") for position in (4, 8, 12))
+        size, block, compressed = (
+            int.from_bytes(encoded_chunk[position : position + 4], "little") for position in (4, 8, 12)
+        )
         if size != self.uncompressed_chunk_bytes:
             return f"it would decompress to {size} bytes, a chunk has {self.uncompressed_chunk_bytes}"
         if compressed != stored or not 0 < block <= size:
@@ -147,7 +159,9 @@ def parse_array_layout(zarr_json: bytes) -> ArrayLayout:
     """
     try:
         metadata = _ArrayMetadata.model_validate(parse_json(zarr_json, MAX_ARRAY_METADATA_BYTES))
-        chunk_shape = tuple(_CHUNK_SHAPE.validate_python(metadata.chunk_grid.configuration.get("chunk_shape")))
+        chunk_shape = tuple(
+            _CHUNK_SHAPE.validate_python(metadata.chunk_grid.configuration.get("chunk_shape"))
+        )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "chunk_shape"
@@ -159,7 +173,8 @@ def parse_array_layout(zarr_json: bytes) -> ArrayLayout:
         "shape": len(shape) <= MAX_AXES and all(0 <= size < 2**63 for size in shape),
         "data_type": any(metadata.data_type in types for types in ALLOWED_DTYPES.values()),
         "chunk_grid": metadata.chunk_grid.name == "regular" and len(chunk_shape) == len(shape),
-        "chunk_key_encoding": metadata.chunk_key_encoding.name == "default" and metadata.chunk_key_encoding.configuration.get("separator", "/") == "/",
+        "chunk_key_encoding": metadata.chunk_key_encoding.name == "default"
+        and metadata.chunk_key_encoding.configuration.get("separator", "/") == "/",
         "fill_value": metadata.fill_value in ALLOWED_FILL_VALUES,
         "codecs": codecs in ALLOWED_CODECS,
         "storage_transformers": not metadata.storage_transformers,
@@ -169,10 +184,14 @@ def parse_array_layout(zarr_json: bytes) -> ArrayLayout:
         raise ValueError(f"its {' and '.join(unsupported)} cannot be those of a published array")
     if not all(1 <= chunk <= max(size, 1) for size, chunk in zip(shape, chunk_shape, strict=True)):
         raise ValueError(f"chunks of {chunk_shape} do not divide {shape}")
-    return ArrayLayout(shape, chunk_shape, np.dtype(metadata.data_type), "blosc" in codecs, "crc32c" in codecs)
+    return ArrayLayout(
+        shape, chunk_shape, np.dtype(metadata.data_type), "blosc" in codecs, "crc32c" in codecs
+    )
 
 
-def compute_expected_shape(array_name: str, backbone: BackboneCard, dataset: DatasetCard, exemplars_per_class: int = 0) -> tuple[int, ...]:
+def compute_expected_shape(
+    array_name: str, backbone: BackboneCard, dataset: DatasetCard, exemplars_per_class: int = 0
+) -> tuple[int, ...]:
     """Return the shape that an array must have according to the cards of its entry.
 
     Parameters
@@ -184,11 +203,23 @@ def compute_expected_shape(array_name: str, backbone: BackboneCard, dataset: Dat
         Images per class.
     """
     image_size, features = backbone.preprocessing.input_size, backbone.features
-    sizes = {"class": len(dataset.class_ids), "feature": features, "feature_b": features, "sub_class": parse_sub_class_count(array_name) or 0, "sample": dataset.test_samples if array_name.startswith("test/") else dataset.train_samples, "exemplar": exemplars_per_class, "y": image_size, "x": image_size, "channel": 3}
+    sizes = {
+        "class": len(dataset.class_ids),
+        "feature": features,
+        "feature_b": features,
+        "sub_class": parse_sub_class_count(array_name) or 0,
+        "sample": dataset.test_samples if array_name.startswith("test/") else dataset.train_samples,
+        "exemplar": exemplars_per_class,
+        "y": image_size,
+        "x": image_size,
+        "channel": 3,
+    }
     return tuple(sizes[axis] for axis in DIMENSIONS[strip_sub_class_suffix(array_name)])
 
 
-def parse_valid_array_layouts(commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]) -> tuple[dict[str, ArrayLayout], list[str]]:
+def parse_valid_array_layouts(
+    commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]
+) -> tuple[dict[str, ArrayLayout], list[str]]:
     """Parse the metadata of every array, and compare it with the cards and with the chunks in the commit.
 
     Arrays that this version does not know are skipped: nothing opens them.
@@ -226,7 +257,9 @@ def parse_valid_array_layouts(commit: Commit, cards: EntryCards, zarr_json_by_pa
             continue
         exemplars = count_exemplars_per_class(cards.extraction, layout) if name.startswith("exemplar/") else 0
         shape = compute_expected_shape(name, cards.backbone, cards.dataset, exemplars)
-        problem = find_shape_or_dtype_problem(path, name, layout, shape) or find_chunk_list_problem(path, layout, chunk_sizes.get(name, {}))
+        problem = find_shape_or_dtype_problem(path, name, layout, shape) or find_chunk_list_problem(
+            path, layout, chunk_sizes.get(name, {})
+        )
         if problem:
             problems.append(problem)
         else:
@@ -237,7 +270,9 @@ def parse_valid_array_layouts(commit: Commit, cards: EntryCards, zarr_json_by_pa
     return layouts, problems
 
 
-def parse_layouts_or_raise(commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]) -> dict[str, ArrayLayout]:
+def parse_layouts_or_raise(
+    commit: Commit, cards: EntryCards, zarr_json_by_path: Mapping[str, bytes]
+) -> dict[str, ArrayLayout]:
     """Return the layouts of all arrays, as :func:`parse_valid_array_layouts` does, if all are valid.
 
     Raises
@@ -262,28 +297,41 @@ def get_chunk_sizes_by_array(commit: Commit) -> dict[str, dict[str, int]]:
     return metadata
 
 
-def find_shape_or_dtype_problem(array_path: str, array_name: str, layout: ArrayLayout, expected_shape: tuple[int, ...]) -> str | None:
+def find_shape_or_dtype_problem(
+    array_path: str, array_name: str, layout: ArrayLayout, expected_shape: tuple[int, ...]
+) -> str | None:
     """Return how an array's shape or type contradicts the cards of its entry, or None."""
     if layout.shape != expected_shape:
-        return f"damaged object {array_path}/zarr.json: shape {layout.shape}, " f"by the cards of its entry {expected_shape}"
+        return (
+            f"damaged object {array_path}/zarr.json: shape {layout.shape}, "
+            f"by the cards of its entry {expected_shape}"
+        )
     types = ALLOWED_DTYPES[strip_sub_class_suffix(array_name)]
     if layout.dtype.name not in types:
         return f"damaged object {array_path}/zarr.json: type {layout.dtype.name}, not {' or '.join(types)}"
     return None
 
 
-def find_chunk_list_problem(array_path: str, layout: ArrayLayout, chunk_sizes_by_key: Mapping[str, int]) -> str | None:
+def find_chunk_list_problem(
+    array_path: str, layout: ArrayLayout, chunk_sizes_by_key: Mapping[str, int]
+) -> str | None:
     """Return how the chunks of an array contradict the chunk sizes in the commit, or None."""
     missing_key = next((key for key in layout.iterate_chunk_keys() if key not in chunk_sizes_by_key), None)
     if missing_key:
         return f"missing object {array_path}/{missing_key}: the commit does not list it"
     if len(chunk_sizes_by_key) > prod(layout.chunk_grid_shape):
-        return f"damaged array {array_path}: the commit lists {len(chunk_sizes_by_key)} chunks, " f"it has {prod(layout.chunk_grid_shape)}"
+        return (
+            f"damaged array {array_path}: the commit lists {len(chunk_sizes_by_key)} chunks, "
+            f"it has {prod(layout.chunk_grid_shape)}"
+        )
     max_chunk_bytes = layout.uncompressed_chunk_bytes + MAX_BLOSC_OVERHEAD
     oversized_key = next((key for key, size in chunk_sizes_by_key.items() if size > max_chunk_bytes), None)
     if oversized_key:
         size = chunk_sizes_by_key[oversized_key]
-        return f"damaged object {array_path}/{oversized_key}: {size} bytes, " f"a chunk has at most {max_chunk_bytes}"
+        return (
+            f"damaged object {array_path}/{oversized_key}: {size} bytes, "
+            f"a chunk has at most {max_chunk_bytes}"
+        )
     return None
 
 
@@ -295,14 +343,32 @@ def count_exemplars_per_class(extraction: ExtractionCard, layout: ArrayLayout) -
 
 def find_exemplar_shape_problems(run_id: str, layouts_by_path: Mapping[str, ArrayLayout]) -> list[str]:
     """Return a problem if the exemplar arrays hold different numbers of exemplars."""
-    exemplar_layouts = [layout for path, layout in layouts_by_path.items() if path.startswith(f"runs/{run_id}/exemplar/")]
+    exemplar_layouts = [
+        layout for path, layout in layouts_by_path.items() if path.startswith(f"runs/{run_id}/exemplar/")
+    ]
     have_different_shapes = len({layout.shape[:2] for layout in exemplar_layouts}) > 1
-    return [f"damaged run runs/{run_id}: its exemplar arrays have different lengths"] if have_different_shapes else []
+    return (
+        [f"damaged run runs/{run_id}: its exemplar arrays have different lengths"]
+        if have_different_shapes
+        else []
+    )
 
 
-def find_decompression_bomb_problem(run_id: str, layouts_by_path: Mapping[str, ArrayLayout], chunk_sizes_by_array: Mapping[str, Mapping[str, int]]) -> str | None:
+def find_decompression_bomb_problem(
+    run_id: str,
+    layouts_by_path: Mapping[str, ArrayLayout],
+    chunk_sizes_by_array: Mapping[str, Mapping[str, int]],
+) -> str | None:
     """Return a problem if little storage would take much memory: see ``MAX_HIGH_RATIO_BYTES``."""
-    unpacked_bytes = sum(layout.uncompressed_chunk_bytes for path, layout in layouts_by_path.items() for size in chunk_sizes_by_array[path.removeprefix(f"runs/{run_id}/")].values() if size * HIGH_COMPRESSION_RATIO < layout.uncompressed_chunk_bytes)
+    unpacked_bytes = sum(
+        layout.uncompressed_chunk_bytes
+        for path, layout in layouts_by_path.items()
+        for size in chunk_sizes_by_array[path.removeprefix(f"runs/{run_id}/")].values()
+        if size * HIGH_COMPRESSION_RATIO < layout.uncompressed_chunk_bytes
+    )
     if unpacked_bytes <= MAX_HIGH_RATIO_BYTES:
         return None
-    return f"damaged run runs/{run_id}: {unpacked_bytes} bytes of its arrays are compressed more than " f"{HIGH_COMPRESSION_RATIO} times, as no statistics are"
+    return (
+        f"damaged run runs/{run_id}: {unpacked_bytes} bytes of its arrays are compressed more than "
+        f"{HIGH_COMPRESSION_RATIO} times, as no statistics are"
+    )

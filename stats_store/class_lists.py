@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 from sfm.errors import InputError
 from sfm.text import sanitize_line
 from sfm.untrusted_files import OversizeError, read_bounded_file
@@ -114,7 +115,11 @@ def parse_class_list(text: str, origin: str) -> ParsedClassList:
 
 def replace_class_ids(class_list: ParsedClassList, new_class_ids: Sequence[str]) -> ParsedClassList:
     """Return a class list with its ids replaced, in the same order."""
-    names = {new: class_list.display_names[old] for old, new in zip(class_list.class_ids, new_class_ids, strict=True) if old in class_list.display_names}
+    names = {
+        new: class_list.display_names[old]
+        for old, new in zip(class_list.class_ids, new_class_ids, strict=True)
+        if old in class_list.display_names
+    }
     return ParsedClassList(class_list.origin, list(new_class_ids), names)
 
 

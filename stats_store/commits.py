@@ -8,17 +8,26 @@ import json
 import re
 import threading
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
 from pydantic import BaseModel, ValidationError
+
 from sfm.backbones.card import BackboneCard
 from sfm.constrained_types import MAX_GENERATION
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.cards import ClassifierCard, Commit, DatasetCard, ExtractionCard, SCHEMA_MINOR, SchemaVersion, Summary
+from sfm.stats_store.cards import (
+    SCHEMA_MINOR,
+    ClassifierCard,
+    Commit,
+    DatasetCard,
+    ExtractionCard,
+    SchemaVersion,
+    Summary,
+)
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256, encode_canonical_json
 from sfm.stats_store.schema import UpgradeError, require_supported_schema
 from sfm.text import sanitize_line
 from sfm.untrusted_files import MAX_JSON_BYTES, parse_json
-from typing import Any, TypeVar
-
 
 CardModel = TypeVar("CardModel", bound=BaseModel)
 
@@ -79,7 +88,10 @@ def get_next_generation(latest_generation: int, key: str) -> int:
         If `latest_generation` is the last number that a path can hold.
     """
     if latest_generation >= MAX_GENERATION:
-        raise LastGenerationError(f"index/{key} holds the last possible generation: delete {latest_generation}.json and " f"{latest_generation}{PUBLISHED_SUFFIX} there")
+        raise LastGenerationError(
+            f"index/{key} holds the last possible generation: delete {latest_generation}.json and "
+            f"{latest_generation}{PUBLISHED_SUFFIX} there"
+        )
     return latest_generation + 1
 
 
@@ -268,7 +280,9 @@ def make_summary_fields(cards: EntryCards) -> dict[str, Any]:
     }
 
 
-def validate_card(card_type: type[CardModel], attributes: Any, card_name: str, error_subject: str, schema_minor: int) -> CardModel:
+def validate_card(
+    card_type: type[CardModel], attributes: Any, card_name: str, error_subject: str, schema_minor: int
+) -> CardModel:
     """Validate the attribute `card_name` as a card; error messages begin with `error_subject`."""
     try:
         return card_type.model_validate(attributes[card_name])
@@ -278,7 +292,9 @@ def validate_card(card_type: type[CardModel], attributes: Any, card_name: str, e
         raise DamageError(f"{error_subject}: it has no {card_name}") from error
 
 
-def convert_validation_error(error: ValidationError, error_subject: str, schema_minor: int) -> DamageError | UpgradeError:
+def convert_validation_error(
+    error: ValidationError, error_subject: str, schema_minor: int
+) -> DamageError | UpgradeError:
     """Return the exception for invalid values: damage, or an upgrade error if a newer schema may allow them.
 
     Parameters

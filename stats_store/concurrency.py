@@ -5,9 +5,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from sfm.events import Progress, ProgressCallback, no_progress
 from typing import TypeVar
 
+from sfm.events import Progress, ProgressCallback, no_progress
 
 InputItem = TypeVar("InputItem")
 OutputItem = TypeVar("OutputItem")
@@ -16,7 +16,15 @@ MAX_REQUESTS = 32
 """Limit on concurrent requests."""
 
 
-def map_concurrently(function: Callable[[InputItem], OutputItem], items: Iterable[InputItem], progress: ProgressCallback = no_progress, progress_stage: str = "", progress_unit: str = "", *, max_threads: int = MAX_REQUESTS) -> list[OutputItem]:
+def map_concurrently(
+    function: Callable[[InputItem], OutputItem],
+    items: Iterable[InputItem],
+    progress: ProgressCallback = no_progress,
+    progress_stage: str = "",
+    progress_unit: str = "",
+    *,
+    max_threads: int = MAX_REQUESTS,
+) -> list[OutputItem]:
     """Return the results of a function for every item, in order, from up to `max_threads` threads.
 
     An interrupt ends the call at once, without waiting for running calls. (A pool of
@@ -70,7 +78,12 @@ async def run_in_daemon_thread(function: Callable[[], OutputItem]) -> OutputItem
     return await asyncio.wrap_future(future)
 
 
-def _iterate_completed_counts(function: Callable[[InputItem], OutputItem], all_items: Sequence[InputItem], results_by_index: dict[int, OutputItem], max_threads: int) -> Iterator[int]:
+def _iterate_completed_counts(
+    function: Callable[[InputItem], OutputItem],
+    all_items: Sequence[InputItem],
+    results_by_index: dict[int, OutputItem],
+    max_threads: int,
+) -> Iterator[int]:
     """Compute `results_by_index` by index in threads; yield their number whenever it grows."""
     if min(max_threads, len(all_items)) <= 1 and threading.current_thread() is not threading.main_thread():
         for index, item in enumerate(all_items):
@@ -96,7 +109,9 @@ def _iterate_completed_counts(function: Callable[[InputItem], OutputItem], all_i
                 results_by_index[index] = result
                 changed.notify()
 
-    threads = [threading.Thread(target=run_worker, daemon=True) for _ in range(min(max_threads, len(all_items)))]
+    threads = [
+        threading.Thread(target=run_worker, daemon=True) for _ in range(min(max_threads, len(all_items)))
+    ]
     reported_count = 0
     try:
         for thread in threads:

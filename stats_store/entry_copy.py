@@ -6,25 +6,40 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
+
 from sfm.errors import DamageError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.array_layouts import parse_layouts_or_raise
 from sfm.stats_store.cards import Commit, Summary
-from sfm.stats_store.commits import LastGenerationError, encode_commit, get_next_generation, make_commit_file_name, make_commit_path, parse_commit, parse_entry_cards, parse_generation
+from sfm.stats_store.commits import (
+    LastGenerationError,
+    encode_commit,
+    get_next_generation,
+    make_commit_file_name,
+    make_commit_path,
+    parse_commit,
+    parse_entry_cards,
+    parse_generation,
+)
 from sfm.stats_store.concurrency import MAX_REQUESTS, map_concurrently
 from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 from sfm.stats_store.entry_history import read_commit_statuses
 from sfm.stats_store.garbage_collection import DEFAULT_MIN_AGE
 from sfm.stats_store.location import AccessDeniedError, translate_errors
-from sfm.stats_store.objects import ObjectExistsError, create_or_verify_object, list_objects_and_unreadable, read_object, sync_objects_to_disk
+from sfm.stats_store.objects import (
+    ObjectExistsError,
+    create_or_verify_object,
+    list_objects_and_unreadable,
+    read_object,
+    sync_objects_to_disk,
+)
 from sfm.stats_store.publication import create_encoded_commit
 from sfm.stats_store.schema import UpgradeError
 from sfm.stats_store.store import Store
 from sfm.stats_store.verification import EntryVerifier, VerifiedObjectCounter
 from sfm.stats_store.verified_objects import read_published_object
 from sfm.untrusted_files import parse_json
-from typing import Literal
-
 
 MAX_CONCURRENT_ENTRIES = 8
 """Entries copied at a time; each gets its share of ``MAX_REQUESTS``."""
@@ -32,7 +47,9 @@ MAX_CONCURRENT_ENTRIES = 8
 MAX_RESUME_AGE = DEFAULT_MIN_AGE / 2
 """Age up to which an interrupted copy is resumed; garbage collection may delete older ones at any moment."""
 
-CopyOutcome = Literal["copied", "already there", "repaired", "differs in the target", "removed there", "damaged"]
+CopyOutcome = Literal[
+    "copied", "already there", "repaired", "differs in the target", "removed there", "damaged"
+]
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,14 @@ class CopyResult:
         return self.outcome in ("copied", "already there", "repaired")
 
 
-def copy_entries(source: Store, target: Store, summaries: Sequence[Summary], *, replace: bool = False, progress: ProgressCallback = no_progress) -> list[CopyResult]:
+def copy_entries(
+    source: Store,
+    target: Store,
+    summaries: Sequence[Summary],
+    *,
+    replace: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> list[CopyResult]:
     """Copy entries between stores: every object byte for byte, also those of newer schema versions.
 
     Nothing in the target is changed. The copy keeps the run id of its source, so that the same command
@@ -149,7 +173,9 @@ class EntryCopier:
         """
         path = make_commit_path(summary)
         with translate_errors(self.source.url):
-            source_commit, commit = read_object(self.source.objects, path, lambda data: (data, parse_commit(data, path)))
+            source_commit, commit = read_object(
+                self.source.objects, path, lambda data: (data, parse_commit(data, path))
+            )
         latest, current_commit = read_newest_generation(self.target, summary.key, ignore_damage=self.replace)
         is_same = current_commit is not None and commit_publishes_entry(current_commit, summary)
         if is_same and not self.replace:
@@ -168,7 +194,11 @@ class EntryCopier:
         winning_commit = create_encoded_commit(self.target, path, encoded)
         outcome: CopyOutcome = "repaired" if is_same else "copied"
         if winning_commit.run != run:
-            outcome = "already there" if commit_publishes_entry(winning_commit, summary) else "differs in the target"
+            outcome = (
+                "already there"
+                if commit_publishes_entry(winning_commit, summary)
+                else "differs in the target"
+            )
         return CopyResult(summary, outcome, "", written, len(commit.objects) - written)
 
     def verify_in_target(self, commit: Commit) -> list[str]:
@@ -197,7 +227,13 @@ class EntryCopier:
         """
         names = [name for name in commit.objects if name.rpartition("/")[2] == "zarr.json"]
         read_source = self.make_source_object_reader(commit)
-        metadata = dict(zip(names, map_concurrently(read_source, names, max_threads=self.max_requests_per_entry), strict=True))
+        metadata = dict(
+            zip(
+                names,
+                map_concurrently(read_source, names, max_threads=self.max_requests_per_entry),
+                strict=True,
+            )
+        )
         try:
             cards = parse_entry_cards(commit, metadata["zarr.json"])
             metadata_by_path = {f"runs/{commit.run}/{name}": data for name, data in metadata.items()}
@@ -216,7 +252,9 @@ class EntryCopier:
 
         def read_source_object(name: str) -> bytes:
             with translate_errors(self.source.url):
-                return read_published_object(self.source.objects, f"runs/{commit.run}/{name}", commit.objects[name])
+                return read_published_object(
+                    self.source.objects, f"runs/{commit.run}/{name}", commit.objects[name]
+                )
 
         return read_source_object
 
@@ -229,7 +267,9 @@ class EntryCopier:
         if run_id in self.referenced_run_ids:
             return None
         with translate_errors(self.target.url):
-            stored_objects, unreadable = list_objects_and_unreadable(self.target.objects, f"runs/{run_id}", follow_links=False)
+            stored_objects, unreadable = list_objects_and_unreadable(
+                self.target.objects, f"runs/{run_id}", follow_links=False
+            )
         if unreadable:
             return None
         if not stored_objects:
@@ -238,7 +278,11 @@ class EntryCopier:
         if datetime.datetime.now(datetime.UTC) - last_modified > MAX_RESUME_AGE:
             return None
         names = [item["path"].removeprefix(f"runs/{run_id}/") for item in stored_objects]
-        have_same_content = map_concurrently(lambda name: self.is_object_in_target(run_id, commit, name), names, max_threads=self.max_requests_per_entry)
+        have_same_content = map_concurrently(
+            lambda name: self.is_object_in_target(run_id, commit, name),
+            names,
+            max_threads=self.max_requests_per_entry,
+        )
         return set(names) if all(have_same_content) else None
 
     def is_object_in_target(self, run_id: str, commit: Commit, object_name: str) -> bool:
@@ -253,7 +297,9 @@ class EntryCopier:
             return False
         return True
 
-    def write_missing_objects(self, commit: Commit, run_id: str, zarr_json_by_name: Mapping[str, bytes], existing_names: set[str]) -> int:
+    def write_missing_objects(
+        self, commit: Commit, run_id: str, zarr_json_by_name: Mapping[str, bytes], existing_names: set[str]
+    ) -> int:
         """Write the objects of a run that the target lacks; return their number.
 
         The cards come first: of two copies of different cards to one run id, one fails before it writes more.
@@ -268,7 +314,9 @@ class EntryCopier:
         missing = [name for name in commit.objects if name not in existing_names]
         cards_names = [name for name in missing if name == "zarr.json"]
         other_names = [name for name in missing if name not in cards_names]
-        written_count = sum(map(create, cards_names)) + sum(map_concurrently(create, other_names, max_threads=self.max_requests_per_entry))
+        written_count = sum(map(create, cards_names)) + sum(
+            map_concurrently(create, other_names, max_threads=self.max_requests_per_entry)
+        )
         with translate_errors(self.target.url):
             sync_objects_to_disk(self.target.objects, f"runs/{run_id}")
         return written_count
@@ -298,7 +346,11 @@ def read_newest_generation(store: Store, key: str, *, ignore_damage: bool) -> tu
 
 def commit_publishes_entry(commit: Commit, summary: Summary) -> bool:
     """Return whether a commit publishes the content that a summary describes."""
-    return commit.kind == "entry" and commit.summary is not None and commit.summary.entry_digest == summary.entry_digest
+    return (
+        commit.kind == "entry"
+        and commit.summary is not None
+        and commit.summary.entry_digest == summary.entry_digest
+    )
 
 
 def encode_renumbered_commit(encoded_commit: bytes, new_run_id: str, new_generation: int) -> bytes:

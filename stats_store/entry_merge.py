@@ -1,13 +1,17 @@
 """Merge entries of disjoint datasets into the entry of their union, without any image."""
 
-import numpy as np
-import numpy.typing as npt
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
+
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.stats_store.cards import ClassifierCard, DatasetCard, ExtractionCard, FileCounts
@@ -16,14 +20,22 @@ from sfm.stats_store.classifier_accuracy import compute_top1_top5_accuracies
 from sfm.stats_store.digests import compute_sha256, encode_canonical_json
 from sfm.stats_store.discriminant import fit_linear_discriminant
 from sfm.stats_store.entry_selection import describe_entry
-from sfm.stats_store.merge_inputs import EQUAL_OPTIONS, MergeInputs, SplitFeatures, list_sub_class_counts, make_merge_inputs, require_mergeable
-from sfm.stats_store.merged_rendering import get_common_rendering_options, make_missing_rendering_notes, sum_marked_image_counts
+from sfm.stats_store.merge_inputs import (
+    EQUAL_OPTIONS,
+    MergeInputs,
+    SplitFeatures,
+    list_sub_class_counts,
+    make_merge_inputs,
+    require_mergeable,
+)
+from sfm.stats_store.merged_rendering import (
+    get_common_rendering_options,
+    make_missing_rendering_notes,
+    sum_marked_image_counts,
+)
 from sfm.stats_store.merged_statistics import compute_merged_centres, compute_merged_moments
 from sfm.stats_store.publication import Draft, PublishResult, publish_draft
 from sfm.stats_store.store import Entry, Store
-from threadpoolctl import threadpool_limits
-from typing import Any
-
 
 MERGE_STEPS = 4
 
@@ -73,7 +85,15 @@ class MergeResult:
     notes: list[str]
 
 
-def merge_entries(target_store: Store, entries: Sequence[Entry], merged_dataset_name: str, train_classifier: ClassifierTrainer | None = None, *, replace: bool = False, progress: ProgressCallback = no_progress) -> MergeResult:
+def merge_entries(
+    target_store: Store,
+    entries: Sequence[Entry],
+    merged_dataset_name: str,
+    train_classifier: ClassifierTrainer | None = None,
+    *,
+    replace: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> MergeResult:
     """Publish the entry of the union of disjoint datasets, from the entries of these datasets.
 
     Counts, means and scatters are those of the pooled data, up to rounding. Sub-class centres are clustered
@@ -111,7 +131,14 @@ def merge_entries(target_store: Store, entries: Sequence[Entry], merged_dataset_
     draft = Draft(target_store)
     try:
         write_merged_arrays(draft, arrays)
-        published = publish_draft(draft, inputs.entries[0].backbone, make_merged_dataset_card(inputs, merged_dataset_name, arrays), make_merged_extraction_card(inputs, arrays, is_trained, time.perf_counter() - start_time), make_merged_classifier_card(arrays), replace=replace)
+        published = publish_draft(
+            draft,
+            inputs.entries[0].backbone,
+            make_merged_dataset_card(inputs, merged_dataset_name, arrays),
+            make_merged_extraction_card(inputs, arrays, is_trained, time.perf_counter() - start_time),
+            make_merged_classifier_card(arrays),
+            replace=replace,
+        )
     except ValidationError as error:
         draft.discard()
         first = error.errors(include_url=False, include_input=False)[0]
@@ -124,7 +151,9 @@ def merge_entries(target_store: Store, entries: Sequence[Entry], merged_dataset_
     return MergeResult(published, make_merge_notes(inputs, arrays.classifier))
 
 
-def compute_merged_arrays(inputs: MergeInputs, train_classifier: ClassifierTrainer | None, progress: ProgressCallback) -> MergedArrays:
+def compute_merged_arrays(
+    inputs: MergeInputs, train_classifier: ClassifierTrainer | None, progress: ProgressCallback
+) -> MergedArrays:
     """Merge moments and sub-class centres, and train or solve the classifier."""
     train, test = inputs.get_split_features("train"), inputs.get_split_features("test")
     progress(Progress("merge", 0, MERGE_STEPS, "steps"))
@@ -133,7 +162,11 @@ def compute_merged_arrays(inputs: MergeInputs, train_classifier: ClassifierTrain
         progress(Progress("merge", 1, MERGE_STEPS, "steps"))
         centres = {k: compute_merged_centres(inputs, k) for k in inputs.list_shared_sub_class_counts()}
     progress(Progress("merge", 2, MERGE_STEPS, "steps"))
-    classifier = train_classifier(train, moments) if train and train_classifier else make_discriminant_classifier(moments)
+    classifier = (
+        train_classifier(train, moments)
+        if train and train_classifier
+        else make_discriminant_classifier(moments)
+    )
     progress(Progress("merge", 3, MERGE_STEPS, "steps"))
     return MergedArrays(moments, centres, classifier, train, test)
 
@@ -153,7 +186,9 @@ def write_merged_arrays(draft: Draft, arrays: MergedArrays) -> None:
     for features in filter(None, (arrays.train_features, arrays.test_features)):
         labels = features.read_labels()
         shape = (len(labels), moments.mean.shape[1])
-        draft.write_array_blocks(f"{features.split}/feature", features.iterate_feature_blocks(), shape, features.feature_dtype)
+        draft.write_array_blocks(
+            f"{features.split}/feature", features.iterate_feature_blocks(), shape, features.feature_dtype
+        )
         draft.write_array(f"{features.split}/label", labels)
 
 
@@ -161,10 +196,14 @@ def make_discriminant_classifier(moments: ClassMoments) -> MergedClassifier:
     """Return the linear discriminant of moments as the classifier of a merged entry."""
     discriminant = fit_linear_discriminant(moments)
     solver = f"linear discriminant in closed form from merged moments, shrinkage {discriminant.shrinkage:.4g}"
-    return MergedClassifier(discriminant.weight, discriminant.bias, solver, l2=0.0, iterations=0, converged=True)
+    return MergedClassifier(
+        discriminant.weight, discriminant.bias, solver, l2=0.0, iterations=0, converged=True
+    )
 
 
-def make_merged_entry_options(inputs: MergeInputs, is_classifier_trained: bool, sub_class_counts: Sequence[int]) -> dict[str, Any]:
+def make_merged_entry_options(
+    inputs: MergeInputs, is_classifier_trained: bool, sub_class_counts: Sequence[int]
+) -> dict[str, Any]:
     """Return the options of a merged entry, whose digest is in its key: all options that shape the arrays."""
     extraction = inputs.entries[0].extraction
     return {
@@ -178,7 +217,9 @@ def make_merged_entry_options(inputs: MergeInputs, is_classifier_trained: bool, 
     }
 
 
-def make_merged_extraction_card(inputs: MergeInputs, arrays: MergedArrays, is_classifier_trained: bool, merge_seconds: float) -> ExtractionCard:
+def make_merged_extraction_card(
+    inputs: MergeInputs, arrays: MergedArrays, is_classifier_trained: bool, merge_seconds: float
+) -> ExtractionCard:
     """Return the extraction card of a merged entry."""
     cards = [entry.extraction for entry in inputs.entries]
     return ExtractionCard(
@@ -201,7 +242,14 @@ def make_merged_classifier_card(arrays: MergedArrays) -> ClassifierCard:
     top1, top5 = None, None
     if arrays.test_features:
         top1, top5 = compute_top1_top5_accuracies(arrays.test_features, classifier.weight, classifier.bias)
-    return ClassifierCard(solver=classifier.solver, l2=classifier.l2, iterations=classifier.iterations, converged=classifier.converged, held_out_top1=top1, held_out_top5=top5)
+    return ClassifierCard(
+        solver=classifier.solver,
+        l2=classifier.l2,
+        iterations=classifier.iterations,
+        converged=classifier.converged,
+        held_out_top1=top1,
+        held_out_top5=top5,
+    )
 
 
 def sum_file_counts(counts: Sequence[FileCounts | None]) -> FileCounts | None:
@@ -210,7 +258,11 @@ def sum_file_counts(counts: Sequence[FileCounts | None]) -> FileCounts | None:
     if len(known) < len(counts):
         return None
     unused = sum((Counter(count.unused) for count in known), Counter[str]())
-    return FileCounts(found=sum(count.found for count in known), used=sum(count.used for count in known), unused=dict(unused))
+    return FileCounts(
+        found=sum(count.found for count in known),
+        used=sum(count.used for count in known),
+        unused=dict(unused),
+    )
 
 
 def make_merged_dataset_card(inputs: MergeInputs, dataset_name: str, arrays: MergedArrays) -> DatasetCard:
@@ -234,7 +286,9 @@ def make_merge_notes(inputs: MergeInputs, classifier: MergedClassifier) -> list[
     """Return notes on data of the inputs that the union lacks, and on how its classifier was made."""
     entries, notes = inputs.entries, [f"classifier: {classifier.solver}"]
     for split, term in (("train", "training features"), ("test", "held-out features")):
-        lacking_entries = [describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry]
+        lacking_entries = [
+            describe_entry(entry.summary) for entry in entries if f"{split}/feature" not in entry
+        ]
         if 0 < len(lacking_entries) < len(entries):
             notes.append(f"no {term}: {'; '.join(lacking_entries)} holds none")
     dropped = set.union(*map(list_sub_class_counts, entries)) - set(inputs.list_shared_sub_class_counts())

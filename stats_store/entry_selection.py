@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+
 from sfm.backbones.card import BackboneCard, describe_backbone_differences
 from sfm.errors import InputError
 from sfm.stats_store.cards import Summary
@@ -26,7 +27,10 @@ class NotExtractedError(InputError):
 def describe_entry(summary: Summary) -> str:
     """Return a short description of an entry, with the pinned name by which a user can request it."""
     role = "" if summary.role == "full" else f" ({summary.role})"
-    return f"{summary.dataset}@{summary.entry_digest[:12]} {summary.backbone} {summary.image_size}px " f"{summary.train_samples} images{role}"
+    return (
+        f"{summary.dataset}@{summary.entry_digest[:12]} {summary.backbone} {summary.image_size}px "
+        f"{summary.train_samples} images{role}"
+    )
 
 
 def describe_entries(summaries: Sequence[Summary], max_entries: int = 8) -> str:
@@ -50,7 +54,11 @@ def find_named_summaries(summaries: Sequence[Summary], pinned_name: str) -> list
     named = [s for s in summaries if s.dataset == name]
     if not named:
         close = difflib.get_close_matches(name, {s.dataset for s in summaries})
-        hint = f"did you mean {' or '.join(close)}?" if close else f"the store holds {describe_entries(summaries)}"
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"the store holds {describe_entries(summaries)}"
+        )
         raise InputError(f"no dataset {name!r} in the store: {hint}")
     if pin == "tuning":
         selected = [s for s in named if s.role == "tuning"]
@@ -63,7 +71,9 @@ def find_named_summaries(summaries: Sequence[Summary], pinned_name: str) -> list
     return selected
 
 
-def filter_summaries_by_model(summaries: Sequence[Summary], *, dataset: str, model: str, image_size: int | None = None) -> list[Summary]:
+def filter_summaries_by_model(
+    summaries: Sequence[Summary], *, dataset: str, model: str, image_size: int | None = None
+) -> list[Summary]:
     """Return the entries of a dataset and a model, all of one image size.
 
     Parameters
@@ -87,14 +97,25 @@ def filter_summaries_by_model(summaries: Sequence[Summary], *, dataset: str, mod
     dataset_summaries = find_named_summaries(summaries, dataset)
     matching = [s for s in dataset_summaries if s.model == model]
     if not matching:
-        raise NotExtractedError(f"no entry of {dataset} through {model} in the store: it holds " f"{describe_entries(dataset_summaries)}", dataset_summaries)
+        raise NotExtractedError(
+            f"no entry of {dataset} through {model} in the store: it holds "
+            f"{describe_entries(dataset_summaries)}",
+            dataset_summaries,
+        )
     if image_size is not None:
         size_summaries = [s for s in matching if s.image_size == image_size]
         if not size_summaries:
-            raise NotExtractedError(f"no entry of {dataset} through {model} at {image_size} px: the store holds " f"{describe_entries(matching)}", matching)
+            raise NotExtractedError(
+                f"no entry of {dataset} through {model} at {image_size} px: the store holds "
+                f"{describe_entries(matching)}",
+                matching,
+            )
         return size_summaries
     if len({s.image_size for s in matching}) > 1:
-        raise InputError(f"{dataset} through {model} is stored at several sizes, choose one with --image-size: " f"{describe_entries(matching)}")
+        raise InputError(
+            f"{dataset} through {model} is stored at several sizes, choose one with --image-size: "
+            f"{describe_entries(matching)}"
+        )
     return matching
 
 
@@ -111,13 +132,23 @@ def open_entry_of_backbone(store: Store, candidates: Sequence[Summary], backbone
     if not backbone_entries:
         other = store.open_entry(candidates[0])
         parts = " and ".join(describe_backbone_differences(other.backbone, backbone))
-        raise InputError(f"the backbone {backbone.spec} ({backbone.hash[:12]}) is not the one the entry " f"{describe_entry(other.summary)} was extracted with ({other.summary.backbone_hash[:12]}): " f"it differs in {parts}")
+        raise InputError(
+            f"the backbone {backbone.spec} ({backbone.hash[:12]}) is not the one the entry "
+            f"{describe_entry(other.summary)} was extracted with ({other.summary.backbone_hash[:12]}): "
+            f"it differs in {parts}"
+        )
     if len(backbone_entries) > 1:
         raise InputError(f"several entries fit, pin one as NAME@DIGEST: {describe_entries(backbone_entries)}")
     return store.open_entry(backbone_entries[0])
 
 
-def select_only_summary(summaries: Sequence[Summary], *, dataset: str, backbone_spec: str | None = None, image_size: int | None = None) -> Summary:
+def select_only_summary(
+    summaries: Sequence[Summary],
+    *,
+    dataset: str,
+    backbone_spec: str | None = None,
+    image_size: int | None = None,
+) -> Summary:
     """Return the only entry of this dataset, backbone spec and image size; no backbone is loaded.
 
     Raises
@@ -126,15 +157,28 @@ def select_only_summary(summaries: Sequence[Summary], *, dataset: str, backbone_
         If none or several match; lists them.
     """
     dataset_summaries = find_named_summaries(summaries, dataset)
-    matching = [s for s in dataset_summaries if (backbone_spec is None or s.backbone == backbone_spec) and (image_size is None or s.image_size == image_size)]
+    matching = [
+        s
+        for s in dataset_summaries
+        if (backbone_spec is None or s.backbone == backbone_spec)
+        and (image_size is None or s.image_size == image_size)
+    ]
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise InputError(f"several entries fit, name --backbone or pin one as NAME@DIGEST: {describe_entries(matching)}")
+        raise InputError(
+            f"several entries fit, name --backbone or pin one as NAME@DIGEST: {describe_entries(matching)}"
+        )
     raise InputError(f"no such entry of {dataset}: the store holds {describe_entries(dataset_summaries)}")
 
 
-def find_summaries(summaries: Sequence[Summary], *, dataset: str | None = None, backbone_spec: str | None = None, image_size: int | None = None) -> list[Summary]:
+def find_summaries(
+    summaries: Sequence[Summary],
+    *,
+    dataset: str | None = None,
+    backbone_spec: str | None = None,
+    image_size: int | None = None,
+) -> list[Summary]:
     """Return all entries of this dataset, backbone spec and image size, of any role; all if none is given.
 
     Raises
@@ -146,8 +190,15 @@ def find_summaries(summaries: Sequence[Summary], *, dataset: str | None = None, 
         dataset_summaries = list(summaries)
     else:
         # All entries of the name, of any role, or those that a pin names.
-        dataset_summaries = [s for s in summaries if s.dataset == dataset] or find_named_summaries(summaries, dataset)
-    matching = [s for s in dataset_summaries if (backbone_spec is None or s.backbone == backbone_spec) and (image_size is None or s.image_size == image_size)]
+        dataset_summaries = [s for s in summaries if s.dataset == dataset] or find_named_summaries(
+            summaries, dataset
+        )
+    matching = [
+        s
+        for s in dataset_summaries
+        if (backbone_spec is None or s.backbone == backbone_spec)
+        and (image_size is None or s.image_size == image_size)
+    ]
     if matching or (dataset, backbone_spec, image_size) == (None, None, None):
         return matching
     raise InputError(f"no entry fits: the store holds {describe_entries(dataset_summaries)}")

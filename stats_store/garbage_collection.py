@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
 from sfm.deletion import DepthError, LinkError, delete_below
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
@@ -17,7 +18,6 @@ from sfm.stats_store.local_files import get_local_root
 from sfm.stats_store.location import AccessDeniedError, translate_errors
 from sfm.stats_store.objects import delete_object, delete_run
 from sfm.stats_store.store import Store
-
 
 DEFAULT_MIN_AGE = datetime.timedelta(days=7)
 
@@ -44,7 +44,14 @@ class GarbageCollectionResult:
     notes: list[str] = field(default_factory=list)
 
 
-def collect_garbage(store: Store, *, min_age: datetime.timedelta = DEFAULT_MIN_AGE, delete_replaced_now: bool = False, dry_run: bool = False, progress: ProgressCallback = no_progress) -> GarbageCollectionResult:
+def collect_garbage(
+    store: Store,
+    *,
+    min_age: datetime.timedelta = DEFAULT_MIN_AGE,
+    delete_replaced_now: bool = False,
+    dry_run: bool = False,
+    progress: ProgressCallback = no_progress,
+) -> GarbageCollectionResult:
     """Delete runs that no current entry refers to, and abandoned unfinished work.
 
     :func:`~sfm.stats_store.garbage.find_garbage` decides which objects are garbage. Data is deleted before
@@ -80,7 +87,9 @@ def collect_garbage(store: Store, *, min_age: datetime.timedelta = DEFAULT_MIN_A
     collection = GarbageCollectionResult([], [], notes)
 
     def collect_one(garbage: GarbageItem) -> tuple[GarbageItem, bool, str]:
-        age = max(current_time - garbage.garbage_since, datetime.timedelta(0))  # the store's clock may be ahead of ours
+        age = max(
+            current_time - garbage.garbage_since, datetime.timedelta(0)
+        )  # the store's clock may be ahead of ours
         is_due = age >= min_age or (delete_replaced_now and bool(garbage.commit_paths))
         try:
             with translate_errors(store.url), try_lock_staging_folder(store, garbage) as is_free:
@@ -91,7 +100,9 @@ def collect_garbage(store: Store, *, min_age: datetime.timedelta = DEFAULT_MIN_A
             problem = f"{garbage.path} could not be deleted: {error}"
         return garbage, is_due and not problem and is_free, problem
 
-    for garbage, is_deleted, problem in map_concurrently(collect_one, garbage_items, progress, "delete", "found"):
+    for garbage, is_deleted, problem in map_concurrently(
+        collect_one, garbage_items, progress, "delete", "found"
+    ):
         (collection.deleted if is_deleted else collection.retained).append(garbage)
         notes += [problem] if problem else []
     return collection
@@ -147,5 +158,7 @@ def parse_duration(text: str) -> datetime.timedelta:
     """
     match = re.fullmatch(r"(\d{1,6})([smhdw])", "0s" if text == "0" else text)
     if match is None:
-        raise InputError(f"{text!r} is not a duration: write a number and a unit, as in 90s, 30m, 12h, 7d, 2w")
+        raise InputError(
+            f"{text!r} is not a duration: write a number and a unit, as in 90s, 30m, 12h, 7d, 2w"
+        )
     return datetime.timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})

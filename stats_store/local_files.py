@@ -8,18 +8,30 @@ import secrets
 import shlex
 import stat
 from contextlib import suppress
-from obstore.store import LocalStore, ObjectStore
 from pathlib import Path
-from sfm.errors import InputError
 
+from obstore.store import LocalStore, ObjectStore
+
+from sfm.errors import InputError
 
 UNFINISHED_FILE_NAME = re.compile(r"#\d+$")
 """Ending of the name of a file that is being written. Listings skip it; a killed writer leaves it behind."""
 
-NO_HARD_LINK_ERRNOS = (*(errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP), *(errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL))
+NO_HARD_LINK_ERRNOS = (
+    *(errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP),
+    *(errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL),
+)
 """Errors of file systems without hard links: exFAT, FAT, many network and FUSE mounts."""
 
-NO_FSYNC_ERRNOS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+NO_FSYNC_ERRNOS = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+)
 """Errors of file systems that cannot sync a folder, or a file of another user."""
 
 AT_FDCWD, LINUX_NO_REPLACE, MACOS_NO_REPLACE = -100, 1, 4
@@ -38,7 +50,9 @@ def copy_permissions(path: Path, reference_folder: Path) -> None:
     with suppress(OSError):
         reference_state, own_state = reference_folder.stat(), path.stat()
         is_folder = stat.S_ISDIR(own_state.st_mode)
-        mode = reference_state.st_mode & 0o3777 | 0o700 if is_folder else reference_state.st_mode & 0o666 | 0o600
+        mode = (
+            reference_state.st_mode & 0o3777 | 0o700 if is_folder else reference_state.st_mode & 0o666 | 0o600
+        )
         if own_state.st_gid != reference_state.st_gid:
             with suppress(OSError):
                 os.chown(path, -1, reference_state.st_gid)
@@ -61,14 +75,19 @@ def make_folders(folder: Path, root: Path) -> None:
         return
     make_folders(folder.parent, root)
     if folder.is_symlink() and folder.parent != root:
-        raise InputError(f"cannot write below {folder}: it is a symbolic link, behind which nothing is written; put a " f"folder in its place")
+        raise InputError(
+            f"cannot write below {folder}: it is a symbolic link, behind which nothing is written; put a "
+            f"folder in its place"
+        )
     if folder.is_dir():
         return
     with suppress(FileExistsError):
         folder.mkdir()
         copy_permissions(folder, root)
     if not folder.is_dir():
-        obstacle = "a symbolic link that leads to no folder" if folder.is_symlink() else "a file, not a folder"
+        obstacle = (
+            "a symbolic link that leads to no folder" if folder.is_symlink() else "a file, not a folder"
+        )
         raise InputError(f"cannot write below {folder}: it is {obstacle}")
 
 
@@ -182,7 +201,10 @@ def resolve_store_folder(path: Path, *, allow_missing: bool) -> Path:
         file_state = path.stat()
     except FileNotFoundError:
         if not allow_missing:
-            raise InputError(f"no store at {path}: no such folder; create one with " f"`sfm extract --store {shlex.quote(str(path))}`") from None
+            raise InputError(
+                f"no store at {path}: no such folder; create one with "
+                f"`sfm extract --store {shlex.quote(str(path))}`"
+            ) from None
     except ValueError:
         raise InputError("the path of the store holds a null character") from None
     else:

@@ -1,13 +1,16 @@
 """The rendering of merged images: check that all inputs converted images to 8-bit RGB in the same way."""
 
 from collections.abc import Sequence
+from typing import Any
+
 from sfm.errors import InputError
 from sfm.stats_store.entry_selection import describe_entry
 from sfm.stats_store.store import Entry
-from typing import Any
 
-
-RENDERING_OPTIONS = {"background": "have transparent images over different backgrounds", "white": "take different values of deep images for white"}
+RENDERING_OPTIONS = {
+    "background": "have transparent images over different backgrounds",
+    "white": "take different values of deep images for white",
+}
 """Options that only some images depend on, with the error about inputs that differ in them."""
 
 
@@ -29,12 +32,16 @@ def require_same_rendering(entries: Sequence[Entry]) -> None:
         entries_by_value = find_entry_by_option_value(entries, option)
         if len(entries_by_value) > 1:
             names = " and ".join(describe_entry(entry.summary) for entry in entries_by_value.values())
-            raise InputError(f"{names} {conflict}: {', '.join(map(str, entries_by_value))}; extract them with one")
+            raise InputError(
+                f"{names} {conflict}: {', '.join(map(str, entries_by_value))}; extract them with one"
+            )
 
 
 def get_common_rendering_options(entries: Sequence[Entry]) -> dict[str, Any]:
     """Return the rendering options of merged entries, which do not differ in them."""
-    return {option: value for option in RENDERING_OPTIONS for value in find_entry_by_option_value(entries, option)}
+    return {
+        option: value for option in RENDERING_OPTIONS for value in find_entry_by_option_value(entries, option)
+    }
 
 
 def sum_marked_image_counts(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -54,8 +61,16 @@ def make_missing_rendering_notes(entries: Sequence[Entry]) -> list[str]:
     notes = []
     unrecorded = [describe_entry(entry.summary) for entry in entries if entry.extraction.composited is None]
     for background in find_entry_by_option_value(entries, "background") if unrecorded else ():
-        notes.append(f"transparency: {'; '.join(unrecorded)} may have dropped it, other parts are over {background}: " f"if these images are transparent, extract them again")
-    unnamed = [describe_entry(entry.summary) for entry in entries if entry.extraction.options.get("white") is None]
+        notes.append(
+            f"transparency: {'; '.join(unrecorded)} may have dropped it, other parts are over {background}: "
+            f"if these images are transparent, extract them again"
+        )
+    unnamed = [
+        describe_entry(entry.summary) for entry in entries if entry.extraction.options.get("white") is None
+    ]
     for white in find_entry_by_option_value(entries, "white") if unnamed else ():
-        notes.append(f"white: {'; '.join(unnamed)} names none, other parts take {white} for it: if these images have " f"more than 8 bits, extract them with one")
+        notes.append(
+            f"white: {'; '.join(unnamed)} names none, other parts take {white} for it: if these images have "
+            f"more than 8 bits, extract them with one"
+        )
     return notes

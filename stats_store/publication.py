@@ -3,28 +3,61 @@
 import contextlib
 import datetime
 import logging
-import numpy as np
-import numpy.typing as npt
 import uuid
-import zarr
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import zarr
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from zarr.storage import ObjectStore as ZarrObjectStore
+
 from sfm.backbones.card import BackboneCard
 from sfm.errors import DamageError, InputError
-from sfm.stats_store.cards import ClassifierCard, Commit, DatasetCard, ExtractionCard, ObjectRecord, SchemaVersion, Summary
-from sfm.stats_store.commits import EntryCards, PUBLISHED_SUFFIX, encode_commit, get_next_generation, make_commit_file_name, make_summary_fields, parse_commit, parse_generation
+from sfm.stats_store.cards import (
+    ClassifierCard,
+    Commit,
+    DatasetCard,
+    ExtractionCard,
+    ObjectRecord,
+    SchemaVersion,
+    Summary,
+)
+from sfm.stats_store.commits import (
+    PUBLISHED_SUFFIX,
+    EntryCards,
+    encode_commit,
+    get_next_generation,
+    make_commit_file_name,
+    make_summary_fields,
+    parse_commit,
+    parse_generation,
+)
 from sfm.stats_store.concurrency import map_concurrently
-from sfm.stats_store.digests import BLOCK_ROWS, combine_block_digests, compute_array_digest, compute_block_digest, compute_entry_digest, compute_sha256, encode_canonical_json
+from sfm.stats_store.digests import (
+    BLOCK_ROWS,
+    combine_block_digests,
+    compute_array_digest,
+    compute_block_digest,
+    compute_entry_digest,
+    compute_sha256,
+    encode_canonical_json,
+)
 from sfm.stats_store.location import translate_errors
-from sfm.stats_store.objects import ObjectExistsError, create_object, create_or_verify_object, delete_run, read_object, sync_objects_to_disk
+from sfm.stats_store.objects import (
+    ObjectExistsError,
+    create_object,
+    create_or_verify_object,
+    delete_run,
+    read_object,
+    sync_objects_to_disk,
+)
 from sfm.stats_store.schema import CROP_MODE_REQUIREMENT, create_run_array
 from sfm.stats_store.store import Store, encode_group_metadata
 from sfm.stats_store.verified_objects import RecordingZarrStore, make_object_record, read_published_object
 from sfm.untrusted_files import MAX_JSON_BYTES
-from typing import Any, Literal
-from zarr.storage import ObjectStore as ZarrObjectStore
-
 
 LOG = logging.getLogger(__name__)
 
@@ -63,7 +96,9 @@ class Draft:
             self._create_array(name, array.shape, array.dtype)[...] = array
         self.array_digests[name] = compute_array_digest(array)
 
-    def write_array_blocks(self, name: str, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    def write_array_blocks(
+        self, name: str, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> None:
         """Write an array from consecutive blocks of ``BLOCK_ROWS`` rows; only the last may be shorter.
 
         Raises
@@ -128,7 +163,15 @@ def compute_options_digest(options: dict[str, Any]) -> str:
     return compute_sha256(encode_canonical_json(options))
 
 
-def publish_draft(draft: Draft, backbone: BackboneCard, dataset: DatasetCard, extraction: ExtractionCard, classifier: ClassifierCard, *, replace: bool = False) -> PublishResult:
+def publish_draft(
+    draft: Draft,
+    backbone: BackboneCard,
+    dataset: DatasetCard,
+    extraction: ExtractionCard,
+    classifier: ClassifierCard,
+    *,
+    replace: bool = False,
+) -> PublishResult:
     """Make a draft visible under its key: backbone hash, dataset fingerprint, options digest.
 
     Parameters
@@ -190,9 +233,14 @@ def write_cards_and_verify_run(draft: Draft, cards: EntryCards) -> dict[str, Obj
     InputError
         If the cards are larger than a reader accepts.
     """
-    metadata = encode_group_metadata({name: card.model_dump(mode="json") for name, card in vars(cards).items()})
+    metadata = encode_group_metadata(
+        {name: card.model_dump(mode="json") for name, card in vars(cards).items()}
+    )
     if len(metadata) > MAX_JSON_BYTES:
-        raise InputError(f"the names and cards of {cards.dataset.name} take {len(metadata)} bytes as JSON, and no reader " f"takes more than {MAX_JSON_BYTES}")
+        raise InputError(
+            f"the names and cards of {cards.dataset.name} take {len(metadata)} bytes as JSON, and no reader "
+            f"takes more than {MAX_JSON_BYTES}"
+        )
     run = f"runs/{draft.run}"
     with translate_errors(draft.store.url):
         create_or_verify_object(draft.store.objects, f"{run}/zarr.json", metadata)
@@ -202,12 +250,23 @@ def write_cards_and_verify_run(draft: Draft, cards: EntryCards) -> dict[str, Obj
     return {path.removeprefix(f"{run}/"): record for path, record in draft.records.items()}
 
 
-def make_entry_commit(draft: Draft, cards: EntryCards, object_records: dict[str, ObjectRecord], generation: int) -> Commit:
+def make_entry_commit(
+    draft: Draft, cards: EntryCards, object_records: dict[str, ObjectRecord], generation: int
+) -> Commit:
     """Return the commit that publishes a draft as one generation of its key."""
     fields = make_summary_fields(cards)
-    digest = compute_entry_digest(draft.array_digests, fields["backbone_hash"], fields["fingerprint"], fields["options"])
+    digest = compute_entry_digest(
+        draft.array_digests, fields["backbone_hash"], fields["fingerprint"], fields["options"]
+    )
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Commit(schema_version=SchemaVersion(requires=list_schema_requirements(cards.backbone)), kind="entry", run=draft.run, summary=Summary(**fields, entry_digest=digest, generation=generation, created=created), arrays=draft.array_digests, objects=object_records)
+    return Commit(
+        schema_version=SchemaVersion(requires=list_schema_requirements(cards.backbone)),
+        kind="entry",
+        run=draft.run,
+        summary=Summary(**fields, entry_digest=digest, generation=generation, created=created),
+        arrays=draft.array_digests,
+        objects=object_records,
+    )
 
 
 def list_schema_requirements(backbone: BackboneCard) -> list[str]:
@@ -236,7 +295,10 @@ def verify_written_objects(draft: Draft) -> None:
         try:
             read_published_object(draft.store.objects, path, draft.records[path])
         except DamageError as error:
-            raise DamageError(f"{draft.store.url} does not return the bytes that were written; " f"nothing was published: {error}") from error
+            raise DamageError(
+                f"{draft.store.url} does not return the bytes that were written; "
+                f"nothing was published: {error}"
+            ) from error
 
     map_concurrently(verify_object, draft.records)
 
@@ -257,7 +319,9 @@ def create_commit(store: Store, key: str, generation: int, commit: Commit) -> Co
         If the store cannot be reached, or cannot be written.
     """
     content = commit.model_dump(mode="json", by_alias=True)
-    return create_encoded_commit(store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit(content))
+    return create_encoded_commit(
+        store, f"index/{key}/{make_commit_file_name(generation)}", encode_commit(content)
+    )
 
 
 def create_encoded_commit(store: Store, path: str, encoded_commit: bytes) -> Commit:
@@ -287,4 +351,6 @@ def create_or_read_commit(store: Store, path: str, encoded_commit: bytes) -> Com
                 raise
         with contextlib.suppress(FileNotFoundError):
             return read_object(store.objects, path, lambda found: parse_commit(found, path))
-    raise InputError(f"{store.url} answers both that {path} exists and that it does not: it cannot hold a store")
+    raise InputError(
+        f"{store.url} answers both that {path} exists and that it does not: it cannot hold a store"
+    )

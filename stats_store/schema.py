@@ -1,16 +1,17 @@
 """Schema 1.0: the arrays of an entry, and how they are named, chunked and encoded."""
 
-import numpy as np
 import re
+from typing import Any
+
+import numpy as np
 import zarr
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec
+
 from sfm.errors import InputError
 from sfm.stats_store.cards import SCHEMA_MAJOR, SchemaVersion
 from sfm.stats_store.digests import BLOCK_ROWS
 from sfm.text import sanitize_line
-from typing import Any
-from zarr.abc.store import Store
-from zarr.codecs import BloscCodec, Crc32cCodec
-
 
 CROP_MODE_REQUIREMENT = "crop_mode"
 """Requirement of entries whose backbone takes another crop than the centre, which older versions lack."""
@@ -67,7 +68,10 @@ def make_dimension_names(array_name: str) -> tuple[str, ...]:
     over sub-classes are named ``sub_class_5`` and ``sub_class_10``.
     """
     suffix = array_name.removeprefix(strip_sub_class_suffix(array_name))
-    return tuple(axis + suffix if axis == "sub_class" else axis for axis in DIMENSIONS[strip_sub_class_suffix(array_name)])
+    return tuple(
+        axis + suffix if axis == "sub_class" else axis
+        for axis in DIMENSIONS[strip_sub_class_suffix(array_name)]
+    )
 
 
 def choose_chunk_shape(array_name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
@@ -89,7 +93,9 @@ def get_fill_value(dtype: np.dtype[Any]) -> float | int:
     return 255 if dtype == np.uint8 else -1
 
 
-def create_run_array(zarr_store: Store, run_id: str, array_name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "zarr.Array[Any]":
+def create_run_array(
+    zarr_store: Store, run_id: str, array_name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> "zarr.Array[Any]":
     """Create an empty array of a run: Blosc-Zstd with byte shuffle, then CRC32C on every chunk.
 
     ``benchmarks/store_size.py`` compares it with the other codecs that zarr-python reads without plug-ins.
@@ -127,7 +133,13 @@ def require_supported_schema(schema: SchemaVersion, error_subject: str) -> None:
         If the major version differs, or a requirement is unknown.
     """
     if schema.major != SCHEMA_MAJOR:
-        raise UpgradeError(f"{error_subject} has schema {schema.major}.{schema.minor}; this version of sfm reads schema " f"{SCHEMA_MAJOR}.x: upgrade sfm-distill")
+        raise UpgradeError(
+            f"{error_subject} has schema {schema.major}.{schema.minor}; this version of sfm reads schema "
+            f"{SCHEMA_MAJOR}.x: upgrade sfm-distill"
+        )
     unknown = sorted(set(schema.requires) - KNOWN_REQUIREMENTS)
     if unknown:
-        raise UpgradeError(f"{error_subject} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: " f"upgrade sfm-distill")
+        raise UpgradeError(
+            f"{error_subject} requires {sanitize_line(', '.join(unknown), 200)}, unknown to this version: "
+            f"upgrade sfm-distill"
+        )

@@ -25,13 +25,13 @@ from sfm.pipeline.sources.file_tree import accept_any_name, describe_dangling_li
 from sfm.pipeline.sources.inventory import HIDDEN_KIND
 from sfm.pipeline.sources.sample import VANISHED_MESSAGE
 from sfm.pipeline.sources.source import compute_digest
-from sfm.stats_store.dataset_names import make_dataset_name, make_name_from_folder
+from sfm.stats_store.dataset_names import make_dataset_name, make_dataset_name_from_folder
 from sfm.stats_store.location import (
-    LONG_RETRY,
+    BRIEF_RETRY,
+    PATIENT_RETRY,
     REMOTE_SCHEMES,
-    SHORT_RETRY,
     connect_object_store,
-    explain_error,
+    explain_store_error,
 )
 from sfm.text import sanitize_line, summarize_error
 
@@ -234,11 +234,11 @@ def _connect_to_url(url: str, *, retry_for_long: bool) -> tuple[ObjectStore, str
             HTTPStore.from_url(
                 f"{parts.scheme}://{parts.netloc}",
                 client_options={"allow_http": parts.scheme == "http"},
-                retry_config=LONG_RETRY if retry_for_long else SHORT_RETRY,
+                retry_config=PATIENT_RETRY if retry_for_long else BRIEF_RETRY,
             ),
             path,
         )
-    return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_long_retries=retry_for_long), path
+    return connect_object_store(f"{parts.scheme}://{parts.netloc}", use_patient_retries=retry_for_long), path
 
 
 @contextlib.contextmanager
@@ -259,10 +259,10 @@ def translate_read_errors(url: str, missing_message: str = MISSING_MESSAGE) -> I
     except (PermissionDeniedError, UnauthenticatedError) as error:
         if url.startswith("http"):
             raise InputError(f"cannot read {url}: the server refuses access (401 or 403)") from None
-        raise InputError(explain_error(error, url)) from None
+        raise InputError(explain_store_error(error, url)) from None
     except BaseError as error:
         # What follows the first line may quote request headers.
-        line = summarize_error(error) if url.startswith("http") else explain_error(error, url)
+        line = summarize_error(error) if url.startswith("http") else explain_store_error(error, url)
         raise InputError(f"cannot read {url}: {line}" if url.startswith("http") else line) from None
     except OSError as error:
         raise InputError(f"cannot read {url}: {error.strerror or summarize_error(error)}") from error
@@ -391,7 +391,7 @@ def derive_dataset_name(pattern: str, file_suffixes: str | tuple[str, ...]) -> s
     is_folder = literal == pattern and not pattern.endswith(file_suffixes)
     folder = literal if is_folder else posixpath.dirname(literal)
     if not is_remote_url(pattern):
-        return make_name_from_folder(resolve_local_path(folder or "."))
+        return make_dataset_name_from_folder(resolve_local_path(folder or "."))
     return make_dataset_name([part for part in folder.split("/") if part][-1])
 
 

@@ -2,25 +2,49 @@
 
 import importlib.util
 import itertools
-import numpy as np
-import numpy.typing as npt
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
 from sfm.errors import InputError
-from sfm.pipeline.sources.class_labels import ParsedClassList, class_id_from_label, encode_label_list, format_numeric_label, read_class_list, require_consistent_labels
+from sfm.pipeline.sources.class_labels import (
+    ParsedClassList,
+    class_id_from_label,
+    encode_label_list,
+    format_numeric_label,
+    read_class_list,
+    require_consistent_labels,
+)
 from sfm.pipeline.sources.class_subsets import take_positions
-from sfm.pipeline.sources.data_files import DataFile, LOOKUP_THREADS, derive_dataset_name, digest_file_states, is_remote_url
+from sfm.pipeline.sources.data_files import (
+    LOOKUP_THREADS,
+    DataFile,
+    derive_dataset_name,
+    digest_file_states,
+    is_remote_url,
+)
 from sfm.pipeline.sources.decode import decode_image
 from sfm.pipeline.sources.limits import MAX_IMAGE_BYTES, require_short_class_name
-from sfm.pipeline.sources.parquet_reader import extract_image_bytes, iter_stored_labels, open_table, require_image_column
-from sfm.pipeline.sources.parquet_schema import ImageColumns, find_columns, label_list_from_metadata, note_unusable_metadata
+from sfm.pipeline.sources.parquet_reader import (
+    extract_image_bytes,
+    iter_stored_labels,
+    open_table,
+    require_image_column,
+)
+from sfm.pipeline.sources.parquet_schema import (
+    ImageColumns,
+    find_columns,
+    label_list_from_metadata,
+    note_unusable_metadata,
+)
 from sfm.pipeline.sources.sample import Sample, describe_oversized_image
 from sfm.pipeline.sources.source import NO_SAMPLES, Shard, Source, Split, compute_digest
 from sfm.pipeline.sources.spec_options import parse_spec_options, require_known_options
 from sfm.pipeline.sources.split_files import find_split_files
 from sfm.stats_store.class_lists import normalize_class_id
-
 
 MIN_SHARD_ROWS = 1024
 LABEL_PROBE_ROWS = 64
@@ -81,11 +105,16 @@ def open_parquet_source(place_with_options: str) -> Source:
     label_list, display_names = label_list_from_metadata(columns, first_url)
     if "names" in options:
         label_list = read_class_list(options["names"])
-        display_names = {class_id: label_list.display_names.get(class_id, class_id) for class_id in label_list.class_ids}
+        display_names = {
+            class_id: label_list.display_names.get(class_id, class_id) for class_id in label_list.class_ids
+        }
     is_local = not any(is_remote_url(file.url) for file in (*files.train, *files.test))
     # On a disk labels are read, too; their pages may be of any size, so few are read at the same time.
     with ThreadPoolExecutor(LABEL_THREADS if is_local else LOOKUP_THREADS) as pool:
-        train, test = (list(pool.map(lambda file: inspect_table(file, columns, label_list, is_local), split)) for split in (files.train, files.test))
+        train, test = (
+            list(pool.map(lambda file: inspect_table(file, columns, label_list, is_local), split))
+            for split in (files.train, files.test)
+        )
     require_consistent_labels(spec, (pair for table in (*train, *test) for pair in table.label_texts))
     ids: list[str] | None = None
     if is_local:
@@ -113,7 +142,9 @@ def table_has_labels(file: DataFile, label_column: str) -> bool:
         return any(label not in (None, -1, "-1") for label in labels)
 
 
-def inspect_table(file: DataFile, columns: ImageColumns, label_list: ParsedClassList | None, read_labels: bool) -> ParquetTable:
+def inspect_table(
+    file: DataFile, columns: ImageColumns, label_list: ParsedClassList | None, read_labels: bool
+) -> ParquetTable:
     """Return the row counts of a file and, if asked to, its labels.
 
     Raises
@@ -127,7 +158,9 @@ def inspect_table(file: DataFile, columns: ImageColumns, label_list: ParsedClass
             raise InputError(f"{file.url} has no column {' and '.join(sorted(absent))}, unlike other files")
         own_columns = find_columns(table.schema_arrow, file.url, columns.image, columns.label)
         if own_columns.class_names != columns.class_names:
-            raise InputError(f"{file.url} names its classes otherwise than the first training file: join them")
+            raise InputError(
+                f"{file.url} names its classes otherwise than the first training file: join them"
+            )
         group_rows = tuple(table.metadata.row_group(i).num_rows for i in range(table.num_row_groups))
         if not read_labels:
             return ParquetTable(file, group_rows, None)
@@ -139,8 +172,16 @@ def inspect_table(file: DataFile, columns: ImageColumns, label_list: ParsedClass
                 id_by_label[key] = class_id_from_cell(label, label_list, f"row {row} of {file.url}")
             class_ids.append(id_by_label[key])
     if len(class_ids) != sum(group_rows):
-        raise InputError(f"{file.url} is damaged: it has {len(class_ids):,} labels for {sum(group_rows):,} rows")
-    return ParquetTable(file, group_rows, tuple(class_ids), frozenset((class_id, format_numeric_label(label)) for (_, label), class_id in id_by_label.items()), any(isinstance(label, str) and format_numeric_label(label) for _, label in id_by_label))
+        raise InputError(
+            f"{file.url} is damaged: it has {len(class_ids):,} labels for {sum(group_rows):,} rows"
+        )
+    return ParquetTable(
+        file,
+        group_rows,
+        tuple(class_ids),
+        frozenset((class_id, format_numeric_label(label)) for (_, label), class_id in id_by_label.items()),
+        any(isinstance(label, str) and format_numeric_label(label) for _, label in id_by_label),
+    )
 
 
 def class_id_from_cell(label: object, label_list: ParsedClassList | None, location: str) -> str:
@@ -156,7 +197,12 @@ def class_id_from_cell(label: object, label_list: ParsedClassList | None, locati
     return class_id_from_label(label, label_list, location)
 
 
-def make_parquet_split(tables: Sequence[ParquetTable], columns: ImageColumns, label_list: ParsedClassList | None, class_ids: list[str] | None) -> Split:
+def make_parquet_split(
+    tables: Sequence[ParquetTable],
+    columns: ImageColumns,
+    label_list: ParsedClassList | None,
+    class_ids: list[str] | None,
+) -> Split:
     """Return the split of some tables; a shard is a few neighbouring row groups."""
     label_by_id = {class_id: label for label, class_id in enumerate(class_ids or ())}
 
@@ -177,7 +223,10 @@ def make_parquet_split(tables: Sequence[ParquetTable], columns: ImageColumns, la
     if label_list is None and any(table.has_text_numbers for table in tables):
         meaning = "text is an id"
     files_digest = digest_file_states([table.file for table in tables])
-    return Split(tuple(make_shard(table, groups) for table in tables for groups in merge_row_groups(table.group_rows)), compute_digest(files_digest, columns.image, columns.label, meaning))
+    return Split(
+        tuple(make_shard(table, groups) for table in tables for groups in merge_row_groups(table.group_rows)),
+        compute_digest(files_digest, columns.image, columns.label, meaning),
+    )
 
 
 def merge_row_groups(group_rows: Sequence[int]) -> list[range]:
@@ -197,7 +246,13 @@ def merge_row_groups(group_rows: Sequence[int]) -> list[range]:
     return ranges
 
 
-def iter_table_samples(file: DataFile, row_groups: range, first_row: int, columns: ImageColumns, label_list: ParsedClassList | None) -> Iterator[Sample]:
+def iter_table_samples(
+    file: DataFile,
+    row_groups: range,
+    first_row: int,
+    columns: ImageColumns,
+    label_list: ParsedClassList | None,
+) -> Iterator[Sample]:
     """Yield the samples of neighbouring row groups, which begin at `first_row` of the file.
 
     Raises
@@ -209,7 +264,9 @@ def iter_table_samples(file: DataFile, row_groups: range, first_row: int, column
     with open_table(file) as table:
         require_image_column(table, file, columns.image)
         # Batches of one row take 8 us more per row; a row may be large, and a batch is in memory at once.
-        for batch in table.iter_batches(1, list(row_groups), columns=[columns.image, columns.label], use_threads=False):
+        for batch in table.iter_batches(
+            1, list(row_groups), columns=[columns.image, columns.label], use_threads=False
+        ):
             images, labels = batch.column(columns.image), batch.column(columns.label)
             for image, cell in zip(images, labels, strict=True):
                 location = f"row {row} of {file.url}"

@@ -1,14 +1,17 @@
 """Copying between stores: the same bytes arrive, once, or the copy says why not."""
 
 import json
-import numpy as np
-import obstore
-import pytest
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from forged_entries import rewrite_commit
 from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+from forged_entries import rewrite_commit
+from toy_entries import age_files, make_backbone_card, publish_random_entry
+
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.commits import encode_commit, make_commit_path
 from sfm.stats_store.digests import compute_entry_digest, compute_sha256
@@ -19,7 +22,6 @@ from sfm.stats_store.garbage_collection import collect_garbage
 from sfm.stats_store.objects import list_objects
 from sfm.stats_store.store import Store, create_store
 from sfm.stats_store.verification import verify_entries
-from toy_entries import age_files, make_backbone_card, publish_random_entry
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def disk(tmp_path) -> Store:
 def content(store: Store) -> dict[str, bytes]:
     """All objects of all runs and the index."""
     paths = [item["path"] for prefix in ("runs", "index") for item in list_objects(store.objects, prefix)]
-    return {path: bytes(obstore.get(store.objects, path).bytes()) for path in paths if path != "runs/zarr.json"}
+    return {
+        path: bytes(obstore.get(store.objects, path).bytes()) for path in paths if path != "runs/zarr.json"
+    }
 
 
 def outcomes(done) -> list[str]:
@@ -83,7 +87,11 @@ def test_a_copy_that_was_interrupted_goes_on_with_the_objects_that_are_missing(d
     commit = disk.read_commit(f"index/{chosen.key}/00000001.json")
     leave_partial_copy(disk, target, commit.run)
     (done,) = copy_entries(disk, target, [chosen])
-    assert (done.outcome, done.found_object_count, done.written_object_count) == ("copied", 3, len(commit.objects) - 3)
+    assert (done.outcome, done.found_object_count, done.written_object_count) == (
+        "copied",
+        3,
+        len(commit.objects) - 3,
+    )
     assert target.read_commit(f"index/{chosen.key}/00000001.json") == commit
     assert [v.is_sound for v in verify_entries(target)] == [True]
 
@@ -283,7 +291,9 @@ def test_an_entry_of_a_later_minor_version_is_copied_whole(tmp_path):
     assert envelope["commit"] == inner
     entry = busy.open_entry(busy.list_summaries()[0])
     assert (tmp_path / "b" / "runs" / run / "train" / "skewness" / "c" / "0").read_bytes() == bytes(range(99))
-    np.testing.assert_array_equal(entry.read_array("train/count"), source.open_entry(chosen).read_array("train/count"))
+    np.testing.assert_array_equal(
+        entry.read_array("train/count"), source.open_entry(chosen).read_array("train/count")
+    )
 
 
 def test_two_copies_of_one_entry_at_once_both_arrive(disk, tmp_path):

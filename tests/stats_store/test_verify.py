@@ -1,13 +1,17 @@
 """``verify_entries`` finds what is wrong, all of it, and names it; a sound store passes."""
 
 import json
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-import shutil
 import zarr
 from forged_entries import rewrite_commit
-from pathlib import Path
 from s3_faults import breaking
+from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
+
 from sfm.events import Progress
 from sfm.stats_store.cards import Summary
 from sfm.stats_store.entry_history import remove_entry
@@ -15,8 +19,6 @@ from sfm.stats_store.publication import Draft
 from sfm.stats_store.store import Store, create_store, open_store
 from sfm.stats_store.verification import verify_entries
 from sfm.stats_store.verified_objects import make_object_record
-from toy_entries import make_backbone_card, publish_random_draft, write_random_arrays
-from typing import Any
 
 
 def add(store: Store, seed: int, **more: Any) -> Summary:
@@ -50,7 +52,10 @@ def test_a_sound_store_has_a_sound_verdict_for_every_entry(store: Store) -> None
     for verdict in verdicts:
         assert verdict.summary
         files = [f for f in run_of(store, verdict.summary).rglob("*") if f.is_file()]
-        assert (verdict.object_count, verdict.size_bytes) == (len(files), sum(f.stat().st_size for f in files))
+        assert (verdict.object_count, verdict.size_bytes) == (
+            len(files),
+            sum(f.stat().st_size for f in files),
+        )
 
 
 def test_an_empty_store_has_nothing_to_say(tmp_path: Path) -> None:
@@ -62,7 +67,10 @@ def test_one_entry_is_verified_without_looking_at_the_others(store: Store) -> No
     (run_of(store, second) / "train/mean/c/0/0").unlink()
     assert [v.is_sound for v in verify_entries(store, [first])] == [True]
     assert [v.is_sound for v in verify_entries(store, [second])] == [False]
-    assert [(v.summary, v.is_sound) for v in verify_entries(store, [second, first])] == [(second, False), (first, True)]
+    assert [(v.summary, v.is_sound) for v in verify_entries(store, [second, first])] == [
+        (second, False),
+        (first, True),
+    ]
 
 
 def test_every_damaged_object_is_named_not_only_the_first(store: Store) -> None:
@@ -73,7 +81,12 @@ def test_every_damaged_object_is_named_not_only_the_first(store: Store) -> None:
     (run / "test/label/zarr.json").write_bytes(b"{}")
     (run / "train/count/c/0").write_bytes(bytes(52))
     problems = verify_entries(store, [summary])[0].problems
-    assert sorted(problem.split(":")[0] for problem in problems) == [f"damaged object runs/{run.name}/test/feature/c/0/0", f"damaged object runs/{run.name}/test/label/zarr.json", f"damaged object runs/{run.name}/train/count/c/0", f"missing object runs/{run.name}/test/feature/c/1/0"]
+    assert sorted(problem.split(":")[0] for problem in problems) == [
+        f"damaged object runs/{run.name}/test/feature/c/0/0",
+        f"damaged object runs/{run.name}/test/label/zarr.json",
+        f"damaged object runs/{run.name}/train/count/c/0",
+        f"missing object runs/{run.name}/test/feature/c/1/0",
+    ]
 
 
 def test_array_digests_are_recomputed_from_the_chunks(store: Store) -> None:
@@ -83,7 +96,9 @@ def test_array_digests_are_recomputed_from_the_chunks(store: Store) -> None:
     assert problem.endswith("/train/mean: its digest is not the published one")
 
 
-def test_chunks_that_were_written_with_other_numbers_are_found_although_their_bytes_are_vouched_for(store: Store) -> None:
+def test_chunks_that_were_written_with_other_numbers_are_found_although_their_bytes_are_vouched_for(
+    store: Store,
+) -> None:
     summary = store.list_summaries()[0]
     array = zarr.open_array(run_of(store, summary) / "train/mean", mode="r+")
     array[0, 0] = np.nextafter(array[0, 0], 9)  # type: ignore[call-overload]
@@ -113,8 +128,17 @@ def test_a_chunk_that_its_commit_forgot_is_a_problem_not_a_chunk_of_fill_values(
     assert "test/feature/c/1/0: the commit does not list it" in problem
 
 
-@pytest.mark.parametrize(("card", "field", "part"), [("backbone", "weights", "backbone_hash"), ("dataset", "fingerprint", "fingerprint"), ("extraction", "options", "options")])
-def test_cards_that_are_not_those_of_the_key_are_found(store: Store, card: str, field: str, part: str) -> None:
+@pytest.mark.parametrize(
+    ("card", "field", "part"),
+    [
+        ("backbone", "weights", "backbone_hash"),
+        ("dataset", "fingerprint", "fingerprint"),
+        ("extraction", "options", "options"),
+    ],
+)
+def test_cards_that_are_not_those_of_the_key_are_found(
+    store: Store, card: str, field: str, part: str
+) -> None:
     summary = store.list_summaries()[0]
     file = run_of(store, summary) / "zarr.json"
     group = json.loads(file.read_bytes())
@@ -135,7 +159,9 @@ def test_damaged_commits_of_older_generations_are_found_but_not_their_collected_
             file.unlink()
     assert all(verdict.is_sound for verdict in verify_entries(store))
     (Path(store.url) / "index" / old.key / "00000001.json").write_bytes(b"{}")
-    assert [v.commit_path for v in verify_entries(store) if not v.is_sound] == [f"index/{old.key}/00000001.json"]
+    assert [v.commit_path for v in verify_entries(store) if not v.is_sound] == [
+        f"index/{old.key}/00000001.json"
+    ]
 
 
 def test_a_removed_entry_has_no_verdict(store: Store) -> None:
@@ -153,7 +179,9 @@ def test_progress_counts_every_object_once(store: Store) -> None:
     assert [p.done for p in told] == sorted(p.done for p in told)
 
 
-def test_every_object_is_asked_for_once(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_object_is_asked_for_once(
+    s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with breaking(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = create_store(s3_url)
