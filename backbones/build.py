@@ -17,9 +17,9 @@ from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.backbones.execution.batch_norms import fold_batch_norms
 from sfm.backbones.hub import download_hub_weights
 from sfm.backbones.identity import digest_weights, is_in_modules, select_feature_tensors
-from sfm.backbones.preprocessing import preprocessing_from_config, read_input_size
+from sfm.backbones.preprocessing import preprocessing_from_timm_config, read_input_size
 from sfm.backbones.spec import PROJECTED, ParsedSpec, parse_spec
-from sfm.backbones.weight_files import find_packaged_weights, find_prefixed_tensors, read_weight_file
+from sfm.backbones.weight_files import find_packaged_weights, group_tensors_by_prefix, read_weight_file
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
@@ -142,24 +142,24 @@ def load_backbone(
         raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {MAX_INPUT_PIXELS}")
     _require_known_model(parsed)
     preprocessing = _resolve_preprocessing(parsed, image_size)
-    model, choice = _load_model(parsed)
+    model, choice = _load_model_with_weights_note(parsed)
     if choice:
-        progress(Progress(f"weights of {strip_folder(spec)} from {choice}", 1, 1, "sets"))
+        progress(Progress(f"weights of {strip_weights_folder(spec)} from {choice}", 1, 1, "sets"))
     try:
         digest = digest_weights(
-            select_feature_tensors(model.state_dict(), _list_classifier_modules(parsed, model))
+            select_feature_tensors(model.state_dict(), _list_classifier_module_names(parsed, model))
         )
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
     size = preprocessing.input_size
     trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features = _count_features(trunk, example, spec)
+    features = _set_size_and_count_features(trunk, example, spec)
     folded: nn.Module = fold_batch_norms(trunk, example).requires_grad_(False) if fold_norms else trunk
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
     card = BackboneCard(
-        spec=strip_folder(spec),
+        spec=strip_weights_folder(spec),
         model=parsed.model,
         rule=parsed.rule,
         weights=digest,
@@ -168,12 +168,13 @@ def load_backbone(
     )
     folded = folded.to(device=place).to(memory_format=layout)
     mean, std = (
-        _expand_channels(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std)
+        _expand_channel_values(values, size, place, layout)
+        for values in (preprocessing.mean, preprocessing.std)
     )
     return Backbone(card, folded, place, mean, std, layout)
 
 
-def strip_folder(spec: str) -> str:
+def strip_weights_folder(spec: str) -> str:
     """Return a spec with only the name of its file: cards are shared, a user's folders are not."""
     name, at, file = spec.partition("@")
     return f"{name}{at}{PurePath(file).name}" if at else spec
@@ -188,25 +189,25 @@ def _select_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _expand_channels(
-    values: Sequence[float], size: int, device: torch.device, layout: torch.memory_format
+def _expand_channel_values(
+    channel_values: Sequence[float], image_size: int, device: torch.device, memory_format: torch.memory_format
 ) -> Tensor:
     """Expand a value per channel to every pixel: tensors of the same layout are faster to combine."""
-    pixels = torch.tensor(values, device=device).view(1, 3, 1, 1).expand(1, 3, size, size)
-    return pixels.contiguous(memory_format=layout)
+    pixels = torch.tensor(channel_values, device=device).view(1, 3, 1, 1).expand(1, 3, image_size, image_size)
+    return pixels.contiguous(memory_format=memory_format)
 
 
-def _load_model(spec: ParsedSpec) -> tuple[Any, str]:
+def _load_model_with_weights_note(spec: ParsedSpec) -> tuple[Any, str]:
     """Return the timm model at the resolution of its weights, and the set chosen from a file with several."""
     path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
     if path is None:
         return _create_pretrained_model(spec), ""
     model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
     checkpoint = read_weight_file(path, spec.prefix)
-    tensors, unused = checkpoint.tensors, _list_classifier_modules(spec, model)
+    tensors, unused = checkpoint.tensors, _list_classifier_module_names(spec, model)
     if spec.package is not None:
-        tensors = _match_tensors_by_order(tensors, model, path)
-    choice = _load_weights(model, tensors, unused, path, spec.model)
+        tensors = _rename_tensors_by_order(tensors, model, path)
+    choice = _load_weights_with_prefix_note(model, tensors, unused, path, spec.model)
     return model, ", ".join(filter(None, (checkpoint.choice, choice)))
 
 
@@ -229,7 +230,7 @@ def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preproce
     config = {**known.to_dict(), **spec.overrides}
     wanted = spec.image_size if image_size is None else image_size
     try:
-        return preprocessing_from_config(config, read_input_size(config) if wanted is None else wanted)
+        return preprocessing_from_timm_config(config, read_input_size(config) if wanted is None else wanted)
     except InputError as error:
         raise InputError(f"backbone '{spec.text}': {error}") from error
 
@@ -251,13 +252,13 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         ) from error
 
 
-def _list_classifier_modules(spec: ParsedSpec, model: Any) -> list[str]:
+def _list_classifier_module_names(spec: ParsedSpec, model: Any) -> list[str]:
     """Return the names of the classifier's modules, if they come after the feature."""
     named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())
 
 
-def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
+def _rename_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
     """Give timm names to tensors that match the model's by order and shape."""
     own = model.state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in own.values()]:
@@ -267,47 +268,55 @@ def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) 
     return dict(zip(own, tensors.values(), strict=True))
 
 
-def _load_weights(
-    model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str
+def _load_weights_with_prefix_note(
+    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str], path: Path, model_name: str
 ) -> str:
     """Load weights into a model, whatever the classifier; return the prefix if several would fit."""
     choice = ""
-    fitted, faults = _translate_tensors(model, tensors, unused)
+    fitted, faults = _translate_and_list_mismatches(model, tensors, unused_modules)
     if faults:
-        places = find_prefixed_tensors(tensors, select_feature_tensors(model.state_dict(), unused))
+        places = group_tensors_by_prefix(tensors, select_feature_tensors(model.state_dict(), unused_modules))
         fitting = [
-            prefix for prefix, there in places.items() if not _translate_tensors(model, there, unused)[1]
+            prefix
+            for prefix, there in places.items()
+            if not _translate_and_list_mismatches(model, there, unused_modules)[1]
         ]
-        prefix, choice = _choose_prefix(fitting, path, name) if fitting else (next(iter(places), ""), "")
-        fitted, faults = _translate_tensors(model, places.get(prefix, tensors), unused)
+        prefix, choice = (
+            _choose_prefix_with_note(fitting, path, model_name) if fitting else (next(iter(places), ""), "")
+        )
+        fitted, faults = _translate_and_list_mismatches(model, places.get(prefix, tensors), unused_modules)
     if faults:
-        raise InputError(f"{path} does not fit {name}: {_join_first_mismatches(faults)}")
-    model.load_state_dict({n: t for n, t in fitted.items() if not is_in_modules(n, unused)}, strict=False)
+        raise InputError(f"{path} does not fit {model_name}: {_join_first_mismatches(faults)}")
+    model.load_state_dict(
+        {n: t for n, t in fitted.items() if not is_in_modules(n, unused_modules)}, strict=False
+    )
     return choice
 
 
-def _choose_prefix(fitting: list[str], path: Path, name: str) -> tuple[str, str]:
+def _choose_prefix_with_note(fitting_prefixes: list[str], path: Path, model_name: str) -> tuple[str, str]:
     """Return the usual one of the prefixes that fit, and a description if there are several."""
-    if len(fitting) == 1:
-        return fitting[0], ""
-    places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting}
+    if len(fitting_prefixes) == 1:
+        return fitting_prefixes[0], ""
+    places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting_prefixes}
     usual = [
-        prefix for prefix in fitting if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
+        prefix
+        for prefix in fitting_prefixes
+        if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
     ]
     if len(usual) != 1:
         raise InputError(
-            f"{path} holds {name} under {' and '.join(places.values())}: save those you mean alone"
+            f"{path} holds {model_name} under {' and '.join(places.values())}: save those you mean alone"
         )
     chosen = places.pop(usual[0])
     return usual[0], f"{chosen}, not {' or '.join(places.values())}"
 
 
-def _translate_tensors(
-    model: Any, tensors: dict[str, Tensor], unused: Collection[str]
+def _translate_and_list_mismatches(
+    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Translate tensors to the model's names; return them with the mismatches that are left."""
-    _match_position_grid(model, tensors.get("pos_embed"))
-    faults = _find_mismatches(model, tensors, unused)
+    _resize_model_to_position_grid(model, tensors.get("pos_embed"))
+    faults = _describe_tensor_mismatches(model, tensors, unused_modules)
     # timm keeps the translation of the first publisher's checkpoints in the model's module.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if not faults or translate is None:
@@ -316,28 +325,35 @@ def _translate_tensors(
         translated = translate(dict(tensors), model)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
         return tensors, faults
-    return translated, faults if _find_mismatches(model, translated, unused) else []
+    return translated, faults if _describe_tensor_mismatches(model, translated, unused_modules) else []
 
 
-def _match_position_grid(model: Any, stored: Tensor | None) -> None:
+def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) -> None:
     """Resize a vision transformer's input to the grid of a stored position embedding."""
     own = getattr(model, "pos_embed", None)
-    if stored is None or own is None or stored.ndim != 3 or not hasattr(model, "set_input_size"):
+    if (
+        stored_pos_embed is None
+        or own is None
+        or stored_pos_embed.ndim != 3
+        or not hasattr(model, "set_input_size")
+    ):
         return
     # The widths must be equal, or a model of any size would be made to fit.
-    if stored.shape == own.shape or stored.shape[::2] != own.shape[::2]:
+    if stored_pos_embed.shape == own.shape or stored_pos_embed.shape[::2] != own.shape[::2]:
         return
     rows, columns = model.patch_embed.grid_size
-    side = math.isqrt(max(0, stored.shape[1] - (own.shape[1] - rows * columns)))
+    side = math.isqrt(max(0, stored_pos_embed.shape[1] - (own.shape[1] - rows * columns)))
     if side not in (0, rows):
         model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
 
 
-def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
+def _describe_tensor_mismatches(
+    model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]
+) -> list[str]:
     """Describe the tensors that are missing, unknown or of another shape, without the unused modules."""
     own = model.state_dict()
-    given = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused)}
-    missing = [f"no {name}" for name in select_feature_tensors(own, unused) if name not in given]
+    given = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused_modules)}
+    missing = [f"no {name}" for name in select_feature_tensors(own, unused_modules) if name not in given]
     foreign = [f"unknown {name}" for name in given if name not in own]
     misshapen = [
         f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
@@ -347,19 +363,19 @@ def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[
     return missing + foreign + misshapen
 
 
-def _join_first_mismatches(faults: list[str]) -> str:
-    told = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
-    return told + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+def _join_first_mismatches(mismatches: list[str]) -> str:
+    told = ", ".join(sanitize_line(fault, 120) for fault in mismatches[:3])
+    return told + (f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else "")
 
 
-def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:
+def _set_size_and_count_features(trunk: FeatureModel, example_images: Tensor, spec: str) -> int:
     """Set a model's input size and return its number of features."""
-    size = example.shape[-1]
+    size = example_images.shape[-1]
     try:
         if hasattr(trunk.model, "set_input_size"):
             trunk.model.set_input_size(img_size=size)
         with torch.no_grad():
-            feature = trunk(example)
+            feature = trunk(example_images)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"

@@ -23,12 +23,12 @@ _RESAMPLING_FILTERS = {
 _MAX_ASPECT = 100
 
 
-def preprocessing_from_config(config: Mapping[str, Any], image_size: int) -> Preprocessing:
+def preprocessing_from_timm_config(timm_config: Mapping[str, Any], image_size: int) -> Preprocessing:
     """Derive the preprocessing from timm's configuration of a set of weights.
 
     Parameters
     ----------
-    config : mapping
+    timm_config : mapping
         timm's data configuration: ``crop_pct``, ``crop_mode``, ``interpolation``, ``mean``, ``std``.
     image_size : int
         Side of the backbone's input, in pixels.
@@ -43,28 +43,28 @@ def preprocessing_from_config(config: Mapping[str, Any], image_size: int) -> Pre
     InputError
         If an image cannot be made into what the weights are evaluated with.
     """
-    crop_mode, interpolation = config.get("crop_mode", "center"), config["interpolation"]
+    crop_mode, interpolation = timm_config.get("crop_mode", "center"), timm_config["interpolation"]
     if crop_mode not in ("center", "squash", "border"):
         raise InputError(f"crop mode '{crop_mode}' is not supported, only center, squash and border")
     if interpolation not in _RESAMPLING_FILTERS:
         raise InputError(
             f"interpolation '{interpolation}' is not supported, only {', '.join(_RESAMPLING_FILTERS)}"
         )
-    channels = {config.get("input_size", (3,))[0], len(config["mean"]), len(config["std"])}
+    channels = {timm_config.get("input_size", (3,))[0], len(timm_config["mean"]), len(timm_config["std"])}
     if channels != {3}:
         raise InputError(f"inputs of {max(channels - {3})} channels are not supported, only of 3")
-    resize = math.floor(image_size / config["crop_pct"])
+    resize = math.floor(image_size / timm_config["crop_pct"])
     return Preprocessing(
         input_size=image_size,
         resize=resize,
         resampling=interpolation,
-        mean=config["mean"],
-        std=config["std"],
+        mean=timm_config["mean"],
+        std=timm_config["std"],
         crop_mode="pad" if crop_mode == "center" and resize < image_size else crop_mode,
     )
 
 
-def read_input_size(config: Mapping[str, Any]) -> int:
+def read_input_size(timm_config: Mapping[str, Any]) -> int:
     """Return the side of the input that timm's configuration of a set of weights names.
 
     Raises
@@ -72,7 +72,7 @@ def read_input_size(config: Mapping[str, Any]) -> int:
     InputError
         If the input is not square.
     """
-    _, rows, columns = config["input_size"]
+    _, rows, columns = timm_config["input_size"]
     if rows != columns:
         raise InputError(
             f"inputs of {rows} x {columns} px (rows x columns) are not supported, only square ones: "
@@ -81,7 +81,7 @@ def read_input_size(config: Mapping[str, Any]) -> int:
     return int(columns)
 
 
-def crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def resize_and_crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Resize an image and cut out the centre, as timm does for evaluation.
 
     Parameters
@@ -102,21 +102,21 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[
     resized = image.resize(
         _compute_resized_shape(image.size, preprocessing), _RESAMPLING_FILTERS[preprocessing.resampling]
     )
-    return np.asarray(_crop_padded_centre(resized, preprocessing).convert("RGB"))
+    return np.asarray(_pad_and_crop_centre(resized, preprocessing).convert("RGB"))
 
 
-def _compute_resized_shape(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+def _compute_resized_shape(image_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Return the width and height that an image of a size is resized to, rounded as in timm."""
-    side, (width, height) = preprocessing.resize, size
+    side, (width, height) = preprocessing.resize, image_size
     if preprocessing.crop_mode == "squash":
         return side, side
     if preprocessing.crop_mode == "border":
         ratio = max(width / side, height / side)
         return max(1, round(width / ratio)), max(1, round(height / ratio))
-    return side * width // min(size), side * height // min(size)
+    return side * width // min(image_size), side * height // min(image_size)
 
 
-def _crop_padded_centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _pad_and_crop_centre(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Crop the centre to the input size, with padding where the image is smaller."""
     size = preprocessing.input_size
     if min(image.size) < size:
@@ -130,13 +130,13 @@ def _crop_padded_centre(image: Image.Image, preprocessing: Preprocessing) -> Ima
     return _crop_centre(image, size, size)
 
 
-def crop_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
+def crop_image_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image: crops of its centre square, resized to the input size.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        Of any mode, as in :func:`crop_image`.
+        Of any mode, as in :func:`resize_and_crop_image`.
     preprocessing : Preprocessing
         Its input size and resampling rule are used.
     crops : Crops
@@ -161,6 +161,6 @@ def crop_views(image: Image.Image, preprocessing: Preprocessing, crops: Crops) -
     return views
 
 
-def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
+def _crop_centre(image: Image.Image, crop_width: int, crop_height: int) -> Image.Image:
+    left, top = round((image.width - crop_width) / 2), round((image.height - crop_height) / 2)
+    return image.crop((left, top, left + crop_width, top + crop_height))

@@ -22,7 +22,7 @@ MEMORY_SHARE = 0.25
 """Share of the free memory for activations; the rest is for buffers and other processes."""
 
 
-def measure_activation_bytes(backbone: Backbone) -> int:
+def measure_activation_bytes_per_view(backbone: Backbone) -> int:
     """Return the bytes that autograd keeps between forward and backward of one view.
 
     Weights are not counted.
@@ -46,7 +46,7 @@ def measure_activation_bytes(backbone: Backbone) -> int:
     return sum(kept.values())
 
 
-def measure_free_memory(device: torch.device) -> int:
+def measure_free_memory_bytes(device: torch.device) -> int:
     """Return the free memory of a device in bytes, within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -60,20 +60,22 @@ def _read_container_free_bytes() -> int:
     return int(limit.read_text()) - int(used.read_text())
 
 
-def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
+def choose_micro_batch_size(
+    image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu"
+) -> int:
     """Return how many images go through the backbone together: as many as fit, in equal micro-batches.
 
     A last micro-batch of a few images would cost about as much as a full one.
 
     Parameters
     ----------
-    images : int
+    image_count : int
         In all.
-    views : int
+    views_per_image : int
         Of each image.
-    view_bytes, free : int
-        See :func:`measure_activation_bytes` and :func:`measure_free_memory`.
-    kind : {"cpu", "cuda"}
+    bytes_per_view, free_bytes : int
+        See :func:`measure_activation_bytes_per_view` and :func:`measure_free_memory_bytes`.
+    device_type : {"cpu", "cuda"}
         Of device.
 
     Returns
@@ -81,23 +83,25 @@ def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind
     int
         At least 1.
     """
-    fit = int(MEMORY_SHARE * free) // (view_bytes * views)
-    most = max(1, min(images, MAX_VIEWS[kind] // views, fit))
-    return math.ceil(images / math.ceil(images / most))
+    fit = int(MEMORY_SHARE * free_bytes) // (bytes_per_view * views_per_image)
+    most = max(1, min(image_count, MAX_VIEWS[device_type] // views_per_image, fit))
+    return math.ceil(image_count / math.ceil(image_count / most))
 
 
-def choose_graph_count(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
+def choose_kept_graph_count(
+    image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu"
+) -> int:
     """Return for how many images to keep the autograd graphs between forward and backward.
 
     Parameters
     ----------
-    images, views, view_bytes, free, kind
-        See :func:`choose_micro_batch`.
+    image_count, views_per_image, bytes_per_view, free_bytes, device_type
+        See :func:`choose_micro_batch_size`.
 
     Returns
     -------
     int
         Maybe 0.
     """
-    most = min(int(MEMORY_SHARE * free), MAX_GRAPH_BYTES[kind])
-    return min(images, most // (view_bytes * views))
+    most = min(int(MEMORY_SHARE * free_bytes), MAX_GRAPH_BYTES[device_type])
+    return min(image_count, most // (bytes_per_view * views_per_image))

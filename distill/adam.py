@@ -36,7 +36,7 @@ def adam_step(
     levels: Sequence[Tensor],
     state: AdamState,
     learning_rate: float,
-    images: slice,
+    image_slice: slice,
     gradients: Sequence[Tensor],
 ) -> None:
     """Do the step of some images; the caller raises `state.steps` once all images are updated.
@@ -47,16 +47,16 @@ def adam_step(
         Changed in place, as the state is.
     state : AdamState
     learning_rate : float
-    images : slice
+    image_slice : slice
         Which images.
     gradients : sequence of Tensor, shapes (images, 3, r, r)
         Contiguous, as the levels are.
     """
     adam(
-        [level.detach()[images] for level in levels],
+        [level.detach()[image_slice] for level in levels],
         list(gradients),
-        [moment[images] for moment in state.first],
-        [moment[images] for moment in state.second],
+        [moment[image_slice] for moment in state.first],
+        [moment[image_slice] for moment in state.second],
         [],
         [torch.full((), float(state.steps), device=level.device) for level in levels],
         fused=True,

@@ -35,23 +35,29 @@ class AugmentationParameters:
     noisy: npt.NDArray[np.bool_]
     noise_seed: npt.NDArray[np.int64]
 
-    def select(self, rows: slice) -> "AugmentationParameters":
+    def select(self, view_slice: slice) -> "AugmentationParameters":
         """Return the parameters of some of the views."""
         c = self.crops
-        crops = Crops(c.top[rows], c.left[rows], c.height[rows], c.width[rows], c.flip[rows])
-        return AugmentationParameters(crops, self.noisy[rows], self.noise_seed[rows])
+        crops = Crops(
+            c.top[view_slice],
+            c.left[view_slice],
+            c.height[view_slice],
+            c.width[view_slice],
+            c.flip[view_slice],
+        )
+        return AugmentationParameters(crops, self.noisy[view_slice], self.noise_seed[view_slice])
 
 
-def draw_augmentation(seed: int, step: int, count: int, size: int) -> AugmentationParameters:
+def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) -> AugmentationParameters:
     """Draw the augmentation of a step. It depends on the arguments only, not on earlier draws.
 
     Parameters
     ----------
     seed, step : int
         Of the run, and the number of the step in it.
-    count : int
+    view_count : int
         How many views.
-    size : int
+    image_pixels : int
         Side of the images that are augmented, in pixels.
 
     Returns
@@ -60,13 +66,13 @@ def draw_augmentation(seed: int, step: int, count: int, size: int) -> Augmentati
     """
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
     return AugmentationParameters(
-        crops=draw_crops(rng, count, size),
-        noisy=rng.uniform(size=count) < NOISE_SHARE,
-        noise_seed=rng.integers(2**63 - 1, size=count),
+        crops=draw_crops(rng, view_count, image_pixels),
+        noisy=rng.uniform(size=view_count) < NOISE_SHARE,
+        noise_seed=rng.integers(2**63 - 1, size=view_count),
     )
 
 
-def augment(images: Tensor, parameters: AugmentationParameters, image_size: int) -> Tensor:
+def augment(images: Tensor, parameters: AugmentationParameters, output_pixels: int) -> Tensor:
     """Return the views of images: random resized crop, flip and Gaussian noise N(.5, .2^2).
 
     Parameters
@@ -75,7 +81,7 @@ def augment(images: Tensor, parameters: AugmentationParameters, image_size: int)
         Values in [0, 1]; differentiable.
     parameters : AugmentationParameters
         Of N * A views: the A views of the first image, then those of the second, ...
-    image_size : int
+    output_pixels : int
         Side of the views, in pixels.
 
     Returns
@@ -83,7 +89,7 @@ def augment(images: Tensor, parameters: AugmentationParameters, image_size: int)
     Tensor, shape (N * A, 3, image_size, image_size)
         Noise is added without clipping, so values may leave [0, 1].
     """
-    views = apply_crops_per_image(images, parameters.crops, image_size)
+    views = apply_crops_per_image(images, parameters.crops, output_pixels)
     noisy = np.flatnonzero(parameters.noisy)
     noise = views.new_empty((len(noisy), *views.shape[1:]))
     generator = torch.Generator(views.device)

@@ -14,31 +14,31 @@ from sfm.backbones.execution.determinism import (
     deterministic_if_supported,
     tf32_disabled,
 )
-from sfm.backbones.execution.preparation import Prepared, count_graph_bytes, optimize_backbone
+from sfm.backbones.execution.preparation import PreparedModel, count_cuda_graph_bytes, optimize_backbone
 from sfm.backbones.spec import parse_spec
 from sfm.distill.activation_memory import (
-    choose_graph_count,
-    choose_micro_batch,
-    measure_activation_bytes,
-    measure_free_memory,
+    choose_kept_graph_count,
+    choose_micro_batch_size,
+    measure_activation_bytes_per_view,
+    measure_free_memory_bytes,
 )
 from sfm.distill.class_indices import find_class_indices
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import decode_pixels
-from sfm.distill.execution_choice import choose_execution, keep_execution, should_compile
+from sfm.distill.execution_choice import choose_execution, keep_saved_execution, should_compile
 from sfm.distill.mixed_precision import convert_precision
 from sfm.distill.objective import make_objective, read_centres
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, spread_growth
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, choose_growth_interval
 from sfm.distill.state_dict import (
-    find_invalid_values,
+    describe_invalid_values,
     gather_levels,
     gather_state,
     is_per_image,
-    list_state_types,
+    list_expected_state_tensors,
     make_state,
 )
-from sfm.distill.train_step import StepOutput, init_state, train_step
+from sfm.distill.train_step import StepOutput, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.entry_history import summaries_for
@@ -71,9 +71,9 @@ class Distiller:
     config : ResolvedDistillConfig
         Decided values of everything that shapes the images.
     backbone : Backbone
-        In its precision; prepared for its execution mode once :meth:`prepare` was called.
-    prepared : Prepared or None
-        What :meth:`prepare` returned.
+        In its precision; prepared for its execution mode once :meth:`prepare_model` was called.
+    prepared : PreparedModel or None
+        What :meth:`prepare_model` returned.
     state : DistillState
 
     Raises
@@ -117,12 +117,12 @@ class Distiller:
         else:
             self._optimized = optimize_backbone(self.backbone, 1, "input-grad")
         measured = self._optimized[0] if self._optimized else self.backbone
-        self.config = resolve_config(
+        self.config = resolve_distill_config(
             config, entry.summary.entry_digest, class_ids, measured, group, resume_from
         )
         self.objective = make_objective(self.config, centres, self.backbone.device)
-        self.prepared: Prepared | None = None
-        self.state = init_state(self.config, self.backbone.device, group)
+        self.prepared: PreparedModel | None = None
+        self.state = init_distill_state(self.config, self.backbone.device, group)
 
     @classmethod
     def from_config(cls, config: DistillConfig, progress: ProgressCallback = no_progress) -> "Distiller":
@@ -131,17 +131,17 @@ class Distiller:
         Raises
         ------
         InputError
-            See :func:`open_inputs` and :class:`Distiller`.
+            See :func:`open_entry_and_backbone` and :class:`Distiller`.
         """
-        entry, backbone = open_inputs(config, progress)
+        entry, backbone = open_entry_and_backbone(config, progress)
         return cls(config, entry, backbone)
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> PreparedModel:
         """Prepare the backbone for the config's execution mode; the first step does it if nobody has.
 
         Returns
         -------
-        Prepared
+        PreparedModel
             Its `reason` says why, where another mode had to be taken; the config has that mode then.
         """
         if self.prepared:
@@ -209,7 +209,7 @@ class Distiller:
         step = int(tensors.pop("step", torch.tensor(-1)))
         if not 0 <= step <= self.config.steps:
             raise InputError(f"the state is of step {step} of {self.config.steps}")
-        expected = list_state_types(self.config, step, self.backbone.card.features, self.group)
+        expected = list_expected_state_tensors(self.config, step, self.backbone.card.features, self.group)
         if tensors.keys() != expected.keys():
             names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
             raise InputError(f"the state is not of this config after {step} steps: check {names}")
@@ -222,7 +222,7 @@ class Distiller:
             if tensors[name].shape != shape:
                 found = tuple(tensors[name].shape)
                 raise InputError(f"the state is not of this config: {name} has shape {found}, not {shape}")
-        problem = find_invalid_values(tensors, step)
+        problem = describe_invalid_values(tensors, step)
         if problem:
             raise InputError(f"the state holds {problem}")
         self.state = make_state(step, tensors, self.backbone.device)
@@ -239,9 +239,9 @@ class Distiller:
         images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas)))
         return images.reshape(-1, self.config.ipc, *images.shape[1:])
 
-    def count_graph_bytes(self) -> int:
+    def count_cuda_graph_bytes(self) -> int:
         """Return the GPU memory that CUDA graphs hold; torch does not count it as allocated."""
-        return count_graph_bytes(self.backbone)
+        return count_cuda_graph_bytes(self.backbone)
 
     @contextmanager
     def _computation(self) -> Iterator[None]:
@@ -257,7 +257,9 @@ class Distiller:
             yield
 
 
-def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress) -> tuple[Entry, Backbone]:
+def open_entry_and_backbone(
+    config: DistillConfig, progress: ProgressCallback = no_progress
+) -> tuple[Entry, Backbone]:
     """Open the store's entry and the backbone that a config names.
 
     Raises
@@ -286,7 +288,7 @@ def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress)
     return select_entry(store, candidates, backbone.card), backbone
 
 
-def resolve_config(
+def resolve_distill_config(
     config: DistillConfig,
     entry_digest: str,
     class_ids: list[str],
@@ -325,13 +327,15 @@ def resolve_config(
         micro_batch = micro_batch or resume_from.micro_batch
         graphs = resume_from.graphs if graphs is None else graphs
     if micro_batch is None or graphs is None:
-        view_bytes = measure_activation_bytes(backbone)
+        view_bytes = measure_activation_bytes_per_view(backbone)
         # Processes on one CPU see the same free memory.
-        free = measure_free_memory(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        free = measure_free_memory_bytes(backbone.device) // (
+            1 if backbone.device.type == "cuda" else group.size
+        )
         memory = (images, config.views, view_bytes, free, backbone.device.type)
         # All do what the process with the least memory can.
-        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch(*memory))
-        graphs = -group.all_reduce_max(-choose_graph_count(*memory)) if graphs is None else graphs
+        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
+        graphs = -group.all_reduce_max(-choose_kept_graph_count(*memory)) if graphs is None else graphs
     resolved = ResolvedDistillConfig(
         dataset=entry_digest,
         classes=class_ids,
@@ -345,7 +349,7 @@ def resolve_config(
         steps=config.steps,
         learning_rate=config.learning_rate,
         final_rate=config.final_rate,
-        grow_every=config.grow_every or spread_growth(config.steps, image_size),
+        grow_every=config.grow_every or choose_growth_interval(config.steps, image_size),
         seed=config.seed,
         micro_batch=min(micro_batch, images),
         gradient=config.gradient,
@@ -360,7 +364,7 @@ def resolve_config(
         execution = choose_execution(resolved, config.execution, config.compile, device, group)
         return resolved.model_copy(update={"execution": execution})
     update = {
-        "execution": keep_execution(resume_from, config.execution),
+        "execution": keep_saved_execution(resume_from, config.execution),
         "repeatable": resume_from.repeatable,
         "threads_before": resume_from.with_threads(resolved.threads).threads_before,
     }

@@ -4,9 +4,9 @@ from typing import Literal
 
 import torch
 
-from sfm.backbones.execution.compilation import can_compile
+from sfm.backbones.execution.compilation import can_compile_for
 from sfm.backbones.execution.modes import ExecutionOption
-from sfm.backbones.execution.preparation import Prepared
+from sfm.backbones.execution.preparation import PreparedModel
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import UNKNOWN_EXECUTION_REASON, ExecutionChoice, ResolvedDistillConfig
 from sfm.errors import InputError
@@ -18,14 +18,14 @@ MIN_VIEWS_TO_COMPILE = 100_000
 
 
 def should_compile(
-    compile_option: CompileOption, views: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
+    compile_option: CompileOption, view_count: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> bool:
     """Return whether to compile; what is compiled is recorded as well, which takes a GPU and one process.
 
     Parameters
     ----------
     compile_option : {"auto", "yes", "no"}
-    views : int
+    view_count : int
         In all steps together.
     device : torch.device
     group : ProcessGroup
@@ -37,12 +37,14 @@ def should_compile(
     """
     if compile_option == "yes" and (device.type != "cuda" or group.size > 1):
         raise InputError("--compile yes is for a run in one process on a GPU: leave it out")
-    if compile_option == "yes" and not can_compile(device):
+    if compile_option == "yes" and not can_compile_for(device):
         raise InputError(
             "--compile yes needs Triton for this GPU, and a C compiler: install them, or leave it out"
         )
-    can = group.size == 1 and can_compile(device)
-    return can and (compile_option == "yes" or (compile_option == "auto" and views >= MIN_VIEWS_TO_COMPILE))
+    can = group.size == 1 and can_compile_for(device)
+    return can and (
+        compile_option == "yes" or (compile_option == "auto" and view_count >= MIN_VIEWS_TO_COMPILE)
+    )
 
 
 def choose_execution(
@@ -83,7 +85,7 @@ def choose_execution(
     return ExecutionChoice(mode="cuda-graph", reason="on a GPU")
 
 
-def keep_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> ExecutionChoice:
+def keep_saved_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> ExecutionChoice:
     """Return the execution mode of a saved run, which a resumed one keeps.
 
     Raises
@@ -99,7 +101,7 @@ def keep_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> Exe
     return saved.execution
 
 
-def require_execution(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
+def require_execution_mode(prepared: PreparedModel, choice: ExecutionChoice, *, is_resumed: bool) -> None:
     """Refuse a fallback where the run was begun in another mode, or was to be compiled.
 
     Raises

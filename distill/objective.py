@@ -32,16 +32,16 @@ class ClassCentres:
 
 
 def read_centres(
-    entry: Entry, ipc: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
+    entry: Entry, images_per_class: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
 ) -> ClassCentres:
-    """Read the centres that `ipc` images per class are matched to.
+    """Read the centres that `images_per_class` images per class are matched to.
 
     A class with fewer samples than centres has centres without a sample; the class mean replaces them.
 
     Parameters
     ----------
     entry : Entry
-    ipc : int
+    images_per_class : int
         Images per class, K.
     class_indices : ndarray of int64, shape (C,)
         Which of the entry's classes; the flow is that among them.
@@ -51,7 +51,7 @@ def read_centres(
     Raises
     ------
     InputError
-        If the entry has fewer than two classes, or no centres for `ipc`.
+        If the entry has fewer than two classes, or no centres for `images_per_class`.
     DamageError
         If an array is damaged, or its values cannot be.
     """
@@ -60,9 +60,9 @@ def read_centres(
             f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes"
         )
     means = entry.read_array("train/mean").astype(np.float64)[class_indices]
-    if ipc == 1 or not use_sub_classes:
-        return ClassCentres(means, means[:, None].repeat(ipc, axis=1))
-    name = f"train/centre_{ipc}"
+    if images_per_class == 1 or not use_sub_classes:
+        return ClassCentres(means, means[:, None].repeat(images_per_class, axis=1))
+    name = f"train/centre_{images_per_class}"
     if name not in entry:
         counts = sorted(
             k
@@ -70,10 +70,10 @@ def read_centres(
             if get_array_kind(n) == "train/centre" and (k := parse_sub_classes(n))
         )
         raise InputError(
-            f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
-            f"{', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {ipc}"
+            f"no {images_per_class} sub-class centres in the entry of {entry.dataset.name}: choose --ipc "
+            f"from {', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {images_per_class}"
         )
-    has_samples = entry.read_array(f"train/centre_count_{ipc}")[class_indices] > 0
+    has_samples = entry.read_array(f"train/centre_count_{images_per_class}")[class_indices] > 0
     centres = entry.read_array(name).astype(np.float64)[class_indices]
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
@@ -82,7 +82,10 @@ def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device:
     """Return the loss of a run as a function of features, with the real statistics on the device."""
     own, means = torch.from_numpy(centres.own), torch.from_numpy(centres.means)
     if config.objective == "sfm":
-        return partial(sfm_loss, target=compute_flow(own, means).float().to(device))
+        return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
     return partial(
-        decoupled_loss, own=own.float().to(device), means=means.float().to(device), alpha=config.alpha
+        decoupled_loss,
+        own_centres=own.float().to(device),
+        class_means=means.float().to(device),
+        own_centres_weight=config.alpha,
     )

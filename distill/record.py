@@ -23,7 +23,7 @@ from sfm.untrusted_files import parse_json, read_bounded_file
 DISTILLATION_PACKAGES = ("sfm-distill", "torch", "timm", "numpy")
 
 
-def make_record(config: DistillConfig, distiller: Distiller, images_digest: str) -> dict[str, Any]:
+def make_run_record(config: DistillConfig, distiller: Distiller, images_digest: str) -> dict[str, Any]:
     """Return what ``run.json`` holds of a run, but for its result: loss, time and memory.
 
     Parameters
@@ -55,7 +55,7 @@ def make_record(config: DistillConfig, distiller: Distiller, images_digest: str)
         "micro_batch": resolved.micro_batch,
         "graphs": resolved.graphs,
         "threads": resolved.threads,
-        "notes": list_notes(resolved),
+        "notes": list_reproducibility_notes(resolved),
         "precision": resolved.precision,
         "execution": resolved.execution.model_dump(mode="json"),
         # As version 0.1.0 wrote it.
@@ -101,13 +101,13 @@ class FinishedRecord(BaseModel):
     peak_memory_bytes: Count
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_run_record(path: Path) -> dict[str, Any]:
     """Read the ``run.json`` of a finished run.
 
     Raises
     ------
     InputError
-        If it is not what :func:`make_record` gives.
+        If it is not what :func:`make_run_record` gives.
     """
     try:
         record: dict[str, Any] = parse_json(read_bounded_file(path))
@@ -121,7 +121,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def list_notes(config: ResolvedDistillConfig) -> list[str]:
+def list_reproducibility_notes(config: ResolvedDistillConfig) -> list[str]:
     """Return what a user of the images should know about how they were computed, in sentences."""
     if not config.threads_before:
         return []
@@ -144,7 +144,7 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def read_peak_memory(device: torch.device) -> int:
+def read_peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory in use so far, in bytes: of the process, or allocated on the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sfm.backbones.execution.modes import ExecutionMode
 from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
 from sfm.constrained_types import MAX_FEATURES, InputPixels, Name
-from sfm.distill.pyramid import compute_canvas_size, list_resolutions
+from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
 """Reason of a mode that was read from a run of version 0.1.0, which kept no reason."""
@@ -110,7 +110,7 @@ class ResolvedDistillConfig(BaseModel):
 
     def count_levels(self, step: int) -> int:
         """Return how many levels the pyramid has in a step (the first is step 0)."""
-        return min(len(list_resolutions(self.canvas)), 1 + step // self.grow_every)
+        return min(len(list_level_resolutions(self.canvas)), 1 + step // self.grow_every)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step (the first is step 0).
@@ -123,7 +123,7 @@ class ResolvedDistillConfig(BaseModel):
 
     def max_state_bytes(self) -> int:
         """Return the size that the tensors of a state have at most."""
-        pixels = sum(side**2 for side in list_resolutions(self.canvas))
+        pixels = sum(side**2 for side in list_level_resolutions(self.canvas))
         # Levels with two moments each, the last features, and the optimizer's steps.
         return 4 * self.images * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
 
@@ -135,9 +135,9 @@ class ResolvedDistillConfig(BaseModel):
         return self.model_copy(update={"threads": threads, "threads_before": before})
 
 
-def spread_growth(steps: int, image_size: int) -> int:
+def choose_growth_interval(steps: int, image_size: int) -> int:
     """Return steps between two levels such that L levels share the first half of a run: ``steps / (2 L)``.
 
     The other half, and its own share, are left to the finest level: it has the most to learn, from nothing.
     """
-    return max(1, steps // (2 * len(list_resolutions(compute_canvas_size(image_size)))))
+    return max(1, steps // (2 * len(list_level_resolutions(compute_canvas_size(image_size)))))

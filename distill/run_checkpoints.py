@@ -17,7 +17,12 @@ from sfm.deletion import delete_below
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run_files import translate_run_errors, write_run_folder
-from sfm.distill.state_dict import LAST_FEATURES, find_invalid_values, is_per_image, list_state_types
+from sfm.distill.state_dict import (
+    LAST_FEATURES,
+    describe_invalid_values,
+    is_per_image,
+    list_expected_state_tensors,
+)
 from sfm.errors import DamageError, InputError
 from sfm.tensor_files import (
     MAX_SAFETENSORS_HEADER_BYTES,
@@ -35,7 +40,7 @@ MAX_VALUE_CHARACTERS = 100
 """Characters of a config's value in an error."""
 
 FREE_FIELDS = ("threads", "threads_before", "execution")
-"""Fields in which a resumed run may differ; ``require_execution`` checks the last one."""
+"""Fields in which a resumed run may differ; ``require_execution_mode`` checks the last one."""
 
 
 class RunCheckpoint(BaseModel):
@@ -85,11 +90,11 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[st
         save_file(tensors, partial / "state.safetensors")
         card = checkpoint.model_copy(update={"sha256": _compute_sha256(partial / "state.safetensors")})
         (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
-    prune_checkpoints(folder, KEPT_CHECKPOINTS)
+    delete_old_checkpoints(folder, KEPT_CHECKPOINTS)
 
 
-def prune_checkpoints(folder: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints, and what a killed process left.
+def delete_old_checkpoints(folder: Path, kept_count: int) -> None:
+    """Delete all but the last `kept_count` checkpoints, and what a killed process left.
 
     Raises
     ------
@@ -97,7 +102,7 @@ def prune_checkpoints(folder: Path, count: int) -> None:
         If something cannot be deleted, or the folder is a link.
     """
     require_no_link(folder)
-    kept = _list_checkpoints(folder)[:count]
+    kept = _list_checkpoints(folder)[:kept_count]
     with translate_run_errors(folder):
         for path in folder.iterdir():
             if path in kept or not path.is_dir():
@@ -109,7 +114,7 @@ def prune_checkpoints(folder: Path, count: int) -> None:
                 delete_below(folder.parent, f"{folder.name}/{path.name}")
 
 
-def find_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
+def find_newest_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     """Find the newest intact checkpoint; None if there is none at all.
 
     A damaged one is passed over for the one before it, from which the same steps are done again.
@@ -135,9 +140,9 @@ def find_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
 
 
 def read_state_dict(
-    path: Path, checkpoint: RunCheckpoint, features: int, group: ProcessGroup = SINGLE_PROCESS
+    path: Path, checkpoint: RunCheckpoint, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Tensor]:
-    """Read the state that :func:`find_checkpoint` found: of all images, or those of this process.
+    """Read the state that :func:`find_newest_checkpoint` found: of all images, or those of this process.
 
     Raises
     ------
@@ -150,7 +155,7 @@ def read_state_dict(
         if checkpoint.step > config.steps:
             raise TensorFileError(f"{path} is of step {checkpoint.step} of {config.steps}")
         with open_safetensors(file, "pt", config.max_state_bytes()) as opened:
-            expected = list_state_types(config, checkpoint.step, features, group)
+            expected = list_expected_state_tensors(config, checkpoint.step, feature_count, group)
             dtype = read_tensor_specs(opened).get(LAST_FEATURES, ("", ()))[0]
             if LAST_FEATURES in expected and dtype in ("BF16", "F16"):
                 expected[LAST_FEATURES] = dtype, expected[LAST_FEATURES][1]
@@ -159,7 +164,7 @@ def read_state_dict(
                 name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name))
                 for name in expected
             }
-        problem = find_invalid_values(tensors, checkpoint.step)
+        problem = describe_invalid_values(tensors, checkpoint.step)
         if problem:
             raise TensorFileError(f"{file} holds {problem}")
     except (FileNotFoundError, TensorFileError) as error:
@@ -179,7 +184,8 @@ def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillCon
         Names what differs.
     """
     changes = [
-        f"{name} was {_shorten(getattr(saved, name))} and is {_shorten(getattr(config, name))} now"
+        f"{name} was {_shorten_value(getattr(saved, name))} "
+        f"and is {_shorten_value(getattr(config, name))} now"
         for name in type(config).model_fields
         if name not in FREE_FIELDS and getattr(saved, name) != getattr(config, name)
     ]
@@ -207,6 +213,6 @@ def _compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _shorten(value: object) -> str:
+def _shorten_value(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else sanitize_line(text, MAX_VALUE_CHARACTERS)

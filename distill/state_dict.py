@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfm.distill.adam import AdamState
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import list_resolutions
+from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState
 from sfm.tensor_files import TensorSpecs
@@ -50,30 +50,30 @@ def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -
     )
 
 
-def list_state_types(
-    config: ResolvedDistillConfig, step: int, features: int, group: ProcessGroup = SINGLE_PROCESS
+def list_expected_state_tensors(
+    config: ResolvedDistillConfig, step: int, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> TensorSpecs:
     """Return types and shapes of what :func:`gather_state` gives after so many steps."""
     count = config.count_levels(max(step - 1, 0))
     shapes = {
         f"{index}/{name}": (config.images, 3, side, side)
-        for index, side in enumerate(list_resolutions(config.canvas)[:count])
+        for index, side in enumerate(list_level_resolutions(config.canvas)[:count])
         for name in ("level", "adam/first", "adam/second")
     }
     types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]
     if step and config.gradient == "one-pass" and is_split:
-        types[LAST_FEATURES] = ("F32", (config.images * config.views, features))
+        types[LAST_FEATURES] = ("F32", (config.images * config.views, feature_count))
     return types
 
 
-def is_per_image(name: str) -> bool:
+def is_per_image(tensor_name: str) -> bool:
     """Say whether a tensor of a state has a row per image."""
-    return name.endswith(("/level", "/adam/first", "/adam/second"))
+    return tensor_name.endswith(("/level", "/adam/first", "/adam/second"))
 
 
-def find_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
+def describe_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
     """Return in words which values no step leaves; None if all may be."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or (name.endswith("/adam/second") and (tensor < 0).any()):

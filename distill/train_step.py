@@ -30,7 +30,7 @@ from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
 from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
 from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_level, decode_pyramid, list_resolutions
+from sfm.distill.pyramid import append_level, decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
 
@@ -131,10 +131,10 @@ class ImageBatch:
         classes, ipc, views = self.shape
         return self.group.own_rows(classes, ipc * views)
 
-    def select_views(self, images: slice) -> slice:
+    def select_views(self, image_slice: slice) -> slice:
         """Return which of this process's views are of some of its images."""
         views = self.shape[2]
-        return slice(images.start * views, images.stop * views)
+        return slice(image_slice.start * views, image_slice.stop * views)
 
     def all_gather_features(self, features: Tensor) -> Tensor:
         """Return the features of all images, shape (C * K * A, D), from each process's own."""
@@ -162,7 +162,7 @@ class MicroBatching:
     graphs: int
 
 
-def init_state(
+def init_distill_state(
     config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
 ) -> DistillState:
     """Return the state before the first step: one level of N(0, 1)."""
@@ -177,7 +177,7 @@ def add_pyramid_level(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Tensor]:
     """Return the levels with the next finer one added."""
-    resolution = list_resolutions(config.canvas)[len(levels)]
+    resolution = list_level_resolutions(config.canvas)[len(levels)]
     rows = group.own_rows(len(config.classes), config.ipc)
     return append_level(levels, resolution, config.images, config.seed, device, rows)
 
@@ -228,7 +228,7 @@ def train_step(
 
 
 def compute_features(
-    batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], images: slice
+    batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], image_slice: slice
 ) -> Tensor:
     """Decode and augment some images, and compute the features of their views.
 
@@ -238,14 +238,14 @@ def compute_features(
     backbone : Backbone
     levels : sequence of Tensor
         The pyramids of those images alone; differentiable.
-    images : slice
+    image_slice : slice
         Which images of the batch they are.
 
     Returns
     -------
     Tensor, shape (images * A, D)
     """
-    augmentation = batch.augmentation.select(batch.select_views(images))
+    augmentation = batch.augmentation.select(batch.select_views(image_slice))
     views = augment(decode_pyramid(levels, batch.canvas), augmentation, batch.image_size)
     return backbone.features(views)
 
@@ -284,13 +284,13 @@ def compute_gradients(
         With an exact gradient, before `on_gradient` is called.
     """
     if batching.gradient == "one-pass" and last_features is not None and batching.micro_batch < batch.images:
-        return stale_feature_gradients(
+        return compute_stale_gradients(
             batch, backbone, objective, batching.micro_batch, last_features, on_gradient
         )
-    return exact_gradients(batch, backbone, objective, batching, on_gradient)
+    return compute_exact_gradients(batch, backbone, objective, batching, on_gradient)
 
 
-def exact_gradients(
+def compute_exact_gradients(
     batch: ImageBatch,
     backbone: Backbone,
     objective: Objective,
@@ -327,11 +327,11 @@ def exact_gradients(
     return loss_value, all_features.detach()
 
 
-def stale_feature_gradients(
+def compute_stale_gradients(
     batch: ImageBatch,
     backbone: Backbone,
     objective: Objective,
-    micro_batch: int,
+    micro_batch_size: int,
     last_features: Tensor,
     on_gradient: GradientCallback,
 ) -> tuple[float, Tensor]:
@@ -344,7 +344,7 @@ def stale_feature_gradients(
     """
     all_features = last_features.clone()
     offset = batch.feature_rows.start
-    for images in split_images(batch.images, micro_batch):
+    for images in split_images(batch.images, micro_batch_size):
         levels = detach_levels(batch, images)
         features = compute_features(batch, backbone, levels, images)
         views = batch.select_views(images)
@@ -381,11 +381,14 @@ def compute_level_gradients(
     return [gradient.contiguous() for gradient in torch.autograd.grad(output, levels, grad_output)]
 
 
-def split_images(images: int, micro_batch: int) -> Iterator[slice]:
+def split_images(image_count: int, micro_batch_size: int) -> Iterator[slice]:
     """Split images into micro-batches."""
-    return (slice(start, min(start + micro_batch, images)) for start in range(0, images, micro_batch))
+    return (
+        slice(start, min(start + micro_batch_size, image_count))
+        for start in range(0, image_count, micro_batch_size)
+    )
 
 
-def detach_levels(batch: ImageBatch, images: slice) -> list[Tensor]:
+def detach_levels(batch: ImageBatch, image_slice: slice) -> list[Tensor]:
     """Return the pyramids of some images as leaves: a gradient with respect to them is of their size."""
-    return [level.detach()[images].requires_grad_() for level in batch.levels]
+    return [level.detach()[image_slice].requires_grad_() for level in batch.levels]

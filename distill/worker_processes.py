@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.distill.process_group import DistributedEnv, LostProcessError
 from sfm.distill.stop_signals import DistillInterrupt, catch_stop_signals
 from sfm.errors import DamageError, InputError
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.2
 
 
 def spawn_workers(
-    function: WorkerFunction[WorkerResult], count: int, progress: ProgressCallback
+    function: WorkerFunction[WorkerResult], process_count: int, progress: ProgressCallback
 ) -> WorkerResult:
     """Run a function in several new processes, which share the threads of this one.
 
@@ -42,7 +42,7 @@ def spawn_workers(
     function : callable
         Called with the distributed environment and a progress callback in each process; what it returns or
         raises in the first one counts. Must be picklable.
-    count : int
+    process_count : int
         Number of processes.
     progress : ProgressCallback
         Called with the progress of the first process.
@@ -52,15 +52,15 @@ def spawn_workers(
     InputError
         If a process ends before its work is done; else what the function raises.
     """
-    threads = max(1, torch.get_num_threads() // count)
+    threads = max(1, torch.get_num_threads() // process_count)
     processes: dict[Connection, subprocess.Popen[bytes]] = {}
     with tempfile.TemporaryDirectory() as folder, catch_stop_signals() as stop_requested:
         init_method = (Path(folder) / "meeting").as_uri()
         try:
-            for rank in range(count):
+            for rank in range(process_count):
                 connection, process = _start_worker()
                 processes[connection] = process
-                connection.send((function, DistributedEnv(rank, count, rank, init_method), threads))
+                connection.send((function, DistributedEnv(rank, process_count, rank, init_method), threads))
             result: WorkerResult = _wait_for_results(processes, progress, stop_requested)
             return result
         finally:
@@ -129,7 +129,7 @@ def _wait_for_results(
 
 def run_worker(connection: Connection) -> None:
     """Run the function that comes by a connection, and send back what it returns or raises."""
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     function, env, threads = connection.recv()
     threading.Thread(target=_exit_with_parent, args=(connection,), daemon=True).start()
     torch.set_num_threads(threads)

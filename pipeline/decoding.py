@@ -17,7 +17,7 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import draw_crops
-from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
 from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
@@ -157,7 +157,7 @@ def decode_batch(
             image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(kept)]
-                rows[0] = crop_image(image, preprocessing)
+                rows[0] = resize_and_crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
             kept.append((index, sample.where, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
@@ -203,7 +203,7 @@ def render_views(
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
     crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
-    return crop_views(image, preprocessing, crops)
+    return crop_image_views(image, preprocessing, crops)
 
 
 def count_pixel_bytes(options: DecodingOptions, images: int) -> int:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from sfm.backbones.execution.input_grad_layers import InputGradConvs
 
 
-def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
+def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Module:
     """Fuse consecutive convolutions where nothing else uses the output in between.
 
     Parameters
     ----------
     model : nn.Module
         With convolutions that are :class:`InputGradConvs`; changed.
-    example : Tensor
+    example_images : Tensor
         An input of the model, which is run on it to see what feeds what.
 
     Returns
@@ -38,7 +38,7 @@ def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
                 outputs.setdefault(name, []).append(output.grad_fn)
 
             hooks.append(module.register_forward_hook(note))
-    features = model(example.detach().clone().requires_grad_())
+    features = model(example_images.detach().clone().requires_grad_())
     for hook in hooks:
         hook.remove()
     uses = Counter(parent for node in _collect_autograd_nodes(features) for parent, _ in node.next_functions)

@@ -46,7 +46,7 @@ class CudaGraphModel(nn.Module):
         with warnings.catch_warnings():
             # torch records on a stream of its own, which nothing else waits for.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
-            self._replay: Any = torch.cuda.make_graphed_callables(_Wrapper(model), (static,))
+            self._replay: Any = torch.cuda.make_graphed_callables(_GraphCaptureWrapper(model), (static,))
         torch.cuda.empty_cache()
         self.held_bytes = torch.cuda.memory_reserved(example.device) - before
 
@@ -73,7 +73,7 @@ class CudaGraphModel(nn.Module):
         return features
 
 
-class _Wrapper(nn.Module):
+class _GraphCaptureWrapper(nn.Module):
     """A model in a module of its own, because recording changes the module that is recorded."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -36,7 +36,7 @@ def compute_pyramid_gradient(run_config: ResolvedDistillConfig, case: StepCase, 
         levels, run_config.canvas, run_config.image_size, views, (len(run_config.classes), 1, 1)
     )
     means = draw_class_means(case, backbone)
-    objective = partial(sfm_loss, target=compute_flow(means, means))
+    objective = partial(sfm_loss, target_flow=compute_flow(means, means))
     gradients: dict[int, list[Tensor]] = {}
     with tf32_disabled(), deterministic_algorithms(device):
         cut = MicroBatching(run_config.micro_batch, "exact", run_config.graphs)

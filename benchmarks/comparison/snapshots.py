@@ -19,14 +19,14 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.execution import optimize_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
 from sfm.distill import run_checkpoints as checkpoints
-from sfm.distill.distilled_images import decode_pixels, name_class_folders, write_images
-from sfm.distill.distiller import resolve_config
+from sfm.distill.distilled_images import decode_pixels, make_class_folder_names, write_images
+from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.objective import make_objective, read_centres
-from sfm.distill.resolved_config import ResolvedDistillConfig, spread_growth
+from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
 from sfm.distill.run_checkpoints import RunCheckpoint
 from sfm.distill.run_files import write_run_folder
 from sfm.distill.state_dict import gather_state, make_state
-from sfm.distill.train_step import DistillState, init_state, train_step
+from sfm.distill.train_step import DistillState, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.pipeline.entry_rows import draw_held_out_rows
 from sfm.pipeline.selection import UNUSED_LABEL, select_listed_samples
@@ -171,7 +171,7 @@ def run_with_snapshots(
         update={"dataset": entry.summary.entry_digest, "classes": entry.dataset.class_ids}
     )
     state, seconds = resume_run(context, folder, run_config, paths) or (
-        init_state(run_config, context.backbone.device),
+        init_distill_state(run_config, context.backbone.device),
         setup_seconds,
     )
     for end in (end for end in paths if end > state.step):
@@ -190,7 +190,7 @@ def resume_run(
     context: AccuracyContext, folder: Path, run_config: ResolvedDistillConfig, paths: dict[int, Path]
 ) -> tuple[DistillState, float] | None:
     """Load the state and the seconds of a run from its checkpoint; None if there is none."""
-    saved = checkpoints.find_checkpoint(folder / "checkpoint")
+    saved = checkpoints.find_newest_checkpoint(folder / "checkpoint")
     if not saved:
         return None
     step, seconds = saved[1].step, saved[1].seconds
@@ -244,7 +244,7 @@ def write_snapshot(
         write_images(
             folder / "images",
             decode_pixels(state.levels, run_config.canvas),
-            name_class_folders(ids, names),
+            make_class_folder_names(ids, names),
             run_config.ipc,
         )
         (folder / "classes.json").write_text(json.dumps(classes))
@@ -267,7 +267,7 @@ def make_distill_config(context: AccuracyContext, seed: int, steps: int | None) 
 def make_run_config(context: AccuracyContext, config: DistillConfig) -> ResolvedDistillConfig:
     """Return the resolved config that `sfm distill` makes of a config."""
     entry = context.entries["full"]
-    return resolve_config(
+    return resolve_distill_config(
         config, entry.summary.entry_digest, entry.dataset.class_ids, context.frozen_backbone
     )
 
@@ -286,7 +286,7 @@ def run_lgm(
             "views": LGM_VIEWS,
             "learning_rate": rate,
             "final_rate": 1.0,
-            "grow_every": spread_growth(config.grow_lgm, run_config.image_size),
+            "grow_every": choose_growth_interval(config.grow_lgm, run_config.image_size),
             "steps": config.steps_tune if role == "tuning" else config.steps_lgm,
         }
     )

@@ -14,14 +14,14 @@ from torch import Tensor
 from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
-from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
-from sfm.distill.activation_memory import measure_activation_bytes, measure_free_memory
+from sfm.backbones.execution.preparation import count_cuda_graph_bytes, optimize_backbone
+from sfm.distill.activation_memory import measure_activation_bytes_per_view, measure_free_memory_bytes
 from sfm.distill.adam import init_adam
-from sfm.distill.distiller import resolve_config
+from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.execution_choice import choose_execution
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
-from sfm.distill.pyramid import list_resolutions
+from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
@@ -84,13 +84,13 @@ class StepCase:
 def make_default_run_config(case: StepCase, backbone: Backbone) -> ResolvedDistillConfig:
     """Return the resolved config of `sfm distill`, but with a pyramid level per step."""
     config = DistillConfig(store="none", backbone=case.spec, dataset="none", out=Path("none"), grow_every=1)
-    return resolve_config(config, "", [str(index) for index in range(case.classes)], backbone)
+    return resolve_distill_config(config, "", [str(index) for index in range(case.classes)], backbone)
 
 
 def init_full_pyramid(run_config: ResolvedDistillConfig, device: torch.device) -> DistillState:
     """Return a state whose pyramids have all their levels."""
     levels: list[Tensor] = []
-    for _ in list_resolutions(run_config.canvas):
+    for _ in list_level_resolutions(run_config.canvas):
         levels = add_pyramid_level(levels, run_config, device)
     return DistillState(len(levels), levels, init_adam(levels))
 
@@ -172,13 +172,13 @@ def make_sfm_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callab
         mode = choose_execution(run_config, "auto", "auto", device).mode
         quick, _ = optimize_backbone(backbone, run_config.micro_batch * run_config.views, mode)
     state, means = init_full_pyramid(run_config, device), draw_class_means(case, backbone)
-    objective = partial(sfm_loss, target=compute_flow(means, means))
+    objective = partial(sfm_loss, target_flow=compute_flow(means, means))
 
     def step() -> object:
         with tf32_disabled(), deterministic_algorithms(device):
             return train_step(state, run_config, quick, objective)
 
-    return step, count_graph_bytes(quick)
+    return step, count_cuda_graph_bytes(quick)
 
 
 def draw_class_means(case: StepCase, backbone: Backbone) -> Tensor:
@@ -237,10 +237,12 @@ def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
     run_config = make_default_run_config(case, optimized)
     if name in SFM_STEPS:
         run_config = make_step_run_config(name, run_config)
-        return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes(optimized)
+        return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes_per_view(optimized)
     if name == PUBLISHED:
-        return run_config.images * measure_activation_bytes(load_trainable_backbone(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * run_config.images * measure_activation_bytes(backbone)
+        return run_config.images * measure_activation_bytes_per_view(load_trainable_backbone(case, backbone))
+    return (
+        (1 if name == BARE else LGM_VIEWS) * run_config.images * measure_activation_bytes_per_view(backbone)
+    )
 
 
 def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:
@@ -248,7 +250,7 @@ def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbon
 
     On a GPU our step holds its graph between calls, so that others must fit beside it.
     """
-    free = MAX_MEMORY_FRACTION * measure_free_memory(backbone.device)
+    free = MAX_MEMORY_FRACTION * measure_free_memory_bytes(backbone.device)
     copies = 2 if backbone.device.type == "cuda" else 1
     sizes = {name: estimate_graph_bytes(name, case, backbone) for name in names}
     return {name: size for name, size in sizes.items() if size * (copies if name in SFM_STEPS else 1) > free}

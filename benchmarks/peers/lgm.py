@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfm.backbones.build import Backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.distill.adam import adam_step, init_adam
 from sfm.distill.augment import augment, draw_augmentation
 from sfm.distill.pyramid import decode_pyramid
@@ -85,7 +85,7 @@ def decode_real_images(
     rule = backbone.card.preprocessing.model_copy(update={"input_size": canvas, "resize": canvas})
     pixels = np.empty((len(rows), canvas, canvas, 3), dtype=np.uint8)
     for row, sample in zip(pixels, source.train.read(rows), strict=True):
-        row[:] = crop_image(source.decode(sample.data), rule)
+        row[:] = resize_and_crop_image(source.decode(sample.data), rule)
     return RealImages(pixels, labels[rows].astype(np.int64))
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfm.backbones.build import Backbone, FeatureModel, _load_model
+from sfm.backbones.build import Backbone, FeatureModel, _load_model_with_weights_note
 from sfm.backbones.spec import PROJECTED, parse_spec
 from sfm.distill.augment import NOISE_MEAN, NOISE_STD, AugmentationParameters, draw_augmentation
 from sfm.distill.flow import compute_flow
@@ -40,7 +40,7 @@ def make_trainable_backbone(spec: str, backbone: Backbone) -> Backbone:
         Gives the input size, the mean and the standard deviation.
     """
     parsed = parse_spec(spec)
-    model, _ = _load_model(parsed)
+    model, _ = _load_model_with_weights_note(parsed)
     size = backbone.card.preprocessing.input_size
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sfm.backbones.rendering import parse_background, parse_white
+from sfm.backbones.rendering import parse_background_colour, parse_white_value
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.pipeline.sources.class_labels import ClassList, get_display_names, read_class_list
@@ -48,7 +48,10 @@ SOURCE_KINDS: dict[str, Callable[[str], Source]] = {
 
 PLUGIN_GROUP = "sfm.sources"
 
-RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {"background": parse_background, "white": parse_white}
+RENDERING_PARSERS: dict[str, Callable[[str], Any]] = {
+    "background": parse_background_colour,
+    "white": parse_white_value,
+}
 """Options of every source that say how its images become opaque 8-bit pixels."""
 
 

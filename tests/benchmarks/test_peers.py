@@ -17,9 +17,9 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.adam import init_adam
 from sfm.distill.augment import augment, draw_augmentation
 from sfm.distill.config import DistillConfig
-from sfm.distill.distiller import resolve_config
+from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.pyramid import decode_pyramid, list_resolutions
+from sfm.distill.pyramid import decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
@@ -43,12 +43,12 @@ def run_config(lite0: Backbone) -> ResolvedDistillConfig:
     config = DistillConfig(
         store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
     )
-    return resolve_config(config, "", [str(index) for index in range(CLASSES)], lite0)
+    return resolve_distill_config(config, "", [str(index) for index in range(CLASSES)], lite0)
 
 
 def full_pyramid(run_config: ResolvedDistillConfig, step: int) -> list[Tensor]:
     levels: list[Tensor] = []
-    for _ in list_resolutions(run_config.canvas):
+    for _ in list_level_resolutions(run_config.canvas):
         levels = add_pyramid_level(levels, run_config, torch.device("cpu"))
     assert step >= len(levels)
     return levels

@@ -45,7 +45,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 def test_a_long_run_is_worth_compiling_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not should_compile("auto", MIN_VIEWS_TO_COMPILE, CPU)
-    monkeypatch.setattr(execution_choice, "can_compile", lambda device: device.type == "cuda")
+    monkeypatch.setattr(execution_choice, "can_compile_for", lambda device: device.type == "cuda")
     assert should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU)
     assert not should_compile("auto", MIN_VIEWS_TO_COMPILE - 1, GPU)
     assert not should_compile("auto", MIN_VIEWS_TO_COMPILE, GPU, ProcessGroup(0, 2))
@@ -58,10 +58,10 @@ def test_what_cannot_be_compiled_is_refused_if_it_is_asked_for(monkeypatch: pyte
         should_compile("yes", 1, CPU)
     with pytest.raises(InputError, match="one process on a GPU"):
         should_compile("yes", 1, GPU, ProcessGroup(0, 2))
-    monkeypatch.setattr(execution_choice, "can_compile", lambda device: False)
+    monkeypatch.setattr(execution_choice, "can_compile_for", lambda device: False)
     with pytest.raises(InputError, match="Triton"):
         should_compile("yes", 1, GPU)
-    monkeypatch.setattr(execution_choice, "can_compile", lambda device: True)
+    monkeypatch.setattr(execution_choice, "can_compile_for", lambda device: True)
     with pytest.raises(InputError, match="--graphs"):
         choose_execution(CONFIG.model_copy(update={"graphs": 4}), "auto", "yes", GPU)
     with pytest.raises(InputError, match="--execution eager compiles nothing"):
@@ -69,7 +69,7 @@ def test_what_cannot_be_compiled_is_refused_if_it_is_asked_for(monkeypatch: pyte
 
 
 def test_a_gpu_records_a_run_of_one_process_that_keeps_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution_choice, "can_compile", lambda device: True)
+    monkeypatch.setattr(execution_choice, "can_compile_for", lambda device: True)
     assert choose_execution(CONFIG, "auto", "auto", GPU).mode == "cuda-graph"
     long = CONFIG.model_copy(update={"steps": MIN_VIEWS_TO_COMPILE})
     assert choose_execution(long, "auto", "auto", GPU).mode == "compiled"
@@ -86,12 +86,12 @@ def fail(*_: object) -> None:
 def test_a_mode_that_fails_falls_back_to_the_next_one_and_says_why(
     lite0: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(preparation, "compile_model", fail)
+    monkeypatch.setattr(preparation, "compile_model_if_equivalent", fail)
     monkeypatch.setattr(preparation, "CudaGraphModel", lambda model, example: model)
     prepared = optimize_backbone(lite0, 2, "compiled")[1]
     assert prepared.mode == "cuda-graph"
     assert prepared.reason == "the backbone cannot be compiled: no such kernel"
-    monkeypatch.setattr(preparation, "compile_model", lambda *_: None)
+    monkeypatch.setattr(preparation, "compile_model_if_equivalent", lambda *_: None)
     assert optimize_backbone(lite0, 2, "compiled")[1].reason == "the compiled backbone gives other features"
     monkeypatch.setattr(preparation, "CudaGraphModel", fail)
     prepared = optimize_backbone(lite0, 2, "cuda-graph")[1]
@@ -128,8 +128,8 @@ def test_an_eager_run_gives_the_same_images_up_to_rounding(config: DistillConfig
 def test_an_eager_run_runs_the_model_as_pytorch_does(
     config: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "input_gradient_only", fail)
-    monkeypatch.setattr(preparation, "compile_model", fail)
+    monkeypatch.setattr(preparation, "make_input_grad_model", fail)
+    monkeypatch.setattr(preparation, "compile_model_if_equivalent", fail)
     monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", fail)
     assert distill(config.model_copy(update={"steps": 1, "execution": "eager"})).record["loss"]
 

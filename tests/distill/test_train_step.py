@@ -9,9 +9,9 @@ from sfm.backbones.build import Backbone
 from sfm.backbones.views import apply_crops
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_resolutions
-from sfm.distill.resolved_config import ResolvedDistillConfig, spread_growth
-from sfm.distill.train_step import Objective, init_state, train_step
+from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_level_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval
+from sfm.distill.train_step import Objective, init_distill_state, train_step
 from sfm.errors import InputError
 
 CONFIG = ResolvedDistillConfig(
@@ -50,7 +50,7 @@ def copied(levels: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbone) -> None:
-    state = init_state(CONFIG, lite0.device)
+    state = init_distill_state(CONFIG, lite0.device)
     images = decode_pyramid(copied(state.levels), CONFIG.canvas)
     seen: list[torch.Tensor] = []
     wanted = objective(lite0)
@@ -68,7 +68,7 @@ def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbo
 
 
 def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(lite0: Backbone) -> None:
-    state = init_state(CONFIG, lite0.device)
+    state = init_distill_state(CONFIG, lite0.device)
     before = copied(state.levels)[0]
     train_step(state, CONFIG, lite0, objective(lite0))
     # The first of its means is the gradient times one minus its decay.
@@ -78,7 +78,7 @@ def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(
 
 
 def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> None:
-    state, wanted = init_state(CONFIG, lite0.device), objective(lite0)
+    state, wanted = init_distill_state(CONFIG, lite0.device), objective(lite0)
     sides, ages = [], []
     for _ in range(10):
         train_step(state, CONFIG, lite0, wanted)
@@ -89,7 +89,7 @@ def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> No
 
 
 def test_a_pyramid_that_reached_the_canvas_stays_as_it_is() -> None:
-    assert CONFIG.count_levels(10**6) == len(list_resolutions(CONFIG.canvas))
+    assert CONFIG.count_levels(10**6) == len(list_level_resolutions(CONFIG.canvas))
 
 
 @given(steps=st.integers(2, 10_000), final=st.floats(0, 1))
@@ -103,8 +103,8 @@ def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(step
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
 def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
-    every = spread_growth(steps, image_size)
-    count = len(list_resolutions(compute_canvas_size(image_size)))
+    every = choose_growth_interval(steps, image_size)
+    count = len(list_level_resolutions(compute_canvas_size(image_size)))
     assert every >= 1
     if steps >= 2 * count:
         config = CONFIG.model_copy(update={"image_size": image_size, "grow_every": every})
@@ -112,7 +112,7 @@ def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, i
 
 
 def test_a_loss_that_is_not_finite_leaves_the_images_alone(lite0: Backbone) -> None:
-    state = init_state(CONFIG, lite0.device)
+    state = init_distill_state(CONFIG, lite0.device)
     before = copied(state.levels)
     with pytest.raises(InputError, match="loss is nan in step 1"):
         train_step(state, CONFIG, lite0, lambda features: features.sum() * torch.nan)
