@@ -152,7 +152,7 @@ def load_backbone(
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
     size = preprocessing.input_size
-    trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
+    trunk = FeatureModel(model, projected=parsed.feature_rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     features = _set_size_and_count_features(trunk, example, spec)
     folded: nn.Module = fold_batch_norms(trunk, example).requires_grad_(False) if fold_norms else trunk
@@ -161,7 +161,7 @@ def load_backbone(
     card = BackboneCard(
         spec=strip_weights_folder(spec),
         model=parsed.model,
-        rule=parsed.rule,
+        rule=parsed.feature_rule,
         weights=digest,
         preprocessing=preprocessing,
         features=features,
@@ -199,16 +199,16 @@ def _expand_channel_values(
 
 def _load_model_with_weights_note(spec: ParsedSpec) -> tuple[Any, str]:
     """Return the timm model at the resolution of its weights, and the set chosen from a file with several."""
-    path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
+    path = spec.weights_path if spec.weights_package is None else find_packaged_weights(spec.weights_package)
     if path is None:
         return _create_pretrained_model(spec), ""
-    model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
-    checkpoint = read_weight_file(path, spec.prefix)
+    model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.timm_config_overrides))
+    checkpoint = read_weight_file(path, spec.weights_prefix)
     tensors, unused = checkpoint.tensors, _list_classifier_module_names(spec, model)
-    if spec.package is not None:
+    if spec.weights_package is not None:
         tensors = _rename_tensors_by_order(tensors, model, path)
     choice = _load_weights_with_prefix_note(model, tensors, unused, path, spec.model)
-    return model, ", ".join(filter(None, (checkpoint.choice, choice)))
+    return model, ", ".join(filter(None, (checkpoint.choice_note, choice)))
 
 
 def _require_known_model(spec: ParsedSpec) -> None:
@@ -218,16 +218,16 @@ def _require_known_model(spec: ParsedSpec) -> None:
         guess = f": did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"unknown backbone 'timm/{spec.model}' (timm {timm.__version__}){guess}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{spec.model}.*")]
-    if spec.tag is not None and spec.tag not in tags:
+    if spec.weights_tag is not None and spec.weights_tag not in tags:
         raise InputError(
-            f"timm has no weights '{spec.tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
+            f"timm has no weights '{spec.weights_tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
         )
 
 
 def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preprocessing:
     """Return the preprocessing that timm evaluates a spec's weights with, at the image size asked for."""
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
-    config = {**known.to_dict(), **spec.overrides}
+    config = {**known.to_dict(), **spec.timm_config_overrides}
     wanted = spec.image_size if image_size is None else image_size
     try:
         return preprocessing_from_timm_config(config, read_input_size(config) if wanted is None else wanted)
@@ -254,7 +254,7 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
 
 def _list_classifier_module_names(spec: ParsedSpec, model: Any) -> list[str]:
     """Return the names of the classifier's modules, if they come after the feature."""
-    named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
+    named = None if spec.feature_rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())
 
 

@@ -49,12 +49,12 @@ class LoadedWeights:
     ----------
     tensors : dict of str to Tensor
         In the order of the file.
-    choice : str
+    choice_note : str
         Which of several sets of weights they are, and which they are not; empty where there is one.
     """
 
     tensors: dict[str, Tensor]
-    choice: str = ""
+    choice_note: str = ""
 
 
 def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
@@ -71,7 +71,7 @@ def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
 
     Returns
     -------
-    Checkpoint
+    LoadedWeights
         Names are without what data-parallel training, compilation and sharding put into them.
 
     Raises

@@ -16,15 +16,15 @@ class AdamState:
 
     Attributes
     ----------
-    first, second : list of Tensor, shapes (N, 3, r, r)
+    first_moments, second_moments : list of Tensor, shapes (N, 3, r, r)
         Decaying means of the gradient and of its square, for every level.
-    steps : int
+    step_count : int
         Steps done since they were zero.
     """
 
-    first: list[Tensor]
-    second: list[Tensor]
-    steps: int
+    first_moments: list[Tensor]
+    second_moments: list[Tensor]
+    step_count: int
 
 
 def init_adam(levels: Sequence[Tensor]) -> AdamState:
@@ -39,7 +39,7 @@ def adam_step(
     image_slice: slice,
     gradients: Sequence[Tensor],
 ) -> None:
-    """Do the step of some images; the caller raises `state.steps` once all images are updated.
+    """Do the step of some images; the caller raises `state.step_count` once all images are updated.
 
     Parameters
     ----------
@@ -55,10 +55,10 @@ def adam_step(
     adam(
         [level.detach()[image_slice] for level in levels],
         list(gradients),
-        [moment[image_slice] for moment in state.first],
-        [moment[image_slice] for moment in state.second],
+        [moment[image_slice] for moment in state.first_moments],
+        [moment[image_slice] for moment in state.second_moments],
         [],
-        [torch.full((), float(state.steps), device=level.device) for level in levels],
+        [torch.full((), float(state.step_count), device=level.device) for level in levels],
         fused=True,
         amsgrad=False,
         beta1=BETA1,

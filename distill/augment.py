@@ -25,17 +25,17 @@ class AugmentationParameters:
     ----------
     crops : Crops
         Boxes and mirroring.
-    noisy : ndarray of bool, shape (views,)
+    is_noisy : ndarray of bool, shape (views,)
         Which views get Gaussian noise.
-    noise_seed : ndarray of int64, shape (views,)
+    noise_seeds : ndarray of int64, shape (views,)
         The seed of each view's own noise, so that it does not depend on the views computed with it.
     """
 
     crops: Crops
-    noisy: npt.NDArray[np.bool_]
-    noise_seed: npt.NDArray[np.int64]
+    is_noisy: npt.NDArray[np.bool_]
+    noise_seeds: npt.NDArray[np.int64]
 
-    def select(self, view_slice: slice) -> "AugmentationParameters":
+    def select_views(self, view_slice: slice) -> "AugmentationParameters":
         """Return the parameters of some of the views."""
         c = self.crops
         crops = Crops(
@@ -45,7 +45,7 @@ class AugmentationParameters:
             c.width[view_slice],
             c.flip[view_slice],
         )
-        return AugmentationParameters(crops, self.noisy[view_slice], self.noise_seed[view_slice])
+        return AugmentationParameters(crops, self.is_noisy[view_slice], self.noise_seeds[view_slice])
 
 
 def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) -> AugmentationParameters:
@@ -67,8 +67,8 @@ def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) 
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
     return AugmentationParameters(
         crops=draw_crops(rng, view_count, image_pixels),
-        noisy=rng.uniform(size=view_count) < NOISE_SHARE,
-        noise_seed=rng.integers(2**63 - 1, size=view_count),
+        is_noisy=rng.uniform(size=view_count) < NOISE_SHARE,
+        noise_seeds=rng.integers(2**63 - 1, size=view_count),
     )
 
 
@@ -90,10 +90,10 @@ def augment(images: Tensor, parameters: AugmentationParameters, output_pixels: i
         Noise is added without clipping, so values may leave [0, 1].
     """
     views = apply_crops_per_image(images, parameters.crops, output_pixels)
-    noisy = np.flatnonzero(parameters.noisy)
+    noisy = np.flatnonzero(parameters.is_noisy)
     noise = views.new_empty((len(noisy), *views.shape[1:]))
     generator = torch.Generator(views.device)
     for values, view in zip(noise, noisy, strict=True):
-        seed = int(parameters.noise_seed[view])
+        seed = int(parameters.noise_seeds[view])
         values.normal_(NOISE_MEAN, NOISE_STD, generator=generator.manual_seed(seed))
     return views.index_add(0, torch.from_numpy(noisy).to(views.device), noise)

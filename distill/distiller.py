@@ -142,19 +142,21 @@ class Distiller:
         Returns
         -------
         PreparedModel
-            Its `reason` says why, where another mode had to be taken; the config has that mode then.
+            Its `fallback_reason` says why, where another mode had to be taken; the config has that mode then.
         """
         if self.prepared:
             return self.prepared
         choice = self.config.execution
-        with self._computation(), deterministic_if_supported(self.backbone) as repeatable:
+        with self._computation_settings(), deterministic_if_supported(self.backbone) as repeatable:
             if self._optimized and choice.mode == "input-grad":
                 self.backbone, self.prepared = self._optimized
             else:
                 views = self.config.micro_batch * self.config.views
                 self.backbone, self.prepared = optimize_backbone(self.backbone, views, choice.mode)
         self._optimized = None
-        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.reason or choice.reason)
+        execution = ExecutionChoice(
+            mode=self.prepared.mode, reason=self.prepared.fallback_reason or choice.reason
+        )
         self.config = self.config.model_copy(update={"execution": execution, "repeatable": repeatable})
         if self.backbone.device.type == "cuda":
             # Do not count compilation and graph capture in peak memory.
@@ -172,7 +174,7 @@ class Distiller:
         if self.state.step >= self.config.steps:
             raise InputError(f"all {self.config.steps} steps are done: make a config of more steps")
         self.prepare()
-        with self._computation():
+        with self._computation_settings():
             return train_step(self.state, self.config, self.backbone, self.objective, self.group)
 
     def __iter__(self) -> Iterator[StepOutput]:
@@ -236,7 +238,7 @@ class Distiller:
 
         Call it on all processes of a group: the first one has all images.
         """
-        images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas)))
+        images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas_pixels)))
         return images.reshape(-1, self.config.ipc, *images.shape[1:])
 
     def count_cuda_graph_bytes(self) -> int:
@@ -244,7 +246,7 @@ class Distiller:
         return count_cuda_graph_bytes(self.backbone)
 
     @contextmanager
-    def _computation(self) -> Iterator[None]:
+    def _computation_settings(self) -> Iterator[None]:
         """Set threads and arithmetic for a while."""
         threads = torch.get_num_threads()
         with ExitStack() as stack:

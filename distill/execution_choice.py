@@ -69,7 +69,7 @@ def choose_execution(
             raise InputError("--execution eager compiles nothing: leave out --compile yes")
         return ExecutionChoice(mode="eager", reason="asked for")
     one_graph = config.graphs <= config.micro_batch
-    worth = should_compile(compile_option, config.steps * config.images * config.views, device, group)
+    worth = should_compile(compile_option, config.steps * config.image_count * config.views, device, group)
     if compile_option == "yes" and not one_graph:
         raise InputError("--compile yes keeps the graph of one micro-batch: lower --graphs, or leave it out")
     if device.type != "cuda":
@@ -114,6 +114,6 @@ def require_execution_mode(prepared: PreparedModel, choice: ExecutionChoice, *, 
     # Before modes were saved, input-grad meant wherever it gains.
     is_known = choice.reason != UNKNOWN_EXECUTION_REASON or choice.mode != "input-grad"
     if is_resumed and is_known:
-        raise InputError(f"{prepared.reason}, but in this run it was")
+        raise InputError(f"{prepared.fallback_reason}, but in this run it was")
     if choice.mode == "compiled" and choice.reason == "asked for":
-        raise InputError(f"{prepared.reason}, leave out --compile yes")
+        raise InputError(f"{prepared.fallback_reason}, leave out --compile yes")

@@ -21,14 +21,14 @@ class ClassCentres:
 
     Attributes
     ----------
-    means : ndarray of float64, shape (C, D)
+    class_means : ndarray of float64, shape (C, D)
         Class means.
-    own : ndarray of float64, shape (C, K, D)
+    own_centres : ndarray of float64, shape (C, K, D)
         What each of the K images of a class is matched to: a sub-class centre, or the class mean where K = 1.
     """
 
-    means: npt.NDArray[np.float64]
-    own: npt.NDArray[np.float64]
+    class_means: npt.NDArray[np.float64]
+    own_centres: npt.NDArray[np.float64]
 
 
 def read_centres(
@@ -80,7 +80,7 @@ def read_centres(
 
 def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
     """Return the loss of a run as a function of features, with the real statistics on the device."""
-    own, means = torch.from_numpy(centres.own), torch.from_numpy(centres.means)
+    own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     if config.objective == "sfm":
         return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
     return partial(

@@ -90,7 +90,7 @@ class ResolvedDistillConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_execution(cls, values: Any) -> Any:
+    def _upgrade_execution_fields(cls, values: Any) -> Any:
         """Take the two flags that stood in the place of `execution` in version 0.1.0."""
         if isinstance(values, dict) and "execution" not in values:
             is_captured, is_compiled = bool(values.get("captured")), bool(values.get("compiled"))
@@ -99,18 +99,18 @@ class ResolvedDistillConfig(BaseModel):
         return values
 
     @property
-    def images(self) -> int:
+    def image_count(self) -> int:
         """How many images there are, C * K."""
         return len(self.classes) * self.ipc
 
     @property
-    def canvas(self) -> int:
+    def canvas_pixels(self) -> int:
         """Side of the images, in pixels."""
         return compute_canvas_size(self.image_size)
 
-    def count_levels(self, step: int) -> int:
+    def count_levels_at(self, step: int) -> int:
         """Return how many levels the pyramid has in a step (the first is step 0)."""
-        return min(len(list_level_resolutions(self.canvas)), 1 + step // self.grow_every)
+        return min(len(list_level_resolutions(self.canvas_pixels)), 1 + step // self.grow_every)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step (the first is step 0).
@@ -123,9 +123,9 @@ class ResolvedDistillConfig(BaseModel):
 
     def max_state_bytes(self) -> int:
         """Return the size that the tensors of a state have at most."""
-        pixels = sum(side**2 for side in list_level_resolutions(self.canvas))
+        pixels = sum(side**2 for side in list_level_resolutions(self.canvas_pixels))
         # Levels with two moments each, the last features, and the optimizer's steps.
-        return 4 * self.images * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
+        return 4 * self.image_count * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
 
     def with_threads(self, threads: int) -> "ResolvedDistillConfig":
         """Return the config of this run resumed with so many threads; it keeps the numbers before."""

@@ -144,7 +144,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     peak = group.all_reduce_max(peak)
     record: dict[str, Any] = {}
     if group.is_rank0:
-        digest = compute_images_digest(levels, distiller.config.canvas)
+        digest = compute_images_digest(levels, distiller.config.canvas_pixels)
         record = make_run_record(config, distiller, digest)
         record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
@@ -216,14 +216,14 @@ def run_steps(
             if history:
                 append_history_row(history, output, seconds)
             figures = {"loss": output.loss}
-            progress(Progress("distil", output.step, total, "steps", figures, core_watch.check()))
+            progress(Progress("distil", output.step, total, "steps", figures, core_watch.advise_once()))
             is_last = output.step == total
-            if is_last or resolved.count_levels(output.step) > len(distiller.state.levels):
+            if is_last or resolved.count_levels_at(output.step) > len(distiller.state.levels):
                 levels = gather_growth_sheet_levels(
                     distiller.state.levels, len(resolved.classes), resolved.ipc, group
                 )
                 if group.is_rank0:
-                    write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas)
+                    write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas_pixels)
             stop = group.all_reduce_max(stop_requested())
             if stop or is_last or output.step % config.checkpoint_every == 0:
                 update = {"step": output.step, "loss": output.loss, "seconds": seconds}
@@ -250,7 +250,7 @@ def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], rec
     names = [names_by_id[class_id] for class_id in resolved.classes]
     folders = make_class_folder_names(resolved.classes, names)
     with write_run_folder(out / "images") as partial_folder:
-        write_images(partial_folder, decode_pixels(levels, resolved.canvas), folders, resolved.ipc)
+        write_images(partial_folder, decode_pixels(levels, resolved.canvas_pixels), folders, resolved.ipc)
     classes = [
         {"index": index, "class_id": class_id, "name": name}
         for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))

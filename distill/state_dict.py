@@ -30,10 +30,10 @@ def gather_state(
     """Return the tensors of a state by name: those of all images in the first process."""
     counts = group.count_rows(len(config.classes), config.ipc)
     tensors = {f"{index}/level": level for index, level in enumerate(gather_levels(state, config, group))}
-    for name, moments in (("first", state.adam.first), ("second", state.adam.second)):
+    for name, moments in (("first", state.adam.first_moments), ("second", state.adam.second_moments)):
         for index, moment in enumerate(moments):
             tensors[f"{index}/adam/{name}"] = group.gather_to_rank0(moment, counts)
-    tensors[ADAM_STEPS] = torch.tensor(state.adam.steps)
+    tensors[ADAM_STEPS] = torch.tensor(state.adam.step_count)
     return tensors if state.last_features is None else tensors | {LAST_FEATURES: state.last_features}
 
 
@@ -54,17 +54,17 @@ def list_expected_state_tensors(
     config: ResolvedDistillConfig, step: int, feature_count: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> TensorSpecs:
     """Return types and shapes of what :func:`gather_state` gives after so many steps."""
-    count = config.count_levels(max(step - 1, 0))
+    count = config.count_levels_at(max(step - 1, 0))
     shapes = {
-        f"{index}/{name}": (config.images, 3, side, side)
-        for index, side in enumerate(list_level_resolutions(config.canvas)[:count])
+        f"{index}/{name}": (config.image_count, 3, side, side)
+        for index, side in enumerate(list_level_resolutions(config.canvas_pixels)[:count])
         for name in ("level", "adam/first", "adam/second")
     }
     types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]
     if step and config.gradient == "one-pass" and is_split:
-        types[LAST_FEATURES] = ("F32", (config.images * config.views, feature_count))
+        types[LAST_FEATURES] = ("F32", (config.image_count * config.views, feature_count))
     return types
 
 

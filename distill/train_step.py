@@ -103,42 +103,42 @@ class ImageBatch:
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
         The pyramids: images of the first class first. One process has all of them, N = C * K.
-    canvas, image_size : int
+    canvas_pixels, image_size : int
         Sides of the images and of their views, in pixels.
     augmentation : AugmentationParameters
         Of N * A views: those of the first image first.
-    shape : tuple of int
+    class_image_view_counts : tuple of int
         C, K and A, of all images.
     group : ProcessGroup
         The processes that share them.
     """
 
     levels: Sequence[Tensor]
-    canvas: int
+    canvas_pixels: int
     image_size: int
     augmentation: AugmentationParameters
-    shape: tuple[int, int, int]
+    class_image_view_counts: tuple[int, int, int]
     group: ProcessGroup = SINGLE_PROCESS
 
     @property
-    def images(self) -> int:
+    def image_count(self) -> int:
         """How many images this process has, N."""
         return len(self.levels[0])
 
     @property
     def feature_rows(self) -> slice:
         """Rows of this process's features among those of all images."""
-        classes, ipc, views = self.shape
+        classes, ipc, views = self.class_image_view_counts
         return self.group.own_rows(classes, ipc * views)
 
-    def select_views(self, image_slice: slice) -> slice:
+    def get_view_slice(self, image_slice: slice) -> slice:
         """Return which of this process's views are of some of its images."""
-        views = self.shape[2]
+        views = self.class_image_view_counts[2]
         return slice(image_slice.start * views, image_slice.stop * views)
 
     def all_gather_features(self, features: Tensor) -> Tensor:
         """Return the features of all images, shape (C * K * A, D), from each process's own."""
-        classes, ipc, views = self.shape
+        classes, ipc, views = self.class_image_view_counts
         return self.group.all_gather(features, self.feature_rows, classes * ipc * views)
 
 
@@ -148,18 +148,18 @@ class MicroBatching:
 
     Attributes
     ----------
-    micro_batch : int
+    micro_batch_size : int
         Images that go through the backbone together.
-    gradient : {"exact", "one-pass"}
+    gradient_method : {"exact", "one-pass"}
         How gradients are computed from several micro-batches.
-    graphs : int
+    kept_graph_count : int
         Images whose graphs are kept while the others go forward, for "exact". At least those of one
         micro-batch are.
     """
 
-    micro_batch: int
-    gradient: GradientMethod
-    graphs: int
+    micro_batch_size: int
+    gradient_method: GradientMethod
+    kept_graph_count: int
 
 
 def init_distill_state(
@@ -177,9 +177,9 @@ def add_pyramid_level(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> list[Tensor]:
     """Return the levels with the next finer one added."""
-    resolution = list_level_resolutions(config.canvas)[len(levels)]
+    resolution = list_level_resolutions(config.canvas_pixels)[len(levels)]
     rows = group.own_rows(len(config.classes), config.ipc)
-    return append_level(levels, resolution, config.images, config.seed, device, rows)
+    return append_level(levels, resolution, config.image_count, config.seed, device, rows)
 
 
 def train_step(
@@ -197,14 +197,14 @@ def train_step(
         If the loss is not finite, in all processes then, or if one of them is lost. With an exact gradient
         the state is then still the one before the step.
     """
-    if config.count_levels(state.step) > len(state.levels):
+    if config.count_levels_at(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, config, backbone.device, group)
         state.adam, state.last_features = init_adam(state.levels), None
 
     classes, ipc, views = shape = (len(config.classes), config.ipc, config.views)
-    augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas)
-    augmentation = augmentation.select(group.own_rows(classes, ipc * views))
-    batch = ImageBatch(state.levels, config.canvas, config.image_size, augmentation, shape, group)
+    augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas_pixels)
+    augmentation = augmentation.select_views(group.own_rows(classes, ipc * views))
+    batch = ImageBatch(state.levels, config.canvas_pixels, config.image_size, augmentation, shape, group)
     batching = MicroBatching(config.micro_batch, config.gradient, config.graphs)
     learning_rate = config.learning_rate_at(state.step)
 
@@ -220,7 +220,7 @@ def train_step(
             f"the loss is {error.loss} in step {state.step + 1}: "
             f"lower the learning rate ({config.learning_rate:g})"
         ) from error
-    state.adam.steps += 1
+    state.adam.step_count += 1
     if config.gradient == "one-pass" and config.micro_batch < group.count_rows(classes, ipc)[0]:
         state.last_features = features
     state.step += 1
@@ -245,8 +245,8 @@ def compute_features(
     -------
     Tensor, shape (images * A, D)
     """
-    augmentation = batch.augmentation.select(batch.select_views(image_slice))
-    views = augment(decode_pyramid(levels, batch.canvas), augmentation, batch.image_size)
+    augmentation = batch.augmentation.select_views(batch.get_view_slice(image_slice))
+    views = augment(decode_pyramid(levels, batch.canvas_pixels), augmentation, batch.image_size)
     return backbone.features(views)
 
 
@@ -283,9 +283,13 @@ def compute_gradients(
     NonFiniteLossError
         With an exact gradient, before `on_gradient` is called.
     """
-    if batching.gradient == "one-pass" and last_features is not None and batching.micro_batch < batch.images:
+    if (
+        batching.gradient_method == "one-pass"
+        and last_features is not None
+        and batching.micro_batch_size < batch.image_count
+    ):
         return compute_stale_gradients(
-            batch, backbone, objective, batching.micro_batch, last_features, on_gradient
+            batch, backbone, objective, batching.micro_batch_size, last_features, on_gradient
         )
     return compute_exact_gradients(batch, backbone, objective, batching, on_gradient)
 
@@ -300,9 +304,11 @@ def compute_exact_gradients(
     """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
     graphs: list[tuple[list[Tensor], Tensor]] = []
     own_features = []
-    micro_batches = list(split_images(batch.images, batching.micro_batch))
+    micro_batches = list(split_images(batch.image_count, batching.micro_batch_size))
     for images in micro_batches:
-        keep_graph = images is micro_batches[-1] or batch.images - images.start <= batching.graphs
+        keep_graph = (
+            images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_count
+        )
         with torch.set_grad_enabled(keep_graph):
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
@@ -311,7 +317,7 @@ def compute_exact_gradients(
             graphs.append((levels, features))
     all_features = batch.all_gather_features(torch.cat(own_features)).requires_grad_()
     own_features.clear()
-    loss = objective(all_features.view(*batch.shape, -1))
+    loss = objective(all_features.view(*batch.class_image_view_counts, -1))
     (grad_features,) = torch.autograd.grad(loss, all_features)
     loss_value = require_finite_loss(loss)
     grad_features = grad_features[batch.feature_rows]
@@ -322,7 +328,7 @@ def compute_exact_gradients(
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
         on_gradient(
-            images, compute_level_gradients(features, levels, grad_features[batch.select_views(images)])
+            images, compute_level_gradients(features, levels, grad_features[batch.get_view_slice(images)])
         )
     return loss_value, all_features.detach()
 
@@ -344,18 +350,18 @@ def compute_stale_gradients(
     """
     all_features = last_features.clone()
     offset = batch.feature_rows.start
-    for images in split_images(batch.images, micro_batch_size):
+    for images in split_images(batch.image_count, micro_batch_size):
         levels = detach_levels(batch, images)
         features = compute_features(batch, backbone, levels, images)
-        views = batch.select_views(images)
+        views = batch.get_view_slice(images)
         start, stop = offset + views.start, offset + views.stop
         mixed = torch.cat([all_features[:start], features, all_features[stop:]])
-        loss = objective(mixed.view(*batch.shape, -1))
+        loss = objective(mixed.view(*batch.class_image_view_counts, -1))
         require_finite_loss(loss)
         all_features[start:stop] = features.detach()
         on_gradient(images, compute_level_gradients(loss, levels))
     all_features = batch.all_gather_features(all_features[batch.feature_rows])
-    return require_finite_loss(objective(all_features.view(*batch.shape, -1))), all_features
+    return require_finite_loss(objective(all_features.view(*batch.class_image_view_counts, -1))), all_features
 
 
 def require_finite_loss(loss: Tensor) -> float:

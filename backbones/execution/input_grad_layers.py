@@ -41,7 +41,7 @@ class InputGradConvs(nn.Module):
         """Map (batch, channel, y, x) as the convolutions and their activations do."""
         kernels = self._kernels.get(images.shape[2:])
         if kernels is None:
-            kernels = self._kernels[images.shape[2:]] = tuple(self._choose(images.shape[2:]))
+            kernels = self._kernels[images.shape[2:]] = tuple(self._iterate_kernels(images.shape[2:]))
         if torch.is_grad_enabled() and images.requires_grad:
             output: Tensor = _ConvolveAndClip.apply(images, kernels)
             return output
@@ -53,7 +53,7 @@ class InputGradConvs(nn.Module):
         """Free the packed weights; they are packed again when needed."""
         self._kernels.clear()
 
-    def _choose(self, input_size: torch.Size) -> Iterator[ConvKernels]:
+    def _iterate_kernels(self, input_size: torch.Size) -> Iterator[ConvKernels]:
         for convolution, clip in self.links:
             yield (kernel := choose_conv_kernels(convolution, input_size, clip))
             input_size = kernel.output_size

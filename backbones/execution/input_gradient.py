@@ -30,12 +30,12 @@ class InputGradAttempt:
     ----------
     model : nn.Module
         The changed copy, or the model itself.
-    problem : str or None
+    fallback_reason : str or None
         Why the model itself is returned although it has convolutions.
     """
 
     model: nn.Module
-    problem: str | None = None
+    fallback_reason: str | None = None
 
 
 def make_input_grad_model(model: nn.Module, example_images: Tensor) -> InputGradAttempt:

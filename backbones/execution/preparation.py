@@ -33,13 +33,13 @@ class PreparedModel:
         Computes what the backbone's own model computes, up to rounding.
     mode : ExecutionMode
         The mode that was taken.
-    reason : str or None
+    fallback_reason : str or None
         Why it is not the mode that was asked for, or what part of that mode was left out.
     """
 
     model: nn.Module
     mode: ExecutionMode
-    reason: str | None = None
+    fallback_reason: str | None = None
 
 
 def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionMode) -> PreparedModel:
@@ -73,8 +73,8 @@ def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionM
             reasons.append(f"the backbone cannot be compiled: {summarize_error(error)}")
     lean = make_input_grad_model(backbone.model, example_images[:1])
     taken: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
-    if lean.problem:
-        reasons.append(lean.problem)
+    if lean.fallback_reason:
+        reasons.append(lean.fallback_reason)
     graph: nn.Module | None = None
     if mode in ("compiled", "cuda-graph"):
         try:

@@ -71,7 +71,7 @@ class CoreWaitMonitor:
         self._since, self._waited = time.perf_counter(), read_core_wait_seconds()
         self._advised = False
 
-    def check(self) -> str:
+    def advise_once(self) -> str:
         """Return one line of advice, once, if the last interval calls for it; else an empty string."""
         now = time.perf_counter()
         if self._advised or self._waited is None or now - self._since < self.interval:

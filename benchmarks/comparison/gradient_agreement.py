@@ -29,11 +29,11 @@ def compute_pyramid_gradient(run_config: ResolvedDistillConfig, case: StepCase, 
     Views have no noise, which a GPU draws differently.
     """
     device = backbone.device
-    views = draw_augmentation(run_config.seed, 0, run_config.images, run_config.canvas)
-    views = replace(views, noisy=np.zeros_like(views.noisy))
+    views = draw_augmentation(run_config.seed, 0, run_config.image_count, run_config.canvas_pixels)
+    views = replace(views, is_noisy=np.zeros_like(views.is_noisy))
     levels = init_full_pyramid(run_config, device).levels
     batch = ImageBatch(
-        levels, run_config.canvas, run_config.image_size, views, (len(run_config.classes), 1, 1)
+        levels, run_config.canvas_pixels, run_config.image_size, views, (len(run_config.classes), 1, 1)
     )
     means = draw_class_means(case, backbone)
     objective = partial(sfm_loss, target_flow=compute_flow(means, means))

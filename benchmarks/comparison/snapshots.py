@@ -234,7 +234,7 @@ def write_snapshot(
         "dataset": entry.dataset.name,
         "backbone": context.backbone.card.model_dump(mode="json"),
         "image_size": run_config.image_size,
-        "canvas": run_config.canvas,
+        "canvas": run_config.canvas_pixels,
         "ipc": run_config.ipc,
         "step": state.step,
         "wall_seconds": seconds,
@@ -243,7 +243,7 @@ def write_snapshot(
         (folder / "images").mkdir()
         write_images(
             folder / "images",
-            decode_pixels(state.levels, run_config.canvas),
+            decode_pixels(state.levels, run_config.canvas_pixels),
             make_class_folder_names(ids, names),
             run_config.ipc,
         )
@@ -280,9 +280,9 @@ def run_lgm(
     run_config = run_config.model_copy(
         update={
             # LGM reads neither micro-batch nor gradient: fixed values let a run resume on another machine.
-            "micro_batch": run_config.images,
+            "micro_batch": run_config.image_count,
             "gradient": "exact",
-            "graphs": run_config.images,
+            "graphs": run_config.image_count,
             "views": LGM_VIEWS,
             "learning_rate": rate,
             "final_rate": 1.0,

@@ -90,7 +90,7 @@ def make_default_run_config(case: StepCase, backbone: Backbone) -> ResolvedDisti
 def init_full_pyramid(run_config: ResolvedDistillConfig, device: torch.device) -> DistillState:
     """Return a state whose pyramids have all their levels."""
     levels: list[Tensor] = []
-    for _ in list_level_resolutions(run_config.canvas):
+    for _ in list_level_resolutions(run_config.canvas_pixels):
         levels = add_pyramid_level(levels, run_config, device)
     return DistillState(len(levels), levels, init_adam(levels))
 
@@ -132,10 +132,15 @@ def make_step_run_config(name: str, run_config: ResolvedDistillConfig) -> Resolv
     twice, in micro-batches of half of the images at most, and keeps the graph of one.
     """
     if name == SFM_STEPS[1]:
-        return run_config.model_copy(update={"micro_batch": run_config.images, "graphs": run_config.images})
+        return run_config.model_copy(
+            update={"micro_batch": run_config.image_count, "graphs": run_config.image_count}
+        )
     if name == SFM_STEPS[2]:
         return run_config.model_copy(
-            update={"micro_batch": min(run_config.micro_batch, max(1, run_config.images // 2)), "graphs": 0}
+            update={
+                "micro_batch": min(run_config.micro_batch, max(1, run_config.image_count // 2)),
+                "graphs": 0,
+            }
         )
     return run_config
 
@@ -192,9 +197,11 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
     device = backbone.device
     run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
     if name == BARE:
-        return make_bare_step(backbone, run_config.images)
+        return make_bare_step(backbone, run_config.image_count)
     if name == BARE_LGM:
-        return make_bare_step(backbone, LGM_VIEWS * run_config.images, LGM_VIEWS * run_config.images)
+        return make_bare_step(
+            backbone, LGM_VIEWS * run_config.image_count, LGM_VIEWS * run_config.image_count
+        )
     if name == LGM:
         run_config = run_config.model_copy(update={"views": LGM_VIEWS})
         real = load_real_batches(backbone, run_config)
@@ -223,9 +230,9 @@ def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
 def load_real_batches(backbone: Backbone, run_config: ResolvedDistillConfig) -> lgm.RealImages:
     """Return real images for three batches of LGM, labelled with as many classes as the config has."""
     source = open_source(BUILTIN)
-    count = 3 * run_config.images * run_config.views
+    count = 3 * run_config.image_count * run_config.views
     rows = np.arange(min(count, 600))
-    images = lgm.decode_real_images(source, rows, backbone, run_config.canvas).pixels
+    images = lgm.decode_real_images(source, rows, backbone, run_config.canvas_pixels).pixels
     real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % len(run_config.classes))
     real.batch(np.zeros(0, dtype=np.int64), backbone.device)
     return real
@@ -239,9 +246,13 @@ def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
         run_config = make_step_run_config(name, run_config)
         return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes_per_view(optimized)
     if name == PUBLISHED:
-        return run_config.images * measure_activation_bytes_per_view(load_trainable_backbone(case, backbone))
+        return run_config.image_count * measure_activation_bytes_per_view(
+            load_trainable_backbone(case, backbone)
+        )
     return (
-        (1 if name == BARE else LGM_VIEWS) * run_config.images * measure_activation_bytes_per_view(backbone)
+        (1 if name == BARE else LGM_VIEWS)
+        * run_config.image_count
+        * measure_activation_bytes_per_view(backbone)
     )
 
 

@@ -181,23 +181,25 @@ def run_lgm_step(
         The loss of the images as they were before the step.
     """
     device = backbone.device
-    if run_config.count_levels(state.step) > len(state.levels):
+    if run_config.count_levels_at(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, run_config, device)
         state.adam = init_adam(state.levels)
-    count = run_config.images * run_config.views
-    views = draw_augmentation(run_config.seed, state.step, 2 * count, run_config.canvas)
+    count = run_config.image_count * run_config.views
+    views = draw_augmentation(run_config.seed, state.step, 2 * count, run_config.canvas_pixels)
     weight = draw_head(run_config, backbone.card.features, state.step, device)
 
     rows = select_batch_rows(run_config.seed, state.step, len(real.labels), count)
     with torch.no_grad():
         pixels = real.batch(rows, device)
         real_features = backbone.features(
-            augment(pixels, views.select(slice(count, 2 * count)), run_config.image_size)
+            augment(pixels, views.select_views(slice(count, 2 * count)), run_config.image_size)
         )
         target = compute_head_gradient(real_features, torch.from_numpy(real.labels[rows]).to(device), weight)
 
     synthetic = augment(
-        decode_pyramid(state.levels, run_config.canvas), views.select(slice(0, count)), run_config.image_size
+        decode_pyramid(state.levels, run_config.canvas_pixels),
+        views.select_views(slice(0, count)),
+        run_config.image_size,
     )
     labels = torch.arange(len(run_config.classes), device=device).repeat_interleave(
         run_config.ipc * run_config.views
@@ -205,6 +207,6 @@ def run_lgm_step(
     loss = lgm_loss(backbone.features(synthetic), labels, target, weight)
     gradients = compute_level_gradients(loss, state.levels)
     adam_step(state.levels, state.adam, run_config.learning_rate, slice(None), gradients)
-    state.adam.steps += 1
+    state.adam.step_count += 1
     state.step += 1
     return loss.item()

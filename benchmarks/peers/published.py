@@ -44,7 +44,7 @@ def make_trainable_backbone(spec: str, backbone: Backbone) -> Backbone:
     size = backbone.card.preprocessing.input_size
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)
-    trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(True)
+    trunk = FeatureModel(model, projected=parsed.feature_rule == PROJECTED).eval().requires_grad_(True)
     return replace(backbone, model=trunk.to(backbone.device).to(memory_format=backbone.memory_format))
 
 
@@ -104,7 +104,7 @@ def augment_with_grid_sample(images: Tensor, views: AugmentationParameters, out:
     repeated = images.repeat_interleave(len(y) // len(images), dim=0)
     cut = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="border", align_corners=False)
     noise = NOISE_MEAN + NOISE_STD * torch.randn_like(cut)
-    share = torch.from_numpy(views.noisy).to(cut)[:, None, None, None]
+    share = torch.from_numpy(views.is_noisy).to(cut)[:, None, None, None]
     return cut + share * noise
 
 
@@ -163,15 +163,15 @@ def run_published_step(
     float
         The loss of the images as they were before the step.
     """
-    if run_config.count_levels(state.step) > len(state.levels):
+    if run_config.count_levels_at(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, run_config, backbone.device)
         state.optimizer = make_adam(state.levels, run_config)
     views = draw_augmentation(
-        run_config.seed, state.step, run_config.images * run_config.views, run_config.canvas
+        run_config.seed, state.step, run_config.image_count * run_config.views, run_config.canvas_pixels
     )
     features = backbone.features(
         augment_with_grid_sample(
-            decode_at_full_size(state.levels, run_config.canvas), views, run_config.image_size
+            decode_at_full_size(state.levels, run_config.canvas_pixels), views, run_config.image_size
         )
     )
     loss = published_loss(

@@ -70,10 +70,10 @@ def test_a_run_is_advised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = iter([0.0, 1e9, 2e9])
     monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_core_wait_seconds", lambda: next(waited))
     watch = CoreWaitMonitor(2, interval=0.0)
-    assert "other processes want" in watch.check()
-    assert watch.check() == ""
+    assert "other processes want" in watch.advise_once()
+    assert watch.advise_once() == ""
 
 
 def test_where_waiting_is_not_counted_there_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_core_wait_seconds", lambda: None)
-    assert CoreWaitMonitor(2, interval=0.0).check() == ""
+    assert CoreWaitMonitor(2, interval=0.0).advise_once() == ""

@@ -29,7 +29,7 @@ def gradients(group: ProcessGroup) -> dict[str, torch.Tensor]:
         levels = append_level(levels, resolution, CLASSES * IPC, 3, backbone.device, rows)
     levels = [level.detach().double().requires_grad_() for level in levels]
     augmentation = draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas)
-    augmentation = augmentation.select(group.own_rows(CLASSES, IPC * VIEWS))
+    augmentation = augmentation.select_views(group.own_rows(CLASSES, IPC * VIEWS))
     batch = ImageBatch(levels, canvas, SIZE, augmentation, (CLASSES, IPC, VIEWS), group)
 
     generator = torch.Generator().manual_seed(1)

@@ -97,7 +97,7 @@ def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
     widened = torch.rand(6, sum(sides), canvas, generator=random)
     gradient = torch.rand(6, canvas, canvas, generator=random)
     for way, planes in ((upsample_rows, widened), (upsample_rows_backward, gradient)):
-        one, other = (way(planes, sides, canvas, dense=dense) for dense in (True, False))
+        one, other = (way(planes, sides, canvas, use_dense_matrices=dense) for dense in (True, False))
         torch.testing.assert_close(one, other)
         assert one.is_contiguous()
         assert other.is_contiguous()
