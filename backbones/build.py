@@ -3,27 +3,26 @@
 import difflib
 import math
 import sys
+import timm
+import torch
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
-
-import timm
-import torch
-from timm.models import PretrainedCfg, get_pretrained_cfg
-from torch import Tensor, nn
-
 from sfm.backbones.card import BackboneCard, Preprocessing
 from sfm.backbones.execution.batch_norms import fold_batch_norms
 from sfm.backbones.hub import download_hub_weights
 from sfm.backbones.identity import digest_weights, is_in_modules, select_feature_tensors
-from sfm.backbones.preprocessing import preprocessing_from_config, read_input_size
+from sfm.backbones.preprocessing import preprocessing_from_timm_config, read_input_size
 from sfm.backbones.spec import PROJECTED, ParsedSpec, parse_spec
-from sfm.backbones.weight_files import find_packaged_weights, find_prefixed_tensors, read_weight_file
+from sfm.backbones.weight_files import find_packaged_weights, group_tensors_by_prefix, read_weight_file
 from sfm.constrained_types import MAX_INPUT_PIXELS
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.text import sanitize_line, summarize_error
+from timm.models import PretrainedCfg, get_pretrained_cfg
+from torch import Tensor, nn
+from typing import Any
+
 
 # Common names of the backbone inside a larger model.
 _USUAL_PREFIX_PARTS = frozenset({"", "module", "model", "backbone", "encoder"})
@@ -99,14 +98,7 @@ class Backbone:
         return feature.to(images.dtype)
 
 
-def load_backbone(
-    spec: str,
-    *,
-    image_size: int | None = None,
-    device: str = "auto",
-    fold_norms: bool = True,
-    progress: ProgressCallback = no_progress,
-) -> Backbone:
+def load_backbone(spec: str, *, image_size: int | None = None, device: str = "auto", fold_norms: bool = True, progress: ProgressCallback = no_progress) -> Backbone:
     """Build a backbone, load its weights, and identify it.
 
     The digest of the weights is taken at the resolution they were stored in; only then are position
@@ -142,38 +134,27 @@ def load_backbone(
         raise InputError(f"image size {image_size}: it is a number of pixels, 1 to {MAX_INPUT_PIXELS}")
     _require_known_model(parsed)
     preprocessing = _resolve_preprocessing(parsed, image_size)
-    model, choice = _load_model(parsed)
+    model, choice = _load_model_with_weights_note(parsed)
     if choice:
-        progress(Progress(f"weights of {strip_folder(spec)} from {choice}", 1, 1, "sets"))
+        progress(Progress(f"weights of {strip_weights_folder(spec)} from {choice}", 1, 1, "sets"))
     try:
-        digest = digest_weights(
-            select_feature_tensors(model.state_dict(), _list_classifier_modules(parsed, model))
-        )
+        digest = digest_weights(select_feature_tensors(model.state_dict(), _list_classifier_module_names(parsed, model)))
     except InputError as error:
         raise InputError(f"backbone '{spec}': {error}") from error
     size = preprocessing.input_size
-    trunk = FeatureModel(model, projected=parsed.rule == PROJECTED).eval().requires_grad_(False)
+    trunk = FeatureModel(model, projected=parsed.feature_rule == PROJECTED).eval().requires_grad_(False)
     example = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    features = _count_features(trunk, example, spec)
+    features = _set_size_and_count_features(trunk, example, spec)
     folded: nn.Module = fold_batch_norms(trunk, example).requires_grad_(False) if fold_norms else trunk
     convolutional = sum(isinstance(module, nn.Conv2d) for module in folded.modules()) > 1
     layout = torch.channels_last if convolutional else torch.contiguous_format
-    card = BackboneCard(
-        spec=strip_folder(spec),
-        model=parsed.model,
-        rule=parsed.rule,
-        weights=digest,
-        preprocessing=preprocessing,
-        features=features,
-    )
+    card = BackboneCard(spec=strip_weights_folder(spec), model=parsed.model, rule=parsed.feature_rule, weights=digest, preprocessing=preprocessing, features=features)
     folded = folded.to(device=place).to(memory_format=layout)
-    mean, std = (
-        _expand_channels(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std)
-    )
+    mean, std = (_expand_channel_values(values, size, place, layout) for values in (preprocessing.mean, preprocessing.std))
     return Backbone(card, folded, place, mean, std, layout)
 
 
-def strip_folder(spec: str) -> str:
+def strip_weights_folder(spec: str) -> str:
     """Return a spec without the folder of its file, which would leak into shared cards."""
     name, at, file = spec.partition("@")
     return f"{name}{at}{PurePath(file).name}" if at else spec
@@ -188,26 +169,24 @@ def _select_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _expand_channels(
-    values: Sequence[float], size: int, device: torch.device, layout: torch.memory_format
-) -> Tensor:
+def _expand_channel_values(channel_values: Sequence[float], image_size: int, device: torch.device, memory_format: torch.memory_format) -> Tensor:
     """Expand one value per channel to every pixel: arithmetic is faster on tensors of equal layout."""
-    pixels = torch.tensor(values, device=device).view(1, 3, 1, 1).expand(1, 3, size, size)
-    return pixels.contiguous(memory_format=layout)
+    pixels = torch.tensor(channel_values, device=device).view(1, 3, 1, 1).expand(1, 3, image_size, image_size)
+    return pixels.contiguous(memory_format=memory_format)
 
 
-def _load_model(spec: ParsedSpec) -> tuple[Any, str]:
+def _load_model_with_weights_note(spec: ParsedSpec) -> tuple[Any, str]:
     """Return the timm model at the resolution of its weights, and which set of a file was loaded."""
-    path = spec.weights if spec.package is None else find_packaged_weights(spec.package)
+    path = spec.weights_path if spec.weights_package is None else find_packaged_weights(spec.weights_package)
     if path is None:
         return _create_pretrained_model(spec), ""
-    model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.overrides))
-    checkpoint = read_weight_file(path, spec.prefix)
-    tensors, unused = checkpoint.tensors, _list_classifier_modules(spec, model)
-    if spec.package is not None:
-        tensors = _match_tensors_by_order(tensors, model, path)
-    choice = _load_weights(model, tensors, unused, path, spec.model)
-    return model, ", ".join(filter(None, (checkpoint.choice, choice)))
+    model: Any = timm.create_model(spec.timm_name, pretrained_cfg_overlay=dict(spec.timm_config_overrides))
+    checkpoint = read_weight_file(path, spec.weights_prefix)
+    tensors, unused = checkpoint.tensors, _list_classifier_module_names(spec, model)
+    if spec.weights_package is not None:
+        tensors = _rename_tensors_by_order(tensors, model, path)
+    choice = _load_weights_with_prefix_note(model, tensors, unused, path, spec.model)
+    return model, ", ".join(filter(None, (checkpoint.choice_note, choice)))
 
 
 def _require_known_model(spec: ParsedSpec) -> None:
@@ -217,19 +196,17 @@ def _require_known_model(spec: ParsedSpec) -> None:
         guess = f": did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"unknown backbone 'timm/{spec.model}' (timm {timm.__version__}){guess}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{spec.model}.*")]
-    if spec.tag is not None and spec.tag not in tags:
-        raise InputError(
-            f"timm has no weights '{spec.tag}' for {spec.model}: it has {', '.join(tags) or 'none'}"
-        )
+    if spec.weights_tag is not None and spec.weights_tag not in tags:
+        raise InputError(f"timm has no weights '{spec.weights_tag}' for {spec.model}: it has {', '.join(tags) or 'none'}")
 
 
 def _resolve_preprocessing(spec: ParsedSpec, image_size: int | None) -> Preprocessing:
     """Return the preprocessing with which timm evaluates a spec's weights, at an image size."""
     known: Any = get_pretrained_cfg(spec.timm_name) or PretrainedCfg()
-    config = {**known.to_dict(), **spec.overrides}
+    config = {**known.to_dict(), **spec.timm_config_overrides}
     wanted = spec.image_size if image_size is None else image_size
     try:
-        return preprocessing_from_config(config, read_input_size(config) if wanted is None else wanted)
+        return preprocessing_from_timm_config(config, read_input_size(config) if wanted is None else wanted)
     except InputError as error:
         raise InputError(f"backbone '{spec.text}': {error}") from error
 
@@ -246,74 +223,54 @@ def _create_pretrained_model(spec: ParsedSpec) -> Any:
         overlay = {} if path is None else {"file": str(path)}
         return timm.create_model(spec.timm_name, pretrained=True, pretrained_cfg_overlay=overlay)
     except (OSError, RuntimeError, InputError) as error:
-        raise InputError(
-            f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}"
-        ) from error
+        raise InputError(f"cannot get the weights of '{spec.text}' ({summarize_error(error)}): try again, {advice}") from error
 
 
-def _list_classifier_modules(spec: ParsedSpec, model: Any) -> list[str]:
+def _list_classifier_module_names(spec: ParsedSpec, model: Any) -> list[str]:
     """Return the names of the classifier's modules, if they come after the feature."""
-    named = None if spec.rule == PROJECTED else model.pretrained_cfg.get("classifier")
+    named = None if spec.feature_rule == PROJECTED else model.pretrained_cfg.get("classifier")
     return [named] if isinstance(named, str) else list(named or ())
 
 
-def _match_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
+def _rename_tensors_by_order(tensors: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:
     """Give timm names to tensors that match the model's by order and shape."""
     expected = model.state_dict()
     if [tensor.shape for tensor in tensors.values()] != [tensor.shape for tensor in expected.values()]:
-        raise InputError(
-            f"{path} does not hold the tensors that timm {timm.__version__} expects, in its order"
-        )
+        raise InputError(f"{path} does not hold the tensors that timm {timm.__version__} expects, in its order")
     return dict(zip(expected, tensors.values(), strict=True))
 
 
-def _load_weights(
-    model: Any, tensors: dict[str, Tensor], unused: Collection[str], path: Path, name: str
-) -> str:
+def _load_weights_with_prefix_note(model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str], path: Path, model_name: str) -> str:
     """Load weights into a model, ignoring its classifier; return the prefix if several would fit."""
     choice = ""
-    fitted, faults = _translate_tensors(model, tensors, unused)
+    fitted, faults = _translate_and_list_mismatches(model, tensors, unused_modules)
     if faults:
-        tensors_by_prefix = find_prefixed_tensors(tensors, select_feature_tensors(model.state_dict(), unused))
-        fitting_prefixes = [
-            prefix
-            for prefix, prefixed in tensors_by_prefix.items()
-            if not _translate_tensors(model, prefixed, unused)[1]
-        ]
-        prefix, choice = (
-            _choose_prefix(fitting_prefixes, path, name)
-            if fitting_prefixes
-            else (next(iter(tensors_by_prefix), ""), "")
-        )
-        fitted, faults = _translate_tensors(model, tensors_by_prefix.get(prefix, tensors), unused)
+        tensors_by_prefix = group_tensors_by_prefix(tensors, select_feature_tensors(model.state_dict(), unused_modules))
+        fitting_prefixes = [prefix for prefix, prefixed in tensors_by_prefix.items() if not _translate_and_list_mismatches(model, prefixed, unused_modules)[1]]
+        prefix, choice = _choose_prefix_with_note(fitting_prefixes, path, model_name) if fitting_prefixes else (next(iter(tensors_by_prefix), ""), "")
+        fitted, faults = _translate_and_list_mismatches(model, tensors_by_prefix.get(prefix, tensors), unused_modules)
     if faults:
-        raise InputError(f"{path} does not fit {name}: {_join_first_mismatches(faults)}")
-    model.load_state_dict({n: t for n, t in fitted.items() if not is_in_modules(n, unused)}, strict=False)
+        raise InputError(f"{path} does not fit {model_name}: {_join_first_mismatches(faults)}")
+    model.load_state_dict({n: t for n, t in fitted.items() if not is_in_modules(n, unused_modules)}, strict=False)
     return choice
 
 
-def _choose_prefix(prefixes: list[str], path: Path, name: str) -> tuple[str, str]:
-    """Return the common prefix among those that fit, and a description if there are several."""
-    if len(prefixes) == 1:
-        return prefixes[0], ""
-    descriptions = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in prefixes}
-    usual = [
-        prefix for prefix in prefixes if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))
-    ]
+def _choose_prefix_with_note(fitting_prefixes: list[str], path: Path, model_name: str) -> tuple[str, str]:
+    """Return the usual one of the prefixes that fit, and a description if there are several."""
+    if len(fitting_prefixes) == 1:
+        return fitting_prefixes[0], ""
+    places = {prefix: f"{prefix}*" if prefix else "no prefix" for prefix in fitting_prefixes}
+    usual = [prefix for prefix in fitting_prefixes if _USUAL_PREFIX_PARTS.issuperset(prefix.removesuffix(".").split("."))]
     if len(usual) != 1:
-        raise InputError(
-            f"{path} holds {name} under {' and '.join(descriptions.values())}: save only the right ones"
-        )
+        raise InputError(f"{path} holds {model_name} under {' and '.join(descriptions.values())}: save only the right ones")
     chosen = descriptions.pop(usual[0])
     return usual[0], f"{chosen}, not {' or '.join(descriptions.values())}"
 
 
-def _translate_tensors(
-    model: Any, tensors: dict[str, Tensor], unused: Collection[str]
-) -> tuple[dict[str, Tensor], list[str]]:
+def _translate_and_list_mismatches(model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Translate tensors to the model's names; return them with the remaining mismatches."""
-    _match_position_grid(model, tensors.get("pos_embed"))
-    faults = _find_mismatches(model, tensors, unused)
+    _resize_model_to_position_grid(model, tensors.get("pos_embed"))
+    faults = _describe_tensor_mismatches(model, tensors, unused_modules)
     # timm keeps the translation of the first publisher's checkpoints in the model's module.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if not faults or translate is None:
@@ -322,64 +279,48 @@ def _translate_tensors(
         translated = translate(dict(tensors), model)
     except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
         return tensors, faults
-    return translated, faults if _find_mismatches(model, translated, unused) else []
+    return translated, faults if _describe_tensor_mismatches(model, translated, unused_modules) else []
 
 
-def _match_position_grid(model: Any, stored_embedding: Tensor | None) -> None:
+def _resize_model_to_position_grid(model: Any, stored_pos_embed: Tensor | None) -> None:
     """Resize a vision transformer's input to the grid of a stored position embedding."""
-    model_embedding = getattr(model, "pos_embed", None)
-    if (
-        stored_embedding is None
-        or model_embedding is None
-        or stored_embedding.ndim != 3
-        or not hasattr(model, "set_input_size")
-    ):
+    own = getattr(model, "pos_embed", None)
+    if stored_pos_embed is None or own is None or stored_pos_embed.ndim != 3 or not hasattr(model, "set_input_size"):
         return
     # The widths must be equal, or a model of any size would be made to fit.
-    if (
-        stored_embedding.shape == model_embedding.shape
-        or stored_embedding.shape[::2] != model_embedding.shape[::2]
-    ):
+    if stored_pos_embed.shape == own.shape or stored_pos_embed.shape[::2] != own.shape[::2]:
         return
     rows, columns = model.patch_embed.grid_size
-    side = math.isqrt(max(0, stored_embedding.shape[1] - (model_embedding.shape[1] - rows * columns)))
+    side = math.isqrt(max(0, stored_pos_embed.shape[1] - (own.shape[1] - rows * columns)))
     if side not in (0, rows):
         model.set_input_size(img_size=side * model.patch_embed.patch_size[0])
 
 
-def _find_mismatches(model: Any, tensors: dict[str, Tensor], unused: Collection[str]) -> list[str]:
+def _describe_tensor_mismatches(model: Any, tensors: dict[str, Tensor], unused_modules: Collection[str]) -> list[str]:
     """Describe the tensors that are missing, unknown or of another shape, without the unused modules."""
     expected = model.state_dict()
-    used_tensors = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused)}
-    missing = [f"no {name}" for name in select_feature_tensors(expected, unused) if name not in used_tensors]
+    used_tensors = {name: tensor for name, tensor in tensors.items() if not is_in_modules(name, unused_modules)}
+    missing = [f"no {name}" for name in select_feature_tensors(expected, unused_modules) if name not in used_tensors]
     unknown = [f"unknown {name}" for name in used_tensors if name not in expected]
-    misshapen = [
-        f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-        for name, tensor in used_tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
+    misshapen = [f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}" for name, tensor in used_tensors.items() if name in expected and tensor.shape != expected[name].shape]
     return missing + unknown + misshapen
 
 
-def _join_first_mismatches(faults: list[str]) -> str:
-    listed = ", ".join(sanitize_line(fault, 120) for fault in faults[:3])
-    return listed + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+def _join_first_mismatches(mismatches: list[str]) -> str:
+    listed = ", ".join(sanitize_line(fault, 120) for fault in mismatches[:3])
+    return listed + (f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else "")
 
 
-def _count_features(trunk: FeatureModel, example: Tensor, spec: str) -> int:
+def _set_size_and_count_features(trunk: FeatureModel, example_images: Tensor, spec: str) -> int:
     """Set a model's input size and return its number of features."""
-    size = example.shape[-1]
+    size = example_images.shape[-1]
     try:
         if hasattr(trunk.model, "set_input_size"):
             trunk.model.set_input_size(img_size=size)
         with torch.no_grad():
-            feature = trunk(example)
+            feature = trunk(example_images)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}"
-        ) from error
+        raise InputError(f"backbone '{spec}' cannot take images of {size} px: {summarize_error(error)}") from error
     if feature.ndim != 2:
-        raise InputError(
-            f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector"
-        )
+        raise InputError(f"backbone '{spec}' gives features of shape {tuple(feature.shape[1:])}, not a vector")
     return int(feature.shape[1])

@@ -2,19 +2,9 @@
 
 import hashlib
 import json
-from typing import Any, Literal
-
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, computed_field, model_serializer
-
-from sfm.constrained_types import (
-    ChannelMean,
-    ChannelStd,
-    Digest,
-    FeatureCount,
-    InputPixels,
-    Name,
-    ResizedPixels,
-)
+from sfm.constrained_types import ChannelMean, ChannelStd, Digest, FeatureCount, InputPixels, Name, ResizedPixels
+from typing import Any, Literal
 
 
 class Preprocessing(BaseModel):
@@ -48,7 +38,7 @@ class Preprocessing(BaseModel):
     crop_mode: Literal["center", "pad", "squash", "border"] = "center"
 
     @model_serializer(mode="wrap")
-    def _omit_default_crop_mode(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize_without_default_crop(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Hashes of earlier versions did not cover it, and their readers refuse a card that names it.
         fields: dict[str, Any] = handler(self)
         if fields.get("crop_mode") == "center":
@@ -87,11 +77,7 @@ class BackboneCard(BaseModel):
     @property
     def hash(self) -> str:
         """SHA-256 (hex) over architecture and feature rule, weights, and preprocessing."""
-        identity = {
-            "architecture": [self.model, self.rule],
-            "weights": self.weights,
-            "preprocessing": self.preprocessing.model_dump(mode="json"),
-        }
+        identity = {"architecture": [self.model, self.rule], "weights": self.weights, "preprocessing": self.preprocessing.model_dump(mode="json")}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -105,9 +91,7 @@ def describe_backbone_differences(stored: BackboneCard, given: BackboneCard) -> 
     """
     found = []
     if (stored.model, stored.rule) != (given.model, given.rule):
-        found.append(
-            f"the architecture (stored {stored.model}, {stored.rule}; given {given.model}, {given.rule})"
-        )
+        found.append(f"the architecture (stored {stored.model}, {stored.rule}; given {given.model}, {given.rule})")
     if stored.weights != given.weights:
         found.append(f"the weights (stored {stored.weights[:12]}, given {given.weights[:12]})")
     old, new = dict(stored.preprocessing), dict(given.preprocessing)

@@ -1,9 +1,8 @@
 """Boxes of random resized crops, drawn as plain arrays."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -25,44 +24,37 @@ class Crops:
     flip: npt.NDArray[np.bool_]
 
 
-def draw_crops(
-    rng: np.random.Generator,
-    count: int,
-    size: int,
-    *,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Crops:
+def draw_crops(rng: np.random.Generator, crop_count: int, image_pixels: int, *, area_share_range: tuple[float, float] = (0.08, 1.0), aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)) -> Crops:
     """Draw random resized crops with random mirroring, for square images.
 
     Parameters
     ----------
     rng : numpy.random.Generator
         Source of random numbers.
-    count : int
+    crop_count : int
         Number of views.
-    size : int
+    image_pixels : int
         Side of the images, in pixels.
-    area : tuple of float
+    area_share_range : tuple of float
         Least and largest share of the image's area; drawn uniformly.
-    ratio : tuple of float
+    aspect_ratio_range : tuple of float
         Least and largest width / height; drawn log-uniformly. A side that would leave the image is cut to it.
 
     Returns
     -------
     Crops
     """
-    share = rng.uniform(*area, size=count)
-    aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), size=count))
-    width = np.minimum(size * np.sqrt(share * aspect), size)
-    height = np.minimum(size * np.sqrt(share / aspect), size)
-    top = rng.uniform(size=count) * (size - height)
-    left = rng.uniform(size=count) * (size - width)
-    return Crops(top, left, height, width, rng.uniform(size=count) < 0.5)
+    share = rng.uniform(*area_share_range, size=crop_count)
+    aspect = np.exp(rng.uniform(np.log(aspect_ratio_range[0]), np.log(aspect_ratio_range[1]), size=crop_count))
+    width = np.minimum(image_pixels * np.sqrt(share * aspect), image_pixels)
+    height = np.minimum(image_pixels * np.sqrt(share / aspect), image_pixels)
+    top = rng.uniform(size=crop_count) * (image_pixels - height)
+    left = rng.uniform(size=crop_count) * (image_pixels - width)
+    return Crops(top, left, height, width, rng.uniform(size=crop_count) < 0.5)
 
 
-def make_centre_crops(count: int, size: int, side: int) -> Crops:
-    """Return `count` unmirrored boxes of `side` pixels in the middle of images of `size` pixels."""
-    inset = np.full(count, (size - side) / 2)
-    sides = np.full(count, float(side))
-    return Crops(inset, inset, sides, sides, np.zeros(count, dtype=bool))
+def make_centre_crops(crop_count: int, image_pixels: int, crop_pixels: int) -> Crops:
+    """Return `crop_count` unmirrored boxes of `crop_pixels` pixels centred in squares of `image_pixels`."""
+    inset = np.full(crop_count, (image_pixels - crop_pixels) / 2)
+    sides = np.full(crop_count, float(crop_pixels))
+    return Crops(inset, inset, sides, sides, np.zeros(crop_count, dtype=bool))

@@ -3,25 +3,23 @@
 import hashlib
 import struct
 from collections.abc import Collection, Mapping
-
+from sfm.errors import InputError
 from torch import Tensor
 
-from sfm.errors import InputError
 
-
-def is_in_modules(name: str, modules: Collection[str]) -> bool:
+def is_in_modules(tensor_name: str, module_names: Collection[str]) -> bool:
     """Return whether a tensor belongs to one of the named modules."""
-    return any(name.startswith(f"{module}.") for module in modules)
+    return any(tensor_name.startswith(f"{module}.") for module in module_names)
 
 
-def select_feature_tensors(state: Mapping[str, Tensor], unused: Collection[str]) -> dict[str, Tensor]:
+def select_feature_tensors(state_dict: Mapping[str, Tensor], unused_modules: Collection[str]) -> dict[str, Tensor]:
     """Return the tensors that the feature depends on.
 
     Parameters
     ----------
-    state : mapping of str to Tensor
+    state_dict : mapping of str to Tensor
         A model's persistent tensors under timm's names.
-    unused : collection of str
+    unused_modules : collection of str
         Modules after the feature: the classifier, if the feature is its input.
 
     Returns
@@ -29,11 +27,7 @@ def select_feature_tensors(state: Mapping[str, Tensor], unused: Collection[str])
     dict of str to Tensor
         Without the unused modules and without the counters of batch norms, which no output depends on.
     """
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not is_in_modules(name, unused) and not name.endswith("num_batches_tracked")
-    }
+    return {name: tensor for name, tensor in state_dict.items() if not is_in_modules(name, unused_modules) and not name.endswith("num_batches_tracked")}
 
 
 def digest_weights(tensors: Mapping[str, Tensor]) -> str:

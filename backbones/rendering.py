@@ -59,7 +59,7 @@ class RenderedImage:
 DEFAULT_RENDERING = Rendering()
 
 
-def parse_background(text: str) -> str:
+def parse_background_colour(text: str) -> str:
     """Return a background colour in canonical form: a name or ``#rrggbb``.
 
     Raises
@@ -77,7 +77,7 @@ def parse_background(text: str) -> str:
     return COLOUR_NAMES.get((colour[0], colour[1], colour[2]), text.lower())
 
 
-def parse_white(text: str) -> float:
+def parse_white_value(text: str) -> float:
     """Return the value that is white; a whole number is an int, so that 4095 and 4095.0 are the same.
 
     Raises
@@ -110,8 +110,8 @@ def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -
     """
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
-    alpha = get_alpha_channel(image)
-    opaque, dark = drop_alpha_channel(image, rendering.white)
+    alpha = get_alpha_unless_opaque(image)
+    opaque, dark = drop_alpha_and_detect_dark(image, rendering.white)
     if alpha is None:
         return RenderedImage(opaque, dark=dark)
     background = Image.new("RGB", image.size, ImageColor.getrgb(rendering.background))
@@ -119,7 +119,7 @@ def render_image(image: Image.Image, rendering: Rendering = DEFAULT_RENDERING) -
     return RenderedImage(background, composited=True, dark=dark)
 
 
-def get_alpha_channel(image: Image.Image) -> Image.Image | None:
+def get_alpha_unless_opaque(image: Image.Image) -> Image.Image | None:
     """Return the opacity of each pixel, as an image of mode ``L``; None if all are opaque."""
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A")
@@ -135,10 +135,10 @@ def get_alpha_channel(image: Image.Image) -> Image.Image | None:
     return None if alpha.getextrema()[0] == 255 else alpha
 
 
-def drop_alpha_channel(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
+def drop_alpha_and_detect_dark(image: Image.Image, white_value: float | None) -> tuple[Image.Image, bool]:
     """Return an image without transparency, ``L`` or ``RGB``, and whether it is dark."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return scale_grey_image(image, white)
+        return scale_grey_and_detect_dark(image, white_value)
     if image.mode == "L" and "transparency" not in image.info:
         # Grey images are resized as grey: a third of the work, and the same pixels.
         return image, False
@@ -148,22 +148,22 @@ def drop_alpha_channel(image: Image.Image, white: float | None) -> tuple[Image.I
     colours = image if image.mode == "RGB" and "transparency" not in image.info else image.convert("RGB")
     if image.info.get(DEEP_COLOUR_KEY) is not True:
         return colours, False
-    if white is not None:
+    if white_value is not None:
         raise ValueError(
-            f"its colours have 16 bits each, which white={white} cannot scale: convert it to 8 bits"
+            f"its colours have 16 bits each, which white={white_value} cannot scale: convert it to 8 bits"
         )
     return colours, bool(np.asarray(colours).max() < 256 * MAX_DARK_SHARE)
 
 
-def scale_grey_image(image: Image.Image, white: float | None) -> tuple[Image.Image, bool]:
+def scale_grey_and_detect_dark(image: Image.Image, white_value: float | None) -> tuple[Image.Image, bool]:
     """Scale a grey image of more than 8 bits to 8; return it and whether it is dark.
 
     Pillow's own conversion clips at 255 instead.
     """
     values: npt.NDArray[np.generic] = np.asarray(image)
     declared = image.info.get(DECLARED_WHITE_KEY)
-    if white is not None:
-        most = white
+    if white_value is not None:
+        most = white_value
     elif image.mode == "F":
         raise ValueError(
             "it has floating-point pixels of unknown range: say which value is white, as in "
@@ -173,11 +173,11 @@ def scale_grey_image(image: Image.Image, white: float | None) -> tuple[Image.Ima
         most = declared if isinstance(declared, int) else 65535
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= most):  # nor if they are not numbers
-        limit = f"beyond 0 to white={white}: " if white is not None else ""
+        limit = f"beyond 0 to white={white_value}: " if white_value is not None else ""
         raise ValueError(
             f"it has pixels from {low} to {high}, {limit}say which value is white, as in DATASET?white=4095, "
             f"or convert it to 8 or 16 bits"
         )
     grey = np.clip(np.rint(values.astype(np.float32) / np.float32(most / 255)), 0, 255)
-    unknown = white is None and not isinstance(declared, int)
+    unknown = white_value is None and not isinstance(declared, int)
     return Image.fromarray(grey.astype(np.uint8)), unknown and bool(high < 65536 * MAX_DARK_SHARE)

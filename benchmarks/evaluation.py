@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from sfm.api import DistillConfig, EvaluateConfig, ExtractConfig, distill, extract, open_store
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import draw_crops
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.eval.distilled_run import read_distilled_run
 from sfm.eval.head_accuracy import LinearHeads, compute_accuracy_by_seed
 from sfm.eval.image_sets import ImageSet
@@ -210,7 +210,7 @@ def format_comparison(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.crops import Crops
 from sfm.backbones.execution import conv_kernels, input_grad_layers, input_gradient, optimize_backbone
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.backbones.execution.preparation import prepare_for_inference
-from sfm.backbones.views import apply_crops, make_interpolation_matrix
+from sfm.backbones.views import apply_crops, make_interpolation_matrices
 from sfm.distill import augment, train_step
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.pyramid import make_colour_matrix
@@ -88,7 +88,9 @@ def make_unpacked_conv(
 @cache
 def get_upsampling(sides: tuple[int, ...], canvas: int) -> Tensor:
     """Return the matrix that upsamples the rows of levels and adds them up, shape (canvas, sum of sides)."""
-    whole = [make_interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas) for side in sides]
+    whole = [
+        make_interpolation_matrices(np.zeros(1), np.full(1, float(side)), side, canvas) for side in sides
+    ]
     return torch.cat(whole, dim=2)[0]
 
 
@@ -112,7 +114,7 @@ OPTIMISATIONS: dict[str, list[tuple[Any, str, Any]]] = {
     ALL: [],
     "packed convolution weights": [(conv_kernels, "_make_conv", make_unpacked_conv)],
     "transposed kernels backward": [(conv_kernels, "_suits_onednn", lambda _: False)],
-    "fused chains, chunked": [(input_gradient, "fuse_conv_chains", lambda model, _: model)],
+    "fused chains, chunked": [(input_gradient, "fuse_conv_chains_in_place", lambda model, _: model)],
     "  chunks alone": [(input_grad_layers, "BACKWARD_BYTES", 2**60)],
     FOLDING: [],
     "hand-written pyramid and crops": [
@@ -169,7 +171,7 @@ def make_distill_step(spec: str, case: Case, backbone: Backbone, eager: bool) ->
     optimized, _ = optimize_backbone(backbone, 1, "eager" if eager else "input-grad")
     means = draw_class_means(step_case, backbone)
     state = init_full_pyramid(run_config, backbone.device)
-    objective = partial(sfm_loss, target=compute_flow(means, means))
+    objective = partial(sfm_loss, target_flow=compute_flow(means, means))
     return partial(train_step.train_step, state, run_config, optimized, objective)
 
 
@@ -197,7 +199,7 @@ def summarize(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def measure_allocator(arguments: list[str], rounds: int) -> dict[str, Any]:
-    """Return the row of :func:`keep_freed_memory`: the shortest time in processes with and without it."""
+    """Return the row of :func:`configure_malloc_to_keep_memory`: shortest times with and without it."""
     command = [sys.executable, __file__, *arguments, "--alone"]
     times: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(max(2, rounds // 4)):
@@ -239,7 +241,7 @@ def main() -> None:
     """Measure, print tables, and write the figures."""
     arguments = parse_arguments()
     if not arguments.release:
-        keep_freed_memory()
+        configure_malloc_to_keep_memory()
     torch.set_num_threads(arguments.threads)
     clock = time.perf_counter if arguments.wall else time.process_time
     if arguments.alone:

@@ -48,7 +48,11 @@ from throughput.image_folders import N_CLASSES, make_image_source, take_subset
 from throughput.plain_loop import measure_method
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.allocator import LARGE_INPUT, SINGLE_HEAP_ENVIRONMENT, keep_freed_memory
+from sfm.backbones.execution.allocator import (
+    LARGE_INPUT,
+    SINGLE_HEAP_ENVIRONMENT,
+    configure_malloc_to_keep_memory,
+)
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.runtime import (
     BATCH_IMAGES,
@@ -246,7 +250,7 @@ def parse_extraction_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, print, and write the figures; in a subprocess, print one measurement as JSON."""
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     arguments = parse_extraction_arguments()
     device = arguments.device
     processes = [int(number) for number in arguments.processes.split(",") if number]

@@ -30,7 +30,7 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.storage import MemoryStore
 
 from sfm.backbones.build import load_backbone
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.feature_pass import stage_tasks
@@ -256,7 +256,7 @@ def group_rows(rows: list[EncodingRow], *names: str) -> dict[str, list[EncodingR
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--features", type=Path, help=".npz file to keep the features in between runs")
     parser.add_argument("--quick", action="store_true", help="two small cases only")

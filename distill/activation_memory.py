@@ -1,13 +1,12 @@
 """Choose micro-batch size and number of kept graphs by the measured memory of activations."""
 
 import math
-from pathlib import Path
-
 import psutil
 import torch
+from pathlib import Path
+from sfm.backbones.build import Backbone
 from torch import Tensor
 
-from sfm.backbones.build import Backbone
 
 MAX_VIEWS = {"cpu": 34, "cuda": 25}
 """Largest micro-batch in views, by device: larger ones are hardly faster per view."""
@@ -22,16 +21,13 @@ MEMORY_SHARE = 0.25
 """Share of the free memory for activations; the rest is for buffers and other processes."""
 
 
-def measure_activation_bytes(backbone: Backbone) -> int:
+def measure_activation_bytes_per_view(backbone: Backbone) -> int:
     """Return the bytes that autograd keeps between forward and backward of one view.
 
     Weights are not counted.
     """
     size = backbone.card.preprocessing.input_size
-    weights = {
-        tensor.untyped_storage().data_ptr()
-        for tensor in (*backbone.model.parameters(), *backbone.model.buffers())
-    }
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*backbone.model.parameters(), *backbone.model.buffers())}
     saved_bytes: dict[int, int] = {}
 
     def record_storage(tensor: Tensor) -> Tensor:
@@ -46,7 +42,7 @@ def measure_activation_bytes(backbone: Backbone) -> int:
     return sum(saved_bytes.values())
 
 
-def measure_free_memory(device: torch.device) -> int:
+def measure_free_memory_bytes(device: torch.device) -> int:
     """Return the free memory of a device in bytes, within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -60,20 +56,20 @@ def _read_container_free_bytes() -> int:
     return int(limit.read_text()) - int(usage.read_text())
 
 
-def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
+def choose_micro_batch_size(image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu") -> int:
     """Return the micro-batch size: as many images as fit, in micro-batches of equal size.
 
     A last micro-batch of a few images would cost about as much as a full one.
 
     Parameters
     ----------
-    images : int
+    image_count : int
         Number of images.
-    views : int
+    views_per_image : int
         Views per image.
-    view_bytes, free : int
-        See :func:`measure_activation_bytes` and :func:`measure_free_memory`.
-    kind : {"cpu", "cuda"}
+    bytes_per_view, free_bytes : int
+        See :func:`measure_activation_bytes_per_view` and :func:`measure_free_memory_bytes`.
+    device_type : {"cpu", "cuda"}
         Type of the device.
 
     Returns
@@ -81,23 +77,23 @@ def choose_micro_batch(images: int, views: int, view_bytes: int, free: int, kind
     int
         At least 1.
     """
-    fit = int(MEMORY_SHARE * free) // (view_bytes * views)
-    most = max(1, min(images, MAX_VIEWS[kind] // views, fit))
-    return math.ceil(images / math.ceil(images / most))
+    fit = int(MEMORY_SHARE * free_bytes) // (bytes_per_view * views_per_image)
+    most = max(1, min(image_count, MAX_VIEWS[device_type] // views_per_image, fit))
+    return math.ceil(image_count / math.ceil(image_count / most))
 
 
-def choose_graph_count(images: int, views: int, view_bytes: int, free: int, kind: str = "cpu") -> int:
+def choose_kept_graph_count(image_count: int, views_per_image: int, bytes_per_view: int, free_bytes: int, device_type: str = "cpu") -> int:
     """Return the number of images whose autograd graphs are kept between forward and backward.
 
     Parameters
     ----------
-    images, views, view_bytes, free, kind
-        See :func:`choose_micro_batch`.
+    image_count, views_per_image, bytes_per_view, free_bytes, device_type
+        See :func:`choose_micro_batch_size`.
 
     Returns
     -------
     int
         0 or more.
     """
-    most = min(int(MEMORY_SHARE * free), MAX_GRAPH_BYTES[kind])
-    return min(images, most // (view_bytes * views))
+    most = min(int(MEMORY_SHARE * free_bytes), MAX_GRAPH_BYTES[device_type])
+    return min(image_count, most // (bytes_per_view * views_per_image))

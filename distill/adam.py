@@ -1,11 +1,11 @@
 """Adam for a slice of the images at a time. Updates are elementwise, so slices may come in any order."""
 
+import torch
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 from torch.optim.adam import adam
+
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -16,15 +16,15 @@ class AdamState:
 
     Attributes
     ----------
-    first, second : list of Tensor, shapes (N, 3, r, r)
+    first_moments, second_moments : list of Tensor, shapes (N, 3, r, r)
         Decaying means of the gradient and of its square, for every level.
-    steps : int
+    step_count : int
         Number of steps since initialisation.
     """
 
-    first: list[Tensor]
-    second: list[Tensor]
-    steps: int
+    first_moments: list[Tensor]
+    second_moments: list[Tensor]
+    step_count: int
 
 
 def init_adam(levels: Sequence[Tensor]) -> AdamState:
@@ -32,14 +32,8 @@ def init_adam(levels: Sequence[Tensor]) -> AdamState:
     return AdamState([torch.zeros_like(x) for x in levels], [torch.zeros_like(x) for x in levels], 0)
 
 
-def adam_step(
-    levels: Sequence[Tensor],
-    state: AdamState,
-    learning_rate: float,
-    images: slice,
-    gradients: Sequence[Tensor],
-) -> None:
-    """Update some images; the caller raises `state.steps` once all images are updated.
+def adam_step(levels: Sequence[Tensor], state: AdamState, learning_rate: float, image_slice: slice, gradients: Sequence[Tensor]) -> None:
+    """Update some images; the caller raises `state.step_count` once all images are updated.
 
     Parameters
     ----------
@@ -47,18 +41,18 @@ def adam_step(
         Changed in place, as the state is.
     state : AdamState
     learning_rate : float
-    images : slice
+    image_slice : slice
         Which images.
     gradients : sequence of Tensor, shapes (images, 3, r, r)
         Contiguous, as the levels are.
     """
     adam(
-        [level.detach()[images] for level in levels],
+        [level.detach()[image_slice] for level in levels],
         list(gradients),
-        [moment[images] for moment in state.first],
-        [moment[images] for moment in state.second],
+        [moment[image_slice] for moment in state.first_moments],
+        [moment[image_slice] for moment in state.second_moments],
         [],
-        [torch.full((), float(state.steps), device=level.device) for level in levels],
+        [torch.full((), float(state.step_count), device=level.device) for level in levels],
         fused=True,
         amsgrad=False,
         beta1=BETA1,

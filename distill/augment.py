@@ -1,15 +1,14 @@
 """Differentiable augmentation: random resized crop, flip and noise, reproducible from seed and step."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
+from dataclasses import dataclass
 from sfm.backbones.crops import Crops, draw_crops
 from sfm.distill.resample import apply_crops_per_image
 from sfm.random_streams import make_rng
+from torch import Tensor
+
 
 AUGMENTATION_STREAM = 102
 """Key of the random streams of augmentations."""
@@ -25,33 +24,33 @@ class AugmentationParameters:
     ----------
     crops : Crops
         Boxes and mirroring.
-    noisy : ndarray of bool, shape (views,)
+    is_noisy : ndarray of bool, shape (views,)
         Which views get Gaussian noise.
-    noise_seed : ndarray of int64, shape (views,)
+    noise_seeds : ndarray of int64, shape (views,)
         The seed of each view's own noise, so that it does not depend on the views computed with it.
     """
 
     crops: Crops
-    noisy: npt.NDArray[np.bool_]
-    noise_seed: npt.NDArray[np.int64]
+    is_noisy: npt.NDArray[np.bool_]
+    noise_seeds: npt.NDArray[np.int64]
 
-    def select(self, rows: slice) -> "AugmentationParameters":
+    def select_views(self, view_slice: slice) -> "AugmentationParameters":
         """Return the parameters of some of the views."""
         c = self.crops
-        crops = Crops(c.top[rows], c.left[rows], c.height[rows], c.width[rows], c.flip[rows])
-        return AugmentationParameters(crops, self.noisy[rows], self.noise_seed[rows])
+        crops = Crops(c.top[view_slice], c.left[view_slice], c.height[view_slice], c.width[view_slice], c.flip[view_slice])
+        return AugmentationParameters(crops, self.is_noisy[view_slice], self.noise_seeds[view_slice])
 
 
-def draw_augmentation(seed: int, step: int, count: int, size: int) -> AugmentationParameters:
+def draw_augmentation(seed: int, step: int, view_count: int, image_pixels: int) -> AugmentationParameters:
     """Draw the augmentation of a step. It depends on the arguments only, not on earlier draws.
 
     Parameters
     ----------
     seed, step : int
         Of the run, and the number of the step in it.
-    count : int
+    view_count : int
         Number of views.
-    size : int
+    image_pixels : int
         Side of the images that are augmented, in pixels.
 
     Returns
@@ -59,14 +58,10 @@ def draw_augmentation(seed: int, step: int, count: int, size: int) -> Augmentati
     AugmentationParameters
     """
     rng = make_rng(seed, AUGMENTATION_STREAM, step)
-    return AugmentationParameters(
-        crops=draw_crops(rng, count, size),
-        noisy=rng.uniform(size=count) < NOISE_SHARE,
-        noise_seed=rng.integers(2**63 - 1, size=count),
-    )
+    return AugmentationParameters(crops=draw_crops(rng, view_count, image_pixels), is_noisy=rng.uniform(size=view_count) < NOISE_SHARE, noise_seeds=rng.integers(2**63 - 1, size=view_count))
 
 
-def augment(images: Tensor, parameters: AugmentationParameters, image_size: int) -> Tensor:
+def augment(images: Tensor, parameters: AugmentationParameters, output_pixels: int) -> Tensor:
     """Return the views of images: random resized crop, flip and Gaussian noise N(.5, .2^2).
 
     Parameters
@@ -75,7 +70,7 @@ def augment(images: Tensor, parameters: AugmentationParameters, image_size: int)
         Values in [0, 1]; differentiable.
     parameters : AugmentationParameters
         Of N * A views: the A views of the first image, then those of the second, ...
-    image_size : int
+    output_pixels : int
         Side of the views, in pixels.
 
     Returns
@@ -83,11 +78,11 @@ def augment(images: Tensor, parameters: AugmentationParameters, image_size: int)
     Tensor, shape (N * A, 3, image_size, image_size)
         Noise is added without clipping, so values may leave [0, 1].
     """
-    views = apply_crops_per_image(images, parameters.crops, image_size)
-    noisy = np.flatnonzero(parameters.noisy)
+    views = apply_crops_per_image(images, parameters.crops, output_pixels)
+    noisy = np.flatnonzero(parameters.is_noisy)
     noise = views.new_empty((len(noisy), *views.shape[1:]))
     generator = torch.Generator(views.device)
     for values, view in zip(noise, noisy, strict=True):
-        seed = int(parameters.noise_seed[view])
+        seed = int(parameters.noise_seeds[view])
         values.normal_(NOISE_MEAN, NOISE_STD, generator=generator.manual_seed(seed))
     return views.index_add(0, torch.from_numpy(noisy).to(views.device), noise)

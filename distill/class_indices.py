@@ -1,11 +1,9 @@
 """Select some of a store's classes, by a file or a list that names them."""
 
 import difflib
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
-
+from pathlib import Path
 from sfm.errors import InputError
 from sfm.paths import expand_home
 from sfm.stats_store.cards import DatasetCard
@@ -39,14 +37,14 @@ def find_class_indices(classes: Path | tuple[str, ...] | None, card: DatasetCard
         class_list = read_class_file(expand_home(classes))
     indices: list[int] = []
     for name in class_list.class_ids:
-        index = _find_index(name, card, class_list.origin)
+        index = _find_class_index(name, card, class_list.origin)
         if index in indices:
             raise InputError(f"{class_list.origin} names '{name}' again: name every class once")
         indices.append(index)
     return np.sort(np.array(indices, dtype=np.int64))
 
 
-def _find_index(name: str, card: DatasetCard, origin: str) -> int:
+def _find_class_index(name: str, card: DatasetCard, origin: str) -> int:
     class_id = find_class_id(name, card.class_ids)
     if class_id is not None:
         return card.class_ids.index(class_id)

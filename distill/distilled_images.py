@@ -1,41 +1,40 @@
 """Distilled images as 8-bit files, which evaluation reads."""
 
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
+import re
 import torch
+import unicodedata
 from PIL import Image
-from torch import Tensor
-
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from sfm.distill.pyramid import decode_pyramid
 from sfm.stats_store.digests import compute_chunked_array_digest
+from torch import Tensor
+
 
 DECODE_BATCH = 64
 
 
-def decode_pixels(levels: Sequence[Tensor], canvas: int) -> Iterator[npt.NDArray[np.uint8]]:
+def decode_pixels(levels: Sequence[Tensor], canvas_pixels: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the images of pyramids one by one as 8-bit arrays of shape (canvas, canvas, 3).
 
     Parameters
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
-    canvas : int
+    canvas_pixels : int
         Side of the images, in pixels.
     """
     for start in range(0, len(levels[0]), DECODE_BATCH):
         with torch.no_grad():
-            images = decode_pyramid([level[start : start + DECODE_BATCH] for level in levels], canvas)
+            images = decode_pyramid([level[start : start + DECODE_BATCH] for level in levels], canvas_pixels)
         yield from (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def compute_images_digest(levels: Sequence[Tensor], canvas: int) -> str:
+def compute_images_digest(levels: Sequence[Tensor], canvas_pixels: int) -> str:
     """Return the digest of the images' pixels, to detect later edits."""
-    blocks = (image[None] for image in decode_pixels(levels, canvas))
-    return compute_chunked_array_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas, canvas, 3))
+    blocks = (image[None] for image in decode_pixels(levels, canvas_pixels))
+    return compute_chunked_array_digest(blocks, np.dtype(np.uint8), (len(levels[0]), canvas_pixels, canvas_pixels, 3))
 
 
 def make_slug(name: str) -> str:
@@ -44,7 +43,7 @@ def make_slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].rstrip("-")
 
 
-def name_class_folders(class_ids: Sequence[str], class_names: Sequence[str]) -> list[str]:
+def make_class_folder_names(class_ids: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Name a folder per class such that sorting the names keeps the order of the classes.
 
     Falls back to the class id, then to the index, if a name has no ASCII letter or digit.
@@ -54,9 +53,7 @@ def name_class_folders(class_ids: Sequence[str], class_names: Sequence[str]) -> 
     return [f"{index:0{width}d}_{word}".rstrip("_") for index, word in enumerate(words)]
 
 
-def write_images(
-    folder: Path, images: Iterator[npt.NDArray[np.uint8]], folders: Sequence[str], ipc: int
-) -> None:
+def write_images(folder: Path, images: Iterator[npt.NDArray[np.uint8]], class_folder_names: Sequence[str], ipc: int) -> None:
     """Write images as ``folder/<class>/<i>.png``, 8-bit RGB.
 
     Parameters
@@ -65,13 +62,13 @@ def write_images(
         Parent of the classes' folders.
     images : iterator of ndarray of uint8, shape (side, side, 3)
         The `ipc` images of the first class, then those of the second, ...
-    folders : sequence of str
+    class_folder_names : sequence of str
         Names of the classes' folders.
     ipc : int
         Images per class.
     """
     width = len(str(ipc - 1))
-    for name in folders:
+    for name in class_folder_names:
         (folder / name).mkdir()
         for index in range(ipc):
             Image.fromarray(next(images)).save(folder / name / f"{index:0{width}d}.png")

@@ -1,54 +1,32 @@
 """The Distiller: a training loop over synthetic images that can be saved and resumed to the same bits."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.determinism import (
-    deterministic_algorithms,
-    deterministic_if_supported,
-    tf32_disabled,
-)
-from sfm.backbones.execution.preparation import Prepared, count_graph_bytes, optimize_backbone
+from sfm.backbones.execution.determinism import deterministic_algorithms, deterministic_if_supported, tf32_disabled
+from sfm.backbones.execution.preparation import PreparedModel, count_cuda_graph_bytes, optimize_backbone
 from sfm.backbones.spec import parse_spec
-from sfm.distill.activation_memory import (
-    choose_graph_count,
-    choose_micro_batch,
-    measure_activation_bytes,
-    measure_free_memory,
-)
+from sfm.distill.activation_memory import choose_kept_graph_count, choose_micro_batch_size, measure_activation_bytes_per_view, measure_free_memory_bytes
 from sfm.distill.class_indices import find_class_indices
 from sfm.distill.config import DistillConfig
 from sfm.distill.distilled_images import decode_pixels
-from sfm.distill.execution_choice import choose_execution, keep_execution, should_compile
+from sfm.distill.execution_choice import choose_execution, keep_saved_execution, should_compile
 from sfm.distill.mixed_precision import convert_precision
 from sfm.distill.objective import make_objective, read_centres
-from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, compute_growth_interval
-from sfm.distill.state_dict import (
-    find_invalid_values,
-    gather_levels,
-    gather_state,
-    is_per_image,
-    list_state_types,
-    make_state,
-)
-from sfm.distill.train_step import StepOutput, init_state, train_step
+from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, choose_growth_interval, compute_growth_interval
+from sfm.distill.state_dict import describe_invalid_values, gather_levels, gather_state, is_per_image, list_expected_state_tensors, make_state
+from sfm.distill.train_step import StepOutput, init_distill_state, train_step
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.stats_store.entry_history import list_candidate_summaries
-from sfm.stats_store.entry_selection import (
-    NotExtractedError,
-    filter_summaries_by_model,
-    open_entry_of_backbone,
-)
+from sfm.stats_store.entry_selection import NotExtractedError, filter_summaries_by_model, open_entry_of_backbone
 from sfm.stats_store.extract_command import format_extract_command
 from sfm.stats_store.store import Entry, open_store
+from torch import Tensor
 
 
 class Distiller:
@@ -75,9 +53,9 @@ class Distiller:
     config : ResolvedDistillConfig
         Resolved values of everything that shapes the images.
     backbone : Backbone
-        In its precision; prepared for its execution mode once :meth:`prepare` was called.
-    prepared : Prepared or None
-        What :meth:`prepare` returned.
+        In its precision; prepared for its execution mode once :meth:`prepare_model` was called.
+    prepared : PreparedModel or None
+        What :meth:`prepare_model` returned.
     state : DistillState
 
     Raises
@@ -95,20 +73,9 @@ class Distiller:
     >>> images = distiller.decode_images()  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        config: DistillConfig,
-        entry: Entry,
-        backbone: Backbone,
-        group: ProcessGroup = SINGLE_PROCESS,
-        resume_from: ResolvedDistillConfig | None = None,
-    ) -> None:
+    def __init__(self, config: DistillConfig, entry: Entry, backbone: Backbone, group: ProcessGroup = SINGLE_PROCESS, resume_from: ResolvedDistillConfig | None = None) -> None:
         if backbone.card.hash != entry.summary.backbone_hash:
-            raise InputError(
-                f"the entry of {entry.dataset.name} was extracted with another backbone than this "
-                f"{backbone.card.spec}: load {entry.summary.backbone} at {entry.summary.image_size} px, "
-                "with the same weights"
-            )
+            raise InputError(f"the entry of {entry.dataset.name} was extracted with another backbone than this " f"{backbone.card.spec}: load {entry.summary.backbone} at {entry.summary.image_size} px, " "with the same weights")
         self.group, self.entry = group, entry
         self.backbone = convert_precision(backbone, config.precision)
         indices = find_class_indices(config.classes, entry.dataset)
@@ -121,12 +88,10 @@ class Distiller:
         else:
             self._optimized = optimize_backbone(self.backbone, 1, "input-grad")
         measured = self._optimized[0] if self._optimized else self.backbone
-        self.config = resolve_config(
-            config, entry.summary.entry_digest, class_ids, measured, group, resume_from
-        )
+        self.config = resolve_distill_config(config, entry.summary.entry_digest, class_ids, measured, group, resume_from)
         self.objective = make_objective(self.config, centres, self.backbone.device)
-        self.prepared: Prepared | None = None
-        self.state = init_state(self.config, self.backbone.device, group)
+        self.prepared: PreparedModel | None = None
+        self.state = init_distill_state(self.config, self.backbone.device, group)
 
     @classmethod
     def from_config(cls, config: DistillConfig, progress: ProgressCallback = no_progress) -> "Distiller":
@@ -135,30 +100,30 @@ class Distiller:
         Raises
         ------
         InputError
-            See :func:`open_inputs` and :class:`Distiller`.
+            See :func:`open_entry_and_backbone` and :class:`Distiller`.
         """
-        entry, backbone = open_inputs(config, progress)
+        entry, backbone = open_entry_and_backbone(config, progress)
         return cls(config, entry, backbone)
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> PreparedModel:
         """Prepare the backbone for the config's execution mode; the first step calls this if needed.
 
         Returns
         -------
-        Prepared
-            `reason` explains a fallback to another mode, which the config then has, too.
+        PreparedModel
+            `fallback_reason` explains a fallback to another mode, which the config then has, too.
         """
         if self.prepared:
             return self.prepared
         choice = self.config.execution
-        with self._compute_settings(), deterministic_if_supported(self.backbone) as repeatable:
+        with self._computation_settings(), deterministic_if_supported(self.backbone) as repeatable:
             if self._optimized and choice.mode == "input-grad":
                 self.backbone, self.prepared = self._optimized
             else:
                 views = self.config.micro_batch * self.config.views
                 self.backbone, self.prepared = optimize_backbone(self.backbone, views, choice.mode)
         self._optimized = None
-        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.reason or choice.reason)
+        execution = ExecutionChoice(mode=self.prepared.mode, reason=self.prepared.fallback_reason or choice.reason)
         self.config = self.config.model_copy(update={"execution": execution, "repeatable": repeatable})
         if self.backbone.device.type == "cuda":
             # Do not count compilation and graph capture in peak memory.
@@ -176,7 +141,7 @@ class Distiller:
         if self.state.step >= self.config.steps:
             raise InputError(f"all {self.config.steps} steps are done: make a config of more steps")
         self.prepare()
-        with self._compute_settings():
+        with self._computation_settings():
             return train_step(self.state, self.config, self.backbone, self.objective, self.group)
 
     def __iter__(self) -> Iterator[StepOutput]:
@@ -213,7 +178,7 @@ class Distiller:
         step = int(tensors.pop("step", torch.tensor(-1)))
         if not 0 <= step <= self.config.steps:
             raise InputError(f"the state is of step {step} of {self.config.steps}")
-        expected = list_state_types(self.config, step, self.backbone.card.features, self.group)
+        expected = list_expected_state_tensors(self.config, step, self.backbone.card.features, self.group)
         if tensors.keys() != expected.keys():
             names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
             raise InputError(f"the state is not of this config after {step} steps: check {names}")
@@ -226,7 +191,7 @@ class Distiller:
             if tensors[name].shape != shape:
                 found = tuple(tensors[name].shape)
                 raise InputError(f"the state is not of this config: {name} has shape {found}, not {shape}")
-        problem = find_invalid_values(tensors, step)
+        problem = describe_invalid_values(tensors, step)
         if problem:
             raise InputError(f"the state holds {problem}")
         self.state = make_state(step, tensors, self.backbone.device)
@@ -240,16 +205,16 @@ class Distiller:
 
         Call it in all processes of a group; rank 0 gets all images.
         """
-        images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas)))
+        images = np.stack(list(decode_pixels(self.gather_levels(), self.config.canvas_pixels)))
         return images.reshape(-1, self.config.ipc, *images.shape[1:])
 
-    def count_graph_bytes(self) -> int:
+    def count_cuda_graph_bytes(self) -> int:
         """Return the GPU memory that CUDA graphs hold; torch does not count it as allocated."""
-        return count_graph_bytes(self.backbone)
+        return count_cuda_graph_bytes(self.backbone)
 
     @contextmanager
-    def _compute_settings(self) -> Iterator[None]:
-        """Set the number of threads and deterministic arithmetic within a context."""
+    def _computation_settings(self) -> Iterator[None]:
+        """Set threads and arithmetic for a while."""
         threads = torch.get_num_threads()
         with ExitStack() as stack:
             if threads != self.config.threads:
@@ -261,7 +226,7 @@ class Distiller:
             yield
 
 
-def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress) -> tuple[Entry, Backbone]:
+def open_entry_and_backbone(config: DistillConfig, progress: ProgressCallback = no_progress) -> tuple[Entry, Backbone]:
     """Open the store's entry and the backbone that a config names.
 
     Raises
@@ -273,31 +238,16 @@ def open_inputs(config: DistillConfig, progress: ProgressCallback = no_progress)
     model = parse_spec(config.backbone).model
     summaries = list_candidate_summaries(store, config.dataset)
     try:
-        candidates = filter_summaries_by_model(
-            summaries, dataset=config.dataset, model=model, image_size=config.image_size
-        )
+        candidates = filter_summaries_by_model(summaries, dataset=config.dataset, model=model, image_size=config.image_size)
     except NotExtractedError as error:
         line = format_extract_command(store, error.others, config.backbone, config.image_size)
         raise InputError(f"{error}; to add it: {line}") from None
     image_size = candidates[0].image_size
-    backbone = load_backbone(
-        config.backbone,
-        image_size=image_size,
-        device=config.device,
-        fold_norms=config.execution != "eager",
-        progress=progress,
-    )
+    backbone = load_backbone(config.backbone, image_size=image_size, device=config.device, fold_norms=config.execution != "eager", progress=progress)
     return open_entry_of_backbone(store, candidates, backbone.card), backbone
 
 
-def resolve_config(
-    config: DistillConfig,
-    entry_digest: str,
-    class_ids: list[str],
-    backbone: Backbone,
-    group: ProcessGroup = SINGLE_PROCESS,
-    resume_from: ResolvedDistillConfig | None = None,
-) -> ResolvedDistillConfig:
+def resolve_distill_config(config: DistillConfig, entry_digest: str, class_ids: list[str], backbone: Backbone, group: ProcessGroup = SINGLE_PROCESS, resume_from: ResolvedDistillConfig | None = None) -> ResolvedDistillConfig:
     """Resolve the unset options of a config by the free memory, the device and the number of steps.
 
     Parameters
@@ -320,22 +270,20 @@ def resolve_config(
     """
     classes, image_size = len(class_ids), backbone.card.preprocessing.input_size
     if group.size > classes:
-        raise InputError(
-            f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices"
-        )
+        raise InputError(f"{classes} classes cannot be shared among {group.size} processes: use fewer --devices")
     images = group.count_rows(classes, config.ipc)[0]
     micro_batch, graphs = config.micro_batch, config.graphs
     if resume_from:
         micro_batch = micro_batch or resume_from.micro_batch
         graphs = resume_from.graphs if graphs is None else graphs
     if micro_batch is None or graphs is None:
-        view_bytes = measure_activation_bytes(backbone)
+        view_bytes = measure_activation_bytes_per_view(backbone)
         # Processes on one CPU see the same free memory.
-        free = measure_free_memory(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
+        free = measure_free_memory_bytes(backbone.device) // (1 if backbone.device.type == "cuda" else group.size)
         memory = (images, config.views, view_bytes, free, backbone.device.type)
         # The process with the least free memory decides for all.
-        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch(*memory))
-        graphs = -group.all_reduce_max(-choose_graph_count(*memory)) if graphs is None else graphs
+        micro_batch = micro_batch or -group.all_reduce_max(-choose_micro_batch_size(*memory))
+        graphs = -group.all_reduce_max(-choose_kept_graph_count(*memory)) if graphs is None else graphs
     resolved = ResolvedDistillConfig(
         dataset=entry_digest,
         classes=class_ids,
@@ -349,7 +297,7 @@ def resolve_config(
         steps=config.steps,
         learning_rate=config.learning_rate,
         final_rate=config.final_rate,
-        grow_every=config.grow_every or compute_growth_interval(config.steps, image_size),
+        grow_every=config.grow_every or choose_growth_interval(config.steps, image_size),
         seed=config.seed,
         micro_batch=min(micro_batch, images),
         gradient=config.gradient,
@@ -363,9 +311,5 @@ def resolve_config(
         device = backbone.device
         execution = choose_execution(resolved, config.execution, config.compile, device, group)
         return resolved.model_copy(update={"execution": execution})
-    update = {
-        "execution": keep_execution(resume_from, config.execution),
-        "repeatable": resume_from.repeatable,
-        "threads_before": resume_from.with_threads(resolved.threads).threads_before,
-    }
+    update = {"execution": keep_saved_execution(resume_from, config.execution), "repeatable": resume_from.repeatable, "threads_before": resume_from.with_threads(resolved.threads).threads_before}
     return resolved.model_copy(update=update)

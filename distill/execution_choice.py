@@ -1,15 +1,14 @@
 """Choose the execution mode of a run: from its options, its size, the device and the processes."""
 
+import torch
+from sfm.backbones.execution.compilation import can_compile_for
+from sfm.backbones.execution.modes import ExecutionOption
+from sfm.backbones.execution.preparation import PreparedModel
+from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.resolved_config import ExecutionChoice, ResolvedDistillConfig, UNKNOWN_EXECUTION_REASON
+from sfm.errors import InputError
 from typing import Literal
 
-import torch
-
-from sfm.backbones.execution.compilation import can_compile
-from sfm.backbones.execution.modes import ExecutionOption
-from sfm.backbones.execution.preparation import Prepared
-from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.resolved_config import UNKNOWN_EXECUTION_REASON, ExecutionChoice, ResolvedDistillConfig
-from sfm.errors import InputError
 
 CompileOption = Literal["auto", "yes", "no"]
 
@@ -17,15 +16,13 @@ MIN_VIEWS_TO_COMPILE = 100_000
 """Total number of views from which on compiling pays off on a GPU."""
 
 
-def should_compile(
-    compile_option: CompileOption, views: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
-) -> bool:
+def should_compile(compile_option: CompileOption, view_count: int, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> bool:
     """Return whether to compile; compiled models are also recorded, which takes a GPU and one process.
 
     Parameters
     ----------
     compile_option : {"auto", "yes", "no"}
-    views : int
+    view_count : int
         Total number over all steps.
     device : torch.device
     group : ProcessGroup
@@ -37,21 +34,13 @@ def should_compile(
     """
     if compile_option == "yes" and (device.type != "cuda" or group.size > 1):
         raise InputError("--compile yes is for a run in one process on a GPU: leave it out")
-    if compile_option == "yes" and not can_compile(device):
-        raise InputError(
-            "--compile yes needs Triton for this GPU, and a C compiler: install them, or leave it out"
-        )
-    can = group.size == 1 and can_compile(device)
-    return can and (compile_option == "yes" or (compile_option == "auto" and views >= MIN_VIEWS_TO_COMPILE))
+    if compile_option == "yes" and not can_compile_for(device):
+        raise InputError("--compile yes needs Triton for this GPU, and a C compiler: install them, or leave it out")
+    can = group.size == 1 and can_compile_for(device)
+    return can and (compile_option == "yes" or (compile_option == "auto" and view_count >= MIN_VIEWS_TO_COMPILE))
 
 
-def choose_execution(
-    config: ResolvedDistillConfig,
-    option: ExecutionOption,
-    compile_option: CompileOption,
-    device: torch.device,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> ExecutionChoice:
+def choose_execution(config: ResolvedDistillConfig, option: ExecutionOption, compile_option: CompileOption, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> ExecutionChoice:
     """Choose the execution mode of a new run.
 
     Process groups do not use CUDA graphs: their communication cannot be recorded. Nor is a run
@@ -77,13 +66,11 @@ def choose_execution(
     if not one_graph:
         return ExecutionChoice(mode="input-grad", reason="several graphs are kept")
     if worth:
-        return ExecutionChoice(
-            mode="compiled", reason="asked for" if compile_option == "yes" else "a long run on a GPU"
-        )
+        return ExecutionChoice(mode="compiled", reason="asked for" if compile_option == "yes" else "a long run on a GPU")
     return ExecutionChoice(mode="cuda-graph", reason="on a GPU")
 
 
-def keep_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> ExecutionChoice:
+def keep_saved_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> ExecutionChoice:
     """Return the execution mode of a saved run, which a resumed one keeps.
 
     Raises
@@ -92,14 +79,11 @@ def keep_execution(saved: ResolvedDistillConfig, option: ExecutionOption) -> Exe
         If the option is "eager" and the saved run was not.
     """
     if option == "eager" and saved.execution.mode != "eager":
-        raise InputError(
-            f"cannot resume the run: --execution was auto (mode {saved.execution.mode}) and is eager now; "
-            "repeat its own options, or choose another --out"
-        )
+        raise InputError(f"cannot resume the run: --execution was auto (mode {saved.execution.mode}) and is eager now; " "repeat its own options, or choose another --out")
     return saved.execution
 
 
-def require_execution(prepared: Prepared, choice: ExecutionChoice, *, is_resumed: bool) -> None:
+def require_execution_mode(prepared: PreparedModel, choice: ExecutionChoice, *, is_resumed: bool) -> None:
     """Refuse a fallback where the run was begun in another mode, or was to be compiled.
 
     Raises
@@ -112,6 +96,6 @@ def require_execution(prepared: Prepared, choice: ExecutionChoice, *, is_resumed
     # Before modes were saved, input-grad meant wherever it gains.
     is_known = choice.reason != UNKNOWN_EXECUTION_REASON or choice.mode != "input-grad"
     if is_resumed and is_known:
-        raise InputError(f"{prepared.reason}, but in this run it was")
+        raise InputError(f"{prepared.fallback_reason}, but in this run it was")
     if choice.mode == "compiled" and choice.reason == "asked for":
-        raise InputError(f"{prepared.reason}, leave out --compile yes")
+        raise InputError(f"{prepared.fallback_reason}, leave out --compile yes")

@@ -7,22 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def compute_other_means(means: Tensor) -> Tensor:
+def compute_other_class_means(class_means: Tensor) -> Tensor:
     """Return the mean of the means of the other classes, ``(1/(C-1)) * sum_{j != c} mu_j``.
 
     Parameters
     ----------
-    means : Tensor, shape (C, D)
+    class_means : Tensor, shape (C, D)
         Class means; at least two classes.
 
     Returns
     -------
     Tensor, shape (C, D)
     """
-    return (means.sum(dim=0) - means) / (len(means) - 1)
+    return (class_means.sum(dim=0) - class_means) / (len(class_means) - 1)
 
 
-def compute_flow(own: Tensor, means: Tensor) -> Tensor:
+def compute_flow(own_centres: Tensor, class_means: Tensor) -> Tensor:
     """Return the flow from own centres to the mean of the other classes.
 
     ``f_{c,k} = (1/(C-1)) * sum_{j != c} mu_j - m_{c,k}`` (arXiv 2602.05391, with the sub-class centres of
@@ -30,21 +30,21 @@ def compute_flow(own: Tensor, means: Tensor) -> Tensor:
 
     Parameters
     ----------
-    own : Tensor, shape (C, D) or (C, K, D)
+    own_centres : Tensor, shape (C, D) or (C, K, D)
         Starting points of the flows: class means, or sub-class centres.
-    means : Tensor, shape (C, D)
+    class_means : Tensor, shape (C, D)
         Class means; at least two classes.
 
     Returns
     -------
     Tensor
-        Of the shape of `own`.
+        Of the shape of `own_centres`.
     """
-    other_means = compute_other_means(means)
-    return (other_means if own.ndim == 2 else other_means[:, None]) - own
+    other_means = compute_other_class_means(class_means)
+    return (other_means if own_centres.ndim == 2 else other_means[:, None]) - own_centres
 
 
-def compute_image_centres(features: Tensor) -> tuple[Tensor, Tensor]:
+def compute_image_and_class_centres(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return the centres of synthetic images: of every image over its views, of every class over its images.
 
     Parameters
@@ -60,44 +60,40 @@ def compute_image_centres(features: Tensor) -> tuple[Tensor, Tensor]:
     return own, own.mean(dim=1)
 
 
-def sfm_loss(features: Tensor, target: Tensor) -> Tensor:
+def sfm_loss(features: Tensor, target_flow: Tensor) -> Tensor:
     """Return ``1 - cos(vec(F_real), vec(F_syn))``: 0 for parallel flows, 2 for opposite ones.
 
     Parameters
     ----------
     features : Tensor, shape (C, K, A, D)
         Of the synthetic images; differentiable.
-    target : Tensor, shape (C, K, D), or (C, D) where K = 1
+    target_flow : Tensor, shape (C, K, D), or (C, D) where K = 1
         The flow of the real data, :func:`compute_flow` of what the store holds.
 
     Returns
     -------
     Tensor, shape ()
     """
-    return 1 - F.cosine_similarity(
-        compute_flow(*compute_image_centres(features)).flatten(), target.flatten(), dim=0
-    )
+    return 1 - F.cosine_similarity(compute_flow(*compute_image_and_class_centres(features)).flatten(), target_flow.flatten(), dim=0)
 
 
-def decoupled_loss(features: Tensor, own: Tensor, means: Tensor, alpha: float) -> Tensor:
+def decoupled_loss(features: Tensor, own_centres: Tensor, class_means: Tensor, own_centres_weight: float) -> Tensor:
     """Return ``alpha * MSE(own centres) + (1 - alpha) * MSE(other-class centres)``.
 
     Parameters
     ----------
     features : Tensor, shape (C, K, A, D)
         Of the synthetic images; differentiable.
-    own : Tensor, shape (C, K, D)
+    own_centres : Tensor, shape (C, K, D)
         Sub-class centres of the real data (the class means where K = 1).
-    means : Tensor, shape (C, D)
+    class_means : Tensor, shape (C, D)
         Class means of the real data.
-    alpha : float
+    own_centres_weight : float
         Weight of the own centres, in [0, 1].
 
     Returns
     -------
     Tensor, shape ()
     """
-    synthetic_own, synthetic_means = compute_image_centres(features)
-    return alpha * F.mse_loss(synthetic_own, own) + (1 - alpha) * F.mse_loss(
-        compute_other_means(synthetic_means), compute_other_means(means)
-    )
+    synthetic_own, synthetic_means = compute_image_and_class_centres(features)
+    return own_centres_weight * F.mse_loss(synthetic_own, own_centres) + (1 - own_centres_weight) * F.mse_loss(compute_other_class_means(synthetic_means), compute_other_class_means(class_means))

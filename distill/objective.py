@@ -1,12 +1,10 @@
 """The loss of a run, and the statistics it needs of a store's entry: class means and sub-class centres."""
 
-from dataclasses import dataclass
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 import torch
-
+from dataclasses import dataclass
+from functools import partial
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import Objective
@@ -21,27 +19,25 @@ class ClassCentres:
 
     Attributes
     ----------
-    means : ndarray of float64, shape (C, D)
+    class_means : ndarray of float64, shape (C, D)
         Class means.
-    own : ndarray of float64, shape (C, K, D)
+    own_centres : ndarray of float64, shape (C, K, D)
         Targets of the K images of a class: sub-class centres, or the class mean if K = 1.
     """
 
-    means: npt.NDArray[np.float64]
-    own: npt.NDArray[np.float64]
+    class_means: npt.NDArray[np.float64]
+    own_centres: npt.NDArray[np.float64]
 
 
-def read_centres(
-    entry: Entry, ipc: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True
-) -> ClassCentres:
-    """Read the target centres of `ipc` images per class.
+def read_centres(entry: Entry, images_per_class: int, class_indices: npt.NDArray[np.int64], use_sub_classes: bool = True) -> ClassCentres:
+    """Read the target centres of `images_per_class` images per class.
 
     A class with fewer samples than centres has centres without a sample; the class mean replaces them.
 
     Parameters
     ----------
     entry : Entry
-    ipc : int
+    images_per_class : int
         Images per class, K.
     class_indices : ndarray of int64, shape (C,)
         Indices of classes of the entry; flows are among these only.
@@ -51,38 +47,27 @@ def read_centres(
     Raises
     ------
     InputError
-        If the entry has fewer than two classes, or no centres for `ipc`.
+        If the entry has fewer than two classes, or no centres for `images_per_class`.
     DamageError
         If an array is damaged or has impossible values.
     """
     if len(class_indices) < 2:
-        raise InputError(
-            f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes"
-        )
+        raise InputError(f"{entry.dataset.name} has {len(class_indices)} class: a flow needs at least two classes")
     means = entry.read_array("train/mean").astype(np.float64)[class_indices]
-    if ipc == 1 or not use_sub_classes:
-        return ClassCentres(means, means[:, None].repeat(ipc, axis=1))
-    name = f"train/centre_{ipc}"
+    if images_per_class == 1 or not use_sub_classes:
+        return ClassCentres(means, means[:, None].repeat(images_per_class, axis=1))
+    name = f"train/centre_{images_per_class}"
     if name not in entry:
-        counts = sorted(
-            k
-            for n in entry.list_array_names()
-            if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n))
-        )
-        raise InputError(
-            f"no {ipc} sub-class centres in the entry of {entry.dataset.name}: choose --ipc from "
-            f"{', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {ipc}"
-        )
-    has_samples = entry.read_array(f"train/centre_count_{ipc}")[class_indices] > 0
+        counts = sorted(k for n in entry.list_array_names() if strip_sub_class_suffix(n) == "train/centre" and (k := parse_sub_class_count(n)))
+        raise InputError(f"no {images_per_class} sub-class centres in the entry of {entry.dataset.name}: choose --ipc " f"from {', '.join(map(str, [1, *counts]))}, or extract with --sub-classes {images_per_class}")
+    has_samples = entry.read_array(f"train/centre_count_{images_per_class}")[class_indices] > 0
     centres = entry.read_array(name).astype(np.float64)[class_indices]
     return ClassCentres(means, np.where(has_samples[:, :, None], centres, means[:, None]))
 
 
 def make_objective(config: ResolvedDistillConfig, centres: ClassCentres, device: torch.device) -> Objective:
     """Return the loss of a run as a function of features, with the real statistics on the device."""
-    own, means = torch.from_numpy(centres.own), torch.from_numpy(centres.means)
+    own, means = torch.from_numpy(centres.own_centres), torch.from_numpy(centres.class_means)
     if config.objective == "sfm":
-        return partial(sfm_loss, target=compute_flow(own, means).float().to(device))
-    return partial(
-        decoupled_loss, own=own.float().to(device), means=means.float().to(device), alpha=config.alpha
-    )
+        return partial(sfm_loss, target_flow=compute_flow(own, means).float().to(device))
+    return partial(decoupled_loss, own_centres=own.float().to(device), class_means=means.float().to(device), own_centres_weight=config.alpha)

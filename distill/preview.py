@@ -2,20 +2,19 @@
 
 import os
 import re
+from PIL import Image, ImageDraw, ImageFont
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-
 from sfm.atomic import make_folder
 from sfm.config_fields import MAX_CANVAS_PIXELS
 from sfm.distill.distilled_images import decode_pixels
-from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
 from sfm.distill.run_files import translate_run_errors, write_run_file
 from sfm.image_files import read_png
 from sfm.text import sanitize_line
+from torch import Tensor
+
 
 SHEET_CLASSES, MAX_TILE_PIXELS = 10, 64
 """Number of classes in a growth sheet, and maximum side of an image in it, in pixels."""
@@ -27,26 +26,24 @@ MAX_CAPTION_CHARACTERS = 200
 """Maximum length of a caption before it is cut to the width of its tile."""
 
 
-def gather_sheet_levels(
-    levels: Sequence[Tensor], classes: int, ipc: int, group: ProcessGroup = SINGLE_PROCESS
-) -> list[Tensor]:
+def gather_growth_sheet_levels(levels: Sequence[Tensor], class_count: int, images_per_class: int, group: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
     """Return the pyramids of a growth sheet, in the first process: the first image of the first ten classes.
 
     Parameters
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
         The pyramids of this process's images.
-    classes, ipc : int
+    class_count, images_per_class : int
         Of all images.
     group : ProcessGroup
         The processes that share them.
     """
-    counts = [len(range(rows.start, min(rows.stop, SHEET_CLASSES))) for rows in group.split_rows(classes)]
-    own_rows = slice(0, counts[group.rank] * ipc, ipc)
+    counts = [len(range(rows.start, min(rows.stop, SHEET_CLASSES))) for rows in group.split_rows(class_count)]
+    own_rows = slice(0, counts[group.rank] * images_per_class, images_per_class)
     return [group.gather_to_rank0(level.detach()[own_rows], counts) for level in levels]
 
 
-def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas: int) -> None:
+def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas_pixels: int) -> None:
     """Write ``folder/step_<n>.png``: images side by side.
 
     Parameters
@@ -56,8 +53,8 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     step : int
         Steps done.
     levels : sequence of Tensor, shapes (N, 3, r, r)
-        See :func:`gather_sheet_levels`.
-    canvas : int
+        See :func:`gather_growth_sheet_levels`.
+    canvas_pixels : int
         Side of the images, in pixels; tiles have at most 64.
 
     Raises
@@ -65,9 +62,9 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     InputError
         If it cannot be written.
     """
-    side = min(canvas, MAX_TILE_PIXELS)
+    side = min(canvas_pixels, MAX_TILE_PIXELS)
     sheet = Image.new("RGB", (len(levels[0]) * side, side))
-    for column, image in enumerate(decode_pixels(levels, canvas)):
+    for column, image in enumerate(decode_pixels(levels, canvas_pixels)):
         small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(small, (column * side, 0))
     data = BytesIO()
@@ -77,7 +74,7 @@ def write_growth_sheet(folder: Path, step: int, levels: Sequence[Tensor], canvas
     write_run_file(folder / f"step_{step:08d}.png", data.getvalue())
 
 
-def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], title: str) -> bytes:
+def draw_preview(images_folder: Path, class_folder_names: Sequence[str], class_labels: Sequence[str], title: str) -> bytes:
     """Draw a labelled sheet of written images.
 
     With one image per class it is a grid with labels below; with more, a row per class of its first 10 images
@@ -85,9 +82,9 @@ def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], ti
 
     Parameters
     ----------
-    folder : Path
+    images_folder : Path
         Folder that :func:`write_images` wrote.
-    folders, labels : sequence of str
+    class_folder_names, class_labels : sequence of str
         The classes' folders and names; the first 100 are drawn, without common prefixes.
     title : str
         One line for the top.
@@ -97,9 +94,7 @@ def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], ti
     bytes
         A PNG file.
     """
-    shown = [
-        sorted((folder / name).glob("*.png"))[:MAX_PREVIEW_IMAGES] for name in folders[:MAX_PREVIEW_CLASSES]
-    ]
+    shown = [sorted((images_folder / name).glob("*.png"))[:MAX_PREVIEW_IMAGES] for name in class_folder_names[:MAX_PREVIEW_CLASSES]]
     tile, gap, margin, text = 128, 12, 24, 15
     font, heading = ImageFont.load_default(text), ImageFont.load_default(20)
     top = margin + 20 + margin
@@ -114,7 +109,7 @@ def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], ti
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, margin), _shorten_to_width(title, heading, width - 2 * margin), "#111111", heading)
-    for index, (paths, label) in enumerate(zip(shown, shorten_captions(labels), strict=False)):
+    for index, (paths, label) in enumerate(zip(shown, strip_common_caption_prefix(class_labels), strict=False)):
         for place, path in enumerate(paths):
             row, column = (index, place) if many else divmod(index, columns)
             x, y = left + column * (tile + gap), top + row * (tile + below + gap)
@@ -131,16 +126,16 @@ def draw_preview(folder: Path, folders: Sequence[str], labels: Sequence[str], ti
     return data.getvalue()
 
 
-def _shorten_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shorten_to_width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_width_pixels: int) -> str:
     text = sanitize_line(text, MAX_CAPTION_CHARACTERS)
-    if font.getlength(text) <= width:
+    if font.getlength(text) <= max_width_pixels:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and font.getlength(text + "…") > max_width_pixels:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
-def shorten_captions(names: Sequence[str]) -> list[str]:
+def strip_common_caption_prefix(names: Sequence[str]) -> list[str]:
     """Remove leading numbers and the words that all names begin with.
 
     "001.Black_footed_Albatross", "002.Laysan_Albatross" become "Black_footed_Albatross", "Laysan_Albatross";
@@ -148,12 +143,12 @@ def shorten_captions(names: Sequence[str]) -> list[str]:
     """
     unnumbered = [re.sub(r"^\d+[\s._\-/]+", "", name) for name in names]
     numbered = all(re.match(r"\d+[\s._\-/]+", name) for name in names)
-    shortest = unnumbered if numbered and are_distinct(unnumbered, names) else list(names)
+    shortest = unnumbered if numbered and are_still_distinct(unnumbered, names) else list(names)
     shared = re.match(r".*[^\w]|.*_|", os.path.commonprefix(shortest), re.DOTALL)  # noqa: RUF071
     shortened = [name[shared.end() if shared else 0 :] for name in shortest]
-    return shortened if are_distinct(shortened, names) else shortest
+    return shortened if are_still_distinct(shortened, names) else shortest
 
 
-def are_distinct(shortened: Sequence[str], names: Sequence[str]) -> bool:
+def are_still_distinct(shortened_names: Sequence[str], full_names: Sequence[str]) -> bool:
     """Return whether shortened names are as distinct as the full names, and none is empty."""
-    return len(names) > 1 and all(shortened) and len(set(shortened)) == len(set(names))
+    return len(full_names) > 1 and all(shortened_names) and len(set(shortened_names)) == len(set(full_names))

@@ -1,18 +1,16 @@
 """Process groups: the classes of a run are split among processes, all of which gather all features."""
 
 import os
+import torch
+import torch.distributed as dist
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
 from sfm.errors import InputError
 from sfm.text import summarize_error
+from torch import Tensor
+from typing import Any
 
 
 class LostProcessError(InputError):
@@ -60,55 +58,55 @@ class ProcessGroup:
         """Whether this is the process that writes files and reports progress."""
         return self.rank == 0
 
-    def split_rows(self, classes: int, rows_per_class: int = 1) -> list[slice]:
+    def split_rows(self, class_count: int, rows_per_class: int = 1) -> list[slice]:
         """Split the rows of all classes into one slice per process; the first is the largest."""
-        quotient, remainder = divmod(classes, self.size)
+        quotient, remainder = divmod(class_count, self.size)
         stops = [0]
         for rank in range(self.size):
             stops.append(stops[-1] + quotient + (rank < remainder))
         return [slice(start * rows_per_class, stop * rows_per_class) for start, stop in pairwise(stops)]
 
-    def count_rows(self, classes: int, rows_per_class: int = 1) -> list[int]:
+    def count_rows(self, class_count: int, rows_per_class: int = 1) -> list[int]:
         """Return the number of rows of each process; see :meth:`split_rows`."""
-        return [rows.stop - rows.start for rows in self.split_rows(classes, rows_per_class)]
+        return [rows.stop - rows.start for rows in self.split_rows(class_count, rows_per_class)]
 
-    def own_rows(self, classes: int, rows_per_class: int = 1) -> slice:
+    def own_rows(self, class_count: int, rows_per_class: int = 1) -> slice:
         """Return which rows are this process's; see :meth:`split_rows`."""
-        return self.split_rows(classes, rows_per_class)[self.rank]
+        return self.split_rows(class_count, rows_per_class)[self.rank]
 
-    def all_gather(self, rows: Tensor, own_rows: slice, total: int) -> Tensor:
+    def all_gather(self, rows: Tensor, own_rows: slice, total_rows: int) -> Tensor:
         """Return the rows of all processes in order, shape (total, ...)."""
         if self.size == 1:
             return rows
         # A sum with zeros: exact, and unlike a gather it takes parts of different sizes on every backend.
-        gathered = rows.new_zeros((total, *rows.shape[1:]))
+        gathered = rows.new_zeros((total_rows, *rows.shape[1:]))
         gathered[own_rows] = rows
-        with _translate_errors():
+        with _translate_dist_errors():
             dist.all_reduce(gathered)
         return gathered
 
-    def gather_to_rank0(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    def gather_to_rank0(self, rows: Tensor, rows_per_process: Sequence[int]) -> Tensor:
         """Return the rows of all processes in rank 0, on the CPU; other ranks get their own.
 
         Parameters
         ----------
         rows : Tensor, shape (counts[rank], ...)
-        counts : sequence of int
+        rows_per_process : sequence of int
             Number of rows of each process.
         """
         if self.size == 1:
             return rows
         own = rows.cpu().contiguous()
-        with _translate_errors():
+        with _translate_dist_errors():
             if not self.is_rank0:
                 if len(own):
                     dist.send(own, 0)
                 return own
-            gathered = own.new_empty((sum(counts), *own.shape[1:]))
-            parts = torch.split(gathered, list(counts))
+            gathered = own.new_empty((sum(rows_per_process), *own.shape[1:]))
+            parts = torch.split(gathered, list(rows_per_process))
             parts[0].copy_(own)
             for rank in range(1, self.size):
-                if counts[rank]:
+                if rows_per_process[rank]:
                     dist.recv(parts[rank], rank)
         return gathered
 
@@ -117,7 +115,7 @@ class ProcessGroup:
         if self.size == 1:
             return value
         largest = torch.tensor(int(value))
-        with _translate_errors():
+        with _translate_dist_errors():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
@@ -126,7 +124,7 @@ class ProcessGroup:
         if self.size == 1:
             return value
         objects = [value]
-        with _translate_errors():
+        with _translate_dist_errors():
             dist.broadcast_object_list(objects, 0)
         return objects[0]
 
@@ -134,7 +132,7 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 
-def distributed_env() -> DistributedEnv | None:
+def read_distributed_env() -> DistributedEnv | None:
     """Read the environment that ``torchrun`` gave this process; None without ``torchrun``."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -163,12 +161,9 @@ def init_process_group(env: DistributedEnv | None, device: str) -> Iterator[Proc
         return
     if device != "cpu" and torch.cuda.is_available():
         if env.local_rank >= torch.cuda.device_count():
-            raise InputError(
-                f"process {env.local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; "
-                "start one process per GPU, or choose --device cpu"
-            )
+            raise InputError(f"process {env.local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; " "start one process per GPU, or choose --device cpu")
         torch.cuda.set_device(env.local_rank)
-    with _translate_errors():
+    with _translate_dist_errors():
         dist.init_process_group(init_method=env.init_method, rank=env.rank, world_size=env.world_size)
     try:
         yield ProcessGroup(env.rank, env.world_size)
@@ -177,12 +172,9 @@ def init_process_group(env: DistributedEnv | None, device: str) -> Iterator[Proc
 
 
 @contextmanager
-def _translate_errors() -> Iterator[None]:
+def _translate_dist_errors() -> Iterator[None]:
     """Turn the RuntimeError of a broken connection into :class:`LostProcessError`."""
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(
-            f"another process of this run has ended ({summarize_error(error)}): see its error, then "
-            "repeat the command with --resume"
-        ) from error
+        raise LostProcessError(f"another process of this run has ended ({summarize_error(error)}): see its error, then " "repeat the command with --resume") from error

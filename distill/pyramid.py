@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sfm.backbones.views import make_interpolation_matrix
+from sfm.backbones.views import make_interpolation_matrices
 from sfm.distill.resample import (
     SparseMatrix,
     compute_bilinear_taps,
@@ -35,9 +35,9 @@ def compute_canvas_size(input_size: int) -> int:
     return round(8 / 7 * input_size)
 
 
-def list_resolutions(canvas: int) -> tuple[int, ...]:
-    """Return the sides of the levels in pixels: powers of two below `canvas`, then `canvas`."""
-    return (*(2**power for power in range((canvas - 1).bit_length())), canvas)
+def list_level_resolutions(canvas_pixels: int) -> tuple[int, ...]:
+    """Return the sides of the levels in pixels: powers of two below `canvas_pixels`, then `canvas_pixels`."""
+    return (*(2**power for power in range((canvas_pixels - 1).bit_length())), canvas_pixels)
 
 
 @cache
@@ -49,63 +49,73 @@ def make_colour_matrix() -> Tensor:
 
 
 @cache
-def _scaled_colour_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
+def _make_scaled_colour_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
     return 2 * make_colour_matrix().to(device, dtype)
 
 
 @cache
-def _column_upsampling_matrix(side: int, canvas: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the matrix that upsamples rows of `side` pixels, multiplied from the right: (side, canvas)."""
-    matrix = make_interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)
+def _make_column_upsampling_matrix(
+    level_pixels: int, canvas_pixels: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return the matrix that upsamples rows of a level, multiplied from the right: (side, canvas)."""
+    matrix = make_interpolation_matrices(
+        np.zeros(1), np.full(1, float(level_pixels)), level_pixels, canvas_pixels
+    )
     return matrix[0].T.to(device, dtype)
 
 
 @lru_cache(maxsize=4)
-def _sparse_row_upsampling_matrix(
-    sides: tuple[int, ...], canvas: int, planes: int, device: torch.device
+def _make_sparse_row_upsampling(
+    level_sides: tuple[int, ...], canvas_pixels: int, plane_count: int, device: torch.device
 ) -> SparseMatrix:
     """Return the sparse matrix that upsamples the columns of levels and adds them up.
 
     Its columns are the rows of all levels of the first plane, then those of the second, ...: in backward,
     where a row of a coarse level is a sum of very many, every thread has its share.
     """
-    offsets = np.cumsum((0, *sides))
-    taps = [compute_bilinear_taps(np.zeros(1), np.full(1, float(side)), side, canvas) for side in sides]
+    offsets = np.cumsum((0, *level_sides))
+    taps = [
+        compute_bilinear_taps(np.zeros(1), np.full(1, float(side)), side, canvas_pixels)
+        for side in level_sides
+    ]
     columns = np.concatenate(
         [offset + pixels[0] for offset, (pixels, _) in zip(offsets, taps, strict=False)], axis=1
     )
     weights = np.concatenate([weights[0] for _, weights in taps], axis=1)
-    first_columns = offsets[-1] * np.arange(planes)[:, None, None]
+    first_columns = offsets[-1] * np.arange(plane_count)[:, None, None]
     return make_sparse_matrix(
-        (first_columns + columns).reshape(planes * canvas, columns.shape[1]),
-        np.tile(weights, (planes, 1)),
-        planes * offsets[-1],
+        (first_columns + columns).reshape(plane_count * canvas_pixels, columns.shape[1]),
+        np.tile(weights, (plane_count, 1)),
+        plane_count * offsets[-1],
         device,
     )
 
 
 @cache
-def _dense_row_upsampling_matrix(
-    sides: tuple[int, ...], canvas: int, device: torch.device, dtype: torch.dtype
+def _make_dense_row_upsampling(
+    level_sides: tuple[int, ...], canvas_pixels: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return the same matrix for one plane, dense, shape (canvas, rows of all levels)."""
     matrices = [
-        make_interpolation_matrix(np.zeros(1), np.full(1, float(side)), side, canvas)[0] for side in sides
+        make_interpolation_matrices(np.zeros(1), np.full(1, float(side)), side, canvas_pixels)[0]
+        for side in level_sides
     ]
     return torch.cat(matrices, dim=1).to(device, dtype)
 
 
-def upsample_rows(stacked: Tensor, sides: tuple[int, ...], canvas: int, *, dense: bool) -> Tensor:
+def upsample_rows(
+    stacked_levels: Tensor, level_sides: tuple[int, ...], canvas_pixels: int, *, use_dense_matrices: bool
+) -> Tensor:
     """Upsample the columns of levels, and add them up; its gradient is :func:`upsample_rows_backward`.
 
     Parameters
     ----------
-    stacked : Tensor, shape (planes, sum of sides, canvas)
+    stacked_levels : Tensor, shape (planes, sum of sides, canvas)
         The levels of each plane, upsampled along rows and stacked on each other; contiguous.
-    sides : tuple of int
+    level_sides : tuple of int
         Of the levels.
-    canvas : int
-    dense : bool
+    canvas_pixels : int
+    use_dense_matrices : bool
         Use dense matrices, which are faster on a GPU.
 
     Returns
@@ -113,35 +123,41 @@ def upsample_rows(stacked: Tensor, sides: tuple[int, ...], canvas: int, *, dense
     Tensor, shape (planes, canvas, canvas)
         Contiguous.
     """
-    planes, device = len(stacked), stacked.device
-    if dense:
-        matrix = _dense_row_upsampling_matrix(sides, canvas, device, stacked.dtype)
-        return torch.bmm(matrix.expand(planes, -1, -1), stacked)
-    sparse = _sparse_row_upsampling_matrix(sides, canvas, planes, device)
-    return multiply_sparse(stacked.view(-1, canvas), sparse).view(planes, canvas, canvas)
+    planes, device = len(stacked_levels), stacked_levels.device
+    if use_dense_matrices:
+        matrix = _make_dense_row_upsampling(level_sides, canvas_pixels, device, stacked_levels.dtype)
+        return torch.bmm(matrix.expand(planes, -1, -1), stacked_levels)
+    sparse = _make_sparse_row_upsampling(level_sides, canvas_pixels, planes, device)
+    return multiply_sparse(stacked_levels.view(-1, canvas_pixels), sparse).view(
+        planes, canvas_pixels, canvas_pixels
+    )
 
 
-def upsample_rows_backward(gradient: Tensor, sides: tuple[int, ...], canvas: int, *, dense: bool) -> Tensor:
+def upsample_rows_backward(
+    gradient: Tensor, level_sides: tuple[int, ...], canvas_pixels: int, *, use_dense_matrices: bool
+) -> Tensor:
     """Return the gradient of the input of :func:`upsample_rows` from that of its output.
 
     Parameters
     ----------
     gradient : Tensor, shape (planes, canvas, canvas)
         Contiguous.
-    sides : tuple of int
-    canvas : int
-    dense : bool
+    level_sides : tuple of int
+    canvas_pixels : int
+    use_dense_matrices : bool
 
     Returns
     -------
     Tensor, shape (planes, sum of sides, canvas)
     """
     planes, device = len(gradient), gradient.device
-    if dense:
-        matrix = _dense_row_upsampling_matrix(sides, canvas, device, gradient.dtype)
+    if use_dense_matrices:
+        matrix = _make_dense_row_upsampling(level_sides, canvas_pixels, device, gradient.dtype)
         return torch.bmm(matrix.T.expand(planes, -1, -1), gradient)
-    sparse = _sparse_row_upsampling_matrix(sides, canvas, planes, device)
-    return multiply_sparse_transposed(gradient.view(-1, canvas), sparse).view(planes, -1, canvas)
+    sparse = _make_sparse_row_upsampling(level_sides, canvas_pixels, planes, device)
+    return multiply_sparse_transposed(gradient.view(-1, canvas_pixels), sparse).view(
+        planes, -1, canvas_pixels
+    )
 
 
 class _DecodePyramid(torch.autograd.Function):
@@ -153,16 +169,18 @@ class _DecodePyramid(torch.autograd.Function):
         coarse = [level for level in levels if level.shape[-1] < canvas]
         sides = tuple(level.shape[-1] for level in coarse)
         stacked = [
-            (level.reshape(-1, side) @ _column_upsampling_matrix(side, canvas, device, dtype)).view(
+            (level.reshape(-1, side) @ _make_column_upsampling_matrix(side, canvas, device, dtype)).view(
                 -1, side, canvas
             )
             for level, side in zip(coarse, sides, strict=True)
         ]
         dense = device.type == "cuda"
-        total = upsample_rows(torch.cat(stacked, dim=1), sides, canvas, dense=dense).view(count, 3, -1)
+        total = upsample_rows(torch.cat(stacked, dim=1), sides, canvas, use_dense_matrices=dense).view(
+            count, 3, -1
+        )
         if len(coarse) < len(levels):
             total += levels[-1].flatten(2)
-        colours = _scaled_colour_matrix(device, dtype).expand(count, -1, -1)
+        colours = _make_scaled_colour_matrix(device, dtype).expand(count, -1, -1)
         images = torch.bmm(colours, total).sigmoid_().view(count, 3, canvas, canvas)
         ctx.save_for_backward(images)
         ctx.sides, ctx.colours, ctx.dense = sides, colours, dense
@@ -176,10 +194,12 @@ class _DecodePyramid(torch.autograd.Function):
         count, _, canvas, _ = images.shape
         grad_colours = torch.ops.aten.sigmoid_backward(gradient, images).reshape(count, 3, -1)
         total = torch.bmm(ctx.colours.mT, grad_colours)
-        stacked = upsample_rows_backward(total.view(-1, canvas, canvas), ctx.sides, canvas, dense=ctx.dense)
+        stacked = upsample_rows_backward(
+            total.view(-1, canvas, canvas), ctx.sides, canvas, use_dense_matrices=ctx.dense
+        )
         matrix_options = canvas, images.device, images.dtype
         levels = [
-            (rows.reshape(-1, canvas) @ _column_upsampling_matrix(side, *matrix_options).T).view(
+            (rows.reshape(-1, canvas) @ _make_column_upsampling_matrix(side, *matrix_options).T).view(
                 count, 3, side, side
             )
             for rows, side in zip(torch.split(stacked, ctx.sides, dim=1), ctx.sides, strict=True)
@@ -187,7 +207,7 @@ class _DecodePyramid(torch.autograd.Function):
         return None, *levels, *([total.view(images.shape)] if ctx.has_finest else [])
 
 
-def decode_pyramid(levels: Sequence[Tensor], canvas: int) -> Tensor:
+def decode_pyramid(levels: Sequence[Tensor], canvas_pixels: int) -> Tensor:
     """Decode pyramids into images: ``sigmoid(2 * colour(sum of upsampled levels))``.
 
     Upsampling is bilinear with half-pixel centres, one axis after the other. The second axis is upsampled and
@@ -197,7 +217,7 @@ def decode_pyramid(levels: Sequence[Tensor], canvas: int) -> Tensor:
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
         Coarse to fine, the first smaller than the canvas; differentiable (once).
-    canvas : int
+    canvas_pixels : int
         Side of the images, in pixels.
 
     Returns
@@ -205,17 +225,17 @@ def decode_pyramid(levels: Sequence[Tensor], canvas: int) -> Tensor:
     Tensor, shape (N, 3, canvas, canvas)
         Values in [0, 1].
     """
-    images: Tensor = _DecodePyramid.apply(canvas, *levels)
+    images: Tensor = _DecodePyramid.apply(canvas_pixels, *levels)
     return images
 
 
 def append_level(
     levels: Sequence[Tensor],
-    resolution: int,
-    count: int,
+    level_pixels: int,
+    image_count: int,
     seed: int,
     device: torch.device,
-    rows: slice | None = None,
+    image_rows: slice | None = None,
 ) -> list[Tensor]:
     """Return n levels from n-1: the new one is drawn from N(0, 1)/n, the others are scaled by (n-1)/n.
 
@@ -225,14 +245,14 @@ def append_level(
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
         May be empty: the first level is N(0, 1).
-    resolution : int
+    level_pixels : int
         Side of the new level, in pixels.
-    count : int
+    image_count : int
         Number of images of the run.
     seed : int
         Of the run. An image's new level depends on it, on n, and on the image's index only.
     device : torch.device
-    rows : slice, optional
+    image_rows : slice, optional
         Which of the images the levels are of; default: all.
 
     Returns
@@ -241,17 +261,17 @@ def append_level(
         New leaves that require gradients, float32.
     """
     n = len(levels) + 1
-    noise = _draw_noise(make_rng(seed, LEVEL_STREAM, n), resolution, rows or slice(0, count))
+    noise = _draw_noise(make_rng(seed, LEVEL_STREAM, n), level_pixels, image_rows or slice(0, image_count))
     scaled = [level.detach() * ((n - 1) / n) for level in levels]
     new_level = torch.from_numpy(noise).to(device) / n
     return [level.requires_grad_() for level in (*scaled, new_level)]
 
 
-def _draw_noise(rng: np.random.Generator, resolution: int, rows: slice) -> npt.NDArray[np.float32]:
+def _draw_noise(rng: np.random.Generator, level_pixels: int, image_rows: slice) -> npt.NDArray[np.float32]:
     """Draw the noise of all images up to the last of some rows; return that of these rows."""
-    noise = np.empty((rows.stop - rows.start, 3, resolution, resolution), dtype=np.float32)
+    noise = np.empty((image_rows.stop - image_rows.start, 3, level_pixels, level_pixels), dtype=np.float32)
     unused = np.empty_like(noise[0])
-    for image in range(rows.stop):
-        out = unused if image < rows.start else noise[image - rows.start]
+    for image in range(image_rows.stop):
+        out = unused if image < image_rows.start else noise[image - image_rows.start]
         rng.standard_normal(dtype=np.float32, out=out)
     return noise

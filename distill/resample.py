@@ -42,39 +42,42 @@ class SparseMatrix:
 
 
 def make_sparse_matrix(
-    columns: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], width: int, device: torch.device
+    entry_columns: npt.NDArray[np.int64],
+    entry_values: npt.NDArray[np.float64],
+    column_count: int,
+    device: torch.device,
 ) -> SparseMatrix:
     """Return a sparse matrix and its transpose, from the entries of its rows.
 
     Parameters
     ----------
-    columns, weights : ndarray, shape (rows, taps)
+    entry_columns, entry_values : ndarray, shape (rows, taps)
         Columns of the entries of each row, and their values.
-    width : int
+    column_count : int
         Number of columns.
     device : torch.device
     """
-    flat_columns, values = columns.ravel(), weights.astype(np.float32)
+    flat_columns, values = entry_columns.ravel(), entry_values.astype(np.float32)
     order = np.argsort(flat_columns, kind="stable")
-    starts = np.zeros(width, dtype=np.int64)
-    np.cumsum(np.bincount(flat_columns, minlength=width)[:-1], out=starts[1:])
-    indices = (each.astype(np.int32) for each in (columns, order // columns.shape[1], starts))
+    starts = np.zeros(column_count, dtype=np.int64)
+    np.cumsum(np.bincount(flat_columns, minlength=column_count)[:-1], out=starts[1:])
+    indices = (each.astype(np.int32) for each in (entry_columns, order // entry_columns.shape[1], starts))
     row_columns, transposed_columns, transposed_starts = indices
     arrays = (row_columns, values, transposed_columns, values.ravel()[order], transposed_starts)
     return SparseMatrix(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def multiply_sparse(table: Tensor, matrix: SparseMatrix) -> Tensor:
+def multiply_sparse(dense: Tensor, matrix: SparseMatrix) -> Tensor:
     """Multiply a matrix by a table, shape (columns, width), without autograd: see :func:`resample_rows`."""
-    weights = matrix.weights.to(table.dtype)
-    return F.embedding_bag(matrix.columns, table, mode="sum", per_sample_weights=weights)
+    weights = matrix.weights.to(dense.dtype)
+    return F.embedding_bag(matrix.columns, dense, mode="sum", per_sample_weights=weights)
 
 
-def multiply_sparse_transposed(table: Tensor, matrix: SparseMatrix) -> Tensor:
+def multiply_sparse_transposed(dense: Tensor, matrix: SparseMatrix) -> Tensor:
     """Multiply the transpose of a matrix by a table, shape (rows, width), without autograd."""
-    weights = matrix.transposed_weights.to(table.dtype)
+    weights = matrix.transposed_weights.to(dense.dtype)
     return F.embedding_bag(
-        matrix.transposed_columns, table, matrix.transposed_starts, mode="sum", per_sample_weights=weights
+        matrix.transposed_columns, dense, matrix.transposed_starts, mode="sum", per_sample_weights=weights
     )
 
 
@@ -90,12 +93,12 @@ class _ResampleRows(torch.autograd.Function):
         return multiply_sparse_transposed(gradient.contiguous(), ctx.matrix), None
 
 
-def resample_rows(table: Tensor, matrix: SparseMatrix) -> Tensor:
+def resample_rows(dense: Tensor, matrix: SparseMatrix) -> Tensor:
     """Multiply a matrix by a table, with autograd.
 
     Parameters
     ----------
-    table : Tensor, shape (columns, width)
+    dense : Tensor, shape (columns, width)
         Contiguous; differentiable (once).
     matrix : SparseMatrix
 
@@ -103,26 +106,26 @@ def resample_rows(table: Tensor, matrix: SparseMatrix) -> Tensor:
     -------
     Tensor, shape (rows, width)
     """
-    result: Tensor = _ResampleRows.apply(table, matrix)
+    result: Tensor = _ResampleRows.apply(dense, matrix)
     return result
 
 
 def compute_bilinear_taps(
-    start: npt.NDArray[np.float64],
-    length: npt.NDArray[np.float64],
-    size: int,
-    out: int,
-    mirror: npt.NDArray[np.bool_] | None = None,
+    starts: npt.NDArray[np.float64],
+    lengths: npt.NDArray[np.float64],
+    input_pixels: int,
+    output_pixels: int,
+    is_mirrored: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return two pixels and weights per bilinearly resampled pixel (half-pixel centres, edges repeated).
 
     Parameters
     ----------
-    start, length : ndarray, shape (n,)
+    starts, lengths : ndarray, shape (n,)
         Intervals of an axis, in pixels.
-    size, out : int
+    input_pixels, output_pixels : int
         Length of the axis before and after, in pixels.
-    mirror : ndarray of bool, shape (n,), optional
+    is_mirrored : ndarray of bool, shape (n,), optional
         Which intervals are mirrored.
 
     Returns
@@ -131,17 +134,17 @@ def compute_bilinear_taps(
     weights : ndarray of float64, shape (n, out, 2)
         Not negative; the two weights of a pixel sum to one.
     """
-    positions = start[:, None] + length[:, None] * ((np.arange(out) + 0.5) / out) - 0.5
-    if mirror is not None:
-        positions = np.where(mirror[:, None], positions[:, ::-1], positions)
-    positions = np.clip(positions, 0, size - 1)
+    positions = starts[:, None] + lengths[:, None] * ((np.arange(output_pixels) + 0.5) / output_pixels) - 0.5
+    if is_mirrored is not None:
+        positions = np.where(is_mirrored[:, None], positions[:, ::-1], positions)
+    positions = np.clip(positions, 0, input_pixels - 1)
     lower = positions.astype(np.int64)
     fraction = positions - lower
-    pixels = np.stack([lower, np.minimum(lower + 1, size - 1)], axis=-1)
+    pixels = np.stack([lower, np.minimum(lower + 1, input_pixels - 1)], axis=-1)
     return pixels, np.stack([1 - fraction, fraction], axis=-1)
 
 
-def apply_crops_per_image(images: Tensor, crops: Crops, out: int) -> Tensor:
+def apply_crops_per_image(images: Tensor, crops: Crops, output_pixels: int) -> Tensor:
     """Cut crops out of images and resize them, several per image.
 
     Parameters
@@ -150,7 +153,7 @@ def apply_crops_per_image(images: Tensor, crops: Crops, out: int) -> Tensor:
         Square images; differentiable.
     crops : Crops
         Of n * views boxes: those of the first image, then those of the second, ...
-    out : int
+    output_pixels : int
         Side of the views, in pixels.
 
     Returns
@@ -159,20 +162,22 @@ def apply_crops_per_image(images: Tensor, crops: Crops, out: int) -> Tensor:
     """
     size, views = images.shape[-1], len(crops.top) // len(images)
     if images.device.type == "cuda":
-        return apply_crops(images if views == 1 else images.repeat_interleave(views, 0), crops, out)
-    cut = _resample_height(images, views, *compute_bilinear_taps(crops.top, crops.height, size, out))
+        return apply_crops(images if views == 1 else images.repeat_interleave(views, 0), crops, output_pixels)
+    cut = _resample_height(
+        images, views, *compute_bilinear_taps(crops.top, crops.height, size, output_pixels)
+    )
     return _resample_height(
-        cut.mT, 1, *compute_bilinear_taps(crops.left, crops.width, size, out, crops.flip)
+        cut.mT, 1, *compute_bilinear_taps(crops.left, crops.width, size, output_pixels, crops.flip)
     ).mT
 
 
 def _resample_height(
-    images: Tensor, views: int, pixels: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
+    images: Tensor, views_per_image: int, pixels: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
 ) -> Tensor:
-    """Resample the second last axis of images (n, channel, size, width), `views` times every image."""
+    """Resample the second last axis of images (n, channel, size, width), several times every image."""
     count, channels, size, width = images.shape
     view_count, out, _ = pixels.shape
-    plane = (np.arange(view_count) // views)[:, None] * channels + np.arange(channels)
+    plane = (np.arange(view_count) // views_per_image)[:, None] * channels + np.arange(channels)
     columns = plane[:, :, None, None] * size + pixels[:, None]
     entries = np.broadcast_to(weights[:, None], columns.shape)
     matrix = make_sparse_matrix(

@@ -1,14 +1,13 @@
 """The resolved configuration of a run: a value for everything that the user left open."""
 
 import math
-from typing import Annotated, Any, Literal
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
 from sfm.backbones.execution.modes import ExecutionMode
 from sfm.config_fields import MAX_IMAGES_PER_CLASS, MAX_ITERATIONS, MAX_PROCESSES
-from sfm.constrained_types import MAX_FEATURES, InputPixels, Name
-from sfm.distill.pyramid import compute_canvas_size, list_resolutions
+from sfm.constrained_types import InputPixels, MAX_FEATURES, Name
+from sfm.distill.pyramid import compute_canvas_size, list_level_resolutions
+from typing import Annotated, Any, Literal
+
 
 UNKNOWN_EXECUTION_REASON = "as the run began"
 """Reason of the execution mode in runs of version 0.1.0, which did not record one."""
@@ -90,7 +89,7 @@ class ResolvedDistillConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_execution(cls, values: Any) -> Any:
+    def _upgrade_execution_fields(cls, values: Any) -> Any:
         """Convert the two flags of version 0.1.0 to `execution`."""
         if isinstance(values, dict) and "execution" not in values:
             is_captured, is_compiled = bool(values.get("captured")), bool(values.get("compiled"))
@@ -104,13 +103,13 @@ class ResolvedDistillConfig(BaseModel):
         return len(self.classes) * self.ipc
 
     @property
-    def canvas(self) -> int:
+    def canvas_pixels(self) -> int:
         """Side of the images, in pixels."""
         return compute_canvas_size(self.image_size)
 
-    def count_levels(self, step: int) -> int:
+    def count_levels_at(self, step: int) -> int:
         """Return the number of levels of the pyramid in a step (the first is step 0)."""
-        return min(len(list_resolutions(self.canvas)), 1 + step // self.grow_every)
+        return min(len(list_level_resolutions(self.canvas_pixels)), 1 + step // self.grow_every)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step (the first is step 0).
@@ -123,7 +122,7 @@ class ResolvedDistillConfig(BaseModel):
 
     def max_state_bytes(self) -> int:
         """Maximum size of the tensors of a state, in bytes."""
-        pixels = sum(side**2 for side in list_resolutions(self.canvas))
+        pixels = sum(side**2 for side in list_level_resolutions(self.canvas_pixels))
         # Levels with two moments each, the last features, and the optimizer's steps.
         return 4 * self.image_count * (3 * 3 * pixels + self.views * MAX_FEATURES) + 8
 
@@ -135,9 +134,9 @@ class ResolvedDistillConfig(BaseModel):
         return self.model_copy(update={"threads": threads, "threads_before": before})
 
 
-def compute_growth_interval(steps: int, image_size: int) -> int:
-    """Return the steps between two levels so that L levels share the first half of a run: ``steps / (2 L)``.
+def choose_growth_interval(steps: int, image_size: int) -> int:
+    """Return steps between two levels such that L levels share the first half of a run: ``steps / (2 L)``.
 
     The finest level has the second half as well, because it starts last and has the most values to optimize.
     """
-    return max(1, steps // (2 * len(list_resolutions(compute_canvas_size(image_size)))))
+    return max(1, steps // (2 * len(list_level_resolutions(compute_canvas_size(image_size)))))

@@ -7,43 +7,28 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-
 from sfm.atomic import require_no_link
-from sfm.backbones.execution.cpu_threads import limit_threads
-from sfm.backbones.execution.wait_policy import CoreWatch
+from sfm.backbones.execution.cpu_threads import limit_cpu_threads
+from sfm.backbones.execution.wait_policy import CoreWaitMonitor
 from sfm.distill.config import DistillConfig
-from sfm.distill.distilled_images import (
-    compute_images_digest,
-    decode_pixels,
-    name_class_folders,
-    write_images,
-)
-from sfm.distill.distiller import Distiller, open_inputs
-from sfm.distill.execution_choice import require_execution
-from sfm.distill.preview import draw_preview, gather_sheet_levels, write_growth_sheet
-from sfm.distill.process_group import DistributedEnv, ProcessGroup, distributed_env, init_process_group
-from sfm.distill.record import list_notes, make_record, read_peak_memory, read_record
-from sfm.distill.run_checkpoints import (
-    RunCheckpoint,
-    find_checkpoint,
-    prune_checkpoints,
-    read_state_dict,
-    require_same_config,
-    save_checkpoint,
-)
-from sfm.distill.run_files import log_optional_errors, translate_run_errors, write_run_file, write_run_folder
-from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt
-from sfm.distill.stop_signals import catch_stop_signals
-from sfm.distill.training_history import append_row, open_history, sync_history
+from sfm.distill.distilled_images import compute_images_digest, decode_pixels, make_class_folder_names, write_images
+from sfm.distill.distiller import Distiller, open_entry_and_backbone
+from sfm.distill.execution_choice import require_execution_mode
+from sfm.distill.preview import draw_preview, gather_growth_sheet_levels, write_growth_sheet
+from sfm.distill.process_group import DistributedEnv, ProcessGroup, init_process_group, read_distributed_env
+from sfm.distill.record import list_reproducibility_notes, make_run_record, read_peak_memory_bytes, read_run_record
+from sfm.distill.run_checkpoints import RunCheckpoint, delete_old_checkpoints, find_newest_checkpoint, read_state_dict, require_same_config, save_checkpoint
+from sfm.distill.run_files import log_errors_as_warnings, translate_run_errors, write_run_file, write_run_folder
+from sfm.distill.stop_signals import DistillInterrupt as DistillInterrupt, catch_stop_signals
+from sfm.distill.training_history import append_history_row, open_history, sync_history
 from sfm.distill.worker_processes import spawn_workers
 from sfm.errors import InputError
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.locking import lock_folder
 from sfm.paths import is_clutter
 from sfm.text import escape_non_utf8_values
+from torch import Tensor
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,7 @@ def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> 
     DistillInterrupt
         If SIGINT or SIGTERM came (main thread only); the run can be resumed.
     """
-    env = distributed_env()
+    env = read_distributed_env()
     if env:
         config = config.model_copy(update={"devices": env.world_size})
     elif config.devices > 1:
@@ -97,9 +82,7 @@ def distill(config: DistillConfig, progress: ProgressCallback = no_progress) -> 
     return distill_in_process(config, env, progress)
 
 
-def distill_in_process(
-    config: DistillConfig, env: DistributedEnv | None, progress: ProgressCallback
-) -> DistillResult:
+def distill_in_process(config: DistillConfig, env: DistributedEnv | None, progress: ProgressCallback) -> DistillResult:
     """Distil in this process: all classes, or those of its rank.
 
     Every process returns the result; the first one writes it and reports progress.
@@ -109,33 +92,30 @@ def distill_in_process(
     InputError, DistillInterrupt
         See :func:`distill`. If a process is lost, the others raise :class:`LostProcessError`.
     """
-    with (
-        init_process_group(env, config.device) as group,
-        lock_folder(config.out) if group.is_rank0 else nullcontext(),
-    ):
+    with init_process_group(env, config.device) as group, lock_folder(config.out) if group.is_rank0 else nullcontext():
         return distill_in_group(group, config, progress if group.is_rank0 else no_progress)
 
 
 def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: ProgressCallback) -> DistillResult:
     """Distil as one process of a group."""
-    saved = find_resumable_run(config.out, config.resume)
-    entry, backbone = open_inputs(config, progress)
+    saved = find_resumable_checkpoint(config.out, config.resume)
+    entry, backbone = open_entry_and_backbone(config, progress)
     resume_from = saved[1].config if saved else None
     distiller = Distiller(config, entry, backbone, group, resume_from)
     if resume_from:
         require_same_config(resume_from, distiller.config, config.out)
         if (config.out / "run.json").exists():
-            return DistillResult(config.out, read_record(config.out / "run.json"))
-    with limit_threads(distiller.config.threads):
-        checkpoint = start_run(config, distiller, saved)
+            return DistillResult(config.out, read_run_record(config.out / "run.json"))
+    with limit_cpu_threads(distiller.config.threads):
+        checkpoint = start_or_resume_run(config, distiller, saved)
         checkpoint = run_steps(config, distiller, checkpoint, progress)
     levels = distiller.gather_levels()
-    peak = read_peak_memory(distiller.backbone.device) + distiller.count_graph_bytes()
+    peak = read_peak_memory_bytes(distiller.backbone.device) + distiller.count_cuda_graph_bytes()
     peak = group.all_reduce_max(peak)
     record: dict[str, Any] = {}
     if group.is_rank0:
-        digest = compute_images_digest(levels, distiller.config.canvas)
-        record = make_record(config, distiller, digest)
+        digest = compute_images_digest(levels, distiller.config.canvas_pixels)
+        record = make_run_record(config, distiller, digest)
         record |= {"loss": checkpoint.loss, "wall_seconds": checkpoint.seconds, "peak_memory_bytes": peak}
         # Paths may hold bytes that are not UTF-8; readers of JSON refuse them.
         record = escape_non_utf8_values(record)
@@ -143,9 +123,7 @@ def distill_in_group(group: ProcessGroup, config: DistillConfig, progress: Progr
     return DistillResult(config.out, group.broadcast_object(record))
 
 
-def start_run(
-    config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None
-) -> RunCheckpoint:
+def start_or_resume_run(config: DistillConfig, distiller: Distiller, saved: tuple[Path, RunCheckpoint] | None) -> RunCheckpoint:
     """Prepare the distiller and load the saved state into it, or save its first one.
 
     Returns
@@ -161,7 +139,7 @@ def start_run(
     """
     start = time.perf_counter()
     choice = distiller.config.execution
-    require_execution(distiller.prepare(), choice, is_resumed=saved is not None)
+    require_execution_mode(distiller.prepare(), choice, is_resumed=saved is not None)
     if saved:
         path, checkpoint = saved
         require_same_config(checkpoint.config, distiller.config, config.out)
@@ -179,9 +157,7 @@ def start_run(
     return checkpoint.model_copy(update={"seconds": seconds})
 
 
-def run_steps(
-    config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback
-) -> RunCheckpoint:
+def run_steps(config: DistillConfig, distiller: Distiller, checkpoint: RunCheckpoint, progress: ProgressCallback) -> RunCheckpoint:
     """Do the remaining steps; write history, growth sheets and checkpoints.
 
     Returns
@@ -196,24 +172,22 @@ def run_steps(
     """
     resolved, group = distiller.config, distiller.group
     done, total = distiller.state.step, resolved.steps
-    progress(Progress("distil", done, total, "steps", note="; ".join(list_notes(resolved))))
-    core_watch = CoreWatch(resolved.threads)
+    progress(Progress("distil", done, total, "steps", note="; ".join(list_reproducibility_notes(resolved))))
+    core_watch = CoreWaitMonitor(resolved.threads)
     start = time.perf_counter() - checkpoint.seconds
     opened = open_history(config.out / "history.csv", done) if group.is_rank0 else nullcontext()
     with opened as history, catch_stop_signals() as stop_requested:
         for output in distiller:
             seconds = time.perf_counter() - start
             if history:
-                append_row(history, output, seconds)
+                append_history_row(history, output, seconds)
             figures = {"loss": output.loss}
-            progress(Progress("distil", output.step, total, "steps", figures, core_watch.check()))
+            progress(Progress("distil", output.step, total, "steps", figures, core_watch.advise_once()))
             is_last = output.step == total
-            if is_last or resolved.count_levels(output.step) > len(distiller.state.levels):
-                levels = gather_sheet_levels(
-                    distiller.state.levels, len(resolved.classes), resolved.ipc, group
-                )
+            if is_last or resolved.count_levels_at(output.step) > len(distiller.state.levels):
+                levels = gather_growth_sheet_levels(distiller.state.levels, len(resolved.classes), resolved.ipc, group)
                 if group.is_rank0:
-                    write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas)
+                    write_growth_sheet(config.out / "growth", output.step, levels, resolved.canvas_pixels)
             stop = group.all_reduce_max(stop_requested())
             if stop or is_last or output.step % config.checkpoint_every == 0:
                 update = {"step": output.step, "loss": output.loss, "seconds": seconds}
@@ -238,36 +212,33 @@ def write_results(out: Path, distiller: Distiller, levels: Sequence[Tensor], rec
     resolved, card = distiller.config, distiller.entry.dataset
     names_by_id = dict(zip(card.class_ids, card.class_names, strict=True))
     names = [names_by_id[class_id] for class_id in resolved.classes]
-    folders = name_class_folders(resolved.classes, names)
+    folders = make_class_folder_names(resolved.classes, names)
     with write_run_folder(out / "images") as partial_folder:
-        write_images(partial_folder, decode_pixels(levels, resolved.canvas), folders, resolved.ipc)
-    classes = [
-        {"index": index, "class_id": class_id, "name": name}
-        for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))
-    ]
+        write_images(partial_folder, decode_pixels(levels, resolved.canvas_pixels), folders, resolved.ipc)
+    classes = [{"index": index, "class_id": class_id, "name": name} for index, (class_id, name) in enumerate(zip(resolved.classes, names, strict=True))]
     write_run_file(out / "classes.json", json.dumps(classes, indent=1, ensure_ascii=False).encode())
     write_run_file(out / "run.json", json.dumps(record, indent=1).encode())
-    prune_checkpoints(out / "checkpoint", 1)
+    delete_old_checkpoints(out / "checkpoint", 1)
     title = f"{card.name}, distilled on {record['backbone']['spec']}"
-    with log_optional_errors(out / "preview.png"):
+    with log_errors_as_warnings(out / "preview.png"):
         write_run_file(out / "preview.png", draw_preview(out / "images", folders, names, title))
 
 
-def find_resumable_run(out: Path, resume: bool) -> tuple[Path, RunCheckpoint] | None:
+def find_resumable_checkpoint(out: Path, allow_resume: bool) -> tuple[Path, RunCheckpoint] | None:
     """Return the checkpoint to resume from, or None to start in a directory that is new or empty.
 
     Raises
     ------
     InputError
-        If the directory holds a run and `resume` is not set, or something else, or a folder in which
-        a run deletes files is a link.
+        If the directory holds a run and `allow_resume` is not set, or something else; or a link in
+        the place of a folder in which a run deletes what it no longer needs.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: give a directory")
     for name in ("checkpoint", "growth"):
         require_no_link(out / name)
-    saved = find_checkpoint(out / "checkpoint")
-    if saved and not resume:
+    saved = find_newest_checkpoint(out / "checkpoint")
+    if saved and not allow_resume:
         state = "a finished run" if (out / "run.json").exists() else f"a run saved at step {saved[1].step}"
         raise InputError(f"--out {out} holds {state}: choose another directory, or resume it with --resume")
     # Hidden files are the lock of this run and clutter of file managers.
@@ -284,7 +255,7 @@ def holds_files(folder: Path) -> bool:
         return True
 
 
-def describe_checkpoint(out: Path) -> str:
+def describe_resume_hint(out: Path) -> str:
     """Describe what an interrupted run can be resumed from, if anything."""
     if any((out / "checkpoint").glob("step_*")):
         return f"; {out} holds a checkpoint: repeat the same command with --resume to continue from it"

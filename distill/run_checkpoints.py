@@ -2,32 +2,25 @@
 
 import hashlib
 import stat
-from pathlib import Path
-from typing import Annotated
-
 import torch
+from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
-from torch import Tensor
-
 from sfm.atomic import require_no_link
 from sfm.config_fields import MAX_ITERATIONS
 from sfm.constrained_types import FiniteFloat, NonNegativeFloat
 from sfm.deletion import delete_below
-from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
+from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run_files import translate_run_errors, write_run_folder
-from sfm.distill.state_dict import LAST_FEATURES, find_invalid_values, is_per_image, list_state_types
+from sfm.distill.state_dict import LAST_FEATURES, describe_invalid_values, is_per_image, list_expected_state_tensors
 from sfm.errors import DamageError, InputError
-from sfm.tensor_files import (
-    MAX_SAFETENSORS_HEADER_BYTES,
-    TensorFileError,
-    open_safetensors,
-    read_tensor_specs,
-    require_tensor_specs,
-)
+from sfm.tensor_files import MAX_SAFETENSORS_HEADER_BYTES, TensorFileError, open_safetensors, read_tensor_specs, require_tensor_specs
 from sfm.text import sanitize_line
 from sfm.untrusted_files import read_bounded_file
+from torch import Tensor
+from typing import Annotated
+
 
 CHECKPOINTS_TO_KEEP = 2
 
@@ -35,7 +28,7 @@ MAX_VALUE_CHARACTERS = 100
 """Characters of a config's value in an error."""
 
 CHANGEABLE_FIELDS = ("threads", "threads_before", "execution")
-"""Fields that a resumed run may change; ``require_execution`` checks the last one."""
+"""Fields that a resumed run may change; ``require_execution_mode`` checks the last one."""
 
 
 class RunCheckpoint(BaseModel):
@@ -85,11 +78,11 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint, state_dict: dict[st
         save_file(tensors, partial / "state.safetensors")
         card = checkpoint.model_copy(update={"sha256": _compute_sha256(partial / "state.safetensors")})
         (partial / "checkpoint.json").write_text(card.model_dump_json(indent=1))
-    prune_checkpoints(folder, CHECKPOINTS_TO_KEEP)
+    delete_old_checkpoints(folder, CHECKPOINTS_TO_KEEP)
 
 
-def prune_checkpoints(folder: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints, and the leftovers of killed processes.
+def delete_old_checkpoints(folder: Path, kept_count: int) -> None:
+    """Delete all but the last `kept_count` checkpoints, and the leftovers of killed processes.
 
     Raises
     ------
@@ -97,7 +90,7 @@ def prune_checkpoints(folder: Path, count: int) -> None:
         If a checkpoint cannot be deleted, or the folder is a link.
     """
     require_no_link(folder)
-    kept = _list_checkpoints(folder)[:count]
+    kept = _list_checkpoints(folder)[:kept_count]
     with translate_run_errors(folder):
         for path in folder.iterdir():
             if path in kept or not path.is_dir():
@@ -109,7 +102,7 @@ def prune_checkpoints(folder: Path, count: int) -> None:
                 delete_below(folder.parent, f"{folder.name}/{path.name}")
 
 
-def find_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
+def find_newest_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     """Find the newest intact checkpoint; None if there is none at all.
 
     A damaged checkpoint is skipped: the run resumes from an earlier one.
@@ -134,10 +127,8 @@ def find_checkpoint(folder: Path) -> tuple[Path, RunCheckpoint] | None:
     return None
 
 
-def read_state_dict(
-    path: Path, checkpoint: RunCheckpoint, features: int, group: ProcessGroup = SINGLE_PROCESS
-) -> dict[str, Tensor]:
-    """Read the state that :func:`find_checkpoint` found: of all images, or those of this process.
+def read_state_dict(path: Path, checkpoint: RunCheckpoint, feature_count: int, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
+    """Read the state that :func:`find_newest_checkpoint` found: of all images, or those of this process.
 
     Raises
     ------
@@ -150,23 +141,17 @@ def read_state_dict(
         if checkpoint.step > config.steps:
             raise TensorFileError(f"{path} is of step {checkpoint.step} of {config.steps}")
         with open_safetensors(file, "pt", config.max_state_bytes()) as opened:
-            expected = list_state_types(config, checkpoint.step, features, group)
+            expected = list_expected_state_tensors(config, checkpoint.step, feature_count, group)
             dtype = read_tensor_specs(opened).get(LAST_FEATURES, ("", ()))[0]
             if LAST_FEATURES in expected and dtype in ("BF16", "F16"):
                 expected[LAST_FEATURES] = dtype, expected[LAST_FEATURES][1]
             require_tensor_specs(opened, expected, file)
-            tensors = {
-                name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name))
-                for name in expected
-            }
-        problem = find_invalid_values(tensors, checkpoint.step)
+            tensors = {name: (opened.get_slice(name)[rows] if is_per_image(name) else opened.get_tensor(name)) for name in expected}
+        problem = describe_invalid_values(tensors, checkpoint.step)
         if problem:
             raise TensorFileError(f"{file} holds {problem}")
     except (FileNotFoundError, TensorFileError) as error:
-        raise DamageError(
-            f"{error}: delete {path} to resume from the checkpoint before it, or start the run again in "
-            "another directory"
-        ) from error
+        raise DamageError(f"{error}: delete {path} to resume from the checkpoint before it, or start the run again in " "another directory") from error
     return {"step": torch.tensor(checkpoint.step), **tensors}
 
 
@@ -178,16 +163,9 @@ def require_same_config(saved: ResolvedDistillConfig, config: ResolvedDistillCon
     InputError
         Lists the differences.
     """
-    changes = [
-        f"{name} was {_shorten(getattr(saved, name))} and is {_shorten(getattr(config, name))} now"
-        for name in type(config).model_fields
-        if name not in CHANGEABLE_FIELDS and getattr(saved, name) != getattr(config, name)
-    ]
+    changes = [f"{name} was {_shorten_value(getattr(saved, name))} " f"and is {_shorten_value(getattr(config, name))} now" for name in type(config).model_fields if name not in CHANGEABLE_FIELDS and getattr(saved, name) != getattr(config, name)]
     if changes:
-        raise InputError(
-            f"cannot resume the run in {out}: {'; '.join(changes)}; "
-            "repeat its own options, or choose another --out"
-        )
+        raise InputError(f"cannot resume the run in {out}: {'; '.join(changes)}; " "repeat its own options, or choose another --out")
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:
@@ -207,6 +185,6 @@ def _compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _shorten(value: object) -> str:
+def _shorten_value(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else sanitize_line(text, MAX_VALUE_CHARACTERS)

@@ -27,7 +27,7 @@ def translate_run_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def log_optional_errors(path: Path) -> Iterator[None]:
+def log_errors_as_warnings(path: Path) -> Iterator[None]:
     """Log a failure to write `path`, which no other file depends on, as a warning."""
     try:
         yield

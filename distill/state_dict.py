@@ -1,39 +1,34 @@
 """The state of a run as named tensors: for ``state_dict``, checkpoints and resuming."""
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
-
+from collections.abc import Mapping
 from sfm.distill.adam import AdamState
-from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import list_resolutions
+from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState
 from sfm.tensor_files import TensorSpecs
+from torch import Tensor
+
 
 LAST_FEATURES, ADAM_STEPS = "seen", "age"
 """Names of tensors that are not of images, as checkpoints have them since version 0.1.0."""
 
 
-def gather_levels(
-    state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
-) -> list[Tensor]:
+def gather_levels(state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
     """Return the pyramids of a state, of shapes (C * K, 3, r, r) in the first process."""
     counts = group.count_rows(len(config.classes), config.ipc)
     return [group.gather_to_rank0(level.detach(), counts) for level in state.levels]
 
 
-def gather_state(
-    state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS
-) -> dict[str, Tensor]:
+def gather_state(state: DistillState, config: ResolvedDistillConfig, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
     """Return the tensors of a state by name: those of all images in the first process."""
     counts = group.count_rows(len(config.classes), config.ipc)
     tensors = {f"{index}/level": level for index, level in enumerate(gather_levels(state, config, group))}
-    for name, moments in (("first", state.adam.first), ("second", state.adam.second)):
+    for name, moments in (("first", state.adam.first_moments), ("second", state.adam.second_moments)):
         for index, moment in enumerate(moments):
             tensors[f"{index}/adam/{name}"] = group.gather_to_rank0(moment, counts)
-    tensors[ADAM_STEPS] = torch.tensor(state.adam.steps)
+    tensors[ADAM_STEPS] = torch.tensor(state.adam.step_count)
     return tensors if state.last_features is None else tensors | {LAST_FEATURES: state.last_features}
 
 
@@ -42,38 +37,28 @@ def make_state(step: int, tensors: Mapping[str, Tensor], device: torch.device) -
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in tensors.items()}
     count = sum(name.endswith("/level") for name in tensors)
     levels = [tensors[f"{index}/level"].requires_grad_() for index in range(count)]
-    first, second = (
-        [tensors[f"{index}/adam/{name}"] for index in range(count)] for name in ("first", "second")
-    )
-    return DistillState(
-        step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), tensors.get(LAST_FEATURES)
-    )
+    first, second = ([tensors[f"{index}/adam/{name}"] for index in range(count)] for name in ("first", "second"))
+    return DistillState(step, levels, AdamState(first, second, int(tensors[ADAM_STEPS])), tensors.get(LAST_FEATURES))
 
 
-def list_state_types(
-    config: ResolvedDistillConfig, step: int, features: int, group: ProcessGroup = SINGLE_PROCESS
-) -> TensorSpecs:
+def list_expected_state_tensors(config: ResolvedDistillConfig, step: int, feature_count: int, group: ProcessGroup = SINGLE_PROCESS) -> TensorSpecs:
     """Return types and shapes of the tensors of :func:`gather_state` after a number of steps."""
-    count = config.count_levels(max(step - 1, 0))
-    shapes = {
-        f"{index}/{name}": (config.image_count, 3, side, side)
-        for index, side in enumerate(list_resolutions(config.canvas)[:count])
-        for name in ("level", "adam/first", "adam/second")
-    }
+    count = config.count_levels_at(max(step - 1, 0))
+    shapes = {f"{index}/{name}": (config.image_count, 3, side, side) for index, side in enumerate(list_level_resolutions(config.canvas_pixels)[:count]) for name in ("level", "adam/first", "adam/second")}
     types: TensorSpecs = {name: ("F32", shape) for name, shape in shapes.items()}
     types[ADAM_STEPS] = ("I64", ())
     is_split = config.micro_batch < group.count_rows(len(config.classes), config.ipc)[0]
     if step and config.gradient == "one-pass" and is_split:
-        types[LAST_FEATURES] = ("F32", (config.image_count * config.views, features))
+        types[LAST_FEATURES] = ("F32", (config.image_count * config.views, feature_count))
     return types
 
 
-def is_per_image(name: str) -> bool:
+def is_per_image(tensor_name: str) -> bool:
     """Return whether a tensor of a state has a row per image."""
-    return name.endswith(("/level", "/adam/first", "/adam/second"))
+    return tensor_name.endswith(("/level", "/adam/first", "/adam/second"))
 
 
-def find_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
+def describe_invalid_values(tensors: Mapping[str, Tensor], step: int) -> str | None:
     """Describe values that no run can have; None if all are valid."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or (name.endswith("/adam/second") and (tensor < 0).any()):

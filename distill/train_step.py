@@ -19,20 +19,19 @@ gradient is never in memory.
 """
 
 import math
+import torch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
-
 from sfm.backbones.build import Backbone
 from sfm.distill.adam import AdamState, adam_step, init_adam
 from sfm.distill.augment import AugmentationParameters, augment, draw_augmentation
-from sfm.distill.process_group import SINGLE_PROCESS, ProcessGroup
-from sfm.distill.pyramid import append_level, decode_pyramid, list_resolutions
+from sfm.distill.process_group import ProcessGroup, SINGLE_PROCESS
+from sfm.distill.pyramid import append_level, decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.errors import InputError
+from torch import Tensor
+from typing import Literal
+
 
 GradientMethod = Literal["exact", "one-pass"]
 
@@ -103,21 +102,21 @@ class ImageBatch:
     ----------
     levels : sequence of Tensor, shapes (N, 3, r, r)
         The pyramids: images of the first class first. One process has all of them, N = C * K.
-    canvas, image_size : int
+    canvas_pixels, image_size : int
         Sides of the images and of their views, in pixels.
     augmentation : AugmentationParameters
         Of N * A views: those of the first image first.
-    shape : tuple of int
+    class_image_view_counts : tuple of int
         C, K and A, of all images.
     group : ProcessGroup
         The processes that share them.
     """
 
     levels: Sequence[Tensor]
-    canvas: int
+    canvas_pixels: int
     image_size: int
     augmentation: AugmentationParameters
-    shape: tuple[int, int, int]
+    class_image_view_counts: tuple[int, int, int]
     group: ProcessGroup = SINGLE_PROCESS
 
     @property
@@ -128,17 +127,17 @@ class ImageBatch:
     @property
     def feature_rows(self) -> slice:
         """Rows of this process's features among those of all images."""
-        classes, ipc, views = self.shape
+        classes, ipc, views = self.class_image_view_counts
         return self.group.own_rows(classes, ipc * views)
 
-    def select_views(self, images: slice) -> slice:
+    def get_view_slice(self, image_slice: slice) -> slice:
         """Return the rows of this process's views that belong to some of its images."""
-        views = self.shape[2]
-        return slice(images.start * views, images.stop * views)
+        views = self.class_image_view_counts[2]
+        return slice(image_slice.start * views, image_slice.stop * views)
 
     def all_gather_features(self, features: Tensor) -> Tensor:
         """Return the features of all images, shape (C * K * A, D), from each process's own."""
-        classes, ipc, views = self.shape
+        classes, ipc, views = self.class_image_view_counts
         return self.group.all_gather(features, self.feature_rows, classes * ipc * views)
 
 
@@ -148,47 +147,34 @@ class MicroBatching:
 
     Attributes
     ----------
-    micro_batch : int
+    micro_batch_size : int
         Images that go through the backbone together.
-    gradient : {"exact", "one-pass"}
+    gradient_method : {"exact", "one-pass"}
         How gradients are computed from several micro-batches.
-    graphs : int
+    kept_graph_count : int
         Images whose graphs are kept while the others go forward, for "exact". At least those of one
         micro-batch are.
     """
 
-    micro_batch: int
-    gradient: GradientMethod
-    graphs: int
+    micro_batch_size: int
+    gradient_method: GradientMethod
+    kept_graph_count: int
 
 
-def init_state(
-    config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS
-) -> DistillState:
+def init_distill_state(config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> DistillState:
     """Return the state before the first step: one level of N(0, 1)."""
     levels = add_pyramid_level([], config, device, group)
     return DistillState(0, levels, init_adam(levels))
 
 
-def add_pyramid_level(
-    levels: list[Tensor],
-    config: ResolvedDistillConfig,
-    device: torch.device,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> list[Tensor]:
+def add_pyramid_level(levels: list[Tensor], config: ResolvedDistillConfig, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> list[Tensor]:
     """Return the levels with the next finer one added."""
-    resolution = list_resolutions(config.canvas)[len(levels)]
+    resolution = list_level_resolutions(config.canvas_pixels)[len(levels)]
     rows = group.own_rows(len(config.classes), config.ipc)
     return append_level(levels, resolution, config.image_count, config.seed, device, rows)
 
 
-def train_step(
-    state: DistillState,
-    config: ResolvedDistillConfig,
-    backbone: Backbone,
-    objective: Objective,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> StepOutput:
+def train_step(state: DistillState, config: ResolvedDistillConfig, backbone: Backbone, objective: Objective, group: ProcessGroup = SINGLE_PROCESS) -> StepOutput:
     """Do one step in place: add a pyramid level if due, then update all images.
 
     Raises
@@ -197,14 +183,14 @@ def train_step(
         If the loss is not finite (in all processes), or a process is lost. With an exact gradient the state
         is unchanged then.
     """
-    if config.count_levels(state.step) > len(state.levels):
+    if config.count_levels_at(state.step) > len(state.levels):
         state.levels = add_pyramid_level(state.levels, config, backbone.device, group)
         state.adam, state.last_features = init_adam(state.levels), None
 
     classes, ipc, views = shape = (len(config.classes), config.ipc, config.views)
-    augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas)
-    augmentation = augmentation.select(group.own_rows(classes, ipc * views))
-    batch = ImageBatch(state.levels, config.canvas, config.image_size, augmentation, shape, group)
+    augmentation = draw_augmentation(config.seed, state.step, classes * ipc * views, config.canvas_pixels)
+    augmentation = augmentation.select_views(group.own_rows(classes, ipc * views))
+    batch = ImageBatch(state.levels, config.canvas_pixels, config.image_size, augmentation, shape, group)
     batching = MicroBatching(config.micro_batch, config.gradient, config.graphs)
     learning_rate = config.learning_rate_at(state.step)
 
@@ -212,24 +198,17 @@ def train_step(
         adam_step(state.levels, state.adam, learning_rate, images, gradients)
 
     try:
-        loss, features = compute_gradients(
-            batch, backbone, objective, batching, state.last_features, update_images
-        )
+        loss, features = compute_gradients(batch, backbone, objective, batching, state.last_features, update_images)
     except NonFiniteLossError as error:
-        raise InputError(
-            f"the loss is {error.loss} in step {state.step + 1}: "
-            f"lower the learning rate ({config.learning_rate:g})"
-        ) from error
-    state.adam.steps += 1
+        raise InputError(f"the loss is {error.loss} in step {state.step + 1}: " f"lower the learning rate ({config.learning_rate:g})") from error
+    state.adam.step_count += 1
     if config.gradient == "one-pass" and config.micro_batch < group.count_rows(classes, ipc)[0]:
         state.last_features = features
     state.step += 1
     return StepOutput(state.step, loss, learning_rate, state.levels[-1].shape[-1])
 
 
-def compute_features(
-    batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], images: slice
-) -> Tensor:
+def compute_features(batch: ImageBatch, backbone: Backbone, levels: Sequence[Tensor], image_slice: slice) -> Tensor:
     """Decode and augment some images, and compute the features of their views.
 
     Parameters
@@ -238,26 +217,19 @@ def compute_features(
     backbone : Backbone
     levels : sequence of Tensor
         The pyramids of these images only; differentiable.
-    images : slice
+    image_slice : slice
         Which images of the batch they are.
 
     Returns
     -------
     Tensor, shape (images * A, D)
     """
-    augmentation = batch.augmentation.select(batch.select_views(images))
-    views = augment(decode_pyramid(levels, batch.canvas), augmentation, batch.image_size)
+    augmentation = batch.augmentation.select_views(batch.get_view_slice(image_slice))
+    views = augment(decode_pyramid(levels, batch.canvas_pixels), augmentation, batch.image_size)
     return backbone.features(views)
 
 
-def compute_gradients(
-    batch: ImageBatch,
-    backbone: Backbone,
-    objective: Objective,
-    batching: MicroBatching,
-    last_features: Tensor | None,
-    on_gradient: GradientCallback,
-) -> tuple[float, Tensor]:
+def compute_gradients(batch: ImageBatch, backbone: Backbone, objective: Objective, batching: MicroBatching, last_features: Tensor | None, on_gradient: GradientCallback) -> tuple[float, Tensor]:
     """Compute the loss, and pass each micro-batch's gradient to `on_gradient`.
 
     Parameters
@@ -283,30 +255,18 @@ def compute_gradients(
     NonFiniteLossError
         With an exact gradient, before `on_gradient` is called.
     """
-    if (
-        batching.gradient == "one-pass"
-        and last_features is not None
-        and batching.micro_batch < batch.image_count
-    ):
-        return stale_feature_gradients(
-            batch, backbone, objective, batching.micro_batch, last_features, on_gradient
-        )
-    return exact_gradients(batch, backbone, objective, batching, on_gradient)
+    if batching.gradient_method == "one-pass" and last_features is not None and batching.micro_batch_size < batch.image_count:
+        return compute_stale_gradients(batch, backbone, objective, batching.micro_batch_size, last_features, on_gradient)
+    return compute_exact_gradients(batch, backbone, objective, batching, on_gradient)
 
 
-def exact_gradients(
-    batch: ImageBatch,
-    backbone: Backbone,
-    objective: Objective,
-    batching: MicroBatching,
-    on_gradient: GradientCallback,
-) -> tuple[float, Tensor]:
+def compute_exact_gradients(batch: ImageBatch, backbone: Backbone, objective: Objective, batching: MicroBatching, on_gradient: GradientCallback) -> tuple[float, Tensor]:
     """Pass the gradient of the whole batch to `on_gradient`; see :func:`compute_gradients`."""
     graphs: list[tuple[list[Tensor], Tensor]] = []
     own_features = []
-    micro_batches = list(split_images(batch.image_count, batching.micro_batch))
+    micro_batches = list(split_images(batch.image_count, batching.micro_batch_size))
     for images in micro_batches:
-        keep_graph = images is micro_batches[-1] or batch.image_count - images.start <= batching.graphs
+        keep_graph = images is micro_batches[-1] or batch.image_count - images.start <= batching.kept_graph_count
         with torch.set_grad_enabled(keep_graph):
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
@@ -315,7 +275,7 @@ def exact_gradients(
             graphs.append((levels, features))
     all_features = batch.all_gather_features(torch.cat(own_features)).requires_grad_()
     own_features.clear()
-    loss = objective(all_features.view(*batch.shape, -1))
+    loss = objective(all_features.view(*batch.class_image_view_counts, -1))
     (grad_features,) = torch.autograd.grad(loss, all_features)
     loss_value = require_finite_loss(loss)
     grad_features = grad_features[batch.feature_rows]
@@ -325,20 +285,11 @@ def exact_gradients(
         else:
             levels = detach_levels(batch, images)
             features = compute_features(batch, backbone, levels, images)
-        on_gradient(
-            images, compute_level_gradients(features, levels, grad_features[batch.select_views(images)])
-        )
+        on_gradient(images, compute_level_gradients(features, levels, grad_features[batch.get_view_slice(images)]))
     return loss_value, all_features.detach()
 
 
-def stale_feature_gradients(
-    batch: ImageBatch,
-    backbone: Backbone,
-    objective: Objective,
-    micro_batch: int,
-    last_features: Tensor,
-    on_gradient: GradientCallback,
-) -> tuple[float, Tensor]:
+def compute_stale_gradients(batch: ImageBatch, backbone: Backbone, objective: Objective, micro_batch_size: int, last_features: Tensor, on_gradient: GradientCallback) -> tuple[float, Tensor]:
     """Pass gradients to `on_gradient` that use the last known features of all other images.
 
     Raises
@@ -348,18 +299,18 @@ def stale_feature_gradients(
     """
     all_features = last_features.clone()
     offset = batch.feature_rows.start
-    for images in split_images(batch.image_count, micro_batch):
+    for images in split_images(batch.image_count, micro_batch_size):
         levels = detach_levels(batch, images)
         features = compute_features(batch, backbone, levels, images)
-        views = batch.select_views(images)
+        views = batch.get_view_slice(images)
         start, stop = offset + views.start, offset + views.stop
         mixed = torch.cat([all_features[:start], features, all_features[stop:]])
-        loss = objective(mixed.view(*batch.shape, -1))
+        loss = objective(mixed.view(*batch.class_image_view_counts, -1))
         require_finite_loss(loss)
         all_features[start:stop] = features.detach()
         on_gradient(images, compute_level_gradients(loss, levels))
     all_features = batch.all_gather_features(all_features[batch.feature_rows])
-    return require_finite_loss(objective(all_features.view(*batch.shape, -1))), all_features
+    return require_finite_loss(objective(all_features.view(*batch.class_image_view_counts, -1))), all_features
 
 
 def require_finite_loss(loss: Tensor) -> float:
@@ -375,9 +326,7 @@ def require_finite_loss(loss: Tensor) -> float:
     return value
 
 
-def compute_level_gradients(
-    output: Tensor, levels: Sequence[Tensor], grad_output: Tensor | None = None
-) -> list[Tensor]:
+def compute_level_gradients(output: Tensor, levels: Sequence[Tensor], grad_output: Tensor | None = None) -> list[Tensor]:
     """Return the gradient with respect to each level, contiguous as the levels are.
 
     torch's fused Adam reads gradients in the order of memory.
@@ -385,11 +334,11 @@ def compute_level_gradients(
     return [gradient.contiguous() for gradient in torch.autograd.grad(output, levels, grad_output)]
 
 
-def split_images(images: int, micro_batch: int) -> Iterator[slice]:
+def split_images(image_count: int, micro_batch_size: int) -> Iterator[slice]:
     """Split images into micro-batches."""
-    return (slice(start, min(start + micro_batch, images)) for start in range(0, images, micro_batch))
+    return (slice(start, min(start + micro_batch_size, image_count)) for start in range(0, image_count, micro_batch_size))
 
 
-def detach_levels(batch: ImageBatch, images: slice) -> list[Tensor]:
+def detach_levels(batch: ImageBatch, image_slice: slice) -> list[Tensor]:
     """Return the pyramids of some images as leaf tensors, so that gradients have their size."""
-    return [level.detach()[images].requires_grad_() for level in batch.levels]
+    return [level.detach()[image_slice].requires_grad_() for level in batch.levels]

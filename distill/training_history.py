@@ -3,25 +3,25 @@
 import csv
 import os
 from pathlib import Path
-from typing import TextIO
-
 from sfm.distill.run_files import translate_run_errors, write_run_file
 from sfm.distill.train_step import StepOutput
 from sfm.errors import InputError
 from sfm.untrusted_files import MAX_HISTORY_BYTES, read_bounded_file
+from typing import TextIO
+
 
 COLUMNS = ("step", "loss", "learning_rate", "resolution", "seconds")
 
 
-def open_history(path: Path, step: int) -> TextIO:
-    """Open a history for appending, cut to the rows of the first `step` steps; create it unless it exists.
+def open_history(path: Path, kept_step_count: int) -> TextIO:
+    """Open a history for appending, cut to the first `kept_step_count` rows; create it unless it exists.
 
     Raises
     ------
     InputError
         If it cannot be written, or the file is not a history.
     """
-    rows = read_history_lines(path)[1 : step + 1]
+    rows = read_history_lines(path)[1 : kept_step_count + 1]
     write_run_file(path, "".join(f"{line}\n" for line in (",".join(COLUMNS), *rows)).encode())
     with translate_run_errors(path):
         return path.open("a", newline="")
@@ -44,21 +44,15 @@ def read_history_lines(path: Path) -> list[str]:
         raise InputError(f"cannot read {path}: {reason}; move it away") from error
 
 
-def append_row(history: TextIO, output: StepOutput, seconds: float) -> None:
-    """Add the row of a step; `seconds` is the wall time of the run until now.
+def append_history_row(history: TextIO, output: StepOutput, elapsed_seconds: float) -> None:
+    """Add the row of a step; `elapsed_seconds` is the wall time of the run until now.
 
     Raises
     ------
     InputError
         If it cannot be written.
     """
-    row = (
-        output.step,
-        f"{output.loss:.7g}",
-        f"{output.learning_rate:.6g}",
-        output.resolution,
-        f"{seconds:.3f}",
-    )
+    row = (output.step, f"{output.loss:.7g}", f"{output.learning_rate:.6g}", output.resolution, f"{elapsed_seconds:.3f}")
     with translate_run_errors(Path(history.name)):
         csv.writer(history, lineterminator="\n").writerow(row)
         history.flush()

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.preparation import prepare_for_inference
 from sfm.errors import InputError
 from sfm.eval.caveats import list_caveats
@@ -102,7 +102,7 @@ def evaluate_runs(config: EvaluateRunsConfig, progress: ProgressCallback = no_pr
     """
     run_configs = config.split_by_run()
     with ExitStack() as locks:
-        locks.enter_context(limit_threads(config.threads))
+        locks.enter_context(limit_cpu_threads(config.threads))
         for run_config in run_configs:
             if run_config.out:
                 locks.enter_context(lock_file(run_config.result_path))

@@ -14,7 +14,7 @@ import torch
 from distributed import get_worker
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.allocator import keep_freed_memory
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
 from sfm.errors import InputError
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.feature_pass import PassProgress, stage_tasks
@@ -113,7 +113,7 @@ def open_worker(config: WorkerConfig) -> tuple[Source, list[Backbone], Extractio
         If source or backbones are not those of the client.
     """
     release_worker()
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
     if config.gpus and not torch.cuda.is_initialized():
         number = get_worker().name
         os.environ["CUDA_VISIBLE_DEVICES"] = config.gpus[int(number) % len(config.gpus)]

@@ -3,21 +3,18 @@
 This module works in the calling thread; `sfm.pipeline.decoding_processes` has processes do it.
 """
 
+import numpy as np
+import numpy.typing as npt
 import struct
 import time
 import zlib
+from PIL import Image
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import draw_crops
-from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
 from sfm.backbones.rendering import Rendering, render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
@@ -26,6 +23,8 @@ from sfm.pipeline.sources.sample import Sample, SampleFile
 from sfm.pipeline.task_results import IMAGE_MARKS, SkippedSample
 from sfm.random_streams import make_rng
 from sfm.text import summarize_error
+from typing import Literal
+
 
 VIEW_STREAM = 5
 """Key of the random streams that views are drawn from."""
@@ -36,18 +35,7 @@ BATCH_READER_THREADS = 2
 MAX_REASON_CHARACTERS = 300
 """Length of an image library's error message that is kept."""
 
-DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
+DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error, zlib.error)
 """Errors that image libraries raise on bytes that are no image."""
 
 SampleBatch = Sequence[tuple[int, Sample | SampleFile]]
@@ -116,12 +104,7 @@ BatchDecoder = Callable[[SampleBatch, DecodingOptions], AbstractContextManager[D
 """Decodes a batch; its pixels are valid within the context only."""
 
 
-def decode_batch(
-    batch: SampleBatch,
-    decode: Callable[[bytes], Image.Image],
-    options: DecodingOptions,
-    pixels: PixelArrays | None = None,
-) -> DecodedBatch:
+def decode_batch(batch: SampleBatch, decode: Callable[[bytes], Image.Image], options: DecodingOptions, pixels: PixelArrays | None = None) -> DecodedBatch:
     """Decode and crop the samples of a batch in this thread.
 
     Parameters
@@ -140,9 +123,7 @@ def decode_batch(
         If a sample cannot be decoded and is not to be skipped, or cannot be read; names it.
     """
     if pixels is None:
-        pixels = split_into_pixel_arrays(
-            np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch)
-        )
+        pixels = split_into_pixel_arrays(np.empty(count_pixel_bytes(options, len(batch)), dtype=np.uint8), options, len(batch))
     decoded: list[tuple[int, str, bytes, int]] = []
     seconds = 0.0
     skipped: list[SkippedSample] = []
@@ -157,7 +138,7 @@ def decode_batch(
             image, digest = rendered.image, digest_sample(sample.data)
             for preprocessing, all_rows in pixels.items():
                 rows = all_rows[:, len(decoded)]
-                rows[0] = crop_image(image, preprocessing)
+                rows[0] = resize_and_crop_image(image, preprocessing)
                 rows[1:] = render_views(image, digest, preprocessing, options.views, options.seed)
             decoded.append((index, sample.location, digest, len(sample.data)))
             for mark in IMAGE_MARKS:
@@ -166,10 +147,7 @@ def decode_batch(
         except DECODING_ERRORS as error:
             reason = summarize_error(error)[:MAX_REASON_CHARACTERS]
             if options.on_error == "fail":
-                raise InputError(
-                    f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what "
-                    f"cannot be decoded with --on-error skip"
-                ) from error
+                raise InputError(f"cannot decode {sample.location}: {reason}; repair or remove it, or leave out what " f"cannot be decoded with --on-error skip") from error
             skipped.append(SkippedSample(index, sample.location, reason))
         seconds += time.perf_counter() - began
     return DecodedBatch(
@@ -193,9 +171,7 @@ def merge_marks(marked_samples: Iterable[dict[str, dict[int, str]]]) -> dict[str
     return merged
 
 
-def render_views(
-    image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int
-) -> npt.NDArray[np.uint8]:
+def render_views(image: Image.Image, digest: bytes, preprocessing: Preprocessing, views: int, seed: int) -> npt.NDArray[np.uint8]:
     """Return augmented views of an image as input of a backbone: shape (views, y, x, channel).
 
     Their crops depend on the image's digest and the seed alone.
@@ -203,7 +179,7 @@ def render_views(
     if not views:
         return np.empty((0, preprocessing.input_size, preprocessing.input_size, 3), dtype=np.uint8)
     crops = draw_crops(make_rng(seed, VIEW_STREAM, int.from_bytes(digest[:8], "little")), views, 1)
-    return crop_views(image, preprocessing, crops)
+    return crop_image_views(image, preprocessing, crops)
 
 
 def count_pixel_bytes(options: DecodingOptions, images: int) -> int:
@@ -211,9 +187,7 @@ def count_pixel_bytes(options: DecodingOptions, images: int) -> int:
     return (1 + options.views) * images * sum(3 * p.input_size**2 for p in options.preprocessings)
 
 
-def split_into_pixel_arrays(
-    buffer: npt.NDArray[np.uint8], options: DecodingOptions, images: int
-) -> PixelArrays:
+def split_into_pixel_arrays(buffer: npt.NDArray[np.uint8], options: DecodingOptions, images: int) -> PixelArrays:
     """Return the pixel arrays of a number of images, laid out one after the other in a buffer.
 
     Each has the shape (1 + views, images, y, x, channel).

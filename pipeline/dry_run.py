@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.backbones.execution.determinism import tf32_disabled
 from sfm.events import Progress, ProgressCallback, no_progress
 from sfm.pipeline.batch_features import BatchFeatures, PassOptions, compute_batch_features
@@ -207,7 +207,7 @@ def estimate_statistics_seconds(
     seconds = 0.0
     for backbone in backbones:
         features = backbone.card.features
-        with limit_threads(config.threads):
+        with limit_cpu_threads(config.threads):
             rate = measure_operations_per_second(classes, features, backbone.device)
         for role in list_roles(config):
             rows = round(samples * (1 - (config.tune_fraction or 0.0))) if role == "tuning" else samples

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.backbones.rendering import render_image
 from sfm.errors import InputError
 from sfm.pipeline.fingerprint import digest_sample
@@ -102,5 +102,5 @@ def read_exemplar_images(
         if digest_sample(sample.data) != digests[np.unravel_index(index, samples.shape)].tobytes():
             raise InputError(f"{sample.location} changed while it was extracted; run again")
         rendered = render_image(source.decode(sample.data), source.rendering)
-        images[samples == row] = crop_image(rendered.image, preprocessing)
+        images[samples == row] = resize_and_crop_image(rendered.image, preprocessing)
     return images

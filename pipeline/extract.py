@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.errors import InputError
 from sfm.events import ProgressCallback, no_progress
 from sfm.paths import expand_home, get_cache_folder
@@ -110,7 +110,7 @@ def extract(config: ExtractConfig, progress: ProgressCallback = no_progress) -> 
     """
     if config.dry_run:
         raise InputError("a dry run is asked for: call sfm.pipeline.dry_run.estimate_extraction")
-    with limit_threads(config.threads):
+    with limit_cpu_threads(config.threads):
         source = open_dataset(config)
         tasks = make_tasks(source, select_listed_samples(config, source))
         backbones = {

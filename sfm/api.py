@@ -11,7 +11,7 @@ in your program for the same speed, memory and bits:
     Before torch is imported, and so before this module is. It lets threads sleep while they wait if the
     machine is busy (``OMP_WAIT_POLICY``), reuses freed memory (``mallopt``), and makes cuBLAS deterministic
     (``CUBLAS_WORKSPACE_CONFIG``).
-``sfm.backbones.execution.allocator.share_main_heap()``
+``sfm.backbones.execution.allocator.configure_malloc_single_heap()``
     Before :func:`extract` with inputs above 128 px on a CPU.
 
 Examples
@@ -24,7 +24,7 @@ Examples
 """
 
 from sfm.distill.config import DistillConfig
-from sfm.distill.distiller import Distiller, open_inputs
+from sfm.distill.distiller import Distiller, open_entry_and_backbone
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.run import DistillResult, distill
 from sfm.distill.train_step import StepOutput
@@ -64,7 +64,7 @@ __all__ = [
     "export",
     "extract",
     "make_matrix",
-    "open_inputs",
+    "open_entry_and_backbone",
     "open_store",
     "report",
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sfm import accuracies
-from sfm.backbones.execution.allocator import LARGE_INPUT, share_main_heap
+from sfm.backbones.execution.allocator import LARGE_INPUT, configure_malloc_single_heap
 from sfm.backbones.execution.process_settings import configure_process
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption, add_command
 from sfm.distill.config import DistillConfig
@@ -65,7 +65,7 @@ def run_extract(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
         return
     configure_process(config.threads)
     if config.image_size is None or config.image_size > LARGE_INPUT:
-        share_main_heap()
+        configure_malloc_single_heap()
     from sfm.pipeline.staging import IncompleteExtractionError
 
     try:
@@ -112,10 +112,10 @@ def run_dry_run(config: ExtractConfig, as_json: bool, quiet: bool) -> None:
 def run_distill(config: DistillConfig, as_json: bool, quiet: bool) -> None:
     """Distil, then print where the images are and the command to run next."""
     configure_process(config.threads)
-    from sfm.distill.run import DistillInterrupt, describe_checkpoint, distill
+    from sfm.distill.run import DistillInterrupt, describe_resume_hint, distill
 
     try:
-        with explain_interrupt(lambda: describe_checkpoint(config.out)), show_progress(quiet) as progress:
+        with explain_interrupt(lambda: describe_resume_hint(config.out)), show_progress(quiet) as progress:
             result = distill(config, progress)
     except DistillInterrupt as stop:
         raise report_error(str(stop), EXIT_INTERRUPTED) from None

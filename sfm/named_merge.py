@@ -87,7 +87,7 @@ def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
     def train_on_disk(features: SplitFeatures, moments: ClassMoments) -> MergedClassifier:
         import torch
 
-        from sfm.backbones.execution.cpu_threads import limit_threads
+        from sfm.backbones.execution.cpu_threads import limit_cpu_threads
         from sfm.pipeline.linear_classifier import train_classifier
         from sfm.pipeline.staged_features import StagedFeatures
 
@@ -98,7 +98,7 @@ def make_disk_trainer(device: str, threads: int | None) -> ClassifierTrainer:
                 files.append(Path(folder) / f"{number:06d}.npy")
                 np.save(files[-1], block)
                 labels.append(block_labels)
-            with limit_threads(threads):
+            with limit_cpu_threads(threads):
                 trained = train_classifier(
                     StagedFeatures(tuple(files), tuple(labels)),
                     moments,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfm.backbones.execution.wait_policy import choose_wait_policy
+from sfm.backbones.execution.wait_policy import set_openmp_wait_policy
 from sfm.command_builder import JsonOption, QuietOption, StrictTyper, ThreadsOption
 from sfm.error_reporting import exit_on_error, explain_interrupt, report_error
 from sfm.events import ProgressCallback, delay_progress
@@ -276,7 +276,7 @@ def store_merge(
     Overlap between parts is not detected, unless two of them contain the same extraction: that is refused.
     """
     with exit_on_error():
-        choose_wait_policy(threads)
+        set_openmp_wait_policy(threads)
         from sfm.named_merge import merge_entries_by_name
 
         with show_slow_progress(

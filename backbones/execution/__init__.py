@@ -1,24 +1,23 @@
-"""Execution modes of a backbone: `prepare` returns its model for one mode, with the reason of a fallback.
+"""How a backbone is computed: `prepare_model` returns its model for one execution mode, or says why not.
 
 Each module is one optimisation and can be deleted without the others. Importing this package loads no
 torch: the command line reads :mod:`~sfm.backbones.execution.wait_policy` and
 :mod:`~sfm.backbones.execution.allocator` before torch.
 """
 
-from typing import TYPE_CHECKING, Any
+from sfm.backbones.execution.modes import ExecutionMode as ExecutionMode, ExecutionOption as ExecutionOption
+from typing import Any, TYPE_CHECKING
 
-from sfm.backbones.execution.modes import ExecutionMode as ExecutionMode
-from sfm.backbones.execution.modes import ExecutionOption as ExecutionOption
 
 if TYPE_CHECKING:
-    from sfm.backbones.execution.preparation import Prepared as Prepared
-    from sfm.backbones.execution.preparation import make_example as make_example
+    from sfm.backbones.execution.preparation import PreparedModel as PreparedModel
+    from sfm.backbones.execution.preparation import make_example_images as make_example_images
     from sfm.backbones.execution.preparation import optimize_backbone as optimize_backbone
-    from sfm.backbones.execution.preparation import prepare as prepare
+    from sfm.backbones.execution.preparation import prepare_model as prepare_model
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Prepared", "make_example", "optimize_backbone", "prepare"):
+    if name not in ("PreparedModel", "make_example_images", "optimize_backbone", "prepare_model"):
         raise AttributeError(f"module {__name__} has no attribute {name}")
     from sfm.backbones.execution import preparation
 

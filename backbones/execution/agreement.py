@@ -4,16 +4,16 @@ import torch
 from torch import Tensor, nn
 
 
-def models_agree(model: nn.Module, other: nn.Module, example: Tensor, *, bfloat16: bool = False) -> bool:
+def models_agree(model: nn.Module, other_model: nn.Module, example_images: Tensor, *, is_bfloat16: bool = False) -> bool:
     """Return whether two models give the same output, and the same gradient of it, up to rounding.
 
     Parameters
     ----------
-    model, other : nn.Module
+    model, other_model : nn.Module
         No parameter taking a gradient.
-    example : Tensor, shape (images, 3, y, x)
+    example_images : Tensor, shape (images, 3, y, x)
         Normalised images.
-    bfloat16 : bool
+    is_bfloat16 : bool
         Whether sums are rounded to bfloat16, at different places in the two models.
 
     Returns
@@ -22,15 +22,15 @@ def models_agree(model: nn.Module, other: nn.Module, example: Tensor, *, bfloat1
         False as well where the first model's output or gradient is not finite: they cannot be compared then.
     """
     answers = []
-    for candidate in (model, other):
-        images = example.detach().clone().requires_grad_()
+    for candidate in (model, other_model):
+        images = example_images.detach().clone().requires_grad_()
         features = candidate(images)
         (gradient,) = torch.autograd.grad(features.float().square().sum(), images)
         answers.append((features.detach(), gradient))
     (features, gradient), (other_features, other_gradient) = answers
     if not (features.isfinite().all() and gradient.isfinite().all()):
         return False
-    if bfloat16:
+    if is_bfloat16:
         # Rounding errors add up to several of its eight bits, most of all in a gradient.
         return _are_close(features, other_features, 0.1) and _are_close(gradient, other_gradient, 0.7)
     largest = float(features.abs().max())
@@ -39,6 +39,6 @@ def models_agree(model: nn.Module, other: nn.Module, example: Tensor, *, bfloat1
     return same and _are_close(gradient, other_gradient, 0.05)
 
 
-def _are_close(tensor: Tensor, other: Tensor, tolerance: float) -> bool:
+def _are_close(tensor: Tensor, other: Tensor, relative_tolerance: float) -> bool:
     """Return whether the distance of two tensors is within a share of the length of the first."""
-    return bool((tensor - other).double().norm() <= tolerance * tensor.double().norm())
+    return bool((tensor - other).double().norm() <= relative_tolerance * tensor.double().norm())

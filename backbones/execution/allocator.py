@@ -8,6 +8,7 @@ import ctypes
 import platform
 from collections.abc import Mapping
 
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's ``mallopt(3)``."""
 
@@ -18,10 +19,10 @@ LARGE_INPUT = 128
 """Activations of batches of larger images do not fit the 64 MiB heaps of threads."""
 
 SINGLE_HEAP_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""Environment that has the effect of :func:`share_main_heap` on a process that has not started yet."""
+"""Environment that has the effect of :func:`configure_malloc_single_heap` on a process yet to start."""
 
 
-def keep_freed_memory() -> None:
+def configure_malloc_to_keep_memory() -> None:
     """Make this process reuse the memory that it frees, where the C library is glibc; elsewhere, do nothing.
 
     Otherwise tensors of a megabyte or more are unmapped when they are freed, and the kernel clears every page
@@ -31,7 +32,7 @@ def keep_freed_memory() -> None:
     set_malloc_options({M_MMAP_THRESHOLD: KEEP_BELOW_BYTES, M_TRIM_THRESHOLD: KEEP_BELOW_BYTES})
 
 
-def share_main_heap() -> None:
+def configure_malloc_single_heap() -> None:
     """Make the threads of this process share the main heap, where the C library is glibc.
 
     Otherwise each thread has heaps of its own, of 64 MiB at most, and larger tensors are unmapped when they

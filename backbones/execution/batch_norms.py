@@ -4,17 +4,16 @@ Measured with lite0 (``python benchmarks/execution.py``).
 """
 
 import copy
+import torch
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
-
-import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from typing import Any
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
+def fold_batch_norms(model: nn.Module, example_images: Tensor) -> nn.Module:
     """Fold every batch norm that directly follows a convolution into it.
 
     With frozen statistics, a batch norm is an affine map per channel, so
@@ -25,35 +24,27 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     ----------
     model : nn.Module
         In evaluation mode; left as it is.
-    example : Tensor
+    example_images : Tensor
         An input of the model, which is run on it to find out which module follows which.
 
     Returns
     -------
     nn.Module
-        A folded copy, or `model` itself where folding changes its output on `example` by more than rounding
+        A folded copy, or `model` itself where folding changes its output on the examples beyond rounding
         (a convolution whose output is also used elsewhere, or that derives its kernel from its weights).
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return model
-    pairs = find_consecutive_modules(model, example, lambda module: isinstance(module, nn.Conv2d), _is_norm)
+    pairs = find_consecutive_module_names(model, example_images, lambda module: isinstance(module, nn.Conv2d), _is_norm)
     folded = copy.deepcopy(model)
     for conv_name, norm_name in pairs:
         conv: Any = folded.get_submodule(conv_name)
         norm: Any = folded.get_submodule(norm_name)
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         remaining = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
         folded.set_submodule(norm_name, remaining.eval())
     with torch.no_grad():
-        before, after = model(example), folded(example)
+        before, after = model(example_images), folded(example_images)
     if not before.isfinite().all():
         # The weights overflow, so outputs cannot be compared; users of the features refuse such values.
         return model
@@ -61,20 +52,15 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     return folded if same else model
 
 
-def find_consecutive_modules(
-    model: nn.Module,
-    example: Tensor,
-    first: Callable[[nn.Module], bool],
-    second: Callable[[nn.Module], bool],
-) -> list[tuple[str, str]]:
+def find_consecutive_module_names(model: nn.Module, example_images: Tensor, is_first: Callable[[nn.Module], bool], is_second: Callable[[nn.Module], bool]) -> list[tuple[str, str]]:
     """Return names of pairs of modules, each called once, where the second takes the output of the first.
 
     Parameters
     ----------
     model : nn.Module
-    example : Tensor
+    example_images : Tensor
         An input of the model, which is run on it.
-    first, second : callable
+    is_first, is_second : callable
         Select the modules that may come first and those that may follow.
 
     Returns
@@ -85,17 +71,13 @@ def find_consecutive_modules(
     inputs: list[tuple[str, Tensor]] = []
     hooks = []
     for name, module in model.named_modules():
-        if first(module):
-            hooks.append(
-                module.register_forward_hook(lambda _m, _i, out, name=name: outputs.append((name, out)))
-            )
-        elif second(module):
-            hooks.append(
-                module.register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0])))
-            )
+        if is_first(module):
+            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: outputs.append((name, out))))
+        elif is_second(module):
+            hooks.append(module.register_forward_pre_hook(lambda _m, args, name=name: inputs.append((name, args[0]))))
     try:
         with torch.no_grad():
-            model(example)
+            model(example_images)
     finally:
         for hook in hooks:
             hook.remove()

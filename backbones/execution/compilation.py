@@ -6,26 +6,25 @@ Elementwise operations become a few fused kernels. Both times are with CUDA grap
 import copy
 import os
 import shutil
-from collections.abc import Iterator
-from typing import Any
-
 import torch
+from collections.abc import Iterator
+from sfm.backbones.execution.agreement import models_agree
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
+from typing import Any
 
-from sfm.backbones.execution.agreement import models_agree
 
 MIN_REPEATED_SHARE = 0.75
 """Minimum share of the weights in repeated blocks to compile only these blocks."""
 
 
-def can_compile(device: torch.device) -> bool:
+def can_compile_for(device: torch.device) -> bool:
     """Return whether a GPU can be compiled for: Triton supports it, and there is a C compiler."""
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
     return device.type == "cuda" and bool(has_triton()) and any(shutil.which(c) for c in compilers if c)
 
 
-def compile_model(model: nn.Module, example: Tensor) -> nn.Module | None:
+def compile_model_if_equivalent(model: nn.Module, example_images: Tensor) -> nn.Module | None:
     """Return a compiled copy of a model that shares its weights.
 
     Blocks that are repeated are compiled once for all of them: in seconds, where the whole model takes a
@@ -35,7 +34,7 @@ def compile_model(model: nn.Module, example: Tensor) -> nn.Module | None:
     ----------
     model : nn.Module
         In evaluation mode, no parameter taking a gradient; left as it is.
-    example : Tensor
+    example_images : Tensor
         A batch; the model is compiled for its shape.
 
     Returns
@@ -55,18 +54,18 @@ def compile_model(model: nn.Module, example: Tensor) -> nn.Module | None:
     for region in find_repeated_blocks(compiled) or [compiled]:
         region.compile(dynamic=False)
     mixed = any(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
-    return compiled if models_agree(model, compiled, example, bfloat16=mixed) else None
+    return compiled if models_agree(model, compiled, example_images, is_bfloat16=mixed) else None
 
 
 def find_repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks that a model consists of for the most part, if they are all alike; else nothing."""
-    for blocks in sorted(_find_uniform_sequences(model), key=_count_parameters, reverse=True):
+    for blocks in sorted(_iterate_uniform_block_lists(model), key=_count_parameters, reverse=True):
         if _count_parameters(blocks) >= MIN_REPEATED_SHARE * _count_parameters([model]):
             return blocks
     return []
 
 
-def _find_uniform_sequences(model: nn.Module) -> Iterator[list[nn.Module]]:
+def _iterate_uniform_block_lists(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Yield the children of containers whose children all have the same type and shapes."""
     for container in model.modules():
         blocks = list(container.children())

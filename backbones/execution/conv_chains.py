@@ -5,21 +5,19 @@ hundred.
 """
 
 from collections import Counter
+from sfm.backbones.execution.input_grad_layers import InputGradConvs
+from torch import Tensor, nn
 from typing import Any
 
-from torch import Tensor, nn
 
-from sfm.backbones.execution.input_grad_layers import InputGradConvs
-
-
-def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
+def fuse_conv_chains_in_place(model: nn.Module, example_images: Tensor) -> nn.Module:
     """Fuse consecutive convolutions where nothing else uses the output in between.
 
     Parameters
     ----------
     model : nn.Module
         With convolutions that are :class:`InputGradConvs`; changed.
-    example : Tensor
+    example_images : Tensor
         An input of the model, which is run on it to find out which convolution feeds which.
 
     Returns
@@ -38,14 +36,12 @@ def fuse_conv_chains(model: nn.Module, example: Tensor) -> nn.Module:
                 outputs.setdefault(name, []).append(output.grad_fn)
 
             hooks.append(module.register_forward_hook(note))
-    features = model(example.detach().clone().requires_grad_())
+    features = model(example_images.detach().clone().requires_grad_())
     for hook in hooks:
         hook.remove()
     uses = Counter(parent for node in _collect_autograd_nodes(features) for parent, _ in node.next_functions)
     producer = {nodes[0]: name for name, nodes in outputs.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
-    before = {
-        name: producer[nodes[0]] for name, nodes in inputs.items() if len(nodes) == 1 and nodes[0] in producer
-    }
+    before = {name: producer[nodes[0]] for name, nodes in inputs.items() if len(nodes) == 1 and nodes[0] in producer}
     head: dict[str, str] = {}
     for name in outputs:
         if name in before:

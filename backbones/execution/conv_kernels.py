@@ -46,22 +46,28 @@ class ConvKernels:
     output_size: torch.Size
 
 
-def choose_kernels(convolution: Any, size: torch.Size, clip: ClipBounds | None) -> ConvKernels:
+def choose_conv_kernels(
+    convolution: Any, input_size: torch.Size, clip_bounds: ClipBounds | None
+) -> ConvKernels:
     """Choose the kernels of a convolution for inputs of a height and width."""
     c = convolution
     if not isinstance(c, Conv2dSame):
-        return _choose_padded_kernels(c, size, tuple(c.padding), c.weight, clip)
-    sides = zip(size, c.kernel_size, c.stride, c.dilation, strict=True)
+        return _choose_padded_conv_kernels(c, input_size, tuple(c.padding), c.weight, clip_bounds)
+    sides = zip(input_size, c.kernel_size, c.stride, c.dilation, strict=True)
     missing = [get_same_padding(*side) for side in sides]
     if all(pixels % 2 == 0 for pixels in missing):
-        return _choose_padded_kernels(c, size, tuple(pixels // 2 for pixels in missing), c.weight, clip)
+        return _choose_padded_conv_kernels(
+            c, input_size, tuple(pixels // 2 for pixels in missing), c.weight, clip_bounds
+        )
     if all(pixels % 2 for pixels in missing) and _is_depthwise(c) and _suits_onednn(c):
         # With a row and a column of zeros before it the kernel is centred: no image is copied into a larger
         # one.
         wider = nn.functional.pad(c.weight, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
-        return _choose_padded_kernels(c, size, tuple(pixels // 2 + 1 for pixels in missing), wider, clip)
-    padded_size = torch.Size(side + pixels for side, pixels in zip(size, missing, strict=True))
-    inner = _choose_padded_kernels(c, padded_size, (0, 0), c.weight, clip)
+        return _choose_padded_conv_kernels(
+            c, input_size, tuple(pixels // 2 + 1 for pixels in missing), wider, clip_bounds
+        )
+    padded_size = torch.Size(side + pixels for side, pixels in zip(input_size, missing, strict=True))
+    inner = _choose_padded_conv_kernels(c, padded_size, (0, 0), c.weight, clip_bounds)
     top, left = (pixels // 2 for pixels in missing)
 
     def forward(images: Tensor) -> Tensor:
@@ -69,18 +75,22 @@ def choose_kernels(convolution: Any, size: torch.Size, clip: ClipBounds | None) 
 
     def backward_input(gradient: Tensor) -> Tensor:
         padded = inner.backward_input(gradient)
-        return padded[:, :, top : top + size[0], left : left + size[1]]
+        return padded[:, :, top : top + input_size[0], left : left + input_size[1]]
 
-    return ConvKernels(forward, backward_input, clip, inner.output_size)
+    return ConvKernels(forward, backward_input, clip_bounds, inner.output_size)
 
 
-def _choose_padded_kernels(
-    convolution: Any, size: torch.Size, padding: tuple[int, ...], weight: Tensor, clip: ClipBounds | None
+def _choose_padded_conv_kernels(
+    convolution: Any,
+    input_size: torch.Size,
+    padding: tuple[int, ...],
+    weight: Tensor,
+    clip_bounds: ClipBounds | None,
 ) -> ConvKernels:
     """Choose kernels for a weight in place of the convolution's own, with the same padding on both sides."""
     c, kernel = convolution, weight.shape[2:]
-    forward = _make_conv(weight, c.bias, c.stride, padding, c.dilation, c.groups, clip)
-    sides = list(zip(size, padding, kernel, c.stride, c.dilation, strict=True))
+    forward = _make_conv_and_clip(weight, c.bias, c.stride, padding, c.dilation, c.groups, clip_bounds)
+    sides = list(zip(input_size, padding, kernel, c.stride, c.dilation, strict=True))
     output_size = torch.Size(
         (side + 2 * pixels - dilation * (extent - 1) - 1) // stride + 1
         for side, pixels, extent, stride, dilation in sides
@@ -88,23 +98,23 @@ def _choose_padded_kernels(
     margin = tuple(side - 1 - pixels for side, pixels in zip(kernel, padding, strict=True))
     depthwise, slow = _is_depthwise(c), not _suits_onednn(c) or min(margin) < 0
     if not slow and c.groups == 1 and c.stride[0] == c.stride[1] > 1 and c.in_channels <= MAX_IMAGE_CHANNELS:
-        backward = _make_strided_backward(weight, c.stride[0], padding, size)
+        backward = _make_strided_input_backward(weight, c.stride[0], padding, input_size)
     elif slow or not (depthwise or (c.groups == 1 and c.stride == (1, 1))):
-        backward = _make_library_backward(c, weight, padding, size)
+        backward = _make_library_input_backward(c, weight, padding, input_size)
     else:
-        backward = _make_transposed_backward(c, weight, margin, sides)
-    return ConvKernels(forward, backward, clip, output_size)
+        backward = _make_transposed_input_backward(c, weight, margin, sides)
+    return ConvKernels(forward, backward, clip_bounds, output_size)
 
 
-def _make_library_backward(
-    convolution: Any, weight: Tensor, padding: tuple[int, ...], size: torch.Size
+def _make_library_input_backward(
+    convolution: Any, weight: Tensor, padding: tuple[int, ...], input_size: torch.Size
 ) -> Callable[[Tensor], Tensor]:
     """Return the input gradient as the library computes it."""
     c = convolution
     input_gradient: Any = conv2d_input
 
     def backward(gradient: Tensor) -> Tensor:
-        own, shape = weight.to(gradient.dtype), (len(gradient), c.in_channels, *size)
+        own, shape = weight.to(gradient.dtype), (len(gradient), c.in_channels, *input_size)
         if gradient.device.type == "cuda":
             # Only its shape and layout matter: cuDNN chooses kernels by them.
             input_ = torch.empty(shape, dtype=own.dtype, device=own.device, memory_format=torch.channels_last)
@@ -118,8 +128,11 @@ def _make_library_backward(
     return backward
 
 
-def _make_transposed_backward(
-    convolution: Any, weight: Tensor, margin: tuple[int, ...], sides: Sequence[tuple[int, ...]]
+def _make_transposed_input_backward(
+    convolution: Any,
+    weight: Tensor,
+    transposed_padding: tuple[int, ...],
+    axis_geometry: Sequence[tuple[int, ...]],
 ) -> Callable[[Tensor], Tensor]:
     """Return the input gradient as a forward convolution with the transposed kernel.
 
@@ -132,9 +145,9 @@ def _make_transposed_backward(
     def transposed() -> Callable[[Tensor], Tensor]:
         turned = weight.flip(2, 3) if _is_depthwise(c) else weight.flip(2, 3).transpose(0, 1)
         turned = turned.contiguous(memory_format=torch.channels_last)
-        return _make_conv(turned, None, (1, 1), margin, (1, 1), c.groups, None)
+        return _make_conv_and_clip(turned, None, (1, 1), transposed_padding, (1, 1), c.groups, None)
 
-    height, width = (side + 2 * pixels - extent + 1 for side, pixels, extent, _, _ in sides)
+    height, width = (side + 2 * pixels - extent + 1 for side, pixels, extent, _, _ in axis_geometry)
 
     def backward(gradient: Tensor) -> Tensor:
         if c.stride == (1, 1):
@@ -146,8 +159,8 @@ def _make_transposed_backward(
     return backward
 
 
-def _make_strided_backward(
-    weight: Tensor, stride: int, padding: tuple[int, ...], size: torch.Size
+def _make_strided_input_backward(
+    weight: Tensor, stride: int, padding: tuple[int, ...], input_size: torch.Size
 ) -> Callable[[Tensor], Tensor]:
     """Return the input gradient of a strided convolution as one with a channel for each offset in a stride.
 
@@ -163,19 +176,19 @@ def _make_strided_backward(
         offsets = padded.view(out, channels, reach, stride, reach, stride).permute(1, 3, 5, 0, 2, 4)
         turned = offsets.reshape(channels * stride**2, out, reach, reach).flip(2, 3)
         turned = turned.contiguous(memory_format=torch.channels_last)
-        return _make_conv(turned, None, (1, 1), (reach - 1, reach - 1), (1, 1), 1, None)
+        return _make_conv_and_clip(turned, None, (1, 1), (reach - 1, reach - 1), (1, 1), 1, None)
 
     def backward(gradient: Tensor) -> Tensor:
         found = nn.functional.pixel_shuffle(transposed()(gradient), stride)
         # Pixels beyond the last window contribute to no output.
         below, right = (
             max(0, pixels + side - have)
-            for pixels, side, have in zip(padding, size, found.shape[2:], strict=True)
+            for pixels, side, have in zip(padding, input_size, found.shape[2:], strict=True)
         )
         if below or right:
             found = nn.functional.pad(found, (0, right, 0, below))
         top, left = padding
-        return found[:, :, top : top + size[0], left : left + size[1]]
+        return found[:, :, top : top + input_size[0], left : left + input_size[1]]
 
     return backward
 
@@ -186,10 +199,10 @@ def _is_depthwise(convolution: Any) -> bool:
 
 def _suits_onednn(convolution: Any) -> bool:
     """Return whether oneDNN's fast kernels apply: no dilation, float32, on a CPU."""
-    return can_pack(convolution.weight) and convolution.dilation == (1, 1)
+    return can_prepack_weight(convolution.weight) and convolution.dilation == (1, 1)
 
 
-def can_pack(weight: Tensor) -> bool:
+def can_prepack_weight(weight: Tensor) -> bool:
     """Return whether a weight can be packed in advance: float32 on a CPU, outside autocast."""
     onednn: Any = torch.backends.mkldnn
     plain = weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -197,22 +210,22 @@ def can_pack(weight: Tensor) -> bool:
     return plain and weight.device.type == "cpu" and bool(known)
 
 
-def _make_conv(
+def _make_conv_and_clip(
     weight: Tensor,
     bias: Tensor | None,
     stride: tuple[int, ...],
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     groups: int,
-    clip: ClipBounds | None,
+    clip_bounds: ClipBounds | None,
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that convolves and clips."""
     # oneDNN's packed form of dilated kernels has crashed on inputs that are smaller than the kernel.
-    if not can_pack(weight) or dilation != (1, 1):
+    if not can_prepack_weight(weight) or dilation != (1, 1):
 
         def convolve(images: Tensor) -> Tensor:
             output = nn.functional.conv2d(images, weight, bias, stride, padding, dilation, groups)
-            return output if clip is None else output.clamp_(*clip)
+            return output if clip_bounds is None else output.clamp_(*clip_bounds)
 
         return convolve
 
@@ -221,8 +234,8 @@ def _make_conv(
     geometry = (list(padding), list(stride), list(dilation), groups)
     packed = onednn._reorder_convolution_weight(weight, *geometry)
     activation: tuple[str, list[float | None], str] = ("none", [], "")
-    if clip is not None:
-        activation = ("relu", [], "") if clip == (0.0, None) else ("hardtanh", list(clip), "")
+    if clip_bounds is not None:
+        activation = ("relu", [], "") if clip_bounds == (0.0, None) else ("hardtanh", list(clip_bounds), "")
 
     def convolve_packed(images: Tensor) -> Tensor:
         output: Tensor = convolve_and_clip(images, packed, bias, *geometry, *activation)

@@ -8,17 +8,17 @@ from threadpoolctl import threadpool_limits
 
 
 @contextmanager
-def limit_threads(threads: int | None) -> Iterator[None]:
+def limit_cpu_threads(thread_count: int | None) -> Iterator[None]:
     """Limit torch and numpy to a number of CPU threads within a context; None leaves them as they are.
 
     The number of threads decides how sums are split, and so their last bits.
     """
-    if threads is None:
+    if thread_count is None:
         yield
         return
     before = torch.get_num_threads()
-    with threadpool_limits(limits=threads, user_api="blas"):
-        torch.set_num_threads(threads)
+    with threadpool_limits(limits=thread_count, user_api="blas"):
+        torch.set_num_threads(thread_count)
         try:
             yield
         finally:

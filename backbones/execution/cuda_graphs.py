@@ -4,11 +4,10 @@ Forward and backward of a transformer are a thousand small kernels. A CPU takes 
 GPU to run them, unless batches are very large.
 """
 
-import warnings
-from typing import Any
-
 import torch
+import warnings
 from torch import Tensor, nn
+from typing import Any
 
 
 class CudaGraphModel(nn.Module):
@@ -21,7 +20,7 @@ class CudaGraphModel(nn.Module):
     ----------
     model : nn.Module
         No parameter taking a gradient; its control flow must not depend on values.
-    example : Tensor, shape (images, 3, y, x)
+    example_images : Tensor, shape (images, 3, y, x)
         A batch of the size to record, on the GPU. Smaller batches are padded, larger ones run eagerly.
 
     Attributes
@@ -35,20 +34,20 @@ class CudaGraphModel(nn.Module):
         If the model cannot be recorded.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_images: Tensor) -> None:
         super().__init__()
         self.model = model
-        self.batch_size = len(example)
+        self.batch_size = len(example_images)
         self._passes = 0
         torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved(example.device)
-        static = example.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        before = torch.cuda.memory_reserved(example_images.device)
+        static = example_images.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         with warnings.catch_warnings():
             # torch records on a separate stream that is never synchronised.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
-            self._replay: Any = torch.cuda.make_graphed_callables(_Wrapper(model), (static,))
+            self._replay: Any = torch.cuda.make_graphed_callables(_GraphCaptureWrapper(model), (static,))
         torch.cuda.empty_cache()
-        self.held_bytes = torch.cuda.memory_reserved(example.device) - before
+        self.held_bytes = torch.cuda.memory_reserved(example_images.device) - before
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images to features, as the model does."""
@@ -73,7 +72,7 @@ class CudaGraphModel(nn.Module):
         return features
 
 
-class _Wrapper(nn.Module):
+class _GraphCaptureWrapper(nn.Module):
     """A wrapper around a model, because recording changes the module that is recorded."""
 
     def __init__(self, model: nn.Module) -> None:

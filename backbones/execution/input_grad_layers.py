@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sfm.backbones.execution.conv_kernels import ClipBounds, ConvKernels, choose_kernels
+from sfm.backbones.execution.conv_kernels import ClipBounds, ConvKernels, choose_conv_kernels
 
 BACKWARD_BYTES = 5 * 2**20
 """Target size of backward intermediates; the batch is chunked to stay in cache."""
@@ -41,7 +41,7 @@ class InputGradConvs(nn.Module):
         """Map (batch, channel, y, x) as the convolutions and their activations do."""
         kernels = self._kernels.get(images.shape[2:])
         if kernels is None:
-            kernels = self._kernels[images.shape[2:]] = tuple(self._choose(images.shape[2:]))
+            kernels = self._kernels[images.shape[2:]] = tuple(self._iterate_kernels(images.shape[2:]))
         if torch.is_grad_enabled() and images.requires_grad:
             output: Tensor = _ConvolveAndClip.apply(images, kernels)
             return output
@@ -49,14 +49,14 @@ class InputGradConvs(nn.Module):
             images = kernel.forward(images)
         return images
 
-    def drop_kernels(self) -> None:
+    def drop_packed_weights(self) -> None:
         """Free the packed weights; they are packed again when needed."""
         self._kernels.clear()
 
-    def _choose(self, size: torch.Size) -> Iterator[ConvKernels]:
+    def _iterate_kernels(self, input_size: torch.Size) -> Iterator[ConvKernels]:
         for convolution, clip in self.links:
-            yield (kernel := choose_kernels(convolution, size, clip))
-            size = kernel.output_size
+            yield (kernel := choose_conv_kernels(convolution, input_size, clip))
+            input_size = kernel.output_size
 
 
 class InputGradClip(nn.Module):
@@ -129,17 +129,17 @@ class _ConvolveAndClip(torch.autograd.Function):
         return torch.cat(chunks), None
 
 
-def _choose_chunk_size(count: int, largest: int) -> int:
-    """Return how many of `count` images go through backward together, so that intermediates stay in cache.
+def _choose_chunk_size(image_count: int, largest_bytes: int) -> int:
+    """Return how many of `image_count` images go through backward together, to stay in cache.
 
     Parameters
     ----------
-    count : int
-    largest : int
+    image_count : int
+    largest_bytes : int
         Bytes of the largest intermediate of all images.
     """
-    max_images = max(1, BACKWARD_BYTES * count // largest)
-    return math.ceil(count / math.ceil(count / max_images))
+    max_images = max(1, BACKWARD_BYTES * image_count // largest_bytes)
+    return math.ceil(image_count / math.ceil(image_count / max_images))
 
 
 def _backward_chain(
@@ -169,9 +169,9 @@ class _Clip(torch.autograd.Function):
         return gradient * mask.view(torch.int8), None
 
 
-def _mask_unclipped(clipped: Tensor, clip: ClipBounds) -> Tensor:
+def _mask_unclipped(clipped: Tensor, clip_bounds: ClipBounds) -> Tensor:
     """Return a boolean mask of the values that are at no bound."""
-    low, high = clip
+    low, high = clip_bounds
     if high is None:
         return clipped.to(torch.bool) if low == 0 else clipped.ne(low)
     if low != 0 or clipped.device.type == "cuda":

@@ -2,17 +2,16 @@
 
 import logging
 import subprocess
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
-
-from sfm.backbones.execution.compilation import compile_model
+from dataclasses import dataclass, replace
+from sfm.backbones.execution.compilation import compile_model_if_equivalent
 from sfm.backbones.execution.cuda_graphs import CudaGraphModel
-from sfm.backbones.execution.input_gradient import drop_kernels, input_gradient_only
+from sfm.backbones.execution.input_gradient import drop_packed_weights, make_input_grad_model
 from sfm.backbones.execution.modes import ExecutionMode, ExecutionOption
 from sfm.text import summarize_error
+from torch import Tensor, nn
+from typing import TYPE_CHECKING
+
 
 if TYPE_CHECKING:
     from sfm.backbones.build import Backbone
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedModel:
     """A model for one execution mode.
 
     Attributes
@@ -33,16 +32,16 @@ class Prepared:
         Equal to the backbone's model, up to rounding.
     mode : ExecutionMode
         The actual mode.
-    reason : str or None
+    fallback_reason : str or None
         Why it is not the requested mode, or which part of that mode is missing.
     """
 
     model: nn.Module
     mode: ExecutionMode
-    reason: str | None = None
+    fallback_reason: str | None = None
 
 
-def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepared:
+def prepare_model(backbone: "Backbone", example_images: Tensor, mode: ExecutionMode) -> PreparedModel:
     """Return a backbone's model for an execution mode, or for the nearest one that works.
 
     A mode that fails, or whose features or gradients differ by more than rounding, falls back: ``compiled``
@@ -52,33 +51,33 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
     ----------
     backbone : Backbone
         On its device and in its precision; left as it is. The result shares its weights.
-    example : Tensor, shape (batch, 3, input_size, input_size)
-        Normalised images, of the final batch size: see :func:`make_example`.
+    example_images : Tensor, shape (batch, 3, input_size, input_size)
+        Normalised images, of the final batch size: see :func:`make_example_images`.
     mode : ExecutionMode
 
     Returns
     -------
-    Prepared
+    PreparedModel
     """
     if mode == "eager":
-        return Prepared(backbone.model, "eager")
+        return PreparedModel(backbone.model, "eager")
     reasons: list[str] = []
     if mode == "compiled":
         try:
-            model = compile_model(backbone.model, example)
+            model = compile_model_if_equivalent(backbone.model, example_images)
             if model is not None:
-                return Prepared(CudaGraphModel(model, example), "compiled")
+                return PreparedModel(CudaGraphModel(model, example_images), "compiled")
             reasons.append("the compiled backbone computes other features")
         except EXECUTION_ERRORS as error:
             reasons.append(f"the backbone cannot be compiled: {summarize_error(error)}")
-    lean = input_gradient_only(backbone.model, example[:1])
+    lean = make_input_grad_model(backbone.model, example_images[:1])
     actual_mode: ExecutionMode = "eager" if lean.model is backbone.model else "input-grad"
-    if lean.problem:
-        reasons.append(lean.problem)
+    if lean.fallback_reason:
+        reasons.append(lean.fallback_reason)
     graph: nn.Module | None = None
     if mode in ("compiled", "cuda-graph"):
         try:
-            graph, actual_mode = CudaGraphModel(lean.model, example), "cuda-graph"
+            graph, actual_mode = CudaGraphModel(lean.model, example_images), "cuda-graph"
         except EXECUTION_ERRORS as error:
             reasons.append(f"the backbone cannot be recorded: {summarize_error(error)}")
     reason = "; ".join(reasons) or None
@@ -86,14 +85,12 @@ def prepare(backbone: "Backbone", example: Tensor, mode: ExecutionMode) -> Prepa
         logger.warning("%s runs in mode %s, not %s: %s", backbone.card.spec, actual_mode, mode, reason)
     elif actual_mode == "eager":
         reason = "the model has no convolutions that would gain"
-    return Prepared(graph or lean.model, actual_mode, reason)
+    return PreparedModel(graph or lean.model, actual_mode, reason)
 
 
-def optimize_backbone(
-    backbone: "Backbone", batch_size: int, mode: ExecutionMode
-) -> "tuple[Backbone, Prepared]":
+def optimize_backbone(backbone: "Backbone", batch_size: int, mode: ExecutionMode) -> "tuple[Backbone, PreparedModel]":
     """Return a backbone whose model is prepared for batches of one size, and what was prepared."""
-    prepared = prepare(backbone, make_example(backbone, batch_size), mode)
+    prepared = prepare_model(backbone, make_example_images(backbone, batch_size), mode)
     return replace(backbone, model=prepared.model), prepared
 
 
@@ -105,17 +102,17 @@ def prepare_for_inference(backbone: "Backbone", execution: ExecutionOption = "au
     if execution == "eager" or backbone.device.type != "cpu":
         return backbone
     optimized, _ = optimize_backbone(backbone, 1, "input-grad")
-    drop_kernels(optimized.model)
+    drop_packed_weights(optimized.model)
     return optimized
 
 
-def make_example(backbone: "Backbone", batch_size: int) -> Tensor:
+def make_example_images(backbone: "Backbone", batch_size: int) -> Tensor:
     """Return random normalised images of a backbone's input size, on its device and in its memory layout."""
     size = backbone.card.preprocessing.input_size
     example = torch.rand(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return example.to(backbone.device).contiguous(memory_format=backbone.memory_format)
 
 
-def count_graph_bytes(backbone: "Backbone") -> int:
+def count_cuda_graph_bytes(backbone: "Backbone") -> int:
     """Return the GPU memory that CUDA graphs hold; torch does not count it as allocated."""
     return backbone.model.held_bytes if isinstance(backbone.model, CudaGraphModel) else 0

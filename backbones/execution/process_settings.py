@@ -5,25 +5,25 @@ whole program.
 """
 
 import os
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory
+from sfm.backbones.execution.wait_policy import set_openmp_wait_policy
 
-from sfm.backbones.execution.allocator import keep_freed_memory
-from sfm.backbones.execution.wait_policy import choose_wait_policy
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 
 
-def configure_process(threads: int | None = None) -> None:
+def configure_process(thread_count: int | None = None) -> None:
     """Set up this process to compute backbones: wait policy of threads, freed memory, workspace of cuBLAS.
 
     Call it before torch is imported: the wait policy is read once, when torch is loaded.
 
     Parameters
     ----------
-    threads : int, optional
-        CPU threads of the computation; see :func:`.wait_policy.choose_wait_policy`.
+    thread_count : int, optional
+        CPU threads of the computation; see :func:`.wait_policy.set_openmp_wait_policy`.
     """
-    choose_wait_policy(threads)
-    keep_freed_memory()
+    set_openmp_wait_policy(thread_count)
+    configure_malloc_to_keep_memory()
     set_cublas_workspace()
 
 

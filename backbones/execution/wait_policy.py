@@ -7,11 +7,11 @@ once, when torch is loaded, so the command line sets it before.
 """
 
 import os
+import psutil
 import sys
 import time
 from pathlib import Path
 
-import psutil
 
 WAIT_POLICY_VARIABLE = "OMP_WAIT_POLICY"
 WAIT_POLICY_VARIABLES = (WAIT_POLICY_VARIABLE, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -28,14 +28,14 @@ _chose_passive = False
 """Whether this module made threads sleep."""
 
 
-def choose_wait_policy(threads: int | None = None) -> None:
+def set_openmp_wait_policy(thread_count: int | None = None) -> None:
     """Make waiting threads sleep if other processes use the cores that they would spin on.
 
     Does nothing if torch is already loaded or the environment sets a wait policy.
 
     Parameters
     ----------
-    threads : int, optional
+    thread_count : int, optional
         CPU threads that will compute together; default: one per core, or as OMP_NUM_THREADS says.
     """
     if "torch" in sys.modules or any(name in os.environ for name in WAIT_POLICY_VARIABLES):
@@ -43,7 +43,7 @@ def choose_wait_policy(threads: int | None = None) -> None:
     process = psutil.Process()
     cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(os.cpu_count() or 1))
     declared = os.environ.get("OMP_NUM_THREADS", "")
-    needed = threads or (int(declared) if declared.isdigit() else 0) or len(cores)
+    needed = thread_count or (int(declared) if declared.isdigit() else 0) or len(cores)
     if needed > 1:
         for seconds in SAMPLE_SECONDS:
             shares = psutil.cpu_percent(seconds, percpu=True)
@@ -55,12 +55,12 @@ def choose_wait_policy(threads: int | None = None) -> None:
         _chose_passive = True
 
 
-def are_cores_crowded(threads: int, others: float, cores: int) -> bool:
+def are_cores_crowded(thread_count: int, other_load_cores: float, core_count: int) -> bool:
     """Return whether threads and the load of other processes exceed the number of cores."""
-    return threads > 1 and threads + others >= cores + MIN_EXCESS_CORES
+    return thread_count > 1 and thread_count + other_load_cores >= core_count + MIN_EXCESS_CORES
 
 
-class CoreWatch:
+class CoreWaitMonitor:
     """Watch how long a run waits for cores that other processes use, and advise once.
 
     Linux counts that time for every thread; elsewhere there is no advice.
@@ -68,15 +68,15 @@ class CoreWatch:
 
     def __init__(self, threads: int, interval: float = 20.0) -> None:
         self.threads, self.interval = threads, interval
-        self._since, self._waited = time.perf_counter(), read_seconds_waited()
+        self._since, self._waited = time.perf_counter(), read_core_wait_seconds()
         self._advised = False
 
-    def check(self) -> str:
+    def advise_once(self) -> str:
         """Return a line of advice once, if the last interval warrants it; else an empty string."""
         now = time.perf_counter()
         if self._advised or self._waited is None or now - self._since < self.interval:
             return ""
-        waited = read_seconds_waited() or 0.0
+        waited = read_core_wait_seconds() or 0.0
         share = (waited - self._waited) / (now - self._since)
         self._since, self._waited = now, waited
         advice = advise_on_threads(self.threads, share, _chose_passive)
@@ -84,22 +84,16 @@ class CoreWatch:
         return advice
 
 
-def advise_on_threads(threads: int, share: float, sleeping: bool) -> str:
+def advise_on_threads(thread_count: int, waiting_share: float, is_passive_policy: bool) -> str:
     """Return advice for a run that waits for a core in a share of its time; an empty string for none."""
-    if threads > 1 and sleeping and share < LOW_WAIT_SHARE:
-        return (
-            "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with "
-            "the same images"
-        )
-    if threads == 1 or share < HIGH_WAIT_SHARE or sleeping:
+    if thread_count > 1 and is_passive_policy and waiting_share < LOW_WAIT_SHARE:
+        return "this machine was busy when the run began and is not now: Ctrl-C and --resume is faster, with " "the same images"
+    if thread_count == 1 or waiting_share < HIGH_WAIT_SHARE or is_passive_policy:
         return ""
-    return (
-        f"other processes want this machine's cores: {share:.0%} of the time goes into waiting for one; "
-        f"try --threads 1, or Ctrl-C and --resume, which gives the same images"
-    )
+    return f"other processes want this machine's cores: {waiting_share:.0%} of the time goes into waiting for " f"one; try --threads 1, or Ctrl-C and --resume, which gives the same images"
 
 
-def read_seconds_waited() -> float | None:
+def read_core_wait_seconds() -> float | None:
     """Return how many seconds this thread has waited for a core so far; None where that is not counted."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9

@@ -24,7 +24,7 @@ from comparison.training_steps import (
 from measurement import log_progress, read_process_bytes
 
 from sfm.backbones.execution.preparation import optimize_backbone
-from sfm.distill.activation_memory import measure_activation_bytes
+from sfm.distill.activation_memory import measure_activation_bytes_per_view
 
 STEPS = 2
 """Steps until memory is at its peak; the optimizer state exists before the first."""
@@ -37,7 +37,7 @@ def measure_own_peak(case: StepCase, name: str, device: str) -> dict[str, int]:
     backbone = case.load(device)
     step, held_bytes = make_training_step(name, case, backbone)
     run_config = make_default_run_config(case, optimize_backbone(backbone, 1, "input-grad")[0])
-    measure_activation_bytes(backbone)
+    measure_activation_bytes_per_view(backbone)
     gc.collect()
     cuda = backbone.device.type == "cuda"
     if cuda:

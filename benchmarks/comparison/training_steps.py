@@ -1,30 +1,29 @@
 """Training steps that are compared: ours, LGM's, published SFM's, and the backbone alone."""
 
+import numpy as np
+import torch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 from peers import lgm, published
-from torch import Tensor
-
 from sfm.api import DistillConfig
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution.determinism import deterministic_algorithms, tf32_disabled
-from sfm.backbones.execution.preparation import count_graph_bytes, optimize_backbone
-from sfm.distill.activation_memory import measure_activation_bytes, measure_free_memory
+from sfm.backbones.execution.preparation import count_cuda_graph_bytes, optimize_backbone
+from sfm.distill.activation_memory import measure_activation_bytes_per_view, measure_free_memory_bytes
 from sfm.distill.adam import init_adam
-from sfm.distill.distiller import resolve_config
+from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.execution_choice import choose_execution
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import AutocastModel, Precision, convert_precision
-from sfm.distill.pyramid import list_resolutions
+from sfm.distill.pyramid import list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
+from torch import Tensor
+from typing import Any
+
 
 LGM_VIEWS = 10
 BUILTIN = "builtin:fashion-mnist-6k"
@@ -68,12 +67,7 @@ class StepCase:
 
     def labels(self) -> dict[str, Any]:
         """Return the keys that identify the case in a row of the results."""
-        return {
-            "backbone": self.backbone,
-            "precision": self.precision,
-            "image_size": self.image_size,
-            "classes": self.classes,
-        }
+        return {"backbone": self.backbone, "precision": self.precision, "image_size": self.image_size, "classes": self.classes}
 
     def load(self, device: str) -> Backbone:
         """Load the backbone in the precision of the case."""
@@ -84,13 +78,13 @@ class StepCase:
 def make_default_run_config(case: StepCase, backbone: Backbone) -> ResolvedDistillConfig:
     """Return the resolved config of `sfm distill`, but with a pyramid level per step."""
     config = DistillConfig(store="none", backbone=case.spec, dataset="none", out=Path("none"), grow_every=1)
-    return resolve_config(config, "", [str(index) for index in range(case.classes)], backbone)
+    return resolve_distill_config(config, "", [str(index) for index in range(case.classes)], backbone)
 
 
 def init_full_pyramid(run_config: ResolvedDistillConfig, device: torch.device) -> DistillState:
     """Return a state whose pyramids have all their levels."""
     levels: list[Tensor] = []
-    for _ in list_resolutions(run_config.canvas):
+    for _ in list_level_resolutions(run_config.canvas_pixels):
         levels = add_pyramid_level(levels, run_config, device)
     return DistillState(len(levels), levels, init_adam(levels))
 
@@ -109,9 +103,7 @@ def make_bare_step(backbone: Backbone, images: int, forward_only: int = 0) -> Ca
     size, device = backbone.card.preprocessing.input_size, backbone.device
 
     def draw_noise(count: int) -> Tensor:
-        return torch.randn(count, 3, size, size, device=device).contiguous(
-            memory_format=backbone.memory_format
-        )
+        return torch.randn(count, 3, size, size, device=device).contiguous(memory_format=backbone.memory_format)
 
     batch, forward_batch = draw_noise(images).requires_grad_(), draw_noise(forward_only)
     weights = torch.randn(images, backbone.card.features, device=device)
@@ -132,26 +124,16 @@ def make_step_run_config(name: str, run_config: ResolvedDistillConfig) -> Resolv
     twice, in micro-batches of half of the images at most, and keeps the graph of one.
     """
     if name == SFM_STEPS[1]:
-        return run_config.model_copy(
-            update={"micro_batch": run_config.image_count, "graphs": run_config.image_count}
-        )
+        return run_config.model_copy(update={"micro_batch": run_config.image_count, "graphs": run_config.image_count})
     if name == SFM_STEPS[2]:
-        return run_config.model_copy(
-            update={
-                "micro_batch": min(run_config.micro_batch, max(1, run_config.image_count // 2)),
-                "graphs": 0,
-            }
-        )
+        return run_config.model_copy(update={"micro_batch": min(run_config.micro_batch, max(1, run_config.image_count // 2)), "graphs": 0})
     return run_config
 
 
 def drop_duplicate_steps(names: Sequence[str], run_config: ResolvedDistillConfig) -> list[str]:
     """Return the names without those of :data:`SFM_STEPS` whose config an earlier one has."""
     run_configs = {name: make_step_run_config(name, run_config) for name in SFM_STEPS}
-    first = {
-        name: next(other for other in SFM_STEPS if run_configs[other] == run_configs[name])
-        for name in SFM_STEPS
-    }
+    first = {name: next(other for other in SFM_STEPS if run_configs[other] == run_configs[name]) for name in SFM_STEPS}
     return [name for name in names if first.get(name, name) == name]
 
 
@@ -177,13 +159,13 @@ def make_sfm_step(name: str, case: StepCase, backbone: Backbone) -> tuple[Callab
         mode = choose_execution(run_config, "auto", "auto", device).mode
         quick, _ = optimize_backbone(backbone, run_config.micro_batch * run_config.views, mode)
     state, means = init_full_pyramid(run_config, device), draw_class_means(case, backbone)
-    objective = partial(sfm_loss, target=compute_flow(means, means))
+    objective = partial(sfm_loss, target_flow=compute_flow(means, means))
 
     def step() -> object:
         with tf32_disabled(), deterministic_algorithms(device):
             return train_step(state, run_config, quick, objective)
 
-    return step, count_graph_bytes(quick)
+    return step, count_cuda_graph_bytes(quick)
 
 
 def draw_class_means(case: StepCase, backbone: Backbone) -> Tensor:
@@ -199,9 +181,7 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
     if name == BARE:
         return make_bare_step(backbone, run_config.image_count)
     if name == BARE_LGM:
-        return make_bare_step(
-            backbone, LGM_VIEWS * run_config.image_count, LGM_VIEWS * run_config.image_count
-        )
+        return make_bare_step(backbone, LGM_VIEWS * run_config.image_count, LGM_VIEWS * run_config.image_count)
     if name == LGM:
         run_config = run_config.model_copy(update={"views": LGM_VIEWS})
         real = load_real_batches(backbone, run_config)
@@ -214,17 +194,13 @@ def make_peer_step(name: str, case: StepCase, backbone: Backbone) -> Callable[[]
         level.grad = torch.zeros_like(level)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    return partial(
-        published.run_published_step, state, run_config, trainable, draw_class_means(case, backbone)
-    )
+    return partial(published.run_published_step, state, run_config, trainable, draw_class_means(case, backbone))
 
 
 def load_trainable_backbone(case: StepCase, backbone: Backbone) -> Backbone:
     """Return the backbone as the published code has it; for bf16, under autocast."""
     trainable = published.make_trainable_backbone(case.spec, backbone)
-    return (
-        trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
-    )
+    return trainable if case.precision == "float32" else replace(trainable, model=AutocastModel(trainable.model))
 
 
 def load_real_batches(backbone: Backbone, run_config: ResolvedDistillConfig) -> lgm.RealImages:
@@ -232,7 +208,7 @@ def load_real_batches(backbone: Backbone, run_config: ResolvedDistillConfig) -> 
     source = open_source(BUILTIN)
     count = 3 * run_config.image_count * run_config.views
     rows = np.arange(min(count, 600))
-    images = lgm.decode_real_images(source, rows, backbone, run_config.canvas).pixels
+    images = lgm.decode_real_images(source, rows, backbone, run_config.canvas_pixels).pixels
     real = lgm.RealImages(images[np.arange(count) % len(rows)], np.arange(count) % len(run_config.classes))
     real.batch(np.zeros(0, dtype=np.int64), backbone.device)
     return real
@@ -244,10 +220,10 @@ def estimate_graph_bytes(name: str, case: StepCase, backbone: Backbone) -> int:
     run_config = make_default_run_config(case, optimized)
     if name in SFM_STEPS:
         run_config = make_step_run_config(name, run_config)
-        return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes(optimized)
+        return max(run_config.micro_batch, run_config.graphs) * measure_activation_bytes_per_view(optimized)
     if name == PUBLISHED:
-        return run_config.image_count * measure_activation_bytes(load_trainable_backbone(case, backbone))
-    return (1 if name == BARE else LGM_VIEWS) * run_config.image_count * measure_activation_bytes(backbone)
+        return run_config.image_count * measure_activation_bytes_per_view(load_trainable_backbone(case, backbone))
+    return (1 if name == BARE else LGM_VIEWS) * run_config.image_count * measure_activation_bytes_per_view(backbone)
 
 
 def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbone) -> dict[str, int]:
@@ -255,7 +231,7 @@ def find_oversized_steps(names: Sequence[str], case: StepCase, backbone: Backbon
 
     On a GPU our step holds its graph between calls, so that others must fit beside it.
     """
-    free = MAX_MEMORY_FRACTION * measure_free_memory(backbone.device)
+    free = MAX_MEMORY_FRACTION * measure_free_memory_bytes(backbone.device)
     copies = 2 if backbone.device.type == "cuda" else 1
     sizes = {name: estimate_graph_bytes(name, case, backbone) for name in names}
     return {name: size for name, size in sizes.items() if size * (copies if name in SFM_STEPS else 1) > free}

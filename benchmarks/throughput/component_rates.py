@@ -16,7 +16,7 @@ from throughput.image_folders import N_UNIQUE_IMAGES
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.events import no_progress
 from sfm.pipeline.batch_features import PassOptions
 from sfm.pipeline.extract_config import ExtractConfig
@@ -88,7 +88,7 @@ def measure_decode_rate(source: Source, backbone: Backbone, images: int) -> floa
 
     def decode_batch(batch: int) -> None:
         for i in range(size * batch, size * batch + size):
-            crop_image(source.decode(data[i % len(data)]), backbone.card.preprocessing)
+            resize_and_crop_image(source.decode(data[i % len(data)]), backbone.card.preprocessing)
 
     batches = max(count_cores(), images // size)
     return batches * size / time_calls(decode_batch, batches, count_cores())
@@ -99,7 +99,7 @@ def decode_batches(spec: str, preprocessing: Preprocessing, batches: int, timeou
     source, data = read_encoded_images(spec)
     _START_BARRIER[0].wait(timeout)
     for i in range(BATCH_IMAGES["cpu"] * batches):
-        crop_image(source.decode(data[i % len(data)]), preprocessing)
+        resize_and_crop_image(source.decode(data[i % len(data)]), preprocessing)
 
 
 def set_start_barrier(barrier: Barrier) -> None:

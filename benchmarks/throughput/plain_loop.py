@@ -12,7 +12,7 @@ from throughput.image_folders import N_CLASSES
 
 from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.pipeline.block_moments import accumulate_moments
 from sfm.pipeline.runtime import count_cores, extraction_runtime
 from sfm.pipeline.sources import Source, open_source
@@ -25,7 +25,9 @@ def compute_means_in_plain_loop(source: Source, backbone: Backbone) -> np.ndarra
         rows = np.flatnonzero(source.train.labels == c)
         images = torch.stack(
             [
-                pixels_to_tensor(crop_image(source.decode(sample.data), backbone.card.preprocessing)[None])[0]
+                pixels_to_tensor(
+                    resize_and_crop_image(source.decode(sample.data), backbone.card.preprocessing)[None]
+                )[0]
                 for sample in source.train.read(rows)
             ]
         )

@@ -8,18 +8,18 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from sfm.backbones.execution.allocator import keep_freed_memory, share_main_heap
+from sfm.backbones.execution.allocator import configure_malloc_to_keep_memory, configure_malloc_single_heap
 
 how, megabytes, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if how == "keep" and where == "thread":
-    share_main_heap()
+    configure_malloc_single_heap()
 from concurrent.futures import ThreadPoolExecutor
 
 def step(megabytes):
     activations = [b"x" * (2**20 * megabytes) for _ in range(2)]
 
 if how == "keep":
-    keep_freed_memory()
+    configure_malloc_to_keep_memory()
 with ThreadPoolExecutor(1) as pool:
     run = pool.map if where == "thread" else map
     list(run(step, [megabytes] * 5))

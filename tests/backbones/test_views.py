@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from sfm.backbones.crops import Crops, draw_crops, make_centre_crops
-from sfm.backbones.views import apply_crops, make_interpolation_matrix
+from sfm.backbones.views import apply_crops, make_interpolation_matrices
 from sfm.random_streams import make_rng
 
 COUNTERS = st.lists(st.integers(0, 2**64 - 1), max_size=3)
@@ -28,7 +28,7 @@ def test_the_weights_of_every_output_pixel_are_non_negative_and_sum_to_one(
     seed: int, size: int, out: int, mirror: bool
 ) -> None:
     crops = draw_crops(make_rng(seed), 5, size)
-    matrices = make_interpolation_matrix(crops.left, crops.width, size, out, np.full(5, mirror))
+    matrices = make_interpolation_matrices(crops.left, crops.width, size, out, np.full(5, mirror))
     assert matrices.shape == (5, out, size)
     assert (matrices >= 0).all()
     torch.testing.assert_close(matrices.sum(-1), torch.ones(5, out))

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from sfm.backbones.execution.wait_policy import CoreWatch, advise_on_threads, are_cores_crowded
+from sfm.backbones.execution.wait_policy import CoreWaitMonitor, advise_on_threads, are_cores_crowded
 
 TOLD = """
 import os
 from sfm.backbones.execution import wait_policy
 wait_policy.psutil.cpu_percent = lambda *_, **__: [%s] * 1024
-wait_policy.choose_wait_policy(%s)
+wait_policy.set_openmp_wait_policy(%s)
 print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """
 
@@ -56,24 +56,24 @@ def test_a_machine_is_crowded_where_threads_and_others_want_more_cores_than_ther
 
 
 def test_a_run_that_waits_for_cores_is_advised_on_threads_unless_it_has_one() -> None:
-    assert "try --threads 1" in advise_on_threads(2, 0.5, sleeping=False)
-    assert advise_on_threads(2, 0.1, sleeping=False) == ""
-    assert advise_on_threads(1, 0.9, sleeping=False) == ""
+    assert "try --threads 1" in advise_on_threads(2, 0.5, is_passive_policy=False)
+    assert advise_on_threads(2, 0.1, is_passive_policy=False) == ""
+    assert advise_on_threads(1, 0.9, is_passive_policy=False) == ""
 
 
 def test_a_run_whose_threads_sleep_is_advised_when_the_machine_is_idle() -> None:
-    assert "--resume is faster" in advise_on_threads(2, 0.0, sleeping=True)
-    assert advise_on_threads(2, 0.5, sleeping=True) == ""
+    assert "--resume is faster" in advise_on_threads(2, 0.0, is_passive_policy=True)
+    assert advise_on_threads(2, 0.5, is_passive_policy=True) == ""
 
 
 def test_a_run_is_advised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = iter([0.0, 1e9, 2e9])
-    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_seconds_waited", lambda: next(waited))
-    watch = CoreWatch(2, interval=0.0)
-    assert "other processes want" in watch.check()
-    assert watch.check() == ""
+    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_core_wait_seconds", lambda: next(waited))
+    watch = CoreWaitMonitor(2, interval=0.0)
+    assert "other processes want" in watch.advise_once()
+    assert watch.advise_once() == ""
 
 
 def test_where_waiting_is_not_counted_there_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_seconds_waited", lambda: None)
-    assert CoreWatch(2, interval=0.0).check() == ""
+    monkeypatch.setattr("sfm.backbones.execution.wait_policy.read_core_wait_seconds", lambda: None)
+    assert CoreWaitMonitor(2, interval=0.0).advise_once() == ""

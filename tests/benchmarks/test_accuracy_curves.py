@@ -8,7 +8,7 @@ from comparison.snapshots import select_training_rows
 
 from sfm.backbones.build import load_backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.pipeline.extract_config import ExtractConfig
 from sfm.pipeline.sources import open_source
 from sfm.stats_store.store import open_store
@@ -34,7 +34,10 @@ def test_lgm_sees_the_images_whose_statistics_ours_is_given(fashion_store: str, 
         if (known.role, known.backbone_hash) == (role, lite0.card.hash)
     )
     images = np.stack(
-        [crop_image(source.decode(s.data), lite0.card.preprocessing) for s in source.train.read(rows)]
+        [
+            resize_and_crop_image(source.decode(s.data), lite0.card.preprocessing)
+            for s in source.train.read(rows)
+        ]
     )
     assert source.train.labels is not None
     labels = source.train.labels[rows]

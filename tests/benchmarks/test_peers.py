@@ -17,9 +17,9 @@ from sfm.backbones.build import Backbone, load_backbone
 from sfm.distill.adam import init_adam
 from sfm.distill.augment import augment, draw_augmentation
 from sfm.distill.config import DistillConfig
-from sfm.distill.distiller import resolve_config
+from sfm.distill.distiller import resolve_distill_config
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.pyramid import decode_pyramid, list_resolutions
+from sfm.distill.pyramid import decode_pyramid, list_level_resolutions
 from sfm.distill.resolved_config import ResolvedDistillConfig
 from sfm.distill.train_step import DistillState, add_pyramid_level, train_step
 from sfm.pipeline.sources import open_source
@@ -43,12 +43,12 @@ def run_config(lite0: Backbone) -> ResolvedDistillConfig:
     config = DistillConfig(
         store="none", backbone="lite0", dataset="none", out=Path("none"), micro_batch=CLASSES, grow_every=1
     )
-    return resolve_config(config, "", [str(index) for index in range(CLASSES)], lite0)
+    return resolve_distill_config(config, "", [str(index) for index in range(CLASSES)], lite0)
 
 
 def full_pyramid(run_config: ResolvedDistillConfig, step: int) -> list[Tensor]:
     levels: list[Tensor] = []
-    for _ in list_resolutions(run_config.canvas):
+    for _ in list_level_resolutions(run_config.canvas_pixels):
         levels = add_pyramid_level(levels, run_config, torch.device("cpu"))
     assert step >= len(levels)
     return levels
@@ -127,7 +127,7 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
     run_config, step = run_config.model_copy(update={"ipc": 2, "views": 2}), 20
     count = run_config.image_count * run_config.views
     pixels = np.random.default_rng(0).integers(
-        0, 256, (30, run_config.canvas, run_config.canvas, 3), dtype=np.uint8
+        0, 256, (30, run_config.canvas_pixels, run_config.canvas_pixels, 3), dtype=np.uint8
     )
     real = lgm.RealImages(pixels, np.arange(30) % CLASSES)
     levels = full_pyramid(run_config, step)
@@ -136,17 +136,19 @@ def test_a_whole_step_of_lgm_moves_along_the_gradient_of_its_definition(
     loss = lgm.run_lgm_step(state, run_config, lite0, real)
 
     rows = lgm.select_batch_rows(run_config.seed, step, 30, count)
-    views = draw_augmentation(run_config.seed, step, 2 * count, run_config.canvas)
+    views = draw_augmentation(run_config.seed, step, 2 * count, run_config.canvas_pixels)
     weight = lgm.draw_head(run_config, lite0.card.features, step, torch.device("cpu"))
     batch = torch.from_numpy(pixels[rows] / np.float32(255)).permute(0, 3, 1, 2).contiguous()
-    real_features = lite0.features(augment(batch, views.select(slice(count, 2 * count)), SIZE))
+    real_features = lite0.features(augment(batch, views.select_views(slice(count, 2 * count)), SIZE))
     target = compute_gradient(real_features, torch.from_numpy(real.labels[rows]), weight).detach()
     labels = torch.tensor([c for c in range(CLASSES) for _ in range(run_config.ipc * run_config.views)])
-    synthetic = augment(decode_pyramid(before, run_config.canvas), views.select(slice(0, count)), SIZE)
+    synthetic = augment(
+        decode_pyramid(before, run_config.canvas_pixels), views.select_views(slice(0, count)), SIZE
+    )
     gradient = compute_gradient(lite0.features(synthetic), labels, weight)
     expected = 1 - gradient @ target / (gradient.norm() * target.norm())
     assert loss == pytest.approx(expected.item(), rel=1e-4)
-    assert cosine(state.adam.first, list(torch.autograd.grad(expected, before))) > 0.9999
+    assert cosine(state.adam.first_moments, list(torch.autograd.grad(expected, before))) > 0.9999
 
 
 def test_every_step_of_lgm_has_a_head_of_its_own(run_config: ResolvedDistillConfig) -> None:
@@ -198,12 +200,12 @@ def test_with_two_images_per_class_the_published_others_are_all_other_images() -
 
 def test_what_is_published_decodes_and_looks_as_we_do(run_config: ResolvedDistillConfig) -> None:
     levels = [level.detach() for level in full_pyramid(run_config, 20)]
-    images = decode_pyramid(levels, run_config.canvas)
+    images = decode_pyramid(levels, run_config.canvas_pixels)
     torch.testing.assert_close(
-        published.decode_at_full_size(levels, run_config.canvas), images, atol=1e-5, rtol=0
+        published.decode_at_full_size(levels, run_config.canvas_pixels), images, atol=1e-5, rtol=0
     )
-    views = draw_augmentation(run_config.seed, 5, 2 * CLASSES, run_config.canvas)
-    quiet = replace(views, noisy=np.zeros(2 * CLASSES, dtype=bool))
+    views = draw_augmentation(run_config.seed, 5, 2 * CLASSES, run_config.canvas_pixels)
+    quiet = replace(views, is_noisy=np.zeros(2 * CLASSES, dtype=bool))
     torch.testing.assert_close(
         published.augment_with_grid_sample(images, quiet, SIZE),
         augment(images, quiet, SIZE),
@@ -213,9 +215,9 @@ def test_what_is_published_decodes_and_looks_as_we_do(run_config: ResolvedDistil
     changed = published.augment_with_grid_sample(images, views, SIZE) - published.augment_with_grid_sample(
         images, quiet, SIZE
     )
-    assert np.array_equal(changed.flatten(1).abs().amax(1).numpy() > 0, views.noisy)
-    assert changed[views.noisy].mean().item() == pytest.approx(0.5, abs=0.02)
-    assert changed[views.noisy].std().item() == pytest.approx(0.2, abs=0.02)
+    assert np.array_equal(changed.flatten(1).abs().amax(1).numpy() > 0, views.is_noisy)
+    assert changed[views.is_noisy].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert changed[views.is_noisy].std().item() == pytest.approx(0.2, abs=0.02)
 
 
 def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
@@ -225,7 +227,7 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
     step = next(
         step
         for step in range(20, 200)
-        if not draw_augmentation(run_config.seed, step, CLASSES, run_config.canvas).noisy.any()
+        if not draw_augmentation(run_config.seed, step, CLASSES, run_config.canvas_pixels).is_noisy.any()
     )
     ours, theirs = full_pyramid(run_config, step), full_pyramid(run_config, step)
     own = DistillState(step, ours, init_adam(ours))
@@ -236,7 +238,7 @@ def test_the_published_step_has_the_loss_and_the_gradient_of_ours(
     assert published.run_published_step(state, run_config, trainable, means) == pytest.approx(
         expected.loss, rel=1e-4
     )
-    assert cosine(own.adam.first, [level.grad for level in theirs if level.grad is not None]) > 0.9999
+    assert cosine(own.adam.first_moments, [level.grad for level in theirs if level.grad is not None]) > 0.9999
 
 
 def test_the_published_step_adds_up_weight_gradients_that_nobody_uses(

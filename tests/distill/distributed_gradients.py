@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from sfm.backbones.build import load_backbone
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.process_group import ProcessGroup, distributed_env, init_process_group
-from sfm.distill.pyramid import append_level, compute_canvas_size, list_resolutions
+from sfm.distill.process_group import ProcessGroup, init_process_group, read_distributed_env
+from sfm.distill.pyramid import append_level, compute_canvas_size, list_level_resolutions
 from sfm.distill.train_step import ImageBatch, MicroBatching, compute_gradients
 
 CLASSES, IPC, VIEWS, SIZE = 5, 2, 2, 32
@@ -24,12 +24,12 @@ def gradients(group: ProcessGroup) -> dict[str, torch.Tensor]:
     backbone = replace(single, model=copy.deepcopy(single.model).double())
     canvas = compute_canvas_size(SIZE)
     levels: list[torch.Tensor] = []
-    for resolution in list_resolutions(canvas):
+    for resolution in list_level_resolutions(canvas):
         rows = group.own_rows(CLASSES, IPC)
         levels = append_level(levels, resolution, CLASSES * IPC, 3, backbone.device, rows)
     levels = [level.detach().double().requires_grad_() for level in levels]
     augmentation = draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas)
-    augmentation = augmentation.select(group.own_rows(CLASSES, IPC * VIEWS))
+    augmentation = augmentation.select_views(group.own_rows(CLASSES, IPC * VIEWS))
     batch = ImageBatch(levels, canvas, SIZE, augmentation, (CLASSES, IPC, VIEWS), group)
 
     generator = torch.Generator().manual_seed(1)
@@ -56,5 +56,5 @@ def gradients(group: ProcessGroup) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    with init_process_group(distributed_env(), "cpu") as here:
+    with init_process_group(read_distributed_env(), "cpu") as here:
         save_file(gradients(here), Path(sys.argv[1]) / f"{here.rank}.safetensors")

@@ -4,53 +4,89 @@ from sfm.backbones.build import Backbone
 from sfm.distill.activation_memory import (
     MAX_GRAPH_BYTES,
     MAX_VIEWS,
-    choose_graph_count,
-    choose_micro_batch,
-    measure_activation_bytes,
-    measure_free_memory,
+    choose_kept_graph_count,
+    choose_micro_batch_size,
+    measure_activation_bytes_per_view,
+    measure_free_memory_bytes,
 )
 
 
 def test_activations_of_one_view_are_more_than_its_pixels(lite0: Backbone) -> None:
-    assert measure_activation_bytes(lite0) > 20 * 3 * 32 * 32 * 4
+    assert measure_activation_bytes_per_view(lite0) > 20 * 3 * 32 * 32 * 4
 
 
 def test_a_micro_batch_fits_a_quarter_of_the_free_memory() -> None:
-    assert choose_micro_batch(images=1000, views=2, view_bytes=10, free=400) == 5
+    assert (
+        choose_micro_batch_size(image_count=1000, views_per_image=2, bytes_per_view=10, free_bytes=400) == 5
+    )
 
 
 def test_a_micro_batch_has_at_least_one_image_and_no_more_than_there_are_or_are_of_use() -> None:
-    assert choose_micro_batch(images=1000, views=1, view_bytes=10**9, free=1) == 1
-    assert choose_micro_batch(images=10, views=1, view_bytes=1, free=10**12) == 10
+    assert (
+        choose_micro_batch_size(image_count=1000, views_per_image=1, bytes_per_view=10**9, free_bytes=1) == 1
+    )
+    assert (
+        choose_micro_batch_size(image_count=10, views_per_image=1, bytes_per_view=1, free_bytes=10**12) == 10
+    )
     for kind, most in MAX_VIEWS.items():
-        assert choose_micro_batch(100 * most, views=1, view_bytes=1, free=10**12, kind=kind) == most
+        assert (
+            choose_micro_batch_size(
+                100 * most, views_per_image=1, bytes_per_view=1, free_bytes=10**12, device_type=kind
+            )
+            == most
+        )
 
 
 def test_a_micro_batch_of_several_views_has_fewer_images() -> None:
     most = MAX_VIEWS["cpu"]
-    assert choose_micro_batch(images=100 * most, views=3, view_bytes=1, free=10**12) <= most // 3
-    assert choose_micro_batch(images=100, views=2 * most, view_bytes=1, free=10**12) == 1
+    assert (
+        choose_micro_batch_size(
+            image_count=100 * most, views_per_image=3, bytes_per_view=1, free_bytes=10**12
+        )
+        <= most // 3
+    )
+    assert (
+        choose_micro_batch_size(
+            image_count=100, views_per_image=2 * most, bytes_per_view=1, free_bytes=10**12
+        )
+        == 1
+    )
 
 
 def test_all_micro_batches_are_about_as_large() -> None:
     one_too_many = 3 * MAX_VIEWS["cpu"] + 1
-    assert choose_micro_batch(images=one_too_many, views=1, view_bytes=1, free=10**12) == -(
-        -one_too_many // 4
-    )
+    assert choose_micro_batch_size(
+        image_count=one_too_many, views_per_image=1, bytes_per_view=1, free_bytes=10**12
+    ) == -(-one_too_many // 4)
 
 
 def test_graphs_take_a_quarter_of_the_free_memory_and_no_more_however_many_images_there_are() -> None:
-    assert choose_graph_count(images=1000, views=2, view_bytes=10, free=400) == 5
-    assert choose_graph_count(images=1000, views=1, view_bytes=10**9, free=1) == 0
-    assert choose_graph_count(images=7, views=1, view_bytes=1, free=10**12) == 7
     assert (
-        choose_graph_count(images=10**9, views=1, view_bytes=MAX_GRAPH_BYTES["cpu"] // 50, free=10**15) == 50
+        choose_kept_graph_count(image_count=1000, views_per_image=2, bytes_per_view=10, free_bytes=400) == 5
+    )
+    assert (
+        choose_kept_graph_count(image_count=1000, views_per_image=1, bytes_per_view=10**9, free_bytes=1) == 0
+    )
+    assert choose_kept_graph_count(image_count=7, views_per_image=1, bytes_per_view=1, free_bytes=10**12) == 7
+    assert (
+        choose_kept_graph_count(
+            image_count=10**9,
+            views_per_image=1,
+            bytes_per_view=MAX_GRAPH_BYTES["cpu"] // 50,
+            free_bytes=10**15,
+        )
+        == 50
     )
 
 
 def test_a_gpu_keeps_the_graph_of_one_micro_batch() -> None:
-    assert choose_graph_count(images=1000, views=1, view_bytes=1, free=10**12, kind="cuda") == 0
+    assert (
+        choose_kept_graph_count(
+            image_count=1000, views_per_image=1, bytes_per_view=1, free_bytes=10**12, device_type="cuda"
+        )
+        == 0
+    )
 
 
 def test_some_memory_is_free_here() -> None:
-    assert 10**8 < measure_free_memory(torch.device("cpu")) < 10**14
+    assert 10**8 < measure_free_memory_bytes(torch.device("cpu")) < 10**14

@@ -22,7 +22,7 @@ def test_images_that_move_part_by_part_move_as_torch_moves_them_together(cuts: l
         for start, end in pairwise(edges):
             part = slice(start, end)
             adam_step(ours, state, 0.02, part, [gradient[part] for gradient in gradients])
-        state.steps += 1
+        state.step_count += 1
         for level, gradient in zip(theirs, gradients, strict=True):
             level.grad = gradient
         optimizer.step()

@@ -34,7 +34,7 @@ def test_each_image_is_looked_at_through_its_own_consecutive_views() -> None:
     black_and_white = torch.stack([torch.zeros(3, 24, 24), torch.ones(3, 24, 24)])
     views = draw_augmentation(0, 0, 6, 24)
     seen = augment(black_and_white, views, 16)
-    quiet = ~views.noisy
+    quiet = ~views.is_noisy
     assert seen.shape == (6, 3, 16, 16)
     for view in np.flatnonzero(quiet):
         torch.testing.assert_close(seen[view], torch.full((3, 16, 16), float(view >= 3)))
@@ -46,11 +46,11 @@ def test_half_of_the_views_get_noise_of_mean_one_half_and_deviation_one_fifth() 
     count = 400
     views = draw_augmentation(0, 0, count, 24)
     noise = augment(torch.zeros(count, 3, 24, 24), views, 16)
-    assert abs(views.noisy.mean() - 0.5) < 0.08
-    noisy = noise[torch.from_numpy(views.noisy)]
+    assert abs(views.is_noisy.mean() - 0.5) < 0.08
+    noisy = noise[torch.from_numpy(views.is_noisy)]
     assert abs(noisy.mean().item() - 0.5) < 0.005
     assert abs(noisy.std().item() - 0.2) < 0.005
-    assert (noise[torch.from_numpy(~views.noisy)] == 0).all()
+    assert (noise[torch.from_numpy(~views.is_noisy)] == 0).all()
     assert len({image.sum().item() for image in noisy}) == len(noisy), "every view has noise of its own"
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfm.distill.distilled_images import decode_pixels, make_slug, name_class_folders, write_images
-from sfm.distill.pyramid import append_level, decode_pyramid, list_resolutions
+from sfm.distill.distilled_images import decode_pixels, make_class_folder_names, make_slug, write_images
+from sfm.distill.pyramid import append_level, decode_pyramid, list_level_resolutions
 
 
 @pytest.mark.parametrize(
@@ -30,25 +30,25 @@ def test_a_slug_is_a_name_in_plain_letters(name: str, short: str) -> None:
 def test_folders_sort_in_the_order_of_the_classes_and_are_safe_on_any_disk(
     classes: list[tuple[str, str]],
 ) -> None:
-    folders = name_class_folders([class_id for class_id, _ in classes], [name for _, name in classes])
+    folders = make_class_folder_names([class_id for class_id, _ in classes], [name for _, name in classes])
     assert sorted(folders) == folders
     assert len(set(folders)) == len(classes)
     assert all(re.fullmatch(r"\d+(_[a-z0-9-]{1,48})?", folder) for folder in folders)
 
 
 def test_classes_of_the_same_display_name_stay_apart() -> None:
-    assert name_class_folders(["n1", "n2"], ["crane", "crane"]) == ["0_crane", "1_crane"]
+    assert make_class_folder_names(["n1", "n2"], ["crane", "crane"]) == ["0_crane", "1_crane"]
 
 
 def test_a_name_without_letters_gives_way_to_the_class_id() -> None:
-    assert name_class_folders(["n02123045", "猫"], ["猫", "猫"]) == ["0_n02123045", "1"]
+    assert make_class_folder_names(["n02123045", "猫"], ["猫", "猫"]) == ["0_n02123045", "1"]
 
 
 def test_files_hold_the_decoded_pyramids_rounded_to_eight_bits(tmp_path: Path) -> None:
     levels: list[torch.Tensor] = []
-    for resolution in list_resolutions(20):
+    for resolution in list_level_resolutions(20):
         levels = append_level(levels, resolution, 70, 0, torch.device("cpu"))
-    write_images(tmp_path, decode_pixels(levels, 20), name_class_folders(["a"] * 7, ["a"] * 7), 10)
+    write_images(tmp_path, decode_pixels(levels, 20), make_class_folder_names(["a"] * 7, ["a"] * 7), 10)
     wanted = decode_pyramid(levels, 20).detach().permute(0, 2, 3, 1).numpy() * 255
     for index in (0, 9, 10, 63, 64, 69):
         with Image.open(tmp_path / f"{index // 10}_a" / f"{index % 10}.png") as image:

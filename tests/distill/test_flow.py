@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sfm.distill.flow import compute_flow, compute_other_means, decoupled_loss, sfm_loss
+from sfm.distill.flow import compute_flow, compute_other_class_means, decoupled_loss, sfm_loss
 
 SIZES = st.integers(2, 6)
 VALUES = st.floats(-10, 10, width=32)
@@ -64,8 +64,12 @@ def test_other_classes_are_counted_as_classes_however_many_images_each_has() -> 
     ten = one.expand(4, 10, 1, 5)
     target = compute_flow(one[:, 0, 0], one[:, 0, 0])
     assert sfm_loss(ten, target[:, None].expand(4, 10, 5)) == pytest.approx(0.0, abs=1e-12)
-    torch.testing.assert_close(compute_other_means(ten.mean((1, 2))), compute_other_means(one[:, 0, 0]))
-    assert decoupled_loss(ten, ten[:, :, 0], one[:, 0, 0], alpha=0.5) == pytest.approx(0.0, abs=1e-12)
+    torch.testing.assert_close(
+        compute_other_class_means(ten.mean((1, 2))), compute_other_class_means(one[:, 0, 0])
+    )
+    assert decoupled_loss(ten, ten[:, :, 0], one[:, 0, 0], own_centres_weight=0.5) == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 def seeded(*shape: int) -> torch.Tensor:

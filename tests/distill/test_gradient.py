@@ -11,17 +11,17 @@ from torch import Tensor
 from sfm.backbones.build import Backbone
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, decoupled_loss, sfm_loss
-from sfm.distill.pyramid import append_level, compute_canvas_size, list_resolutions
+from sfm.distill.pyramid import append_level, compute_canvas_size, list_level_resolutions
 from sfm.distill.train_step import (
     ImageBatch,
     MicroBatching,
     NonFiniteLossError,
     Objective,
+    compute_exact_gradients,
     compute_features,
     compute_gradients,
-    exact_gradients,
+    compute_stale_gradients,
     split_images,
-    stale_feature_gradients,
 )
 
 CLASSES, IPC, VIEWS, SIZE = 4, 2, 2, 32
@@ -37,7 +37,7 @@ def double(lite0: Backbone) -> Backbone:
 def batch(dtype: torch.dtype) -> ImageBatch:
     levels: list[Tensor] = []
     canvas = compute_canvas_size(SIZE)
-    for resolution in list_resolutions(canvas):
+    for resolution in list_level_resolutions(canvas):
         levels = append_level(levels, resolution, CLASSES * IPC, 3, torch.device("cpu"))
     levels = [level.detach().to(dtype).requires_grad_() for level in levels]
     return ImageBatch(levels, canvas, SIZE, draw_augmentation(3, 7, CLASSES * IPC * VIEWS, canvas), SHAPE)
@@ -64,9 +64,9 @@ def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_bat
     double: Backbone, name: str, micro_batch: int, graphs: int
 ) -> None:
     images, wanted = batch(torch.float64), objective(name, torch.float64, double.card.features)
-    whole = collect_gradients(exact_gradients, images, double, wanted, WHOLE)
+    whole = collect_gradients(compute_exact_gradients, images, double, wanted, WHOLE)
     cut = collect_gradients(
-        exact_gradients, images, double, wanted, MicroBatching(micro_batch, "exact", graphs)
+        compute_exact_gradients, images, double, wanted, MicroBatching(micro_batch, "exact", graphs)
     )
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
     for one, other in zip(cut.levels, whole.levels, strict=True):
@@ -76,10 +76,12 @@ def test_in_float64_micro_batches_of_any_size_give_the_gradient_of_the_whole_bat
 @pytest.mark.parametrize("micro_batch", [1, 3, 7])
 def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -> None:
     images, wanted = batch(torch.float32), objective("sfm", torch.float32, lite0.card.features)
-    whole = collect_gradients(exact_gradients, images, lite0, wanted, WHOLE)
+    whole = collect_gradients(compute_exact_gradients, images, lite0, wanted, WHOLE)
     assert (
         cosine(
-            collect_gradients(exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", 0)),
+            collect_gradients(
+                compute_exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", 0)
+            ),
             whole,
         )
         >= 0.9999
@@ -88,8 +90,8 @@ def test_in_float32_they_point_the_same_way(lite0: Backbone, micro_batch: int) -
 
 def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
-    whole = collect_gradients(exact_gradients, images, double, wanted, WHOLE)
-    cut = collect_gradients(stale_feature_gradients, images, double, wanted, 3, whole.features)
+    whole = collect_gradients(compute_exact_gradients, images, double, wanted, WHOLE)
+    cut = collect_gradients(compute_stale_gradients, images, double, wanted, 3, whole.features)
     assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
     assert cosine(cut, whole) == pytest.approx(1, abs=1e-10)
 
@@ -97,8 +99,8 @@ def test_in_one_pass_the_gradient_is_exact_where_the_others_have_not_moved(doubl
 def test_in_one_pass_the_others_are_as_they_were_last_seen(double: Backbone) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
     before = torch.rand(CLASSES * IPC * VIEWS, double.card.features, dtype=torch.float64)
-    cut = collect_gradients(stale_feature_gradients, images, double, wanted, 4, before)
-    now = collect_gradients(exact_gradients, images, double, wanted, WHOLE).features
+    cut = collect_gradients(compute_stale_gradients, images, double, wanted, 4, before)
+    now = collect_gradients(compute_exact_gradients, images, double, wanted, WHOLE).features
     assert torch.allclose(cut.features, now, atol=1e-12)
     levels = [level.detach()[:4].requires_grad_() for level in images.levels]
     mixed = torch.cat([compute_features(images, double, levels, slice(0, 4)), before[4 * VIEWS :]])
@@ -112,7 +114,7 @@ def test_one_pass_begins_with_an_exact_step(double: Backbone) -> None:
     begun = collect_gradients(
         compute_gradients, images, double, wanted, MicroBatching(3, "one-pass", 0), None
     )
-    exact = collect_gradients(exact_gradients, images, double, wanted, MicroBatching(3, "exact", 0))
+    exact = collect_gradients(compute_exact_gradients, images, double, wanted, MicroBatching(3, "exact", 0))
     assert all(map(torch.equal, begun.levels, exact.levels))
 
 
@@ -124,7 +126,9 @@ def forwards(lite0: Backbone, micro_batch: int, graphs: int) -> list[tuple[int, 
     handle = convolution.register_forward_pre_hook(
         lambda _module, arguments: seen.append((len(arguments[0]), torch.is_grad_enabled()))
     )
-    collect_gradients(exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", graphs))
+    collect_gradients(
+        compute_exact_gradients, images, lite0, wanted, MicroBatching(micro_batch, "exact", graphs)
+    )
     handle.remove()
     return seen
 
@@ -140,7 +144,7 @@ def test_images_whose_graphs_are_kept_go_forward_once_and_the_others_twice(lite0
 def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbone, graphs: int) -> None:
     images, wanted = batch(torch.float64), objective("sfm", torch.float64, double.card.features)
     cut = MicroBatching(3, "exact", graphs)
-    untouched = collect_gradients(exact_gradients, images, double, wanted, cut)
+    untouched = collect_gradients(compute_exact_gradients, images, double, wanted, cut)
     found: dict[int, list[Tensor]] = {}
 
     def change(part: slice, gradients: list[Tensor]) -> None:
@@ -148,7 +152,7 @@ def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbo
         for level in images.levels:
             level.detach()[part].add_(1)
 
-    exact_gradients(images, double, wanted, cut, change)
+    compute_exact_gradients(images, double, wanted, cut, change)
     for level, whole in enumerate(untouched.levels):
         assert torch.equal(torch.cat([found[start][level] for start in sorted(found)]), whole)
 
@@ -157,7 +161,7 @@ def test_who_takes_a_gradient_may_change_the_images_that_it_is_of(double: Backbo
 def test_nobody_is_given_the_gradient_of_a_loss_that_is_not_finite(lite0: Backbone, graphs: int) -> None:
     given: list[slice] = []
     with pytest.raises(NonFiniteLossError, match="nan"):
-        exact_gradients(
+        compute_exact_gradients(
             batch(torch.float32),
             lite0,
             lambda seen: seen.sum() * torch.nan,

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfm.backbones.build import Backbone, load_backbone
-from sfm.distill.activation_memory import measure_activation_bytes
+from sfm.distill.activation_memory import measure_activation_bytes_per_view
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.config import DistillConfig
 from sfm.distill.flow import compute_flow, sfm_loss
 from sfm.distill.mixed_precision import AutocastModel, convert_precision
-from sfm.distill.pyramid import append_level, compute_canvas_size, list_resolutions
+from sfm.distill.pyramid import append_level, compute_canvas_size, list_level_resolutions
 from sfm.distill.run import distill
-from sfm.distill.train_step import ImageBatch, MicroBatching, exact_gradients
+from sfm.distill.train_step import ImageBatch, MicroBatching, compute_exact_gradients
 
 CLASSES = 6
 
@@ -36,13 +36,13 @@ def gradient(backbone: Backbone) -> Tensor:
     size = backbone.card.preprocessing.input_size
     canvas = compute_canvas_size(size)
     levels: list[Tensor] = []
-    for resolution in list_resolutions(canvas):
+    for resolution in list_level_resolutions(canvas):
         levels = append_level(levels, resolution, CLASSES, 3, backbone.device)
     batch = ImageBatch(levels, canvas, size, draw_augmentation(3, 7, CLASSES, canvas), (CLASSES, 1, 1))
     means = torch.rand(CLASSES, backbone.card.features, generator=torch.Generator().manual_seed(1))
-    objective = partial(sfm_loss, target=compute_flow(means[:, None], means))
+    objective = partial(sfm_loss, target_flow=compute_flow(means[:, None], means))
     found = collect_gradients(
-        exact_gradients, batch, backbone, objective, MicroBatching(CLASSES, "exact", CLASSES)
+        compute_exact_gradients, batch, backbone, objective, MicroBatching(CLASSES, "exact", CLASSES)
     )
     assert all(level.dtype == torch.float32 for level in (*found.levels, found.features))
     return torch.cat([level.flatten() for level in found.levels]).double()
@@ -83,9 +83,9 @@ def test_converted_weights_are_not_kept_for_every_batch(lite0: Backbone) -> None
     mixed = convert_precision(lite0, "bf16")
     autocast = replace(lite0, model=AutocastModel(lite0.model))
     assert (
-        measure_activation_bytes(mixed)
-        < 0.7 * measure_activation_bytes(lite0)
-        < measure_activation_bytes(autocast)
+        measure_activation_bytes_per_view(mixed)
+        < 0.7 * measure_activation_bytes_per_view(lite0)
+        < measure_activation_bytes_per_view(autocast)
     )
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from sfm.distill.config import DistillConfig
-from sfm.distill.distilled_images import name_class_folders, write_images
-from sfm.distill.preview import draw_preview, shorten_captions
+from sfm.distill.distilled_images import make_class_folder_names, write_images
+from sfm.distill.preview import draw_preview, strip_common_caption_prefix
 from sfm.distill.run import distill
 from sfm.events import Progress
 from sfm.stats_store.digests import compute_array_digest
@@ -32,12 +32,12 @@ from sfm.stats_store.digests import compute_array_digest
     ],
 )
 def test_captions_leave_out_what_all_names_begin_with(names: list[str], shown: list[str]) -> None:
-    assert shorten_captions(names) == shown
+    assert strip_common_caption_prefix(names) == shown
 
 
 def draw_sheet(folder: Path, classes: int, ipc: int) -> Image.Image:
     names = [f"a class with number {index} and a name too long for its tile" for index in range(classes)]
-    folders = name_class_folders(names, names)
+    folders = make_class_folder_names(names, names)
     red = np.zeros((12, 12, 3), dtype=np.uint8) + np.array([250, 0, 0], dtype=np.uint8)
     write_images(folder, iter([red] * (classes * ipc)), folders, ipc)
     return Image.open(BytesIO(draw_preview(folder, folders, names, "title")))
@@ -61,7 +61,7 @@ HOSTILE = ["cat\nFelis", "pets[/raw]\x1b[2J", "safe\u202etxt.exe", "x" * 1_000_0
 
 @pytest.mark.parametrize("ipc", [1, 2])
 def test_any_name_has_a_caption_of_one_line(tmp_path: Path, ipc: int) -> None:
-    folders = name_class_folders(HOSTILE, HOSTILE)
+    folders = make_class_folder_names(HOSTILE, HOSTILE)
     grey = np.full((8, 8, 3), 128, dtype=np.uint8)
     write_images(tmp_path, iter([grey] * (len(HOSTILE) * ipc)), folders, ipc)
     data = draw_preview(tmp_path, folders, HOSTILE, "a title\nof two lines")

@@ -8,7 +8,7 @@ from sfm.distill.pyramid import (
     append_level,
     compute_canvas_size,
     decode_pyramid,
-    list_resolutions,
+    list_level_resolutions,
     make_colour_matrix,
     upsample_rows,
     upsample_rows_backward,
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def pyramid(canvas: int, count: int, levels: int, seed: int = 0) -> list[torch.Tensor]:
     grown: list[torch.Tensor] = []
-    for resolution in list_resolutions(canvas)[:levels]:
+    for resolution in list_level_resolutions(canvas)[:levels]:
         grown = append_level(grown, resolution, count, seed, CPU)
     return grown
 
@@ -30,8 +30,8 @@ def test_the_canvas_leaves_an_eighth_of_room_around_the_input(input_size: int, c
 
 
 def test_levels_double_up_to_the_canvas() -> None:
-    assert list_resolutions(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    assert list_resolutions(110) == (1, 2, 4, 8, 16, 32, 64, 110)
+    assert list_level_resolutions(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert list_level_resolutions(110) == (1, 2, 4, 8, 16, 32, 64, 110)
 
 
 def test_the_colour_matrix_has_columns_of_length_one_at_most() -> None:
@@ -92,12 +92,12 @@ def test_levels_depend_on_the_seed_and_on_their_number_only() -> None:
 
 @pytest.mark.parametrize("canvas", [9, 37, 55])
 def test_a_gpu_s_matrix_adds_levels_up_as_a_cpu_s_sums_do(canvas: int) -> None:
-    sides = list_resolutions(canvas)[:-1]
+    sides = list_level_resolutions(canvas)[:-1]
     random = torch.Generator().manual_seed(canvas)
     widened = torch.rand(6, sum(sides), canvas, generator=random)
     gradient = torch.rand(6, canvas, canvas, generator=random)
     for way, planes in ((upsample_rows, widened), (upsample_rows_backward, gradient)):
-        one, other = (way(planes, sides, canvas, dense=dense) for dense in (True, False))
+        one, other = (way(planes, sides, canvas, use_dense_matrices=dense) for dense in (True, False))
         torch.testing.assert_close(one, other)
         assert one.is_contiguous()
         assert other.is_contiguous()

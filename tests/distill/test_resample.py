@@ -40,7 +40,7 @@ def test_two_taps_per_pixel_are_the_rows_of_the_interpolation_matrix(size: int, 
     pixels, weights = compute_bilinear_taps(start, length, size, out, mirror)
     dense = np.zeros((4, out, size))
     np.add.at(dense, (np.arange(4)[:, None, None], np.arange(out)[:, None], pixels), weights)
-    matrix = views.make_interpolation_matrix(start, length, size, out, mirror).numpy()
+    matrix = views.make_interpolation_matrices(start, length, size, out, mirror).numpy()
     np.testing.assert_allclose(dense, matrix, atol=1e-6)
 
 

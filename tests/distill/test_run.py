@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 
 from sfm.distill.config import DistillConfig
 from sfm.distill.run import DistillInterrupt, distill, holds_files
-from sfm.distill.run_checkpoints import prune_checkpoints
+from sfm.distill.run_checkpoints import delete_old_checkpoints
 from sfm.errors import DamageError, InputError
 from sfm.events import Progress
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_keeps_the_micro_batch_and_the_graphs_it_chose(
 ) -> None:
     with pytest.raises(PulledPlugError):
         distill(config, pull_the_plug_after(2))
-    monkeypatch.setattr("sfm.distill.distiller.measure_free_memory", lambda device: 1)
+    monkeypatch.setattr("sfm.distill.distiller.measure_free_memory_bytes", lambda device: 1)
     record = distill(config.model_copy(update={"resume": True})).record
     assert (record["micro_batch"], record["graphs"]) == (4, 4)
 
@@ -432,7 +432,7 @@ def test_a_link_in_the_place_of_a_folder_that_a_run_clears_is_refused_before_any
 def test_checkpoints_are_not_deleted_behind_a_link(tmp_path: Path, elsewhere: Path) -> None:
     (tmp_path / "checkpoint").symlink_to(elsewhere)
     with pytest.raises(InputError, match="checkpoint is a symbolic link"):
-        prune_checkpoints(tmp_path / "checkpoint", 1)
+        delete_old_checkpoints(tmp_path / "checkpoint", 1)
     assert (elsewhere / "thesis" / "chapter1.tex").read_text() == "mine"
 
 

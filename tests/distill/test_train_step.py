@@ -1,41 +1,19 @@
-from itertools import pairwise
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-
+from hypothesis import given, strategies as st
+from itertools import pairwise
 from sfm.backbones.build import Backbone
 from sfm.backbones.views import apply_crops
 from sfm.distill.augment import draw_augmentation
 from sfm.distill.flow import compute_flow, sfm_loss
-from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_resolutions
-from sfm.distill.resolved_config import ResolvedDistillConfig, compute_growth_interval
-from sfm.distill.train_step import Objective, init_state, train_step
+from sfm.distill.pyramid import compute_canvas_size, decode_pyramid, list_level_resolutions
+from sfm.distill.resolved_config import ResolvedDistillConfig, choose_growth_interval, compute_growth_interval
+from sfm.distill.train_step import Objective, init_distill_state, train_step
 from sfm.errors import InputError
 
+
 CONFIG = ResolvedDistillConfig(
-    dataset="",
-    classes=["a", "b", "c"],
-    backbone="",
-    image_size=32,
-    objective="sfm",
-    alpha=1.0,
-    ipc=2,
-    centres="sub-class",
-    views=2,
-    steps=100,
-    learning_rate=1e-2,
-    final_rate=1.0,
-    grow_every=4,
-    seed=0,
-    micro_batch=6,
-    gradient="exact",
-    graphs=6,
-    device="cpu",
-    precision="float32",
-    devices=1,
-    threads=1,
+    dataset="", classes=["a", "b", "c"], backbone="", image_size=32, objective="sfm", alpha=1.0, ipc=2, centres="sub-class", views=2, steps=100, learning_rate=1e-2, final_rate=1.0, grow_every=4, seed=0, micro_batch=6, gradient="exact", graphs=6, device="cpu", precision="float32", devices=1, threads=1
 )
 
 
@@ -50,14 +28,14 @@ def copied(levels: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbone) -> None:
-    state = init_state(CONFIG, lite0.device)
-    images = decode_pyramid(copied(state.levels), CONFIG.canvas)
+    state = init_distill_state(CONFIG, lite0.device)
+    images = decode_pyramid(copied(state.levels), CONFIG.canvas_pixels)
     seen: list[torch.Tensor] = []
     wanted = objective(lite0)
     train_step(state, CONFIG, lite0, lambda features: wanted(seen.append(features.detach()) or features))
 
-    views = draw_augmentation(CONFIG.seed, 0, 12, CONFIG.canvas)
-    quiet = [index for index in range(12) if not views.noisy[index]]
+    views = draw_augmentation(CONFIG.seed, 0, 12, CONFIG.canvas_pixels)
+    quiet = [index for index in range(12) if not views.is_noisy[index]]
     assert len(quiet) > 2
     each = apply_crops(images.repeat_interleave(2, 0), views.crops, 32)
     for index in quiet:
@@ -68,28 +46,28 @@ def test_the_objective_sees_each_class_image_and_view_in_its_place(lite0: Backbo
 
 
 def test_the_first_step_of_adam_moves_against_the_gradient_by_the_learning_rate(lite0: Backbone) -> None:
-    state = init_state(CONFIG, lite0.device)
+    state = init_distill_state(CONFIG, lite0.device)
     before = copied(state.levels)[0]
     train_step(state, CONFIG, lite0, objective(lite0))
     # The first of its means is the gradient times one minus its decay.
-    gradient = state.adam.first[0]
+    gradient = state.adam.first_moments[0]
     assert gradient.abs().min() > 0
     torch.testing.assert_close(state.levels[0].detach(), before - 1e-2 * gradient.sign(), atol=1e-4, rtol=0)
 
 
 def test_the_pyramid_grows_on_time_with_a_fresh_optimizer(lite0: Backbone) -> None:
-    state, wanted = init_state(CONFIG, lite0.device), objective(lite0)
+    state, wanted = init_distill_state(CONFIG, lite0.device), objective(lite0)
     sides, ages = [], []
     for _ in range(10):
         train_step(state, CONFIG, lite0, wanted)
         sides.append(state.levels[-1].shape[-1])
-        ages.append(state.adam.steps)
+        ages.append(state.adam.step_count)
     assert sides == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4]
     assert ages == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
 
 
 def test_a_pyramid_that_reached_the_canvas_stays_as_it_is() -> None:
-    assert CONFIG.count_levels(10**6) == len(list_resolutions(CONFIG.canvas))
+    assert CONFIG.count_levels_at(10**6) == len(list_level_resolutions(CONFIG.canvas_pixels))
 
 
 @given(steps=st.integers(2, 10_000), final=st.floats(0, 1))
@@ -103,16 +81,16 @@ def test_the_learning_rate_falls_over_the_second_half_to_what_is_left_of_it(step
 
 @given(steps=st.integers(1, 10_000), image_size=st.integers(8, 512))
 def test_even_growth_leaves_at_least_half_of_the_run_to_all_levels(steps: int, image_size: int) -> None:
-    every = compute_growth_interval(steps, image_size)
-    count = len(list_resolutions(compute_canvas_size(image_size)))
+    every = choose_growth_interval(steps, image_size)
+    count = len(list_level_resolutions(compute_canvas_size(image_size)))
     assert every >= 1
     if steps >= 2 * count:
         config = CONFIG.model_copy(update={"image_size": image_size, "grow_every": every})
-        assert config.count_levels(steps // 2) == count
+        assert config.count_levels_at(steps // 2) == count
 
 
 def test_a_loss_that_is_not_finite_leaves_the_images_alone(lite0: Backbone) -> None:
-    state = init_state(CONFIG, lite0.device)
+    state = init_distill_state(CONFIG, lite0.device)
     before = copied(state.levels)
     with pytest.raises(InputError, match="loss is nan in step 1"):
         train_step(state, CONFIG, lite0, lambda features: features.sum() * torch.nan)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sfm.backbones.build import load_backbone
 from sfm.backbones.image_tensors import pixels_to_tensor
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.errors import InputError
 from sfm.pipeline import extract as extraction
 from sfm.pipeline.extract import extract
@@ -79,7 +79,10 @@ def test_statistics_are_those_of_the_images_computed_by_hand(fashion_store):
     for c in (0, 9):
         own = np.flatnonzero(source.train.labels == c)[:40]
         pixels = np.stack(
-            [crop_image(source.decode(s.data), backbone.card.preprocessing) for s in source.train.read(own)]
+            [
+                resize_and_crop_image(source.decode(s.data), backbone.card.preprocessing)
+                for s in source.train.read(own)
+            ]
         )
         with torch.inference_mode():
             features = backbone.features(pixels_to_tensor(pixels)).double().numpy()
@@ -101,7 +104,7 @@ def test_exemplars_are_real_images_nearest_first_then_random(fashion_store):
     for c in range(10):
         assert (source.train.labels[sample[c]] == c).all()
     (again,) = source.train.read(sample[4, 2:3])
-    image = crop_image(source.decode(again.data), entry.backbone.preprocessing)
+    image = resize_and_crop_image(source.decode(again.data), entry.backbone.preprocessing)
     np.testing.assert_array_equal(entry.read_array("exemplar/image")[4, 2], image)
     other = open_entry(fashion_store, backbone="lite1").read_array("exemplar/sample")
     np.testing.assert_array_equal(other[:, 3:], sample[:, 3:])
@@ -147,7 +150,7 @@ def test_an_eager_extraction_optimises_nothing_and_gives_the_same_means_up_to_ro
         raise AssertionError("an optimisation is applied")
 
     monkeypatch.setattr("sfm.backbones.build.fold_batch_norms", refuse)
-    monkeypatch.setattr("sfm.backbones.execution.preparation.input_gradient_only", refuse)
+    monkeypatch.setattr("sfm.backbones.execution.preparation.make_input_grad_model", refuse)
     extract(make_config(tmp_path / "eager", execution="eager"))
     means = [open_entry(str(tmp_path / name)).read_array("train/mean") for name in ("auto", "eager")]
     np.testing.assert_allclose(means[1], means[0], rtol=1e-3, atol=1e-4)

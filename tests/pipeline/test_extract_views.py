@@ -6,7 +6,7 @@ from PIL import Image
 
 from sfm.backbones.card import Preprocessing
 from sfm.backbones.crops import Crops
-from sfm.backbones.preprocessing import crop_image, crop_views
+from sfm.backbones.preprocessing import crop_image_views, resize_and_crop_image
 from sfm.pipeline.decoding import render_views
 from sfm.pipeline.extract import extract
 from sfm.pipeline.extract_config import ExtractConfig
@@ -29,13 +29,13 @@ def picture() -> Image.Image:
 
 def test_the_whole_square_seen_unmirrored_is_the_image_itself(picture):
     square = picture.crop((10, 0, 50, 40))
-    seen = crop_views(picture, SQUARE, make_crops((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
-    np.testing.assert_array_equal(seen[0], crop_image(square, SQUARE))
+    seen = crop_image_views(picture, SQUARE, make_crops((0, 0, 1, 1, False), (0, 0, 1, 1, True)))
+    np.testing.assert_array_equal(seen[0], resize_and_crop_image(square, SQUARE))
     np.testing.assert_array_equal(seen[1], seen[0][:, ::-1])
 
 
 def test_a_box_is_cut_out_of_the_centre_square(picture):
-    (seen,) = crop_views(picture, SQUARE, make_crops((0.5, 0.25, 0.5, 0.5, False)))
+    (seen,) = crop_image_views(picture, SQUARE, make_crops((0.5, 0.25, 0.5, 0.5, False)))
     np.testing.assert_array_equal(seen, np.asarray(picture)[20:40, 20:40])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from sfm.backbones.execution.cpu_threads import limit_threads
+from sfm.backbones.execution.cpu_threads import limit_cpu_threads
 from sfm.pipeline import feature_scaling, logistic
 from sfm.pipeline import linear_classifier as module
 from sfm.pipeline.block_moments import accumulate_moments, compute_moments
@@ -62,7 +62,7 @@ def test_no_bit_of_a_classifier_depends_on_the_number_of_threads(tmp_path):
     staging.write_array("toy", partition, features)
     train, found = staging.open_features("toy", [partition]), set()
     for threads in (1, 2, 3, 4):
-        with limit_threads(threads):
+        with limit_cpu_threads(threads):
             moments = accumulate_moments(train, 40, 130)
             trained = train_classifier(train, moments, CPU, path=(1e-1, 1e-2))
         found.add(b"".join(a.tobytes() for a in (moments.within_scatter, trained.weight, trained.bias)))

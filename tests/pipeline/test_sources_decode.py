@@ -12,7 +12,7 @@ from peak_memory import peak_memory
 from PIL import Image
 
 from sfm.backbones.card import Preprocessing
-from sfm.backbones.preprocessing import crop_image
+from sfm.backbones.preprocessing import resize_and_crop_image
 from sfm.pipeline.sources.decode import decode_image, load_formats
 
 GREY_RAMP = np.arange(24 * 32, dtype=np.float64).reshape(24, 32) / (24 * 32 - 1)
@@ -32,7 +32,7 @@ def encode_image(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def decode_and_preprocess(data: bytes) -> np.ndarray:
     """Return the pixels that a backbone gets of a file."""
-    return crop_image(decode_image(data), PREPROCESSING).astype(int)
+    return resize_and_crop_image(decode_image(data), PREPROCESSING).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,12 @@ GREY_8_BIT = Image.fromarray(np.rint(255 * GREY_RAMP).astype(np.uint8))
     ids=["8 bits", "with transparency", "16 bits", "16-bit TIFF", "16 of 32 bits"],
 )
 def test_grey_is_scaled_not_clipped_however_deep_it_is(data):
-    assert np.abs(decode_and_preprocess(data) - crop_image(GREY_8_BIT, PREPROCESSING).astype(int)).max() <= 1
+    assert (
+        np.abs(
+            decode_and_preprocess(data) - resize_and_crop_image(GREY_8_BIT, PREPROCESSING).astype(int)
+        ).max()
+        <= 1
+    )
 
 
 def test_16_bit_colour_is_scaled_too():
